@@ -1,1 +1,2 @@
-
+//! x402d: the facilitator people run themselves.
+pub mod protocol;

@@ -1,0 +1,174 @@
+//! Scheme `exact` over EIP-3009: the authorization, its EIP-712 digest and its payload (`protocol.md` §3.1).
+
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::sol;
+use alloy::sol_types::{Eip712Domain, SolStruct};
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::{Amount, Network, field};
+
+sol! {
+    /// The struct that the payer signs.
+    #[derive(Debug)]
+    struct TransferWithAuthorization {
+        address from;
+        address to;
+        uint256 value;
+        uint256 validAfter;
+        uint256 validBefore;
+        bytes32 nonce;
+    }
+}
+
+/// Leave to move `value` of a token from `from` to `to`, once, within a window of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Authorization {
+    /// The payer.
+    #[serde(with = "field::address")]
+    pub from: Address,
+    /// The payee.
+    #[serde(with = "field::address")]
+    pub to: Address,
+    /// Atomic units of the token.
+    pub value: Amount,
+    /// Unix seconds; the chain's time must be later.
+    pub valid_after: Amount,
+    /// Unix seconds; the chain's time must be earlier.
+    pub valid_before: Amount,
+    /// Chosen by the payer; a token accepts each of a payer's nonces once.
+    #[serde(with = "field::hash")]
+    pub nonce: B256,
+}
+
+/// The payload of an `exact` payment: an authorization and the payer's signature over its digest.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExactPayload {
+    /// 65 bytes of ECDSA for a plain account, anything for a contract wallet.
+    #[serde(with = "field::signature")]
+    pub signature: Bytes,
+    /// What was signed.
+    pub authorization: Authorization,
+}
+
+/// The EIP-712 domain separator of a token on a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DomainSeparator(pub B256);
+
+impl DomainSeparator {
+    /// The separator of `{name, version, chainId, verifyingContract}`.
+    pub fn of_token(name: &str, version: &str, network: Network, token: Address) -> Self {
+        let domain = Eip712Domain::new(
+            Some(name.to_owned().into()),
+            Some(version.to_owned().into()),
+            Some(U256::from(network.chain_id())),
+            Some(token),
+            None,
+        );
+        Self(domain.separator())
+    }
+}
+
+impl Authorization {
+    /// The 32 bytes that the payer signs: `keccak256(0x1901 ‖ separator ‖ struct hash)`.
+    pub fn digest(&self, separator: DomainSeparator) -> B256 {
+        let message = TransferWithAuthorization {
+            from: self.from,
+            to: self.to,
+            value: self.value.atomic(),
+            validAfter: self.valid_after.atomic(),
+            validBefore: self.valid_before.atomic(),
+            nonce: self.nonce,
+        };
+        let mut preimage = [0_u8; 66];
+        let (prefix, rest) = preimage.split_at_mut(2);
+        let (domain, structure) = rest.split_at_mut(32);
+        prefix.copy_from_slice(&[0x19, 0x01]);
+        domain.copy_from_slice(separator.0.as_slice());
+        structure.copy_from_slice(message.eip712_hash_struct().as_slice());
+        keccak256(preimage)
+    }
+}
+
+impl std::fmt::Debug for ExactPayload {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The signature is the payer's money until it is used: it stays out of every log.
+        formatter
+            .debug_struct("ExactPayload")
+            .field("authorization", &self.authorization)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy::primitives::{address, b256};
+
+    const USDC: Address = address!("036CbD53842c5426634e7929541eC2318f3dCF7e");
+
+    #[test]
+    fn the_separators_of_well_known_tokens_come_out() {
+        let cases = [
+            (
+                8453,
+                "USD Coin",
+                address!("833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),
+                b256!("02fa7265e7c5d81118673727957699e4d68f74cd74b7db77da710fe8a2c7834f"),
+            ),
+            (
+                84_532,
+                "USDC",
+                USDC,
+                b256!("71f17a3b2ff373b803d70a5a07c046c1a2bc8e89c09ef722fcb047abe94c9818"),
+            ),
+            (
+                1,
+                "USD Coin",
+                address!("A0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48"),
+                b256!("06c37168a7db5138defc7866392bb87a741f9b3d104deb5094588ce041cae335"),
+            ),
+            (
+                42_161,
+                "USD Coin",
+                address!("af88d065e77c8cC2239327C5EDb3A432268e5831"),
+                b256!("08d11903f8419e68b1b8721bcbe2e9fc68569122a77ef18c216f10b3b5112c78"),
+            ),
+            (
+                43_114,
+                "USD Coin",
+                address!("B97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E"),
+                b256!("bbea200329a938bc3438984a49cb0732e66d66d7bd59c127abacc1710e77f7b3"),
+            ),
+            (
+                137,
+                "USD Coin",
+                address!("3c499c542cEF5E3811e1192ce70d8cC03d5c3359"),
+                b256!("caa2ce1a5703ccbe253a34eb3166df60a705c561b44b192061e28f2a985be2ca"),
+            ),
+        ];
+        for (chain_id, name, token, separator) in cases {
+            let computed =
+                DomainSeparator::of_token(name, "2", Network::from_chain_id(chain_id), token);
+            assert_eq!(computed.0, separator, "chain {chain_id}");
+        }
+    }
+
+    #[test]
+    fn the_digest_is_the_one_of_the_published_vector() {
+        let authorization = Authorization {
+            from: address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"),
+            to: Address::repeat_byte(0x22),
+            value: "10000".parse().unwrap(),
+            valid_after: Amount::ZERO,
+            valid_before: "1900000000".parse().unwrap(),
+            nonce: B256::repeat_byte(0xab),
+        };
+        let separator =
+            DomainSeparator::of_token("USDC", "2", Network::from_chain_id(84_532), USDC);
+        assert_eq!(
+            authorization.digest(separator),
+            b256!("381b86af084fb5aae332949d22d96326ab5f699c65fe1a865807217d5ecb7c86")
+        );
+    }
+}

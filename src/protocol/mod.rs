@@ -1,0 +1,29 @@
+//! The wire: x402 v1 and v2 as the shipped SDKs speak it, the EIP-712 digests and the header encodings.
+//!
+//! Knows JSON, base64, hex and hashing. Must not know the network, the clock, the database or the facilitator. Always
+//! compiled, because buyers and sellers need it too. What always holds: a value that exists has been parsed strictly
+//! (decimal amounts, 20-byte addresses, 32-byte nonces), so that nobody behind this room parses again. The v1 dialect is
+//! translated in [`v1`] and nowhere else.
+
+pub mod amount;
+pub mod challenge;
+pub mod exact_evm;
+pub mod field;
+pub mod header;
+pub mod network;
+pub mod reason;
+pub mod request;
+pub mod requirements;
+pub mod response;
+pub mod v1;
+pub mod version;
+
+pub use amount::Amount;
+pub use challenge::PaymentRequired;
+pub use exact_evm::{Authorization, DomainSeparator, ExactPayload};
+pub use network::Network;
+pub use reason::Reason;
+pub use request::{EnvelopeError, PaymentRequest, Refusal};
+pub use requirements::{PaymentRequirements, Scheme};
+pub use response::{SettleResponse, Supported, SupportedKind, VerifyResponse};
+pub use version::X402Version;

@@ -1,0 +1,302 @@
+//! The body of `/verify` and `/settle`: read once, strictly, from either dialect into one shape.
+//!
+//! Two kinds of trouble are told apart. What is no envelope at all is an [`EnvelopeError`] (HTTP 400). What is an envelope
+//! with something wrong inside is a [`Refusal`] with a stable code (HTTP 200), because Python and Go SDKs throw the reason
+//! away on any other status.
+
+use alloy::primitives::Address;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::protocol::{
+    ExactPayload, Network, PaymentRequirements, Reason, Scheme, X402Version, field, v1,
+};
+
+/// A payment and what it is meant to pay, parsed; not yet checked against each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PaymentRequest {
+    /// The dialect that the answer must use.
+    pub version: X402Version,
+    /// The network as the request names it; answers echo it.
+    pub network_name: String,
+    /// The scheme that the buyer accepted.
+    pub accepted_scheme: Scheme,
+    /// The network that the buyer accepted.
+    pub accepted_network: Network,
+    /// The authorization and its signature.
+    pub payload: ExactPayload,
+    /// What the seller asks for.
+    pub requirements: PaymentRequirements,
+    /// What is being sold, as far as anybody said; advice, for the history.
+    pub resource: Option<String>,
+}
+
+/// A payment is refused: a stable code, and a message that says what was expected and what came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The code.
+    pub reason: Reason,
+    /// For people; never holds a signature.
+    pub message: String,
+    /// Who would have paid, when that could be read.
+    pub payer: Option<Address>,
+    /// The network as the request names it, empty when it could not be read.
+    pub network_name: String,
+}
+
+/// The body is no x402 request at all.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// Not JSON, or not of the expected outer shape.
+    #[error("expected a JSON object with x402Version, paymentPayload and paymentRequirements: {0}")]
+    Shape(#[source] serde_json::Error),
+    /// `paymentPayload` or `paymentRequirements` is not an object.
+    #[error("{0} must be a JSON object")]
+    NotAnObject(&'static str),
+    /// No version in either place.
+    #[error("x402Version is missing; it is the number 1 or 2")]
+    VersionMissing,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    x402_version: Option<u64>,
+    #[serde(borrow)]
+    payment_payload: &'a RawValue,
+    #[serde(borrow)]
+    payment_requirements: &'a RawValue,
+}
+
+/// What is read before anything is judged, so that a refusal can name network and payer.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Glance {
+    x402_version: Option<u64>,
+    scheme: Option<String>,
+    network: Option<String>,
+    accepted: Option<Accepted>,
+    resource: Option<ResourceGlance>,
+}
+
+#[derive(Deserialize)]
+struct Accepted {
+    scheme: String,
+    network: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ResourceGlance {
+    Url(String),
+    Object { url: String },
+}
+
+#[derive(Deserialize)]
+struct PayloadMember<'a> {
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+/// The members by which the payloads of other schemes and methods are recognised.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PayloadMarks {
+    #[serde(rename = "type")]
+    kind: Option<serde::de::IgnoredAny>,
+    permit2_authorization: Option<serde::de::IgnoredAny>,
+    permission_context: Option<serde::de::IgnoredAny>,
+    authorization: Option<AuthorizationGlance>,
+}
+
+#[derive(Deserialize)]
+struct AuthorizationGlance {
+    from: Option<String>,
+}
+
+impl PaymentRequest {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`] for what is no request; the inner [`Refusal`] for a request that can be answered with a code.
+    pub fn parse(body: &[u8]) -> Result<Result<Self, Box<Refusal>>, EnvelopeError> {
+        let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(EnvelopeError::Shape)?;
+        for (name, raw) in [
+            ("paymentPayload", envelope.payment_payload),
+            ("paymentRequirements", envelope.payment_requirements),
+        ] {
+            if !raw.get().starts_with('{') {
+                return Err(EnvelopeError::NotAnObject(name));
+            }
+        }
+        let payload: Result<Glance, _> = serde_json::from_str(envelope.payment_payload.get());
+        let required: Glance =
+            serde_json::from_str(envelope.payment_requirements.get()).unwrap_or_default();
+        let mut reader = Reader {
+            envelope: &envelope,
+            network_name: bounded(required.network.as_deref().unwrap_or_default()),
+            payer: None,
+        };
+        let payload = match payload {
+            Ok(glance) => glance,
+            Err(error) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &error))),
+        };
+        if payload.x402_version.or(envelope.x402_version).is_none() {
+            return Err(EnvelopeError::VersionMissing);
+        }
+        Ok(reader.read(payload, &required))
+    }
+}
+
+struct Reader<'a> {
+    envelope: &'a Envelope<'a>,
+    network_name: String,
+    payer: Option<Address>,
+}
+
+impl Reader<'_> {
+    fn refuse(&self, reason: Reason, why: &dyn std::fmt::Display) -> Box<Refusal> {
+        let message = bounded(&why.to_string());
+        Box::new(Refusal {
+            reason,
+            message,
+            payer: self.payer,
+            network_name: self.network_name.clone(),
+        })
+    }
+
+    fn read(&mut self, glance: Glance, required: &Glance) -> Result<PaymentRequest, Box<Refusal>> {
+        let version = self.version(&glance)?;
+        let payload_text = self.envelope.payment_payload.get();
+        let member: PayloadMember<'_> = serde_json::from_str(payload_text)
+            .map_err(|error| self.refuse(Reason::InvalidPayload, &error))?;
+        let marks: PayloadMarks = serde_json::from_str(member.payload.get())
+            .map_err(|error| self.refuse(Reason::InvalidPayload, &error))?;
+        self.payer = marks
+            .authorization
+            .as_ref()
+            .and_then(|glance| field::parse_address(glance.from.as_deref()?).ok());
+
+        let (scheme, network) = match version {
+            X402Version::V1 => (glance.scheme, glance.network),
+            X402Version::V2 => glance
+                .accepted
+                .map(|accepted| (accepted.scheme, accepted.network))
+                .unzip(),
+        };
+        let (Some(scheme), Some(network)) = (scheme, network) else {
+            let expected = match version {
+                X402Version::V1 => "a v1 paymentPayload carries scheme and network",
+                X402Version::V2 => "a v2 paymentPayload carries accepted, with scheme and network",
+            };
+            return Err(self.refuse(Reason::InvalidPayload, &expected));
+        };
+        let accepted_scheme = self.scheme(&scheme)?;
+        let accepted_network = self.network(version, &network)?;
+        self.scheme(required.scheme.as_deref().unwrap_or_default())?;
+        self.network(version, required.network.as_deref().unwrap_or_default())?;
+        let requirements = self.requirements(version)?;
+        let resource = glance.resource.or_else(|| {
+            serde_json::from_str::<Glance>(self.envelope.payment_requirements.get())
+                .ok()?
+                .resource
+        });
+        Ok(PaymentRequest {
+            version,
+            network_name: self.network_name.clone(),
+            accepted_scheme,
+            accepted_network,
+            payload: self.payload(&marks, member.payload, &requirements)?,
+            requirements,
+            resource: resource.map(|resource| match resource {
+                ResourceGlance::Url(url) | ResourceGlance::Object { url } => {
+                    url.chars().take(2048).collect()
+                }
+            }),
+        })
+    }
+
+    fn version(&self, glance: &Glance) -> Result<X402Version, Box<Refusal>> {
+        let inner = glance
+            .x402_version
+            .or(self.envelope.x402_version)
+            .unwrap_or_default();
+        let outer = self.envelope.x402_version.unwrap_or(inner);
+        if outer != inner {
+            let why =
+                format!("x402Version is {outer} in the request and {inner} in its paymentPayload");
+            return Err(self.refuse(Reason::InvalidX402Version, &why));
+        }
+        let number = u8::try_from(inner).unwrap_or_default();
+        X402Version::try_from(number).map_err(|_| {
+            self.refuse(
+                Reason::InvalidX402Version,
+                &format!("x402Version is 1 or 2, got {inner}"),
+            )
+        })
+    }
+
+    fn scheme(&self, name: &str) -> Result<Scheme, Box<Refusal>> {
+        Scheme::from_name(name).ok_or_else(|| {
+            self.refuse(
+                Reason::UnsupportedScheme,
+                &format!("this facilitator serves the scheme exact, got {name:?}"),
+            )
+        })
+    }
+
+    fn network(&self, version: X402Version, name: &str) -> Result<Network, Box<Refusal>> {
+        match version {
+            X402Version::V1 => Network::from_v1_name(name).ok_or_else(|| {
+                self.refuse(Reason::InvalidNetwork, &v1::UnknownV1Name(bounded(name)))
+            }),
+            X402Version::V2 => name
+                .parse()
+                .map_err(|error| self.refuse(Reason::InvalidNetwork, &error)),
+        }
+    }
+
+    fn requirements(&self, version: X402Version) -> Result<PaymentRequirements, Box<Refusal>> {
+        let text = self.envelope.payment_requirements.get();
+        let invalid =
+            |error: &dyn std::fmt::Display| self.refuse(Reason::InvalidPaymentRequirements, error);
+        match version {
+            X402Version::V1 => {
+                let entry: v1::PaymentRequirementsV1 =
+                    serde_json::from_str(text).map_err(|error| invalid(&error))?;
+                entry
+                    .translate()
+                    .map_err(|error| self.refuse(Reason::InvalidNetwork, &error))
+            }
+            X402Version::V2 => serde_json::from_str(text).map_err(|error| invalid(&error)),
+        }
+    }
+
+    /// The reference decides by the payload's members which method is meant; a contradicting `assetTransferMethod` is refused.
+    fn payload(
+        &self,
+        marks: &PayloadMarks,
+        raw: &RawValue,
+        requirements: &PaymentRequirements,
+    ) -> Result<ExactPayload, Box<Refusal>> {
+        let method = requirements
+            .extra_text("assetTransferMethod")
+            .unwrap_or("eip3009");
+        let foreign = marks.kind.is_some()
+            || marks.permit2_authorization.is_some()
+            || marks.permission_context.is_some();
+        if foreign || method != "eip3009" {
+            let why = format!(
+                "expected an EIP-3009 payload {{signature, authorization}}; assetTransferMethod is {:?}",
+                bounded(method)
+            );
+            return Err(self.refuse(Reason::UnsupportedPayloadType, &why));
+        }
+        serde_json::from_str(raw.get()).map_err(|error| self.refuse(Reason::InvalidPayload, &error))
+    }
+}
+
+/// Texts of requests are cut before they are shown or stored.
+fn bounded(text: &str) -> String {
+    text.chars().take(200).collect()
+}

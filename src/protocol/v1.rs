@@ -1,0 +1,66 @@
+//! The v1 dialect, translated to v2 here and nowhere else (`protocol.md` §1.2, §1.3).
+
+use alloy::primitives::Address;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::protocol::{Amount, Network, PaymentRequirements, Scheme, field};
+
+/// An entry of `accepts` as v1 writes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PaymentRequirementsV1 {
+    /// How to pay.
+    pub scheme: Scheme,
+    /// A friendly name such as `base-sepolia`.
+    pub network: String,
+    /// The price in atomic units.
+    pub max_amount_required: Amount,
+    /// What is being sold.
+    #[serde(default)]
+    pub resource: String,
+    /// For people and agents.
+    #[serde(default)]
+    pub description: String,
+    /// The type of the paid body.
+    #[serde(default)]
+    pub mime_type: Option<String>,
+    /// Who is paid.
+    #[serde(with = "field::address")]
+    pub pay_to: Address,
+    /// For how long an authorization made now should be valid, in seconds.
+    pub max_timeout_seconds: u64,
+    /// The token contract.
+    #[serde(with = "field::address")]
+    pub asset: Address,
+    /// A description of input and output that nothing here reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
+    /// The token's EIP-712 name and version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<Map<String, Value>>,
+}
+
+/// The v1 name belongs to no network that we know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected a v1 network name such as base or base-sepolia, got {0:?}")]
+pub struct UnknownV1Name(pub String);
+
+impl PaymentRequirementsV1 {
+    /// The same requirement in v2's terms.
+    ///
+    /// # Errors
+    /// [`UnknownV1Name`] when the network has no such name.
+    pub fn translate(self) -> Result<PaymentRequirements, UnknownV1Name> {
+        let network = Network::from_v1_name(&self.network).ok_or(UnknownV1Name(self.network))?;
+        Ok(PaymentRequirements {
+            scheme: self.scheme,
+            network,
+            amount: self.max_amount_required,
+            asset: self.asset,
+            pay_to: self.pay_to,
+            max_timeout_seconds: self.max_timeout_seconds,
+            extra: self.extra,
+        })
+    }
+}

@@ -1,2 +1,6 @@
 //! x402d: the facilitator people run themselves.
+#[cfg(feature = "server")]
+pub mod ledger;
+#[cfg(feature = "server")]
+pub mod payment;
 pub mod protocol;

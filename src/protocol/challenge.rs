@@ -8,7 +8,7 @@ use crate::protocol::{Network, PaymentRequirements, Scheme, X402Version, v1};
 /// The decoded `PAYMENT-REQUIRED` header (v2) or the body of a v1 challenge.
 ///
 /// `accepts` stays raw: a buyer must send back the chosen entry verbatim, because sellers compare it member by member.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentRequired {
     /// The dialect of the entries.
@@ -27,7 +27,7 @@ pub struct PaymentRequired {
 }
 
 /// What is being sold.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resource {
     /// Its URL.

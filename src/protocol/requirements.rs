@@ -30,7 +30,7 @@ impl Scheme {
 
 /// One way to pay for a resource, in the v2 shape: an entry of a 402's `accepts`, and what `/verify` and `/settle` check
 /// a payment against.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentRequirements {
     /// How to pay.

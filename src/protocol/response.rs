@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::protocol::{Amount, X402Version};
 
 /// The answer of `POST /verify`. Advice: nothing has moved, and the payer can still change their mind.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct VerifyResponse {
@@ -27,7 +27,7 @@ pub struct VerifyResponse {
 }
 
 /// The answer of `POST /settle`, and what a seller puts into `PAYMENT-RESPONSE`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SettleResponse {
@@ -63,7 +63,7 @@ pub struct SettleResponse {
 }
 
 /// The answer of `GET /supported`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Supported {
     /// One entry per scheme, concrete network and version: SDK sellers look for the exact network.
@@ -77,7 +77,7 @@ pub struct Supported {
 }
 
 /// One way of paying that the facilitator serves.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SupportedKind {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::protocol::{Amount, Network, PaymentRequirements, Scheme, field};
 
 /// An entry of `accepts` as v1 writes it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentRequirementsV1 {
     /// How to pay.

@@ -1,0 +1,53 @@
+//! What can go wrong with the ledger.
+
+use uuid::Uuid;
+
+/// An outage or an inconsistency of the database. Never shown to callers: they get a code, the log gets this.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database could not be reached or refused a statement.
+    #[error("the database failed")]
+    Driver(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("a migration failed")]
+    Migration(#[source] sqlx::migrate::MigrateError),
+    /// A row holds what no row may hold.
+    #[error("{table}.{column} of {id} cannot be read")]
+    Inconsistent {
+        /// Where.
+        table: &'static str,
+        /// Which column.
+        column: &'static str,
+        /// Which row.
+        id: Uuid,
+    },
+    /// The ledger was begun on another chain that has the same chain id.
+    #[error(
+        "the ledger speaks of another chain with the id of {network}: its genesis block is {recorded}, the RPC's is {found}; \
+         use another database for a chain that was started anew"
+    )]
+    OtherChain {
+        /// CAIP-2.
+        network: String,
+        /// Genesis hash in the ledger.
+        recorded: String,
+        /// Genesis hash at the RPC.
+        found: String,
+    },
+    /// A guarded update did not find what it was guarded by: a bug, or an operator's hand.
+    #[error("{what} had changed meanwhile")]
+    Conflict {
+        /// Which guard.
+        what: &'static str,
+    },
+}
+
+impl LedgerError {
+    /// The named constraint that a statement ran into, if that is what happened.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Driver(error) => error.as_database_error().and_then(|error| error.constraint()),
+            Self::Migration(_) | Self::Inconsistent { .. } | Self::OtherChain { .. } | Self::Conflict { .. } => None,
+        }
+    }
+}

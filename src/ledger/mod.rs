@@ -1,0 +1,93 @@
+//! The only door to SQL: payments, grants, lanes, transactions and their history, in Postgres.
+//!
+//! Knows the domain's types. Must not know RPC, HTTP or why a payment changes; it records decisions of the rooms above. What
+//! always holds: a transition is a guarded update that repeats the state it starts from; every invariant stands here as a named
+//! constraint too; nothing needs advisory locks, `NOTIFY` or a session-bound connection, so that a pooler in transaction mode
+//! or a distributed Postgres serves as well. Time in leases is the database's, never ours.
+
+mod error;
+mod grants;
+mod history;
+mod lanes;
+mod outbox;
+mod payments;
+mod processes;
+mod results;
+mod row;
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use uuid::Uuid;
+
+pub use error::LedgerError;
+pub use grants::{GrantRequest, GrantStatus, Standing};
+pub use history::{Event, HistoryFilter, Page};
+pub use lanes::{LaneKey, LaneLease};
+pub use outbox::{Attempt, NewTransaction, Recorded, Unmined};
+pub use payments::{Accepted, AuthorizationKey};
+pub use processes::ProcessId;
+pub use results::{BlockRef, MinedTransaction, RowOutcome, WithoutEffect};
+
+/// How long a lane, or a process, is thought alive after its last sign of life. Part of the SQL below as well.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// How often a lease is renewed.
+pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
+
+/// The ledger, as one running process sees it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    pool: PgPool,
+    process: ProcessId,
+}
+
+impl Ledger {
+    /// Connects to `url` with at most `connections_max` connections, waiting at most five seconds for one.
+    ///
+    /// # Errors
+    /// When the URL cannot be read or the server cannot be reached.
+    pub async fn connect(url: &str, connections_max: u32) -> Result<Self, LedgerError> {
+        let options: PgConnectOptions = url.parse()?;
+        // Statements of the core path are short; one that is not must not hold up the others for ever.
+        let options = options.application_name("x402d").options([("statement_timeout", "10s")]);
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(options)
+            .await?;
+        Ok(Self { pool, process: ProcessId(Uuid::now_v7()) })
+    }
+
+    /// Brings the schema up to this version of the program.
+    ///
+    /// # Errors
+    /// When a migration fails; the database is then as it was before that migration.
+    pub async fn migrate(&self) -> Result<(), LedgerError> {
+        // An index over a large table may take longer than any statement of the core path.
+        let mut connection = self.pool.acquire().await?;
+        sqlx::query!("set statement_timeout = 0").execute(&mut *connection).await?;
+        sqlx::migrate!().run(&mut *connection).await.map_err(LedgerError::Migration)?;
+        sqlx::query!("set statement_timeout = '10s'").execute(&mut *connection).await?;
+        Ok(())
+    }
+
+    /// Which process this is in the ledger's eyes.
+    pub const fn process(&self) -> ProcessId {
+        self.process
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), LedgerError> {
+        sqlx::query!(r#"select 1 as "one!""#).fetch_one(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes all connections after what is under way.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

@@ -1,0 +1,164 @@
+//! The write-ahead line: nothing leaves for the chain before its bytes, hash and nonce are committed here.
+
+use alloy::primitives::{B256, Bytes};
+use uuid::Uuid;
+
+use super::row::{PaymentRow, bigint, hash, select_payments};
+use super::{LaneKey, Ledger, LedgerError};
+use crate::payment::{Payment, PaymentId};
+
+/// Signed bytes and what they cost at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Keccak-256 of `raw`, computed here and never taken from an RPC.
+    pub hash: B256,
+    /// The EIP-2718 envelope.
+    pub raw: Bytes,
+    /// Gas at most.
+    pub gas_limit: u64,
+    /// Wei per gas at most.
+    pub max_fee_wei: u128,
+    /// Wei per gas for the block's producer at most.
+    pub max_priority_fee_wei: u128,
+}
+
+/// A transaction about to be written.
+#[derive(Debug)]
+pub struct NewTransaction<'a> {
+    /// Its lane.
+    pub lane: LaneKey,
+    /// The ownership under which it was planned.
+    pub epoch: i64,
+    /// Its nonce, which must be the lane's next.
+    pub nonce: u64,
+    /// Its first bytes.
+    pub attempt: &'a Attempt,
+    /// What rides in it, in order.
+    pub payments: &'a [PaymentId],
+}
+
+/// Whether a transaction was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// Committed: it may be broadcast, and will be by whoever owns the lane.
+    Written(Uuid),
+    /// Another process owns the lane or has used the nonce. Nothing was written.
+    LaneLost,
+    /// A payment is not queued any more. Nothing was written; plan again.
+    PaymentsMoved,
+}
+
+/// A transaction whose outcome is open.
+#[derive(Debug, Clone)]
+pub struct Unmined {
+    /// Its id in the ledger.
+    pub id: Uuid,
+    /// Its account nonce.
+    pub nonce: u64,
+    /// All its attempts, oldest first.
+    pub attempts: Vec<(B256, Bytes)>,
+    /// What rides in it.
+    pub payments: Vec<Payment>,
+}
+
+impl Ledger {
+    /// Writes a transaction, its bytes and its payments, and moves the lane on: all or nothing, in one commit.
+    ///
+    /// # Errors
+    /// When the database fails; the commit may then have happened, and the caller must look again before using the nonce.
+    pub async fn record(&self, new: &NewTransaction<'_>) -> Result<Recorded, LedgerError> {
+        let (network, signer) = (new.lane.network.to_string(), new.lane.signer.as_slice());
+        let mut transaction = self.pool.begin().await?;
+        let fenced = sqlx::query!(
+            "update lanes set next_nonce = next_nonce + 1
+            where network = $1 and signer = $2 and owner = $3 and epoch = $4 and next_nonce = $5",
+            network,
+            signer,
+            self.process().0,
+            new.epoch,
+            bigint(new.nonce),
+        )
+        .execute(&mut *transaction)
+        .await?;
+        if fenced.rows_affected() != 1 {
+            return Ok(Recorded::LaneLost);
+        }
+        let ids: Vec<Uuid> = new.payments.iter().map(|payment| payment.0).collect();
+        let moved = sqlx::query!(
+            "update payments set state = 'inflight', transaction_hash = $2 where id = any($1) and state = 'queued' and quarantined_at is null",
+            &ids,
+            new.attempt.hash.as_slice(),
+        )
+        .execute(&mut *transaction)
+        .await?;
+        if usize::try_from(moved.rows_affected()).ok() != Some(ids.len()) {
+            return Ok(Recorded::PaymentsMoved);
+        }
+        let id = Uuid::now_v7();
+        sqlx::query!(
+            "with written as (
+                insert into transactions (id, network, signer, nonce, epoch, kind, state)
+                values ($1, $2, $3, $4, $5, 'direct', 'signed') returning id
+            ), attempted as (
+                insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei)
+                select $6, id, 1, $7, $8, ($9::text)::numeric, ($10::text)::numeric from written
+            )
+            insert into transaction_payments (transaction_id, position, payment_id)
+            select written.id, (riding.position - 1)::smallint, riding.payment_id
+            from written, unnest($11::uuid[]) with ordinality as riding (payment_id, position)",
+            id,
+            network,
+            signer,
+            bigint(new.nonce),
+            new.epoch,
+            new.attempt.hash.as_slice(),
+            &new.attempt.raw[..],
+            bigint(new.attempt.gas_limit),
+            new.attempt.max_fee_wei.to_string(),
+            new.attempt.max_priority_fee_wei.to_string(),
+            &ids,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Recorded::Written(id))
+    }
+
+    /// The transactions of a lane whose outcome is open, in nonce order: what a new owner sends again and watches.
+    ///
+    /// # Errors
+    /// When the database fails or a row cannot be read.
+    pub async fn unmined(&self, lane: LaneKey) -> Result<Vec<Unmined>, LedgerError> {
+        let rows = sqlx::query!(
+            "select t.id, t.nonce, a.hash, a.raw from transactions t join attempts a on a.transaction_id = t.id
+            where t.network = $1 and t.signer = $2 and t.state = 'signed' order by t.nonce, a.sequence",
+            lane.network.to_string(),
+            lane.signer.as_slice(),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut unmined: Vec<Unmined> = Vec::new();
+        for row in rows {
+            let hash = hash(&row.hash).ok_or(LedgerError::Inconsistent { table: "attempts", column: "hash", id: row.id })?;
+            if unmined.last().map(|open| open.id) != Some(row.id) {
+                let payments = self.riding(row.id).await?;
+                let nonce = u64::try_from(row.nonce).unwrap_or_default();
+                unmined.push(Unmined { id: row.id, nonce, attempts: Vec::new(), payments });
+            }
+            if let Some(open) = unmined.last_mut() {
+                open.attempts.push((hash, row.raw.into()));
+            }
+        }
+        Ok(unmined)
+    }
+
+    async fn riding(&self, transaction: Uuid) -> Result<Vec<Payment>, LedgerError> {
+        let rows: Vec<PaymentRow> = select_payments!(
+            "join transaction_payments tp on tp.payment_id = p.id where tp.transaction_id = $1 and tp.outcome is null order by tp.position",
+            transaction
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Payment::try_from).collect()
+    }
+}

@@ -1,0 +1,193 @@
+//! Payments: acceptance, lookup, and the changes that need no transaction of the chain.
+
+use alloy::primitives::{Address, B256};
+use uuid::Uuid;
+
+use super::row::{PaymentRow, bigint, moment, select_payments};
+use super::{Ledger, LedgerError};
+use crate::payment::state::Exit;
+use crate::payment::{Candidate, Location, Payment, PaymentId, Verified};
+use crate::protocol::{Network, X402Version};
+
+/// What makes an authorization unique on its chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AuthorizationKey {
+    /// Where.
+    pub network: Network,
+    /// The contract in which the nonce is used up: the token for EIP-3009.
+    pub domain: Address,
+    /// Whose nonce.
+    pub payer: Address,
+    /// Which nonce.
+    pub nonce: B256,
+}
+
+impl From<&Candidate> for AuthorizationKey {
+    fn from(candidate: &Candidate) -> Self {
+        Self {
+            network: candidate.network,
+            domain: candidate.asset,
+            payer: candidate.authorization.from,
+            nonce: candidate.authorization.nonce,
+        }
+    }
+}
+
+/// What became of an acceptance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Accepted {
+    /// A new row, queued.
+    New(Payment),
+    /// The identity is known; look at that row.
+    Known,
+}
+
+impl Ledger {
+    /// Accepts a verified payment: one row per authorization, whoever comes first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn accept(&self, verified: &Verified, confirmations: u32) -> Result<Accepted, LedgerError> {
+        let id = Uuid::now_v7();
+        let candidate = verified.candidate();
+        let (authorization, wallet) = (candidate.authorization, candidate.wallet.as_ref());
+        let window = (moment(authorization.valid_after), moment(authorization.valid_before));
+        let inserted = sqlx::query!(
+            "insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
+                valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations)
+            values ($1, $2, $3, 'exact', $4, $5, $6, ($7::text)::numeric, $8, $4, $9, $10, $11, $12, $13, $14, $15, 'queued', $16)
+            on conflict on constraint payments_one_per_authorization do nothing",
+            id,
+            i16::from(u8::from(candidate.version)),
+            candidate.network.to_string(),
+            candidate.asset.as_slice(),
+            authorization.from.as_slice(),
+            authorization.to.as_slice(),
+            authorization.value.to_string(),
+            candidate.resource,
+            authorization.nonce.as_slice(),
+            window.0,
+            window.1,
+            candidate.digest.as_slice(),
+            &candidate.signature[..],
+            wallet.map(|wallet| wallet.factory.as_slice()),
+            wallet.map(|wallet| &wallet.call[..]),
+            i32::try_from(confirmations).unwrap_or(i32::MAX),
+        )
+        .execute(&self.pool)
+        .await?;
+        if inserted.rows_affected() == 0 {
+            return Ok(Accepted::Known);
+        }
+        Ok(Accepted::New(self.payment(PaymentId(id)).await?.ok_or(LedgerError::Conflict { what: "a payment just inserted" })?))
+    }
+
+    /// The payment with this id.
+    ///
+    /// # Errors
+    /// When the database fails or the row cannot be read.
+    pub async fn payment(&self, id: PaymentId) -> Result<Option<Payment>, LedgerError> {
+        let row = select_payments!("where p.id = $1", id.0).fetch_optional(&self.pool).await?;
+        row.map(Payment::try_from).transpose()
+    }
+
+    /// Payments that wait for a transaction on `network` and that no process seems to be working on: queued for at least two
+    /// seconds. At most `limit`, oldest first.
+    ///
+    /// # Errors
+    /// When the database fails; a row that cannot be read is quarantined by the caller, not by this.
+    pub async fn stranded(&self, network: Network, limit: i64) -> Result<Vec<Payment>, LedgerError> {
+        let rows: Vec<PaymentRow> = select_payments!(
+            "where p.network = $1 and p.state = 'queued' and p.quarantined_at is null and p.queued_at < now() - interval '2 seconds'
+             order by p.queued_at limit $2",
+            network.to_string(),
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Payment::try_from).collect()
+    }
+
+    /// Puts a refused payment into the queue again, because it was presented again and is good now. With the wallet, version and
+    /// signature of the new presentation. `false`: it was not refused any more.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn queue_again(&self, id: PaymentId, candidate: &Candidate) -> Result<bool, LedgerError> {
+        let wallet = candidate.wallet.as_ref();
+        let updated = sqlx::query!(
+            "update payments set state = 'queued', reason = null, message = null, queued_at = now(),
+                signature = $2, wallet_factory = $3, wallet_factory_call = $4
+            where id = $1 and state = 'refused' and quarantined_at is null",
+            id.0,
+            &candidate.signature[..],
+            wallet.map(|wallet| wallet.factory.as_slice()),
+            wallet.map(|wallet| &wallet.call[..]),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(updated.rows_affected() == 1)
+    }
+
+    /// Takes a queued payment out before any broadcast. `false`: it is not queued any more, so bytes may be on their way.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn refuse(&self, id: PaymentId, exit: &Exit) -> Result<bool, LedgerError> {
+        let updated = sqlx::query!(
+            "update payments set state = 'refused', reason = $2, message = $3 where id = $1 and state = 'queued'",
+            id.0,
+            exit.reason.code(),
+            exit.message,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(updated.rows_affected() == 1)
+    }
+
+    /// Records that somebody else submitted a queued payment's authorization. `false`: it is not queued any more.
+    ///
+    /// # Errors
+    /// When the database fails, or the log is another payment's already.
+    pub async fn settled_by_others(&self, id: PaymentId, location: &Location) -> Result<bool, LedgerError> {
+        let updated = sqlx::query!(
+            "update payments set state = 'settled', transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5,
+                block_time = $6
+            where id = $1 and state = 'queued'",
+            id.0,
+            location.transaction.as_slice(),
+            bigint(location.log_index),
+            bigint(location.block_number),
+            location.block_hash.as_slice(),
+            location.block_time,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(updated.rows_affected() == 1)
+    }
+
+    /// Sets a payment aside for the operator; its state stays.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn quarantine(&self, id: PaymentId, why: &str) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "with aside as (
+                update payments set quarantined_at = now(), quarantine_reason = $2
+                where id = $1 and quarantined_at is null returning id, transaction_hash
+            )
+            insert into events (payment_id, kind, reason, transaction_hash) select id, 'quarantined', $2, transaction_hash from aside",
+            id.0,
+            why,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
+
+impl From<X402Version> for i16 {
+    fn from(version: X402Version) -> Self {
+        Self::from(u8::from(version))
+    }
+}

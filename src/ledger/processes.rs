@@ -1,0 +1,91 @@
+//! Which processes live, and which chains the ledger speaks of.
+
+use alloy::primitives::B256;
+use uuid::Uuid;
+
+use super::{Ledger, LedgerError};
+use crate::protocol::Network;
+
+/// One start of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcessId(pub Uuid);
+
+impl Ledger {
+    /// Enters this process into the ledger; everything that it writes refers to the row.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn begin_process(&self) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "insert into processes (id, version, lease_until) values ($1, $2, now() + interval '10 seconds')",
+            self.process.0,
+            env!("CARGO_PKG_VERSION"),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Says that this process lives.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn renew_process(&self) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "update processes set lease_until = now() + interval '10 seconds' where id = $1",
+            self.process.0,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Says that this process has ended in order: its lanes are free at once and its unanswered grants are void.
+    ///
+    /// # Errors
+    /// When the database fails; the leases then run out by themselves.
+    pub async fn end_process(&self) -> Result<(), LedgerError> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query!(
+            "update lanes set owner = null, lease_until = now() where owner = $1",
+            self.process.0,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "update processes set ended_at = now(), lease_until = now() where id = $1",
+            self.process.0,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Makes sure that `network` still is the chain that this ledger was begun on.
+    ///
+    /// # Errors
+    /// [`LedgerError::OtherChain`] when it is not.
+    pub async fn recognise_network(&self, network: Network, genesis: B256) -> Result<(), LedgerError> {
+        let name = network.to_string();
+        let recorded = sqlx::query_scalar!(
+            "with known as (
+                insert into networks (network, genesis_hash) values ($1, $2)
+                on conflict on constraint networks_pkey do nothing
+                returning genesis_hash
+            )
+            select genesis_hash as \"hash!\" from known
+            union all
+            select genesis_hash from networks where network = $1",
+            name,
+            genesis.as_slice(),
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        if recorded == genesis.as_slice() {
+            return Ok(());
+        }
+        let recorded = alloy::hex::encode_prefixed(recorded);
+        Err(LedgerError::OtherChain { network: name, recorded, found: genesis.to_string() })
+    }
+}

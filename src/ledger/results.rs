@@ -1,0 +1,309 @@
+//! What became of transactions: results, depth, reorganisations. One SQL transaction for a whole mined transaction.
+
+use alloy::primitives::{Address, B256};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::row::{address, bigint};
+use super::{Ledger, LedgerError};
+use crate::payment::state::Exit;
+use crate::payment::{Location, PaymentId};
+use crate::protocol::Network;
+
+/// A block as results refer to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockRef {
+    /// Height.
+    pub number: u64,
+    /// Hash.
+    pub hash: B256,
+    /// Time.
+    pub time: OffsetDateTime,
+}
+
+/// A transaction of ours in a canonical block.
+#[derive(Debug, Clone)]
+pub struct MinedTransaction {
+    /// Its id in the ledger.
+    pub id: Uuid,
+    /// Which attempt was mined.
+    pub hash: B256,
+    /// Where.
+    pub block: BlockRef,
+    /// Status of the receipt.
+    pub succeeded: bool,
+    /// Gas used by all of it.
+    pub gas_used: u64,
+    /// Effective wei per gas.
+    pub gas_price_wei: u128,
+    /// What became of each payment that rode in it.
+    pub rows: Vec<(PaymentId, RowOutcome)>,
+}
+
+/// What a mined transaction did for one payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowOutcome {
+    /// Its exact Transfer is in the transaction's logs.
+    Transferred {
+        /// Position of the log in the block.
+        log_index: u64,
+        /// Whether the promised depth is reached already.
+        deep: bool,
+    },
+    /// The same authorization moved the money in somebody else's transaction.
+    Elsewhere(Location),
+    /// Nothing moved for this payment.
+    WithoutEffect(WithoutEffect),
+}
+
+/// What to do with a payment that its transaction did nothing for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WithoutEffect {
+    /// The authorization can still be used: plan it again, under a new nonce.
+    Requeue,
+    /// It would fail again: leave it, until somebody presents it again.
+    Refuse(Exit),
+    /// Proven unable to move money any more.
+    Fail(Exit),
+    /// An assumption does not hold: leave the state, call the operator.
+    Quarantine(String),
+}
+
+impl Ledger {
+    /// Records a mined transaction and what it did for its payments. Repeating it changes nothing. Quarantined are not only the
+    /// rows that ask for it, but also a row whose log belongs to another payment already.
+    ///
+    /// # Errors
+    /// When the database fails; nothing of it is recorded then.
+    pub async fn record_mined(&self, mined: &MinedTransaction) -> Result<(), LedgerError> {
+        let mut transaction = self.pool.begin().await?;
+        let fresh = sqlx::query!(
+            "update transactions set state = 'mined', hash = $2, succeeded = $3, block_number = $4, block_hash = $5, gas_used = $6,
+                gas_price_wei = ($7::text)::numeric
+            where id = $1 and state = 'signed'",
+            mined.id,
+            mined.hash.as_slice(),
+            mined.succeeded,
+            bigint(mined.block.number),
+            mined.block.hash.as_slice(),
+            bigint(mined.gas_used),
+            mined.gas_price_wei.to_string(),
+        )
+        .execute(&mut *transaction)
+        .await?;
+        if fresh.rows_affected() == 0 {
+            return Ok(());
+        }
+        for (payment, outcome) in &mined.rows {
+            record_row(&mut transaction, mined, *payment, outcome).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Promotes mined payments of a network that have reached their depth under `head`; returns them.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn confirm(&self, network: Network, head: u64) -> Result<Vec<PaymentId>, LedgerError> {
+        let ids = sqlx::query_scalar!(
+            "update payments set state = 'settled'
+            where network = $1 and state = 'mined' and block_number + confirmations - 1 <= $2 and quarantined_at is null returning id",
+            network.to_string(),
+            bigint(head),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(ids.into_iter().map(PaymentId).collect())
+    }
+
+    /// Marks settled payments final whose block is at or below `height`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn finalise(&self, network: Network, height: u64) -> Result<u64, LedgerError> {
+        let done = sqlx::query!(
+            "update payments set state = 'final' where network = $1 and state = 'settled' and block_number <= $2",
+            network.to_string(),
+            bigint(height),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// The blocks above `height` in which transactions or payments of ours stand, for comparison with the canonical chain.
+    ///
+    /// # Errors
+    /// When the database fails or a hash cannot be read.
+    pub async fn blocks_above(&self, network: Network, height: u64) -> Result<Vec<(u64, B256)>, LedgerError> {
+        let rows = sqlx::query!(
+            r#"select distinct block_number as "number!", block_hash as "hash!" from (
+                select block_number, block_hash from transactions where network = $1 and state = 'mined' and block_number > $2
+                union all
+                select block_number, block_hash from payments where network = $1 and state in ('mined', 'settled') and block_number > $2
+            ) blocks"#,
+            network.to_string(),
+            bigint(height),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().filter_map(|row| Some((u64::try_from(row.number).ok()?, super::row::hash(&row.hash)?))).collect())
+    }
+
+    /// Takes back what stood in blocks that left the chain: transactions are open again, their payments in flight again; grants
+    /// stay. Returns the signers whose lanes must look again.
+    ///
+    /// # Errors
+    /// When the database fails; nothing is taken back then.
+    pub async fn unmine(&self, network: Network, removed: &[B256]) -> Result<Vec<Address>, LedgerError> {
+        let removed: Vec<Vec<u8>> = removed.iter().map(|hash| hash.to_vec()).collect();
+        let mut transaction = self.pool.begin().await?;
+        let opened = sqlx::query!(
+            "update transactions set state = 'signed', hash = null, succeeded = null, block_number = null, block_hash = null,
+                gas_used = null, gas_price_wei = null
+            where network = $1 and state = 'mined' and block_hash = any($2) returning id, signer",
+            network.to_string(),
+            &removed,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        let ids: Vec<Uuid> = opened.iter().map(|row| row.id).collect();
+        // A payment that went on to another transaction meanwhile stays there: it may have one open row only.
+        sqlx::query!(
+            "update transaction_payments tp set outcome = null
+            where tp.transaction_id = any($1) and not exists (
+                select from transaction_payments live where live.payment_id = tp.payment_id and live.outcome is null
+            )",
+            &ids,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "with gone as (
+                update payments p set
+                    state = case when carried.live then 'inflight' else 'queued' end, queued_at = now(),
+                    transaction_hash = case when carried.live then p.transaction_hash end,
+                    log_index = null, block_number = null, block_hash = null, block_time = null
+                from (
+                    select q.id, exists (select from transaction_payments tp where tp.payment_id = q.id and tp.outcome is null) as live
+                    from payments q where q.network = $1 and q.state in ('mined', 'settled') and q.block_hash = any($2)
+                ) carried
+                where p.id = carried.id returning p.id, p.transaction_hash
+            )
+            insert into events (payment_id, kind, transaction_hash) select id, 'reorged', transaction_hash from gone",
+            network.to_string(),
+            &removed,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(opened.iter().filter_map(|row| address(&row.signer)).collect())
+    }
+}
+
+async fn record_row(
+    connection: &mut PgConnection,
+    mined: &MinedTransaction,
+    payment: PaymentId,
+    outcome: &RowOutcome,
+) -> Result<(), LedgerError> {
+    let label = match outcome {
+        RowOutcome::Transferred { .. } => "transferred",
+        RowOutcome::Elsewhere(_) => "elsewhere",
+        RowOutcome::WithoutEffect(_) => "without_effect",
+    };
+    sqlx::query!(
+        "update transaction_payments set outcome = $3 where transaction_id = $1 and payment_id = $2 and outcome is null",
+        mined.id,
+        payment.0,
+        label,
+    )
+    .execute(&mut *connection)
+    .await?;
+    match outcome {
+        RowOutcome::Transferred { log_index, deep } => {
+            let location = Location {
+                transaction: mined.hash,
+                log_index: *log_index,
+                block_number: mined.block.number,
+                block_hash: mined.block.hash,
+                block_time: mined.block.time,
+            };
+            locate(connection, payment, &location, *deep).await
+        }
+        RowOutcome::Elsewhere(location) => locate(connection, payment, location, true).await,
+        RowOutcome::WithoutEffect(next) => release(connection, mined, payment, next).await,
+    }
+}
+
+/// Moves a payment to where its money moved, unless that log is another payment's: then it is set aside.
+async fn locate(
+    connection: &mut PgConnection,
+    payment: PaymentId,
+    location: &Location,
+    deep: bool,
+) -> Result<(), LedgerError> {
+    let moved = sqlx::query!(
+        "update payments p set state = $2, transaction_hash = $3, log_index = $4, block_number = $5, block_hash = $6, block_time = $7
+        where p.id = $1 and p.state = 'inflight' and not exists (
+            select from payments taken where taken.network = p.network and taken.transaction_hash = $3 and taken.log_index = $4
+        )",
+        payment.0,
+        if deep { "settled" } else { "mined" },
+        location.transaction.as_slice(),
+        bigint(location.log_index),
+        bigint(location.block_number),
+        location.block_hash.as_slice(),
+        location.block_time,
+    )
+    .execute(&mut *connection)
+    .await?;
+    if moved.rows_affected() == 0 {
+        set_aside(connection, payment, "its Transfer log is recorded for another payment").await?;
+    }
+    Ok(())
+}
+
+async fn release(
+    connection: &mut PgConnection,
+    mined: &MinedTransaction,
+    payment: PaymentId,
+    next: &WithoutEffect,
+) -> Result<(), LedgerError> {
+    let (state, exit) = match next {
+        WithoutEffect::Quarantine(why) => return set_aside(connection, payment, why).await,
+        WithoutEffect::Requeue => ("queued", None),
+        WithoutEffect::Refuse(exit) => ("refused", Some(exit)),
+        WithoutEffect::Fail(exit) => ("failed", Some(exit)),
+    };
+    sqlx::query!(
+        "update payments set state = $2, reason = $3, message = $4, queued_at = now(),
+            transaction_hash = case when $2 = 'failed' then $5::bytea end
+        where id = $1 and state = 'inflight'",
+        payment.0,
+        state,
+        exit.map(|exit| exit.reason.code()),
+        exit.map(|exit| exit.message.as_str()),
+        mined.hash.as_slice(),
+    )
+    .execute(&mut *connection)
+    .await?;
+    Ok(())
+}
+
+async fn set_aside(connection: &mut PgConnection, payment: PaymentId, why: &str) -> Result<(), LedgerError> {
+    sqlx::query!(
+        "with aside as (
+            update payments set quarantined_at = now(), quarantine_reason = $2
+            where id = $1 and state = 'inflight' and quarantined_at is null returning id, transaction_hash
+        )
+        insert into events (payment_id, kind, reason, transaction_hash) select id, 'quarantined', $2, transaction_hash from aside",
+        payment.0,
+        why,
+    )
+    .execute(&mut *connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Rows become domain values here; a row that cannot is named, not guessed.
+
+use alloy::primitives::{Address, B256, U256};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::LedgerError;
+use crate::payment::state::Exit;
+use crate::payment::{Location, Payment, PaymentId, PaymentState, Wallet};
+use crate::protocol::{Amount, Authorization, X402Version};
+
+/// `payments`, with the amount as text: `numeric(78, 0)` is wider than any number type of the driver.
+#[derive(Debug)]
+pub(super) struct PaymentRow {
+    pub(super) id: Uuid,
+    pub(super) x402_version: i16,
+    pub(super) network: String,
+    pub(super) asset: Vec<u8>,
+    pub(super) payer: Vec<u8>,
+    pub(super) payee: Vec<u8>,
+    pub(super) amount: String,
+    pub(super) resource: Option<String>,
+    pub(super) nonce: Vec<u8>,
+    pub(super) valid_after: OffsetDateTime,
+    pub(super) valid_before: OffsetDateTime,
+    pub(super) digest: Vec<u8>,
+    pub(super) signature: Vec<u8>,
+    pub(super) wallet_factory: Option<Vec<u8>>,
+    pub(super) wallet_factory_call: Option<Vec<u8>>,
+    pub(super) state: String,
+    pub(super) reason: Option<String>,
+    pub(super) message: Option<String>,
+    pub(super) transaction_hash: Option<Vec<u8>>,
+    pub(super) log_index: Option<i64>,
+    pub(super) block_number: Option<i64>,
+    pub(super) block_hash: Option<Vec<u8>>,
+    pub(super) block_time: Option<OffsetDateTime>,
+    pub(super) confirmations: i32,
+    pub(super) quarantine_reason: Option<String>,
+    pub(super) created_at: OffsetDateTime,
+    pub(super) updated_at: OffsetDateTime,
+}
+
+/// `query_as!` over all columns of `payments p`, with the rest of the statement appended.
+macro_rules! select_payments {
+    ($rest:literal $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            $crate::ledger::row::PaymentRow,
+            r#"select p.id, p.x402_version, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
+                p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
+                p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
+                p.confirmations, p.quarantine_reason, p.created_at, p.updated_at
+            from payments p "# + $rest
+            $(, $argument)*
+        )
+    };
+}
+pub(super) use select_payments;
+
+impl TryFrom<PaymentRow> for Payment {
+    type Error = LedgerError;
+
+    fn try_from(row: PaymentRow) -> Result<Self, Self::Error> {
+        let bad = |column| bad(column, row.id);
+        let version = u8::try_from(row.x402_version).ok().and_then(|number| X402Version::try_from(number).ok());
+        let authorization = Authorization {
+            from: address(&row.payer).ok_or_else(|| bad("payer"))?,
+            to: address(&row.payee).ok_or_else(|| bad("payee"))?,
+            value: row.amount.parse().map_err(|_| bad("amount"))?,
+            valid_after: seconds(row.valid_after).ok_or_else(|| bad("valid_after"))?,
+            valid_before: seconds(row.valid_before).ok_or_else(|| bad("valid_before"))?,
+            nonce: hash(&row.nonce).ok_or_else(|| bad("nonce"))?,
+        };
+        let factory = row.wallet_factory.as_deref().map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
+        let state = state(&row)?;
+        Ok(Self {
+            id: PaymentId(row.id),
+            version: version.ok_or_else(|| bad("x402_version"))?,
+            network: row.network.parse().map_err(|_| bad("network"))?,
+            asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
+            authorization,
+            digest: hash(&row.digest).ok_or_else(|| bad("digest"))?,
+            signature: row.signature.into(),
+            wallet: factory.transpose()?.zip(row.wallet_factory_call).map(|(factory, call)| Wallet { factory, call: call.into() }),
+            resource: row.resource,
+            state,
+            confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
+            quarantine: row.quarantine_reason,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+fn state(row: &PaymentRow) -> Result<PaymentState, LedgerError> {
+    let bad = |column| bad(column, row.id);
+    let transaction = row.transaction_hash.as_deref().map(|bytes| hash(bytes).ok_or_else(|| bad("transaction_hash")));
+    let transaction = transaction.transpose()?;
+    let located = || location(row).ok_or_else(|| bad("log_index"));
+    let exit = || {
+        let reason = row.reason.as_deref().and_then(|code| code.parse().ok()).ok_or_else(|| bad("reason"))?;
+        Ok::<_, LedgerError>(Exit { reason, message: row.message.clone().unwrap_or_default() })
+    };
+    Ok(match row.state.as_str() {
+        "queued" => PaymentState::Queued,
+        "inflight" => PaymentState::Inflight(transaction.ok_or_else(|| bad("transaction_hash"))?),
+        "mined" => PaymentState::Mined(located()?),
+        "settled" => PaymentState::Settled(located()?),
+        "final" => PaymentState::Final(located()?),
+        "late_settled" => PaymentState::LateSettled(located()?),
+        "refused" => PaymentState::Refused(exit()?),
+        "failed" => PaymentState::Failed { exit: exit()?, transaction },
+        _ => return Err(bad("state")),
+    })
+}
+
+fn location(row: &PaymentRow) -> Option<Location> {
+    Some(Location {
+        transaction: hash(row.transaction_hash.as_deref()?)?,
+        log_index: u64::try_from(row.log_index?).ok()?,
+        block_number: u64::try_from(row.block_number?).ok()?,
+        block_hash: hash(row.block_hash.as_deref()?)?,
+        block_time: row.block_time?,
+    })
+}
+
+fn bad(column: &'static str, id: Uuid) -> LedgerError {
+    LedgerError::Inconsistent { table: "payments", column, id }
+}
+
+pub(super) fn address(bytes: &[u8]) -> Option<Address> {
+    Address::try_from(bytes).ok()
+}
+
+pub(super) fn hash(bytes: &[u8]) -> Option<B256> {
+    B256::try_from(bytes).ok()
+}
+
+fn seconds(moment: OffsetDateTime) -> Option<Amount> {
+    u64::try_from(moment.unix_timestamp()).ok().map(|seconds| Amount::from_atomic(U256::from(seconds)))
+}
+
+/// A moment of an authorization for a column; the checks before acceptance have bounded it.
+pub(super) fn moment(seconds: Amount) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds.atomic()).ok()?).ok()
+}
+
+/// Heights, nonces, gas and log indices fit into `bigint` for longer than any chain will live.
+pub(super) fn bigint(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,18 @@
+//! The domain: what a payment is, when it is good, how it may change. Pure functions and values.
+//!
+//! Knows the wire's types. Must not know SQL, RPC, HTTP or tokio; nothing here is async. What always holds: a [`Candidate`]
+//! has a strict shape and a recovered or still open signature; a [`Verified`] payment has passed every check, and only it can be
+//! accepted into the ledger.
+
+pub mod candidate;
+pub mod facts;
+pub mod policy;
+pub mod record;
+pub mod signature;
+pub mod state;
+
+pub use candidate::{Candidate, SignedBy, Wallet};
+pub use facts::{ChainFacts, Verified};
+pub use policy::{Asset, NetworkPolicy};
+pub use record::{Payment, PaymentId};
+pub use state::{Location, PaymentState};

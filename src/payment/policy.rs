@@ -1,0 +1,66 @@
+//! What the operator allows on a network: the gate in front of every scheme and every rail.
+
+use alloy::primitives::Address;
+use time::Duration;
+
+use crate::protocol::{DomainSeparator, Network};
+
+/// A token that may be paid with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asset {
+    /// The contract.
+    pub address: Address,
+    /// Its EIP-712 name, as the chain has it.
+    pub name: String,
+    /// Its EIP-712 version, as the chain has it.
+    pub version: String,
+    /// How many decimals people see.
+    pub decimals: u8,
+    /// Computed once: hashing it anew costs four times the digest itself.
+    pub separator: DomainSeparator,
+}
+
+impl Asset {
+    /// A token of `network` with its domain.
+    pub fn new(network: Network, address: Address, name: &str, version: &str, decimals: u8) -> Self {
+        let separator = DomainSeparator::of_token(name, version, network, address);
+        Self {
+            address,
+            name: name.to_owned(),
+            version: version.to_owned(),
+            decimals,
+            separator,
+        }
+    }
+}
+
+/// The rules of one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// Which network.
+    pub network: Network,
+    /// Tokens that may be paid with; everything else could be a contract that burns our gas.
+    pub assets: Vec<Asset>,
+    /// Who may be paid; empty means anybody, which a mainnet configuration refuses.
+    pub payees: Vec<Address>,
+    /// Factories that may deploy a payer's wallet at our cost (ERC-6492).
+    pub factories: Vec<Address>,
+    /// An authorization must stay valid for at least this long.
+    pub validity_min: Duration,
+    /// An authorization may not be valid for longer than this: records of it are kept until then.
+    pub validity_max: Duration,
+    /// Depth at which a payment counts as settled; 1 = in a canonical block.
+    pub confirmations: u32,
+}
+
+impl NetworkPolicy {
+    /// The allowed token at `address`.
+    pub fn asset(&self, address: Address) -> Option<&Asset> {
+        self.assets.iter().find(|asset| asset.address == address)
+    }
+
+    /// Whether `payee` may be paid.
+    pub fn allows_payee(&self, payee: Address) -> bool {
+        self.payees.is_empty() || self.payees.contains(&payee)
+    }
+}

@@ -1,0 +1,67 @@
+//! An accepted payment, as the ledger keeps it.
+
+use std::fmt;
+
+use alloy::primitives::{Address, B256, Bytes};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::payment::{PaymentState, Wallet};
+use crate::protocol::{Authorization, Network, X402Version};
+
+/// The ledger's id of a payment: unique, known from the first insert, ordered by time of acceptance (UUID v7).
+///
+/// Not the *payment id* of the field, which is the transaction hash: several payments can share one transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PaymentId(pub Uuid);
+
+impl fmt::Display for PaymentId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// An accepted payment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payment {
+    /// The ledger's id.
+    pub id: PaymentId,
+    /// The dialect in which it was presented first.
+    pub version: X402Version,
+    /// Where it moves money.
+    pub network: Network,
+    /// Which token.
+    pub asset: Address,
+    /// What the payer signed: payer, payee, amount, window, nonce.
+    pub authorization: Authorization,
+    /// The 32 signed bytes.
+    pub digest: B256,
+    /// The signature without wrapper.
+    pub signature: Bytes,
+    /// How to deploy the payer's wallet, if it has none yet.
+    pub wallet: Option<Wallet>,
+    /// What was bought, as somebody said.
+    pub resource: Option<String>,
+    /// How far it got.
+    pub state: PaymentState,
+    /// Depth that was promised at acceptance.
+    pub confirmations: u32,
+    /// Why it was set aside for the operator, if it was.
+    pub quarantine: Option<String>,
+    /// When it was accepted.
+    pub created_at: OffsetDateTime,
+    /// When it last changed.
+    pub updated_at: OffsetDateTime,
+}
+
+impl fmt::Debug for Payment {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Payment")
+            .field("id", &self.id)
+            .field("network", &self.network)
+            .field("authorization", &self.authorization)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}

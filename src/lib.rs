@@ -1,5 +1,7 @@
 //! x402d: the facilitator people run themselves.
 #[cfg(feature = "server")]
+pub mod chain;
+#[cfg(feature = "server")]
 pub mod ledger;
 #[cfg(feature = "server")]
 pub mod payment;

@@ -1,0 +1,122 @@
+//! What the replies to a send mean (`engine.md` §2.3). Misreading one is harmless, because every follow-up stays under the same nonce.
+
+use alloy::primitives::{B256, Bytes};
+
+use crate::chain::{Rpc, RpcError};
+
+/// The three outcomes of handing bytes to the network. Neither of the last two ever frees a nonce.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broadcast {
+    /// A node has these very bytes in its pool, or had them.
+    Accepted,
+    /// Every node that answered refused them; the text is the most telling refusal.
+    Rejected(Rejection),
+    /// No reply that says anything: assume that they were sent.
+    Unknown,
+}
+
+/// Why nodes refuse bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// The nonce is used up, by an attempt of ours or by somebody else.
+    NonceTooLow,
+    /// A transaction before it is missing.
+    NonceTooHigh,
+    /// Another transaction holds the nonce.
+    Underpriced,
+    /// The fee is below what blocks ask now.
+    FeeTooLow,
+    /// The signer cannot pay for the gas.
+    OutOfGasMoney,
+    /// The node's pool has no room for it now.
+    PoolFull,
+}
+
+impl Rejection {
+    /// For log lines.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::NonceTooLow => "the nonce is used already",
+            Self::NonceTooHigh => "an earlier transaction is missing",
+            Self::Underpriced => "another transaction holds the nonce",
+            Self::FeeTooLow => "the fee is below the block's base fee",
+            Self::OutOfGasMoney => "the signer has too little native currency for gas",
+            Self::PoolFull => "the node's pool is full",
+        }
+    }
+}
+
+/// Sends `raw` to every endpoint and reads the replies together: one acceptance is enough, and a rejection counts only when nobody
+/// was silent.
+pub async fn broadcast(rpc: &Rpc, raw: &Bytes, hash: B256) -> Broadcast {
+    let replies = rpc.send_everywhere(raw).await;
+    judge(&replies, hash)
+}
+
+fn judge(replies: &[Result<B256, RpcError>], hash: B256) -> Broadcast {
+    let readings: Vec<_> = replies.iter().map(|reply| reading(reply, hash)).collect();
+    if readings.contains(&Broadcast::Accepted) {
+        return Broadcast::Accepted;
+    }
+    if readings.contains(&Broadcast::Unknown) {
+        return Broadcast::Unknown;
+    }
+    readings.into_iter().next().unwrap_or(Broadcast::Unknown)
+}
+
+fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
+    let message = match reply {
+        Ok(answered) if *answered == hash => return Broadcast::Accepted,
+        Err(RpcError::Refused { message, .. }) => message.to_lowercase(),
+        Ok(_) | Err(_) => return Broadcast::Unknown,
+    };
+    let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    let known = says(&["already known", "already imported"]) || (says(&["known transaction"]) && !says(&["unknown"]));
+    if known {
+        return Broadcast::Accepted;
+    }
+    let rejection = if says(&["nonce too low", "nonce is too low"]) {
+        Rejection::NonceTooLow
+    } else if says(&["nonce too high", "exceeds next nonce", "nonce gap"]) {
+        Rejection::NonceTooHigh
+    } else if says(&["underpriced"]) {
+        Rejection::Underpriced
+    } else if says(&["less than block base fee", "fee too low", "below base fee"]) {
+        Rejection::FeeTooLow
+    } else if says(&["insufficient funds"]) {
+        Rejection::OutOfGasMoney
+    } else if says(&["in-flight transaction limit", "txpool is full", "pool is full"]) {
+        Rejection::PoolFull
+    } else {
+        return Broadcast::Unknown;
+    };
+    Broadcast::Rejected(rejection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(message: &str) -> Result<B256, RpcError> {
+        Err(RpcError::Refused { code: -32000, message: message.to_owned(), data: None })
+    }
+
+    #[test]
+    fn only_our_own_hash_or_a_pooled_copy_counts_as_accepted() {
+        let (ours, other) = (B256::repeat_byte(1), B256::repeat_byte(2));
+        assert_eq!(judge(&[Ok(ours)], ours), Broadcast::Accepted);
+        assert_eq!(judge(&[refused("transaction already imported")], ours), Broadcast::Accepted);
+        assert_eq!(judge(&[Ok(other)], ours), Broadcast::Unknown, "a node that invents hashes is not believed");
+        assert_eq!(judge(&[refused("unknown transaction type")], ours), Broadcast::Unknown);
+    }
+
+    #[test]
+    fn silence_beats_refusal_and_acceptance_beats_both() {
+        let hash = B256::repeat_byte(1);
+        let low = refused("Nonce too low");
+        assert_eq!(judge(std::slice::from_ref(&low), hash), Broadcast::Rejected(Rejection::NonceTooLow));
+        assert_eq!(judge(&[low.clone(), Err(RpcError::Timeout)], hash), Broadcast::Unknown);
+        assert_eq!(judge(&[low, Err(RpcError::Timeout), Ok(hash)], hash), Broadcast::Accepted);
+        assert_eq!(judge(&[], hash), Broadcast::Unknown);
+    }
+}

@@ -1,0 +1,186 @@
+//! Chain facts for verification: everything about many payments in one `eth_call`.
+//!
+//! A small read-only contract is injected by a state override, so nothing is deployed. Questions that come while a call is under way
+//! are collected and go out together (group commit): an idle reader asks at once, a busy one asks for many.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256, Bytes, U256, address};
+use alloy::sol;
+use alloy::sol_types::SolCall;
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::chain::{Rpc, RpcError};
+use crate::payment::{Candidate, ChainFacts, Payment};
+
+sol! {
+    struct Query {
+        address token; address payer; address payee; uint256 value; uint256 validAfter; uint256 validBefore; bytes32 nonce;
+        bytes32 digest; bytes signature; address factory; bytes factoryCall; uint256 gasLimit;
+    }
+    struct Facts {
+        uint256 tokenCodeSize; uint256 payerCodeSize; bool payerDelegated; bool nonceKnown; bool nonceUsed; bool balanceKnown;
+        uint256 balance; bool signatureValid; bool transferSucceeds; bytes revertData; uint256 gasUsed;
+    }
+    function read(Query[] queries) external returns (uint256 blockNumber, uint256 blockTime, Facts[] facts);
+}
+
+/// Where the lens stands during a call; no contract can ever be there.
+const LENS: Address = address!("0000000000000000000000000000000000004022");
+/// Its code, compiled from `contracts/src/Lens.sol`.
+const LENS_CODE: &str = include_str!("../../contracts/artifacts/Lens.runtime.hex");
+
+/// Rows in one call: below the gas that nodes grant to an `eth_call`, at 300k a row.
+const ROWS_MAX: usize = 50;
+/// Calls under way at once.
+const CALLS_MAX: usize = 4;
+/// Questions waiting; beyond that callers are told that the service is busy.
+const WAITING_MAX: usize = 4096;
+/// How long a question may wait for its answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(12);
+
+type Answer = Result<ChainFacts, RpcError>;
+
+struct Question {
+    query: Query,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The handle by which questions are asked. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct FactsReader {
+    questions: mpsc::Sender<Question>,
+    gas_limit: u64,
+}
+
+/// The task behind [`FactsReader`]; run it for as long as questions may come.
+#[derive(Debug)]
+pub struct FactsTask {
+    rpc: Rpc,
+    questions: mpsc::Receiver<Question>,
+}
+
+impl FactsReader {
+    /// A reader over `rpc` that lets one payment use `gas_limit` gas at most, and the task to run behind it.
+    pub fn new(rpc: Rpc, gas_limit: u64) -> (Self, FactsTask) {
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        (Self { questions: sender, gas_limit }, FactsTask { rpc, questions: receiver })
+    }
+
+    /// The facts about a payment that is about to be accepted.
+    ///
+    /// # Errors
+    /// When the RPC fails or too many questions wait: an outage, which says nothing about the payment.
+    pub async fn of_candidate(&self, candidate: &Candidate) -> Answer {
+        let wallet = candidate.wallet.clone().map(|wallet| (wallet.factory, wallet.call));
+        let mut query = self.query(candidate.asset, &candidate.authorization, candidate.digest, candidate.signature.clone());
+        (query.factory, query.factoryCall) = wallet.unwrap_or_default();
+        self.ask(query).await
+    }
+
+    /// The facts about a payment that was accepted and is about to be sent.
+    ///
+    /// # Errors
+    /// As [`Self::of_candidate`].
+    pub async fn of_payment(&self, payment: &Payment) -> Answer {
+        let wallet = payment.wallet.clone().map(|wallet| (wallet.factory, wallet.call));
+        let mut query = self.query(payment.asset, &payment.authorization, payment.digest, payment.signature.clone());
+        (query.factory, query.factoryCall) = wallet.unwrap_or_default();
+        self.ask(query).await
+    }
+
+    fn query(&self, token: Address, signed: &crate::protocol::Authorization, digest: B256, signature: Bytes) -> Query {
+        Query {
+            token,
+            payer: signed.from,
+            payee: signed.to,
+            value: signed.value.atomic(),
+            validAfter: signed.valid_after.atomic(),
+            validBefore: signed.valid_before.atomic(),
+            nonce: signed.nonce,
+            digest,
+            signature,
+            factory: Address::ZERO,
+            factoryCall: Bytes::new(),
+            gasLimit: U256::from(self.gas_limit),
+        }
+    }
+
+    async fn ask(&self, query: Query) -> Answer {
+        let (answer, waiting) = oneshot::channel();
+        self.questions.try_send(Question { query, answer }).map_err(|_| RpcError::Timeout)?;
+        match tokio::time::timeout(ANSWER_LIMIT, waiting).await {
+            Ok(Ok(facts)) => facts,
+            Ok(Err(_)) | Err(_) => Err(RpcError::Timeout),
+        }
+    }
+}
+
+impl FactsTask {
+    /// Answers questions until every [`FactsReader`] is gone.
+    pub async fn run(mut self) {
+        let mut calls = JoinSet::new();
+        let mut batch = Vec::new();
+        loop {
+            while calls.len() >= CALLS_MAX {
+                calls.join_next().await;
+            }
+            if self.questions.recv_many(&mut batch, ROWS_MAX).await == 0 {
+                break;
+            }
+            calls.spawn(answer(self.rpc.clone(), std::mem::take(&mut batch)));
+            while calls.try_join_next().is_some() {}
+        }
+        calls.join_all().await;
+    }
+}
+
+async fn answer(rpc: Rpc, mut questions: Vec<Question>) {
+    questions.retain(|question| !question.answer.is_closed());
+    if questions.is_empty() {
+        return;
+    }
+    let queries = questions.iter().map(|question| question.query.clone()).collect();
+    match look(&rpc, queries).await {
+        Ok(facts) if facts.len() == questions.len() => {
+            for (question, facts) in questions.into_iter().zip(facts) {
+                question.answer.send(Ok(facts)).ok();
+            }
+        }
+        Ok(_) => refuse(questions, &RpcError::Malformed("eth_call")),
+        Err(error) => refuse(questions, &error),
+    }
+}
+
+fn refuse(questions: Vec<Question>, error: &RpcError) {
+    for question in questions {
+        question.answer.send(Err(error.clone())).ok();
+    }
+}
+
+async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcError> {
+    let data = Bytes::from(readCall { queries }.abi_encode());
+    let overrides = json!({ LENS.to_string(): { "code": LENS_CODE.trim() } });
+    let answer: Bytes = rpc.read("eth_call", (json!({"to": LENS, "data": data}), "latest", overrides)).await?;
+    let malformed = || RpcError::Malformed("eth_call");
+    let answer = readCall::abi_decode_returns(&answer).map_err(|_| malformed())?;
+    let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;
+    let seconds = i64::try_from(answer.blockTime).map_err(|_| malformed())?;
+    let block_time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())?;
+    let facts = answer.facts.into_iter().map(|row| ChainFacts {
+        block_number,
+        block_time,
+        token_has_code: !row.tokenCodeSize.is_zero(),
+        payer_has_code: !row.payerCodeSize.is_zero(),
+        nonce_used: row.nonceKnown.then_some(row.nonceUsed),
+        balance: row.balanceKnown.then_some(row.balance),
+        signature_accepted: row.signatureValid,
+        transfer_succeeds: row.transferSucceeds,
+        revert: row.revertData,
+        gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
+    });
+    Ok(facts.collect())
+}

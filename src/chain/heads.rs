@@ -1,0 +1,156 @@
+//! Our own view of the canonical chain: every new block's parent is checked, so that a reorganisation cannot pass unseen.
+
+use std::collections::VecDeque;
+
+use alloy::primitives::{B256, U64, U128};
+use serde::Deserialize;
+use time::OffsetDateTime;
+
+use crate::chain::{Rpc, RpcError};
+
+/// How many blocks are remembered: the deepest reorganisation that is followed block by block.
+const REMEMBERED: usize = 128;
+
+/// A block as far as we need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Height.
+    pub number: u64,
+    /// Hash.
+    pub hash: B256,
+    /// Hash of the block before.
+    pub parent: B256,
+    /// The chain's time.
+    pub time: OffsetDateTime,
+    /// Wei per gas that every transaction of the block pays; 0 where a chain has no base fee.
+    pub base_fee_wei: u128,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { number: 0, hash: B256::ZERO, parent: B256::ZERO, time: OffsetDateTime::UNIX_EPOCH, base_fee_wei: 0 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Block {
+    number: U64,
+    hash: B256,
+    parent_hash: B256,
+    timestamp: U64,
+    #[serde(default)]
+    base_fee_per_gas: U128,
+}
+
+impl Block {
+    fn head(&self) -> Option<Head> {
+        let time = OffsetDateTime::from_unix_timestamp(i64::try_from(self.timestamp.to::<u64>()).ok()?).ok()?;
+        Some(Head {
+            number: self.number.to(),
+            hash: self.hash,
+            parent: self.parent_hash,
+            time,
+            base_fee_wei: self.base_fee_per_gas.to(),
+        })
+    }
+}
+
+/// What changed on the chain since the last look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    /// Blocks that joined the canonical chain, oldest first; the last one is the head.
+    pub added: Vec<Head>,
+    /// Hashes of blocks that left it.
+    pub removed: Vec<B256>,
+    /// The look came so late that blocks between were skipped; receipts must be asked for by transaction.
+    pub skipped: bool,
+}
+
+/// Follows the newest block of a network, one look at a time.
+#[derive(Debug)]
+pub struct HeadTracker {
+    rpc: Rpc,
+    recent: VecDeque<Head>,
+}
+
+impl HeadTracker {
+    /// A tracker that has seen nothing.
+    pub const fn new(rpc: Rpc) -> Self {
+        Self { rpc, recent: VecDeque::new() }
+    }
+
+    /// The newest block seen.
+    pub fn head(&self) -> Option<Head> {
+        self.recent.back().copied()
+    }
+
+    /// Hash of the canonical block at a height, as far back as is remembered.
+    pub fn canonical(&self, number: u64) -> Option<B256> {
+        self.recent.iter().rev().find(|head| head.number == number).map(|head| head.hash)
+    }
+
+    /// Looks at the newest block and walks back to the last one known. `None`: nothing new.
+    ///
+    /// # Errors
+    /// When the RPC fails; the next look starts where this one did.
+    pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
+        let newest = self.block("eth_getBlockByNumber", "latest").await?.ok_or(RpcError::Malformed("eth_getBlockByNumber"))?;
+        let Some(last) = self.head() else {
+            return Ok(Some(self.restart(newest)));
+        };
+        // A node that lags behind shows a block of our own past: no news.
+        if self.recent.iter().any(|head| head.hash == newest.hash) {
+            return Ok(None);
+        }
+        let far = u64::try_from(REMEMBERED).unwrap_or(u64::MAX);
+        if newest.number > last.number + far || newest.number + far < last.number {
+            return Ok(Some(self.restart(newest)));
+        }
+        let mut added = vec![newest];
+        let mut parent = newest.parent;
+        while !self.recent.iter().any(|head| head.hash == parent) {
+            let below = added.last().is_none_or(|head| self.recent.front().is_none_or(|oldest| head.number <= oldest.number));
+            if below || added.len() > 2 * REMEMBERED {
+                return Ok(Some(self.restart(newest)));
+            }
+            let block = self.block("eth_getBlockByHash", parent).await?.ok_or(RpcError::Malformed("eth_getBlockByHash"))?;
+            parent = block.parent;
+            added.push(block);
+        }
+        added.reverse();
+        Ok(Some(self.join(parent, added)))
+    }
+
+    fn join(&mut self, ancestor: B256, added: Vec<Head>) -> Advance {
+        let mut removed = Vec::new();
+        while let Some(head) = self.recent.pop_back_if(|head| head.hash != ancestor) {
+            removed.push(head.hash);
+        }
+        self.recent.extend(added.iter().copied());
+        while self.recent.len() > REMEMBERED {
+            self.recent.pop_front();
+        }
+        Advance { added, removed, skipped: false }
+    }
+
+    fn restart(&mut self, newest: Head) -> Advance {
+        self.recent.clear();
+        self.recent.push_back(newest);
+        Advance { added: vec![newest], removed: Vec::new(), skipped: true }
+    }
+
+    async fn block(&self, method: &'static str, which: impl alloy::rpc::json_rpc::RpcSend) -> Result<Option<Head>, RpcError> {
+        let block: Option<Block> = self.rpc.read(method, (which, false)).await?;
+        block.map(|block| block.head().ok_or(RpcError::Malformed(method))).transpose()
+    }
+
+    /// The canonical hash at a height, asked of the node.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn ask_canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
+        let tag = format!("0x{number:x}");
+        Ok(self.block("eth_getBlockByNumber", tag).await?.map(|head| head.hash))
+    }
+}

@@ -1,0 +1,22 @@
+//! The only door to RPC: reads, heads, signing, broadcasting.
+//!
+//! Knows alloy's types and transports and the domain's values. Must not know SQL or HTTP servers. What always holds: no call is
+//! without a time limit; no error, log line or `Debug` shows an RPC URL or a key; a broadcast has three outcomes, and *unknown*
+//! is one of them; hashes are computed here, never believed.
+
+pub mod broadcast;
+pub mod facts;
+pub mod fees;
+pub mod heads;
+pub mod receipt;
+pub mod rpc;
+pub mod signer;
+pub mod token;
+
+pub use broadcast::Broadcast;
+pub use facts::{FactsReader, FactsTask};
+pub use fees::{FeePolicy, Fees};
+pub use heads::{Advance, Head, HeadTracker};
+pub use receipt::Receipt;
+pub use rpc::{Rpc, RpcError};
+pub use signer::SignerKey;

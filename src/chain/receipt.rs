@@ -1,0 +1,69 @@
+//! Receipts, read leniently: chains put transaction types of their own into blocks.
+
+use alloy::primitives::{Address, B256, Bytes, U64, U128};
+use serde::Deserialize;
+
+use crate::chain::{Rpc, RpcError};
+
+/// The receipt of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Receipt {
+    /// Which transaction.
+    pub transaction_hash: B256,
+    /// 1 for success.
+    pub status: Option<U64>,
+    /// Gas used by this transaction.
+    pub gas_used: U64,
+    /// Wei per gas that was paid.
+    #[serde(default)]
+    pub effective_gas_price: U128,
+    /// In which block.
+    pub block_hash: B256,
+    /// At which height.
+    pub block_number: U64,
+    /// What contracts said.
+    pub logs: Vec<Log>,
+}
+
+/// What a contract said.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Log {
+    /// Which contract.
+    pub address: Address,
+    /// Indexed members; the first is the event's signature.
+    pub topics: Vec<B256>,
+    /// The other members.
+    pub data: Bytes,
+    /// Position in the block.
+    pub log_index: U64,
+    /// Which transaction.
+    pub transaction_hash: B256,
+}
+
+impl Receipt {
+    /// Whether the transaction as a whole went through.
+    pub fn succeeded(&self) -> bool {
+        self.status == Some(U64::from(1))
+    }
+}
+
+impl Rpc {
+    /// All receipts of a block: one call, however many transactions of ours it holds.
+    ///
+    /// # Errors
+    /// When no endpoint answers, or the block is unknown there.
+    pub async fn block_receipts(&self, block: B256) -> Result<Vec<Receipt>, RpcError> {
+        let receipts: Option<Vec<Receipt>> = self.read("eth_getBlockReceipts", (block,)).await?;
+        receipts.ok_or(RpcError::Malformed("eth_getBlockReceipts"))
+    }
+
+    /// The receipt of one transaction, `None` while it is in no block that the node knows.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, RpcError> {
+        self.read("eth_getTransactionReceipt", (transaction,)).await
+    }
+}

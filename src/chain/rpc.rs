@@ -1,0 +1,213 @@
+//! JSON-RPC over HTTP: several endpoints a network, a time limit on every call, and errors that give nothing away.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256, Bytes, U64, U256};
+use alloy::rpc::client::RpcClient;
+use alloy::rpc::json_rpc::{RpcError as AlloyRpcError, RpcRecv, RpcSend};
+use alloy::transports::TransportErrorKind;
+use alloy::transports::http::reqwest;
+use serde_json::{Value, json};
+
+use crate::protocol::Network;
+
+/// Reads are small; a node that needs longer is as good as gone, and another endpoint is asked.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// A node may hold a transaction back while it looks at it.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
+
+/// The endpoints of one network. Cheap to clone.
+#[derive(Clone)]
+pub struct Rpc {
+    network: Network,
+    endpoints: Arc<[RpcClient]>,
+    preferred: Arc<AtomicUsize>,
+}
+
+/// Why a call has no result. Holds no URL, because URLs hold keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RpcError {
+    /// No answer in time: for a send, it may have arrived.
+    #[error("the RPC did not answer in time")]
+    Timeout,
+    /// No connection, or it broke.
+    #[error("the RPC cannot be reached")]
+    Unreachable,
+    /// An HTTP status instead of an answer.
+    #[error("the RPC answered with HTTP status {0}")]
+    Status(u16),
+    /// The node refused the call.
+    #[error("the RPC refused the call with code {code}")]
+    Refused {
+        /// JSON-RPC error code.
+        code: i64,
+        /// The node's text: for classification, not for show.
+        message: String,
+        /// Revert data of a failed call.
+        data: Option<Bytes>,
+    },
+    /// An answer of another shape than expected.
+    #[error("the RPC's answer to {0} cannot be read")]
+    Malformed(&'static str),
+    /// The endpoint serves another chain.
+    #[error("the RPC serves chain {found}, configured is {configured}")]
+    WrongChain {
+        /// From the configuration.
+        configured: u64,
+        /// From the endpoint.
+        found: u64,
+    },
+}
+
+impl Rpc {
+    /// A pool over `urls`, which must not be empty.
+    ///
+    /// # Errors
+    /// When a URL cannot be read; the error does not repeat it.
+    pub fn new(network: Network, urls: &[String]) -> Result<Self, RpcError> {
+        let client = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(2))
+            .timeout(READ_LIMIT.max(SEND_LIMIT))
+            .build()
+            .map_err(|_| RpcError::Unreachable)?;
+        let endpoints: Result<Vec<_>, _> = urls
+            .iter()
+            .map(|url| url.parse().map(|url| RpcClient::new_http_with_client(client.clone(), url)))
+            .collect();
+        let endpoints = endpoints.map_err(|_| RpcError::Malformed("url"))?;
+        Ok(Self { network, endpoints: endpoints.into(), preferred: Arc::default() })
+    }
+
+    /// Which network these endpoints serve.
+    pub const fn network(&self) -> Network {
+        self.network
+    }
+
+    /// A read: the preferred endpoint first, the others when it fails. What a node *refuses* is its answer and ends the search.
+    ///
+    /// # Errors
+    /// The last endpoint's.
+    pub async fn read<R: RpcRecv>(&self, method: &'static str, parameters: impl RpcSend) -> Result<R, RpcError> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut last = RpcError::Unreachable;
+        for offset in 0..self.endpoints.len() {
+            let index = (first + offset) % self.endpoints.len();
+            let Some(endpoint) = self.endpoints.get(index) else { break };
+            match call(endpoint, READ_LIMIT, method, parameters.clone()).await {
+                Err(error @ (RpcError::Timeout | RpcError::Unreachable | RpcError::Status(_) | RpcError::Malformed(_))) => last = error,
+                answer => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return answer;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// Hands signed bytes to every endpoint at once and collects all replies.
+    pub async fn send_everywhere(&self, raw: &Bytes) -> Vec<Result<B256, RpcError>> {
+        let mut replies = tokio::task::JoinSet::new();
+        for endpoint in self.endpoints.iter().cloned() {
+            let raw = raw.clone();
+            replies.spawn(async move { call(&endpoint, SEND_LIMIT, "eth_sendRawTransaction", (raw,)).await });
+        }
+        replies.join_all().await
+    }
+
+    /// Makes sure that every endpoint that answers serves the configured chain.
+    ///
+    /// # Errors
+    /// [`RpcError::WrongChain`] for one that does not; [`RpcError::Unreachable`] when none answers.
+    pub async fn check_chain(&self) -> Result<(), RpcError> {
+        let mut answered = false;
+        for endpoint in self.endpoints.iter() {
+            if let Ok(found) = call::<U64>(endpoint, READ_LIMIT, "eth_chainId", ()).await {
+                answered = true;
+                if found.to::<u64>() != self.network.chain_id() {
+                    return Err(RpcError::WrongChain { configured: self.network.chain_id(), found: found.to() });
+                }
+            }
+        }
+        if answered { Ok(()) } else { Err(RpcError::Unreachable) }
+    }
+
+    /// Hash of block 0.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn genesis(&self) -> Result<B256, RpcError> {
+        let block: Value = self.read("eth_getBlockByNumber", ("0x0", false)).await?;
+        let hash = block.get("hash").and_then(Value::as_str).and_then(|text| text.parse().ok());
+        hash.ok_or(RpcError::Malformed("eth_getBlockByNumber"))
+    }
+
+    /// The account nonce of `signer` at `tag` (`latest` or `pending`).
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn transaction_count(&self, signer: Address, tag: &'static str) -> Result<u64, RpcError> {
+        self.read::<U64>("eth_getTransactionCount", (signer, tag)).await.map(|count| count.to())
+    }
+
+    /// Native balance in wei.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn balance(&self, account: Address) -> Result<U256, RpcError> {
+        self.read("eth_getBalance", (account, "latest")).await
+    }
+
+    /// Code at an address, empty for a plain account.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn code(&self, account: Address) -> Result<Bytes, RpcError> {
+        self.read("eth_getCode", (account, "latest")).await
+    }
+
+    /// A read-only call at the newest block.
+    ///
+    /// # Errors
+    /// When no endpoint answers, or the call reverts.
+    pub async fn view(&self, to: Address, data: Bytes) -> Result<Bytes, RpcError> {
+        self.read("eth_call", (json!({"to": to, "data": data}), "latest")).await
+    }
+}
+
+async fn call<R: RpcRecv>(
+    endpoint: &RpcClient,
+    limit: Duration,
+    method: &'static str,
+    parameters: impl RpcSend,
+) -> Result<R, RpcError> {
+    match tokio::time::timeout(limit, endpoint.request(method, parameters)).await {
+        Err(_) => Err(RpcError::Timeout),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(discreet(error, method)),
+    }
+}
+
+/// Keeps what can be acted upon and drops the rest: transport errors carry the URL in their text.
+fn discreet(error: AlloyRpcError<TransportErrorKind>, method: &'static str) -> RpcError {
+    match error {
+        AlloyRpcError::ErrorResp(payload) => RpcError::Refused {
+            code: payload.code,
+            data: payload.as_revert_data(),
+            message: payload.message.chars().take(300).collect(),
+        },
+        AlloyRpcError::Transport(TransportErrorKind::HttpError(error)) => RpcError::Status(error.status),
+        AlloyRpcError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, .. }) => RpcError::Status(error.status),
+        AlloyRpcError::Transport(_) | AlloyRpcError::LocalUsageError(_) | AlloyRpcError::UnsupportedFeature(_) => RpcError::Unreachable,
+        AlloyRpcError::NullResp | AlloyRpcError::SerError(_) | AlloyRpcError::DeserError { .. } => RpcError::Malformed(method),
+    }
+}
+
+impl fmt::Debug for Rpc {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("Rpc");
+        shown.field("network", &self.network).field("endpoints", &self.endpoints.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,86 @@
+//! Keys that pay for gas: unsigned transaction in, bytes and hash out. No clock, no RPC.
+
+use std::fmt;
+
+use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
+use alloy::eips::eip2718::Encodable2718;
+use alloy::primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
+use alloy::signers::SignerSync;
+use alloy::signers::local::PrivateKeySigner;
+
+use crate::chain::Fees;
+use crate::protocol::Network;
+
+/// The key of a lane.
+#[derive(Clone)]
+pub struct SignerKey(PrivateKeySigner);
+
+/// A key that cannot be used. Never repeats the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected a private key of 0x and 64 hex digits")]
+pub struct InvalidKey;
+
+/// The transaction could not be signed.
+#[derive(Debug, thiserror::Error)]
+#[error("signing failed")]
+pub struct SigningFailed(#[source] alloy::signers::Error);
+
+/// What a transaction is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// On which chain.
+    pub network: Network,
+    /// Under which account nonce.
+    pub nonce: u64,
+    /// Gas at most.
+    pub gas_limit: u64,
+    /// Wei per gas.
+    pub fees: Fees,
+    /// Which contract.
+    pub to: Address,
+    /// With which data. The value is always 0.
+    pub data: Bytes,
+}
+
+impl SignerKey {
+    /// A key from 0x and 64 hex digits.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] for anything else.
+    pub fn from_hex(text: &str) -> Result<Self, InvalidKey> {
+        text.trim().parse().map(Self).map_err(|_| InvalidKey)
+    }
+
+    /// The account that transactions come from.
+    pub const fn address(&self) -> Address {
+        self.0.address()
+    }
+
+    /// Signs, and computes the hash that the network will know the bytes by.
+    ///
+    /// # Errors
+    /// When the key cannot sign, which a local key always can.
+    pub fn sign(&self, order: Order) -> Result<(Bytes, B256), SigningFailed> {
+        let transaction = TxEip1559 {
+            chain_id: order.network.chain_id(),
+            nonce: order.nonce,
+            gas_limit: order.gas_limit,
+            max_fee_per_gas: order.fees.max_fee_wei,
+            max_priority_fee_per_gas: order.fees.max_priority_fee_wei,
+            to: TxKind::Call(order.to),
+            value: U256::ZERO,
+            access_list: alloy::eips::eip2930::AccessList::default(),
+            input: order.data,
+        };
+        let signature = self.0.sign_hash_sync(&transaction.signature_hash()).map_err(SigningFailed)?;
+        let raw = Bytes::from(TxEnvelope::from(transaction.into_signed(signature)).encoded_2718());
+        let hash = keccak256(&raw);
+        Ok((raw, hash))
+    }
+}
+
+impl fmt::Debug for SignerKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("SignerKey").field(&self.address()).finish()
+    }
+}

@@ -1,0 +1,177 @@
+//! EIP-3009 tokens: calldata of a payment, and its trace in the logs.
+
+use alloy::primitives::{Address, B256, Bytes, address, b256, keccak256};
+use alloy::sol;
+use alloy::sol_types::SolCall;
+
+use crate::chain::receipt::Log;
+use crate::chain::{Rpc, RpcError};
+use crate::payment::{Location, Payment};
+use time::OffsetDateTime;
+
+sol! {
+    interface Eip3009 {
+        function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
+            bytes32 nonce, uint8 v, bytes32 r, bytes32 s) external;
+        function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
+            bytes32 nonce, bytes signature) external;
+        function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
+        function DOMAIN_SEPARATOR() external view returns (bytes32);
+    }
+
+    interface Multicall3 {
+        struct Call3 { address target; bool allowFailure; bytes callData; }
+        function aggregate3(Call3[] calls) external payable;
+    }
+}
+
+/// Multicall3 at the address that it has on every chain.
+pub const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
+
+/// `Transfer(address,address,uint256)`.
+const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
+/// How far back a foreign use of an authorization is looked for, in blocks; nodes limit the range of a log query.
+const LOOK_BACK_BLOCKS: u64 = 2_000;
+
+/// `AuthorizationUsed(address,bytes32)`.
+fn authorization_used() -> B256 {
+    keccak256("AuthorizationUsed(address,bytes32)")
+}
+
+/// The call that settles a payment: the token itself, or Multicall3 when the payer's wallet has to be deployed first.
+pub fn settlement_call(payment: &Payment) -> (Address, Bytes) {
+    let transfer = transfer_data(payment);
+    let Some(wallet) = &payment.wallet else {
+        return (payment.asset, transfer);
+    };
+    let calls = vec![
+        // The wallet may have been deployed meanwhile: what counts is the transfer.
+        Multicall3::Call3 { target: wallet.factory, allowFailure: true, callData: wallet.call.clone() },
+        Multicall3::Call3 { target: payment.asset, allowFailure: false, callData: transfer },
+    ];
+    (MULTICALL3, Multicall3::aggregate3Call { calls }.abi_encode().into())
+}
+
+/// 65 bytes go through the older overload, which every EIP-3009 token has; wallets need the newer one.
+fn transfer_data(payment: &Payment) -> Bytes {
+    let signed = &payment.authorization;
+    let (value, after, before) = (signed.value.atomic(), signed.valid_after.atomic(), signed.valid_before.atomic());
+    let fixed: Result<[u8; 65], _> = payment.signature[..].try_into();
+    let data = match fixed {
+        Ok(bytes) => {
+            let (scalars, v) = bytes.split_at(64);
+            let (r, s) = scalars.split_at(32);
+            let v = v.first().copied().unwrap_or_default();
+            Eip3009::transferWithAuthorization_0Call {
+                from: signed.from,
+                to: signed.to,
+                value,
+                validAfter: after,
+                validBefore: before,
+                nonce: signed.nonce,
+                v: if v < 27 { v + 27 } else { v },
+                r: B256::from_slice(r),
+                s: B256::from_slice(s),
+            }
+            .abi_encode()
+        }
+        Err(_) => Eip3009::transferWithAuthorization_1Call {
+            from: signed.from,
+            to: signed.to,
+            value,
+            validAfter: after,
+            validBefore: before,
+            nonce: signed.nonce,
+            signature: payment.signature.clone(),
+        }
+        .abi_encode(),
+    };
+    data.into()
+}
+
+/// Where a payment's money moved in a transaction's logs: `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it,
+/// both said by the token. Anything less is no success.
+pub fn transfer_log(payment: &Payment, logs: &[Log]) -> Option<u64> {
+    let signed = &payment.authorization;
+    let used = |log: &Log| log.address == payment.asset && log.topics == [authorization_used(), signed.from.into_word(), signed.nonce];
+    let moved = |log: &Log| {
+        log.address == payment.asset
+            && log.topics == [TRANSFER, signed.from.into_word(), signed.to.into_word()]
+            && log.data[..] == signed.value.atomic().to_be_bytes::<32>()
+    };
+    logs.windows(2).find_map(|pair| match pair {
+        [first, second] if used(first) && moved(second) => Some(second.log_index.to()),
+        [first, second] if moved(first) && used(second) => Some(first.log_index.to()),
+        _ => None,
+    })
+}
+
+/// What became of an authorization, as the token tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthorizationUse {
+    /// Its nonce is unused.
+    Unused,
+    /// It moved the money, in this transaction.
+    Transferred(Location),
+    /// Its nonce was used up without moving this money: cancelled, used for something else, or by a token that does not keep to
+    /// the rules. The hash is the transaction that did it, where it could be found.
+    Consumed(Option<B256>),
+}
+
+impl Rpc {
+    /// Asks the token what became of a payment's authorization, as of `head`.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn authorization_use(&self, payment: &Payment, head: u64) -> Result<AuthorizationUse, RpcError> {
+        let signed = &payment.authorization;
+        let question = Eip3009::authorizationStateCall { authorizer: signed.from, nonce: signed.nonce }.abi_encode();
+        let answer = self.view(payment.asset, question.into()).await?;
+        let used = Eip3009::authorizationStateCall::abi_decode_returns(&answer)
+            .map_err(|_| RpcError::Malformed("authorizationState"))?;
+        if !used {
+            return Ok(AuthorizationUse::Unused);
+        }
+        let filter = serde_json::json!({
+            "address": payment.asset,
+            "topics": [authorization_used(), signed.from.into_word(), signed.nonce],
+            "fromBlock": format!("0x{:x}", head.saturating_sub(LOOK_BACK_BLOCKS)),
+            "toBlock": "latest",
+        });
+        let logs: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
+        let Some(transaction) = logs.first().map(|log| log.transaction_hash) else {
+            return Ok(AuthorizationUse::Consumed(None));
+        };
+        let receipt = self.receipt(transaction).await?.ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?;
+        let Some(log_index) = transfer_log(payment, &receipt.logs).filter(|_| receipt.succeeded()) else {
+            return Ok(AuthorizationUse::Consumed(Some(transaction)));
+        };
+        Ok(AuthorizationUse::Transferred(Location {
+            transaction,
+            log_index,
+            block_number: receipt.block_number.to(),
+            block_hash: receipt.block_hash,
+            block_time: self.block_time(receipt.block_hash).await?,
+        }))
+    }
+
+    async fn block_time(&self, block: B256) -> Result<OffsetDateTime, RpcError> {
+        let malformed = || RpcError::Malformed("eth_getBlockByHash");
+        let block: serde_json::Value = self.read("eth_getBlockByHash", (block, false)).await?;
+        let text = block.get("timestamp").and_then(serde_json::Value::as_str).ok_or_else(malformed)?;
+        let seconds = i64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| malformed())?;
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())
+    }
+
+    /// The token's EIP-712 domain separator, `None` when it does not say.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn domain_separator(&self, token: Address) -> Result<Option<B256>, RpcError> {
+        match self.view(token, Eip3009::DOMAIN_SEPARATORCall {}.abi_encode().into()).await {
+            Ok(answer) => Ok(Eip3009::DOMAIN_SEPARATORCall::abi_decode_returns(&answer).ok()),
+            Err(RpcError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

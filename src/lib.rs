@@ -6,3 +6,5 @@ pub mod ledger;
 #[cfg(feature = "server")]
 pub mod payment;
 pub mod protocol;
+#[cfg(feature = "server")]
+pub mod settlement;

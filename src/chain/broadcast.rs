@@ -71,7 +71,8 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
         Ok(_) | Err(_) => return Broadcast::Unknown,
     };
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    let known = says(&["already known", "already imported"]) || (says(&["known transaction"]) && !says(&["unknown"]));
+    let known = says(&["already known", "already imported"])
+        || (says(&["known transaction"]) && !says(&["unknown"]));
     if known {
         return Broadcast::Accepted;
     }
@@ -85,7 +86,11 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
         Rejection::FeeTooLow
     } else if says(&["insufficient funds"]) {
         Rejection::OutOfGasMoney
-    } else if says(&["in-flight transaction limit", "txpool is full", "pool is full"]) {
+    } else if says(&[
+        "in-flight transaction limit",
+        "txpool is full",
+        "pool is full",
+    ]) {
         Rejection::PoolFull
     } else {
         return Broadcast::Unknown;
@@ -98,25 +103,48 @@ mod tests {
     use super::*;
 
     fn refused(message: &str) -> Result<B256, RpcError> {
-        Err(RpcError::Refused { code: -32000, message: message.to_owned(), data: None })
+        Err(RpcError::Refused {
+            code: -32000,
+            message: message.to_owned(),
+            data: None,
+        })
     }
 
     #[test]
     fn only_our_own_hash_or_a_pooled_copy_counts_as_accepted() {
         let (ours, other) = (B256::repeat_byte(1), B256::repeat_byte(2));
         assert_eq!(judge(&[Ok(ours)], ours), Broadcast::Accepted);
-        assert_eq!(judge(&[refused("transaction already imported")], ours), Broadcast::Accepted);
-        assert_eq!(judge(&[Ok(other)], ours), Broadcast::Unknown, "a node that invents hashes is not believed");
-        assert_eq!(judge(&[refused("unknown transaction type")], ours), Broadcast::Unknown);
+        assert_eq!(
+            judge(&[refused("transaction already imported")], ours),
+            Broadcast::Accepted
+        );
+        assert_eq!(
+            judge(&[Ok(other)], ours),
+            Broadcast::Unknown,
+            "a node that invents hashes is not believed"
+        );
+        assert_eq!(
+            judge(&[refused("unknown transaction type")], ours),
+            Broadcast::Unknown
+        );
     }
 
     #[test]
     fn silence_beats_refusal_and_acceptance_beats_both() {
         let hash = B256::repeat_byte(1);
         let low = refused("Nonce too low");
-        assert_eq!(judge(std::slice::from_ref(&low), hash), Broadcast::Rejected(Rejection::NonceTooLow));
-        assert_eq!(judge(&[low.clone(), Err(RpcError::Timeout)], hash), Broadcast::Unknown);
-        assert_eq!(judge(&[low, Err(RpcError::Timeout), Ok(hash)], hash), Broadcast::Accepted);
+        assert_eq!(
+            judge(std::slice::from_ref(&low), hash),
+            Broadcast::Rejected(Rejection::NonceTooLow)
+        );
+        assert_eq!(
+            judge(&[low.clone(), Err(RpcError::Timeout)], hash),
+            Broadcast::Unknown
+        );
+        assert_eq!(
+            judge(&[low, Err(RpcError::Timeout), Ok(hash)], hash),
+            Broadcast::Accepted
+        );
         assert_eq!(judge(&[], hash), Broadcast::Unknown);
     }
 }

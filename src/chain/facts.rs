@@ -67,7 +67,16 @@ impl FactsReader {
     /// A reader over `rpc` that lets one payment use `gas_limit` gas at most, and the task to run behind it.
     pub fn new(rpc: Rpc, gas_limit: u64) -> (Self, FactsTask) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        (Self { questions: sender, gas_limit }, FactsTask { rpc, questions: receiver })
+        (
+            Self {
+                questions: sender,
+                gas_limit,
+            },
+            FactsTask {
+                rpc,
+                questions: receiver,
+            },
+        )
     }
 
     /// The facts about a payment that is about to be accepted.
@@ -75,8 +84,16 @@ impl FactsReader {
     /// # Errors
     /// When the RPC fails or too many questions wait: an outage, which says nothing about the payment.
     pub async fn of_candidate(&self, candidate: &Candidate) -> Answer {
-        let wallet = candidate.wallet.clone().map(|wallet| (wallet.factory, wallet.call));
-        let mut query = self.query(candidate.asset, &candidate.authorization, candidate.digest, candidate.signature.clone());
+        let wallet = candidate
+            .wallet
+            .clone()
+            .map(|wallet| (wallet.factory, wallet.call));
+        let mut query = self.query(
+            candidate.asset,
+            &candidate.authorization,
+            candidate.digest,
+            candidate.signature.clone(),
+        );
         (query.factory, query.factoryCall) = wallet.unwrap_or_default();
         self.ask(query).await
     }
@@ -86,13 +103,27 @@ impl FactsReader {
     /// # Errors
     /// As [`Self::of_candidate`].
     pub async fn of_payment(&self, payment: &Payment) -> Answer {
-        let wallet = payment.wallet.clone().map(|wallet| (wallet.factory, wallet.call));
-        let mut query = self.query(payment.asset, &payment.authorization, payment.digest, payment.signature.clone());
+        let wallet = payment
+            .wallet
+            .clone()
+            .map(|wallet| (wallet.factory, wallet.call));
+        let mut query = self.query(
+            payment.asset,
+            &payment.authorization,
+            payment.digest,
+            payment.signature.clone(),
+        );
         (query.factory, query.factoryCall) = wallet.unwrap_or_default();
         self.ask(query).await
     }
 
-    fn query(&self, token: Address, signed: &crate::protocol::Authorization, digest: B256, signature: Bytes) -> Query {
+    fn query(
+        &self,
+        token: Address,
+        signed: &crate::protocol::Authorization,
+        digest: B256,
+        signature: Bytes,
+    ) -> Query {
         Query {
             token,
             payer: signed.from,
@@ -111,7 +142,9 @@ impl FactsReader {
 
     async fn ask(&self, query: Query) -> Answer {
         let (answer, waiting) = oneshot::channel();
-        self.questions.try_send(Question { query, answer }).map_err(|_| RpcError::Timeout)?;
+        self.questions
+            .try_send(Question { query, answer })
+            .map_err(|_| RpcError::Timeout)?;
         match tokio::time::timeout(ANSWER_LIMIT, waiting).await {
             Ok(Ok(facts)) => facts,
             Ok(Err(_)) | Err(_) => Err(RpcError::Timeout),
@@ -143,7 +176,10 @@ async fn answer(rpc: Rpc, mut questions: Vec<Question>) {
     if questions.is_empty() {
         return;
     }
-    let queries = questions.iter().map(|question| question.query.clone()).collect();
+    let queries = questions
+        .iter()
+        .map(|question| question.query.clone())
+        .collect();
     match look(&rpc, queries).await {
         Ok(facts) if facts.len() == questions.len() => {
             for (question, facts) in questions.into_iter().zip(facts) {
@@ -164,7 +200,12 @@ fn refuse(questions: Vec<Question>, error: &RpcError) {
 async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcError> {
     let data = Bytes::from(readCall { queries }.abi_encode());
     let overrides = json!({ LENS.to_string(): { "code": LENS_CODE.trim() } });
-    let answer: Bytes = rpc.read("eth_call", (json!({"to": LENS, "data": data}), "latest", overrides)).await?;
+    let answer: Bytes = rpc
+        .read(
+            "eth_call",
+            (json!({"to": LENS, "data": data}), "latest", overrides),
+        )
+        .await?;
     let malformed = || RpcError::Malformed("eth_call");
     let answer = readCall::abi_decode_returns(&answer).map_err(|_| malformed())?;
     let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;

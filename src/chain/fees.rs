@@ -39,12 +39,20 @@ impl FeePolicy {
     /// [`TooDear`] when even the base fee of the next block could be above the cap.
     pub fn quote(&self, head: &Head) -> Result<Fees, TooDear> {
         let base = head.base_fee_wei;
-        let needed = base.saturating_add(base / 8).saturating_add(self.priority_fee_wei);
+        let needed = base
+            .saturating_add(base / 8)
+            .saturating_add(self.priority_fee_wei);
         if needed > self.max_fee_cap_wei {
-            return Err(TooDear { base_fee_wei: base, cap_wei: self.max_fee_cap_wei });
+            return Err(TooDear {
+                base_fee_wei: base,
+                cap_wei: self.max_fee_cap_wei,
+            });
         }
         let wished = base.saturating_mul(2).saturating_add(self.priority_fee_wei);
-        Ok(Fees { max_fee_wei: wished.min(self.max_fee_cap_wei), max_priority_fee_wei: self.priority_fee_wei })
+        Ok(Fees {
+            max_fee_wei: wished.min(self.max_fee_cap_wei),
+            max_priority_fee_wei: self.priority_fee_wei,
+        })
     }
 }
 
@@ -54,11 +62,26 @@ mod tests {
 
     #[test]
     fn fees_follow_the_head_and_stop_at_the_cap() {
-        let policy = FeePolicy { max_fee_cap_wei: 1000, priority_fee_wei: 10, gas_cap: 500_000 };
-        let at = |base| policy.quote(&Head { base_fee_wei: base, ..Head::default() });
+        let policy = FeePolicy {
+            max_fee_cap_wei: 1000,
+            priority_fee_wei: 10,
+            gas_cap: 500_000,
+        };
+        let at = |base| {
+            policy.quote(&Head {
+                base_fee_wei: base,
+                ..Head::default()
+            })
+        };
         assert_eq!(at(100).unwrap().max_fee_wei, 210);
         assert_eq!(at(800).unwrap().max_fee_wei, 1000);
-        assert_eq!(at(900), Err(TooDear { base_fee_wei: 900, cap_wei: 1000 }));
+        assert_eq!(
+            at(900),
+            Err(TooDear {
+                base_fee_wei: 900,
+                cap_wei: 1000
+            })
+        );
         assert!(at(u128::MAX).is_err());
     }
 }

@@ -28,7 +28,13 @@ pub struct Head {
 
 impl Default for Head {
     fn default() -> Self {
-        Self { number: 0, hash: B256::ZERO, parent: B256::ZERO, time: OffsetDateTime::UNIX_EPOCH, base_fee_wei: 0 }
+        Self {
+            number: 0,
+            hash: B256::ZERO,
+            parent: B256::ZERO,
+            time: OffsetDateTime::UNIX_EPOCH,
+            base_fee_wei: 0,
+        }
     }
 }
 
@@ -45,7 +51,9 @@ struct Block {
 
 impl Block {
     fn head(&self) -> Option<Head> {
-        let time = OffsetDateTime::from_unix_timestamp(i64::try_from(self.timestamp.to::<u64>()).ok()?).ok()?;
+        let time =
+            OffsetDateTime::from_unix_timestamp(i64::try_from(self.timestamp.to::<u64>()).ok()?)
+                .ok()?;
         Some(Head {
             number: self.number.to(),
             hash: self.hash,
@@ -77,7 +85,10 @@ pub struct HeadTracker {
 impl HeadTracker {
     /// A tracker that has seen nothing.
     pub const fn new(rpc: Rpc) -> Self {
-        Self { rpc, recent: VecDeque::new() }
+        Self {
+            rpc,
+            recent: VecDeque::new(),
+        }
     }
 
     /// The newest block seen.
@@ -87,7 +98,11 @@ impl HeadTracker {
 
     /// Hash of the canonical block at a height, as far back as is remembered.
     pub fn canonical(&self, number: u64) -> Option<B256> {
-        self.recent.iter().rev().find(|head| head.number == number).map(|head| head.hash)
+        self.recent
+            .iter()
+            .rev()
+            .find(|head| head.number == number)
+            .map(|head| head.hash)
     }
 
     /// Looks at the newest block and walks back to the last one known. `None`: nothing new.
@@ -95,7 +110,10 @@ impl HeadTracker {
     /// # Errors
     /// When the RPC fails; the next look starts where this one did.
     pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
-        let newest = self.block("eth_getBlockByNumber", "latest").await?.ok_or(RpcError::Malformed("eth_getBlockByNumber"))?;
+        let newest = self
+            .block("eth_getBlockByNumber", "latest")
+            .await?
+            .ok_or(RpcError::Malformed("eth_getBlockByNumber"))?;
         let Some(last) = self.head() else {
             return Ok(Some(self.restart(newest)));
         };
@@ -110,11 +128,18 @@ impl HeadTracker {
         let mut added = vec![newest];
         let mut parent = newest.parent;
         while !self.recent.iter().any(|head| head.hash == parent) {
-            let below = added.last().is_none_or(|head| self.recent.front().is_none_or(|oldest| head.number <= oldest.number));
+            let below = added.last().is_none_or(|head| {
+                self.recent
+                    .front()
+                    .is_none_or(|oldest| head.number <= oldest.number)
+            });
             if below || added.len() > 2 * REMEMBERED {
                 return Ok(Some(self.restart(newest)));
             }
-            let block = self.block("eth_getBlockByHash", parent).await?.ok_or(RpcError::Malformed("eth_getBlockByHash"))?;
+            let block = self
+                .block("eth_getBlockByHash", parent)
+                .await?
+                .ok_or(RpcError::Malformed("eth_getBlockByHash"))?;
             parent = block.parent;
             added.push(block);
         }
@@ -131,18 +156,32 @@ impl HeadTracker {
         while self.recent.len() > REMEMBERED {
             self.recent.pop_front();
         }
-        Advance { added, removed, skipped: false }
+        Advance {
+            added,
+            removed,
+            skipped: false,
+        }
     }
 
     fn restart(&mut self, newest: Head) -> Advance {
         self.recent.clear();
         self.recent.push_back(newest);
-        Advance { added: vec![newest], removed: Vec::new(), skipped: true }
+        Advance {
+            added: vec![newest],
+            removed: Vec::new(),
+            skipped: true,
+        }
     }
 
-    async fn block(&self, method: &'static str, which: impl alloy::rpc::json_rpc::RpcSend) -> Result<Option<Head>, RpcError> {
+    async fn block(
+        &self,
+        method: &'static str,
+        which: impl alloy::rpc::json_rpc::RpcSend,
+    ) -> Result<Option<Head>, RpcError> {
         let block: Option<Block> = self.rpc.read(method, (which, false)).await?;
-        block.map(|block| block.head().ok_or(RpcError::Malformed(method))).transpose()
+        block
+            .map(|block| block.head().ok_or(RpcError::Malformed(method)))
+            .transpose()
     }
 
     /// The canonical hash at a height, asked of the node.
@@ -151,6 +190,9 @@ impl HeadTracker {
     /// When the RPC fails.
     pub async fn ask_canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
         let tag = format!("0x{number:x}");
-        Ok(self.block("eth_getBlockByNumber", tag).await?.map(|head| head.hash))
+        Ok(self
+            .block("eth_getBlockByNumber", tag)
+            .await?
+            .map(|head| head.hash))
     }
 }

@@ -11,6 +11,8 @@ use crate::chain::{Rpc, RpcError};
 pub struct Receipt {
     /// Which transaction.
     pub transaction_hash: B256,
+    /// Who sent it.
+    pub from: Address,
     /// 1 for success.
     pub status: Option<U64>,
     /// Gas used by this transaction.

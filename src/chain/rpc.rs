@@ -75,10 +75,17 @@ impl Rpc {
             .map_err(|_| RpcError::Unreachable)?;
         let endpoints: Result<Vec<_>, _> = urls
             .iter()
-            .map(|url| url.parse().map(|url| RpcClient::new_http_with_client(client.clone(), url)))
+            .map(|url| {
+                url.parse()
+                    .map(|url| RpcClient::new_http_with_client(client.clone(), url))
+            })
             .collect();
         let endpoints = endpoints.map_err(|_| RpcError::Malformed("url"))?;
-        Ok(Self { network, endpoints: endpoints.into(), preferred: Arc::default() })
+        Ok(Self {
+            network,
+            endpoints: endpoints.into(),
+            preferred: Arc::default(),
+        })
     }
 
     /// Which network these endpoints serve.
@@ -90,14 +97,25 @@ impl Rpc {
     ///
     /// # Errors
     /// The last endpoint's.
-    pub async fn read<R: RpcRecv>(&self, method: &'static str, parameters: impl RpcSend) -> Result<R, RpcError> {
+    pub async fn read<R: RpcRecv>(
+        &self,
+        method: &'static str,
+        parameters: impl RpcSend,
+    ) -> Result<R, RpcError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last = RpcError::Unreachable;
         for offset in 0..self.endpoints.len() {
             let index = (first + offset) % self.endpoints.len();
-            let Some(endpoint) = self.endpoints.get(index) else { break };
+            let Some(endpoint) = self.endpoints.get(index) else {
+                break;
+            };
             match call(endpoint, READ_LIMIT, method, parameters.clone()).await {
-                Err(error @ (RpcError::Timeout | RpcError::Unreachable | RpcError::Status(_) | RpcError::Malformed(_))) => last = error,
+                Err(
+                    error @ (RpcError::Timeout
+                    | RpcError::Unreachable
+                    | RpcError::Status(_)
+                    | RpcError::Malformed(_)),
+                ) => last = error,
                 answer => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return answer;
@@ -112,7 +130,9 @@ impl Rpc {
         let mut replies = tokio::task::JoinSet::new();
         for endpoint in self.endpoints.iter().cloned() {
             let raw = raw.clone();
-            replies.spawn(async move { call(&endpoint, SEND_LIMIT, "eth_sendRawTransaction", (raw,)).await });
+            replies.spawn(async move {
+                call(&endpoint, SEND_LIMIT, "eth_sendRawTransaction", (raw,)).await
+            });
         }
         replies.join_all().await
     }
@@ -127,11 +147,18 @@ impl Rpc {
             if let Ok(found) = call::<U64>(endpoint, READ_LIMIT, "eth_chainId", ()).await {
                 answered = true;
                 if found.to::<u64>() != self.network.chain_id() {
-                    return Err(RpcError::WrongChain { configured: self.network.chain_id(), found: found.to() });
+                    return Err(RpcError::WrongChain {
+                        configured: self.network.chain_id(),
+                        found: found.to(),
+                    });
                 }
             }
         }
-        if answered { Ok(()) } else { Err(RpcError::Unreachable) }
+        if answered {
+            Ok(())
+        } else {
+            Err(RpcError::Unreachable)
+        }
     }
 
     /// Hash of block 0.
@@ -140,7 +167,10 @@ impl Rpc {
     /// When no endpoint answers.
     pub async fn genesis(&self) -> Result<B256, RpcError> {
         let block: Value = self.read("eth_getBlockByNumber", ("0x0", false)).await?;
-        let hash = block.get("hash").and_then(Value::as_str).and_then(|text| text.parse().ok());
+        let hash = block
+            .get("hash")
+            .and_then(Value::as_str)
+            .and_then(|text| text.parse().ok());
         hash.ok_or(RpcError::Malformed("eth_getBlockByNumber"))
     }
 
@@ -148,8 +178,14 @@ impl Rpc {
     ///
     /// # Errors
     /// When no endpoint answers.
-    pub async fn transaction_count(&self, signer: Address, tag: &'static str) -> Result<u64, RpcError> {
-        self.read::<U64>("eth_getTransactionCount", (signer, tag)).await.map(|count| count.to())
+    pub async fn transaction_count(
+        &self,
+        signer: Address,
+        tag: &'static str,
+    ) -> Result<u64, RpcError> {
+        self.read::<U64>("eth_getTransactionCount", (signer, tag))
+            .await
+            .map(|count| count.to())
     }
 
     /// Native balance in wei.
@@ -173,7 +209,8 @@ impl Rpc {
     /// # Errors
     /// When no endpoint answers, or the call reverts.
     pub async fn view(&self, to: Address, data: Bytes) -> Result<Bytes, RpcError> {
-        self.read("eth_call", (json!({"to": to, "data": data}), "latest")).await
+        self.read("eth_call", (json!({"to": to, "data": data}), "latest"))
+            .await
     }
 }
 
@@ -198,16 +235,27 @@ fn discreet(error: AlloyRpcError<TransportErrorKind>, method: &'static str) -> R
             data: payload.as_revert_data(),
             message: payload.message.chars().take(300).collect(),
         },
-        AlloyRpcError::Transport(TransportErrorKind::HttpError(error)) => RpcError::Status(error.status),
-        AlloyRpcError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, .. }) => RpcError::Status(error.status),
-        AlloyRpcError::Transport(_) | AlloyRpcError::LocalUsageError(_) | AlloyRpcError::UnsupportedFeature(_) => RpcError::Unreachable,
-        AlloyRpcError::NullResp | AlloyRpcError::SerError(_) | AlloyRpcError::DeserError { .. } => RpcError::Malformed(method),
+        AlloyRpcError::Transport(TransportErrorKind::HttpError(error)) => {
+            RpcError::Status(error.status)
+        }
+        AlloyRpcError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, .. }) => {
+            RpcError::Status(error.status)
+        }
+        AlloyRpcError::Transport(_)
+        | AlloyRpcError::LocalUsageError(_)
+        | AlloyRpcError::UnsupportedFeature(_) => RpcError::Unreachable,
+        AlloyRpcError::NullResp | AlloyRpcError::SerError(_) | AlloyRpcError::DeserError { .. } => {
+            RpcError::Malformed(method)
+        }
     }
 }
 
 impl fmt::Debug for Rpc {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = formatter.debug_struct("Rpc");
-        shown.field("network", &self.network).field("endpoints", &self.endpoints.len()).finish_non_exhaustive()
+        shown
+            .field("network", &self.network)
+            .field("endpoints", &self.endpoints.len())
+            .finish_non_exhaustive()
     }
 }

@@ -72,7 +72,10 @@ impl SignerKey {
             access_list: alloy::eips::eip2930::AccessList::default(),
             input: order.data,
         };
-        let signature = self.0.sign_hash_sync(&transaction.signature_hash()).map_err(SigningFailed)?;
+        let signature = self
+            .0
+            .sign_hash_sync(&transaction.signature_hash())
+            .map_err(SigningFailed)?;
         let raw = Bytes::from(TxEnvelope::from(transaction.into_signed(signature)).encoded_2718());
         let hash = keccak256(&raw);
         Ok((raw, hash))
@@ -81,6 +84,9 @@ impl SignerKey {
 
 impl fmt::Debug for SignerKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("SignerKey").field(&self.address()).finish()
+        formatter
+            .debug_tuple("SignerKey")
+            .field(&self.address())
+            .finish()
     }
 }

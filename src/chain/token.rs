@@ -5,7 +5,7 @@ use alloy::sol;
 use alloy::sol_types::SolCall;
 
 use crate::chain::receipt::Log;
-use crate::chain::{Rpc, RpcError};
+use crate::chain::{Head, Rpc, RpcError};
 use crate::payment::{Location, Payment};
 use time::OffsetDateTime;
 
@@ -46,16 +46,31 @@ pub fn settlement_call(payment: &Payment) -> (Address, Bytes) {
     };
     let calls = vec![
         // The wallet may have been deployed meanwhile: what counts is the transfer.
-        Multicall3::Call3 { target: wallet.factory, allowFailure: true, callData: wallet.call.clone() },
-        Multicall3::Call3 { target: payment.asset, allowFailure: false, callData: transfer },
+        Multicall3::Call3 {
+            target: wallet.factory,
+            allowFailure: true,
+            callData: wallet.call.clone(),
+        },
+        Multicall3::Call3 {
+            target: payment.asset,
+            allowFailure: false,
+            callData: transfer,
+        },
     ];
-    (MULTICALL3, Multicall3::aggregate3Call { calls }.abi_encode().into())
+    (
+        MULTICALL3,
+        Multicall3::aggregate3Call { calls }.abi_encode().into(),
+    )
 }
 
 /// 65 bytes go through the older overload, which every EIP-3009 token has; wallets need the newer one.
 fn transfer_data(payment: &Payment) -> Bytes {
     let signed = &payment.authorization;
-    let (value, after, before) = (signed.value.atomic(), signed.valid_after.atomic(), signed.valid_before.atomic());
+    let (value, after, before) = (
+        signed.value.atomic(),
+        signed.valid_after.atomic(),
+        signed.valid_before.atomic(),
+    );
     let fixed: Result<[u8; 65], _> = payment.signature[..].try_into();
     let data = match fixed {
         Ok(bytes) => {
@@ -93,7 +108,10 @@ fn transfer_data(payment: &Payment) -> Bytes {
 /// both said by the token. Anything less is no success.
 pub fn transfer_log(payment: &Payment, logs: &[Log]) -> Option<u64> {
     let signed = &payment.authorization;
-    let used = |log: &Log| log.address == payment.asset && log.topics == [authorization_used(), signed.from.into_word(), signed.nonce];
+    let used = |log: &Log| {
+        log.address == payment.asset
+            && log.topics == [authorization_used(), signed.from.into_word(), signed.nonce]
+    };
     let moved = |log: &Log| {
         log.address == payment.asset
             && log.topics == [TRANSFER, signed.from.into_word(), signed.to.into_word()]
@@ -123,9 +141,17 @@ impl Rpc {
     ///
     /// # Errors
     /// When the RPC fails.
-    pub async fn authorization_use(&self, payment: &Payment, head: u64) -> Result<AuthorizationUse, RpcError> {
+    pub async fn authorization_use(
+        &self,
+        payment: &Payment,
+        head: u64,
+    ) -> Result<AuthorizationUse, RpcError> {
         let signed = &payment.authorization;
-        let question = Eip3009::authorizationStateCall { authorizer: signed.from, nonce: signed.nonce }.abi_encode();
+        let question = Eip3009::authorizationStateCall {
+            authorizer: signed.from,
+            nonce: signed.nonce,
+        }
+        .abi_encode();
         let answer = self.view(payment.asset, question.into()).await?;
         let used = Eip3009::authorizationStateCall::abi_decode_returns(&answer)
             .map_err(|_| RpcError::Malformed("authorizationState"))?;
@@ -142,8 +168,12 @@ impl Rpc {
         let Some(transaction) = logs.first().map(|log| log.transaction_hash) else {
             return Ok(AuthorizationUse::Consumed(None));
         };
-        let receipt = self.receipt(transaction).await?.ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?;
-        let Some(log_index) = transfer_log(payment, &receipt.logs).filter(|_| receipt.succeeded()) else {
+        let receipt = self
+            .receipt(transaction)
+            .await?
+            .ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?;
+        let Some(log_index) = transfer_log(payment, &receipt.logs).filter(|_| receipt.succeeded())
+        else {
             return Ok(AuthorizationUse::Consumed(Some(transaction)));
         };
         Ok(AuthorizationUse::Transferred(Location {
@@ -151,15 +181,28 @@ impl Rpc {
             log_index,
             block_number: receipt.block_number.to(),
             block_hash: receipt.block_hash,
-            block_time: self.block_time(receipt.block_hash).await?,
+            block_time: self
+                .block_time(receipt.block_hash, &Head::default())
+                .await?,
         }))
     }
 
-    async fn block_time(&self, block: B256) -> Result<OffsetDateTime, RpcError> {
+    /// Time of a block; `head` is not asked for again.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn block_time(&self, block: B256, head: &Head) -> Result<OffsetDateTime, RpcError> {
+        if block == head.hash {
+            return Ok(head.time);
+        }
         let malformed = || RpcError::Malformed("eth_getBlockByHash");
         let block: serde_json::Value = self.read("eth_getBlockByHash", (block, false)).await?;
-        let text = block.get("timestamp").and_then(serde_json::Value::as_str).ok_or_else(malformed)?;
-        let seconds = i64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| malformed())?;
+        let text = block
+            .get("timestamp")
+            .and_then(serde_json::Value::as_str)
+            .ok_or_else(malformed)?;
+        let seconds =
+            i64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| malformed())?;
         OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())
     }
 
@@ -168,7 +211,10 @@ impl Rpc {
     /// # Errors
     /// When the RPC fails.
     pub async fn domain_separator(&self, token: Address) -> Result<Option<B256>, RpcError> {
-        match self.view(token, Eip3009::DOMAIN_SEPARATORCall {}.abi_encode().into()).await {
+        match self
+            .view(token, Eip3009::DOMAIN_SEPARATORCall {}.abi_encode().into())
+            .await
+        {
             Ok(answer) => Ok(Eip3009::DOMAIN_SEPARATORCall::abi_decode_returns(&answer).ok()),
             Err(RpcError::Refused { .. }) => Ok(None),
             Err(error) => Err(error),

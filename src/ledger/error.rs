@@ -46,8 +46,13 @@ impl LedgerError {
     /// The named constraint that a statement ran into, if that is what happened.
     pub fn constraint(&self) -> Option<&str> {
         match self {
-            Self::Driver(error) => error.as_database_error().and_then(|error| error.constraint()),
-            Self::Migration(_) | Self::Inconsistent { .. } | Self::OtherChain { .. } | Self::Conflict { .. } => None,
+            Self::Driver(error) => error
+                .as_database_error()
+                .and_then(|error| error.constraint()),
+            Self::Migration(_)
+            | Self::Inconsistent { .. }
+            | Self::OtherChain { .. }
+            | Self::Conflict { .. } => None,
         }
     }
 }

@@ -59,7 +59,9 @@ impl Ledger {
     /// # Errors
     /// When the database fails, the row cannot be read or is gone.
     pub async fn standing_of(&self, id: PaymentId) -> Result<Standing, LedgerError> {
-        let row = select_payments!("where p.id = $1", id.0).fetch_one(&self.pool).await?;
+        let row = select_payments!("where p.id = $1", id.0)
+            .fetch_one(&self.pool)
+            .await?;
         self.with_grant(row).await
     }
 
@@ -80,7 +82,10 @@ impl Ledger {
             Some("undecided") => GrantStatus::Undecided,
             _ => GrantStatus::Free,
         };
-        Ok(Standing { payment: row.try_into()?, grant })
+        Ok(Standing {
+            payment: row.try_into()?,
+            grant,
+        })
     }
 
     /// Takes the grant of a payment whose money has moved. `false`: somebody else holds it, or the money has moved back.
@@ -116,7 +121,12 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails; the grant is then void once this process has ended.
-    pub async fn close_grant(&self, id: PaymentId, request_id: &str, answered: bool) -> Result<(), LedgerError> {
+    pub async fn close_grant(
+        &self,
+        id: PaymentId,
+        request_id: &str,
+        answered: bool,
+    ) -> Result<(), LedgerError> {
         sqlx::query!(
             "with closed as (
                 update grants
@@ -158,7 +168,9 @@ impl Ledger {
     /// # Errors
     /// When the database fails.
     pub async fn end_verify_lease(&self, id: PaymentId) -> Result<(), LedgerError> {
-        sqlx::query!("delete from verify_leases where payment_id = $1", id.0).execute(&self.pool).await?;
+        sqlx::query!("delete from verify_leases where payment_id = $1", id.0)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 }

@@ -59,7 +59,11 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails or a row cannot be read.
-    pub async fn history(&self, filter: &HistoryFilter, page: Page) -> Result<Vec<Payment>, LedgerError> {
+    pub async fn history(
+        &self,
+        filter: &HistoryFilter,
+        page: Page,
+    ) -> Result<Vec<Payment>, LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "where ($1::bytea is null or p.payer = $1) and ($2::bytea is null or p.payee = $2) and ($3::text is null or p.network = $3)
              and ($4::bytea is null or p.asset = $4) and ($5::text is null or p.state = $5)

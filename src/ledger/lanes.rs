@@ -25,18 +25,22 @@ pub struct LaneLease {
 }
 
 impl Ledger {
-    /// Tries to become the owner of a lane: free, or its owner's lease has run out. `first_nonce` counts only when the lane is new
+    /// Tries to become the owner of a lane: free, ours already, or its owner's lease has run out. `first_nonce` counts only when the lane is new
     /// to the ledger.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn claim_lane(&self, lane: LaneKey, first_nonce: u64) -> Result<Option<LaneLease>, LedgerError> {
+    pub async fn claim_lane(
+        &self,
+        lane: LaneKey,
+        first_nonce: u64,
+    ) -> Result<Option<LaneLease>, LedgerError> {
         let row = sqlx::query!(
             "insert into lanes (network, signer, next_nonce, epoch, owner, lease_until)
             values ($1, $2, $3, 1, $4, now() + interval '10 seconds')
             on conflict on constraint lanes_pkey do update
             set owner = excluded.owner, epoch = lanes.epoch + 1, lease_until = excluded.lease_until
-            where (lanes.owner is null or lanes.lease_until < now()) and lanes.stopped_reason is null
+            where (lanes.owner is null or lanes.owner = excluded.owner or lanes.lease_until < now()) and lanes.stopped_reason is null
             returning epoch, next_nonce",
             lane.network.to_string(),
             lane.signer.as_slice(),
@@ -45,7 +49,10 @@ impl Ledger {
         )
         .fetch_optional(&self.pool)
         .await?;
-        Ok(row.map(|row| LaneLease { epoch: row.epoch, next_nonce: u64::try_from(row.next_nonce).unwrap_or_default() }))
+        Ok(row.map(|row| LaneLease {
+            epoch: row.epoch,
+            next_nonce: u64::try_from(row.next_nonce).unwrap_or_default(),
+        }))
     }
 
     /// Stays the owner for another ten seconds. `false`: somebody else is, or the lane was stopped.

@@ -50,13 +50,18 @@ impl Ledger {
     pub async fn connect(url: &str, connections_max: u32) -> Result<Self, LedgerError> {
         let options: PgConnectOptions = url.parse()?;
         // Statements of the core path are short; one that is not must not hold up the others for ever.
-        let options = options.application_name("x402d").options([("statement_timeout", "10s")]);
+        let options = options
+            .application_name("x402d")
+            .options([("statement_timeout", "10s")]);
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(Duration::from_secs(5))
             .connect_with(options)
             .await?;
-        Ok(Self { pool, process: ProcessId(Uuid::now_v7()) })
+        Ok(Self {
+            pool,
+            process: ProcessId(Uuid::now_v7()),
+        })
     }
 
     /// Brings the schema up to this version of the program.
@@ -66,9 +71,16 @@ impl Ledger {
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         // An index over a large table may take longer than any statement of the core path.
         let mut connection = self.pool.acquire().await?;
-        sqlx::query!("set statement_timeout = 0").execute(&mut *connection).await?;
-        sqlx::migrate!().run(&mut *connection).await.map_err(LedgerError::Migration)?;
-        sqlx::query!("set statement_timeout = '10s'").execute(&mut *connection).await?;
+        sqlx::query!("set statement_timeout = 0")
+            .execute(&mut *connection)
+            .await?;
+        sqlx::migrate!()
+            .run(&mut *connection)
+            .await
+            .map_err(LedgerError::Migration)?;
+        sqlx::query!("set statement_timeout = '10s'")
+            .execute(&mut *connection)
+            .await?;
         Ok(())
     }
 
@@ -82,7 +94,9 @@ impl Ledger {
     /// # Errors
     /// When it does not.
     pub async fn ping(&self) -> Result<(), LedgerError> {
-        sqlx::query!(r#"select 1 as "one!""#).fetch_one(&self.pool).await?;
+        sqlx::query!(r#"select 1 as "one!""#)
+            .fetch_one(&self.pool)
+            .await?;
         Ok(())
     }
 

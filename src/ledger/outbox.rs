@@ -139,11 +139,20 @@ impl Ledger {
         .await?;
         let mut unmined: Vec<Unmined> = Vec::new();
         for row in rows {
-            let hash = hash(&row.hash).ok_or(LedgerError::Inconsistent { table: "attempts", column: "hash", id: row.id })?;
+            let hash = hash(&row.hash).ok_or(LedgerError::Inconsistent {
+                table: "attempts",
+                column: "hash",
+                id: row.id,
+            })?;
             if unmined.last().map(|open| open.id) != Some(row.id) {
                 let payments = self.riding(row.id).await?;
                 let nonce = u64::try_from(row.nonce).unwrap_or_default();
-                unmined.push(Unmined { id: row.id, nonce, attempts: Vec::new(), payments });
+                unmined.push(Unmined {
+                    id: row.id,
+                    nonce,
+                    attempts: Vec::new(),
+                    payments,
+                });
             }
             if let Some(open) = unmined.last_mut() {
                 open.attempts.push((hash, row.raw.into()));

@@ -47,11 +47,18 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn accept(&self, verified: &Verified, confirmations: u32) -> Result<Accepted, LedgerError> {
+    pub async fn accept(
+        &self,
+        verified: &Verified,
+        confirmations: u32,
+    ) -> Result<Accepted, LedgerError> {
         let id = Uuid::now_v7();
         let candidate = verified.candidate();
         let (authorization, wallet) = (candidate.authorization, candidate.wallet.as_ref());
-        let window = (moment(authorization.valid_after), moment(authorization.valid_before));
+        let window = (
+            moment(authorization.valid_after),
+            moment(authorization.valid_before),
+        );
         let inserted = sqlx::query!(
             "insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
                 valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations)
@@ -79,7 +86,11 @@ impl Ledger {
         if inserted.rows_affected() == 0 {
             return Ok(Accepted::Known);
         }
-        Ok(Accepted::New(self.payment(PaymentId(id)).await?.ok_or(LedgerError::Conflict { what: "a payment just inserted" })?))
+        Ok(Accepted::New(self.payment(PaymentId(id)).await?.ok_or(
+            LedgerError::Conflict {
+                what: "a payment just inserted",
+            },
+        )?))
     }
 
     /// The payment with this id.
@@ -87,7 +98,9 @@ impl Ledger {
     /// # Errors
     /// When the database fails or the row cannot be read.
     pub async fn payment(&self, id: PaymentId) -> Result<Option<Payment>, LedgerError> {
-        let row = select_payments!("where p.id = $1", id.0).fetch_optional(&self.pool).await?;
+        let row = select_payments!("where p.id = $1", id.0)
+            .fetch_optional(&self.pool)
+            .await?;
         row.map(Payment::try_from).transpose()
     }
 
@@ -96,7 +109,11 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails; a row that cannot be read is quarantined by the caller, not by this.
-    pub async fn stranded(&self, network: Network, limit: i64) -> Result<Vec<Payment>, LedgerError> {
+    pub async fn stranded(
+        &self,
+        network: Network,
+        limit: i64,
+    ) -> Result<Vec<Payment>, LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.state = 'queued' and p.quarantined_at is null and p.queued_at < now() - interval '2 seconds'
              order by p.queued_at limit $2",
@@ -113,7 +130,11 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn queue_again(&self, id: PaymentId, candidate: &Candidate) -> Result<bool, LedgerError> {
+    pub async fn queue_again(
+        &self,
+        id: PaymentId,
+        candidate: &Candidate,
+    ) -> Result<bool, LedgerError> {
         let wallet = candidate.wallet.as_ref();
         let updated = sqlx::query!(
             "update payments set state = 'queued', reason = null, message = null, queued_at = now(),
@@ -149,7 +170,11 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails, or the log is another payment's already.
-    pub async fn settled_by_others(&self, id: PaymentId, location: &Location) -> Result<bool, LedgerError> {
+    pub async fn settled_by_others(
+        &self,
+        id: PaymentId,
+        location: &Location,
+    ) -> Result<bool, LedgerError> {
         let updated = sqlx::query!(
             "update payments set state = 'settled', transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5,
                 block_time = $6
@@ -164,6 +189,35 @@ impl Ledger {
         .execute(&self.pool)
         .await?;
         Ok(updated.rows_affected() == 1)
+    }
+
+    /// Which of `ids` have nothing left to wait for on the chain. For callers that wait at another replica than the one that settles.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn decided(&self, ids: &[PaymentId]) -> Result<Vec<PaymentId>, LedgerError> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let decided = sqlx::query_scalar!(
+            "select id from payments where id = any($1) and state not in ('queued', 'inflight', 'mined')",
+            &ids,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(decided.into_iter().map(PaymentId).collect())
+    }
+
+    /// In how many transactions a payment has ridden.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn tries(&self, id: PaymentId) -> Result<i64, LedgerError> {
+        let tries = sqlx::query_scalar!(
+            r#"select count(*) as "tries!" from transaction_payments where payment_id = $1"#,
+            id.0,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(tries)
     }
 
     /// Sets a payment aside for the operator; its state stays.

@@ -66,7 +66,11 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::OtherChain`] when it is not.
-    pub async fn recognise_network(&self, network: Network, genesis: B256) -> Result<(), LedgerError> {
+    pub async fn recognise_network(
+        &self,
+        network: Network,
+        genesis: B256,
+    ) -> Result<(), LedgerError> {
         let name = network.to_string();
         let recorded = sqlx::query_scalar!(
             "with known as (
@@ -86,6 +90,10 @@ impl Ledger {
             return Ok(());
         }
         let recorded = alloy::hex::encode_prefixed(recorded);
-        Err(LedgerError::OtherChain { network: name, recorded, found: genesis.to_string() })
+        Err(LedgerError::OtherChain {
+            network: name,
+            recorded,
+            found: genesis.to_string(),
+        })
     }
 }

@@ -102,11 +102,15 @@ impl Ledger {
         Ok(())
     }
 
-    /// Promotes mined payments of a network that have reached their depth under `head`; returns them.
+    /// Promotes mined payments of a network that have reached their depth under `head`; returns them, and whether others still wait.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn confirm(&self, network: Network, head: u64) -> Result<Vec<PaymentId>, LedgerError> {
+    pub async fn confirm(
+        &self,
+        network: Network,
+        head: u64,
+    ) -> Result<(Vec<PaymentId>, bool), LedgerError> {
         let ids = sqlx::query_scalar!(
             "update payments set state = 'settled'
             where network = $1 and state = 'mined' and block_number + confirmations - 1 <= $2 and quarantined_at is null returning id",
@@ -115,7 +119,13 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(ids.into_iter().map(PaymentId).collect())
+        let waiting = sqlx::query_scalar!(
+            r#"select exists (select from payments where network = $1 and state = 'mined') as "waiting!""#,
+            network.to_string(),
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok((ids.into_iter().map(PaymentId).collect(), waiting))
     }
 
     /// Marks settled payments final whose block is at or below `height`.
@@ -137,7 +147,11 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails or a hash cannot be read.
-    pub async fn blocks_above(&self, network: Network, height: u64) -> Result<Vec<(u64, B256)>, LedgerError> {
+    pub async fn blocks_above(
+        &self,
+        network: Network,
+        height: u64,
+    ) -> Result<Vec<(u64, B256)>, LedgerError> {
         let rows = sqlx::query!(
             r#"select distinct block_number as "number!", block_hash as "hash!" from (
                 select block_number, block_hash from transactions where network = $1 and state = 'mined' and block_number > $2
@@ -149,7 +163,15 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(rows.iter().filter_map(|row| Some((u64::try_from(row.number).ok()?, super::row::hash(&row.hash)?))).collect())
+        Ok(rows
+            .iter()
+            .filter_map(|row| {
+                Some((
+                    u64::try_from(row.number).ok()?,
+                    super::row::hash(&row.hash)?,
+                ))
+            })
+            .collect())
     }
 
     /// Takes back what stood in blocks that left the chain: transactions are open again, their payments in flight again; grants
@@ -157,7 +179,11 @@ impl Ledger {
     ///
     /// # Errors
     /// When the database fails; nothing is taken back then.
-    pub async fn unmine(&self, network: Network, removed: &[B256]) -> Result<Vec<Address>, LedgerError> {
+    pub async fn unmine(
+        &self,
+        network: Network,
+        removed: &[B256],
+    ) -> Result<Vec<Address>, LedgerError> {
         let removed: Vec<Vec<u8>> = removed.iter().map(|hash| hash.to_vec()).collect();
         let mut transaction = self.pool.begin().await?;
         let opened = sqlx::query!(
@@ -199,7 +225,10 @@ impl Ledger {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(opened.iter().filter_map(|row| address(&row.signer)).collect())
+        Ok(opened
+            .iter()
+            .filter_map(|row| address(&row.signer))
+            .collect())
     }
 }
 
@@ -261,7 +290,12 @@ async fn locate(
     .execute(&mut *connection)
     .await?;
     if moved.rows_affected() == 0 {
-        set_aside(connection, payment, "its Transfer log is recorded for another payment").await?;
+        set_aside(
+            connection,
+            payment,
+            "its Transfer log is recorded for another payment",
+        )
+        .await?;
     }
     Ok(())
 }
@@ -293,7 +327,11 @@ async fn release(
     Ok(())
 }
 
-async fn set_aside(connection: &mut PgConnection, payment: PaymentId, why: &str) -> Result<(), LedgerError> {
+async fn set_aside(
+    connection: &mut PgConnection,
+    payment: PaymentId,
+    why: &str,
+) -> Result<(), LedgerError> {
     sqlx::query!(
         "with aside as (
             update payments set quarantined_at = now(), quarantine_reason = $2

@@ -62,7 +62,9 @@ impl TryFrom<PaymentRow> for Payment {
 
     fn try_from(row: PaymentRow) -> Result<Self, Self::Error> {
         let bad = |column| bad(column, row.id);
-        let version = u8::try_from(row.x402_version).ok().and_then(|number| X402Version::try_from(number).ok());
+        let version = u8::try_from(row.x402_version)
+            .ok()
+            .and_then(|number| X402Version::try_from(number).ok());
         let authorization = Authorization {
             from: address(&row.payer).ok_or_else(|| bad("payer"))?,
             to: address(&row.payee).ok_or_else(|| bad("payee"))?,
@@ -71,7 +73,10 @@ impl TryFrom<PaymentRow> for Payment {
             valid_before: seconds(row.valid_before).ok_or_else(|| bad("valid_before"))?,
             nonce: hash(&row.nonce).ok_or_else(|| bad("nonce"))?,
         };
-        let factory = row.wallet_factory.as_deref().map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
+        let factory = row
+            .wallet_factory
+            .as_deref()
+            .map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
         let state = state(&row)?;
         Ok(Self {
             id: PaymentId(row.id),
@@ -81,7 +86,13 @@ impl TryFrom<PaymentRow> for Payment {
             authorization,
             digest: hash(&row.digest).ok_or_else(|| bad("digest"))?,
             signature: row.signature.into(),
-            wallet: factory.transpose()?.zip(row.wallet_factory_call).map(|(factory, call)| Wallet { factory, call: call.into() }),
+            wallet: factory
+                .transpose()?
+                .zip(row.wallet_factory_call)
+                .map(|(factory, call)| Wallet {
+                    factory,
+                    call: call.into(),
+                }),
             resource: row.resource,
             state,
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
@@ -94,12 +105,22 @@ impl TryFrom<PaymentRow> for Payment {
 
 fn state(row: &PaymentRow) -> Result<PaymentState, LedgerError> {
     let bad = |column| bad(column, row.id);
-    let transaction = row.transaction_hash.as_deref().map(|bytes| hash(bytes).ok_or_else(|| bad("transaction_hash")));
+    let transaction = row
+        .transaction_hash
+        .as_deref()
+        .map(|bytes| hash(bytes).ok_or_else(|| bad("transaction_hash")));
     let transaction = transaction.transpose()?;
     let located = || location(row).ok_or_else(|| bad("log_index"));
     let exit = || {
-        let reason = row.reason.as_deref().and_then(|code| code.parse().ok()).ok_or_else(|| bad("reason"))?;
-        Ok::<_, LedgerError>(Exit { reason, message: row.message.clone().unwrap_or_default() })
+        let reason = row
+            .reason
+            .as_deref()
+            .and_then(|code| code.parse().ok())
+            .ok_or_else(|| bad("reason"))?;
+        Ok::<_, LedgerError>(Exit {
+            reason,
+            message: row.message.clone().unwrap_or_default(),
+        })
     };
     Ok(match row.state.as_str() {
         "queued" => PaymentState::Queued,
@@ -109,7 +130,10 @@ fn state(row: &PaymentRow) -> Result<PaymentState, LedgerError> {
         "final" => PaymentState::Final(located()?),
         "late_settled" => PaymentState::LateSettled(located()?),
         "refused" => PaymentState::Refused(exit()?),
-        "failed" => PaymentState::Failed { exit: exit()?, transaction },
+        "failed" => PaymentState::Failed {
+            exit: exit()?,
+            transaction,
+        },
         _ => return Err(bad("state")),
     })
 }
@@ -125,7 +149,11 @@ fn location(row: &PaymentRow) -> Option<Location> {
 }
 
 fn bad(column: &'static str, id: Uuid) -> LedgerError {
-    LedgerError::Inconsistent { table: "payments", column, id }
+    LedgerError::Inconsistent {
+        table: "payments",
+        column,
+        id,
+    }
 }
 
 pub(super) fn address(bytes: &[u8]) -> Option<Address> {
@@ -137,7 +165,9 @@ pub(super) fn hash(bytes: &[u8]) -> Option<B256> {
 }
 
 fn seconds(moment: OffsetDateTime) -> Option<Amount> {
-    u64::try_from(moment.unix_timestamp()).ok().map(|seconds| Amount::from_atomic(U256::from(seconds)))
+    u64::try_from(moment.unix_timestamp())
+        .ok()
+        .map(|seconds| Amount::from_atomic(U256::from(seconds)))
 }
 
 /// A moment of an authorization for a column; the checks before acceptance have bounded it.

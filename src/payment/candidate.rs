@@ -5,7 +5,8 @@ use time::OffsetDateTime;
 
 use crate::payment::{Asset, NetworkPolicy, signature};
 use crate::protocol::{
-    Authorization, DomainSeparator, Network, PaymentRequest, PaymentRequirements, Reason, Refusal, X402Version,
+    Authorization, DomainSeparator, Network, PaymentRequest, PaymentRequirements, Reason, Refusal,
+    X402Version,
 };
 
 /// How to deploy a wallet that has no code yet (ERC-6492).
@@ -59,15 +60,22 @@ impl Candidate {
     ///
     /// # Errors
     /// A [`Refusal`] with the code of the first check that failed, in the order of `protocol.md` §3.2.
-    pub fn from_request(request: PaymentRequest, policy: &NetworkPolicy) -> Result<Self, Box<Refusal>> {
+    pub fn from_request(
+        request: PaymentRequest,
+        policy: &NetworkPolicy,
+    ) -> Result<Self, Box<Refusal>> {
         let draft = Draft { request: &request };
         if request.accepted_scheme != request.requirements.scheme {
-            return Err(draft.refuse(Reason::ExactScheme, "the accepted scheme is not the required one".to_owned()));
+            return Err(draft.refuse(
+                Reason::ExactScheme,
+                "the accepted scheme is not the required one".to_owned(),
+            ));
         }
         let domain = draft.domain(policy)?;
         let (required, accepted) = (request.requirements.network, request.accepted_network);
         if accepted != required {
-            let why = format!("expected the required network {required}, the buyer accepted {accepted}");
+            let why =
+                format!("expected the required network {required}, the buyer accepted {accepted}");
             return Err(draft.refuse(Reason::ExactNetworkMismatch, why));
         }
         if request.requirements.amount.is_zero() {
@@ -79,16 +87,24 @@ impl Candidate {
         if signature.is_empty() {
             return Err(draft.refuse(Reason::ExactSignature, "the signature is empty".to_owned()));
         }
-        let digest = request.payload.authorization.digest(separator(&domain, policy, &request));
-        let own = signature::normalised(&signature)
-            .filter(|normal| signature::signer(normal, digest) == Some(request.payload.authorization.from));
+        let digest = request
+            .payload
+            .authorization
+            .digest(separator(&domain, policy, &request));
+        let own = signature::normalised(&signature).filter(|normal| {
+            signature::signer(normal, digest) == Some(request.payload.authorization.from)
+        });
         Ok(Self {
             version: request.version,
             network: required,
             asset: request.requirements.asset,
             authorization: request.payload.authorization,
             digest,
-            signed_by: if own.is_some() { SignedBy::Payer } else { SignedBy::Unknown },
+            signed_by: if own.is_some() {
+                SignedBy::Payer
+            } else {
+                SignedBy::Unknown
+            },
             signature: own.map_or(signature, |normal| Bytes::copy_from_slice(&normal)),
             wallet,
             domain,
@@ -106,7 +122,10 @@ impl Candidate {
     pub fn pays_what_is_required(&self) -> Result<(), Box<Refusal>> {
         let (paid, required) = (self.authorization, &self.requirements);
         if paid.to != required.pay_to {
-            let why = format!("expected the payee {}, the authorization pays {}", required.pay_to, paid.to);
+            let why = format!(
+                "expected the payee {}, the authorization pays {}",
+                required.pay_to, paid.to
+            );
             return Err(self.refuse(Reason::ExactRecipientMismatch, why));
         }
         if paid.value != required.amount {
@@ -114,7 +133,10 @@ impl Candidate {
                 X402Version::V1 => Reason::ExactValueV1,
                 X402Version::V2 => Reason::ExactValueMismatch,
             };
-            let why = format!("expected exactly {}, the authorization moves {}", required.amount, paid.value);
+            let why = format!(
+                "expected exactly {}, the authorization moves {}",
+                required.amount, paid.value
+            );
             return Err(self.refuse(reason, why));
         }
         Ok(())
@@ -125,19 +147,42 @@ impl Candidate {
     ///
     /// # Errors
     /// The code of the first rule that is broken.
-    pub fn is_allowed(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Box<Refusal>> {
+    pub fn is_allowed(
+        &self,
+        policy: &NetworkPolicy,
+        now: OffsetDateTime,
+    ) -> Result<(), Box<Refusal>> {
         let asset = policy.asset(self.asset).ok_or_else(|| {
-            let known: Vec<_> = policy.assets.iter().map(|asset| asset.address.to_string()).collect();
-            let why = format!("expected one of the assets served on {} ({}), got {}", self.network, known.join(", "), self.asset);
+            let known: Vec<_> = policy
+                .assets
+                .iter()
+                .map(|asset| asset.address.to_string())
+                .collect();
+            let why = format!(
+                "expected one of the assets served on {} ({}), got {}",
+                self.network,
+                known.join(", "),
+                self.asset
+            );
             self.refuse(Reason::InvalidPaymentRequirements, why)
         })?;
         if !policy.allows_payee(self.authorization.to) {
-            let why = format!("{} is not among the payees that this facilitator serves", self.authorization.to);
+            let why = format!(
+                "{} is not among the payees that this facilitator serves",
+                self.authorization.to
+            );
             return Err(self.refuse(Reason::InvalidPaymentRequirements, why));
         }
         self.names_the_domain_of(asset)?;
-        if let Some(wallet) = self.wallet.as_ref().filter(|wallet| !policy.factories.contains(&wallet.factory)) {
-            let why = format!("the factory {} is not on this facilitator's list", wallet.factory);
+        if let Some(wallet) = self
+            .wallet
+            .as_ref()
+            .filter(|wallet| !policy.factories.contains(&wallet.factory))
+        {
+            let why = format!(
+                "the factory {} is not on this facilitator's list",
+                wallet.factory
+            );
             return Err(self.refuse(Reason::FactoryNotAllowed, why));
         }
         self.is_in_its_window(policy, now)
@@ -146,27 +191,53 @@ impl Candidate {
     fn names_the_domain_of(&self, asset: &Asset) -> Result<(), Box<Refusal>> {
         let (name, version) = &self.domain;
         if *name != asset.name {
-            let why = format!("expected extra.name {:?} as the token has it, got {:?}", asset.name, shown(name));
+            let why = format!(
+                "expected extra.name {:?} as the token has it, got {:?}",
+                asset.name,
+                shown(name)
+            );
             return Err(self.refuse(Reason::ExactTokenName, why));
         }
         if *version != asset.version {
-            let why = format!("expected extra.version {:?} as the token has it, got {:?}", asset.version, shown(version));
+            let why = format!(
+                "expected extra.version {:?} as the token has it, got {:?}",
+                asset.version,
+                shown(version)
+            );
             return Err(self.refuse(Reason::ExactTokenVersion, why));
         }
         Ok(())
     }
 
-    fn is_in_its_window(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Box<Refusal>> {
-        let (after, before) = (self.authorization.valid_after, self.authorization.valid_before);
+    fn is_in_its_window(
+        &self,
+        policy: &NetworkPolicy,
+        now: OffsetDateTime,
+    ) -> Result<(), Box<Refusal>> {
+        let (after, before) = (
+            self.authorization.valid_after,
+            self.authorization.valid_before,
+        );
         let seconds = |moment: OffsetDateTime| moment.unix_timestamp();
-        let limits = (seconds(now + policy.validity_min), seconds(now + policy.validity_max));
+        let limits = (
+            seconds(now + policy.validity_min),
+            seconds(now + policy.validity_max),
+        );
         let before_s = i64::try_from(before.atomic()).unwrap_or(i64::MAX);
         if before_s < limits.0 || before_s > limits.1 {
-            let why = format!("expected validBefore between {} and {} (now is {}), got {before}", limits.0, limits.1, seconds(now));
+            let why = format!(
+                "expected validBefore between {} and {} (now is {}), got {before}",
+                limits.0,
+                limits.1,
+                seconds(now)
+            );
             return Err(self.refuse(Reason::ExactValidBefore, why));
         }
         if i64::try_from(after.atomic()).unwrap_or(i64::MAX) > seconds(now) {
-            let why = format!("expected validAfter of at most {}, got {after}", seconds(now));
+            let why = format!(
+                "expected validAfter of at most {}, got {after}",
+                seconds(now)
+            );
             return Err(self.refuse(Reason::ExactValidAfter, why));
         }
         Ok(())
@@ -186,8 +257,12 @@ impl Candidate {
 impl std::fmt::Debug for Candidate {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = formatter.debug_struct("Candidate");
-        shown.field("network", &self.network).field("authorization", &self.authorization);
-        shown.field("signed_by", &self.signed_by).finish_non_exhaustive()
+        shown
+            .field("network", &self.network)
+            .field("authorization", &self.authorization);
+        shown
+            .field("signed_by", &self.signed_by)
+            .finish_non_exhaustive()
     }
 }
 
@@ -198,7 +273,12 @@ struct Draft<'a> {
 impl Draft<'_> {
     fn refuse(&self, reason: Reason, message: String) -> Box<Refusal> {
         let payer = Some(self.request.payload.authorization.from);
-        Box::new(Refusal { reason, message, payer, network_name: self.request.network_name.clone() })
+        Box::new(Refusal {
+            reason,
+            message,
+            payer,
+            network_name: self.request.network_name.clone(),
+        })
     }
 
     /// v2 takes the domain from the requirement alone. v1 sellers may leave it out, and then the token's own counts.
@@ -208,12 +288,17 @@ impl Draft<'_> {
             X402Version::V1 => policy.asset(required.asset),
             X402Version::V2 => None,
         };
-        let name = required.domain_name().or(asset.map(|asset| asset.name.as_str()));
-        let version = required.domain_version().or(asset.map(|asset| asset.version.as_str()));
+        let name = required
+            .domain_name()
+            .or(asset.map(|asset| asset.name.as_str()));
+        let version = required
+            .domain_version()
+            .or(asset.map(|asset| asset.version.as_str()));
         match (name, version) {
             (Some(name), Some(version)) => Ok((name.to_owned(), version.to_owned())),
             _ => {
-                let why = "expected extra.name and extra.version, the token's EIP-712 domain".to_owned();
+                let why =
+                    "expected extra.name and extra.version, the token's EIP-712 domain".to_owned();
                 Err(self.refuse(Reason::ExactMissingDomain, why))
             }
         }
@@ -221,13 +306,26 @@ impl Draft<'_> {
 }
 
 /// The configured token's separator when the requirement names its domain, else one made for the occasion.
-fn separator(domain: &(String, String), policy: &NetworkPolicy, request: &PaymentRequest) -> DomainSeparator {
+fn separator(
+    domain: &(String, String),
+    policy: &NetworkPolicy,
+    request: &PaymentRequest,
+) -> DomainSeparator {
     let (name, version) = domain;
     let known = policy.asset(request.requirements.asset);
-    known.filter(|asset| asset.name == *name && asset.version == *version).map_or_else(
-        || DomainSeparator::of_token(name, version, request.requirements.network, request.requirements.asset),
-        |asset| asset.separator,
-    )
+    known
+        .filter(|asset| asset.name == *name && asset.version == *version)
+        .map_or_else(
+            || {
+                DomainSeparator::of_token(
+                    name,
+                    version,
+                    request.requirements.network,
+                    request.requirements.asset,
+                )
+            },
+            |asset| asset.separator,
+        )
 }
 
 fn shown(text: &str) -> String {

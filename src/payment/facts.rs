@@ -3,8 +3,9 @@
 use alloy::primitives::{Bytes, U256};
 use time::OffsetDateTime;
 
-use crate::payment::{Candidate, SignedBy};
-use crate::protocol::{Reason, Refusal};
+use crate::payment::state::Exit;
+use crate::payment::{Candidate, Payment, SignedBy};
+use crate::protocol::{Authorization, Reason, Refusal};
 
 /// One look at the chain, all at the same block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,40 +71,67 @@ impl Candidate {
         let payer = self.authorization.from;
         if facts.payer_has_code {
             if !facts.signature_accepted {
-                let why = format!("{payer} has code, and its isValidSignature does not accept the signature");
+                let why = format!(
+                    "{payer} has code, and its isValidSignature does not accept the signature"
+                );
                 return Err(self.refuse(Reason::ExactSignature, why));
             }
         } else if self.wallet.is_some() {
             let why = format!("the factory's call leaves no code at {payer}");
             return Err(self.refuse(Reason::WalletDeploymentFailed, why));
         } else if self.signed_by == SignedBy::Unknown {
-            let why = format!("{payer} has no code, and the signature was not made with its key over this authorization and domain");
+            let why = format!(
+                "{payer} has no code, and the signature was not made with its key over this authorization and domain"
+            );
             return Err(self.refuse(Reason::ExactSignature, why));
         }
         Ok(())
     }
 
-    /// The likeliest reason of a failed simulation, first hit wins (`protocol.md` §3.2).
+    /// The likeliest reason of a failed simulation.
     fn diagnosis(&self, facts: &ChainFacts) -> (Reason, String) {
-        let text = revert_text(&facts.revert);
-        match (facts.nonce_used, facts.balance) {
-            (None, _) => (Reason::ExactEip3009Unsupported, "the token does not answer authorizationState".to_owned()),
-            (Some(true), _) => {
-                (Reason::ExactNonceUsed, "the authorization's nonce was used or cancelled on the chain".to_owned())
-            }
-            (Some(false), Some(balance)) if balance < self.authorization.value.atomic() => {
-                let why = format!("balance {balance} below {}", self.authorization.value);
-                (Reason::ExactInsufficientBalance, why)
-            }
-            (Some(false), _) if text.contains("expired") => (Reason::ExactValidBefore, text),
-            (Some(false), _) if text.contains("not yet valid") => (Reason::ExactValidAfter, text),
-            (Some(false), _) => (Reason::ExactSimulationFailed, format!("the simulated transfer reverted: {text}")),
+        diagnosis(&self.authorization, facts)
+    }
+}
+
+impl Payment {
+    /// Why an accepted payment whose simulation fails now should not be sent.
+    pub fn objection(&self, facts: &ChainFacts) -> Exit {
+        let (reason, message) = diagnosis(&self.authorization, facts);
+        Exit { reason, message }
+    }
+}
+
+/// First hit wins (`protocol.md` §3.2).
+fn diagnosis(signed: &Authorization, facts: &ChainFacts) -> (Reason, String) {
+    let text = revert_text(&facts.revert);
+    match (facts.nonce_used, facts.balance) {
+        (None, _) => (
+            Reason::ExactEip3009Unsupported,
+            "the token does not answer authorizationState".to_owned(),
+        ),
+        (Some(true), _) => (
+            Reason::ExactNonceUsed,
+            "the authorization's nonce was used or cancelled on the chain".to_owned(),
+        ),
+        (Some(false), Some(balance)) if balance < signed.value.atomic() => {
+            let why = format!("balance {balance} below {}", signed.value);
+            (Reason::ExactInsufficientBalance, why)
         }
+        (Some(false), _) if text.contains("expired") => (Reason::ExactValidBefore, text),
+        (Some(false), _) if text.contains("not yet valid") => (Reason::ExactValidAfter, text),
+        (Some(false), _) => (
+            Reason::ExactSimulationFailed,
+            format!("the simulated transfer reverted: {text}"),
+        ),
     }
 }
 
 /// The text of `Error(string)`, or the first bytes of anything else.
 fn revert_text(revert: &Bytes) -> String {
     let text = alloy::sol_types::decode_revert_reason(revert).unwrap_or_else(|| revert.to_string());
-    text.chars().filter(|letter| !letter.is_control()).take(160).collect()
+    text.chars()
+        .filter(|letter| !letter.is_control())
+        .take(160)
+        .collect()
 }

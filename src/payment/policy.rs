@@ -22,7 +22,13 @@ pub struct Asset {
 
 impl Asset {
     /// A token of `network` with its domain.
-    pub fn new(network: Network, address: Address, name: &str, version: &str, decimals: u8) -> Self {
+    pub fn new(
+        network: Network,
+        address: Address,
+        name: &str,
+        version: &str,
+        decimals: u8,
+    ) -> Self {
         let separator = DomainSeparator::of_token(name, version, network, address);
         Self {
             address,

@@ -8,10 +8,12 @@ use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 use crate::payment::Wallet;
 
 /// What an ERC-6492 signature ends with: `6492` sixteen times.
-const WRAPPER_MAGIC: [u8; 32] = alloy::hex!("6492649264926492649264926492649264926492649264926492649264926492");
+const WRAPPER_MAGIC: [u8; 32] =
+    alloy::hex!("6492649264926492649264926492649264926492649264926492649264926492");
 
 /// Half the order of the curve: tokens refuse the larger of the two signatures that every signature has.
-const S_MAX: [u8; 32] = alloy::hex!("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0");
+const S_MAX: [u8; 32] =
+    alloy::hex!("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0");
 
 /// A 65-byte ECDSA signature with `v` as 27 or 28, if that is what the bytes are: `v` 0, 1, 27 or 28 and `s` in the lower half.
 pub fn normalised(signature: &[u8]) -> Option<[u8; 65]> {
@@ -33,7 +35,11 @@ pub fn normalised(signature: &[u8]) -> Option<[u8; 65]> {
 /// The account whose key made a [`normalised`] signature over `digest`.
 pub fn signer(signature: &[u8; 65], digest: B256) -> Option<Address> {
     let (scalars, v) = signature.split_at(64);
-    let recovery = if v.first() == Some(&28) { RecoveryId::One } else { RecoveryId::Zero };
+    let recovery = if v.first() == Some(&28) {
+        RecoveryId::One
+    } else {
+        RecoveryId::Zero
+    };
     let signature = RecoverableSignature::from_compact(scalars, recovery).ok()?;
     let key = signature.recover(Message::from_digest(digest.0)).ok()?;
     let point = key.serialize_uncompressed();
@@ -111,8 +117,14 @@ mod tests {
         let call = Bytes::from_static(&[9]);
         let mut wrapped = (PAYER, call.clone(), inner.clone()).abi_encode_params();
         wrapped.extend(WRAPPER_MAGIC);
-        let wallet = Wallet { factory: PAYER, call };
-        assert_eq!(unwrapped(&wrapped.into()), Ok((inner.clone(), Some(wallet))));
+        let wallet = Wallet {
+            factory: PAYER,
+            call,
+        };
+        assert_eq!(
+            unwrapped(&wrapped.into()),
+            Ok((inner.clone(), Some(wallet)))
+        );
         assert_eq!(unwrapped(&inner), Ok((inner, None)));
         assert_eq!(unwrapped(&WRAPPER_MAGIC.into()), Err(MalformedWrapper));
     }

@@ -71,15 +71,24 @@ impl PaymentState {
     }
 
     /// Every name, in the order of a payment's life.
-    pub const NAMES: [&'static str; 8] =
-        ["queued", "inflight", "mined", "settled", "final", "late_settled", "refused", "failed"];
+    pub const NAMES: [&'static str; 8] = [
+        "queued",
+        "inflight",
+        "mined",
+        "settled",
+        "final",
+        "late_settled",
+        "refused",
+        "failed",
+    ];
 
     /// Where the money moved, if it did.
     pub const fn location(&self) -> Option<&Location> {
         match self {
-            Self::Mined(location) | Self::Settled(location) | Self::Final(location) | Self::LateSettled(location) => {
-                Some(location)
-            }
+            Self::Mined(location)
+            | Self::Settled(location)
+            | Self::Final(location)
+            | Self::LateSettled(location) => Some(location),
             Self::Queued | Self::Inflight(_) | Self::Refused(_) | Self::Failed { .. } => None,
         }
     }

@@ -1,0 +1,38 @@
+//! The numbered steps of a settlement, as places where a test can kill the process.
+
+/// A step that has just been completed (`engine.md` §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A lane took the payment from the queue; nothing is written.
+    Picked,
+    /// Its transfer was simulated.
+    Simulated,
+    /// Its transaction is signed, in memory only.
+    Signed,
+    /// Bytes, hash and nonce are committed; nothing is sent.
+    Recorded,
+    /// The bytes were handed to the chain.
+    Broadcast,
+    /// Its receipt was seen; the result is not committed.
+    Mined,
+    /// The result is committed; nobody was told.
+    Settled,
+    /// The grant is committed; the answer is not written.
+    Granted,
+}
+
+/// Kills the process here if `X402D_FAILPOINT` names the step. Compiled to nothing unless the feature `failpoints` is on.
+#[inline]
+pub fn reach(step: Step) {
+    #[cfg(feature = "failpoints")]
+    {
+        let name = format!("{step:?}").to_lowercase();
+        if std::env::var("X402D_FAILPOINT").is_ok_and(|wanted| wanted == name) {
+            // SIGKILL, not an orderly abort: nothing may be flushed or released on the way out.
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    #[cfg(not(feature = "failpoints"))]
+    let _ = step;
+}

@@ -1,0 +1,478 @@
+//! A lane: one signer on one network, owned by one process at a time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy::primitives::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::chain::broadcast::{Rejection, broadcast};
+use crate::chain::{Broadcast, Head, Receipt, SignerKey};
+use crate::ledger::{
+    BlockRef, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, MinedTransaction, RowOutcome, Unmined,
+};
+use crate::payment::PaymentId;
+use crate::settlement::chain_view::Moved;
+use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Simulated, simulate};
+use crate::settlement::{Queued, Site, outcome};
+
+/// How long to wait before trying again to become the owner.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
+/// How often open transactions are looked at, besides every new block.
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes are sent again after this long without being mined, and every time it passes again.
+const RESEND_AFTER: Duration = Duration::from_secs(4);
+/// A transaction that the node says it cannot have is asked for by hash after this long.
+const ASK_AFTER: Duration = Duration::from_secs(3);
+/// How long a lane that cannot send takes no further payments.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// One signer on one network.
+#[derive(Debug)]
+pub struct Lane {
+    site: Arc<Site>,
+    key: SignerKey,
+    id: LaneKey,
+}
+
+/// A transaction that this lane watches.
+#[derive(Debug)]
+struct Open {
+    transaction: Unmined,
+    sent_at: Instant,
+    asked_at: Instant,
+    /// The last reply left it open whether any node has the bytes.
+    doubtful: bool,
+}
+
+/// What a lane knows while it is owned.
+#[derive(Debug)]
+struct Owned {
+    lease: LaneLease,
+    open: VecDeque<Open>,
+    seen: Moved,
+    replies: JoinSet<(Uuid, Broadcast)>,
+    paused_until: Instant,
+}
+
+/// The lane is not ours any more, or must be looked at anew.
+#[derive(Debug)]
+struct Lost;
+
+impl Lane {
+    /// The lane of `key` on the site's network.
+    pub fn new(site: Arc<Site>, key: SignerKey) -> Self {
+        let id = LaneKey {
+            network: site.policy.network,
+            signer: key.address(),
+        };
+        Self { site, key, id }
+    }
+
+    /// Claims the lane and works it until `stop`; claims again when it is lost.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut waiting_said = false;
+        loop {
+            match self.claim().await {
+                Ok(Some(owned)) => {
+                    waiting_said = false;
+                    tracing::info!(network = %self.id.network, signer = %self.id.signer, epoch = owned.lease.epoch, open = owned.open.len(), "lane claimed");
+                    self.work(owned, &stop).await;
+                }
+                Ok(None) if !waiting_said => {
+                    waiting_said = true;
+                    tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it, or it is stopped");
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(network = %self.id.network, signer = %self.id.signer, %error, "cannot claim the lane")
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(CLAIM_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Becomes the owner, reads what is open and sends all of it again, in nonce order.
+    async fn claim(&self) -> Result<Option<Owned>, NotPrepared> {
+        let first = self
+            .site
+            .rpc
+            .transaction_count(self.id.signer, "pending")
+            .await?;
+        let mined = self
+            .site
+            .rpc
+            .transaction_count(self.id.signer, "latest")
+            .await?;
+        let Some(lease) = self.site.ledger.claim_lane(self.id, first).await? else {
+            return Ok(None);
+        };
+        if mined > lease.next_nonce {
+            let why = format!(
+                "the chain has used nonce {} of this signer, the ledger knows none from {} on: the key was used elsewhere, or the database lost its last commits",
+                mined - 1,
+                lease.next_nonce
+            );
+            tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped; clear lanes.stopped_reason once this is explained");
+            self.site.ledger.stop_lane(self.id, &why).await?;
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let mut owned = Owned {
+            lease,
+            open: VecDeque::new(),
+            seen: Moved::default(),
+            replies: JoinSet::new(),
+            paused_until: now,
+        };
+        self.reload(&mut owned).await?;
+        Ok(Some(owned))
+    }
+
+    /// Reads the open transactions from the ledger and sends their bytes again.
+    async fn reload(&self, owned: &mut Owned) -> Result<(), LedgerError> {
+        let open = self.site.ledger.unmined(self.id).await?;
+        self.site.count_open(owned.open.len(), open.len());
+        let now = Instant::now();
+        let long_ago = now.checked_sub(ASK_AFTER).unwrap_or(now);
+        owned.open = open
+            .into_iter()
+            .map(|transaction| Open {
+                transaction,
+                sent_at: now,
+                asked_at: long_ago,
+                doubtful: false,
+            })
+            .collect();
+        for index in 0..owned.open.len() {
+            self.send(owned, index);
+        }
+        Ok(())
+    }
+
+    async fn work(&self, mut owned: Owned, stop: &CancellationToken) {
+        let mut moved = self.site.view.subscribe();
+        moved.mark_changed();
+        let mut renewal = every(LEASE_RENEWAL);
+        let mut tending = every(TEND_INTERVAL);
+        loop {
+            let room = self.site.inflight_max.saturating_sub(owned.open.len());
+            let may_take =
+                room > 0 && owned.paused_until <= Instant::now() && owned.seen.head.is_some();
+            let step = tokio::select! {
+                biased;
+                () = stop.cancelled() => Err(Lost),
+                _ = renewal.tick() => self.renew(&owned).await,
+                Some(reply) = owned.replies.join_next() => self.hear(&mut owned, reply.ok()),
+                _ = moved.changed() => {
+                    let now = *moved.borrow_and_update();
+                    self.follow(&mut owned, now).await
+                }
+                _ = tending.tick() => self.tend(&mut owned).await,
+                queued = self.site.next(room), if may_take => self.dispatch(&mut owned, queued).await,
+            };
+            if step.is_err() {
+                break;
+            }
+        }
+        self.site.count_open(owned.open.len(), 0);
+    }
+
+    async fn renew(&self, owned: &Owned) -> Result<(), Lost> {
+        match self
+            .site
+            .ledger
+            .renew_lane(self.id, owned.lease.epoch)
+            .await
+        {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                tracing::warn!(network = %self.id.network, signer = %self.id.signer, "the lane is another process's now");
+                Err(Lost)
+            }
+            // Not renewed is not lost: the epoch guards every write, and the next renewal may succeed.
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot renew the lane"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes payments from the queue to the chain, as many as there is room for.
+    async fn dispatch(&self, owned: &mut Owned, queued: Vec<Queued>) -> Result<(), Lost> {
+        let ids: Vec<PaymentId> = queued.iter().map(|queued| queued.payment.id).collect();
+        let mut simulations = JoinSet::new();
+        for payment in queued {
+            let site = Arc::clone(&self.site);
+            simulations.spawn(async move { simulate(&site, payment).await });
+        }
+        let mut result = Ok(());
+        for simulated in simulations.join_all().await {
+            if result.is_err() {
+                break;
+            }
+            result = match simulated {
+                Ok(Some(simulated)) => self.commit_and_send(owned, simulated).await,
+                Ok(None) => Ok(()),
+                Err(error) => self.stumble(owned, &error),
+            };
+        }
+        for id in ids {
+            self.site.put_down(id);
+        }
+        result
+    }
+
+    async fn commit_and_send(&self, owned: &mut Owned, simulated: Simulated) -> Result<(), Lost> {
+        let desk = Desk {
+            site: &self.site,
+            lane: self.id,
+            lease: owned.lease,
+            key: &self.key,
+        };
+        match desk.write(simulated).await {
+            Ok(Prepared::Ready(transaction)) => {
+                owned.lease.next_nonce += 1;
+                let now = Instant::now();
+                owned.open.push_back(Open {
+                    transaction,
+                    sent_at: now,
+                    asked_at: now,
+                    doubtful: false,
+                });
+                self.site.count_open(0, 1);
+                self.send(owned, owned.open.len() - 1);
+                Ok(())
+            }
+            Ok(Prepared::Moved) => Ok(()),
+            Ok(Prepared::LaneLost) => Err(Lost),
+            Err(error) => self.stumble(owned, &error),
+        }
+    }
+
+    /// A payment stays queued when it cannot be prepared now; the reconciliation brings it back.
+    fn stumble(&self, owned: &mut Owned, error: &NotPrepared) -> Result<(), Lost> {
+        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = error as &dyn std::error::Error, "a payment cannot be prepared now; it stays queued");
+        owned.paused_until = Instant::now() + PAUSE;
+        match error {
+            // The commit may have happened: read the lane anew before another nonce is used.
+            NotPrepared::Ledger(_) => Err(Lost),
+            NotPrepared::Chain(_)
+            | NotPrepared::TooDear(_)
+            | NotPrepared::Signing(_)
+            | NotPrepared::NoHead => Ok(()),
+        }
+    }
+
+    /// Hands the newest bytes of an open transaction to the chain; the reply comes to [`Self::hear`].
+    fn send(&self, owned: &mut Owned, index: usize) {
+        let Some(open) = owned.open.get_mut(index) else {
+            return;
+        };
+        let Some((hash, raw)) = open.transaction.attempts.last().cloned() else {
+            return;
+        };
+        open.sent_at = Instant::now();
+        let (site, id): (_, Uuid) = (Arc::clone(&self.site), open.transaction.id);
+        owned.replies.spawn(async move {
+            let raw: Bytes = raw;
+            let reply = broadcast(&site.rpc, &raw, hash).await;
+            reach(Step::Broadcast);
+            (id, reply)
+        });
+    }
+
+    fn hear(&self, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) -> Result<(), Lost> {
+        let Some((id, reply)) = reply else {
+            return Ok(());
+        };
+        let Some(open) = owned.open.iter_mut().find(|open| open.transaction.id == id) else {
+            return Ok(());
+        };
+        open.doubtful = reply != Broadcast::Accepted;
+        match reply {
+            Broadcast::Accepted => self.site.look_now(),
+            Broadcast::Unknown => {
+                tracing::warn!(
+                    nonce = open.transaction.nonce,
+                    "no telling reply to a send; the same bytes will be sent again"
+                );
+            }
+            Broadcast::Rejected(why) => {
+                tracing::warn!(
+                    nonce = open.transaction.nonce,
+                    why = why.text(),
+                    "a send was refused; the nonce stays in use"
+                );
+                match why {
+                    Rejection::OutOfGasMoney | Rejection::PoolFull | Rejection::FeeTooLow => {
+                        owned.paused_until = Instant::now() + PAUSE
+                    }
+                    Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The chain moved: read results, or everything anew after a reorganisation.
+    async fn follow(&self, owned: &mut Owned, now: Moved) -> Result<(), Lost> {
+        let before = std::mem::replace(&mut owned.seen, now);
+        if before.reorganisations != now.reorganisations
+            && before.head.is_some()
+            && self.reload(owned).await.is_err()
+        {
+            return Err(Lost);
+        }
+        let Some(head) = now.head else { return Ok(()) };
+        let mut index = 0;
+        while let Some(open) = owned.open.get(index) {
+            let receipt = open
+                .transaction
+                .attempts
+                .iter()
+                .find_map(|(hash, _)| self.site.view.receipt(*hash));
+            index += match receipt {
+                Some(receipt) => self.conclude(owned, index, &receipt, &head).await?,
+                None => 1,
+            };
+        }
+        if before.gaps != now.gaps {
+            self.ask(owned, &head).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends again what was not mined, and asks by hash for what should have been.
+    async fn tend(&self, owned: &mut Owned) -> Result<(), Lost> {
+        for index in 0..owned.open.len() {
+            let due = owned.open.get(index).is_some_and(|open| {
+                let since = open.sent_at.elapsed();
+                since >= RESEND_AFTER || (open.doubtful && since >= TEND_INTERVAL)
+            });
+            if due {
+                self.send(owned, index);
+            }
+        }
+        match owned.seen.head {
+            Some(head) => self.ask(owned, &head).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Asks the node for transactions by hash: after a gap in what the watch has read, and as a second opinion on old ones.
+    async fn ask(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
+        let mut index = 0;
+        while let Some(open) = owned.open.get_mut(index) {
+            let due = open.asked_at.elapsed() >= ASK_AFTER;
+            let mut receipt = None;
+            if due {
+                open.asked_at = Instant::now();
+                let hashes: Vec<_> = open
+                    .transaction
+                    .attempts
+                    .iter()
+                    .map(|(hash, _)| *hash)
+                    .collect();
+                for hash in hashes {
+                    receipt = receipt.or(self.site.rpc.receipt(hash).await.ok().flatten());
+                }
+            }
+            index += match receipt {
+                Some(receipt) => self.conclude(owned, index, &receipt, head).await?,
+                None => 1,
+            };
+        }
+        Ok(())
+    }
+
+    /// Records what a mined transaction did. Returns by how much to go on: 0 when the transaction was taken off the list.
+    async fn conclude(
+        &self,
+        owned: &mut Owned,
+        index: usize,
+        receipt: &Receipt,
+        head: &Head,
+    ) -> Result<usize, Lost> {
+        let Some(open) = owned.open.get(index) else {
+            return Ok(1);
+        };
+        reach(Step::Mined);
+        match self.result(&open.transaction, receipt, head).await {
+            Ok(mined) => {
+                if let Err(error) = self.site.ledger.record_mined(&mined).await {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot record a result; it will be read again"
+                    );
+                    return Ok(1);
+                }
+                reach(Step::Settled);
+                owned.open.remove(index);
+                self.site.count_open(1, 0);
+                if mined
+                    .rows
+                    .iter()
+                    .any(|(_, row)| matches!(row, RowOutcome::Transferred { deep: false, .. }))
+                {
+                    self.site.note_shallow();
+                }
+                self.site
+                    .waiters
+                    .wake(mined.rows.iter().map(|(payment, _)| *payment));
+                Ok(0)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell what a mined transaction did; it will be read again");
+                Ok(1)
+            }
+        }
+    }
+
+    async fn result(
+        &self,
+        transaction: &Unmined,
+        receipt: &Receipt,
+        head: &Head,
+    ) -> Result<MinedTransaction, outcome::NotNow> {
+        let mut rows = Vec::with_capacity(transaction.payments.len());
+        for payment in &transaction.payments {
+            let row = outcome::of(&self.site, payment, receipt, head).await?;
+            if let RowOutcome::WithoutEffect(next) = &row {
+                tracing::warn!(payment.id = %payment.id, transaction = %receipt.transaction_hash, ?next, "a transaction was mined without moving this payment's money");
+            }
+            rows.push((payment.id, row));
+        }
+        let time = self.site.rpc.block_time(receipt.block_hash, head).await?;
+        Ok(MinedTransaction {
+            id: transaction.id,
+            hash: receipt.transaction_hash,
+            block: BlockRef {
+                number: receipt.block_number.to(),
+                hash: receipt.block_hash,
+                time,
+            },
+            succeeded: receipt.succeeded(),
+            gas_used: receipt.gas_used.to(),
+            gas_price_wei: receipt.effective_gas_price.to(),
+            rows,
+        })
+    }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,21 @@
+//! The engine: moves accepted payments to the chain and back into the ledger, exactly once.
+//!
+//! Knows the ledger and the chain. Must not know HTTP or who asked. What always holds: bytes, hash and nonce are committed before
+//! anything is sent; a nonce is never used for two contents by two owners (the lane's epoch fences); an unknown outcome stays open
+//! and the same bytes are sent again; success is read from logs, never inferred. Everything here can be killed at any instruction:
+//! what counts is in the ledger, memory is a cache of it.
+
+mod chain_view;
+pub mod failpoint;
+mod lane;
+mod outcome;
+mod prepare;
+mod site;
+pub mod waiters;
+mod watch;
+
+pub use chain_view::ChainView;
+pub use lane::Lane;
+pub use site::{Health, Queued, Site, SiteParts};
+pub use waiters::Waiters;
+pub use watch::Watch;

@@ -1,0 +1,215 @@
+//! The watch of a network: looks at new blocks, reads their receipts, promotes and takes back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::{Advance, HeadTracker, RpcError};
+use crate::ledger::LedgerError;
+use crate::settlement::{Queued, Site};
+
+/// How often to look while nothing is in flight: often enough for fees and the chain's time to be fresh.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the ledger is compared with the chain.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
+/// Blocks after which a settled payment counts as final.
+const FINAL_AFTER_BLOCKS: u64 = 64;
+/// Stranded payments picked up at a time.
+const STRANDED_MAX: i64 = 100;
+
+/// The task that watches one network.
+#[derive(Debug)]
+pub struct Watch {
+    site: Arc<Site>,
+    tracker: HeadTracker,
+    signers: Vec<Address>,
+    reconciled: Option<Instant>,
+}
+
+impl Watch {
+    /// A watch over `site`, whose transactions come from `signers`.
+    pub fn new(site: Arc<Site>, signers: Vec<Address>) -> Self {
+        let tracker = HeadTracker::new(site.rpc.clone());
+        Self {
+            site,
+            tracker,
+            signers,
+            reconciled: None,
+        }
+    }
+
+    /// Watches until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let network = self.site.policy.network;
+        let mut failing = false;
+        loop {
+            match self.step().await {
+                Ok(()) if failing => {
+                    failing = false;
+                    tracing::info!(%network, "the RPC answers again");
+                }
+                Ok(()) => {}
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(%network, %error, "cannot follow the chain; trying again until it answers");
+                }
+                Err(_) => {}
+            }
+            let interval = if self.site.is_busy() {
+                self.site.poll
+            } else {
+                IDLE_INTERVAL
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.site.look_wanted() => {}
+                () = tokio::time::sleep(interval) => {}
+            }
+        }
+    }
+
+    /// One look at the chain and all that follows from it.
+    async fn step(&mut self) -> Result<(), RpcError> {
+        let advance = self.tracker.advance().await?;
+        self.site.note_seen();
+        if let Some(advance) = advance {
+            self.follow(&advance).await;
+        }
+        if self
+            .reconciled
+            .is_none_or(|last| last.elapsed() >= RECONCILE_INTERVAL)
+        {
+            self.reconciled = Some(Instant::now());
+            if let Err(error) = self.reconcile().await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot compare the ledger with the chain"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow(&mut self, advance: &Advance) {
+        let mut gap = advance.skipped;
+        let reorganised = !advance.removed.is_empty();
+        if reorganised {
+            self.take_back(&advance.removed).await;
+        }
+        if self.site.is_busy() {
+            for block in &advance.added {
+                match self.site.rpc.block_receipts(block.hash).await {
+                    Ok(receipts) => {
+                        let ours = receipts
+                            .into_iter()
+                            .filter(|receipt| self.signers.contains(&receipt.from))
+                            .collect();
+                        self.site.view.add_block(block.hash, ours);
+                    }
+                    Err(_) => gap = true,
+                }
+            }
+        }
+        if let Some(head) = advance.added.last() {
+            self.site.view.publish(*head, reorganised, gap);
+            if self.site.take_shallow() {
+                self.promote(head.number).await;
+            }
+        }
+    }
+
+    async fn promote(&self, head: u64) {
+        match self
+            .site
+            .ledger
+            .confirm(self.site.policy.network, head)
+            .await
+        {
+            Ok((settled, waiting)) => {
+                if waiting {
+                    self.site.note_shallow();
+                }
+                self.site.waiters.wake(settled);
+            }
+            Err(error) => {
+                self.site.note_shallow();
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot promote payments that reached their depth"
+                );
+            }
+        }
+    }
+
+    async fn take_back(&self, removed: &[B256]) {
+        let network = self.site.policy.network;
+        self.site.view.remove_blocks(removed);
+        match self.site.ledger.unmine(network, removed).await {
+            Ok(signers) if signers.is_empty() => {}
+            Ok(signers) => {
+                tracing::warn!(%network, blocks = removed.len(), lanes = signers.len(), "blocks left the chain; their payments are in flight again")
+            }
+            Err(error) => {
+                tracing::error!(%network, error = &error as &dyn std::error::Error, "cannot take back blocks that left the chain")
+            }
+        }
+    }
+
+    /// Compares what the ledger believes about recent blocks with the chain, and picks up payments that nobody is working on.
+    async fn reconcile(&mut self) -> Result<(), LedgerError> {
+        let network = self.site.policy.network;
+        let Some(head) = self.tracker.head() else {
+            return Ok(());
+        };
+        let final_height = head.number.saturating_sub(FINAL_AFTER_BLOCKS);
+        let mut gone = Vec::new();
+        for (number, hash) in self.site.ledger.blocks_above(network, final_height).await? {
+            let canonical = match self.tracker.canonical(number) {
+                Some(canonical) => Some(canonical),
+                None => self
+                    .tracker
+                    .ask_canonical(number)
+                    .await
+                    .unwrap_or(Some(hash)),
+            };
+            if canonical != Some(hash) {
+                gone.push(hash);
+            }
+        }
+        if !gone.is_empty() {
+            self.take_back(&gone).await;
+            self.site.view.publish(head, true, true);
+        }
+        self.site.ledger.finalise(network, final_height).await?;
+        self.promote(head.number).await;
+        self.pick_up_stranded().await
+    }
+
+    async fn pick_up_stranded(&self) -> Result<(), LedgerError> {
+        for payment in self
+            .site
+            .ledger
+            .stranded(self.site.policy.network, STRANDED_MAX)
+            .await?
+        {
+            if self.site.is_in_hand(payment.id) {
+                continue;
+            }
+            let Some(place) = self.site.reserve() else {
+                break;
+            };
+            tracing::debug!(payment.id = %payment.id, "taking up a payment that waits for a transaction");
+            self.site.enqueue(
+                place,
+                Queued {
+                    payment,
+                    facts: None,
+                },
+            );
+        }
+        Ok(())
+    }
+}

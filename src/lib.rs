@@ -1,1 +1,3 @@
-
+//! x402d.
+#[cfg(feature = "server")]
+pub mod embedded;

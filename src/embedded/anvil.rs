@@ -34,7 +34,7 @@ const PORT_ATTEMPTS: u32 = 5;
 /// Gas of one block, as much as Base allows.
 const BLOCK_GAS: &str = "400000000";
 /// How many past states the chain remembers, for calls at an earlier block and for reorgs.
-const STATES_KEPT: &str = "128";
+const STATES_KEPT: &str = "64";
 /// For how many blocks transactions and receipts stay readable.
 const RECEIPT_BLOCKS: &str = "10000";
 /// How much of the program's complaints an error quotes, in bytes.
@@ -52,7 +52,7 @@ pub struct LocalChainOptions {
 /// A running local chain with chain id 84532 and a test USDC where Base Sepolia has its own.
 ///
 /// It ends with this value, in order by [`stop`](Self::stop), and also when the whole process is killed. Its state is
-/// in memory alone: about the last 128 states, and transactions and receipts of the last 10 000 blocks.
+/// in memory alone: the last 64 states, and transactions and receipts of the last 10 000 blocks.
 pub struct LocalChain {
     // The order matters at a drop: the watch has to be gone before the program, whose number it would kill.
     watch: Child,
@@ -107,6 +107,12 @@ impl LocalChain {
         if !asked || timeout(STOP_LIMIT, self.node.wait()).await.is_err() {
             drop(self.node.kill().await);
         }
+    }
+
+    /// The connection over which this room speaks to the chain.
+    #[cfg(test)]
+    pub(super) fn rpc(&self) -> &JsonRpc {
+        &self.rpc
     }
 
     async fn start_on(

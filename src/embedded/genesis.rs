@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alloy::primitives::{Address, U256, address};
+use alloy::primitives::{Address, B256, U256, address, b256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
 use serde_json::{Value, json};
@@ -75,17 +75,46 @@ pub(super) const DEV_ACCOUNTS: [DevAccount; 10] = [
     },
 ];
 
+/// Where the token's code is; the token itself is a proxy, as the real one is, so that its gas costs are alike.
+const TEST_USDC_CODE: Address = address!("0x4020000000000000000000000000000000000001");
+/// Multicall3's address on each chain.
+const MULTICALL3: Address = address!("0xcA11bde05977b3631167028862bE2a173976CA11");
+/// Where a proxy keeps the address of its code, by ERC-1967.
+const IMPLEMENTATION: B256 =
+    b256!("0x360894a13ba1a3210667c828492db98dca3e2076cc3735a920a3ca505d382bbc");
+
 /// One contract that is on the chain without ever having been deployed.
 struct Placed {
     address: Address,
     /// Its runtime code in hexadecimal, as the compiler wrote it to the file.
     runtime: &'static str,
     /// Storage that a constructor would have written: slot and value.
-    storage: &'static [(U256, U256)],
+    storage: Vec<(B256, B256)>,
 }
 
 /// Everything that is placed.
-const PLACED: &[Placed] = &[];
+fn contracts() -> Vec<Placed> {
+    let plain = |address, runtime| Placed {
+        address,
+        runtime,
+        storage: Vec::new(),
+    };
+    vec![
+        plain(
+            TEST_USDC_CODE,
+            include_str!("../../contracts/artifacts/TestUsdc.runtime.hex"),
+        ),
+        Placed {
+            address: TEST_USDC,
+            runtime: include_str!("../../contracts/artifacts/TokenProxy.runtime.hex"),
+            storage: vec![(IMPLEMENTATION, TEST_USDC_CODE.into_word())],
+        },
+        plain(
+            MULTICALL3,
+            include_str!("../../contracts/artifacts/Multicall3.runtime.hex"),
+        ),
+    ]
+}
 
 sol! {
     function mint(address to, uint256 amount);
@@ -93,18 +122,14 @@ sol! {
 
 /// Puts all contracts onto a fresh chain.
 pub(super) async fn place(rpc: &JsonRpc) -> Result<(), EmbeddedError> {
-    for contract in PLACED {
+    for contract in contracts() {
         rpc.call(
             "anvil_setCode",
             json!([contract.address, contract.runtime.trim()]),
         )
         .await?;
         for (slot, value) in contract.storage {
-            let slot_and_value = json!([
-                contract.address,
-                format!("{slot:#x}"),
-                format!("{value:#066x}")
-            ]);
+            let slot_and_value = json!([contract.address, slot, value]);
             rpc.call("anvil_setStorageAt", slot_and_value).await?;
         }
     }
@@ -137,4 +162,64 @@ async fn wait_for_receipt(rpc: &JsonRpc, hash: &str) -> Result<Value, EmbeddedEr
         what: "a block with the minting".to_owned(),
         limit: MINE_LIMIT,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::Bytes;
+
+    use super::*;
+    use crate::embedded::{LocalChain, LocalChainOptions};
+
+    sol! {
+        function name() returns (string);
+        function balanceOf(address account) returns (uint256);
+        function getChainId() returns (uint256);
+    }
+
+    async fn read<C: SolCall>(rpc: &JsonRpc, to: Address, call: C) -> C::Return {
+        let data = alloy::hex::encode_prefixed(call.abi_encode());
+        let answer = rpc
+            .text("eth_call", json!([{"to": to, "data": data}, "latest"]))
+            .await
+            .unwrap();
+        C::abi_decode_returns(&answer.parse::<Bytes>().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_test_token_is_where_sdks_expect_it_and_can_be_minted() {
+        let chain = LocalChain::start(LocalChainOptions::default())
+            .await
+            .unwrap();
+        let rpc = chain.rpc();
+        let payer = Address::repeat_byte(7);
+        chain.mint(payer, U256::from(5_000_000)).await.unwrap();
+        chain.mint(payer, U256::from(1)).await.unwrap();
+        assert_eq!(read(rpc, TEST_USDC, nameCall {}).await, "USDC");
+        assert_eq!(
+            read(rpc, TEST_USDC, balanceOfCall { account: payer }).await,
+            U256::from(5_000_001)
+        );
+        assert_eq!(
+            read(rpc, MULTICALL3, getChainIdCall {}).await,
+            U256::from(CHAIN_ID)
+        );
+        chain.stop().await;
+    }
+
+    #[tokio::test]
+    async fn minting_waits_for_the_block_when_blocks_come_by_the_clock() {
+        let options = LocalChainOptions {
+            port: None,
+            block_time_s: Some(1),
+        };
+        let chain = LocalChain::start(options).await.unwrap();
+        let payer = Address::repeat_byte(8);
+        chain.mint(payer, U256::from(9)).await.unwrap();
+        assert_eq!(
+            read(chain.rpc(), TEST_USDC, balanceOfCall { account: payer }).await,
+            U256::from(9)
+        );
+        chain.stop().await;
+    }
 }

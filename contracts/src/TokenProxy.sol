@@ -12,7 +12,9 @@ contract TokenProxy {
     fallback() external payable {
         assembly ("memory-safe") {
             // USDC's proxy refuses its admin before it delegates; reading the slot keeps the gas alike.
-            if eq(caller(), sload(ADMIN)) { revert(0, 0) }
+            // An unset admin must not match the zero address, which is the caller of an eth_call without `from`.
+            let admin := sload(ADMIN)
+            if and(iszero(iszero(admin)), eq(caller(), admin)) { revert(0, 0) }
             let data := mload(0x40)
             calldatacopy(data, 0, calldatasize())
             let ok := delegatecall(gas(), sload(IMPLEMENTATION), data, calldatasize(), 0, 0)

@@ -1,4 +1,5 @@
-//! What is on the local chain from the start: the test USDC and the contracts that x402 relies on.
+//! What is on the local chain from the start: the test USDC and the contracts that x402 relies on. What they are and
+//! why they need no constructor is said in `contracts/README.md`.
 
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ pub const CHAIN_ID: u64 = 84_532;
 
 /// Where Base Sepolia has its USDC, and the local chain a token of ours that behaves alike.
 pub const TEST_USDC: Address = address!("0x036CbD53842c5426634e7929541eC2318f3dCF7e");
+
+/// The factory of contract wallets on the local chain, which `eip6492_factories` may list there.
+pub const SMART_WALLET_FACTORY: Address = address!("0x0000000000000000000000000000000000402003");
 
 /// A block comes at once, or after the block time.
 const MINE_LIMIT: Duration = Duration::from_mins(1);
@@ -76,7 +80,7 @@ pub(super) const DEV_ACCOUNTS: [DevAccount; 10] = [
 ];
 
 /// Where the token's code is; the token itself is a proxy, as the real one is, so that its gas costs are alike.
-const TEST_USDC_CODE: Address = address!("0x4020000000000000000000000000000000000001");
+const TEST_USDC_CODE: Address = address!("0x0000000000000000000000000000000000402001");
 /// Multicall3's address on each chain.
 const MULTICALL3: Address = address!("0xcA11bde05977b3631167028862bE2a173976CA11");
 /// Where a proxy keeps the address of its code, by ERC-1967.
@@ -109,6 +113,10 @@ fn contracts() -> Vec<Placed> {
             runtime: include_str!("../../contracts/artifacts/TokenProxy.runtime.hex"),
             storage: vec![(IMPLEMENTATION, TEST_USDC_CODE.into_word())],
         },
+        plain(
+            SMART_WALLET_FACTORY,
+            include_str!("../../contracts/artifacts/SmartWalletFactory.runtime.hex"),
+        ),
         plain(
             MULTICALL3,
             include_str!("../../contracts/artifacts/Multicall3.runtime.hex"),

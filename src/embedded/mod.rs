@@ -27,6 +27,6 @@ mod sockets;
 
 pub use anvil::{LocalChain, LocalChainOptions};
 pub use error::EmbeddedError;
-pub use genesis::{CHAIN_ID, DevAccount, TEST_USDC};
+pub use genesis::{CHAIN_ID, DevAccount, SMART_WALLET_FACTORY, TEST_USDC};
 pub use place::{default_data_dir, running_as_root};
 pub use postgres::EmbeddedPostgres;

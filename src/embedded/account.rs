@@ -144,21 +144,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("inner");
         fs::create_dir(&inner).unwrap();
-        let nobody = Account {
-            name: "nobody".to_owned(),
-            uid: 65_534,
-            gid: 65_534,
+        let stranger = Account {
+            name: "stranger".to_owned(),
+            uid: 4_000_000,
+            gid: 4_000_000,
             changes: true,
         };
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let closed = nobody.find_closed_folder(&inner).unwrap().to_string();
-        assert!(closed.contains("`nobody`"), "{closed}");
+        let closed = stranger.find_closed_folder(&inner).unwrap().to_string();
+        assert!(closed.contains("`stranger`"), "{closed}");
         assert!(
             closed.contains(&format!("chmod o+x {}`", folder.path().display())),
             "{closed}"
         );
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        assert!(nobody.find_closed_folder(&inner).is_none());
+        assert!(stranger.find_closed_folder(&inner).is_none());
     }
 
     #[tokio::test]

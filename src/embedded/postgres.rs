@@ -247,7 +247,6 @@ mod tests {
     async fn a_server_that_was_killed_is_started_again_with_what_was_committed() {
         let place = Place::new();
         let killed = EmbeddedPostgres::start(&place.path()).await.unwrap();
-        run(killed.url(), "with made as (select 1) select 'before'").await;
         let mut connection = PgConnection::connect(killed.url()).await.unwrap();
         sqlx::raw_sql("create table kept as select 'committed' as word")
             .execute(&mut connection)
@@ -257,6 +256,21 @@ mod tests {
         drop(killed);
         let next = EmbeddedPostgres::start(&place.path()).await.unwrap();
         assert_eq!(run(next.url(), "select word from kept").await, "committed");
+        next.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_to_be_seen_is_not_started_twice_beside_another_user() {
+        let place = Place::new();
+        let first = EmbeddedPostgres::start(&place.path()).await.unwrap();
+        place.server().unwrap().kill();
+        let refused = EmbeddedPostgres::start(&place.path()).await.unwrap_err();
+        assert!(
+            matches!(refused, EmbeddedError::InvisiblePostmaster { .. }),
+            "{refused}"
+        );
+        first.stop().await.unwrap();
+        let next = EmbeddedPostgres::start(&place.path()).await.unwrap();
         next.stop().await.unwrap();
     }
 

@@ -1,0 +1,181 @@
+//! Who runs Postgres: the caller, or as root somebody else, because Postgres refuses root.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, Metadata};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Uid, User, getegid, geteuid};
+use tokio::process::Command;
+
+use super::error::EmbeddedError;
+
+/// The only search path that Postgres's own helpers need.
+const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+
+/// Whom root becomes for Postgres, the first that exists.
+const STAND_INS: [&str; 2] = ["postgres", "nobody"];
+
+/// The account that owns the cluster and runs its processes.
+#[derive(Debug, Clone)]
+pub(super) struct Account {
+    name: String,
+    uid: u32,
+    gid: u32,
+    /// Set when x402d is root, and child processes have to change to the account.
+    changes: bool,
+}
+
+impl Account {
+    /// Chooses the account; as root the owner of an existing cluster keeps it, so that its files stay readable to it.
+    pub(super) fn choose(cluster: &Path) -> Result<Self, EmbeddedError> {
+        let me = geteuid();
+        if !me.is_root() {
+            let name = user(me).map_or_else(|| me.to_string(), |user| user.name);
+            return Ok(Self {
+                name,
+                uid: me.as_raw(),
+                gid: getegid().as_raw(),
+                changes: false,
+            });
+        }
+        let owner = fs::metadata(cluster)
+            .ok()
+            .map(|found| Uid::from_raw(found.uid()))
+            .filter(|uid| !uid.is_root());
+        let stand_in = || {
+            STAND_INS
+                .iter()
+                .find_map(|name| User::from_name(name).ok().flatten())
+        };
+        let chosen = owner
+            .and_then(user)
+            .or_else(stand_in)
+            .ok_or(EmbeddedError::NoAccount)?;
+        Ok(Self {
+            name: chosen.name,
+            uid: chosen.uid.as_raw(),
+            gid: chosen.gid.as_raw(),
+            changes: true,
+        })
+    }
+
+    /// A command that runs as the account, with an environment of its own: that of x402d may hold signer keys.
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", SYSTEM_PATH)
+            .env("LC_ALL", "C")
+            .env("TZ", "UTC")
+            .current_dir("/");
+        if self.changes {
+            command.uid(self.uid).gid(self.gid);
+        }
+        command
+    }
+
+    /// Makes sure that the folder exists, belongs to the account, and is closed to everybody else.
+    pub(super) fn own_folder(&self, folder: &Path) -> Result<(), EmbeddedError> {
+        let failed = |what: &str| EmbeddedError::io(format!("{what} {}", folder.display()));
+        if !folder.exists() {
+            DirBuilder::new()
+                .mode(0o700)
+                .create(folder)
+                .map_err(failed("create"))?;
+        }
+        let found = fs::symlink_metadata(folder).map_err(failed("look at"))?;
+        if self.changes && found.uid() != self.uid {
+            chown(folder, Some(self.uid), Some(self.gid)).map_err(failed("hand over"))?;
+        }
+        if is_open(&found) {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+                .map_err(failed("close"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a folder is the account's alone, as a folder of its own in a public place has to be.
+    pub(super) fn has_alone(&self, found: &Metadata) -> bool {
+        let mine = found.uid() == self.uid || (self.changes && found.uid() == 0);
+        mine && found.is_dir() && !is_open(found)
+    }
+
+    /// The error for the first folder on the way to `path` that the account may not enter, by its mode.
+    pub(super) fn find_closed_folder(&self, path: &Path) -> Option<EmbeddedError> {
+        let mut folders: Vec<&Path> = path.ancestors().filter(|folder| folder.is_dir()).collect();
+        folders.reverse();
+        let closed = folders
+            .into_iter()
+            .find(|folder| fs::metadata(folder).is_ok_and(|found| !self.may_enter(&found)));
+        closed.map(|folder| EmbeddedError::ClosedFolder {
+            user: self.name.clone(),
+            folder: PathBuf::from(folder),
+        })
+    }
+
+    fn may_enter(&self, folder: &Metadata) -> bool {
+        let shift = if folder.uid() == self.uid {
+            6
+        } else if folder.gid() == self.gid {
+            3
+        } else {
+            0
+        };
+        self.uid == 0 || (folder.permissions().mode() >> shift) & 1 == 1
+    }
+}
+
+/// Whether anybody but the owner may do anything with it.
+fn is_open(found: &Metadata) -> bool {
+    found.permissions().mode() & 0o077 != 0
+}
+
+fn user(uid: Uid) -> Option<User> {
+    User::from_uid(uid).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_the_account_cannot_enter_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let stranger = Account {
+            name: "stranger".to_owned(),
+            uid: 4_000_000,
+            gid: 4_000_000,
+            changes: true,
+        };
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let closed = stranger.find_closed_folder(&inner).unwrap().to_string();
+        assert!(closed.contains("`stranger`"), "{closed}");
+        assert!(
+            closed.contains(&format!("chmod o+x {}`", folder.path().display())),
+            "{closed}"
+        );
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        assert!(stranger.find_closed_folder(&inner).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_child_never_sees_the_environment_and_never_runs_as_root() {
+        let account = Account::choose(Path::new("/nonexistent")).unwrap();
+        let printed = account
+            .command("/bin/sh")
+            .args(["-c", "id -u; env"])
+            .output()
+            .await
+            .unwrap();
+        let printed = String::from_utf8(printed.stdout).unwrap();
+        assert_eq!(
+            printed.lines().next(),
+            Some(account.uid.to_string().as_str())
+        );
+        assert_ne!(account.uid, 0);
+        assert!(!printed.contains("CARGO"), "{printed}");
+    }
+}

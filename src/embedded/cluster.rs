@@ -1,0 +1,287 @@
+//! One cluster on disk: making it, starting its server, waiting until it answers.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::account::Account;
+use super::binaries::{Binaries, Places, first_number};
+use super::error::EmbeddedError;
+use super::postmaster::{PidFile, Postmaster};
+use super::{database, sockets};
+
+/// `initdb` writes some 40 MB and syncs them.
+const INITDB_LIMIT: Duration = Duration::from_mins(2);
+/// A start after a crash replays the log since the last checkpoint, at most [`MAX_WAL`].
+const READY_LIMIT: Duration = Duration::from_mins(2);
+/// How often a server that is starting is asked.
+const RETRY: Duration = Duration::from_millis(40);
+/// Starts in a row: after a crash, the memory of the old server may be in use for a moment.
+const START_ATTEMPTS: u32 = 25;
+/// Pause between such attempts.
+const START_PAUSE: Duration = Duration::from_millis(200);
+/// What Postgres says in that case.
+const STILL_IN_USE: &str = "pre-existing shared memory block";
+/// The server's own log is set aside once, at a start, when it is longer than this many bytes.
+const LOG_MAX: u64 = 16 * 1024 * 1024;
+/// How much of a log an error quotes, in bytes.
+const QUOTE: u64 = 1_500;
+const MAX_WAL: &str = "max_wal_size=1GB";
+
+/// Durable, reachable by its socket alone, and quiet: statements and values are in no log, because what x402d writes
+/// includes signed payments.
+const SETTINGS: &[&str] = &[
+    "fsync=on",
+    "synchronous_commit=on",
+    "full_page_writes=on",
+    "listen_addresses=",
+    "port=5432",
+    "unix_socket_permissions=0700",
+    "max_connections=200",
+    "shared_buffers=128MB",
+    MAX_WAL,
+    "jit=off",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    "logging_collector=off",
+    "log_destination=stderr",
+    "log_min_messages=log",
+    "log_min_error_statement=panic",
+    "log_error_verbosity=terse",
+    "log_checkpoints=off",
+    "cluster_name=x402d",
+];
+
+/// A cluster and who runs it.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    account: Account,
+    /// Postgres's data directory, below a folder that belongs to the account.
+    data: PathBuf,
+    log: PathBuf,
+}
+
+impl Cluster {
+    /// The cluster in the folder `room`, which need not exist yet. The log is beside it, where only x402d writes.
+    pub(super) fn below(room: &Path) -> Result<Self, EmbeddedError> {
+        let account = Account::choose(room)?;
+        account.own_folder(room)?;
+        if let Some(closed) = account.find_closed_folder(room) {
+            return Err(closed);
+        }
+        Ok(Self {
+            account,
+            data: room.join("data"),
+            log: room.with_extension("log"),
+        })
+    }
+
+    /// The server, if it runs.
+    pub(super) fn find_server(&self) -> Result<Option<Postmaster>, EmbeddedError> {
+        Ok(match PidFile::read(&self.data)? {
+            PidFile::Running(server) => Some(server),
+            PidFile::Absent | PidFile::Stale => None,
+        })
+    }
+
+    /// Finds the server or starts it, and waits until it answers; a child comes back if it was started here.
+    ///
+    /// With `alone` unset another x402d uses the cluster, so a server has to be there.
+    pub(super) async fn run(
+        &self,
+        alone: bool,
+    ) -> Result<(Postmaster, Option<Child>), EmbeddedError> {
+        for _ in 0..START_ATTEMPTS {
+            let mut child = None;
+            let log_from = fs::metadata(&self.log).map_or(0, |log| log.len());
+            if self.find_server()?.is_none() {
+                if !alone {
+                    return Err(EmbeddedError::InvisiblePostmaster {
+                        cluster: self.data.clone(),
+                    });
+                }
+                child = Some(self.launch().await?);
+            }
+            if let Some(server) = self.wait_until_ready(&mut child).await? {
+                return Ok((server, child));
+            }
+            let output = self.quote_log(log_from);
+            if child.is_some() && !output.contains(STILL_IN_USE) {
+                return Err(EmbeddedError::Failed {
+                    program: format!("postgres (log: {})", self.log.display()),
+                    output,
+                });
+            }
+            sleep(START_PAUSE).await;
+        }
+        let limit = START_PAUSE * START_ATTEMPTS;
+        Err(EmbeddedError::Late {
+            what: "the end of the server that used this cluster before".to_owned(),
+            limit,
+        })
+    }
+
+    /// Starts the server, making the cluster first if there is none.
+    async fn launch(&self) -> Result<Child, EmbeddedError> {
+        let version = fs::read_to_string(self.data.join("PG_VERSION")).ok();
+        let wanted = version
+            .as_deref()
+            .and_then(first_number)
+            .map(|major| (major, self.data.as_path()));
+        let binaries = Places::usual(std::env::var_os("PATH"))
+            .find(&self.account, wanted)
+            .await?;
+        if wanted.is_none() {
+            self.make(&binaries).await?;
+        }
+        if matches!(PidFile::read(&self.data)?, PidFile::Stale) {
+            PidFile::remove(&self.data)?;
+        }
+        let socket_folder = sockets::own(&self.account, &self.data)?;
+        let log = self.open_log()?;
+        let errors = log
+            .try_clone()
+            .map_err(EmbeddedError::io("share the log"))?;
+        let mut command = self.account.command(&binaries.postgres);
+        command.arg("-D").arg(&self.data);
+        command.arg("-c").arg(format!(
+            "unix_socket_directories={}",
+            socket_folder.display()
+        ));
+        for setting in SETTINGS {
+            command.args(["-c", setting]);
+        }
+        // A process group of its own: Ctrl-C is for x402d, which stops the server when it is done with it.
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors);
+        spawn(&mut command, "postgres")
+    }
+
+    /// Makes the cluster aside and moves it into place, so that an interrupted attempt is never taken for a cluster.
+    async fn make(&self, binaries: &Binaries) -> Result<(), EmbeddedError> {
+        let unfinished = self.data.with_extension("unfinished");
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished).map_err(EmbeddedError::io(format!(
+                "remove {}",
+                unfinished.display()
+            )))?;
+        }
+        tracing::info!(version = binaries.major, folder = %self.data.display(), "making a private Postgres cluster");
+        let mut command = self.account.command(&binaries.initdb);
+        command
+            .arg("-D")
+            .arg(&unfinished)
+            .args(["-U", database::USER]);
+        // Nobody gets to the socket but the account and root, so a password would protect nothing.
+        command.args([
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--data-checksums",
+        ]);
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let late = |_| EmbeddedError::Late {
+            what: "initdb".to_owned(),
+            limit: INITDB_LIMIT,
+        };
+        let output = timeout(INITDB_LIMIT, command.output())
+            .await
+            .map_err(late)?;
+        let output = output.map_err(EmbeddedError::io("run initdb"))?;
+        if !output.status.success() {
+            let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(EmbeddedError::Failed {
+                program: "initdb".to_owned(),
+                output,
+            });
+        }
+        let moved = fs::rename(&unfinished, &self.data).and_then(|()| match self.data.parent() {
+            Some(room) => File::open(room)?.sync_all(),
+            None => Ok(()),
+        });
+        moved.map_err(EmbeddedError::io(format!(
+            "move the new cluster to {}",
+            self.data.display()
+        )))
+    }
+
+    /// Waits until the server answers; `None` when it ended instead.
+    async fn wait_until_ready(
+        &self,
+        child: &mut Option<Child>,
+    ) -> Result<Option<Postmaster>, EmbeddedError> {
+        let deadline = Instant::now() + READY_LIMIT;
+        while Instant::now() < deadline {
+            if let Some(child) = child
+                && child
+                    .try_wait()
+                    .map_err(EmbeddedError::io("look at postgres"))?
+                    .is_some()
+            {
+                return Ok(None);
+            }
+            match self.find_server()? {
+                Some(server) if database::answers(server.socket_folder.as_deref()).await => {
+                    return Ok(Some(server));
+                }
+                None if child.is_none() => return Ok(None),
+                Some(_) | None => sleep(RETRY).await,
+            }
+        }
+        let what = format!(
+            "the start of the private Postgres (log: {})",
+            self.log.display()
+        );
+        Err(EmbeddedError::Late {
+            what,
+            limit: READY_LIMIT,
+        })
+    }
+
+    fn open_log(&self) -> Result<File, EmbeddedError> {
+        let failed = || EmbeddedError::io(format!("open {}", self.log.display()));
+        if fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_MAX) {
+            fs::rename(&self.log, self.log.with_extension("log.1")).map_err(failed())?;
+        }
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&self.log)
+            .map_err(failed())
+    }
+
+    /// What the server wrote since `from`, at most the last [`QUOTE`] bytes.
+    fn quote_log(&self, from: u64) -> String {
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut log = File::open(&self.log)?;
+            let length = log.metadata()?.len();
+            let from = if from > length { 0 } else { from };
+            log.seek(SeekFrom::Start(from.max(length.saturating_sub(QUOTE))))?;
+            let mut text = Vec::new();
+            log.take(QUOTE).read_to_end(&mut text)?;
+            Ok(text)
+        };
+        read()
+            .map(|text| String::from_utf8_lossy(&text).trim().to_owned())
+            .unwrap_or_default()
+    }
+}
+
+fn spawn(command: &mut Command, program: &str) -> Result<Child, EmbeddedError> {
+    command
+        .spawn()
+        .map_err(EmbeddedError::io(format!("run {program}")))
+}

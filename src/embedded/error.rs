@@ -1,0 +1,139 @@
+//! What can go wrong outside x402d, each with the way out.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why the private Postgres or the local chain could not be started, used or stopped.
+///
+/// The messages are for the operator: they name the folder, the package or the flag to change, and never a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedError {
+    /// No Postgres server is installed where x402d looks.
+    #[error(
+        "no Postgres server is installed here (looked in PATH, /usr/lib/postgresql and Homebrew's folders): run \
+         `apt-get install postgresql` (Debian, Ubuntu) or `brew install postgresql` (macOS), or set DATABASE_URL to a \
+         Postgres that runs already"
+    )]
+    PostgresMissing,
+    /// The cluster was written by another major version than the installed ones.
+    #[error(
+        "the cluster in {cluster} was made by Postgres {wanted}, but only version {installed} is installed: install \
+         Postgres {wanted}, or move the folder away to begin with an empty ledger"
+    )]
+    PostgresVersion {
+        /// The folder of the cluster.
+        cluster: PathBuf,
+        /// The major version that can read it.
+        wanted: u32,
+        /// The major versions that were found, for reading.
+        installed: String,
+    },
+    /// Postgres refuses to run as root, and there is no other account to run it as.
+    #[error(
+        "Postgres refuses to run as root, and there is neither a user `postgres` nor `nobody` to run it as"
+    )]
+    NoAccount,
+    /// A folder on the way to a needed file cannot be entered by the account that runs Postgres.
+    #[error(
+        "the user `{user}`, as whom Postgres runs, cannot enter {folder}: allow it with `chmod o+x {folder}`, or set \
+         X402D_DATA_DIR to another folder",
+        folder = folder.display()
+    )]
+    ClosedFolder {
+        /// Who needs to enter.
+        user: String,
+        /// The first folder that is closed.
+        folder: PathBuf,
+    },
+    /// Another process holds the cluster's lock longer than anything x402d does with it may last.
+    #[error("another x402d has held {file} for {limit:?}: end it, or set X402D_DATA_DIR to another folder", file = file.display())]
+    Locked {
+        /// The lock file.
+        file: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// Another x402d uses the cluster, but its postmaster is not to be seen.
+    #[error(
+        "another x402d uses {cluster}, but its Postgres is not to be seen from here (it crashed, or runs in another \
+         container): stop that x402d, or set X402D_DATA_DIR to another folder",
+        cluster = cluster.display()
+    )]
+    InvisiblePostmaster {
+        /// The folder of the cluster.
+        cluster: PathBuf,
+    },
+    /// A program ended with a failure.
+    #[error("{program} failed: {output}")]
+    Failed {
+        /// Which program.
+        program: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// Something did not happen in time.
+    #[error("{what} took longer than {limit:?}")]
+    Late {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// The private cluster answers, but refuses a statement.
+    #[error("the private Postgres refused {what}")]
+    Sql {
+        /// What was asked of it.
+        what: &'static str,
+        /// The driver's error.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Neither `anvil` nor `npx` is installed.
+    #[error(
+        "no local chain is installed: put `anvil` into PATH (https://getfoundry.sh), or install Node.js with npm, with \
+         which x402d fetches it; or name a network of your own with X402D_NETWORK and X402D_RPC_URL"
+    )]
+    AnvilMissing,
+    /// The npm package has no program for this machine.
+    #[error(
+        "the npm package {package} brings no program for this machine: put `anvil` into PATH (https://getfoundry.sh)"
+    )]
+    AnvilUnsupported {
+        /// Which package.
+        package: &'static str,
+    },
+    /// The port of the local chain is in use.
+    #[error(
+        "port {port} is taken, perhaps by an earlier local chain: end that, or choose another with --chain-port"
+    )]
+    PortTaken {
+        /// Which port.
+        port: u16,
+    },
+    /// The local chain answered a call with an error, or not at all.
+    #[error("the local chain did not answer {method} as it should: {detail}")]
+    Chain {
+        /// The JSON-RPC method.
+        method: String,
+        /// What came instead.
+        detail: String,
+    },
+    /// The operating system refused something.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried, with the file it concerns.
+        action: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl EmbeddedError {
+    /// Wraps a system error with what was tried; made for `map_err`.
+    pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Io { action, source }
+    }
+}

@@ -1,0 +1,82 @@
+//! The folder of the Unix socket: short, because a socket's path may have at most about a hundred bytes and a data
+//! directory can be anywhere, and closed to everybody but the account.
+
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use alloy::primitives::keccak256;
+
+use super::account::Account;
+use super::error::EmbeddedError;
+
+/// Where the folder is made: the one place that is short and exists on each Unix.
+const PARENT: &str = "/tmp";
+
+/// How the folder's name begins; its end is taken from the cluster's path.
+const PREFIX: &str = "x402d-";
+
+/// How many names are tried when others have taken some, by accident or in order to annoy.
+const NAMES: u32 = 8;
+
+/// Makes the folder for a cluster's socket, or finds the one of an earlier start.
+///
+/// A folder that exists is used only when it belongs to the account and is closed to others: `/tmp` is everybody's,
+/// and whoever could write into the folder could put a server of his own in the place of ours.
+pub(super) fn own(account: &Account, cluster: &Path) -> Result<PathBuf, EmbeddedError> {
+    let digest = keccak256(cluster.as_os_str().as_encoded_bytes()).to_string();
+    let name: String = digest.chars().skip(2).take(16).collect();
+    for number in 0..NAMES {
+        let folder = Path::new(PARENT).join(format!("{PREFIX}{name}-{number}"));
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(problem) if problem.kind() != ErrorKind::AlreadyExists => {
+                return Err(EmbeddedError::io(format!("create {}", folder.display()))(
+                    problem,
+                ));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        if fs::symlink_metadata(&folder).is_ok_and(|found| account.has_alone(&found)) {
+            account.own_folder(&folder)?;
+            return Ok(folder);
+        }
+    }
+    let action = format!(
+        "make a folder of my own in {PARENT}: all {NAMES} names beginning {PREFIX}{name} are taken"
+    );
+    Err(EmbeddedError::io(action)(ErrorKind::AlreadyExists.into()))
+}
+
+/// Removes the folder after the last use. What cannot be removed is found again by [`own`].
+pub(super) fn release(folder: &Path) {
+    let ours = folder.parent() == Some(Path::new(PARENT))
+        && folder
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    if ours && let Err(problem) = fs::remove_dir(folder) {
+        tracing::debug!(folder = %folder.display(), %problem, "the socket's folder stays");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_folder_is_short_stable_and_never_one_that_others_can_enter() {
+        let cluster = tempfile::tempdir().unwrap();
+        let account = Account::choose(cluster.path()).unwrap();
+        let first = own(&account, cluster.path()).unwrap();
+        assert!(first.as_os_str().len() < 80);
+        assert_eq!(own(&account, cluster.path()).unwrap(), first);
+        fs::set_permissions(&first, fs::Permissions::from_mode(0o777)).unwrap();
+        let second = own(&account, cluster.path()).unwrap();
+        assert_ne!(second, first);
+        release(&first);
+        release(&second);
+        assert!(!first.exists() && !second.exists());
+    }
+}

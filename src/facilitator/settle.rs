@@ -1,0 +1,297 @@
+//! `settle`: accepts a payment into the ledger, waits for the chain, and tells success once.
+
+use serde_json::Map;
+use tokio::time::Instant;
+
+use crate::facilitator::decision::{Decision, decide};
+use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage};
+use crate::ledger::{Accepted, Standing};
+use crate::payment::state::Exit;
+use crate::payment::{Candidate, Payment, PaymentId, PaymentState};
+use crate::protocol::response::spelled;
+use crate::protocol::{PaymentRequest, Reason, Refusal, SettleResponse};
+use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::waiters::Waiting;
+use crate::settlement::{Queued, Site};
+
+/// An answer to `/settle`, and the grant that it carries when it says success.
+#[derive(Debug)]
+pub struct Settled {
+    /// The body.
+    pub response: SettleResponse,
+    /// To be closed once the answer has been written, or has broken off.
+    pub grant: Option<Grant>,
+}
+
+impl Facilitator {
+    /// Settles a payment, or joins its settlement. Run it to its end even if the caller goes away: what it has accepted is in the
+    /// ledger, and a grant that nobody hears is void.
+    ///
+    /// # Errors
+    /// An [`Outage`] when it cannot be judged now; a payment that was accepted before goes on all the same.
+    pub async fn settle(
+        &self,
+        request: PaymentRequest,
+        caller: &Caller,
+    ) -> Result<Settled, Outage> {
+        match self.try_settle(request, caller).await {
+            Ok(settled) => Ok(settled),
+            Err(Halt::Refused(refusal)) => Ok(Settled {
+                response: (*refusal).into(),
+                grant: None,
+            }),
+            Err(Halt::Outage(outage)) => Err(outage),
+        }
+    }
+
+    async fn try_settle(&self, request: PaymentRequest, caller: &Caller) -> Result<Settled, Halt> {
+        let deadline = self.deadline();
+        let site = self.site(&request)?;
+        let candidate = Candidate::from_request(request, &site.policy)?;
+        let answer = Answer {
+            network_name: candidate.network_name.clone(),
+        };
+        candidate.pays_what_is_required()?;
+        let id = match self.known(site, &candidate).await? {
+            Some(standing) => {
+                self.ledger.end_verify_lease(standing.payment.id).await?;
+                match decide(&standing) {
+                    Decision::CheckAgain(_) => {
+                        self.admit(site, candidate, Some(standing.payment.id))
+                            .await?
+                    }
+                    Decision::Join
+                    | Decision::Grant
+                    | Decision::AwaitGrant
+                    | Decision::Duplicate
+                    | Decision::Failed(_)
+                    | Decision::SetAside(_) => standing.payment.id,
+                }
+            }
+            None => self.admit(site, candidate, None).await?,
+        };
+        self.conclude(id, &answer, caller, deadline)
+            .await
+            .map_err(Halt::from)
+    }
+
+    /// Checks everything and puts the payment into the queue. A place is taken first, so that nothing accepted is without one.
+    async fn admit(
+        &self,
+        site: &Site,
+        candidate: Candidate,
+        refused: Option<PaymentId>,
+    ) -> Result<PaymentId, Halt> {
+        let place = site.reserve().ok_or(Outage::Busy)?;
+        let key = (&candidate).into();
+        let Checked { verified, facts } = self.check(site, candidate).await?;
+        let queued = match refused {
+            Some(id) if self.ledger.queue_again(id, verified.candidate()).await? => {
+                self.ledger.payment(id).await?
+            }
+            Some(id) => return Ok(id),
+            None => match self
+                .ledger
+                .accept(&verified, site.policy.confirmations)
+                .await?
+            {
+                Accepted::New(payment) => Some(payment),
+                // Somebody was faster; that row answers, after the same look at it that every known payment gets.
+                Accepted::Known => None,
+            },
+        };
+        if let Some(payment) = queued {
+            let id = payment.id;
+            site.enqueue(
+                place,
+                Queued {
+                    payment,
+                    facts: Some(facts),
+                },
+            );
+            return Ok(id);
+        }
+        let standing = self.ledger.standing(&key).await?.ok_or(Outage::Busy)?;
+        if standing.payment.digest != verified.candidate().digest {
+            let why =
+                "this payer's nonce belongs to another authorization that was presented before"
+                    .to_owned();
+            return Err(verified
+                .candidate()
+                .refuse(Reason::ExactNonceUsed, why)
+                .into());
+        }
+        Ok(standing.payment.id)
+    }
+
+    /// Waits until something can be said about an accepted payment, and says it.
+    async fn conclude(
+        &self,
+        id: PaymentId,
+        answer: &Answer,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Settled, Outage> {
+        let waiting = self.waiters.wait_for(id);
+        loop {
+            let change = waiting.change();
+            let standing = self.ledger.standing_of(id).await?;
+            let decision = decide(&standing);
+            let payment = &standing.payment;
+            match decision {
+                Decision::Grant => {
+                    if let Some(settled) = self.grant(payment, answer, caller).await? {
+                        return Ok(settled);
+                    }
+                }
+                Decision::Join | Decision::AwaitGrant => {
+                    if !Waiting::until(change, deadline).await
+                        && let Some(settled) = self.out_of_time(&standing, answer).await?
+                    {
+                        return Ok(settled);
+                    }
+                }
+                Decision::Duplicate => return Ok(answer.duplicate(payment)),
+                Decision::CheckAgain(exit) | Decision::Failed(exit) => {
+                    return Ok(answer.refused(payment, exit.reason, exit.message));
+                }
+                Decision::SetAside(why) => {
+                    let why = format!(
+                        "the operator has to look at this payment: {why}. Money may have moved"
+                    );
+                    return Ok(answer.refused(payment, Reason::SettlementPending, why));
+                }
+            }
+        }
+    }
+
+    async fn grant(
+        &self,
+        payment: &Payment,
+        answer: &Answer,
+        caller: &Caller,
+    ) -> Result<Option<Settled>, Outage> {
+        if !self.ledger.grant(payment.id, caller).await? {
+            return Ok(None);
+        }
+        reach(Step::Granted);
+        let grant = Grant::new(self.clone(), payment.id, caller.request_id.clone());
+        Ok(Some(Settled {
+            response: answer.success(payment),
+            grant: Some(grant),
+        }))
+    }
+
+    /// The wait is over. What has bytes is pending; what has none is taken back, so that the answer "nothing moved" stays true.
+    async fn out_of_time(
+        &self,
+        standing: &Standing,
+        answer: &Answer,
+    ) -> Result<Option<Settled>, Outage> {
+        let payment = &standing.payment;
+        match &payment.state {
+            PaymentState::Queued => {
+                let message = "the payment could not be sent to the chain in time; nothing was broadcast, present it again".to_owned();
+                let exit = Exit {
+                    reason: Reason::UnexpectedSettleError,
+                    message,
+                };
+                self.ledger.refuse(payment.id, &exit).await?;
+                Ok(None)
+            }
+            PaymentState::Inflight(hash) => {
+                let why = format!(
+                    "transaction {hash} was sent and is not in a block yet; present the same payment again to learn its outcome"
+                );
+                Ok(Some(answer.refused(
+                    payment,
+                    Reason::SettlementPending,
+                    why,
+                )))
+            }
+            PaymentState::Mined(location) => {
+                let why = format!(
+                    "transaction {} is in block {} and waits for {} confirmations; present the same payment again",
+                    location.transaction, location.block_number, payment.confirmations
+                );
+                Ok(Some(answer.refused(
+                    payment,
+                    Reason::SettlementPending,
+                    why,
+                )))
+            }
+            PaymentState::Settled(_) | PaymentState::Final(_) | PaymentState::LateSettled(_) => {
+                Ok(Some(answer.duplicate(payment)))
+            }
+            PaymentState::Refused(_) | PaymentState::Failed { .. } => Ok(None),
+        }
+    }
+}
+
+/// How answers to one request are worded.
+#[derive(Debug)]
+struct Answer {
+    network_name: String,
+}
+
+impl Answer {
+    fn success(&self, payment: &Payment) -> SettleResponse {
+        SettleResponse {
+            success: true,
+            error_reason: None,
+            error_message: None,
+            ..self.about(payment)
+        }
+    }
+
+    fn duplicate(&self, payment: &Payment) -> Settled {
+        let why = "this payment has bought its resource already; the transaction is the one that was told then".to_owned();
+        self.refused(payment, Reason::DuplicateSettlement, why)
+    }
+
+    fn refused(&self, payment: &Payment, reason: Reason, message: String) -> Settled {
+        let response = SettleResponse {
+            success: false,
+            error_reason: Some(reason.code().to_owned()),
+            error_message: Some(message),
+            ..self.about(payment)
+        };
+        Settled {
+            response,
+            grant: None,
+        }
+    }
+
+    fn about(&self, payment: &Payment) -> SettleResponse {
+        let id = ("paymentId".to_owned(), payment.id.to_string().into());
+        SettleResponse {
+            success: false,
+            error_reason: None,
+            error_message: None,
+            payer: Some(spelled(payment.authorization.from)),
+            transaction: payment
+                .state
+                .transaction()
+                .map(|hash| hash.to_string())
+                .unwrap_or_default(),
+            network: self.network_name.clone(),
+            amount: Some(payment.authorization.value),
+            extra: Some(Map::from_iter([id])),
+        }
+    }
+}
+
+impl From<Refusal> for SettleResponse {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            success: false,
+            error_reason: Some(refusal.reason.code().to_owned()),
+            error_message: Some(refusal.message),
+            payer: refusal.payer.map(spelled),
+            transaction: String::new(),
+            network: refusal.network_name,
+            amount: None,
+            extra: None,
+        }
+    }
+}

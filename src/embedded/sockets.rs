@@ -20,7 +20,7 @@ const PREFIX: &str = "x402d-";
 /// How many names are tried when others have taken some, by accident or in order to annoy.
 const NAMES: u32 = 8;
 
-/// Makes the folder for a cluster's socket, or finds the one of an earlier start.
+/// Makes the folder for a cluster's socket, or finds the one of an earlier start. No server may run on the cluster.
 ///
 /// A folder that exists is used only when it belongs to the account and is closed to others: `/tmp` is everybody's,
 /// and whoever could write into the folder could put a server of his own in the place of ours.
@@ -39,6 +39,7 @@ pub(super) fn own(account: &Account, cluster: &Path) -> Result<PathBuf, Embedded
         }
         if fs::symlink_metadata(&folder).is_ok_and(|found| account.has_alone(&found)) {
             account.own_folder(&folder)?;
+            clear(&folder)?;
             return Ok(folder);
         }
     }
@@ -46,6 +47,16 @@ pub(super) fn own(account: &Account, cluster: &Path) -> Result<PathBuf, Embedded
         "make a folder of my own in {PARENT}: all {NAMES} names beginning {PREFIX}{name} are taken"
     );
     Err(EmbeddedError::io(action)(ErrorKind::AlreadyExists.into()))
+}
+
+/// Removes what a killed server left: its lock file names a pid that may be another process's by now, for which
+/// Postgres would refuse to start.
+fn clear(folder: &Path) -> Result<(), EmbeddedError> {
+    let failed = || EmbeddedError::io(format!("clear {}", folder.display()));
+    for entry in fs::read_dir(folder).map_err(failed())? {
+        fs::remove_file(entry.map_err(failed())?.path()).map_err(failed())?;
+    }
+    Ok(())
 }
 
 /// Removes the folder after the last use. What cannot be removed is found again by [`own`].
@@ -71,7 +82,9 @@ mod tests {
         let account = Account::choose(cluster.path()).unwrap();
         let first = own(&account, cluster.path()).unwrap();
         assert!(first.as_os_str().len() < 80);
+        fs::write(first.join(".s.PGSQL.5432.lock"), "1\n").unwrap();
         assert_eq!(own(&account, cluster.path()).unwrap(), first);
+        assert_eq!(fs::read_dir(&first).unwrap().count(), 0);
         fs::set_permissions(&first, fs::Permissions::from_mode(0o777)).unwrap();
         let second = own(&account, cluster.path()).unwrap();
         assert_ne!(second, first);

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity 0.8.30;
 
-interface IERC1271 {
-    function isValidSignature(bytes32 digest, bytes calldata signature) external view returns (bytes4);
-}
+import {IERC1271} from "IERC1271.sol";
 
 /// Test USDC: behaves as USDC v2.2 does towards payers and settlers, and lets anyone mint, pause and blacklist.
 /// Everything is right from empty storage, so its runtime can simply be placed (behind TokenProxy or alone).

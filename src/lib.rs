@@ -7,6 +7,8 @@ pub mod embedded;
 #[cfg(feature = "server")]
 pub mod facilitator;
 #[cfg(feature = "server")]
+pub mod http;
+#[cfg(feature = "server")]
 pub mod ledger;
 #[cfg(feature = "server")]
 pub mod payment;

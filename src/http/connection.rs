@@ -1,0 +1,179 @@
+//! Connections that know whether an answer was written.
+//!
+//! The end of a response's body proves nothing: the bytes may still be in a buffer when the caller goes away. So the accepted
+//! stream is wrapped. The body hands its grant over when it gives its last bytes to hyper, and hyper flushes the stream only
+//! after it has written all that it holds: the first successful flush after that closes the grant as answered. A stream that is
+//! dropped before leaves the grant void.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use std::io;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::facilitator::Grant;
+
+/// How long to wait when the system has no file descriptor for a further connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Grants whose answers hyper has taken but not yet flushed.
+#[derive(Debug, Clone, Default)]
+struct Unflushed(Arc<Mutex<Vec<Grant>>>);
+
+impl Unflushed {
+    fn add(&self, grant: Grant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(grant);
+    }
+
+    fn take(&self) -> Vec<Grant> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Accepts at most so many connections at a time.
+#[derive(Debug)]
+pub struct BoundedListener {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl BoundedListener {
+    /// A listener that keeps at most `connections_max` connections; further ones wait in the system's backlog.
+    pub fn new(listener: TcpListener, connections_max: usize) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(connections_max)) }
+    }
+}
+
+impl Listener for BoundedListener {
+    type Io = TrackedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TrackedStream, SocketAddr) {
+        loop {
+            // The semaphore is never closed.
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { continue };
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    stream.set_nodelay(true).ok();
+                    return (TrackedStream { stream, unflushed: Unflushed::default(), _place: place }, peer);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A TCP stream that closes grants when it is flushed.
+#[derive(Debug)]
+pub struct TrackedStream {
+    stream: TcpStream,
+    unflushed: Unflushed,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for TrackedStream {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for TrackedStream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.unflushed.take().into_iter().for_each(Grant::answered);
+        }
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl Drop for TrackedStream {
+    fn drop(&mut self) {
+        // Handlers hold copies of the list; what was never flushed must not wait for them.
+        drop(self.unflushed.take());
+    }
+}
+
+/// What a handler knows of its connection.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// Who called.
+    pub peer: SocketAddr,
+    unflushed: Unflushed,
+}
+
+impl Connected<IncomingStream<'_, BoundedListener>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
+        Self { peer: *stream.remote_addr(), unflushed: stream.io().unflushed.clone() }
+    }
+}
+
+impl Connection {
+    /// A body of `json` that closes `grant` by what becomes of the answer.
+    pub fn granting(&self, json: Bytes, grant: Grant) -> Body {
+        Body::new(GrantingBody { json: Some(json), grant: Some(grant), unflushed: self.unflushed.clone() })
+    }
+}
+
+struct GrantingBody {
+    json: Option<Bytes>,
+    grant: Option<Grant>,
+    unflushed: Unflushed,
+}
+
+impl HttpBody for GrantingBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = self.json.take().map(|json| Ok(Frame::data(json)));
+        if let (true, Some(grant)) = (frame.is_some(), self.grant.take()) {
+            self.unflushed.add(grant);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.json.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.json.as_ref().map_or(0, |json| u64::try_from(json.len()).unwrap_or(u64::MAX)))
+    }
+}

@@ -1,0 +1,115 @@
+//! Error to status and body: the one table.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::facilitator::Outage;
+use crate::ledger::LedgerError;
+
+/// An RFC 9457 problem document: how our own endpoints say no.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// Always `about:blank`: the code tells the kind.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The status, in words.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// The stable code.
+    code: &'static str,
+    /// What was expected, what came, what to do.
+    detail: String,
+    /// Whether the same request may succeed later.
+    retryable: bool,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or("error"),
+            status: status.as_u16(),
+            code,
+            detail: detail.into(),
+            retryable: status == StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// A parameter of the query or path cannot be read.
+    pub(super) fn invalid_parameter(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_parameter", detail)
+    }
+
+    /// The caller is not the operator.
+    pub(super) fn operator_only(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "operator_only", detail)
+    }
+
+    /// There is no such thing.
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<LedgerError> for Problem {
+    fn from(error: LedgerError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "the ledger failed");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable", "the ledger cannot be read now; try again")
+    }
+}
+
+/// How the three standard calls say that a request is no x402 request. Never holds `isValid` or `success`: an SDK would take those for
+/// a verdict on a payment.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Malformed {
+    /// What was expected and what came.
+    error: String,
+}
+
+impl Malformed {
+    pub(super) fn answer(status: StatusCode, error: impl Into<String>) -> Response {
+        (status, Json(Self { error: error.into() })).into_response()
+    }
+}
+
+/// An outage as the standard calls answer it: 503 with the x402 shape, so that machines see an outage and SDK sellers a reason.
+pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
+    tracing::warn!(error = outage as &dyn std::error::Error, "cannot judge a payment now");
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+pub(super) async fn no_such_path() -> Problem {
+    Problem::not_found("there is nothing at this path; the contract is at /openapi.json, its page at /docs")
+}
+
+pub(super) async fn no_such_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not answer to this method; see /docs")
+}
+
+/// A panic is a bug; it ends one request, not the service.
+#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
+pub(super) fn after_panic(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
+    tracing::error!("a handler panicked");
+    let detail = "an internal error; the log has it under this request's id";
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).into_response()
+}

@@ -1,0 +1,96 @@
+//! The HTTP surface: the standard facilitator, the history, health and the contract.
+//!
+//! Knows axum and the facilitator. Must not know how a payment is settled. What always holds: status codes are chosen here and
+//! nowhere else; a body is bounded before it is read and parsed once; the three standard calls answer x402 shapes, all others
+//! camelCase JSON and RFC 9457 problems; nothing here shows a cause, a key or an RPC URL.
+
+mod body;
+pub mod connection;
+mod error;
+mod health;
+mod openapi;
+mod operator;
+mod payments;
+mod settle;
+mod state;
+mod supported;
+mod verify;
+
+use axum::Router;
+use axum::http::{HeaderName, Request, Response};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+use tower_http::trace::TraceLayer;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+use uuid::Uuid;
+
+pub use error::Problem;
+pub use openapi::contract;
+pub use state::AppState;
+
+/// Carries the id of a request, in answers and in the log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The service: the same routes at `/` and below `/api`, where the hosted facilitators have them.
+pub fn router(state: AppState) -> Router {
+    let (routes, contract) = routes().split_for_parts();
+    // The page's script looks for the contract beside itself: every asset is in the binary.
+    let docs = SwaggerUi::new("/docs").config(Config::new(["/openapi.json"]));
+    Router::new()
+        .merge(with_contract(routes.clone(), contract.clone()))
+        .nest("/api", with_contract(routes, contract))
+        .merge(Router::from(docs))
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(CatchPanicLayer::custom(error::after_panic))
+        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(TraceLayer::new_for_http().make_span_with(span).on_response(log))
+        .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
+        .with_state(state)
+}
+
+/// All routes, grouped by who calls them, with their documentation.
+fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        // Sellers' SDKs
+        .routes(routes!(supported::supported))
+        .routes(routes!(verify::verify))
+        .routes(routes!(settle::settle))
+        // The operator
+        .routes(routes!(payments::list))
+        .routes(routes!(payments::show))
+        // Whatever keeps the service alive
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+}
+
+fn with_contract(routes: Router<AppState>, contract: OpenApi) -> Router<AppState> {
+    routes.route("/openapi.json", axum::routing::get(async move || axum::Json(contract)))
+}
+
+/// Ids are always ours: one that a caller chose could be too long, or somebody else's.
+#[derive(Debug, Clone, Copy)]
+struct FreshId;
+
+impl MakeRequestId for FreshId {
+    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+        Uuid::now_v7().to_string().parse().ok().map(RequestId::new)
+    }
+}
+
+fn span<B>(request: &Request<B>) -> tracing::Span {
+    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
+    tracing::info_span!("http", method = %request.method(), path = request.uri().path(), request.id = id)
+}
+
+fn log<B>(response: &Response<B>, latency: std::time::Duration, _: &tracing::Span) {
+    let milliseconds = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
+    if response.status().is_server_error() {
+        tracing::warn!(status = response.status().as_u16(), milliseconds, "answered");
+    } else {
+        tracing::debug!(status = response.status().as_u16(), milliseconds, "answered");
+    }
+}

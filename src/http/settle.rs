@@ -1,0 +1,90 @@
+//! `POST /settle`
+
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use tokio::sync::oneshot;
+use tower_http::request_id::RequestId;
+
+use crate::facilitator::{Caller, Outage, Settled};
+use crate::http::connection::Connection;
+use crate::http::{AppState, body, error};
+use crate::protocol::{PaymentRequest, Reason, SettleResponse};
+
+/// Settle a payment
+///
+/// Moves the money and answers `success` once, to one caller, with the hash of the transaction. While the outcome is open, the answer is
+/// `settlement_pending` with the hash: present the same payment again. Whoever presents a payment that has bought its resource gets
+/// `duplicate_settlement` with the same hash.
+#[utoipa::path(
+    post,
+    path = "/settle",
+    tag = "facilitator",
+    request_body(content = crate::http::openapi::PaymentEnvelope, description = "x402 v1 or v2"),
+    responses(
+        (status = 200, description = "the outcome, good or bad", body = SettleResponse),
+        (status = 400, description = "no x402 request", body = error::Malformed),
+        (status = 413, description = "body too large", body = error::Malformed),
+        (status = 503, description = "cannot be judged now; nothing was broadcast for this request", body = SettleResponse),
+    )
+)]
+pub(super) async fn settle(
+    State(state): State<AppState>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    Extension(request_id): Extension<RequestId>,
+    body: Body,
+) -> Response {
+    let request = match body::read(body, state.body_bytes_max).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(refusal)) => return Json(SettleResponse::from(*refusal)).into_response(),
+        Err(answer) => return answer,
+    };
+    let network_name = request.network_name.clone();
+    let request_id = request_id.header_value().to_str().unwrap_or_default().to_owned();
+    let caller = Caller { request_id, caller: connection.peer.ip().to_string() };
+    match run_to_its_end(&state, request, caller).await {
+        Ok(settled) => answer(settled, &connection),
+        Err(outage) => {
+            let response = SettleResponse {
+                success: false,
+                error_reason: Some(Reason::UnexpectedSettleError.code().to_owned()),
+                error_message: Some(format!("{outage}; present the same payment again")),
+                payer: None,
+                transaction: String::new(),
+                network: network_name,
+                amount: None,
+                extra: None,
+            };
+            error::unavailable(&outage, &response)
+        }
+    }
+}
+
+/// The settlement outlives this request: if the caller goes away, the outcome comes back here unheard and its grant is void.
+async fn run_to_its_end(state: &AppState, request: PaymentRequest, caller: Caller) -> Result<Settled, Outage> {
+    let (answer, outcome) = oneshot::channel();
+    let facilitator = state.facilitator.clone();
+    let span = tracing::Span::current();
+    state.facilitator.tasks.spawn(tracing::Instrument::instrument(
+        async move {
+            let outcome = facilitator.settle(request, &caller).await;
+            drop(answer.send(outcome));
+        },
+        span,
+    ));
+    outcome.await.unwrap_or(Err(Outage::Stopping))
+}
+
+fn answer(settled: Settled, connection: &Connection) -> Response {
+    let Some(grant) = settled.grant else { return Json(settled.response).into_response() };
+    match serde_json::to_vec(&settled.response) {
+        Ok(json) => {
+            let mut response = Response::new(connection.granting(Bytes::from(json), grant));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

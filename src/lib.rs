@@ -3,6 +3,10 @@
 pub mod chain;
 pub mod clock;
 #[cfg(feature = "server")]
+pub mod command;
+#[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
 pub mod embedded;
 #[cfg(feature = "server")]
 pub mod facilitator;
@@ -14,4 +18,8 @@ pub mod ledger;
 pub mod payment;
 pub mod protocol;
 #[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
 pub mod settlement;
+#[cfg(feature = "server")]
+pub mod telemetry;

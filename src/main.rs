@@ -1,1 +1,25 @@
-fn main() {}
+//! The binary; everything that it can do is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use x402d::command::{CommandLine, run};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(CommandLine::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write as _;
+            // The whole chain of causes, each on its line: this is all that the operator sees.
+            let mut out = std::io::stderr().lock();
+            writeln!(out, "x402d: {error}").ok();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                writeln!(out, "  because: {error}").ok();
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

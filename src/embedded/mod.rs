@@ -23,6 +23,7 @@ mod locks;
 mod place;
 mod postgres;
 mod postmaster;
+mod scratch;
 mod sockets;
 
 pub use anvil::{LocalChain, LocalChainOptions};
@@ -30,3 +31,4 @@ pub use error::EmbeddedError;
 pub use genesis::{CHAIN_ID, DevAccount, SMART_WALLET_FACTORY, TEST_USDC};
 pub use place::{default_data_dir, running_as_root};
 pub use postgres::EmbeddedPostgres;
+pub use scratch::ScratchDatabase;

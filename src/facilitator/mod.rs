@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chain::RpcError;
@@ -20,6 +21,7 @@ use crate::clock::Clock;
 use crate::ledger::{AuthorizationKey, GrantRequest, Ledger, LedgerError, Standing};
 use crate::payment::{Candidate, SignedBy};
 use crate::protocol::{Network, PaymentRequest, Reason, Refusal};
+use crate::settlement::waiters::Waiting;
 use crate::settlement::{Site, Waiters};
 
 pub use grant::Grant;
@@ -42,6 +44,8 @@ pub struct Facilitator {
     pub settle_wait: Duration,
     /// How long a verify of a payment under way keeps others out.
     pub verify_lease_s: u32,
+    /// Ends the waits of requests when the service stops.
+    pub stopping: CancellationToken,
     /// Where work goes that outlives its request.
     pub tasks: TaskTracker,
 }
@@ -141,6 +145,15 @@ impl Facilitator {
             verified: candidate.verified(&facts)?,
             facts,
         })
+    }
+
+    /// Waits for a change of a payment. `false`: the deadline came first, or the service stops.
+    async fn wait(&self, change: tokio::sync::futures::Notified<'_>, deadline: Instant) -> bool {
+        let waited = self
+            .stopping
+            .run_until_cancelled(Waiting::until(change, deadline))
+            .await;
+        waited.unwrap_or(false)
     }
 
     fn deadline(&self) -> Instant {

@@ -11,7 +11,6 @@ use crate::payment::{Candidate, Payment, PaymentId, PaymentState};
 use crate::protocol::response::spelled;
 use crate::protocol::{PaymentRequest, Reason, Refusal, SettleResponse};
 use crate::settlement::failpoint::{Step, reach};
-use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, Site};
 
 /// An answer to `/settle`, and the grant that it carries when it says success.
@@ -145,7 +144,7 @@ impl Facilitator {
                     }
                 }
                 Decision::Join | Decision::AwaitGrant => {
-                    if !Waiting::until(change, deadline).await
+                    if !self.wait(change, deadline).await
                         && let Some(settled) = self.out_of_time(&standing, answer).await?
                     {
                         return Ok(settled);

@@ -6,7 +6,6 @@ use crate::ledger::Standing;
 use crate::payment::{Candidate, PaymentId};
 use crate::protocol::response::spelled;
 use crate::protocol::{PaymentRequest, Reason, Refusal, VerifyResponse};
-use crate::settlement::waiters::Waiting;
 
 impl Facilitator {
     /// Judges a payment without moving anything.
@@ -72,8 +71,7 @@ impl Facilitator {
         let deadline = self.deadline();
         loop {
             let decision = decide(&standing);
-            if decision != Decision::AwaitGrant || !Waiting::until(waiting.change(), deadline).await
-            {
+            if decision != Decision::AwaitGrant || !self.wait(waiting.change(), deadline).await {
                 return Ok(decision);
             }
             standing = self.ledger.standing_of(id).await?;

@@ -13,19 +13,36 @@ use crate::protocol::{PaymentRequest, Refusal};
 const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// The request in a body. The `Err` is the ready answer to what is no request.
-#[expect(clippy::result_large_err, reason = "the error is the answer itself, made once")]
-pub(super) async fn read(body: Body, bytes_max: usize) -> Result<Result<PaymentRequest, Box<Refusal>>, Response> {
+#[expect(
+    clippy::result_large_err,
+    reason = "the error is the answer itself, made once"
+)]
+pub(super) async fn read(
+    body: Body,
+    bytes_max: usize,
+) -> Result<Result<PaymentRequest, Box<Refusal>>, Response> {
     let bytes = match tokio::time::timeout(READ_LIMIT, to_bytes(body, bytes_max)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => {
-            let why = format!("the body could not be read whole; it may have {bytes_max} bytes at most");
+            let why =
+                format!("the body could not be read whole; it may have {bytes_max} bytes at most");
             return Err(Malformed::answer(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
-        Err(_) => return Err(Malformed::answer(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
+        Err(_) => {
+            return Err(Malformed::answer(
+                StatusCode::REQUEST_TIMEOUT,
+                "the body did not arrive in time",
+            ));
+        }
     };
     PaymentRequest::parse(&bytes).map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-        let text = format!("{error}{}", cause.filter(|cause| !error.to_string().contains(cause.as_str())).unwrap_or_default());
+        let text = format!(
+            "{error}{}",
+            cause
+                .filter(|cause| !error.to_string().contains(cause.as_str()))
+                .unwrap_or_default()
+        );
         Malformed::answer(StatusCode::BAD_REQUEST, text)
     })
 }

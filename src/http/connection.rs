@@ -31,7 +31,10 @@ struct Unflushed(Arc<Mutex<Vec<Grant>>>);
 
 impl Unflushed {
     fn add(&self, grant: Grant) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(grant);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(grant);
     }
 
     fn take(&self) -> Vec<Grant> {
@@ -49,7 +52,10 @@ pub struct BoundedListener {
 impl BoundedListener {
     /// A listener that keeps at most `connections_max` connections; further ones wait in the system's backlog.
     pub fn new(listener: TcpListener, connections_max: usize) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(connections_max)) }
+        Self {
+            listener,
+            places: Arc::new(Semaphore::new(connections_max)),
+        }
     }
 }
 
@@ -60,11 +66,20 @@ impl Listener for BoundedListener {
     async fn accept(&mut self) -> (TrackedStream, SocketAddr) {
         loop {
             // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { continue };
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+                continue;
+            };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     stream.set_nodelay(true).ok();
-                    return (TrackedStream { stream, unflushed: Unflushed::default(), _place: place }, peer);
+                    return (
+                        TrackedStream {
+                            stream,
+                            unflushed: Unflushed::default(),
+                            _place: place,
+                        },
+                        peer,
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -88,13 +103,21 @@ pub struct TrackedStream {
 }
 
 impl AsyncRead for TrackedStream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for TrackedStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -140,14 +163,21 @@ pub struct Connection {
 
 impl Connected<IncomingStream<'_, BoundedListener>> for Connection {
     fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
-        Self { peer: *stream.remote_addr(), unflushed: stream.io().unflushed.clone() }
+        Self {
+            peer: *stream.remote_addr(),
+            unflushed: stream.io().unflushed.clone(),
+        }
     }
 }
 
 impl Connection {
     /// A body of `json` that closes `grant` by what becomes of the answer.
     pub fn granting(&self, json: Bytes, grant: Grant) -> Body {
-        Body::new(GrantingBody { json: Some(json), grant: Some(grant), unflushed: self.unflushed.clone() })
+        Body::new(GrantingBody {
+            json: Some(json),
+            grant: Some(grant),
+            unflushed: self.unflushed.clone(),
+        })
     }
 }
 
@@ -161,7 +191,10 @@ impl HttpBody for GrantingBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = self.json.take().map(|json| Ok(Frame::data(json)));
         if let (true, Some(grant)) = (frame.is_some(), self.grant.take()) {
             self.unflushed.add(grant);
@@ -174,6 +207,10 @@ impl HttpBody for GrantingBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.json.as_ref().map_or(0, |json| u64::try_from(json.len()).unwrap_or(u64::MAX)))
+        SizeHint::with_exact(
+            self.json
+                .as_ref()
+                .map_or(0, |json| u64::try_from(json.len()).unwrap_or(u64::MAX)),
+        )
     }
 }

@@ -61,7 +61,10 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -71,8 +74,15 @@ impl IntoResponse for Problem {
 
 impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
-        tracing::error!(error = &error as &dyn std::error::Error, "the ledger failed");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable", "the ledger cannot be read now; try again")
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the ledger failed"
+        );
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ledger_unavailable",
+            "the ledger cannot be read now; try again",
+        )
     }
 }
 
@@ -86,24 +96,41 @@ pub(super) struct Malformed {
 
 impl Malformed {
     pub(super) fn answer(status: StatusCode, error: impl Into<String>) -> Response {
-        (status, Json(Self { error: error.into() })).into_response()
+        (
+            status,
+            Json(Self {
+                error: error.into(),
+            }),
+        )
+            .into_response()
     }
 }
 
 /// An outage as the standard calls answer it: 503 with the x402 shape, so that machines see an outage and SDK sellers a reason.
 pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
-    tracing::warn!(error = outage as &dyn std::error::Error, "cannot judge a payment now");
+    tracing::warn!(
+        error = outage as &dyn std::error::Error,
+        "cannot judge a payment now"
+    );
     let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
 pub(super) async fn no_such_path() -> Problem {
-    Problem::not_found("there is nothing at this path; the contract is at /openapi.json, its page at /docs")
+    Problem::not_found(
+        "there is nothing at this path; the contract is at /openapi.json, its page at /docs",
+    )
 }
 
 pub(super) async fn no_such_method() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not answer to this method; see /docs")
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path does not answer to this method; see /docs",
+    )
 }
 
 /// A panic is a bug; it ends one request, not the service.

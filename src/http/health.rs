@@ -66,7 +66,11 @@ pub(super) async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<R
         parts.push(part_of(site).await);
     }
     let ready = parts.iter().all(|part| part.ready);
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, Json(Readiness { ready, parts }))
 }
 
@@ -74,12 +78,22 @@ async fn part_of(site: &Site) -> Part {
     let network = site.policy.network;
     let detail = match site.health().silent_for {
         None => Some("its RPC has not answered yet".to_owned()),
-        Some(silence) if silence > SILENCE_MAX => Some(format!("its RPC has been silent for {} s", silence.as_secs())),
+        Some(silence) if silence > SILENCE_MAX => Some(format!(
+            "its RPC has been silent for {} s",
+            silence.as_secs()
+        )),
         Some(_) => match site.ledger.stopped_lanes(network).await {
             Ok(stopped) if stopped.is_empty() => None,
-            Ok(stopped) => Some(format!("a lane waits for the operator: {}", stopped.join("; "))),
+            Ok(stopped) => Some(format!(
+                "a lane waits for the operator: {}",
+                stopped.join("; ")
+            )),
             Err(_) => Some("its lanes cannot be read".to_owned()),
         },
     };
-    Part { name: network.to_string(), ready: detail.is_none(), detail }
+    Part {
+        name: network.to_string(),
+        ready: detail.is_none(),
+        detail,
+    }
 }

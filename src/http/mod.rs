@@ -19,7 +19,9 @@ mod verify;
 use axum::Router;
 use axum::http::{HeaderName, Request, Response};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+use tower_http::request_id::{
+    MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
+};
 use tower_http::trace::TraceLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -47,7 +49,11 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::after_panic))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        .layer(TraceLayer::new_for_http().make_span_with(span).on_response(log))
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(span)
+                .on_response(log),
+        )
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
         .with_state(state)
 }
@@ -68,7 +74,10 @@ fn routes() -> OpenApiRouter<AppState> {
 }
 
 fn with_contract(routes: Router<AppState>, contract: OpenApi) -> Router<AppState> {
-    routes.route("/openapi.json", axum::routing::get(async move || axum::Json(contract)))
+    routes.route(
+        "/openapi.json",
+        axum::routing::get(async move || axum::Json(contract)),
+    )
 }
 
 /// Ids are always ours: one that a caller chose could be too long, or somebody else's.
@@ -82,15 +91,27 @@ impl MakeRequestId for FreshId {
 }
 
 fn span<B>(request: &Request<B>) -> tracing::Span {
-    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let id = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or_default();
     tracing::info_span!("http", method = %request.method(), path = request.uri().path(), request.id = id)
 }
 
 fn log<B>(response: &Response<B>, latency: std::time::Duration, _: &tracing::Span) {
     let milliseconds = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
     if response.status().is_server_error() {
-        tracing::warn!(status = response.status().as_u16(), milliseconds, "answered");
+        tracing::warn!(
+            status = response.status().as_u16(),
+            milliseconds,
+            "answered"
+        );
     } else {
-        tracing::debug!(status = response.status().as_u16(), milliseconds, "answered");
+        tracing::debug!(
+            status = response.status().as_u16(),
+            milliseconds,
+            "answered"
+        );
     }
 }

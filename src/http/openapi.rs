@@ -39,7 +39,10 @@ impl Modify for OperatorToken {
             .scheme(HttpAuthScheme::Bearer)
             .description(Some("The token of X402D_ADMIN_TOKEN; callers on the loopback address need none unless it is set."))
             .build();
-        contract.components.get_or_insert_default().add_security_scheme("operator", SecurityScheme::Http(scheme));
+        contract
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("operator", SecurityScheme::Http(scheme));
     }
 }
 

@@ -21,18 +21,33 @@ impl FromRequestParts<AppState> for Operator {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         if let Some(token) = &state.admin_token {
-            let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-            let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+            let given = parts
+                .headers
+                .get(header::AUTHORIZATION)
+                .and_then(|value| value.to_str().ok());
+            let given = given
+                .and_then(|value| value.strip_prefix("Bearer "))
+                .unwrap_or_default();
             let right = bool::from(given.as_bytes().ct_eq(token.expose_secret().as_bytes()));
-            return if right { Ok(Self) } else { Err(Problem::operator_only("expected Authorization: Bearer with the token of X402D_ADMIN_TOKEN")) };
+            return if right {
+                Ok(Self)
+            } else {
+                Err(Problem::operator_only(
+                    "expected Authorization: Bearer with the token of X402D_ADMIN_TOKEN",
+                ))
+            };
         }
         let local = ConnectInfo::<Connection>::from_request_parts(parts, state)
             .await
             .is_ok_and(|ConnectInfo(connection)| connection.peer.ip().to_canonical().is_loopback());
-        let proxied = PROXY_HEADERS.iter().any(|name| parts.headers.contains_key(*name));
+        let proxied = PROXY_HEADERS
+            .iter()
+            .any(|name| parts.headers.contains_key(*name));
         if local && !proxied {
             return Ok(Self);
         }
-        Err(Problem::operator_only("this is open to callers on the loopback address, or to a token: set X402D_ADMIN_TOKEN and send it as Authorization: Bearer"))
+        Err(Problem::operator_only(
+            "this is open to callers on the loopback address, or to a token: set X402D_ADMIN_TOKEN and send it as Authorization: Bearer",
+        ))
     }
 }

@@ -162,9 +162,18 @@ pub(super) async fn list(
     let (filter, page) = query.understood()?;
     let payments = state.facilitator.ledger.history(&filter, page).await?;
     let full = payments.len() == usize::from(page.limit);
-    let next_cursor = payments.last().filter(|_| full).map(|payment| payment.id.to_string());
-    let payments = payments.into_iter().map(|payment| view(payment, &state)).collect();
-    Ok(Json(PaymentPage { payments, next_cursor }))
+    let next_cursor = payments
+        .last()
+        .filter(|_| full)
+        .map(|payment| payment.id.to_string());
+    let payments = payments
+        .into_iter()
+        .map(|payment| view(payment, &state))
+        .collect();
+    Ok(Json(PaymentPage {
+        payments,
+        next_cursor,
+    }))
 }
 
 /// Show a payment
@@ -178,12 +187,22 @@ pub(super) async fn list(
     (status = 404, description = "no such payment", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
 ))]
-pub(super) async fn show(_: Operator, State(state): State<AppState>, Path(id): Path<String>) -> Result<Json<PaymentDetail>, Problem> {
+pub(super) async fn show(
+    _: Operator,
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Json<PaymentDetail>, Problem> {
     let id = parse_id(&id, "id")?;
     let ledger = &state.facilitator.ledger;
-    let payment = ledger.payment(id).await?.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
+    let payment = ledger
+        .payment(id)
+        .await?
+        .ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
     let events = ledger.timeline(id).await?.into_iter().map(event).collect();
-    Ok(Json(PaymentDetail { payment: view(payment, &state), events }))
+    Ok(Json(PaymentDetail {
+        payment: view(payment, &state),
+        events,
+    }))
 }
 
 impl ListQuery {
@@ -193,43 +212,73 @@ impl ListQuery {
             parsed.map_err(|why| Problem::invalid_parameter(format!("{name}: {why}")))
         };
         let moment = |name: &str, text: &Option<String>| {
-            let parsed = text.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose();
-            parsed.map_err(|_| Problem::invalid_parameter(format!("{name}: expected a time such as 2026-01-31T12:00:00Z")))
+            let parsed = text
+                .as_deref()
+                .map(|text| OffsetDateTime::parse(text, &Rfc3339))
+                .transpose();
+            parsed.map_err(|_| {
+                Problem::invalid_parameter(format!(
+                    "{name}: expected a time such as 2026-01-31T12:00:00Z"
+                ))
+            })
         };
         let state = self.state.as_deref().map(|wanted| {
             let known = PaymentState::NAMES.into_iter().find(|name| *name == wanted);
-            known.ok_or_else(|| Problem::invalid_parameter(format!("state: expected one of {}", PaymentState::NAMES.join(", "))))
+            known.ok_or_else(|| {
+                Problem::invalid_parameter(format!(
+                    "state: expected one of {}",
+                    PaymentState::NAMES.join(", ")
+                ))
+            })
         });
         let network = self.network.as_deref().map(str::parse).transpose();
         let limit = self.limit.unwrap_or(PAGE_DEFAULT);
         if limit == 0 || limit > PAGE_MAX {
-            return Err(Problem::invalid_parameter(format!("limit: expected 1 to {PAGE_MAX}, got {limit}")));
+            return Err(Problem::invalid_parameter(format!(
+                "limit: expected 1 to {PAGE_MAX}, got {limit}"
+            )));
         }
         let filter = HistoryFilter {
             payer: address("payer", &self.payer)?,
             payee: address("payee", &self.payee)?,
             asset: address("asset", &self.asset)?,
-            network: network.map_err(|error: crate::protocol::network::UnknownNetwork| Problem::invalid_parameter(format!("network: {error}")))?,
+            network: network.map_err(|error: crate::protocol::network::UnknownNetwork| {
+                Problem::invalid_parameter(format!("network: {error}"))
+            })?,
             state: state.transpose()?,
             from: moment("from", &self.from)?,
             to: moment("to", &self.to)?,
         };
-        let before = self.cursor.as_deref().map(|text| parse_id(text, "cursor")).transpose()?;
+        let before = self
+            .cursor
+            .as_deref()
+            .map(|text| parse_id(text, "cursor"))
+            .transpose()?;
         Ok((filter, Page { before, limit }))
     }
 }
 
 fn parse_id(text: &str, name: &str) -> Result<PaymentId, Problem> {
-    Uuid::parse_str(text).map(PaymentId).map_err(|_| Problem::invalid_parameter(format!("{name}: expected an id of this ledger, a UUID")))
+    Uuid::parse_str(text).map(PaymentId).map_err(|_| {
+        Problem::invalid_parameter(format!("{name}: expected an id of this ledger, a UUID"))
+    })
 }
 
 fn view(payment: Payment, state: &AppState) -> PaymentView {
-    let site = state.facilitator.sites.iter().find(|site| site.policy.network == payment.network);
+    let site = state
+        .facilitator
+        .sites
+        .iter()
+        .find(|site| site.policy.network == payment.network);
     let location = payment.state.location().copied();
     let exit = match &payment.state {
         PaymentState::Refused(exit) | PaymentState::Failed { exit, .. } => Some(exit.clone()),
-        PaymentState::Queued | PaymentState::Inflight(_) | PaymentState::Mined(_) | PaymentState::Settled(_)
-        | PaymentState::Final(_) | PaymentState::LateSettled(_) => None,
+        PaymentState::Queued
+        | PaymentState::Inflight(_)
+        | PaymentState::Mined(_)
+        | PaymentState::Settled(_)
+        | PaymentState::Final(_)
+        | PaymentState::LateSettled(_) => None,
     };
     PaymentView {
         id: payment.id.to_string(),
@@ -239,7 +288,9 @@ fn view(payment: Payment, state: &AppState) -> PaymentView {
         payer: spelled(payment.authorization.from),
         payee: spelled(payment.authorization.to),
         amount: payment.authorization.value.to_string(),
-        decimals: site.and_then(|site| site.policy.asset(payment.asset)).map(|asset| asset.decimals),
+        decimals: site
+            .and_then(|site| site.policy.asset(payment.asset))
+            .map(|asset| asset.decimals),
         state: payment.state.name(),
         reason: exit.as_ref().map(|exit| exit.reason.code()),
         message: exit.map(|exit| exit.message),

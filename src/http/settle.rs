@@ -42,8 +42,15 @@ pub(super) async fn settle(
         Err(answer) => return answer,
     };
     let network_name = request.network_name.clone();
-    let request_id = request_id.header_value().to_str().unwrap_or_default().to_owned();
-    let caller = Caller { request_id, caller: connection.peer.ip().to_string() };
+    let request_id = request_id
+        .header_value()
+        .to_str()
+        .unwrap_or_default()
+        .to_owned();
+    let caller = Caller {
+        request_id,
+        caller: connection.peer.ip().to_string(),
+    };
     match run_to_its_end(&state, request, caller).await {
         Ok(settled) => answer(settled, &connection),
         Err(outage) => {
@@ -63,26 +70,38 @@ pub(super) async fn settle(
 }
 
 /// The settlement outlives this request: if the caller goes away, the outcome comes back here unheard and its grant is void.
-async fn run_to_its_end(state: &AppState, request: PaymentRequest, caller: Caller) -> Result<Settled, Outage> {
+async fn run_to_its_end(
+    state: &AppState,
+    request: PaymentRequest,
+    caller: Caller,
+) -> Result<Settled, Outage> {
     let (answer, outcome) = oneshot::channel();
     let facilitator = state.facilitator.clone();
     let span = tracing::Span::current();
-    state.facilitator.tasks.spawn(tracing::Instrument::instrument(
-        async move {
-            let outcome = facilitator.settle(request, &caller).await;
-            drop(answer.send(outcome));
-        },
-        span,
-    ));
+    state
+        .facilitator
+        .tasks
+        .spawn(tracing::Instrument::instrument(
+            async move {
+                let outcome = facilitator.settle(request, &caller).await;
+                drop(answer.send(outcome));
+            },
+            span,
+        ));
     outcome.await.unwrap_or(Err(Outage::Stopping))
 }
 
 fn answer(settled: Settled, connection: &Connection) -> Response {
-    let Some(grant) = settled.grant else { return Json(settled.response).into_response() };
+    let Some(grant) = settled.grant else {
+        return Json(settled.response).into_response();
+    };
     match serde_json::to_vec(&settled.response) {
         Ok(json) => {
             let mut response = Response::new(connection.granting(Bytes::from(json), grant));
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response.headers_mut().insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            );
             response
         }
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

@@ -36,7 +36,9 @@ pub(super) async fn verify(State(state): State<AppState>, body: Body) -> Respons
             let verdict = VerifyResponse {
                 is_valid: false,
                 invalid_reason: Some(Reason::UnexpectedVerifyError.code().to_owned()),
-                invalid_message: Some(format!("{outage}; nothing was decided about the payment, try again")),
+                invalid_message: Some(format!(
+                    "{outage}; nothing was decided about the payment, try again"
+                )),
                 payer: None,
             };
             error::unavailable(&outage, &verdict)

@@ -6,6 +6,7 @@
 //! translated in [`v1`] and nowhere else.
 
 pub mod amount;
+pub mod assets;
 pub mod challenge;
 pub mod exact_evm;
 pub mod field;

@@ -1,0 +1,135 @@
+//! `x402d dev`: a local chain and a facilitator to point an SDK at.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use alloy::primitives::U256;
+use clap::Args;
+
+use crate::command::ready::Database;
+use crate::command::{CommandError, asked_to_stop, say};
+use crate::config::{Config, Environment, Flags};
+use crate::embedded::{LocalChain, LocalChainOptions, SMART_WALLET_FACTORY, TEST_USDC};
+use crate::server::Service;
+
+/// Signers of the local facilitator: the last of the well-known accounts.
+const SIGNERS: usize = 3;
+/// Accounts that get test USDC: all others.
+const BUYERS: usize = 7;
+/// What each of them gets, in atomic units: 1000 USDC.
+const ALLOWANCE: u64 = 1_000_000_000;
+
+/// How to run the local chain and its facilitator.
+#[derive(Debug, Clone, Args)]
+pub(super) struct DevOptions {
+    /// Where the facilitator listens.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4402")]
+    listen: SocketAddr,
+    /// Port of the local chain; 0 for a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 8545)]
+    chain_port: u16,
+    /// Seconds between blocks; without it every transaction gets its block at once.
+    #[arg(long, value_name = "SECONDS")]
+    block_time: Option<u64>,
+    /// Where a private Postgres keeps its data.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+}
+
+/// A local chain, its facilitator and its database.
+#[derive(Debug)]
+pub(super) struct Local {
+    pub(super) chain: LocalChain,
+    pub(super) service: Service,
+    database: Database,
+}
+
+impl Local {
+    /// Starts all three; the ledger is new, because the chain is.
+    pub(super) async fn start(options: &DevOptions) -> Result<Self, CommandError> {
+        let port = (options.chain_port != 0).then_some(options.chain_port);
+        let chain = LocalChain::start(LocalChainOptions {
+            port,
+            block_time_s: options.block_time,
+        })
+        .await?;
+        for account in LocalChain::funded_keys().iter().take(BUYERS) {
+            chain.mint(account.address, U256::from(ALLOWANCE)).await?;
+        }
+        let database = Database::open_for_local_chain(options.data_dir.as_deref()).await?;
+        let flags = Flags {
+            listen: Some(options.listen),
+            ..Flags::default()
+        };
+        let config = Config::read_without_file(&flags, &LocalEnvironment::of(&chain))?;
+        match Service::start(&config, database.url()).await {
+            Ok(service) => Ok(Self {
+                chain,
+                service,
+                database,
+            }),
+            Err(error) => {
+                database.close().await?;
+                chain.stop().await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Stops all three.
+    pub(super) async fn stop(self) -> Result<(), CommandError> {
+        self.service.stop().await;
+        self.database.close().await?;
+        self.chain.stop().await;
+        Ok(())
+    }
+}
+
+/// The local facilitator's configuration, as an operator would write it into the environment.
+#[derive(Debug)]
+struct LocalEnvironment(BTreeMap<&'static str, String>);
+
+impl LocalEnvironment {
+    fn of(chain: &LocalChain) -> Self {
+        let keys: Vec<_> = LocalChain::funded_keys()
+            .iter()
+            .rev()
+            .take(SIGNERS)
+            .map(|account| account.key)
+            .collect();
+        Self(BTreeMap::from([
+            ("X402D_NETWORK", "base-sepolia".to_owned()),
+            ("X402D_RPC_URL", chain.rpc_url().to_owned()),
+            ("X402D_SIGNER_KEYS", keys.join(",")),
+            ("X402D_EIP6492_FACTORIES", SMART_WALLET_FACTORY.to_string()),
+        ]))
+    }
+}
+
+impl Environment for LocalEnvironment {
+    fn get(&self, name: &str) -> Option<String> {
+        self.0.get(name).cloned()
+    }
+}
+
+pub(super) async fn run(options: DevOptions) -> Result<(), CommandError> {
+    let local = Local::start(&options).await?;
+    say(&format!("facilitator  http://{}", local.service.address()));
+    say(&format!(
+        "contract     http://{}/docs",
+        local.service.address()
+    ));
+    say(&format!(
+        "chain        {}  (eip155:84532, base-sepolia)",
+        local.chain.rpc_url()
+    ));
+    say(&format!("test USDC    {TEST_USDC}"));
+    say("\nBuyers with 1000 test USDC each; these keys are public, never use them elsewhere:");
+    for account in LocalChain::funded_keys().iter().take(BUYERS) {
+        say(&format!("  {}  {}", account.address, account.key));
+    }
+    say("\nCtrl-C stops everything; the chain and its ledger are gone then.");
+    asked_to_stop().await;
+    local.stop().await
+}

@@ -1,0 +1,95 @@
+//! What the binary does on the command line.
+//!
+//! The only room that knows the service, the embedded parts, the buyer and the seller at once.
+
+mod dev;
+mod migrate;
+mod ready;
+mod serve;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Environment as _, Flags, ProcessEnvironment};
+use crate::telemetry;
+
+/// The x402 facilitator people run themselves.
+#[derive(Debug, Parser)]
+#[command(name = "x402d", version, about)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service, from x402d.toml and the environment.
+    Serve(ServeOptions),
+    /// Run a local chain with test USDC and a facilitator for it, and print funded keys.
+    Dev(dev::DevOptions),
+    /// Bring the database up to date and end.
+    Migrate(ServeOptions),
+}
+
+/// Where the configuration comes from, besides the environment.
+#[derive(Debug, Args)]
+struct ServeOptions {
+    /// The configuration; x402d.toml in the working directory unless given.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen, such as 127.0.0.1:4402.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Where a private Postgres keeps its data.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+}
+
+impl ServeOptions {
+    fn flags(self) -> Flags {
+        Flags {
+            file: self.config,
+            listen: self.listen,
+            data_dir: self.data_dir,
+        }
+    }
+}
+
+/// Why a command ended badly; shown to the operator as it is.
+pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+/// What the operator has to know.
+pub async fn run(line: CommandLine) -> Result<(), CommandError> {
+    telemetry::begin(ProcessEnvironment.get("X402D_LOG").as_deref())?;
+    match line.command {
+        Command::Serve(options) => serve::run(options.flags()).await,
+        Command::Dev(options) => dev::run(options).await,
+        Command::Migrate(options) => migrate::run(options.flags()).await,
+    }
+}
+
+/// Writes a line for the person at the terminal. A reader that has gone away is no reason to stop.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).ok();
+}
+
+/// Ends when the operator asks for it: Ctrl-C, or SIGTERM.
+async fn asked_to_stop() {
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated => {}
+    }
+}

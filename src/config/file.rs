@@ -1,0 +1,53 @@
+//! `x402d.toml`, as it is written. Unknown keys are refused: a misspelt limit would be no limit.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// The whole file; every key is optional.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) database_url: Option<String>,
+    pub(super) data_dir: Option<PathBuf>,
+    pub(super) admin_token: Option<String>,
+    pub(super) settle_wait_s: Option<u64>,
+    pub(super) verify_lease_s: Option<u32>,
+    pub(super) body_bytes_max: Option<usize>,
+    pub(super) connections_max: Option<usize>,
+    pub(super) database_connections_max: Option<u32>,
+    pub(super) networks: BTreeMap<String, NetworkFile>,
+}
+
+/// One `[networks.NAME]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NetworkFile {
+    pub(super) rpc_urls: Vec<String>,
+    pub(super) signer_keys: Vec<String>,
+    pub(super) payees: Vec<String>,
+    pub(super) eip6492_factories: Vec<String>,
+    pub(super) assets: Vec<AssetFile>,
+    pub(super) confirmations: Option<u32>,
+    pub(super) validity_min_s: Option<u32>,
+    pub(super) validity_max_s: Option<u32>,
+    pub(super) max_fee_wei: Option<u64>,
+    pub(super) priority_fee_wei: Option<u64>,
+    pub(super) gas_cap: Option<u64>,
+    pub(super) queue_max: Option<usize>,
+    pub(super) inflight_max: Option<usize>,
+    pub(super) poll_ms: Option<u64>,
+}
+
+/// One `[[networks.NAME.assets]]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AssetFile {
+    pub(super) address: String,
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) decimals: u8,
+}

@@ -1,0 +1,243 @@
+//! The configuration: read once, at the start, into one validated value.
+//!
+//! Flags come before environment, environment before `x402d.toml`, the file before defaults. Everything wrong is said at once, each
+//! with the key, what was expected and what to write. No secret is ever repeated in an error or shown by `Debug`.
+
+mod file;
+mod network;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use file::File;
+pub use network::NetworkConfig;
+
+/// Everything that the service needs to know.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The ledger's server; `None` runs a private one.
+    pub database_url: Option<SecretString>,
+    /// Where a private Postgres keeps its data; `None` is the default place.
+    pub data_dir: Option<PathBuf>,
+    /// The operator's bearer token.
+    pub admin_token: Option<SecretString>,
+    /// How long `/settle` waits before it answers `settlement_pending`.
+    pub settle_wait: Duration,
+    /// How long a verify of a payment under way keeps others out, in seconds.
+    pub verify_lease_s: u32,
+    /// The longest body that is read.
+    pub body_bytes_max: usize,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// Connections to the database at most.
+    pub database_connections_max: u32,
+    /// The networks to serve; at least one.
+    pub networks: Vec<NetworkConfig>,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct ConfigError(Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the configuration cannot be used:")?;
+        self.0
+            .iter()
+            .try_for_each(|problem| write!(formatter, "\n  - {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Where values come from that are not in the file.
+pub trait Environment {
+    /// The value of a variable, if it is set and not empty.
+    fn get(&self, name: &str) -> Option<String>;
+}
+
+/// The environment of the process: the only place that reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name)
+            .ok()
+            .filter(|value| !value.trim().is_empty())
+    }
+}
+
+/// What the command line says about the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// The file that is read when no other is named.
+const DEFAULT_FILE: &str = "x402d.toml";
+
+impl Config {
+    /// Reads and validates the whole configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`] lists all that is wrong.
+    pub fn read(flags: &Flags, environment: &dyn Environment) -> Result<Self, ConfigError> {
+        Self::validated(flags, environment, read_file(flags.file.as_deref())?)
+    }
+
+    /// The same from flags and environment alone.
+    ///
+    /// # Errors
+    /// [`ConfigError`] lists all that is wrong.
+    pub fn read_without_file(
+        flags: &Flags,
+        environment: &dyn Environment,
+    ) -> Result<Self, ConfigError> {
+        Self::validated(flags, environment, File::default())
+    }
+
+    fn validated(
+        flags: &Flags,
+        environment: &dyn Environment,
+        file: File,
+    ) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let config = Self::compose(flags, environment, file, &mut problems);
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(problems))
+        }
+    }
+
+    fn compose(
+        flags: &Flags,
+        environment: &dyn Environment,
+        file: File,
+        problems: &mut Vec<String>,
+    ) -> Self {
+        let mut settings = Settings {
+            environment,
+            problems,
+        };
+        let listen = flags
+            .listen
+            .or_else(|| settings.parsed("X402D_LISTEN", "an address such as 127.0.0.1:4402"))
+            .or(file.listen);
+        let wait_s = settings
+            .parsed("X402D_SETTLE_WAIT", "seconds")
+            .or(file.settle_wait_s)
+            .unwrap_or(20);
+        if !(1..=25).contains(&wait_s) {
+            settings.problems.push(format!("settle_wait_s (X402D_SETTLE_WAIT): expected 1 to 25 seconds, got {wait_s}; SDKs give up after 30"));
+        }
+        let body_bytes_max = file.body_bytes_max.unwrap_or(64 * 1024);
+        if !(1024..=1024 * 1024).contains(&body_bytes_max) {
+            settings.problems.push(format!(
+                "body_bytes_max: expected 1024 to 1048576, got {body_bytes_max}"
+            ));
+        }
+        let networks = network::read(&mut settings, file.networks);
+        Self {
+            listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 4402))),
+            database_url: settings
+                .environment
+                .get("DATABASE_URL")
+                .or(file.database_url)
+                .map(SecretString::from),
+            data_dir: flags
+                .data_dir
+                .clone()
+                .or_else(|| {
+                    settings
+                        .environment
+                        .get("X402D_DATA_DIR")
+                        .map(PathBuf::from)
+                })
+                .or(file.data_dir),
+            admin_token: settings
+                .environment
+                .get("X402D_ADMIN_TOKEN")
+                .or(file.admin_token)
+                .map(SecretString::from),
+            settle_wait: Duration::from_secs(wait_s),
+            verify_lease_s: file.verify_lease_s.unwrap_or(10),
+            body_bytes_max,
+            connections_max: file.connections_max.unwrap_or(8192),
+            database_connections_max: file.database_connections_max.unwrap_or(32),
+            networks,
+        }
+    }
+}
+
+fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
+    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+    let problem = |text: String| ConfigError(vec![text]);
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            // toml's message shows the offending line; a line with a secret is a line with a secret, so only its number is shown.
+            toml::from_str(&text).map_err(|error| {
+                let line = error.span().map(|span| {
+                    text.get(..span.start)
+                        .unwrap_or_default()
+                        .lines()
+                        .count()
+                        .max(1)
+                });
+                let line = line
+                    .map(|line| format!("line {line}: "))
+                    .unwrap_or_default();
+                problem(format!("{}: {line}{}", path.display(), error.message()))
+            })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
+            Ok(File::default())
+        }
+        Err(error) => Err(problem(format!(
+            "{}: cannot be read: {error}",
+            path.display()
+        ))),
+    }
+}
+
+/// Reads single settings and collects what is wrong with them.
+struct Settings<'a> {
+    environment: &'a dyn Environment,
+    problems: &'a mut Vec<String>,
+}
+
+impl Settings<'_> {
+    fn parsed<T: std::str::FromStr>(&mut self, variable: &str, expected: &str) -> Option<T> {
+        let text = self.environment.get(variable)?;
+        let parsed = text.trim().parse().ok();
+        if parsed.is_none() {
+            self.problems
+                .push(format!("{variable}: expected {expected}"));
+        }
+        parsed
+    }
+
+    fn list(&self, variable: &str) -> Vec<String> {
+        let text = self.environment.get(variable).unwrap_or_default();
+        text.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! The configuration of one network.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use alloy::primitives::Address;
+use secrecy::SecretString;
+
+use super::Settings;
+use super::file::{AssetFile, NetworkFile};
+use crate::chain::{FeePolicy, SignerKey};
+use crate::payment::{Asset, NetworkPolicy};
+use crate::protocol::Network;
+use crate::protocol::assets::{default_assets, is_test_network};
+use crate::protocol::field::parse_address;
+
+/// Everything about one network.
+#[derive(Debug)]
+pub struct NetworkConfig {
+    /// What is allowed.
+    pub policy: NetworkPolicy,
+    /// What gas may cost.
+    pub fees: FeePolicy,
+    /// Endpoints; secret, because their URLs hold keys.
+    pub rpc_urls: Vec<SecretString>,
+    /// One lane each.
+    pub signers: Vec<SignerKey>,
+    /// Payments that may wait in memory.
+    pub queue_max: usize,
+    /// Unmined transactions that one signer may have; nodes keep about 16 of one sender.
+    pub inflight_max: usize,
+    /// How often to look for a new block while something is in flight.
+    pub poll: Duration,
+}
+
+/// The networks of the file, and the one of the environment, which overrides the file's entry of the same network.
+pub(super) fn read(
+    settings: &mut Settings<'_>,
+    file: BTreeMap<String, NetworkFile>,
+) -> Vec<NetworkConfig> {
+    let mut wanted: Vec<(String, NetworkFile)> = file.into_iter().collect();
+    if let Some(name) = settings.environment.get("X402D_NETWORK") {
+        let position = wanted.iter().position(|(other, _)| {
+            network_of(other).is_some() && network_of(other) == network_of(&name)
+        });
+        let base = position
+            .map(|position| wanted.remove(position).1)
+            .unwrap_or_default();
+        let merged = with_environment(settings, base);
+        wanted.push((name, merged));
+    }
+    if wanted.is_empty() {
+        settings.problems.push(
+            "no network: set X402D_NETWORK, X402D_RPC_URL and X402D_SIGNER_KEYS, or write [networks.base-sepolia] into x402d.toml; `x402d dev` needs none"
+                .to_owned(),
+        );
+    }
+    let mut networks: Vec<NetworkConfig> = Vec::new();
+    for (name, entry) in wanted {
+        if let Some(config) = validated(&name, &entry, settings.problems) {
+            if networks
+                .iter()
+                .any(|other| other.policy.network == config.policy.network)
+            {
+                settings.problems.push(format!(
+                    "networks.{name}: {} is configured twice",
+                    config.policy.network
+                ));
+            }
+            networks.push(config);
+        }
+    }
+    networks
+}
+
+fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> NetworkFile {
+    for (variable, list) in [
+        ("X402D_RPC_URL", &mut base.rpc_urls),
+        ("X402D_SIGNER_KEYS", &mut base.signer_keys),
+        ("X402D_PAYEES", &mut base.payees),
+        ("X402D_EIP6492_FACTORIES", &mut base.eip6492_factories),
+    ] {
+        let given = settings.list(variable);
+        if !given.is_empty() {
+            *list = given;
+        }
+    }
+    base.confirmations = settings
+        .parsed("X402D_CONFIRMATIONS", "a number of blocks")
+        .or(base.confirmations);
+    base
+}
+
+/// `eip155:8453`, or a name such as `base`.
+fn network_of(name: &str) -> Option<Network> {
+    name.parse().ok().or_else(|| Network::from_v1_name(name))
+}
+
+fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Option<NetworkConfig> {
+    let Some(network) = network_of(name) else {
+        problems.push(format!("networks.{name}: expected a CAIP-2 name such as \"eip155:8453\" or a name such as base-sepolia"));
+        return None;
+    };
+    let mut reader = Reader { name, problems };
+    reader.needs(
+        !entry.rpc_urls.is_empty(),
+        "rpc_urls (X402D_RPC_URL)",
+        "at least one URL",
+    );
+    reader.needs(
+        !entry.signer_keys.is_empty(),
+        "signer_keys (X402D_SIGNER_KEYS)",
+        "at least one private key that pays for gas",
+    );
+    for url in &entry.rpc_urls {
+        let usable = url
+            .parse::<url::Url>()
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        reader.needs(usable, "rpc_urls (X402D_RPC_URL)", "http or https URLs");
+    }
+    let signers = reader.signers(&entry.signer_keys);
+    let policy = reader.policy(network, entry);
+    let fees = reader.fees(network, entry);
+    let inflight_max = entry.inflight_max.unwrap_or(12);
+    reader.needs((1..=64).contains(&inflight_max), "inflight_max", "1 to 64");
+    let queue_max = entry.queue_max.unwrap_or(8192);
+    reader.needs(
+        (1..=1_000_000).contains(&queue_max),
+        "queue_max",
+        "1 to 1000000",
+    );
+    let poll_ms = entry.poll_ms.unwrap_or(150);
+    reader.needs((20..=10_000).contains(&poll_ms), "poll_ms", "20 to 10000");
+    Some(NetworkConfig {
+        policy,
+        fees,
+        rpc_urls: entry
+            .rpc_urls
+            .iter()
+            .cloned()
+            .map(SecretString::from)
+            .collect(),
+        signers,
+        queue_max,
+        inflight_max,
+        poll: Duration::from_millis(poll_ms),
+    })
+}
+
+struct Reader<'a> {
+    name: &'a str,
+    problems: &'a mut Vec<String>,
+}
+
+impl Reader<'_> {
+    fn needs(&mut self, holds: bool, key: &str, expected: &str) {
+        if !holds {
+            self.problems
+                .push(format!("networks.{}.{key}: expected {expected}", self.name));
+        }
+    }
+
+    fn signers(&mut self, keys: &[String]) -> Vec<SignerKey> {
+        let mut signers: Vec<SignerKey> = Vec::new();
+        for (index, key) in keys.iter().enumerate() {
+            match SignerKey::from_hex(key) {
+                Ok(key) if signers.iter().any(|other| other.address() == key.address()) => {
+                    self.needs(false, &format!("signer_keys[{index}]"), "each key once");
+                }
+                Ok(key) => signers.push(key),
+                Err(error) => self.needs(
+                    false,
+                    &format!("signer_keys[{index}]"),
+                    error.to_string().trim_start_matches("expected "),
+                ),
+            }
+        }
+        signers
+    }
+
+    fn addresses(&mut self, key: &str, texts: &[String]) -> Vec<Address> {
+        let mut addresses = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            match parse_address(text) {
+                Ok(address) => addresses.push(address),
+                Err(why) => self.needs(
+                    false,
+                    &format!("{key}[{index}]"),
+                    &format!("an address, but {why}"),
+                ),
+            }
+        }
+        addresses
+    }
+
+    fn policy(&mut self, network: Network, entry: &NetworkFile) -> NetworkPolicy {
+        let assets = self.assets(network, &entry.assets);
+        let known = !assets.is_empty();
+        self.needs(
+            known,
+            "assets",
+            "at least one token: x402d knows no default for this network",
+        );
+        let payees = self.addresses("payees (X402D_PAYEES)", &entry.payees);
+        let limited = is_test_network(network) || !entry.payees.is_empty();
+        self.needs(
+            limited,
+            "payees (X402D_PAYEES)",
+            "the addresses that may be paid: this is not a known test network, and without the list anybody could spend your gas",
+        );
+        let confirmations = entry.confirmations.unwrap_or(1);
+        self.needs(
+            (1..=1000).contains(&confirmations),
+            "confirmations (X402D_CONFIRMATIONS)",
+            "1 to 1000",
+        );
+        let (validity_min_s, validity_max_s) = (
+            entry.validity_min_s.unwrap_or(6),
+            entry.validity_max_s.unwrap_or(24 * 3600),
+        );
+        self.needs(
+            validity_min_s < validity_max_s,
+            "validity_min_s",
+            "less than validity_max_s",
+        );
+        NetworkPolicy {
+            network,
+            assets,
+            payees,
+            factories: self.addresses(
+                "eip6492_factories (X402D_EIP6492_FACTORIES)",
+                &entry.eip6492_factories,
+            ),
+            validity_min: time::Duration::seconds(i64::from(validity_min_s)),
+            validity_max: time::Duration::seconds(i64::from(validity_max_s)),
+            confirmations,
+        }
+    }
+
+    fn assets(&mut self, network: Network, entries: &[AssetFile]) -> Vec<Asset> {
+        if entries.is_empty() {
+            let defaults = default_assets(network);
+            return defaults
+                .map(|asset| {
+                    Asset::new(
+                        network,
+                        asset.address,
+                        asset.name,
+                        asset.version,
+                        asset.decimals,
+                    )
+                })
+                .collect();
+        }
+        let mut assets = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            match parse_address(&entry.address) {
+                Ok(address) => assets.push(Asset::new(
+                    network,
+                    address,
+                    &entry.name,
+                    &entry.version,
+                    entry.decimals,
+                )),
+                Err(why) => self.needs(
+                    false,
+                    &format!("assets[{index}].address"),
+                    &format!("an address, but {why}"),
+                ),
+            }
+        }
+        assets
+    }
+
+    fn fees(&mut self, network: Network, entry: &NetworkFile) -> FeePolicy {
+        let gas_cap = entry.gas_cap.unwrap_or(500_000);
+        self.needs(
+            (100_000..=5_000_000).contains(&gas_cap),
+            "gas_cap",
+            "100000 to 5000000",
+        );
+        // On Ethereum itself blocks have cost hundreds of gwei; elsewhere a tenth of that is a fault or an attack.
+        let default_cap_wei = if network.chain_id() == 1 {
+            200_000_000_000
+        } else {
+            20_000_000_000
+        };
+        let max_fee_cap_wei = u128::from(entry.max_fee_wei.unwrap_or(default_cap_wei));
+        let priority_fee_wei = u128::from(entry.priority_fee_wei.unwrap_or(1_000_000));
+        self.needs(
+            priority_fee_wei <= max_fee_cap_wei,
+            "priority_fee_wei",
+            "at most max_fee_wei",
+        );
+        FeePolicy {
+            max_fee_cap_wei,
+            priority_fee_wei,
+            gas_cap,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+use std::collections::HashMap;
+use std::io::Write as _;
+
+use super::*;
+
+impl Environment for HashMap<&str, &str> {
+    fn get(&self, name: &str) -> Option<String> {
+        HashMap::get(self, name).map(|value| (*value).to_owned())
+    }
+}
+
+const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
+
+fn base_sepolia() -> HashMap<&'static str, &'static str> {
+    HashMap::from([
+        ("X402D_NETWORK", "base-sepolia"),
+        (
+            "X402D_RPC_URL",
+            "https://rpc.example/secret-path, http://127.0.0.1:8545",
+        ),
+        ("X402D_SIGNER_KEYS", KEY),
+    ])
+}
+
+fn flags_with(text: &str) -> (Flags, tempfile::NamedTempFile) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    (
+        Flags {
+            file: Some(file.path().to_owned()),
+            ..Flags::default()
+        },
+        file,
+    )
+}
+
+#[test]
+fn three_variables_are_a_configuration_for_a_test_network() {
+    let config = Config::read(&Flags::default(), &base_sepolia()).unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:4402");
+    assert_eq!(config.settle_wait, Duration::from_secs(20));
+    let network = &config.networks[0];
+    assert_eq!(network.policy.network.to_string(), "eip155:84532");
+    assert_eq!(network.rpc_urls.len(), 2);
+    assert_eq!(network.policy.assets[0].name, "USDC");
+    let shown = format!("{config:?}");
+    assert!(
+        !shown.contains("secret-path")
+            && !shown.contains("1111111111111111111111111111111111111111111111111111111111111111")
+    );
+}
+
+#[test]
+fn a_mainnet_without_payees_is_refused_and_an_unknown_chain_counts_as_one() {
+    for network in ["base", "eip155:8453", "eip155:987654321"] {
+        let mut environment = base_sepolia();
+        environment.insert("X402D_NETWORK", network);
+        let error = Config::read(&Flags::default(), &environment)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("X402D_PAYEES"), "{error}");
+    }
+    let mut environment = base_sepolia();
+    environment.insert("X402D_NETWORK", "base");
+    environment.insert("X402D_PAYEES", "0x2222222222222222222222222222222222222222");
+    assert!(Config::read(&Flags::default(), &environment).is_ok());
+}
+
+#[test]
+fn everything_wrong_is_said_at_once_and_no_secret_is_repeated() {
+    let mut environment = base_sepolia();
+    environment.insert("X402D_SIGNER_KEYS", "0xdeadbeefsecret");
+    environment.insert("X402D_LISTEN", "nowhere");
+    environment.insert("X402D_SETTLE_WAIT", "600");
+    environment.insert("X402D_RPC_URL", "wss://node/secret");
+    let error = Config::read(&Flags::default(), &environment)
+        .unwrap_err()
+        .to_string();
+    for key in [
+        "X402D_LISTEN",
+        "X402D_SETTLE_WAIT",
+        "signer_keys[0]",
+        "X402D_RPC_URL",
+    ] {
+        assert!(error.contains(key), "{key} is missing in {error}");
+    }
+    assert!(!error.contains("secret"), "{error}");
+}
+
+#[test]
+fn unknown_keys_in_the_file_are_refused_with_their_line() {
+    let (flags, _file) = flags_with("listen = \"127.0.0.1:1\"\nsetle_wait_s = 3\n");
+    let error = Config::read(&flags, &base_sepolia())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("line 2") && error.contains("setle_wait_s"),
+        "{error}"
+    );
+}
+
+#[test]
+fn flags_win_over_the_environment_and_the_environment_over_the_file() {
+    let (mut flags, _file) = flags_with(
+        "listen = \"127.0.0.1:1\"\nsettle_wait_s = 3\n[networks.base-sepolia]\nconfirmations = 7\n",
+    );
+    let mut environment = base_sepolia();
+    assert_eq!(Config::read(&flags, &environment).unwrap().listen.port(), 1);
+    environment.insert("X402D_LISTEN", "127.0.0.1:2");
+    environment.insert("X402D_SETTLE_WAIT", "4");
+    let config = Config::read(&flags, &environment).unwrap();
+    assert_eq!((config.listen.port(), config.settle_wait.as_secs()), (2, 4));
+    assert_eq!(
+        config.networks[0].policy.confirmations, 7,
+        "the file's entry is completed, not replaced"
+    );
+    flags.listen = Some("127.0.0.1:3".parse().unwrap());
+    assert_eq!(Config::read(&flags, &environment).unwrap().listen.port(), 3);
+}

@@ -1,0 +1,99 @@
+//! A database for the life of one local chain: what a ledger says of a chain that is gone is of no use to the next one.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::time::timeout;
+use url::Url;
+
+use super::error::EmbeddedError;
+
+/// By this the databases of local chains are recognised, so that those of killed processes can be cleared away.
+const PREFIX: &str = "x402d_local_";
+/// Copies a template and makes a checkpoint.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A database beside the one of `x402d serve`, dropped by [`ScratchDatabase::remove`].
+#[derive(Debug)]
+pub struct ScratchDatabase {
+    name: String,
+    url: String,
+    /// Stays open, so that nobody takes the database for one that was left behind.
+    holder: PgConnection,
+    server: PgConnection,
+}
+
+impl ScratchDatabase {
+    /// Creates a database on the server of `url`, and drops those that earlier processes left behind.
+    ///
+    /// # Errors
+    /// When the URL cannot be read, or the server refuses.
+    pub async fn create(url: &str) -> Result<Self, EmbeddedError> {
+        match timeout(LIMIT, Self::try_create(url)).await {
+            Ok(created) => created.map_err(|source| EmbeddedError::Sql {
+                what: "to create a database",
+                source,
+            }),
+            Err(_) => Err(EmbeddedError::Late {
+                what: "creating a database".to_owned(),
+                limit: LIMIT,
+            }),
+        }
+    }
+
+    async fn try_create(url: &str) -> Result<Self, sqlx::Error> {
+        let mut server = PgConnection::connect(url).await?;
+        let left: Vec<String> = sqlx::query_scalar(
+            "select datname::text from pg_catalog.pg_database where datname like $1",
+        )
+        .bind(format!("{PREFIX}%"))
+        .fetch_all(&mut server)
+        .await?;
+        for name in left {
+            // One that is in use refuses, and that is its right.
+            let dropped = sqlx::raw_sql(AssertSqlSafe(format!("drop database \"{name}\"")))
+                .execute(&mut server)
+                .await;
+            tracing::debug!(
+                database = name,
+                dropped = dropped.is_ok(),
+                "a database of an earlier local chain"
+            );
+        }
+        let name = format!("{PREFIX}{}", uuid::Uuid::now_v7().simple());
+        sqlx::raw_sql(AssertSqlSafe(format!("create database \"{name}\"")))
+            .execute(&mut server)
+            .await?;
+        let mut beside =
+            Url::parse(url).map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        beside.set_path(&name);
+        let holder = PgConnection::connect(beside.as_str()).await?;
+        Ok(Self {
+            name,
+            url: beside.into(),
+            holder,
+            server,
+        })
+    }
+
+    /// Where the database is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Drops the database; who still uses it is cut off.
+    pub async fn remove(mut self) {
+        let statement = AssertSqlSafe(format!("drop database \"{}\" with (force)", self.name));
+        let work = async {
+            self.holder.close().await?;
+            sqlx::raw_sql(statement).execute(&mut self.server).await?;
+            self.server.close().await
+        };
+        if !matches!(timeout(LIMIT, work).await, Ok(Ok(()))) {
+            tracing::warn!(
+                database = self.name,
+                "a database of the local chain stays behind; the next start drops it"
+            );
+        }
+    }
+}

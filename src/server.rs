@@ -1,0 +1,334 @@
+//! The composition root: configuration → ledger → networks → engine → router → sockets, and the way back.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy::primitives::Address;
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::chain::{FactsReader, FactsTask, Rpc, RpcError, SignerKey};
+use crate::clock::SystemClock;
+use crate::config::{Config, NetworkConfig};
+use crate::facilitator::Facilitator;
+use crate::http::connection::{BoundedListener, Connection};
+use crate::http::{AppState, router};
+use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
+use crate::settlement::{Lane, Site, SiteParts, Waiters, Watch};
+
+/// How long requests may take to end once the service stops.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait before an RPC that did not answer at the start is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A network.
+    #[error("{network}: {problem}")]
+    Network {
+        /// CAIP-2.
+        network: String,
+        /// What is wrong with it.
+        problem: NetworkProblem,
+    },
+    /// The address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// What the chain says against a network's configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkProblem {
+    /// The RPC fails or serves another chain.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// The ledger was begun on another chain, or fails.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// There is no token at a configured address.
+    #[error("there is no contract at the asset's address {0}; correct assets, or the RPC URL")]
+    NoToken(Address),
+    /// A token's EIP-712 domain is not the configured one.
+    #[error(
+        "the token {token} has another EIP-712 domain than name {name:?} and version {version:?}; correct assets"
+    )]
+    Domain {
+        /// Which token.
+        token: Address,
+        /// Configured.
+        name: String,
+        /// Configured.
+        version: String,
+    },
+    /// A signer has code; nodes accept too few transactions from such accounts.
+    #[error("the signer {0} has code (an EIP-7702 delegation?); use a plain account")]
+    SignerHasCode(Address),
+}
+
+/// A service that runs.
+#[derive(Debug)]
+pub struct Service {
+    address: SocketAddr,
+    ledger: Ledger,
+    stopping: CancellationToken,
+    stopped: CancellationToken,
+    requests: TaskTracker,
+    engine: TaskTracker,
+}
+
+impl Service {
+    /// Starts everything. The database is brought up to date first. A network whose RPC does not answer is waited for in the background;
+    /// one that answers wrongly stops the start.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to correct.
+    pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
+        let ledger = Ledger::connect(database_url, config.database_connections_max).await?;
+        ledger.migrate().await?;
+        ledger.begin_process().await?;
+        let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
+        let (requests, engine) = (TaskTracker::new(), TaskTracker::new());
+        let waiters = Waiters::default();
+        let mut sites = Vec::new();
+        for network in &config.networks {
+            sites.push(open_network(network, &ledger, &waiters, &engine, &stopped).await?);
+        }
+        engine.spawn(
+            stopped
+                .clone()
+                .run_until_cancelled_owned(heartbeat(ledger.clone())),
+        );
+        engine.spawn(
+            stopped
+                .clone()
+                .run_until_cancelled_owned(waiters.clone().look_elsewhere(ledger.clone())),
+        );
+        let signers = config
+            .networks
+            .iter()
+            .map(|network| (network.policy.network, addresses(&network.signers)))
+            .collect();
+        let facilitator = Facilitator {
+            ledger: ledger.clone(),
+            sites: sites.into(),
+            signers,
+            waiters,
+            clock: Arc::new(SystemClock),
+            settle_wait: config.settle_wait,
+            verify_lease_s: config.verify_lease_s,
+            stopping: stopping.clone(),
+            tasks: requests.clone(),
+        };
+        let state = AppState {
+            facilitator,
+            admin_token: config.admin_token.clone().map(Arc::new),
+            body_bytes_max: config.body_bytes_max,
+        };
+        let address = listen(config, state, &requests, &stopping).await?;
+        Ok(Self {
+            address,
+            ledger,
+            stopping,
+            stopped,
+            requests,
+            engine,
+        })
+    }
+
+    /// Where the service listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops in order: no new requests, answers for those that wait, then the engine, then the leases. Whatever is cut short here is
+    /// in the ledger, and the next start goes on with it.
+    pub async fn stop(self) {
+        self.stopping.cancel();
+        self.requests.close();
+        if tokio::time::timeout(DRAIN_LIMIT, self.requests.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some requests did not end in time");
+        }
+        self.stopped.cancel();
+        self.engine.close();
+        if tokio::time::timeout(DRAIN_LIMIT, self.engine.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the engine did not end in time");
+        }
+        if let Err(error) = self.ledger.end_process().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot release the leases; they run out by themselves"
+            );
+        }
+        self.ledger.close().await;
+    }
+}
+
+async fn listen(
+    config: &Config,
+    state: AppState,
+    requests: &TaskTracker,
+    stopping: &CancellationToken,
+) -> Result<SocketAddr, StartError> {
+    let failed = |source| StartError::Listen {
+        address: config.listen,
+        source,
+    };
+    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let listener = BoundedListener::new(listener, config.connections_max);
+    let service = router(state).into_make_service_with_connect_info::<Connection>();
+    let stop = stopping.clone();
+    requests.spawn(async move {
+        let served = axum::serve(listener, service)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the HTTP server ended");
+        }
+    });
+    Ok(address)
+}
+
+async fn open_network(
+    config: &NetworkConfig,
+    ledger: &Ledger,
+    waiters: &Waiters,
+    engine: &TaskTracker,
+    stopped: &CancellationToken,
+) -> Result<Arc<Site>, StartError> {
+    let network = config.policy.network;
+    let named = |problem| StartError::Network {
+        network: network.to_string(),
+        problem,
+    };
+    let urls: Vec<String> = config
+        .rpc_urls
+        .iter()
+        .map(|url| url.expose_secret().to_owned())
+        .collect();
+    let rpc = Rpc::new(network, &urls).map_err(|error| named(error.into()))?;
+    let (facts, facts_task) = FactsReader::new(rpc.clone(), config.fees.gas_cap);
+    let site = Arc::new(Site::new(SiteParts {
+        ledger: ledger.clone(),
+        rpc,
+        facts,
+        policy: config.policy.clone(),
+        fees: config.fees,
+        waiters: waiters.clone(),
+        queue_max: config.queue_max,
+        inflight_max: config.inflight_max,
+        poll: config.poll,
+    }));
+    let signers = config.signers.clone();
+    match check(&site, &signers).await {
+        Ok(()) => {}
+        Err(NetworkProblem::Rpc(error)) if !matches!(error, RpcError::WrongChain { .. }) => {
+            tracing::warn!(%network, %error, "the RPC does not answer; payments of this network wait for it");
+        }
+        Err(problem) => return Err(named(problem)),
+    }
+    let work = run_network(
+        Arc::clone(&site),
+        signers,
+        facts_task,
+        engine.clone(),
+        stopped.clone(),
+    );
+    engine.spawn(work);
+    Ok(site)
+}
+
+/// Runs a network once its RPC has confirmed the configuration.
+async fn run_network(
+    site: Arc<Site>,
+    signers: Vec<SignerKey>,
+    facts: FactsTask,
+    engine: TaskTracker,
+    stopped: CancellationToken,
+) {
+    let network = site.policy.network;
+    let mut said = false;
+    loop {
+        match check(&site, &signers).await {
+            Ok(()) => break,
+            Err(problem) if !said => {
+                said = true;
+                tracing::warn!(%network, %problem, "the network is not served yet; trying again");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+    tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
+    engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
+    engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));
+    for key in signers {
+        engine.spawn(Lane::new(Arc::clone(&site), key).run(stopped.clone()));
+    }
+}
+
+/// Compares the configuration of a network with the chain.
+async fn check(site: &Site, signers: &[SignerKey]) -> Result<(), NetworkProblem> {
+    site.rpc.check_chain().await?;
+    site.ledger
+        .recognise_network(site.policy.network, site.rpc.genesis().await?)
+        .await?;
+    for asset in &site.policy.assets {
+        if site.rpc.code(asset.address).await?.is_empty() {
+            return Err(NetworkProblem::NoToken(asset.address));
+        }
+        let found = site.rpc.domain_separator(asset.address).await?;
+        if found.is_some_and(|found| found != asset.separator.0) {
+            return Err(NetworkProblem::Domain {
+                token: asset.address,
+                name: asset.name.clone(),
+                version: asset.version.clone(),
+            });
+        }
+    }
+    for signer in signers {
+        if !site.rpc.code(signer.address()).await?.is_empty() {
+            return Err(NetworkProblem::SignerHasCode(signer.address()));
+        }
+    }
+    Ok(())
+}
+
+async fn heartbeat(ledger: Ledger) {
+    let mut interval = tokio::time::interval(LEASE_RENEWAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if let Err(error) = ledger.renew_process().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot renew the lease of this process"
+            );
+        }
+    }
+}
+
+fn addresses(signers: &[SignerKey]) -> Vec<Address> {
+    signers.iter().map(SignerKey::address).collect()
+}

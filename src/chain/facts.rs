@@ -29,7 +29,7 @@ sol! {
 }
 
 /// Where the lens stands during a call; no contract can ever be there.
-const LENS: Address = address!("0000000000000000000000000000000000004022");
+const LENS: Address = address!("0000000000000000000000000000000000402002");
 /// Its code, compiled from `contracts/src/Lens.sol`.
 const LENS_CODE: &str = include_str!("../../contracts/artifacts/Lens.runtime.hex");
 
@@ -198,6 +198,7 @@ fn refuse(questions: Vec<Question>, error: &RpcError) {
 }
 
 async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcError> {
+    let tokens: Vec<Address> = queries.iter().map(|query| query.token).collect();
     let data = Bytes::from(readCall { queries }.abi_encode());
     let overrides = json!({ LENS.to_string(): { "code": LENS_CODE.trim() } });
     let answer: Bytes = rpc
@@ -211,17 +212,25 @@ async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcErro
     let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;
     let seconds = i64::try_from(answer.blockTime).map_err(|_| malformed())?;
     let block_time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())?;
-    let facts = answer.facts.into_iter().map(|row| ChainFacts {
-        block_number,
-        block_time,
-        token_has_code: !row.tokenCodeSize.is_zero(),
-        payer_has_code: !row.payerCodeSize.is_zero(),
-        nonce_used: row.nonceKnown.then_some(row.nonceUsed),
-        balance: row.balanceKnown.then_some(row.balance),
-        signature_accepted: row.signatureValid,
-        transfer_succeeds: row.transferSucceeds,
-        revert: row.revertData,
-        gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
-    });
-    Ok(facts.collect())
+    let mut facts = Vec::with_capacity(answer.facts.len());
+    for (row, token) in answer.facts.into_iter().zip(tokens) {
+        // A row that the lens could not finish comes back all zero, exactly like a token that is not there.
+        let silent = row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown;
+        if silent && !rpc.code(token).await?.is_empty() {
+            return Err(RpcError::Malformed("eth_call"));
+        }
+        facts.push(ChainFacts {
+            block_number,
+            block_time,
+            token_has_code: !row.tokenCodeSize.is_zero(),
+            payer_has_code: !row.payerCodeSize.is_zero(),
+            nonce_used: row.nonceKnown.then_some(row.nonceUsed),
+            balance: row.balanceKnown.then_some(row.balance),
+            signature_accepted: row.signatureValid,
+            transfer_succeeds: row.transferSucceeds,
+            revert: row.revertData,
+            gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
+        });
+    }
+    Ok(facts)
 }

@@ -77,10 +77,11 @@ impl Lane {
     /// Claims the lane and works it until `stop`; claims again when it is lost.
     pub async fn run(self, stop: CancellationToken) {
         let mut waiting_said = false;
+        let mut failing_said = false;
         loop {
             match self.claim().await {
                 Ok(Some(owned)) => {
-                    waiting_said = false;
+                    (waiting_said, failing_said) = (false, false);
                     tracing::info!(network = %self.id.network, signer = %self.id.signer, epoch = owned.lease.epoch, open = owned.open.len(), "lane claimed");
                     self.work(owned, &stop).await;
                 }
@@ -89,9 +90,11 @@ impl Lane {
                     tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it, or it is stopped");
                 }
                 Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(network = %self.id.network, signer = %self.id.signer, %error, "cannot claim the lane")
+                Err(error) if !failing_said => {
+                    failing_said = true;
+                    tracing::warn!(network = %self.id.network, signer = %self.id.signer, %error, "cannot claim the lane; trying again");
                 }
+                Err(_) => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return,

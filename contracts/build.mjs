@@ -63,6 +63,23 @@ function artifacts(contracts) {
   return files;
 }
 
+/** The local chain as a genesis file, for an anvil that nobody places contracts on afterwards (`anvil --init`). */
+function genesis(files) {
+  const place = (name, storage) => ({ balance: "0x0", code: files.get(`${name}.runtime.hex`).trim(), storage });
+  const implementationSlot = "0x360894a13ba1a3210667c828492db98dca3e2076cc3735a920a3ca505d382bbc";
+  const implementation = "0x0000000000000000000000000000000000402001";
+  const alloc = {
+    [implementation]: place("TestUsdc"),
+    "0x036CbD53842c5426634e7929541eC2318f3dCF7e": place("TokenProxy", { [implementationSlot]: `0x${implementation.slice(2).padStart(64, "0")}` }),
+    "0x0000000000000000000000000000000000402003": place("SmartWalletFactory"),
+    "0xcA11bde05977b3631167028862bE2a173976CA11": place("Multicall3"),
+    "0x000000000022D473030F116dDEE9F6B43aC78BA3": place("Permit2"),
+    "0x402085c248EeA27D92E8b30b2C58ed07f9E20001": place("ExactPermit2Proxy"),
+    "0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002": place("UptoPermit2Proxy"),
+  };
+  return `${JSON.stringify({ config: { chainId: 84532 }, alloc }, null, 2)}\n`;
+}
+
 function check(files) {
   const present = existsSync(artifactDir) ? readdirSync(artifactDir) : [];
   const stale = present.filter((file) => !files.has(file));
@@ -77,6 +94,7 @@ function check(files) {
 }
 
 const files = artifacts(compile());
+files.set("genesis.json", genesis(files));
 if (process.argv.includes("--check")) {
   check(files);
 } else {

@@ -1,4 +1,63 @@
-//! x402d: the facilitator people run themselves.
+//! x402d: the x402 facilitator people run themselves.
+//!
+//! x402 lets a program pay for an HTTP call: the server answers 402 with its price, the buyer signs a payment, and a
+//! *facilitator* verifies it, settles it on chain and gives both sides the transaction hash. x402d is that facilitator over
+//! a Postgres ledger. Its reason to exist is one sentence: an accepted payment moves money exactly once, whatever is killed,
+//! lost or repeated, and both sides can see it.
+//!
+//! # The house
+//!
+//! Each room may know the rooms to its left; `tests/tidy.rs` fails when one looks the other way.
+//!
+//! ```text
+//! protocol ← payment ← { chain, ledger } ← settlement ← facilitator ← http ← server ← command
+//!     ↖ buyer, seller                                             config ↗     embedded ↗
+//! ```
+//!
+//! | room | what it knows |
+//! |---|---|
+//! | [`protocol`] | the wire: x402 v1 and v2, EIP-712 digests, headers. No I/O, always compiled |
+//! | `payment` | the domain: when a payment is good, how it may change. Pure |
+//! | `chain` | the only door to RPC: facts, heads, signing, broadcasting |
+//! | `ledger` | the only door to SQL: payments, grants, lanes, transactions, events |
+//! | `settlement` | the engine: from a queued payment to the chain and back |
+//! | `facilitator` | the three verbs, and the rule of who is told success |
+//! | `http` | routes, status codes, problem documents, the contract |
+//! | `config`, `telemetry`, `server` | read once; log; put together, take apart |
+//! | `embedded` | a private Postgres and a local chain for who has none |
+//! | `command` | the command line |
+//! | `buyer`, `seller` | thin clients of the protocol, usable without the rest |
+//!
+//! # One payment, followed to its receipt
+//!
+//! 1. `POST /settle` arrives. `http::body` bounds and reads it, [`protocol::PaymentRequest::parse`] turns either dialect into one
+//!    strict value. What is malformed inside gets a stable code with HTTP 200, because SDKs drop the reason on anything else.
+//! 2. `payment::Candidate` checks the shape and recovers the signature; nobody was asked so far. Then the ledger: a known
+//!    authorization is *joined*, never judged again; the table in `facilitator::decision` says what its presenter gets.
+//! 3. A new one passes the operator's policy and the clock, then `chain::facts` looks at payer, nonce, balance and a
+//!    simulated transfer in one `eth_call`, shared with whoever else is asking. Only a `payment::Verified` can be accepted.
+//! 4. `Ledger::accept` inserts the row: one per (network, token, payer, nonce), whoever comes first. It is `queued`.
+//! 5. A `settlement::Lane`, one signer's nonces owned by lease and epoch, takes it, signs it under its next nonce and commits
+//!    nonce, bytes, hash and link in one SQL transaction. **This is the write-ahead line**: above it nothing has left the process,
+//!    below it nothing can be lost. The payment is `inflight`.
+//! 6. The bytes go to every endpoint. *Accepted*, *rejected* and *unknown* are the outcomes; unknown is never failure, and the same
+//!    bytes are sent again until the nonce is used.
+//! 7. The `settlement::Watch` follows the chain parent by parent. In the block's receipts the lane finds `AuthorizationUsed` and
+//!    beside it the exact `Transfer`; anything less is no success. The result is committed: `settled`, with block and log index.
+//! 8. The waiting request wakes, reads the row and takes the *grant*: a row that says who was told. It answers from the row.
+//! 9. `http::connection` sees the answer flushed to the socket and closes the grant as answered. Had the connection broken first,
+//!    the grant would be void, and the next presenter of the same header would be told success with the same hash.
+//!
+//! After `kill -9` at any of these points, the next start reads open transactions from the ledger, sends their bytes again and
+//! goes on at 7; payments that were only queued go on at 5.
+//!
+//! # What always holds
+//!
+//! - Bytes, hash and nonce are committed before they are sent; a nonce gets other content only under the same nonce.
+//! - `settled` (money moved) and *granted* (a seller was told) are two facts with two rows.
+//! - A row is the truth, memory a cache; an answer is rendered from a committed row.
+//! - Every invariant stands twice: in a type, and as a named constraint in `migrations/`.
+//! - Integers only. No key, signature or RPC URL in a log line or an answer.
 #[cfg(feature = "server")]
 pub mod chain;
 pub mod clock;

@@ -280,6 +280,7 @@ async fn run_network(
             () = tokio::time::sleep(RETRY) => {}
         }
     }
+    site.open();
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
     engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
     engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));

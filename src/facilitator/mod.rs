@@ -140,6 +140,9 @@ impl Facilitator {
     /// Policy and clock, then the chain.
     async fn check(&self, site: &Site, candidate: Candidate) -> Result<Checked, Halt> {
         candidate.is_allowed(&site.policy, site.chain_time(self.clock.now()))?;
+        if !site.is_open() {
+            return Err(Outage::Chain(RpcError::Unreachable).into());
+        }
         let facts = site.facts.of_candidate(&candidate).await?;
         Ok(Checked {
             verified: candidate.verified(&facts)?,

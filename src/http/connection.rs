@@ -19,11 +19,16 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
 
 use crate::facilitator::Grant;
 
 /// How long to wait when the system has no file descriptor for a further connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection on which nothing was read or written for so long is closed: far longer than any request waits, and nobody keeps a
+/// place by saying nothing.
+const IDLE_LIMIT: Duration = Duration::from_secs(75);
 
 /// Grants whose answers hyper has taken but not yet flushed.
 #[derive(Debug, Clone, Default)]
@@ -72,14 +77,7 @@ impl Listener for BoundedListener {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     stream.set_nodelay(true).ok();
-                    return (
-                        TrackedStream {
-                            stream,
-                            unflushed: Unflushed::default(),
-                            _place: place,
-                        },
-                        peer,
-                    );
+                    return (TrackedStream::new(stream, place), peer);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -99,7 +97,23 @@ impl Listener for BoundedListener {
 pub struct TrackedStream {
     stream: TcpStream,
     unflushed: Unflushed,
+    idle: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
+}
+
+impl TrackedStream {
+    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            stream,
+            unflushed: Unflushed::default(),
+            idle: Box::pin(tokio::time::sleep(IDLE_LIMIT)),
+            _place: place,
+        }
+    }
+
+    fn touched(&mut self) {
+        self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
+    }
 }
 
 impl AsyncRead for TrackedStream {
@@ -108,7 +122,13 @@ impl AsyncRead for TrackedStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_ready() {
+            self.touched();
+        } else if self.idle.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 
@@ -118,6 +138,7 @@ impl AsyncWrite for TrackedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.touched();
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -126,6 +147,7 @@ impl AsyncWrite for TrackedStream {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.touched();
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 

@@ -49,13 +49,20 @@ impl Ledger {
     /// When the URL cannot be read or the server cannot be reached.
     pub async fn connect(url: &str, connections_max: u32) -> Result<Self, LedgerError> {
         let options: PgConnectOptions = url.parse()?;
-        // Statements of the core path are short; one that is not must not hold up the others for ever.
-        let options = options
-            .application_name("x402d")
-            .options([("statement_timeout", "10s")]);
+        let options = options.application_name("x402d");
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(Duration::from_secs(5))
+            .after_connect(|connection, _| {
+                // Statements of the core path are short; one that is not must not hold up the others for ever. Not a startup
+                // parameter, because poolers refuse those.
+                Box::pin(async move {
+                    sqlx::query!("set statement_timeout = '10s'")
+                        .execute(connection)
+                        .await
+                        .map(drop)
+                })
+            })
             .connect_with(options)
             .await?;
         Ok(Self {

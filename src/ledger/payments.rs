@@ -174,9 +174,10 @@ impl Ledger {
         &self,
         id: PaymentId,
         location: &Location,
+        deep: bool,
     ) -> Result<bool, LedgerError> {
         let updated = sqlx::query!(
-            "update payments set state = 'settled', transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5,
+            "update payments set state = $7, transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5,
                 block_time = $6
             where id = $1 and state = 'queued'",
             id.0,
@@ -185,6 +186,7 @@ impl Ledger {
             bigint(location.block_number),
             location.block_hash.as_slice(),
             location.block_time,
+            if deep { "settled" } else { "mined" },
         )
         .execute(&self.pool)
         .await?;

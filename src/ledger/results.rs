@@ -52,7 +52,12 @@ pub enum RowOutcome {
         deep: bool,
     },
     /// The same authorization moved the money in somebody else's transaction.
-    Elsewhere(Location),
+    Elsewhere {
+        /// Where.
+        location: Location,
+        /// Whether the promised depth is reached already.
+        deep: bool,
+    },
     /// Nothing moved for this payment.
     WithoutEffect(WithoutEffect),
 }
@@ -240,7 +245,7 @@ async fn record_row(
 ) -> Result<(), LedgerError> {
     let label = match outcome {
         RowOutcome::Transferred { .. } => "transferred",
-        RowOutcome::Elsewhere(_) => "elsewhere",
+        RowOutcome::Elsewhere { .. } => "elsewhere",
         RowOutcome::WithoutEffect(_) => "without_effect",
     };
     sqlx::query!(
@@ -262,7 +267,9 @@ async fn record_row(
             };
             locate(connection, payment, &location, *deep).await
         }
-        RowOutcome::Elsewhere(location) => locate(connection, payment, location, true).await,
+        RowOutcome::Elsewhere { location, deep } => {
+            locate(connection, payment, location, *deep).await
+        }
         RowOutcome::WithoutEffect(next) => release(connection, mined, payment, next).await,
     }
 }

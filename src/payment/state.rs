@@ -20,6 +20,13 @@ pub struct Location {
     pub block_time: OffsetDateTime,
 }
 
+impl Location {
+    /// Whether it stands at least `confirmations` deep under the block at height `head`; 1 = in a block.
+    pub fn is_deep(&self, head: u64, confirmations: u32) -> bool {
+        head.saturating_sub(self.block_number) + 1 >= u64::from(confirmations)
+    }
+}
+
 /// How far a payment got.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PaymentState {

@@ -424,11 +424,13 @@ impl Lane {
                 reach(Step::Settled);
                 owned.open.remove(index);
                 self.site.count_open(1, 0);
-                if mined
-                    .rows
-                    .iter()
-                    .any(|(_, row)| matches!(row, RowOutcome::Transferred { deep: false, .. }))
-                {
+                if mined.rows.iter().any(|(_, row)| {
+                    matches!(
+                        row,
+                        RowOutcome::Transferred { deep: false, .. }
+                            | RowOutcome::Elsewhere { deep: false, .. }
+                    )
+                }) {
                     self.site.note_shallow();
                 }
                 self.site

@@ -64,7 +64,10 @@ fn without_transfer(
     let set_aside =
         |why: &str| RowOutcome::WithoutEffect(WithoutEffect::Quarantine(why.to_owned()));
     match used {
-        AuthorizationUse::Transferred(location) => RowOutcome::Elsewhere(location),
+        AuthorizationUse::Transferred(location) => RowOutcome::Elsewhere {
+            location,
+            deep: location.is_deep(head.number, payment.confirmations),
+        },
         AuthorizationUse::Consumed(None) => {
             set_aside("the nonce is used, but the token's event about it cannot be found")
         }

@@ -77,7 +77,11 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
             .await?
     {
         tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization");
-        site.ledger.settled_by_others(payment.id, &location).await?;
+        let deep = location.is_deep(facts.block_number, payment.confirmations);
+        site.ledger
+            .settled_by_others(payment.id, &location, deep)
+            .await?;
+        site.note_shallow();
     } else {
         let exit = payment.objection(facts);
         tracing::info!(payment.id = %payment.id, code = exit.reason.code(), "not sent: its simulation failed");

@@ -74,6 +74,7 @@ pub struct Site {
     shallow: AtomicBool,
     look: Notify,
     seen: StdMutex<Option<Instant>>,
+    opened: AtomicBool,
 }
 
 /// How a network is doing.
@@ -106,7 +107,18 @@ impl Site {
             shallow: AtomicBool::new(true),
             look: Notify::new(),
             seen: StdMutex::new(None),
+            opened: AtomicBool::new(false),
         }
+    }
+
+    /// Says that the chain has confirmed the configuration.
+    pub fn open(&self) {
+        self.opened.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the chain has confirmed the configuration; before that nothing that an RPC says is believed.
+    pub fn is_open(&self) -> bool {
+        self.opened.load(Ordering::Relaxed)
     }
 
     /// A place in the queue, or `None` when it is full: taken before the ledger accepts, so that nothing accepted has no place.

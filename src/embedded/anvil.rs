@@ -99,6 +99,22 @@ impl LocalChain {
         genesis::mint(&self.rpc, to, amount).await
     }
 
+    /// Creates the contract wallet of `owner` (ERC-1271, by the wallet factory) and says where it is.
+    ///
+    /// # Errors
+    /// The chain does not answer, or the transaction is not mined in time.
+    pub async fn create_wallet(&self, owner: Address) -> Result<Address, EmbeddedError> {
+        genesis::create_wallet(&self.rpc, owner).await
+    }
+
+    /// What an account holds of the test USDC, in atomic units.
+    ///
+    /// # Errors
+    /// The chain does not answer.
+    pub async fn balance(&self, account: Address) -> Result<U256, EmbeddedError> {
+        genesis::balance(&self.rpc, account).await
+    }
+
     /// Ends the chain; its state is gone.
     pub async fn stop(mut self) {
         // What fails here is caught by the drop: both children are killed with their handles.

@@ -83,6 +83,12 @@ pub(super) const DEV_ACCOUNTS: [DevAccount; 10] = [
 const TEST_USDC_CODE: Address = address!("0x0000000000000000000000000000000000402001");
 /// Multicall3's address on each chain.
 const MULTICALL3: Address = address!("0xcA11bde05977b3631167028862bE2a173976CA11");
+/// Permit2's address on each chain.
+const PERMIT2: Address = address!("0x000000000022D473030F116dDEE9F6B43aC78BA3");
+/// The address of the proxy of `exact` payments by Permit2 on each chain.
+const EXACT_PERMIT2_PROXY: Address = address!("0x402085c248EeA27D92E8b30b2C58ed07f9E20001");
+/// The address of the proxy of `upto` payments on each chain.
+const UPTO_PERMIT2_PROXY: Address = address!("0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002");
 /// Where a proxy keeps the address of its code, by ERC-1967.
 const IMPLEMENTATION: B256 =
     b256!("0x360894a13ba1a3210667c828492db98dca3e2076cc3735a920a3ca505d382bbc");
@@ -121,11 +127,26 @@ fn contracts() -> Vec<Placed> {
             MULTICALL3,
             include_str!("../../contracts/artifacts/Multicall3.runtime.hex"),
         ),
+        plain(
+            PERMIT2,
+            include_str!("../../contracts/artifacts/Permit2.runtime.hex"),
+        ),
+        plain(
+            EXACT_PERMIT2_PROXY,
+            include_str!("../../contracts/artifacts/ExactPermit2Proxy.runtime.hex"),
+        ),
+        plain(
+            UPTO_PERMIT2_PROXY,
+            include_str!("../../contracts/artifacts/UptoPermit2Proxy.runtime.hex"),
+        ),
     ]
 }
 
 sol! {
     function mint(address to, uint256 amount);
+    function balanceOf(address account) returns (uint256);
+    function createWallet(address owner, bytes32 salt) returns (address);
+    function addressOf(address owner, bytes32 salt) returns (address);
 }
 
 /// Puts all contracts onto a fresh chain.
@@ -144,17 +165,51 @@ pub(super) async fn place(rpc: &JsonRpc) -> Result<(), EmbeddedError> {
     Ok(())
 }
 
-/// Mints test USDC from a development account, which the chain signs for, and waits for the receipt.
+/// Mints test USDC and waits for the receipt.
 pub(super) async fn mint(rpc: &JsonRpc, to: Address, amount: U256) -> Result<(), EmbeddedError> {
-    let [minter, ..] = DEV_ACCOUNTS;
-    let data = alloy::hex::encode_prefixed(mintCall { to, amount }.abi_encode());
-    let transaction = json!([{"from": minter.address, "to": TEST_USDC, "data": data}]);
+    send(rpc, TEST_USDC, mintCall { to, amount }.abi_encode()).await
+}
+
+/// Creates the contract wallet of `owner` and says where it is.
+pub(super) async fn create_wallet(rpc: &JsonRpc, owner: Address) -> Result<Address, EmbeddedError> {
+    let salt = B256::ZERO;
+    send(
+        rpc,
+        SMART_WALLET_FACTORY,
+        createWalletCall { owner, salt }.abi_encode(),
+    )
+    .await?;
+    view(rpc, SMART_WALLET_FACTORY, addressOfCall { owner, salt }).await
+}
+
+/// What an account holds of the test USDC, in atomic units.
+pub(super) async fn balance(rpc: &JsonRpc, account: Address) -> Result<U256, EmbeddedError> {
+    view(rpc, TEST_USDC, balanceOfCall { account }).await
+}
+
+async fn view<C: SolCall>(rpc: &JsonRpc, to: Address, call: C) -> Result<C::Return, EmbeddedError> {
+    let data = alloy::hex::encode_prefixed(call.abi_encode());
+    let answer = rpc
+        .text("eth_call", json!([{"to": to, "data": data}, "latest"]))
+        .await?;
+    let bytes = alloy::hex::decode(&answer).map_err(|problem| failed("eth_call", &problem))?;
+    C::abi_decode_returns(&bytes).map_err(|problem| failed("eth_call", &problem))
+}
+
+/// Sends a call from a development account, which the chain signs for, and waits for the receipt.
+async fn send(rpc: &JsonRpc, to: Address, data: Vec<u8>) -> Result<(), EmbeddedError> {
+    let [sender, ..] = DEV_ACCOUNTS;
+    let data = alloy::hex::encode_prefixed(data);
+    let transaction = json!([{"from": sender.address, "to": to, "data": data}]);
     let hash = rpc.text("eth_sendTransaction", transaction).await?;
     let receipt = wait_for_receipt(rpc, &hash).await?;
     if receipt.get("status").and_then(Value::as_str) == Some("0x1") {
         return Ok(());
     }
-    Err(failed("eth_sendTransaction", &"the minting was reverted"))
+    Err(failed(
+        "eth_sendTransaction",
+        &"the transaction was reverted",
+    ))
 }
 
 async fn wait_for_receipt(rpc: &JsonRpc, hash: &str) -> Result<Value, EmbeddedError> {
@@ -167,31 +222,19 @@ async fn wait_for_receipt(rpc: &JsonRpc, hash: &str) -> Result<Value, EmbeddedEr
         sleep(RETRY).await;
     }
     Err(EmbeddedError::Late {
-        what: "a block with the minting".to_owned(),
+        what: "a block with a transaction".to_owned(),
         limit: MINE_LIMIT,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use alloy::primitives::Bytes;
-
     use super::*;
     use crate::embedded::{LocalChain, LocalChainOptions};
 
     sol! {
         function name() returns (string);
-        function balanceOf(address account) returns (uint256);
         function getChainId() returns (uint256);
-    }
-
-    async fn read<C: SolCall>(rpc: &JsonRpc, to: Address, call: C) -> C::Return {
-        let data = alloy::hex::encode_prefixed(call.abi_encode());
-        let answer = rpc
-            .text("eth_call", json!([{"to": to, "data": data}, "latest"]))
-            .await
-            .unwrap();
-        C::abi_decode_returns(&answer.parse::<Bytes>().unwrap()).unwrap()
     }
 
     #[tokio::test]
@@ -203,13 +246,10 @@ mod tests {
         let payer = Address::repeat_byte(7);
         chain.mint(payer, U256::from(5_000_000)).await.unwrap();
         chain.mint(payer, U256::from(1)).await.unwrap();
-        assert_eq!(read(rpc, TEST_USDC, nameCall {}).await, "USDC");
+        assert_eq!(view(rpc, TEST_USDC, nameCall {}).await.unwrap(), "USDC");
+        assert_eq!(balance(rpc, payer).await.unwrap(), U256::from(5_000_001));
         assert_eq!(
-            read(rpc, TEST_USDC, balanceOfCall { account: payer }).await,
-            U256::from(5_000_001)
-        );
-        assert_eq!(
-            read(rpc, MULTICALL3, getChainIdCall {}).await,
+            view(rpc, MULTICALL3, getChainIdCall {}).await.unwrap(),
             U256::from(CHAIN_ID)
         );
         chain.stop().await;
@@ -224,10 +264,7 @@ mod tests {
         let chain = LocalChain::start(options).await.unwrap();
         let payer = Address::repeat_byte(8);
         chain.mint(payer, U256::from(9)).await.unwrap();
-        assert_eq!(
-            read(chain.rpc(), TEST_USDC, balanceOfCall { account: payer }).await,
-            U256::from(9)
-        );
+        assert_eq!(balance(chain.rpc(), payer).await.unwrap(), U256::from(9));
         chain.stop().await;
     }
 }

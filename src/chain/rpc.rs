@@ -62,6 +62,13 @@ pub enum RpcError {
     },
 }
 
+impl RpcError {
+    /// Whether the called contract refused, rather than the endpoint.
+    pub fn is_revert(&self) -> bool {
+        matches!(self, Self::Refused { code, data, message } if *code == 3 || data.is_some() || message.contains("revert"))
+    }
+}
+
 impl Rpc {
     /// A pool over `urls`, which must not be empty.
     ///
@@ -93,7 +100,8 @@ impl Rpc {
         self.network
     }
 
-    /// A read: the preferred endpoint first, the others when it fails. What a node *refuses* is its answer and ends the search.
+    /// A read: the preferred endpoint first, the others when it fails. A call that reverts does so everywhere and ends the search; any
+    /// other refusal (a rate limit, a method that is not served) may be one endpoint's own.
     ///
     /// # Errors
     /// The last endpoint's.
@@ -110,12 +118,7 @@ impl Rpc {
                 break;
             };
             match call(endpoint, READ_LIMIT, method, parameters.clone()).await {
-                Err(
-                    error @ (RpcError::Timeout
-                    | RpcError::Unreachable
-                    | RpcError::Status(_)
-                    | RpcError::Malformed(_)),
-                ) => last = error,
+                Err(error) if !error.is_revert() => last = error,
                 answer => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return answer;

@@ -216,7 +216,7 @@ impl Rpc {
             .await
         {
             Ok(answer) => Ok(Eip3009::DOMAIN_SEPARATORCall::abi_decode_returns(&answer).ok()),
-            Err(RpcError::Refused { .. }) => Ok(None),
+            Err(error) if error.is_revert() => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -1,7 +1,14 @@
 //! The life of a success answer: taken before it is given, then answered or void.
 
+use std::time::Duration;
+
 use crate::facilitator::Facilitator;
 use crate::payment::PaymentId;
+
+/// How often a database that fails is asked to record what became of an answer.
+const TRIES: u32 = 5;
+/// How long to wait between.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A committed grant whose answer is on its way. Dropped without [`Grant::answered`], it is void and the next presenter gets it.
 #[derive(Debug)]
@@ -34,9 +41,15 @@ impl Grant {
         let (facilitator, payment) = (self.facilitator.clone(), self.payment);
         let request_id = std::mem::take(&mut self.request_id);
         self.facilitator.tasks.spawn(async move {
-            if let Err(error) = facilitator.ledger.close_grant(payment, &request_id, answered).await {
-                // The grant stays undecided until this process ends; then it is void, and the buyer gets their resource.
-                tracing::error!(payment.id = %payment, answered, error = &error as &dyn std::error::Error, "cannot record what became of an answer");
+            for tries_left in (0..TRIES).rev() {
+                match facilitator.ledger.close_grant(payment, &request_id, answered).await {
+                    Ok(()) => break,
+                    Err(error) if tries_left == 0 => {
+                        // It stays undecided until this process ends; then it is void, and the buyer gets their resource.
+                        tracing::error!(payment.id = %payment, answered, error = &error as &dyn std::error::Error, "cannot record what became of an answer");
+                    }
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                }
             }
             facilitator.waiters.wake([payment]);
         });

@@ -65,17 +65,19 @@ impl Facilitator {
     }
 
     /// The decision, once an answer that is being given right now has arrived or broken off.
-    async fn decided(&self, mut standing: Standing) -> Result<Decision, Outage> {
+    async fn decided(&self, standing: Standing) -> Result<Decision, Outage> {
         let id: PaymentId = standing.payment.id;
+        let mut decision = decide(&standing);
         let waiting = self.waiters.wait_for(id);
         let deadline = self.deadline();
-        loop {
-            let decision = decide(&standing);
-            if decision != Decision::AwaitGrant || !self.wait(waiting.change(), deadline).await {
-                return Ok(decision);
+        while decision == Decision::AwaitGrant {
+            let change = waiting.change();
+            decision = decide(&self.ledger.standing_of(id).await?);
+            if decision == Decision::AwaitGrant && !self.wait(change, deadline).await {
+                break;
             }
-            standing = self.ledger.standing_of(id).await?;
         }
+        Ok(decision)
     }
 }
 

@@ -1,9 +1,12 @@
 //! Error to status and body: the one table.
 
-use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
+use tower_http::request_id::RequestId;
 use utoipa::ToSchema;
 
 use crate::facilitator::Outage;
@@ -26,6 +29,9 @@ pub struct Problem {
     detail: String,
     /// Whether the same request may succeed later.
     retryable: bool,
+    /// The request, as the log names it; also in the header `x-request-id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
 }
 
 impl Problem {
@@ -37,6 +43,7 @@ impl Problem {
             code,
             detail: detail.into(),
             retryable: status == StatusCode::SERVICE_UNAVAILABLE,
+            request_id: None,
         }
     }
 
@@ -57,19 +64,36 @@ impl Problem {
 }
 
 impl IntoResponse for Problem {
+    /// Only the status and the problem itself: [`render`] writes the body, because it knows the request.
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
+        (status, Extension(self)).into_response()
     }
+}
+
+/// Writes the body of every problem, with the id of its request.
+pub(super) async fn render(request: Request, next: Next) -> Response {
+    let id = request
+        .extensions()
+        .get::<RequestId>()
+        .and_then(|id| id.header_value().to_str().ok())
+        .map(str::to_owned);
+    let mut response = next.run(request).await;
+    let Some(mut problem) = response.extensions_mut().remove::<Problem>() else {
+        return response;
+    };
+    problem.request_id = id;
+    let status = response.status();
+    let mut response = (status, Json(problem)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 impl From<LedgerError> for Problem {

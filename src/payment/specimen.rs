@@ -51,8 +51,10 @@ pub(crate) fn body(version: X402Version) -> Value {
             "paymentRequirements": required,
         });
     }
-    required["network"] = json!("base-sepolia");
-    required["maxAmountRequired"] = required["amount"].take();
+    let members = required.as_object_mut().unwrap();
+    let amount = members.remove("amount").unwrap();
+    members.insert("maxAmountRequired".to_owned(), amount);
+    members.insert("network".to_owned(), json!("base-sepolia"));
     json!({
         "x402Version": 1,
         "paymentPayload": { "x402Version": 1, "scheme": "exact", "network": "base-sepolia", "payload": payload },

@@ -138,9 +138,10 @@ mod tests {
 
     /// The code with which a payment failed for good.
     fn failure(outcome: &RowOutcome) -> Option<Reason> {
-        match outcome {
-            RowOutcome::WithoutEffect(WithoutEffect::Fail(exit)) => Some(exit.reason),
-            _ => None,
+        if let RowOutcome::WithoutEffect(WithoutEffect::Fail(exit)) = outcome {
+            Some(exit.reason)
+        } else {
+            None
         }
     }
 

@@ -6,6 +6,7 @@
 
 use alloy::primitives::Address;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::protocol::{
@@ -68,28 +69,29 @@ struct Envelope<'a> {
     payment_requirements: &'a RawValue,
 }
 
-/// What is read before anything is judged, so that a refusal can name network and payer.
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
+/// What is read of the payment before anything is judged, so that a refusal can name network and payer.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Glance {
     x402_version: Option<u64>,
     scheme: Option<String>,
     network: Option<String>,
     accepted: Option<Accepted>,
-    resource: Option<ResourceGlance>,
+    resource: Option<Value>,
+}
+
+/// The same of the requirement.
+#[derive(Deserialize)]
+struct RequirementGlance {
+    scheme: Option<String>,
+    network: Option<String>,
+    resource: Option<Value>,
 }
 
 #[derive(Deserialize)]
 struct Accepted {
     scheme: String,
     network: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ResourceGlance {
-    Url(String),
-    Object { url: String },
 }
 
 #[derive(Deserialize)]
@@ -130,11 +132,15 @@ impl PaymentRequest {
             }
         }
         let payload: Result<Glance, _> = serde_json::from_str(envelope.payment_payload.get());
-        let required: Glance =
-            serde_json::from_str(envelope.payment_requirements.get()).unwrap_or_default();
+        let required: Result<RequirementGlance, _> =
+            serde_json::from_str(envelope.payment_requirements.get());
+        let network_name = required
+            .as_ref()
+            .ok()
+            .and_then(|glance| glance.network.as_deref());
         let mut reader = Reader {
             envelope: &envelope,
-            network_name: bounded(required.network.as_deref().unwrap_or_default()),
+            network_name: bounded(network_name.unwrap_or_default()),
             payer: None,
         };
         let payload = match payload {
@@ -144,7 +150,7 @@ impl PaymentRequest {
         if payload.x402_version.or(envelope.x402_version).is_none() {
             return Err(EnvelopeError::VersionMissing);
         }
-        Ok(reader.read(payload, &required))
+        Ok(reader.read(payload, required))
     }
 }
 
@@ -165,7 +171,11 @@ impl Reader<'_> {
         })
     }
 
-    fn read(&mut self, glance: Glance, required: &Glance) -> Result<PaymentRequest, Box<Refusal>> {
+    fn read(
+        &mut self,
+        glance: Glance,
+        required: Result<RequirementGlance, serde_json::Error>,
+    ) -> Result<PaymentRequest, Box<Refusal>> {
         let version = self.version(&glance)?;
         let payload_text = self.envelope.payment_payload.get();
         let member: PayloadMember<'_> = serde_json::from_str(payload_text)
@@ -193,14 +203,12 @@ impl Reader<'_> {
         };
         let accepted_scheme = self.scheme(&scheme)?;
         let accepted_network = self.network(version, &network)?;
+        let required =
+            required.map_err(|error| self.refuse(Reason::InvalidPaymentRequirements, &error))?;
         self.scheme(required.scheme.as_deref().unwrap_or_default())?;
         self.network(version, required.network.as_deref().unwrap_or_default())?;
         let requirements = self.requirements(version)?;
-        let resource = glance.resource.or_else(|| {
-            serde_json::from_str::<Glance>(self.envelope.payment_requirements.get())
-                .ok()?
-                .resource
-        });
+        let resource = [glance.resource, required.resource];
         Ok(PaymentRequest {
             version,
             network_name: self.network_name.clone(),
@@ -208,11 +216,7 @@ impl Reader<'_> {
             accepted_network,
             payload: self.payload(&marks, member.payload, &requirements)?,
             requirements,
-            resource: resource.map(|resource| match resource {
-                ResourceGlance::Url(url) | ResourceGlance::Object { url } => {
-                    url.chars().take(2048).collect()
-                }
-            }),
+            resource: resource.iter().flatten().find_map(url_of),
         })
     }
 
@@ -294,6 +298,16 @@ impl Reader<'_> {
         }
         serde_json::from_str(raw.get()).map_err(|error| self.refuse(Reason::InvalidPayload, &error))
     }
+}
+
+/// What a `resource` says is sold: a URL in v1, an object with one in v2. Anything else is passed over: nothing depends on it.
+/// Without control characters, because the ledger cannot store all of them.
+fn url_of(resource: &Value) -> Option<String> {
+    let url = resource
+        .as_str()
+        .or_else(|| resource.get("url")?.as_str())?;
+    let shown = url.chars().filter(|letter| !letter.is_control());
+    Some(shown.take(2048).collect())
 }
 
 /// Texts of requests are cut before they are shown or stored.

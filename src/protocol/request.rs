@@ -314,3 +314,6 @@ fn url_of(resource: &Value) -> Option<String> {
 fn bounded(text: &str) -> String {
     text.chars().take(200).collect()
 }
+
+#[cfg(test)]
+mod tests;

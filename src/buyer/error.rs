@@ -52,9 +52,8 @@ impl PayError {
     /// Whether the payer's money may have moved, or may still move.
     pub fn money_may_move(&self) -> bool {
         match self {
-            Self::Interrupted(_) | Self::Pending { .. } => true,
-            // A signed authorization is in the seller's hands, and it is good until it expires.
-            Self::Refused(..) => true,
+            // Also when it was refused, a signed authorization is in the seller's hands, and it is good until it expires.
+            Self::Interrupted(_) | Self::Pending { .. } | Self::Refused(..) => true,
             Self::Request(_)
             | Self::Unreachable(_)
             | Self::Challenge(_)

@@ -162,7 +162,7 @@ impl Seller {
         let paywall = Paywall::new(facilitator)?
             .network(Network::from_chain_id(crate::embedded::CHAIN_ID))
             .pay_to(PAYEE)
-            .route("GET /report", Price::dollars(PRICE)?)?;
+            .route("GET /report", &Price::dollars(PRICE)?)?;
         let app = Router::new()
             .route("/report", get(report))
             .layer(paywall.layer());

@@ -151,7 +151,7 @@ impl Config {
         }
         let networks = network::read(&mut settings, file.networks);
         Self {
-            listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 4402))),
+            listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
             database_url: settings
                 .environment
                 .get("DATABASE_URL")
@@ -183,7 +183,7 @@ impl Config {
 }
 
 fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
-    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+    let path = named.unwrap_or_else(|| Path::new(DEFAULT_FILE));
     let problem = |text: String| ConfigError(vec![text]);
     match std::fs::read_to_string(path) {
         Ok(text) => {

@@ -142,9 +142,8 @@ impl Sale<'_> {
     where
         S: Service<Request, Response = Response, Error = Infallible>,
     {
-        let verdict = match self.paywall.facilitator.verify(self.call).await {
-            Ok(verdict) => verdict,
-            Err(_) => return Ok(answer::no_verdict()),
+        let Ok(verdict) = self.paywall.facilitator.verify(self.call).await else {
+            return Ok(answer::no_verdict());
         };
         if !verdict.is_valid {
             let why = verdict

@@ -109,7 +109,7 @@ impl Paywall {
     ///
     /// # Errors
     /// [`PaywallError`] says what is missing or wrong.
-    pub fn route(mut self, route: &str, price: Price) -> Result<Self, PaywallError> {
+    pub fn route(mut self, route: &str, price: &Price) -> Result<Self, PaywallError> {
         let wrong = || PaywallError::Route(route.to_owned());
         let (method, path) = route.split_once(' ').ok_or_else(wrong)?;
         let method: Method = method.parse().map_err(|_| wrong())?;
@@ -204,7 +204,7 @@ mod tests {
             .network(network)
             .pay_to(Address::repeat_byte(1));
         let paywall = paywall
-            .route("GET /a/report", Price::dollars("0.01").unwrap())
+            .route("GET /a/report", &Price::dollars("0.01").unwrap())
             .unwrap();
         for path in [
             "/a/report",

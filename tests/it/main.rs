@@ -5,6 +5,20 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
+mod broken_connections;
+#[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
+mod killed;
+#[cfg(test)]
+mod lost_sends;
+#[cfg(test)]
+mod odd_tokens;
+#[cfg(test)]
+mod outages;
+#[cfg(test)]
+mod reorganisations;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod wallets;

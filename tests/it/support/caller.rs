@@ -36,6 +36,11 @@ impl Answer {
             .to_owned()
     }
 
+    /// `isValid` of a verify.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.body["isValid"] == true
+    }
+
     /// The code of a refusal, by verify or by settle.
     pub(crate) fn reason(&self) -> &str {
         let reason = self.body["errorReason"].as_str();

@@ -33,22 +33,20 @@ pub(crate) struct Facilitator {
 }
 
 impl Facilitator {
-    /// Starts it with nothing but `variables` in its environment, and `toml` as its file.
-    pub(crate) async fn start(variables: Vec<(&'static str, String)>, toml: &str) -> Self {
+    /// A service with nothing but `variables` in its environment, and `toml` as its file. [`restart`](Self::restart) starts it.
+    pub(crate) fn new(variables: Vec<(&'static str, String)>, toml: &str) -> Self {
         let folder = TempDir::with_prefix("x402d-it-serve-").unwrap();
         std::fs::write(folder.path().join("x402d.toml"), toml).unwrap();
-        let mut facilitator = Self {
+        Self {
             variables,
             folder,
             child: None,
             caller: Caller::default(),
             log_before: 0,
-        };
-        facilitator.restart(None).await;
-        facilitator
+        }
     }
 
-    /// Starts it again, after a kill or an orderly stop, and waits until it is ready. It dies at `failpoint`, if one is named.
+    /// Starts it, also after a kill or an orderly stop, and waits until it is ready. It dies at `failpoint`, if one is named.
     pub(crate) async fn restart(&mut self, failpoint: Option<&str>) {
         self.spawn(failpoint).await;
         self.wait_until_ready().await;

@@ -10,10 +10,10 @@ mod wait;
 mod world;
 
 pub(crate) use caller::{Answer, Caller};
-pub(crate) use chain::Chain;
+pub(crate) use chain::{Chain, addressOfCall, createWalletCall, mintCall, setModeCall};
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
-pub(crate) use proxy::{Fault, Proxy};
+pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
 pub(crate) use wait::eventually;
 pub(crate) use world::{Setup, World};

@@ -1,6 +1,10 @@
 //! Everything together.
 
-use super::{Chain, Database, Facilitator, Proxy};
+use std::time::Duration;
+
+use alloy::signers::local::PrivateKeySigner;
+
+use super::{Chain, Database, Facilitator, Proxy, eventually, new_account};
 
 /// How to set the scene. The default: one signer, a block for each transaction, no further configuration.
 #[derive(Clone)]
@@ -11,6 +15,8 @@ pub(crate) struct Setup {
     pub(crate) variables: Vec<(&'static str, String)>,
     /// `x402d.toml`.
     pub(crate) toml: String,
+    /// The step at which the first life ends.
+    pub(crate) failpoint: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -20,6 +26,7 @@ impl Default for Setup {
             block_time_s: None,
             variables: Vec::new(),
             toml: String::new(),
+            failpoint: None,
         }
     }
 }
@@ -38,12 +45,51 @@ impl World {
     pub(crate) async fn new() -> Self {
         Setup::default().build().await
     }
+
+    /// A payer with a hundred test USDC.
+    pub(crate) async fn payer(&self) -> PrivateKeySigner {
+        let payer = new_account();
+        self.chain.fund(payer.address(), 100_000_000).await;
+        payer
+    }
+
+    /// How many transactions of the signers are mined.
+    pub(crate) async fn transactions(&self, signers: usize) -> u64 {
+        let mut sum = 0;
+        for signer in Chain::signers(signers) {
+            sum += self.chain.transaction_count(signer.address).await;
+        }
+        sum
+    }
+
+    /// Waits until the first signer has `count` transactions, mined or in the pool.
+    pub(crate) async fn has_sent(&self, count: u64) {
+        let signer = Chain::signers(1)[0].address;
+        eventually(
+            "a transaction in the pool",
+            Duration::from_secs(20),
+            async || (self.chain.pending_count(signer).await == count).then_some(()),
+        )
+        .await;
+    }
+
+    /// Makes blocks again after a pause.
+    pub(crate) async fn mine_on(&self) {
+        self.chain.automine(true).await;
+        self.chain.mine(1).await;
+    }
 }
 
 impl Setup {
     pub(crate) async fn build(self) -> World {
         let chain = Chain::with_block_time(self.block_time_s).await;
         self.on(chain).await
+    }
+
+    /// With a further environment variable.
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((name, value.into()));
+        self
     }
 
     /// On a chain that the test has prepared.
@@ -61,7 +107,8 @@ impl Setup {
             ("X402D_SIGNER_KEYS", keys.join(",")),
         ];
         variables.extend(self.variables);
-        let facilitator = Facilitator::start(variables, &self.toml).await;
+        let mut facilitator = Facilitator::new(variables, &self.toml);
+        facilitator.restart(self.failpoint).await;
         World {
             facilitator,
             _database: database,

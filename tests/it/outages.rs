@@ -20,7 +20,7 @@ fn talkative() -> Setup {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_rpc_is_down_nothing_is_called_invalid_and_when_it_returns_the_payment_settles() {
-    let world = talkative().build().await;
+    let mut world = talkative().build().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 600);
     world.chain.automine(false).await;
@@ -49,7 +49,7 @@ async fn while_the_rpc_is_down_nothing_is_called_invalid_and_when_it_returns_the
     let answer = world.facilitator.settle(&purchase.body()).await;
     assert_eq!(answer.reason(), "duplicate_settlement");
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(600));
-    assert_eq!(world.facilitator.get("/readyz").await.status, 200);
+    world.facilitator.wait_until_ready().await;
     says_nothing_secret(&world, &[&purchase]);
 }
 

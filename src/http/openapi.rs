@@ -55,3 +55,44 @@ pub(super) fn frame() -> utoipa::openapi::OpenApi {
 pub fn contract() -> utoipa::openapi::OpenApi {
     super::routes().into_openapi()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/x402d.json");
+
+    #[test]
+    fn the_checked_in_contract_is_the_one_that_is_served() {
+        let mut served = contract().to_pretty_json().unwrap();
+        served.push('\n');
+        if std::env::var_os("X402D_WRITE_OPENAPI").is_some_and(|wish| wish == "1") {
+            std::fs::write(FILE, &served).unwrap();
+        }
+        let kept = std::fs::read_to_string(FILE).unwrap_or_default();
+        assert!(
+            kept == served,
+            "openapi/x402d.json is stale; X402D_WRITE_OPENAPI=1 cargo test --lib http::openapi writes it anew"
+        );
+    }
+
+    #[test]
+    fn the_contract_names_every_call_once_and_says_who_may_make_it() {
+        let contract = contract();
+        let paths: Vec<_> = contract.paths.paths.keys().map(String::as_str).collect();
+        assert_eq!(
+            paths,
+            [
+                "/healthz",
+                "/payments",
+                "/payments/{id}",
+                "/readyz",
+                "/settle",
+                "/supported",
+                "/verify"
+            ]
+        );
+        let components = contract.components.unwrap();
+        assert!(components.security_schemes.contains_key("operator"));
+    }
+}

@@ -12,14 +12,14 @@ const ROOMS: &[(&str, &str)] = &[
     ("payment", "protocol"),
     ("chain", "protocol payment"),
     ("ledger", "protocol payment"),
-    ("settlement", "protocol payment chain ledger"),
+    ("settlement", "protocol payment chain ledger telemetry"),
     (
         "facilitator",
-        "protocol payment chain ledger settlement clock",
+        "protocol payment chain ledger settlement clock telemetry",
     ),
     (
         "http",
-        "protocol payment chain ledger settlement clock facilitator",
+        "protocol payment chain ledger settlement clock facilitator telemetry",
     ),
     ("config", "protocol payment chain"),
     (

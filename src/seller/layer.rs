@@ -10,7 +10,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use tower::{Layer, Service};
 
-use super::facilitator::Call;
+use super::client::Call;
 use super::offer::{Presented, presented, resource_url, taken};
 use super::paywall::Route;
 use super::{FacilitatorError, Flow, Payment, Paywall, answer};

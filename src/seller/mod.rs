@@ -5,14 +5,14 @@
 //! facilitator's address nor its raw errors; routes without a price pass untouched.
 
 mod answer;
-mod facilitator;
+mod client;
 mod layer;
 mod offer;
 mod payment;
 mod paywall;
 mod price;
 
-pub use facilitator::{FacilitatorClient, FacilitatorError};
+pub use client::{FacilitatorClient, FacilitatorError};
 pub use layer::{PaywallLayer, PaywallService};
 pub use payment::Payment;
 pub use paywall::{Flow, Paywall, PaywallError};

@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use axum::http::Method;
 use serde_json::{Map, Value};
 
-use super::facilitator::FacilitatorClient;
+use super::client::FacilitatorClient;
 use super::{FacilitatorError, PaywallLayer, Price};
 use crate::protocol::amount::AmountError;
 use crate::protocol::assets::default_assets;

@@ -9,6 +9,8 @@ mod broken_connections;
 #[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
+mod interop;
+#[cfg(test)]
 mod killed;
 #[cfg(test)]
 mod lost_sends;

@@ -52,6 +52,14 @@ impl Facilitator {
         self.wait_until_ready().await;
     }
 
+    /// The same where it listened before, for sellers that know it by that address.
+    pub(crate) async fn restart_at(&mut self, url: &str, failpoint: Option<&str>) {
+        let address = url.trim_start_matches("http://").to_owned();
+        self.variables.retain(|(name, _)| *name != "X402D_LISTEN");
+        self.variables.push(("X402D_LISTEN", address));
+        self.restart(failpoint).await;
+    }
+
     /// The same without waiting for `/readyz`: only until it listens.
     pub(crate) async fn spawn(&mut self, failpoint: Option<&str>) {
         assert!(self.child.is_none(), "it runs");

@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::Amount;
 
-use crate::support::{Chain, Purchase, Setup, World};
+use crate::support::{Answer, Chain, Purchase, Setup, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
@@ -53,9 +53,9 @@ async fn two_hundred_settle(block_time_s: Option<u64>) {
     let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
     let payers = [world.payer().await, world.payer().await];
     let purchases = (0..200).map(|number: u64| {
-        let payer = &payers[usize::from(number % 2 == 0)];
+        let payer = &payers[usize::from(number.is_multiple_of(2))];
         let purchase = Purchase::new(payer, PAYEE, 1_000 + number);
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             purchase.v1()
         } else {
             purchase
@@ -66,7 +66,7 @@ async fn two_hundred_settle(block_time_s: Option<u64>) {
     for answer in &answers {
         assert!(answer.succeeded(), "{answer:?}");
     }
-    let hashes: HashSet<_> = answers.iter().map(|answer| answer.transaction()).collect();
+    let hashes: HashSet<_> = answers.iter().map(Answer::transaction).collect();
     assert_eq!(hashes.len(), 200, "one payment a transaction");
     let expected: u64 = (0..200).map(|number| 1_000 + number).sum();
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(expected));
@@ -140,7 +140,7 @@ async fn two_contents_under_one_nonce_at_once_settle_one_of_them() {
     let mut second = first.clone();
     second.amount = U256::from(20_000);
     second.authorization.value = Amount::from_atomic(second.amount);
-    let bodies = vec![vec![first.body(); 5], vec![second.body(); 5]].concat();
+    let bodies = [vec![first.body(); 5], vec![second.body(); 5]].concat();
     let answers = world.facilitator.settle_at_once(bodies).await;
     let successes = answers.iter().filter(|answer| answer.succeeded()).count();
     assert_eq!(successes, 1, "{answers:?}");

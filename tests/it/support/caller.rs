@@ -45,7 +45,7 @@ impl Answer {
     pub(crate) fn reason(&self) -> &str {
         let reason = self.body["errorReason"].as_str();
         reason
-            .or(self.body["invalidReason"].as_str())
+            .or_else(|| self.body["invalidReason"].as_str())
             .unwrap_or_default()
     }
 }

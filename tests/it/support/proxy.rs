@@ -124,10 +124,10 @@ impl Proxy {
 
 async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let request: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let calls = match &request {
-        Value::Array(batch) => batch.clone(),
-        single => vec![single.clone()],
-    };
+    let calls = request
+        .as_array()
+        .cloned()
+        .unwrap_or_else(|| vec![request.clone()]);
     let methods: Vec<String> = calls
         .iter()
         .filter_map(|call| call["method"].as_str().map(str::to_owned))

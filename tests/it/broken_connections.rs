@@ -1,6 +1,8 @@
 //! A caller who goes away before the answer: the success is not used up.
 
 use alloy::primitives::Address;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use x402d::embedded::TEST_USDC;
 
 use crate::support::{Purchase, World};
@@ -46,6 +48,30 @@ async fn of_ten_who_wait_the_nine_who_hang_up_take_nothing_from_the_tenth() {
     assert!(answer.succeeded(), "{answer:?}");
     let next = world.facilitator.settle(&body).await;
     assert_eq!(next.reason(), "duplicate_settlement");
+    assert_eq!(world.transactions(1).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_breaks_off_half_way_settles_nothing_and_takes_nothing_from_the_next() {
+    let world = World::new().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 44).body();
+    let text = body.to_string();
+    let head = format!(
+        "POST /settle HTTP/1.1\r\nhost: x402d\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        text.len()
+    );
+    let address = world.facilitator.url().trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let half = &text[..text.len() - 1];
+    socket
+        .write_all(format!("{head}{half}").as_bytes())
+        .await
+        .unwrap();
+    drop(socket);
+    let listed = world.facilitator.get("/payments").await;
+    assert_eq!(listed.body["payments"], serde_json::json!([]));
+    let answer = world.facilitator.settle(&body).await;
+    assert!(answer.succeeded(), "{answer:?}");
     assert_eq!(world.transactions(1).await, 1);
 }
 

@@ -140,7 +140,7 @@ async fn two_contents_under_one_nonce_at_once_settle_one_of_them() {
     let mut second = first.clone();
     second.amount = U256::from(20_000);
     second.authorization.value = Amount::from_atomic(second.amount);
-    let bodies = vec![vec![first.body(); 5], vec![second.body(); 5]].concat();
+    let bodies = [vec![first.body(); 5], vec![second.body(); 5]].concat();
     let answers = world.facilitator.settle_at_once(bodies).await;
     let successes = answers.iter().filter(|answer| answer.succeeded()).count();
     assert_eq!(successes, 1, "{answers:?}");

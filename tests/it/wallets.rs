@@ -21,14 +21,14 @@ async fn a_contract_wallet_pays() {
     world.chain.set_storage(WALLET, 0, slot).await;
     world.chain.fund(WALLET, 1_000).await;
     for purchase in [
-        Purchase::new(&owner, PAYEE, 300).from_wallet(WALLET),
-        Purchase::new(&owner, PAYEE, 200).from_wallet(WALLET).v1(),
+        Purchase::new(&owner, PAYEE, 300).paid_by(WALLET),
+        Purchase::new(&owner, PAYEE, 200).paid_by(WALLET).v1(),
     ] {
         settles(&world, &purchase).await;
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(500));
 
-    let stranger = Purchase::new(&new_account(), PAYEE, 100).from_wallet(WALLET);
+    let stranger = Purchase::new(&new_account(), PAYEE, 100).paid_by(WALLET);
     is_refused(&world, &stranger, INVALID_SIGNATURE).await;
 }
 
@@ -44,7 +44,7 @@ async fn an_account_that_delegates_to_a_wallet_pays_as_that_wallet_says() {
     let slot = owner.address().into_word();
     world.chain.set_storage(payer.address(), 0, slot).await;
 
-    let by_the_wallet = Purchase::new(&owner, PAYEE, 10).from_wallet(payer.address());
+    let by_the_wallet = Purchase::new(&owner, PAYEE, 10).paid_by(payer.address());
     settles(&world, &by_the_wallet).await;
     let by_the_bare_key = Purchase::new(&payer, PAYEE, 20);
     is_refused(&world, &by_the_bare_key, INVALID_SIGNATURE).await;
@@ -75,10 +75,10 @@ async fn a_wallet_of_a_listed_factory_is_deployed_and_pays() {
     assert!(code.as_str().unwrap().len() > 2, "it is deployed");
 
     // The wallet exists now; wallets that do not know it yet wrap their signature all the same.
-    let mut again = Purchase::new(&purchase.signer, PAYEE, 50).from_wallet(wallet);
+    let mut again = Purchase::new(&purchase.signer, PAYEE, 50).paid_by(wallet);
     again.signature = Some(wrapped(&again));
     settles(&world, &again).await;
-    let bare = Purchase::new(&purchase.signer, PAYEE, 25).from_wallet(wallet);
+    let bare = Purchase::new(&purchase.signer, PAYEE, 25).paid_by(wallet);
     settles(&world, &bare).await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(175));
     assert_eq!(world.transactions(1).await, 3);
@@ -117,7 +117,7 @@ async fn undeployed(world: &World) -> Purchase {
     };
     let wallet = world.chain.read(SMART_WALLET_FACTORY, at).await;
     world.chain.fund(wallet, 1_000).await;
-    let mut purchase = Purchase::new(&owner, PAYEE, 100).from_wallet(wallet);
+    let mut purchase = Purchase::new(&owner, PAYEE, 100).paid_by(wallet);
     purchase.signature = Some(wrapped(&purchase));
     purchase
 }

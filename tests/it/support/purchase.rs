@@ -37,7 +37,7 @@ pub(crate) struct Purchase {
 
 impl Purchase {
     /// A v2 payment of `amount` test USDC that is good for ten minutes.
-    pub(crate) fn new(payer: &PrivateKeySigner, payee: Address, amount: u64) -> Self {
+    pub(crate) fn new(payer: &PrivateKeySigner, pay_to: Address, amount: u64) -> Self {
         let now = SystemClock.now().unix_timestamp();
         let amount = U256::from(amount);
         Self {
@@ -45,7 +45,7 @@ impl Purchase {
             version: 2,
             authorization: Authorization {
                 from: payer.address(),
-                to: payee,
+                to: pay_to,
                 value: Amount::from_atomic(amount),
                 valid_after: Amount::ZERO,
                 valid_before: Amount::from_atomic(U256::from(now + 600)),
@@ -53,7 +53,7 @@ impl Purchase {
             },
             asset: TEST_USDC,
             token_name: "USDC",
-            pay_to: payee,
+            pay_to,
             amount,
             signature: None,
         }
@@ -66,7 +66,7 @@ impl Purchase {
     }
 
     /// Paid by a contract wallet of the signer.
-    pub(crate) fn from_wallet(mut self, wallet: Address) -> Self {
+    pub(crate) fn paid_by(mut self, wallet: Address) -> Self {
         self.authorization.from = wallet;
         self
     }

@@ -108,20 +108,27 @@ fn transfer_data(payment: &Payment) -> Bytes {
 /// both said by the token. Anything less is no success.
 pub fn transfer_log(payment: &Payment, logs: &[Log]) -> Option<u64> {
     let signed = &payment.authorization;
-    let used = |log: &Log| {
-        log.address == payment.asset
-            && log.topics == [authorization_used(), signed.from.into_word(), signed.nonce]
+    let payer = signed.from.into_word();
+    let by_token =
+        |log: &Log, topics: &[B256]| log.address == payment.asset && log.topics.starts_with(topics);
+    let paid = |log: &Log| {
+        (log.address == payment.asset
+            && log.topics == [TRANSFER, payer, signed.to.into_word()]
+            && log.data[..] == signed.value.atomic().to_be_bytes::<32>())
+        .then(|| log.log_index.to())
     };
-    let moved = |log: &Log| {
-        log.address == payment.asset
-            && log.topics == [TRANSFER, signed.from.into_word(), signed.to.into_word()]
-            && log.data[..] == signed.value.atomic().to_be_bytes::<32>()
-    };
-    logs.windows(2).find_map(|pair| match pair {
-        [first, second] if used(first) && moved(second) => Some(second.log_index.to()),
-        [first, second] if moved(first) && used(second) => Some(first.log_index.to()),
-        _ => None,
-    })
+    let at = logs.iter().position(|log| {
+        log.address == payment.asset && log.topics == [authorization_used(), payer, signed.nonce]
+    })?;
+    // The payer can put anything around the call in a transaction of their own. A Transfer right behind is the one that used the
+    // nonce, whatever it paid; the one before is looked at only where a token speaks in that order, and where no other
+    // authorization has a claim to it. Else one Transfer would pay twice.
+    match logs.split_at_checked(at)? {
+        (_, [_, behind, ..]) if by_token(behind, &[TRANSFER, payer]) => paid(behind),
+        ([.., earlier, _], _) if by_token(earlier, &[authorization_used()]) => None,
+        ([.., before], _) => paid(before),
+        ([], _) => None,
+    }
 }
 
 /// What became of an authorization, as the token tells it.
@@ -221,3 +228,6 @@ impl Rpc {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

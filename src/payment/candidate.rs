@@ -317,3 +317,6 @@ fn separator(
 fn shown(text: &str) -> String {
     text.chars().take(60).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@ pub mod facts;
 pub mod policy;
 pub mod record;
 pub mod signature;
+#[cfg(test)]
+pub(crate) mod specimen;
 pub mod state;
 
 pub use candidate::{Candidate, SignedBy, Wallet};

@@ -102,3 +102,129 @@ fn without_transfer(
 fn expiry(payment: &Payment) -> i64 {
     i64::try_from(payment.authorization.valid_before.atomic()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+    use time::{Duration, OffsetDateTime};
+
+    use super::*;
+    use crate::payment::specimen::{VALID_BEFORE, location, now, payment};
+    use crate::payment::{Location, PaymentState};
+
+    /// The outcome at a head of that time, for a payment that wants two confirmations.
+    fn outcome_at(
+        time: OffsetDateTime,
+        used: &AuthorizationUse,
+        succeeded: bool,
+        tries: i64,
+    ) -> RowOutcome {
+        let payment = payment(PaymentState::Inflight(B256::ZERO));
+        let head = Head {
+            number: location().block_number,
+            time,
+            ..Head::default()
+        };
+        without_transfer(&payment, succeeded, used.clone(), &head, tries)
+    }
+
+    fn outcome(used: &AuthorizationUse, succeeded: bool, tries: i64) -> RowOutcome {
+        outcome_at(now(), used, succeeded, tries)
+    }
+
+    fn expired() -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(VALID_BEFORE).unwrap() + Duration::SECOND
+    }
+
+    /// The code with which a payment failed for good.
+    fn failure(outcome: &RowOutcome) -> Option<Reason> {
+        match outcome {
+            RowOutcome::WithoutEffect(WithoutEffect::Fail(exit)) => Some(exit.reason),
+            _ => None,
+        }
+    }
+
+    fn is_set_aside(outcome: &RowOutcome) -> bool {
+        matches!(
+            outcome,
+            RowOutcome::WithoutEffect(WithoutEffect::Quarantine(_))
+        )
+    }
+
+    #[test]
+    fn money_that_moved_in_another_transaction_is_found_there_with_its_depth() {
+        for (below, deep) in [(0, false), (1, true), (50, true)] {
+            let location = Location {
+                block_number: location().block_number - below,
+                ..location()
+            };
+            let used = AuthorizationUse::Transferred(location);
+            let expected = RowOutcome::Elsewhere { location, deep };
+            for succeeded in [true, false] {
+                assert_eq!(outcome(&used, succeeded, 0), expected, "{below} below");
+            }
+            assert_eq!(
+                outcome_at(expired(), &used, false, 9),
+                expected,
+                "expiry changes nothing"
+            );
+        }
+    }
+
+    #[test]
+    fn a_used_nonce_whose_event_is_nowhere_is_for_the_operator() {
+        for succeeded in [true, false] {
+            let found = outcome_at(expired(), &AuthorizationUse::Consumed(None), succeeded, 9);
+            assert!(is_set_aside(&found), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_nonce_used_without_this_transfer_is_a_failure_for_good() {
+        let used = AuthorizationUse::Consumed(Some(B256::ZERO));
+        assert_eq!(
+            failure(&outcome(&used, true, 0)),
+            Some(Reason::ExactTransferMismatch)
+        );
+        assert_eq!(
+            failure(&outcome(&used, false, 0)),
+            Some(Reason::ExactNonceUsed)
+        );
+    }
+
+    #[test]
+    fn an_unused_authorization_fails_only_once_the_chain_is_past_its_end() {
+        let unused = AuthorizationUse::Unused;
+        for succeeded in [true, false] {
+            let late = outcome_at(expired(), &unused, succeeded, 0);
+            assert_eq!(failure(&late), Some(Reason::ExactValidBefore));
+        }
+        let end = expired() - Duration::SECOND;
+        let just_in_time = outcome_at(end, &unused, false, 0);
+        assert_eq!(
+            just_in_time,
+            RowOutcome::WithoutEffect(WithoutEffect::Requeue)
+        );
+    }
+
+    #[test]
+    fn a_success_that_did_nothing_is_for_the_operator() {
+        let found = outcome(&AuthorizationUse::Unused, true, TRIES_MAX);
+        assert!(is_set_aside(&found), "{found:?}");
+    }
+
+    #[test]
+    fn a_revert_is_tried_again_three_times_and_then_refused() {
+        let unused = AuthorizationUse::Unused;
+        for tries in 0..TRIES_MAX {
+            let again = RowOutcome::WithoutEffect(WithoutEffect::Requeue);
+            assert_eq!(outcome(&unused, false, tries), again, "{tries} tries");
+        }
+        let RowOutcome::WithoutEffect(WithoutEffect::Refuse(exit)) =
+            outcome(&unused, false, TRIES_MAX)
+        else {
+            panic!("expected a refusal, which a later presentation may undo");
+        };
+        assert_eq!(exit.reason, Reason::ExactTransactionFailed);
+    }
+}

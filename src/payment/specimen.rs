@@ -1,0 +1,136 @@
+//! A payment for tests: the published vector (`protocol.md`, appendix B) in both dialects, good in every respect at [`now`].
+
+use alloy::primitives::{Address, B256, Bytes, U256, address, b256};
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use crate::payment::{
+    Asset, Candidate, ChainFacts, Location, NetworkPolicy, Payment, PaymentId, PaymentState,
+};
+use crate::protocol::{Network, PaymentRequest, X402Version};
+
+/// The token.
+pub(crate) const USDC: Address = address!("036CbD53842c5426634e7929541eC2318f3dCF7e");
+/// The account of the private key that is 32 times 0x11.
+pub(crate) const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
+/// Who is paid.
+pub(crate) const PAYEE: Address = Address::repeat_byte(0x22);
+/// What is paid, in atomic units.
+pub(crate) const AMOUNT: u64 = 10_000;
+/// When the authorization ends, in Unix seconds.
+pub(crate) const VALID_BEFORE: i64 = 1_900_000_000;
+/// What the payer signed.
+pub(crate) const DIGEST: B256 =
+    b256!("381b86af084fb5aae332949d22d96326ab5f699c65fe1a865807217d5ecb7c86");
+/// The payer's signature over it.
+pub(crate) const SIGNATURE: &str = "0x34810545ab6517f1d4b463d8748b29fca88d3216c54eadaf5fde914d5a837b6b05d4ea2c5f87f89b5235499dd0469e3c1861a25bb8ad56e25ea8693fb73327771b";
+
+/// Five minutes before the authorization ends.
+pub(crate) fn now() -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(VALID_BEFORE - 300).unwrap()
+}
+
+/// The body of `/verify` and `/settle`.
+pub(crate) fn body(version: X402Version) -> Value {
+    let payload = json!({
+        "signature": SIGNATURE,
+        "authorization": {
+            "from": PAYER, "to": PAYEE, "value": AMOUNT.to_string(), "validAfter": "0",
+            "validBefore": VALID_BEFORE.to_string(), "nonce": B256::repeat_byte(0xab),
+        },
+    });
+    let mut required = json!({
+        "scheme": "exact", "network": "eip155:84532", "amount": AMOUNT.to_string(), "asset": USDC, "payTo": PAYEE,
+        "maxTimeoutSeconds": 300, "extra": { "name": "USDC", "version": "2" },
+    });
+    if version == X402Version::V2 {
+        return json!({
+            "x402Version": 2,
+            "paymentPayload": { "x402Version": 2, "payload": payload, "accepted": required },
+            "paymentRequirements": required,
+        });
+    }
+    let members = required.as_object_mut().unwrap();
+    let amount = members.remove("amount").unwrap();
+    members.insert("maxAmountRequired".to_owned(), amount);
+    members.insert("network".to_owned(), json!("base-sepolia"));
+    json!({
+        "x402Version": 1,
+        "paymentPayload": { "x402Version": 1, "scheme": "exact", "network": "base-sepolia", "payload": payload },
+        "paymentRequirements": required,
+    })
+}
+
+/// A body as it is parsed; it must be a good one.
+pub(crate) fn request(body: &Value) -> PaymentRequest {
+    let parsed = PaymentRequest::parse(body.to_string().as_bytes());
+    parsed.unwrap().unwrap()
+}
+
+/// Serves the token, anybody and no factory; six seconds to a day of validity.
+pub(crate) fn policy() -> NetworkPolicy {
+    let network = Network::from_chain_id(84_532);
+    NetworkPolicy {
+        network,
+        assets: vec![Asset::new(network, USDC, "USDC", "2", 6)],
+        payees: Vec::new(),
+        factories: Vec::new(),
+        validity_min: Duration::seconds(6),
+        validity_max: Duration::days(1),
+        confirmations: 2,
+    }
+}
+
+/// The payment as v2 presents it.
+pub(crate) fn candidate() -> Candidate {
+    Candidate::from_request(request(&body(X402Version::V2)), &policy()).unwrap()
+}
+
+/// What the chain says when nothing speaks against the payment.
+pub(crate) fn facts() -> ChainFacts {
+    ChainFacts {
+        block_number: 100,
+        block_time: now(),
+        token_has_code: true,
+        payer_has_code: false,
+        nonce_used: Some(false),
+        balance: Some(U256::from(AMOUNT)),
+        signature_accepted: false,
+        transfer_succeeds: true,
+        revert: Bytes::new(),
+        gas_used: 60_000,
+    }
+}
+
+/// Where its Transfer stands, once it does.
+pub(crate) fn location() -> Location {
+    Location {
+        transaction: B256::repeat_byte(0x71),
+        log_index: 7,
+        block_number: 100,
+        block_hash: B256::repeat_byte(0xb1),
+        block_time: now(),
+    }
+}
+
+/// The payment as the ledger keeps it.
+pub(crate) fn payment(state: PaymentState) -> Payment {
+    let candidate = candidate();
+    Payment {
+        id: PaymentId(Uuid::from_u128(7)),
+        version: candidate.version,
+        network: candidate.network,
+        asset: candidate.asset,
+        authorization: candidate.authorization,
+        digest: candidate.digest,
+        signature: candidate.signature,
+        wallet: candidate.wallet,
+        resource: candidate.resource,
+        state,
+        confirmations: 2,
+        quarantine: None,
+        created_at: now(),
+        updated_at: now(),
+    }
+}

@@ -187,15 +187,10 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
     let problem = |text: String| ConfigError(vec![text]);
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            // toml's message shows the offending line; a line with a secret is a line with a secret, so only its number is shown.
+            // What toml shows of the offending line could be a secret; its number is enough.
             toml::from_str(&text).map_err(|error| {
-                let line = error.span().map(|span| {
-                    text.get(..span.start)
-                        .unwrap_or_default()
-                        .lines()
-                        .count()
-                        .max(1)
-                });
+                let before = error.span().and_then(|span| text.get(..span.start));
+                let line = before.map(|text| text.matches('\n').count() + 1);
                 let line = line
                     .map(|line| format!("line {line}: "))
                     .unwrap_or_default();

@@ -5,6 +5,8 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
+mod bad_input;
+#[cfg(test)]
 mod broken_connections;
 #[cfg(test)]
 mod exactly_once;
@@ -22,5 +24,7 @@ mod outages;
 mod reorganisations;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod surface;
 #[cfg(test)]
 mod wallets;

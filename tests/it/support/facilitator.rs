@@ -131,6 +131,17 @@ impl Facilitator {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
+    /// Memory that it holds, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let id = self.child.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();

@@ -5,6 +5,8 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod broken_connections;
 #[cfg(test)]
 mod exactly_once;
@@ -17,7 +19,13 @@ mod odd_tokens;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 mod reorganisations;
+#[cfg(test)]
+mod replicas;
+#[cfg(test)]
+mod storm;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -5,7 +5,11 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
+<<<<<<< HEAD
 mod bad_input;
+=======
+mod bounds;
+>>>>>>> refs/heads/settletests
 #[cfg(test)]
 mod broken_connections;
 #[cfg(test)]
@@ -21,7 +25,13 @@ mod odd_tokens;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 mod reorganisations;
+#[cfg(test)]
+mod replicas;
+#[cfg(test)]
+mod storm;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

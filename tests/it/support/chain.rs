@@ -7,11 +7,15 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use x402d::embedded::{DevAccount, LocalChain, LocalChainOptions, TEST_USDC};
 
+use super::Purchase;
+
 sol! {
     function balanceOf(address account) returns (uint256);
     function mint(address to, uint256 amount);
     function setMode(uint8 mode);
     function addressOf(address owner, bytes32 salt) returns (address);
+    function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
+        bytes32 nonce, bytes signature);
     function createWallet(address owner, bytes32 salt) returns (address);
 }
 
@@ -85,6 +89,21 @@ impl Chain {
         let from = LocalChain::funded_keys()[0].address;
         let transaction = json!([{"from": from, "to": to, "data": Bytes::from(call.abi_encode())}]);
         self.call("eth_sendTransaction", transaction).await;
+    }
+
+    /// Hands an authorization to its token past the service, as anybody may.
+    pub(crate) async fn submit(&self, purchase: &Purchase) {
+        let signed = purchase.authorization;
+        let call = transferWithAuthorizationCall {
+            from: signed.from,
+            to: signed.to,
+            value: signed.value.atomic(),
+            validAfter: signed.valid_after.atomic(),
+            validBefore: signed.valid_before.atomic(),
+            nonce: signed.nonce,
+            signature: purchase.own_signature(),
+        };
+        self.send(purchase.asset, call).await;
     }
 
     /// The `Transfer` logs of `token` towards `payee`, oldest first.

@@ -38,12 +38,21 @@ pub(crate) struct World {
     _database: Database,
     pub(crate) proxy: Proxy,
     pub(crate) chain: Chain,
+    variables: Vec<(&'static str, String)>,
+    toml: String,
 }
 
 impl World {
     /// The default.
     pub(crate) async fn new() -> Self {
         Setup::default().build().await
+    }
+
+    /// A further process on the same database, with the same configuration. It must end before the world does.
+    pub(crate) async fn replica(&self) -> Facilitator {
+        let mut replica = Facilitator::new(self.variables.clone(), &self.toml);
+        replica.restart(None).await;
+        replica
     }
 
     /// A payer with a hundred test USDC.
@@ -107,13 +116,15 @@ impl Setup {
             ("X402D_SIGNER_KEYS", keys.join(",")),
         ];
         variables.extend(self.variables);
-        let mut facilitator = Facilitator::new(variables, &self.toml);
+        let mut facilitator = Facilitator::new(variables.clone(), &self.toml);
         facilitator.restart(self.failpoint).await;
         World {
             facilitator,
             _database: database,
             proxy,
             chain,
+            variables,
+            toml: self.toml,
         }
     }
 }

@@ -58,6 +58,8 @@
 //! - A row is the truth, memory a cache; an answer is rendered from a committed row.
 //! - Every invariant stands twice: in a type, and as a named constraint in `migrations/`.
 //! - Integers only. No key, signature or RPC URL in a log line or an answer.
+#[cfg(feature = "buyer")]
+pub mod buyer;
 #[cfg(feature = "server")]
 pub mod chain;
 pub mod clock;
@@ -76,6 +78,8 @@ pub mod ledger;
 #[cfg(feature = "server")]
 pub mod payment;
 pub mod protocol;
+#[cfg(feature = "seller")]
+pub mod seller;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

@@ -18,6 +18,7 @@ use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
 use crate::settlement::{Lane, Site, SiteParts, Waiters, Watch};
+use crate::telemetry::causes;
 
 /// How long requests may take to end once the service stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -173,7 +174,7 @@ impl Service {
         }
         if let Err(error) = self.ledger.end_process().await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = causes(&error),
                 "cannot release the leases; they run out by themselves"
             );
         }
@@ -323,7 +324,7 @@ async fn heartbeat(ledger: Ledger) {
         interval.tick().await;
         if let Err(error) = ledger.renew_process().await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = causes(&error),
                 "cannot renew the lease of this process"
             );
         }

@@ -8,6 +8,18 @@ use tracing_subscriber::fmt::fmt;
 /// What is logged unless `X402D_LOG` says otherwise.
 const DEFAULT_FILTER: &str = "info,sqlx=warn,hyper=warn,alloy=warn,reqwest=warn";
 
+/// An error with all its causes, on one line: what a log line needs, and what no answer may hold.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// The filter cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("X402D_LOG: expected a filter such as info or x402d=debug,warn")]

@@ -131,8 +131,8 @@ impl Rpc {
     /// Hands signed bytes to every endpoint at once and collects all replies.
     pub async fn send_everywhere(&self, raw: &Bytes) -> Vec<Result<B256, RpcError>> {
         let mut replies = tokio::task::JoinSet::new();
-        for endpoint in self.endpoints.iter().cloned() {
-            let raw = raw.clone();
+        for endpoint in self.endpoints.iter() {
+            let (endpoint, raw) = (endpoint.clone(), raw.clone());
             replies.spawn(async move {
                 call(&endpoint, SEND_LIMIT, "eth_sendRawTransaction", (raw,)).await
             });
@@ -238,12 +238,10 @@ fn discreet(error: AlloyRpcError<TransportErrorKind>, method: &'static str) -> R
             data: payload.as_revert_data(),
             message: payload.message.chars().take(300).collect(),
         },
-        AlloyRpcError::Transport(TransportErrorKind::HttpError(error)) => {
-            RpcError::Status(error.status)
-        }
-        AlloyRpcError::Transport(TransportErrorKind::HttpErrorWithRetryAfter { error, .. }) => {
-            RpcError::Status(error.status)
-        }
+        AlloyRpcError::Transport(
+            TransportErrorKind::HttpError(error)
+            | TransportErrorKind::HttpErrorWithRetryAfter { error, .. },
+        ) => RpcError::Status(error.status),
         AlloyRpcError::Transport(_)
         | AlloyRpcError::LocalUsageError(_)
         | AlloyRpcError::UnsupportedFeature(_) => RpcError::Unreachable,

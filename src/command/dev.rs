@@ -37,6 +37,14 @@ pub(super) struct DevOptions {
     data_dir: Option<PathBuf>,
 }
 
+impl DevOptions {
+    /// Lets the system choose every port, so that any number of them run side by side.
+    pub(super) fn use_free_ports(&mut self) {
+        self.listen.set_port(0);
+        self.chain_port = 0;
+    }
+}
+
 /// A local chain, its facilitator and its database.
 #[derive(Debug)]
 pub(super) struct Local {

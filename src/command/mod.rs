@@ -2,6 +2,7 @@
 //!
 //! The only room that knows the service, the embedded parts, the buyer and the seller at once.
 
+mod demo;
 mod dev;
 mod migrate;
 mod ready;
@@ -30,6 +31,8 @@ enum Command {
     Serve(ServeOptions),
     /// Run a local chain with test USDC and a facilitator for it, and print funded keys.
     Dev(dev::DevOptions),
+    /// Run a whole economy on this machine: database, chain, facilitator, seller and buyer, with real payments.
+    Demo(demo::DemoOptions),
     /// Bring the database up to date and end.
     Migrate(ServeOptions),
 }
@@ -70,6 +73,7 @@ pub async fn run(line: CommandLine) -> Result<(), CommandError> {
     match line.command {
         Command::Serve(options) => serve::run(options.flags()).await,
         Command::Dev(options) => dev::run(options).await,
+        Command::Demo(options) => demo::run(options).await,
         Command::Migrate(options) => migrate::run(options.flags()).await,
     }
 }

@@ -151,7 +151,7 @@ impl Config {
         }
         let networks = network::read(&mut settings, file.networks);
         Self {
-            listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 4402))),
+            listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
             database_url: settings
                 .environment
                 .get("DATABASE_URL")
@@ -183,19 +183,14 @@ impl Config {
 }
 
 fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
-    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+    let path = named.unwrap_or_else(|| Path::new(DEFAULT_FILE));
     let problem = |text: String| ConfigError(vec![text]);
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            // toml's message shows the offending line; a line with a secret is a line with a secret, so only its number is shown.
+            // What toml shows of the offending line could be a secret; its number is enough.
             toml::from_str(&text).map_err(|error| {
-                let line = error.span().map(|span| {
-                    text.get(..span.start)
-                        .unwrap_or_default()
-                        .lines()
-                        .count()
-                        .max(1)
-                });
+                let before = error.span().and_then(|span| text.get(..span.start));
+                let line = before.map(|text| text.matches('\n').count() + 1);
                 let line = line
                     .map(|line| format!("line {line}: "))
                     .unwrap_or_default();

@@ -3,7 +3,7 @@ use std::io::Write as _;
 
 use super::*;
 
-impl Environment for HashMap<&str, &str> {
+impl<S: std::hash::BuildHasher> Environment for HashMap<&str, &str, S> {
     fn get(&self, name: &str) -> Option<String> {
         HashMap::get(self, name).map(|value| (*value).to_owned())
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::facilitator::Facilitator;
 use crate::payment::PaymentId;
+use crate::telemetry::causes;
 
 /// How often a database that fails is asked to record what became of an answer.
 const TRIES: u32 = 5;
@@ -46,7 +47,7 @@ impl Grant {
                     Ok(()) => break,
                     Err(error) if tries_left == 0 => {
                         // It stays undecided until this process ends; then it is void, and the buyer gets their resource.
-                        tracing::error!(payment.id = %payment, answered, error = &error as &dyn std::error::Error, "cannot record what became of an answer");
+                        tracing::error!(payment.id = %payment, answered, error = causes(&error), "cannot record what became of an answer");
                     }
                     Err(_) => tokio::time::sleep(PAUSE).await,
                 }

@@ -73,12 +73,12 @@ pub enum Outage {
 /// Either a refusal, which is an answer, or an outage.
 #[derive(Debug)]
 enum Halt {
-    Refused(Box<Refusal>),
+    Refused(Refusal),
     Outage(Outage),
 }
 
-impl From<Box<Refusal>> for Halt {
-    fn from(refusal: Box<Refusal>) -> Self {
+impl From<Refusal> for Halt {
+    fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
 }
@@ -90,7 +90,7 @@ impl<E: Into<Outage>> From<E> for Halt {
 }
 
 impl Facilitator {
-    fn site(&self, request: &PaymentRequest) -> Result<&Arc<Site>, Box<Refusal>> {
+    fn site(&self, request: &PaymentRequest) -> Result<&Arc<Site>, Refusal> {
         let network = request.requirements.network;
         self.sites
             .iter()
@@ -101,7 +101,7 @@ impl Facilitator {
                     .iter()
                     .map(|site| site.policy.network.to_string())
                     .collect();
-                Box::new(Refusal {
+                Refusal {
                     reason: Reason::InvalidNetwork,
                     message: format!(
                         "this facilitator serves {}, got {network}",
@@ -109,7 +109,7 @@ impl Facilitator {
                     ),
                     payer: Some(request.payload.authorization.from),
                     network_name: request.network_name.clone(),
-                })
+                }
             })
     }
 

@@ -36,7 +36,7 @@ impl Facilitator {
         match self.try_settle(request, caller).await {
             Ok(settled) => Ok(settled),
             Err(Halt::Refused(refusal)) => Ok(Settled {
-                response: (*refusal).into(),
+                response: refusal.into(),
                 grant: None,
             }),
             Err(Halt::Outage(outage)) => Err(outage),
@@ -94,7 +94,7 @@ impl Facilitator {
                 .accept(&verified, site.policy.confirmations)
                 .await?
             {
-                Accepted::New(payment) => Some(payment),
+                Accepted::New(payment) => Some(*payment),
                 // Somebody was faster; that row answers, after the same look at it that every known payment gets.
                 Accepted::Known => None,
             },

@@ -13,14 +13,10 @@ use crate::protocol::{PaymentRequest, Refusal};
 const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// The request in a body. The `Err` is the ready answer to what is no request.
-#[expect(
-    clippy::result_large_err,
-    reason = "the error is the answer itself, made once"
-)]
 pub(super) async fn read(
     body: Body,
     bytes_max: usize,
-) -> Result<Result<PaymentRequest, Box<Refusal>>, Response> {
+) -> Result<Result<PaymentRequest, Refusal>, Response> {
     let bytes = match tokio::time::timeout(READ_LIMIT, to_bytes(body, bytes_max)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => {

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use crate::facilitator::Outage;
 use crate::ledger::LedgerError;
+use crate::telemetry::causes;
 
 /// An RFC 9457 problem document: how our own endpoints say no.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -98,10 +99,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
 
 impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
-        tracing::error!(
-            error = &error as &dyn std::error::Error,
-            "the ledger failed"
-        );
+        tracing::error!(error = causes(&error), "the ledger failed");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "ledger_unavailable",
@@ -132,10 +130,7 @@ impl Malformed {
 
 /// An outage as the standard calls answer it: 503 with the x402 shape, so that machines see an outage and SDK sellers a reason.
 pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
-    tracing::warn!(
-        error = outage as &dyn std::error::Error,
-        "cannot judge a payment now"
-    );
+    tracing::warn!(error = causes(outage), "cannot judge a payment now");
     let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
     response
         .headers_mut()
@@ -158,7 +153,6 @@ pub(super) async fn no_such_method() -> Problem {
 }
 
 /// A panic is a bug; it ends one request, not the service.
-#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
 pub(super) fn after_panic(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
     tracing::error!("a handler panicked");
     let detail = "an internal error; the log has it under this request's id";

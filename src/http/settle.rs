@@ -38,7 +38,7 @@ pub(super) async fn settle(
 ) -> Response {
     let request = match body::read(body, state.body_bytes_max).await {
         Ok(Ok(request)) => request,
-        Ok(Err(refusal)) => return Json(SettleResponse::from(*refusal)).into_response(),
+        Ok(Err(refusal)) => return Json(SettleResponse::from(refusal)).into_response(),
         Err(answer) => return answer,
     };
     let network_name = request.network_name.clone();

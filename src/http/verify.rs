@@ -27,7 +27,7 @@ use crate::protocol::{Reason, VerifyResponse};
 pub(super) async fn verify(State(state): State<AppState>, body: Body) -> Response {
     let request = match body::read(body, state.body_bytes_max).await {
         Ok(Ok(request)) => request,
-        Ok(Err(refusal)) => return Json(VerifyResponse::from(*refusal)).into_response(),
+        Ok(Err(refusal)) => return Json(VerifyResponse::from(refusal)).into_response(),
         Err(answer) => return answer,
     };
     match state.facilitator.verify(request).await {

@@ -2,7 +2,6 @@
 
 use alloy::primitives::{Address, B256};
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::row::{PaymentRow, hash, select_payments};
 use super::{Ledger, LedgerError};
@@ -77,7 +76,7 @@ impl Ledger {
             filter.state,
             filter.from,
             filter.to,
-            page.before.map(|id| id.0) as Option<Uuid>,
+            page.before.map(|id| id.0),
             i64::from(page.limit),
         )
         .fetch_all(&self.pool)

@@ -37,7 +37,7 @@ impl From<&Candidate> for AuthorizationKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accepted {
     /// A new row, queued.
-    New(Payment),
+    New(Box<Payment>),
     /// The identity is known; look at that row.
     Known,
 }
@@ -86,11 +86,13 @@ impl Ledger {
         if inserted.rows_affected() == 0 {
             return Ok(Accepted::Known);
         }
-        Ok(Accepted::New(self.payment(PaymentId(id)).await?.ok_or(
-            LedgerError::Conflict {
+        let payment = self
+            .payment(PaymentId(id))
+            .await?
+            .ok_or(LedgerError::Conflict {
                 what: "a payment just inserted",
-            },
-        )?))
+            })?;
+        Ok(Accepted::New(Box::new(payment)))
     }
 
     /// The payment with this id.

@@ -60,10 +60,7 @@ impl Candidate {
     ///
     /// # Errors
     /// A [`Refusal`] with the code of the first check that failed, in the order of `protocol.md` §3.2.
-    pub fn from_request(
-        request: PaymentRequest,
-        policy: &NetworkPolicy,
-    ) -> Result<Self, Box<Refusal>> {
+    pub fn from_request(request: PaymentRequest, policy: &NetworkPolicy) -> Result<Self, Refusal> {
         let draft = Draft { request: &request };
         if request.accepted_scheme != request.requirements.scheme {
             return Err(draft.refuse(
@@ -119,7 +116,7 @@ impl Candidate {
     ///
     /// # Errors
     /// The code of the first difference.
-    pub fn pays_what_is_required(&self) -> Result<(), Box<Refusal>> {
+    pub fn pays_what_is_required(&self) -> Result<(), Refusal> {
         let (paid, required) = (self.authorization, &self.requirements);
         if paid.to != required.pay_to {
             let why = format!(
@@ -147,11 +144,7 @@ impl Candidate {
     ///
     /// # Errors
     /// The code of the first rule that is broken.
-    pub fn is_allowed(
-        &self,
-        policy: &NetworkPolicy,
-        now: OffsetDateTime,
-    ) -> Result<(), Box<Refusal>> {
+    pub fn is_allowed(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Refusal> {
         let asset = policy.asset(self.asset).ok_or_else(|| {
             let known: Vec<_> = policy
                 .assets
@@ -188,7 +181,7 @@ impl Candidate {
         self.is_in_its_window(policy, now)
     }
 
-    fn names_the_domain_of(&self, asset: &Asset) -> Result<(), Box<Refusal>> {
+    fn names_the_domain_of(&self, asset: &Asset) -> Result<(), Refusal> {
         let (name, version) = &self.domain;
         if *name != asset.name {
             let why = format!(
@@ -209,11 +202,7 @@ impl Candidate {
         Ok(())
     }
 
-    fn is_in_its_window(
-        &self,
-        policy: &NetworkPolicy,
-        now: OffsetDateTime,
-    ) -> Result<(), Box<Refusal>> {
+    fn is_in_its_window(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Refusal> {
         let (after, before) = (
             self.authorization.valid_after,
             self.authorization.valid_before,
@@ -244,13 +233,13 @@ impl Candidate {
     }
 
     /// A refusal of this payment.
-    pub fn refuse(&self, reason: Reason, message: String) -> Box<Refusal> {
-        Box::new(Refusal {
+    pub fn refuse(&self, reason: Reason, message: String) -> Refusal {
+        Refusal {
             reason,
             message,
             payer: Some(self.authorization.from),
             network_name: self.network_name.clone(),
-        })
+        }
     }
 }
 
@@ -271,18 +260,18 @@ struct Draft<'a> {
 }
 
 impl Draft<'_> {
-    fn refuse(&self, reason: Reason, message: String) -> Box<Refusal> {
+    fn refuse(&self, reason: Reason, message: String) -> Refusal {
         let payer = Some(self.request.payload.authorization.from);
-        Box::new(Refusal {
+        Refusal {
             reason,
             message,
             payer,
             network_name: self.request.network_name.clone(),
-        })
+        }
     }
 
     /// v2 takes the domain from the requirement alone. v1 sellers may leave it out, and then the token's own counts.
-    fn domain(&self, policy: &NetworkPolicy) -> Result<(String, String), Box<Refusal>> {
+    fn domain(&self, policy: &NetworkPolicy) -> Result<(String, String), Refusal> {
         let required = &self.request.requirements;
         let asset = match self.request.version {
             X402Version::V1 => policy.asset(required.asset),
@@ -290,18 +279,15 @@ impl Draft<'_> {
         };
         let name = required
             .domain_name()
-            .or(asset.map(|asset| asset.name.as_str()));
+            .or_else(|| asset.map(|asset| asset.name.as_str()));
         let version = required
             .domain_version()
-            .or(asset.map(|asset| asset.version.as_str()));
-        match (name, version) {
-            (Some(name), Some(version)) => Ok((name.to_owned(), version.to_owned())),
-            _ => {
-                let why =
-                    "expected extra.name and extra.version, the token's EIP-712 domain".to_owned();
-                Err(self.refuse(Reason::ExactMissingDomain, why))
-            }
+            .or_else(|| asset.map(|asset| asset.version.as_str()));
+        if let (Some(name), Some(version)) = (name, version) {
+            return Ok((name.to_owned(), version.to_owned()));
         }
+        let why = "expected extra.name and extra.version, the token's EIP-712 domain".to_owned();
+        Err(self.refuse(Reason::ExactMissingDomain, why))
     }
 }
 

@@ -9,6 +9,10 @@ use crate::protocol::{Authorization, Reason, Refusal};
 
 /// One look at the chain, all at the same block.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four independent facts, not states"
+)]
 pub struct ChainFacts {
     /// The block that was looked at.
     pub block_number: u64,
@@ -50,7 +54,7 @@ impl Candidate {
     ///
     /// # Errors
     /// The code of what the chain objects to.
-    pub fn verified(self, facts: &ChainFacts) -> Result<Verified, Box<Refusal>> {
+    pub fn verified(self, facts: &ChainFacts) -> Result<Verified, Refusal> {
         self.signature_holds(facts)?;
         if !facts.transfer_succeeds {
             let (reason, message) = self.diagnosis(facts);
@@ -63,7 +67,7 @@ impl Candidate {
     ///
     /// # Errors
     /// The code of a signature that the token would not accept.
-    pub fn signature_holds(&self, facts: &ChainFacts) -> Result<(), Box<Refusal>> {
+    pub fn signature_holds(&self, facts: &ChainFacts) -> Result<(), Refusal> {
         if !facts.token_has_code {
             let why = format!("there is no contract at the asset's address {}", self.asset);
             return Err(self.refuse(Reason::AssetNotDeployedContract, why));

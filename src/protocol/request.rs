@@ -121,7 +121,7 @@ impl PaymentRequest {
     ///
     /// # Errors
     /// [`EnvelopeError`] for what is no request; the inner [`Refusal`] for a request that can be answered with a code.
-    pub fn parse(body: &[u8]) -> Result<Result<Self, Box<Refusal>>, EnvelopeError> {
+    pub fn parse(body: &[u8]) -> Result<Result<Self, Refusal>, EnvelopeError> {
         let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(EnvelopeError::Shape)?;
         for (name, raw) in [
             ("paymentPayload", envelope.payment_payload),
@@ -161,21 +161,21 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn refuse(&self, reason: Reason, why: &dyn std::fmt::Display) -> Box<Refusal> {
+    fn refuse(&self, reason: Reason, why: &dyn std::fmt::Display) -> Refusal {
         let message = bounded(&why.to_string());
-        Box::new(Refusal {
+        Refusal {
             reason,
             message,
             payer: self.payer,
             network_name: self.network_name.clone(),
-        })
+        }
     }
 
     fn read(
         &mut self,
         glance: Glance,
         required: Result<RequirementGlance, serde_json::Error>,
-    ) -> Result<PaymentRequest, Box<Refusal>> {
+    ) -> Result<PaymentRequest, Refusal> {
         let version = self.version(&glance)?;
         let payload_text = self.envelope.payment_payload.get();
         let member: PayloadMember<'_> = serde_json::from_str(payload_text)
@@ -220,7 +220,7 @@ impl Reader<'_> {
         })
     }
 
-    fn version(&self, glance: &Glance) -> Result<X402Version, Box<Refusal>> {
+    fn version(&self, glance: &Glance) -> Result<X402Version, Refusal> {
         let inner = glance
             .x402_version
             .or(self.envelope.x402_version)
@@ -240,7 +240,7 @@ impl Reader<'_> {
         })
     }
 
-    fn scheme(&self, name: &str) -> Result<Scheme, Box<Refusal>> {
+    fn scheme(&self, name: &str) -> Result<Scheme, Refusal> {
         Scheme::from_name(name).ok_or_else(|| {
             self.refuse(
                 Reason::UnsupportedScheme,
@@ -249,7 +249,7 @@ impl Reader<'_> {
         })
     }
 
-    fn network(&self, version: X402Version, name: &str) -> Result<Network, Box<Refusal>> {
+    fn network(&self, version: X402Version, name: &str) -> Result<Network, Refusal> {
         match version {
             X402Version::V1 => Network::from_v1_name(name).ok_or_else(|| {
                 self.refuse(Reason::InvalidNetwork, &v1::UnknownV1Name(bounded(name)))
@@ -260,7 +260,7 @@ impl Reader<'_> {
         }
     }
 
-    fn requirements(&self, version: X402Version) -> Result<PaymentRequirements, Box<Refusal>> {
+    fn requirements(&self, version: X402Version) -> Result<PaymentRequirements, Refusal> {
         let text = self.envelope.payment_requirements.get();
         let invalid =
             |error: &dyn std::fmt::Display| self.refuse(Reason::InvalidPaymentRequirements, error);
@@ -282,7 +282,7 @@ impl Reader<'_> {
         marks: &PayloadMarks,
         raw: &RawValue,
         requirements: &PaymentRequirements,
-    ) -> Result<ExactPayload, Box<Refusal>> {
+    ) -> Result<ExactPayload, Refusal> {
         let method = requirements
             .extra_text("assetTransferMethod")
             .unwrap_or("eip3009");

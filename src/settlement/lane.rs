@@ -20,6 +20,7 @@ use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Simulated, simulate};
 use crate::settlement::{Queued, Site, outcome};
+use crate::telemetry::causes;
 
 /// How long to wait before trying again to become the owner.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
@@ -85,16 +86,16 @@ impl Lane {
                     tracing::info!(network = %self.id.network, signer = %self.id.signer, epoch = owned.lease.epoch, open = owned.open.len(), "lane claimed");
                     self.work(owned, &stop).await;
                 }
-                Ok(None) if !waiting_said => {
-                    waiting_said = true;
-                    tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it, or it is stopped");
+                Ok(None) => {
+                    if !std::mem::replace(&mut waiting_said, true) {
+                        tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it, or it is stopped");
+                    }
                 }
-                Ok(None) => {}
-                Err(error) if !failing_said => {
-                    failing_said = true;
-                    tracing::warn!(network = %self.id.network, signer = %self.id.signer, %error, "cannot claim the lane; trying again");
+                Err(error) => {
+                    if !std::mem::replace(&mut failing_said, true) {
+                        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "cannot claim the lane; trying again");
+                    }
                 }
-                Err(_) => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -162,27 +163,30 @@ impl Lane {
     }
 
     async fn work(&self, mut owned: Owned, stop: &CancellationToken) {
-        let mut moved = self.site.view.subscribe();
-        moved.mark_changed();
+        let mut view = self.site.view.subscribe();
+        view.mark_changed();
         let mut renewal = every(LEASE_RENEWAL);
         let mut tending = every(TEND_INTERVAL);
         loop {
             let room = self.site.inflight_max.saturating_sub(owned.open.len());
             let may_take =
                 room > 0 && owned.paused_until <= Instant::now() && owned.seen.head.is_some();
-            let step = tokio::select! {
+            let went = tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(Lost),
                 _ = renewal.tick() => self.renew(&owned).await,
-                Some(reply) = owned.replies.join_next() => self.hear(&mut owned, reply.ok()),
-                _ = moved.changed() => {
-                    let now = *moved.borrow_and_update();
+                Some(reply) = owned.replies.join_next() => {
+                    self.hear(&mut owned, reply.ok());
+                    Ok(())
+                }
+                _ = view.changed() => {
+                    let now = *view.borrow_and_update();
                     self.follow(&mut owned, now).await
                 }
                 _ = tending.tick() => self.tend(&mut owned).await,
                 queued = self.site.next(room), if may_take => self.dispatch(&mut owned, queued).await,
             };
-            if step.is_err() {
+            if went.is_err() {
                 break;
             }
         }
@@ -203,10 +207,7 @@ impl Lane {
             }
             // Not renewed is not lost: the epoch guards every write, and the next renewal may succeed.
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot renew the lane"
-                );
+                tracing::warn!(error = causes(&error), "cannot renew the lane");
                 Ok(())
             }
         }
@@ -266,7 +267,7 @@ impl Lane {
 
     /// A payment stays queued when it cannot be prepared now; the reconciliation brings it back.
     fn stumble(&self, owned: &mut Owned, error: &NotPrepared) -> Result<(), Lost> {
-        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = error as &dyn std::error::Error, "a payment cannot be prepared now; it stays queued");
+        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(error), "a payment cannot be prepared now; it stays queued");
         owned.paused_until = Instant::now() + PAUSE;
         match error {
             // The commit may have happened: read the lane anew before another nonce is used.
@@ -296,12 +297,12 @@ impl Lane {
         });
     }
 
-    fn hear(&self, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) -> Result<(), Lost> {
+    fn hear(&self, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
         let Some((id, reply)) = reply else {
-            return Ok(());
+            return;
         };
         let Some(open) = owned.open.iter_mut().find(|open| open.transaction.id == id) else {
-            return Ok(());
+            return;
         };
         open.doubtful = reply != Broadcast::Accepted;
         match reply {
@@ -320,13 +321,12 @@ impl Lane {
                 );
                 match why {
                     Rejection::OutOfGasMoney | Rejection::PoolFull | Rejection::FeeTooLow => {
-                        owned.paused_until = Instant::now() + PAUSE
+                        owned.paused_until = Instant::now() + PAUSE;
                     }
                     Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
                 }
             }
         }
-        Ok(())
     }
 
     /// The chain moved: read results, or everything anew after a reorganisation.
@@ -416,7 +416,7 @@ impl Lane {
             Ok(mined) => {
                 if let Err(error) = self.site.ledger.record_mined(&mined).await {
                     tracing::warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = causes(&error),
                         "cannot record a result; it will be read again"
                     );
                     return Ok(1);

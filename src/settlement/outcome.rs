@@ -42,7 +42,7 @@ pub(super) async fn of(
     Ok(without_transfer(
         payment,
         receipt.succeeded(),
-        used,
+        &used,
         head,
         tries,
     ))
@@ -51,7 +51,7 @@ pub(super) async fn of(
 fn without_transfer(
     payment: &Payment,
     succeeded: bool,
-    used: AuthorizationUse,
+    used: &AuthorizationUse,
     head: &Head,
     tries: i64,
 ) -> RowOutcome {
@@ -65,7 +65,7 @@ fn without_transfer(
         |why: &str| RowOutcome::WithoutEffect(WithoutEffect::Quarantine(why.to_owned()));
     match used {
         AuthorizationUse::Transferred(location) => RowOutcome::Elsewhere {
-            location,
+            location: *location,
             deep: location.is_deep(head.number, payment.confirmations),
         },
         AuthorizationUse::Consumed(None) => {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::ledger::Ledger;
 use crate::payment::PaymentId;
+use crate::telemetry::causes;
 
 /// How often the ledger is asked about payments that somebody waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -78,10 +79,9 @@ impl Waiters {
             }
             match ledger.decided(&payments).await {
                 Ok(decided) => self.wake(decided),
-                Err(error) => tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot look for settled payments"
-                ),
+                Err(error) => {
+                    tracing::debug!(error = causes(&error), "cannot look for settled payments");
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::{Advance, HeadTracker, RpcError};
 use crate::ledger::LedgerError;
 use crate::settlement::{Queued, Site};
+use crate::telemetry::causes;
 
 /// How often to look while nothing is in flight: often enough for fees and the chain's time to be fresh.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,16 +48,16 @@ impl Watch {
         let mut failing = false;
         loop {
             match self.step().await {
-                Ok(()) if failing => {
-                    failing = false;
-                    tracing::info!(%network, "the RPC answers again");
+                Ok(()) => {
+                    if std::mem::replace(&mut failing, false) {
+                        tracing::info!(%network, "the RPC answers again");
+                    }
                 }
-                Ok(()) => {}
-                Err(error) if !failing => {
-                    failing = true;
-                    tracing::warn!(%network, %error, "cannot follow the chain; trying again until it answers");
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%network, %error, "cannot follow the chain; trying again until it answers");
+                    }
                 }
-                Err(_) => {}
             }
             let interval = if self.site.is_busy() {
                 self.site.poll
@@ -85,7 +86,7 @@ impl Watch {
             self.reconciled = Some(Instant::now());
             if let Err(error) = self.reconcile().await {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = causes(&error),
                     "cannot compare the ledger with the chain"
                 );
             }
@@ -137,7 +138,7 @@ impl Watch {
             Err(error) => {
                 self.site.note_shallow();
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = causes(&error),
                     "cannot promote payments that reached their depth"
                 );
             }
@@ -150,10 +151,10 @@ impl Watch {
         match self.site.ledger.unmine(network, removed).await {
             Ok(signers) if signers.is_empty() => {}
             Ok(signers) => {
-                tracing::warn!(%network, blocks = removed.len(), lanes = signers.len(), "blocks left the chain; their payments are in flight again")
+                tracing::warn!(%network, blocks = removed.len(), lanes = signers.len(), "blocks left the chain; their payments are in flight again");
             }
             Err(error) => {
-                tracing::error!(%network, error = &error as &dyn std::error::Error, "cannot take back blocks that left the chain")
+                tracing::error!(%network, error = causes(&error), "cannot take back blocks that left the chain");
             }
         }
     }

@@ -1,1 +1,40 @@
-fn main() {}
+//! The whole service against real parts: Postgres, a local chain, a faulty RPC, and processes that are killed.
+//!
+//!     cargo test --features failpoints --test it
+//!
+//! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
+
+#[cfg(test)]
+<<<<<<< HEAD
+mod bad_input;
+=======
+mod bounds;
+>>>>>>> refs/heads/settletests
+#[cfg(test)]
+mod broken_connections;
+#[cfg(test)]
+mod exactly_once;
+#[cfg(test)]
+mod interop;
+#[cfg(test)]
+mod killed;
+#[cfg(test)]
+mod lost_sends;
+#[cfg(test)]
+mod odd_tokens;
+#[cfg(test)]
+mod outages;
+#[cfg(test)]
+mod races;
+#[cfg(test)]
+mod reorganisations;
+#[cfg(test)]
+mod replicas;
+#[cfg(test)]
+mod storm;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod surface;
+#[cfg(test)]
+mod wallets;

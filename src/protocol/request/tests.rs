@@ -50,7 +50,7 @@ fn changed(version: X402Version, pointer: &str, value: Value) -> Value {
     body
 }
 
-fn parse(body: &Value) -> Result<Result<PaymentRequest, Box<Refusal>>, EnvelopeError> {
+fn parse(body: &Value) -> Result<Result<PaymentRequest, Refusal>, EnvelopeError> {
     PaymentRequest::parse(body.to_string().as_bytes())
 }
 
@@ -223,7 +223,7 @@ fn what_is_being_sold_is_advice_and_never_a_reason_to_refuse() {
 #[test]
 fn a_refusal_names_the_payer_once_that_can_be_read() {
     let refusal = |pointer: &str, value: Value| {
-        *parse(&changed(X402Version::V2, pointer, value))
+        parse(&changed(X402Version::V2, pointer, value))
             .unwrap()
             .unwrap_err()
     };

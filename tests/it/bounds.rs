@@ -1,0 +1,84 @@
+//! What is limited, and what is answered when a limit is reached.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U64, U256};
+use serde_json::json;
+
+use crate::support::{Purchase, Setup, World, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0xb5);
+
+async fn with_limits(limits: &str) -> World {
+    let setup = Setup {
+        toml: format!("[networks.base-sepolia]\n{limits}\n"),
+        ..Setup::default()
+    };
+    setup.with("X402D_SETTLE_WAIT", "2").build().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_gas_is_dearer_than_the_cap_nothing_is_sent_and_afterwards_the_payment_settles() {
+    let world = with_limits("max_fee_wei = 5000000000").await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 51).body();
+    let dear = U64::from(50_000_000_000_u64);
+    world
+        .chain
+        .call("anvil_setNextBlockBaseFeePerGas", json!([dear]))
+        .await;
+    world.chain.mine(1).await;
+    // The second look after it begins when the first has ended; one more, because a look may be two questions.
+    let looks = world.proxy.calls("eth_getBlockByNumber");
+    world.proxy.called("eth_getBlockByNumber", looks + 2).await;
+    let refused = world.facilitator.settle(&body).await;
+    assert_eq!(refused.reason(), "unexpected_settle_error", "{refused:?}");
+    assert_eq!(refused.transaction(), "");
+    assert_eq!(world.transactions(1).await, 0);
+
+    let cheap = U64::from(1_000_000_000_u64);
+    world
+        .chain
+        .call("anvil_setNextBlockBaseFeePerGas", json!([cheap]))
+        .await;
+    world.chain.mine(1).await;
+    let settled = eventually("success", Duration::from_secs(20), async || {
+        let answer = world.facilitator.settle(&body).await;
+        answer.succeeded().then_some(answer)
+    })
+    .await;
+    assert_eq!(settled.transaction().len(), 66);
+    assert_eq!(world.transactions(1).await, 1);
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(51));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_said_to_be_full_and_what_was_accepted_settles() {
+    let world = with_limits("inflight_max = 1\nqueue_max = 1").await;
+    let payer = world.payer().await;
+    let bodies: Vec<_> = (0..6)
+        .map(|amount: u64| Purchase::new(&payer, PAYEE, 1 << amount).body())
+        .collect();
+    world.chain.automine(false).await;
+    let answers = world.facilitator.settle_at_once(bodies.clone()).await;
+    let busy = answers.iter().filter(|answer| answer.status == 503);
+    assert!(busy.count() >= 3, "{answers:?}");
+    let pending = answers
+        .iter()
+        .filter(|answer| answer.reason() == "settlement_pending");
+    assert_eq!(pending.count(), 1, "one in flight: {answers:?}");
+    assert!(answers.iter().all(|answer| !answer.succeeded()));
+    world.mine_on().await;
+    for body in &bodies {
+        eventually("success", Duration::from_secs(20), async || {
+            world
+                .facilitator
+                .settle(body)
+                .await
+                .succeeded()
+                .then_some(())
+        })
+        .await;
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(63));
+    assert_eq!(world.transactions(1).await, 6);
+}

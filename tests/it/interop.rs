@@ -1,0 +1,94 @@
+//! Unmodified official packages buy and sell through x402d.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use x402d::embedded::{LocalChain, TEST_USDC};
+
+use crate::support::{Bought, Seller, Setup, World, buy, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0x5e);
+/// What a report costs, in atomic units.
+const PRICE: u64 = 10_000;
+
+/// A world with a seller in it, and the key of a buyer with money.
+async fn market(seller: &str) -> (World, Seller, &'static str) {
+    market_of(Setup::default(), seller).await
+}
+
+async fn market_of(setup: Setup, seller: &str) -> (World, Seller, &'static str) {
+    let world = setup.build().await;
+    let buyer = &LocalChain::funded_keys()[9];
+    world.chain.fund(buyer.address, 1_000_000).await;
+    let seller = Seller::start(seller, world.facilitator.url(), &PAYEE.to_string()).await;
+    (world, seller, buyer.key)
+}
+
+async fn one_purchase_moves_the_price(world: &World, bought: &Bought) {
+    assert_eq!(bought.status, 200, "{bought:?}");
+    assert_eq!(bought.body["served"], 1, "{bought:?}");
+    assert_eq!(bought.payment["success"], true, "{bought:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(PRICE));
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), 1);
+    assert_eq!(
+        bought.payment["transaction"],
+        transfers[0]["transactionHash"]
+    );
+    let ledger = world.facilitator.get("/payments").await.body;
+    assert_eq!(
+        ledger["payments"][0]["transaction"], bought.payment["transaction"],
+        "both sides and the ledger hold one hash"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_v2_client_pays_an_official_v2_seller_and_its_header_is_worth_nothing_twice() {
+    let (world, seller, key) = market("seller_v2.mjs").await;
+    let url = format!("{}/report", seller.url);
+    let bought = buy("buyer_v2.mjs", &url, key, None).await;
+    one_purchase_moves_the_price(&world, &bought).await;
+
+    let again = buy("buyer_v2.mjs", &url, key, Some(&bought.header)).await;
+    assert_eq!(again.status, 402, "{again:?}");
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_v1_client_pays_an_official_v1_seller() {
+    let (world, seller, key) = market("seller_v1.mjs").await;
+    let bought = buy("buyer_v1.mjs", &format!("{}/report", seller.url), key, None).await;
+    one_purchase_moves_the_price(&world, &bought).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_python_client_pays_an_official_seller() {
+    let (world, seller, key) = market("seller_v2.mjs").await;
+    let bought = buy("buyer.py", &format!("{}/report", seller.url), key, None).await;
+    one_purchase_moves_the_price(&world, &bought).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purchase_whose_answer_was_lost_by_a_kill_is_completed_by_the_same_header() {
+    let setup = Setup {
+        failpoint: Some("settled"),
+        ..Setup::default()
+    };
+    let (mut world, seller, key) = market_of(setup, "seller_v2.mjs").await;
+    let facilitator = world.facilitator.url().to_owned();
+    let url = format!("{}/report", seller.url);
+    let first = buy("buyer_v2.mjs", &url, key, None).await;
+    assert_eq!(first.status, 402, "{first:?}");
+    world.facilitator.wait_for_end().await;
+    world.facilitator.restart_at(&facilitator, None).await;
+    // The seller's first request may go over a connection of the life before.
+    let limit = Duration::from_secs(40);
+    let second = eventually("the resource for the same header", limit, async || {
+        let again = buy("buyer_v2.mjs", &url, key, Some(&first.header)).await;
+        (again.status == 200).then_some(again)
+    })
+    .await;
+    assert_eq!(second.payment["success"], true, "{second:?}");
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(PRICE));
+}

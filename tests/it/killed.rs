@@ -1,0 +1,141 @@
+//! `kill -9` at each step of a settlement (the failpoints of `settlement/failpoint.rs`), and SIGTERM.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Purchase, Setup, World};
+
+const PAYEE: Address = Address::repeat_byte(0x4b);
+const SIGKILL: i32 = 9;
+
+/// Kills the service at `step` of a payment, starts it again and presents the payment as a stock seller does. `sent`: whether the
+/// transaction has left the process by then.
+async fn settles_once_though_killed_at(step: &'static str, sent: bool) {
+    let setup = Setup {
+        failpoint: Some(step),
+        ..Setup::default()
+    };
+    let mut world = setup.build().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 123_456).body();
+    assert!(world.facilitator.verify(&body).await.is_valid());
+    let broken = world.facilitator.try_settle(&body).await;
+    assert!(broken.is_err(), "it died and yet answered {broken:?}");
+    let ended = world.facilitator.wait_for_end().await;
+    assert_eq!(ended.signal(), Some(SIGKILL));
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), usize::from(sent), "before the restart");
+
+    world.facilitator.restart(None).await;
+    let verdict = world.facilitator.verify(&body).await;
+    assert!(verdict.is_valid(), "{verdict:?}");
+    let first = world.facilitator.settle(&body).await;
+    assert!(first.succeeded(), "{first:?}");
+    let verdict = world.facilitator.verify(&body).await;
+    assert_eq!(verdict.reason(), "duplicate_settlement");
+    let second = world.facilitator.settle(&body).await;
+    assert_eq!(second.reason(), "duplicate_settlement");
+    assert_eq!(second.transaction(), first.transaction());
+
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), 1);
+    assert_eq!(
+        transfers[0]["transactionHash"],
+        first.transaction().as_str()
+    );
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(123_456));
+    assert_eq!(world.transactions(1).await, 1, "one nonce, no gap");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_when_a_lane_took_it_the_payment_settles_once() {
+    settles_once_though_killed_at("picked", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_the_simulation_the_payment_settles_once() {
+    settles_once_though_killed_at("simulated", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_signing_the_payment_settles_once() {
+    settles_once_though_killed_at("signed", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_when_the_bytes_are_committed_but_not_sent_the_payment_settles_once() {
+    settles_once_though_killed_at("recorded", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_the_broadcast_the_payment_settles_once() {
+    settles_once_though_killed_at("broadcast", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_when_the_receipt_was_seen_the_payment_settles_once() {
+    settles_once_though_killed_at("mined", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_when_the_result_is_committed_the_payment_settles_once() {
+    settles_once_though_killed_at("settled", true).await;
+}
+
+/// Here the first presenter after the restart waits until the dead process's lease has run out.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_between_grant_and_answer_the_next_presenter_gets_the_success() {
+    settles_once_though_killed_at("granted", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_with_a_transaction_in_the_pool_the_next_start_goes_on_with_it() {
+    let mut world = World::new().await;
+    let payer = world.payer().await;
+    let bodies = [1, 2, 3].map(|amount| Purchase::new(&payer, PAYEE, amount).body());
+    world.chain.automine(false).await;
+    let waiting = bodies
+        .each_ref()
+        .map(|body| world.facilitator.settling(body));
+    world.has_sent(3).await;
+    world.facilitator.kill();
+    for mut one in waiting {
+        assert!(one.join_next().await.unwrap().unwrap().is_err());
+    }
+    world.mine_on().await;
+    world.facilitator.restart(None).await;
+    for answer in world.facilitator.settle_at_once(bodies.to_vec()).await {
+        assert!(answer.succeeded(), "{answer:?}");
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(6));
+    assert_eq!(world.transactions(1).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_while_a_settle_waits_answers_pending_within_seconds_and_the_next_start_completes_it()
+ {
+    let mut world = World::new().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 77).body();
+    world.chain.automine(false).await;
+    let mut waiting = world.facilitator.settling(&body);
+    world.has_sent(1).await;
+    let (status, took) = world.facilitator.terminate().await;
+    assert!(status.success(), "{status}");
+    assert!(took < Duration::from_secs(8), "it took {took:?}");
+    let pending = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(
+        (pending.status, pending.reason()),
+        (200, "settlement_pending")
+    );
+    assert_eq!(pending.transaction().len(), 66, "{pending:?}");
+
+    world.mine_on().await;
+    world.facilitator.restart(None).await;
+    assert!(world.facilitator.verify(&body).await.is_valid());
+    let settled = world.facilitator.settle(&body).await;
+    assert!(settled.succeeded(), "{settled:?}");
+    assert_eq!(settled.transaction(), pending.transaction());
+    assert_eq!(world.transactions(1).await, 1);
+}

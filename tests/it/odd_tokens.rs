@@ -1,0 +1,98 @@
+//! Tokens that lie: success is told for money that moved, and for nothing else.
+
+use alloy::primitives::{Address, U256};
+
+use crate::support::{Answer, Chain, Purchase, Setup, World, mintCall, new_account, setModeCall};
+
+const PAYEE: Address = Address::repeat_byte(0x0d);
+const TOKEN: Address = Address::repeat_byte(0x70);
+const BEHAVES: u8 = 0;
+const MOVES_NOTHING: u8 = 1;
+const MOVES_LESS: u8 = 2;
+const DOES_NOTHING: u8 = 3;
+const PAYS_SOMEBODY_ELSE: u8 = 4;
+
+/// A world in which the odd token is the only asset.
+async fn odd_world() -> World {
+    let chain = Chain::start().await;
+    chain.place("OddToken", TOKEN).await;
+    let toml = format!(
+        "[[networks.base-sepolia.assets]]\naddress = \"{TOKEN}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n"
+    );
+    let setup = Setup {
+        toml,
+        ..Setup::default()
+    };
+    setup.on(chain).await
+}
+
+/// Settles one payment of 1000 while the token is in `mode`, and another after it has come to its senses.
+async fn settle_in_mode(world: &World, mode: u8) -> (Purchase, Answer) {
+    let payer = new_account();
+    let amount = U256::from(5_000);
+    let to = payer.address();
+    world.chain.send(TOKEN, mintCall { to, amount }).await;
+    world.chain.send(TOKEN, setModeCall { mode }).await;
+    let purchase = Purchase::new(&payer, PAYEE, 1_000).in_token(TOKEN, "USDC");
+    let answer = world.facilitator.settle(&purchase.body()).await;
+    assert!(!answer.succeeded(), "{answer:?}");
+    assert_eq!(answer.status, 200);
+
+    let mode = BEHAVES;
+    world.chain.send(TOKEN, setModeCall { mode }).await;
+    let other = Purchase::new(&payer, PAYEE, 1).in_token(TOKEN, "USDC");
+    let good = world.facilitator.settle(&other.body()).await;
+    assert!(good.succeeded(), "the lane goes on: {good:?}");
+    (purchase, answer)
+}
+
+/// Asked again, the answer is the same and nothing more is sent.
+async fn is_failed_for_good(world: &World, purchase: &Purchase, answer: &Answer, code: &str) {
+    assert_eq!(answer.reason(), code, "{answer:?}");
+    let receipt = world.chain.receipt(&answer.transaction()).await;
+    assert_eq!(receipt["status"], "0x1", "the hash is the transaction's");
+    let again = world.facilitator.settle(&purchase.body()).await;
+    assert_eq!(again.reason(), code);
+    assert_eq!(again.transaction(), answer.transaction());
+    let verdict = world.facilitator.verify(&purchase.body()).await;
+    assert_eq!((verdict.is_valid(), verdict.reason()), (false, code));
+    assert_eq!(world.transactions(1).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_moves_nothing_never_yields_success() {
+    let world = odd_world().await;
+    let (purchase, answer) = settle_in_mode(&world, MOVES_NOTHING).await;
+    let code = "invalid_exact_evm_transfer_event_mismatch";
+    is_failed_for_good(&world, &purchase, &answer, code).await;
+    assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_moves_one_unit_less_never_yields_success() {
+    let world = odd_world().await;
+    let (purchase, answer) = settle_in_mode(&world, MOVES_LESS).await;
+    let code = "invalid_exact_evm_transfer_event_mismatch";
+    is_failed_for_good(&world, &purchase, &answer, code).await;
+    assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_pays_somebody_else_never_yields_success() {
+    let world = odd_world().await;
+    let (purchase, answer) = settle_in_mode(&world, PAYS_SOMEBODY_ELSE).await;
+    let code = "invalid_exact_evm_transfer_event_mismatch";
+    is_failed_for_good(&world, &purchase, &answer, code).await;
+    assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1));
+}
+
+/// The authorization is still unused: it could move money later, so this is not called failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_returns_quietly_never_yields_success_and_waits_for_the_operator() {
+    let world = odd_world().await;
+    let (purchase, answer) = settle_in_mode(&world, DOES_NOTHING).await;
+    is_failed_for_good(&world, &purchase, &answer, "settlement_pending").await;
+    let row = world.facilitator.payment(&answer).await;
+    assert!(row["quarantine"].is_string(), "{row}");
+    assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1));
+}

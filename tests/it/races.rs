@@ -1,0 +1,138 @@
+//! What others do on the chain between our look at it and our transaction.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use serde_json::json;
+use x402d::clock::{Clock, SystemClock};
+use x402d::embedded::TEST_USDC;
+use x402d::protocol::Amount;
+
+use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0x4a);
+const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const SEND: &str = "eth_sendRawTransaction";
+
+/// Settles `purchase` while its transaction is on the way to the node, as long as `meanwhile` takes.
+async fn settle_while(world: &World, purchase: &Purchase, meanwhile: impl AsyncFnOnce()) -> Answer {
+    world.proxy.on(SEND, Fault::Hold);
+    let sends = world.proxy.calls(SEND);
+    let mut waiting = world.facilitator.settling(&purchase.body());
+    world.proxy.called(SEND, sends).await;
+    meanwhile().await;
+    world.proxy.on(SEND, Fault::None);
+    waiting.join_next().await.unwrap().unwrap().unwrap()
+}
+
+async fn patient_world() -> World {
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "25");
+    setup.build().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorization_that_somebody_else_submits_first_is_a_success_with_their_transaction() {
+    let world = patient_world().await;
+    let purchase = Purchase::new(&world.payer().await, PAYEE, 71);
+    let answer = settle_while(&world, &purchase, async || {
+        world.chain.submit(&purchase).await;
+    })
+    .await;
+    assert!(answer.succeeded(), "{answer:?}");
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), 1);
+    assert_eq!(
+        transfers[0]["transactionHash"],
+        answer.transaction().as_str()
+    );
+    let again = world.facilitator.settle(&purchase.body()).await;
+    assert_eq!(again.reason(), "duplicate_settlement");
+    assert_eq!(again.transaction(), answer.transaction());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nonce_that_the_payer_uses_for_another_transfer_fails_for_good() {
+    let world = patient_world().await;
+    let purchase = Purchase::new(&world.payer().await, PAYEE, 72);
+    let mut other = purchase.clone();
+    other.authorization.to = SOMEBODY_ELSE;
+    let answer = settle_while(&world, &purchase, async || world.chain.submit(&other).await).await;
+    assert_eq!(answer.reason(), "invalid_exact_evm_nonce_already_used");
+    let again = world.facilitator.settle(&purchase.body()).await;
+    assert_eq!(again.reason(), "invalid_exact_evm_nonce_already_used");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
+    assert_eq!(world.transactions(1).await, 1, "not tried again");
+    let row = world.facilitator.payment(&answer).await;
+    assert_eq!(row["state"], "failed", "{row}");
+}
+
+/// Nothing was moved and the authorization is as good as before: it is refused, not failed, and pays once there is money.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payer_who_spends_the_money_first_is_refused_and_can_pay_later() {
+    let world = patient_world().await;
+    let payer = world.payer().await;
+    let purchase = Purchase::new(&payer, PAYEE, 73);
+    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let answer = settle_while(&world, &purchase, async || {
+        world.chain.submit(&everything).await;
+    })
+    .await;
+    assert_eq!(
+        answer.reason(),
+        "invalid_exact_evm_insufficient_balance",
+        "{answer:?}"
+    );
+    assert_eq!(answer.transaction(), "");
+    world.chain.fund(payer.address(), 73).await;
+    assert!(world.facilitator.verify(&purchase.body()).await.is_valid());
+    let answer = world.facilitator.settle(&purchase.body()).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(73));
+    assert_eq!(
+        world.transactions(1).await,
+        2,
+        "one in vain, one for the money"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorization_that_expires_on_the_way_fails_once_the_chain_has_said_so() {
+    let world = patient_world().await;
+    let purchase = Purchase::new(&world.payer().await, PAYEE, 74);
+    let answer = settle_while(&world, &purchase, async || {
+        world.chain.call("evm_increaseTime", json!([3_600])).await;
+    })
+    .await;
+    let code = "invalid_exact_evm_payload_authorization_valid_before";
+    assert_eq!(answer.reason(), code, "{answer:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
+    let row = world.facilitator.payment(&answer).await;
+    assert_eq!(row["state"], "failed", "{row}");
+}
+
+/// A known payment needs no fresh window: its header is good after it has expired.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_that_nobody_was_told_of_is_told_after_its_window_has_closed() {
+    let world = patient_world().await;
+    let mut purchase = Purchase::new(&world.payer().await, PAYEE, 75);
+    let soon = U256::from(SystemClock.now().unix_timestamp() + 60);
+    purchase.authorization.valid_before = Amount::from_atomic(soon);
+    world.chain.automine(false).await;
+    let unheard = world.facilitator.settling(&purchase.body());
+    world.has_sent(1).await;
+    drop(unheard);
+    world.mine_on().await;
+    eventually("the block", Duration::from_secs(10), async || {
+        (world.transactions(1).await == 1).then_some(())
+    })
+    .await;
+    world.chain.call("evm_increaseTime", json!([3_600])).await;
+    world.chain.mine(1).await;
+    assert!(world.facilitator.verify(&purchase.body()).await.is_valid());
+    let answer = world.facilitator.settle(&purchase.body()).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    let fresh = Purchase::new(&world.payer().await, PAYEE, 76);
+    let late = world.facilitator.settle(&fresh.body()).await;
+    let code = "invalid_exact_evm_payload_authorization_valid_before";
+    assert_eq!(late.reason(), code, "the chain's clock counts");
+}

@@ -1,0 +1,81 @@
+//! Several processes on one database.
+
+use std::os::unix::process::ExitStatusExt;
+
+use alloy::primitives::{Address, U256};
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Purchase, Setup, World};
+
+const PAYEE: Address = Address::repeat_byte(0x2e);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_payment_presented_to_two_processes_gets_one_transfer_and_one_success() {
+    let world = World::new().await;
+    let replica = world.replica().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 11).body();
+    let (here, there) = tokio::join!(
+        world.facilitator.settle_at_once(vec![body.clone(); 10]),
+        replica.settle_at_once(vec![body; 10])
+    );
+    let answers = [here, there].concat();
+    let successes = answers.iter().filter(|answer| answer.succeeded()).count();
+    assert_eq!(successes, 1, "{answers:?}");
+    let duplicates = answers
+        .iter()
+        .filter(|answer| answer.reason() == "duplicate_settlement");
+    assert_eq!(duplicates.count(), 19, "{answers:?}");
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+    assert_eq!(world.transactions(1).await, 1);
+}
+
+/// The survivor takes the lane over when the lease of the dead has run out, and sends what the dead had only written down.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_process_had_written_down_another_one_sends_while_its_caller_waits() {
+    let setup = Setup {
+        failpoint: Some("recorded"),
+        ..Setup::default()
+    };
+    let mut world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 12).body();
+    let replica = world.replica().await;
+    assert!(world.facilitator.try_settle(&body).await.is_err());
+    assert_eq!(world.facilitator.wait_for_end().await.signal(), Some(9));
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
+    assert!(replica.verify(&body).await.is_valid());
+    let answer = replica.settle(&body).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), 1);
+    assert_eq!(
+        transfers[0]["transactionHash"],
+        answer.transaction().as_str()
+    );
+    assert_eq!(world.transactions(1).await, 1);
+}
+
+/// A stopped process is not dead: when it goes on, its lane belongs to another one, and it must not use a nonce of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_wakes_up_after_losing_its_lane_sends_nothing_of_its_own() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let replica = world.replica().await;
+    world.facilitator.signal(nix::sys::signal::Signal::SIGSTOP);
+    let asleep = Purchase::new(&payer, PAYEE, 100).body();
+    let unheard = world.facilitator.settling(&asleep);
+    let awake = Purchase::new(&payer, PAYEE, 10).body();
+    let answer = replica.settle(&awake).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    world.facilitator.signal(nix::sys::signal::Signal::SIGCONT);
+    drop(unheard);
+    for body in [&asleep, &Purchase::new(&payer, PAYEE, 1).body()] {
+        let answer = world.facilitator.settle(body).await;
+        assert!(answer.succeeded(), "{answer:?}");
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(111));
+    assert_eq!(
+        world.transactions(1).await,
+        3,
+        "no nonce twice, none left out"
+    );
+}

@@ -1,0 +1,137 @@
+//! Asking the service.
+
+use std::sync::{Arc, Mutex};
+
+use reqwest::Client;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+/// A connection to the service, as a seller has it. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Caller {
+    url: String,
+    http: Client,
+    answers: Arc<Mutex<String>>,
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// `null` when it was not JSON.
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// `success` of a settle.
+    pub(crate) fn succeeded(&self) -> bool {
+        self.body["success"] == true
+    }
+
+    /// The hash of a settle, empty when there is none.
+    pub(crate) fn transaction(&self) -> String {
+        self.body["transaction"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// `isValid` of a verify.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.body["isValid"] == true
+    }
+
+    /// The code of a refusal, by verify or by settle.
+    pub(crate) fn reason(&self) -> &str {
+        let reason = self.body["errorReason"].as_str();
+        reason
+            .or_else(|| self.body["invalidReason"].as_str())
+            .unwrap_or_default()
+    }
+}
+
+impl Caller {
+    /// Asks at `url` from now on, over no connection of before.
+    pub(super) fn turn_to(&mut self, url: String) {
+        self.url = url;
+        let fresh = Client::builder().no_proxy().pool_max_idle_per_host(0);
+        self.http = fresh.build().unwrap();
+    }
+
+    /// Where the service listens.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Every answer that it gave, with headers, over all its lives.
+    pub(crate) fn answers(&self) -> String {
+        self.answers.lock().unwrap().clone()
+    }
+
+    pub(crate) async fn verify(&self, body: &Value) -> Answer {
+        self.post("/verify", body).await.unwrap()
+    }
+
+    pub(crate) async fn settle(&self, body: &Value) -> Answer {
+        self.try_settle(body).await.unwrap()
+    }
+
+    /// The same where the connection may break.
+    pub(crate) async fn try_settle(&self, body: &Value) -> Result<Answer, reqwest::Error> {
+        self.post("/settle", body).await
+    }
+
+    /// Begins to settle; the outcome is the only one of the set. Dropped, it breaks the connection.
+    pub(crate) fn settling(&self, body: &Value) -> JoinSet<Result<Answer, reqwest::Error>> {
+        let mut one = JoinSet::new();
+        let (caller, body) = (self.clone(), body.clone());
+        one.spawn(async move { caller.try_settle(&body).await });
+        one
+    }
+
+    /// Settles all at once.
+    pub(crate) async fn settle_at_once(&self, bodies: Vec<Value>) -> Vec<Answer> {
+        let mut settling = JoinSet::new();
+        for body in bodies {
+            let caller = self.clone();
+            settling.spawn(async move { caller.settle(&body).await });
+        }
+        settling.join_all().await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.try_get(path).await.unwrap()
+    }
+
+    pub(crate) async fn try_get(&self, path: &str) -> Result<Answer, reqwest::Error> {
+        let request = self.http.get(format!("{}{path}", self.url));
+        self.answer(request).await
+    }
+
+    /// The row of a payment with its timeline, as the operator sees it.
+    pub(crate) async fn payment(&self, settled: &Answer) -> Value {
+        let id = settled.body["extra"]["paymentId"].as_str().unwrap();
+        self.get(&format!("/payments/{id}")).await.body
+    }
+
+    /// Sends anything at all; where the service refuses a long body early, what it said is what counts.
+    pub(crate) async fn post_text(&self, path: &str, text: String) -> Answer {
+        let request = self.http.post(format!("{}{path}", self.url)).body(text);
+        self.answer(request).await.unwrap()
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Answer, reqwest::Error> {
+        let request = self.http.post(format!("{}{path}", self.url)).json(body);
+        self.answer(request).await
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+        let response = request.send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await?;
+        let record = format!("{status} {headers:?}\n{text}\n");
+        self.answers.lock().unwrap().push_str(&record);
+        let body = serde_json::from_str(&text).unwrap_or_default();
+        Ok(Answer { status, body })
+    }
+}

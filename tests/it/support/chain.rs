@@ -1,0 +1,169 @@
+//! The local chain, and what a test asks of it or does to it.
+
+use alloy::primitives::{Address, B256, Bytes, U64, U256, keccak256};
+use alloy::sol;
+use alloy::sol_types::SolCall;
+use reqwest::Client;
+use serde_json::{Value, json};
+use x402d::embedded::{DevAccount, LocalChain, LocalChainOptions, TEST_USDC};
+
+use super::Purchase;
+
+sol! {
+    function balanceOf(address account) returns (uint256);
+    function mint(address to, uint256 amount);
+    function setMode(uint8 mode);
+    function addressOf(address owner, bytes32 salt) returns (address);
+    function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
+        bytes32 nonce, bytes signature);
+    function createWallet(address owner, bytes32 salt) returns (address);
+}
+
+/// A running chain. Its first development account mints and does the test's own errands; the others may be signers.
+pub(crate) struct Chain {
+    inner: LocalChain,
+    http: Client,
+}
+
+impl Chain {
+    /// A chain that makes a block for each transaction.
+    pub(crate) async fn start() -> Self {
+        Self::with_block_time(None).await
+    }
+
+    pub(crate) async fn with_block_time(block_time_s: Option<u64>) -> Self {
+        let options = LocalChainOptions {
+            port: None,
+            block_time_s,
+        };
+        Self {
+            inner: LocalChain::start(options).await.unwrap(),
+            http: Client::builder().no_proxy().build().unwrap(),
+        }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        self.inner.rpc_url()
+    }
+
+    /// The accounts that pay for gas in the tests.
+    pub(crate) fn signers(count: usize) -> &'static [DevAccount] {
+        &LocalChain::funded_keys()[1..=count]
+    }
+
+    /// Any method; fails the test on an error answer.
+    pub(crate) async fn call(&self, method: &str, params: Value) -> Value {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let answer = self.http.post(self.url()).json(&body).send().await.unwrap();
+        let mut answer: Value = answer.json().await.unwrap();
+        assert!(
+            answer.get("error").is_none(),
+            "{method}: {}",
+            answer["error"]
+        );
+        answer["result"].take()
+    }
+
+    /// Gives test USDC.
+    pub(crate) async fn fund(&self, account: Address, amount: u64) {
+        self.inner.mint(account, U256::from(amount)).await.unwrap();
+    }
+
+    pub(crate) async fn usdc(&self, account: Address) -> U256 {
+        self.balance(TEST_USDC, account).await
+    }
+
+    pub(crate) async fn balance(&self, token: Address, account: Address) -> U256 {
+        self.read(token, balanceOfCall { account }).await
+    }
+
+    /// Calls a contract without changing anything.
+    pub(crate) async fn read<C: SolCall>(&self, to: Address, call: C) -> C::Return {
+        let call = json!([{"to": to, "data": Bytes::from(call.abi_encode())}, "latest"]);
+        let output: Bytes = serde_json::from_value(self.call("eth_call", call).await).unwrap();
+        C::abi_decode_returns(&output).unwrap()
+    }
+
+    /// Changes a contract; the block has to come by itself.
+    pub(crate) async fn send<C: SolCall>(&self, to: Address, call: C) {
+        let from = LocalChain::funded_keys()[0].address;
+        let transaction = json!([{"from": from, "to": to, "data": Bytes::from(call.abi_encode())}]);
+        self.call("eth_sendTransaction", transaction).await;
+    }
+
+    /// Hands an authorization to its token past the service, as anybody may.
+    pub(crate) async fn submit(&self, purchase: &Purchase) {
+        let signed = purchase.authorization;
+        let call = transferWithAuthorizationCall {
+            from: signed.from,
+            to: signed.to,
+            value: signed.value.atomic(),
+            validAfter: signed.valid_after.atomic(),
+            validBefore: signed.valid_before.atomic(),
+            nonce: signed.nonce,
+            signature: purchase.own_signature(),
+        };
+        self.send(purchase.asset, call).await;
+    }
+
+    /// The `Transfer` logs of `token` towards `payee`, oldest first.
+    pub(crate) async fn transfers_to(&self, token: Address, payee: Address) -> Vec<Value> {
+        let topic = keccak256("Transfer(address,address,uint256)");
+        let filter = json!([{"fromBlock": "0x0", "address": token, "topics": [topic, null, payee.into_word()]}]);
+        let logs = self.call("eth_getLogs", filter).await;
+        logs.as_array().cloned().unwrap()
+    }
+
+    /// How many of an account's transactions are mined.
+    pub(crate) async fn transaction_count(&self, account: Address) -> u64 {
+        let count = self
+            .call("eth_getTransactionCount", json!([account, "latest"]))
+            .await;
+        let count: U64 = serde_json::from_value(count).unwrap();
+        count.to()
+    }
+
+    /// How many of an account's transactions are mined or wait in the pool without a gap.
+    pub(crate) async fn pending_count(&self, account: Address) -> u64 {
+        let count = self
+            .call("eth_getTransactionCount", json!([account, "pending"]))
+            .await;
+        let count: U64 = serde_json::from_value(count).unwrap();
+        count.to()
+    }
+
+    pub(crate) async fn receipt(&self, transaction: &str) -> Value {
+        self.call("eth_getTransactionReceipt", json!([transaction]))
+            .await
+    }
+
+    /// Whether each transaction gets a block at once; if not, [`mine`](Self::mine) makes them.
+    pub(crate) async fn automine(&self, on: bool) {
+        self.call("evm_setAutomine", json!([on])).await;
+    }
+
+    pub(crate) async fn mine(&self, blocks: u64) {
+        self.call("anvil_mine", json!([U64::from(blocks)])).await;
+    }
+
+    /// Replaces the newest blocks by empty ones; their transactions are gone, not pending.
+    pub(crate) async fn reorganise(&self, depth: u64) {
+        self.call("anvil_reorg", json!([depth, []])).await;
+    }
+
+    /// Puts a contract of `contracts/artifacts` somewhere.
+    pub(crate) async fn place(&self, contract: &str, at: Address) {
+        let path = format!(
+            "{}/contracts/artifacts/{contract}.runtime.hex",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let code = std::fs::read_to_string(path).unwrap();
+        self.call("anvil_setCode", json!([at, code.trim()])).await;
+    }
+
+    pub(crate) async fn set_storage(&self, at: Address, slot: u64, value: B256) {
+        let slot = B256::from(U256::from(slot));
+        self.call("anvil_setStorageAt", json!([at, slot, value]))
+            .await;
+    }
+}

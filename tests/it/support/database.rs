@@ -1,0 +1,113 @@
+//! A ledger of its own for each test.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tempfile::TempDir;
+use url::Url;
+use uuid::Uuid;
+use x402d::embedded::EmbeddedPostgres;
+
+/// A fresh database on the server of `DATABASE_URL`, or a data directory in which x402d runs its private Postgres.
+pub(crate) enum Database {
+    Server {
+        server: String,
+        name: String,
+        url: String,
+    },
+    Private(TempDir),
+}
+
+impl Database {
+    pub(crate) async fn fresh() -> Self {
+        match std::env::var("DATABASE_URL") {
+            Ok(server) if !server.trim().is_empty() => Self::on(server).await,
+            Ok(_) | Err(_) => {
+                let folder = TempDir::with_prefix("x402d-it-").unwrap();
+                // Another user, who runs Postgres when the tests run as root, has to get through.
+                std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
+                Self::Private(folder)
+            }
+        }
+    }
+
+    async fn on(server: String) -> Self {
+        let name = format!("x402d_it_{}", Uuid::now_v7().simple());
+        let mut connection = PgConnection::connect(&server).await.unwrap();
+        let create = AssertSqlSafe(format!("create database \"{name}\""));
+        sqlx::raw_sql(create)
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+        let mut url: Url = server.parse().unwrap();
+        url.set_path(&name);
+        Self::Server {
+            server,
+            name,
+            url: url.into(),
+        }
+    }
+
+    /// The variable by which x402d finds it.
+    pub(crate) fn variable(&self) -> (&'static str, String) {
+        match self {
+            Self::Server { url, .. } => ("DATABASE_URL", url.clone()),
+            Self::Private(folder) => ("X402D_DATA_DIR", folder.path().display().to_string()),
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = match self {
+            Self::Server { server, name, .. } => {
+                Box::pin(drop_database(server.clone(), name.clone()))
+            }
+            Self::Private(folder) if has_postmaster(folder.path()) => {
+                Box::pin(stop_postgres(folder.path().to_owned()))
+            }
+            Self::Private(_) => return,
+        };
+        // A thread of its own, because the runtime of the test may be unwinding.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let cleaner = std::thread::spawn(move || runtime.map(|runtime| runtime.block_on(work)));
+        if !matches!(cleaner.join(), Ok(Ok(()))) {
+            eprintln!("a database of a test stays behind");
+        }
+    }
+}
+
+async fn drop_database(server: String, name: String) {
+    let statement = AssertSqlSafe(format!("drop database \"{name}\" with (force)"));
+    let dropped = async {
+        let mut connection = PgConnection::connect(&server).await?;
+        sqlx::raw_sql(statement).execute(&mut connection).await
+    };
+    if let Err(error) = dropped.await {
+        eprintln!("the database {name} stays behind: {error}");
+    }
+}
+
+/// A killed x402d leaves its Postgres to the next one. There is no next one here, so this adopts it and stops it.
+async fn stop_postgres(folder: std::path::PathBuf) {
+    let stopped = async { EmbeddedPostgres::start(&folder).await?.stop().await };
+    if let Err(error) = stopped.await {
+        eprintln!(
+            "the Postgres of {} may still run: {error}",
+            folder.display()
+        );
+    }
+}
+
+fn has_postmaster(folder: &Path) -> bool {
+    let inside = std::fs::read_dir(folder.join("postgres"));
+    inside.is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| entry.path().join("postmaster.pid").exists())
+    }) || folder.join("postgres/postmaster.pid").exists()
+}

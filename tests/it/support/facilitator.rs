@@ -1,0 +1,198 @@
+//! x402d as a child process.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::{Caller, eventually};
+
+/// The first start makes a database cluster; on a busy machine that takes a while.
+const START_LIMIT: Duration = Duration::from_secs(90);
+/// An orderly stop waits for requests and the engine, ten seconds each at most.
+const STOP_LIMIT: Duration = Duration::from_secs(25);
+/// How much of the log a failing test shows, in bytes.
+const LOG_SHOWN: usize = 6_000;
+
+/// The service; killed on drop.
+pub(crate) struct Facilitator {
+    variables: Vec<(&'static str, String)>,
+    folder: TempDir,
+    child: Option<Child>,
+    /// Asks it, since its latest start.
+    caller: Caller,
+    /// How long the log was before the latest start.
+    log_before: usize,
+}
+
+impl Facilitator {
+    /// A service with nothing but `variables` in its environment, and `toml` as its file. [`restart`](Self::restart) starts it.
+    pub(crate) fn new(variables: Vec<(&'static str, String)>, toml: &str) -> Self {
+        let folder = TempDir::with_prefix("x402d-it-serve-").unwrap();
+        std::fs::write(folder.path().join("x402d.toml"), toml).unwrap();
+        Self {
+            variables,
+            folder,
+            child: None,
+            caller: Caller::default(),
+            log_before: 0,
+        }
+    }
+
+    /// Starts it, also after a kill or an orderly stop, and waits until it is ready. It dies at `failpoint`, if one is named.
+    pub(crate) async fn restart(&mut self, failpoint: Option<&str>) {
+        self.spawn(failpoint).await;
+        self.wait_until_ready().await;
+    }
+
+    /// The same where it listened before, for sellers that know it by that address.
+    pub(crate) async fn restart_at(&mut self, url: &str, failpoint: Option<&str>) {
+        let address = url.trim_start_matches("http://").to_owned();
+        self.variables.retain(|(name, _)| *name != "X402D_LISTEN");
+        self.variables.push(("X402D_LISTEN", address));
+        self.restart(failpoint).await;
+    }
+
+    /// The same without waiting for `/readyz`: only until it listens.
+    pub(crate) async fn spawn(&mut self, failpoint: Option<&str>) {
+        assert!(self.child.is_none(), "it runs");
+        self.log_before = self.log().len();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_x402d"));
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(self.folder.path().join("x402d.toml"));
+        command
+            .env_clear()
+            .env("X402D_LISTEN", "127.0.0.1:0")
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        command
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
+            .envs(failpoint.map(|step| ("X402D_FAILPOINT", step)));
+        command
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        let url = eventually("x402d to listen", START_LIMIT, async || {
+            self.must_live();
+            self.listens_at()
+        })
+        .await;
+        self.caller.turn_to(url);
+    }
+
+    pub(crate) async fn wait_until_ready(&mut self) {
+        eventually("x402d to be ready", START_LIMIT, async || {
+            self.must_live();
+            let asked = self.caller.try_get("/readyz").await;
+            asked.is_ok_and(|answer| answer.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    fn must_live(&mut self) {
+        let ended = self
+            .child
+            .as_mut()
+            .and_then(|child| child.try_wait().unwrap());
+        assert!(ended.is_none(), "x402d ended while it started: {ended:?}");
+    }
+
+    fn listens_at(&self) -> Option<String> {
+        let log = self.log();
+        let line = log
+            .get(self.log_before..)?
+            .lines()
+            .find(|line| line.contains("x402d listens"))?;
+        let line: Value = serde_json::from_str(line).ok()?;
+        Some(format!("http://{}", line["address"].as_str()?))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// Everything that it has logged, over all its lives.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Memory that it holds, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let id = self.child.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Asks it to stop, and tells how it ended and how long that took.
+    pub(crate) async fn terminate(&mut self) -> (ExitStatus, Duration) {
+        let began = Instant::now();
+        self.signal(Signal::SIGTERM);
+        let status = self.wait_for_end().await;
+        (status, began.elapsed())
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = self.child.as_ref().unwrap().id();
+        kill(Pid::from_raw(i32::try_from(id).unwrap()), signal).unwrap();
+    }
+
+    /// Waits until it has ended, as it does at a failpoint.
+    pub(crate) async fn wait_for_end(&mut self) -> ExitStatus {
+        let status = eventually("x402d to end", STOP_LIMIT, async || {
+            self.child.as_mut().unwrap().try_wait().unwrap()
+        })
+        .await;
+        self.child = None;
+        status
+    }
+}
+
+impl Deref for Facilitator {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl Drop for Facilitator {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Killed, not stopped: the database is cleared away by its own handle.
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let from = log.ceil_char_boundary(log.len().saturating_sub(LOG_SHOWN));
+            eprintln!("x402d logged last:\n{}", &log[from..]);
+        }
+    }
+}

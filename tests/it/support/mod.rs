@@ -1,0 +1,21 @@
+//! What the tests stand on: a chain, a database, a proxy that misbehaves, and the service as a child process.
+
+mod caller;
+mod chain;
+mod database;
+mod facilitator;
+mod peers;
+mod proxy;
+mod purchase;
+mod wait;
+mod world;
+
+pub(crate) use caller::{Answer, Caller};
+pub(crate) use chain::{Chain, addressOfCall, createWalletCall, mintCall, setModeCall};
+pub(crate) use database::Database;
+pub(crate) use facilitator::Facilitator;
+pub(crate) use peers::{Bought, Seller, buy};
+pub(crate) use proxy::{Fault, Proxy, SECRET};
+pub(crate) use purchase::{Purchase, new_account};
+pub(crate) use wait::eventually;
+pub(crate) use world::{Setup, World};

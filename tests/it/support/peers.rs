@@ -1,0 +1,99 @@
+//! Sellers and buyers on unmodified official packages, as child processes (`tests/interop`).
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// A paid request waits for a block; an interpreter that starts on a busy machine takes its time.
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn program(file: &str) -> Command {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
+    let interpreter = if file == "buyer.py" {
+        folder.join(".venv/bin/python")
+    } else {
+        PathBuf::from("node")
+    };
+    let mut command = Command::new(interpreter);
+    command
+        .arg(folder.join(file))
+        .env_clear()
+        .kill_on_drop(true);
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
+    command
+}
+
+/// A seller that runs; killed on drop.
+pub(crate) struct Seller {
+    pub(crate) url: String,
+    _child: Child,
+}
+
+impl Seller {
+    /// Starts a seller of `tests/interop` that is paid at `pay_to` through `facilitator`.
+    pub(crate) async fn start(file: &str, facilitator: &str, pay_to: &str) -> Self {
+        let mut command = program(file);
+        command
+            .env("FACILITATOR_URL", facilitator)
+            .env("PAY_TO", pay_to);
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{file}: {error}; scripts/test installs what it needs"));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = timeout(LIMIT, lines.next_line())
+            .await
+            .expect("the seller starts in time")
+            .unwrap();
+        let line: Value =
+            serde_json::from_str(&line.expect("the seller says where it listens")).unwrap();
+        Self {
+            url: line["listening"].as_str().unwrap().to_owned(),
+            _child: child,
+        }
+    }
+}
+
+/// What a buyer reports.
+#[derive(Debug)]
+pub(crate) struct Bought {
+    pub(crate) status: u64,
+    pub(crate) body: Value,
+    /// The decoded result header.
+    pub(crate) payment: Value,
+    /// The payment header that was sent.
+    pub(crate) header: String,
+}
+
+/// Runs a buyer of `tests/interop`; with `replayed` it presents that header and signs nothing.
+pub(crate) async fn buy(file: &str, url: &str, key: &str, replayed: Option<&str>) -> Bought {
+    let mut command = program(file);
+    command
+        .arg(url)
+        .env("PRIVATE_KEY", key)
+        .envs(replayed.map(|header| ("RAW_HEADER", header)));
+    let output = timeout(LIMIT, command.output())
+        .await
+        .expect("the buyer ends in time")
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{file} ended with {}",
+        output.status
+    );
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    Bought {
+        status: report["status"].as_u64().unwrap(),
+        body: report["body"].clone(),
+        payment: report["payment"].clone(),
+        header: report["header"].as_str().unwrap_or_default().to_owned(),
+    }
+}

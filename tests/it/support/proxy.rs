@@ -1,0 +1,197 @@
+//! A JSON-RPC proxy before the chain that misbehaves on demand.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use super::eventually;
+
+/// Part of the URL, as a hosted RPC has its key there: it must not appear anywhere.
+pub(crate) const SECRET: &str = "rpc-key-0a1b2c3d4e5f";
+
+/// What happens to the calls of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// They pass.
+    None,
+    /// HTTP 503, not forwarded.
+    Unavailable,
+    /// Forwarded, and the answer is kept back for ever.
+    AnswerLost,
+    /// Not forwarded, and never answered.
+    RequestLost,
+    /// They wait until the fault changes, and then meet the new one.
+    Hold,
+    /// A JSON-RPC error with this text, not forwarded.
+    Error(&'static str),
+    /// HTTP 200 with something that is not JSON, not forwarded.
+    Nonsense,
+}
+
+/// The proxy; it ends with this value.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _server: AbortOnDropHandle<()>,
+}
+
+struct Shared {
+    chain: String,
+    http: Client,
+    faults: watch::Sender<Faults>,
+    calls: Mutex<HashMap<String, usize>>,
+}
+
+#[derive(Default, Clone)]
+struct Faults {
+    all: Option<Fault>,
+    of: HashMap<String, Fault>,
+}
+
+impl Proxy {
+    pub(crate) async fn before(chain: &str) -> Self {
+        let shared = Arc::new(Shared {
+            chain: chain.to_owned(),
+            http: Client::builder().no_proxy().build().unwrap(),
+            faults: watch::Sender::default(),
+            calls: Mutex::default(),
+        });
+        let router = Router::new()
+            .fallback(answer)
+            .with_state(Arc::clone(&shared));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = TaskTracker::new().spawn(async move {
+            axum::serve(listener, router).await.unwrap();
+        });
+        Self {
+            address,
+            shared,
+            _server: AbortOnDropHandle::new(server),
+        }
+    }
+
+    /// Where x402d is told to find the chain.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/v2/{SECRET}", self.address)
+    }
+
+    /// The port, which is as telling as the whole URL.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// From now on all methods meet `fault`, but for those that have their own.
+    pub(crate) fn all(&self, fault: Fault) {
+        self.shared
+            .faults
+            .send_modify(|faults| faults.all = Some(fault));
+    }
+
+    /// From now on one method meets `fault`.
+    pub(crate) fn on(&self, method: &str, fault: Fault) {
+        self.shared.faults.send_modify(|faults| {
+            faults.of.insert(method.to_owned(), fault);
+        });
+    }
+
+    /// How often a method was called.
+    pub(crate) fn calls(&self, method: &str) -> usize {
+        let calls = self.shared.calls.lock().unwrap();
+        calls.get(method).copied().unwrap_or_default()
+    }
+
+    /// Waits until a method was called more than `before` times.
+    pub(crate) async fn called(&self, method: &str, before: usize) {
+        let what = format!("a call of {method}");
+        eventually(&what, Duration::from_secs(20), async || {
+            (self.calls(method) > before).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let calls = request
+        .as_array()
+        .cloned()
+        .unwrap_or_else(|| vec![request.clone()]);
+    let methods: Vec<String> = calls
+        .iter()
+        .filter_map(|call| call["method"].as_str().map(str::to_owned))
+        .collect();
+    for method in &methods {
+        *shared
+            .calls
+            .lock()
+            .unwrap()
+            .entry(method.clone())
+            .or_default() += 1;
+    }
+    let mut faults = shared.faults.subscribe();
+    let fault = loop {
+        let fault = faults.borrow_and_update().of_call(&methods);
+        if fault != Fault::Hold || faults.changed().await.is_err() {
+            break fault;
+        }
+    };
+    match fault {
+        Fault::None => forward(&shared, body).await,
+        Fault::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Fault::AnswerLost => {
+            forward(&shared, body).await;
+            std::future::pending().await
+        }
+        Fault::RequestLost | Fault::Hold => std::future::pending().await,
+        Fault::Error(message) => error(&calls, message),
+        Fault::Nonsense => "<html>nobody is here</html>".into_response(),
+    }
+}
+
+impl Faults {
+    fn of_call(&self, methods: &[String]) -> Fault {
+        let own = methods.iter().find_map(|method| self.of.get(method));
+        own.copied().or(self.all).unwrap_or(Fault::None)
+    }
+}
+
+async fn forward(shared: &Shared, body: Bytes) -> Response {
+    let sent = shared
+        .http
+        .post(&shared.chain)
+        .header("content-type", "application/json")
+        .body(body)
+        .send();
+    match sent.await {
+        Ok(answer) => match answer.bytes().await {
+            Ok(bytes) => ([("content-type", "application/json")], bytes).into_response(),
+            Err(_) => StatusCode::BAD_GATEWAY.into_response(),
+        },
+        Err(_) => StatusCode::BAD_GATEWAY.into_response(),
+    }
+}
+
+fn error(calls: &[Value], message: &str) -> Response {
+    let mut answers: Vec<Value> = calls
+        .iter()
+        .map(|call| json!({"jsonrpc": "2.0", "id": call["id"], "error": {"code": -32000, "message": message}}))
+        .collect();
+    let body = if answers.len() == 1 {
+        answers.remove(0)
+    } else {
+        Value::Array(answers)
+    };
+    axum::Json(body).into_response()
+}

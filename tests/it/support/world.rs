@@ -1,0 +1,130 @@
+//! Everything together.
+
+use std::time::Duration;
+
+use alloy::signers::local::PrivateKeySigner;
+
+use super::{Chain, Database, Facilitator, Proxy, eventually, new_account};
+
+/// How to set the scene. The default: one signer, a block for each transaction, no further configuration.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    pub(crate) signers: usize,
+    pub(crate) block_time_s: Option<u64>,
+    /// Further environment variables.
+    pub(crate) variables: Vec<(&'static str, String)>,
+    /// `x402d.toml`.
+    pub(crate) toml: String,
+    /// The step at which the first life ends.
+    pub(crate) failpoint: Option<&'static str>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            signers: 1,
+            block_time_s: None,
+            variables: Vec::new(),
+            toml: String::new(),
+            failpoint: None,
+        }
+    }
+}
+
+/// A service that is ready, behind a proxy to its own chain, on its own database. The order of the fields is the order of their end.
+pub(crate) struct World {
+    pub(crate) facilitator: Facilitator,
+    /// Held for its end.
+    _database: Database,
+    pub(crate) proxy: Proxy,
+    pub(crate) chain: Chain,
+    variables: Vec<(&'static str, String)>,
+    toml: String,
+}
+
+impl World {
+    /// The default.
+    pub(crate) async fn new() -> Self {
+        Setup::default().build().await
+    }
+
+    /// A further process on the same database, with the same configuration. It must end before the world does.
+    pub(crate) async fn replica(&self) -> Facilitator {
+        let mut replica = Facilitator::new(self.variables.clone(), &self.toml);
+        replica.restart(None).await;
+        replica
+    }
+
+    /// A payer with a hundred test USDC.
+    pub(crate) async fn payer(&self) -> PrivateKeySigner {
+        let payer = new_account();
+        self.chain.fund(payer.address(), 100_000_000).await;
+        payer
+    }
+
+    /// How many transactions of the signers are mined.
+    pub(crate) async fn transactions(&self, signers: usize) -> u64 {
+        let mut sum = 0;
+        for signer in Chain::signers(signers) {
+            sum += self.chain.transaction_count(signer.address).await;
+        }
+        sum
+    }
+
+    /// Waits until the first signer has `count` transactions, mined or in the pool.
+    pub(crate) async fn has_sent(&self, count: u64) {
+        let signer = Chain::signers(1)[0].address;
+        eventually(
+            "a transaction in the pool",
+            Duration::from_secs(20),
+            async || (self.chain.pending_count(signer).await == count).then_some(()),
+        )
+        .await;
+    }
+
+    /// Makes blocks again after a pause.
+    pub(crate) async fn mine_on(&self) {
+        self.chain.automine(true).await;
+        self.chain.mine(1).await;
+    }
+}
+
+impl Setup {
+    pub(crate) async fn build(self) -> World {
+        let chain = Chain::with_block_time(self.block_time_s).await;
+        self.on(chain).await
+    }
+
+    /// With a further environment variable.
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((name, value.into()));
+        self
+    }
+
+    /// On a chain that the test has prepared.
+    pub(crate) async fn on(self, chain: Chain) -> World {
+        let database = Database::fresh().await;
+        let proxy = Proxy::before(chain.url()).await;
+        let keys: Vec<_> = Chain::signers(self.signers)
+            .iter()
+            .map(|account| account.key)
+            .collect();
+        let mut variables = vec![
+            database.variable(),
+            ("X402D_NETWORK", "base-sepolia".to_owned()),
+            ("X402D_RPC_URL", proxy.url()),
+            ("X402D_SIGNER_KEYS", keys.join(",")),
+        ];
+        variables.extend(self.variables);
+        let mut facilitator = Facilitator::new(variables.clone(), &self.toml);
+        facilitator.restart(self.failpoint).await;
+        World {
+            facilitator,
+            _database: database,
+            proxy,
+            chain,
+            variables,
+            toml: self.toml,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Payers of each kind: contract wallets, wallets that do not exist yet, delegated accounts, and the spellings of plain signatures.
+
+use alloy::primitives::{Address, B256, Bytes, U256, bytes, hex};
+use alloy::sol_types::{SolCall, SolValue};
+use serde_json::json;
+use x402d::embedded::SMART_WALLET_FACTORY;
+
+use crate::support::{Purchase, Setup, World, addressOfCall, createWalletCall, new_account};
+
+const PAYEE: Address = Address::repeat_byte(0xca);
+const WALLET: Address = Address::repeat_byte(0x3a);
+const SALT: B256 = B256::repeat_byte(0x01);
+const INVALID_SIGNATURE: &str = "invalid_exact_evm_signature";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_contract_wallet_pays() {
+    let world = World::new().await;
+    let owner = new_account();
+    world.chain.place("SmartWallet", WALLET).await;
+    let slot = owner.address().into_word();
+    world.chain.set_storage(WALLET, 0, slot).await;
+    world.chain.fund(WALLET, 1_000).await;
+    for purchase in [
+        Purchase::new(&owner, PAYEE, 300).paid_by(WALLET),
+        Purchase::new(&owner, PAYEE, 200).paid_by(WALLET).v1(),
+    ] {
+        settles(&world, &purchase).await;
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(500));
+
+    let stranger = Purchase::new(&new_account(), PAYEE, 100).paid_by(WALLET);
+    is_refused(&world, &stranger, INVALID_SIGNATURE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_delegates_to_a_wallet_pays_as_that_wallet_says() {
+    let world = World::new().await;
+    let (owner, payer) = (new_account(), world.payer().await);
+    world.chain.place("SmartWallet", WALLET).await;
+    // EIP-7702: the code of a delegated account is this prefix and whose code it runs.
+    let code = Bytes::from([hex!("ef0100").as_slice(), WALLET.as_slice()].concat());
+    let params = json!([payer.address(), code]);
+    world.chain.call("anvil_setCode", params).await;
+    let slot = owner.address().into_word();
+    world.chain.set_storage(payer.address(), 0, slot).await;
+
+    let by_the_wallet = Purchase::new(&owner, PAYEE, 10).paid_by(payer.address());
+    settles(&world, &by_the_wallet).await;
+    let by_the_bare_key = Purchase::new(&payer, PAYEE, 20);
+    is_refused(&world, &by_the_bare_key, INVALID_SIGNATURE).await;
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wallet_of_an_unlisted_factory_is_refused_without_a_call_to_the_chain() {
+    let world = World::new().await;
+    let purchase = undeployed(&world).await;
+    let before = world.proxy.calls("eth_call");
+    is_refused(&world, &purchase, "eip6492_factory_not_allowed").await;
+    assert_eq!(world.proxy.calls("eth_call"), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wallet_of_a_listed_factory_is_deployed_and_pays() {
+    let listed = SMART_WALLET_FACTORY.to_string();
+    let setup = Setup::default().with("X402D_EIP6492_FACTORIES", listed);
+    let world = setup.build().await;
+    let purchase = undeployed(&world).await;
+    settles(&world, &purchase).await;
+    let wallet = purchase.authorization.from;
+    let code = world
+        .chain
+        .call("eth_getCode", json!([wallet, "latest"]))
+        .await;
+    assert!(code.as_str().unwrap().len() > 2, "it is deployed");
+
+    // The wallet exists now; wallets that do not know it yet wrap their signature all the same.
+    let mut again = Purchase::new(&purchase.signer, PAYEE, 50).paid_by(wallet);
+    again.signature = Some(wrapped(&again));
+    settles(&world, &again).await;
+    let bare = Purchase::new(&purchase.signer, PAYEE, 25).paid_by(wallet);
+    settles(&world, &bare).await;
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(175));
+    assert_eq!(world.transactions(1).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_signature_settles_with_v_0_and_1_and_is_refused_with_a_high_s() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let mut seen = [false; 2];
+    while seen != [true; 2] {
+        let mut purchase = Purchase::new(&payer, PAYEE, 5);
+        let mut signature = purchase.own_signature().to_vec();
+        signature[64] -= 27;
+        let v = usize::from(signature[64]);
+        if std::mem::replace(&mut seen[v], true) {
+            continue;
+        }
+        purchase.signature = Some(signature.into());
+        settles(&world, &purchase).await;
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(10));
+
+    let mut malleated = Purchase::new(&payer, PAYEE, 6);
+    malleated.signature = Some(with_high_s(&malleated.own_signature()));
+    is_refused(&world, &malleated, INVALID_SIGNATURE).await;
+    assert_eq!(world.transactions(1).await, 2);
+}
+
+/// A payment of 100 by a funded wallet that its factory has not created yet.
+async fn undeployed(world: &World) -> Purchase {
+    let owner = new_account();
+    let at = addressOfCall {
+        owner: owner.address(),
+        salt: SALT,
+    };
+    let wallet = world.chain.read(SMART_WALLET_FACTORY, at).await;
+    world.chain.fund(wallet, 1_000).await;
+    let mut purchase = Purchase::new(&owner, PAYEE, 100).paid_by(wallet);
+    purchase.signature = Some(wrapped(&purchase));
+    purchase
+}
+
+/// The owner's signature in an ERC-6492 wrapper.
+fn wrapped(purchase: &Purchase) -> Bytes {
+    let create = createWalletCall {
+        owner: purchase.signer.address(),
+        salt: SALT,
+    };
+    let create = Bytes::from(create.abi_encode());
+    let inner = purchase.own_signature();
+    let mut wrapped = (SMART_WALLET_FACTORY, create, inner).abi_encode_params();
+    wrapped.extend(bytes!(
+        "6492649264926492649264926492649264926492649264926492649264926492"
+    ));
+    wrapped.into()
+}
+
+/// The other signature that is as true in mathematics, and that tokens refuse.
+fn with_high_s(signature: &Bytes) -> Bytes {
+    let order = U256::from_be_bytes(hex!(
+        "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"
+    ));
+    let s = order - U256::from_be_slice(&signature[32..64]);
+    let v = if signature[64] == 27 { 28 } else { 27 };
+    let mut other = signature[..32].to_vec();
+    other.extend(s.to_be_bytes::<32>());
+    other.push(v);
+    other.into()
+}
+
+async fn settles(world: &World, purchase: &Purchase) {
+    let verdict = world.facilitator.verify(&purchase.body()).await;
+    assert!(verdict.is_valid(), "{verdict:?}");
+    let before = world.chain.usdc(PAYEE).await;
+    let answer = world.facilitator.settle(&purchase.body()).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, before + purchase.amount);
+}
+
+async fn is_refused(world: &World, purchase: &Purchase, code: &str) {
+    let verdict = world.facilitator.verify(&purchase.body()).await;
+    assert_eq!((verdict.is_valid(), verdict.reason()), (false, code));
+    let before = world.chain.usdc(PAYEE).await;
+    let answer = world.facilitator.settle(&purchase.body()).await;
+    assert_eq!((answer.succeeded(), answer.reason()), (false, code));
+    assert_eq!(answer.transaction(), "");
+    assert_eq!(world.chain.usdc(PAYEE).await, before);
+}

@@ -21,11 +21,11 @@ fn changed(version: X402Version, pointer: &str, value: Value) -> Value {
     body
 }
 
-fn shape_of(body: &Value) -> Result<Candidate, Box<Refusal>> {
+fn shape_of(body: &Value) -> Result<Candidate, Refusal> {
     Candidate::from_request(request(body), &policy())
 }
 
-fn reason<T: std::fmt::Debug>(outcome: Result<T, Box<Refusal>>) -> Reason {
+fn reason<T: std::fmt::Debug>(outcome: Result<T, Refusal>) -> Reason {
     outcome.unwrap_err().reason
 }
 

@@ -5,11 +5,9 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
-<<<<<<< HEAD
 mod bad_input;
-=======
+#[cfg(test)]
 mod bounds;
->>>>>>> refs/heads/settletests
 #[cfg(test)]
 mod broken_connections;
 #[cfg(test)]

@@ -125,7 +125,7 @@ mod tests {
             time,
             ..Head::default()
         };
-        without_transfer(&payment, succeeded, used.clone(), &head, tries)
+        without_transfer(&payment, succeeded, used, &head, tries)
     }
 
     fn outcome(used: &AuthorizationUse, succeeded: bool, tries: i64) -> RowOutcome {

@@ -83,215 +83,193 @@ async fn ten_megabytes_are_refused_with_413() {
     nothing_happened(&world, 0).await;
 }
 
+const REQUIRED: &str = "/paymentRequirements";
+const ACCEPTED: &str = "/paymentPayload/accepted";
+const PAYLOAD: &str = "/paymentPayload/payload";
+const SIGNED: &str = "/paymentPayload/payload/authorization";
+
+/// Where in a good v2 body, the member, the JSON in its place, and the code that follows.
+const WRONG: &[(&str, &str, &str, &str)] = &[
+    ("", "/x402Version", "1", "invalid_x402_version"),
+    (
+        "/paymentPayload",
+        "/x402Version",
+        "3",
+        "invalid_x402_version",
+    ),
+    (REQUIRED, "/scheme", r#""barter""#, "unsupported_scheme"),
+    (ACCEPTED, "/scheme", r#""barter""#, "unsupported_scheme"),
+    (REQUIRED, "/network", r#""eip155:1""#, "invalid_network"),
+    (
+        REQUIRED,
+        "/network",
+        r#""solana:mainnet""#,
+        "invalid_network",
+    ),
+    (
+        REQUIRED,
+        "/network",
+        r#""eip155:84532x""#,
+        "invalid_network",
+    ),
+    (
+        ACCEPTED,
+        "/network",
+        r#""eip155:8453""#,
+        "invalid_exact_evm_network_mismatch",
+    ),
+    (
+        REQUIRED,
+        "/asset",
+        r#""0x5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e""#,
+        "invalid_payment_requirements",
+    ),
+    (
+        REQUIRED,
+        "/asset",
+        r#""0x12""#,
+        "invalid_payment_requirements",
+    ),
+    (
+        REQUIRED,
+        "/payTo",
+        r#""nobody""#,
+        "invalid_payment_requirements",
+    ),
+    (
+        REQUIRED,
+        "/maxTimeoutSeconds",
+        r#""300""#,
+        "invalid_payment_requirements",
+    ),
+    (
+        REQUIRED,
+        "/extra",
+        "{}",
+        "invalid_exact_evm_missing_eip712_domain",
+    ),
+    (
+        REQUIRED,
+        "/extra/name",
+        r#""USD Coin""#,
+        "invalid_exact_evm_token_name_mismatch",
+    ),
+    (
+        REQUIRED,
+        "/extra/version",
+        r#""1""#,
+        "invalid_exact_evm_token_version_mismatch",
+    ),
+    (
+        REQUIRED,
+        "/amount",
+        r#""9999""#,
+        "invalid_exact_evm_payload_authorization_value_mismatch",
+    ),
+    (
+        PAYLOAD,
+        "",
+        r#"{"permit2Authorization": {}, "signature": "0x"}"#,
+        "unsupported_payload_type",
+    ),
+    (PAYLOAD, "", r#"{"signature": "0x00"}"#, "invalid_payload"),
+    (PAYLOAD, "", "[[[[[[[[1]]]]]]]]", "invalid_payload"),
+    (PAYLOAD, "/signature", r#""0x123""#, "invalid_payload"),
+    (
+        PAYLOAD,
+        "/signature",
+        r#""0x""#,
+        "invalid_exact_evm_signature",
+    ),
+    (
+        PAYLOAD,
+        "/signature",
+        r#""0x1111""#,
+        "invalid_exact_evm_signature",
+    ),
+    (SIGNED, "/nonce", r#""0xab""#, "invalid_payload"),
+    (
+        SIGNED,
+        "/validBefore",
+        r#""1""#,
+        "invalid_exact_evm_payload_authorization_valid_before",
+    ),
+    (
+        SIGNED,
+        "/validBefore",
+        r#""99999999999""#,
+        "invalid_exact_evm_payload_authorization_valid_before",
+    ),
+    (
+        SIGNED,
+        "/validAfter",
+        r#""99999999999""#,
+        "invalid_exact_evm_payload_authorization_valid_after",
+    ),
+    (
+        SIGNED,
+        "/to",
+        r#""0x0000000000000000000000000000000000000000""#,
+        "invalid_exact_evm_recipient_mismatch",
+    ),
+];
+
+/// What is no amount.
+const NO_AMOUNTS: &[&str] = &[
+    r#""-1""#,
+    r#""0x10""#,
+    r#""1e6""#,
+    r#""1.5""#,
+    r#""""#,
+    r#"" 1""#,
+    r#""01""#,
+    r#""1_0""#,
+    "10000",
+    "null",
+    r#""1157920892373161954235709850086879078532699846656405640394575840079131296399360""#,
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
-    let v1 = Purchase::new(&world.payer().await, PAYEE, 10_000)
-        .v1()
-        .body();
-    let nested = (0..100).fold(json!(1), |inner, _| json!([inner]));
-    let too_large = format!("{}0", alloy::primitives::U256::MAX);
-    let mut cases = vec![
-        (
-            with(&good, "/x402Version", json!(1)),
-            "invalid_x402_version",
-        ),
-        (
-            with(
-                &with(&good, "/x402Version", json!(3)),
-                "/paymentPayload/x402Version",
-                json!(3),
-            ),
-            "invalid_x402_version",
-        ),
-        (
-            with(&good, "/paymentRequirements/scheme", json!("barter")),
-            "unsupported_scheme",
-        ),
-        (
-            with(&good, "/paymentPayload/accepted/scheme", json!("barter")),
-            "unsupported_scheme",
-        ),
-        (
-            with(&good, "/paymentRequirements/network", json!("eip155:1")),
-            "invalid_network",
-        ),
-        (
-            with(
-                &good,
-                "/paymentRequirements/network",
-                json!("solana:mainnet"),
-            ),
-            "invalid_network",
-        ),
-        (
-            with(
-                &good,
-                "/paymentRequirements/network",
-                json!("eip155:84532x"),
-            ),
-            "invalid_network",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/accepted/network",
-                json!("eip155:8453"),
-            ),
-            "invalid_exact_evm_network_mismatch",
-        ),
-        (
-            with(&v1, "/paymentRequirements/network", json!("nowhere")),
-            "invalid_network",
-        ),
-        (
-            with(&good, "/paymentRequirements/asset", json!(PAYEE)),
-            "invalid_payment_requirements",
-        ),
-        (
-            with(&good, "/paymentRequirements/asset", json!("0x12")),
-            "invalid_payment_requirements",
-        ),
-        (
-            with(&good, "/paymentRequirements/payTo", json!("nobody")),
-            "invalid_payment_requirements",
-        ),
-        (
-            with(
-                &good,
-                "/paymentRequirements/maxTimeoutSeconds",
-                json!("300"),
-            ),
-            "invalid_payment_requirements",
-        ),
-        (
-            with(&good, "/paymentRequirements/extra", json!({})),
-            "invalid_exact_evm_missing_eip712_domain",
-        ),
-        (
-            with(&good, "/paymentRequirements/extra/name", json!("USD Coin")),
-            "invalid_exact_evm_token_name_mismatch",
-        ),
-        (
-            with(&good, "/paymentRequirements/extra/version", json!("1")),
-            "invalid_exact_evm_token_version_mismatch",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload",
-                json!({"permit2Authorization": {}, "signature": "0x"}),
-            ),
-            "unsupported_payload_type",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload",
-                json!({"signature": "0x00"}),
-            ),
-            "invalid_payload",
-        ),
-        (
-            with(&good, "/paymentPayload/payload", nested),
-            "invalid_payload",
-        ),
-        (
-            with(&good, "/paymentPayload/payload/signature", json!("0x123")),
-            "invalid_payload",
-        ),
-        (
-            with(&good, "/paymentPayload/payload/signature", json!("0x")),
-            "invalid_exact_evm_signature",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload/signature",
-                json!(format!("0x{}", "ab".repeat(9000))),
-            ),
-            "invalid_payload",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload/signature",
-                json!(format!("0x{}", "11".repeat(65))),
-            ),
-            "invalid_exact_evm_signature",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload/authorization/nonce",
-                json!("0xab"),
-            ),
-            "invalid_payload",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload/authorization/validBefore",
-                json!("1"),
-            ),
-            "invalid_exact_evm_payload_authorization_valid_before",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload/authorization/validBefore",
-                json!("99999999999"),
-            ),
-            "invalid_exact_evm_payload_authorization_valid_before",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload/authorization/validAfter",
-                json!("99999999999"),
-            ),
-            "invalid_exact_evm_payload_authorization_valid_after",
-        ),
-        (
-            with(
-                &good,
-                "/paymentPayload/payload/authorization/to",
-                json!(Address::ZERO),
-            ),
-            "invalid_exact_evm_recipient_mismatch",
-        ),
-        (
-            with(&good, "/paymentRequirements/amount", json!("9999")),
-            "invalid_exact_evm_payload_authorization_value_mismatch",
-        ),
-        (
-            with(&v1, "/paymentRequirements/maxAmountRequired", json!("9999")),
-            "invalid_exact_evm_authorization_value",
-        ),
-        (
-            with_amount(&good, &json!("0")),
-            "invalid_payment_requirements",
-        ),
-    ];
-    for amount in [
-        json!("-1"),
-        json!("0x10"),
-        json!("1e6"),
-        json!("1.5"),
-        json!(""),
-        json!(" 1"),
-        json!("01"),
-        json!(10_000),
-        json!(null),
-        json!(too_large),
-    ] {
-        cases.push((with_amount(&good, &amount), "invalid_payment_requirements"));
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let mut cases: Vec<(Value, &str)> = WRONG
+        .iter()
+        .map(|(place, member, value, code)| {
+            (with(&good, &format!("{place}{member}"), json(value)), *code)
+        })
+        .collect();
+    for amount in NO_AMOUNTS {
         cases.push((
-            with(&good, "/paymentPayload/payload/authorization/value", amount),
+            with_amount(&good, &json(amount)),
+            "invalid_payment_requirements",
+        ));
+        cases.push((
+            with(&good, &format!("{SIGNED}/value"), json(amount)),
             "invalid_payload",
         ));
     }
+    cases.push((
+        with_amount(&good, &json!("0")),
+        "invalid_payment_requirements",
+    ));
+    let long = json!(format!("0x{}", "ab".repeat(9000)));
+    cases.push((
+        with(&good, &format!("{PAYLOAD}/signature"), long),
+        "invalid_payload",
+    ));
+    let v1 = Purchase::new(&world.payer().await, PAYEE, 10_000)
+        .v1()
+        .body();
+    cases.push((
+        with(&v1, &format!("{REQUIRED}/network"), json!("nowhere")),
+        "invalid_network",
+    ));
+    cases.push((
+        with(&v1, &format!("{REQUIRED}/maxAmountRequired"), json!("9999")),
+        "invalid_exact_evm_authorization_value",
+    ));
     for (body, code) in cases {
         for answer in both(&world.facilitator, &body).await {
             assert_eq!(

@@ -279,6 +279,11 @@ impl Reader<'_> {
             "gas_cap",
             "100000 to 5000000",
         );
+        self.needs(
+            entry.eip6492_factories.is_empty() || gas_cap >= 450_000,
+            "gas_cap",
+            "450000 or more when eip6492_factories are listed: deploying a wallet costs that much",
+        );
         // On Ethereum itself blocks have cost hundreds of gwei; elsewhere a tenth of that is a fault or an attack.
         let default_cap_wei = if network.chain_id() == 1 {
             200_000_000_000

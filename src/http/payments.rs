@@ -147,7 +147,7 @@ pub(super) struct EventView {
 /// List payments
 ///
 /// Newest first, a page at a time. A walk along `nextCursor` never shows a payment twice.
-#[utoipa::path(get, path = "/payments", tag = "history", params(ListQuery), security(("operator" = [])), responses(
+#[utoipa::path(get, path = "/payments", operation_id = "listPayments", tag = "history", params(ListQuery), security(("operator" = [])), responses(
     (status = 200, description = "a page", body = PaymentPage),
     (status = 400, description = "a filter cannot be read", body = Problem, content_type = "application/problem+json"),
     (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
@@ -179,7 +179,7 @@ pub(super) async fn list(
 /// Show a payment
 ///
 /// With its timeline: every change of state, and who was told.
-#[utoipa::path(get, path = "/payments/{id}", tag = "history", params(("id" = String, Path, description = "the ledger's id")),
+#[utoipa::path(get, path = "/payments/{id}", operation_id = "showPayment", tag = "history", params(("id" = String, Path, description = "the ledger's id")),
     security(("operator" = [])), responses(
     (status = 200, description = "the payment", body = PaymentDetail),
     (status = 400, description = "no id", body = Problem, content_type = "application/problem+json"),
@@ -193,12 +193,10 @@ pub(super) async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<PaymentDetail>, Problem> {
     let id = parse_id(&id, "id")?;
-    let ledger = &state.facilitator.ledger;
-    let payment = ledger
-        .payment(id)
-        .await?
-        .ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
-    let events = ledger.timeline(id).await?.into_iter().map(event).collect();
+    let life = state.facilitator.ledger.life(id).await?;
+    let (payment, events) =
+        life.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
+    let events = events.into_iter().map(event).collect();
     Ok(Json(PaymentDetail {
         payment: view(payment, &state),
         events,

@@ -84,16 +84,26 @@ impl Ledger {
         rows.into_iter().map(Payment::try_from).collect()
     }
 
-    /// What happened to a payment, oldest first.
+    /// A payment and what happened to it, oldest first; both as of one moment.
     ///
     /// # Errors
-    /// When the database fails.
-    pub async fn timeline(&self, id: PaymentId) -> Result<Vec<Event>, LedgerError> {
+    /// When the database fails or the row cannot be read.
+    pub async fn life(&self, id: PaymentId) -> Result<Option<(Payment, Vec<Event>)>, LedgerError> {
+        let mut snapshot = self
+            .pool
+            .begin_with("begin isolation level repeatable read read only")
+            .await?;
+        let row = select_payments!("where p.id = $1", id.0)
+            .fetch_optional(&mut *snapshot)
+            .await?;
+        let Some(row) = row else {
+            return Ok(None);
+        };
         let rows = sqlx::query!(
             "select at, kind, from_state, to_state, reason, transaction_hash from events where payment_id = $1 order by id",
             id.0,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *snapshot)
         .await?;
         let events = rows.into_iter().map(|row| Event {
             at: row.at,
@@ -103,6 +113,6 @@ impl Ledger {
             reason: row.reason,
             transaction: row.transaction_hash.as_deref().and_then(hash),
         });
-        Ok(events.collect())
+        Ok(Some((row.try_into()?, events.collect())))
     }
 }

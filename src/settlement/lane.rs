@@ -1,5 +1,7 @@
 //! A lane: one signer on one network, owned by one process at a time.
 
+mod follow;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,23 +13,19 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
-use crate::chain::{Broadcast, Head, Receipt, SignerKey};
-use crate::ledger::{
-    BlockRef, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, MinedTransaction, RowOutcome, Unmined,
-};
+use crate::chain::{Broadcast, SignerKey};
+use crate::ledger::{LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Simulated, simulate};
-use crate::settlement::{Queued, Site, outcome};
+use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
 /// How long to wait before trying again to become the owner.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 /// How often open transactions are looked at, besides every new block.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes are sent again after this long without being mined, and every time it passes again.
-const RESEND_AFTER: Duration = Duration::from_secs(4);
 /// A transaction that the node says it cannot have is asked for by hash after this long.
 const ASK_AFTER: Duration = Duration::from_secs(3);
 /// How long a lane that cannot send takes no further payments.
@@ -49,6 +47,20 @@ struct Open {
     asked_at: Instant,
     /// The last reply left it open whether any node has the bytes.
     doubtful: bool,
+    /// Since when nodes say that the nonce is used, although none of our attempts is known to be mined.
+    used_since: Option<Instant>,
+}
+
+impl Open {
+    fn new(transaction: Unmined, asked_at: Instant) -> Self {
+        Self {
+            transaction,
+            sent_at: Instant::now(),
+            asked_at,
+            doubtful: false,
+            used_since: None,
+        }
+    }
 }
 
 /// What a lane knows while it is owned.
@@ -125,8 +137,7 @@ impl Lane {
                 mined - 1,
                 lease.next_nonce
             );
-            tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped; clear lanes.stopped_reason once this is explained");
-            self.site.ledger.stop_lane(self.id, &why).await?;
+            self.stop(&why).await?;
             return Ok(None);
         }
         let now = Instant::now();
@@ -141,6 +152,11 @@ impl Lane {
         Ok(Some(owned))
     }
 
+    async fn stop(&self, why: &str) -> Result<(), LedgerError> {
+        tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped; clear lanes.stopped_reason once this is explained");
+        self.site.ledger.stop_lane(self.id, why).await
+    }
+
     /// Reads the open transactions from the ledger and sends their bytes again.
     async fn reload(&self, owned: &mut Owned) -> Result<(), LedgerError> {
         let open = self.site.ledger.unmined(self.id).await?;
@@ -149,12 +165,7 @@ impl Lane {
         let long_ago = now.checked_sub(ASK_AFTER).unwrap_or(now);
         owned.open = open
             .into_iter()
-            .map(|transaction| Open {
-                transaction,
-                sent_at: now,
-                asked_at: long_ago,
-                doubtful: false,
-            })
+            .map(|transaction| Open::new(transaction, long_ago))
             .collect();
         for index in 0..owned.open.len() {
             self.send(owned, index);
@@ -248,13 +259,7 @@ impl Lane {
         match desk.write(simulated).await {
             Ok(Prepared::Ready(transaction)) => {
                 owned.lease.next_nonce += 1;
-                let now = Instant::now();
-                owned.open.push_back(Open {
-                    transaction,
-                    sent_at: now,
-                    asked_at: now,
-                    doubtful: false,
-                });
+                owned.open.push_back(Open::new(transaction, Instant::now()));
                 self.site.count_open(0, 1);
                 self.send(owned, owned.open.len() - 1);
                 Ok(())
@@ -305,6 +310,11 @@ impl Lane {
             return;
         };
         open.doubtful = reply != Broadcast::Accepted;
+        open.used_since = match reply {
+            Broadcast::Rejected(Rejection::NonceTooLow) => open.used_since.or(Some(Instant::now())),
+            Broadcast::Accepted => None,
+            Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
+        };
         match reply {
             Broadcast::Accepted => self.site.look_now(),
             Broadcast::Unknown => {
@@ -327,152 +337,6 @@ impl Lane {
                 }
             }
         }
-    }
-
-    /// The chain moved: read results, or everything anew after a reorganisation.
-    async fn follow(&self, owned: &mut Owned, now: Moved) -> Result<(), Lost> {
-        let before = std::mem::replace(&mut owned.seen, now);
-        if before.reorganisations != now.reorganisations
-            && before.head.is_some()
-            && self.reload(owned).await.is_err()
-        {
-            return Err(Lost);
-        }
-        let Some(head) = now.head else { return Ok(()) };
-        let mut index = 0;
-        while let Some(open) = owned.open.get(index) {
-            let receipt = open
-                .transaction
-                .attempts
-                .iter()
-                .find_map(|(hash, _)| self.site.view.receipt(*hash));
-            index += match receipt {
-                Some(receipt) => self.conclude(owned, index, &receipt, &head).await?,
-                None => 1,
-            };
-        }
-        if before.gaps != now.gaps {
-            self.ask(owned, &head).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends again what was not mined, and asks by hash for what should have been.
-    async fn tend(&self, owned: &mut Owned) -> Result<(), Lost> {
-        for index in 0..owned.open.len() {
-            let due = owned.open.get(index).is_some_and(|open| {
-                let since = open.sent_at.elapsed();
-                since >= RESEND_AFTER || (open.doubtful && since >= TEND_INTERVAL)
-            });
-            if due {
-                self.send(owned, index);
-            }
-        }
-        match owned.seen.head {
-            Some(head) => self.ask(owned, &head).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Asks the node for transactions by hash: after a gap in what the watch has read, and as a second opinion on old ones.
-    async fn ask(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
-        let mut index = 0;
-        while let Some(open) = owned.open.get_mut(index) {
-            let due = open.asked_at.elapsed() >= ASK_AFTER;
-            let mut receipt = None;
-            if due {
-                open.asked_at = Instant::now();
-                let hashes: Vec<_> = open
-                    .transaction
-                    .attempts
-                    .iter()
-                    .map(|(hash, _)| *hash)
-                    .collect();
-                for hash in hashes {
-                    receipt = receipt.or(self.site.rpc.receipt(hash).await.ok().flatten());
-                }
-            }
-            index += match receipt {
-                Some(receipt) => self.conclude(owned, index, &receipt, head).await?,
-                None => 1,
-            };
-        }
-        Ok(())
-    }
-
-    /// Records what a mined transaction did. Returns by how much to go on: 0 when the transaction was taken off the list.
-    async fn conclude(
-        &self,
-        owned: &mut Owned,
-        index: usize,
-        receipt: &Receipt,
-        head: &Head,
-    ) -> Result<usize, Lost> {
-        let Some(open) = owned.open.get(index) else {
-            return Ok(1);
-        };
-        reach(Step::Mined);
-        match self.result(&open.transaction, receipt, head).await {
-            Ok(mined) => {
-                if let Err(error) = self.site.ledger.record_mined(&mined).await {
-                    tracing::warn!(
-                        error = causes(&error),
-                        "cannot record a result; it will be read again"
-                    );
-                    return Ok(1);
-                }
-                reach(Step::Settled);
-                owned.open.remove(index);
-                self.site.count_open(1, 0);
-                if mined.rows.iter().any(|(_, row)| {
-                    matches!(
-                        row,
-                        RowOutcome::Transferred { deep: false, .. }
-                            | RowOutcome::Elsewhere { deep: false, .. }
-                    )
-                }) {
-                    self.site.note_shallow();
-                }
-                self.site
-                    .waiters
-                    .wake(mined.rows.iter().map(|(payment, _)| *payment));
-                Ok(0)
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot tell what a mined transaction did; it will be read again");
-                Ok(1)
-            }
-        }
-    }
-
-    async fn result(
-        &self,
-        transaction: &Unmined,
-        receipt: &Receipt,
-        head: &Head,
-    ) -> Result<MinedTransaction, outcome::NotNow> {
-        let mut rows = Vec::with_capacity(transaction.payments.len());
-        for payment in &transaction.payments {
-            let row = outcome::of(&self.site, payment, receipt, head).await?;
-            if let RowOutcome::WithoutEffect(next) = &row {
-                tracing::warn!(payment.id = %payment.id, transaction = %receipt.transaction_hash, ?next, "a transaction was mined without moving this payment's money");
-            }
-            rows.push((payment.id, row));
-        }
-        let time = self.site.rpc.block_time(receipt.block_hash, head).await?;
-        Ok(MinedTransaction {
-            id: transaction.id,
-            hash: receipt.transaction_hash,
-            block: BlockRef {
-                number: receipt.block_number.to(),
-                hash: receipt.block_hash,
-                time,
-            },
-            succeeded: receipt.succeeded(),
-            gas_used: receipt.gas_used.to(),
-            gas_price_wei: receipt.effective_gas_price.to(),
-            rows,
-        })
     }
 }
 

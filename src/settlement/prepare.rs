@@ -7,7 +7,9 @@ use crate::chain::signer::{Order, SigningFailed};
 use crate::chain::token::{AuthorizationUse, settlement_call};
 use crate::chain::{RpcError, SignerKey};
 use crate::ledger::{Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Recorded, Unmined};
+use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment};
+use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::{Queued, Site};
 
@@ -58,6 +60,19 @@ pub(super) async fn simulate(
         None => site.facts.of_payment(&payment).await?,
     };
     if facts.transfer_succeeds {
+        let least = facts.gas_used.saturating_add(BASE_GAS);
+        if least > site.fees.gas_cap {
+            let exit = Exit {
+                reason: Reason::ExactSimulationFailed,
+                message: format!(
+                    "the transfer needs at least {least} gas, and this facilitator pays for {} at most",
+                    site.fees.gas_cap
+                ),
+            };
+            site.ledger.refuse(payment.id, &exit).await?;
+            site.waiters.wake([payment.id]);
+            return Ok(None);
+        }
         reach(Step::Simulated);
         return Ok(Some(Simulated {
             payment,

@@ -311,7 +311,9 @@ impl Lane {
         };
         open.doubtful = reply != Broadcast::Accepted;
         open.used_since = match reply {
-            Broadcast::Rejected(Rejection::NonceTooLow) => open.used_since.or(Some(Instant::now())),
+            Broadcast::Rejected(Rejection::NonceTooLow) => {
+                open.used_since.or_else(|| Some(Instant::now()))
+            }
             Broadcast::Accepted => None,
             Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
         };

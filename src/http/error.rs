@@ -65,7 +65,7 @@ impl Problem {
 }
 
 impl IntoResponse for Problem {
-    /// Only the status and the problem itself: [`render`] writes the body, because it knows the request.
+    /// Only the status and the problem itself: `render` writes the body, because it knows the request.
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Extension(self)).into_response()

@@ -1,4 +1,6 @@
 //! x402d: the facilitator people run themselves.
+#[cfg(feature = "buyer")]
+pub mod buyer;
 #[cfg(feature = "server")]
 pub mod chain;
 pub mod clock;
@@ -14,9 +16,13 @@ pub mod facilitator;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod ledger;
+#[cfg(all(test, feature = "buyer", feature = "seller"))]
+mod market_tests;
 #[cfg(feature = "server")]
 pub mod payment;
 pub mod protocol;
+#[cfg(feature = "seller")]
+pub mod seller;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

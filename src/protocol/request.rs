@@ -155,6 +155,10 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "every caller makes an error of it, and errors are boxed for their size"
+    )]
     fn refuse(&self, reason: Reason, why: &dyn std::fmt::Display) -> Box<Refusal> {
         let message = bounded(&why.to_string());
         Box::new(Refusal {

@@ -16,7 +16,8 @@ pub mod facilitator;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod ledger;
-#[cfg(all(test, feature = "buyer", feature = "seller"))]
+#[cfg(test)]
+#[cfg(all(feature = "buyer", feature = "seller"))]
 mod market_tests;
 #[cfg(feature = "server")]
 pub mod payment;

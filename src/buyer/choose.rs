@@ -88,7 +88,7 @@ mod tests {
         entry
     }
 
-    fn chosen(accepts: Vec<Value>, options: &PayOptions) -> Result<Value, BuyerError> {
+    fn chosen(accepts: &[Value], options: &PayOptions) -> Result<Value, BuyerError> {
         let challenge = serde_json::from_value(json!({"x402Version": 2, "accepts": accepts}));
         choose(&challenge.unwrap(), options).map(|offer| offer.raw)
     }
@@ -99,13 +99,13 @@ mod tests {
 
     #[test]
     fn the_first_payable_offer_within_the_ceiling_is_taken() {
-        let offers = vec![entry("11"), entry("9"), entry("1")];
-        assert_eq!(chosen(offers, &ten()).unwrap(), entry("9"));
+        let offers = [entry("11"), entry("9"), entry("1")];
+        assert_eq!(chosen(&offers, &ten()).unwrap(), entry("9"));
     }
 
     #[test]
     fn a_price_above_the_ceiling_is_refused_with_both_numbers() {
-        let error = chosen(vec![entry("11"), entry("12")], &ten()).unwrap_err();
+        let error = chosen(&[entry("11"), entry("12")], &ten()).unwrap_err();
         assert!(
             matches!(&error, BuyerError::TooDear { price, ceiling, .. } if price.to_string() == "11" && ceiling.to_string() == "10")
         );
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn offers_that_could_not_be_settled_are_passed_over() {
         let strange = "0x4444444444444444444444444444444444444444";
-        let offers = vec![
+        let offers = [
             changed("/asset", json!(strange)),
             changed("/extra/name", json!("")),
             changed(
@@ -126,16 +126,19 @@ mod tests {
             entry("0"),
         ];
         assert!(matches!(
-            chosen(offers, &ten()),
+            chosen(&offers, &ten()),
             Err(BuyerError::NothingPayable(5))
         ));
         let mut options = ten();
         options.assets = vec![(Network::from_chain_id(84_532), strange.parse().unwrap())];
         let offer = changed("/asset", json!(strange));
-        assert_eq!(chosen(vec![offer.clone()], &options).unwrap(), offer);
+        assert_eq!(
+            chosen(std::slice::from_ref(&offer), &options).unwrap(),
+            offer
+        );
         options.network = Some(Network::from_chain_id(8453));
         assert!(
-            chosen(vec![offer], &options).is_err(),
+            chosen(&[offer], &options).is_err(),
             "another network than the caller's"
         );
     }

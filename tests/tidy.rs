@@ -28,6 +28,7 @@ const ROOMS: &[(&str, &str)] = &[
     ),
     ("buyer", "protocol clock"),
     ("seller", "protocol clock"),
+    ("market_tests", "protocol clock buyer seller"),
     ("command", "*"),
 ];
 /// What only some files may touch: the text, and the paths below `src` where it may stand.
@@ -55,9 +56,13 @@ fn files(folder: &str) -> io::Result<Vec<(String, String)>> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            if path.is_dir() {
+            // What package managers put beside the interop programs is not ours.
+            let foreign = ["node_modules", ".venv", "__pycache__"]
+                .iter()
+                .any(|name| path.ends_with(name));
+            if path.is_dir() && !foreign {
                 walk(&path, found)?;
-            } else {
+            } else if !foreign {
                 found.push(path);
             }
         }

@@ -1,32 +1,75 @@
-//! The buyer: one call that meets a 402, pays it and comes back with the resource and a hash.
+//! Paying for HTTP resources: ask, read the 402, sign what it asks for if it is not too dear, ask again with the payment.
 //!
-//! Knows the protocol and an HTTP client. Must not know the facilitator's rooms. What always holds: nothing dearer than the ceiling is
-//! signed; the payment goes to the origin that asked for it and nowhere else; one call signs at most one authorization; every
-//! error says whether money may have moved.
+//! Knows HTTP and the payer's key. Must not know the facilitator's rooms or the seller's. What always holds: nothing is
+//! signed above the caller's ceiling, for an unknown token, or twice for one call; a request that carries a payment
+//! follows no redirect; and every error says whether money may have moved.
 
+mod choose;
 mod client;
 mod error;
-mod sign;
+mod exchange;
+mod signer;
 
 use reqwest::header::HeaderMap;
 
 use crate::protocol::{SettleResponse, header};
 
-pub use client::{Client, Paid, PayOptions, Purchase, pay};
-pub use error::PayError;
-pub use sign::{InvalidKey, Signer};
+pub use choose::PayOptions;
+pub use client::{Client, Paid};
+pub use error::{Broken, BuyerError, Handed};
+pub use exchange::Request;
+pub use signer::{KeyError, Signer};
 
-/// The outcome that a seller reports in its answer's headers, in either dialect.
-pub fn settlement_of(headers: &HeaderMap) -> Option<SettleResponse> {
+/// Gets `url` and pays for it if asked to.
+///
+/// For many calls keep a [`Client`], which keeps its connections.
+///
+/// # Errors
+/// [`BuyerError`]; ask [`BuyerError::money_may_move`] before paying again.
+pub async fn pay(url: &str, signer: Signer, options: &PayOptions) -> Result<Paid, BuyerError> {
+    Client::new(signer)?.get(url, options).await
+}
+
+/// The hash of the transaction that a seller's answer names as its payment. Its presence proves no settlement: an answer
+/// with `settlement_pending` names one too.
+pub fn extract_payment_id(headers: &HeaderMap) -> Option<String> {
+    settlement(headers)
+        .map(|settled| settled.transaction)
+        .filter(|hash| !hash.is_empty())
+}
+
+/// What the seller's answer says about the payment, v2's header first.
+fn settlement(headers: &HeaderMap) -> Option<SettleResponse> {
     [header::PAYMENT_RESPONSE, header::X_PAYMENT_RESPONSE]
         .into_iter()
         .find_map(|name| header::decode(headers.get(name)?.to_str().ok()?).ok())
 }
 
-/// The *payment id* of the field: the transaction hash in a seller's answer. A hash is no proof of success: look at
-/// [`settlement_of`] for that.
-pub fn extract_payment_id(headers: &HeaderMap) -> Option<String> {
-    settlement_of(headers)
-        .map(|settlement| settlement.transaction)
-        .filter(|hash| !hash.is_empty())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::HeaderValue;
+    use serde_json::json;
+
+    fn headers(name: &'static str, transaction: &str) -> HeaderMap {
+        let outcome =
+            json!({"success": true, "transaction": transaction, "network": "eip155:84532"});
+        let value = HeaderValue::from_str(&header::encode(&outcome).unwrap()).unwrap();
+        HeaderMap::from_iter([(reqwest::header::HeaderName::from_static(name), value)])
+    }
+
+    #[test]
+    fn the_payment_id_is_the_transaction_of_either_result_header() {
+        for name in [header::PAYMENT_RESPONSE, header::X_PAYMENT_RESPONSE] {
+            assert_eq!(
+                extract_payment_id(&headers(name, "0x12")).as_deref(),
+                Some("0x12")
+            );
+        }
+        assert_eq!(
+            extract_payment_id(&headers(header::PAYMENT_RESPONSE, "")),
+            None
+        );
+        assert_eq!(extract_payment_id(&HeaderMap::new()), None);
+    }
 }

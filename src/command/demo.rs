@@ -106,7 +106,7 @@ async fn buy(
         version: Some(version),
         ..PayOptions::up_to(ceiling)
     };
-    let paid = Client::new(signer)
+    let paid = Client::new(signer)?
         .get(&format!("{}/report", seller.url), &options)
         .await?;
     let payment = paid.payment.ok_or("the seller's answer names no payment")?;
@@ -159,13 +159,12 @@ struct Seller {
 
 impl Seller {
     async fn open(facilitator: &str) -> Result<Self, CommandError> {
-        let paywall = Paywall::new(facilitator)?
+        let paywall = Paywall::new(facilitator)
             .network(Network::from_chain_id(crate::embedded::CHAIN_ID))
             .pay_to(PAYEE)
-            .route("GET /report", &Price::dollars(PRICE)?)?;
-        let app = Router::new()
-            .route("/report", get(report))
-            .layer(paywall.layer());
+            .route("GET /report", Price::dollars(PRICE)?)
+            .build()?;
+        let app = Router::new().route("/report", get(report)).layer(paywall);
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let url = format!("http://{}", listener.local_addr()?);
         #[expect(

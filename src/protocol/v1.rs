@@ -4,6 +4,7 @@ use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::protocol::challenge::Resource;
 use crate::protocol::{Amount, Network, PaymentRequirements, Scheme, field};
 
 /// An entry of `accepts` as v1 writes it.
@@ -61,6 +62,29 @@ impl PaymentRequirementsV1 {
             pay_to: self.pay_to,
             max_timeout_seconds: self.max_timeout_seconds,
             extra: self.extra,
+        })
+    }
+
+    /// What v1 says for a v2 requirement, `None` where the network has no v1 name. `description` and `mimeType` are always
+    /// written, because v1 clients insist on them; `paymentFlow` is not, because v1 knows none.
+    pub fn of(requirements: &PaymentRequirements, resource: &Resource) -> Option<Self> {
+        let mut extra = requirements.extra.clone();
+        if let Some(extra) = &mut extra {
+            extra.remove("paymentFlow");
+        }
+        let mime_type = resource.mime_type.as_deref().unwrap_or("application/json");
+        Some(Self {
+            scheme: requirements.scheme,
+            network: requirements.network.v1_name()?.to_owned(),
+            max_amount_required: requirements.amount,
+            resource: resource.url.clone(),
+            description: resource.description.clone().unwrap_or_default(),
+            mime_type: Some(mime_type.to_owned()),
+            pay_to: requirements.pay_to,
+            max_timeout_seconds: requirements.max_timeout_seconds,
+            asset: requirements.asset,
+            output_schema: None,
+            extra,
         })
     }
 }

@@ -1,100 +1,150 @@
-//! The answers of the paywall itself.
+//! What a buyer is answered: the challenge, the refusal, the receipt, the outage.
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header as http_header};
+use axum::http::header::{ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::offer::{challenge, challenge_v1};
-use super::paywall::Route;
-use crate::protocol::{SettleResponse, X402Version, header};
+use crate::protocol::challenge::Resource;
+use crate::protocol::v1::PaymentRequirementsV1;
+use crate::protocol::{PaymentRequired, SettleResponse, X402Version, header};
+use crate::seller::Priced;
 
-/// Browsers may read these.
-const EXPOSED: &str = "PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE";
+/// Browsers show scripts only the headers that are named here.
+const EXPOSED: HeaderValue =
+    HeaderValue::from_static("PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE");
 
-/// 402: how to pay, in both dialects, and why nothing was served.
-pub(super) fn payment_required(route: &Route, resource: &str, why: &str) -> Response {
-    let mut response = (
-        StatusCode::PAYMENT_REQUIRED,
-        Json(challenge_v1(route, resource, why)),
-    )
-        .into_response();
-    let headers = response.headers_mut();
-    put(
-        headers,
-        header::PAYMENT_REQUIRED,
-        &challenge(route, resource, why),
-    );
-    headers.insert(
-        http_header::CACHE_CONTROL,
-        HeaderValue::from_static("no-store"),
-    );
-    headers.insert(
-        http_header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static(EXPOSED),
-    );
-    response
+/// What one request is asked for, in both dialects.
+#[derive(Debug)]
+pub(super) struct Quote {
+    v2: Value,
+    v1: Option<Value>,
+    resource: Resource,
 }
 
-/// 402 after a settlement that failed or is still open: with its outcome, so that the buyer learns the hash.
-pub(super) fn not_settled(
-    route: &Route,
-    resource: &str,
-    version: X402Version,
-    settlement: &SettleResponse,
-) -> Response {
-    let why = settlement
-        .error_reason
-        .as_deref()
-        .unwrap_or("the settlement failed");
-    let mut response = payment_required(route, resource, why);
-    put(response.headers_mut(), result_header(version), settlement);
-    response
+impl Quote {
+    /// The price of `priced` for the resource at `url`.
+    pub(super) fn new(priced: &Priced, url: String) -> Result<Self, serde_json::Error> {
+        let resource = Resource {
+            url,
+            description: priced.description.clone(),
+            mime_type: Some(
+                priced
+                    .mime_type
+                    .clone()
+                    .unwrap_or_else(|| "application/json".to_owned()),
+            ),
+            other: serde_json::Map::new(),
+        };
+        Ok(Self {
+            v2: serde_json::to_value(&priced.requirements)?,
+            v1: PaymentRequirementsV1::of(&priced.requirements, &resource)
+                .map(serde_json::to_value)
+                .transpose()?,
+            resource,
+        })
+    }
+
+    /// What the facilitator is told, `None` where v1 has no name for the network.
+    pub(super) const fn requirements(&self, version: X402Version) -> Option<&Value> {
+        match version {
+            X402Version::V2 => Some(&self.v2),
+            X402Version::V1 => self.v1.as_ref(),
+        }
+    }
+
+    /// Asks for the payment in both dialects at once. `error` says what was wrong with the one that came, if one came.
+    pub(super) fn challenge(self, error: Option<&str>) -> Response {
+        let v2 = PaymentRequired {
+            x402_version: X402Version::V2,
+            error: Some(error.unwrap_or("Payment required").to_owned()),
+            resource: Some(self.resource),
+            accepts: vec![self.v2],
+            extensions: None,
+        };
+        let body = match self.v1 {
+            Some(entry) => json!({
+                "x402Version": X402Version::V1,
+                "error": error.unwrap_or("X-PAYMENT header is required"),
+                "accepts": [entry],
+            }),
+            None => json!({}),
+        };
+        let Some(value) = value_of(&v2) else {
+            return broken();
+        };
+        let mut response = (StatusCode::PAYMENT_REQUIRED, Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(HeaderName::from_static(header::PAYMENT_REQUIRED), value);
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+        response
+    }
+
+    /// Says that a payment was not settled, with the facilitator's answer, and asks again.
+    pub(super) fn refuse(self, version: X402Version, outcome: &SettleResponse) -> Response {
+        let reason = outcome.error_reason.as_deref();
+        let mut response = self.challenge(Some(reason.unwrap_or("settlement failed")));
+        attach(response.headers_mut(), version, outcome);
+        response
+    }
 }
 
-/// The handler's answer, with the proof.
-pub(super) fn with_proof(
+/// Adds the outcome to the answer of a handler. What was paid for is nobody else's to keep.
+pub(super) fn receipt(
     mut response: Response,
     version: X402Version,
-    settlement: &SettleResponse,
+    outcome: &SettleResponse,
 ) -> Response {
     let headers = response.headers_mut();
-    put(headers, result_header(version), settlement);
-    headers.append(
-        http_header::CACHE_CONTROL,
-        HeaderValue::from_static("private"),
-    );
-    headers.append(
-        http_header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static(EXPOSED),
-    );
+    attach(headers, version, outcome);
+    let kept = headers
+        .get(CACHE_CONTROL)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| {
+            let value = value.to_ascii_lowercase();
+            value.contains("no-store") || value.contains("private")
+        });
+    if !kept {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+    }
+    headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
     response
 }
 
-/// 502: the facilitator gave no verdict, so nothing is served, and nobody knows whether money moved.
-pub(super) fn no_verdict() -> Response {
-    let error = "the payment could not be checked now; present the same payment again";
-    let mut response = (StatusCode::BAD_GATEWAY, Json(json!({ "error": error }))).into_response();
-    response.headers_mut().insert(
-        http_header::CACHE_CONTROL,
-        HeaderValue::from_static("no-store"),
-    );
+/// No facilitator, no verdict: nothing is served, and the buyer is told nothing about the inside.
+pub(super) fn outage() -> Response {
+    let body = json!({"error": "the payment could not be processed now; present the same payment again later"});
+    let mut response = (StatusCode::BAD_GATEWAY, Json(body)).into_response();
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-const fn result_header(version: X402Version) -> &'static str {
-    match version {
+/// A path that means different prices to different readers.
+pub(super) fn ambiguous() -> Response {
+    let body = json!({"error": "the path is ambiguous: write it without dots, encoded slashes and the like"});
+    (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}
+
+/// Our own fault.
+pub(super) fn broken() -> Response {
+    let body = json!({"error": "internal error"});
+    (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
+}
+
+fn attach(headers: &mut HeaderMap, version: X402Version, outcome: &SettleResponse) {
+    let name = match version {
         X402Version::V1 => header::X_PAYMENT_RESPONSE,
         X402Version::V2 => header::PAYMENT_RESPONSE,
+    };
+    if let Some(value) = value_of(outcome) {
+        headers.insert(HeaderName::from_static(name), value);
     }
 }
 
-fn put<T: Serialize>(headers: &mut HeaderMap, name: &'static str, value: &T) {
-    if let Some(value) = header::encode(value)
-        .ok()
-        .and_then(|text| HeaderValue::from_str(&text).ok())
-    {
-        headers.insert(HeaderName::from_static(name), value);
-    }
+fn value_of<T: serde::Serialize>(value: &T) -> Option<HeaderValue> {
+    HeaderValue::from_str(&header::encode(value).ok()?).ok()
 }

@@ -1,30 +1,48 @@
-//! The gate: no payment, no handler.
+//! The tower layer: finds the price of a request and lets it through, or into the sale.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::extract::Request;
+use axum::extract::{OriginalUri, Request};
 use axum::response::Response;
 use tower::{Layer, Service};
+use url::Url;
 
-use super::client::Call;
-use super::offer::{Presented, presented, resource_url, taken};
-use super::paywall::Route;
-use super::{FacilitatorError, Flow, Payment, Paywall, answer};
-use crate::protocol::SettleResponse;
+use crate::seller::path::{Meets, find};
+use crate::seller::sale::Shop;
+use crate::seller::{FacilitatorClient, Priced, answer};
 
-/// Puts a [`Paywall`] around an application.
-#[derive(Debug, Clone)]
-pub struct PaywallLayer(pub(super) Arc<Paywall>);
+/// Guards the priced routes of the router that it is layered on.
+#[derive(Clone)]
+pub struct PaywallLayer {
+    shop: Arc<Shop>,
+}
 
-/// An application behind a [`Paywall`].
-#[derive(Debug, Clone)]
+/// A service behind a paywall.
+#[derive(Clone)]
 pub struct PaywallService<S> {
+    shop: Arc<Shop>,
     inner: S,
-    paywall: Arc<Paywall>,
+}
+
+impl PaywallLayer {
+    pub(super) fn new(
+        facilitator: FacilitatorClient,
+        routes: Vec<Priced>,
+        public_url: Option<Url>,
+    ) -> Self {
+        Self {
+            shop: Arc::new(Shop {
+                facilitator,
+                routes,
+                public_url,
+            }),
+        }
+    }
 }
 
 impl<S> Layer<S> for PaywallLayer {
@@ -32,8 +50,8 @@ impl<S> Layer<S> for PaywallLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         PaywallService {
+            shop: Arc::clone(&self.shop),
             inner,
-            paywall: Arc::clone(&self.0),
         }
     }
 }
@@ -52,142 +70,48 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        // The service that was polled ready is the one to be called; its clone waits for the next request.
+        // The clone is not ready yet, the service that was polled is: that one goes.
         let clone = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, clone);
-        let paywall = Arc::clone(&self.paywall);
-        Box::pin(async move { gate(&paywall, inner, request).await })
-    }
-}
-
-async fn gate<S>(paywall: &Paywall, mut inner: S, request: Request) -> Result<Response, Infallible>
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-{
-    let Some(route) = paywall.priced(request.method(), request.uri().path()) else {
-        return inner.call(request).await;
-    };
-    let resource = resource_url(request.uri(), request.headers());
-    let Some(presented) = presented(request.headers()) else {
-        return Ok(answer::payment_required(
-            route,
-            &resource,
-            "Payment required",
-        ));
-    };
-    let Some(requirements) = taken(route, &resource, &presented) else {
-        return Ok(answer::payment_required(
-            route,
-            &resource,
-            "No matching payment requirements",
-        ));
-    };
-    let call = Call {
-        x402_version: presented.version,
-        payment_payload: &presented.payload,
-        payment_requirements: &requirements,
-    };
-    let sale = Sale {
-        paywall,
-        route,
-        resource: &resource,
-        presented: &presented,
-        call: &call,
-    };
-    match route.flow {
-        Flow::Upfront => sale.settle_first(inner, request).await,
-        Flow::AfterHandler => sale.settle_last(inner, request).await,
-    }
-}
-
-struct Sale<'a> {
-    paywall: &'a Paywall,
-    route: &'a Route,
-    resource: &'a str,
-    presented: &'a Presented,
-    call: &'a Call<'a>,
-}
-
-impl Sale<'_> {
-    async fn settle_first<S>(
-        &self,
-        mut inner: S,
-        mut request: Request,
-    ) -> Result<Response, Infallible>
-    where
-        S: Service<Request, Response = Response, Error = Infallible>,
-    {
-        match self.settle().await {
-            Ok(settlement) if settlement.success => {
-                request
-                    .extensions_mut()
-                    .insert(Payment::settled(&self.route.requirements, &settlement));
-                let response = inner.call(request).await?;
-                Ok(answer::with_proof(
-                    response,
-                    self.presented.version,
-                    &settlement,
-                ))
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        match self.shop.price_of(&request) {
+            Meets::Nothing => Box::pin(inner.call(request)),
+            Meets::Several => Box::pin(std::future::ready(Ok(answer::ambiguous()))),
+            Meets::Price(index) => {
+                let shop = Arc::clone(&self.shop);
+                Box::pin(async move { Ok(shop.sell(index, request, inner).await) })
             }
-            Ok(settlement) => Ok(self.not_settled(&settlement)),
-            Err(_) => Ok(answer::no_verdict()),
         }
     }
+}
 
-    async fn settle_last<S>(
-        &self,
-        mut inner: S,
-        mut request: Request,
-    ) -> Result<Response, Infallible>
-    where
-        S: Service<Request, Response = Response, Error = Infallible>,
-    {
-        let Ok(verdict) = self.paywall.facilitator.verify(self.call).await else {
-            return Ok(answer::no_verdict());
-        };
-        if !verdict.is_valid {
-            let why = verdict
-                .invalid_reason
-                .unwrap_or_else(|| "the payment is not valid".to_owned());
-            return Ok(answer::payment_required(self.route, self.resource, &why));
-        }
-        request.extensions_mut().insert(Payment::verified(
-            &self.route.requirements,
-            verdict.payer.as_deref(),
-        ));
-        let response = inner.call(request).await?;
-        if response.status().is_client_error() || response.status().is_server_error() {
-            return Ok(response);
-        }
-        match self.settle().await {
-            Ok(settlement) if settlement.success => Ok(answer::with_proof(
-                response,
-                self.presented.version,
-                &settlement,
-            )),
-            Ok(settlement) => Ok(self.not_settled(&settlement)),
-            Err(_) => Ok(answer::no_verdict()),
+impl Shop {
+    /// The path that the router below sees comes first; a layer inside a nested router may be priced by the whole path too.
+    fn price_of(&self, request: &Request) -> Meets {
+        let patterns = self.routes.iter().map(|route| &route.pattern);
+        let seen = find(&patterns, request.method(), request.uri().path());
+        match (seen, request.extensions().get::<OriginalUri>()) {
+            (Meets::Nothing, Some(OriginalUri(uri))) => {
+                find(&patterns, request.method(), uri.path())
+            }
+            (seen, _) => seen,
         }
     }
+}
 
-    /// Settles, and asks once more at once while the outcome is open, as the official sellers do.
-    async fn settle(&self) -> Result<SettleResponse, FacilitatorError> {
-        let first = self.paywall.facilitator.settle(self.call).await?;
-        let open = first.error_reason.as_deref() == Some("settlement_pending")
-            && !first.transaction.is_empty();
-        if open {
-            self.paywall.facilitator.settle(self.call).await
-        } else {
-            Ok(first)
-        }
+impl fmt::Debug for PaywallLayer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PaywallLayer")
+            .field("routes", &self.shop.routes.len())
+            .finish_non_exhaustive()
     }
+}
 
-    fn not_settled(&self, settlement: &SettleResponse) -> Response {
-        answer::not_settled(
-            self.route,
-            self.resource,
-            self.presented.version,
-            settlement,
-        )
+impl<S> fmt::Debug for PaywallService<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PaywallService")
+            .field("routes", &self.shop.routes.len())
+            .finish_non_exhaustive()
     }
 }

@@ -1,19 +1,302 @@
-//! The seller: a tower layer that asks for payment in front of an axum application.
+//! Selling HTTP resources: a tower layer for axum that asks for payment, has it settled, and tells the handler who paid.
 //!
-//! Knows the protocol, axum and a facilitator's URL. Must not know the facilitator's rooms. What always holds: a priced route never
-//! runs without a verdict of the facilitator; an outage is 502, never free content; what buyers are told holds neither the
-//! facilitator's address nor its raw errors; routes without a price pass untouched.
+//! Knows HTTP and the three standard calls of any x402 facilitator. Must not know keys, chains or the ledger. What always
+//! holds: a priced route is never served unpaid, whatever fails and however its path is spelled; routes without a price pass
+//! untouched; and a buyer sees neither the facilitator's URL nor the text of our errors.
+//!
+//! By default a payment is settled before the handler runs ([`Flow::Upfront`]), so that the handler holds the hash. The price of
+//! that order: money that was settled is not given back when the handler fails.
 
 mod answer;
 mod client;
 mod layer;
-mod offer;
+mod path;
 mod payment;
-mod paywall;
 mod price;
+mod sale;
 
 pub use client::{FacilitatorClient, FacilitatorError};
 pub use layer::{PaywallLayer, PaywallService};
-pub use payment::Payment;
-pub use paywall::{Flow, Paywall, PaywallError};
-pub use price::Price;
+pub use payment::{Payment, Unpaid};
+pub use price::{Price, Token};
+
+use alloy::primitives::Address;
+use url::Url;
+
+use crate::protocol::amount::AmountError;
+use crate::protocol::{Network, PaymentRequirements};
+use crate::seller::path::Pattern;
+
+/// When a payment is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Flow {
+    /// Before the handler, which sees the hash. `extra.paymentFlow` says so to the buyer.
+    #[default]
+    Upfront,
+    /// After the handler, unless it answers 400 or above; its answer is held back until then. The handler runs for payments
+    /// that have been verified and may still fail to settle.
+    AfterHandler,
+}
+
+/// A resource and its price.
+#[derive(Debug, Clone)]
+pub struct Route {
+    spec: String,
+    price: Price,
+    description: Option<String>,
+    mime_type: Option<String>,
+    flow: Option<Flow>,
+}
+
+impl Route {
+    /// `spec` is a path with or without a method before it: `GET /report`, `/files/{*path}`. Segments in braces stand for
+    /// anything, as in axum; without a method every method is priced. `HEAD` counts as `GET`.
+    pub fn new(spec: impl Into<String>, price: Price) -> Self {
+        Self {
+            spec: spec.into(),
+            price,
+            description: None,
+            mime_type: None,
+            flow: None,
+        }
+    }
+
+    /// Tells people and agents what they get.
+    #[must_use]
+    pub fn description(mut self, text: impl Into<String>) -> Self {
+        self.description = Some(text.into());
+        self
+    }
+
+    /// The type of the paid body; `application/json` unless set.
+    #[must_use]
+    pub fn mime_type(mut self, text: impl Into<String>) -> Self {
+        self.mime_type = Some(text.into());
+        self
+    }
+
+    /// Another flow than the paywall's.
+    #[must_use]
+    pub const fn flow(mut self, flow: Flow) -> Self {
+        self.flow = Some(flow);
+        self
+    }
+}
+
+/// Describes what is sold, to whom the money goes and who settles it; [`Paywall::build`] makes the layer.
+#[derive(Debug, Clone)]
+pub struct Paywall {
+    facilitator: String,
+    pay_to: Option<Address>,
+    network: Option<Network>,
+    public_url: Option<Url>,
+    flow: Flow,
+    timeout_s: u64,
+    routes: Vec<Route>,
+}
+
+/// A paywall that cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum PaywallError {
+    /// The facilitator cannot be used; its URL is not repeated, because it may hold a key.
+    #[error("the facilitator cannot be used")]
+    Facilitator(#[source] FacilitatorError),
+    /// Nobody was named to be paid.
+    #[error("the paywall needs an address to be paid to: call pay_to")]
+    PayTo,
+    /// No network was named.
+    #[error("the paywall needs a network to be paid on: call network")]
+    Network,
+    /// The text describes no route.
+    #[error("expected a route such as \"GET /report\", got {0:?}")]
+    Route(String),
+    /// Two prices for one route.
+    #[error("the route {0:?} is priced twice")]
+    Twice(String),
+    /// A price in dollars on a network without a default token.
+    #[error("{0} has no default token: give the price in a token of your own")]
+    NoDefaultToken(Network),
+    /// The price does not fit the token.
+    #[error("the price of {route:?} cannot be asked for in its token")]
+    Price {
+        /// Whose price.
+        route: String,
+        /// Why not.
+        #[source]
+        source: AmountError,
+    },
+    /// `exact` payments of nothing are refused by facilitators.
+    #[error("the price of {0:?} is zero: leave the route out instead")]
+    Free(String),
+}
+
+/// A route, ready to be asked about.
+#[derive(Debug)]
+pub(crate) struct Priced {
+    pub(crate) pattern: Pattern,
+    pub(crate) requirements: PaymentRequirements,
+    pub(crate) description: Option<String>,
+    pub(crate) mime_type: Option<String>,
+    pub(crate) flow: Flow,
+}
+
+impl Paywall {
+    /// A paywall whose payments are settled by the facilitator at `url`, such as `http://127.0.0.1:4402`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            facilitator: url.into(),
+            pay_to: None,
+            network: None,
+            public_url: None,
+            flow: Flow::default(),
+            timeout_s: 300,
+            routes: Vec::new(),
+        }
+    }
+
+    /// Who is paid.
+    #[must_use]
+    pub const fn pay_to(mut self, address: Address) -> Self {
+        self.pay_to = Some(address);
+        self
+    }
+
+    /// Where.
+    #[must_use]
+    pub const fn network(mut self, network: Network) -> Self {
+        self.network = Some(network);
+        self
+    }
+
+    /// Under which URL buyers reach this server; otherwise the `Host` of each request is believed.
+    #[must_use]
+    pub fn public_url(mut self, url: Url) -> Self {
+        self.public_url = Some(url);
+        self
+    }
+
+    /// When payments are settled; [`Flow::Upfront`] unless set.
+    #[must_use]
+    pub const fn flow(mut self, flow: Flow) -> Self {
+        self.flow = flow;
+        self
+    }
+
+    /// For how long a buyer's authorization should be valid, in seconds; 300 unless set, and at least 60 is wise.
+    #[must_use]
+    pub const fn timeout_s(mut self, seconds: u64) -> Self {
+        self.timeout_s = seconds;
+        self
+    }
+
+    /// Sells `spec` (see [`Route::new`]) at `price`.
+    #[must_use]
+    pub fn route(self, spec: impl Into<String>, price: Price) -> Self {
+        self.sell(Route::new(spec, price))
+    }
+
+    /// Sells a route with all its details.
+    #[must_use]
+    pub fn sell(mut self, route: Route) -> Self {
+        self.routes.push(route);
+        self
+    }
+
+    /// The layer for [`axum::Router::layer`].
+    ///
+    /// # Errors
+    /// [`PaywallError`] says what is missing or wrong. The facilitator is not asked here.
+    pub fn build(self) -> Result<PaywallLayer, PaywallError> {
+        let facilitator =
+            FacilitatorClient::new(&self.facilitator).map_err(PaywallError::Facilitator)?;
+        let mut routes: Vec<Priced> = Vec::new();
+        for route in &self.routes {
+            let priced = self.priced(route)?;
+            if routes.iter().any(|other| other.pattern == priced.pattern) {
+                return Err(PaywallError::Twice(route.spec.clone()));
+            }
+            routes.push(priced);
+        }
+        Ok(PaywallLayer::new(facilitator, routes, self.public_url))
+    }
+
+    fn priced(&self, route: &Route) -> Result<Priced, PaywallError> {
+        let flow = route.flow.unwrap_or(self.flow);
+        let network = self.network.ok_or(PaywallError::Network)?;
+        let pay_to = self.pay_to.ok_or(PaywallError::PayTo)?;
+        let (amount, token) = route.price.on(network, &route.spec)?;
+        if amount.is_zero() {
+            return Err(PaywallError::Free(route.spec.clone()));
+        }
+        Ok(Priced {
+            pattern: Pattern::parse(&route.spec)
+                .ok_or_else(|| PaywallError::Route(route.spec.clone()))?,
+            requirements: PaymentRequirements {
+                scheme: crate::protocol::Scheme::Exact,
+                network,
+                amount,
+                asset: token.address,
+                pay_to,
+                max_timeout_seconds: self.timeout_s,
+                extra: Some(token.extra(flow)),
+            },
+            description: route.description.clone(),
+            mime_type: route.mime_type.clone(),
+            flow,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Amount;
+
+    fn paywall() -> Paywall {
+        Paywall::new("http://127.0.0.1:4402/")
+            .pay_to(Address::repeat_byte(0x22))
+            .network(Network::from_chain_id(84_532))
+    }
+
+    #[test]
+    fn a_price_in_dollars_is_asked_for_in_the_networks_default_token() {
+        let paywall = paywall();
+        let priced = |flow| {
+            let route = Route::new("GET /report", Price::dollars("$0.01").unwrap()).flow(flow);
+            paywall.priced(&route).unwrap().requirements
+        };
+        let upfront = priced(Flow::Upfront);
+        assert_eq!(upfront.amount.to_string(), "10000");
+        assert_eq!(
+            upfront.asset.to_string(),
+            "0x036CbD53842c5426634e7929541eC2318f3dCF7e"
+        );
+        assert_eq!(upfront.domain_name(), Some("USDC"));
+        assert_eq!(upfront.payment_flow(), Some("upfront"));
+        assert_eq!(priced(Flow::AfterHandler).payment_flow(), None);
+    }
+
+    #[test]
+    fn a_paywall_with_a_mistake_is_not_built() {
+        let cent = || Price::dollars("0.01").unwrap();
+        let error = |paywall: Paywall| paywall.build().unwrap_err();
+        let twice = paywall().route("GET /a", cent()).route("GET /a/", cent());
+        assert!(matches!(error(twice), PaywallError::Twice(_)));
+        let free = paywall().route("GET /a", Price::atomic(Amount::ZERO));
+        assert!(matches!(error(free), PaywallError::Free(_)));
+        let unnamed = paywall().route("report", cent());
+        assert!(matches!(error(unnamed), PaywallError::Route(_)));
+        let unknown = paywall()
+            .network(Network::from_chain_id(31_337))
+            .route("/a", cent());
+        assert!(matches!(error(unknown), PaywallError::NoDefaultToken(_)));
+        let nobody = Paywall::new("http://127.0.0.1:1")
+            .network(Network::from_chain_id(1))
+            .route("/a", cent());
+        assert!(matches!(error(nobody), PaywallError::PayTo));
+        assert!(matches!(
+            error(Paywall::new("ftp://secret@host")),
+            PaywallError::Facilitator(_)
+        ));
+    }
+}

@@ -1,74 +1,52 @@
-//! What a handler learns of the payment.
+//! What a handler learns about the payment that opened its door.
 
 use alloy::primitives::Address;
+use axum::Json;
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
 
-use crate::protocol::{Amount, Network, PaymentRequirements, SettleResponse, field};
+use crate::protocol::{Amount, Network};
 
-/// The payment of a request, as an extractor for handlers of priced routes.
+/// The payment of the request, for handlers of priced routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Payment {
-    /// The facilitator's own id of the payment, where it has one (x402d: the ledger's).
+    /// The id in the facilitator's ledger, unique per payment; `None` before settlement, and with facilitators that have none.
     pub id: Option<String>,
-    /// The transaction hash; `None` when the payment is settled after the handler.
+    /// The hash of the transaction; `None` in [`crate::seller::Flow::AfterHandler`], where nothing is settled yet.
     pub payment_id: Option<String>,
-    /// Who paid; the zero address when the facilitator did not say.
+    /// Who pays.
     pub payer: Address,
-    /// How much, in atomic units.
+    /// How much, in atomic units of `asset`.
     pub amount: Amount,
     /// Where.
     pub network: Network,
     /// In which token.
     pub asset: Address,
-    /// The payment session, if there was one.
+    /// The payment session that the payment belongs to, when there is one.
     pub session_id: Option<String>,
 }
 
-impl Payment {
-    pub(super) fn settled(requirements: &PaymentRequirements, settlement: &SettleResponse) -> Self {
-        let extra = |name: &str| {
-            settlement
-                .extra
-                .as_ref()?
-                .get(name)?
-                .as_str()
-                .map(str::to_owned)
-        };
-        Self {
-            id: extra("paymentId"),
-            payment_id: Some(settlement.transaction.clone()),
-            amount: settlement.amount.unwrap_or(requirements.amount),
-            session_id: extra("sessionId"),
-            ..Self::verified(requirements, settlement.payer.as_deref())
-        }
-    }
+/// A handler asked for a [`Payment`] on a route that no paywall guards: a mistake of the server's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the handler of an unpriced route asks for its payment")]
+pub struct Unpaid;
 
-    pub(super) fn verified(requirements: &PaymentRequirements, payer: Option<&str>) -> Self {
-        Self {
-            id: None,
-            payment_id: None,
-            payer: payer
-                .and_then(|text| field::parse_address(text).ok())
-                .unwrap_or_default(),
-            amount: requirements.amount,
-            network: requirements.network,
-            asset: requirements.asset,
-            session_id: None,
-        }
+impl IntoResponse for Unpaid {
+    fn into_response(self) -> Response {
+        tracing::error!("{self}");
+        let body = json!({"error": "the server is misconfigured"});
+        (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Payment {
-    type Rejection = (StatusCode, &'static str);
+impl<S: Sync> FromRequestParts<S> for Payment {
+    type Rejection = Unpaid;
 
-    /// Refuses on routes that have no price: there is no payment to know of.
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let missing = (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "this route has no price, so there is no payment",
-        );
-        parts.extensions.get::<Self>().cloned().ok_or(missing)
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        parts.extensions.get::<Self>().cloned().ok_or(Unpaid)
     }
 }

@@ -1,34 +1,95 @@
-//! What a route costs.
+//! Prices: dollars of a network's default token, or atomic units of any.
 
-use crate::protocol::Amount;
+use alloy::primitives::Address;
+use serde_json::{Map, Value};
+
 use crate::protocol::amount::AmountError;
+use crate::protocol::assets::default_assets;
+use crate::protocol::{Amount, Network};
+use crate::seller::{Flow, PaywallError};
 
-/// A price, in dollars of the network's default token or in atomic units.
+/// The decimals of every default token; a price is checked against them before its network is known.
+const DOLLAR_DECIMALS: u8 = 6;
+
+/// A token to be paid in. Its name and version are those of its EIP-712 domain: a wrong one makes every payment fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Price {
-    /// A decimal fraction of a dollar, such as `0.01`; becomes atomic units with the token's decimals.
+pub struct Token {
+    /// The contract.
+    pub address: Address,
+    /// Its EIP-712 name.
+    pub name: String,
+    /// Its EIP-712 version.
+    pub version: String,
+}
+
+impl Token {
+    /// What a requirement says about it.
+    pub(super) fn extra(&self, flow: Flow) -> Map<String, Value> {
+        let mut extra = Map::new();
+        extra.insert("name".to_owned(), self.name.clone().into());
+        extra.insert("version".to_owned(), self.version.clone().into());
+        if flow == Flow::Upfront {
+            extra.insert("paymentFlow".to_owned(), "upfront".into());
+        }
+        extra
+    }
+}
+
+/// What a resource costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Price(Kind);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
     Dollars(String),
-    /// Atomic units.
     Atomic(Amount),
+    Token(Amount, Token),
 }
 
 impl Price {
-    /// A price such as `0.01` or `$0.01`.
+    /// Dollars, such as `0.01` or `$0.01`, in the default token of the network.
     ///
     /// # Errors
-    /// When the text is not a positive decimal fraction; one that is finer than the token is refused with the route.
+    /// [`AmountError`] when the text is no plain decimal number, or finer than a millionth of a dollar.
     pub fn dollars(text: &str) -> Result<Self, AmountError> {
-        // Eighteen decimals are the most that any token here has.
-        match Amount::from_dollars(text, 18) {
-            Ok(amount) if !amount.is_zero() => Ok(Self::Dollars(text.to_owned())),
-            Ok(_) | Err(_) => Err(AmountError::NotDecimal),
-        }
+        Amount::from_dollars(text, DOLLAR_DECIMALS)?;
+        Ok(Self(Kind::Dollars(text.to_owned())))
     }
 
-    pub(super) fn amount(&self, decimals: u8) -> Result<Amount, AmountError> {
-        match self {
-            Self::Dollars(text) => Amount::from_dollars(text, decimals),
-            Self::Atomic(amount) => Ok(*amount),
+    /// Atomic units of the network's default token: 10 000 are a cent of USDC.
+    pub const fn atomic(amount: Amount) -> Self {
+        Self(Kind::Atomic(amount))
+    }
+
+    /// Atomic units of `token`.
+    pub const fn in_token(amount: Amount, token: Token) -> Self {
+        Self(Kind::Token(amount, token))
+    }
+
+    /// The price on a network, for the route `spec`.
+    pub(super) fn on(&self, network: Network, spec: &str) -> Result<(Amount, Token), PaywallError> {
+        if let Kind::Token(amount, token) = &self.0 {
+            return Ok((*amount, token.clone()));
         }
+        let asset = default_assets(network)
+            .next()
+            .ok_or(PaywallError::NoDefaultToken(network))?;
+        let token = Token {
+            address: asset.address,
+            name: asset.name.to_owned(),
+            version: asset.version.to_owned(),
+        };
+        let amount = match &self.0 {
+            Kind::Dollars(text) => {
+                Amount::from_dollars(text, asset.decimals).map_err(|source| {
+                    PaywallError::Price {
+                        route: spec.to_owned(),
+                        source,
+                    }
+                })?
+            }
+            Kind::Atomic(amount) | Kind::Token(amount, _) => *amount,
+        };
+        Ok((amount, token))
     }
 }

@@ -1,0 +1,187 @@
+//! Buyer and seller over real sockets, with a facilitator that answers what a test tells it to.
+
+mod buying;
+mod selling;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alloy::primitives::{Address, Signature, address};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use reqwest::Method;
+use serde_json::{Value, json};
+use time::macros::datetime;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::buyer::{BuyerError, Client, Paid, PayOptions, Request, Signer, extract_payment_id};
+use crate::clock::ManualClock;
+use crate::protocol::header::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT_RESPONSE};
+use crate::protocol::{
+    Amount, DomainSeparator, ExactPayload, Network, PaymentHeader, PaymentRequired,
+    PaymentRequirements, X402Version,
+};
+use crate::seller::{Flow, Payment, Paywall, Price};
+
+const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
+const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
+const HASH: &str = "0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
+
+/// What the facilitator was asked, and what it is going to answer.
+#[derive(Default)]
+struct Script {
+    asked: Vec<(String, Value)>,
+    answers: VecDeque<(u16, Value)>,
+}
+
+type Shared = Arc<Mutex<Script>>;
+
+/// Servers on loopback ports, gone with this value.
+#[derive(Default)]
+struct Market {
+    servers: JoinSet<()>,
+    script: Shared,
+    runs: Arc<AtomicUsize>,
+}
+
+impl Market {
+    async fn open(&mut self, router: Router) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        self.servers.spawn(async move {
+            axum::serve(listener, router).await.unwrap();
+        });
+        format!("http://{address}")
+    }
+
+    async fn facilitator(&mut self) -> String {
+        let router = Router::new()
+            .route("/{call}", post(answer_by_script))
+            .with_state(Arc::clone(&self.script));
+        self.open(router).await
+    }
+
+    /// A seller of `/report` with a public page beside it.
+    async fn seller(&mut self, flow: Flow) -> String {
+        let facilitator = self.facilitator().await;
+        self.seller_with(&facilitator, flow).await
+    }
+
+    async fn seller_with(&mut self, facilitator: &str, flow: Flow) -> String {
+        let paywall = Paywall::new(facilitator)
+            .pay_to(Address::repeat_byte(0x22))
+            .network(BASE_SEPOLIA)
+            .flow(flow)
+            .route("GET /report", Price::dollars("0.01").unwrap())
+            .route("POST /broken", Price::dollars("0.01").unwrap());
+        let router = Router::new()
+            .route("/report", get(report))
+            .route("/broken", post(broken))
+            .route("/public", get(async || "free"))
+            .fallback(async |uri: Uri| format!("fallback {uri}"))
+            .with_state(Arc::clone(&self.runs))
+            .layer(paywall.build().unwrap());
+        self.open(router).await
+    }
+
+    fn answers(&self, answers: impl IntoIterator<Item = (u16, Value)>) {
+        self.script.lock().unwrap().answers.extend(answers);
+    }
+
+    /// The calls so far, with their bodies.
+    fn asked(&self) -> Vec<(String, Value)> {
+        self.script.lock().unwrap().asked.clone()
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.asked().into_iter().map(|(call, _)| call).collect()
+    }
+
+    fn runs(&self) -> usize {
+        self.runs.load(Ordering::SeqCst)
+    }
+}
+
+async fn answer_by_script(
+    State(script): State<Shared>,
+    Path(call): Path<String>,
+    Json(body): Json<Value>,
+) -> Response {
+    let mut script = script.lock().unwrap();
+    script.asked.push((call.clone(), body));
+    let (status, answer) = script
+        .answers
+        .pop_front()
+        .unwrap_or_else(|| (200, if call == "verify" { valid() } else { settled() }));
+    (StatusCode::from_u16(status).unwrap(), Json(answer)).into_response()
+}
+
+fn valid() -> Value {
+    json!({"isValid": true, "payer": PAYER.to_string()})
+}
+
+fn settled() -> Value {
+    json!({"success": true, "payer": PAYER.to_string(), "transaction": HASH, "network": "eip155:84532", "amount": "10000",
+        "extra": {"paymentId": "0190-payment"}})
+}
+
+fn failed(reason: &str, transaction: &str) -> Value {
+    json!({"success": false, "errorReason": reason, "transaction": transaction, "network": "eip155:84532"})
+}
+
+async fn report(State(runs): State<Arc<AtomicUsize>>, payment: Payment) -> Json<Value> {
+    runs.fetch_add(1, Ordering::SeqCst);
+    Json(
+        json!({"id": payment.id, "paymentId": payment.payment_id, "payer": payment.payer.to_string(), "amount": payment.amount,
+        "network": payment.network, "asset": payment.asset.to_string()}),
+    )
+}
+
+async fn broken(State(runs): State<Arc<AtomicUsize>>) -> StatusCode {
+    runs.fetch_add(1, Ordering::SeqCst);
+    StatusCode::INTERNAL_SERVER_ERROR
+}
+
+fn client() -> Client {
+    let clock = ManualClock::new(datetime!(2026-01-02 03:04:05 UTC));
+    Client::new(Signer::from_key(KEY).unwrap())
+        .unwrap()
+        .clock(Arc::new(clock))
+        .pending_pause(Duration::ZERO)
+}
+
+fn cent() -> PayOptions {
+    PayOptions::up_to("10000".parse().unwrap())
+}
+
+fn json_of(paid: &Paid) -> Value {
+    serde_json::from_slice(&paid.body).unwrap()
+}
+
+async fn challenge(url: &str) -> PaymentRequired {
+    let response = reqwest::get(url).await.unwrap();
+    assert_eq!(response.status(), 402);
+    header::decode(response.headers()[PAYMENT_REQUIRED].to_str().unwrap()).unwrap()
+}
+
+/// Sends a payment as it is, without the buyer's own judgement.
+async fn present(url: &str, challenge: &PaymentRequired) -> reqwest::Response {
+    let offer = challenge.offers().remove(0);
+    let payload: ExactPayload = serde_json::from_value(json!({"signature": "0x07", "authorization": {"from": PAYER.to_string(),
+        "to": Address::repeat_byte(0x22).to_string(), "value": "10000", "validAfter": "0", "validBefore": "1900000000", "nonce": HASH}}))
+    .unwrap();
+    let payment = PaymentHeader::present(challenge, &offer, &payload).unwrap();
+    reqwest::Client::new()
+        .get(url)
+        .header(payment.name(), payment.value())
+        .send()
+        .await
+        .unwrap()
+}

@@ -42,10 +42,22 @@ pub(super) fn join_users(path: &Path) -> Result<(File, bool), EmbeddedError> {
     Ok((file, alone))
 }
 
+/// How often to look whether the last other user has gone, and how long between.
+const FORK_LOOKS: u32 = 10;
+const FORK_PAUSE: Duration = Duration::from_millis(10);
+
 /// Leaves the users of the cluster and says whether nobody uses it any more. The same lock has to be held.
 pub(super) fn leave_users(users: File, path: &Path) -> Result<bool, EmbeddedError> {
     drop(users);
-    is_free(&open(path)?, path)
+    let file = open(path)?;
+    // A child that another thread is starting shares the lock until it runs its own program.
+    for _ in 0..FORK_LOOKS {
+        if is_free(&file, path)? {
+            return Ok(true);
+        }
+        std::thread::sleep(FORK_PAUSE);
+    }
+    Ok(false)
 }
 
 /// Takes the lock if nobody has it; an exclusive lock refuses both kinds of others.
@@ -98,6 +110,6 @@ mod tests {
             .unwrap_err();
         assert!(refused.to_string().contains("starting.lock"), "{refused}");
         drop(held);
-        hold_alone(&path, Duration::ZERO).await.unwrap();
+        hold_alone(&path, Duration::from_secs(5)).await.unwrap();
     }
 }

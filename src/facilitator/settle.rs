@@ -101,13 +101,7 @@ impl Facilitator {
         };
         if let Some(payment) = queued {
             let id = payment.id;
-            site.enqueue(
-                place,
-                Queued {
-                    payment,
-                    facts: Some(facts),
-                },
-            );
+            site.enqueue(place, Queued::new(payment, Some(facts)));
             return Ok(id);
         }
         let standing = self.ledger.standing(&key).await?.ok_or(Outage::Busy)?;

@@ -76,14 +76,17 @@ pub(super) async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<R
 
 async fn part_of(site: &Site) -> Part {
     let network = site.policy.network;
-    let detail = match site.health().silent_for {
+    let health = site.health();
+    let detail = match health.silent_for {
         None => Some("its RPC has not answered yet".to_owned()),
         Some(silence) if silence > SILENCE_MAX => Some(format!(
             "its RPC has been silent for {} s",
             silence.as_secs()
         )),
         Some(_) => match site.ledger.stopped_lanes(network).await {
-            Ok(stopped) if stopped.is_empty() => None,
+            Ok(stopped) if stopped.is_empty() => {
+                (!health.settled_in).then(|| "its lanes are not claimed yet".to_owned())
+            }
             Ok(stopped) => Some(format!(
                 "a lane waits for the operator: {}",
                 stopped.join("; ")

@@ -24,35 +24,63 @@ pub struct LaneLease {
     pub next_nonce: u64,
 }
 
+/// What came of trying to own a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It is ours.
+    Owned(LaneLease),
+    /// Another process owns it, or it is stopped.
+    Taken,
+    /// The ledger has never seen it.
+    Unknown,
+}
+
 impl Ledger {
-    /// Tries to become the owner of a lane: free, ours already, or its owner's lease has run out. `first_nonce` counts only when the lane is new
-    /// to the ledger.
+    /// Tries to become the owner of a lane: free, ours already, or its owner's lease has run out.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn claim_lane(
-        &self,
-        lane: LaneKey,
-        first_nonce: u64,
-    ) -> Result<Option<LaneLease>, LedgerError> {
+    pub async fn claim_lane(&self, lane: LaneKey) -> Result<Claim, LedgerError> {
         let row = sqlx::query!(
-            "insert into lanes (network, signer, next_nonce, epoch, owner, lease_until)
-            values ($1, $2, $3, 1, $4, now() + interval '10 seconds')
-            on conflict on constraint lanes_pkey do update
-            set owner = excluded.owner, epoch = lanes.epoch + 1, lease_until = excluded.lease_until
-            where (lanes.owner is null or lanes.owner = excluded.owner or lanes.lease_until < now()) and lanes.stopped_reason is null
-            returning epoch, next_nonce",
+            r#"with claimed as (
+                update lanes
+                set owner = $3, epoch = epoch + 1, lease_until = now() + interval '10 seconds'
+                where network = $1 and signer = $2 and (owner is null or owner = $3 or lease_until < now()) and stopped_reason is null
+                returning epoch, next_nonce
+            )
+            select exists (select from lanes where network = $1 and signer = $2) as "known!",
+                (select epoch from claimed), (select next_nonce from claimed)"#,
+            lane.network.to_string(),
+            lane.signer.as_slice(),
+            self.process().0,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(match (row.known, row.epoch, row.next_nonce) {
+            (_, Some(epoch), Some(nonce)) => Claim::Owned(LaneLease {
+                epoch,
+                next_nonce: u64::try_from(nonce).unwrap_or_default(),
+            }),
+            (true, ..) => Claim::Taken,
+            (false, ..) => Claim::Unknown,
+        })
+    }
+
+    /// Enters a lane that the ledger does not know yet, free to be claimed; `first_nonce` is the chain's.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn open_lane(&self, lane: LaneKey, first_nonce: u64) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "insert into lanes (network, signer, next_nonce, epoch, lease_until) values ($1, $2, $3, 1, now())
+            on conflict on constraint lanes_pkey do nothing",
             lane.network.to_string(),
             lane.signer.as_slice(),
             bigint(first_nonce),
-            self.process().0,
         )
-        .fetch_optional(&self.pool)
+        .execute(&self.pool)
         .await?;
-        Ok(row.map(|row| LaneLease {
-            epoch: row.epoch,
-            next_nonce: u64::try_from(row.next_nonce).unwrap_or_default(),
-        }))
+        Ok(())
     }
 
     /// Stays the owner for another ten seconds. `false`: somebody else is, or the lane was stopped.

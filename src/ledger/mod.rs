@@ -24,7 +24,7 @@ use uuid::Uuid;
 pub use error::LedgerError;
 pub use grants::{GrantRequest, GrantStatus, Standing};
 pub use history::{Event, HistoryFilter, Page};
-pub use lanes::{LaneKey, LaneLease};
+pub use lanes::{Claim, LaneKey, LaneLease};
 pub use outbox::{Attempt, NewTransaction, Recorded, Unmined};
 pub use payments::{Accepted, AuthorizationKey};
 pub use processes::ProcessId;

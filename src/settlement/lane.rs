@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::chain::{Broadcast, SignerKey};
-use crate::ledger::{LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
+use crate::ledger::{Claim, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
@@ -99,6 +99,7 @@ impl Lane {
                     self.work(owned, &stop).await;
                 }
                 Ok(None) => {
+                    self.site.lane_tried();
                     if !std::mem::replace(&mut waiting_said, true) {
                         tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it, or it is stopped");
                     }
@@ -118,19 +119,17 @@ impl Lane {
 
     /// Becomes the owner, reads what is open and sends all of it again, in nonce order.
     async fn claim(&self) -> Result<Option<Owned>, NotPrepared> {
-        let first = self
-            .site
-            .rpc
-            .transaction_count(self.id.signer, "pending")
-            .await?;
-        let mined = self
-            .site
-            .rpc
-            .transaction_count(self.id.signer, "latest")
-            .await?;
-        let Some(lease) = self.site.ledger.claim_lane(self.id, first).await? else {
+        let chain = &self.site.rpc;
+        let mut claim = self.site.ledger.claim_lane(self.id).await?;
+        if claim == Claim::Unknown {
+            let first = chain.transaction_count(self.id.signer, "pending").await?;
+            self.site.ledger.open_lane(self.id, first).await?;
+            claim = self.site.ledger.claim_lane(self.id).await?;
+        }
+        let Claim::Owned(lease) = claim else {
             return Ok(None);
         };
+        let mined = chain.transaction_count(self.id.signer, "latest").await?;
         if mined > lease.next_nonce {
             let why = format!(
                 "the chain has used nonce {} of this signer, the ledger knows none from {} on: the key was used elsewhere, or the database lost its last commits",
@@ -174,6 +173,7 @@ impl Lane {
     }
 
     async fn work(&self, mut owned: Owned, stop: &CancellationToken) {
+        self.site.lane_begins();
         let mut view = self.site.view.subscribe();
         view.mark_changed();
         let mut renewal = every(LEASE_RENEWAL);
@@ -202,6 +202,7 @@ impl Lane {
             }
         }
         self.site.count_open(owned.open.len(), 0);
+        self.site.lane_ends();
     }
 
     async fn renew(&self, owned: &Owned) -> Result<(), Lost> {
@@ -228,7 +229,7 @@ impl Lane {
     async fn dispatch(&self, owned: &mut Owned, queued: Vec<Queued>) -> Result<(), Lost> {
         let ids: Vec<PaymentId> = queued.iter().map(|queued| queued.payment.id).collect();
         let mut simulations = JoinSet::new();
-        for payment in queued {
+        for payment in queued.into_iter().filter(|queued| !queued.is_stale()) {
             let site = Arc::clone(&self.site);
             simulations.spawn(async move { simulate(&site, payment).await });
         }

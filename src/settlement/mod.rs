@@ -16,6 +16,6 @@ mod watch;
 
 pub use chain_view::ChainView;
 pub use lane::Lane;
-pub use site::{Health, Queued, Site, SiteParts};
+pub use site::{Health, Place, Queued, Site, SiteParts};
 pub use waiters::Waiters;
 pub use watch::Watch;

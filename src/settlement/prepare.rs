@@ -52,7 +52,7 @@ pub(super) async fn simulate(
     site: &Site,
     queued: Queued,
 ) -> Result<Option<Simulated>, NotPrepared> {
-    let Queued { payment, facts } = queued;
+    let Queued { payment, facts, .. } = queued;
     reach(Step::Picked);
     let head = site.view.head().map(|head| head.number);
     let facts = match facts.filter(|facts| head.is_none_or(|head| head <= facts.block_number)) {

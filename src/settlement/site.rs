@@ -14,6 +14,9 @@ use crate::ledger::Ledger;
 use crate::payment::{ChainFacts, NetworkPolicy, Payment, PaymentId};
 use crate::settlement::{ChainView, Waiters};
 
+/// Longer than any caller waits.
+const STALE_AFTER: Duration = Duration::from_secs(30);
+
 /// A payment in the queue of its network.
 #[derive(Debug, Clone)]
 pub struct Queued {
@@ -21,7 +24,29 @@ pub struct Queued {
     pub payment: Payment,
     /// What the chain said when it was accepted: at an unchanged head there is no need to ask again.
     pub facts: Option<ChainFacts>,
+    /// When it was queued here.
+    pub since: Instant,
 }
+
+impl Queued {
+    /// A payment that is queued now.
+    pub fn new(payment: Payment, facts: Option<ChainFacts>) -> Self {
+        Self {
+            payment,
+            facts,
+            since: Instant::now(),
+        }
+    }
+
+    /// Whether every caller has given up on it: it lay here while another process owned the lanes, and the ledger knows better.
+    pub fn is_stale(&self) -> bool {
+        self.since.elapsed() > STALE_AFTER
+    }
+}
+
+/// A reserved place in the queue; empty in a process that owns no lane and whose queue is full.
+#[derive(Debug)]
+pub struct Place<'a>(Option<mpsc::Permit<'a, Queued>>);
 
 /// What a [`Site`] is made of.
 #[derive(Debug)]
@@ -75,6 +100,9 @@ pub struct Site {
     look: Notify,
     seen: StdMutex<Option<Instant>>,
     opened: AtomicBool,
+    lanes: AtomicUsize,
+    hungry: AtomicBool,
+    settled_in: AtomicBool,
 }
 
 /// How a network is doing.
@@ -82,6 +110,8 @@ pub struct Site {
 pub struct Health {
     /// Seconds since an endpoint last answered the watch; `None` when none ever did.
     pub silent_for: Option<Duration>,
+    /// Whether a lane was claimed, or found to be another process's.
+    pub settled_in: bool,
     /// Transactions of this process whose outcome is open.
     pub open: usize,
 }
@@ -108,6 +138,9 @@ impl Site {
             look: Notify::new(),
             seen: StdMutex::new(None),
             opened: AtomicBool::new(false),
+            lanes: AtomicUsize::new(0),
+            hungry: AtomicBool::new(false),
+            settled_in: AtomicBool::new(false),
         }
     }
 
@@ -121,13 +154,46 @@ impl Site {
         self.opened.load(Ordering::Relaxed)
     }
 
-    /// A place in the queue, or `None` when it is full: taken before the ledger accepts, so that nothing accepted has no place.
-    pub fn reserve(&self) -> Option<mpsc::Permit<'_, Queued>> {
-        self.queue.try_reserve().ok()
+    /// Says that this process owns a further lane.
+    pub fn lane_begins(&self) {
+        self.lanes.fetch_add(1, Ordering::Relaxed);
+        self.lane_tried();
+        self.hungry.store(true, Ordering::Relaxed);
+        self.look_now();
     }
 
-    /// Hands a payment to the lanes of this process.
-    pub fn enqueue(&self, place: mpsc::Permit<'_, Queued>, queued: Queued) {
+    /// Says that a lane is either ours or somebody else's.
+    pub fn lane_tried(&self) {
+        self.settled_in.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that a lane was lost.
+    pub fn lane_ends(&self) {
+        self.lanes.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether this process owns any lane of the network.
+    pub fn owns_lanes(&self) -> bool {
+        self.lanes.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether a lane has just begun and payments may be waiting in the ledger for it; asking clears it.
+    pub fn take_hungry(&self) -> bool {
+        self.hungry.swap(false, Ordering::Relaxed)
+    }
+
+    /// A place for a payment, or `None` when there is no room: taken before the ledger accepts, so that nothing accepted is without one.
+    pub fn reserve(&self) -> Option<Place<'_>> {
+        match self.queue.try_reserve() {
+            Ok(permit) => Some(Place(Some(permit))),
+            // Nobody here empties the queue: whoever owns the lanes finds the payment in the ledger.
+            Err(_) => (!self.owns_lanes()).then_some(Place(None)),
+        }
+    }
+
+    /// Hands a payment to the lanes of this process, as far as there is room.
+    pub fn enqueue(&self, place: Place<'_>, queued: Queued) {
+        let Some(place) = place.0 else { return };
         self.in_hand
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -205,6 +271,7 @@ impl Site {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         Health {
             silent_for: seen.map(|seen| seen.elapsed()),
+            settled_in: self.settled_in.load(Ordering::Relaxed),
             open: self.open.load(Ordering::Relaxed),
         }
     }

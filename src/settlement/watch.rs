@@ -79,9 +79,11 @@ impl Watch {
         if let Some(advance) = advance {
             self.follow(&advance).await;
         }
-        if self
-            .reconciled
-            .is_none_or(|last| last.elapsed() >= RECONCILE_INTERVAL)
+        let hungry = self.site.take_hungry();
+        if hungry
+            || self
+                .reconciled
+                .is_none_or(|last| last.elapsed() >= RECONCILE_INTERVAL)
         {
             self.reconciled = Some(Instant::now());
             if let Err(error) = self.reconcile().await {
@@ -190,6 +192,9 @@ impl Watch {
     }
 
     async fn pick_up_stranded(&self) -> Result<(), LedgerError> {
+        if !self.site.owns_lanes() {
+            return Ok(());
+        }
         for payment in self
             .site
             .ledger
@@ -203,13 +208,7 @@ impl Watch {
                 break;
             };
             tracing::debug!(payment.id = %payment.id, "taking up a payment that waits for a transaction");
-            self.site.enqueue(
-                place,
-                Queued {
-                    payment,
-                    facts: None,
-                },
-            );
+            self.site.enqueue(place, Queued::new(payment, None));
         }
         Ok(())
     }

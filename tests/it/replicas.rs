@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use alloy::primitives::{Address, U256};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Purchase, Setup, World};
+use crate::support::{Answer, Purchase, Setup, World};
 
 const PAYEE: Address = Address::repeat_byte(0x2e);
 
@@ -78,4 +78,20 @@ async fn a_process_that_wakes_up_after_losing_its_lane_sends_nothing_of_its_own(
         3,
         "no nonce twice, none left out"
     );
+}
+
+/// Its own queue is full at once, because nobody empties it there: the payments wait in the ledger for the owner of the lane.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_without_a_lane_accepts_more_than_its_queue_holds() {
+    let setup = Setup {
+        toml: "[networks.base-sepolia]\nqueue_max = 1\n".to_owned(),
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let replica = world.replica().await;
+    let payer = world.payer().await;
+    let bodies = (0..4).map(|amount: u64| Purchase::new(&payer, PAYEE, 1 << amount).body());
+    let answers = replica.settle_at_once(bodies.collect()).await;
+    assert!(answers.iter().all(Answer::succeeded), "{answers:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(15));
 }

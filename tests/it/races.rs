@@ -148,6 +148,12 @@ async fn a_key_that_is_used_elsewhere_stops_its_lane_and_the_operator_is_told() 
     let answer = settle_while(&world, &purchase, async || {
         let transaction = json!([{"from": signer, "to": SOMEBODY_ELSE, "value": "0x1"}]);
         world.chain.call("eth_sendTransaction", transaction).await;
+        // As long as it is in the pool alone, ours would replace it.
+        let limit = Duration::from_secs(20);
+        eventually("a block with the stranger", limit, async || {
+            (world.chain.transaction_count(signer).await == 1).then_some(())
+        })
+        .await;
     })
     .await;
     assert_eq!(answer.reason(), "settlement_pending", "{answer:?}");

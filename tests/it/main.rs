@@ -13,6 +13,8 @@ mod broken_connections;
 #[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod interop;
 #[cfg(test)]
 mod killed;

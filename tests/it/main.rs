@@ -21,6 +21,8 @@ mod killed;
 #[cfg(test)]
 mod lost_sends;
 #[cfg(test)]
+mod odd_bodies;
+#[cfg(test)]
 mod odd_tokens;
 #[cfg(test)]
 mod outages;

@@ -53,35 +53,87 @@ async fn health_contract_and_its_page_are_there_and_load_nothing_from_elsewhere(
     ] {
         assert!(contract["paths"][path].is_object(), "{path}");
     }
-    let page = reqwest::get(format!("{}/docs/", world.facilitator.url()))
-        .await
-        .unwrap();
+    let docs = format!("{}/docs/", world.facilitator.url());
+    let page = reqwest::get(&docs).await.unwrap();
     assert_eq!(page.status(), 200);
+    let kind = page.headers()["content-type"].to_str().unwrap().to_owned();
+    assert!(kind.starts_with("text/html"), "{kind}");
     let page = page.text().await.unwrap();
-    assert!(
-        !page.contains("//cdn") && !page.contains("https://"),
-        "{page}"
-    );
+    assert!(!page.contains("//"), "an asset from elsewhere: {page}");
+    let linked = ["src=\"", "href=\""]
+        .into_iter()
+        .flat_map(|link| page.split(link).skip(1))
+        .map(|rest| rest.split('"').next().unwrap());
+    let mut assets = 0;
+    for asset in linked {
+        let found = reqwest::get(format!("{docs}{asset}")).await.unwrap();
+        assert_eq!(found.status(), 200, "{asset}");
+        assets += 1;
+    }
+    assert!(assets >= 3, "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_a_problem_document_with_the_request_id() {
     let world = World::new().await;
-    let asked = reqwest::get(format!("{}/nowhere", world.facilitator.url()))
-        .await
-        .unwrap();
-    assert_eq!(asked.status(), 404);
-    assert_eq!(asked.headers()["content-type"], "application/problem+json");
-    let id = asked.headers()["x-request-id"].to_str().unwrap().to_owned();
-    let problem: Value = asked.json().await.unwrap();
-    assert_eq!(
-        (problem["code"].as_str(), problem["requestId"].as_str()),
-        (Some("not_found"), Some(id.as_str()))
-    );
-    assert_eq!(
-        world.facilitator.get("/settle").await.body["code"],
-        "method_not_allowed"
-    );
+    let client = reqwest::Client::new();
+    for (method, path, code) in [
+        ("GET", "/nowhere", "not_found"),
+        ("POST", "/nowhere", "not_found"),
+        ("GET", "/api", "not_found"),
+        ("GET", "/api/nowhere", "not_found"),
+        ("GET", "/API/supported", "not_found"),
+        ("GET", "//supported", "not_found"),
+        ("GET", "/payments/a/b", "not_found"),
+        ("GET", "/docs/nowhere.js", "not_found"),
+        ("GET", "/%ff", "not_found"),
+        ("GET", "/settle", "method_not_allowed"),
+        ("GET", "/api/verify", "method_not_allowed"),
+        ("PUT", "/verify", "method_not_allowed"),
+        ("POST", "/supported", "method_not_allowed"),
+        ("DELETE", "/payments", "method_not_allowed"),
+        ("PATCH", "/healthz", "method_not_allowed"),
+        ("POST", "/openapi.json", "method_not_allowed"),
+    ] {
+        let url = format!("{}{path}", world.facilitator.url());
+        let request = client.request(method.parse().unwrap(), url);
+        let asked = request
+            .header("x-request-id", "chosen")
+            .send()
+            .await
+            .unwrap();
+        let what = format!("{method} {path}");
+        let status = asked.status().as_u16();
+        assert_eq!(
+            status,
+            if code == "not_found" { 404 } else { 405 },
+            "{what}"
+        );
+        assert_eq!(
+            asked.headers()["content-type"],
+            "application/problem+json",
+            "{what}"
+        );
+        let id = asked.headers()["x-request-id"].to_str().unwrap().to_owned();
+        assert_ne!(id, "chosen", "{what}: the id is ours");
+        let problem: Value = asked.json().await.unwrap();
+        assert_eq!(problem["code"], code, "{what}: {problem}");
+        assert_eq!(problem["status"], status, "{what}: {problem}");
+        assert_eq!(problem["requestId"], id, "{what}: {problem}");
+    }
+    for path in [
+        "/supported",
+        "/healthz",
+        "/readyz",
+        "/payments",
+        "/openapi.json",
+    ] {
+        let url = format!("{}{path}", world.facilitator.url());
+        let asked = client.get(url).send().await.unwrap();
+        assert!(asked.headers().contains_key("x-request-id"), "{path}");
+        let kind = asked.headers()["content-type"].to_str().unwrap().to_owned();
+        assert!(kind.starts_with("application/json"), "{path}: {kind}");
+    }
 }
 
 /// Runs `x402d serve` with nothing but `variables` and `toml`, and says what it complained of; it must not start.

@@ -31,12 +31,44 @@ const ROOMS: &[(&str, &str)] = &[
     ("market_tests", "protocol clock buyer seller"),
     ("command", "*"),
 ];
-/// What only some files may touch: the text, and the paths below `src` where it may stand.
-const DOORS: &[(&str, &[&str])] = &[
-    ("sqlx::", &["ledger/", "embedded/"]),
+/// What only some files may touch: the root of a path, how its next name begins, and where below `src` that may stand.
+const DOORS: &[(&str, &str, &[&str])] = &[
     (
-        "env::var",
-        &["config/", "embedded/", "settlement/failpoint.rs"],
+        "sqlx::",
+        "",
+        &[
+            "ledger/",
+            "embedded/database.rs",
+            "embedded/error.rs",
+            "embedded/scratch.rs",
+        ],
+    ),
+    ("alloy::", "rpc", &["chain/", "embedded/"]),
+    ("alloy::", "transports", &["chain/", "embedded/"]),
+    ("alloy::", "providers", &["chain/", "embedded/"]),
+    (
+        "env::",
+        "var",
+        &[
+            "config/",
+            "settlement/failpoint.rs",
+            // Where programs are looked for, and what the local chain must not inherit.
+            "embedded/anvil_binary.rs",
+            "embedded/cluster.rs",
+        ],
+    ),
+];
+/// Features are chosen at the modules of `lib.rs`. The exceptions: file, how many lines, why.
+const FEATURES_ELSEWHERE: &[(&str, usize, &str)] = &[
+    (
+        "protocol/response.rs",
+        8,
+        "the contract shows the answers, and only a server has a contract",
+    ),
+    (
+        "settlement/failpoint.rs",
+        2,
+        "a release must not hold the ways to die on purpose",
     ),
 ];
 const LINES_MAX: usize = 500;
@@ -179,15 +211,47 @@ fn each_room_knows_only_the_rooms_to_its_left() -> io::Result<()> {
 }
 
 #[test]
-fn sql_and_the_environment_have_one_door_each() -> io::Result<()> {
+fn sql_rpc_and_the_environment_have_one_door_each() -> io::Result<()> {
     let mut wrong = Vec::new();
     for (path, text) in files("src")? {
         let code = without_tests(code(&text));
-        for (what, doors) in DOORS {
+        for (root, what, doors) in DOORS {
             let is_door = doors.iter().any(|door| path.starts_with(door));
-            if code.contains(what) && !is_door {
-                wrong.push(format!("src/{path}: {what} belongs into {doors:?}"));
+            let passes = named_after(root, &code)
+                .iter()
+                .any(|name| name.starts_with(what));
+            if passes && !is_door {
+                wrong.push(format!("src/{path}: {root}{what} belongs into {doors:?}"));
             }
+        }
+    }
+    nothing(&wrong);
+    Ok(())
+}
+
+#[test]
+fn features_are_chosen_where_modules_are_declared() -> io::Result<()> {
+    let mut wrong = Vec::new();
+    for (path, text) in files("src")? {
+        let code = code(&text);
+        let mut lines = code.lines().map(str::trim).peekable();
+        let mut elsewhere = 0;
+        while let Some(line) = lines.next() {
+            if !line.contains("feature = \"") {
+                continue;
+            }
+            while lines.next_if(|next| next.starts_with("#[")).is_some() {}
+            let declares = |next: &&str| next.contains("mod ") && next.ends_with(';');
+            if path != "lib.rs" || lines.next_if(declares).is_none() {
+                elsewhere += 1;
+            }
+        }
+        let exception = FEATURES_ELSEWHERE.iter().find(|(file, ..)| *file == path);
+        let expected = exception.map_or(0, |(_, count, _)| *count);
+        if elsewhere != expected {
+            wrong.push(format!(
+                "src/{path}: {elsewhere} lines choose by feature, expected {expected}"
+            ));
         }
     }
     nothing(&wrong);
@@ -209,10 +273,11 @@ fn files_are_short_and_their_names_say_something() -> io::Result<()> {
                     "{folder}/{path} has {lines} lines, more than {LINES_MAX}"
                 ));
             }
-            if let Some(name) = path
+            let modules = named_after("mod ", &code(&text));
+            let names = path
                 .split(['/', '.'])
-                .find(|name| VAGUE_NAMES.contains(name))
-            {
+                .chain(modules.iter().map(String::as_str));
+            for name in names.filter(|name| VAGUE_NAMES.contains(name)) {
                 wrong.push(format!("{folder}/{path}: {name:?} says nothing"));
             }
         }
@@ -236,6 +301,27 @@ fn migrations_are_numbered_without_gaps() -> io::Result<()> {
         };
         if !words.is_some_and(plain) {
             wrong.push(format!("migrations/{path}: expected {number:04}_words.sql"));
+        }
+    }
+    nothing(&wrong);
+    Ok(())
+}
+
+#[test]
+fn sql_is_written_in_lower_case() -> io::Result<()> {
+    let mut wrong = Vec::new();
+    for (path, text) in files("migrations")? {
+        let statements: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("--"))
+            .map(|line| line.to_owned() + "\n")
+            .collect();
+        // Every second piece between quotes is a text, in which letters may be what they like.
+        for code in statements.split('\'').step_by(2) {
+            let shouted = code
+                .lines()
+                .filter(|line| line.chars().any(char::is_uppercase));
+            wrong.extend(shouted.map(|line| format!("migrations/{path}: {}", line.trim())));
         }
     }
     nothing(&wrong);

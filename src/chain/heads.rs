@@ -196,3 +196,6 @@ impl HeadTracker {
             .map(|head| head.hash))
     }
 }
+
+#[cfg(test)]
+mod tests;

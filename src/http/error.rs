@@ -80,8 +80,11 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
         .and_then(|id| id.header_value().to_str().ok())
         .map(str::to_owned);
     let mut response = next.run(request).await;
-    let Some(mut problem) = response.extensions_mut().remove::<Problem>() else {
-        return response;
+    let mut problem = match response.extensions_mut().remove::<Problem>() {
+        Some(problem) => problem,
+        // What serves the files of /docs knows no problems.
+        None if response.status() == StatusCode::NOT_FOUND => no_such_path().await,
+        None => return response,
     };
     problem.request_id = id;
     let status = response.status();

@@ -17,6 +17,7 @@ mod supported;
 mod verify;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::{HeaderName, Request, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{
@@ -56,6 +57,7 @@ pub fn router(state: AppState) -> Router {
                 .on_response(log),
         )
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
+        .layer(axum::middleware::map_request(without_foreign_id))
         .with_state(state)
 }
 
@@ -89,6 +91,12 @@ impl MakeRequestId for FreshId {
     fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
         Uuid::now_v7().to_string().parse().ok().map(RequestId::new)
     }
+}
+
+/// An id that came with the request would be kept instead of a fresh one.
+async fn without_foreign_id(mut request: Request<Body>) -> Request<Body> {
+    request.headers_mut().remove(REQUEST_ID);
+    request
 }
 
 fn span<B>(request: &Request<B>) -> tracing::Span {

@@ -1,10 +1,11 @@
 //! `GET /payments`, `GET /payments/{id}`: the history, for the operator.
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -156,7 +157,7 @@ pub(super) struct EventView {
 pub(super) async fn list(
     _: Operator,
     State(state): State<AppState>,
-    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<PaymentPage>, Problem> {
     let Query(query) = query.map_err(|error| Problem::invalid_parameter(error.body_text()))?;
     let (filter, page) = query.understood()?;
@@ -190,8 +191,9 @@ pub(super) async fn list(
 pub(super) async fn show(
     _: Operator,
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<PaymentDetail>, Problem> {
+    let Path(id) = id.map_err(|error| Problem::invalid_parameter(error.body_text()))?;
     let id = parse_id(&id, "id")?;
     let life = state.facilitator.ledger.life(id).await?;
     let (payment, events) =
@@ -210,11 +212,12 @@ impl ListQuery {
             parsed.map_err(|why| Problem::invalid_parameter(format!("{name}: {why}")))
         };
         let moment = |name: &str, text: &Option<String>| {
-            let parsed = text
-                .as_deref()
-                .map(|text| OffsetDateTime::parse(text, &Rfc3339))
-                .transpose();
-            parsed.map_err(|_| {
+            let Some(text) = text else { return Ok(None) };
+            // With its offset, a time at either end of the calendar can lie outside of it; the ledger speaks UTC.
+            let parsed = OffsetDateTime::parse(text, &Rfc3339)
+                .ok()
+                .and_then(|moment| moment.checked_to_offset(UtcOffset::UTC));
+            parsed.map(Some).ok_or_else(|| {
                 Problem::invalid_parameter(format!(
                     "{name}: expected a time such as 2026-01-31T12:00:00Z"
                 ))

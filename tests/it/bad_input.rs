@@ -8,7 +8,7 @@ use crate::support::{Answer, Facilitator, Purchase, World};
 const PAYEE: Address = Address::repeat_byte(0x5e);
 
 /// A good body with one member changed; the path is that of a JSON pointer.
-fn with(body: &Value, pointer: &str, value: Value) -> Value {
+pub(crate) fn with(body: &Value, pointer: &str, value: Value) -> Value {
     let mut changed = body.clone();
     *changed
         .pointer_mut(pointer)
@@ -68,25 +68,10 @@ async fn what_is_no_request_is_answered_400_without_a_verdict() {
     nothing_happened(&world, 0).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn ten_megabytes_are_refused_with_413() {
-    let world = World::new().await;
-    let answer = world
-        .facilitator
-        .post_text("/settle", "x".repeat(10 * 1024 * 1024))
-        .await;
-    assert_eq!(answer.status, 413, "{answer:?}");
-    assert!(
-        answer.body["error"].as_str().unwrap().contains("65536"),
-        "{answer:?}"
-    );
-    nothing_happened(&world, 0).await;
-}
-
-const REQUIRED: &str = "/paymentRequirements";
-const ACCEPTED: &str = "/paymentPayload/accepted";
-const PAYLOAD: &str = "/paymentPayload/payload";
-const SIGNED: &str = "/paymentPayload/payload/authorization";
+pub(crate) const REQUIRED: &str = "/paymentRequirements";
+pub(crate) const ACCEPTED: &str = "/paymentPayload/accepted";
+pub(crate) const PAYLOAD: &str = "/paymentPayload/payload";
+pub(crate) const SIGNED: &str = "/paymentPayload/payload/authorization";
 
 /// Where in a good v2 body, the member, the JSON in its place, and the code that follows.
 const WRONG: &[(&str, &str, &str, &str)] = &[
@@ -286,6 +271,53 @@ async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
     nothing_happened(&world, 0).await;
 }
 
+/// A good body without one member.
+fn without(body: &Value, place: &str, member: &str) -> Value {
+    let mut changed = body.clone();
+    let members = changed.pointer_mut(place).and_then(Value::as_object_mut);
+    let gone = members.and_then(|members| members.remove(member));
+    assert!(gone.is_some(), "{place}/{member} is not there");
+    changed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_member_that_is_missing_has_its_code() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let v2 = Purchase::new(&payer, PAYEE, 10_000).body();
+    let v1 = Purchase::new(&payer, PAYEE, 10_000).v1().body();
+    let mut cases = Vec::new();
+    for (body, price) in [(&v1, "maxAmountRequired"), (&v2, "amount")] {
+        for member in ["asset", "payTo", "maxTimeoutSeconds", price] {
+            cases.push((body, REQUIRED, member, "invalid_payment_requirements"));
+        }
+        cases.push((body, REQUIRED, "scheme", "unsupported_scheme"));
+        cases.push((body, REQUIRED, "network", "invalid_network"));
+        cases.push((body, "/paymentPayload", "payload", "invalid_payload"));
+        cases.push((body, PAYLOAD, "signature", "invalid_payload"));
+        cases.push((body, PAYLOAD, "authorization", "invalid_payload"));
+        for member in ["from", "to", "value", "validAfter", "validBefore", "nonce"] {
+            cases.push((body, SIGNED, member, "invalid_payload"));
+        }
+    }
+    for member in ["scheme", "network"] {
+        cases.push((&v1, "/paymentPayload", member, "invalid_payload"));
+        cases.push((&v2, ACCEPTED, member, "invalid_payload"));
+    }
+    cases.push((&v2, "/paymentPayload", "accepted", "invalid_payload"));
+    let no_domain = "invalid_exact_evm_missing_eip712_domain";
+    cases.push((&v2, REQUIRED, "extra", no_domain));
+    cases.push((&v2, "/paymentRequirements/extra", "name", no_domain));
+    cases.push((&v2, "/paymentRequirements/extra", "version", no_domain));
+    for (body, place, member, code) in cases {
+        for answer in both(&world.facilitator, &without(body, place, member)).await {
+            let found = (answer.status, answer.reason());
+            assert_eq!(found, (200, code), "{place}/{member}: {answer:?}");
+        }
+    }
+    nothing_happened(&world, 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_is_its_bytes_whatever_its_letters_look_like() {
     let world = World::new().await;
@@ -339,7 +371,7 @@ async fn thousands_of_bad_requests_leave_the_memory_as_it_was() {
 }
 
 /// The service lives, no handler panicked, and the ledger and the chain hold `payments`.
-async fn nothing_happened(world: &World, payments: usize) {
+pub(crate) async fn nothing_happened(world: &World, payments: usize) {
     assert_eq!(world.facilitator.get("/healthz").await.status, 200);
     let log = world.facilitator.log();
     assert!(!log.contains("panicked"), "{log}");

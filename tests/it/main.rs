@@ -15,11 +15,15 @@ mod demo;
 #[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod interop;
 #[cfg(test)]
 mod killed;
 #[cfg(test)]
 mod lost_sends;
+#[cfg(test)]
+mod odd_bodies;
 #[cfg(test)]
 mod odd_tokens;
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The local chain, and what a test asks of it or does to it.
 
+use std::time::Duration;
+
 use alloy::primitives::{Address, B256, Bytes, U64, U256, keccak256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
@@ -7,7 +9,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use x402d::embedded::{DevAccount, LocalChain, LocalChainOptions, TEST_USDC};
 
-use super::Purchase;
+use super::{Purchase, eventually};
 
 sol! {
     function balanceOf(address account) returns (uint256);
@@ -84,11 +86,16 @@ impl Chain {
         C::abi_decode_returns(&output).unwrap()
     }
 
-    /// Changes a contract; the block has to come by itself.
+    /// Changes a contract, and waits for the block, which has to come by itself: until then anything could come before.
     pub(crate) async fn send<C: SolCall>(&self, to: Address, call: C) {
         let from = LocalChain::funded_keys()[0].address;
         let transaction = json!([{"from": from, "to": to, "data": Bytes::from(call.abi_encode())}]);
-        self.call("eth_sendTransaction", transaction).await;
+        let hash = self.call("eth_sendTransaction", transaction).await;
+        let hash = hash.as_str().unwrap();
+        eventually("a block", Duration::from_secs(20), async || {
+            (!self.receipt(hash).await.is_null()).then_some(())
+        })
+        .await;
     }
 
     /// Hands an authorization to its token past the service, as anybody may.

@@ -25,10 +25,15 @@ impl FromRequestParts<AppState> for Operator {
                 .headers
                 .get(header::AUTHORIZATION)
                 .and_then(|value| value.to_str().ok());
+            // The scheme's name may be written in any case.
             let given = given
-                .and_then(|value| value.strip_prefix("Bearer "))
-                .unwrap_or_default();
-            let right = bool::from(given.as_bytes().ct_eq(token.expose_secret().as_bytes()));
+                .and_then(|value| value.split_once(' '))
+                .filter(|(scheme, token)| {
+                    scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()
+                })
+                .map(|(_, token)| token.as_bytes());
+            let right =
+                given.is_some_and(|given| given.ct_eq(token.expose_secret().as_bytes()).into());
             return if right {
                 Ok(Self)
             } else {

@@ -71,7 +71,9 @@ async fn with_a_token_set_nobody_reads_the_history_without_it() {
             (Some("Bearer ".to_owned()), 401),
             (Some(format!("Bearer {TOKEN}x")), 401),
             (Some(format!("Basic {TOKEN}")), 401),
+            (Some(TOKEN.to_owned()), 401),
             (Some(format!("Bearer {TOKEN}")), allowed),
+            (Some(format!("bearer {TOKEN}")), allowed),
         ] {
             let mut request = client.get(&url);
             if let Some(text) = &authorization {

@@ -8,6 +8,7 @@ mod network;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -149,6 +150,15 @@ impl Config {
                 "body_bytes_max: expected 1024 to 1048576, got {body_bytes_max}"
             ));
         }
+        let connections_max =
+            settings.between("connections_max", file.connections_max, 1..=1_000_000);
+        let database_connections_max = settings.between(
+            "database_connections_max",
+            file.database_connections_max,
+            1..=10_000,
+        );
+        let verify_lease_s = settings.between("verify_lease_s", file.verify_lease_s, 1..=3600);
+        let admin_token = settings.admin_token(file.admin_token);
         let networks = network::read(&mut settings, file.networks);
         Self {
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
@@ -167,16 +177,12 @@ impl Config {
                         .map(PathBuf::from)
                 })
                 .or(file.data_dir),
-            admin_token: settings
-                .environment
-                .get("X402D_ADMIN_TOKEN")
-                .or(file.admin_token)
-                .map(SecretString::from),
+            admin_token,
             settle_wait: Duration::from_secs(wait_s),
-            verify_lease_s: file.verify_lease_s.unwrap_or(10),
+            verify_lease_s: verify_lease_s.unwrap_or(10),
             body_bytes_max,
-            connections_max: file.connections_max.unwrap_or(8192),
-            database_connections_max: file.database_connections_max.unwrap_or(32),
+            connections_max: connections_max.unwrap_or(8192),
+            database_connections_max: database_connections_max.unwrap_or(32),
             networks,
         }
     }
@@ -194,7 +200,8 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
                 let line = line
                     .map(|line| format!("line {line}: "))
                     .unwrap_or_default();
-                problem(format!("{}: {line}{}", path.display(), error.message()))
+                let why = without_value(error.message());
+                problem(format!("{}: {line}{why}", path.display()))
             })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
@@ -204,6 +211,20 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
             "{}: cannot be read: {error}",
             path.display()
         ))),
+    }
+}
+
+/// A message without the value that it repeats: a key in the wrong kind of quotes is still a key.
+fn without_value(message: &str) -> String {
+    let repeats = ["invalid type: ", "invalid value: "]
+        .iter()
+        .any(|start| message.starts_with(start));
+    match message.rsplit_once(", expected ") {
+        Some((found, expected)) if repeats => {
+            let kind = found.split(['"', '`']).next().unwrap_or_default();
+            format!("{}, expected {expected}", kind.trim_end())
+        }
+        Some(_) | None => message.to_owned(),
     }
 }
 
@@ -222,6 +243,32 @@ impl Settings<'_> {
                 .push(format!("{variable}: expected {expected}"));
         }
         parsed
+    }
+
+    fn between<T: PartialOrd + std::fmt::Display>(
+        &mut self,
+        key: &str,
+        value: Option<T>,
+        allowed: RangeInclusive<T>,
+    ) -> Option<T> {
+        if let Some(value) = value.as_ref().filter(|value| !allowed.contains(value)) {
+            let (least, most) = (allowed.start(), allowed.end());
+            self.problems
+                .push(format!("{key}: expected {least} to {most}, got {value}"));
+        }
+        value
+    }
+
+    /// An empty token would let everybody in, and one that no header can carry nobody.
+    fn admin_token(&mut self, in_file: Option<String>) -> Option<SecretString> {
+        let token = self.environment.get("X402D_ADMIN_TOKEN").or(in_file)?;
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.problems.push(
+                "admin_token (X402D_ADMIN_TOKEN): expected visible ASCII characters without spaces; leave it out to admit only callers on this machine"
+                    .to_owned(),
+            );
+        }
+        Some(token.into())
     }
 
     fn list(&self, variable: &str) -> Vec<String> {

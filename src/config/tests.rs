@@ -117,3 +117,76 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
     flags.listen = Some("127.0.0.1:3".parse().unwrap());
     assert_eq!(Config::read(&flags, &environment).unwrap().listen.port(), 3);
 }
+
+#[test]
+fn what_stands_at_a_wrong_place_in_the_file_is_not_repeated() {
+    for line in [
+        "admin_token = 5e5ec2e7",
+        "admin_token = 5e5ec2e7secret",
+        "admin_token = [\"5e5ec2e7\"]",
+        "admin_token = \"5e5ec2e7",
+        "admin_token = '5e5ec2e7\"",
+        "admin_token = \"\\q5e5ec2e7\"",
+        "database_url = { 5e5ec2e7 = 1 }",
+        "settle_wait_s = \"5e5ec2e7\"",
+        "settle_wait_s = -5e5ec2e7",
+        "listen = \"5e5ec2e7\"",
+        "networks = \"5e5ec2e7\"",
+        "[networks.base-sepolia]\nsigner_keys = \"0x5e5ec2e7\"",
+        "[networks.base-sepolia]\nsigner_keys = 0x5e5ec2e7",
+        "[networks.base-sepolia]\nsigner_keys = [0x5e5ec2e7]",
+        "[networks.base-sepolia]\nrpc_urls = \"https://rpc.example/5e5ec2e7, expected\"",
+        "[networks.base-sepolia]\npoll_ms = \"5e5ec2e7\"",
+    ] {
+        let (flags, _file) = flags_with(&format!("{line}\n"));
+        let error = Config::read(&flags, &base_sepolia());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("line "), "{line}: {error}");
+        let shown = ["5e5ec2e7", "1583268583", "5ec2e7"];
+        assert!(
+            shown.iter().all(|text| !error.contains(text)),
+            "{line}: {error}"
+        );
+    }
+    let (flags, _file) = flags_with("[networks.base-sepolia]\nsigner_keys = \"0x11\"\n");
+    let error = Config::read(&flags, &base_sepolia());
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("line 2") && error.contains("sequence"),
+        "says what was expected: {error}"
+    );
+}
+
+#[test]
+fn a_token_that_keeps_nobody_out_and_limits_that_let_nobody_in_are_refused() {
+    for (line, key) in [
+        ("admin_token = \"\"", "admin_token"),
+        ("admin_token = \" \"", "admin_token"),
+        ("admin_token = \"two words\"", "admin_token"),
+        ("admin_token = \"sécret\"", "admin_token"),
+        ("connections_max = 0", "connections_max"),
+        ("connections_max = 9223372036854775807", "connections_max"),
+        ("database_connections_max = 0", "database_connections_max"),
+        ("verify_lease_s = 0", "verify_lease_s"),
+        ("verify_lease_s = 4294967295", "verify_lease_s"),
+    ] {
+        let (flags, _file) = flags_with(&format!("{line}\n"));
+        let error = Config::read(&flags, &base_sepolia());
+        let error = error.map(drop).expect_err(line).to_string();
+        assert!(
+            error.contains(key) && error.contains("expected"),
+            "{line}: {error}"
+        );
+    }
+    let mut environment = base_sepolia();
+    environment.insert("X402D_ADMIN_TOKEN", "a-long-token\n");
+    let error = Config::read(&Flags::default(), &environment).unwrap_err();
+    assert!(!error.to_string().contains("a-long"), "{error}");
+    environment.insert("X402D_ADMIN_TOKEN", "a-long-token");
+    assert!(
+        Config::read(&Flags::default(), &environment)
+            .unwrap()
+            .admin_token
+            .is_some()
+    );
+}

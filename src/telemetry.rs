@@ -5,8 +5,10 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::fmt;
 
-/// What is logged unless `X402D_LOG` says otherwise.
-const DEFAULT_FILTER: &str = "info,sqlx=warn,hyper=warn,alloy=warn,reqwest=warn";
+/// What is logged unless `X402D_LOG` says otherwise. Of a parameter that it does not know, sqlx would show the value, and a misspelt
+/// password is still a password.
+const DEFAULT_FILTER: &str =
+    "info,sqlx=warn,sqlx_postgres::options=error,hyper=warn,alloy=warn,reqwest=warn";
 
 /// An error with all its causes, on one line: what a log line needs, and what no answer may hold.
 pub fn causes(error: &dyn std::error::Error) -> String {

@@ -58,6 +58,29 @@ async fn ten_megabytes_are_refused_with_413_announced_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_never_comes_whole_is_not_waited_for() {
+    let world = World::new().await;
+    for (headers, status) in [
+        ("content-length: 1000\r\n\r\n{\"x402Version\":", "408"),
+        (
+            "transfer-encoding: chunked\r\n\r\nno length\r\n{}\r\n0\r\n\r\n",
+            "4",
+        ),
+        ("content-length: -1\r\n\r\n{}", "400"),
+        ("content-length: 2\r\ncontent-length: 3\r\n\r\n{}", "400"),
+    ] {
+        let request = format!("POST /settle HTTP/1.1\r\nhost: x\r\n{headers}");
+        let said = raw(&world.facilitator, request.into_bytes()).await;
+        assert!(
+            said.starts_with(&format!("HTTP/1.1 {status}")),
+            "{headers}: {said}"
+        );
+        assert!(!said.contains("success"), "{headers}: {said}");
+    }
+    nothing_happened(&world, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_text_are_answered_400() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();

@@ -154,7 +154,10 @@ fn refusal(variables: &[(&str, &str)], toml: &str) -> String {
 }
 
 const KEY: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
-const NO_DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://me:hunter2@127.0.0.1:9/x");
+const NO_DATABASE: (&str, &str) = (
+    "DATABASE_URL",
+    "postgres://me:hunter2@127.0.0.1:9/x?passwort=hunter2",
+);
 
 #[test]
 fn a_mainnet_without_payees_does_not_start() {

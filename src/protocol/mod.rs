@@ -17,6 +17,7 @@ pub mod reason;
 pub mod request;
 pub mod requirements;
 pub mod response;
+pub mod session;
 pub mod v1;
 pub mod version;
 

@@ -99,6 +99,30 @@ reasons! {
     ExactTransactionFailed = "invalid_exact_evm_transaction_failed",
     /// The transaction was mined, but its logs hold no transfer of exactly this payment.
     ExactTransferMismatch = "invalid_exact_evm_transfer_event_mismatch",
+    /// No session has this id here.
+    SessionNotFound = "session_not_found",
+    /// The session's time has passed, or its transfer was mined too late.
+    SessionExpired = "session_expired",
+    /// The session was cancelled.
+    SessionCancelled = "session_cancelled",
+    /// Something was submitted for the session already.
+    SessionInUse = "session_in_use",
+    /// The seller asks for something else than the session was opened for.
+    SessionRequirementsMismatch = "session_requirements_mismatch",
+    /// A transfer by the payer needs `extra.paymentFlow = "upfront"`.
+    SessionFlowRequired = "session_flow_required",
+    /// The claim of a transfer is missing, or is not the payer's.
+    SessionClaimInvalid = "session_claim_invalid",
+    /// What was submitted is not what the session asks for.
+    SessionTransferMismatch = "session_transfer_mismatch",
+    /// The transfer has paid for something else already.
+    TransferAlreadyUsed = "transfer_already_used",
+    /// The transfer was mined before the session was opened.
+    TransferTooOld = "transfer_too_old",
+    /// The chain does not know the transfer, or another transaction has taken its place.
+    TransferNotFound = "transfer_not_found",
+    /// The facilitator does not pay for gas before the seller asks.
+    SponsorshipRefused = "sponsorship_refused",
 }
 
 /// The text is none of our codes.

@@ -12,16 +12,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::chain::{FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::clock::SystemClock;
-use crate::config::{Config, NetworkConfig};
-use crate::facilitator::Facilitator;
+use crate::config::{Config, NetworkConfig, SessionsConfig};
+use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, router};
-use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
-use crate::settlement::{Lane, Site, SiteParts, Waiters, Watch};
+use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError, OpenLimits};
+use crate::settlement::{Lane, Site, SiteParts, Transfers, Waiters, Watch};
 use crate::telemetry::causes;
 
 /// How long requests may take to end once the service stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How often old sessions are cleared away.
+const FORGET_INTERVAL: Duration = Duration::from_mins(1);
 /// How long to wait before an RPC that did not answer at the start is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -116,6 +118,11 @@ impl Service {
                 .clone()
                 .run_until_cancelled_owned(waiters.clone().look_elsewhere(ledger.clone())),
         );
+        engine.spawn(
+            stopped
+                .clone()
+                .run_until_cancelled_owned(forget_sessions(ledger.clone())),
+        );
         let signers = config
             .networks
             .iter()
@@ -129,6 +136,7 @@ impl Service {
             clock: Arc::new(SystemClock),
             settle_wait: config.settle_wait,
             verify_lease_s: config.verify_lease_s,
+            sessions: session_rules(&config.sessions),
             stopping: stopping.clone(),
             tasks: requests.clone(),
         };
@@ -179,6 +187,20 @@ impl Service {
             );
         }
         self.ledger.close().await;
+    }
+}
+
+fn session_rules(config: &SessionsConfig) -> SessionRules {
+    SessionRules {
+        limits: OpenLimits {
+            total: config.open_max,
+            client: config.open_max_per_client,
+            party: config.open_max_per_party,
+        },
+        sponsorship: config
+            .sponsor_minimum
+            .clone()
+            .map(|least_dollars| Sponsorship { least_dollars }),
     }
 }
 
@@ -285,6 +307,7 @@ async fn run_network(
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
     engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
     engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));
+    engine.spawn(Transfers::new(Arc::clone(&site)).run(stopped.clone()));
     for key in signers {
         engine.spawn(Lane::new(Arc::clone(&site), key).run(stopped.clone()));
     }
@@ -327,6 +350,18 @@ async fn heartbeat(ledger: Ledger) {
                 error = causes(&error),
                 "cannot renew the lease of this process"
             );
+        }
+    }
+}
+
+/// Clears away sessions that nothing came of.
+async fn forget_sessions(ledger: Ledger) {
+    let mut interval = tokio::time::interval(FORGET_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if let Err(error) = ledger.forget_sessions().await {
+            tracing::warn!(error = causes(&error), "cannot clear away old sessions");
         }
     }
 }

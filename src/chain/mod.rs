@@ -12,6 +12,7 @@ pub mod receipt;
 pub mod rpc;
 pub mod signer;
 pub mod token;
+pub mod transfer;
 
 pub use broadcast::Broadcast;
 pub use facts::{FactsReader, FactsTask};

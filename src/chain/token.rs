@@ -29,7 +29,8 @@ sol! {
 pub const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 
 /// `Transfer(address,address,uint256)`.
-const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
+pub(super) const TRANSFER: B256 =
+    b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 /// How far back a foreign use of an authorization is looked for, in blocks; nodes limit the range of a log query.
 const LOOK_BACK_BLOCKS: u64 = 2_000;
 
@@ -154,14 +155,9 @@ impl Rpc {
         head: u64,
     ) -> Result<AuthorizationUse, RpcError> {
         let signed = &payment.authorization;
-        let question = Eip3009::authorizationStateCall {
-            authorizer: signed.from,
-            nonce: signed.nonce,
-        }
-        .abi_encode();
-        let answer = self.view(payment.asset, question.into()).await?;
-        let used = Eip3009::authorizationStateCall::abi_decode_returns(&answer)
-            .map_err(|_| RpcError::Malformed("authorizationState"))?;
+        let used = self
+            .is_nonce_used(payment.asset, signed.from, signed.nonce)
+            .await?;
         if !used {
             return Ok(AuthorizationUse::Unused);
         }
@@ -192,6 +188,25 @@ impl Rpc {
                 .block_time(receipt.block_hash, &Head::default())
                 .await?,
         }))
+    }
+
+    /// Whether a payer's nonce is used up at a token: by a transfer, or by its cancellation.
+    ///
+    /// # Errors
+    /// When the RPC fails, or the token does not say.
+    pub async fn is_nonce_used(
+        &self,
+        token: Address,
+        payer: Address,
+        nonce: B256,
+    ) -> Result<bool, RpcError> {
+        let question = Eip3009::authorizationStateCall {
+            authorizer: payer,
+            nonce,
+        };
+        let answer = self.view(token, question.abi_encode().into()).await?;
+        Eip3009::authorizationStateCall::abi_decode_returns(&answer)
+            .map_err(|_| RpcError::Malformed("authorizationState"))
     }
 
     /// Time of a block; `head` is not asked for again.

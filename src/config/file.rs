@@ -19,7 +19,19 @@ pub(super) struct File {
     pub(super) body_bytes_max: Option<usize>,
     pub(super) connections_max: Option<usize>,
     pub(super) database_connections_max: Option<u32>,
+    pub(super) sessions: SessionsFile,
     pub(super) networks: BTreeMap<String, NetworkFile>,
+}
+
+/// `[sessions]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SessionsFile {
+    pub(super) open_max: Option<u32>,
+    pub(super) open_max_per_client: Option<u32>,
+    pub(super) open_max_per_party: Option<u32>,
+    pub(super) sponsor: Option<bool>,
+    pub(super) sponsor_minimum: Option<String>,
 }
 
 /// One `[networks.NAME]`.

@@ -5,6 +5,7 @@
 
 mod file;
 mod network;
+mod sessions;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use secrecy::SecretString;
 
 use file::File;
 pub use network::NetworkConfig;
+pub use sessions::SessionsConfig;
 
 /// Everything that the service needs to know.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Connections to the database at most.
     pub database_connections_max: u32,
+    /// What payment sessions may cost.
+    pub sessions: SessionsConfig,
     /// The networks to serve; at least one.
     pub networks: Vec<NetworkConfig>,
 }
@@ -159,6 +163,7 @@ impl Config {
         );
         let verify_lease_s = settings.between("verify_lease_s", file.verify_lease_s, 1..=3600);
         let admin_token = settings.admin_token(file.admin_token);
+        let sessions = sessions::read(&mut settings, file.sessions);
         let networks = network::read(&mut settings, file.networks);
         Self {
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
@@ -183,6 +188,7 @@ impl Config {
             body_bytes_max,
             connections_max: connections_max.unwrap_or(8192),
             database_connections_max: database_connections_max.unwrap_or(32),
+            sessions,
             networks,
         }
     }

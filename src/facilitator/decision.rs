@@ -19,6 +19,8 @@ pub(super) enum Decision {
     CheckAgain(Exit),
     /// Proven unable to move money.
     Failed(Exit),
+    /// The money moved, but not in a way that counts.
+    Unmatched(String),
     /// Set aside for the operator; nothing more can be said.
     SetAside(String),
 }
@@ -31,6 +33,9 @@ pub(super) fn decide(standing: &Standing) -> Decision {
     match &payment.state {
         PaymentState::Queued | PaymentState::Inflight(_) | PaymentState::Mined(_) => Decision::Join,
         PaymentState::Settled(_) | PaymentState::Final(_) | PaymentState::LateSettled(_) => {
+            if let Some(why) = &payment.unmatched {
+                return Decision::Unmatched(why.clone());
+            }
             match standing.grant {
                 GrantStatus::Free => Decision::Grant,
                 GrantStatus::Undecided => Decision::AwaitGrant,
@@ -123,6 +128,17 @@ mod tests {
                 let expected = Decision::SetAside("two events".to_owned());
                 assert_eq!(decide(&standing), expected, "{} {grant:?}", state.name());
             }
+        }
+    }
+
+    #[test]
+    fn money_that_came_too_late_is_never_granted() {
+        for (state, decisions) in table() {
+            let mut standing = standing(&state, GrantStatus::Free);
+            standing.payment.unmatched = Some("late".to_owned());
+            let moved = decisions.first() == Some(&Decision::Grant);
+            let late = Decision::Unmatched("late".to_owned());
+            assert_eq!(decide(&standing) == late, moved, "{}", state.name());
         }
     }
 

@@ -5,7 +5,10 @@
 
 mod decision;
 mod grant;
+mod proof;
+mod sessions;
 mod settle;
+mod submission;
 mod supported;
 mod verify;
 
@@ -19,12 +22,13 @@ use tokio_util::task::TaskTracker;
 use crate::chain::RpcError;
 use crate::clock::Clock;
 use crate::ledger::{AuthorizationKey, GrantRequest, Ledger, LedgerError, Standing};
-use crate::payment::{Candidate, SignedBy};
-use crate::protocol::{Network, PaymentRequest, Reason, Refusal};
+use crate::payment::{Candidate, Session, SignedBy};
+use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Site, Waiters};
 
 pub use grant::Grant;
+pub use sessions::{SessionError, SessionRules, Sponsorship};
 pub use settle::Settled;
 
 /// What the facilitator is made of.
@@ -44,6 +48,8 @@ pub struct Facilitator {
     pub settle_wait: Duration,
     /// How long a verify of a payment under way keeps others out.
     pub verify_lease_s: u32,
+    /// What sessions may cost us.
+    pub sessions: SessionRules,
     /// Ends the waits of requests when the service stops.
     pub stopping: CancellationToken,
     /// Where work goes that outlives its request.
@@ -65,6 +71,9 @@ pub enum Outage {
     /// Too much is under way.
     #[error("too many payments are waiting")]
     Busy,
+    /// Too many sessions are open.
+    #[error("too many sessions are open")]
+    TooManySessions,
     /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,
@@ -90,38 +99,61 @@ impl<E: Into<Outage>> From<E> for Halt {
 }
 
 impl Facilitator {
-    fn site(&self, request: &PaymentRequest) -> Result<&Arc<Site>, Refusal> {
-        let network = request.requirements.network;
+    fn site(&self, network: Network) -> Option<&Arc<Site>> {
         self.sites
             .iter()
             .find(|site| site.policy.network == network)
-            .ok_or_else(|| {
-                let served: Vec<_> = self
-                    .sites
-                    .iter()
-                    .map(|site| site.policy.network.to_string())
-                    .collect();
-                Refusal {
-                    reason: Reason::InvalidNetwork,
-                    message: format!(
-                        "this facilitator serves {}, got {network}",
-                        served.join(", ")
-                    ),
-                    payer: Some(request.payload.authorization.from),
-                    network_name: request.network_name.clone(),
-                }
-            })
     }
 
-    /// The ledger's row of the same signed content, if it is known. Other content under the same nonce is refused, and so is a
-    /// signature that neither was stored nor holds: the signed content of a mined payment is public.
-    async fn known(&self, site: &Site, candidate: &Candidate) -> Result<Option<Standing>, Halt> {
-        let Some(standing) = self
-            .ledger
-            .standing(&AuthorizationKey::from(candidate))
-            .await?
-        else {
-            return Ok(None);
+    fn site_of(&self, request: &PaymentRequest) -> Result<&Arc<Site>, Refusal> {
+        let network = request.requirements.network;
+        self.site(network).ok_or_else(|| Refusal {
+            reason: Reason::InvalidNetwork,
+            message: self.not_served(network),
+            payer: match &request.payload {
+                Payload::Authorization(payload) => Some(payload.authorization.from),
+                Payload::Proof(_) => None,
+            },
+            network_name: request.network_name.clone(),
+        })
+    }
+
+    fn not_served(&self, network: Network) -> String {
+        let served = self
+            .sites
+            .iter()
+            .map(|site| site.policy.network.to_string());
+        let served: Vec<_> = served.collect();
+        format!(
+            "this facilitator serves {}, got {network}",
+            served.join(", ")
+        )
+    }
+
+    /// The session that gave an authorization its nonce, and the ledger's row of the authorization, where there are any. A session says
+    /// what the seller must ask for; without one the authorization does. Other content under the same nonce is refused, and so is
+    /// a signature that neither was stored nor holds: the signed content of a mined payment is public.
+    async fn known(&self, site: &Site, candidate: &Candidate) -> Result<Known, Halt> {
+        let key = AuthorizationKey::from(candidate);
+        let (session, standing) = tokio::try_join!(
+            self.ledger.session_of_nonce(candidate.authorization.nonce),
+            self.ledger.standing(&key),
+        )?;
+        let session = session.filter(|session| {
+            let terms = (session.network, session.asset, session.payer);
+            terms == (key.network, key.domain, key.payer)
+        });
+        if let Some(session) = &session {
+            session
+                .is_asked_for(&candidate.requirements)
+                .map_err(|(reason, why)| candidate.refuse(reason, why))?;
+        }
+        candidate.pays_what_is_required()?;
+        let Some(standing) = standing else {
+            return Ok(Known {
+                session,
+                standing: None,
+            });
         };
         if standing.payment.digest != candidate.digest {
             let why =
@@ -134,7 +166,10 @@ impl Facilitator {
         if !proven {
             candidate.signature_holds(&site.facts.of_candidate(candidate).await?)?;
         }
-        Ok(Some(standing))
+        Ok(Known {
+            session,
+            standing: Some(standing),
+        })
     }
 
     /// Policy and clock, then the chain.
@@ -162,6 +197,13 @@ impl Facilitator {
     fn deadline(&self) -> Instant {
         Instant::now() + self.settle_wait
     }
+}
+
+/// What the ledger knows about an authorization.
+#[derive(Debug)]
+struct Known {
+    session: Option<Session>,
+    standing: Option<Standing>,
 }
 
 #[derive(Debug)]

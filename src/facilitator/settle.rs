@@ -1,6 +1,5 @@
 //! `settle`: accepts a payment into the ledger, waits for the chain, and tells success once.
 
-use serde_json::Map;
 use tokio::time::Instant;
 
 use crate::facilitator::decision::{Decision, decide};
@@ -9,7 +8,8 @@ use crate::ledger::{Accepted, Standing};
 use crate::payment::state::Exit;
 use crate::payment::{Candidate, Payment, PaymentId, PaymentState};
 use crate::protocol::response::spelled;
-use crate::protocol::{PaymentRequest, Reason, Refusal, SettleResponse};
+use crate::protocol::session::SessionId;
+use crate::protocol::{ExactPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse};
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::{Queued, Site};
 
@@ -45,37 +45,54 @@ impl Facilitator {
 
     async fn try_settle(&self, request: PaymentRequest, caller: &Caller) -> Result<Settled, Halt> {
         let deadline = self.deadline();
-        let site = self.site(&request)?;
-        let candidate = Candidate::from_request(request, &site.policy)?;
-        let answer = Answer {
-            network_name: candidate.network_name.clone(),
-        };
-        candidate.pays_what_is_required()?;
-        let id = match self.known(site, &candidate).await? {
-            Some(standing) => {
-                self.ledger.end_verify_lease(standing.payment.id).await?;
-                match decide(&standing) {
-                    Decision::CheckAgain(_) => {
-                        self.admit(site, candidate, Some(standing.payment.id))
-                            .await?
-                    }
-                    Decision::Join
-                    | Decision::Grant
-                    | Decision::AwaitGrant
-                    | Decision::Duplicate
-                    | Decision::Failed(_)
-                    | Decision::SetAside(_) => standing.payment.id,
-                }
+        let site = self.site_of(&request)?;
+        let network_name = request.network_name.clone();
+        let (request, payload) = request.replace(());
+        let (id, session) = match payload {
+            Payload::Authorization(payload) => self.take(site, request.replace(payload).0).await?,
+            Payload::Proof(proof) => {
+                let session = proof.session_id.clone();
+                (self.redeem(site, &request, &proof).await?, Some(session))
             }
-            None => self.admit(site, candidate, None).await?,
+        };
+        let answer = Answer {
+            network_name,
+            session,
         };
         self.conclude(id, &answer, caller, deadline)
             .await
             .map_err(Halt::from)
     }
 
+    /// Finds an authorization's payment, or accepts it.
+    async fn take(
+        &self,
+        site: &Site,
+        request: PaymentRequest<ExactPayload>,
+    ) -> Result<(PaymentId, Option<SessionId>), Halt> {
+        let candidate = Candidate::from_request(request, &site.policy)?;
+        let known = self.known(site, &candidate).await?;
+        let session = known.session.map(|session| session.id);
+        let Some(standing) = known.standing else {
+            return Ok((self.admit(site, candidate, None).await?, session));
+        };
+        let id = standing.payment.id;
+        self.ledger.end_verify_lease(id).await?;
+        let id = match decide(&standing) {
+            Decision::CheckAgain(_) => self.admit(site, candidate, Some(id)).await?,
+            Decision::Join
+            | Decision::Grant
+            | Decision::AwaitGrant
+            | Decision::Duplicate
+            | Decision::Failed(_)
+            | Decision::Unmatched(_)
+            | Decision::SetAside(_) => id,
+        };
+        Ok((id, session))
+    }
+
     /// Checks everything and puts the payment into the queue. A place is taken first, so that nothing accepted is without one.
-    async fn admit(
+    pub(super) async fn admit(
         &self,
         site: &Site,
         candidate: Candidate,
@@ -147,6 +164,9 @@ impl Facilitator {
                 Decision::Duplicate => return Ok(answer.duplicate(payment)),
                 Decision::CheckAgain(exit) | Decision::Failed(exit) => {
                     return Ok(answer.refused(payment, exit.reason, exit.message));
+                }
+                Decision::Unmatched(why) => {
+                    return Ok(answer.refused(payment, Reason::SessionExpired, why));
                 }
                 Decision::SetAside(why) => {
                     let why = format!(
@@ -225,6 +245,7 @@ impl Facilitator {
 #[derive(Debug)]
 struct Answer {
     network_name: String,
+    session: Option<SessionId>,
 }
 
 impl Answer {
@@ -256,7 +277,11 @@ impl Answer {
     }
 
     fn about(&self, payment: &Payment) -> SettleResponse {
-        let id = ("paymentId".to_owned(), payment.id.to_string().into());
+        let session = self.session.as_ref().map(ToString::to_string);
+        let extra = [
+            Some(("paymentId".to_owned(), payment.id.to_string().into())),
+            session.map(|session| ("sessionId".to_owned(), session.into())),
+        ];
         SettleResponse {
             success: false,
             error_reason: None,
@@ -269,7 +294,7 @@ impl Answer {
                 .unwrap_or_default(),
             network: self.network_name.clone(),
             amount: Some(payment.authorization.value),
-            extra: Some(Map::from_iter([id])),
+            extra: Some(extra.into_iter().flatten().collect()),
         }
     }
 }

@@ -5,7 +5,8 @@ use crate::facilitator::{Facilitator, Halt, Outage};
 use crate::ledger::Standing;
 use crate::payment::{Candidate, PaymentId};
 use crate::protocol::response::spelled;
-use crate::protocol::{PaymentRequest, Reason, Refusal, VerifyResponse};
+use crate::protocol::{ExactPayload, Payload, PaymentRequest, Reason, Refusal, VerifyResponse};
+use crate::settlement::Site;
 
 impl Facilitator {
     /// Judges a payment without moving anything.
@@ -26,42 +27,54 @@ impl Facilitator {
     }
 
     async fn try_verify(&self, request: PaymentRequest) -> Result<String, Halt> {
-        let site = self.site(&request)?;
+        let site = self.site_of(&request)?;
+        let (request, payload) = request.replace(());
+        match payload {
+            Payload::Authorization(payload) => self.judge(site, request.replace(payload).0).await,
+            Payload::Proof(proof) => self.judge_proof(site, &request, &proof).await,
+        }
+    }
+
+    async fn judge(
+        &self,
+        site: &Site,
+        request: PaymentRequest<ExactPayload>,
+    ) -> Result<String, Halt> {
         let candidate = Candidate::from_request(request, &site.policy)?;
         let payer = spelled(candidate.authorization.from);
-        candidate.pays_what_is_required()?;
-        let Some(standing) = self.known(site, &candidate).await? else {
+        let Some(standing) = self.known(site, &candidate).await?.standing else {
             self.check(site, candidate).await?;
             return Ok(payer);
         };
-        let id = standing.payment.id;
-        match self.decided(standing).await? {
-            Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {}
-            Decision::Grant => {}
-            Decision::Join => {
-                return Err(duplicate(
-                    &candidate,
-                    "another request is verifying this payment right now",
-                ));
-            }
-            Decision::AwaitGrant | Decision::Duplicate => {
-                return Err(duplicate(
-                    &candidate,
-                    "this payment has bought its resource already",
-                ));
-            }
-            Decision::CheckAgain(_) => {
-                self.check(site, candidate).await?;
-            }
-            Decision::Failed(exit) => {
-                return Err(candidate.refuse(exit.reason, exit.message).into());
-            }
-            Decision::SetAside(why) => {
-                let why = format!("the operator has to look at this payment: {why}");
-                return Err(candidate.refuse(Reason::SettlementPending, why).into());
-            }
+        match self.advice(standing).await? {
+            Advice::Good => {}
+            Advice::CheckAgain => drop(self.check(site, candidate).await?),
+            Advice::Bad(reason, why) => return Err(candidate.refuse(reason, why).into()),
         }
         Ok(payer)
+    }
+
+    /// What to say about a payment that the ledger knows.
+    pub(super) async fn advice(&self, standing: Standing) -> Result<Advice, Outage> {
+        let id = standing.payment.id;
+        let duplicate = |why: &str| Advice::Bad(Reason::DuplicateSettlement, why.to_owned());
+        Ok(match self.decided(standing).await? {
+            Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
+                Advice::Good
+            }
+            Decision::Grant => Advice::Good,
+            Decision::Join => duplicate("another request is verifying this payment right now"),
+            Decision::AwaitGrant | Decision::Duplicate => {
+                duplicate("this payment has bought its resource already")
+            }
+            Decision::CheckAgain(_) => Advice::CheckAgain,
+            Decision::Failed(exit) => Advice::Bad(exit.reason, exit.message),
+            Decision::Unmatched(why) => Advice::Bad(Reason::SessionExpired, why),
+            Decision::SetAside(why) => {
+                let why = format!("the operator has to look at this payment: {why}");
+                Advice::Bad(Reason::SettlementPending, why)
+            }
+        })
     }
 
     /// The decision, once an answer that is being given right now has arrived or broken off.
@@ -81,10 +94,15 @@ impl Facilitator {
     }
 }
 
-fn duplicate(candidate: &Candidate, why: &str) -> Halt {
-    candidate
-        .refuse(Reason::DuplicateSettlement, why.to_owned())
-        .into()
+/// What `/verify` makes of a known payment.
+#[derive(Debug)]
+pub(super) enum Advice {
+    /// A settle would succeed, or join.
+    Good,
+    /// It was refused once: look at the chain anew.
+    CheckAgain,
+    /// A settle would be refused.
+    Bad(Reason, String),
 }
 
 /// A refusal as `/verify` words it.

@@ -1,4 +1,4 @@
-//! Reading the body of a standard call: bounded in size and time, parsed once.
+//! Reading the body of a call: bounded in size and time, parsed once.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -8,6 +8,9 @@ use axum::body::{Body, HttpBody};
 use axum::http::StatusCode;
 use axum::response::Response;
 
+use serde::de::DeserializeOwned;
+
+use crate::http::Problem;
 use crate::http::error::Malformed;
 use crate::protocol::{PaymentRequest, Refusal};
 
@@ -22,20 +25,9 @@ pub(super) async fn read(
     body: Body,
     bytes_max: usize,
 ) -> Result<Result<PaymentRequest, Refusal>, Response> {
-    let bytes = match tokio::time::timeout(READ_LIMIT, collect(body, bytes_max)).await {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => {
-            let why =
-                format!("the body could not be read whole; it may have {bytes_max} bytes at most");
-            return Err(Malformed::answer(StatusCode::PAYLOAD_TOO_LARGE, why));
-        }
-        Err(_) => {
-            return Err(Malformed::answer(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body did not arrive in time",
-            ));
-        }
-    };
+    let bytes = whole(body, bytes_max)
+        .await
+        .map_err(|(status, why)| Malformed::answer(status, why))?;
     PaymentRequest::parse(&bytes).map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
         let text = format!(
@@ -46,6 +38,32 @@ pub(super) async fn read(
         );
         Malformed::answer(StatusCode::BAD_REQUEST, text)
     })
+}
+
+/// The JSON in the body of one of our own calls.
+pub(super) async fn read_json<T: DeserializeOwned>(
+    body: Body,
+    bytes_max: usize,
+) -> Result<T, Problem> {
+    let bytes = whole(body, bytes_max)
+        .await
+        .map_err(|(status, why)| Problem::new(status, "invalid_body", why))?;
+    serde_json::from_slice(&bytes).map_err(|error| Problem::invalid_body(error.to_string()))
+}
+
+async fn whole(body: Body, bytes_max: usize) -> Result<Vec<u8>, (StatusCode, String)> {
+    match tokio::time::timeout(READ_LIMIT, collect(body, bytes_max)).await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => {
+            let why =
+                format!("the body could not be read whole; it may have {bytes_max} bytes at most");
+            Err((StatusCode::PAYLOAD_TOO_LARGE, why))
+        }
+        Err(_) => {
+            let why = "the body did not arrive in time".to_owned();
+            Err((StatusCode::REQUEST_TIMEOUT, why))
+        }
+    }
 }
 
 /// The whole body, `None` when it is too long or breaks off. Never holds more than `bytes_max`.

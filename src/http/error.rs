@@ -30,13 +30,16 @@ pub struct Problem {
     detail: String,
     /// Whether the same request may succeed later.
     retryable: bool,
+    /// Where money is concerned: whether any may move although the request was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    money_may_move: Option<bool>,
     /// The request, as the log names it; also in the header `x-request-id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
 }
 
 impl Problem {
-    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("error"),
@@ -44,13 +47,39 @@ impl Problem {
             code,
             detail: detail.into(),
             retryable: status == StatusCode::SERVICE_UNAVAILABLE,
+            money_may_move: None,
             request_id: None,
+        }
+    }
+
+    /// The same, saying whether to try again.
+    pub(super) fn retryable(self, retryable: bool) -> Self {
+        Self { retryable, ..self }
+    }
+
+    /// The same, saying whether money may move all the same.
+    pub(super) fn money_may_move(self, may: bool) -> Self {
+        Self {
+            money_may_move: Some(may),
+            ..self
         }
     }
 
     /// A parameter of the query or path cannot be read.
     pub(super) fn invalid_parameter(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_parameter", detail)
+    }
+
+    /// The body is not what this call takes.
+    pub(super) fn invalid_body(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_body", detail)
+    }
+
+    /// The service cannot judge now.
+    pub(super) fn outage(outage: &Outage) -> Self {
+        tracing::warn!(error = causes(outage), "cannot judge a session now");
+        let detail = format!("{outage}; nothing was taken up, try again");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }
 
     /// The caller is not the operator.

@@ -11,6 +11,7 @@ mod health;
 mod openapi;
 mod operator;
 mod payments;
+mod sessions;
 mod settle;
 mod state;
 mod supported;
@@ -68,6 +69,11 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(supported::supported))
         .routes(routes!(verify::verify))
         .routes(routes!(settle::settle))
+        // Buyers
+        .routes(routes!(sessions::open))
+        .routes(routes!(sessions::show))
+        .routes(routes!(sessions::transfer))
+        .routes(routes!(sessions::cancel))
         // The operator
         .routes(routes!(payments::list))
         .routes(routes!(payments::show))

@@ -24,6 +24,7 @@ pub(super) struct PaymentEnvelope {
     info(title = "x402d", description = "A self-hosted x402 facilitator: verifies, settles and records payments."),
     tags(
         (name = "facilitator", description = "The standard x402 calls, versions 1 and 2."),
+        (name = "sessions", description = "Payment sessions, for buyers: terms first, then money, then the request."),
         (name = "history", description = "Every payment that was ever accepted, for the operator."),
         (name = "health", description = "For whatever keeps the service alive."),
     ),

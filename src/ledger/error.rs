@@ -1,7 +1,5 @@
 //! What can go wrong with the ledger.
 
-use uuid::Uuid;
-
 /// An outage or an inconsistency of the database. Never shown to callers: they get a code, the log gets this.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -19,7 +17,7 @@ pub enum LedgerError {
         /// Which column.
         column: &'static str,
         /// Which row.
-        id: Uuid,
+        id: String,
     },
     /// The ledger was begun on another chain that has the same chain id.
     #[error(

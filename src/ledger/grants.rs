@@ -98,6 +98,7 @@ impl Ledger {
                 insert into grants as g (payment_id, process_id, request_id, caller)
                 select p.id, $2, $3, $4 from payments p
                 where p.id = $1 and p.state in ('settled', 'final', 'late_settled') and p.quarantined_at is null
+                    and p.unmatched_reason is null
                 on conflict on constraint grants_one_per_payment do update
                 set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,
                     granted_at = now(), voided_at = null

@@ -14,6 +14,8 @@ mod payments;
 mod processes;
 mod results;
 mod row;
+mod sessions;
+mod transfers;
 
 use std::time::Duration;
 
@@ -29,6 +31,8 @@ pub use outbox::{Attempt, NewTransaction, Recorded, Unmined};
 pub use payments::{Accepted, AuthorizationKey};
 pub use processes::ProcessId;
 pub use results::{BlockRef, MinedTransaction, RowOutcome, WithoutEffect};
+pub use sessions::{NewSession, OpenLimits, Opened};
+pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 
 /// How long a lane, or a process, is thought alive after its last sign of life. Part of the SQL below as well.
 pub const LEASE: Duration = Duration::from_secs(10);

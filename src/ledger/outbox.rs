@@ -142,7 +142,7 @@ impl Ledger {
             let hash = hash(&row.hash).ok_or(LedgerError::Inconsistent {
                 table: "attempts",
                 column: "hash",
-                id: row.id,
+                id: row.id.to_string(),
             })?;
             if unmined.last().map(|open| open.id) != Some(row.id) {
                 let payments = self.riding(row.id).await?;

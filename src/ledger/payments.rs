@@ -59,11 +59,17 @@ impl Ledger {
             moment(authorization.valid_after),
             moment(authorization.valid_before),
         );
+        // The session that gave this authorization its nonce, if one did, is paid by it from now on.
         let inserted = sqlx::query!(
-            "insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
+            r#"with accepted as (insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
                 valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations)
             values ($1, $2, $3, 'exact', $4, $5, $6, ($7::text)::numeric, $8, $4, $9, $10, $11, $12, $13, $14, $15, 'queued', $16)
-            on conflict on constraint payments_one_per_authorization do nothing",
+            on conflict on constraint payments_one_per_authorization do nothing
+            returning id, network, asset, payer, payee, amount, nonce),
+            paid as (update sessions s set payment_id = a.id from accepted a
+                where s.nonce = a.nonce and s.rail = 'authorization' and s.payment_id is null and s.network = a.network
+                and s.asset = a.asset and s.payer = a.payer and s.payee = a.payee and s.amount = a.amount)
+            select count(*) as "rows!" from accepted"#,
             id,
             i16::from(u8::from(candidate.version)),
             candidate.network.to_string(),
@@ -81,9 +87,9 @@ impl Ledger {
             wallet.map(|wallet| &wallet.call[..]),
             i32::try_from(confirmations).unwrap_or(i32::MAX),
         )
-        .execute(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
-        if inserted.rows_affected() == 0 {
+        if inserted.rows == 0 {
             return Ok(Accepted::Known);
         }
         let payment = self

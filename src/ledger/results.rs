@@ -218,7 +218,8 @@ impl Ledger {
                     transaction_hash = case when carried.live then p.transaction_hash end,
                     log_index = null, block_number = null, block_hash = null, block_time = null
                 from (
-                    select q.id, exists (select from transaction_payments tp where tp.payment_id = q.id and tp.outcome is null) as live
+                    select q.id, q.rail = 'transfer'
+                        or exists (select from transaction_payments tp where tp.payment_id = q.id and tp.outcome is null) as live
                     from payments q where q.network = $1 and q.state in ('mined', 'settled') and q.block_hash = any($2)
                 ) carried
                 where p.id = carried.id returning p.id, p.transaction_hash

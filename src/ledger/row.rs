@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::LedgerError;
 use crate::payment::state::Exit;
 use crate::payment::{Location, Payment, PaymentId, PaymentState, Wallet};
+use crate::protocol::session::Rail;
 use crate::protocol::{Amount, Authorization, X402Version};
 
 /// `payments`, with the amount as text: `numeric(78, 0)` is wider than any number type of the driver.
@@ -14,6 +15,7 @@ use crate::protocol::{Amount, Authorization, X402Version};
 pub(super) struct PaymentRow {
     pub(super) id: Uuid,
     pub(super) x402_version: i16,
+    pub(super) rail: String,
     pub(super) network: String,
     pub(super) asset: Vec<u8>,
     pub(super) payer: Vec<u8>,
@@ -37,6 +39,7 @@ pub(super) struct PaymentRow {
     pub(super) block_time: Option<OffsetDateTime>,
     pub(super) confirmations: i32,
     pub(super) quarantine_reason: Option<String>,
+    pub(super) unmatched_reason: Option<String>,
     pub(super) created_at: OffsetDateTime,
     pub(super) updated_at: OffsetDateTime,
 }
@@ -46,10 +49,10 @@ macro_rules! select_payments {
     ($rest:literal $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
             $crate::ledger::row::PaymentRow,
-            r#"select p.id, p.x402_version, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
+            r#"select p.id, p.x402_version, p.rail, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
-                p.confirmations, p.quarantine_reason, p.created_at, p.updated_at
+                p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at
             from payments p "# + $rest
             $(, $argument)*
         )
@@ -81,6 +84,7 @@ impl TryFrom<PaymentRow> for Payment {
         Ok(Self {
             id: PaymentId(row.id),
             version: version.ok_or_else(|| bad("x402_version"))?,
+            rail: rail(&row.rail).ok_or_else(|| bad("rail"))?,
             network: row.network.parse().map_err(|_| bad("network"))?,
             asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
             authorization,
@@ -97,6 +101,7 @@ impl TryFrom<PaymentRow> for Payment {
             state,
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             quarantine: row.quarantine_reason,
+            unmatched: row.unmatched_reason,
             created_at: row.created_at,
             updated_at: row.updated_at,
         })
@@ -152,8 +157,14 @@ fn bad(column: &'static str, id: Uuid) -> LedgerError {
     LedgerError::Inconsistent {
         table: "payments",
         column,
-        id,
+        id: id.to_string(),
     }
+}
+
+pub(super) fn rail(name: &str) -> Option<Rail> {
+    [Rail::Authorization, Rail::Transfer]
+        .into_iter()
+        .find(|rail| rail.name() == name)
 }
 
 pub(super) fn address(bytes: &[u8]) -> Option<Address> {

@@ -5,9 +5,12 @@ use time::OffsetDateTime;
 
 use crate::payment::{Asset, NetworkPolicy, signature};
 use crate::protocol::{
-    Authorization, DomainSeparator, Network, PaymentRequest, PaymentRequirements, Reason, Refusal,
+    Authorization, DomainSeparator, ExactPayload, Network, PaymentRequirements, Reason, Refusal,
     X402Version,
 };
+
+/// A request that carries an authorization.
+type PaymentRequest = crate::protocol::PaymentRequest<ExactPayload>;
 
 /// How to deploy a wallet that has no code yet (ERC-6492).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +55,8 @@ pub struct Candidate {
     pub resource: Option<String>,
     /// The token's domain as the requirement gives it.
     domain: (String, String),
-    requirements: PaymentRequirements,
+    /// What the seller asks for.
+    pub requirements: PaymentRequirements,
 }
 
 impl Candidate {

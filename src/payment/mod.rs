@@ -8,6 +8,7 @@ pub mod candidate;
 pub mod facts;
 pub mod policy;
 pub mod record;
+pub mod session;
 pub mod signature;
 #[cfg(test)]
 pub(crate) mod specimen;
@@ -17,4 +18,5 @@ pub use candidate::{Candidate, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
 pub use policy::{Asset, NetworkPolicy};
 pub use record::{Payment, PaymentId};
+pub use session::Session;
 pub use state::{Location, PaymentState};

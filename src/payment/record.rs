@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::payment::{PaymentState, Wallet};
+use crate::protocol::session::Rail;
 use crate::protocol::{Authorization, Network, X402Version};
 
 /// The ledger's id of a payment: unique, known from the first insert, ordered by time of acceptance (UUID v7).
@@ -28,11 +29,13 @@ pub struct Payment {
     pub id: PaymentId,
     /// The dialect in which it was presented first.
     pub version: X402Version,
+    /// How its money moves.
+    pub rail: Rail,
     /// Where it moves money.
     pub network: Network,
     /// Which token.
     pub asset: Address,
-    /// What the payer signed: payer, payee, amount, window, nonce.
+    /// What the payer signed: payer, payee, amount, window, nonce. Of a transfer: what its session asks for.
     pub authorization: Authorization,
     /// The 32 signed bytes.
     pub digest: B256,
@@ -48,6 +51,8 @@ pub struct Payment {
     pub confirmations: u32,
     /// Why it was set aside for the operator, if it was.
     pub quarantine: Option<String>,
+    /// Why its money does not count although it moved, if that is so: it is never granted.
+    pub unmatched: Option<String>,
     /// When it was accepted.
     pub created_at: OffsetDateTime,
     /// When it last changed.

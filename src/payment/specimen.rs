@@ -8,7 +8,8 @@ use uuid::Uuid;
 use crate::payment::{
     Asset, Candidate, ChainFacts, Location, NetworkPolicy, Payment, PaymentId, PaymentState,
 };
-use crate::protocol::{Network, PaymentRequest, X402Version};
+use crate::protocol::session::Rail;
+use crate::protocol::{ExactPayload, Network, Payload, PaymentRequest, X402Version};
 
 /// The token.
 pub(crate) const USDC: Address = address!("036CbD53842c5426634e7929541eC2318f3dCF7e");
@@ -63,9 +64,13 @@ pub(crate) fn body(version: X402Version) -> Value {
 }
 
 /// A body as it is parsed; it must be a good one.
-pub(crate) fn request(body: &Value) -> PaymentRequest {
+pub(crate) fn request(body: &Value) -> PaymentRequest<ExactPayload> {
     let parsed = PaymentRequest::parse(body.to_string().as_bytes());
-    parsed.unwrap().unwrap()
+    let (rest, payload) = parsed.unwrap().unwrap().replace(());
+    match payload {
+        Payload::Authorization(payload) => rest.replace(payload).0,
+        Payload::Proof(_) => panic!("a proof"),
+    }
 }
 
 /// Serves the token, anybody and no factory; six seconds to a day of validity.
@@ -120,6 +125,7 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
     Payment {
         id: PaymentId(Uuid::from_u128(7)),
         version: candidate.version,
+        rail: Rail::Authorization,
         network: candidate.network,
         asset: candidate.asset,
         authorization: candidate.authorization,
@@ -130,6 +136,7 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
         state,
         confirmations: 2,
         quarantine: None,
+        unmatched: None,
         created_at: now(),
         updated_at: now(),
     }

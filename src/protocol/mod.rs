@@ -27,7 +27,7 @@ pub use exact_evm::{Authorization, DomainSeparator, ExactPayload};
 pub use network::Network;
 pub use payment::{PaymentHeader, PresentedPayment};
 pub use reason::Reason;
-pub use request::{EnvelopeError, PaymentRequest, Refusal};
+pub use request::{EnvelopeError, Payload, PaymentRequest, Refusal};
 pub use requirements::{PaymentRequirements, Scheme};
 pub use response::{SettleResponse, Supported, SupportedKind, VerifyResponse};
 pub use version::X402Version;

@@ -9,13 +9,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::protocol::session::{PROOF_TYPE, SessionProof};
 use crate::protocol::{
     ExactPayload, Network, PaymentRequirements, Reason, Scheme, X402Version, field, v1,
 };
 
 /// A payment and what it is meant to pay, parsed; not yet checked against each other.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PaymentRequest {
+pub struct PaymentRequest<P = Payload> {
     /// The dialect that the answer must use.
     pub version: X402Version,
     /// The network as the request names it; answers echo it.
@@ -24,12 +25,21 @@ pub struct PaymentRequest {
     pub accepted_scheme: Scheme,
     /// The network that the buyer accepted.
     pub accepted_network: Network,
-    /// The authorization and its signature.
-    pub payload: ExactPayload,
+    /// What pays.
+    pub payload: P,
     /// What the seller asks for.
     pub requirements: PaymentRequirements,
     /// What is being sold, as far as anybody said; advice, for the history.
     pub resource: Option<String>,
+}
+
+/// What pays: leave to move money, or the proof that the payer has moved it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// An EIP-3009 authorization.
+    Authorization(ExactPayload),
+    /// A transfer of the payer's own, claimed for a session.
+    Proof(SessionProof),
 }
 
 /// A payment is refused: a stable code, and a message that says what was expected and what came.
@@ -105,7 +115,7 @@ struct PayloadMember<'a> {
 #[serde(rename_all = "camelCase")]
 struct PayloadMarks {
     #[serde(rename = "type")]
-    kind: Option<serde::de::IgnoredAny>,
+    kind: Option<Value>,
     permit2_authorization: Option<serde::de::IgnoredAny>,
     permission_context: Option<serde::de::IgnoredAny>,
     authorization: Option<AuthorizationGlance>,
@@ -151,6 +161,22 @@ impl PaymentRequest {
             return Err(EnvelopeError::VersionMissing);
         }
         Ok(reader.read(payload, required))
+    }
+}
+
+impl<P> PaymentRequest<P> {
+    /// The same request with another payload in place of this one, which comes back too.
+    pub fn replace<Q>(self, payload: Q) -> (PaymentRequest<Q>, P) {
+        let request = PaymentRequest {
+            version: self.version,
+            network_name: self.network_name,
+            accepted_scheme: self.accepted_scheme,
+            accepted_network: self.accepted_network,
+            payload,
+            requirements: self.requirements,
+            resource: self.resource,
+        };
+        (request, self.payload)
     }
 }
 
@@ -216,7 +242,7 @@ impl Reader<'_> {
             accepted_network,
             payload: self.payload(&marks, member.payload, &requirements)?,
             requirements,
-            resource: resource.iter().flatten().find_map(url_of),
+            resource: resource.iter().flatten().find_map(resource_url),
         })
     }
 
@@ -282,27 +308,37 @@ impl Reader<'_> {
         marks: &PayloadMarks,
         raw: &RawValue,
         requirements: &PaymentRequirements,
-    ) -> Result<ExactPayload, Refusal> {
+    ) -> Result<Payload, Refusal> {
         let method = requirements
             .extra_text("assetTransferMethod")
             .unwrap_or("eip3009");
-        let foreign = marks.kind.is_some()
-            || marks.permit2_authorization.is_some()
-            || marks.permission_context.is_some();
-        if foreign || method != "eip3009" {
-            let why = format!(
-                "expected an EIP-3009 payload {{signature, authorization}}; assetTransferMethod is {:?}",
-                bounded(method)
-            );
-            return Err(self.refuse(Reason::UnsupportedPayloadType, &why));
+        let invalid = |error: serde_json::Error| self.refuse(Reason::InvalidPayload, &error);
+        let kind = marks
+            .kind
+            .as_ref()
+            .map(|kind| kind.as_str().unwrap_or_default());
+        let foreign = marks.permit2_authorization.is_some() || marks.permission_context.is_some();
+        match kind {
+            None if !foreign && method == "eip3009" => serde_json::from_str(raw.get())
+                .map(Payload::Authorization)
+                .map_err(invalid),
+            Some(PROOF_TYPE) if !foreign && method == "eip3009" => serde_json::from_str(raw.get())
+                .map(Payload::Proof)
+                .map_err(invalid),
+            _ => {
+                let why = format!(
+                    "expected an EIP-3009 payload {{signature, authorization}} or a {PROOF_TYPE}; assetTransferMethod is {:?}",
+                    bounded(method)
+                );
+                Err(self.refuse(Reason::UnsupportedPayloadType, &why))
+            }
         }
-        serde_json::from_str(raw.get()).map_err(|error| self.refuse(Reason::InvalidPayload, &error))
     }
 }
 
 /// What a `resource` says is sold: a URL in v1, an object with one in v2. Anything else is passed over: nothing depends on it.
 /// Without control characters, because the ledger cannot store all of them.
-fn url_of(resource: &Value) -> Option<String> {
+pub fn resource_url(resource: &Value) -> Option<String> {
     let url = resource
         .as_str()
         .or_else(|| resource.get("url")?.as_str())?;

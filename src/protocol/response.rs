@@ -56,7 +56,7 @@ pub struct SettleResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<String>))]
     pub amount: Option<Amount>,
-    /// Our own additions: `paymentId`, the ledger's id of the payment.
+    /// Our own additions: `paymentId`, the ledger's id of the payment, and `sessionId` where a session was paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<Object>))]
     pub extra: Option<Map<String, Value>>,

@@ -11,11 +11,13 @@ mod lane;
 mod outcome;
 mod prepare;
 mod site;
+mod transfers;
 pub mod waiters;
 mod watch;
 
 pub use chain_view::ChainView;
 pub use lane::Lane;
 pub use site::{Health, Place, Queued, Site, SiteParts};
+pub use transfers::Transfers;
 pub use waiters::Waiters;
 pub use watch::Watch;

@@ -98,6 +98,7 @@ pub struct Site {
     open: AtomicUsize,
     shallow: AtomicBool,
     look: Notify,
+    transfers: Notify,
     seen: StdMutex<Option<Instant>>,
     opened: AtomicBool,
     lanes: AtomicUsize,
@@ -136,6 +137,7 @@ impl Site {
             open: AtomicUsize::new(0),
             shallow: AtomicBool::new(true),
             look: Notify::new(),
+            transfers: Notify::new(),
             seen: StdMutex::new(None),
             opened: AtomicBool::new(false),
             lanes: AtomicUsize::new(0),
@@ -259,6 +261,16 @@ impl Site {
     /// Ends when somebody wants the watch to look.
     pub async fn look_wanted(&self) {
         self.look.notified().await;
+    }
+
+    /// Says that a payer's own transfer was written down.
+    pub fn transfer_submitted(&self) {
+        self.transfers.notify_one();
+    }
+
+    /// Ends when a payer's own transfer was written down.
+    pub async fn transfer_wanted(&self) {
+        self.transfers.notified().await;
     }
 
     /// Says that an endpoint answered.

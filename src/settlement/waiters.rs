@@ -1,4 +1,4 @@
-//! Who waits for which payment: in-process wake-ups, and a slow look into the ledger for what other replicas did.
+//! Who waits for which payment or session: in-process wake-ups, and a slow look into the ledger for what other replicas did.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,16 +7,26 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError};
 use crate::payment::PaymentId;
+use crate::protocol::session::SessionId;
 use crate::telemetry::causes;
 
 /// How often the ledger is asked about payments that somebody waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The payments that callers wait for. Cheap to clone.
+/// What can be waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// Something decisive happens to a payment.
+    Payment(PaymentId),
+    /// A session is cancelled, or something is submitted for it.
+    Session(SessionId),
+}
+
+/// What callers wait for. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Waiters(Arc<Mutex<HashMap<PaymentId, Waited>>>);
+pub struct Waiters(Arc<Mutex<HashMap<Topic, Waited>>>);
 
 #[derive(Debug)]
 struct Waited {
@@ -28,43 +38,58 @@ struct Waited {
 #[derive(Debug)]
 pub struct Waiting {
     waiters: Waiters,
-    payment: PaymentId,
+    topic: Topic,
     bell: Arc<Notify>,
 }
 
+impl From<PaymentId> for Topic {
+    fn from(id: PaymentId) -> Self {
+        Self::Payment(id)
+    }
+}
+
+impl From<SessionId> for Topic {
+    fn from(id: SessionId) -> Self {
+        Self::Session(id)
+    }
+}
+
 impl Waiters {
-    /// Begins to wait for changes of a payment.
-    pub fn wait_for(&self, payment: PaymentId) -> Waiting {
+    /// Begins to wait for changes.
+    pub fn wait_for(&self, topic: impl Into<Topic>) -> Waiting {
+        let topic = topic.into();
         let mut waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = waited.entry(payment).or_insert_with(|| Waited {
+        let entry = waited.entry(topic.clone()).or_insert_with(|| Waited {
             bell: Arc::default(),
             callers: 0,
         });
         entry.callers += 1;
         Waiting {
             waiters: self.clone(),
-            payment,
+            topic,
             bell: Arc::clone(&entry.bell),
         }
     }
 
-    /// Wakes everybody who waits for one of `payments`.
-    pub fn wake(&self, payments: impl IntoIterator<Item = PaymentId>) {
+    /// Wakes everybody who waits for one of `topics`.
+    pub fn wake(&self, topics: impl IntoIterator<Item = impl Into<Topic>>) {
         let waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for payment in payments {
-            if let Some(entry) = waited.get(&payment) {
+        for topic in topics {
+            if let Some(entry) = waited.get(&topic.into()) {
                 entry.bell.notify_waiters();
             }
         }
     }
 
-    fn payments(&self) -> Vec<PaymentId> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keys()
-            .copied()
-            .collect()
+    fn topics(&self) -> (Vec<PaymentId>, Vec<SessionId>) {
+        let (mut payments, mut sessions) = (Vec::new(), Vec::new());
+        for topic in self.0.lock().unwrap_or_else(PoisonError::into_inner).keys() {
+            match topic {
+                Topic::Payment(id) => payments.push(*id),
+                Topic::Session(id) => sessions.push(id.clone()),
+            }
+        }
+        (payments, sessions)
     }
 
     /// Wakes callers for what happened elsewhere; run it for as long as anybody may wait.
@@ -73,17 +98,21 @@ impl Waiters {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            let payments = self.payments();
-            if payments.is_empty() {
-                continue;
-            }
-            match ledger.decided(&payments).await {
-                Ok(decided) => self.wake(decided),
-                Err(error) => {
-                    tracing::debug!(error = causes(&error), "cannot look for settled payments");
-                }
+            if let Err(error) = self.look(&ledger).await {
+                tracing::debug!(error = causes(&error), "cannot look for what others did");
             }
         }
+    }
+
+    async fn look(&self, ledger: &Ledger) -> Result<(), LedgerError> {
+        let (payments, sessions) = self.topics();
+        if !payments.is_empty() {
+            self.wake(ledger.decided(&payments).await?);
+        }
+        if !sessions.is_empty() {
+            self.wake(ledger.sessions_moved(&sessions).await?);
+        }
+        Ok(())
     }
 }
 
@@ -106,10 +135,10 @@ impl Drop for Waiting {
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = waited.get_mut(&self.payment) {
+        if let Some(entry) = waited.get_mut(&self.topic) {
             entry.callers -= 1;
             if entry.callers == 0 {
-                waited.remove(&self.payment);
+                waited.remove(&self.topic);
             }
         }
     }
@@ -129,6 +158,6 @@ mod tests {
         waiters.wake([payment]);
         assert!(Waiting::until(change, Instant::now()).await);
         drop(waiting);
-        assert!(waiters.payments().is_empty());
+        assert!(waiters.topics().0.is_empty());
     }
 }

@@ -1,0 +1,119 @@
+//! Payments on rail `transfer`: the header holds a hash and a claim instead of an authorization.
+
+use crate::facilitator::verify::Advice;
+use crate::facilitator::{Facilitator, Halt};
+use crate::ledger::NewTransfer;
+use crate::payment::session::Objection;
+use crate::payment::{PaymentId, Session};
+use crate::protocol::response::spelled;
+use crate::protocol::session::SessionProof;
+use crate::protocol::{PaymentRequest, Reason, Refusal};
+use crate::settlement::Site;
+
+impl Facilitator {
+    /// Finds the payment that a proof speaks of, or takes the transfer up.
+    pub(super) async fn redeem(
+        &self,
+        site: &Site,
+        request: &PaymentRequest<()>,
+        proof: &SessionProof,
+    ) -> Result<PaymentId, Halt> {
+        let session = self.proven_session(request, proof).await?;
+        let refuse = |objection| refusal(request, Some(&session), objection);
+        if let Some(id) = self.payment_of(&session, proof).await? {
+            return id.map_err(|objection| refuse(objection).into());
+        }
+        let transfer = self
+            .sight(site, &session, proof.transaction)
+            .await?
+            .map_err(refuse)?;
+        let new = NewTransfer {
+            transfer: &transfer,
+            raw: None,
+            claim: &proof.signature,
+        };
+        let written = self.write_transfer(site, &session, new).await?;
+        written.map_err(|objection| refuse(objection).into())
+    }
+
+    /// Judges a proof without writing anything.
+    pub(super) async fn judge_proof(
+        &self,
+        site: &Site,
+        request: &PaymentRequest<()>,
+        proof: &SessionProof,
+    ) -> Result<String, Halt> {
+        let session = self.proven_session(request, proof).await?;
+        let refuse = |objection| refusal(request, Some(&session), objection);
+        match self.payment_of(&session, proof).await? {
+            Some(id) => {
+                let standing = self.ledger.standing_of(id.map_err(refuse)?).await?;
+                if let Advice::Bad(reason, why) = self.advice(standing).await? {
+                    return Err(refuse((reason, why)).into());
+                }
+            }
+            None => drop(
+                self.sight(site, &session, proof.transaction)
+                    .await?
+                    .map_err(refuse)?,
+            ),
+        }
+        Ok(spelled(session.payer))
+    }
+
+    /// The session of a proof, once all that needs no chain has been checked.
+    async fn proven_session(
+        &self,
+        request: &PaymentRequest<()>,
+        proof: &SessionProof,
+    ) -> Result<Session, Halt> {
+        let Some(session) = self.ledger.session(&proof.session_id).await? else {
+            let why = format!("there is no session {} here", proof.session_id);
+            return Err(refusal(request, None, (Reason::SessionNotFound, why)).into());
+        };
+        let required = &request.requirements;
+        let same_network = request.accepted_network == required.network;
+        let checked = if required.payment_flow() != Some("upfront") {
+            let why = "a transfer by the payer is settled before the handler runs: expected extra.paymentFlow \"upfront\" in the seller's requirement";
+            Err((Reason::SessionFlowRequired, why.to_owned()))
+        } else if !same_network {
+            let why = format!("the buyer accepted {}", request.accepted_network);
+            Err((Reason::ExactNetworkMismatch, why))
+        } else {
+            session
+                .is_asked_for(required)
+                .and_then(|()| session.is_claimed(proof.transaction, &proof.signature))
+        };
+        match checked {
+            Ok(()) => Ok(session),
+            Err(objection) => Err(refusal(request, Some(&session), objection).into()),
+        }
+    }
+
+    /// The payment of a session that has one; it must be of the transaction that is claimed.
+    async fn payment_of(
+        &self,
+        session: &Session,
+        proof: &SessionProof,
+    ) -> Result<Option<Result<PaymentId, Objection>>, Halt> {
+        let Some(id) = session.payment else {
+            return Ok(None);
+        };
+        Ok(Some(
+            self.same_transfer(session, id, proof.transaction).await?,
+        ))
+    }
+}
+
+fn refusal(
+    request: &PaymentRequest<()>,
+    session: Option<&Session>,
+    (reason, message): Objection,
+) -> Refusal {
+    Refusal {
+        reason,
+        message,
+        payer: session.map(|session| session.payer),
+        network_name: request.network_name.clone(),
+    }
+}

@@ -1,0 +1,399 @@
+//! Payment sessions: opened before any money moves, read and waited for, cancelled.
+
+mod view;
+
+use std::time::Duration;
+
+use alloy::primitives::{FixedBytes, keccak256};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::chain::RpcError;
+use crate::facilitator::sessions::view::{opened, shown, tell};
+use crate::facilitator::submission::{accepted_terms, refusal};
+use crate::facilitator::{Facilitator, Halt, Outage};
+use crate::ledger::{NewSession, OpenLimits, Opened};
+use crate::payment::session::{Objection, SessionStanding};
+use crate::payment::{Asset, Session};
+use crate::protocol::request::resource_url;
+use crate::protocol::session::{
+    Rail, SessionId, SessionOpened, SessionRequest, SessionState, SessionView, TransferForm, nonce,
+    requirements_hash,
+};
+use crate::protocol::{PaymentRequirements, Reason, Refusal, X402Version};
+use crate::settlement::Site;
+use crate::settlement::waiters::Topic;
+
+/// The longest that a session's reader may wait for a change.
+const WAIT_MAX: Duration = Duration::from_mins(1);
+/// The longest name that a buyer may give a purchase, in characters.
+const REFERENCE_CHARACTERS_MAX: usize = 200;
+/// Sessions live for as long as the seller's entry says, within these bounds, in seconds.
+const LIFE_S: (u64, u64) = (30, 24 * 3600 - 60);
+
+/// What sessions may cost us.
+#[derive(Debug, Clone)]
+pub struct SessionRules {
+    /// How many may be open.
+    pub limits: OpenLimits,
+    /// Whether we pay for early broadcasts on networks where gas costs money.
+    pub sponsorship: Option<Sponsorship>,
+}
+
+/// The terms of early broadcasts on networks where gas costs money.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sponsorship {
+    /// The smallest payment that is sent before its seller asks, in dollars such as `0.01`.
+    pub least_dollars: String,
+}
+
+/// Why a session's endpoint says no.
+#[derive(Debug)]
+pub enum SessionError {
+    /// A refusal with a stable code.
+    Refused(Refusal),
+    /// Cannot be judged now.
+    Outage(Outage),
+}
+
+impl From<Outage> for SessionError {
+    fn from(outage: Outage) -> Self {
+        Self::Outage(outage)
+    }
+}
+
+impl From<Halt> for SessionError {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Refused(refusal) => Self::Refused(refusal),
+            Halt::Outage(outage) => Self::Outage(outage),
+        }
+    }
+}
+
+impl Facilitator {
+    /// Opens a session for one entry of a seller's `accepts`. Asks no chain and writes no payment. `client` is the address by which open
+    /// sessions are counted.
+    ///
+    /// # Errors
+    /// A refusal when such a payment could not be settled here; an outage when too many sessions are open.
+    pub async fn open_session(
+        &self,
+        request: SessionRequest,
+        client: &str,
+    ) -> Result<SessionOpened, SessionError> {
+        let refuse = |(reason, message)| {
+            SessionError::Refused(Refusal {
+                reason,
+                message,
+                payer: Some(request.payer),
+                network_name: String::new(),
+            })
+        };
+        let terms = terms_of(&request).map_err(refuse)?;
+        let Some(site) = self.site(terms.network) else {
+            let why = self.not_served(terms.network);
+            return Err(refuse((Reason::InvalidNetwork, why)));
+        };
+        let asset = payable(site, &request, &terms).map_err(refuse)?;
+        let session = self.negotiated(site, &request, &terms).map_err(refuse)?;
+        if session.rail == Rail::Transfer && session.accept_from_block == 0 {
+            return Err(Outage::Chain(RpcError::Unreachable).into());
+        }
+        let token = format!("ct_{}", alloy::hex::encode(entropy::<24>()?));
+        let new = NewSession {
+            session: &session,
+            cancel_token_hash: keccak256(&token),
+            client,
+            limits: self.sessions.limits,
+        };
+        if self.ledger.open_session(&new).await.map_err(Outage::from)? == Opened::TooMany {
+            return Err(Outage::TooManySessions.into());
+        }
+        Ok(opened(&session, asset, token))
+    }
+
+    /// A session, as soon as it is neither open nor under way, has changed, or `wait` is over (at most a minute).
+    ///
+    /// # Errors
+    /// [`Reason::SessionNotFound`], or an outage.
+    pub async fn session(
+        &self,
+        id: &SessionId,
+        wait: Duration,
+    ) -> Result<SessionView, SessionError> {
+        let deadline = Instant::now() + wait.min(WAIT_MAX);
+        let mut first = None;
+        loop {
+            // Each place is taken before its row is read, so that no change between is missed.
+            let of_session = self.waiters.wait_for(id.clone());
+            let session = self.existing(id).await?;
+            let topic = session
+                .payment
+                .map_or_else(|| Topic::from(id.clone()), Topic::from);
+            let of_payment = self.waiters.wait_for(topic);
+            let change = (of_session.change(), of_payment.change());
+            let view = self.view(&session).await?;
+            let under_way = matches!(view.state, SessionState::Open | SessionState::Submitted);
+            if !under_way || *first.get_or_insert(view.state) != view.state {
+                return Ok(view);
+            }
+            let waited = async {
+                tokio::select! {
+                    () = change.0 => {}
+                    () = change.1 => {}
+                }
+            };
+            let stopped = self
+                .stopping
+                .run_until_cancelled(tokio::time::timeout_at(deadline, waited));
+            if !matches!(stopped.await, Some(Ok(()))) {
+                return Ok(view);
+            }
+        }
+    }
+
+    /// Hands in what pays a session, and waits for what comes of it.
+    ///
+    /// # Errors
+    /// A refusal says that nothing was taken up; an outage that nothing is known about it.
+    pub async fn submit(
+        &self,
+        id: &SessionId,
+        form: TransferForm,
+        wait: Duration,
+    ) -> Result<SessionView, SessionError> {
+        let session = self.existing(id).await?;
+        let site = self.site_of_session(&session)?;
+        self.take_up(site, &session, form).await?;
+        self.session(id, wait).await
+    }
+
+    /// Cancels a session for which nothing was submitted: whatever was signed for it is not sent early any more.
+    ///
+    /// # Errors
+    /// [`Reason::SessionNotFound`] also for a wrong token; [`Reason::SessionInUse`] once something was submitted.
+    pub async fn cancel_session(
+        &self,
+        id: &SessionId,
+        token: &str,
+    ) -> Result<SessionView, SessionError> {
+        let token_hash = keccak256(token);
+        let ledger = &self.ledger;
+        if !ledger
+            .may_cancel(id, token_hash)
+            .await
+            .map_err(Outage::from)?
+        {
+            return Err(not_found(id));
+        }
+        let cancelled = ledger.cancel_session(id, token_hash).await;
+        let cancelled = cancelled.map_err(Outage::from)?;
+        let session = self.existing(id).await?;
+        if !cancelled && session.standing != SessionStanding::Cancelled {
+            let why = "something was submitted for the session, or it has expired; its state says what became of it";
+            let objection = (Reason::SessionInUse, why.to_owned());
+            return Err(SessionError::Refused(refusal(&session, objection)));
+        }
+        self.waiters.wake([id.clone()]);
+        self.view(&session).await.map_err(SessionError::Outage)
+    }
+
+    async fn existing(&self, id: &SessionId) -> Result<Session, SessionError> {
+        let session = self.ledger.session(id).await.map_err(Outage::from)?;
+        session.ok_or_else(|| not_found(id))
+    }
+
+    fn site_of_session(&self, session: &Session) -> Result<&Site, SessionError> {
+        let site = self.site(session.network).ok_or_else(|| {
+            let objection = (Reason::InvalidNetwork, self.not_served(session.network));
+            SessionError::Refused(refusal(session, objection))
+        })?;
+        Ok(site)
+    }
+
+    /// Whether the chain's time has passed a session's end.
+    pub(super) fn is_over(&self, site: &Site, session: &Session) -> bool {
+        site.chain_time(self.clock.now()) > session.expires_at
+    }
+
+    /// What the session's own row and its payment's say together.
+    async fn view(&self, session: &Session) -> Result<SessionView, Outage> {
+        let site = self.site(session.network).map(AsRef::as_ref);
+        let over = site.is_some_and(|site| self.is_over(site, session));
+        let standing = match session.payment {
+            Some(id) => Some(self.ledger.standing_of(id).await?),
+            None => None,
+        };
+        let mut session = session.clone();
+        if let (Some(site), None, true) = (site, &standing, over)
+            && session.standing == SessionStanding::Open
+            && self.nothing_moved(site, &session).await
+        {
+            self.ledger.expire_session(&session.id).await?;
+            session.standing = SessionStanding::Expired;
+        }
+        let decimals = site.and_then(|site| site.policy.asset(session.asset));
+        let mut view = shown(&session, decimals.map_or(0, |asset| asset.decimals));
+        view.money_may_move = !over;
+        if let Some(standing) = &standing {
+            tell(&mut view, standing, over);
+        }
+        Ok(view)
+    }
+
+    /// Whether an authorization's nonce is unused past its end. A chain that cannot be asked proves nothing. For a transfer there is nothing
+    /// to ask: one that was mined in time counts whenever we learn of it.
+    async fn nothing_moved(&self, site: &Site, session: &Session) -> bool {
+        match session.rail {
+            Rail::Transfer => true,
+            Rail::Authorization => {
+                let used = site
+                    .rpc
+                    .is_nonce_used(session.asset, session.payer, session.nonce);
+                used.await == Ok(false)
+            }
+        }
+    }
+
+    fn negotiated(
+        &self,
+        site: &Site,
+        request: &SessionRequest,
+        terms: &PaymentRequirements,
+    ) -> Result<Session, Objection> {
+        let malformed = |why: String| (Reason::InvalidPaymentRequirements, why);
+        let hash =
+            requirements_hash(&request.accepted).map_err(|error| malformed(error.to_string()))?;
+        let canonical = serde_json_canonicalizer::to_string(&request.accepted);
+        let life = terms.max_timeout_seconds.clamp(LIFE_S.0, LIFE_S.1);
+        let now = site.chain_time(self.clock.now());
+        let end = now + Duration::from_secs(life);
+        let id = entropy().map_err(|_| malformed("no randomness".to_owned()))?;
+        let id = SessionId::from_entropy(FixedBytes(id));
+        Ok(Session {
+            version: request.x402_version,
+            rail: request.rail,
+            network: terms.network,
+            asset: terms.asset,
+            payer: request.payer,
+            payee: terms.pay_to,
+            amount: terms.amount,
+            accepted: canonical.map_err(|error| malformed(error.to_string()))?,
+            requirements_hash: hash,
+            nonce: nonce(&id, hash),
+            resource_id: terms.extra_text("resourceId").map(str::to_owned),
+            resource: request.resource.as_ref().and_then(resource_url),
+            client_reference: request.client_reference.clone(),
+            // The head's own block was there before the session was.
+            accept_from_block: site.view.head().map_or(0, |head| head.number + 1),
+            confirmations: site.policy.confirmations,
+            expires_at: end.replace_nanosecond(0).unwrap_or(end),
+            standing: SessionStanding::Open,
+            payment: None,
+            created_at: self.clock.now(),
+            id,
+        })
+    }
+}
+
+fn not_found(id: &SessionId) -> SessionError {
+    SessionError::Refused(Refusal {
+        reason: Reason::SessionNotFound,
+        message: format!("there is no session {id} here"),
+        payer: None,
+        network_name: String::new(),
+    })
+}
+
+fn entropy<const N: usize>() -> Result<[u8; N], Outage> {
+    // Without randomness there are no secrets: nothing can be opened.
+    FixedBytes::<N>::try_random()
+        .map(|bytes| bytes.0)
+        .map_err(|_| Outage::Busy)
+}
+
+/// The accepted entry, understood, and what can be said against it without knowing the network.
+fn terms_of(request: &SessionRequest) -> Result<PaymentRequirements, Objection> {
+    let scheme = request
+        .accepted
+        .get("scheme")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if scheme != "exact" {
+        let scheme: String = scheme.chars().take(60).collect();
+        let why = format!("sessions are for the scheme exact, got {scheme:?}");
+        return Err((Reason::UnsupportedScheme, why));
+    }
+    let terms = accepted_terms(request.x402_version, &request.accepted.to_string())
+        .map_err(|why| (Reason::InvalidPaymentRequirements, why))?;
+    let method = terms.extra_text("assetTransferMethod").unwrap_or("eip3009");
+    if method != "eip3009" {
+        let why = "expected an entry without assetTransferMethod, or with eip3009";
+        return Err((Reason::UnsupportedPayloadType, why.to_owned()));
+    }
+    if terms.amount.is_zero() {
+        let why = "an exact payment of 0 moves nothing; expected a positive amount";
+        return Err((Reason::InvalidPaymentRequirements, why.to_owned()));
+    }
+    if request.rail == Rail::Transfer {
+        if request.x402_version != X402Version::V2 {
+            let why = "rail transfer is for x402 version 2";
+            return Err((Reason::InvalidX402Version, why.to_owned()));
+        }
+        if terms.payment_flow() != Some("upfront") {
+            let why = "rail transfer needs extra.paymentFlow \"upfront\" in the seller's entry, so that the handler runs after the payment is checked; use rail authorization with this seller";
+            return Err((Reason::SessionFlowRequired, why.to_owned()));
+        }
+    }
+    let reference = request.client_reference.as_deref().unwrap_or_default();
+    if reference.chars().count() > REFERENCE_CHARACTERS_MAX
+        || reference.chars().any(char::is_control)
+    {
+        let why = format!(
+            "expected a clientReference of at most {REFERENCE_CHARACTERS_MAX} characters without control characters"
+        );
+        return Err((Reason::InvalidPayload, why));
+    }
+    Ok(terms)
+}
+
+/// Whether the operator would settle such a payment.
+fn payable<'a>(
+    site: &'a Site,
+    request: &SessionRequest,
+    terms: &PaymentRequirements,
+) -> Result<&'a Asset, Objection> {
+    let invalid = |why: String| (Reason::InvalidPaymentRequirements, why);
+    let asset = site.policy.asset(terms.asset).ok_or_else(|| {
+        invalid(format!(
+            "{} is not served on {}",
+            terms.asset, terms.network
+        ))
+    })?;
+    if !site.policy.allows_payee(terms.pay_to) {
+        let why = format!(
+            "{} is not among the payees that this facilitator serves",
+            terms.pay_to
+        );
+        return Err(invalid(why));
+    }
+    let (name, version) = (terms.domain_name(), terms.domain_version());
+    let needed = request.x402_version == X402Version::V2 && request.rail == Rail::Authorization;
+    if needed && (name.is_none() || version.is_none()) {
+        let why = "expected extra.name and extra.version, the token's EIP-712 domain";
+        return Err((Reason::ExactMissingDomain, why.to_owned()));
+    }
+    if name.is_some_and(|name| name != asset.name) {
+        let why = format!("expected extra.name {:?} as the token has it", asset.name);
+        return Err((Reason::ExactTokenName, why));
+    }
+    if version.is_some_and(|version| version != asset.version) {
+        let why = format!(
+            "expected extra.version {:?} as the token has it",
+            asset.version
+        );
+        return Err((Reason::ExactTokenVersion, why));
+    }
+    Ok(asset)
+}

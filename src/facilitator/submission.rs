@@ -1,0 +1,267 @@
+//! What is handed in for a session: an authorization, signed bytes, or the hash of a transaction that was sent already.
+
+use alloy::primitives::{B256, Bytes};
+
+use crate::chain::RpcError;
+use crate::chain::transfer::decode;
+use crate::facilitator::{Facilitator, Halt, Outage};
+use crate::ledger::{NewTransfer, Submitted};
+use crate::payment::session::{Objection, SessionStanding, Transfer};
+use crate::payment::{Candidate, PaymentId, PaymentState, Session};
+use crate::protocol::assets::is_test_network;
+use crate::protocol::challenge::network_name;
+use crate::protocol::session::{Rail, TransferForm};
+use crate::protocol::{
+    Amount, ExactPayload, PaymentRequest, PaymentRequirements, Reason, Refusal, X402Version, v1,
+};
+use crate::settlement::Site;
+use crate::settlement::failpoint::{Step, reach};
+
+impl Facilitator {
+    /// Takes up what was handed in for `session`; afterwards the session has a payment.
+    pub(super) async fn take_up(
+        &self,
+        site: &Site,
+        session: &Session,
+        form: TransferForm,
+    ) -> Result<(), Halt> {
+        let refuse = |objection| Halt::from(refusal(session, objection));
+        if session.standing == SessionStanding::Cancelled {
+            let why =
+                "the session was cancelled; a header that was signed for it is good all the same";
+            return Err(refuse((Reason::SessionCancelled, why.to_owned())));
+        }
+        match form {
+            TransferForm::Authorization(payload) => {
+                session
+                    .is_paid_by_authorization(&payload.authorization)
+                    .map_err(refuse)?;
+                self.sponsor(site, session, payload).await
+            }
+            TransferForm::Raw { bytes, claim } => {
+                let transfer = decode(&bytes).ok_or_else(|| {
+                    let why = "expected the bytes of one signed transaction";
+                    refuse((Reason::SessionTransferMismatch, why.to_owned()))
+                })?;
+                attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
+                if session.payment.is_none() && self.is_over(site, session) {
+                    let why = "the session has expired; nothing was sent";
+                    return Err(refuse((Reason::SessionExpired, why.to_owned())));
+                }
+                let new = NewTransfer {
+                    transfer: &transfer,
+                    raw: Some(&bytes),
+                    claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
+                };
+                self.join_or_write(site, session, new).await
+            }
+            TransferForm::Sent { transaction, claim } => {
+                if let Some(claim) = &claim {
+                    session.is_claimed(transaction, claim).map_err(refuse)?;
+                }
+                let transfer = self
+                    .sight(site, session, transaction)
+                    .await?
+                    .map_err(refuse)?;
+                attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
+                let new = NewTransfer {
+                    transfer: &transfer,
+                    raw: None,
+                    claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
+                };
+                self.join_or_write(site, session, new).await
+            }
+        }
+    }
+
+    async fn join_or_write(
+        &self,
+        site: &Site,
+        session: &Session,
+        new: NewTransfer<'_>,
+    ) -> Result<(), Halt> {
+        let written = match session.payment {
+            Some(id) => self.same_transfer(session, id, new.transfer.hash).await?,
+            None => self.write_transfer(site, session, new).await?,
+        };
+        written
+            .map(drop)
+            .map_err(|objection| refusal(session, objection).into())
+    }
+
+    /// Broadcasts an authorization before the seller has asked, where we pay for that.
+    async fn sponsor(
+        &self,
+        site: &Site,
+        session: &Session,
+        payload: ExactPayload,
+    ) -> Result<(), Halt> {
+        let candidate = Candidate::from_request(request_of(session, payload)?, &site.policy)?;
+        let standing = self.known(site, &candidate).await?.standing;
+        let refused = match &standing {
+            Some(standing) if matches!(standing.payment.state, PaymentState::Refused(_)) => {
+                Some(standing.payment.id)
+            }
+            // It is on its way, or has arrived: nothing to pay for.
+            Some(_) => return Ok(()),
+            None => None,
+        };
+        self.may_sponsor(site, session)
+            .map_err(|objection| refusal(session, objection))?;
+        self.admit(site, candidate, refused).await?;
+        self.waiters.wake([session.id.clone()]);
+        Ok(())
+    }
+
+    fn may_sponsor(&self, site: &Site, session: &Session) -> Result<(), Objection> {
+        let refused = |why: String| Err((Reason::SponsorshipRefused, why));
+        if is_test_network(session.network) {
+            return Ok(());
+        }
+        let Some(sponsorship) = &self.sessions.sponsorship else {
+            return refused("this facilitator sends nothing on this network before the seller asks; put the same authorization into the request's header".to_owned());
+        };
+        let least = site.policy.asset(session.asset).and_then(|asset| {
+            Amount::from_dollars(&sponsorship.least_dollars, asset.decimals).ok()
+        });
+        match least {
+            Some(least) if session.amount >= least => Ok(()),
+            Some(least) => refused(format!(
+                "payments of less than {least} are not sent before the seller asks; put the same authorization into the request's header"
+            )),
+            None => refused("this token's payments are not sent before the seller asks".to_owned()),
+        }
+    }
+
+    /// A transaction that pays a session, as the chain shows it.
+    pub(super) async fn sight(
+        &self,
+        site: &Site,
+        session: &Session,
+        transaction: B256,
+    ) -> Result<Result<Transfer, Objection>, Halt> {
+        if !site.is_open() {
+            return Err(Outage::Chain(RpcError::Unreachable).into());
+        }
+        let Some((transfer, block)) = site.rpc.transfer(transaction).await? else {
+            let why = format!(
+                "{} does not know transaction {transaction} yet; hand it in again once a node has it, or hand in its signed bytes",
+                session.network
+            );
+            return Ok(Err((Reason::TransferNotFound, why)));
+        };
+        if let Err(objection) = session.is_paid_by(&transfer) {
+            return Ok(Err(objection));
+        }
+        if let Some(block) = block.filter(|block| *block < session.accept_from_block) {
+            let why = format!(
+                "expected a transfer from block {} on, this one is in block {block}",
+                session.accept_from_block
+            );
+            return Ok(Err((Reason::TransferTooOld, why)));
+        }
+        Ok(Ok(transfer))
+    }
+
+    /// Commits a transfer as its session's payment, and has it followed.
+    pub(super) async fn write_transfer(
+        &self,
+        site: &Site,
+        session: &Session,
+        new: NewTransfer<'_>,
+    ) -> Result<Result<PaymentId, Objection>, Halt> {
+        let submitted = self.ledger.submit_transfer(session, new).await?;
+        Ok(match submitted {
+            Submitted::Yes(id) => {
+                reach(Step::Recorded);
+                site.transfer_submitted();
+                self.waiters.wake([session.id.clone()]);
+                Ok(id)
+            }
+            Submitted::TransactionTaken => {
+                let why = "this transaction pays another session".to_owned();
+                Err((Reason::TransferAlreadyUsed, why))
+            }
+            Submitted::SessionTaken => {
+                let now = self.ledger.session(&session.id).await?;
+                match now.and_then(|session| session.payment) {
+                    Some(id) => self.same_transfer(session, id, new.transfer.hash).await?,
+                    None => Err((Reason::SessionNotFound, "the session is gone".to_owned())),
+                }
+            }
+        })
+    }
+
+    /// Whether a session's payment is of this very transaction.
+    pub(super) async fn same_transfer(
+        &self,
+        session: &Session,
+        id: PaymentId,
+        transaction: B256,
+    ) -> Result<Result<PaymentId, Objection>, Halt> {
+        let payment = self.ledger.standing_of(id).await?.payment;
+        let same =
+            payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction);
+        Ok(if same {
+            Ok(id)
+        } else {
+            let why = "another transaction was submitted for this session before; open a new session for this one";
+            Err((Reason::SessionInUse, why.to_owned()))
+        })
+    }
+}
+
+/// Whether the payer has said that a transaction is for this session: by a claim, or by the session's tag in its calldata.
+fn attributed(
+    session: &Session,
+    transfer: &Transfer,
+    claim: Option<&Bytes>,
+) -> Result<(), Objection> {
+    let tagged = session.is_paid_by(transfer)?;
+    match claim {
+        Some(claim) => session.is_claimed(transfer.hash, claim),
+        None if tagged => Ok(()),
+        None => session.is_claimed(transfer.hash, &[]),
+    }
+}
+
+/// The request that the seller would make of an authorization handed in for a session.
+fn request_of(
+    session: &Session,
+    payload: ExactPayload,
+) -> Result<PaymentRequest<ExactPayload>, Refusal> {
+    let requirements = accepted_terms(session.version, &session.accepted)
+        .map_err(|why| refusal(session, (Reason::InvalidPaymentRequirements, why)))?;
+    Ok(PaymentRequest {
+        version: session.version,
+        network_name: network_name(session.version, session.network).unwrap_or_default(),
+        accepted_scheme: requirements.scheme,
+        accepted_network: requirements.network,
+        payload,
+        requirements,
+        resource: session.resource.clone(),
+    })
+}
+
+/// An entry of `accepts`, understood.
+pub(super) fn accepted_terms(
+    version: X402Version,
+    entry: &str,
+) -> Result<PaymentRequirements, String> {
+    match version {
+        X402Version::V2 => serde_json::from_str(entry).map_err(|error| error.to_string()),
+        X402Version::V1 => serde_json::from_str::<v1::PaymentRequirementsV1>(entry)
+            .map_err(|error| error.to_string())?
+            .translate()
+            .map_err(|error| error.to_string()),
+    }
+}
+
+pub(super) fn refusal(session: &Session, (reason, message): Objection) -> Refusal {
+    Refusal {
+        reason,
+        message,
+        payer: Some(session.payer),
+        network_name: network_name(session.version, session.network).unwrap_or_default(),
+    }
+}

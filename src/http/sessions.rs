@@ -1,0 +1,239 @@
+//! The session endpoints, for buyers.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+use utoipa::IntoParams;
+
+use crate::facilitator::{Outage, SessionError};
+use crate::http::connection::Connection;
+use crate::http::{AppState, Problem, body};
+use crate::protocol::Reason;
+use crate::protocol::session::{
+    Cancellation, SessionId, SessionOpened, SessionRequest, SessionView, TransferForm,
+    TransferSubmission,
+};
+
+/// How long to wait for a change.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Wait {
+    /// Seconds to wait, at most 60, while the session is `open` or `submitted` and nothing changes.
+    #[serde(default)]
+    wait: u8,
+}
+
+impl Wait {
+    fn duration(self) -> Duration {
+        Duration::from_secs(self.wait.into())
+    }
+}
+
+/// Negotiate a payment session
+///
+/// Fixes one entry of a seller's `accepts` before any money moves, and answers with what to sign. Costs nothing, asks no chain.
+#[utoipa::path(
+    post,
+    path = "/sessions",
+    tag = "sessions",
+    request_body = SessionRequest,
+    responses(
+        (status = 201, description = "the session, and what to sign", body = SessionOpened),
+        (status = 400, description = "not such a request", body = Problem),
+        (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem),
+        (status = 429, description = "too many sessions are open", body = Problem),
+    )
+)]
+pub(super) async fn open(
+    State(state): State<AppState>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let request: SessionRequest = body::read_json(body, state.body_bytes_max).await?;
+    let client = client_name(connection.peer.ip());
+    let opened = state.facilitator.open_session(request, &client).await?;
+    Ok((StatusCode::CREATED, Json(opened)).into_response())
+}
+
+/// Read a session
+///
+/// For whoever knows its id. With `wait` the answer comes when something changes.
+#[utoipa::path(
+    get,
+    path = "/sessions/{id}",
+    tag = "sessions",
+    params(("id" = String, Path, description = "the session's id"), Wait),
+    responses(
+        (status = 200, description = "the session", body = SessionView),
+        (status = 404, description = "no such session", body = Problem),
+    )
+)]
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    wait: Result<Query<Wait>, QueryRejection>,
+) -> Result<Json<SessionView>, Problem> {
+    let (id, wait) = (session_id(&id)?, waiting(&wait)?);
+    Ok(Json(state.facilitator.session(&id, wait).await?))
+}
+
+/// Submit the transfer
+///
+/// One of: an authorization with the session's nonce, which is sent at our cost; a signed transaction of the payer's, which is stored and
+/// sent; the hash of a transaction that was sent already. The last two come with the claim, unless the transaction carries the session's
+/// tag, as the calldata of the 201 does. Repeating it is harmless.
+#[utoipa::path(
+    post,
+    path = "/sessions/{id}/transfer",
+    tag = "sessions",
+    params(("id" = String, Path, description = "the session's id"), Wait),
+    request_body = TransferSubmission,
+    responses(
+        (status = 200, description = "taken up; the session says how far it got", body = SessionView),
+        (status = 403, description = "not sent before the seller asks; the header is good all the same", body = Problem),
+        (status = 404, description = "no such session, or no such transaction yet", body = Problem),
+        (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem),
+        (status = 410, description = "the session has expired", body = Problem),
+        (status = 422, description = "not what the session asks for; the code says why", body = Problem),
+    )
+)]
+pub(super) async fn transfer(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    wait: Result<Query<Wait>, QueryRejection>,
+    body: Body,
+) -> Result<Json<SessionView>, Problem> {
+    let (id, wait) = (session_id(&id)?, waiting(&wait)?);
+    let submission: TransferSubmission = body::read_json(body, state.body_bytes_max).await?;
+    let form = submission.form().ok_or_else(|| {
+        Problem::invalid_body(
+            "expected one of: authorization and signature; rawTransaction; transaction",
+        )
+    })?;
+    let sent = matches!(form, TransferForm::Sent { .. });
+    let (answer, outcome) = oneshot::channel();
+    let facilitator = state.facilitator.clone();
+    // What is taken up goes to its end, also when the caller goes away.
+    state.facilitator.tasks.spawn(async move {
+        let outcome = facilitator.submit(&id, form, wait).await;
+        drop(answer.send(outcome));
+    });
+    let outcome = outcome
+        .await
+        .unwrap_or(Err(SessionError::Outage(Outage::Stopping)));
+    // What the payer has sent moves money whatever is said here.
+    outcome
+        .map(Json)
+        .map_err(|error| Problem::from(error).money_may_move(sent))
+}
+
+/// Cancel a session
+///
+/// While nothing was submitted. It stops our early broadcast and nothing else: a header that was signed for the session stays an ordinary
+/// payment until `expiresAt`, as `moneyMayMove` says.
+#[utoipa::path(
+    post,
+    path = "/sessions/{id}/cancel",
+    tag = "sessions",
+    params(("id" = String, Path, description = "the session's id")),
+    request_body = Cancellation,
+    responses(
+        (status = 200, description = "cancelled", body = SessionView),
+        (status = 404, description = "no such session, or another token", body = Problem),
+        (status = 409, description = "something was submitted already", body = Problem),
+    )
+)]
+pub(super) async fn cancel(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Result<Json<SessionView>, Problem> {
+    let id = session_id(&id)?;
+    let Cancellation { cancel_token } = body::read_json(body, state.body_bytes_max).await?;
+    let view = state.facilitator.cancel_session(&id, &cancel_token).await?;
+    Ok(Json(view))
+}
+
+fn session_id(text: &str) -> Result<SessionId, Problem> {
+    text.parse().map_err(|_| {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            Reason::SessionNotFound.code(),
+            "there is no session of this name: an id is ps_ and 26 characters",
+        )
+    })
+}
+
+fn waiting(wait: &Result<Query<Wait>, QueryRejection>) -> Result<Duration, Problem> {
+    match wait {
+        Ok(Query(wait)) if wait.wait <= 60 => Ok(wait.duration()),
+        _ => Err(Problem::invalid_parameter("wait: expected 0 to 60 seconds")),
+    }
+}
+
+/// By what open sessions are counted: an IPv6 client has a whole /64 to call from.
+fn client_name(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
+fn status_of(reason: Reason) -> StatusCode {
+    const STATUSES: [(Reason, StatusCode); 7] = [
+        (Reason::SessionNotFound, StatusCode::NOT_FOUND),
+        (Reason::TransferNotFound, StatusCode::NOT_FOUND),
+        (Reason::SessionInUse, StatusCode::CONFLICT),
+        (Reason::SessionCancelled, StatusCode::CONFLICT),
+        (Reason::TransferAlreadyUsed, StatusCode::CONFLICT),
+        (Reason::SessionExpired, StatusCode::GONE),
+        (Reason::SponsorshipRefused, StatusCode::FORBIDDEN),
+    ];
+    let known = STATUSES.iter().find(|(known, _)| *known == reason);
+    known.map_or(StatusCode::UNPROCESSABLE_ENTITY, |(_, status)| *status)
+}
+
+impl From<SessionError> for Problem {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Refused(refusal) => {
+                let status = status_of(refusal.reason);
+                let problem = Self::new(status, refusal.reason.code(), refusal.message);
+                problem.retryable(refusal.reason == Reason::TransferNotFound)
+            }
+            SessionError::Outage(Outage::TooManySessions) => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_sessions",
+                "too many sessions are open; those that are not paid end by themselves, try again later",
+            )
+            .retryable(true),
+            SessionError::Outage(outage) => Self::outage(&outage),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_client_counts_by_its_network() {
+        let name = |text: &str| client_name(text.parse().unwrap());
+        assert_eq!(name("10.1.2.3"), "10.1.2.3");
+        assert_eq!(name("::ffff:10.1.2.3"), "10.1.2.3");
+        assert_eq!(name("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(name("2001:db8:1:2::9"), "2001:db8:1:2::/64");
+    }
+}

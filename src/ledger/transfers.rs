@@ -1,0 +1,228 @@
+//! Transfers that payers send themselves: written before they are sent, then followed like our own.
+
+use alloy::primitives::{Address, B256, Bytes};
+use uuid::Uuid;
+
+use super::row::{PaymentRow, bigint, select_payments};
+use super::{Ledger, LedgerError};
+use crate::payment::session::Transfer;
+use crate::payment::state::Exit;
+use crate::payment::{Location, Payment, PaymentId, Session};
+use crate::protocol::{Network, Reason};
+
+/// A transfer about to be written down.
+#[derive(Debug, Clone, Copy)]
+pub struct NewTransfer<'a> {
+    /// The transaction.
+    pub transfer: &'a Transfer,
+    /// Its bytes, where we are to send them.
+    pub raw: Option<&'a Bytes>,
+    /// The payer's claim; empty when the transaction's tag says it.
+    pub claim: &'a [u8],
+}
+
+/// Whether a transfer was written down for its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    /// It was, as this payment.
+    Yes(PaymentId),
+    /// The session has another payment, or was cancelled meanwhile.
+    SessionTaken,
+    /// The transaction pays another session.
+    TransactionTaken,
+}
+
+/// A transfer whose outcome is open.
+#[derive(Debug, Clone)]
+pub struct OpenTransfer {
+    /// The payment.
+    pub payment: Payment,
+    /// Its transaction.
+    pub hash: B256,
+    /// The payer's nonce that it uses.
+    pub account_nonce: u64,
+    /// Its bytes, when they were handed to us.
+    pub raw: Option<Bytes>,
+    /// It counts from this block on.
+    pub accept_from_block: u64,
+}
+
+/// What became of a transfer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransferOutcome {
+    /// The money moved.
+    Moved {
+        /// Where.
+        location: Location,
+        /// Whether the promised depth is reached already.
+        deep: bool,
+        /// Why it does not count all the same.
+        unmatched: Option<String>,
+    },
+    /// It can never move the money.
+    Failed(Exit),
+}
+
+impl Ledger {
+    /// Writes down the transfer that pays a session, and its bytes where we are to send them: all or nothing, in one commit.
+    ///
+    /// # Errors
+    /// When the database fails; nothing may be sent then.
+    pub async fn submit_transfer(
+        &self,
+        session: &Session,
+        new: NewTransfer<'_>,
+    ) -> Result<Submitted, LedgerError> {
+        let (id, transfer) = (Uuid::now_v7(), new.transfer);
+        let digest = session.claim_digest(transfer.hash);
+        let mut transaction = self.pool.begin().await?;
+        // The session's row is locked first: two submissions for one session wait for each other here.
+        let free = sqlx::query!(
+            "select id from sessions where id = $1 and payment_id is null for update",
+            session.id.as_str(),
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        if free.is_none() {
+            return Ok(Submitted::SessionTaken);
+        }
+        let written = sqlx::query!(
+            "with written as (
+                insert into payments (id, x402_version, rail, network, scheme, asset, payer, payee, amount, resource, nonce_domain,
+                    nonce, valid_after, valid_before, digest, signature, state, transaction_hash, confirmations)
+                select $1, s.x402_version, 'transfer', s.network, 'exact', s.asset, s.payer, s.payee, s.amount, s.resource, $3,
+                    s.nonce, to_timestamp(0), s.expires_at, $4, $5, 'inflight', $6, s.confirmations
+                from sessions s where s.id = $2 returning id, network
+            ), sent as (
+                insert into transfers (payment_id, network, hash, account_nonce, raw)
+                select id, network, $6, $7, $8 from written
+            )
+            update sessions set payment_id = $1 where id = $2",
+            id,
+            session.id.as_str(),
+            Address::ZERO.as_slice(),
+            digest.as_slice(),
+            new.claim,
+            transfer.hash.as_slice(),
+            bigint(transfer.account_nonce),
+            new.raw.map(|raw| &raw[..]),
+        )
+        .execute(&mut *transaction)
+        .await;
+        match written {
+            Ok(_) => {
+                transaction.commit().await?;
+                Ok(Submitted::Yes(PaymentId(id)))
+            }
+            Err(error) if is_taken(&error) => Ok(Submitted::TransactionTaken),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Transfers of a network whose outcome is open, oldest first; not those that have been expected for more than a day past their
+    /// session's end.
+    ///
+    /// # Errors
+    /// When the database fails or a row cannot be read.
+    pub async fn open_transfers(
+        &self,
+        network: Network,
+        limit: i64,
+    ) -> Result<Vec<OpenTransfer>, LedgerError> {
+        let rows: Vec<PaymentRow> = select_payments!(
+            "where p.network = $1 and p.rail = 'transfer' and p.state = 'inflight' and p.quarantined_at is null
+                and p.valid_before > now() - interval '1 day'
+            order by p.id limit $2",
+            network.to_string(),
+            limit,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut open = Vec::with_capacity(rows.len());
+        for row in rows {
+            let sent = sqlx::query!(
+                "select t.hash, t.account_nonce, t.raw, s.accept_from_block
+                from transfers t join sessions s on s.payment_id = t.payment_id where t.payment_id = $1",
+                row.id,
+            )
+            .fetch_one(&self.pool)
+            .await?;
+            let bad = |column| LedgerError::Inconsistent {
+                table: "transfers",
+                column,
+                id: row.id.to_string(),
+            };
+            open.push(OpenTransfer {
+                hash: super::row::hash(&sent.hash).ok_or_else(|| bad("hash"))?,
+                account_nonce: u64::try_from(sent.account_nonce)
+                    .map_err(|_| bad("account_nonce"))?,
+                accept_from_block: u64::try_from(sent.accept_from_block).unwrap_or_default(),
+                raw: sent.raw.map(Bytes::from),
+                payment: row.try_into()?,
+            });
+        }
+        Ok(open)
+    }
+
+    /// Records what became of a transfer, unless that was done already. One whose log is another payment's has failed.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_transfer(
+        &self,
+        id: PaymentId,
+        outcome: &TransferOutcome,
+    ) -> Result<(), LedgerError> {
+        match outcome {
+            TransferOutcome::Moved {
+                location,
+                deep,
+                unmatched,
+            } => {
+                sqlx::query!(
+                    "with taken as (
+                        select 1 from payments other join payments own on own.id = $1
+                        where other.network = own.network and other.transaction_hash = $3 and other.log_index = $4 and other.id <> $1
+                    ), moved as (
+                        update payments set state = $2, transaction_hash = $3, log_index = $4, block_number = $5, block_hash = $6,
+                            block_time = $7, unmatched_reason = $8
+                        where id = $1 and rail = 'transfer' and state = 'inflight' and not exists (select from taken)
+                    )
+                    update payments set state = 'failed', reason = $9, message = 'its Transfer log has paid for something else'
+                    where id = $1 and rail = 'transfer' and state = 'inflight' and exists (select from taken)",
+                    id.0,
+                    if *deep { "settled" } else { "mined" },
+                    location.transaction.as_slice(),
+                    bigint(location.log_index),
+                    bigint(location.block_number),
+                    location.block_hash.as_slice(),
+                    location.block_time,
+                    unmatched.as_deref(),
+                    Reason::TransferAlreadyUsed.code(),
+                )
+                .execute(&self.pool)
+                .await?;
+            }
+            TransferOutcome::Failed(exit) => {
+                sqlx::query!(
+                    "update payments set state = 'failed', reason = $2, message = $3
+                    where id = $1 and rail = 'transfer' and state = 'inflight'",
+                    id.0,
+                    exit.reason.code(),
+                    exit.message,
+                )
+                .execute(&self.pool)
+                .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Somebody else wrote the same transaction down between our look and our write.
+fn is_taken(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.constraint())
+        .is_some_and(|constraint| constraint == "transfers_one_per_transaction")
+}

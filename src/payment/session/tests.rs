@@ -1,0 +1,119 @@
+use serde_json::json;
+
+use super::*;
+use crate::payment::specimen::{AMOUNT, PAYEE, PAYER, USDC, now};
+use crate::protocol::session::{nonce, transfer_calldata};
+
+fn session(rail: Rail) -> Session {
+    let id: SessionId = "ps_0123456789abcdefghjkmnpqrs".parse().unwrap();
+    let requirements_hash = B256::repeat_byte(0x44);
+    Session {
+        version: X402Version::V2,
+        rail,
+        network: Network::from_chain_id(84_532),
+        asset: USDC,
+        payer: PAYER,
+        payee: PAYEE,
+        amount: Amount::from_atomic(U256::from(AMOUNT)),
+        accepted: String::new(),
+        requirements_hash,
+        nonce: nonce(&id, requirements_hash),
+        id,
+        resource_id: Some("reports".to_owned()),
+        resource: None,
+        client_reference: None,
+        accept_from_block: 7,
+        confirmations: 1,
+        expires_at: now(),
+        standing: SessionStanding::Open,
+        payment: None,
+        created_at: now(),
+    }
+}
+
+fn required() -> PaymentRequirements {
+    serde_json::from_value(json!({"scheme": "exact", "network": "eip155:84532", "amount": AMOUNT.to_string(), "asset": USDC,
+        "payTo": PAYEE, "maxTimeoutSeconds": 300, "extra": {"name": "USDC", "version": "2", "resourceId": "reports"}}))
+    .unwrap()
+}
+
+fn transfer(session: &Session) -> Transfer {
+    Transfer {
+        hash: B256::repeat_byte(1),
+        chain_id: Some(84_532),
+        from: PAYER,
+        account_nonce: 0,
+        to: Some(USDC),
+        value: U256::ZERO,
+        input: transfer_calldata(PAYEE, session.amount, session.nonce),
+    }
+}
+
+#[test]
+fn a_seller_may_add_to_extra_but_change_nothing_that_costs() {
+    let session = session(Rail::Transfer);
+    let mut asked = required();
+    asked.max_timeout_seconds = 60;
+    asked
+        .extra
+        .as_mut()
+        .unwrap()
+        .insert("later".to_owned(), json!(1));
+    assert_eq!(session.is_asked_for(&asked), Ok(()));
+    let changes: [fn(&mut PaymentRequirements); 6] = [
+        |asked| asked.network = Network::from_chain_id(8453),
+        |asked| asked.asset = Address::repeat_byte(9),
+        |asked| asked.pay_to = Address::repeat_byte(9),
+        |asked| asked.amount = "10001".parse().unwrap(),
+        |asked| {
+            let extra = asked.extra.as_mut().unwrap();
+            extra.insert("resourceId".to_owned(), json!("other"));
+        },
+        |asked| asked.extra = None,
+    ];
+    for (index, change) in changes.iter().enumerate() {
+        let mut asked = required();
+        change(&mut asked);
+        let (reason, _) = session.is_asked_for(&asked).unwrap_err();
+        assert_eq!(
+            reason,
+            Reason::SessionRequirementsMismatch,
+            "change {index}"
+        );
+    }
+}
+
+#[test]
+fn only_a_direct_transfer_of_the_payer_pays_and_its_tag_is_seen() {
+    let session = session(Rail::Transfer);
+    assert_eq!(session.is_paid_by(&transfer(&session)), Ok(true));
+    let mut untagged = transfer(&session);
+    untagged.input = untagged.input.slice(..68);
+    assert_eq!(session.is_paid_by(&untagged), Ok(false));
+    let changes: [fn(&mut Transfer); 7] = [
+        |transfer| transfer.chain_id = None,
+        |transfer| transfer.chain_id = Some(1),
+        |transfer| transfer.from = PAYEE,
+        |transfer| transfer.to = None,
+        |transfer| transfer.to = Some(PAYEE),
+        |transfer| transfer.value = U256::from(1),
+        |transfer| transfer.input = transfer.input.slice(..67),
+    ];
+    for (index, change) in changes.iter().enumerate() {
+        let mut other = transfer(&session);
+        change(&mut other);
+        let (reason, _) = session.is_paid_by(&other).unwrap_err();
+        assert_eq!(reason, Reason::SessionTransferMismatch, "change {index}");
+    }
+}
+
+#[test]
+fn a_claim_is_the_payers_or_it_is_none() {
+    let session = session(Rail::Transfer);
+    let (reason, why) = session
+        .is_claimed(B256::repeat_byte(1), &[7; 65])
+        .unwrap_err();
+    assert_eq!(reason, Reason::SessionClaimInvalid);
+    assert!(why.contains(&PAYER.to_string()));
+    assert!(session.is_claimed(B256::repeat_byte(1), &[]).is_err());
+}

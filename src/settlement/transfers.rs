@@ -1,0 +1,241 @@
+//! Follows the transfers that payers send themselves: from their bytes, or their hash, to the exact `Transfer` in a canonical block.
+//!
+//! They use the payer's nonces, so no lane owns them. Every process follows all of them: what it records is guarded by the row's state, and
+//! sending the same bytes twice is harmless.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::broadcast::broadcast;
+use crate::chain::transfer::plain_transfer_log;
+use crate::chain::{Broadcast, Head, Receipt, RpcError};
+use crate::ledger::{LedgerError, OpenTransfer, TransferOutcome};
+use crate::payment::state::Exit;
+use crate::payment::{Location, PaymentId};
+use crate::protocol::Reason;
+use crate::settlement::Site;
+use crate::settlement::failpoint::{Step, reach};
+use crate::telemetry::causes;
+
+/// Transfers that are looked at in one go; each costs a call or two.
+const LOOK_MAX: i64 = 200;
+/// How often the ledger is asked for transfers that another process, or an earlier life of this one, wrote down.
+const IDLE_INTERVAL: Duration = Duration::from_secs(3);
+/// Bytes are sent again after this long without being mined.
+const RESEND_AFTER: Duration = Duration::from_secs(4);
+/// How often to look for a transfer whose session has ended: it does not count any more, and only shows up in the history.
+const LATE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a nonce may be used at depth without a receipt of ours: nodes show receipts later than account nonces.
+const REPLACED_AFTER: Duration = Duration::from_secs(5);
+
+/// The task that follows one network's transfers.
+#[derive(Debug)]
+pub struct Transfers {
+    site: Arc<Site>,
+    followed: HashMap<PaymentId, Followed>,
+    counted: usize,
+}
+
+/// What is remembered of a transfer between two looks. Losing it costs a call, no more.
+#[derive(Debug, Default, Clone, Copy)]
+struct Followed {
+    sent_at: Option<Instant>,
+    looked_at: Option<Instant>,
+    used_since: Option<Instant>,
+}
+
+/// Why a transfer could not be looked at; it will be again.
+#[derive(Debug, thiserror::Error)]
+enum NotNow {
+    #[error(transparent)]
+    Chain(#[from] RpcError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+impl Transfers {
+    /// A follower for `site`.
+    pub fn new(site: Arc<Site>) -> Self {
+        Self {
+            site,
+            followed: HashMap::new(),
+            counted: 0,
+        }
+    }
+
+    /// Follows until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut view = self.site.view.subscribe();
+        let mut failing = false;
+        loop {
+            match self.look().await {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "cannot follow the payers' transfers; trying again");
+                    }
+                }
+            }
+            let any = !self.followed.is_empty();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.site.transfer_wanted() => {}
+                changed = view.changed(), if any && !failing => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(IDLE_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// One look at every open transfer. One that cannot be looked at does not keep the others waiting.
+    async fn look(&mut self) -> Result<(), NotNow> {
+        let Some(head) = self.site.view.head() else {
+            return Ok(());
+        };
+        let network = self.site.policy.network;
+        let open = self.site.ledger.open_transfers(network, LOOK_MAX).await?;
+        self.followed
+            .retain(|id, _| open.iter().any(|transfer| transfer.payment.id == *id));
+        let (mut timely, mut result) = (0, Ok(()));
+        for transfer in &open {
+            let followed = self.followed.entry(transfer.payment.id).or_default();
+            let late = head.time.unix_timestamp() > expiry(transfer);
+            timely += usize::from(!late);
+            let rested = |since: Instant| since.elapsed() >= LATE_INTERVAL;
+            if !late || followed.looked_at.is_none_or(rested) {
+                followed.looked_at = Some(Instant::now());
+                result = result.and(look_at(&self.site, transfer, followed, &head).await);
+            }
+        }
+        // The watch hurries while anything is open.
+        self.site.count_open(self.counted, timely);
+        self.counted = timely;
+        result
+    }
+}
+
+async fn look_at(
+    site: &Site,
+    transfer: &OpenTransfer,
+    followed: &mut Followed,
+    head: &Head,
+) -> Result<(), NotNow> {
+    if let Some(receipt) = site.rpc.receipt(transfer.hash).await? {
+        reach(Step::Mined);
+        let outcome = outcome(site, transfer, &receipt, head).await?;
+        return record(site, transfer, &outcome).await;
+    }
+    if is_replaced(site, transfer, followed, head).await {
+        let message = format!(
+            "another transaction has used the payer's nonce {}; this one can never be mined",
+            transfer.account_nonce
+        );
+        let exit = Exit {
+            reason: Reason::TransferNotFound,
+            message,
+        };
+        return record(site, transfer, &TransferOutcome::Failed(exit)).await;
+    }
+    let due = followed
+        .sent_at
+        .is_none_or(|since| since.elapsed() >= RESEND_AFTER);
+    if let Some(raw) = transfer.raw.as_ref().filter(|_| due) {
+        followed.sent_at = Some(Instant::now());
+        let reply = broadcast(&site.rpc, raw, transfer.hash).await;
+        reach(Step::Broadcast);
+        if reply != Broadcast::Accepted {
+            tracing::info!(payment.id = %transfer.payment.id, ?reply, "a payer's transfer was not taken; the same bytes will be sent again");
+        }
+        site.look_now();
+    }
+    Ok(())
+}
+
+/// Whether the payer's nonce is used by another transaction, as deep as success would have to be. What cannot be asked is not.
+async fn is_replaced(
+    site: &Site,
+    transfer: &OpenTransfer,
+    followed: &mut Followed,
+    head: &Head,
+) -> bool {
+    let depth = u64::from(transfer.payment.confirmations).saturating_sub(1);
+    let payer = transfer.payment.authorization.from;
+    let at = head.number.saturating_sub(depth);
+    let used = site.rpc.transaction_count_at(payer, at).await;
+    if !used.is_ok_and(|count| count > transfer.account_nonce) {
+        followed.used_since = None;
+        return false;
+    }
+    let since = *followed.used_since.get_or_insert_with(Instant::now);
+    since.elapsed() >= REPLACED_AFTER
+}
+
+async fn outcome(
+    site: &Site,
+    transfer: &OpenTransfer,
+    receipt: &Receipt,
+    head: &Head,
+) -> Result<TransferOutcome, NotNow> {
+    let fail = |reason, message: &str| {
+        Ok(TransferOutcome::Failed(Exit {
+            reason,
+            message: message.to_owned(),
+        }))
+    };
+    let block_number: u64 = receipt.block_number.to();
+    let log = plain_transfer_log(&transfer.payment, &receipt.logs);
+    let Some(log_index) = log.filter(|_| receipt.succeeded()) else {
+        return fail(
+            Reason::SessionTransferMismatch,
+            "the transaction was mined without moving exactly this amount to the payee",
+        );
+    };
+    if block_number < transfer.accept_from_block {
+        return fail(
+            Reason::TransferTooOld,
+            "the transfer was mined before the session was opened",
+        );
+    }
+    let block_time = site.rpc.block_time(receipt.block_hash, head).await?;
+    let late = block_time.unix_timestamp() > expiry(transfer);
+    let location = Location {
+        transaction: transfer.hash,
+        log_index,
+        block_number,
+        block_hash: receipt.block_hash,
+        block_time,
+    };
+    Ok(TransferOutcome::Moved {
+        deep: location.is_deep(head.number, transfer.payment.confirmations),
+        location,
+        unmatched: late.then(|| {
+            "the transfer was mined after the session had expired; ask the payee to send it back".to_owned()
+        }),
+    })
+}
+
+async fn record(
+    site: &Site,
+    transfer: &OpenTransfer,
+    outcome: &TransferOutcome,
+) -> Result<(), NotNow> {
+    let id = transfer.payment.id;
+    site.ledger.record_transfer(id, outcome).await?;
+    reach(Step::Settled);
+    if matches!(outcome, TransferOutcome::Moved { deep: false, .. }) {
+        site.note_shallow();
+    }
+    site.waiters.wake([id]);
+    Ok(())
+}
+
+fn expiry(transfer: &OpenTransfer) -> i64 {
+    i64::try_from(transfer.payment.authorization.valid_before.atomic()).unwrap_or(i64::MAX)
+}

@@ -88,6 +88,10 @@ mod tests {
                 "/payments",
                 "/payments/{id}",
                 "/readyz",
+                "/sessions",
+                "/sessions/{id}",
+                "/sessions/{id}/cancel",
+                "/sessions/{id}/transfer",
                 "/settle",
                 "/supported",
                 "/verify"

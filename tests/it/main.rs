@@ -35,6 +35,8 @@ mod reorganisations;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]
+mod sessions;
+#[cfg(test)]
 mod storm;
 #[cfg(test)]
 mod support;

@@ -7,6 +7,7 @@ mod facilitator;
 mod peers;
 mod proxy;
 mod purchase;
+mod session;
 mod wait;
 mod world;
 
@@ -17,5 +18,6 @@ pub(crate) use facilitator::Facilitator;
 pub(crate) use peers::{Bought, Seller, buy};
 pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
+pub(crate) use session::Negotiated;
 pub(crate) use wait::eventually;
 pub(crate) use world::{Setup, World};

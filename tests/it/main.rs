@@ -43,4 +43,6 @@ mod support;
 #[cfg(test)]
 mod surface;
 #[cfg(test)]
+mod transfers;
+#[cfg(test)]
 mod wallets;

@@ -22,6 +22,8 @@ async fn sixty_payments_through_three_kills_and_lost_answers_each_settle_once() 
     let setup = Setup {
         signers: 3,
         block_time_s: Some(1),
+        // Nobody waits for company: many small transactions, so that each kill meets some on their way.
+        toml: "[networks.base-sepolia]\nbatch_wait_ms = 0\n".to_owned(),
         ..Setup::default()
     };
     let mut world = setup.build().await;
@@ -31,7 +33,7 @@ async fn sixty_payments_through_three_kills_and_lost_answers_each_settle_once() 
         .collect();
     let all = open.clone();
     let mut told = HashSet::new();
-    for sends in [1, 2, 1] {
+    for sends in [1, 3, 1] {
         let before = world.proxy.calls(SEND);
         let mut asking = ask(&world, &open);
         world.proxy.called(SEND, before + sends).await;

@@ -3,12 +3,14 @@
 use axum::Json;
 use axum::http::header::{ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use axum::response::{Html, IntoResponse, Response};
+use serde_json::{Map, Value, json};
+use url::Url;
 
 use crate::protocol::challenge::Resource;
+use crate::protocol::session::EXTENSION;
 use crate::protocol::v1::PaymentRequirementsV1;
-use crate::protocol::{PaymentRequired, SettleResponse, X402Version, header};
+use crate::protocol::{PaymentRequired, PaymentRequirements, SettleResponse, X402Version, header};
 use crate::seller::Priced;
 
 /// Browsers show scripts only the headers that are named here.
@@ -18,63 +20,112 @@ const EXPOSED: HeaderValue =
 /// What one request is asked for, in both dialects.
 #[derive(Debug)]
 pub(super) struct Quote {
-    v2: Value,
-    v1: Option<Value>,
+    offers: Vec<Asked>,
     resource: Resource,
+    extensions: Option<Map<String, Value>>,
+}
+
+/// One way to pay, as it is written.
+#[derive(Debug)]
+struct Asked {
+    terms: PaymentRequirements,
+    v2: Value,
+    /// `None` where v1 has no name for the network.
+    v1: Option<Value>,
 }
 
 impl Quote {
-    /// The price of `priced` for the resource at `url`.
-    pub(super) fn new(priced: &Priced, url: String) -> Result<Self, serde_json::Error> {
+    /// What `priced` costs for the resource at `url`.
+    pub(super) fn new(
+        priced: &Priced,
+        offers: Vec<PaymentRequirements>,
+        url: String,
+        sessions: Option<&Url>,
+    ) -> Result<Self, serde_json::Error> {
+        let mime_type = priced.mime_type.as_deref().unwrap_or("application/json");
         let resource = Resource {
             url,
             description: priced.description.clone(),
-            mime_type: Some(
-                priced
-                    .mime_type
-                    .clone()
-                    .unwrap_or_else(|| "application/json".to_owned()),
-            ),
-            other: serde_json::Map::new(),
+            mime_type: Some(mime_type.to_owned()),
+            other: Map::new(),
+        };
+        let offers: Result<Vec<_>, serde_json::Error> = offers
+            .into_iter()
+            .map(|terms| {
+                let v1 = PaymentRequirementsV1::of(&terms, &resource);
+                Ok(Asked {
+                    v2: serde_json::to_value(&terms)?,
+                    v1: v1.map(serde_json::to_value).transpose()?,
+                    terms,
+                })
+            })
+            .collect();
+        let announced = |url: &Url| {
+            let url = url.as_str().trim_end_matches('/');
+            Map::from_iter([(EXTENSION.to_owned(), json!({"info": {"url": url}}))])
         };
         Ok(Self {
-            v2: serde_json::to_value(&priced.requirements)?,
-            v1: PaymentRequirementsV1::of(&priced.requirements, &resource)
-                .map(serde_json::to_value)
-                .transpose()?,
+            offers: offers?,
             resource,
+            extensions: sessions.map(announced),
         })
     }
 
-    /// What the facilitator is told, `None` where v1 has no name for the network.
-    pub(super) const fn requirements(&self, version: X402Version) -> Option<&Value> {
-        match version {
-            X402Version::V2 => Some(&self.v2),
-            X402Version::V1 => self.v1.as_ref(),
+    /// The ways to pay in a dialect, understood and as the facilitator is told.
+    pub(super) fn offers(
+        &self,
+        version: X402Version,
+    ) -> impl Iterator<Item = (&PaymentRequirements, &Value)> {
+        self.offers.iter().filter_map(move |asked| {
+            let written = match version {
+                X402Version::V2 => Some(&asked.v2),
+                X402Version::V1 => asked.v1.as_ref(),
+            };
+            Some((&asked.terms, written?))
+        })
+    }
+
+    fn required(&self, error: Option<&str>) -> PaymentRequired {
+        PaymentRequired {
+            x402_version: X402Version::V2,
+            error: Some(error.unwrap_or("Payment required").to_owned()),
+            resource: Some(self.resource.clone()),
+            accepts: self.offers.iter().map(|asked| asked.v2.clone()).collect(),
+            extensions: self.extensions.clone(),
         }
     }
 
     /// Asks for the payment in both dialects at once. `error` says what was wrong with the one that came, if one came.
-    pub(super) fn challenge(self, error: Option<&str>) -> Response {
-        let v2 = PaymentRequired {
-            x402_version: X402Version::V2,
-            error: Some(error.unwrap_or("Payment required").to_owned()),
-            resource: Some(self.resource),
-            accepts: vec![self.v2],
-            extensions: None,
-        };
-        let body = match self.v1 {
-            Some(entry) => json!({
+    pub(super) fn challenge(&self, error: Option<&str>) -> Response {
+        let entries: Vec<_> = self
+            .offers
+            .iter()
+            .filter_map(|asked| asked.v1.clone())
+            .collect();
+        let body = if entries.is_empty() {
+            json!({})
+        } else {
+            json!({
                 "x402Version": X402Version::V1,
                 "error": error.unwrap_or("X-PAYMENT header is required"),
-                "accepts": [entry],
-            }),
-            None => json!({}),
+                "accepts": entries,
+            })
         };
-        let Some(value) = value_of(&v2) else {
+        Self::asking(&self.required(error), Json(body).into_response())
+    }
+
+    /// The same for a person with a browser.
+    pub(super) fn page(&self) -> Response {
+        let required = self.required(None);
+        let page = crate::seller::page::of(&required);
+        Self::asking(&required, Html(page).into_response())
+    }
+
+    fn asking(required: &PaymentRequired, mut response: Response) -> Response {
+        let Some(value) = value_of(required) else {
             return broken();
         };
-        let mut response = (StatusCode::PAYMENT_REQUIRED, Json(body)).into_response();
+        *response.status_mut() = StatusCode::PAYMENT_REQUIRED;
         let headers = response.headers_mut();
         headers.insert(HeaderName::from_static(header::PAYMENT_REQUIRED), value);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -83,7 +134,7 @@ impl Quote {
     }
 
     /// Says that a payment was not settled, with the facilitator's answer, and asks again.
-    pub(super) fn refuse(self, version: X402Version, outcome: &SettleResponse) -> Response {
+    pub(super) fn refuse(&self, version: X402Version, outcome: &SettleResponse) -> Response {
         let reason = outcome.error_reason.as_deref();
         let mut response = self.challenge(Some(reason.unwrap_or("settlement failed")));
         attach(response.headers_mut(), version, outcome);
@@ -127,6 +178,12 @@ pub(super) fn outage() -> Response {
 pub(super) fn ambiguous() -> Response {
     let body = json!({"error": "the path is ambiguous: write it without dots, encoded slashes and the like"});
     (StatusCode::BAD_REQUEST, Json(body)).into_response()
+}
+
+/// The body of a paid request is longer than what can be held until it is paid.
+pub(super) fn too_long(bytes_max: usize) -> Response {
+    let body = json!({"error": format!("the body of a paid request may have {bytes_max} bytes; nothing was settled")});
+    (StatusCode::PAYLOAD_TOO_LARGE, Json(body)).into_response()
 }
 
 /// Our own fault.

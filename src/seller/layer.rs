@@ -10,11 +10,10 @@ use std::task::{Context, Poll};
 use axum::extract::{OriginalUri, Request};
 use axum::response::Response;
 use tower::{Layer, Service};
-use url::Url;
 
+use crate::seller::answer;
 use crate::seller::path::{Meets, find};
 use crate::seller::sale::Shop;
-use crate::seller::{FacilitatorClient, Priced, answer};
 
 /// Guards the priced routes of the router that it is layered on.
 #[derive(Clone)]
@@ -30,17 +29,9 @@ pub struct PaywallService<S> {
 }
 
 impl PaywallLayer {
-    pub(super) fn new(
-        facilitator: FacilitatorClient,
-        routes: Vec<Priced>,
-        public_url: Option<Url>,
-    ) -> Self {
+    pub(super) fn new(shop: Shop) -> Self {
         Self {
-            shop: Arc::new(Shop {
-                facilitator,
-                routes,
-                public_url,
-            }),
+            shop: Arc::new(shop),
         }
     }
 }

@@ -9,23 +9,37 @@
 
 mod answer;
 mod client;
+mod delivery;
 mod layer;
+mod offer;
+mod owed;
+mod page;
 mod path;
 mod payment;
 mod price;
 mod sale;
+mod tender;
 
 pub use client::{FacilitatorClient, FacilitatorError};
 pub use layer::{PaywallLayer, PaywallService};
+pub use offer::Terms;
+pub use owed::OwedFileError;
 pub use payment::{Payment, Unpaid};
 pub use price::{Price, Token};
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use alloy::primitives::Address;
+use axum::http::request::Parts;
 use url::Url;
 
+use crate::protocol::Network;
 use crate::protocol::amount::AmountError;
-use crate::protocol::{Network, PaymentRequirements};
+use crate::seller::offer::{Manner, Offers, Source};
+use crate::seller::owed::Purchases;
 use crate::seller::path::Pattern;
+use crate::seller::sale::Shop;
 
 /// When a payment is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,7 +56,9 @@ pub enum Flow {
 #[derive(Debug, Clone)]
 pub struct Route {
     spec: String,
-    price: Price,
+    source: Source,
+    further: Vec<Terms>,
+    resource_id: Option<String>,
     description: Option<String>,
     mime_type: Option<String>,
     flow: Option<Flow>,
@@ -52,13 +68,42 @@ impl Route {
     /// `spec` is a path with or without a method before it: `GET /report`, `/files/{*path}`. Segments in braces stand for
     /// anything, as in axum; without a method every method is priced. `HEAD` counts as `GET`.
     pub fn new(spec: impl Into<String>, price: Price) -> Self {
+        Self::of(spec, Source::Price(price))
+    }
+
+    /// A route whose price or payee depends on the request. `terms` is asked again for the paid request: it must say the same then, or
+    /// the payment does not fit.
+    pub fn computed(
+        spec: impl Into<String>,
+        terms: impl Fn(&Parts) -> Vec<Terms> + Send + Sync + 'static,
+    ) -> Self {
+        Self::of(spec, Source::Computed(Arc::new(terms)))
+    }
+
+    fn of(spec: impl Into<String>, source: Source) -> Self {
         Self {
             spec: spec.into(),
-            price,
+            source,
+            further: Vec::new(),
+            resource_id: None,
             description: None,
             mime_type: None,
             flow: None,
         }
+    }
+
+    /// A further way to pay, behind those named before.
+    #[must_use]
+    pub fn or(mut self, terms: Terms) -> Self {
+        self.further.push(terms);
+        self
+    }
+
+    /// Binds payment sessions to this route: one that was negotiated for it pays for no other.
+    #[must_use]
+    pub fn resource_id(mut self, id: impl Into<String>) -> Self {
+        self.resource_id = Some(id.into());
+        self
     }
 
     /// Tells people and agents what they get.
@@ -84,9 +129,12 @@ impl Route {
 }
 
 /// Describes what is sold, to whom the money goes and who settles it; [`Paywall::build`] makes the layer.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Paywall {
     facilitator: String,
+    sessions_url: Option<Url>,
+    owed_file: Option<PathBuf>,
+    settled: Option<Hook>,
     pay_to: Option<Address>,
     network: Option<Network>,
     public_url: Option<Url>,
@@ -94,6 +142,9 @@ pub struct Paywall {
     timeout_s: u64,
     routes: Vec<Route>,
 }
+
+/// Called for each payment that was settled.
+type Hook = Arc<dyn Fn(&Payment) + Send + Sync>;
 
 /// A paywall that cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +176,9 @@ pub enum PaywallError {
         #[source]
         source: AmountError,
     },
+    /// The file of owed purchases.
+    #[error(transparent)]
+    Owed(#[from] OwedFileError),
     /// `exact` payments of nothing are refused by facilitators.
     #[error("the price of {0:?} is zero: leave the route out instead")]
     Free(String),
@@ -132,12 +186,12 @@ pub enum PaywallError {
 
 /// A route, ready to be asked about.
 #[derive(Debug)]
-pub(crate) struct Priced {
-    pub(crate) pattern: Pattern,
-    pub(crate) requirements: PaymentRequirements,
-    pub(crate) description: Option<String>,
-    pub(crate) mime_type: Option<String>,
-    pub(crate) flow: Flow,
+struct Priced {
+    pattern: Pattern,
+    offers: Offers,
+    description: Option<String>,
+    mime_type: Option<String>,
+    flow: Flow,
 }
 
 impl Paywall {
@@ -145,6 +199,9 @@ impl Paywall {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             facilitator: url.into(),
+            sessions_url: None,
+            owed_file: None,
+            settled: None,
             pay_to: None,
             network: None,
             public_url: None,
@@ -152,6 +209,28 @@ impl Paywall {
             timeout_s: 300,
             routes: Vec::new(),
         }
+    }
+
+    /// Tells buyers that the facilitator at `url`, as they reach it, offers payment sessions.
+    #[must_use]
+    pub fn sessions_at(mut self, url: Url) -> Self {
+        self.sessions_url = Some(url);
+        self
+    }
+
+    /// Keeps purchases that were settled and not delivered in a file too, so that a restart leaves no buyer with a hash and no
+    /// resource. Each process needs a file of its own.
+    #[must_use]
+    pub fn owed_in(mut self, file: impl Into<PathBuf>) -> Self {
+        self.owed_file = Some(file.into());
+        self
+    }
+
+    /// Calls `hook` for each payment that was settled; in [`Flow::AfterHandler`] it is the first to know the hash.
+    #[must_use]
+    pub fn on_settled(mut self, hook: impl Fn(&Payment) + Send + Sync + 'static) -> Self {
+        self.settled = Some(Arc::new(hook));
+        self
     }
 
     /// Who is paid.
@@ -217,33 +296,59 @@ impl Paywall {
             }
             routes.push(priced);
         }
-        Ok(PaywallLayer::new(facilitator, routes, self.public_url))
+        let purchases = match &self.owed_file {
+            Some(path) => Purchases::in_file(path)?,
+            None => Purchases::default(),
+        };
+        Ok(PaywallLayer::new(Shop {
+            facilitator,
+            routes,
+            purchases,
+            public_url: self.public_url,
+            sessions_url: self.sessions_url,
+            settled: self.settled,
+        }))
     }
 
     fn priced(&self, route: &Route) -> Result<Priced, PaywallError> {
-        let flow = route.flow.unwrap_or(self.flow);
-        let network = self.network.ok_or(PaywallError::Network)?;
-        let pay_to = self.pay_to.ok_or(PaywallError::PayTo)?;
-        let (amount, token) = route.price.on(network, &route.spec)?;
-        if amount.is_zero() {
-            return Err(PaywallError::Free(route.spec.clone()));
-        }
+        let manner = Manner {
+            flow: route.flow.unwrap_or(self.flow),
+            timeout_s: self.timeout_s,
+            resource_id: route.resource_id.clone(),
+        };
         Ok(Priced {
             pattern: Pattern::parse(&route.spec)
                 .ok_or_else(|| PaywallError::Route(route.spec.clone()))?,
-            requirements: PaymentRequirements {
-                scheme: crate::protocol::Scheme::Exact,
-                network,
-                amount,
-                asset: token.address,
-                pay_to,
-                max_timeout_seconds: self.timeout_s,
-                extra: Some(token.extra(flow)),
-            },
+            flow: manner.flow,
+            offers: self.offers(route, manner)?,
             description: route.description.clone(),
             mime_type: route.mime_type.clone(),
-            flow,
         })
+    }
+
+    fn offers(&self, route: &Route, manner: Manner) -> Result<Offers, PaywallError> {
+        match &route.source {
+            Source::Computed(compute) => Ok(Offers::Computed(Arc::clone(compute), manner)),
+            Source::Price(price) => {
+                let network = self.network.ok_or(PaywallError::Network)?;
+                let pay_to = self.pay_to.ok_or(PaywallError::PayTo)?;
+                let first = Terms::new(network, pay_to, price.clone());
+                let all = [first].into_iter().chain(route.further.iter().cloned());
+                let asked: Result<_, _> =
+                    all.map(|terms| manner.ask(&terms, &route.spec)).collect();
+                Ok(Offers::Fixed(asked?))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Paywall {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The facilitator's URL may hold a key.
+        formatter
+            .debug_struct("Paywall")
+            .field("routes", &self.routes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -263,7 +368,10 @@ mod tests {
         let paywall = paywall();
         let priced = |flow| {
             let route = Route::new("GET /report", Price::dollars("$0.01").unwrap()).flow(flow);
-            paywall.priced(&route).unwrap().requirements
+            match paywall.priced(&route).unwrap().offers {
+                Offers::Fixed(mut offers) => offers.remove(0),
+                Offers::Computed(..) => panic!("computed"),
+            }
         };
         let upfront = priced(Flow::Upfront);
         assert_eq!(upfront.amount.to_string(), "10000");

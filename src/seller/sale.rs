@@ -2,31 +2,36 @@
 
 use std::convert::Infallible;
 
+use alloy::primitives::keccak256;
 use axum::body::{Body, to_bytes};
 use axum::extract::{OriginalUri, Request};
 use axum::http::header::HOST;
+use axum::http::request::Parts;
 use axum::response::Response;
-use serde_json::Value;
 use tower::Service;
 use url::Url;
 
 use crate::protocol::challenge::network_name;
-use crate::protocol::header::{PAYMENT_SIGNATURE, X_PAYMENT};
-use crate::protocol::{
-    PaymentRequirements, PresentedPayment, Reason, SettleResponse, X402Version, field,
+use crate::protocol::{Reason, SettleResponse, field};
+use crate::seller::answer::{Quote, broken, outage, receipt, too_long};
+use crate::seller::delivery::watched;
+use crate::seller::owed::{PurchaseKey, Purchases, Refused, Serving};
+use crate::seller::tender::{Tendered, dialect};
+use crate::seller::{
+    FacilitatorClient, FacilitatorError, Flow, Hook, OwedFileError, Payment, Priced,
 };
-use crate::seller::answer::{Quote, broken, outage, receipt};
-use crate::seller::{FacilitatorClient, FacilitatorError, Flow, Payment, Priced};
 
-/// The longest answer of a handler that is held back until its payment is settled.
+/// The longest answer of a handler that is held back until its payment is settled, and the longest body of a paid request.
 const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What is sold, and who settles.
-#[derive(Debug)]
 pub(super) struct Shop {
     pub(super) facilitator: FacilitatorClient,
     pub(super) routes: Vec<Priced>,
+    pub(super) purchases: Purchases,
     pub(super) public_url: Option<Url>,
+    pub(super) sessions_url: Option<Url>,
+    pub(super) settled: Option<Hook>,
 }
 
 /// Why a sale ends before its resource is served.
@@ -37,8 +42,25 @@ enum Ends {
     Refused(Box<SettleResponse>),
     /// The facilitator gave no answer.
     Outage(FacilitatorError),
+    /// What is owed cannot be written down: nothing may be settled.
+    Unwritten(OwedFileError),
+    /// The request's body is longer than what can be held.
+    TooLong,
     /// The handler's answer cannot be used.
     Broken,
+}
+
+impl Ends {
+    /// Whether the facilitator may still say success to this payment.
+    fn are_open(&self) -> bool {
+        match self {
+            Self::Refused(outcome) => {
+                outcome.error_reason.as_deref() == Some(Reason::SettlementPending.code())
+            }
+            Self::Outage(_) => true,
+            Self::Ask(_) | Self::Unwritten(_) | Self::TooLong | Self::Broken => false,
+        }
+    }
 }
 
 impl From<FacilitatorError> for Ends {
@@ -47,11 +69,10 @@ impl From<FacilitatorError> for Ends {
     }
 }
 
-/// A payment that fits the offer, on its way to the facilitator.
-struct Tendered<'a> {
-    payment: PresentedPayment,
-    requirements: &'a Value,
-    facts: Payment,
+impl From<OwedFileError> for Ends {
+    fn from(error: OwedFileError) -> Self {
+        Self::Unwritten(error)
+    }
 }
 
 impl Shop {
@@ -63,15 +84,38 @@ impl Shop {
         let Some(priced) = self.routes.get(index) else {
             return broken();
         };
-        let Ok(quote) = Quote::new(priced, self.url_of(&request)) else {
+        let (parts, body) = request.into_parts();
+        let quote = priced
+            .offers
+            .of(&parts)
+            .map_err(|error| tracing::error!(%error, "a route cannot be priced"))
+            .and_then(|offers| {
+                Quote::new(
+                    priced,
+                    offers,
+                    self.url_of(&parts),
+                    self.sessions_url.as_ref(),
+                )
+                .map_err(|error| tracing::error!(%error, "a price has no JSON form"))
+            });
+        let Ok(quote) = quote else {
             return broken();
         };
-        let version = dialect(&request);
-        match self.trade(priced, &quote, request, inner).await {
+        let (version, page) = (
+            dialect(&parts),
+            crate::seller::page::is_wanted(&parts.headers),
+        );
+        match self.trade(priced.flow, &quote, (parts, body), inner).await {
             Ok(response) => response,
             Err(Ends::Broken) => broken(),
+            Err(Ends::TooLong) => too_long(HELD_BYTES_MAX),
+            Err(Ends::Ask(None)) if page => quote.page(),
             Err(Ends::Ask(error)) => quote.challenge(error.as_deref()),
             Err(Ends::Refused(outcome)) => quote.refuse(version, &outcome),
+            Err(Ends::Unwritten(error)) => {
+                tracing::error!(%error, "a purchase cannot be written down; nothing is sold until it can");
+                outage()
+            }
             Err(Ends::Outage(error)) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, cause, "a payment could not be processed");
@@ -82,51 +126,139 @@ impl Shop {
 
     async fn trade<S>(
         &self,
-        priced: &Priced,
+        flow: Flow,
         quote: &Quote,
+        (parts, body): (Parts, Body),
+        inner: S,
+    ) -> Result<Response, Ends>
+    where
+        S: Service<Request, Response = Response, Error = Infallible>,
+    {
+        let tendered = Tendered::of(&parts, quote).map_err(Ends::Ask)?;
+        let body = to_bytes(body, HELD_BYTES_MAX)
+            .await
+            .map_err(|_| Ends::TooLong)?;
+        let target = [parts.method.as_str(), " ", path_of(&parts), "\n"].concat();
+        let request = keccak256([target.as_bytes(), keccak256(&body).as_slice()].concat());
+        let key = tendered
+            .key()
+            .map(PurchaseKey)
+            .ok_or_else(|| Ends::Ask(Some(Reason::InvalidPayload.code().to_owned())))?;
+        let serving = self.purchases.take(key, request).map_err(|refused| {
+            let why = match refused {
+                Refused::InHand => "this payment is being served right now",
+                Refused::OtherRequest => "this payment is for another request",
+            };
+            Ends::Ask(Some(format!("{}: {why}", Reason::DuplicateSettlement)))
+        })?;
+        let request = Request::from_parts(parts, Body::from(body));
+        let sale = Sale {
+            shop: self,
+            tendered,
+            serving,
+        };
+        match flow {
+            Flow::Upfront => sale.settled_first(request, inner).await,
+            Flow::AfterHandler => sale.settled_last(request, inner).await,
+        }
+    }
+
+    /// The URL of what is sold, as the outside knows it.
+    fn url_of(&self, parts: &Parts) -> String {
+        let path = path_of(parts);
+        if let Some(base) = &self.public_url {
+            return format!("{}{path}", base.as_str().trim_end_matches('/'));
+        }
+        let host = parts
+            .headers
+            .get(HOST)
+            .and_then(|host| host.to_str().ok())
+            .or_else(|| {
+                parts
+                    .uri
+                    .authority()
+                    .map(axum::http::uri::Authority::as_str)
+            })
+            .unwrap_or("localhost");
+        format!("http://{host}{path}")
+    }
+}
+
+/// Path and query as the client sent them.
+fn path_of(parts: &Parts) -> &str {
+    let uri = parts
+        .extensions
+        .get::<OriginalUri>()
+        .map_or(&parts.uri, |original| &original.0);
+    uri.path_and_query()
+        .map_or("/", axum::http::uri::PathAndQuery::as_str)
+}
+
+/// A payment that fits the offer, in hand.
+struct Sale<'a> {
+    shop: &'a Shop,
+    tendered: Tendered<'a>,
+    serving: Serving,
+}
+
+impl Sale<'_> {
+    /// The handler runs once the money has moved. Where it fails, the purchase stays owed.
+    async fn settled_first<S>(
+        mut self,
         mut request: Request,
         mut inner: S,
     ) -> Result<Response, Ends>
     where
         S: Service<Request, Response = Response, Error = Infallible>,
     {
-        let mut tendered = tendered(&request, &priced.requirements, quote)?;
-        let version = tendered.payment.version;
-        match priced.flow {
-            Flow::Upfront => {
-                let outcome = self.settle(&tendered).await?;
-                tendered.facts.learn(&outcome);
-                request.extensions_mut().insert(tendered.facts);
-                let Ok(response) = inner.call(request).await;
-                Ok(receipt(response, version, &outcome))
-            }
-            Flow::AfterHandler => {
-                self.verify(&tendered).await?;
-                request.extensions_mut().insert(tendered.facts.clone());
-                let Ok(response) = inner.call(request).await;
-                if response.status().as_u16() >= 400 {
-                    return Ok(response);
-                }
-                let (parts, body) = response.into_parts();
-                let Ok(held) = to_bytes(body, HELD_BYTES_MAX).await else {
-                    tracing::error!(
-                        bytes_max = HELD_BYTES_MAX,
-                        "the answer broke off or is too long to be held back; nothing was settled"
-                    );
-                    return Err(Ends::Broken);
-                };
-                let outcome = self.settle(&tendered).await?;
-                let response = Response::from_parts(parts, Body::from(held));
-                Ok(receipt(response, version, &outcome))
-            }
-        }
+        let outcome = self.settlement().await?;
+        request.extensions_mut().insert(self.tendered.facts.clone());
+        let Ok(response) = inner.call(request).await;
+        Ok(self.hand_over(response, &outcome))
     }
 
-    async fn verify(&self, tendered: &Tendered<'_>) -> Result<(), Ends> {
-        let payment = &tendered.payment;
+    /// The handler runs first, and its answer is held back until the money has moved.
+    async fn settled_last<S>(mut self, mut request: Request, mut inner: S) -> Result<Response, Ends>
+    where
+        S: Service<Request, Response = Response, Error = Infallible>,
+    {
+        if self.serving.owed.is_none() && !self.serving.was_settling {
+            self.verify().await?;
+        }
+        request.extensions_mut().insert(self.tendered.facts.clone());
+        let Ok(response) = inner.call(request).await;
+        if response.status().as_u16() >= 400 {
+            return Ok(response);
+        }
+        let (parts, body) = response.into_parts();
+        let Ok(held) = to_bytes(body, HELD_BYTES_MAX).await else {
+            tracing::error!(
+                bytes_max = HELD_BYTES_MAX,
+                "the answer broke off or is too long to be held back; nothing was settled"
+            );
+            return Err(Ends::Broken);
+        };
+        let outcome = self.settlement().await?;
+        let response = Response::from_parts(parts, Body::from(held));
+        Ok(self.hand_over(response, &outcome))
+    }
+
+    /// An answer of a handler that failed leaves the purchase owed; any other strikes it out once it went out whole.
+    fn hand_over(self, response: Response, outcome: &SettleResponse) -> Response {
+        let response = receipt(response, self.tendered.payment.version, outcome);
+        if response.status().is_server_error() {
+            tracing::warn!(transaction = %outcome.transaction, "the handler of a paid request failed; the same payment may come again");
+            return response;
+        }
+        watched(response, self.serving)
+    }
+
+    async fn verify(&self) -> Result<(), Ends> {
+        let payment = &self.tendered.payment;
         let verdict = self
+            .shop
             .facilitator
-            .verify(payment.version, payment.raw(), tendered.requirements)
+            .verify(payment.version, payment.raw(), self.tendered.requirements)
             .await?;
         if verdict.is_valid {
             return Ok(());
@@ -137,17 +269,47 @@ impl Shop {
         )))
     }
 
+    /// The settlement of this payment: the one of before, when its resource is owed, else a new one, written down before anything is
+    /// handed over.
+    async fn settlement(&mut self) -> Result<SettleResponse, Ends> {
+        let outcome = if let Some(outcome) = self.serving.owed.clone() {
+            outcome
+        } else {
+            self.serving.settling().await?;
+            match self.settle().await {
+                Ok(outcome) => {
+                    self.serving.settled(&outcome).await?;
+                    outcome
+                }
+                Err(ends) => {
+                    if !(self.serving.was_settling && ends.are_open()) {
+                        self.serving.not_settled().await?;
+                    }
+                    return Err(ends);
+                }
+            }
+        };
+        let first = self.serving.owed.is_none();
+        self.tendered.facts.learn(&outcome);
+        if let Some(hook) = self.shop.settled.as_ref().filter(|_| first) {
+            hook(&self.tendered.facts);
+        }
+        Ok(outcome)
+    }
+
     /// Has the payment settled; an outcome that is not known yet is asked for once more.
-    async fn settle(&self, tendered: &Tendered<'_>) -> Result<SettleResponse, Ends> {
+    async fn settle(&self) -> Result<SettleResponse, Ends> {
+        let (shop, tendered) = (self.shop, &self.tendered);
         let payment = &tendered.payment;
         let ask = || {
-            self.facilitator
+            shop.facilitator
                 .settle(payment.version, payment.raw(), tendered.requirements)
         };
+        let refused_as = |outcome: &SettleResponse, reason: Reason| {
+            !outcome.success && outcome.error_reason.as_deref() == Some(reason.code())
+        };
         let mut outcome = ask().await?;
-        if !outcome.success
-            && outcome.error_reason.as_deref() == Some(Reason::SettlementPending.code())
-        {
+        if refused_as(&outcome, Reason::SettlementPending) {
             // The first answer names a transaction: it must not be lost to a failing second call.
             if let Ok(second) = ask().await {
                 outcome = second;
@@ -157,32 +319,19 @@ impl Shop {
             outcome.network =
                 network_name(payment.version, tendered.facts.network).unwrap_or_default();
         }
+        let ours = self.serving.was_settling
+            && refused_as(&outcome, Reason::DuplicateSettlement)
+            && !outcome.transaction.is_empty();
+        if ours {
+            // This server died between asking and hearing: the one who was told success was it.
+            outcome.success = true;
+            (outcome.error_reason, outcome.error_message) = (None, None);
+        }
         if outcome.success {
             Ok(outcome)
         } else {
             Err(Ends::Refused(Box::new(outcome)))
         }
-    }
-
-    /// The URL of what is sold, as the outside knows it.
-    fn url_of(&self, request: &Request) -> String {
-        let uri = request
-            .extensions()
-            .get::<OriginalUri>()
-            .map_or_else(|| request.uri(), |original| &original.0);
-        let path = uri
-            .path_and_query()
-            .map_or("/", axum::http::uri::PathAndQuery::as_str);
-        if let Some(base) = &self.public_url {
-            return format!("{}{path}", base.as_str().trim_end_matches('/'));
-        }
-        let host = request
-            .headers()
-            .get(HOST)
-            .and_then(|host| host.to_str().ok())
-            .or_else(|| uri.authority().map(axum::http::uri::Authority::as_str))
-            .unwrap_or("localhost");
-        format!("http://{host}{path}")
     }
 }
 
@@ -203,49 +352,11 @@ impl Payment {
     }
 }
 
-/// v2's header wins where both are there.
-fn dialect(request: &Request) -> X402Version {
-    let v1 = request.headers().contains_key(X_PAYMENT)
-        && !request.headers().contains_key(PAYMENT_SIGNATURE);
-    if v1 { X402Version::V1 } else { X402Version::V2 }
-}
-
-/// The payment of the request, if it has one that is for this offer.
-fn tendered<'a>(
-    request: &Request,
-    offered: &PaymentRequirements,
-    quote: &'a Quote,
-) -> Result<Tendered<'a>, Ends> {
-    let version = dialect(request);
-    let name = match version {
-        X402Version::V1 => X_PAYMENT,
-        X402Version::V2 => PAYMENT_SIGNATURE,
-    };
-    let refuse = |why: &str| Ends::Ask(Some(why.to_owned()));
-    let value = request.headers().get(name).ok_or(Ends::Ask(None))?;
-    let payment = value
-        .to_str()
-        .ok()
-        .and_then(|text| PresentedPayment::read(version, text).ok())
-        .ok_or_else(|| refuse("the payment header is not base64 of a JSON object"))?;
-    let requirements = quote
-        .requirements(version)
-        .filter(|_| payment.accepts(offered))
-        .ok_or_else(|| refuse("No matching payment requirements"))?;
-    let payer = payment
-        .payer()
-        .ok_or_else(|| refuse(Reason::InvalidPayload.code()))?;
-    Ok(Tendered {
-        payment,
-        requirements,
-        facts: Payment {
-            id: None,
-            payment_id: None,
-            payer,
-            amount: offered.amount,
-            network: offered.network,
-            asset: offered.asset,
-            session_id: None,
-        },
-    })
+impl std::fmt::Debug for Shop {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Shop")
+            .field("routes", &self.routes)
+            .finish_non_exhaustive()
+    }
 }

@@ -1,0 +1,67 @@
+use super::*;
+
+const REQUEST: B256 = B256::repeat_byte(1);
+const KEY: PurchaseKey = PurchaseKey(B256::repeat_byte(7));
+
+fn outcome() -> SettleResponse {
+    serde_json::from_value(
+        serde_json::json!({"success": true, "transaction": "0x12", "network": "eip155:84532"}),
+    )
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_payment_is_in_one_hand_and_for_one_request() {
+    let purchases = Purchases::default();
+    let serving = purchases.take(KEY, REQUEST).unwrap();
+    assert_eq!(purchases.take(KEY, REQUEST).unwrap_err(), Refused::InHand);
+    serving.settled(&outcome()).await.unwrap();
+    drop(serving);
+    let other = purchases.take(KEY, B256::ZERO).unwrap_err();
+    assert_eq!(other, Refused::OtherRequest);
+    let again = purchases.take(KEY, REQUEST).unwrap();
+    assert_eq!(again.owed, Some(outcome()), "it was not delivered");
+    again.delivered();
+    assert_eq!(purchases.take(KEY, REQUEST).unwrap().owed, None);
+}
+
+#[tokio::test]
+async fn what_is_owed_survives_in_a_file_and_a_torn_last_line_does_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("owed");
+    let others = [2_u8, 3].map(|byte| PurchaseKey(B256::repeat_byte(byte)));
+    {
+        let purchases = Purchases::in_file(&path).unwrap();
+        let owed = purchases.take(KEY, REQUEST).unwrap();
+        owed.settling().await.unwrap();
+        owed.settled(&outcome()).await.unwrap();
+        let [delivered, settling] = others.map(|key| purchases.take(key, REQUEST).unwrap());
+        delivered.settled(&outcome()).await.unwrap();
+        delivered.delivered();
+        settling.settling().await.unwrap();
+        let file = std::fs::OpenOptions::new().append(true).open(&path);
+        std::io::Write::write_all(&mut file.unwrap(), b"{\"key\":\"0x").unwrap();
+    }
+    let purchases = Purchases::in_file(&path).unwrap();
+    assert_eq!(purchases.take(KEY, REQUEST).unwrap().owed, Some(outcome()));
+    let [delivered, settling] = others.map(|key| purchases.take(key, REQUEST).unwrap());
+    assert!(delivered.owed.is_none() && !delivered.was_settling);
+    assert!(settling.owed.is_none() && settling.was_settling);
+}
+
+#[test]
+fn a_file_has_one_seller_and_holds_purchases_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("owed");
+    let first = Purchases::in_file(&path).unwrap();
+    let second = Purchases::in_file(&path).unwrap_err();
+    assert!(matches!(second, OwedFileError::InUse(_)), "{second}");
+    drop(first);
+    let strange = folder.path().join("strange");
+    std::fs::write(&strange, "hello\n").unwrap();
+    let error = Purchases::in_file(&strange).unwrap_err();
+    assert!(
+        matches!(error, OwedFileError::Strange { line: 1, .. }),
+        "{error}"
+    );
+}

@@ -1,0 +1,83 @@
+//! What a person sees who opens a priced route in a browser.
+
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, USER_AGENT};
+
+use crate::protocol::PaymentRequired;
+
+/// Whether a browser asks for a page, as official sellers tell it.
+pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
+    let holds = |name, text: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.is_some_and(|value| value.contains(text))
+    };
+    holds(ACCEPT, "text/html") && holds(USER_AGENT, "Mozilla")
+}
+
+/// A page that loads nothing: the price, and the challenge for whatever wallet reads pages.
+pub(super) fn of(challenge: &PaymentRequired) -> String {
+    let url = challenge
+        .resource
+        .as_ref()
+        .map(|resource| resource.url.as_str());
+    let what = challenge
+        .resource
+        .as_ref()
+        .and_then(|resource| resource.description.as_deref());
+    let mut offers = String::new();
+    for offer in challenge.offers() {
+        let terms = &offer.requirements;
+        let token = terms.domain_name().unwrap_or("a token");
+        let text = format!(
+            "{} atomic units of {token} ({}) on {}, to {}",
+            terms.amount, terms.asset, terms.network, terms.pay_to
+        );
+        offers.extend(["<li>", &escaped(&text), "</li>"]);
+    }
+    let json = serde_json::to_string(challenge).unwrap_or_default();
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>Payment required</title><style>body{{font:16px/1.5 system-ui;max-width:40em;margin:4em auto;padding:0 1em;\
+         overflow-wrap:anywhere}}</style><h1>Payment required</h1><p>{}</p><p><code>{}</code></p><ul>{offers}</ul>\
+         <p>This resource is sold to programs that speak x402: open it with an x402 client.</p>\
+         <script type=\"application/json\" id=\"payment-required\">{}</script></html>",
+        escaped(what.unwrap_or("This resource has a price.")),
+        escaped(url.unwrap_or_default()),
+        json.replace('<', "\\u003c"),
+    )
+}
+
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            other => safe.push(other),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn nothing_that_a_seller_or_a_url_says_becomes_markup() {
+        let challenge: PaymentRequired = serde_json::from_value(
+            json!({"x402Version": 2, "error": "</script><b>", "accepts": [],
+            "resource": {"url": "https://a/<script>alert(1)</script>", "description": "\"<i>'&"}}),
+        )
+        .unwrap();
+        let page = of(&challenge);
+        assert_eq!(page.matches("<script").count(), 1);
+        assert_eq!(page.matches("</script>").count(), 1);
+        assert!(!page.contains("<b>") && !page.contains("<i>"));
+        assert!(page.contains("&quot;&lt;i&gt;&#39;&amp;"));
+    }
+}

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::chain::{Broadcast, SignerKey};
-use crate::ledger::{Claim, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
+use crate::ledger::{Claim, Heard, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
@@ -299,6 +299,12 @@ impl Lane {
             let raw: Bytes = raw;
             let reply = broadcast(&site.rpc, &raw, hash).await;
             reach(Step::Broadcast);
+            if reply == Broadcast::Accepted {
+                site.look_now();
+            }
+            if let Err(error) = site.ledger.note_reply(hash, heard(&reply)).await {
+                tracing::debug!(error = causes(&error), "a reply to a send is not noted");
+            }
             (id, reply)
         });
     }
@@ -319,7 +325,7 @@ impl Lane {
             Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
         };
         match reply {
-            Broadcast::Accepted => self.site.look_now(),
+            Broadcast::Accepted => {}
             Broadcast::Unknown => {
                 tracing::warn!(
                     nonce = open.transaction.nonce,
@@ -341,6 +347,16 @@ impl Lane {
             }
         }
     }
+}
+
+/// A reply as the history keeps it.
+const fn heard(reply: &Broadcast) -> Heard {
+    let (reply, reason) = match reply {
+        Broadcast::Accepted => ("accepted", None),
+        Broadcast::Rejected(why) => ("rejected", Some(why.text())),
+        Broadcast::Unknown => ("unknown", None),
+    };
+    Heard { reply, reason }
 }
 
 fn every(period: Duration) -> tokio::time::Interval {

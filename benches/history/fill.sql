@@ -1,5 +1,6 @@
 -- A ledger with 100,000 payments of ninety days, as an operator with some busy sellers has it: 5,000 payers, 20 payees, two networks,
--- 200 resources, a session for three payments of ten. The triggers of the schema write the events.
+-- 200 resources, a session for three payments of ten, a third of them
+-- with the same reference, as of a buyer that uses one for all it does. The triggers of the schema write the events.
 insert into processes (id, version, lease_until) values ('01900000-0000-7000-8000-000000000001', 'bench', now());
 
 insert into lanes (network, signer, next_nonce, epoch, lease_until)
@@ -15,10 +16,10 @@ select
     (lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || '7' || substr(dice, 1, 3) || '8' || substr(dice, 4, 15))::uuid as id,
     case when n % 20 = 0 then 'eip155:8453' else 'eip155:84532' end as network,
     case when n % 20 = 0 then decode(repeat('83', 20), 'hex') else decode(repeat('03', 20), 'hex') end as asset,
-    substr(sha256(convert_to('payer ' || hashint8(n) % 5000, 'utf8')), 1, 20) as payer,
+    decode(lpad(lpad(to_hex(abs(hashint8(n)) % 5000), 8, '0'), 40, 'a'), 'hex') as payer,
     -- The first payee has half of all; the twentieth has thirty, all of them old.
-    substr(sha256(convert_to('payee ' || case
-        when n <= 30 then 20 when n % 2 = 0 then 1 else 2 + abs(hashint8(n + 7)) % 18 end, 'utf8')), 1, 20) as payee,
+    decode(lpad(lpad(to_hex(case
+        when n <= 30 then 20 when n % 2 = 0 then 1 else 2 + abs(hashint8(n + 7)) % 18 end), 2, '0'), 40, 'e'), 'hex') as payee,
     case when n = 77 then 987654321 else 1000 + abs(hashint8(n + 13)) % 1000000 end as amount,
     'https://seller-' || abs(hashint8(n + 17)) % 200 || '.test/report' as resource,
     case
@@ -54,7 +55,6 @@ from drafts where state in ('settled', 'final');
 insert into transaction_payments (transaction_id, position, payment_id, outcome)
 select id, 0, id, 'transferred' from drafts where state in ('settled', 'final');
 
--- Every third of these names the same purchase: a buyer that uses one reference for all it does.
 insert into sessions (id, cancel_token_hash, client, x402_version, rail, network, asset, payer, payee, amount, accepted,
     requirements_hash, nonce, resource, client_reference, accept_from_block, confirmations, expires_at, payment_id, created_at)
 select 'ps_' || translate(substr(md5('session ' || n), 1, 26), 'ilou', '0000'), sha256('token'), '203.0.113.7', 2, 'authorization', network, asset,

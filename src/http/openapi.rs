@@ -86,9 +86,15 @@ mod tests {
             [
                 "/healthz",
                 "/payments",
+                "/payments/by-transaction/{network}/{hash}",
                 "/payments/{id}",
                 "/readyz",
+                "/sessions",
+                "/sessions/{id}",
+                "/sessions/{id}/cancel",
+                "/sessions/{id}/transfer",
                 "/settle",
+                "/stats",
                 "/supported",
                 "/verify"
             ]

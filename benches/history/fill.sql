@@ -33,7 +33,7 @@ insert into payments (id, x402_version, network, scheme, asset, payer, payee, am
     confirmations, created_at)
 select id, 2, network, 'exact', asset, payer, payee, amount, resource, asset, sha256(convert_to('nonce ' || n, 'utf8')), at - interval '1 minute',
     at + interval '10 minutes', sha256(convert_to('digest ' || n, 'utf8')), decode(repeat('5a', 65), 'hex'), state,
-    case state when 'failed' then 'authorization_expired' when 'refused' then 'insufficient_funds' end,
+    case state when 'failed' then 'invalid_exact_evm_payload_authorization_valid_before' when 'refused' then 'invalid_exact_evm_insufficient_balance' end,
     case when state in ('failed', 'refused') then 'a sentence about what was expected and what came' end,
     case when state not in ('queued', 'refused') then sha256(convert_to('transaction ' || n, 'utf8')) end,
     case when state in ('settled', 'final') then 1 end,

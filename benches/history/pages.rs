@@ -1,5 +1,6 @@
 //! Every filter: the first page, one from the middle on, and the widest page.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use alloy::primitives::Address;
@@ -105,7 +106,7 @@ pub(crate) async fn measure(ledger: &Ledger) -> Outcome<Duration> {
         for (after, limit) in [(None, LIMIT), (Some(middle), LIMIT), (None, LIMIT_MAX)] {
             let (rows, median, worst) = page(ledger, &filter, Page { after, limit }).await?;
             let times = format!("{} / {}", milliseconds(median), milliseconds(worst));
-            line += &format!(" {rows:>4} {times:>14}");
+            write!(line, " {rows:>4} {times:>14}")?;
             slowest = slowest.max(median);
         }
         println!("{line}");

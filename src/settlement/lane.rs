@@ -187,7 +187,7 @@ impl Lane {
                 () = stop.cancelled() => Err(Lost),
                 _ = renewal.tick() => self.renew(&owned).await,
                 Some(reply) = owned.replies.join_next() => {
-                    self.hear(&mut owned, reply.ok());
+                    hear(&mut owned, reply.ok());
                     Ok(())
                 }
                 _ = view.changed() => {
@@ -285,7 +285,7 @@ impl Lane {
         }
     }
 
-    /// Hands the newest bytes of an open transaction to the chain; the reply comes to [`Self::hear`].
+    /// Hands the newest bytes of an open transaction to the chain; the reply comes to [`hear`].
     fn send(&self, owned: &mut Owned, index: usize) {
         let Some(open) = owned.open.get_mut(index) else {
             return;
@@ -308,42 +308,43 @@ impl Lane {
             (id, reply)
         });
     }
+}
 
-    fn hear(&self, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
-        let Some((id, reply)) = reply else {
-            return;
-        };
-        let Some(open) = owned.open.iter_mut().find(|open| open.transaction.id == id) else {
-            return;
-        };
-        open.doubtful = reply != Broadcast::Accepted;
-        open.used_since = match reply {
-            Broadcast::Rejected(Rejection::NonceTooLow) => {
-                open.used_since.or_else(|| Some(Instant::now()))
-            }
-            Broadcast::Accepted => None,
-            Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
-        };
-        match reply {
-            Broadcast::Accepted => {}
-            Broadcast::Unknown => {
-                tracing::warn!(
-                    nonce = open.transaction.nonce,
-                    "no telling reply to a send; the same bytes will be sent again"
-                );
-            }
-            Broadcast::Rejected(why) => {
-                tracing::warn!(
-                    nonce = open.transaction.nonce,
-                    why = why.text(),
-                    "a send was refused; the nonce stays in use"
-                );
-                match why {
-                    Rejection::OutOfGasMoney | Rejection::PoolFull | Rejection::FeeTooLow => {
-                        owned.paused_until = Instant::now() + PAUSE;
-                    }
-                    Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
+/// What the chain's doorkeepers said about an open transaction.
+fn hear(owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
+    let Some((id, reply)) = reply else {
+        return;
+    };
+    let Some(open) = owned.open.iter_mut().find(|open| open.transaction.id == id) else {
+        return;
+    };
+    open.doubtful = reply != Broadcast::Accepted;
+    open.used_since = match reply {
+        Broadcast::Rejected(Rejection::NonceTooLow) => {
+            open.used_since.or_else(|| Some(Instant::now()))
+        }
+        Broadcast::Accepted => None,
+        Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
+    };
+    match reply {
+        Broadcast::Accepted => {}
+        Broadcast::Unknown => {
+            tracing::warn!(
+                nonce = open.transaction.nonce,
+                "no telling reply to a send; the same bytes will be sent again"
+            );
+        }
+        Broadcast::Rejected(why) => {
+            tracing::warn!(
+                nonce = open.transaction.nonce,
+                why = why.text(),
+                "a send was refused; the nonce stays in use"
+            );
+            match why {
+                Rejection::OutOfGasMoney | Rejection::PoolFull | Rejection::FeeTooLow => {
+                    owned.paused_until = Instant::now() + PAUSE;
                 }
+                Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
             }
         }
     }

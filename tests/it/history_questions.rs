@@ -175,6 +175,42 @@ async fn payments_of_one_transaction_come_as_a_list_also_when_it_did_not_move_th
     }
 }
 
+/// Count and sum by day, payee, network, asset and state; what is not told apart is empty.
+type Sums = BTreeMap<[String; 5], (u64, u128)>;
+
+const KEYS: [&str; 5] = ["day", "payee", "network", "asset", "state"];
+
+/// What `/stats` should say of the network that has most of `rows`.
+fn summed(rows: &[Value], members: &[&str]) -> Sums {
+    let mut sums = Sums::new();
+    for row in rows.iter().filter(|row| row["network"] == "eip155:84532") {
+        let member = |name: &str| row[name].as_str().unwrap().to_owned();
+        let asked = |name: &str| members.contains(&name);
+        let key = KEYS.map(|name| match name {
+            "day" if asked("day") => member("createdAt")[..10].to_owned(),
+            "payee" if asked("payee") => member("payee"),
+            "state" if asked("state") || asked("status") => member("state"),
+            "network" | "asset" => member(name),
+            _ => String::new(),
+        });
+        let group = sums.entry(key).or_default();
+        group.0 += 1;
+        group.1 += u128::from(amount(row));
+    }
+    sums
+}
+
+/// What it says.
+fn told(stats: &Value) -> Sums {
+    let groups = stats["groups"].as_array().unwrap();
+    let group = |group: &Value| {
+        let key = KEYS.map(|name| group[name].as_str().unwrap_or_default().to_owned());
+        let sum = group["amount"].as_str().unwrap().parse().unwrap();
+        (key, (group["payments"].as_u64().unwrap(), sum))
+    };
+    groups.iter().map(group).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sums_are_what_the_rows_add_up_to_in_every_grouping() {
     let past = Past::of(3000).await;
@@ -198,22 +234,7 @@ async fn sums_are_what_the_rows_add_up_to_in_every_grouping() {
         } else {
             grouping.split(',').collect()
         };
-        let mut expected: BTreeMap<Vec<String>, (u64, u128)> = BTreeMap::new();
-        for row in all.iter().filter(|row| row["network"] == "eip155:84532") {
-            let member = |name: &str| row[name].as_str().unwrap().to_owned();
-            let key = ["day", "payee", "network", "asset", "state"].map(|name| match name {
-                "day" if members.contains(&"day") => member("createdAt")[..10].to_owned(),
-                "payee" if members.contains(&"payee") => member("payee"),
-                "state" if members.contains(&"state") || members.contains(&"status") => {
-                    member("state")
-                }
-                "network" | "asset" => member(name),
-                _ => String::new(),
-            });
-            let group = expected.entry(key.to_vec()).or_default();
-            group.0 += 1;
-            group.1 += u128::from(amount(row));
-        }
+        let expected = summed(&all, &members);
         let query = if grouping.is_empty() {
             String::new()
         } else {
@@ -224,17 +245,7 @@ async fn sums_are_what_the_rows_add_up_to_in_every_grouping() {
             .get(&format!("/stats?network=eip155:84532{query}"))
             .await;
         assert_eq!(stats.status, 200, "{stats:?}");
-        let found: BTreeMap<Vec<String>, (u64, u128)> = stats.body["groups"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|group| {
-                let key = ["day", "payee", "network", "asset", "state"]
-                    .map(|name| group[name].as_str().unwrap_or_default().to_owned());
-                let sum = group["amount"].as_str().unwrap().parse().unwrap();
-                (key.to_vec(), (group["payments"].as_u64().unwrap(), sum))
-            })
-            .collect();
+        let found = told(&stats.body);
         assert_eq!(found, expected, "{grouping}");
         assert_eq!(stats.body["truncated"], false, "{grouping}");
         let days: Vec<_> = stats.body["groups"]

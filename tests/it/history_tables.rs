@@ -44,6 +44,18 @@ fn parse(text: &str) -> Vec<Vec<String>> {
     rows
 }
 
+/// A member of a row as its cell shows it.
+fn shown(member: &Value) -> String {
+    match member {
+        Value::Null => String::new(),
+        Value::String(text) if text.starts_with('=') => format!("'{text}"),
+        Value::String(text) => text.clone(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            member.to_string()
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_holds_every_row_that_the_filters_let_through() {
     let past = Past::of(1250).await;
@@ -79,12 +91,7 @@ async fn a_table_holds_every_row_that_the_filters_let_through() {
         assert_eq!(table.len() - 1, rows.len(), "{query}");
         for (line, row) in table[1..].iter().zip(&rows) {
             for (name, cell) in names.iter().zip(line) {
-                let shown = match &row[name] {
-                    Value::Null => String::new(),
-                    Value::String(text) if text.starts_with('=') => format!("'{text}"),
-                    Value::String(text) => text.clone(),
-                    number => number.to_string(),
-                };
+                let shown = shown(&row[name]);
                 assert_eq!(*cell, shown, "{name} of {row}");
             }
         }
@@ -143,7 +150,7 @@ async fn a_table_that_cannot_be_read_to_its_end_breaks_off() {
     let mut lines = 0;
     let ended = loop {
         match answer.chunk().await {
-            Ok(Some(chunk)) => lines += chunk.iter().filter(|byte| **byte == b'\n').count(),
+            Ok(Some(chunk)) => lines += chunk.split(|byte| *byte == b'\n').count() - 1,
             Ok(None) => break "as if complete",
             Err(_) => break "broken off",
         }
@@ -177,6 +184,41 @@ async fn in_session(world: &World, mut purchase: Purchase, reference: &str) -> (
     )
 }
 
+/// Compares what a payment says of its only attempt with the receipt.
+async fn attempt_is_told(world: &World, transaction: &str, shown: &Value) {
+    let receipt = world.chain.receipt(transaction).await;
+    let number =
+        |name: &str| u128::from_str_radix(&receipt[name].as_str().unwrap()[2..], 16).unwrap();
+    let attempts = shown["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 1, "{shown}");
+    let attempt = &attempts[0];
+    assert_eq!(attempt["transaction"], transaction);
+    assert_eq!(
+        attempt["signer"].as_str().unwrap().to_lowercase(),
+        receipt["from"]
+    );
+    assert_eq!(attempt["nonce"], 0);
+    assert_eq!(attempt["mined"]["outcome"], "transferred");
+    assert_eq!(attempt["mined"]["payments"], 1);
+    assert_eq!(attempt["mined"]["succeeded"], true);
+    let fee = number("gasUsed") * number("effectiveGasPrice");
+    assert_eq!(attempt["mined"]["feeWei"], fee.to_string());
+    assert_eq!(
+        shown["gas"],
+        json!({"used": u64::try_from(number("gasUsed")).unwrap(), "feeWei": fee.to_string(), "decimals": 18, "symbol": "ETH"})
+    );
+    for bound in ["maxFeeWei", "maxPriorityFeeWei"] {
+        assert!(
+            attempt[bound].as_str().unwrap().parse::<u128>().is_ok(),
+            "{attempt}"
+        );
+    }
+    assert!(attempt["gasLimit"].as_u64() > attempt["mined"]["gasUsed"].as_u64());
+    let block = u64::try_from(number("blockNumber")).unwrap();
+    assert_eq!(attempt["mined"]["blockNumber"], block);
+    assert!(shown["blockTime"].as_str().is_some());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_shows_its_session_its_attempts_and_what_gas_cost() {
     let world = World::new().await;
@@ -203,38 +245,7 @@ async fn a_payment_shows_its_session_its_attempts_and_what_gas_cost() {
         assert_eq!(rows[0]["id"], shown["id"], "{query}");
     }
 
-    let receipt = world.chain.receipt(&answer.transaction()).await;
-    let number =
-        |name: &str| u128::from_str_radix(&receipt[name].as_str().unwrap()[2..], 16).unwrap();
-    let attempts = shown["attempts"].as_array().unwrap();
-    assert_eq!(attempts.len(), 1, "{shown}");
-    let attempt = &attempts[0];
-    assert_eq!(attempt["transaction"], answer.transaction());
-    assert_eq!(
-        attempt["signer"].as_str().unwrap().to_lowercase(),
-        receipt["from"]
-    );
-    assert_eq!(attempt["nonce"], 0);
-    assert_eq!(attempt["mined"]["outcome"], "transferred");
-    assert_eq!(attempt["mined"]["payments"], 1);
-    assert_eq!(attempt["mined"]["succeeded"], true);
-    let fee = number("gasUsed") * number("effectiveGasPrice");
-    assert_eq!(attempt["mined"]["feeWei"], fee.to_string());
-    assert_eq!(
-        shown["gas"],
-        json!({"used": u64::try_from(number("gasUsed")).unwrap(), "feeWei": fee.to_string(), "decimals": 18, "symbol": "ETH"})
-    );
-    for bound in ["maxFeeWei", "maxPriorityFeeWei"] {
-        assert!(
-            attempt[bound].as_str().unwrap().parse::<u128>().is_ok(),
-            "{attempt}"
-        );
-    }
-    assert!(attempt["gasLimit"].as_u64() > attempt["mined"]["gasUsed"].as_u64());
-    let block = u64::try_from(number("blockNumber")).unwrap();
-    assert_eq!(attempt["mined"]["blockNumber"], block);
-    assert!(shown["blockTime"].as_str().is_some());
-
+    attempt_is_told(&world, &answer.transaction(), &shown).await;
     let id = shown["id"].as_str().unwrap();
     crate::support::eventually(
         "the reply to the send",

@@ -39,10 +39,14 @@ mod reorganisations;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]
+mod sessions;
+#[cfg(test)]
 mod storm;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
 mod surface;
+#[cfg(test)]
+mod transfers;
 #[cfg(test)]
 mod wallets;

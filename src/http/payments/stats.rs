@@ -15,6 +15,13 @@ use crate::protocol::response::spelled;
 /// Groups in an answer at most: three months of days for ten payees.
 const GROUPS_MAX: u16 = 1000;
 
+/// What is told apart unless the caller says otherwise.
+const BY_STATE: Grouping = Grouping {
+    day: false,
+    payee: false,
+    state: true,
+};
+
 /// Counts and sums.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Stats {
@@ -72,10 +79,7 @@ pub(in crate::http) async fn stats(
     let filter = question.filter()?;
     let grouping = question.member("groupBy", grouping)?;
     question.end()?;
-    let grouping = grouping.unwrap_or(Grouping {
-        state: true,
-        ..Grouping::default()
-    });
+    let grouping = grouping.unwrap_or(BY_STATE);
     let ledger = &state.facilitator.ledger;
     let mut groups = ledger.stats(&filter, grouping, GROUPS_MAX + 1).await?;
     let truncated = groups.len() > usize::from(GROUPS_MAX);

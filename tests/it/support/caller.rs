@@ -120,7 +120,8 @@ impl Caller {
         self.answer(request).await.unwrap()
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Result<Answer, reqwest::Error> {
+    /// Posts JSON to any path.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Answer, reqwest::Error> {
         let request = self.http.post(format!("{}{path}", self.url)).json(body);
         self.answer(request).await
     }

@@ -19,7 +19,7 @@ pub(crate) enum Database {
     Private(TempDir),
     /// A private Postgres that the test itself runs, so that it can speak SQL with it.
     Kept {
-        postgres: Option<EmbeddedPostgres>,
+        postgres: Option<Box<EmbeddedPostgres>>,
         url: String,
         /// Held for its end.
         _folder: TempDir,
@@ -41,7 +41,7 @@ impl Database {
             let postgres = EmbeddedPostgres::start(folder.path()).await.unwrap();
             return Self::Kept {
                 url: postgres.url().to_owned(),
-                postgres: Some(postgres),
+                postgres: Some(Box::new(postgres)),
                 _folder: folder,
             };
         };

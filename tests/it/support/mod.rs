@@ -8,6 +8,7 @@ mod past;
 mod peers;
 mod proxy;
 mod purchase;
+mod session;
 mod wait;
 mod world;
 
@@ -16,8 +17,9 @@ pub(crate) use chain::{Chain, addressOfCall, createWalletCall, mintCall, setMode
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use past::Past;
-pub(crate) use peers::{Bought, Seller, buy};
+pub(crate) use peers::{Bought, Seller, buy, buy_with};
 pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
+pub(crate) use session::Negotiated;
 pub(crate) use wait::eventually;
 pub(crate) use world::{Setup, World};

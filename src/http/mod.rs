@@ -77,6 +77,8 @@ fn routes() -> OpenApiRouter<AppState> {
         // The operator
         .routes(routes!(payments::list))
         .routes(routes!(payments::show))
+        .routes(routes!(payments::of_transaction))
+        .routes(routes!(payments::stats::stats))
         // Whatever keeps the service alive
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

@@ -86,6 +86,7 @@ mod tests {
             [
                 "/healthz",
                 "/payments",
+                "/payments/by-transaction/{network}/{hash}",
                 "/payments/{id}",
                 "/readyz",
                 "/sessions",
@@ -93,6 +94,7 @@ mod tests {
                 "/sessions/{id}/cancel",
                 "/sessions/{id}/transfer",
                 "/settle",
+                "/stats",
                 "/supported",
                 "/verify"
             ]

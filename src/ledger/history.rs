@@ -1,12 +1,25 @@
-//! The payment history: filters, pages, timelines. Read-only.
+//! The payment history: filters and pages. Read-only.
+//!
+//! Newest first is the only order: by time of acceptance, then by id. Neither of them ever changes, so a walk that goes down from page
+//! to page meets every payment that was committed before its first page once, and none twice.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
 
 use alloy::primitives::{Address, B256};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::row::{PaymentRow, hash, select_payments};
+use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
-use crate::protocol::Network;
+use crate::protocol::session::SessionId;
+use crate::protocol::{Amount, Network};
+
+/// One transaction can carry several payments, but never more than this.
+const CARRIED_MAX: i64 = 1000;
 
 /// Which payments to list; an absent member filters nothing.
 #[derive(Debug, Clone, Default)]
@@ -25,32 +38,131 @@ pub struct HistoryFilter {
     pub from: Option<OffsetDateTime>,
     /// Accepted before this time.
     pub to: Option<OffsetDateTime>,
+    /// This much or more, in atomic units.
+    pub amount_min: Option<Amount>,
+    /// This much or less, in atomic units.
+    pub amount_max: Option<Amount>,
+    /// What was bought, letter by letter.
+    pub resource: Option<String>,
+    /// The session that it pays.
+    pub session: Option<SessionId>,
+    /// The buyer's own name for the purchase.
+    pub client_reference: Option<String>,
+    /// The transaction that moved the money or is meant to.
+    pub transaction: Option<B256>,
+}
+
+/// Appends the filter to a statement over `payments p`: `$statement!(filter + tail, its 13 arguments, further arguments)`.
+///
+/// One text for all combinations, so that it is checked when x402d is built. What is absent is a null, and a plan that is made for these
+/// values, as [`plan_for_the_values`] asks for, contains only what is present: conditions on nulls are folded away, and so is the join.
+macro_rules! filtered {
+    ($statement:ident!($filter:expr, $tail:literal $(, $argument:expr)* $(,)?)) => {
+        $statement!(
+            "left join sessions s on s.payment_id = p.id
+            where ($1::bytea is null or p.payer = $1) and ($2::bytea is null or p.payee = $2) and ($3::text is null or p.network = $3)
+            and ($4::bytea is null or p.asset = $4) and ($5::text is null or p.state = $5)
+            and ($6::timestamptz is null or p.created_at >= $6) and ($7::timestamptz is null or p.created_at < $7)
+            and ($8::text is null or p.amount >= ($8::text)::numeric) and ($9::text is null or p.amount <= ($9::text)::numeric)
+            and ($10::text is null or (hashtextextended(p.resource, 0) = hashtextextended($10, 0) and p.resource = $10))
+            and ($11::text is null or s.id = $11) and ($12::text is null or s.client_reference = $12)
+            and ($13::bytea is null or p.transaction_hash = $13) " + $tail,
+            $filter.payer.as_ref().map(|address| address.as_slice()),
+            $filter.payee.as_ref().map(|address| address.as_slice()),
+            $filter.network.map(|network| network.to_string()),
+            $filter.asset.as_ref().map(|address| address.as_slice()),
+            $filter.state,
+            $filter.from,
+            $filter.to,
+            $filter.amount_min.map(|amount| amount.to_string()),
+            $filter.amount_max.map(|amount| amount.to_string()),
+            $filter.resource,
+            $filter.session.as_ref().map(|session| session.as_str()),
+            $filter.client_reference,
+            $filter.transaction.as_ref().map(|hash| hash.as_slice())
+            $(, $argument)*
+        )
+    };
+}
+pub(super) use filtered;
+
+/// A place between two payments of a walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// When the last payment seen was accepted.
+    pub at: OffsetDateTime,
+    /// Its id.
+    pub id: PaymentId,
+}
+
+/// The text is no cursor of this ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected the nextCursor of a page")]
+pub struct NotACursor;
+
+/// Microseconds since 1970, which is how finely Postgres measures, and the id.
+impl fmt::Display for Cursor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{}.{}",
+            self.at.unix_timestamp_nanos() / 1000,
+            self.id.0.simple()
+        )
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = NotACursor;
+
+    fn from_str(text: &str) -> Result<Self, NotACursor> {
+        let (micros, id) = text.split_once('.').ok_or(NotACursor)?;
+        let nanos = micros
+            .parse::<i64>()
+            .map(|micros| i128::from(micros) * 1000)
+            .map_err(|_| NotACursor)?;
+        Ok(Self {
+            at: OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| NotACursor)?,
+            id: PaymentId(Uuid::try_parse(id).map_err(|_| NotACursor)?),
+        })
+    }
 }
 
 /// Where a page begins and how long it may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
-    /// Only payments older than this one.
-    pub before: Option<PaymentId>,
+    /// Only payments behind this place.
+    pub after: Option<Cursor>,
     /// At most this many.
     pub limit: u16,
 }
 
-/// One entry of a payment's timeline.
+/// The session that a payment pays.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// When.
-    pub at: OffsetDateTime,
-    /// What kind of thing.
-    pub kind: String,
-    /// State before, for changes of state.
-    pub from_state: Option<String>,
-    /// State after, for changes of state.
-    pub to_state: Option<String>,
-    /// Code, request id or explanation, according to the kind.
-    pub reason: Option<String>,
-    /// The transaction that was known then.
-    pub transaction: Option<B256>,
+pub struct SessionOf {
+    /// Its id.
+    pub id: String,
+    /// The buyer's own name for the purchase.
+    pub client_reference: Option<String>,
+}
+
+/// A payment as the history lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The payment.
+    pub payment: Payment,
+    /// Its session, if it has one.
+    pub session: Option<SessionOf>,
+}
+
+impl Entry {
+    /// The place right behind it.
+    pub const fn cursor(&self) -> Cursor {
+        Cursor {
+            at: self.payment.created_at,
+            id: self.payment.id,
+        }
+    }
 }
 
 impl Ledger {
@@ -62,57 +174,94 @@ impl Ledger {
         &self,
         filter: &HistoryFilter,
         page: Page,
-    ) -> Result<Vec<Payment>, LedgerError> {
-        let rows: Vec<PaymentRow> = select_payments!(
-            "where ($1::bytea is null or p.payer = $1) and ($2::bytea is null or p.payee = $2) and ($3::text is null or p.network = $3)
-             and ($4::bytea is null or p.asset = $4) and ($5::text is null or p.state = $5)
-             and ($6::timestamptz is null or p.created_at >= $6) and ($7::timestamptz is null or p.created_at < $7)
-             and ($8::uuid is null or p.id < $8)
-             order by p.id desc limit $9",
-            filter.payer.as_ref().map(|address| address.as_slice()),
-            filter.payee.as_ref().map(|address| address.as_slice()),
-            filter.network.map(|network| network.to_string()),
-            filter.asset.as_ref().map(|address| address.as_slice()),
-            filter.state,
-            filter.from,
-            filter.to,
-            page.before.map(|id| id.0),
+    ) -> Result<Vec<Entry>, LedgerError> {
+        let mut snapshot = self.snapshot().await?;
+        plan_for_the_values(&mut snapshot).await?;
+        let rows: Vec<PaymentRow> = filtered!(select_payments!(
+            filter,
+            "and ($14::timestamptz is null or (p.created_at, p.id) < ($14, $15::uuid)) order by p.created_at desc, p.id desc limit $16",
+            page.after.map(|cursor| cursor.at),
+            page.after.map(|cursor| cursor.id.0),
             i64::from(page.limit),
-        )
-        .fetch_all(&self.pool)
+        ))
+        .fetch_all(&mut *snapshot)
         .await?;
-        rows.into_iter().map(Payment::try_from).collect()
+        with_sessions(&mut snapshot, rows).await
     }
 
-    /// A payment and what happened to it, oldest first; both as of one moment.
+    /// The payments that this transaction moved, or was signed to move: newest first.
     ///
     /// # Errors
-    /// When the database fails or the row cannot be read.
-    pub async fn life(&self, id: PaymentId) -> Result<Option<(Payment, Vec<Event>)>, LedgerError> {
-        let mut snapshot = self
-            .pool
-            .begin_with("begin isolation level repeatable read read only")
-            .await?;
-        let row = select_payments!("where p.id = $1", id.0)
-            .fetch_optional(&mut *snapshot)
-            .await?;
-        let Some(row) = row else {
-            return Ok(None);
-        };
-        let rows = sqlx::query!(
-            "select at, kind, from_state, to_state, reason, transaction_hash from events where payment_id = $1 order by id",
-            id.0,
+    /// When the database fails or a row cannot be read.
+    pub async fn payments_of_transaction(
+        &self,
+        network: Network,
+        transaction: B256,
+    ) -> Result<Vec<Entry>, LedgerError> {
+        let mut snapshot = self.snapshot().await?;
+        let rows: Vec<PaymentRow> = select_payments!(
+            "where p.network = $1 and p.id in (
+                select id from payments where network = $1 and transaction_hash = $2
+                union
+                select payment_id from transfers where network = $1 and hash = $2
+                union
+                select tp.payment_id from attempts a join transaction_payments tp on tp.transaction_id = a.transaction_id where a.hash = $2
+            ) order by p.created_at desc, p.id desc limit $3",
+            network.to_string(),
+            transaction.as_slice(),
+            CARRIED_MAX,
         )
         .fetch_all(&mut *snapshot)
         .await?;
-        let events = rows.into_iter().map(|row| Event {
-            at: row.at,
-            kind: row.kind,
-            from_state: row.from_state,
-            to_state: row.to_state,
-            reason: row.reason,
-            transaction: row.transaction_hash.as_deref().and_then(hash),
-        });
-        Ok(Some((row.try_into()?, events.collect())))
+        with_sessions(&mut snapshot, rows).await
     }
+
+    /// Several statements that see one moment.
+    pub(super) async fn snapshot(
+        &self,
+    ) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, LedgerError> {
+        let begin = "begin isolation level repeatable read read only";
+        Ok(self.pool.begin_with(begin).await?)
+    }
+}
+
+/// Makes this SQL transaction plan each statement for the values at hand. A plan for any values would have to read all payments, because
+/// it cannot know which of the filters are there.
+pub(super) async fn plan_for_the_values(connection: &mut PgConnection) -> Result<(), LedgerError> {
+    sqlx::query!("set local plan_cache_mode = force_custom_plan")
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The payments of `rows`, each with its session.
+pub(super) async fn with_sessions(
+    connection: &mut PgConnection,
+    rows: Vec<PaymentRow>,
+) -> Result<Vec<Entry>, LedgerError> {
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+    let sessions = sqlx::query!(
+        r#"select payment_id as "payment_id!", id, client_reference from sessions where payment_id = any($1)"#,
+        &ids,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut sessions: HashMap<Uuid, SessionOf> = sessions
+        .into_iter()
+        .map(|row| {
+            let (id, client_reference) = (row.id, row.client_reference);
+            let session = SessionOf {
+                id,
+                client_reference,
+            };
+            (row.payment_id, session)
+        })
+        .collect();
+    rows.into_iter()
+        .map(|row| {
+            let session = sessions.remove(&row.id);
+            let payment = Payment::try_from(row)?;
+            Ok(Entry { payment, session })
+        })
+        .collect()
 }

@@ -9,12 +9,14 @@ mod error;
 mod grants;
 mod history;
 mod lanes;
+mod life;
 mod outbox;
 mod payments;
 mod processes;
 mod results;
 mod row;
 mod sessions;
+mod stats;
 mod transfers;
 
 use std::time::Duration;
@@ -25,13 +27,15 @@ use uuid::Uuid;
 
 pub use error::LedgerError;
 pub use grants::{GrantRequest, GrantStatus, Standing};
-pub use history::{Event, HistoryFilter, Page};
+pub use history::{Cursor, Entry, HistoryFilter, Page, SessionOf};
 pub use lanes::{Claim, LaneKey, LaneLease};
-pub use outbox::{Attempt, NewTransaction, Recorded, Unmined};
+pub use life::{AttemptMade, Event, Life, Mined};
+pub use outbox::{Attempt, Heard, NewTransaction, Recorded, Unmined};
 pub use payments::{Accepted, AuthorizationKey};
 pub use processes::ProcessId;
 pub use results::{BlockRef, MinedTransaction, RowOutcome, WithoutEffect};
 pub use sessions::{NewSession, OpenLimits, Opened};
+pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 
 /// How long a lane, or a process, is thought alive after its last sign of life. Part of the SQL below as well.

@@ -39,6 +39,15 @@ pub struct NewTransaction<'a> {
     pub payments: &'a [PaymentId],
 }
 
+/// What the endpoints said to bytes, for the history; nothing is decided by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// `accepted`, `rejected` or `unknown`.
+    pub reply: &'static str,
+    /// Why they were rejected.
+    pub reason: Option<&'static str>,
+}
+
 /// Whether a transaction was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
@@ -128,6 +137,23 @@ impl Ledger {
         .await?;
         transaction.commit().await?;
         Ok(Recorded::Written(id))
+    }
+
+    /// Notes what the endpoints said to an attempt, when it is not what they said before.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_reply(&self, attempt: B256, heard: Heard) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "update attempts set broadcast = $2, broadcast_reason = $3, broadcast_at = now()
+            where hash = $1 and (broadcast, broadcast_reason) is distinct from ($2, $3)",
+            attempt.as_slice(),
+            heard.reply,
+            heard.reason,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// The transactions of a lane whose outcome is open, in nonce order: what a new owner sends again and watches.

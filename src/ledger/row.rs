@@ -46,14 +46,14 @@ pub(super) struct PaymentRow {
 
 /// `query_as!` over all columns of `payments p`, with the rest of the statement appended.
 macro_rules! select_payments {
-    ($rest:literal $(, $argument:expr)* $(,)?) => {
+    ($rest:literal $(+ $more:literal)* $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
             $crate::ledger::row::PaymentRow,
             r#"select p.id, p.x402_version, p.rail, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
                 p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at
-            from payments p "# + $rest
+            from payments p "# + $rest $(+ $more)*
             $(, $argument)*
         )
     };

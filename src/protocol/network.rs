@@ -46,6 +46,25 @@ const V1_NAMES: &[(&str, u64)] = &[
     ("xrpl-evm", 1_440_000),
 ];
 
+/// The currencies in which gas is paid.
+const NATIVE_SYMBOLS: &[(&str, &[u64])] = &[
+    (
+        "ETH",
+        &[1, 10, 2741, 4326, 8453, 11_124, 42_161, 84_532, 11_155_111],
+    ),
+    ("AVAX", &[43_113, 43_114]),
+    ("CELO", &[42_220, 11_142_220]),
+    ("FLR", &[14]),
+    ("IOTX", &[4689]),
+    ("IP", &[1514]),
+    ("MON", &[143]),
+    ("PEAQ", &[3338]),
+    ("POL", &[137, 80_002]),
+    ("SEI", &[1328, 1329]),
+    ("XDC", &[50]),
+    ("XRP", &[1_440_000]),
+];
+
 impl Network {
     /// The network with this chain id.
     pub const fn from_chain_id(chain_id: u64) -> Self {
@@ -63,6 +82,14 @@ impl Network {
             .iter()
             .find(|(_, chain_id)| *chain_id == self.0)
             .map(|(name, _)| *name)
+    }
+
+    /// The symbol of the currency in which gas is paid, where it is known.
+    pub fn native_symbol(self) -> Option<&'static str> {
+        NATIVE_SYMBOLS
+            .iter()
+            .find(|(_, chains)| chains.contains(&self.0))
+            .map(|(symbol, _)| *symbol)
     }
 
     /// The network of a v1 name.

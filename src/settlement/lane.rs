@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::chain::{Broadcast, SignerKey};
-use crate::ledger::{Claim, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
+use crate::ledger::{Claim, Heard, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
@@ -213,7 +213,7 @@ impl Lane {
                 () = stop.cancelled() => Err(Lost),
                 _ = renewal.tick() => self.renew(&owned).await,
                 Some(reply) = owned.replies.join_next() => {
-                    self.hear(&mut owned, reply.ok());
+                    hear(&mut owned, reply.ok());
                     Ok(())
                 }
                 _ = view.changed() => {
@@ -343,7 +343,7 @@ impl Lane {
         }
     }
 
-    /// Hands the newest bytes of an open transaction to the chain; the reply comes to [`Self::hear`].
+    /// Hands the newest bytes of an open transaction to the chain; the reply comes to [`hear`].
     fn send(&self, owned: &mut Owned, index: usize) {
         let Some(open) = owned.open.get_mut(index) else {
             return;
@@ -357,48 +357,65 @@ impl Lane {
             let raw: Bytes = raw;
             let reply = broadcast(&site.rpc, &raw, hash).await;
             reach(Step::Broadcast);
+            if reply == Broadcast::Accepted {
+                site.look_now();
+            }
+            if let Err(error) = site.ledger.note_reply(hash, heard(&reply)).await {
+                tracing::debug!(error = causes(&error), "a reply to a send is not noted");
+            }
             (id, reply)
         });
     }
+}
 
-    fn hear(&self, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
-        let Some((id, reply)) = reply else {
-            return;
-        };
-        let Some(open) = owned.open.iter_mut().find(|open| open.transaction.id == id) else {
-            return;
-        };
-        open.doubtful = reply != Broadcast::Accepted;
-        open.used_since = match reply {
-            Broadcast::Rejected(Rejection::NonceTooLow) => {
-                open.used_since.or_else(|| Some(Instant::now()))
-            }
-            Broadcast::Accepted => None,
-            Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
-        };
-        match reply {
-            Broadcast::Accepted => self.site.look_now(),
-            Broadcast::Unknown => {
-                tracing::warn!(
-                    nonce = open.transaction.nonce,
-                    "no telling reply to a send; the same bytes will be sent again"
-                );
-            }
-            Broadcast::Rejected(why) => {
-                tracing::warn!(
-                    nonce = open.transaction.nonce,
-                    why = why.text(),
-                    "a send was refused; the nonce stays in use"
-                );
-                match why {
-                    Rejection::OutOfGasMoney | Rejection::PoolFull | Rejection::FeeTooLow => {
-                        owned.paused_until = Instant::now() + PAUSE;
-                    }
-                    Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
+/// What the chain's doorkeepers said about an open transaction.
+fn hear(owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
+    let Some((id, reply)) = reply else {
+        return;
+    };
+    let Some(open) = owned.open.iter_mut().find(|open| open.transaction.id == id) else {
+        return;
+    };
+    open.doubtful = reply != Broadcast::Accepted;
+    open.used_since = match reply {
+        Broadcast::Rejected(Rejection::NonceTooLow) => {
+            open.used_since.or_else(|| Some(Instant::now()))
+        }
+        Broadcast::Accepted => None,
+        Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
+    };
+    match reply {
+        Broadcast::Accepted => {}
+        Broadcast::Unknown => {
+            tracing::warn!(
+                nonce = open.transaction.nonce,
+                "no telling reply to a send; the same bytes will be sent again"
+            );
+        }
+        Broadcast::Rejected(why) => {
+            tracing::warn!(
+                nonce = open.transaction.nonce,
+                why = why.text(),
+                "a send was refused; the nonce stays in use"
+            );
+            match why {
+                Rejection::OutOfGasMoney | Rejection::PoolFull | Rejection::FeeTooLow => {
+                    owned.paused_until = Instant::now() + PAUSE;
                 }
+                Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
             }
         }
     }
+}
+
+/// A reply as the history keeps it.
+const fn heard(reply: &Broadcast) -> Heard {
+    let (reply, reason) = match reply {
+        Broadcast::Accepted => ("accepted", None),
+        Broadcast::Rejected(why) => ("rejected", Some(why.text())),
+        Broadcast::Unknown => ("unknown", None),
+    };
+    Heard { reply, reason }
 }
 
 async fn at(moment: Option<Instant>) {

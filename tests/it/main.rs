@@ -17,6 +17,10 @@ mod exactly_once;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
+mod history_questions;
+#[cfg(test)]
+mod history_tables;
+#[cfg(test)]
 mod interop;
 #[cfg(test)]
 mod killed;

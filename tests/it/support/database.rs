@@ -17,19 +17,43 @@ pub(crate) enum Database {
         url: String,
     },
     Private(TempDir),
+    /// A private Postgres that the test itself runs, so that it can speak SQL with it.
+    Kept {
+        postgres: Option<Box<EmbeddedPostgres>>,
+        url: String,
+        /// Held for its end.
+        _folder: TempDir,
+    },
 }
 
 impl Database {
     pub(crate) async fn fresh() -> Self {
-        match std::env::var("DATABASE_URL") {
-            Ok(server) if !server.trim().is_empty() => Self::on(server).await,
-            Ok(_) | Err(_) => {
-                let folder = TempDir::with_prefix("x402d-it-").unwrap();
-                // Another user, who runs Postgres when the tests run as root, has to get through.
-                std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
-                Self::Private(folder)
-            }
+        match server() {
+            Some(server) => Self::on(server).await,
+            None => Self::Private(private_folder()),
         }
+    }
+
+    /// The same where the test wants to write into the ledger, or look into it, by itself.
+    pub(crate) async fn reachable() -> Self {
+        let Some(server) = server() else {
+            let folder = private_folder();
+            let postgres = EmbeddedPostgres::start(folder.path()).await.unwrap();
+            return Self::Kept {
+                url: postgres.url().to_owned(),
+                postgres: Some(Box::new(postgres)),
+                _folder: folder,
+            };
+        };
+        Self::on(server).await
+    }
+
+    /// A connection of the test's own; only to a reachable one.
+    pub(crate) async fn connection(&self) -> PgConnection {
+        let (Self::Server { url, .. } | Self::Kept { url, .. }) = self else {
+            panic!("ask for a reachable database");
+        };
+        PgConnection::connect(url).await.unwrap()
     }
 
     async fn on(server: String) -> Self {
@@ -53,7 +77,7 @@ impl Database {
     /// The variable by which x402d finds it.
     pub(crate) fn variable(&self) -> (&'static str, String) {
         match self {
-            Self::Server { url, .. } => ("DATABASE_URL", url.clone()),
+            Self::Server { url, .. } | Self::Kept { url, .. } => ("DATABASE_URL", url.clone()),
             Self::Private(folder) => ("X402D_DATA_DIR", folder.path().display().to_string()),
         }
     }
@@ -69,6 +93,14 @@ impl Drop for Database {
                 Box::pin(stop_postgres(folder.path().to_owned()))
             }
             Self::Private(_) => return,
+            Self::Kept { postgres, .. } => match postgres.take() {
+                Some(postgres) => Box::pin(async move {
+                    if let Err(error) = postgres.stop().await {
+                        eprintln!("a Postgres of a test may still run: {error}");
+                    }
+                }),
+                None => return,
+            },
         };
         // A thread of its own, because the runtime of the test may be unwinding.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -79,6 +111,18 @@ impl Drop for Database {
             eprintln!("a database of a test stays behind");
         }
     }
+}
+
+fn server() -> Option<String> {
+    let server = std::env::var("DATABASE_URL").ok();
+    server.filter(|server| !server.trim().is_empty())
+}
+
+fn private_folder() -> TempDir {
+    let folder = TempDir::with_prefix("x402d-it-").unwrap();
+    // Another user, who runs Postgres when the tests run as root, has to get through.
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    folder
 }
 
 async fn drop_database(server: String, name: String) {

@@ -1,0 +1,179 @@
+//! What the caller asks for in the query: every key is known and given once, every value can be read, or the answer names the key.
+
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+
+use crate::http::Problem;
+use crate::ledger::HistoryFilter;
+use crate::payment::PaymentState;
+use crate::protocol::Amount;
+use crate::protocol::field::{parse_address, parse_hash};
+
+/// The longest text that is looked for, in bytes; resources are URLs.
+const TEXT_BYTES_MAX: usize = 4096;
+/// How much of an unknown key is shown.
+const KEY_CHARACTERS_SHOWN: usize = 40;
+
+/// The pairs of a query, as they come.
+pub(in crate::http) type RawQuery = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+/// The filters that every question to the history may hold, with what the contract says about them.
+pub(in crate::http) struct Filters;
+
+const FILTERS: [(&str, &str); 14] = [
+    ("payer", "Address of the payer."),
+    ("payee", "Address of the payee."),
+    ("network", "CAIP-2, such as `eip155:8453`."),
+    ("asset", "Address of the token."),
+    (
+        "state",
+        "One of `queued`, `inflight`, `mined`, `settled`, `final`, `late_settled`, `refused`, `failed`.",
+    ),
+    ("status", "The same as `state`."),
+    ("from", "Accepted at this time or later, RFC 3339."),
+    ("to", "Accepted before this time, RFC 3339."),
+    ("minAmount", "This many atomic units or more."),
+    ("maxAmount", "This many atomic units or less."),
+    (
+        "resource",
+        "What was bought: exactly this text, as buyer or seller gave it.",
+    ),
+    ("session", "The session that the payment pays, `ps_…`."),
+    (
+        "clientReference",
+        "The buyer's own name for the purchase, from its session.",
+    ),
+    (
+        "transaction",
+        "Hash of the transaction that moved the money or is meant to.",
+    ),
+];
+
+impl IntoParams for Filters {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        FILTERS
+            .into_iter()
+            .map(|(name, description)| {
+                ParameterBuilder::new()
+                    .name(name)
+                    .parameter_in(ParameterIn::Query)
+                    .description(Some(description))
+                    .required(utoipa::openapi::Required::False)
+                    .schema(Some(text()))
+                    .build()
+            })
+            .collect()
+    }
+}
+
+/// A query that is being read, key by key.
+#[derive(Debug)]
+pub(in crate::http) struct Question {
+    unread: Vec<(String, String)>,
+    known: Vec<&'static str>,
+}
+
+impl Question {
+    /// Begins to read.
+    pub(in crate::http) fn new(query: RawQuery) -> Result<Self, Problem> {
+        let Query(unread) = query.map_err(|error| Problem::invalid_parameter(error.body_text()))?;
+        Ok(Self {
+            unread,
+            known: Vec::new(),
+        })
+    }
+
+    /// The value of `key`, if it is there.
+    pub(in crate::http) fn member<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Problem> {
+        self.known.push(key);
+        let mut found = self.unread.extract_if(.., |(name, _)| name == key);
+        let (first, second) = (found.next(), found.next());
+        drop(found);
+        if second.is_some() {
+            return Err(Problem::invalid_parameter(format!(
+                "{key}: expected once, got it several times"
+            )));
+        }
+        let value = first.map(|(_, value)| read(&value)).transpose();
+        value.map_err(|why| Problem::invalid_parameter(format!("{key}: {why}")))
+    }
+
+    /// All filters.
+    pub(in crate::http) fn filter(&mut self) -> Result<HistoryFilter, Problem> {
+        let state = self.member("state", state)?;
+        let status = self.member("status", self::state)?;
+        if state.is_some() && status.is_some() {
+            return Err(Problem::invalid_parameter(
+                "status: it means the same as state; give one of them",
+            ));
+        }
+        Ok(HistoryFilter {
+            payer: self.member("payer", parse_address)?,
+            payee: self.member("payee", parse_address)?,
+            network: self.member("network", parsed)?,
+            asset: self.member("asset", parse_address)?,
+            state: state.or(status),
+            from: self.member("from", moment)?,
+            to: self.member("to", moment)?,
+            amount_min: self.member("minAmount", parsed::<Amount>)?,
+            amount_max: self.member("maxAmount", parsed::<Amount>)?,
+            resource: self.member("resource", text)?,
+            session: self.member("session", parsed)?,
+            client_reference: self.member("clientReference", text)?,
+            transaction: self.member("transaction", parse_hash)?,
+        })
+    }
+
+    /// Ends: whatever was not read is unknown here.
+    pub(in crate::http) fn end(self) -> Result<(), Problem> {
+        let Some((key, _)) = self.unread.first() else {
+            return Ok(());
+        };
+        let shown: String = key.chars().take(KEY_CHARACTERS_SHOWN).collect();
+        Err(Problem::invalid_parameter(format!(
+            "{shown}: unknown; expected one of {}",
+            self.known.join(", ")
+        )))
+    }
+}
+
+/// What reads itself and says what it expected.
+pub(in crate::http) fn parsed<T>(text: &str) -> Result<T, String>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    text.parse().map_err(|why: T::Err| why.to_string())
+}
+
+fn state(wanted: &str) -> Result<&'static str, String> {
+    let known = PaymentState::NAMES.into_iter().find(|name| *name == wanted);
+    known.ok_or_else(|| format!("expected one of {}", PaymentState::NAMES.join(", ")))
+}
+
+fn moment(text: &str) -> Result<OffsetDateTime, String> {
+    // With its offset, a time at either end of the calendar can lie outside of it; the ledger speaks UTC.
+    OffsetDateTime::parse(text, &Rfc3339)
+        .ok()
+        .and_then(|moment| moment.checked_to_offset(UtcOffset::UTC))
+        .ok_or_else(|| "expected a time such as 2026-01-31T12:00:00Z".to_owned())
+}
+
+/// Any text that the ledger can hold.
+fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.contains('\0') {
+        return Err(format!(
+            "expected a text of 1 to {TEXT_BYTES_MAX} bytes without NUL"
+        ));
+    }
+    Ok(text.to_owned())
+}

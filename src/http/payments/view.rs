@@ -1,0 +1,329 @@
+//! Payments as the history shows them.
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+
+use crate::http::AppState;
+use crate::ledger::{AttemptMade, Entry, Event, Life};
+use crate::payment::PaymentState;
+use crate::protocol::Network;
+use crate::protocol::response::spelled;
+use crate::settlement::Site;
+
+/// Every EVM chain counts its own currency in units of 10^-18.
+const NATIVE_DECIMALS: u8 = 18;
+
+/// A payment as the history shows it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::http) struct PaymentView {
+    /// The ledger's id, as in `extra.paymentId` of `/settle` answers.
+    pub(super) id: String,
+    /// The dialect in which it was presented first.
+    x402_version: u8,
+    /// `authorization`: we submit it; `transfer`: the payer sent it.
+    pub(super) rail: &'static str,
+    /// CAIP-2.
+    pub(super) network: String,
+    /// Address of the token.
+    pub(super) asset: String,
+    /// Address of the payer.
+    pub(super) payer: String,
+    /// Address of the payee.
+    pub(super) payee: String,
+    /// Atomic units.
+    pub(super) amount: String,
+    /// How many decimals the token has; absent for a token that is not configured any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) decimals: Option<u8>,
+    /// How far it got.
+    pub(super) state: &'static str,
+    /// The stable code of a refusal or failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<&'static str>,
+    /// The same for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    /// The transaction, once there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) transaction: Option<String>,
+    /// Position of the Transfer log in its block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) log_index: Option<u64>,
+    /// Height of its block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) block_number: Option<u64>,
+    /// Time of its block, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) block_time: Option<String>,
+    /// How deep its block is now, 1 = the newest; absent while this process does not know the chain's head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confirmations: Option<u64>,
+    /// The depth that was promised when it was accepted.
+    confirmations_required: u32,
+    /// What was bought, as the buyer or seller said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resource: Option<String>,
+    /// The session that it pays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) session: Option<String>,
+    /// The buyer's own name for the purchase.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client_reference: Option<String>,
+    /// Why the money does not count although it moved, if that is so: it was never granted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unmatched: Option<String>,
+    /// Why it waits for the operator, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantine: Option<String>,
+    /// The payer's nonce in the authorization.
+    nonce: String,
+    /// When it was accepted, RFC 3339.
+    pub(super) created_at: String,
+    /// When it last changed, RFC 3339.
+    pub(super) updated_at: String,
+}
+
+/// A payment and what happened to it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct PaymentDetail {
+    /// The payment.
+    #[serde(flatten)]
+    payment: PaymentView,
+    /// Its timeline, oldest first.
+    events: Vec<EventView>,
+    /// Every signed transaction that was to move its money, oldest first.
+    attempts: Vec<AttemptView>,
+    /// What its transactions have cost so far; absent before one is mined, and where the payer pays for gas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gas: Option<GasView>,
+}
+
+/// One entry of a timeline.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::http) struct EventView {
+    /// When, RFC 3339.
+    at: String,
+    /// `state`, `granted`, `answered`, `voided`, `quarantined` or `reorged`.
+    kind: String,
+    /// State before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    /// State after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+    /// Code, request id or explanation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// The transaction that was known then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction: Option<String>,
+}
+
+/// A signed transaction.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::http) struct AttemptView {
+    /// Its hash.
+    transaction: String,
+    /// Who signed it and pays for its gas.
+    signer: String,
+    /// The signer's account nonce.
+    nonce: u64,
+    /// When it was written down, RFC 3339: before it was sent.
+    written_at: String,
+    /// Gas at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gas_limit: Option<u64>,
+    /// Wei per gas at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_fee_wei: Option<String>,
+    /// Wei per gas for the block's producer at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_priority_fee_wei: Option<String>,
+    /// What the endpoints said to it last: `accepted`, `rejected`, or `unknown`, which is no failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broadcast: Option<String>,
+    /// Why it was rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broadcast_reason: Option<String>,
+    /// Since when they say so, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broadcast_at: Option<String>,
+    /// What it did and cost, if this one is in a block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mined: Option<MinedView>,
+}
+
+/// A transaction of ours in a block.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::http) struct MinedView {
+    /// Height of the block.
+    block_number: u64,
+    /// Status of the receipt.
+    succeeded: bool,
+    /// What it did for this payment: `transferred`, `elsewhere` or `without_effect`; absent while undecided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<String>,
+    /// Gas used by all of it.
+    gas_used: u64,
+    /// Effective wei per gas.
+    gas_price_wei: String,
+    /// What all of it cost, without what a rollup takes for its data.
+    fee_wei: String,
+    /// How many payments rode in it and share that.
+    payments: u64,
+}
+
+/// Gas in the chain's own currency.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::http) struct GasView {
+    /// Gas used by all mined transactions of the payment.
+    used: u64,
+    /// What they cost together, without what a rollup takes for its data.
+    fee_wei: String,
+    /// Decimals of the chain's own currency.
+    decimals: u8,
+    /// Its symbol, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symbol: Option<&'static str>,
+}
+
+impl PaymentView {
+    /// What the history shows of `entry`.
+    pub(super) fn new(entry: Entry, state: &AppState) -> Self {
+        let Entry { payment, session } = entry;
+        let site = site(state, payment.network);
+        let location = payment.state.location().copied();
+        let head = site.and_then(|site| site.view.head());
+        let exit = match &payment.state {
+            PaymentState::Refused(exit) | PaymentState::Failed { exit, .. } => Some(exit.clone()),
+            PaymentState::Queued
+            | PaymentState::Inflight(_)
+            | PaymentState::Mined(_)
+            | PaymentState::Settled(_)
+            | PaymentState::Final(_)
+            | PaymentState::LateSettled(_) => None,
+        };
+        Self {
+            id: payment.id.to_string(),
+            x402_version: payment.version.into(),
+            rail: payment.rail.name(),
+            network: payment.network.to_string(),
+            asset: spelled(payment.asset),
+            payer: spelled(payment.authorization.from),
+            payee: spelled(payment.authorization.to),
+            amount: payment.authorization.value.to_string(),
+            decimals: site
+                .and_then(|site| site.policy.asset(payment.asset))
+                .map(|asset| asset.decimals),
+            state: payment.state.name(),
+            reason: exit.as_ref().map(|exit| exit.reason.code()),
+            message: exit.map(|exit| exit.message),
+            transaction: payment.state.transaction().map(|hash| hash.to_string()),
+            log_index: location.map(|location| location.log_index),
+            block_number: location.map(|location| location.block_number),
+            block_time: location.map(|location| written(location.block_time)),
+            // A head below the block is older news than the ledger's.
+            confirmations: location.zip(head).and_then(|(location, head)| {
+                let above = head.number.checked_sub(location.block_number)?;
+                above.checked_add(1)
+            }),
+            confirmations_required: payment.confirmations,
+            resource: payment.resource,
+            session: session.as_ref().map(|session| session.id.clone()),
+            client_reference: session.and_then(|session| session.client_reference),
+            unmatched: payment.unmatched,
+            quarantine: payment.quarantine,
+            nonce: payment.authorization.nonce.to_string(),
+            created_at: written(payment.created_at),
+            updated_at: written(payment.updated_at),
+        }
+    }
+}
+
+impl PaymentDetail {
+    /// What the history shows of `life`.
+    pub(super) fn new(life: Life, state: &AppState) -> Self {
+        let gas = gas(&life);
+        Self {
+            payment: PaymentView::new(life.entry, state),
+            events: life.events.into_iter().map(EventView::from).collect(),
+            attempts: life.attempts.into_iter().map(AttemptView::from).collect(),
+            gas,
+        }
+    }
+}
+
+fn gas(life: &Life) -> Option<GasView> {
+    let mined: Vec<_> = life
+        .attempts
+        .iter()
+        .filter_map(|attempt| attempt.mined.as_ref())
+        .collect();
+    let fees = mined
+        .iter()
+        .map(|mined| mined.fee_wei.parse::<u128>().unwrap_or_default());
+    (!mined.is_empty()).then(|| GasView {
+        used: mined.iter().map(|mined| mined.gas_used).sum(),
+        fee_wei: fees.sum::<u128>().to_string(),
+        decimals: NATIVE_DECIMALS,
+        symbol: life.entry.payment.network.native_symbol(),
+    })
+}
+
+impl From<Event> for EventView {
+    fn from(event: Event) -> Self {
+        Self {
+            at: written(event.at),
+            kind: event.kind,
+            from: event.from_state,
+            to: event.to_state,
+            reason: event.reason,
+            transaction: event.transaction.map(|hash| hash.to_string()),
+        }
+    }
+}
+
+impl From<AttemptMade> for AttemptView {
+    fn from(made: AttemptMade) -> Self {
+        Self {
+            transaction: made.hash.to_string(),
+            signer: spelled(made.signer),
+            nonce: made.nonce,
+            written_at: written(made.written_at),
+            gas_limit: made.gas_limit,
+            max_fee_wei: made.max_fee_wei,
+            max_priority_fee_wei: made.max_priority_fee_wei,
+            broadcast: made.broadcast,
+            broadcast_reason: made.broadcast_reason,
+            broadcast_at: made.broadcast_at.map(written),
+            mined: made.mined.map(|mined| MinedView {
+                block_number: mined.block_number,
+                succeeded: mined.succeeded,
+                outcome: mined.outcome,
+                gas_used: mined.gas_used,
+                gas_price_wei: mined.gas_price_wei,
+                fee_wei: mined.fee_wei,
+                payments: mined.payments,
+            }),
+        }
+    }
+}
+
+/// What is configured for a network, if it still is.
+pub(super) fn site(state: &AppState, network: Network) -> Option<&Site> {
+    let mut sites = state.facilitator.sites.iter();
+    sites
+        .find(|site| site.policy.network == network)
+        .map(AsRef::as_ref)
+}
+
+fn written(moment: OffsetDateTime) -> String {
+    moment.format(&Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,220 @@
+//! One payment with all that happened to it. Read-only.
+
+use alloy::primitives::{Address, B256};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use super::history::{Entry, with_sessions};
+use super::row::{address, hash, select_payments};
+use super::{Ledger, LedgerError};
+use crate::payment::PaymentId;
+
+/// A payment and its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    /// The payment.
+    pub entry: Entry,
+    /// Its timeline, oldest first.
+    pub events: Vec<Event>,
+    /// Every signed transaction that was to move its money, oldest first.
+    pub attempts: Vec<AttemptMade>,
+}
+
+/// One entry of a payment's timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub at: OffsetDateTime,
+    /// What kind of thing.
+    pub kind: String,
+    /// State before, for changes of state.
+    pub from_state: Option<String>,
+    /// State after, for changes of state.
+    pub to_state: Option<String>,
+    /// Code, request id or explanation, according to the kind.
+    pub reason: Option<String>,
+    /// The transaction that was known then.
+    pub transaction: Option<B256>,
+}
+
+/// A signed transaction that was to move a payment's money.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptMade {
+    /// Its hash.
+    pub hash: B256,
+    /// Who signed it and pays for its gas: a lane's account, or the payer on rail `transfer`.
+    pub signer: Address,
+    /// The signer's account nonce.
+    pub nonce: u64,
+    /// When its bytes, or its hash, were written down.
+    pub written_at: OffsetDateTime,
+    /// Gas at most; of our own only, like the fees.
+    pub gas_limit: Option<u64>,
+    /// Wei per gas at most, a decimal integer.
+    pub max_fee_wei: Option<String>,
+    /// Wei per gas for the block's producer at most, a decimal integer.
+    pub max_priority_fee_wei: Option<String>,
+    /// What the endpoints said to it last: `accepted`, `rejected` or `unknown`.
+    pub broadcast: Option<String>,
+    /// Why it was rejected.
+    pub broadcast_reason: Option<String>,
+    /// Since when they say so.
+    pub broadcast_at: Option<OffsetDateTime>,
+    /// Set for the attempt that is in a canonical block.
+    pub mined: Option<Mined>,
+}
+
+/// What a mined transaction of ours cost and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mined {
+    /// Status of its receipt.
+    pub succeeded: bool,
+    /// Height of its block.
+    pub block_number: u64,
+    /// Gas used by all of it.
+    pub gas_used: u64,
+    /// Effective wei per gas, a decimal integer.
+    pub gas_price_wei: String,
+    /// `gas_used` times `gas_price_wei`.
+    pub fee_wei: String,
+    /// How many payments rode in it and share the fee.
+    pub payments: u64,
+    /// What it did for this payment: `transferred`, `elsewhere` or `without_effect`.
+    pub outcome: Option<String>,
+}
+
+impl Ledger {
+    /// A payment and what happened to it, as of one moment.
+    ///
+    /// # Errors
+    /// When the database fails or the row cannot be read.
+    pub async fn life(&self, id: PaymentId) -> Result<Option<Life>, LedgerError> {
+        let mut snapshot = self.snapshot().await?;
+        let row = select_payments!("where p.id = $1", id.0)
+            .fetch_all(&mut *snapshot)
+            .await?;
+        let Some(entry) = with_sessions(&mut snapshot, row).await?.pop() else {
+            return Ok(None);
+        };
+        let events = events(&mut snapshot, id).await?;
+        let mut attempts = attempts(&mut snapshot, id).await?;
+        attempts.extend(transfer(&mut snapshot, id).await?);
+        Ok(Some(Life {
+            entry,
+            events,
+            attempts,
+        }))
+    }
+}
+
+async fn events(connection: &mut PgConnection, id: PaymentId) -> Result<Vec<Event>, LedgerError> {
+    let rows = sqlx::query!(
+        "select at, kind, from_state, to_state, reason, transaction_hash from events where payment_id = $1 order by id",
+        id.0,
+    )
+    .fetch_all(connection)
+    .await?;
+    let events = rows.into_iter().map(|row| Event {
+        at: row.at,
+        kind: row.kind,
+        from_state: row.from_state,
+        to_state: row.to_state,
+        reason: row.reason,
+        transaction: row.transaction_hash.as_deref().and_then(hash),
+    });
+    Ok(events.collect())
+}
+
+/// What lanes signed for the payment.
+async fn attempts(
+    connection: &mut PgConnection,
+    id: PaymentId,
+) -> Result<Vec<AttemptMade>, LedgerError> {
+    let rows = sqlx::query!(
+        r#"select a.hash, t.signer, t.nonce, a.signed_at, a.gas_limit, a.max_fee_wei::text as "max_fee_wei!",
+            a.max_priority_fee_wei::text as "max_priority_fee_wei!", a.broadcast, a.broadcast_reason, a.broadcast_at,
+            coalesce(t.hash = a.hash, false) as "mined!", t.succeeded, t.block_number, t.gas_used,
+            t.gas_price_wei::text as gas_price_wei, (t.gas_used * t.gas_price_wei)::text as fee_wei, tp.outcome,
+            (select count(*) from transaction_payments rides where rides.transaction_id = t.id) as "payments!"
+        from transaction_payments tp join transactions t on t.id = tp.transaction_id join attempts a on a.transaction_id = t.id
+        where tp.payment_id = $1 order by a.signed_at, a.sequence"#,
+        id.0,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut made = Vec::with_capacity(rows.len());
+    for row in rows {
+        let located = row
+            .succeeded
+            .zip(row.block_number)
+            .zip(row.gas_used)
+            .zip(row.gas_price_wei.zip(row.fee_wei))
+            .filter(|_| row.mined);
+        let mined = located.map(
+            |(((succeeded, block_number), gas_used), (gas_price_wei, fee_wei))| Mined {
+                succeeded,
+                block_number: natural(block_number),
+                gas_used: natural(gas_used),
+                gas_price_wei,
+                fee_wei,
+                payments: natural(row.payments),
+                outcome: row.outcome,
+            },
+        );
+        made.push(AttemptMade {
+            hash: hash(&row.hash).ok_or_else(|| unreadable("attempts", "hash", id))?,
+            signer: address(&row.signer).ok_or_else(|| unreadable("transactions", "signer", id))?,
+            nonce: natural(row.nonce),
+            written_at: row.signed_at,
+            gas_limit: Some(natural(row.gas_limit)),
+            max_fee_wei: Some(row.max_fee_wei),
+            max_priority_fee_wei: Some(row.max_priority_fee_wei),
+            broadcast: row.broadcast,
+            broadcast_reason: row.broadcast_reason,
+            broadcast_at: row.broadcast_at,
+            mined,
+        });
+    }
+    Ok(made)
+}
+
+/// What the payer sent; its gas is the payer's own business and not known.
+async fn transfer(
+    connection: &mut PgConnection,
+    id: PaymentId,
+) -> Result<Option<AttemptMade>, LedgerError> {
+    let row = sqlx::query!(
+        "select t.hash, t.account_nonce, t.submitted_at, p.payer from transfers t join payments p on p.id = t.payment_id
+        where t.payment_id = $1",
+        id.0,
+    )
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(AttemptMade {
+        hash: hash(&row.hash).ok_or_else(|| unreadable("transfers", "hash", id))?,
+        signer: address(&row.payer).ok_or_else(|| unreadable("payments", "payer", id))?,
+        nonce: natural(row.account_nonce),
+        written_at: row.submitted_at,
+        gas_limit: None,
+        max_fee_wei: None,
+        max_priority_fee_wei: None,
+        broadcast: None,
+        broadcast_reason: None,
+        broadcast_at: None,
+        mined: None,
+    }))
+}
+
+/// Heights, nonces, counts and gas are never negative: the schema or their origin sees to it.
+fn natural(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+fn unreadable(table: &'static str, column: &'static str, id: PaymentId) -> LedgerError {
+    LedgerError::Inconsistent {
+        table,
+        column,
+        id: id.to_string(),
+    }
+}

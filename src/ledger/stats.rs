@@ -1,0 +1,97 @@
+//! Counts and sums over the history. Read-only.
+
+use alloy::primitives::Address;
+use time::Date;
+
+use super::history::{HistoryFilter, filtered, plan_for_the_values};
+use super::row::address;
+use super::{Ledger, LedgerError};
+
+/// What besides network and token keeps payments apart; amounts of different tokens are never added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Grouping {
+    /// The day of acceptance, UTC.
+    pub day: bool,
+    /// Who was paid.
+    pub payee: bool,
+    /// The state now.
+    pub state: bool,
+}
+
+/// Payments that have something in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The day of acceptance, UTC, if asked for.
+    pub day: Option<Date>,
+    /// Who was paid, if asked for.
+    pub payee: Option<Address>,
+    /// CAIP-2.
+    pub network: String,
+    /// The token.
+    pub asset: Address,
+    /// The state now, if asked for.
+    pub state: Option<String>,
+    /// How many.
+    pub payments: u64,
+    /// Their sum in atomic units, a decimal integer that may be wider than one amount.
+    pub amount: String,
+}
+
+/// The statement of [`Ledger::stats`], for the filter to be appended.
+macro_rules! select_groups {
+    ($rest:literal $(+ $more:literal)* $(, $argument:expr)* $(,)?) => {
+        sqlx::query!(
+            r#"select case when $14 then (p.created_at at time zone 'UTC')::date end as day, case when $15 then p.payee end as payee,
+                p.network, p.asset, case when $16 then p.state end as state, count(*) as "payments!", sum(p.amount)::text as "amount!"
+            from payments p "# + $rest $(+ $more)*
+            $(, $argument)*
+        )
+    };
+}
+
+impl Ledger {
+    /// At most `limit` groups of payments: the newest days first.
+    ///
+    /// # Errors
+    /// When the database fails or a row cannot be read.
+    pub async fn stats(
+        &self,
+        filter: &HistoryFilter,
+        grouping: Grouping,
+        limit: u16,
+    ) -> Result<Vec<Group>, LedgerError> {
+        let mut snapshot = self.snapshot().await?;
+        plan_for_the_values(&mut snapshot).await?;
+        let rows = filtered!(select_groups!(
+            filter,
+            "group by 1, 2, 3, 4, 5 order by 1 desc nulls last, 2, 3, 4, 5 limit $17",
+            grouping.day,
+            grouping.payee,
+            grouping.state,
+            i64::from(limit),
+        ))
+        .fetch_all(&mut *snapshot)
+        .await?;
+        let unreadable = |column| LedgerError::Inconsistent {
+            table: "payments",
+            column,
+            id: "a group".to_owned(),
+        };
+        rows.into_iter()
+            .map(|row| {
+                let payee = row
+                    .payee
+                    .map(|bytes| address(&bytes).ok_or_else(|| unreadable("payee")));
+                Ok(Group {
+                    day: row.day,
+                    payee: payee.transpose()?,
+                    network: row.network,
+                    asset: address(&row.asset).ok_or_else(|| unreadable("asset"))?,
+                    state: row.state,
+                    payments: u64::try_from(row.payments).unwrap_or_default(),
+                    amount: row.amount,
+                })
+            })
+            .collect()
+    }
+}

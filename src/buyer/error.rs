@@ -282,7 +282,22 @@ impl BuyerError {
             Self::Contradiction { answer, .. } => {
                 answer.payment.as_ref().map(|payment| &payment.transaction)
             }
-            _ => None,
+            Self::Setup(_)
+            | Self::Url(_)
+            | Self::AlreadyPaid
+            | Self::Unanswered(_)
+            | Self::Challenge
+            | Self::NothingPayable(_)
+            | Self::TooDear { .. }
+            | Self::OverBudget { .. }
+            | Self::Declined(_)
+            | Self::Session(_)
+            | Self::Signing(_)
+            | Self::Journal(_)
+            | Self::PaidUnanswered { .. }
+            | Self::OutcomeUnknown { .. }
+            | Self::Redirected { .. }
+            | Self::PriceChanged { .. } => None,
         };
         named.map(String::as_str).filter(|hash| !hash.is_empty())
     }

@@ -80,14 +80,12 @@ impl PurchaseKey {
         let (method, url, body) = request;
         let mut hash = Sha256::new();
         hash.update(payer);
-        match id {
-            Some(id) => hash.update([&[1], id.as_bytes()].concat()),
-            None => {
-                hash.update(
-                    [&[2], method.as_bytes(), &[0], url.as_str().as_bytes(), &[0]].concat(),
-                );
-                hash.update(Sha256::digest(body));
-            }
+        if let Some(id) = id {
+            hash.update([&[1], id.as_bytes()].concat());
+        } else {
+            let asked = [method.as_bytes(), url.as_str().as_bytes()].join(&0);
+            hash.update([&[2], asked.as_slice(), &[0]].concat());
+            hash.update(Sha256::digest(body));
         }
         Self(hex::encode(hash.finalize()))
     }

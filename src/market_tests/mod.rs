@@ -157,12 +157,12 @@ fn client() -> Client {
     Client::new(Signer::from_key(KEY).unwrap())
         .unwrap()
         .clock(Arc::new(clock))
-        .recovery(0, Duration::ZERO, Duration::from_secs(60))
+        .recovery(0, Duration::ZERO, Duration::from_mins(1))
 }
 
 /// One that presents an open payment five times more.
 fn patient() -> Client {
-    client().recovery(5, Duration::ZERO, Duration::from_secs(60))
+    client().recovery(5, Duration::ZERO, Duration::from_mins(1))
 }
 
 fn cent() -> PayOptions {

@@ -28,7 +28,7 @@ use crate::protocol::{Amount, Network, X402Version};
 /// Decimals of every token that is paid with unless the caller names others, which this command does not let them.
 const DECIMALS: u8 = 6;
 /// How long another purchase is waited for.
-const JOURNAL_WAIT: Duration = Duration::from_secs(180);
+const JOURNAL_WAIT: Duration = Duration::from_mins(3);
 const JOURNAL_LOOK: Duration = Duration::from_millis(50);
 /// The longest key file, in bytes.
 const SECRET_BYTES_MAX: u64 = 4096;
@@ -46,15 +46,8 @@ pub(super) struct PayArguments {
     /// The most to pay, in dollars, such as 0.01.
     #[arg(long, value_name = "DOLLARS")]
     max: String,
-    /// Negotiate a payment session and have the money moved before the paid request.
-    #[arg(long)]
-    session: bool,
-    /// The same, but send the money by a transaction of the payer's own.
-    #[arg(long, conflicts_with = "session")]
-    transfer: bool,
-    /// Where to negotiate the session; the seller's facilitator unless given.
-    #[arg(long, value_name = "URL")]
-    facilitator: Option<Url>,
+    #[command(flatten)]
+    session: SessionArguments,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -84,6 +77,20 @@ pub(super) struct PayArguments {
     /// Where purchases are written down.
     #[arg(long, value_name = "FOLDER", env = "X402D_DATA_DIR")]
     data_dir: Option<PathBuf>,
+}
+
+/// How the money moves.
+#[derive(Debug, Args)]
+struct SessionArguments {
+    /// Negotiate a payment session and have the money moved before the paid request.
+    #[arg(long)]
+    session: bool,
+    /// The same, but send the money by a transaction of the payer's own.
+    #[arg(long, conflicts_with = "session")]
+    transfer: bool,
+    /// Where to negotiate the session; the seller's facilitator unless given.
+    #[arg(long, value_name = "URL")]
+    facilitator: Option<Url>,
 }
 
 /// Who pays.
@@ -117,7 +124,7 @@ pub(super) async fn run(arguments: PayArguments) -> Result<(), CommandError> {
     let signer = arguments.payer.signer(&ProcessEnvironment)?;
     let journal = journal(arguments.data_dir.as_deref()).await?;
     let mut client = Client::new(signer)?.journal(journal);
-    if let Some(url) = &arguments.facilitator {
+    if let Some(url) = &arguments.session.facilitator {
         client = client.facilitator(url.clone());
     }
     if let (Some(url), Some(network)) = (ProcessEnvironment.get("X402D_BUYER_RPC_URL"), network) {
@@ -187,7 +194,7 @@ impl PayArguments {
             Some(2) => Some(X402Version::V2),
             Some(_) => return Err("--x402-version: expected 1 or 2".into()),
         };
-        let sessions = match (self.session, self.transfer) {
+        let sessions = match (self.session.session, self.session.transfer) {
             (_, true) => SessionUse::Transfer,
             (true, false) => SessionUse::PayFirst,
             (false, false) => SessionUse::Offered,

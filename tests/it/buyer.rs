@@ -1,12 +1,10 @@
 //! `x402d pay` against official sellers: killed, cut off and run again, it pays once.
 
-use std::time::Duration;
-
 use alloy::primitives::{Address, U256};
 use serde_json::Value;
 use x402d::embedded::{LocalChain, TEST_USDC};
 
-use crate::support::{Middle, Passage, Seller, Setup, Shopper, Shown, World, eventually};
+use crate::support::{Middle, Passage, Seller, Setup, Shopper, Shown, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 const PRICE: u64 = 10_000;
@@ -83,15 +81,13 @@ async fn a_purchase_that_is_killed_after_its_payment_names_the_one_transfer_and_
     market.middle.holds().await;
     run.kill().await.unwrap();
     market.middle.set(Passage::Open);
-    for _ in 0..2 {
-        // This seller keeps no answers: it says that the payment has been used, and the buyer says so.
-        let shown = market.shopper.buy(&market.url(), &[]).await;
-        assert!(!shown.success, "{shown:?}");
-        assert_eq!(shown.json["error"]["code"], "payment_used", "{shown:?}");
-        assert_eq!(shown.json["error"]["moneyMayHaveMoved"], true);
-        market.only_transfer().await;
-        assert_eq!(market.middle.payments().len(), 1);
-    }
+    // This seller keeps no answers: it says that the payment has been used, and the buyer says so.
+    let shown = market.shopper.buy(&market.url(), &[]).await;
+    assert!(!shown.success, "{shown:?}");
+    assert_eq!(shown.json["error"]["code"], "payment_used", "{shown:?}");
+    assert_eq!(shown.json["error"]["moneyMayHaveMoved"], true);
+    market.only_transfer().await;
+    assert_eq!(market.middle.payments().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,8 +176,10 @@ async fn what_is_too_dear_or_has_no_payer_costs_nothing_and_no_key_is_ever_shown
     let market = Market::open(Setup::default(), "seller_v2.mjs", Passage::Open).await;
     let url = market.url();
     let dear = market.shopper.buy(&url, &["--max", "0.009"]).await;
-    // clap refuses an option twice; the ceiling is the first word about money.
-    assert!(!dear.success && dear.aside.contains("--max"), "{dear:?}");
+    assert!(!dear.success, "{dear:?}");
+    assert_eq!(dear.json["error"]["code"], "above_ceiling", "{dear:?}");
+    assert_eq!(dear.json["error"]["moneyMayHaveMoved"], false);
+    assert!(market.middle.payments().is_empty());
     let nobody = Shopper::new("0x11").buy(&url, &[]).await;
     assert!(
         !nobody.success && nobody.aside.contains("private key"),
@@ -207,9 +205,35 @@ async fn what_is_too_dear_or_has_no_payer_costs_nothing_and_no_key_is_ever_shown
             .to_string()
             .to_lowercase()
     );
-    let journal = market.shopper.folder.path().join("buyer/purchases.jsonl");
-    eventually("the journal", Duration::from_secs(1), async || {
-        journal.exists().then_some(())
-    })
-    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_examples_buy_once_and_from_two_sellers_under_a_budget() {
+    let market = Market::open(Setup::default(), "seller_v2.mjs", Passage::Open).await;
+    let shown = market.shopper.run_example("buyer", &[&market.url()]).await;
+    let hash = market.only_transfer().await;
+    assert!(
+        shown.contains("the weather is fine") && shown.contains(&hash),
+        "{shown}"
+    );
+
+    let facilitator = market.world.facilitator.url();
+    let second = Seller::start("seller_session.mjs", facilitator, &PAYEE.to_string()).await;
+    let other = format!("{}/report", second.url);
+    let shown = market
+        .shopper
+        .run_example("agent", &["0.035", &market.url(), &other])
+        .await;
+    assert_eq!(shown.matches("200 OK from").count(), 3, "{shown}");
+    assert_eq!(shown.matches(&other).count(), 1, "{shown}");
+    assert!(shown.contains("30000 of 35000"), "{shown}");
+    assert_eq!(
+        market
+            .world
+            .chain
+            .transfers_to(TEST_USDC, PAYEE)
+            .await
+            .len(),
+        4
+    );
 }

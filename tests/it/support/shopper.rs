@@ -53,6 +53,30 @@ impl Shopper {
         self
     }
 
+    /// Runs an example that buys, with the same key.
+    pub(crate) async fn run_example(&self, name: &str, arguments: &[&str]) -> String {
+        // Cargo builds examples with the tests, beside their folder.
+        let tests = std::env::current_exe().unwrap();
+        let target = tests.parent().unwrap().parent().unwrap();
+        let mut command = Command::new(target.join("examples").join(name));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("X402D_BUYER_KEY", &self.key)
+            .current_dir(self.folder.path())
+            .kill_on_drop(true);
+        let output = timeout(LIMIT, command.output())
+            .await
+            .expect("it ends in time")
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_x402d"));
         command
@@ -77,9 +101,14 @@ impl Shopper {
             .unwrap()
     }
 
-    /// Buys `url` for a cent at most.
+    /// Buys `url`, for a cent at most unless `more` says otherwise.
     pub(crate) async fn buy(&self, url: &str, more: &[&str]) -> Shown {
-        let arguments = [&[url, "--max", "0.01", "--json"], more].concat();
+        let cent: &[&str] = if more.contains(&"--max") {
+            &[]
+        } else {
+            &["--max", "0.01"]
+        };
+        let arguments = [&[url, "--json"], cent, more].concat();
         let run = self.command(&arguments).output();
         let output = timeout(LIMIT, run).await.expect("it ends in time").unwrap();
         let aside = String::from_utf8_lossy(&output.stderr).into_owned();

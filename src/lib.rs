@@ -48,6 +48,10 @@
 //! 9. `http::connection` sees the answer flushed to the socket and closes the grant as answered. Had the connection broken first,
 //!    the grant would be void, and the next presenter of the same header would be told success with the same hash.
 //!
+//! A payer may also send the money first. `POST /sessions` fixes the terms; what is then handed in is either an authorization whose nonce is
+//! the session's, which enters at 2, or a plain transfer of the payer's own (`facilitator::submission`), which is written down with its
+//! bytes and followed by `settlement::Transfers` to 7. The request comes last and finds the payment at 8.
+//!
 //! After `kill -9` at any of these points, the next start reads open transactions from the ledger, sends their bytes again and
 //! goes on at 7; payments that were only queued go on at 5.
 //!

@@ -66,6 +66,11 @@ const FEATURES_ELSEWHERE: &[(&str, usize, &str)] = &[
         "the contract shows the answers, and only a server has a contract",
     ),
     (
+        "protocol/session/wire.rs",
+        27,
+        "the contract shows the sessions, and only a server has a contract",
+    ),
+    (
         "settlement/failpoint.rs",
         2,
         "a release must not hold the ways to die on purpose",

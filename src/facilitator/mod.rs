@@ -1,4 +1,4 @@
-//! The facilitator's three verbs: verify, settle, supported.
+//! The facilitator's verbs: verify, settle, supported; and payment sessions.
 //!
 //! Knows payments, the ledger and the engine. Must not know HTTP. What always holds: an answer is rendered from a committed row;
 //! success is told once per payment, and only after its grant is committed; an outage is an error, never a refusal.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::facilitator::Facilitator;
 use crate::protocol::challenge::kinds_of;
 use crate::protocol::response::spelled;
+use crate::protocol::session;
 use crate::protocol::{Scheme, Supported, SupportedKind};
 
 impl Facilitator {
@@ -29,7 +30,7 @@ impl Facilitator {
         }
         Supported {
             kinds: kinds.collect(),
-            extensions: Vec::new(),
+            extensions: vec![session::EXTENSION.to_owned()],
             signers: BTreeMap::from([("eip155:*".to_owned(), signers)]),
         }
     }

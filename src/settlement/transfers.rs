@@ -27,7 +27,7 @@ const LOOK_MAX: i64 = 200;
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 /// Bytes are sent again after this long without being mined.
 const RESEND_AFTER: Duration = Duration::from_secs(4);
-/// How often to look for a transfer whose session has ended: it does not count any more, and only shows up in the history.
+/// How seldom to look for a transfer whose session ended long ago: it does not count any more, and only shows up in the history.
 const LATE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a nonce may be used at depth without a receipt of ours: nodes show receipts later than account nonces.
 const REPLACED_AFTER: Duration = Duration::from_secs(5);
@@ -45,7 +45,17 @@ pub struct Transfers {
 struct Followed {
     sent_at: Option<Instant>,
     looked_at: Option<Instant>,
+    late_since: Option<Instant>,
     used_since: Option<Instant>,
+}
+
+impl Followed {
+    /// Whether to look for a transfer that comes too late to count: ever more seldom.
+    fn is_due(&mut self) -> bool {
+        let late_for = self.late_since.get_or_insert_with(Instant::now).elapsed();
+        let rest = LATE_INTERVAL.min(late_for / 4);
+        self.looked_at.is_none_or(|since| since.elapsed() >= rest)
+    }
 }
 
 /// Why a transfer could not be looked at; it will be again.
@@ -108,8 +118,7 @@ impl Transfers {
             let followed = self.followed.entry(transfer.payment.id).or_default();
             let late = head.time.unix_timestamp() > expiry(transfer);
             timely += usize::from(!late);
-            let rested = |since: Instant| since.elapsed() >= LATE_INTERVAL;
-            if !late || followed.looked_at.is_none_or(rested) {
+            if !late || followed.is_due() {
                 followed.looked_at = Some(Instant::now());
                 result = result.and(look_at(&self.site, transfer, followed, &head).await);
             }

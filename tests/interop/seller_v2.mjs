@@ -1,4 +1,4 @@
-// A seller on @x402/express: GET /report costs PRICE, GET /free costs nothing.
+// A seller on @x402/express: GET /report costs PRICE, GET /upfront too but is settled before it is made, GET /free costs nothing.
 import express from "express";
 import { HTTPFacilitatorClient } from "@x402/core/server";
 import { ExactEvmScheme } from "@x402/evm/exact/server";
@@ -11,10 +11,19 @@ const facilitator = new HTTPFacilitatorClient({ url: FACILITATOR_URL });
 const payments = new x402ResourceServer(facilitator).register(NETWORK, new ExactEvmScheme());
 const accepts = { scheme: "exact", network: NETWORK, payTo: PAY_TO, price: PRICE };
 
+const upfront = { ...accepts, extra: { paymentFlow: "upfront" } };
+const extensions = { "payment-session": { info: { url: FACILITATOR_URL } } };
+const routes = {
+  "GET /report": { accepts, description: "A report", extensions },
+  "GET /upfront": { accepts: upfront, description: "A report", extensions },
+};
+
 let served = 0;
+const report = (_req, res) => res.json({ report: "the weather is fine", served: ++served });
 const app = express();
-app.use(paymentMiddleware({ "GET /report": { accepts, description: "A report" } }, payments));
-app.get("/report", (_req, res) => res.json({ report: "the weather is fine", served: ++served }));
+app.use(paymentMiddleware(routes, payments));
+app.get("/report", report);
+app.get("/upfront", report);
 app.get("/free", (_req, res) => res.json({ free: true }));
 
 const server = app.listen(Number(PORT), "127.0.0.1", () => {

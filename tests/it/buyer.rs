@@ -14,27 +14,30 @@ struct Market {
     world: World,
     middle: Middle,
     shopper: Shopper,
+    route: &'static str,
     _seller: Seller,
 }
 
 impl Market {
-    async fn open(setup: Setup, seller: &str, passage: Passage) -> Self {
+    async fn open(setup: Setup, route: &'static str, passage: Passage) -> Self {
         let world = setup.build().await;
         let buyer = &LocalChain::funded_keys()[9];
         world.chain.fund(buyer.address, 1_000_000).await;
-        let seller = Seller::start(seller, world.facilitator.url(), &PAYEE.to_string()).await;
+        let seller =
+            Seller::start("seller_v2.mjs", world.facilitator.url(), &PAYEE.to_string()).await;
         let middle = Middle::before(&seller.url, passage).await;
         let shopper = Shopper::new(buyer.key);
         Self {
             world,
             middle,
             shopper,
+            route,
             _seller: seller,
         }
     }
 
     fn url(&self) -> String {
-        self.middle.url("/report")
+        self.middle.url(self.route)
     }
 
     /// The hash of the only transfer that the payee ever got.
@@ -60,7 +63,7 @@ impl Market {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purchase_that_is_killed_before_its_payment_arrives_pays_once_when_it_is_run_again() {
     for passage in [Passage::UnpaidHeld, Passage::PaidHeld] {
-        let market = Market::open(Setup::default(), "seller_v2.mjs", passage).await;
+        let market = Market::open(Setup::default(), "/report", passage).await;
         for _ in 0..2 {
             let mut run = market.shopper.begin(&market.url());
             market.middle.holds().await;
@@ -76,7 +79,7 @@ async fn a_purchase_that_is_killed_before_its_payment_arrives_pays_once_when_it_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purchase_that_is_killed_after_its_payment_names_the_one_transfer_and_signs_nothing_more()
 {
-    let market = Market::open(Setup::default(), "seller_v2.mjs", Passage::AnswerHeld).await;
+    let market = Market::open(Setup::default(), "/report", Passage::AnswerHeld).await;
     let mut run = market.shopper.begin(&market.url());
     market.middle.holds().await;
     run.kill().await.unwrap();
@@ -96,7 +99,7 @@ async fn an_answer_that_is_lost_with_the_facilitator_is_recovered_within_the_sam
         failpoint: Some("settled"),
         ..Setup::default()
     };
-    let mut market = Market::open(setup, "seller_v2.mjs", Passage::Open).await;
+    let mut market = Market::open(setup, "/report", Passage::Open).await;
     let run = market.shopper.begin(&market.url());
     let url = market.world.facilitator.url().to_owned();
     market.world.facilitator.wait_for_end().await;
@@ -128,7 +131,7 @@ async fn every_side_has_the_hash(market: &Market, shown: &Shown) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_moves_the_money_before_the_request_and_every_side_has_the_same_hash() {
-    let market = Market::open(Setup::default(), "seller_session.mjs", Passage::PaidHeld).await;
+    let market = Market::open(Setup::default(), "/upfront", Passage::PaidHeld).await;
     let arguments = [market.url(), "--session".to_owned()];
     let shown = {
         let buying = market.shopper.buy(&arguments[0], &["--session"]);
@@ -149,7 +152,7 @@ async fn a_session_moves_the_money_before_the_request_and_every_side_has_the_sam
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_the_payer_sends_buys_the_resource_and_every_side_has_the_same_hash() {
-    let mut market = Market::open(Setup::default(), "seller_session.mjs", Passage::Open).await;
+    let mut market = Market::open(Setup::default(), "/upfront", Passage::Open).await;
     let buyer = &LocalChain::funded_keys()[9];
     market.shopper = Shopper::new(buyer.key).with_chain(market.world.chain.url());
     let more = ["--transfer", "--network", "base-sepolia"];
@@ -166,14 +169,14 @@ async fn a_transfer_that_the_payer_sends_buys_the_resource_and_every_side_has_th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_being_asked_for_a_session_that_the_seller_announces_is_used() {
-    let market = Market::open(Setup::default(), "seller_session.mjs", Passage::Open).await;
+    let market = Market::open(Setup::default(), "/upfront", Passage::Open).await;
     let shown = market.shopper.buy(&market.url(), &[]).await;
     every_side_has_the_hash(&market, &shown).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_dear_or_has_no_payer_costs_nothing_and_no_key_is_ever_shown() {
-    let market = Market::open(Setup::default(), "seller_v2.mjs", Passage::Open).await;
+    let market = Market::open(Setup::default(), "/report", Passage::Open).await;
     let url = market.url();
     let dear = market.shopper.buy(&url, &["--max", "0.009"]).await;
     assert!(!dear.success, "{dear:?}");
@@ -209,7 +212,7 @@ async fn what_is_too_dear_or_has_no_payer_costs_nothing_and_no_key_is_ever_shown
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_examples_buy_once_and_from_two_sellers_under_a_budget() {
-    let market = Market::open(Setup::default(), "seller_v2.mjs", Passage::Open).await;
+    let market = Market::open(Setup::default(), "/report", Passage::Open).await;
     let shown = market.shopper.run_example("buyer", &[&market.url()]).await;
     let hash = market.only_transfer().await;
     assert!(
@@ -218,8 +221,8 @@ async fn the_examples_buy_once_and_from_two_sellers_under_a_budget() {
     );
 
     let facilitator = market.world.facilitator.url();
-    let second = Seller::start("seller_session.mjs", facilitator, &PAYEE.to_string()).await;
-    let other = format!("{}/report", second.url);
+    let second = Seller::start("seller_v2.mjs", facilitator, &PAYEE.to_string()).await;
+    let other = format!("{}/upfront", second.url);
     let shown = market
         .shopper
         .run_example("agent", &["0.035", &market.url(), &other])

@@ -5,7 +5,7 @@ use std::time::Duration;
 use alloy::primitives::{Address, U256};
 use x402d::embedded::{LocalChain, TEST_USDC};
 
-use crate::support::{Bought, Seller, Setup, World, buy, eventually};
+use crate::support::{Bought, Seller, Setup, World, buy, buy_with, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 /// What a report costs, in atomic units.
@@ -65,6 +65,34 @@ async fn a_buyer_for_every_evm_network_finds_its_payment_id_in_the_result_header
         bought.report["paymentId"], transfers[0]["transactionHash"],
         "{bought:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_paid_before_the_request_at_an_official_seller_on_both_rails_and_in_both_flows()
+ {
+    for (rail, route) in [
+        ("authorization", "report"),
+        ("authorization", "upfront"),
+        ("transfer", "upfront"),
+    ] {
+        let (world, seller, key) = market("seller_v2.mjs").await;
+        let url = format!("{}/{route}", seller.url);
+        let variables = [("RAIL", rail), ("RPC_URL", world.chain.url())];
+        let bought = buy_with("session_buyer.mjs", &url, key, None, &variables).await;
+        one_purchase_moves_the_price(&world, &bought).await;
+        let session = bought.payment["extra"]["sessionId"].as_str().unwrap();
+        let session = world
+            .facilitator
+            .get(&format!("/sessions/{session}"))
+            .await
+            .body;
+        assert_eq!(session["state"], "consumed", "{rail} {route}: {session}");
+        assert_eq!(session["transaction"], bought.payment["transaction"]);
+
+        let again = buy("session_buyer.mjs", &url, key, Some(&bought.header)).await;
+        assert_eq!(again.status, 402, "{again:?}");
+        assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ async fn sellers_find_every_kind_at_both_prefixes() {
             {"x402Version": 1, "scheme": "exact", "network": "base-sepolia"},
         ]);
         assert_eq!(supported["kinds"], kinds);
-        assert_eq!(supported["extensions"], json!([]));
+        assert_eq!(supported["extensions"], json!(["payment-session"]));
         assert_eq!(
             supported["signers"]["eip155:*"],
             json!([Chain::signers(1)[0].address.to_checksum(None)])

@@ -16,7 +16,7 @@ pub(crate) use caller::{Answer, Caller};
 pub(crate) use chain::{Chain, addressOfCall, createWalletCall, mintCall, setModeCall};
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
-pub(crate) use peers::{Bought, Seller, buy};
+pub(crate) use peers::{Bought, Seller, buy, buy_with};
 pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
 pub(crate) use session::Negotiated;

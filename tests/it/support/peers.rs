@@ -77,7 +77,19 @@ pub(crate) struct Bought {
 
 /// Runs a buyer of `tests/interop`; with `replayed` it presents that header and signs nothing.
 pub(crate) async fn buy(file: &str, url: &str, key: &str, replayed: Option<&str>) -> Bought {
+    buy_with(file, url, key, replayed, &[]).await
+}
+
+/// The same with further environment variables.
+pub(crate) async fn buy_with(
+    file: &str,
+    url: &str,
+    key: &str,
+    replayed: Option<&str>,
+    variables: &[(&str, &str)],
+) -> Bought {
     let mut command = program(file);
+    command.envs(variables.iter().copied());
     command
         .arg(url)
         .env("PRIVATE_KEY", key)

@@ -55,7 +55,13 @@ impl Shopper {
 
     /// Runs an example that buys, with the same key.
     pub(crate) async fn run_example(&self, name: &str, arguments: &[&str]) -> String {
-        // Cargo builds examples with the tests, beside their folder.
+        // A run of one test target builds no examples.
+        let mut build = Command::new(env!("CARGO"));
+        build
+            .args(["build", "--quiet", "--locked", "--features", "failpoints"])
+            .args(["--example", name])
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        assert!(build.status().await.unwrap().success());
         let tests = std::env::current_exe().unwrap();
         let target = tests.parent().unwrap().parent().unwrap();
         let mut command = Command::new(target.join("examples").join(name));

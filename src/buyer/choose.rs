@@ -23,7 +23,8 @@ pub struct PayOptions {
     /// Whether to negotiate a payment session, and how its money moves.
     pub sessions: SessionUse,
     /// The caller has made sure that an earlier payment for this purchase, which has expired, moved no money: another one may be
-    /// signed. Without it that happens only after a refusal that names no hash.
+    /// signed. Without it that happens only on the chain's proof, or after a refusal that names no hash. Of a transfer that the payer
+    /// sent it says that its transaction can no longer be mined.
     pub sign_again: bool,
 }
 

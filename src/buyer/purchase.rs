@@ -84,7 +84,7 @@ impl Client {
         if place(&open.asked) != place(&request.url) {
             return Err(BuyerError::Journal(JournalError::OtherRequest));
         }
-        let over = self.is_over(&open);
+        let over = self.is_over(&open, options.sign_again);
         if over && self.is_proven_unpaid(&open).await {
             self.forget(key)?;
             return Ok(None);
@@ -109,11 +109,14 @@ impl Client {
         })
     }
 
-    /// Whether a payment's time has passed. A transaction that the payer signed has no end, but its session has.
-    fn is_over(&self, open: &OpenPayment) -> bool {
-        let end = open.handed.valid_before;
+    /// Whether a payment's time has passed. A transaction that the payer signed has no end: only the caller can know that it is
+    /// void, by another one under its account nonce.
+    fn is_over(&self, open: &OpenPayment, caller_says_so: bool) -> bool {
         let now = self.clock.now().unix_timestamp();
-        end.is_some_and(|end| now > end.saturating_add(EXPIRY_MARGIN_S))
+        match open.handed.valid_before {
+            Some(end) => now > end.saturating_add(EXPIRY_MARGIN_S),
+            None => caller_says_so,
+        }
     }
 
     async fn is_proven_unpaid(&self, open: &OpenPayment) -> bool {

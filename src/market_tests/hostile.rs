@@ -224,3 +224,78 @@ async fn a_seller_cannot_have_its_payment_sent_to_a_facilitator_of_its_choice_th
     );
     assert_eq!(caught.load(Ordering::SeqCst), 2);
 }
+
+const SESSION: &str = "ps_0123456789abcdefghjkmnpqrs";
+
+/// A facilitator whose sessions expire at `expires_at` and are paid by `transaction`, with typed data that nobody should sign.
+async fn facilitator(
+    market: &mut Market,
+    expires_at: &'static str,
+    transaction: &'static str,
+) -> reqwest::Url {
+    let view = move |state: &str| {
+        json!({"sessionId": SESSION, "state": state, "rail": "authorization", "network": "eip155:84532",
+            "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "payTo": "0x2222222222222222222222222222222222222222",
+            "payer": PAYER.to_string(), "amount": "10000", "decimals": 6, "requirementsHash": HASH, "confirmations": 1,
+            "acceptFromBlock": 1, "expiresAt": expires_at, "createdAt": "2026-01-02T03:04:05Z", "transaction": transaction,
+            "moneyMayMove": true, "cancelToken": "ct", "authorization": {"message": {"nonce": HASH, "value": "999999"}}})
+    };
+    let router = Router::new()
+        .route(
+            "/sessions",
+            post(async move || (StatusCode::CREATED, Json(view("open")))),
+        )
+        .route("/sessions/{id}", get(async move || Json(view("consumed"))));
+    market.open(router).await.parse().unwrap()
+}
+
+#[tokio::test]
+async fn of_a_facilitators_answer_nothing_is_signed_and_its_hash_is_compared_with_the_sellers() {
+    let mut market = Market::default();
+    let (url, seen) = seller(&mut market, || result(200, &settled())).await;
+    let end = "2026-01-02T03:09:05Z";
+    let liar = facilitator(&mut market, end, "0xbbbb").await;
+    let error = client()
+        .facilitator(liar)
+        .get(&url, &cent())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, BuyerError::Contradiction { what, .. } if what.contains("0xbbbb")),
+        "{error}"
+    );
+    seen.assert_one_payment_of_a_cent();
+    let terms =
+        crate::protocol::session::requirements_hash(&asking("10000")["accepts"][0]).unwrap();
+    let nonce = crate::protocol::session::nonce(&SESSION.parse().unwrap(), terms);
+    assert!(
+        seen.nonces().contains(&format!("\"{nonce}\"")),
+        "the nonce is computed here"
+    );
+
+    let honest = facilitator(&mut market, end, HASH).await;
+    let paid = client()
+        .facilitator(honest)
+        .get(&url, &cent())
+        .await
+        .unwrap();
+    assert_eq!(paid.session.unwrap().transaction.as_deref(), Some(HASH));
+
+    let must = PayOptions {
+        sessions: crate::buyer::SessionUse::PayFirst,
+        ..cent()
+    };
+    for wrong in ["2026-01-02T03:04:05Z", "2026-01-02T04:04:06Z"] {
+        let facilitator = facilitator(&mut market, wrong, HASH).await;
+        let error = client()
+            .facilitator(facilitator)
+            .get(&url, &must)
+            .await
+            .unwrap_err();
+        let expiry = crate::buyer::SessionFailure::Expiry;
+        assert!(
+            matches!(&error, BuyerError::Session(failure) if *failure == expiry),
+            "{wrong}: {error}"
+        );
+    }
+}

@@ -284,3 +284,59 @@ async fn every_method_carries_its_body_twice() {
     }
     assert_eq!(json_of(&deleted)["method"], "DELETE");
 }
+
+/// An endpoint of a chain at `time`, on which the payer's nonces are `used` or not.
+async fn chain(market: &mut Market, time: i64, used: bool) -> reqwest::Url {
+    let answer = async move |Json(call): Json<Value>| {
+        let result = match call["method"].as_str().unwrap() {
+            "eth_getBlockByNumber" => json!({"number": "0x10", "timestamp": format!("{time:#x}")}),
+            _ => {
+                assert_eq!(
+                    call["params"][1], "0x10",
+                    "the nonce is looked up at that block"
+                );
+                json!(format!("0x{:064x}", u8::from(used)))
+            }
+        };
+        Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result}))
+    };
+    let router = Router::new().fallback(answer);
+    market.open(router).await.parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_chain_proves_that_an_expired_payment_moved_nothing_or_that_it_may_have() {
+    for (time, used, proven) in [
+        (NOW + 300, false, true),
+        (NOW + 299, false, false),
+        (NOW + 300, true, false),
+    ] {
+        let mut market = Market::default();
+        let url = format!("{}/report", market.seller(Flow::Upfront).await);
+        let rpc = chain(&mut market, time, used).await;
+        let journal = Journal::in_memory();
+        outage(&market);
+        let early = client().journal(journal.clone());
+        early.get(&url, &cent()).await.unwrap_err();
+        let before = market.asked().len();
+        market.script.lock().unwrap().answers.clear();
+        let later = client()
+            .journal(journal)
+            .clock(at(LATER))
+            .chain(BASE_SEPOLIA, rpc);
+        if proven {
+            assert_eq!(later.get(&url, &cent()).await.unwrap().status, 200);
+            assert_eq!(
+                market.asked().len(),
+                before + 1,
+                "the old payment is left alone"
+            );
+            assert_eq!(nonces(&market).len(), 2);
+        } else {
+            outage(&market);
+            let error = later.get(&url, &cent()).await.unwrap_err();
+            assert_eq!(error.code(), "unresolved", "{time} {used}");
+            assert_eq!(nonces(&market).len(), 1);
+        }
+    }
+}

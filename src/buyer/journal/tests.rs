@@ -70,6 +70,8 @@ fn what_is_open_survives_and_what_is_closed_is_gone() {
         "the first one stays"
     );
     assert_eq!(found.header, "aGVhZGVy");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 1, "what is closed is not kept");
     assert!(journal.find(&key("two")).is_none());
     assert_eq!(journal.committed(Address::repeat_byte(2)), U256::from(10));
     assert_eq!(journal.committed(Address::repeat_byte(9)), U256::ZERO);

@@ -288,15 +288,14 @@ async fn every_method_carries_its_body_twice() {
 /// An endpoint of a chain at `time`, on which the payer's nonces are `used` or not.
 async fn chain(market: &mut Market, time: i64, used: bool) -> reqwest::Url {
     let answer = async move |Json(call): Json<Value>| {
-        let result = match call["method"].as_str().unwrap() {
-            "eth_getBlockByNumber" => json!({"number": "0x10", "timestamp": format!("{time:#x}")}),
-            _ => {
-                assert_eq!(
-                    call["params"][1], "0x10",
-                    "the nonce is looked up at that block"
-                );
-                json!(format!("0x{:064x}", u8::from(used)))
-            }
+        let result = if call["method"] == "eth_getBlockByNumber" {
+            json!({"number": "0x10", "timestamp": format!("{time:#x}")})
+        } else {
+            assert_eq!(
+                call["params"][1], "0x10",
+                "the nonce is looked up at that block"
+            );
+            json!(format!("0x{:064x}", u8::from(used)))
         };
         Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result}))
     };

@@ -259,6 +259,7 @@ async fn open_network(
         queue_max: config.queue_max,
         inflight_max: config.inflight_max,
         poll: config.poll,
+        batch_wait: config.batch_wait,
     }));
     let signers = config.signers.clone();
     match check(&site, &signers).await {

@@ -21,7 +21,8 @@ sol! {
 
     interface Multicall3 {
         struct Call3 { address target; bool allowFailure; bytes callData; }
-        function aggregate3(Call3[] calls) external payable;
+        struct Result { bool success; bytes returnData; }
+        function aggregate3(Call3[] calls) external payable returns (Result[] results);
     }
 }
 
@@ -103,6 +104,19 @@ fn transfer_data(payment: &Payment) -> Bytes {
         .abi_encode(),
     };
     data.into()
+}
+
+/// The call that settles several payments at once; one that fails does not keep the others.
+pub fn batch_call<'a>(payments: impl Iterator<Item = &'a Payment>) -> (Address, Bytes) {
+    let calls = payments.map(|payment| Multicall3::Call3 {
+        target: payment.asset,
+        allowFailure: true,
+        callData: transfer_data(payment),
+    });
+    let call = Multicall3::aggregate3Call {
+        calls: calls.collect(),
+    };
+    (MULTICALL3, call.abi_encode().into())
 }
 
 /// Where a payment's money moved in a transaction's logs: `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it,
@@ -188,6 +202,24 @@ impl Rpc {
                 .block_time(receipt.block_hash, &Head::default())
                 .await?,
         }))
+    }
+
+    /// Which calls of a batch would go through in a transaction of `from` with `gas_limit`, on the newest state.
+    ///
+    /// # Errors
+    /// When the RPC fails, or the batch as a whole does.
+    pub async fn rehearse(
+        &self,
+        from: Address,
+        (to, data): (Address, &Bytes),
+        gas_limit: u64,
+    ) -> Result<Vec<bool>, RpcError> {
+        let gas = format!("0x{gas_limit:x}");
+        let call = serde_json::json!({"from": from, "to": to, "data": data, "gas": gas});
+        let answer: Bytes = self.read("eth_call", (call, "latest")).await?;
+        let results = Multicall3::aggregate3Call::abi_decode_returns(&answer)
+            .map_err(|_| RpcError::Malformed("eth_call"))?;
+        Ok(results.iter().map(|result| result.success).collect())
     }
 
     /// Whether a payer's nonce is used up at a token: by a transfer, or by its cancellation.

@@ -52,6 +52,7 @@ pub(super) struct NetworkFile {
     pub(super) queue_max: Option<usize>,
     pub(super) inflight_max: Option<usize>,
     pub(super) poll_ms: Option<u64>,
+    pub(super) batch_wait_ms: Option<u64>,
 }
 
 /// One `[[networks.NAME.assets]]`.

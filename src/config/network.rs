@@ -31,6 +31,8 @@ pub struct NetworkConfig {
     pub inflight_max: usize,
     /// How often to look for a new block while something is in flight.
     pub poll: Duration,
+    /// How long a payment waits for others to ride with while transactions are under way.
+    pub batch_wait: Duration,
 }
 
 /// The networks of the file, and the one of the environment, which overrides the file's entry of the same network.
@@ -131,6 +133,8 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
     );
     let poll_ms = entry.poll_ms.unwrap_or(150);
     reader.needs((20..=10_000).contains(&poll_ms), "poll_ms", "20 to 10000");
+    let batch_wait_ms = entry.batch_wait_ms.unwrap_or(200);
+    reader.needs(batch_wait_ms <= 5_000, "batch_wait_ms", "0 to 5000");
     Some(NetworkConfig {
         policy,
         fees,
@@ -144,6 +148,7 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         queue_max,
         inflight_max,
         poll: Duration::from_millis(poll_ms),
+        batch_wait: Duration::from_millis(batch_wait_ms),
     })
 }
 

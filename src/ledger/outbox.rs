@@ -31,6 +31,8 @@ pub struct NewTransaction<'a> {
     pub epoch: i64,
     /// Its nonce, which must be the lane's next.
     pub nonce: u64,
+    /// `direct`: the token is called; `batch`: several payments by Multicall3.
+    pub kind: &'static str,
     /// Its first bytes.
     pub attempt: &'a Attempt,
     /// What rides in it, in order.
@@ -38,14 +40,14 @@ pub struct NewTransaction<'a> {
 }
 
 /// Whether a transaction was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
     /// Committed: it may be broadcast, and will be by whoever owns the lane.
     Written(Uuid),
     /// Another process owns the lane or has used the nonce. Nothing was written.
     LaneLost,
-    /// A payment is not queued any more. Nothing was written; plan again.
-    PaymentsMoved,
+    /// Not all payments are queued any more. Nothing was written; plan again with these, which are.
+    PaymentsMoved(Vec<PaymentId>),
 }
 
 /// A transaction whose outcome is open.
@@ -84,21 +86,24 @@ impl Ledger {
             return Ok(Recorded::LaneLost);
         }
         let ids: Vec<Uuid> = new.payments.iter().map(|payment| payment.0).collect();
-        let moved = sqlx::query!(
-            "update payments set state = 'inflight', transaction_hash = $2 where id = any($1) and state = 'queued' and quarantined_at is null",
+        let moved = sqlx::query_scalar!(
+            "update payments set state = 'inflight', transaction_hash = $2
+            where id = any($1) and state = 'queued' and quarantined_at is null returning id",
             &ids,
             new.attempt.hash.as_slice(),
         )
-        .execute(&mut *transaction)
+        .fetch_all(&mut *transaction)
         .await?;
-        if usize::try_from(moved.rows_affected()).ok() != Some(ids.len()) {
-            return Ok(Recorded::PaymentsMoved);
+        if moved.len() != ids.len() {
+            return Ok(Recorded::PaymentsMoved(
+                moved.into_iter().map(PaymentId).collect(),
+            ));
         }
         let id = Uuid::now_v7();
         sqlx::query!(
             "with written as (
                 insert into transactions (id, network, signer, nonce, epoch, kind, state)
-                values ($1, $2, $3, $4, $5, 'direct', 'signed') returning id
+                values ($1, $2, $3, $4, $5, $12, 'signed') returning id
             ), attempted as (
                 insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei)
                 select $6, id, 1, $7, $8, ($9::text)::numeric, ($10::text)::numeric from written
@@ -117,6 +122,7 @@ impl Ledger {
             new.attempt.max_fee_wei.to_string(),
             new.attempt.max_priority_fee_wei.to_string(),
             &ids,
+            new.kind,
         )
         .execute(&mut *transaction)
         .await?;

@@ -18,7 +18,8 @@ use crate::ledger::{Claim, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmin
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
-use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Simulated, simulate};
+use crate::settlement::load::{Load, ROWS_MAX, Simulated};
+use crate::settlement::prepare::{Desk, NotPrepared, Prepared, simulate};
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
@@ -71,6 +72,31 @@ struct Owned {
     seen: Moved,
     replies: JoinSet<(Uuid, Broadcast)>,
     paused_until: Instant,
+    /// Payments that wait to ride in one transaction with others.
+    waiting: Vec<Queued>,
+}
+
+impl Owned {
+    /// When to send what waits: at once while nothing is under way, so that a single payment loses no time; else when there is
+    /// enough for a full transaction, or the oldest has waited for `patience`.
+    fn dispatch_at(&self, inflight_max: usize, patience: Duration) -> Option<Instant> {
+        let oldest = self.waiting.iter().map(|queued| queued.since).min()?;
+        let room = self.open.len() < inflight_max && self.seen.head.is_some();
+        let due = if self.open.is_empty() || self.waiting.len() >= ROWS_MAX {
+            Instant::now()
+        } else {
+            oldest + patience
+        };
+        room.then(|| due.max(self.paused_until))
+    }
+
+    /// Takes payments back that did not get into a transaction now.
+    fn keep(&mut self, rows: Vec<Simulated>) {
+        let kept = rows
+            .into_iter()
+            .map(|row| Queued::new(row.payment, Some(row.facts)));
+        self.waiting.extend(kept);
+    }
 }
 
 /// The lane is not ours any more, or must be looked at anew.
@@ -146,6 +172,7 @@ impl Lane {
             seen: Moved::default(),
             replies: JoinSet::new(),
             paused_until: now,
+            waiting: Vec::new(),
         };
         self.reload(&mut owned).await?;
         Ok(Some(owned))
@@ -179,9 +206,8 @@ impl Lane {
         let mut renewal = every(LEASE_RENEWAL);
         let mut tending = every(TEND_INTERVAL);
         loop {
-            let room = self.site.inflight_max.saturating_sub(owned.open.len());
-            let may_take =
-                room > 0 && owned.paused_until <= Instant::now() && owned.seen.head.is_some();
+            let full = owned.waiting.len() >= ROWS_MAX;
+            let due = owned.dispatch_at(self.site.inflight_max, self.site.batch_wait);
             let went = tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(Lost),
@@ -195,11 +221,19 @@ impl Lane {
                     self.follow(&mut owned, now).await
                 }
                 _ = tending.tick() => self.tend(&mut owned).await,
-                queued = self.site.next(room), if may_take => self.dispatch(&mut owned, queued).await,
+                queued = self.site.next(ROWS_MAX), if !full => {
+                    owned.waiting.extend(queued);
+                    Ok(())
+                }
+                () = at(due), if due.is_some() => self.dispatch(&mut owned).await,
             };
             if went.is_err() {
                 break;
             }
+        }
+        // What waits is queued in the ledger, and is found there.
+        for queued in owned.waiting {
+            self.site.put_down(queued.payment.id);
         }
         self.site.count_open(owned.open.len(), 0);
         self.site.lane_ends();
@@ -225,39 +259,60 @@ impl Lane {
         }
     }
 
-    /// Takes payments from the queue to the chain, as many as there is room for.
-    async fn dispatch(&self, owned: &mut Owned, queued: Vec<Queued>) -> Result<(), Lost> {
-        let ids: Vec<PaymentId> = queued.iter().map(|queued| queued.payment.id).collect();
+    /// Takes the payments that wait to the chain, in as many transactions as there is room for.
+    async fn dispatch(&self, owned: &mut Owned) -> Result<(), Lost> {
+        let waiting = std::mem::take(&mut owned.waiting);
+        let ids: Vec<PaymentId> = waiting.iter().map(|queued| queued.payment.id).collect();
         let mut simulations = JoinSet::new();
-        for payment in queued.into_iter().filter(|queued| !queued.is_stale()) {
+        for queued in waiting.into_iter().filter(|queued| !queued.is_stale()) {
             let site = Arc::clone(&self.site);
-            simulations.spawn(async move { simulate(&site, payment).await });
+            simulations.spawn(async move { simulate(&site, queued).await });
         }
-        let mut result = Ok(());
-        for simulated in simulations.join_all().await {
-            if result.is_err() {
-                break;
+        let (mut simulated, mut result) = (Vec::new(), Ok(()));
+        for row in simulations.join_all().await {
+            match row {
+                Ok(row) => simulated.extend(row),
+                Err(error) => result = result.and_then(|()| self.stumble(owned, &error)),
             }
-            result = match simulated {
-                Ok(Some(simulated)) => self.commit_and_send(owned, simulated).await,
-                Ok(None) => Ok(()),
-                Err(error) => self.stumble(owned, &error),
-            };
+        }
+        for load in Load::plan(simulated) {
+            let room = owned.open.len() < self.site.inflight_max;
+            if result.is_err() || !room {
+                owned.keep(load.rows);
+                continue;
+            }
+            result = self.commit_and_send(owned, load).await;
         }
         for id in ids {
-            self.site.put_down(id);
+            if !owned.waiting.iter().any(|queued| queued.payment.id == id) {
+                self.site.put_down(id);
+            }
         }
         result
     }
 
-    async fn commit_and_send(&self, owned: &mut Owned, simulated: Simulated) -> Result<(), Lost> {
+    async fn commit_and_send(&self, owned: &mut Owned, load: Load) -> Result<(), Lost> {
         let desk = Desk {
             site: &self.site,
             lane: self.id,
             lease: owned.lease,
             key: &self.key,
         };
-        match desk.write(simulated).await {
+        let written = match desk.rehearse(load).await {
+            Ok((load, left_out)) => {
+                // They are looked at one by one next time.
+                let again = left_out
+                    .into_iter()
+                    .map(|row| Queued::new(row.payment, None));
+                owned.waiting.extend(again);
+                match load {
+                    Some(load) => desk.write(load).await,
+                    None => return Ok(()),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match written {
             Ok(Prepared::Ready(transaction)) => {
                 owned.lease.next_nonce += 1;
                 owned.open.push_back(Open::new(transaction, Instant::now()));
@@ -265,7 +320,10 @@ impl Lane {
                 self.send(owned, owned.open.len() - 1);
                 Ok(())
             }
-            Ok(Prepared::Moved) => Ok(()),
+            Ok(Prepared::Moved(rows)) => {
+                owned.keep(rows);
+                Ok(())
+            }
             Ok(Prepared::LaneLost) => Err(Lost),
             Err(error) => self.stumble(owned, &error),
         }
@@ -340,6 +398,13 @@ impl Lane {
                 }
             }
         }
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,6 +8,7 @@
 mod chain_view;
 pub mod failpoint;
 mod lane;
+mod load;
 mod outcome;
 mod prepare;
 mod site;

@@ -1,31 +1,16 @@
 //! From a queued payment to committed bytes: simulate, price, sign, write.
 
-use alloy::primitives::Bytes;
-
 use crate::chain::fees::TooDear;
 use crate::chain::signer::{Order, SigningFailed};
-use crate::chain::token::{AuthorizationUse, settlement_call};
+use crate::chain::token::AuthorizationUse;
 use crate::chain::{RpcError, SignerKey};
 use crate::ledger::{Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Recorded, Unmined};
 use crate::payment::state::Exit;
-use crate::payment::{ChainFacts, Payment};
+use crate::payment::{ChainFacts, Payment, PaymentId};
 use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::load::{Load, Simulated, least_gas};
 use crate::settlement::{Queued, Site};
-
-/// Gas that a transaction costs before its first instruction.
-const BASE_GAS: u64 = 21_000;
-/// Gas for what a simulation finds warm and a transaction finds cold, and for a payee who never held the token.
-const COLD_GAS: u64 = 45_000;
-/// Gas per byte of calldata, were none of them zero.
-const BYTE_GAS: u64 = 16;
-
-/// A payment whose simulation went through.
-#[derive(Debug)]
-pub(super) struct Simulated {
-    payment: Payment,
-    gas_used: u64,
-}
 
 /// Why nothing was written for a payment.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +45,7 @@ pub(super) async fn simulate(
         None => site.facts.of_payment(&payment).await?,
     };
     if facts.transfer_succeeds {
-        let least = facts.gas_used.saturating_add(BASE_GAS);
+        let least = least_gas(&facts);
         if least > site.fees.gas_cap {
             let exit = Exit {
                 reason: Reason::ExactSimulationFailed,
@@ -74,10 +59,7 @@ pub(super) async fn simulate(
             return Ok(None);
         }
         reach(Step::Simulated);
-        return Ok(Some(Simulated {
-            payment,
-            gas_used: facts.gas_used,
-        }));
+        return Ok(Some(Simulated { payment, facts }));
     }
     eject(site, &payment, &facts).await?;
     Ok(None)
@@ -120,25 +102,45 @@ pub(super) struct Desk<'a> {
 pub(super) enum Prepared {
     /// Committed and ready to be sent.
     Ready(Unmined),
-    /// The payment went another way meanwhile.
-    Moved,
+    /// Some payments went another way meanwhile; these are left to be planned again.
+    Moved(Vec<Simulated>),
     /// The lane is another process's now.
     LaneLost,
 }
 
 impl Desk<'_> {
-    /// Signs the transaction of one payment under the lane's next nonce and commits it.
-    pub(super) async fn write(&self, simulated: Simulated) -> Result<Prepared, NotPrepared> {
-        let Simulated { payment, gas_used } = simulated;
+    /// Rehearses a batch as a whole and leaves out what would fail in it: payers that promised more than they have, and whatever else has
+    /// changed since each was looked at. Returns what remains, and what was left out.
+    pub(super) async fn rehearse(
+        &self,
+        load: Load,
+    ) -> Result<(Option<Load>, Vec<Simulated>), NotPrepared> {
+        if !load.is_batch() {
+            return Ok((Some(load), Vec::new()));
+        }
+        let (to, data) = load.call();
+        let gas_limit = load.gas_limit(&data, self.site.fees.gas_cap);
+        let results = self
+            .site
+            .rpc
+            .rehearse(self.lane.signer, (to, &data), gas_limit)
+            .await?;
+        if results.len() != load.rows.len() {
+            return Err(RpcError::Malformed("eth_call").into());
+        }
+        let rows = load.rows.into_iter().zip(results);
+        let (good, bad): (Vec<_>, Vec<_>) = rows.partition(|(_, went_through)| *went_through);
+        let rows: Vec<_> = good.into_iter().map(|(row, _)| row).collect();
+        let left_out = bad.into_iter().map(|(row, _)| row).collect();
+        Ok(((!rows.is_empty()).then_some(Load { rows }), left_out))
+    }
+
+    /// Signs the transaction of a load under the lane's next nonce and commits it.
+    pub(super) async fn write(&self, load: Load) -> Result<Prepared, NotPrepared> {
         let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;
         let fees = self.site.fees.quote(&head)?;
-        let (to, data) = settlement_call(&payment);
-        let gas_cap = self.site.fees.gas_cap;
-        let gas_limit = match &payment.wallet {
-            // The simulation measures the transfer alone. The factory's part is not known, but it went through within the cap.
-            Some(_) => gas_cap,
-            None => gas_limit(gas_used, &data).min(gas_cap),
-        };
+        let (to, data) = load.call();
+        let gas_limit = load.gas_limit(&data, self.site.fees.gas_cap);
         let nonce = self.lease.next_nonce;
         let (raw, hash) = self.key.sign(Order {
             network: self.lane.network,
@@ -156,12 +158,14 @@ impl Desk<'_> {
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
         };
+        let ids: Vec<PaymentId> = load.rows.iter().map(|row| row.payment.id).collect();
         let new = NewTransaction {
             lane: self.lane,
             epoch: self.lease.epoch,
             nonce,
+            kind: if load.is_batch() { "batch" } else { "direct" },
             attempt: &attempt,
-            payments: &[payment.id],
+            payments: &ids,
         };
         let recorded = self.site.ledger.record(&new).await?;
         reach(Step::Recorded);
@@ -170,19 +174,14 @@ impl Desk<'_> {
                 id,
                 nonce,
                 attempts: vec![(hash, raw)],
-                payments: vec![payment],
+                payments: load.rows.into_iter().map(|row| row.payment).collect(),
             }),
             Recorded::LaneLost => Prepared::LaneLost,
-            Recorded::PaymentsMoved => Prepared::Moved,
+            Recorded::PaymentsMoved(left) => {
+                let mut rows = load.rows;
+                rows.retain(|row| left.contains(&row.payment.id));
+                Prepared::Moved(rows)
+            }
         })
     }
-}
-
-/// Computed, not estimated: the simulated call, a third more for the 63/64 rule of nested calls, and what only a transaction pays.
-fn gas_limit(gas_used: u64, data: &Bytes) -> u64 {
-    let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
-    let execution = gas_used.saturating_add(gas_used / 3);
-    execution
-        .saturating_add(BASE_GAS + COLD_GAS)
-        .saturating_add(bytes.saturating_mul(BYTE_GAS))
 }

@@ -69,6 +69,8 @@ pub struct SiteParts {
     pub inflight_max: usize,
     /// How often to look for a new block while something is in flight.
     pub poll: Duration,
+    /// How long a payment waits for others to ride with while transactions are under way.
+    pub batch_wait: Duration,
 }
 
 /// One network.
@@ -92,6 +94,8 @@ pub struct Site {
     pub inflight_max: usize,
     /// How often to look for a new block while something is in flight.
     pub poll: Duration,
+    /// How long a payment waits for others to ride with while transactions are under way.
+    pub batch_wait: Duration,
     queue: mpsc::Sender<Queued>,
     waiting: Mutex<mpsc::Receiver<Queued>>,
     in_hand: StdMutex<HashSet<PaymentId>>,
@@ -131,6 +135,7 @@ impl Site {
             view: ChainView::default(),
             inflight_max: parts.inflight_max,
             poll: parts.poll,
+            batch_wait: parts.batch_wait,
             queue,
             waiting: Mutex::new(waiting),
             in_hand: StdMutex::default(),

@@ -67,16 +67,25 @@ async fn two_hundred_settle(block_time_s: Option<u64>) {
         assert!(answer.succeeded(), "{answer:?}");
     }
     let hashes: HashSet<_> = answers.iter().map(Answer::transaction).collect();
-    assert_eq!(hashes.len(), 200, "one payment a transaction");
+    assert!(
+        hashes.len() <= 50,
+        "{} transactions: payments ride together",
+        hashes.len()
+    );
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), 200);
     let expected: u64 = (0..200).map(|number| 1_000 + number).sum();
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(expected));
     for signer in Chain::signers(3) {
         let mined = world.chain.transaction_count(signer.address).await;
         let known = world.chain.pending_count(signer.address).await;
-        assert!(mined > 0, "each key takes its part");
         assert_eq!(mined, known, "nothing waits behind a gap");
     }
-    assert_eq!(world.transactions(3).await, 200);
+    assert_eq!(
+        world.transactions(3).await,
+        u64::try_from(hashes.len()).unwrap(),
+        "nothing was spent on anything else"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

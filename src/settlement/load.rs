@@ -1,0 +1,177 @@
+//! Which payments ride together: pure.
+
+use crate::chain::token::{batch_call, settlement_call};
+use crate::payment::{ChainFacts, Payment};
+use alloy::primitives::{Address, Bytes};
+
+/// Payments in one transaction: 128 KiB is what pools take, at 480 bytes a payment, and some sequencers take 95,000.
+pub(super) const ROWS_MAX: usize = 190;
+/// Gas of one transaction at most: below the 2^24 of EIP-7825.
+const GAS_MAX: u64 = 15_000_000;
+/// Gas that a transaction costs before its first instruction.
+const BASE_GAS: u64 = 21_000;
+/// Gas for what a simulation finds warm and a transaction finds cold, and for a payee who never held the token.
+const COLD_GAS: u64 = 45_000;
+/// Gas per byte of calldata, were none of them zero.
+const BYTE_GAS: u64 = 16;
+/// Gas of a batch besides its payments, and what its last call must leave behind (63/64 rule).
+const BATCH_GAS: u64 = 350_000;
+/// Gas of one payment in a batch at least, with its calldata and a payee who never held the token.
+const ROW_GAS: u64 = 76_000;
+
+/// A payment whose simulation went through.
+#[derive(Debug, Clone)]
+pub(super) struct Simulated {
+    pub(super) payment: Payment,
+    pub(super) facts: ChainFacts,
+}
+
+impl Simulated {
+    /// Whether foreign code runs when it is settled: that could burn the gas of everybody who rides along.
+    fn rides_alone(&self) -> bool {
+        self.facts.payer_has_code || self.payment.wallet.is_some()
+    }
+
+    fn gas_in_batch(&self) -> u64 {
+        self.facts.gas_used.saturating_add(8_000).max(ROW_GAS)
+    }
+}
+
+/// What rides in one transaction; never empty.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) rows: Vec<Simulated>,
+}
+
+impl Load {
+    /// Groups payments into transactions: those of one payee beside each other, and of one payer within, because what a call finds warm is
+    /// cheaper.
+    pub(super) fn plan(mut simulated: Vec<Simulated>) -> Vec<Self> {
+        simulated.sort_by_key(|row| {
+            let terms = &row.payment.authorization;
+            (
+                row.rides_alone(),
+                row.payment.asset,
+                terms.to,
+                terms.from,
+                row.payment.id,
+            )
+        });
+        let mut loads: Vec<Self> = Vec::new();
+        let mut gas = 0;
+        for row in simulated {
+            gas += row.gas_in_batch();
+            match loads.last_mut() {
+                Some(load) if load.has_room(&row, gas) => load.rows.push(row),
+                _ => {
+                    gas = row.gas_in_batch();
+                    loads.push(Self { rows: vec![row] });
+                }
+            }
+        }
+        loads
+    }
+
+    fn has_room(&self, row: &Simulated, gas: u64) -> bool {
+        let shared = self.rows.iter().chain([row]).all(|row| !row.rides_alone());
+        shared && self.rows.len() < ROWS_MAX && gas + BATCH_GAS <= GAS_MAX
+    }
+
+    pub(super) fn is_batch(&self) -> bool {
+        self.rows.len() > 1
+    }
+
+    /// Whom to call, with what.
+    pub(super) fn call(&self) -> (Address, Bytes) {
+        match self.rows.as_slice() {
+            [only] => settlement_call(&only.payment),
+            rows => batch_call(rows.iter().map(|row| &row.payment)),
+        }
+    }
+
+    /// Computed, not estimated. For one payment: the simulated call, a third more for the 63/64 rule of nested calls, and what only a
+    /// transaction pays; never more than `gas_cap`.
+    pub(super) fn gas_limit(&self, data: &Bytes, gas_cap: u64) -> u64 {
+        match self.rows.as_slice() {
+            // The simulation measures the transfer alone. The factory's part is not known, but it went through within the cap.
+            [only] if only.payment.wallet.is_some() => gas_cap,
+            [only] => {
+                let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
+                let used = only.facts.gas_used;
+                let execution = used.saturating_add(used / 3);
+                execution
+                    .saturating_add(BASE_GAS + COLD_GAS)
+                    .saturating_add(bytes.saturating_mul(BYTE_GAS))
+                    .min(gas_cap)
+            }
+            rows => {
+                let rows: u64 = rows.iter().map(Simulated::gas_in_batch).sum();
+                rows.saturating_add(BATCH_GAS)
+            }
+        }
+    }
+}
+
+/// What one payment's transaction costs at least.
+pub(super) fn least_gas(facts: &ChainFacts) -> u64 {
+    facts.gas_used.saturating_add(BASE_GAS)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::payment::specimen::{facts, payment};
+    use crate::payment::{PaymentId, PaymentState};
+
+    fn row(number: u128, payee: u8) -> Simulated {
+        let mut payment = payment(PaymentState::Queued);
+        payment.id = PaymentId(Uuid::from_u128(number));
+        payment.authorization.to = Address::repeat_byte(payee);
+        payment.authorization.nonce = B256::from(alloy::primitives::U256::from(number));
+        Simulated {
+            payment,
+            facts: facts(),
+        }
+    }
+
+    #[test]
+    fn a_few_payments_ride_in_one_transaction_grouped_by_payee() {
+        let rows = (0..6).map(|number| row(number, if number % 2 == 0 { 9 } else { 3 }));
+        let loads = Load::plan(rows.collect());
+        assert_eq!(loads.len(), 1);
+        let payees: Vec<_> = loads[0]
+            .rows
+            .iter()
+            .map(|row| row.payment.authorization.to)
+            .collect();
+        assert!(payees.is_sorted());
+    }
+
+    #[test]
+    fn payers_with_code_ride_alone() {
+        let mut rows: Vec<_> = (0..5).map(|number| row(number, 9)).collect();
+        rows[1].facts.payer_has_code = true;
+        rows[3].facts.payer_has_code = true;
+        let sizes: Vec<_> = Load::plan(rows)
+            .iter()
+            .map(|load| load.rows.len())
+            .collect();
+        assert_eq!(sizes, [3, 1, 1]);
+    }
+
+    #[test]
+    fn a_transaction_stays_within_what_pools_and_blocks_take() {
+        let loads = Load::plan((0..1_000).map(|number| row(number, 9)).collect());
+        let rows: usize = loads.iter().map(|load| load.rows.len()).sum();
+        assert_eq!(rows, 1_000);
+        for load in &loads {
+            let (_, data) = load.call();
+            assert!(load.rows.len() <= ROWS_MAX && data.len() <= 96_000);
+            assert!(load.gas_limit(&data, 500_000) <= 1 << 24);
+        }
+        assert!(loads.len() <= 1_000 / 180 + 1, "{}", loads.len());
+    }
+}

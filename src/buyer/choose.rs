@@ -18,6 +18,29 @@ pub struct PayOptions {
     pub network: Option<Network>,
     /// Tokens to pay with besides those of [`crate::protocol::assets`]. Mind that the ceiling counts their atomic units.
     pub assets: Vec<(Network, Address)>,
+    /// The caller's own name for the purchase. Without it a purchase is known by method, URL and body.
+    pub purchase_id: Option<String>,
+    /// Whether to negotiate a payment session, and how its money moves.
+    pub sessions: SessionUse,
+    /// The caller has made sure that an earlier payment for this purchase, which has expired, moved no money: another one may be
+    /// signed. Without it that happens only on the chain's proof, or after a refusal that names no hash. Of a transfer that the payer
+    /// sent it says that its transaction can no longer be mined.
+    pub sign_again: bool,
+}
+
+/// When payment sessions are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SessionUse {
+    /// Where a facilitator is named: its session is bound into what is signed, and the header alone pays. Otherwise without.
+    #[default]
+    Offered,
+    /// Never.
+    Never,
+    /// Always, and the money moves before the paid request: the facilitator is asked to send the authorization at once. Should it
+    /// refuse to, the header pays.
+    PayFirst,
+    /// Always, on rail `transfer`: the payer sends the money and pays for gas. Needs [`crate::buyer::Client::chain`].
+    Transfer,
 }
 
 impl PayOptions {
@@ -28,6 +51,9 @@ impl PayOptions {
             version: None,
             network: None,
             assets: Vec::new(),
+            purchase_id: None,
+            sessions: SessionUse::Offered,
+            sign_again: false,
         }
     }
 
@@ -109,7 +135,7 @@ mod tests {
         assert!(
             matches!(&error, BuyerError::TooDear { price, ceiling, .. } if price.to_string() == "11" && ceiling.to_string() == "10")
         );
-        assert!(!error.money_may_move());
+        assert!(!error.money_may_have_moved());
     }
 
     #[test]

@@ -1,35 +1,52 @@
-//! The client: 402, sign, ask again.
+//! The client: who pays, how much at most, and where it is written down.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alloy::primitives::{B256, U256};
+use alloy::primitives::U256;
 use reqwest::header::HeaderMap;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, Url};
+use serde_json::Value;
 
-use crate::buyer::choose::choose;
+use crate::buyer::chain::Chain;
 use crate::buyer::exchange::{Answer, Http};
-use crate::buyer::{BuyerError, Handed, PayOptions, Request, Signer, settlement};
+use crate::buyer::journal::Journal;
+use crate::buyer::{BuyerError, Handed, PayOptions, Request, Signer};
 use crate::clock::{Clock, SystemClock};
-use crate::protocol::challenge::Offer;
-use crate::protocol::{
-    Amount, Authorization, DomainSeparator, ExactPayload, PaymentHeader, PaymentRequired, Reason,
-    SettleResponse, X402Version, header,
-};
+use crate::protocol::{Amount, Network, PaymentRequired, SettleResponse, X402Version, header};
 
-/// How often a payment that is being settled is presented again.
-const PENDING_TRIES: u32 = 5;
-const PENDING_PAUSE: Duration = Duration::from_secs(2);
-/// The longest validity that is signed, whatever a seller asks for: so long does an unanswered payment stay open.
-const VALIDITY_S_MAX: u64 = 3600;
+/// How often a payment whose outcome is open is presented again within one call, after growing pauses.
+const RETRIES: u32 = 5;
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// After this no call presents a payment once more.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(150);
 
-/// Buys over HTTP on behalf of one payer.
-#[derive(Debug, Clone)]
+/// What may be bought: asked before anything is signed.
+pub(super) type BeforePayment = dyn Fn(&Handed, &Url) -> Result<(), String> + Send + Sync;
+/// What was bought: told after each call that presented a payment.
+pub(super) type AfterPayment = dyn Fn(&Handed, Result<&Paid, &BuyerError>) + Send + Sync;
+
+/// Buys over HTTP on behalf of one payer. Clones share budget and journal.
+#[derive(Clone)]
 pub struct Client {
-    signer: Signer,
-    clock: Arc<dyn Clock>,
-    http: Http,
-    pending_pause: Duration,
+    pub(super) signer: Signer,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) http: Http,
+    pub(super) journal: Journal,
+    pub(super) budget: Option<Amount>,
+    /// What purchases that are closed have cost.
+    pub(super) spent: Arc<Mutex<U256>>,
+    pub(super) before: Option<Arc<BeforePayment>>,
+    pub(super) after: Option<Arc<AfterPayment>>,
+    pub(super) facilitator: Option<Url>,
+    pub(super) chains: Vec<Chain>,
+    /// Held while something is signed and written down.
+    pub(super) signing: Arc<Mutex<()>>,
+    /// Transfers take the payer's account nonces one after the other.
+    pub(super) transfers: Arc<tokio::sync::Mutex<()>>,
+    pub(super) retries: u32,
+    pub(super) retry_pause: Duration,
+    pub(super) recovery_limit: Duration,
 }
 
 /// What a call brought: the resource, or whatever else the seller answered instead of asking for money.
@@ -44,10 +61,57 @@ pub struct Paid {
     pub body: Vec<u8>,
     /// What became of the payment; `None` when none was asked for, or the seller says nothing.
     pub payment: Option<SettleResponse>,
+    /// What was signed for it; `None` when no payment was asked for.
+    pub handed: Option<Handed>,
+    /// The session that it was bought in.
+    pub session: Option<SessionReceipt>,
+}
+
+/// The session of a purchase, as its facilitator tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionReceipt {
+    /// Its name.
+    pub id: String,
+    /// Where it can be read: `GET {facilitator}/sessions/{id}`.
+    pub facilitator: Url,
+    /// The hash that it names; the same as the seller's, or the call ended with [`BuyerError::Contradiction`].
+    pub transaction: Option<String>,
+}
+
+impl Paid {
+    pub(super) fn new(
+        answer: Answer,
+        payment: Option<SettleResponse>,
+        handed: Option<Handed>,
+    ) -> Self {
+        Self {
+            status: answer.status,
+            headers: answer.headers,
+            body: answer.body,
+            payment,
+            handed,
+            session: None,
+        }
+    }
+
+    /// The hash of the payment's transaction, when the seller says that it succeeded.
+    pub fn transaction(&self) -> Option<&str> {
+        let payment = self.payment.as_ref().filter(|payment| payment.success)?;
+        Some(payment.transaction.as_str()).filter(|hash| !hash.is_empty())
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn json(&self) -> Result<Value, serde_json::Error> {
+        serde_json::from_slice(&self.body)
+    }
 }
 
 impl Client {
-    /// A client with the machine's clock.
+    /// A client with the machine's clock, a journal in memory and no budget.
     ///
     /// # Errors
     /// [`BuyerError::Setup`] when the HTTP client cannot be built.
@@ -56,7 +120,18 @@ impl Client {
             signer,
             clock: Arc::new(SystemClock),
             http: Http::new()?,
-            pending_pause: PENDING_PAUSE,
+            journal: Journal::in_memory(),
+            budget: None,
+            spent: Arc::default(),
+            before: None,
+            after: None,
+            facilitator: None,
+            chains: Vec::new(),
+            signing: Arc::default(),
+            transfers: Arc::default(),
+            retries: RETRIES,
+            retry_pause: RETRY_PAUSE,
+            recovery_limit: RECOVERY_LIMIT,
         })
     }
 
@@ -67,10 +142,69 @@ impl Client {
         self
     }
 
-    /// How long to wait before a payment that is being settled is presented again; 2 s unless set.
+    /// Writes purchases down in `journal` instead of memory alone.
     #[must_use]
-    pub const fn pending_pause(mut self, pause: Duration) -> Self {
-        self.pending_pause = pause;
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = journal;
+        self
+    }
+
+    /// Spends at most this much in its life, in atomic units of whatever is paid with, counting what was signed and may still land.
+    #[must_use]
+    pub const fn budget(mut self, budget: Amount) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Asks `hook` before anything is signed: what it would be, and for which URL. `Err` refuses, with the reason for the caller.
+    #[must_use]
+    pub fn before_payment(
+        mut self,
+        hook: impl Fn(&Handed, &Url) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.before = Some(Arc::new(hook));
+        self
+    }
+
+    /// Tells `hook` how each call ended that presented a payment.
+    #[must_use]
+    pub fn after_payment(
+        mut self,
+        hook: impl Fn(&Handed, Result<&Paid, &BuyerError>) + Send + Sync + 'static,
+    ) -> Self {
+        self.after = Some(Arc::new(hook));
+        self
+    }
+
+    /// Negotiates sessions with this facilitator, whatever sellers announce.
+    #[must_use]
+    pub fn facilitator(mut self, url: Url) -> Self {
+        self.facilitator = Some(url);
+        self
+    }
+
+    /// Asks the JSON-RPC endpoint `rpc` about `network`: whether an expired payment is unpaid for certain, and what is needed to
+    /// send a transfer ([`crate::buyer::SessionUse::Transfer`]).
+    #[must_use]
+    pub fn chain(mut self, network: Network, rpc: Url) -> Self {
+        self.chains.push(Chain { network, rpc });
+        self
+    }
+
+    /// How often, after which first pause (each is twice the one before) and for how long in all a payment whose outcome is open
+    /// is presented again within one call; 5 times, 1 s and 150 s unless set.
+    #[must_use]
+    pub const fn recovery(mut self, retries: u32, first_pause: Duration, limit: Duration) -> Self {
+        self.retries = retries;
+        self.retry_pause = first_pause;
+        self.recovery_limit = limit;
+        self
+    }
+
+    /// The longest answer that is read, in bytes; 8 MiB unless set.
+    #[must_use]
+    pub const fn body_bytes_max(mut self, bytes: usize) -> Self {
+        self.http.body_bytes_max = bytes;
         self
     }
 
@@ -79,160 +213,75 @@ impl Client {
         &self.signer
     }
 
+    /// What this client and its clones have paid, and what was signed and may still land, in atomic units.
+    pub fn committed(&self) -> Amount {
+        let spent = *self
+            .spent
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        Amount::from_atomic(spent.saturating_add(self.journal.committed(self.signer.address())))
+    }
+
     /// Gets `url`, paying for it if asked to.
     ///
     /// # Errors
-    /// [`BuyerError`]; ask [`BuyerError::money_may_move`] before paying again.
+    /// [`BuyerError`]; ask [`BuyerError::money_may_have_moved`] before paying elsewhere.
     pub async fn get(&self, url: &str, options: &PayOptions) -> Result<Paid, BuyerError> {
         self.send(Request::new(Method::GET, url)?, options).await
     }
 
-    /// Makes a request, paying for it if asked to: at most once, and at most the ceiling. Every answer but a 402 comes
-    /// back as it is.
+    /// Posts `json` to `url`, paying for it if asked to.
     ///
     /// # Errors
-    /// [`BuyerError`]; ask [`BuyerError::money_may_move`] before paying again.
-    pub async fn send(
+    /// As [`Client::get`].
+    pub async fn post(
         &self,
-        mut request: Request,
+        url: &str,
+        json: &Value,
         options: &PayOptions,
     ) -> Result<Paid, BuyerError> {
-        let answer = self
-            .http
-            .ask(&request)
-            .await
-            .map_err(BuyerError::Unanswered)?;
-        if answer.status != StatusCode::PAYMENT_REQUIRED {
-            return Ok(paid(answer, None));
-        }
-        let challenge = challenge_of(&answer, options.version).ok_or(BuyerError::Challenge)?;
-        let offer = choose(&challenge, options)?;
-        let payload = self.sign(&offer)?;
-        let payment = PaymentHeader::present(&challenge, &offer, &payload)
-            .map_err(|error| BuyerError::Signing(error.to_string()))?;
-        request.url = answer.url;
-        self.present(&request, &payment, handed(&offer, &payload.authorization))
+        self.send(Request::new(Method::POST, url)?.json(json), options)
             .await
     }
 
-    /// Signs what the offer asks for. The typed data is built here, from the offer's fields; nothing that came is signed.
-    fn sign(&self, offer: &Offer) -> Result<ExactPayload, BuyerError> {
-        let requirements = &offer.requirements;
-        let signing = |error: &dyn std::fmt::Display| BuyerError::Signing(error.to_string());
-        let (Some(name), Some(version)) =
-            (requirements.domain_name(), requirements.domain_version())
-        else {
-            return Err(signing(&"the offer does not name its token's domain"));
-        };
-        let now = u64::try_from(self.clock.now().unix_timestamp()).unwrap_or_default();
-        let validity = requirements.max_timeout_seconds.min(VALIDITY_S_MAX);
-        let authorization = Authorization {
-            from: self.signer.address(),
-            to: requirements.pay_to,
-            value: requirements.amount,
-            valid_after: Amount::ZERO,
-            valid_before: Amount::from_atomic(U256::from(now.saturating_add(validity))),
-            nonce: B256::try_random().map_err(|error| signing(&error))?,
-        };
-        let separator =
-            DomainSeparator::of_token(name, version, requirements.network, requirements.asset);
-        let signature = self
-            .signer
-            .sign(authorization.digest(separator))
-            .map_err(|error| signing(&error))?;
-        Ok(ExactPayload {
-            signature,
-            authorization,
-        })
-    }
-
-    /// Presents one payment until its outcome is known, a bounded number of times; never another one.
-    async fn present(
+    /// Puts `json` to `url`, paying for it if asked to.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn put(
         &self,
-        request: &Request,
-        payment: &PaymentHeader,
-        handed: Handed,
+        url: &str,
+        json: &Value,
+        options: &PayOptions,
     ) -> Result<Paid, BuyerError> {
-        let handed = Box::new(handed);
-        tracing::debug!(network = %handed.network, amount = %handed.amount, pay_to = %handed.pay_to, "presenting a payment");
-        let mut tries_left = PENDING_TRIES;
-        loop {
-            let answer = match self.http.present(request, payment).await {
-                Ok(answer) => answer,
-                Err(broken) => return Err(BuyerError::PaidUnanswered { handed, broken }),
-            };
-            let outcome = settlement(&answer.headers);
-            if answer.status.is_server_error() && outcome.is_none() {
-                let status = answer.status.as_u16();
-                return Err(BuyerError::OutcomeUnknown { handed, status });
-            }
-            if answer.status != StatusCode::PAYMENT_REQUIRED {
-                return Ok(paid(answer, outcome));
-            }
-            match pending_hash(outcome.as_ref()) {
-                None => return Err(refused(&answer, outcome, handed)),
-                Some(transaction) if tries_left == 0 => {
-                    return Err(BuyerError::Pending {
-                        handed,
-                        transaction,
-                    });
-                }
-                Some(_) => {
-                    tries_left -= 1;
-                    tokio::time::sleep(self.pending_pause).await;
-                }
-            }
-        }
+        self.send(Request::new(Method::PUT, url)?.json(json), options)
+            .await
+    }
+
+    /// Deletes `url`, paying for it if asked to.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn delete(&self, url: &str, options: &PayOptions) -> Result<Paid, BuyerError> {
+        self.send(Request::new(Method::DELETE, url)?, options).await
     }
 }
 
-fn paid(answer: Answer, payment: Option<SettleResponse>) -> Paid {
-    Paid {
-        status: answer.status,
-        headers: answer.headers,
-        body: answer.body,
-        payment,
-    }
-}
-
-fn handed(offer: &Offer, authorization: &Authorization) -> Handed {
-    Handed {
-        network: offer.requirements.network,
-        asset: offer.requirements.asset,
-        pay_to: authorization.to,
-        amount: authorization.value,
-        nonce: authorization.nonce,
-        valid_before: authorization
-            .valid_before
-            .atomic()
-            .try_into()
-            .unwrap_or(i64::MAX),
-    }
-}
-
-/// The hash of a transaction that is under way.
-fn pending_hash(outcome: Option<&SettleResponse>) -> Option<String> {
-    let outcome = outcome?;
-    let pending = outcome.error_reason.as_deref() == Some(Reason::SettlementPending.code());
-    (pending && !outcome.success && !outcome.transaction.is_empty())
-        .then(|| outcome.transaction.clone())
-}
-
-fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: Box<Handed>) -> BuyerError {
-    let reason = outcome
-        .as_ref()
-        .and_then(|outcome| outcome.error_reason.clone())
-        .or_else(|| challenge_of(answer, None)?.error)
-        .unwrap_or_else(|| "no reason given".to_owned());
-    BuyerError::Refused {
-        handed,
-        reason: reason.chars().take(300).collect(),
-        outcome: outcome.map(Box::new),
+impl std::fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Client")
+            .field("signer", &self.signer)
+            .field("journal", &self.journal)
+            .finish_non_exhaustive()
     }
 }
 
 /// The challenge of a 402: v2's header, else v1's body; the other way round for a caller who prefers v1.
-fn challenge_of(answer: &Answer, preferred: Option<X402Version>) -> Option<PaymentRequired> {
+pub(super) fn challenge_of(
+    answer: &Answer,
+    preferred: Option<X402Version>,
+) -> Option<PaymentRequired> {
     let v2 = || {
         let text = answer
             .headers

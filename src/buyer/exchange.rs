@@ -3,15 +3,21 @@
 use std::fmt;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Method, StatusCode, Url};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::buyer::{Broken, BuyerError};
 use crate::protocol::{PaymentHeader, header};
 
-/// The longest answer that is read.
+/// The longest answer that is read, unless the caller says otherwise.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Facilitators and endpoints answer shortly.
+const SHORT_BYTES_MAX: usize = 256 * 1024;
+/// Longer than a facilitator lets anybody wait who asks for 20 s.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(45);
 /// Sellers wait up to 90 s for their facilitator, and then their handler runs.
 const TIMEOUT: Duration = Duration::from_mins(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,6 +65,19 @@ impl Request {
         Ok(self)
     }
 
+    /// By what a purchase is known: method, URL and body.
+    pub(super) fn identity(&self) -> (&str, &Url, &[u8]) {
+        (self.method.as_str(), &self.url, &self.body)
+    }
+
+    /// Sends this JSON, both times, and says that it is some.
+    #[must_use]
+    pub fn json(mut self, body: &Value) -> Self {
+        let kind = HeaderValue::from_static("application/json");
+        self.headers.entry(CONTENT_TYPE).or_insert(kind);
+        self.body(body.to_string())
+    }
+
     /// Sends this body, both times.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
@@ -91,6 +110,8 @@ pub(super) struct Answer {
 pub(super) struct Http {
     asking: reqwest::Client,
     paying: reqwest::Client,
+    /// The longest answer of a seller that is read.
+    pub(super) body_bytes_max: usize,
 }
 
 impl Http {
@@ -106,6 +127,7 @@ impl Http {
         Ok(Self {
             asking: client(Policy::custom(within_the_origin))?,
             paying: client(Policy::none())?,
+            body_bytes_max: BODY_BYTES_MAX,
         })
     }
 
@@ -116,7 +138,7 @@ impl Http {
             Method::GET | Method::HEAD => &self.asking,
             _ => &self.paying,
         };
-        exchange(client, request, HeaderMap::new()).await
+        exchange(client, request, HeaderMap::new(), self.body_bytes_max).await
     }
 
     /// Asks with a payment.
@@ -130,8 +152,41 @@ impl Http {
             value.set_sensitive(true);
             headers.insert(HeaderName::from_static(payment.name()), value);
         }
-        exchange(&self.paying, request, headers).await
+        exchange(&self.paying, request, headers, self.body_bytes_max).await
     }
+
+    /// Posts JSON to a facilitator or an endpoint: status and JSON, `None` when there is no such answer.
+    pub(super) async fn post_json<T: Serialize>(
+        &self,
+        url: &Url,
+        body: &T,
+    ) -> Option<(u16, Value)> {
+        short_json(self.paying.post(url.clone()).json(body)).await
+    }
+
+    /// The same without a body.
+    pub(super) async fn get_json(&self, url: &Url) -> Option<(u16, Value)> {
+        short_json(self.paying.get(url.clone())).await
+    }
+}
+
+async fn short_json(request: reqwest::RequestBuilder) -> Option<(u16, Value)> {
+    let mut response = request.timeout(SHORT_TIMEOUT).send().await.ok()?;
+    let body = bounded(&mut response, SHORT_BYTES_MAX).await.ok()?;
+    let status = response.status().as_u16();
+    Some((status, serde_json::from_slice(&body).unwrap_or_default()))
+}
+
+async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, Broken> {
+    let broken = |error: reqwest::Error| Broken::Transport(error.without_url());
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        if body.len().saturating_add(chunk.len()) > bytes_max {
+            return Err(Broken::TooLong(bytes_max));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 /// A change from http to https of the same host counts as staying; anything else goes back to the caller as it came.
@@ -155,6 +210,7 @@ async fn exchange(
     client: &reqwest::Client,
     request: &Request,
     payment: HeaderMap,
+    bytes_max: usize,
 ) -> Result<Answer, Broken> {
     // Errors of the client repeat the URL, which may hold the caller's secrets.
     let broken = |error: reqwest::Error| Broken::Transport(error.without_url());
@@ -166,13 +222,7 @@ async fn exchange(
         .send()
         .await
         .map_err(broken)?;
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        if body.len().saturating_add(chunk.len()) > BODY_BYTES_MAX {
-            return Err(Broken::TooLong(BODY_BYTES_MAX));
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let body = bounded(&mut response, bytes_max).await?;
     Ok(Answer {
         url: response.url().clone(),
         status: response.status(),

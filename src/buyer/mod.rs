@@ -1,31 +1,40 @@
 //! Paying for HTTP resources: ask, read the 402, sign what it asks for if it is not too dear, ask again with the payment.
 //!
 //! Knows HTTP and the payer's key. Must not know the facilitator's rooms or the seller's. What always holds: nothing is
-//! signed above the caller's ceiling, for an unknown token, or twice for one call; a request that carries a payment
-//! follows no redirect; and every error says whether money may have moved.
+//! signed above the caller's ceiling or for an unknown token; a purchase never has two payments that can land, because each is written
+//! into the [`Journal`] before it leaves and presented again until its outcome is known; a request that carries a payment follows no
+//! redirect; and every error says whether money may have moved.
 
+mod chain;
 mod choose;
 mod client;
 mod error;
 mod exchange;
+mod journal;
+mod purchase;
+mod scheme;
+mod session;
 mod signer;
+mod verdict;
 
 use reqwest::header::HeaderMap;
 
 use crate::protocol::{SettleResponse, header};
 
-pub use choose::PayOptions;
-pub use client::{Client, Paid};
-pub use error::{Broken, BuyerError, Handed};
+pub use choose::{PayOptions, SessionUse};
+pub use client::{Client, Paid, SessionReceipt};
+pub use error::{Broken, BuyerError, Handed, SessionFailure};
 pub use exchange::Request;
-pub use signer::{KeyError, Signer};
+pub use journal::{Journal, JournalError};
+pub use signer::{DigestSigner, KeyError, Signer};
 
 /// Gets `url` and pays for it if asked to.
 ///
-/// For many calls keep a [`Client`], which keeps its connections.
+/// For many calls keep a [`Client`]: it keeps its connections, and its journal makes a further call after an error safe. Here the
+/// journal ends with the call, so that after an error another call signs another payment.
 ///
 /// # Errors
-/// [`BuyerError`]; ask [`BuyerError::money_may_move`] before paying again.
+/// [`BuyerError`]; ask [`BuyerError::money_may_have_moved`] before paying again.
 pub async fn pay(url: &str, signer: Signer, options: &PayOptions) -> Result<Paid, BuyerError> {
     Client::new(signer)?.get(url, options).await
 }

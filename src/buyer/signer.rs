@@ -1,39 +1,93 @@
 //! Who pays, and how their leave is signed.
 
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::SignerSync as _;
-use alloy::signers::local::PrivateKeySigner;
+use alloy::signers::local::{MnemonicBuilder, PrivateKeySigner};
+
+/// Signs digests with one key, wherever that is. Implement it for a key that never enters this process.
+pub trait DigestSigner: Send + Sync {
+    /// The account of the key.
+    fn account(&self) -> Address;
+
+    /// 65 bytes over `digest` as it is, without a prefix: `r ‖ s ‖ v` with `v` 27 or 28, as tokens want it.
+    ///
+    /// # Errors
+    /// What went wrong, for people.
+    fn sign_digest(&self, digest: B256) -> Result<Bytes, String>;
+}
 
 /// A payer: a plain account with its key, or a contract wallet with its owner's key. Shows its address alone.
 #[derive(Clone)]
 pub struct Signer {
-    key: PrivateKeySigner,
+    key: Arc<dyn DigestSigner>,
     payer: Address,
 }
 
-/// The text is no private key. It is not repeated here.
+/// Why there is no key. Nothing of what was given is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected a private key: 32 bytes in hex, within the range of secp256k1")]
-pub struct KeyError;
+#[non_exhaustive]
+pub enum KeyError {
+    /// The text is no private key.
+    #[error("expected a private key: 32 bytes in hex, within the range of secp256k1")]
+    Key,
+    /// The text is no mnemonic.
+    #[error("expected a BIP-39 mnemonic: 12 to 24 English words with a right checksum")]
+    Mnemonic,
+    /// The keystore file is not there, is no Web3 keystore of version 3, or has another password.
+    #[error(
+        "the keystore cannot be opened: expected a readable Web3 v3 JSON file and its password"
+    )]
+    Keystore,
+}
 
 impl Signer {
     /// A plain account, from its private key in hex, with or without `0x`.
     ///
     /// # Errors
-    /// [`KeyError`] when the text is no key.
+    /// [`KeyError::Key`] when the text is no key.
     pub fn from_key(hex: &str) -> Result<Self, KeyError> {
         // The library's own error would quote a character of the key.
-        let key: PrivateKeySigner = hex.trim().parse().map_err(|_| KeyError)?;
-        let payer = key.address();
-        Ok(Self { key, payer })
+        let key: PrivateKeySigner = hex.trim().parse().map_err(|_| KeyError::Key)?;
+        Ok(Self::from_signer(Arc::new(key)))
+    }
+
+    /// The account `m/44'/60'/0'/0/index` of a BIP-39 mnemonic without passphrase.
+    ///
+    /// # Errors
+    /// [`KeyError::Mnemonic`] when the words are none.
+    pub fn from_mnemonic(words: &str, index: u32) -> Result<Self, KeyError> {
+        // Words may stand on several lines.
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let key = MnemonicBuilder::try_from_phrase_nth(words.join(" "), index)
+            .map_err(|_| KeyError::Mnemonic)?;
+        Ok(Self::from_signer(Arc::new(key)))
+    }
+
+    /// The account of an encrypted keystore file (Web3 v3 JSON, as geth and foundry write it). Opening it takes seconds of
+    /// computation by design.
+    ///
+    /// # Errors
+    /// [`KeyError::Keystore`] when the file or its password is not right.
+    pub fn from_keystore(file: &Path, password: &str) -> Result<Self, KeyError> {
+        let key =
+            PrivateKeySigner::decrypt_keystore(file, password).map_err(|_| KeyError::Keystore)?;
+        Ok(Self::from_signer(Arc::new(key)))
+    }
+
+    /// A plain account whose key is somewhere else.
+    pub fn from_signer(key: Arc<dyn DigestSigner>) -> Self {
+        let payer = key.account();
+        Self { key, payer }
     }
 
     /// A deployed contract wallet (ERC-1271) that accepts its owner's plain signature over the digest.
     ///
     /// # Errors
-    /// [`KeyError`] when the owner's text is no key.
+    /// [`KeyError::Key`] when the owner's text is no key.
     pub fn for_wallet(owner_hex: &str, wallet: Address) -> Result<Self, KeyError> {
         let owner = Self::from_key(owner_hex)?;
         Ok(Self {
@@ -47,9 +101,26 @@ impl Signer {
         self.payer
     }
 
-    /// 65 bytes, `r ‖ s ‖ v` with `v` 27 or 28, as tokens want it.
-    pub(super) fn sign(&self, digest: B256) -> Result<Bytes, alloy::signers::Error> {
-        let signature = self.key.sign_hash_sync(&digest)?;
+    /// Whether the payer is the key's own account, which can send transactions.
+    pub(super) fn is_plain_account(&self) -> bool {
+        self.key.account() == self.payer
+    }
+
+    /// 65 bytes, `r ‖ s ‖ v` with `v` 27 or 28.
+    pub(super) fn sign(&self, digest: B256) -> Result<Bytes, String> {
+        self.key.sign_digest(digest)
+    }
+}
+
+impl DigestSigner for PrivateKeySigner {
+    fn account(&self) -> Address {
+        self.address()
+    }
+
+    fn sign_digest(&self, digest: B256) -> Result<Bytes, String> {
+        let signature = self
+            .sign_hash_sync(&digest)
+            .map_err(|error| error.to_string())?;
         Ok(Bytes::copy_from_slice(&signature.as_bytes()))
     }
 }
@@ -93,5 +164,47 @@ mod tests {
             Signer::from_key(&"0".repeat(64)).is_err(),
             "zero is no key of the curve"
         );
+    }
+
+    /// The words that every development chain is born with.
+    const WORDS: &str = "test test test test test test test test test test test junk";
+
+    #[test]
+    fn a_mnemonic_gives_the_accounts_that_every_wallet_derives() {
+        let first = Signer::from_mnemonic(WORDS, 0).unwrap();
+        assert_eq!(
+            first.address(),
+            address!("f39Fd6e51aad88F6F4ce6aB8827279cffFb92266")
+        );
+        let lines = WORDS.replace(' ', "\n");
+        assert_eq!(
+            Signer::from_mnemonic(&lines, 9).unwrap().address(),
+            address!("a0Ee7A142d267C1f36714E4a8F75612F20a79720")
+        );
+        let error = Signer::from_mnemonic("test test junk", 0).unwrap_err();
+        assert_eq!(error, KeyError::Mnemonic);
+        assert!(!error.to_string().contains("junk"));
+    }
+
+    /// The example of the Web3 secret storage definition, with its published key and password.
+    const KEYSTORE: &str = r#"{"crypto": {"cipher": "aes-128-ctr", "cipherparams": {"iv": "6087dab2f9fdbbfaddc31a909735c1e6"},
+        "ciphertext": "5318b4d5bcd28de64ee5559e671353e16f075ecae9f99c7a79a38af5f869aa46", "kdf": "pbkdf2",
+        "kdfparams": {"c": 262144, "dklen": 32, "prf": "hmac-sha256", "salt": "ae3cd4e7013836a3df6bd7241b12db061dbe2c6785853cce422d148a624ce0bd"},
+        "mac": "517ead924a9d0dc3124507e3393d175ce3ff7c1e96529c6c555ce9e51205e9b2"}, "id": "3198bc9c-6672-5ab3-d995-4942343ae5b6", "version": 3}"#;
+
+    #[test]
+    fn a_keystore_opens_with_its_password_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key.json");
+        std::fs::write(&file, KEYSTORE).unwrap();
+        let opened = Signer::from_keystore(&file, "testpassword").unwrap();
+        let key = "7a28b5ba57c53603b0b07b56bba752f7784bf506fa95edc395f5cf6c7514fe9d";
+        assert_eq!(opened.address(), Signer::from_key(key).unwrap().address());
+        assert_eq!(
+            Signer::from_keystore(&file, "another").unwrap_err(),
+            KeyError::Keystore
+        );
+        std::fs::write(&file, "{}").unwrap();
+        assert!(Signer::from_keystore(&file, "testpassword").is_err());
     }
 }

@@ -5,6 +5,7 @@
 mod demo;
 mod dev;
 mod migrate;
+mod pay;
 mod ready;
 mod serve;
 
@@ -33,6 +34,8 @@ enum Command {
     Dev(dev::DevOptions),
     /// Run a whole economy on this machine: database, chain, facilitator, seller and buyer, with real payments.
     Demo(demo::DemoOptions),
+    /// Buy a URL: pay what its seller asks for, up to a ceiling, exactly once.
+    Pay(Box<pay::PayArguments>),
     /// Bring the database up to date and end.
     Migrate(ServeOptions),
 }
@@ -74,6 +77,7 @@ pub async fn run(line: CommandLine) -> Result<(), CommandError> {
         Command::Serve(options) => serve::run(options.flags()).await,
         Command::Dev(options) => dev::run(options).await,
         Command::Demo(options) => demo::run(options).await,
+        Command::Pay(arguments) => pay::run(*arguments).await,
         Command::Migrate(options) => migrate::run(options.flags()).await,
     }
 }

@@ -102,7 +102,7 @@ async fn a_price_above_the_ceiling_is_never_signed() {
         .await
         .unwrap_err();
     assert!(matches!(error, BuyerError::TooDear { .. }), "{error}");
-    assert!(!error.money_may_move());
+    assert!(!error.money_may_have_moved());
     assert!(market.calls().is_empty());
     assert_eq!(market.runs(), 0);
 }
@@ -129,7 +129,7 @@ async fn a_pending_payment_is_presented_again_and_never_signed_twice() {
     let pending = || (200, failed("settlement_pending", HASH));
     // The seller repeats each settlement once: two presentations end pending, the third one succeeds.
     market.answers([pending(), pending(), (500, pending().1), pending()]);
-    let paid = client()
+    let paid = patient()
         .get(&format!("{seller}/report"), &cent())
         .await
         .unwrap();
@@ -148,7 +148,7 @@ async fn a_payment_that_stays_pending_is_reported_with_its_hash() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     market.answers((0..40).map(|_| (200, failed("settlement_pending", HASH))));
-    let error = client()
+    let error = patient()
         .get(&format!("{seller}/report"), &cent())
         .await
         .unwrap_err();
@@ -161,7 +161,7 @@ async fn a_payment_that_stays_pending_is_reported_with_its_hash() {
     };
     assert_eq!(transaction, HASH);
     assert_eq!(handed.amount.to_string(), "10000");
-    assert!(error.money_may_move());
+    assert!(error.money_may_have_moved());
     assert_eq!(
         market.asked().len(),
         12,
@@ -175,18 +175,26 @@ async fn a_refusal_reaches_the_buyer_with_its_code_and_its_consequence() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let url = format!("{seller}/report");
-    for (reason, transaction, may_move) in [
-        ("invalid_exact_evm_insufficient_balance", "", false),
-        ("duplicate_settlement", HASH, true),
-        ("unexpected_settle_error", "", true),
+    for (reason, transaction, code) in [
+        (
+            "invalid_exact_evm_insufficient_balance",
+            "",
+            "payment_refused",
+        ),
+        ("duplicate_settlement", HASH, "payment_used"),
+        ("unexpected_settle_error", "", "payment_refused"),
     ] {
         market.answers([(200, failed(reason, transaction))]);
         let error = client().get(&url, &cent()).await.unwrap_err();
-        let BuyerError::Refused { reason: told, .. } = &error else {
-            panic!("{error}")
-        };
-        assert_eq!(told, reason);
-        assert_eq!(error.money_may_move(), may_move, "{reason}");
+        assert_eq!(error.code(), code, "{error}");
+        if let BuyerError::Refused { reason: told, .. } = &error {
+            assert_eq!(told, reason);
+        }
+        assert_eq!(error.transaction().unwrap_or_default(), transaction);
+        assert!(
+            error.money_may_have_moved(),
+            "the seller holds the payment: {reason}"
+        );
     }
     assert_eq!(market.runs(), 0);
 }
@@ -231,14 +239,15 @@ async fn a_payment_never_follows_a_redirect_and_an_unpaid_request_stays_with_its
         );
     let thief = market.open(thief).await;
     for path in ["/paid", "/moved"] {
-        let paid = client()
+        let error = client()
             .get(&format!("{thief}{path}"), &cent())
             .await
-            .unwrap();
-        assert_eq!(
-            paid.status, 307,
-            "{path}: the redirect comes back to the caller"
+            .unwrap_err();
+        assert!(
+            matches!(&error, BuyerError::Redirected { location, .. } if location.ends_with("/caught")),
+            "{path}: {error}"
         );
+        assert!(error.money_may_have_moved());
     }
     let unpaid = client()
         .get(&format!("{thief}/gone"), &cent())

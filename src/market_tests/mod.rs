@@ -1,6 +1,8 @@
 //! Buyer and seller over real sockets, with a facilitator that answers what a test tells it to.
 
 mod buying;
+mod hostile;
+mod journaling;
 mod selling;
 
 use std::collections::VecDeque;
@@ -149,12 +151,18 @@ async fn broken(State(runs): State<Arc<AtomicUsize>>) -> StatusCode {
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
+/// A client that gives up at once.
 fn client() -> Client {
     let clock = ManualClock::new(datetime!(2026-01-02 03:04:05 UTC));
     Client::new(Signer::from_key(KEY).unwrap())
         .unwrap()
         .clock(Arc::new(clock))
-        .pending_pause(Duration::ZERO)
+        .recovery(0, Duration::ZERO, Duration::from_mins(1))
+}
+
+/// One that presents an open payment five times more.
+fn patient() -> Client {
+    client().recovery(5, Duration::ZERO, Duration::from_mins(1))
 }
 
 fn cent() -> PayOptions {

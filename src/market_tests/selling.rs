@@ -65,7 +65,7 @@ async fn without_a_facilitator_nothing_is_served_and_nothing_is_told_about_it() 
             matches!(error, BuyerError::OutcomeUnknown { status: 502, .. }),
             "{error}"
         );
-        assert!(error.money_may_move());
+        assert!(error.money_may_have_moved());
     }
     assert_eq!(market.runs(), 0);
 }

@@ -8,9 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::protocol::challenge::{Offer, Resource, network_name};
 use crate::protocol::header::{self, HeaderError};
-use crate::protocol::{
-    ExactPayload, Network, PaymentRequired, PaymentRequirements, X402Version, field,
-};
+use crate::protocol::{Network, PaymentRequired, PaymentRequirements, X402Version, field};
 
 /// A payment, ready to be sent. Whoever holds it can have the money moved, so that it shows itself nowhere.
 #[derive(Clone, PartialEq, Eq)]
@@ -21,9 +19,9 @@ pub struct PaymentHeader {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct SentV2<'a> {
+struct SentV2<'a, P> {
     x402_version: X402Version,
-    payload: &'a ExactPayload,
+    payload: &'a P,
     #[serde(skip_serializing_if = "Option::is_none")]
     resource: Option<&'a Resource>,
     accepted: &'a Value,
@@ -33,22 +31,23 @@ struct SentV2<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct SentV1<'a> {
+struct SentV1<'a, P> {
     x402_version: X402Version,
     scheme: &'static str,
     network: String,
-    payload: &'a ExactPayload,
+    payload: &'a P,
 }
 
 impl PaymentHeader {
-    /// Pays `offer`, an entry of `challenge`: in v2 the entry, the resource and the extensions go back as they came.
+    /// Pays `offer`, an entry of `challenge`, with the scheme's payload: in v2 the entry, the resource and the extensions go back
+    /// as they came.
     ///
     /// # Errors
     /// When the payment has no JSON form, which a parsed challenge always has.
-    pub fn present(
+    pub fn present<P: Serialize>(
         challenge: &PaymentRequired,
         offer: &Offer,
-        payload: &ExactPayload,
+        payload: &P,
     ) -> Result<Self, serde_json::Error> {
         match offer.version {
             X402Version::V2 => Ok(Self {
@@ -72,6 +71,15 @@ impl PaymentHeader {
                 })?,
             }),
         }
+    }
+
+    /// A payment that was made before, from its dialect and its value.
+    pub const fn kept(version: X402Version, value: String) -> Self {
+        let name = match version {
+            X402Version::V1 => header::X_PAYMENT,
+            X402Version::V2 => header::PAYMENT_SIGNATURE,
+        };
+        Self { name, value }
     }
 
     /// The request header that carries it.
@@ -179,7 +187,7 @@ fn same_offer(accepted: &PaymentRequirements, offered: &PaymentRequirements) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Amount, Authorization};
+    use crate::protocol::{Amount, Authorization, ExactPayload};
     use alloy::primitives::{B256, Bytes};
     use serde_json::json;
 

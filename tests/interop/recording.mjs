@@ -11,11 +11,11 @@ export function recordingFetch(name) {
   return { sent, fetchAndRecord };
 }
 
-/** Prints one line: the answer's status and body, its decoded receipt or null, the payment header sent. */
-export async function print(response, receiptName, decode, header) {
+/** Prints one line: the answer's status and body, its decoded receipt or null, the payment header sent, and what the buyer adds. */
+export async function print(response, receiptName, decode, header, more = {}) {
   const text = await response.text();
   const receipt = response.headers.get(receiptName);
-  const line = { status: response.status, body: parsed(text), payment: receipt ? decode(receipt) : null, header };
+  const line = { status: response.status, body: parsed(text), payment: receipt ? decode(receipt) : null, header, ...more };
   console.log(JSON.stringify(line));
 }
 

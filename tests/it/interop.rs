@@ -55,6 +55,19 @@ async fn the_official_v2_client_pays_an_official_v2_seller_and_its_header_is_wor
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_for_every_evm_network_finds_its_payment_id_in_the_result_header() {
+    let (world, seller, key) = market("seller_v2.mjs").await;
+    let url = format!("{}/report", seller.url);
+    let bought = buy("buyer_any_evm.mjs", &url, key, None).await;
+    one_purchase_moves_the_price(&world, &bought).await;
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(
+        bought.report["paymentId"], transfers[0]["transactionHash"],
+        "{bought:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_paid_before_the_request_at_an_official_seller_on_both_rails_and_in_both_flows()
  {
     for (rail, route) in [

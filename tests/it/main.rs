@@ -11,6 +11,8 @@ mod bounds;
 #[cfg(test)]
 mod broken_connections;
 #[cfg(test)]
+mod buyer;
+#[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod exactly_once;

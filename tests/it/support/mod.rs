@@ -9,6 +9,7 @@ mod peers;
 mod proxy;
 mod purchase;
 mod session;
+mod shopper;
 mod wait;
 mod world;
 
@@ -21,5 +22,6 @@ pub(crate) use peers::{Bought, Seller, buy, buy_with};
 pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
 pub(crate) use session::Negotiated;
+pub(crate) use shopper::{Middle, Passage, Shopper, Shown};
 pub(crate) use wait::eventually;
 pub(crate) use world::{Setup, World};

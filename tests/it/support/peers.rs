@@ -71,6 +71,8 @@ pub(crate) struct Bought {
     pub(crate) payment: Value,
     /// The payment header that was sent.
     pub(crate) header: String,
+    /// The whole report.
+    pub(crate) report: Value,
 }
 
 /// Runs a buyer of `tests/interop`; with `replayed` it presents that header and signs nothing.
@@ -107,5 +109,6 @@ pub(crate) async fn buy_with(
         body: report["body"].clone(),
         payment: report["payment"].clone(),
         header: report["header"].as_str().unwrap_or_default().to_owned(),
+        report,
     }
 }

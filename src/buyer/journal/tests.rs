@@ -1,0 +1,134 @@
+use super::*;
+use crate::protocol::Network;
+use alloy::primitives::B256;
+
+fn key(id: &str) -> PurchaseKey {
+    let url = "https://shop.example/report".parse().unwrap();
+    PurchaseKey::new(Address::ZERO, Some(id), ("GET", &url, b""))
+}
+
+fn payment(amount: &str) -> OpenPayment {
+    let url: Url = "https://shop.example/report?key=secret".parse().unwrap();
+    OpenPayment {
+        asked: url.clone(),
+        presented_to: url,
+        version: X402Version::V2,
+        header: "aGVhZGVy".to_owned(),
+        handed: Handed {
+            network: Network::from_chain_id(84_532),
+            asset: Address::repeat_byte(1),
+            payer: Address::repeat_byte(2),
+            pay_to: Address::repeat_byte(3),
+            amount: amount.parse().unwrap(),
+            nonce: B256::repeat_byte(4),
+            valid_before: Some(1_900_000_000),
+        },
+        session: None,
+        transaction: None,
+    }
+}
+
+#[test]
+fn a_purchase_is_known_by_payer_method_url_and_body_or_by_its_name() {
+    let url: Url = "https://a.example/x".parse().unwrap();
+    let other: Url = "https://a.example/y".parse().unwrap();
+    let payer = Address::ZERO;
+    let known = PurchaseKey::new(payer, None, ("GET", &url, b"1"));
+    assert_eq!(known, PurchaseKey::new(payer, None, ("GET", &url, b"1")));
+    for different in [
+        PurchaseKey::new(Address::repeat_byte(1), None, ("GET", &url, b"1")),
+        PurchaseKey::new(payer, None, ("POST", &url, b"1")),
+        PurchaseKey::new(payer, None, ("GET", &other, b"1")),
+        PurchaseKey::new(payer, None, ("GET", &url, b"2")),
+        PurchaseKey::new(payer, Some("order"), ("GET", &url, b"1")),
+    ] {
+        assert_ne!(known, different);
+    }
+    let named = PurchaseKey::new(payer, Some("order"), ("GET", &url, b"1"));
+    assert_eq!(
+        named,
+        PurchaseKey::new(payer, Some("order"), ("PUT", &other, b"2"))
+    );
+}
+
+#[test]
+fn what_is_open_survives_and_what_is_closed_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("purchases.jsonl");
+    let journal = Journal::open(&path).unwrap();
+    journal.begin(&key("one"), &payment("10")).unwrap();
+    journal.begin(&key("two"), &payment("20")).unwrap();
+    journal.name(&key("one"), "0xaa").unwrap();
+    journal.name(&key("one"), "0xbb").unwrap();
+    journal.close(&key("two")).unwrap();
+    drop(journal);
+    let journal = Journal::open(&path).unwrap();
+    let found = journal.find(&key("one")).unwrap();
+    assert_eq!(
+        found.transaction.as_deref(),
+        Some("0xaa"),
+        "the first one stays"
+    );
+    assert_eq!(found.header, "aGVhZGVy");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 1, "what is closed is not kept");
+    assert!(journal.find(&key("two")).is_none());
+    assert_eq!(journal.committed(Address::repeat_byte(2)), U256::from(10));
+    assert_eq!(journal.committed(Address::repeat_byte(9)), U256::ZERO);
+    journal.close(&key("one")).unwrap();
+    drop(journal);
+    assert!(Journal::open(&path).unwrap().unresolved().is_empty());
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        b"",
+        "nothing is open: nothing is kept"
+    );
+}
+
+#[test]
+fn a_torn_last_line_is_dropped_wherever_it_broke_and_a_broken_middle_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("purchases.jsonl");
+    let journal = Journal::open(&path).unwrap();
+    journal.begin(&key("one"), &payment("10")).unwrap();
+    let first = std::fs::read(&path).unwrap().len();
+    journal.begin(&key("two"), &payment("20")).unwrap();
+    drop(journal);
+    let whole = std::fs::read(&path).unwrap();
+    for end in first..whole.len() {
+        std::fs::write(&path, &whole[..end]).unwrap();
+        let journal = Journal::open(&path).unwrap();
+        assert!(
+            journal.find(&key("one")).is_some() && journal.find(&key("two")).is_none(),
+            "{end}"
+        );
+        journal.begin(&key("three"), &payment("30")).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(&path).unwrap().unresolved().len(), 2, "{end}");
+    }
+    let mut broken = whole;
+    broken[3] = b'?';
+    std::fs::write(&path, &broken).unwrap();
+    assert!(matches!(
+        Journal::open(&path),
+        Err(JournalError::Corrupt { line: 1, .. })
+    ));
+    assert_eq!(std::fs::read(&path).unwrap(), broken, "nothing is changed");
+}
+
+#[test]
+fn one_process_at_a_time_has_the_file_and_only_its_owner_may_read_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("purchases.jsonl");
+    let journal = Journal::open(&path).unwrap();
+    assert!(matches!(Journal::open(&path), Err(JournalError::InUse(_))));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    assert!(!format!("{journal:?} {:?}", payment("1")).contains("secret"));
+    drop(journal);
+    Journal::open(&path).unwrap();
+}

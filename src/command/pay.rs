@@ -1,0 +1,357 @@
+//! `x402d pay`: buys one URL. Killed and run again it presents the same payment: what it signs is in a file before it leaves.
+
+use std::fs::{self, DirBuilder};
+use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alloy::primitives::Address;
+use clap::Args;
+use reqwest::Method;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::buyer::{
+    BuyerError, Client, Handed, Journal, JournalError, Paid, PayOptions, Request, SessionUse,
+    Signer,
+};
+use crate::command::{CommandError, say};
+use crate::config::{Environment, ProcessEnvironment};
+use crate::embedded::{default_data_dir, running_as_root};
+use crate::protocol::{Amount, Network, X402Version};
+
+/// Decimals of every token that is paid with unless the caller names others, which this command does not let them.
+const DECIMALS: u8 = 6;
+/// How long another purchase is waited for.
+const JOURNAL_WAIT: Duration = Duration::from_mins(3);
+const JOURNAL_LOOK: Duration = Duration::from_millis(50);
+/// The longest key file, in bytes.
+const SECRET_BYTES_MAX: u64 = 4096;
+
+/// What to buy, for how much, and who pays.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The payer's key comes from X402D_BUYER_KEY, or from one of --key-file, --mnemonic-file and --keystore; it is \
+    never given on the command line. A keystore's password comes from X402D_KEYSTORE_PASSWORD or --password-file. With \
+    X402D_BUYER_RPC_URL and --network, an expired payment is looked up on the chain, and --transfer can send money."
+)]
+pub(super) struct PayArguments {
+    /// What to buy.
+    url: String,
+    /// The most to pay, in dollars, such as 0.01.
+    #[arg(long, value_name = "DOLLARS")]
+    max: String,
+    #[command(flatten)]
+    session: SessionArguments,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// The method of the request; POST when there is --data, else GET.
+    #[arg(long, short = 'X')]
+    method: Option<Method>,
+    /// The body of the request; @FILE reads it from a file.
+    #[arg(long, short = 'd', value_name = "TEXT")]
+    data: Option<String>,
+    /// A header of the request, such as 'accept: application/json'; may be repeated.
+    #[arg(long, short = 'H', value_name = "NAME: VALUE")]
+    header: Vec<String>,
+    /// Pay on this network alone, such as base-sepolia or eip155:84532.
+    #[arg(long)]
+    network: Option<String>,
+    /// Speak this version of x402 where the seller speaks both.
+    #[arg(long, value_name = "1|2")]
+    x402_version: Option<u8>,
+    /// Your own name for the purchase; without it method, URL and body tell purchases apart.
+    #[arg(long, value_name = "NAME")]
+    purchase_id: Option<String>,
+    /// An earlier payment for this purchase has expired, and you have made sure that it moved no money: sign another one.
+    #[arg(long)]
+    sign_again: bool,
+    #[command(flatten)]
+    payer: PayerArguments,
+    /// Where purchases are written down.
+    #[arg(long, value_name = "FOLDER", env = "X402D_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// How the money moves.
+#[derive(Debug, Args)]
+struct SessionArguments {
+    /// Negotiate a payment session and have the money moved before the paid request.
+    #[arg(long)]
+    session: bool,
+    /// The same, but send the money by a transaction of the payer's own.
+    #[arg(long, conflicts_with = "session")]
+    transfer: bool,
+    /// Where to negotiate the session; the seller's facilitator unless given.
+    #[arg(long, value_name = "URL")]
+    facilitator: Option<Url>,
+}
+
+/// Who pays.
+#[derive(Debug, Args)]
+#[group(multiple = true)]
+struct PayerArguments {
+    /// A file with the private key in hex.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mnemonic_file", "keystore"])]
+    key_file: Option<PathBuf>,
+    /// A file with a BIP-39 mnemonic.
+    #[arg(long, value_name = "FILE", conflicts_with = "keystore")]
+    mnemonic_file: Option<PathBuf>,
+    /// Which account of the mnemonic: m/44'/60'/0'/0/INDEX.
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    account_index: u32,
+    /// An encrypted keystore file (Web3 v3 JSON).
+    #[arg(long, value_name = "FILE")]
+    keystore: Option<PathBuf>,
+    /// A file with the keystore's password.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// The contract wallet that pays; the key is its owner's.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["mnemonic_file", "keystore"])]
+    wallet: Option<Address>,
+}
+
+pub(super) async fn run(arguments: PayArguments) -> Result<(), CommandError> {
+    let request = arguments.request()?;
+    let network = arguments.network.as_deref().map(network).transpose()?;
+    let options = arguments.options(network)?;
+    let signer = arguments.payer.signer(&ProcessEnvironment)?;
+    let journal = journal(arguments.data_dir.as_deref()).await?;
+    let mut client = Client::new(signer)?.journal(journal);
+    if let Some(url) = &arguments.session.facilitator {
+        client = client.facilitator(url.clone());
+    }
+    if let (Some(url), Some(network)) = (ProcessEnvironment.get("X402D_BUYER_RPC_URL"), network) {
+        let url = Url::parse(&url).map_err(|_| "X402D_BUYER_RPC_URL: expected a URL")?;
+        client = client.chain(network, url);
+    }
+    match client.send(request, &options).await {
+        Ok(paid) => {
+            if arguments.json {
+                say(&result_json(&paid).to_string());
+            } else {
+                show(&paid);
+            }
+            let failed = || format!("the seller answered {}", paid.status).into();
+            paid.status.is_success().then_some(()).ok_or_else(failed)
+        }
+        Err(error) => {
+            if arguments.json {
+                say(&error_json(&error).to_string());
+            } else {
+                explain(&error);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+impl PayArguments {
+    fn request(&self) -> Result<Request, CommandError> {
+        let body = match self
+            .data
+            .as_deref()
+            .map(|data| (data, data.strip_prefix('@')))
+        {
+            Some((_, Some(file))) => {
+                Some(fs::read(file).map_err(|error| format!("--data: {file}: {error}"))?)
+            }
+            Some((text, None)) => Some(text.as_bytes().to_vec()),
+            None => None,
+        };
+        let usual = if body.is_some() {
+            Method::POST
+        } else {
+            Method::GET
+        };
+        let mut headers = HeaderMap::new();
+        for text in &self.header {
+            let expected = "--header: expected 'name: value'";
+            let (name, value) = text.split_once(':').ok_or(expected)?;
+            let name: HeaderName = name.trim().parse().map_err(|_| expected)?;
+            headers.append(
+                name,
+                HeaderValue::from_str(value.trim()).map_err(|_| expected)?,
+            );
+        }
+        let method = self.method.clone().unwrap_or(usual);
+        let request = Request::new(method, &self.url)?.headers(headers)?;
+        Ok(request.body(body.unwrap_or_default()))
+    }
+
+    fn options(&self, network: Option<Network>) -> Result<PayOptions, CommandError> {
+        let ceiling =
+            Amount::from_dollars(&self.max, DECIMALS).map_err(|error| format!("--max: {error}"))?;
+        let version = match self.x402_version {
+            None => None,
+            Some(1) => Some(X402Version::V1),
+            Some(2) => Some(X402Version::V2),
+            Some(_) => return Err("--x402-version: expected 1 or 2".into()),
+        };
+        let sessions = match (self.session.session, self.session.transfer) {
+            (_, true) => SessionUse::Transfer,
+            (true, false) => SessionUse::PayFirst,
+            (false, false) => SessionUse::Offered,
+        };
+        Ok(PayOptions {
+            version,
+            network,
+            purchase_id: self.purchase_id.clone(),
+            sessions,
+            sign_again: self.sign_again,
+            ..PayOptions::up_to(ceiling)
+        })
+    }
+}
+
+impl PayerArguments {
+    fn signer(&self, environment: &dyn Environment) -> Result<Signer, CommandError> {
+        if let Some(file) = &self.keystore {
+            let password = match &self.password_file {
+                Some(file) => secret(file)?,
+                None => environment
+                    .get("X402D_KEYSTORE_PASSWORD")
+                    .ok_or("--keystore: its password comes from X402D_KEYSTORE_PASSWORD or --password-file")?,
+            };
+            return Ok(Signer::from_keystore(file, &password)?);
+        }
+        if let Some(file) = &self.mnemonic_file {
+            return Ok(Signer::from_mnemonic(&secret(file)?, self.account_index)?);
+        }
+        let key = match &self.key_file {
+            Some(file) => secret(file)?,
+            None => environment.get("X402D_BUYER_KEY").ok_or(
+                "who pays? set X402D_BUYER_KEY, or give --key-file, --mnemonic-file or --keystore",
+            )?,
+        };
+        Ok(match self.wallet {
+            Some(wallet) => Signer::for_wallet(&key, wallet)?,
+            None => Signer::from_key(&key)?,
+        })
+    }
+}
+
+/// The text of a small file, without the line's end.
+fn secret(file: &Path) -> Result<String, CommandError> {
+    let unreadable = |error: std::io::Error| format!("{}: {error}", file.display());
+    if fs::metadata(file).map_err(unreadable)?.len() > SECRET_BYTES_MAX {
+        return Err(format!("{}: longer than {SECRET_BYTES_MAX} bytes", file.display()).into());
+    }
+    let text = fs::read_to_string(file).map_err(unreadable)?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn network(text: &str) -> Result<Network, CommandError> {
+    let named = Network::from_v1_name(text).or_else(|| text.parse().ok());
+    named.ok_or_else(|| {
+        format!("--network: expected a name such as base-sepolia or eip155:84532, got {text:?}")
+            .into()
+    })
+}
+
+/// The journal of this user, once no other purchase uses it.
+async fn journal(data_dir: Option<&Path>) -> Result<Journal, CommandError> {
+    let environment = |name: &str| ProcessEnvironment.get(name);
+    let folder = default_data_dir(data_dir, &environment, running_as_root());
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let folder = folder.join("buyer");
+    match DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(format!("{}: {error}", folder.display()).into());
+        }
+        Ok(()) | Err(_) => {}
+    }
+    let path = folder.join("purchases.jsonl");
+    let deadline = Instant::now() + JOURNAL_WAIT;
+    loop {
+        match Journal::open(&path) {
+            Err(JournalError::InUse(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(JOURNAL_LOOK).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// The body goes to the output, what it cost beside it.
+fn show(paid: &Paid) {
+    let mut out = std::io::stdout().lock();
+    out.write_all(&paid.body).and_then(|()| out.flush()).ok();
+    drop(out);
+    let mut lines = vec![format!("status       {}", paid.status)];
+    if let Some(handed) = &paid.handed {
+        lines.push(format!(
+            "paid         {} atomic units of {} on {}",
+            handed.amount, handed.asset, handed.network
+        ));
+        lines.push(format!("to           {}", handed.pay_to));
+        lines.push(format!(
+            "transaction  {}",
+            paid.transaction().unwrap_or("none named by the seller")
+        ));
+    }
+    if let Some(session) = &paid.session {
+        lines.push(format!("session      {}", session.id));
+    }
+    aside(&lines);
+}
+
+fn explain(error: &BuyerError) {
+    let mut lines = Vec::new();
+    if let Some(handed) = error.handed() {
+        lines.push(format!(
+            "{} atomic units of {} on {} may have moved to {}",
+            handed.amount, handed.asset, handed.network, handed.pay_to
+        ));
+        lines.push(format!("nonce        {}", handed.nonce));
+        if let Some(end) = until(handed) {
+            lines.push(format!("until        {end}"));
+        }
+        if let Some(hash) = error.transaction() {
+            lines.push(format!("transaction  {hash}, says the seller"));
+        }
+    } else {
+        lines.push("no money has moved".to_owned());
+    }
+    lines.push(error.advice().to_owned());
+    aside(&lines);
+}
+
+/// For the person at the terminal, beside what a program would read.
+fn aside(lines: &[String]) {
+    let mut out = std::io::stderr().lock();
+    writeln!(out, "\n{}", lines.join("\n")).ok();
+}
+
+/// Until when a payment can land.
+fn until(handed: &Handed) -> Option<String> {
+    let end = OffsetDateTime::from_unix_timestamp(handed.valid_before?).ok()?;
+    end.format(&Rfc3339).ok()
+}
+
+fn handed_json(handed: &Handed) -> Value {
+    json!({"network": handed.network, "asset": handed.asset, "payer": handed.payer, "payTo": handed.pay_to, "amount": handed.amount,
+        "nonce": handed.nonce, "validBefore": until(handed)})
+}
+
+fn result_json(paid: &Paid) -> Value {
+    let body = paid
+        .json()
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&paid.body).into_owned()));
+    let session = paid.session.as_ref().map(|session| {
+        json!({"id": session.id, "facilitator": session.facilitator, "transaction": session.transaction})
+    });
+    json!({"status": paid.status.as_u16(), "transaction": paid.transaction(), "paid": paid.handed.as_ref().map(handed_json),
+        "payment": paid.payment, "session": session, "body": body})
+}
+
+fn error_json(error: &BuyerError) -> Value {
+    json!({"error": {"code": error.code(), "message": error.to_string(), "moneyMayHaveMoved": error.money_may_have_moved(),
+        "transaction": error.transaction(), "signed": error.handed().map(handed_json), "advice": error.advice()}})
+}

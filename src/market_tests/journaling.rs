@@ -1,0 +1,341 @@
+//! One purchase, one payment that can land: across calls, clients, and lives of the process.
+
+use std::collections::HashSet;
+
+use super::*;
+use crate::buyer::{Journal, JournalError};
+
+/// The nonces that the facilitator was asked to settle.
+fn nonces(market: &Market) -> HashSet<String> {
+    let asked = market.asked();
+    let nonce =
+        |body: &Value| body["paymentPayload"]["payload"]["authorization"]["nonce"].to_string();
+    asked.iter().map(|(_, body)| nonce(body)).collect()
+}
+
+fn at(unix: i64) -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(
+        time::OffsetDateTime::from_unix_timestamp(unix).unwrap(),
+    ))
+}
+
+const NOW: i64 = 1_767_323_045;
+/// Offers are valid for 300 s, and the buyer waits 60 s longer.
+const LATER: i64 = NOW + 361;
+
+/// A facilitator's outage, as the seller tells it: with the repetition that the seller makes.
+fn outage(market: &Market) {
+    market.answers([(503, json!({})), (503, json!({}))]);
+}
+
+#[tokio::test]
+async fn a_call_after_a_lost_answer_presents_the_same_payment_also_in_another_life() {
+    let mut market = Market::default();
+    let url = format!("{}/report", market.seller(Flow::Upfront).await);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("purchases.jsonl");
+    for _ in 0..3 {
+        market.script.lock().unwrap().answers.clear();
+        outage(&market);
+        let buyer = client().journal(Journal::open(&path).unwrap());
+        let error = buyer.get(&url, &cent()).await.unwrap_err();
+        assert!(error.money_may_have_moved(), "{error}");
+    }
+    market.script.lock().unwrap().answers.clear();
+    let buyer = client().journal(Journal::open(&path).unwrap());
+    assert_eq!(buyer.committed().to_string(), "10000");
+    assert_eq!(buyer.get(&url, &cent()).await.unwrap().status, 200);
+    assert_eq!(nonces(&market).len(), 1);
+    assert_eq!(buyer.get(&url, &cent()).await.unwrap().status, 200);
+    assert_eq!(
+        nonces(&market).len(),
+        2,
+        "the first purchase is closed: this is another one"
+    );
+    assert_eq!(buyer.committed().to_string(), "20000");
+}
+
+#[tokio::test]
+async fn other_bodies_methods_and_ids_are_other_purchases_and_an_id_stays_at_its_place() {
+    let mut market = Market::default();
+    let seller = market.seller(Flow::Upfront).await;
+    let report = format!("{seller}/report");
+    let buyer = client();
+    let named = |id: &str| PayOptions {
+        purchase_id: Some(id.to_owned()),
+        ..cent()
+    };
+    for (url, options) in [
+        (report.clone(), cent()),
+        (format!("{report}?day=7"), cent()),
+        (report.clone(), named("first")),
+        (report.clone(), named("second")),
+        (format!("{report}?day=8"), named("second")),
+    ] {
+        market.script.lock().unwrap().answers.clear();
+        outage(&market);
+        buyer.get(&url, &options).await.unwrap_err();
+    }
+    assert_eq!(nonces(&market).len(), 4);
+    let asked = market.asked().len();
+    let elsewhere = buyer
+        .get(&format!("{seller}/broken"), &named("first"))
+        .await;
+    let error = elsewhere.unwrap_err();
+    assert!(
+        matches!(error, BuyerError::Journal(JournalError::OtherRequest)),
+        "{error}"
+    );
+    assert_eq!(market.asked().len(), asked);
+}
+
+#[tokio::test]
+async fn after_its_time_a_payment_is_presented_once_more_and_only_a_plain_refusal_lets_another_be_signed()
+ {
+    for (told, hash, again) in [
+        (
+            Some("invalid_exact_evm_payload_authorization_valid_before"),
+            "",
+            true,
+        ),
+        (Some("duplicate_settlement"), "", false),
+        (Some("invalid_exact_evm_nonce_already_used"), "", false),
+        (Some("settlement_pending"), HASH, false),
+        (Some("invalid_exact_evm_transaction_failed"), HASH, false),
+        (None, "", false),
+    ] {
+        let mut market = Market::default();
+        let url = format!("{}/report", market.seller(Flow::Upfront).await);
+        let journal = Journal::in_memory();
+        outage(&market);
+        let early = client().journal(journal.clone());
+        early.get(&url, &cent()).await.unwrap_err();
+        let signed = nonces(&market);
+        market.script.lock().unwrap().answers.clear();
+        let later = client().journal(journal.clone()).clock(at(LATER));
+        match told {
+            Some(reason) => market.answers(
+                (0..2)
+                    .map(|_| (200, failed(reason, hash)))
+                    .take(if reason == "settlement_pending" { 2 } else { 1 }),
+            ),
+            None => outage(&market),
+        }
+        let outcome = later.get(&url, &cent()).await;
+        let told = told.unwrap_or("an outage");
+        if again {
+            assert_eq!(outcome.unwrap().status, 200, "{told}");
+            assert_eq!(nonces(&market).len(), 2, "{told}");
+            continue;
+        }
+        let error = outcome.unwrap_err();
+        assert_eq!(error.code(), "unresolved", "{told}: {error}");
+        assert_eq!(error.transaction().unwrap_or_default(), hash, "{told}");
+        assert_eq!(nonces(&market), signed, "{told}");
+        // The caller has looked the nonce up, and says so.
+        market.script.lock().unwrap().answers.clear();
+        market.answers([(
+            200,
+            failed("invalid_exact_evm_payload_authorization_valid_before", ""),
+        )]);
+        let sure = PayOptions {
+            sign_again: true,
+            ..cent()
+        };
+        assert_eq!(later.get(&url, &sure).await.unwrap().status, 200, "{told}");
+        assert_eq!(nonces(&market).len(), 2, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_payment_that_can_land_is_not_replaced_even_when_the_caller_says_so() {
+    let mut market = Market::default();
+    let url = format!("{}/report", market.seller(Flow::Upfront).await);
+    let buyer = client();
+    let sure = PayOptions {
+        sign_again: true,
+        ..cent()
+    };
+    for _ in 0..2 {
+        market.answers([(200, failed("invalid_exact_evm_insufficient_balance", ""))]);
+        buyer.get(&url, &sure).await.unwrap_err();
+    }
+    assert_eq!(nonces(&market).len(), 1);
+}
+
+#[tokio::test]
+async fn copies_of_one_call_take_turns_and_each_pays_once() {
+    let mut market = Market::default();
+    let url = format!("{}/report", market.seller(Flow::Upfront).await);
+    let buyer = patient();
+    let mut calls = JoinSet::new();
+    for _ in 0..8 {
+        let (buyer, url) = (buyer.clone(), url.clone());
+        calls.spawn(async move { buyer.get(&url, &cent()).await.unwrap().status });
+    }
+    assert!(calls.join_all().await.iter().all(|status| *status == 200));
+    assert_eq!(nonces(&market).len(), 8, "eight purchases were asked for");
+    assert_eq!(buyer.committed().to_string(), "80000");
+}
+
+#[tokio::test]
+async fn the_budget_counts_what_was_paid_and_what_may_still_land() {
+    let mut market = Market::default();
+    let seller = market.seller(Flow::Upfront).await;
+    let url = |day: u8| format!("{seller}/report?day={day}");
+    let buyer = client().budget("25000".parse().unwrap());
+    assert_eq!(buyer.get(&url(1), &cent()).await.unwrap().status, 200);
+    outage(&market);
+    buyer.get(&url(2), &cent()).await.unwrap_err();
+    market.script.lock().unwrap().answers.clear();
+    let error = buyer.get(&url(3), &cent()).await.unwrap_err();
+    assert!(
+        matches!(&error, BuyerError::OverBudget { committed, .. } if committed.to_string() == "20000"),
+        "{error}"
+    );
+    assert!(!error.money_may_have_moved());
+    assert_eq!(nonces(&market).len(), 2);
+    assert_eq!(
+        buyer.get(&url(2), &cent()).await.unwrap().status,
+        200,
+        "what is signed already fits"
+    );
+
+    let rush = client().budget("30000".parse().unwrap());
+    let mut calls = JoinSet::new();
+    for day in 10..20 {
+        let (rush, url) = (rush.clone(), url(day));
+        calls.spawn(async move { rush.get(&url, &cent()).await.is_ok() });
+    }
+    let bought = calls
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|bought| *bought)
+        .count();
+    assert_eq!(
+        bought, 3,
+        "ten at once spend no more than one after the other"
+    );
+}
+
+#[tokio::test]
+async fn hooks_see_the_payment_before_it_is_signed_and_after_it_ended() {
+    let mut market = Market::default();
+    let url = format!("{}/report", market.seller(Flow::Upfront).await);
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (before, after) = (Arc::clone(&heard), Arc::clone(&heard));
+    let buyer = client()
+        .before_payment(move |proposed, url| {
+            before
+                .lock()
+                .unwrap()
+                .push(format!("{} for {}", proposed.amount, url.path()));
+            if url.query() == Some("dear") {
+                Err("not today".to_owned())
+            } else {
+                Ok(())
+            }
+        })
+        .after_payment(move |_, ended| {
+            let text = match ended {
+                Ok(paid) => paid.transaction().unwrap_or("no hash").to_owned(),
+                Err(error) => error.code().to_owned(),
+            };
+            after.lock().unwrap().push(text);
+        });
+    buyer.get(&url, &cent()).await.unwrap();
+    market.answers([(200, failed("invalid_exact_evm_insufficient_balance", ""))]);
+    buyer.get(&url, &cent()).await.unwrap_err();
+    let error = buyer
+        .get(&format!("{url}?dear"), &cent())
+        .await
+        .unwrap_err();
+    assert!(matches!(&error, BuyerError::Declined(why) if why == "not today"));
+    assert!(!error.money_may_have_moved());
+    let heard = heard.lock().unwrap().clone();
+    let asked = "10000 for /report";
+    assert_eq!(heard, [asked, HASH, asked, "payment_refused", asked]);
+}
+
+#[tokio::test]
+async fn every_method_carries_its_body_twice() {
+    let mut market = Market::default();
+    let echo = Router::new().fallback(async |method: axum::http::Method, headers: HeaderMap, body: String| {
+        if headers.contains_key("payment-signature") {
+            let kind = headers.get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+            return Json(json!({"method": method.as_str(), "body": body, "kind": kind})).into_response();
+        }
+        let challenge = json!({"x402Version": 2, "accepts": [{"scheme": "exact", "network": "eip155:84532", "amount": "10000",
+            "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "payTo": "0x2222222222222222222222222222222222222222",
+            "maxTimeoutSeconds": 300, "extra": {"name": "USDC", "version": "2"}}]});
+        (StatusCode::PAYMENT_REQUIRED, [(PAYMENT_REQUIRED, header::encode(&challenge).unwrap())]).into_response()
+    });
+    let url = market.open(echo).await;
+    let (buyer, order) = (client(), json!({"order": 7}));
+    let posted = buyer.post(&url, &order, &cent()).await.unwrap();
+    let put = buyer.put(&url, &order, &cent()).await.unwrap();
+    let deleted = buyer.delete(&url, &cent()).await.unwrap();
+    for (paid, method) in [(&posted, "POST"), (&put, "PUT")] {
+        let seen = json_of(paid);
+        assert_eq!(seen["method"], method);
+        assert_eq!(seen["body"], order.to_string());
+        assert_eq!(seen["kind"], "application/json");
+    }
+    assert_eq!(json_of(&deleted)["method"], "DELETE");
+}
+
+/// An endpoint of a chain at `time`, on which the payer's nonces are `used` or not.
+async fn chain(market: &mut Market, time: i64, used: bool) -> reqwest::Url {
+    let answer = async move |Json(call): Json<Value>| {
+        let result = if call["method"] == "eth_getBlockByNumber" {
+            json!({"number": "0x10", "timestamp": format!("{time:#x}")})
+        } else {
+            assert_eq!(
+                call["params"][1], "0x10",
+                "the nonce is looked up at that block"
+            );
+            json!(format!("0x{:064x}", u8::from(used)))
+        };
+        Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result}))
+    };
+    let router = Router::new().fallback(answer);
+    market.open(router).await.parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_chain_proves_that_an_expired_payment_moved_nothing_or_that_it_may_have() {
+    for (time, used, proven) in [
+        (NOW + 300, false, true),
+        (NOW + 299, false, false),
+        (NOW + 300, true, false),
+    ] {
+        let mut market = Market::default();
+        let url = format!("{}/report", market.seller(Flow::Upfront).await);
+        let rpc = chain(&mut market, time, used).await;
+        let journal = Journal::in_memory();
+        outage(&market);
+        let early = client().journal(journal.clone());
+        early.get(&url, &cent()).await.unwrap_err();
+        let before = market.asked().len();
+        market.script.lock().unwrap().answers.clear();
+        let later = client()
+            .journal(journal)
+            .clock(at(LATER))
+            .chain(BASE_SEPOLIA, rpc);
+        if proven {
+            assert_eq!(later.get(&url, &cent()).await.unwrap().status, 200);
+            assert_eq!(
+                market.asked().len(),
+                before + 1,
+                "the old payment is left alone"
+            );
+            assert_eq!(nonces(&market).len(), 2);
+        } else {
+            outage(&market);
+            let error = later.get(&url, &cent()).await.unwrap_err();
+            assert_eq!(error.code(), "unresolved", "{time} {used}");
+            assert_eq!(nonces(&market).len(), 1);
+        }
+    }
+}

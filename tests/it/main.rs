@@ -41,6 +41,8 @@ mod reorganisations;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]
+mod seller;
+#[cfg(test)]
 mod sessions;
 #[cfg(test)]
 mod storm;

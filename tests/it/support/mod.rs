@@ -10,6 +10,7 @@ mod proxy;
 mod purchase;
 mod session;
 mod shopper;
+mod stall;
 mod wait;
 mod world;
 
@@ -23,5 +24,6 @@ pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
 pub(crate) use session::Negotiated;
 pub(crate) use shopper::{Middle, Passage, Shopper, Shown};
+pub(crate) use stall::{Line, Stall, payment_header, present, receipt};
 pub(crate) use wait::eventually;
 pub(crate) use world::{Setup, World};

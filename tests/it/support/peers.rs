@@ -35,7 +35,7 @@ fn program(file: &str) -> Command {
 /// A seller that runs; killed on drop.
 pub(crate) struct Seller {
     pub(crate) url: String,
-    _child: Child,
+    child: Child,
 }
 
 impl Seller {
@@ -45,6 +45,29 @@ impl Seller {
         command
             .env("FACILITATOR_URL", facilitator)
             .env("PAY_TO", pay_to);
+        Self::run(command, file).await
+    }
+
+    /// Starts `examples/seller.rs` with further environment variables.
+    pub(crate) async fn example(
+        facilitator: &str,
+        pay_to: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut command = Command::new(example("seller").await);
+        command
+            .env_clear()
+            .env("FACILITATOR_URL", facilitator)
+            .env("PAY_TO", pay_to)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        Self::run(command, "examples/seller.rs").await
+    }
+
+    async fn run(mut command: Command, file: &str) -> Self {
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{file}: {error}; scripts/test installs what it needs"));
@@ -57,9 +80,27 @@ impl Seller {
             serde_json::from_str(&line.expect("the seller says where it listens")).unwrap();
         Self {
             url: line["listening"].as_str().unwrap().to_owned(),
-            _child: child,
+            child,
         }
     }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
+
+/// Builds an example and says where it is: a run of one test target builds none.
+pub(crate) async fn example(name: &str) -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build
+        .args(["build", "--quiet", "--locked", "--features", "failpoints"])
+        .args(["--example", name])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    assert!(build.status().await.unwrap().success());
+    let tests = std::env::current_exe().unwrap();
+    let target = tests.parent().unwrap().parent().unwrap();
+    target.join("examples").join(name)
 }
 
 /// What a buyer reports.

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::eventually;
+use super::peers::example;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -55,16 +56,7 @@ impl Shopper {
 
     /// Runs an example that buys, with the same key.
     pub(crate) async fn run_example(&self, name: &str, arguments: &[&str]) -> String {
-        // A run of one test target builds no examples.
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--quiet", "--locked", "--features", "failpoints"])
-            .args(["--example", name])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        assert!(build.status().await.unwrap().success());
-        let tests = std::env::current_exe().unwrap();
-        let target = tests.parent().unwrap().parent().unwrap();
-        let mut command = Command::new(target.join("examples").join(name));
+        let mut command = Command::new(example(name).await);
         command
             .args(arguments)
             .env_clear()

@@ -2,7 +2,8 @@
 //!
 //!     PAY_TO=0x… cargo run --example seller --features seller
 //!
-//! `FACILITATOR_URL` (http://127.0.0.1:4402), `NETWORK` (eip155:84532), `LISTEN` (127.0.0.1:3000) and `OWED_FILE` (owed.jsonl) say where. With
+//! `FACILITATOR_URL` (`http://127.0.0.1:4402`), `NETWORK` (`eip155:84532`), `LISTEN` (`127.0.0.1:3000`) and `OWED_FILE` (`owed.jsonl`) say
+//! where. With
 //! `OUT_OF_ORDER=1` the report cannot be made: its buyers are charged, and get it for the same payment once the seller runs without it.
 
 use std::env::var;

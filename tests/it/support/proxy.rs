@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     RequestLost,
     /// They wait until the fault changes, and then meet the new one.
     Hold,
+    /// They pass after this long, in milliseconds.
+    Slow(u64),
     /// A JSON-RPC error with this text, not forwarded.
     Error(&'static str),
     /// HTTP 200 with something that is not JSON, not forwarded.
@@ -112,6 +114,11 @@ impl Proxy {
         calls.get(method).copied().unwrap_or_default()
     }
 
+    /// How often anything was called.
+    pub(crate) fn all_calls(&self) -> usize {
+        self.shared.calls.lock().unwrap().values().sum()
+    }
+
     /// Waits until a method was called more than `before` times.
     pub(crate) async fn called(&self, method: &str, before: usize) {
         let what = format!("a call of {method}");
@@ -149,6 +156,10 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     };
     match fault {
         Fault::None => forward(&shared, body).await,
+        Fault::Slow(milliseconds) => {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            forward(&shared, body).await
+        }
         Fault::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Fault::AnswerLost => {
             forward(&shared, body).await;

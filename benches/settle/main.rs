@@ -1,0 +1,233 @@
+//! Settlement end to end: callers in a closed loop, real Postgres, a local chain with blocks by the clock, every answer audited
+//! against the chain.
+//!
+//!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- callers…]
+//!
+//! Each line is one run: so many callers, each with one request at a time, for eight blocks of two seconds. The generator, x402d,
+//! Postgres and the chain share the machine.
+#![expect(
+    clippy::print_stdout,
+    reason = "a benchmark is read where it is started"
+)]
+#![expect(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    reason = "a benchmark may end at the first surprise, as a test does"
+)]
+
+#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
+#[path = "../../tests/it/support/mod.rs"]
+mod support;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use alloy::primitives::{Address, U256};
+use serde_json::{Value, json};
+use support::{Chain, Fault, Purchase, Setup, World};
+use tokio::task::JoinSet;
+use x402d::embedded::TEST_USDC;
+
+const PAYEE: Address = Address::repeat_byte(0xbe);
+const BLOCK_S: u64 = 2;
+const BLOCKS: u64 = 8;
+/// Lanes; a node keeps about 16 transactions of one sender.
+const SIGNERS: usize = 4;
+/// Who pays; more would change nothing but the time it takes to give them money.
+const PAYERS: usize = 64;
+
+/// What one run showed.
+struct Run {
+    settled: usize,
+    failed: usize,
+    /// Milliseconds, sorted.
+    latencies: Vec<u128>,
+    took: Duration,
+    gas: u64,
+    transfers: usize,
+    calls: usize,
+    resident_kib: u64,
+}
+
+#[tokio::main]
+async fn main() {
+    let asked: Vec<usize> = std::env::args()
+        .filter_map(|text| text.parse().ok())
+        .collect();
+    let callers = if asked.is_empty() {
+        vec![1, 16, 64, 512, 4096]
+    } else {
+        asked
+    };
+    println!("callers  rpc ms  settled/s  failed    p50 ms    p99 ms  gas each  calls each  MiB");
+    for latency_ms in [0, 100] {
+        for callers in &callers {
+            let run = measure(*callers, latency_ms).await;
+            report(*callers, latency_ms, &run);
+        }
+    }
+}
+
+fn report(callers: usize, latency_ms: u64, run: &Run) {
+    let at = |percent: usize| {
+        let index =
+            (run.latencies.len() * percent / 100).min(run.latencies.len().saturating_sub(1));
+        run.latencies.get(index).copied().unwrap_or_default()
+    };
+    let each = |count: u64| count.checked_div(run.settled as u64).unwrap_or_default();
+    println!(
+        "{callers:>7} {latency_ms:>7} {:>10} {:>7} {:>9} {:>9} {:>9} {:>11} {:>4}",
+        run.settled as u128 * 1_000 / run.took.as_millis().max(1),
+        run.failed,
+        at(50),
+        at(99),
+        each(run.gas),
+        format!(
+            "{}.{:03}",
+            each(run.calls as u64),
+            each(run.calls as u64 * 1_000) % 1_000
+        ),
+        run.resident_kib / 1024,
+    );
+    assert_eq!(
+        run.transfers, run.settled,
+        "every success is one transfer, and nothing else moved"
+    );
+}
+
+async fn measure(callers: usize, latency_ms: u64) -> Run {
+    let setup = Setup {
+        signers: SIGNERS,
+        block_time_s: Some(BLOCK_S),
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let bodies = signed(&world, callers).await;
+    if latency_ms > 0 {
+        world.proxy.all(Fault::Slow(latency_ms));
+    }
+    let (first, calls) = (height(&world.chain).await, world.proxy.all_calls());
+    let http = reqwest::Client::builder()
+        .no_proxy()
+        .pool_max_idle_per_host(callers);
+    let http = http.timeout(Duration::from_secs(60)).build().unwrap();
+    let (next, bodies) = (Arc::new(AtomicUsize::new(0)), Arc::new(bodies));
+    let url = format!("{}/settle", world.facilitator.url());
+    let began = Instant::now();
+    let end = began + Duration::from_secs(BLOCK_S * BLOCKS);
+    let mut running = JoinSet::new();
+    for _ in 0..callers {
+        let (http, url, next, bodies) = (
+            http.clone(),
+            url.clone(),
+            Arc::clone(&next),
+            Arc::clone(&bodies),
+        );
+        running.spawn(async move {
+            let mut answers = Vec::new();
+            while Instant::now() < end {
+                let Some(body) = bodies.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    break;
+                };
+                let asked = Instant::now();
+                let request = http.post(&url).header("content-type", "application/json");
+                let answer: Value = match request.body(body.clone()).send().await {
+                    Ok(answer) => answer.json().await.unwrap_or_default(),
+                    Err(_) => Value::Null,
+                };
+                answers.push((asked.elapsed().as_millis(), answer));
+            }
+            answers
+        });
+    }
+    let answers: Vec<_> = running.join_all().await.into_iter().flatten().collect();
+    let took = began.elapsed();
+    audit(&world, &answers, Audited { first, calls, took }).await
+}
+
+/// Where a run began and how long it took.
+struct Audited {
+    first: u64,
+    calls: usize,
+    took: Duration,
+}
+
+async fn audit(world: &World, answers: &[(u128, Value)], run: Audited) -> Run {
+    let calls = world.proxy.all_calls() - run.calls;
+    let good: Vec<_> = answers
+        .iter()
+        .filter(|(_, answer)| answer["success"] == true)
+        .collect();
+    let told: HashSet<_> = good
+        .iter()
+        .map(|(_, answer)| answer["transaction"].clone())
+        .collect();
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    let moved: HashSet<_> = transfers
+        .iter()
+        .map(|log| log["transactionHash"].clone())
+        .collect();
+    assert!(told.is_subset(&moved), "every hash is on the chain");
+    let mut latencies: Vec<_> = good.iter().map(|(latency, _)| *latency).collect();
+    latencies.sort_unstable();
+    let mut gas = 0;
+    for number in run.first..=height(&world.chain).await {
+        let receipts = world
+            .chain
+            .call("eth_getBlockReceipts", json!([format!("0x{number:x}")]))
+            .await;
+        for receipt in receipts.as_array().into_iter().flatten() {
+            let used: U256 = serde_json::from_value(receipt["gasUsed"].clone()).unwrap();
+            gas += used.to::<u64>();
+        }
+    }
+    Run {
+        settled: good.len(),
+        failed: answers.len() - good.len(),
+        latencies,
+        took: run.took,
+        gas,
+        transfers: transfers.len(),
+        calls,
+        resident_kib: world.facilitator.resident_kib(),
+    }
+}
+
+async fn height(chain: &Chain) -> u64 {
+    let height: U256 =
+        serde_json::from_value(chain.call("eth_blockNumber", json!([])).await).unwrap();
+    height.to()
+}
+
+/// As many payments as can be asked for, signed before the clock runs.
+async fn signed(world: &World, callers: usize) -> Vec<String> {
+    let mut payers = Vec::new();
+    for _ in 0..PAYERS.min(callers.max(2)) {
+        payers.push(world.payer().await);
+    }
+    let wanted = (callers * usize::try_from(BLOCKS).unwrap() * 2)
+        .max(64)
+        .min(60_000);
+    let cores: Vec<_> = (0..2)
+        .map(|core| {
+            let payers = payers.clone();
+            tokio::task::spawn_blocking(move || -> Vec<String> {
+                let numbers = (0..wanted).filter(|number| number % 2 == core);
+                let body = |number: usize| {
+                    let payer = &payers[number % payers.len()];
+                    Purchase::new(payer, PAYEE, 100).body().to_string()
+                };
+                numbers.map(body).collect()
+            })
+        })
+        .collect();
+    let mut bodies = Vec::new();
+    for core in cores {
+        bodies.extend(core.await.unwrap());
+    }
+    bodies
+}

@@ -12,6 +12,7 @@
 #![expect(
     clippy::print_stderr,
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::indexing_slicing,
     clippy::as_conversions,
     reason = "a benchmark may end at the first surprise, as a test does"
@@ -114,7 +115,7 @@ async fn measure(callers: usize, latency_ms: u64) -> Run {
     let http = reqwest::Client::builder()
         .no_proxy()
         .pool_max_idle_per_host(callers);
-    let http = http.timeout(Duration::from_secs(60)).build().unwrap();
+    let http = http.timeout(Duration::from_mins(1)).build().unwrap();
     let (next, bodies) = (Arc::new(AtomicUsize::new(0)), Arc::new(bodies));
     let url = format!("{}/settle", world.facilitator.url());
     let began = Instant::now();
@@ -209,9 +210,7 @@ async fn signed(world: &World, callers: usize) -> Vec<String> {
     for _ in 0..PAYERS.min(callers.max(2)) {
         payers.push(world.payer().await);
     }
-    let wanted = (callers * usize::try_from(BLOCKS).unwrap() * 2)
-        .max(64)
-        .min(60_000);
+    let wanted = (callers * usize::try_from(BLOCKS).unwrap() * 2).clamp(64, 60_000);
     let cores: Vec<_> = (0..2)
         .map(|core| {
             let payers = payers.clone();

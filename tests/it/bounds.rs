@@ -1,11 +1,12 @@
 //! What is limited, and what is answered when a limit is reached.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, U64, U256};
 use serde_json::json;
+use tokio::task::JoinSet;
 
-use crate::support::{Purchase, Setup, World, eventually};
+use crate::support::{Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xb5);
 
@@ -81,4 +82,28 @@ async fn a_full_queue_is_said_to_be_full_and_what_was_accepted_settles() {
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(63));
     assert_eq!(world.transactions(1).await, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verify_costs_one_round_trip_and_fifty_at_once_share_a_few() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let body = || Purchase::new(&payer, PAYEE, 1).body();
+    world.proxy.all(Fault::Slow(200));
+    let (before, began) = (world.proxy.calls("eth_call"), Instant::now());
+    assert!(world.facilitator.verify(&body()).await.is_valid());
+    assert!(
+        began.elapsed() >= Duration::from_millis(200),
+        "the node was asked"
+    );
+    assert_eq!(world.proxy.calls("eth_call"), before + 1);
+    let before = world.proxy.all_calls();
+    let mut asking = JoinSet::new();
+    for _ in 0..50 {
+        let (caller, body) = ((*world.facilitator).clone(), body());
+        asking.spawn(async move { caller.verify(&body).await.is_valid() });
+    }
+    assert!(asking.join_all().await.into_iter().all(|valid| valid));
+    // The watch looks at the chain meanwhile.
+    assert!(world.proxy.all_calls() - before < 15);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use alloy::primitives::{Address, U256};
 use serde_json::Value;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 use x402d::embedded::{LocalChain, TEST_USDC};
 use x402d::seller::Paywall;
 
@@ -177,9 +178,8 @@ async fn a_facilitator_whose_answer_never_came_is_asked_again_and_says_success()
         world.chain.automine(false).await;
         let asking = {
             let (url, header) = (url.clone(), header.clone());
-            tokio::task::spawn(
-                async move { present(&url, &header).await.unwrap().status().as_u16() },
-            )
+            TaskTracker::new()
+                .spawn(async move { present(&url, &header).await.unwrap().status().as_u16() })
         };
         world.has_sent(sent + 1).await;
         line.cut();

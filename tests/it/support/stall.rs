@@ -15,7 +15,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use x402d::protocol::header;
 use x402d::seller::{Flow, Payment, Paywall, Price, Route};
 
@@ -63,7 +63,7 @@ impl Stall {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server =
-            tokio::task::spawn(async move { axum::serve(listener, router).await.unwrap() });
+            TaskTracker::new().spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
             url,
             counter,
@@ -137,7 +137,7 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (cuts, cut) = watch::channel(0);
-        let lines = tokio::task::spawn(async move {
+        let lines = TaskTracker::new().spawn(async move {
             let mut open = JoinSet::new();
             while let Ok((mut client, _)) = listener.accept().await {
                 let mut cut = cut.clone();

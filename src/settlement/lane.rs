@@ -19,7 +19,7 @@ use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::load::{Load, ROWS_MAX, Simulated};
-use crate::settlement::prepare::{Desk, NotPrepared, Prepared, simulate};
+use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Rehearsed, rehearse, simulate};
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
@@ -275,13 +275,25 @@ impl Lane {
                 Err(error) => result = result.and_then(|()| self.stumble(owned, &error)),
             }
         }
+        let mut rehearsals = JoinSet::new();
+        let mut room = self.site.inflight_max.saturating_sub(owned.open.len());
         for load in Load::plan(simulated) {
-            let room = owned.open.len() < self.site.inflight_max;
-            if result.is_err() || !room {
+            if result.is_err() || room == 0 {
                 owned.keep(load.rows);
                 continue;
             }
-            result = self.commit_and_send(owned, load).await;
+            room -= 1;
+            let (site, signer) = (Arc::clone(&self.site), self.id.signer);
+            rehearsals.spawn(async move { rehearse(&site, signer, load).await });
+        }
+        while let Some(rehearsed) = rehearsals.join_next().await {
+            // A rehearsal that panicked leaves its payments queued in the ledger.
+            let Ok(rehearsed) = rehearsed else { continue };
+            result = match (result, rehearsed) {
+                (Ok(()), Ok(rehearsed)) => self.commit_and_send(owned, rehearsed).await,
+                (Ok(()), Err(error)) => self.stumble(owned, &error),
+                (lost, _) => lost,
+            };
         }
         for id in ids {
             if !owned.waiting.iter().any(|queued| queued.payment.id == id) {
@@ -291,27 +303,21 @@ impl Lane {
         result
     }
 
-    async fn commit_and_send(&self, owned: &mut Owned, load: Load) -> Result<(), Lost> {
+    async fn commit_and_send(&self, owned: &mut Owned, rehearsed: Rehearsed) -> Result<(), Lost> {
+        // What was left out is looked at by itself next time.
+        let left_out = rehearsed.left_out.into_iter();
+        let again = left_out.map(|row| Queued::new(row.payment, None));
+        owned.waiting.extend(again);
+        let Some(load) = rehearsed.load else {
+            return Ok(());
+        };
         let desk = Desk {
             site: &self.site,
             lane: self.id,
             lease: owned.lease,
             key: &self.key,
         };
-        let written = match desk.rehearse(load).await {
-            Ok((load, left_out)) => {
-                // They are looked at one by one next time.
-                let again = left_out
-                    .into_iter()
-                    .map(|row| Queued::new(row.payment, None));
-                owned.waiting.extend(again);
-                match load {
-                    Some(load) => desk.write(load).await,
-                    None => return Ok(()),
-                }
-            }
-            Err(error) => Err(error),
-        };
+        let written = desk.write(load).await;
         match written {
             Ok(Prepared::Ready(transaction)) => {
                 owned.lease.next_nonce += 1;

@@ -1,5 +1,7 @@
 //! From a queued payment to committed bytes: simulate, price, sign, write.
 
+use alloy::primitives::Address;
+
 use crate::chain::fees::TooDear;
 use crate::chain::signer::{Order, SigningFailed};
 use crate::chain::token::AuthorizationUse;
@@ -88,6 +90,43 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
     Ok(())
 }
 
+/// What came of a rehearsal.
+#[derive(Debug)]
+pub(super) struct Rehearsed {
+    /// What went through, if anything did.
+    pub(super) load: Option<Load>,
+    /// What did not.
+    pub(super) left_out: Vec<Simulated>,
+}
+
+/// Rehearses a batch as a whole, as `signer` would send it, and leaves out what would fail in it: payers that promised more than they
+/// have, and whatever else has changed since each was looked at.
+pub(super) async fn rehearse(
+    site: &Site,
+    signer: Address,
+    load: Load,
+) -> Result<Rehearsed, NotPrepared> {
+    if !load.is_batch() {
+        return Ok(Rehearsed {
+            load: Some(load),
+            left_out: Vec::new(),
+        });
+    }
+    let (to, data) = load.call();
+    let gas_limit = load.gas_limit(&data, site.fees.gas_cap);
+    let results = site.rpc.rehearse(signer, (to, &data), gas_limit).await?;
+    if results.len() != load.rows.len() {
+        return Err(RpcError::Malformed("eth_call").into());
+    }
+    let rows = load.rows.into_iter().zip(results);
+    let (good, bad): (Vec<_>, Vec<_>) = rows.partition(|(_, went_through)| *went_through);
+    let rows: Vec<_> = good.into_iter().map(|(row, _)| row).collect();
+    Ok(Rehearsed {
+        load: (!rows.is_empty()).then_some(Load { rows }),
+        left_out: bad.into_iter().map(|(row, _)| row).collect(),
+    })
+}
+
 /// A lane that is about to write a transaction.
 #[derive(Debug)]
 pub(super) struct Desk<'a> {
@@ -109,32 +148,6 @@ pub(super) enum Prepared {
 }
 
 impl Desk<'_> {
-    /// Rehearses a batch as a whole and leaves out what would fail in it: payers that promised more than they have, and whatever else has
-    /// changed since each was looked at. Returns what remains, and what was left out.
-    pub(super) async fn rehearse(
-        &self,
-        load: Load,
-    ) -> Result<(Option<Load>, Vec<Simulated>), NotPrepared> {
-        if !load.is_batch() {
-            return Ok((Some(load), Vec::new()));
-        }
-        let (to, data) = load.call();
-        let gas_limit = load.gas_limit(&data, self.site.fees.gas_cap);
-        let results = self
-            .site
-            .rpc
-            .rehearse(self.lane.signer, (to, &data), gas_limit)
-            .await?;
-        if results.len() != load.rows.len() {
-            return Err(RpcError::Malformed("eth_call").into());
-        }
-        let rows = load.rows.into_iter().zip(results);
-        let (good, bad): (Vec<_>, Vec<_>) = rows.partition(|(_, went_through)| *went_through);
-        let rows: Vec<_> = good.into_iter().map(|(row, _)| row).collect();
-        let left_out = bad.into_iter().map(|(row, _)| row).collect();
-        Ok(((!rows.is_empty()).then_some(Load { rows }), left_out))
-    }
-
     /// Signs the transaction of a load under the lane's next nonce and commits it.
     pub(super) async fn write(&self, load: Load) -> Result<Prepared, NotPrepared> {
         let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;

@@ -35,7 +35,7 @@ pub(super) async fn hold_alone(path: &Path, limit: Duration) -> Result<File, Emb
 /// Only to be called while the lock of [`hold_alone`] is held: between the question and the joining there is a gap.
 pub(super) fn join_users(path: &Path) -> Result<(File, bool), EmbeddedError> {
     let file = open(path)?;
-    let alone = is_free(&file, path)?;
+    let alone = is_free_soon(&file, path)?;
     file.unlock()
         .and_then(|()| file.lock_shared())
         .map_err(EmbeddedError::io(format!("lock {}", path.display())))?;
@@ -43,16 +43,19 @@ pub(super) fn join_users(path: &Path) -> Result<(File, bool), EmbeddedError> {
 }
 
 /// How often to look whether the last other user has gone, and how long between.
-const FORK_LOOKS: u32 = 10;
-const FORK_PAUSE: Duration = Duration::from_millis(10);
+const FORK_LOOKS: u32 = 20;
+const FORK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Leaves the users of the cluster and says whether nobody uses it any more. The same lock has to be held.
 pub(super) fn leave_users(users: File, path: &Path) -> Result<bool, EmbeddedError> {
     drop(users);
-    let file = open(path)?;
-    // A child that another thread is starting shares the lock until it runs its own program.
+    is_free_soon(&open(path)?, path)
+}
+
+/// The same as [`is_free`], with patience: a child that another thread is starting shares our locks until it runs its own program.
+fn is_free_soon(file: &File, path: &Path) -> Result<bool, EmbeddedError> {
     for _ in 0..FORK_LOOKS {
-        if is_free(&file, path)? {
+        if is_free(file, path)? {
             return Ok(true);
         }
         std::thread::sleep(FORK_PAUSE);

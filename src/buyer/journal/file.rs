@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{JournalError, Line, OpenPayment, PurchaseKey};
 
@@ -22,10 +23,8 @@ impl JournalFile {
     pub(super) fn open(path: &Path) -> Result<(Self, Open), JournalError> {
         let io = |doing| failed(path, doing);
         let lock = private(&beside(path, "lock")).map_err(io("opening its lock"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(JournalError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(io("locking")(source)),
+        if !is_locked(&lock).map_err(io("locking"))? {
+            return Err(JournalError::InUse(path.to_owned()));
         }
         let mut file = private(path).map_err(io("opening"))?;
         let mut bytes = Vec::new();
@@ -140,4 +139,16 @@ fn replay(path: &Path, bytes: &[u8]) -> Result<(Open, usize), JournalError> {
         }
     }
     Ok((open, read))
+}
+
+/// Takes the lock, with a little patience: a child that another thread is just starting shares our locks until it runs its own program.
+fn is_locked(lock: &File) -> std::io::Result<bool> {
+    for _ in 0..20 {
+        match lock.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(false)
 }

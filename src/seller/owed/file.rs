@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,12 +46,23 @@ struct Line {
     purchase: Option<Purchase>,
 }
 
+/// Lines after which the file is written anew, when most of them speak of what is delivered.
+const LINES_MAX: usize = 20_000;
+
 #[derive(Debug)]
 pub(super) struct OwedFile {
-    /// Held for as long as this lives.
+    /// Held for as long as this lives. On a file of its own, because the other one is replaced.
     _lock: File,
     path: PathBuf,
-    file: Mutex<File>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    lines: usize,
+    /// What a reader of the file would find open.
+    open: HashMap<PurchaseKey, Purchase>,
 }
 
 impl OwedFile {
@@ -62,31 +74,21 @@ impl OwedFile {
             path: path.to_owned(),
             source,
         };
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        // The lock is on a file of its own, because the other one is replaced.
-        let lock = options.open(path.with_extension("lock")).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OwedFileError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        let lock = appending(&path.with_extension("lock")).map_err(failed)?;
+        if !is_locked(&lock).map_err(failed)? {
+            return Err(OwedFileError::InUse(path.to_owned()));
         }
-        let open = read(path, &options)?;
-        let fresh = path.with_extension("new");
-        let mut text = Vec::new();
-        for (key, purchase) in &open {
-            text.extend(line(*key, Some(purchase)).map_err(failed)?);
-        }
-        std::fs::write(&fresh, &text)
-            .and_then(|()| File::open(&fresh)?.sync_all())
-            .and_then(|()| std::fs::rename(&fresh, path))
-            .map_err(failed)?;
+        let open = read(path)?;
+        let file = rewritten(path, &open).map_err(failed)?;
+        let state = State {
+            file,
+            lines: open.len(),
+            open: open.clone(),
+        };
         let file = Self {
             _lock: lock,
             path: path.to_owned(),
-            file: Mutex::new(options.open(path).map_err(failed)?),
+            state: Mutex::new(state),
         };
         Ok((file, open))
     }
@@ -98,16 +100,67 @@ impl OwedFile {
         purchase: Option<&Purchase>,
         durably: bool,
     ) -> Result<(), OwedFileError> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = line(key, purchase).and_then(|text| {
-            file.write_all(&text)?;
-            if durably { file.sync_data() } else { Ok(()) }
-        });
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = state.append(&self.path, key, purchase, durably);
         written.map_err(|source| OwedFileError::Disk {
             path: self.path.clone(),
             source,
         })
     }
+}
+
+impl State {
+    fn append(
+        &mut self,
+        path: &Path,
+        key: PurchaseKey,
+        purchase: Option<&Purchase>,
+        durably: bool,
+    ) -> io::Result<()> {
+        self.file.write_all(&line(key, purchase)?)?;
+        self.lines += 1;
+        match purchase {
+            Some(purchase) => drop(self.open.insert(key, purchase.clone())),
+            None => drop(self.open.remove(&key)),
+        }
+        if self.lines > LINES_MAX && self.lines > 4 * self.open.len() {
+            // Strangers can present what nobody settles, and each leaves its lines.
+            self.file = rewritten(path, &self.open)?;
+            self.lines = self.open.len();
+            return Ok(());
+        }
+        if durably {
+            self.file.sync_data()
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Opens a file to append to, for its owner alone.
+fn appending(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+/// Replaces the file by one that holds what is open, and opens it.
+fn rewritten(path: &Path, open: &HashMap<PurchaseKey, Purchase>) -> io::Result<File> {
+    let fresh = path.with_extension("new");
+    if let Err(error) = std::fs::remove_file(&fresh)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut file = appending(&fresh)?;
+    for (key, purchase) in open {
+        file.write_all(&line(*key, Some(purchase))?)?;
+    }
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    Ok(file)
 }
 
 fn line(key: PurchaseKey, purchase: Option<&Purchase>) -> io::Result<Vec<u8>> {
@@ -120,16 +173,13 @@ fn line(key: PurchaseKey, purchase: Option<&Purchase>) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn read(
-    path: &Path,
-    options: &OpenOptions,
-) -> Result<HashMap<PurchaseKey, Purchase>, OwedFileError> {
+fn read(path: &Path) -> Result<HashMap<PurchaseKey, Purchase>, OwedFileError> {
     let failed = |source| OwedFileError::Disk {
         path: path.to_owned(),
         source,
     };
     let mut open = HashMap::new();
-    let mut lines = BufReader::new(options.open(path).map_err(failed)?);
+    let mut lines = BufReader::new(appending(path).map_err(failed)?);
     let mut text = Vec::new();
     for number in 1.. {
         text.clear();
@@ -156,4 +206,16 @@ fn read(
         }
     }
     Ok(open)
+}
+
+/// Takes the lock, with a little patience: a child that another thread is just starting shares our locks until it runs its own program.
+fn is_locked(lock: &File) -> io::Result<bool> {
+    for _ in 0..20 {
+        match lock.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(false)
 }

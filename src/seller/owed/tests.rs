@@ -65,3 +65,28 @@ fn a_file_has_one_seller_and_holds_purchases_alone() {
         "{error}"
     );
 }
+
+#[test]
+fn a_file_does_not_grow_by_what_is_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("owed");
+    let (file, _) = OwedFile::open(&path).unwrap();
+    let purchase = Purchase {
+        request: REQUEST,
+        stage: Stage::Settling,
+    };
+    file.append(KEY, Some(&purchase), false).unwrap();
+    let mut longest = 0;
+    for number in 0..30_000_u64 {
+        let key = PurchaseKey(B256::from(alloy::primitives::U256::from(number)));
+        file.append(key, Some(&purchase), false).unwrap();
+        file.append(key, None, false).unwrap();
+        if number % 1_000 == 0 {
+            longest = longest.max(std::fs::metadata(&path).unwrap().len());
+        }
+    }
+    assert!(longest < 5_000_000, "{longest} bytes");
+    drop(file);
+    let (_, open) = OwedFile::open(&path).unwrap();
+    assert_eq!(open.into_keys().collect::<Vec<_>>(), [KEY]);
+}

@@ -37,6 +37,8 @@ mod outages;
 #[cfg(test)]
 mod races;
 #[cfg(test)]
+mod readme;
+#[cfg(test)]
 mod reorganisations;
 #[cfg(test)]
 mod replicas;

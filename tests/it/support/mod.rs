@@ -19,7 +19,7 @@ pub(crate) use chain::{Chain, addressOfCall, createWalletCall, mintCall, setMode
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use past::Past;
-pub(crate) use peers::{Bought, Seller, buy, buy_with};
+pub(crate) use peers::{Bought, Seller, buy, buy_with, example};
 pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
 pub(crate) use session::Negotiated;

@@ -1,0 +1,132 @@
+//! The sellers of the README, as they stand there.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use tempfile::TempDir;
+use tokio::process::Command;
+use x402d::embedded::{LocalChain, TEST_USDC};
+
+use crate::support::{World, buy, eventually, example};
+
+const PAYEE: Address = Address::repeat_byte(0x4e);
+
+/// The fenced block of README.md whose first line begins with `title`.
+fn snippet(title: &str) -> String {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let mut blocks = readme
+        .split("\n```")
+        .filter_map(|block| block.split_once('\n'));
+    let found = blocks.find(|(_, text)| text.starts_with(title));
+    found
+        .unwrap_or_else(|| panic!("README.md has no {title}"))
+        .1
+        .to_owned()
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Runs a seller and buys its report once.
+async fn sells(mut seller: Command, buyer_program: &str) {
+    let world = World::new().await;
+    let buyer = &LocalChain::funded_keys()[9];
+    world.chain.fund(buyer.address, 1_000_000).await;
+    let port = free_port();
+    let path = std::env::var_os("PATH").map(|path| ("PATH", path));
+    seller
+        .env_clear()
+        .envs(path)
+        .env("FACILITATOR_URL", world.facilitator.url())
+        .env("PAY_TO", PAYEE.to_string())
+        .env("PORT", port.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    let _running = seller.spawn().unwrap();
+    let url = format!("http://127.0.0.1:{port}/report");
+    eventually("the seller", Duration::from_secs(60), async || {
+        let asked = reqwest::get(&url).await.ok()?;
+        (asked.status() == 402).then_some(())
+    })
+    .await;
+    let bought = buy(buyer_program, &url, buyer.key, None).await;
+    assert_eq!(
+        (bought.status, &bought.payment["success"]),
+        (200, &true.into()),
+        "{bought:?}"
+    );
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(10_000));
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+}
+
+/// A folder with a snippet in it, beside the installed packages.
+fn written(file: &str, text: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let packages = root().join("tests/interop/node_modules");
+    std::os::unix::fs::symlink(packages, folder.path().join("node_modules")).unwrap();
+    let path = folder.path().join(file);
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+fn run(program: impl AsRef<Path>, file: &Path) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.arg(file);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_javascript_seller_sells() {
+    let (_folder, file) = written("seller.mjs", &snippet("// seller.mjs"));
+    sells(run("node", &file), "buyer_v2.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_javascript_seller_of_version_1_sells() {
+    let (_folder, file) = written("seller_v1.mjs", &snippet("// seller_v1.mjs"));
+    sells(run("node", &file), "buyer_v1.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_seller_sells() {
+    let (_folder, file) = written("seller.py", &snippet("# seller.py"));
+    let python = root().join("tests/interop/.venv/bin/python");
+    sells(run(python, &file), "buyer_v2.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rust_seller_sells() {
+    let shown = snippet("//! The seller of the README");
+    let compiled = std::fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
+    assert_eq!(
+        shown.trim_end(),
+        compiled.trim_end(),
+        "README.md and examples/quickstart.rs"
+    );
+    sells(Command::new(example("quickstart").await), "buyer_v2.mjs").await;
+}
+
+#[test]
+fn the_go_seller_asks_this_facilitator_for_the_same_report() {
+    // There is no Go where these tests run: what can be held against the others is what it says.
+    let go = snippet("// seller.go");
+    for part in [
+        "FACILITATOR_URL",
+        "PAY_TO",
+        "GET /report",
+        "eip155:84532",
+        "$0.01",
+        "NewExactEvmScheme",
+    ] {
+        assert!(go.contains(part), "{part}");
+    }
+}

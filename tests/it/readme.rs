@@ -53,7 +53,7 @@ async fn sells(mut seller: Command, buyer_program: &str) {
         .kill_on_drop(true);
     let _running = seller.spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}/report");
-    eventually("the seller", Duration::from_secs(60), async || {
+    eventually("the seller", Duration::from_mins(1), async || {
         let asked = reqwest::get(&url).await.ok()?;
         (asked.status() == 402).then_some(())
     })

@@ -1,6 +1,7 @@
 //! Knows whether an answer went out whole.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -18,11 +19,11 @@ struct Delivery {
     body: Body,
     /// Data of the body that was not taken yet.
     rest: Bytes,
-    serving: Option<Serving>,
+    serving: Option<Arc<Serving>>,
 }
 
 /// Watches over the answer of a purchase. What is handed to a connection and lost behind it cannot be seen from here.
-pub(super) fn watched(response: Response, serving: Serving) -> Response {
+pub(super) fn watched(response: Response, serving: Arc<Serving>) -> Response {
     let (parts, body) = response.into_parts();
     let mut delivery = Delivery {
         body,

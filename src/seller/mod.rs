@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use alloy::primitives::Address;
 use axum::http::request::Parts;
+use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::protocol::Network;
@@ -304,6 +305,7 @@ impl Paywall {
             facilitator,
             routes,
             purchases,
+            tasks: TaskTracker::new(),
             public_url: self.public_url,
             sessions_url: self.sessions_url,
             settled: self.settled,

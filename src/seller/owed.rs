@@ -178,7 +178,7 @@ impl Serving {
     }
 
     /// The answer went out whole.
-    pub(super) fn delivered(self) {
+    pub(super) fn delivered(&self) {
         let mut book = self.purchases.book();
         book.open.remove(&self.key);
         if book.order.len() > 2 * OWED_MAX {

@@ -1,6 +1,7 @@
 //! One sale: from the payment header to the handler and the receipt.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use alloy::primitives::keccak256;
 use axum::body::{Body, to_bytes};
@@ -8,11 +9,13 @@ use axum::extract::{OriginalUri, Request};
 use axum::http::header::HOST;
 use axum::http::request::Parts;
 use axum::response::Response;
+use serde_json::Value;
+use tokio_util::task::TaskTracker;
 use tower::Service;
 use url::Url;
 
 use crate::protocol::challenge::network_name;
-use crate::protocol::{Reason, SettleResponse, field};
+use crate::protocol::{Network, PresentedPayment, Reason, SettleResponse, field};
 use crate::seller::answer::{Quote, broken, outage, receipt, too_long};
 use crate::seller::delivery::watched;
 use crate::seller::owed::{PurchaseKey, Purchases, Refused, Serving};
@@ -29,6 +32,7 @@ pub(super) struct Shop {
     pub(super) facilitator: FacilitatorClient,
     pub(super) routes: Vec<Priced>,
     pub(super) purchases: Purchases,
+    pub(super) tasks: TaskTracker,
     pub(super) public_url: Option<Url>,
     pub(super) sessions_url: Option<Url>,
     pub(super) settled: Option<Hook>,
@@ -155,7 +159,7 @@ impl Shop {
         let sale = Sale {
             shop: self,
             tendered,
-            serving,
+            serving: Arc::new(serving),
         };
         match flow {
             Flow::Upfront => sale.settled_first(request, inner).await,
@@ -198,7 +202,7 @@ fn path_of(parts: &Parts) -> &str {
 struct Sale<'a> {
     shop: &'a Shop,
     tendered: Tendered<'a>,
-    serving: Serving,
+    serving: Arc<Serving>,
 }
 
 impl Sale<'_> {
@@ -269,41 +273,63 @@ impl Sale<'_> {
         )))
     }
 
-    /// The settlement of this payment: the one of before, when its resource is owed, else a new one, written down before anything is
-    /// handed over.
+    /// The settlement of this payment: the one of before, when its resource is owed, else a new one. Once begun it goes on without the
+    /// buyer: what the facilitator says to nobody would be lost.
     async fn settlement(&mut self) -> Result<SettleResponse, Ends> {
-        let outcome = if let Some(outcome) = self.serving.owed.clone() {
-            outcome
-        } else {
-            self.serving.settling().await?;
-            match self.settle().await {
-                Ok(outcome) => {
-                    self.serving.settled(&outcome).await?;
-                    outcome
-                }
-                Err(ends) => {
-                    if !(self.serving.was_settling && ends.are_open()) {
-                        self.serving.not_settled().await?;
-                    }
-                    return Err(ends);
-                }
-            }
+        if let Some(outcome) = self.serving.owed.clone() {
+            self.tendered.facts.learn(&outcome);
+            return Ok(outcome);
+        }
+        let settling = Settling {
+            facilitator: self.shop.facilitator.clone(),
+            payment: self.tendered.payment.clone(),
+            requirements: self.tendered.requirements.clone(),
+            network: self.tendered.facts.network,
+            serving: Arc::clone(&self.serving),
         };
-        let first = self.serving.owed.is_none();
+        let outcome = self.shop.tasks.spawn(settling.run()).await;
+        let outcome = outcome.map_err(|_| Ends::Broken)??;
         self.tendered.facts.learn(&outcome);
-        if let Some(hook) = self.shop.settled.as_ref().filter(|_| first) {
+        if let Some(hook) = &self.shop.settled {
             hook(&self.tendered.facts);
         }
         Ok(outcome)
     }
+}
+
+/// A settlement on its way.
+struct Settling {
+    facilitator: FacilitatorClient,
+    payment: PresentedPayment,
+    requirements: Value,
+    network: Network,
+    serving: Arc<Serving>,
+}
+
+impl Settling {
+    /// Writes the purchase down before the facilitator is asked, and what came of it before anything is handed over.
+    async fn run(self) -> Result<SettleResponse, Ends> {
+        self.serving.settling().await?;
+        match self.settle().await {
+            Ok(outcome) => {
+                self.serving.settled(&outcome).await?;
+                Ok(outcome)
+            }
+            Err(ends) => {
+                if !(self.serving.was_settling && ends.are_open()) {
+                    self.serving.not_settled().await?;
+                }
+                Err(ends)
+            }
+        }
+    }
 
     /// Has the payment settled; an outcome that is not known yet is asked for once more.
     async fn settle(&self) -> Result<SettleResponse, Ends> {
-        let (shop, tendered) = (self.shop, &self.tendered);
-        let payment = &tendered.payment;
+        let payment = &self.payment;
         let ask = || {
-            shop.facilitator
-                .settle(payment.version, payment.raw(), tendered.requirements)
+            self.facilitator
+                .settle(payment.version, payment.raw(), &self.requirements)
         };
         let refused_as = |outcome: &SettleResponse, reason: Reason| {
             !outcome.success && outcome.error_reason.as_deref() == Some(reason.code())
@@ -316,8 +342,7 @@ impl Sale<'_> {
             }
         }
         if outcome.network.is_empty() {
-            outcome.network =
-                network_name(payment.version, tendered.facts.network).unwrap_or_default();
+            outcome.network = network_name(payment.version, self.network).unwrap_or_default();
         }
         let ours = self.serving.was_settling
             && refused_as(&outcome, Reason::DuplicateSettlement)

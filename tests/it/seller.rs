@@ -117,6 +117,33 @@ async fn a_handler_that_fails_after_the_settlement_runs_again_for_the_same_heade
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_who_hangs_up_while_the_payment_settles_gets_the_resource_when_they_come_back() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let stall = stall(&world).await;
+    let line = Line::to(&stall.url).await;
+    let header = payment_header(&format!("{}/report", stall.url), &payer).await;
+    world.chain.automine(false).await;
+    let asking = {
+        let (url, header) = (format!("{}/report", line.url), header.clone());
+        TaskTracker::new().spawn(async move { present(&url, &header).await })
+    };
+    world.has_sent(1).await;
+    line.cut();
+    assert!(asking.await.unwrap().is_err(), "the buyer hears nothing");
+    world.mine_on().await;
+    let url = format!("{}/report", stall.url);
+    let served = eventually("the resource", Duration::from_secs(20), async || {
+        let again = present(&url, &header).await.unwrap();
+        (again.status() == 200).then_some(again)
+    })
+    .await;
+    assert_eq!(receipt(&served)["transaction"], one_transfer(&world).await);
+    assert_eq!(stall.runs(), 1);
+    assert_eq!(present(&url, &header).await.unwrap().status(), 402);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_fails_before_the_settlement_costs_nothing() {
     let world = World::new().await;
     let payer = world.payer().await;

@@ -22,6 +22,7 @@ async fn a_payment_is_in_one_hand_and_for_one_request() {
     let again = purchases.take(KEY, REQUEST).unwrap();
     assert_eq!(again.owed, Some(outcome()), "it was not delivered");
     again.delivered();
+    drop(again);
     assert_eq!(purchases.take(KEY, REQUEST).unwrap().owed, None);
 }
 

@@ -12,9 +12,9 @@ use crate::chain::RpcError;
 use crate::facilitator::sessions::view::{opened, shown, tell};
 use crate::facilitator::submission::{accepted_terms, refusal};
 use crate::facilitator::{Facilitator, Halt, Outage};
-use crate::ledger::{NewSession, OpenLimits, Opened};
+use crate::ledger::{GrantStatus, NewSession, OpenLimits, Opened, Standing};
 use crate::payment::session::{Objection, SessionStanding};
-use crate::payment::{Asset, Session};
+use crate::payment::{Asset, PaymentId, Session};
 use crate::protocol::request::resource_url;
 use crate::protocol::session::{
     Rail, SessionId, SessionOpened, SessionRequest, SessionState, SessionView, TransferForm, nonce,
@@ -26,6 +26,8 @@ use crate::settlement::waiters::Topic;
 
 /// The longest that a session's reader may wait for a change.
 const WAIT_MAX: Duration = Duration::from_mins(1);
+/// How long a reader waits for an answer about the same payment that is being written to another socket.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// The longest name that a buyer may give a purchase, in characters.
 const REFERENCE_CHARACTERS_MAX: usize = 200;
 /// Sessions live for as long as the seller's entry says, within these bounds, in seconds.
@@ -222,7 +224,7 @@ impl Facilitator {
         let site = self.site(session.network).map(AsRef::as_ref);
         let over = site.is_some_and(|site| self.is_over(site, session));
         let standing = match session.payment {
-            Some(id) => Some(self.ledger.standing_of(id).await?),
+            Some(id) => Some(self.standing_told(id).await?),
             None => None,
         };
         let mut session = session.clone();
@@ -240,6 +242,21 @@ impl Facilitator {
             tell(&mut view, standing, over);
         }
         Ok(view)
+    }
+
+    /// A payment and its grant, once an answer that is being written right now has arrived or broken off: who reads a session after the
+    /// seller's answer must not find it unspent.
+    async fn standing_told(&self, id: PaymentId) -> Result<Standing, Outage> {
+        let waiting = self.waiters.wait_for(id);
+        let deadline = Instant::now() + ANSWER_WAIT;
+        loop {
+            let change = waiting.change();
+            let standing = self.ledger.standing_of(id).await?;
+            let decided = standing.grant != GrantStatus::Undecided;
+            if decided || !self.wait(change, deadline).await {
+                return Ok(standing);
+            }
+        }
     }
 
     /// Whether an authorization's nonce is unused past its end. A chain that cannot be asked proves nothing. For a transfer there is nothing

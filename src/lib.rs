@@ -24,6 +24,7 @@
 //! | `facilitator` | the three verbs, and the rule of who is told success |
 //! | `http` | routes, status codes, problem documents, the contract |
 //! | `config`, `telemetry`, `server` | read once; log; put together, take apart |
+//! | `coalesce`, `clock` | one round trip for many callers; the time |
 //! | `embedded` | a private Postgres and a local chain for who has none |
 //! | `command` | the command line |
 //! | `buyer`, `seller` | thin clients of the protocol, usable without the rest |
@@ -67,6 +68,8 @@ pub mod buyer;
 #[cfg(feature = "server")]
 pub mod chain;
 pub mod clock;
+#[cfg(feature = "server")]
+pub mod coalesce;
 #[cfg(feature = "server")]
 pub mod command;
 #[cfg(feature = "server")]

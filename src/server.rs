@@ -98,7 +98,8 @@ impl Service {
     /// # Errors
     /// [`StartError`] says what to correct.
     pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
-        let ledger = Ledger::connect(database_url, config.database_connections_max).await?;
+        let (ledger, statements) =
+            Ledger::connect(database_url, config.database_connections_max).await?;
         ledger.migrate().await?;
         ledger.begin_process().await?;
         let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -108,6 +109,7 @@ impl Service {
         for network in &config.networks {
             sites.push(open_network(network, &ledger, &waiters, &engine, &stopped).await?);
         }
+        engine.spawn(stopped.clone().run_until_cancelled_owned(statements.run()));
         engine.spawn(
             stopped
                 .clone()

@@ -8,10 +8,11 @@ const ROOMS: &[(&str, &str)] = &[
     ("protocol", ""),
     ("clock", ""),
     ("telemetry", ""),
+    ("coalesce", ""),
     ("embedded", ""),
     ("payment", "protocol"),
-    ("chain", "protocol payment"),
-    ("ledger", "protocol payment"),
+    ("chain", "protocol payment coalesce"),
+    ("ledger", "protocol payment coalesce"),
     ("settlement", "protocol payment chain ledger telemetry"),
     (
         "facilitator",

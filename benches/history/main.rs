@@ -42,7 +42,7 @@ async fn main() -> Outcome {
 }
 
 async fn measure(url: &str) -> Outcome {
-    let ledger = Ledger::connect(url, 4).await?;
+    let (ledger, _) = Ledger::connect(url, 4).await?;
     ledger.migrate().await?;
     let began = Instant::now();
     let mut connection = PgConnection::connect(url).await?;

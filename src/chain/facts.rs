@@ -10,10 +10,9 @@ use alloy::sol;
 use alloy::sol_types::SolCall;
 use serde_json::json;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use crate::chain::{Rpc, RpcError};
+use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
 use crate::payment::{Candidate, ChainFacts, Payment};
 
 sol! {
@@ -38,21 +37,18 @@ const ROWS_MAX: usize = 50;
 /// Calls under way at once.
 const CALLS_MAX: usize = 4;
 /// Questions waiting; beyond that callers are told that the service is busy.
-const WAITING_MAX: usize = 4096;
+const WAITING_MAX: usize = 8192;
+/// Least time between two calls that are not full: a burst costs a few calls, a payment by itself no time.
+const PACE: Duration = Duration::from_millis(10);
 /// How long a question may wait for its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 
 type Answer = Result<ChainFacts, RpcError>;
 
-struct Question {
-    query: Query,
-    answer: oneshot::Sender<Answer>,
-}
-
 /// The handle by which questions are asked. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct FactsReader {
-    questions: mpsc::Sender<Question>,
+    questions: Coalescer<Query, Answer>,
     gas_limit: u64,
 }
 
@@ -60,22 +56,24 @@ pub struct FactsReader {
 #[derive(Debug)]
 pub struct FactsTask {
     rpc: Rpc,
-    questions: mpsc::Receiver<Question>,
+    questions: Answering<Query, Answer>,
 }
 
 impl FactsReader {
     /// A reader over `rpc` that lets one payment use `gas_limit` gas at most, and the task to run behind it.
     pub fn new(rpc: Rpc, gas_limit: u64) -> (Self, FactsTask) {
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        let (sender, questions) = coalescer(Gathering {
+            rows_max: ROWS_MAX,
+            groups_max: CALLS_MAX,
+            pace: PACE,
+            waiting_max: WAITING_MAX,
+        });
         (
             Self {
                 questions: sender,
                 gas_limit,
             },
-            FactsTask {
-                rpc,
-                questions: receiver,
-            },
+            FactsTask { rpc, questions },
         )
     }
 
@@ -141,11 +139,7 @@ impl FactsReader {
     }
 
     async fn ask(&self, query: Query) -> Answer {
-        let (answer, waiting) = oneshot::channel();
-        self.questions
-            .try_send(Question { query, answer })
-            .map_err(|_| RpcError::Timeout)?;
-        match tokio::time::timeout(ANSWER_LIMIT, waiting).await {
+        match tokio::time::timeout(ANSWER_LIMIT, self.questions.ask(query)).await {
             Ok(Ok(facts)) => facts,
             Ok(Err(_)) | Err(_) => Err(RpcError::Timeout),
         }
@@ -154,46 +148,20 @@ impl FactsReader {
 
 impl FactsTask {
     /// Answers questions until every [`FactsReader`] is gone.
-    pub async fn run(mut self) {
-        let mut calls = JoinSet::new();
-        let mut batch = Vec::new();
-        loop {
-            while calls.len() >= CALLS_MAX {
-                calls.join_next().await;
-            }
-            if self.questions.recv_many(&mut batch, ROWS_MAX).await == 0 {
-                break;
-            }
-            calls.spawn(answer(self.rpc.clone(), std::mem::take(&mut batch)));
-            while calls.try_join_next().is_some() {}
-        }
-        calls.join_all().await;
+    pub async fn run(self) {
+        let Self { rpc, questions } = self;
+        questions
+            .run(move |queries| answer(rpc.clone(), queries))
+            .await;
     }
 }
 
-async fn answer(rpc: Rpc, mut questions: Vec<Question>) {
-    questions.retain(|question| !question.answer.is_closed());
-    if questions.is_empty() {
-        return;
-    }
-    let queries = questions
-        .iter()
-        .map(|question| question.query.clone())
-        .collect();
+async fn answer(rpc: Rpc, queries: Vec<Query>) -> Vec<Answer> {
+    let asked = queries.len();
     match look(&rpc, queries).await {
-        Ok(facts) if facts.len() == questions.len() => {
-            for (question, facts) in questions.into_iter().zip(facts) {
-                question.answer.send(Ok(facts)).ok();
-            }
-        }
-        Ok(_) => refuse(questions, &RpcError::Malformed("eth_call")),
-        Err(error) => refuse(questions, &error),
-    }
-}
-
-fn refuse(questions: Vec<Question>, error: &RpcError) {
-    for question in questions {
-        question.answer.send(Err(error.clone())).ok();
+        Ok(facts) if facts.len() == asked => facts.into_iter().map(Ok).collect(),
+        Ok(_) => vec![Err(RpcError::Malformed("eth_call")); asked],
+        Err(error) => vec![Err(error); asked],
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::facilitator::Facilitator;
+use crate::ledger::Closing;
 use crate::payment::PaymentId;
 use crate::telemetry::causes;
 
@@ -40,10 +41,14 @@ impl Grant {
             return;
         }
         let (facilitator, payment) = (self.facilitator.clone(), self.payment);
-        let request_id = std::mem::take(&mut self.request_id);
+        let closing = Closing {
+            payment,
+            request_id: std::mem::take(&mut self.request_id),
+            answered,
+        };
         self.facilitator.tasks.spawn(async move {
             for tries_left in (0..TRIES).rev() {
-                match facilitator.ledger.close_grant(payment, &request_id, answered).await {
+                match facilitator.ledger.close_grant(closing.clone()).await {
                     Ok(()) => break,
                     Err(error) if tries_left == 0 => {
                         // It stays undecided until this process ends; then it is void, and the buyer gets their resource.

@@ -21,8 +21,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::chain::RpcError;
 use crate::clock::Clock;
-use crate::ledger::{AuthorizationKey, GrantRequest, Ledger, LedgerError, Standing};
-use crate::payment::{Candidate, Session, SignedBy};
+use crate::ledger::{GrantRequest, Known, Ledger, LedgerError};
+use crate::payment::{Candidate, SignedBy};
 use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Site, Waiters};
@@ -134,15 +134,7 @@ impl Facilitator {
     /// what the seller must ask for; without one the authorization does. Other content under the same nonce is refused, and so is
     /// a signature that neither was stored nor holds: the signed content of a mined payment is public.
     async fn known(&self, site: &Site, candidate: &Candidate) -> Result<Known, Halt> {
-        let key = AuthorizationKey::from(candidate);
-        let (session, standing) = tokio::try_join!(
-            self.ledger.session_of_nonce(candidate.authorization.nonce),
-            self.ledger.standing(&key),
-        )?;
-        let session = session.filter(|session| {
-            let terms = (session.network, session.asset, session.payer);
-            terms == (key.network, key.domain, key.payer)
-        });
+        let Known { session, standing } = self.ledger.known(candidate.into()).await?;
         if let Some(session) = &session {
             session
                 .is_asked_for(&candidate.requirements)
@@ -186,24 +178,14 @@ impl Facilitator {
     }
 
     /// Waits for a change of a payment. `false`: the deadline came first, or the service stops.
-    async fn wait(&self, change: tokio::sync::futures::Notified<'_>, deadline: Instant) -> bool {
-        let waited = self
-            .stopping
-            .run_until_cancelled(Waiting::until(change, deadline))
-            .await;
-        waited.unwrap_or(false)
+    async fn wait(&self, waiting: &mut Waiting, deadline: Instant) -> bool {
+        let waited = waiting.change_until(deadline);
+        self.stopping.run_until_cancelled(waited).await == Some(true)
     }
 
     fn deadline(&self) -> Instant {
         Instant::now() + self.settle_wait
     }
-}
-
-/// What the ledger knows about an authorization.
-#[derive(Debug)]
-struct Known {
-    session: Option<Session>,
-    standing: Option<Standing>,
 }
 
 #[derive(Debug)]

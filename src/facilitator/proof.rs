@@ -47,7 +47,7 @@ impl Facilitator {
         let refuse = |objection| refusal(request, Some(&session), objection);
         match self.payment_of(&session, proof).await? {
             Some(id) => {
-                let standing = self.ledger.standing_of(id.map_err(refuse)?).await?;
+                let standing = self.ledger.standing(id.map_err(refuse)?).await?;
                 if let Advice::Bad(reason, why) = self.advice(standing).await? {
                     return Err(refuse((reason, why)).into());
                 }

@@ -128,13 +128,12 @@ impl Facilitator {
         let mut first = None;
         loop {
             // Each place is taken before its row is read, so that no change between is missed.
-            let of_session = self.waiters.wait_for(id.clone());
+            let mut of_session = self.waiters.wait_for(id.clone());
             let session = self.existing(id).await?;
             let topic = session
                 .payment
                 .map_or_else(|| Topic::from(id.clone()), Topic::from);
-            let of_payment = self.waiters.wait_for(topic);
-            let change = (of_session.change(), of_payment.change());
+            let mut of_payment = self.waiters.wait_for(topic);
             let view = self.view(&session).await?;
             let under_way = matches!(view.state, SessionState::Open | SessionState::Submitted);
             if !under_way || *first.get_or_insert(view.state) != view.state {
@@ -142,14 +141,11 @@ impl Facilitator {
             }
             let waited = async {
                 tokio::select! {
-                    () = change.0 => {}
-                    () = change.1 => {}
+                    changed = of_session.change_until(deadline) => changed,
+                    changed = of_payment.change_until(deadline) => changed,
                 }
             };
-            let stopped = self
-                .stopping
-                .run_until_cancelled(tokio::time::timeout_at(deadline, waited));
-            if !matches!(stopped.await, Some(Ok(()))) {
+            if self.stopping.run_until_cancelled(waited).await != Some(true) {
                 return Ok(view);
             }
         }
@@ -247,13 +243,12 @@ impl Facilitator {
     /// A payment and its grant, once an answer that is being written right now has arrived or broken off: who reads a session after the
     /// seller's answer must not find it unspent.
     async fn standing_told(&self, id: PaymentId) -> Result<Standing, Outage> {
-        let waiting = self.waiters.wait_for(id);
+        let mut waiting = self.waiters.wait_for(id);
         let deadline = Instant::now() + ANSWER_WAIT;
         loop {
-            let change = waiting.change();
-            let standing = self.ledger.standing_of(id).await?;
+            let standing = self.ledger.standing(id).await?;
             let decided = standing.grant != GrantStatus::Undecided;
-            if decided || !self.wait(change, deadline).await {
+            if decided || !self.wait(&mut waiting, deadline).await {
                 return Ok(standing);
             }
         }

@@ -1,17 +1,23 @@
 //! `settle`: accepts a payment into the ledger, waits for the chain, and tells success once.
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
+use crate::chain::RpcError;
 use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage};
-use crate::ledger::{Accepted, Standing};
+use crate::ledger::{Accepted, NewPayment, Standing};
 use crate::payment::state::Exit;
 use crate::payment::{Candidate, Payment, PaymentId, PaymentState};
 use crate::protocol::response::spelled;
 use crate::protocol::session::SessionId;
 use crate::protocol::{ExactPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse};
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, Site};
+
+/// How often the chain is read for one acceptance: a payer may be paying in the block that is just being recorded.
+const READS_MAX: u32 = 3;
 
 /// An answer to `/settle`, and the grant that it carries when it says success.
 #[derive(Debug)]
@@ -48,18 +54,19 @@ impl Facilitator {
         let site = self.site_of(&request)?;
         let network_name = request.network_name.clone();
         let (request, payload) = request.replace(());
-        let (id, session) = match payload {
+        let (taken, session) = match payload {
             Payload::Authorization(payload) => self.take(site, request.replace(payload).0).await?,
             Payload::Proof(proof) => {
                 let session = proof.session_id.clone();
-                (self.redeem(site, &request, &proof).await?, Some(session))
+                let id = self.redeem(site, &request, &proof).await?;
+                (Taken::Before(id), Some(session))
             }
         };
         let answer = Answer {
             network_name,
             session,
         };
-        self.conclude(id, &answer, caller, deadline)
+        self.conclude(taken, &answer, caller, deadline)
             .await
             .map_err(Halt::from)
     }
@@ -69,7 +76,7 @@ impl Facilitator {
         &self,
         site: &Site,
         request: PaymentRequest<ExactPayload>,
-    ) -> Result<(PaymentId, Option<SessionId>), Halt> {
+    ) -> Result<(Taken, Option<SessionId>), Halt> {
         let candidate = Candidate::from_request(request, &site.policy)?;
         let known = self.known(site, &candidate).await?;
         let session = known.session.map(|session| session.id);
@@ -78,7 +85,7 @@ impl Facilitator {
         };
         let id = standing.payment.id;
         self.ledger.end_verify_lease(id).await?;
-        let id = match decide(&standing) {
+        let taken = match decide(&standing) {
             Decision::CheckAgain(_) => self.admit(site, candidate, Some(id)).await?,
             Decision::Join
             | Decision::Grant
@@ -86,9 +93,9 @@ impl Facilitator {
             | Decision::Duplicate
             | Decision::Failed(_)
             | Decision::Unmatched(_)
-            | Decision::SetAside(_) => id,
+            | Decision::SetAside(_) => Taken::Before(id),
         };
-        Ok((id, session))
+        Ok((taken, session))
     }
 
     /// Checks everything and puts the payment into the queue. A place is taken first, so that nothing accepted is without one.
@@ -97,39 +104,63 @@ impl Facilitator {
         site: &Site,
         candidate: Candidate,
         refused: Option<PaymentId>,
-    ) -> Result<PaymentId, Halt> {
+    ) -> Result<Taken, Halt> {
         let place = site.reserve().ok_or(Outage::Busy)?;
-        let key = (&candidate).into();
-        let Checked { verified, facts } = self.check(site, candidate).await?;
-        let queued = match refused {
-            Some(id) if self.ledger.queue_again(id, verified.candidate()).await? => {
-                self.ledger.payment(id).await?
-            }
-            Some(id) => return Ok(id),
-            None => match self
-                .ledger
-                .accept(&verified, site.policy.confirmations)
-                .await?
-            {
-                Accepted::New(payment) => Some(*payment),
+        for _ in 0..READS_MAX {
+            let Checked { verified, facts } = self.check(site, candidate.clone()).await?;
+            let new = NewPayment {
+                id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
+                verified,
+                confirmations: site.policy.confirmations,
+            };
+            let accepted = match refused {
+                Some(_) => self.ledger.queue_again(new).await?,
+                None => self.ledger.accept(new).await?,
+            };
+            match accepted {
+                Accepted::New(payment) => {
+                    let waiting = self.waiters.wait_for(payment.id);
+                    let id = payment.id;
+                    site.enqueue(place, Queued::new(*payment, Some(facts)));
+                    return Ok(Taken::Now(id, waiting));
+                }
                 // Somebody was faster; that row answers, after the same look at it that every known payment gets.
-                Accepted::Known => None,
-            },
-        };
-        if let Some(payment) = queued {
-            let id = payment.id;
-            site.enqueue(place, Queued::new(payment, Some(facts)));
+                Accepted::Known => {
+                    let id = self.overtaken(&candidate, refused).await?;
+                    return Ok(Taken::Before(id));
+                }
+                Accepted::Short { held } => {
+                    let why = format!(
+                        "the payer has {} and promised {held} of it to payments under way, which leaves too little for {}",
+                        facts.balance.unwrap_or_default(),
+                        candidate.authorization.value
+                    );
+                    return Err(candidate
+                        .refuse(Reason::ExactInsufficientBalance, why)
+                        .into());
+                }
+                Accepted::Stale => {}
+            }
+        }
+        // The endpoint lags behind a block that we have seen.
+        Err(Outage::Chain(RpcError::Unreachable).into())
+    }
+
+    async fn overtaken(
+        &self,
+        candidate: &Candidate,
+        refused: Option<PaymentId>,
+    ) -> Result<PaymentId, Halt> {
+        if let Some(id) = refused {
             return Ok(id);
         }
-        let standing = self.ledger.standing(&key).await?.ok_or(Outage::Busy)?;
-        if standing.payment.digest != verified.candidate().digest {
+        let known = self.ledger.known(candidate.into()).await?;
+        let standing = known.standing.ok_or(Outage::Busy)?;
+        if standing.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
-            return Err(verified
-                .candidate()
-                .refuse(Reason::ExactNonceUsed, why)
-                .into());
+            return Err(candidate.refuse(Reason::ExactNonceUsed, why).into());
         }
         Ok(standing.payment.id)
     }
@@ -137,15 +168,21 @@ impl Facilitator {
     /// Waits until something can be said about an accepted payment, and says it.
     async fn conclude(
         &self,
-        id: PaymentId,
+        taken: Taken,
         answer: &Answer,
         caller: &Caller,
         deadline: Instant,
     ) -> Result<Settled, Outage> {
-        let waiting = self.waiters.wait_for(id);
+        let (id, mut waiting) = match taken {
+            Taken::Before(id) => (id, self.waiters.wait_for(id)),
+            // There is nothing to read before the engine has done something.
+            Taken::Now(id, mut waiting) => {
+                self.wait(&mut waiting, deadline).await;
+                (id, waiting)
+            }
+        };
         loop {
-            let change = waiting.change();
-            let standing = self.ledger.standing_of(id).await?;
+            let standing = self.ledger.standing(id).await?;
             let decision = decide(&standing);
             let payment = &standing.payment;
             match decision {
@@ -155,7 +192,7 @@ impl Facilitator {
                     }
                 }
                 Decision::Join | Decision::AwaitGrant => {
-                    if !self.wait(change, deadline).await
+                    if !self.wait(&mut waiting, deadline).await
                         && let Some(settled) = self.out_of_time(&standing, answer).await?
                     {
                         return Ok(settled);
@@ -184,7 +221,7 @@ impl Facilitator {
         answer: &Answer,
         caller: &Caller,
     ) -> Result<Option<Settled>, Outage> {
-        if !self.ledger.grant(payment.id, caller).await? {
+        if !self.ledger.grant(payment.id, caller.clone()).await? {
             return Ok(None);
         }
         reach(Step::Granted);
@@ -239,6 +276,15 @@ impl Facilitator {
             PaymentState::Refused(_) | PaymentState::Failed { .. } => Ok(None),
         }
     }
+}
+
+/// A payment that an answer is owed about.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It was known.
+    Before(PaymentId),
+    /// It was accepted just now; the place hears everything that has happened since.
+    Now(PaymentId, Waiting),
 }
 
 /// How answers to one request are worded.

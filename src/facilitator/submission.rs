@@ -199,7 +199,7 @@ impl Facilitator {
         id: PaymentId,
         transaction: B256,
     ) -> Result<Result<PaymentId, Objection>, Halt> {
-        let payment = self.ledger.standing_of(id).await?.payment;
+        let payment = self.ledger.standing(id).await?.payment;
         let same =
             payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction);
         Ok(if same {

@@ -81,12 +81,11 @@ impl Facilitator {
     async fn decided(&self, standing: Standing) -> Result<Decision, Outage> {
         let id: PaymentId = standing.payment.id;
         let mut decision = decide(&standing);
-        let waiting = self.waiters.wait_for(id);
+        let mut waiting = self.waiters.wait_for(id);
         let deadline = self.deadline();
         while decision == Decision::AwaitGrant {
-            let change = waiting.change();
-            decision = decide(&self.ledger.standing_of(id).await?);
-            if decision == Decision::AwaitGrant && !self.wait(change, deadline).await {
+            decision = decide(&self.ledger.standing(id).await?);
+            if decision == Decision::AwaitGrant && !self.wait(&mut waiting, deadline).await {
                 break;
             }
         }

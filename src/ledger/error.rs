@@ -1,5 +1,9 @@
 //! What can go wrong with the ledger.
 
+use std::sync::Arc;
+
+use crate::coalesce::Unanswered;
+
 /// An outage or an inconsistency of the database. Never shown to callers: they get a code, the log gets this.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -38,6 +42,12 @@ pub enum LedgerError {
         /// Which guard.
         what: &'static str,
     },
+    /// A statement for several callers failed.
+    #[error("a statement for several callers failed")]
+    Shared(#[source] Arc<Self>),
+    /// Too many callers wait for the database, or the service is stopping.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
 }
 
 impl LedgerError {
@@ -47,7 +57,9 @@ impl LedgerError {
             Self::Driver(error) => error
                 .as_database_error()
                 .and_then(|error| error.constraint()),
-            Self::Migration(_)
+            Self::Shared(shared) => shared.constraint(),
+            Self::Unanswered(_)
+            | Self::Migration(_)
             | Self::Inconsistent { .. }
             | Self::OtherChain { .. }
             | Self::Conflict { .. } => None,

@@ -1,8 +1,15 @@
 //! Grants and verify leases: who was told that a payment bought them something.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use alloy::primitives::B256;
+use sqlx::PgPool;
+use uuid::Uuid;
+
 use super::row::{PaymentRow, select_payments};
-use super::{AuthorizationKey, Ledger, LedgerError};
-use crate::payment::{Payment, PaymentId};
+use super::{AuthorizationKey, Ledger, LedgerError, ProcessId, sessions};
+use crate::payment::{Payment, PaymentId, Session};
 
 /// What stands in the ledger about the success answer of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,120 +40,220 @@ pub struct GrantRequest {
     pub caller: String,
 }
 
-impl Ledger {
-    /// The payment of an authorization and its grant, if it is known.
-    ///
-    /// # Errors
-    /// When the database fails or the row cannot be read.
-    pub async fn standing(&self, key: &AuthorizationKey) -> Result<Option<Standing>, LedgerError> {
-        let row = select_payments!(
-            "where p.network = $1 and p.nonce_domain = $2 and p.payer = $3 and p.nonce = $4",
-            key.network.to_string(),
-            key.domain.as_slice(),
-            key.payer.as_slice(),
-            key.nonce.as_slice(),
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        match row {
-            Some(row) => self.with_grant(row).await.map(Some),
-            None => Ok(None),
-        }
-    }
+/// What the ledger knows about an authorization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The session that gave it its nonce.
+    pub session: Option<Session>,
+    /// Its payment.
+    pub standing: Option<Standing>,
+}
 
-    /// The same for a payment whose id is known; it must exist.
-    ///
-    /// # Errors
-    /// When the database fails, the row cannot be read or is gone.
-    pub async fn standing_of(&self, id: PaymentId) -> Result<Standing, LedgerError> {
-        let row = select_payments!("where p.id = $1", id.0)
-            .fetch_one(&self.pool)
-            .await?;
-        self.with_grant(row).await
-    }
+/// What became of the answer that a grant was given with.
+#[derive(Debug, Clone)]
+pub struct Closing {
+    /// Of which payment.
+    pub payment: PaymentId,
+    /// Id of the HTTP request that held the grant.
+    pub request_id: String,
+    /// It reached the socket; otherwise it broke off.
+    pub answered: bool,
+}
 
-    async fn with_grant(&self, row: PaymentRow) -> Result<Standing, LedgerError> {
-        let status = sqlx::query_scalar!(
-            r#"select case
-                when g.answered_at is not null then 'standing'
-                when g.voided_at is not null or holder.lease_until < now() then 'free'
-                else 'undecided' end as "status!"
-            from grants g join processes holder on holder.id = g.process_id
-            where g.payment_id = $1"#,
-            row.id,
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        let grant = match status.as_deref() {
-            Some("standing") => GrantStatus::Standing,
-            Some("undecided") => GrantStatus::Undecided,
-            _ => GrantStatus::Free,
+/// What is known about authorizations.
+pub(super) async fn known(
+    pool: PgPool,
+    keys: Arc<[AuthorizationKey]>,
+) -> Result<Vec<Known>, LedgerError> {
+    let nonces: Vec<B256> = keys.iter().map(|key| key.nonce).collect();
+    let (sessions, standings) = tokio::try_join!(
+        sessions::of_nonces(&pool, &nonces),
+        standings_by_key(&pool, &keys)
+    )?;
+    let known = keys.iter().map(|key| Known {
+        session: sessions
+            .iter()
+            .find(|session| {
+                let terms = (session.network, session.asset, session.payer, session.nonce);
+                terms == (key.network, key.domain, key.payer, key.nonce)
+            })
+            .cloned(),
+        standing: standings.get(key).cloned(),
+    });
+    Ok(known.collect())
+}
+
+async fn standings_by_key(
+    pool: &PgPool,
+    keys: &[AuthorizationKey],
+) -> Result<HashMap<AuthorizationKey, Standing>, LedgerError> {
+    let networks: Vec<String> = keys.iter().map(|key| key.network.to_string()).collect();
+    let domains: Vec<&[u8]> = keys.iter().map(|key| key.domain.as_slice()).collect();
+    let payers: Vec<&[u8]> = keys.iter().map(|key| key.payer.as_slice()).collect();
+    let nonces: Vec<&[u8]> = keys.iter().map(|key| key.nonce.as_slice()).collect();
+    let rows = select_payments!(
+        "join unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[]) as asked (network, domain, payer, nonce)
+            on p.network = asked.network and p.nonce_domain = asked.domain and p.payer = asked.payer and p.nonce = asked.nonce",
+        &networks,
+        &domains as _,
+        &payers as _,
+        &nonces as _,
+    )
+    .fetch_all(pool)
+    .await?;
+    let standings = with_grants(pool, rows).await?;
+    let keyed = standings.into_iter().map(|standing| {
+        let payment = &standing.payment;
+        let key = AuthorizationKey {
+            network: payment.network,
+            domain: payment.asset,
+            payer: payment.authorization.from,
+            nonce: payment.authorization.nonce,
         };
+        (key, standing)
+    });
+    Ok(keyed.collect())
+}
+
+/// Payments and their grants; all of them must exist.
+pub(super) async fn standings(
+    pool: PgPool,
+    ids: Arc<[PaymentId]>,
+) -> Result<Vec<Standing>, LedgerError> {
+    let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let rows = select_payments!("where p.id = any($1)", &wanted)
+        .fetch_all(&pool)
+        .await?;
+    let standings = with_grants(&pool, rows).await?;
+    let by_id: HashMap<PaymentId, Standing> = standings
+        .into_iter()
+        .map(|standing| (standing.payment.id, standing))
+        .collect();
+    let gone = LedgerError::Conflict {
+        what: "a payment that was accepted",
+    };
+    let all: Option<Vec<Standing>> = ids.iter().map(|id| by_id.get(id).cloned()).collect();
+    all.ok_or(gone)
+}
+
+async fn with_grants(pool: &PgPool, rows: Vec<PaymentRow>) -> Result<Vec<Standing>, LedgerError> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+    let granted = sqlx::query!(
+        r#"select g.payment_id, case
+            when g.answered_at is not null then 'standing'
+            when g.voided_at is not null or holder.lease_until < now() then 'free'
+            else 'undecided' end as "status!"
+        from grants g join processes holder on holder.id = g.process_id
+        where g.payment_id = any($1)"#,
+        &ids,
+    )
+    .fetch_all(pool)
+    .await?;
+    let granted: HashMap<Uuid, GrantStatus> = granted
+        .into_iter()
+        .map(|row| {
+            let status = match row.status.as_str() {
+                "standing" => GrantStatus::Standing,
+                "undecided" => GrantStatus::Undecided,
+                _ => GrantStatus::Free,
+            };
+            (row.payment_id, status)
+        })
+        .collect();
+    let standings = rows.into_iter().map(|row| {
+        let grant = granted.get(&row.id).copied().unwrap_or(GrantStatus::Free);
         Ok(Standing {
             payment: row.try_into()?,
             grant,
         })
-    }
+    });
+    standings.collect()
+}
 
-    /// Takes the grant of a payment whose money has moved. `false`: somebody else holds it, or the money has moved back.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn grant(&self, id: PaymentId, request: &GrantRequest) -> Result<bool, LedgerError> {
-        let granted = sqlx::query!(
-            "with taken as (
-                insert into grants as g (payment_id, process_id, request_id, caller)
-                select p.id, $2, $3, $4 from payments p
-                where p.id = $1 and p.state in ('settled', 'final', 'late_settled') and p.quarantined_at is null
-                    and p.unmatched_reason is null
-                on conflict on constraint grants_one_per_payment do update
-                set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,
-                    granted_at = now(), voided_at = null
-                where g.answered_at is null and (g.voided_at is not null or exists (
-                    select from processes holder where holder.id = g.process_id and holder.lease_until < now()
-                ))
-                returning payment_id
-            )
-            insert into events (payment_id, kind, reason) select payment_id, 'granted', $3 from taken",
-            id.0,
-            self.process.0,
-            request.request_id,
-            request.caller,
+/// Takes the grants of payments whose money has moved, one asker a payment at most.
+pub(super) async fn grant(
+    pool: PgPool,
+    process: ProcessId,
+    asked: Arc<[(PaymentId, GrantRequest)]>,
+) -> Result<Vec<bool>, LedgerError> {
+    // A statement may touch a row once: of several askers for one payment the first is taken.
+    let mut taken = HashSet::new();
+    let firsts: Vec<bool> = asked.iter().map(|(id, _)| taken.insert(*id)).collect();
+    let chosen = || asked.iter().zip(&firsts).filter(|(_, first)| **first);
+    let ids: Vec<Uuid> = chosen().map(|((id, _), _)| id.0).collect();
+    let request_ids: Vec<&str> = chosen()
+        .map(|((_, request), _)| request.request_id.as_str())
+        .collect();
+    let callers: Vec<&str> = chosen()
+        .map(|((_, request), _)| request.caller.as_str())
+        .collect();
+    let granted = sqlx::query_scalar!(
+        r#"with taken as (
+            insert into grants as g (payment_id, process_id, request_id, caller)
+            select p.id, $2, asked.request_id, asked.caller
+            from unnest($1::uuid[], $3::text[], $4::text[]) as asked (payment_id, request_id, caller)
+            join payments p on p.id = asked.payment_id
+            where p.state in ('settled', 'final', 'late_settled') and p.quarantined_at is null and p.unmatched_reason is null
+            on conflict on constraint grants_one_per_payment do update
+            set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,
+                granted_at = now(), voided_at = null
+            where g.answered_at is null and (g.voided_at is not null or exists (
+                select from processes holder where holder.id = g.process_id and holder.lease_until < now()
+            ))
+            returning payment_id, request_id
         )
-        .execute(&self.pool)
-        .await?;
-        Ok(granted.rows_affected() == 1)
-    }
+        insert into events (payment_id, kind, reason) select payment_id, 'granted', request_id from taken returning payment_id"#,
+        &ids,
+        process.0,
+        &request_ids as _,
+        &callers as _,
+    )
+    .fetch_all(&pool)
+    .await?;
+    let granted: HashSet<Uuid> = granted.into_iter().collect();
+    let answers = asked.iter().zip(&firsts);
+    Ok(answers
+        .map(|((id, _), first)| *first && granted.contains(&id.0))
+        .collect())
+}
 
-    /// Records what became of the answer that this process was giving: it reached the socket, or broke off.
-    ///
-    /// # Errors
-    /// When the database fails; the grant is then void once this process has ended.
-    pub async fn close_grant(
-        &self,
-        id: PaymentId,
-        request_id: &str,
-        answered: bool,
-    ) -> Result<(), LedgerError> {
-        sqlx::query!(
-            "with closed as (
-                update grants
-                set answered_at = case when $4 then now() end, voided_at = case when $4 then null else now() end
-                where payment_id = $1 and process_id = $2 and request_id = $3 and answered_at is null and voided_at is null
-                returning payment_id
-            )
-            insert into events (payment_id, kind, reason)
-            select payment_id, case when $4 then 'answered' else 'voided' end, $3 from closed",
-            id.0,
-            self.process.0,
-            request_id,
-            answered,
+/// Records what became of answers.
+pub(super) async fn close(
+    pool: PgPool,
+    process: ProcessId,
+    closings: Arc<[Closing]>,
+) -> Result<Vec<()>, LedgerError> {
+    let ids: Vec<Uuid> = closings.iter().map(|closing| closing.payment.0).collect();
+    let request_ids: Vec<&str> = closings
+        .iter()
+        .map(|closing| closing.request_id.as_str())
+        .collect();
+    let answered: Vec<bool> = closings.iter().map(|closing| closing.answered).collect();
+    sqlx::query!(
+        "with closed as (
+            update grants g
+            set answered_at = case when c.answered then now() end, voided_at = case when c.answered then null else now() end
+            from unnest($1::uuid[], $3::text[], $4::boolean[]) as c (payment_id, request_id, answered)
+            where g.payment_id = c.payment_id and g.process_id = $2 and g.request_id = c.request_id
+                and g.answered_at is null and g.voided_at is null
+            returning g.payment_id, g.request_id, c.answered
         )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
+        insert into events (payment_id, kind, reason)
+        select payment_id, case when answered then 'answered' else 'voided' end, request_id from closed",
+        &ids,
+        process.0,
+        &request_ids as _,
+        &answered,
+    )
+    .execute(&pool)
+    .await?;
+    Ok(vec![(); closings.len()])
+}
 
+impl Ledger {
     /// Takes the short lease of a verify over a payment that is under way. `false`: another verify holds it.
     ///
     /// # Errors

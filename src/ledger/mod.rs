@@ -5,8 +5,10 @@
 //! constraint too; nothing needs advisory locks, `NOTIFY` or a session-bound connection, so that a pooler in transaction mode
 //! or a distributed Postgres serves as well. Time in leases is the database's, never ours.
 
+mod acceptance;
 mod error;
 mod grants;
+mod groups;
 mod history;
 mod lanes;
 mod life;
@@ -25,13 +27,17 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::Uuid;
 
+use groups::Groups;
+
+pub use acceptance::{Accepted, NewPayment};
 pub use error::LedgerError;
-pub use grants::{GrantRequest, GrantStatus, Standing};
+pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
+pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, SessionOf};
 pub use lanes::{Claim, LaneKey, LaneLease};
 pub use life::{AttemptMade, Event, Life, Mined};
 pub use outbox::{Attempt, Heard, NewTransaction, Recorded, Unmined};
-pub use payments::{Accepted, AuthorizationKey};
+pub use payments::AuthorizationKey;
 pub use processes::ProcessId;
 pub use results::{BlockRef, MinedTransaction, RowOutcome, WithoutEffect};
 pub use sessions::{NewSession, OpenLimits, Opened};
@@ -48,14 +54,19 @@ pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 pub struct Ledger {
     pool: PgPool,
     process: ProcessId,
+    groups: Groups,
 }
 
 impl Ledger {
-    /// Connects to `url` with at most `connections_max` connections, waiting at most five seconds for one.
+    /// Connects to `url` with at most `connections_max` connections, waiting at most five seconds for one. The statements of the core path
+    /// are run, in groups, by the task that comes with it.
     ///
     /// # Errors
     /// When the URL cannot be read or the server cannot be reached.
-    pub async fn connect(url: &str, connections_max: u32) -> Result<Self, LedgerError> {
+    pub async fn connect(
+        url: &str,
+        connections_max: u32,
+    ) -> Result<(Self, LedgerTask), LedgerError> {
         let options: PgConnectOptions = url.parse()?;
         let options = options.application_name("x402d");
         let pool = PgPoolOptions::new()
@@ -73,10 +84,14 @@ impl Ledger {
             })
             .connect_with(options)
             .await?;
-        Ok(Self {
+        let process = ProcessId(Uuid::now_v7());
+        let (groups, task) = groups::open(&pool, process);
+        let ledger = Self {
             pool,
-            process: ProcessId(Uuid::now_v7()),
-        })
+            process,
+            groups,
+        };
+        Ok((ledger, task))
     }
 
     /// Brings the schema up to this version of the program.

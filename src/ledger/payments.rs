@@ -3,10 +3,10 @@
 use alloy::primitives::{Address, B256};
 use uuid::Uuid;
 
-use super::row::{PaymentRow, bigint, moment, select_payments};
+use super::row::{PaymentRow, bigint, select_payments};
 use super::{Ledger, LedgerError};
 use crate::payment::state::Exit;
-use crate::payment::{Candidate, Location, Payment, PaymentId, Verified};
+use crate::payment::{Candidate, Location, Payment, PaymentId};
 use crate::protocol::{Network, X402Version};
 
 /// What makes an authorization unique on its chain.
@@ -33,74 +33,7 @@ impl From<&Candidate> for AuthorizationKey {
     }
 }
 
-/// What became of an acceptance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Accepted {
-    /// A new row, queued.
-    New(Box<Payment>),
-    /// The identity is known; look at that row.
-    Known,
-}
-
 impl Ledger {
-    /// Accepts a verified payment: one row per authorization, whoever comes first.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn accept(
-        &self,
-        verified: &Verified,
-        confirmations: u32,
-    ) -> Result<Accepted, LedgerError> {
-        let id = Uuid::now_v7();
-        let candidate = verified.candidate();
-        let (authorization, wallet) = (candidate.authorization, candidate.wallet.as_ref());
-        let window = (
-            moment(authorization.valid_after),
-            moment(authorization.valid_before),
-        );
-        // The session that gave this authorization its nonce, if one did, is paid by it from now on.
-        let inserted = sqlx::query!(
-            r#"with accepted as (insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
-                valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations)
-            values ($1, $2, $3, 'exact', $4, $5, $6, ($7::text)::numeric, $8, $4, $9, $10, $11, $12, $13, $14, $15, 'queued', $16)
-            on conflict on constraint payments_one_per_authorization do nothing
-            returning id, network, asset, payer, payee, amount, nonce),
-            paid as (update sessions s set payment_id = a.id from accepted a
-                where s.nonce = a.nonce and s.rail = 'authorization' and s.payment_id is null and s.network = a.network
-                and s.asset = a.asset and s.payer = a.payer and s.payee = a.payee and s.amount = a.amount)
-            select count(*) as "rows!" from accepted"#,
-            id,
-            i16::from(u8::from(candidate.version)),
-            candidate.network.to_string(),
-            candidate.asset.as_slice(),
-            authorization.from.as_slice(),
-            authorization.to.as_slice(),
-            authorization.value.to_string(),
-            candidate.resource,
-            authorization.nonce.as_slice(),
-            window.0,
-            window.1,
-            candidate.digest.as_slice(),
-            &candidate.signature[..],
-            wallet.map(|wallet| wallet.factory.as_slice()),
-            wallet.map(|wallet| &wallet.call[..]),
-            i32::try_from(confirmations).unwrap_or(i32::MAX),
-        )
-        .fetch_one(&self.pool)
-        .await?;
-        if inserted.rows == 0 {
-            return Ok(Accepted::Known);
-        }
-        let payment = self
-            .payment(PaymentId(id))
-            .await?
-            .ok_or(LedgerError::Conflict {
-                what: "a payment just inserted",
-            })?;
-        Ok(Accepted::New(Box::new(payment)))
-    }
-
     /// The payment with this id.
     ///
     /// # Errors
@@ -131,31 +64,6 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter().map(Payment::try_from).collect()
-    }
-
-    /// Puts a refused payment into the queue again, because it was presented again and is good now. With the wallet, version and
-    /// signature of the new presentation. `false`: it was not refused any more.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn queue_again(
-        &self,
-        id: PaymentId,
-        candidate: &Candidate,
-    ) -> Result<bool, LedgerError> {
-        let wallet = candidate.wallet.as_ref();
-        let updated = sqlx::query!(
-            "update payments set state = 'queued', reason = null, message = null, queued_at = now(),
-                signature = $2, wallet_factory = $3, wallet_factory_call = $4
-            where id = $1 and state = 'refused' and quarantined_at is null",
-            id.0,
-            &candidate.signature[..],
-            wallet.map(|wallet| wallet.factory.as_slice()),
-            wallet.map(|wallet| &wallet.call[..]),
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(updated.rows_affected() == 1)
     }
 
     /// Takes a queued payment out before any broadcast. `false`: it is not queued any more, so bytes may be on their way.

@@ -11,6 +11,9 @@ use crate::payment::state::Exit;
 use crate::payment::{Location, PaymentId};
 use crate::protocol::Network;
 
+/// Why a payment is set aside whose log belongs to another.
+const TAKEN: &str = "its Transfer log is recorded for another payment";
+
 /// A block as results refer to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockRef {
@@ -100,6 +103,7 @@ impl Ledger {
         if fresh.rows_affected() == 0 {
             return Ok(());
         }
+        record_transferred(&mut transaction, mined).await?;
         for (payment, outcome) in &mined.rows {
             record_row(&mut transaction, mined, *payment, outcome).await?;
         }
@@ -238,40 +242,85 @@ impl Ledger {
     }
 }
 
+/// Records all rows whose money moved in the transaction itself: nearly always all there are.
+async fn record_transferred(
+    connection: &mut PgConnection,
+    mined: &MinedTransaction,
+) -> Result<(), LedgerError> {
+    let (mut ids, mut log_indices, mut states) = (Vec::new(), Vec::new(), Vec::new());
+    for (payment, outcome) in &mined.rows {
+        if let RowOutcome::Transferred { log_index, deep } = outcome {
+            ids.push(payment.0);
+            log_indices.push(bigint(*log_index));
+            states.push(reached(*deep).to_owned());
+        }
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    close_rows(connection, mined, &ids, "transferred").await?;
+    let moved = sqlx::query_scalar!(
+        "update payments p set state = row.state, transaction_hash = $4, log_index = row.log_index, block_number = $5, block_hash = $6,
+            block_time = $7
+        from unnest($1::uuid[], $2::bigint[], $3::text[]) as row (id, log_index, state)
+        where p.id = row.id and p.state = 'inflight' and not exists (
+            select from payments taken
+            where taken.network = p.network and taken.transaction_hash = $4 and taken.log_index = row.log_index
+        ) returning p.id",
+        &ids,
+        &log_indices,
+        &states,
+        mined.hash.as_slice(),
+        bigint(mined.block.number),
+        mined.block.hash.as_slice(),
+        mined.block.time,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for id in ids.into_iter().filter(|id| !moved.contains(id)) {
+        set_aside(connection, PaymentId(id), TAKEN).await?;
+    }
+    Ok(())
+}
+
+async fn close_rows(
+    connection: &mut PgConnection,
+    mined: &MinedTransaction,
+    payments: &[Uuid],
+    outcome: &str,
+) -> Result<(), LedgerError> {
+    sqlx::query!(
+        "update transaction_payments set outcome = $3
+        where transaction_id = $1 and payment_id = any($2) and outcome is null",
+        mined.id,
+        payments,
+        outcome,
+    )
+    .execute(&mut *connection)
+    .await?;
+    Ok(())
+}
+
+const fn reached(deep: bool) -> &'static str {
+    if deep { "settled" } else { "mined" }
+}
+
 async fn record_row(
     connection: &mut PgConnection,
     mined: &MinedTransaction,
     payment: PaymentId,
     outcome: &RowOutcome,
 ) -> Result<(), LedgerError> {
-    let label = match outcome {
-        RowOutcome::Transferred { .. } => "transferred",
-        RowOutcome::Elsewhere { .. } => "elsewhere",
-        RowOutcome::WithoutEffect(_) => "without_effect",
-    };
-    sqlx::query!(
-        "update transaction_payments set outcome = $3 where transaction_id = $1 and payment_id = $2 and outcome is null",
-        mined.id,
-        payment.0,
-        label,
-    )
-    .execute(&mut *connection)
-    .await?;
     match outcome {
-        RowOutcome::Transferred { log_index, deep } => {
-            let location = Location {
-                transaction: mined.hash,
-                log_index: *log_index,
-                block_number: mined.block.number,
-                block_hash: mined.block.hash,
-                block_time: mined.block.time,
-            };
-            locate(connection, payment, &location, *deep).await
-        }
+        RowOutcome::Transferred { .. } => Ok(()),
         RowOutcome::Elsewhere { location, deep } => {
+            close_rows(connection, mined, &[payment.0], "elsewhere").await?;
             locate(connection, payment, location, *deep).await
         }
-        RowOutcome::WithoutEffect(next) => release(connection, mined, payment, next).await,
+        RowOutcome::WithoutEffect(next) => {
+            close_rows(connection, mined, &[payment.0], "without_effect").await?;
+            release(connection, mined, payment, next).await
+        }
     }
 }
 
@@ -288,7 +337,7 @@ async fn locate(
             select from payments taken where taken.network = p.network and taken.transaction_hash = $3 and taken.log_index = $4
         )",
         payment.0,
-        if deep { "settled" } else { "mined" },
+        reached(deep),
         location.transaction.as_slice(),
         bigint(location.log_index),
         bigint(location.block_number),
@@ -298,12 +347,7 @@ async fn locate(
     .execute(&mut *connection)
     .await?;
     if moved.rows_affected() == 0 {
-        set_aside(
-            connection,
-            payment,
-            "its Transfer log is recorded for another payment",
-        )
-        .await?;
+        set_aside(connection, payment, TAKEN).await?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Sessions: what was negotiated, and which payment came of it.
 
 use alloy::primitives::B256;
+use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::row::{address, bigint, hash, rail};
@@ -85,6 +86,18 @@ macro_rules! select_sessions {
     };
 }
 
+/// The sessions that gave authorizations their nonces.
+pub(super) async fn of_nonces(pool: &PgPool, nonces: &[B256]) -> Result<Vec<Session>, LedgerError> {
+    let nonces: Vec<&[u8]> = nonces.iter().map(|nonce| nonce.as_slice()).collect();
+    let rows = select_sessions!(
+        "where s.nonce = any($1) and s.rail = 'authorization'",
+        &nonces as _
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter().map(Session::try_from).collect()
+}
+
 impl Ledger {
     /// Opens a session, unless too many are open. A client that has many for one payer or payee loses its oldest.
     ///
@@ -164,20 +177,6 @@ impl Ledger {
         let row = select_sessions!("where s.id = $1", id.as_str())
             .fetch_optional(&self.pool)
             .await?;
-        row.map(Session::try_from).transpose()
-    }
-
-    /// The session that gave an authorization its nonce.
-    ///
-    /// # Errors
-    /// When the database fails or the row cannot be read.
-    pub async fn session_of_nonce(&self, nonce: B256) -> Result<Option<Session>, LedgerError> {
-        let row = select_sessions!(
-            "where s.nonce = $1 and s.rail = 'authorization'",
-            nonce.as_slice()
-        )
-        .fetch_optional(&self.pool)
-        .await?;
         row.map(Session::try_from).transpose()
     }
 

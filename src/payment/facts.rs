@@ -40,12 +40,24 @@ pub struct ChainFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     candidate: Candidate,
+    block_number: u64,
+    balance: Option<U256>,
 }
 
 impl Verified {
     /// The payment.
     pub fn candidate(&self) -> &Candidate {
         &self.candidate
+    }
+
+    /// The block at which it was checked.
+    pub const fn block_number(&self) -> u64 {
+        self.block_number
+    }
+
+    /// What its payer had then, in atomic units; `None` when the token does not tell.
+    pub const fn balance(&self) -> Option<U256> {
+        self.balance
     }
 }
 
@@ -60,7 +72,11 @@ impl Candidate {
             let (reason, message) = self.diagnosis(facts);
             return Err(self.refuse(reason, message));
         }
-        Ok(Verified { candidate: self })
+        Ok(Verified {
+            candidate: self,
+            block_number: facts.block_number,
+            balance: facts.balance,
+        })
     }
 
     /// Mirrors the token's own rule: an address with code answers for itself (ERC-1271), whatever its key may have signed.

@@ -41,9 +41,10 @@ pub(super) async fn simulate(
 ) -> Result<Option<Simulated>, NotPrepared> {
     let Queued { payment, facts, .. } = queued;
     reach(Step::Picked);
-    let head = site.view.head().map(|head| head.number);
-    let facts = match facts.filter(|facts| head.is_none_or(|head| head <= facts.block_number)) {
-        Some(fresh) => fresh,
+    // A batch is rehearsed as a whole before it is sent, so older facts do where only plain accounts pay.
+    let usable = |facts: &ChainFacts| !facts.payer_has_code || is_fresh(site, facts);
+    let facts = match facts.filter(usable) {
+        Some(known) => known,
         None => site.facts.of_payment(&payment).await?,
     };
     if facts.transfer_succeeds {
@@ -65,6 +66,12 @@ pub(super) async fn simulate(
     }
     eject(site, &payment, &facts).await?;
     Ok(None)
+}
+
+/// Whether the chain has not moved since.
+fn is_fresh(site: &Site, facts: &ChainFacts) -> bool {
+    let head = site.view.head();
+    head.is_none_or(|head| head.number <= facts.block_number)
 }
 
 /// A payment that would fail is not sent. If its nonce is used, somebody else may have submitted the authorization.
@@ -106,9 +113,16 @@ pub(super) async fn rehearse(
     signer: Address,
     load: Load,
 ) -> Result<Rehearsed, NotPrepared> {
-    if !load.is_batch() {
+    if let [only] = load.rows.as_slice() {
+        // The simulation of a payment by itself is its rehearsal, if the chain has not moved since.
+        let rows = if is_fresh(site, &only.facts) {
+            load.rows
+        } else {
+            let again = Queued::new(only.payment.clone(), None);
+            simulate(site, again).await?.into_iter().collect()
+        };
         return Ok(Rehearsed {
-            load: Some(load),
+            load: (!rows.is_empty()).then_some(Load { rows }),
             left_out: Vec::new(),
         });
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ledger::{Ledger, LedgerError};
@@ -12,8 +12,10 @@ use crate::payment::PaymentId;
 use crate::protocol::session::SessionId;
 use crate::telemetry::causes;
 
-/// How often the ledger is asked about payments that somebody waits for.
+/// How often the ledger is asked about something that somebody waits for; less often about each when many are waited for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Questions to the ledger per interval: this is for what other processes did, and must not become a load.
+const LOOKS_MAX: usize = 256;
 
 /// What can be waited for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,16 +32,18 @@ pub struct Waiters(Arc<Mutex<HashMap<Topic, Waited>>>);
 
 #[derive(Debug)]
 struct Waited {
-    bell: Arc<Notify>,
+    bell: watch::Sender<()>,
     callers: usize,
+    /// When the ledger is asked next.
+    look_at: Instant,
 }
 
-/// One caller's place. Take it before reading the row, so that no change between is missed.
+/// One caller's place: it hears every change since it was taken, so take it before reading the row.
 #[derive(Debug)]
 pub struct Waiting {
     waiters: Waiters,
     topic: Topic,
-    bell: Arc<Notify>,
+    changes: watch::Receiver<()>,
 }
 
 impl From<PaymentId> for Topic {
@@ -60,14 +64,15 @@ impl Waiters {
         let topic = topic.into();
         let mut waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = waited.entry(topic.clone()).or_insert_with(|| Waited {
-            bell: Arc::default(),
+            bell: watch::Sender::new(()),
             callers: 0,
+            look_at: Instant::now() + LOOK_INTERVAL,
         });
         entry.callers += 1;
         Waiting {
             waiters: self.clone(),
             topic,
-            bell: Arc::clone(&entry.bell),
+            changes: entry.bell.subscribe(),
         }
     }
 
@@ -76,14 +81,20 @@ impl Waiters {
         let waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for topic in topics {
             if let Some(entry) = waited.get(&topic.into()) {
-                entry.bell.notify_waiters();
+                entry.bell.send_replace(());
             }
         }
     }
 
-    fn topics(&self) -> (Vec<PaymentId>, Vec<SessionId>) {
+    /// What the ledger should be asked about now.
+    fn due(&self) -> (Vec<PaymentId>, Vec<SessionId>) {
         let (mut payments, mut sessions) = (Vec::new(), Vec::new());
-        for topic in self.0.lock().unwrap_or_else(PoisonError::into_inner).keys() {
+        let mut waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let rounds = u32::try_from(waited.len() / LOOKS_MAX + 1).unwrap_or(u32::MAX);
+        let due = waited.iter_mut().filter(|(_, entry)| entry.look_at <= now);
+        for (topic, entry) in due.take(LOOKS_MAX) {
+            entry.look_at = now + LOOK_INTERVAL * rounds;
             match topic {
                 Topic::Payment(id) => payments.push(*id),
                 Topic::Session(id) => sessions.push(id.clone()),
@@ -105,7 +116,7 @@ impl Waiters {
     }
 
     async fn look(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let (payments, sessions) = self.topics();
+        let (payments, sessions) = self.due();
         if !payments.is_empty() {
             self.wake(ledger.decided(&payments).await?);
         }
@@ -117,14 +128,11 @@ impl Waiters {
 }
 
 impl Waiting {
-    /// A change that happens after this call ends the future that it returns, even before it is first polled.
-    pub fn change(&self) -> tokio::sync::futures::Notified<'_> {
-        self.bell.notified()
-    }
-
-    /// Waits for `change` until `deadline`. `false`: the deadline came first.
-    pub async fn until(change: tokio::sync::futures::Notified<'_>, deadline: Instant) -> bool {
-        tokio::time::timeout_at(deadline, change).await.is_ok()
+    /// Waits for a change that was not heard yet, until `deadline`. `false`: the deadline came first.
+    pub async fn change_until(&mut self, deadline: Instant) -> bool {
+        tokio::time::timeout_at(deadline, self.changes.changed())
+            .await
+            .is_ok_and(|changed| changed.is_ok())
     }
 }
 
@@ -153,11 +161,11 @@ mod tests {
     async fn a_wake_between_looking_and_waiting_is_not_lost() {
         let waiters = Waiters::default();
         let payment = PaymentId(Uuid::nil());
-        let waiting = waiters.wait_for(payment);
-        let change = waiting.change();
+        let mut waiting = waiters.wait_for(payment);
         waiters.wake([payment]);
-        assert!(Waiting::until(change, Instant::now()).await);
+        assert!(waiting.change_until(Instant::now()).await);
+        assert!(!waiting.change_until(Instant::now()).await, "heard once");
         drop(waiting);
-        assert!(waiters.topics().0.is_empty());
+        assert!(waiters.0.lock().unwrap().is_empty());
     }
 }

@@ -23,7 +23,7 @@ impl Past {
     pub(crate) async fn of(payments: u32) -> Self {
         let database = Database::reachable().await;
         let (_, url) = database.variable();
-        let ledger = Ledger::connect(&url, 1).await.unwrap();
+        let (ledger, _) = Ledger::connect(&url, 1).await.unwrap();
         ledger.migrate().await.unwrap();
         ledger.close().await;
         let fill = FILL.replace(ALL, &format!("generate_series(1, {payments})"));

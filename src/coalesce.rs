@@ -1,0 +1,213 @@
+//! Group commit for questions: an idle coalescer answers at once, a busy one gathers what comes meanwhile and answers it together.
+//!
+//! Used where one round trip can serve many callers: chain facts, and the statements of the core path. Knows nothing of either.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+/// How a coalescer gathers.
+#[derive(Debug, Clone, Copy)]
+pub struct Gathering {
+    /// Questions answered together at most.
+    pub rows_max: usize,
+    /// Groups being answered at once at most.
+    pub groups_max: usize,
+    /// Least time between the starts of two groups that are not full: what comes before that is gathered.
+    pub pace: Duration,
+    /// Questions waiting at most; beyond that askers are turned away.
+    pub waiting_max: usize,
+}
+
+/// There is no answer. For a write, that says nothing about whether it happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// Nothing was begun.
+    #[error("too many questions are waiting")]
+    TooMany,
+    /// The task behind the coalescer has ended, or this group's answer was lost.
+    #[error("nobody answers any more")]
+    Gone,
+}
+
+struct Question<Q, A> {
+    question: Q,
+    answer: oneshot::Sender<A>,
+}
+
+/// Where questions are asked. Cheap to clone.
+pub struct Coalescer<Q, A> {
+    questions: mpsc::Sender<Question<Q, A>>,
+}
+
+/// The other end of a [`Coalescer`]: run it for as long as questions may come.
+pub struct Answering<Q, A> {
+    questions: mpsc::Receiver<Question<Q, A>>,
+    gathering: Gathering,
+}
+
+impl<Q, A> fmt::Debug for Coalescer<Q, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Coalescer").finish_non_exhaustive()
+    }
+}
+
+impl<Q, A> fmt::Debug for Answering<Q, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Answering").finish_non_exhaustive()
+    }
+}
+
+impl<Q, A> Clone for Coalescer<Q, A> {
+    fn clone(&self) -> Self {
+        Self {
+            questions: self.questions.clone(),
+        }
+    }
+}
+
+/// A coalescer and its other end.
+pub fn coalescer<Q, A>(gathering: Gathering) -> (Coalescer<Q, A>, Answering<Q, A>) {
+    let (sender, questions) = mpsc::channel(gathering.waiting_max);
+    let answering = Answering {
+        questions,
+        gathering,
+    };
+    (Coalescer { questions: sender }, answering)
+}
+
+impl<Q, A> Coalescer<Q, A> {
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`Unanswered`] when there is none.
+    pub async fn ask(&self, question: Q) -> Result<A, Unanswered> {
+        let (answer, waiting) = oneshot::channel();
+        self.questions
+            .try_send(Question { question, answer })
+            .map_err(|refused| match refused {
+                mpsc::error::TrySendError::Full(_) => Unanswered::TooMany,
+                mpsc::error::TrySendError::Closed(_) => Unanswered::Gone,
+            })?;
+        waiting.await.map_err(|_| Unanswered::Gone)
+    }
+}
+
+impl<Q: Send + 'static, A: Send + 'static> Answering<Q, A> {
+    /// Answers until every [`Coalescer`] is gone. `answer` gives one answer a question, in their order.
+    pub async fn run<F, Answers>(mut self, answer: F)
+    where
+        F: Fn(Vec<Q>) -> Answers,
+        Answers: Future<Output = Vec<A>> + Send + 'static,
+    {
+        let mut groups = JoinSet::new();
+        let mut due = Instant::now();
+        loop {
+            let mut group = Vec::new();
+            if self.gather(&mut group, due).await == 0 {
+                break;
+            }
+            while groups.len() >= self.gathering.groups_max {
+                groups.join_next().await;
+            }
+            while group.len() < self.gathering.rows_max
+                && let Ok(question) = self.questions.try_recv()
+            {
+                group.push(question);
+            }
+            // Who stopped waiting needs no answer.
+            group.retain(|question| !question.answer.is_closed());
+            if group.is_empty() {
+                continue;
+            }
+            let (questions, askers): (Vec<_>, Vec<_>) = group
+                .into_iter()
+                .map(|asked| (asked.question, asked.answer))
+                .unzip();
+            let answers = answer(questions);
+            groups.spawn(async move {
+                for (answer, asker) in answers.await.into_iter().zip(askers) {
+                    asker.send(answer).ok();
+                }
+            });
+            due = Instant::now() + self.gathering.pace;
+            while groups.try_join_next().is_some() {}
+        }
+        groups.join_all().await;
+    }
+
+    /// Waits for a question, and for more until `due` or the group is full.
+    async fn gather(&mut self, group: &mut Vec<Question<Q, A>>, due: Instant) -> usize {
+        let full = self.gathering.rows_max;
+        self.questions.recv_many(group, full).await;
+        while !group.is_empty() && group.len() < full {
+            let room = full - group.len();
+            match timeout_at(due, self.questions.recv_many(group, room)).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        group.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    const GATHERING: Gathering = Gathering {
+        rows_max: 10,
+        groups_max: 2,
+        pace: Duration::from_millis(50),
+        waiting_max: 25,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_question_goes_at_once_and_the_others_together() {
+        let (asking, answering) = coalescer::<u32, u32>(GATHERING);
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&sizes);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(answering.run(move |questions| {
+            seen.lock().unwrap().push(questions.len());
+            async move { questions.iter().map(|question| question * 2).collect() }
+        }));
+        let began = Instant::now();
+        assert_eq!(asking.ask(1).await, Ok(2));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let asked = (0..13).map(|number| {
+            let asking = asking.clone();
+            async move { (number, asking.ask(number).await) }
+        });
+        let mut answers: JoinSet<_> = asked.collect();
+        while let Some(Ok((number, answer))) = answers.join_next().await {
+            assert_eq!(answer, Ok(number * 2));
+        }
+        drop(asking);
+        tasks.join_all().await;
+        assert_eq!(*sizes.lock().unwrap(), [1, 10, 3]);
+    }
+
+    #[tokio::test]
+    async fn too_many_questions_and_a_task_that_ended_are_told_apart() {
+        let (asking, answering) = coalescer::<u32, u32>(GATHERING);
+        let waiting: JoinSet<_> = (0..25)
+            .map(|number| {
+                let asking = asking.clone();
+                async move { asking.ask(number).await }
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(asking.ask(99).await, Err(Unanswered::TooMany));
+        drop(answering);
+        assert_eq!(asking.ask(99).await, Err(Unanswered::Gone));
+        for answer in waiting.join_all().await {
+            assert_eq!(answer, Err(Unanswered::Gone));
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Acceptance: a payment becomes a row, and a promise of its payer.
+//!
+//! A payer's account row is locked first, so that acceptances of one payer wait for each other; what is promised there are its payments
+//! that may still move money. The triggers of `payments` keep that sum.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use alloy::primitives::{Address, U256};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::row::{address, hash, moment};
+use super::{AuthorizationKey, Ledger, LedgerError};
+use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Verified};
+use crate::protocol::Network;
+use crate::protocol::session::Rail;
+
+/// A payment that is about to be accepted.
+#[derive(Debug, Clone)]
+pub struct NewPayment {
+    /// Its id from now on.
+    pub id: PaymentId,
+    /// What was checked, and against which balance.
+    pub verified: Verified,
+    /// Depth that is promised.
+    pub confirmations: u32,
+}
+
+/// What became of an acceptance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Accepted {
+    /// A new row, queued.
+    New(Box<Payment>),
+    /// The identity is known; look at that row.
+    Known,
+    /// The payer has promised more than is left of its balance.
+    Short {
+        /// Atomic units promised to payments that may still move money.
+        held: U256,
+    },
+    /// The balance was read before a block in which this payer paid: read it again.
+    Stale,
+}
+
+/// Whose promises, in which token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct AccountKey {
+    network: Network,
+    asset: Address,
+    payer: Address,
+}
+
+/// A payer's row, locked.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    held: U256,
+    settled_block: u64,
+}
+
+impl From<&Candidate> for AccountKey {
+    fn from(candidate: &Candidate) -> Self {
+        Self {
+            network: candidate.network,
+            asset: candidate.asset,
+            payer: candidate.authorization.from,
+        }
+    }
+}
+
+impl NewPayment {
+    fn key(&self) -> AuthorizationKey {
+        self.verified.candidate().into()
+    }
+}
+
+/// Accepts payments in one commit.
+pub(super) async fn accept(
+    pool: PgPool,
+    new: Arc<[NewPayment]>,
+) -> Result<Vec<Accepted>, LedgerError> {
+    let mut transaction = pool.begin().await?;
+    let accounts = lock(&mut transaction, &new).await?;
+    let mut verdicts = judge(&new, &accounts, &HashSet::new());
+    if verdicts.iter().any(|verdict| *verdict != Verdict::Fits) {
+        // What is known already counts in `held`, and must not be refused for lack of what it holds itself.
+        let known = known(&mut transaction, &new).await?;
+        verdicts = judge(&new, &accounts, &known);
+    }
+    let fitting: Vec<&NewPayment> = new
+        .iter()
+        .zip(&verdicts)
+        .filter(|(_, verdict)| **verdict == Verdict::Fits)
+        .map(|(new, _)| new)
+        .collect();
+    let inserted = insert(&mut transaction, &fitting).await?;
+    transaction.commit().await?;
+    let answers = new
+        .iter()
+        .zip(verdicts)
+        .map(|(new, verdict)| match verdict {
+            Verdict::Fits => match inserted.get(&new.id) {
+                Some(at) => Accepted::New(Box::new(queued(new, *at))),
+                None => Accepted::Known,
+            },
+            Verdict::Known => Accepted::Known,
+            Verdict::Short { held } => Accepted::Short { held },
+            Verdict::Stale => Accepted::Stale,
+        });
+    Ok(answers.collect())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Fits,
+    Known,
+    Short { held: U256 },
+    Stale,
+}
+
+/// Who fits, in the order of coming.
+fn judge(
+    new: &[NewPayment],
+    accounts: &HashMap<AccountKey, Account>,
+    known: &HashSet<AuthorizationKey>,
+) -> Vec<Verdict> {
+    let mut accounts = accounts.clone();
+    let mut seen = known.clone();
+    let verdicts = new.iter().map(|new| {
+        if seen.contains(&new.key()) {
+            return Verdict::Known;
+        }
+        let account = accounts.get_mut(&AccountKey::from(new.verified.candidate()));
+        let verdict = account.map_or(Verdict::Stale, |account| fits(account, &new.verified));
+        if verdict == Verdict::Fits {
+            seen.insert(new.key());
+        }
+        verdict
+    });
+    verdicts.collect()
+}
+
+fn fits(account: &mut Account, verified: &Verified) -> Verdict {
+    if verified.block_number() < account.settled_block {
+        return Verdict::Stale;
+    }
+    let promised = account
+        .held
+        .saturating_add(verified.candidate().authorization.value.atomic());
+    match verified.balance() {
+        Some(balance) if promised > balance => Verdict::Short { held: account.held },
+        // A token that does not tell balances was simulated, which is all that can be known.
+        Some(_) | None => {
+            account.held = promised;
+            Verdict::Fits
+        }
+    }
+}
+
+/// Locks the payers' rows, in one order for everybody.
+async fn lock(
+    connection: &mut PgConnection,
+    new: &[NewPayment],
+) -> Result<HashMap<AccountKey, Account>, LedgerError> {
+    let mut keys: Vec<AccountKey> = new
+        .iter()
+        .map(|new| AccountKey::from(new.verified.candidate()))
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let networks: Vec<String> = keys.iter().map(|key| key.network.to_string()).collect();
+    let assets: Vec<&[u8]> = keys.iter().map(|key| key.asset.as_slice()).collect();
+    let payers: Vec<&[u8]> = keys.iter().map(|key| key.payer.as_slice()).collect();
+    let rows = sqlx::query!(
+        r#"insert into payer_accounts as a (network, asset, payer)
+        select network, asset, payer from unnest($1::text[], $2::bytea[], $3::bytea[]) as asked (network, asset, payer)
+        order by network, asset, payer
+        on conflict on constraint payer_accounts_pkey do update set held = a.held
+        returning network, asset, payer, held::text as "held!", settled_block"#,
+        &networks,
+        &assets as _,
+        &payers as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut accounts = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let bad = |column| LedgerError::Inconsistent {
+            table: "payer_accounts",
+            column,
+            id: row.network.clone(),
+        };
+        let key = AccountKey {
+            network: row.network.parse().map_err(|_| bad("network"))?,
+            asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
+            payer: address(&row.payer).ok_or_else(|| bad("payer"))?,
+        };
+        let account = Account {
+            held: row.held.parse().map_err(|_| bad("held"))?,
+            settled_block: u64::try_from(row.settled_block).map_err(|_| bad("settled_block"))?,
+        };
+        accounts.insert(key, account);
+    }
+    Ok(accounts)
+}
+
+/// Which of the payments have a row already.
+async fn known(
+    connection: &mut PgConnection,
+    new: &[NewPayment],
+) -> Result<HashSet<AuthorizationKey>, LedgerError> {
+    let keys: Vec<AuthorizationKey> = new.iter().map(NewPayment::key).collect();
+    let networks: Vec<String> = keys.iter().map(|key| key.network.to_string()).collect();
+    let domains: Vec<&[u8]> = keys.iter().map(|key| key.domain.as_slice()).collect();
+    let payers: Vec<&[u8]> = keys.iter().map(|key| key.payer.as_slice()).collect();
+    let nonces: Vec<&[u8]> = keys.iter().map(|key| key.nonce.as_slice()).collect();
+    let rows = sqlx::query!(
+        "select p.network, p.nonce_domain, p.payer, p.nonce
+        from unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[]) as asked (network, domain, payer, nonce)
+        join payments p on p.network = asked.network and p.nonce_domain = asked.domain and p.payer = asked.payer and p.nonce = asked.nonce",
+        &networks,
+        &domains as _,
+        &payers as _,
+        &nonces as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    let keys = rows.iter().filter_map(|row| {
+        Some(AuthorizationKey {
+            network: row.network.parse().ok()?,
+            domain: address(&row.nonce_domain)?,
+            payer: address(&row.payer)?,
+            nonce: hash(&row.nonce)?,
+        })
+    });
+    Ok(keys.collect())
+}
+
+/// Inserts rows, and says which are new and since when. The session that gave an authorization its nonce is paid by it from now on.
+async fn insert(
+    connection: &mut PgConnection,
+    new: &[&NewPayment],
+) -> Result<HashMap<PaymentId, OffsetDateTime>, LedgerError> {
+    if new.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let column = |of: fn(&Candidate) -> Vec<u8>| -> Vec<Vec<u8>> {
+        new.iter().map(|new| of(new.verified.candidate())).collect()
+    };
+    let text = |of: fn(&Candidate) -> String| -> Vec<String> {
+        new.iter().map(|new| of(new.verified.candidate())).collect()
+    };
+    let moments = |of: fn(&Candidate) -> Option<OffsetDateTime>| -> Vec<Option<OffsetDateTime>> {
+        new.iter().map(|new| of(new.verified.candidate())).collect()
+    };
+    let optional = |of: fn(&Candidate) -> Option<Vec<u8>>| -> Vec<Option<Vec<u8>>> {
+        new.iter().map(|new| of(new.verified.candidate())).collect()
+    };
+    let ids: Vec<Uuid> = new.iter().map(|new| new.id.0).collect();
+    let versions: Vec<i16> = new
+        .iter()
+        .map(|new| i16::from(new.verified.candidate().version))
+        .collect();
+    let resources: Vec<Option<&str>> = new
+        .iter()
+        .map(|new| new.verified.candidate().resource.as_deref())
+        .collect();
+    let confirmations: Vec<i32> = new
+        .iter()
+        .map(|new| i32::try_from(new.confirmations).unwrap_or(i32::MAX))
+        .collect();
+    let rows = sqlx::query!(
+        r#"with accepted as (
+            insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
+                valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations)
+            select id, version, network, 'exact', asset, payer, payee, amount::numeric, resource, asset, nonce, valid_after, valid_before,
+                digest, signature, factory, factory_call, 'queued', confirmations
+            from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::bytea[],
+                $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[])
+                as new (id, version, network, asset, payer, payee, amount, resource, nonce, valid_after, valid_before, digest, signature,
+                    factory, factory_call, confirmations)
+            on conflict on constraint payments_one_per_authorization do nothing
+            returning id, network, asset, payer, payee, amount, nonce, created_at
+        ), paid as (
+            update sessions s set payment_id = a.id from accepted a
+            where s.nonce = a.nonce and s.rail = 'authorization' and s.payment_id is null and s.network = a.network
+                and s.asset = a.asset and s.payer = a.payer and s.payee = a.payee and s.amount = a.amount
+        )
+        select id, created_at from accepted"#,
+        &ids,
+        &versions,
+        &text(|new| new.network.to_string()),
+        &column(|new| new.asset.to_vec()),
+        &column(|new| new.authorization.from.to_vec()),
+        &column(|new| new.authorization.to.to_vec()),
+        &text(|new| new.authorization.value.to_string()),
+        &resources as _,
+        &column(|new| new.authorization.nonce.to_vec()),
+        &moments(|new| moment(new.authorization.valid_after)) as _,
+        &moments(|new| moment(new.authorization.valid_before)) as _,
+        &column(|new| new.digest.to_vec()),
+        &column(|new| new.signature.to_vec()),
+        &optional(|new| Some(new.wallet.as_ref()?.factory.to_vec())) as _,
+        &optional(|new| Some(new.wallet.as_ref()?.call.to_vec())) as _,
+        &confirmations,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (PaymentId(row.id), row.created_at))
+        .collect())
+}
+
+/// The row that was just inserted.
+fn queued(new: &NewPayment, at: OffsetDateTime) -> Payment {
+    let candidate = new.verified.candidate();
+    Payment {
+        id: new.id,
+        version: candidate.version,
+        rail: Rail::Authorization,
+        network: candidate.network,
+        asset: candidate.asset,
+        authorization: candidate.authorization,
+        digest: candidate.digest,
+        signature: candidate.signature.clone(),
+        wallet: candidate.wallet.clone(),
+        resource: candidate.resource.clone(),
+        state: PaymentState::Queued,
+        confirmations: new.confirmations,
+        quarantine: None,
+        unmatched: None,
+        created_at: at,
+        updated_at: at,
+    }
+}
+
+impl Ledger {
+    /// Puts a refused payment into the queue again, because it was presented again and is good now. With the wallet and signature of the
+    /// new presentation. [`Accepted::Known`]: it was not refused any more.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn queue_again(&self, again: NewPayment) -> Result<Accepted, LedgerError> {
+        let mut transaction = self.pool.begin().await?;
+        let again = [again];
+        let accounts = lock(&mut transaction, &again).await?;
+        let [new] = again;
+        match judge(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
+            Some(Verdict::Fits) => {}
+            Some(Verdict::Short { held }) => return Ok(Accepted::Short { held: *held }),
+            Some(Verdict::Known | Verdict::Stale) | None => return Ok(Accepted::Stale),
+        }
+        let candidate = new.verified.candidate();
+        let wallet = candidate.wallet.as_ref();
+        let queued = sqlx::query!(
+            "update payments set state = 'queued', reason = null, message = null, queued_at = now(),
+                signature = $2, wallet_factory = $3, wallet_factory_call = $4
+            where id = $1 and state = 'refused' and quarantined_at is null",
+            new.id.0,
+            &candidate.signature[..],
+            wallet.map(|wallet| wallet.factory.as_slice()),
+            wallet.map(|wallet| &wallet.call[..]),
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        let queued = queued.rows_affected() == 1;
+        let payment = match queued {
+            true => self.payment(new.id).await?,
+            false => None,
+        };
+        Ok(payment.map_or(Accepted::Known, |payment| Accepted::New(Box::new(payment))))
+    }
+}

@@ -1,9 +1,9 @@
 //! Settlement end to end: callers in a closed loop, real Postgres, a local chain with blocks by the clock, every answer audited
 //! against the chain.
 //!
-//!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- callers…]
+//!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- callers… [+latency]]
 //!
-//! Each line is one run: so many callers, each with one request at a time, for eight blocks of two seconds. The generator, x402d,
+//! `+100` means: only with 100 ms between x402d and the chain. Each line is one run: so many callers, each with one request at a time, for eight blocks of two seconds. The generator, x402d,
 //! Postgres and the chain share the machine.
 #![expect(
     clippy::print_stdout,
@@ -56,16 +56,26 @@ struct Run {
 
 #[tokio::main]
 async fn main() {
-    let asked: Vec<usize> = std::env::args()
-        .filter_map(|text| text.parse().ok())
+    let (latencies, asked): (Vec<_>, Vec<_>) = std::env::args()
+        .skip(1)
+        .partition(|text| text.starts_with('+'));
+    let asked: Vec<usize> = asked.iter().filter_map(|text| text.parse().ok()).collect();
+    let latencies: Vec<u64> = latencies
+        .iter()
+        .filter_map(|text| text.trim_start_matches('+').parse().ok())
         .collect();
+    let latencies = if latencies.is_empty() {
+        vec![0, 100]
+    } else {
+        latencies
+    };
     let callers = if asked.is_empty() {
         vec![1, 16, 64, 512, 4096]
     } else {
         asked
     };
     println!("callers  rpc ms  settled/s  failed    p50 ms    p99 ms  gas each  calls each  MiB");
-    for latency_ms in [0, 100] {
+    for latency_ms in latencies {
         for callers in &callers {
             let run = measure(*callers, latency_ms).await;
             report(*callers, latency_ms, &run);
@@ -106,7 +116,7 @@ async fn measure(callers: usize, latency_ms: u64) -> Run {
         block_time_s: Some(BLOCK_S),
         ..Setup::default()
     };
-    let world = setup.build().await;
+    let world = Arc::new(setup.build().await);
     let bodies = signed(&world, callers).await;
     if latency_ms > 0 {
         world.proxy.all(Fault::Slow(latency_ms));
@@ -205,11 +215,15 @@ async fn height(chain: &Chain) -> u64 {
 }
 
 /// As many payments as can be asked for, signed before the clock runs.
-async fn signed(world: &World, callers: usize) -> Vec<String> {
-    let mut payers = Vec::new();
-    for _ in 0..PAYERS.min(callers.max(2)) {
-        payers.push(world.payer().await);
-    }
+async fn signed(world: &Arc<World>, callers: usize) -> Vec<String> {
+    // All at once: each waits for a block.
+    let payers: JoinSet<_> = (0..PAYERS.min(callers.max(2)))
+        .map(|_| {
+            let world = Arc::clone(world);
+            async move { world.payer().await }
+        })
+        .collect();
+    let payers = payers.join_all().await;
     let wanted = (callers * usize::try_from(BLOCKS).unwrap() * 2).clamp(64, 60_000);
     let cores: Vec<_> = (0..2)
         .map(|core| {

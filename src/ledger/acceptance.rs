@@ -237,6 +237,11 @@ async fn known(
     Ok(keys.collect())
 }
 
+/// One column of the rows to insert.
+fn column<T>(new: &[&NewPayment], of: impl Fn(&Candidate) -> T) -> Vec<T> {
+    new.iter().map(|new| of(new.verified.candidate())).collect()
+}
+
 /// Inserts rows, and says which are new and since when. The session that gave an authorization its nonce is paid by it from now on.
 async fn insert(
     connection: &mut PgConnection,
@@ -245,27 +250,7 @@ async fn insert(
     if new.is_empty() {
         return Ok(HashMap::new());
     }
-    let column = |of: fn(&Candidate) -> Vec<u8>| -> Vec<Vec<u8>> {
-        new.iter().map(|new| of(new.verified.candidate())).collect()
-    };
-    let text = |of: fn(&Candidate) -> String| -> Vec<String> {
-        new.iter().map(|new| of(new.verified.candidate())).collect()
-    };
-    let moments = |of: fn(&Candidate) -> Option<OffsetDateTime>| -> Vec<Option<OffsetDateTime>> {
-        new.iter().map(|new| of(new.verified.candidate())).collect()
-    };
-    let optional = |of: fn(&Candidate) -> Option<Vec<u8>>| -> Vec<Option<Vec<u8>>> {
-        new.iter().map(|new| of(new.verified.candidate())).collect()
-    };
     let ids: Vec<Uuid> = new.iter().map(|new| new.id.0).collect();
-    let versions: Vec<i16> = new
-        .iter()
-        .map(|new| i16::from(new.verified.candidate().version))
-        .collect();
-    let resources: Vec<Option<&str>> = new
-        .iter()
-        .map(|new| new.verified.candidate().resource.as_deref())
-        .collect();
     let confirmations: Vec<i32> = new
         .iter()
         .map(|new| i32::try_from(new.confirmations).unwrap_or(i32::MAX))
@@ -289,20 +274,20 @@ async fn insert(
         )
         select id, created_at from accepted"#,
         &ids,
-        &versions,
-        &text(|new| new.network.to_string()),
-        &column(|new| new.asset.to_vec()),
-        &column(|new| new.authorization.from.to_vec()),
-        &column(|new| new.authorization.to.to_vec()),
-        &text(|new| new.authorization.value.to_string()),
-        &resources as _,
-        &column(|new| new.authorization.nonce.to_vec()),
-        &moments(|new| moment(new.authorization.valid_after)) as _,
-        &moments(|new| moment(new.authorization.valid_before)) as _,
-        &column(|new| new.digest.to_vec()),
-        &column(|new| new.signature.to_vec()),
-        &optional(|new| Some(new.wallet.as_ref()?.factory.to_vec())) as _,
-        &optional(|new| Some(new.wallet.as_ref()?.call.to_vec())) as _,
+        &column(new, |new| i16::from(new.version)),
+        &column(new, |new| new.network.to_string()),
+        &column(new, |new| new.asset.to_vec()),
+        &column(new, |new| new.authorization.from.to_vec()),
+        &column(new, |new| new.authorization.to.to_vec()),
+        &column(new, |new| new.authorization.value.to_string()),
+        &column(new, |new| new.resource.clone()) as _,
+        &column(new, |new| new.authorization.nonce.to_vec()),
+        &column(new, |new| moment(new.authorization.valid_after)) as _,
+        &column(new, |new| moment(new.authorization.valid_before)) as _,
+        &column(new, |new| new.digest.to_vec()),
+        &column(new, |new| new.signature.to_vec()),
+        &column(new, |new| Some(new.wallet.as_ref()?.factory.to_vec())) as _,
+        &column(new, |new| Some(new.wallet.as_ref()?.call.to_vec())) as _,
         &confirmations,
     )
     .fetch_all(connection)
@@ -366,11 +351,10 @@ impl Ledger {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        let queued = queued.rows_affected() == 1;
-        let payment = match queued {
-            true => self.payment(new.id).await?,
-            false => None,
-        };
+        if queued.rows_affected() == 0 {
+            return Ok(Accepted::Known);
+        }
+        let payment = self.payment(new.id).await?;
         Ok(payment.map_or(Accepted::Known, |payment| Accepted::New(Box::new(payment))))
     }
 }

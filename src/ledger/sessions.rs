@@ -88,7 +88,7 @@ macro_rules! select_sessions {
 
 /// The sessions that gave authorizations their nonces.
 pub(super) async fn of_nonces(pool: &PgPool, nonces: &[B256]) -> Result<Vec<Session>, LedgerError> {
-    let nonces: Vec<&[u8]> = nonces.iter().map(|nonce| nonce.as_slice()).collect();
+    let nonces: Vec<&[u8]> = nonces.iter().map(B256::as_slice).collect();
     let rows = select_sessions!(
         "where s.nonce = any($1) and s.rail = 'authorization'",
         &nonces as _

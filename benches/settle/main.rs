@@ -27,11 +27,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, Bytes, U256};
+use alloy::sol;
+use alloy::sol_types::SolCall;
 use serde_json::{Value, json};
 use support::{Chain, Fault, Purchase, Setup, World};
 use tokio::task::JoinSet;
-use x402d::embedded::TEST_USDC;
+use x402d::embedded::{LocalChain, TEST_USDC};
+
+sol! {
+    function mint(address to, uint256 amount) external;
+}
 
 const PAYEE: Address = Address::repeat_byte(0xbe);
 const BLOCK_S: u64 = 2;
@@ -116,7 +122,7 @@ async fn measure(callers: usize, latency_ms: u64) -> Run {
         block_time_s: Some(BLOCK_S),
         ..Setup::default()
     };
-    let world = Arc::new(setup.build().await);
+    let world = setup.build().await;
     let bodies = signed(&world, callers).await;
     if latency_ms > 0 {
         world.proxy.all(Fault::Slow(latency_ms));
@@ -215,15 +221,20 @@ async fn height(chain: &Chain) -> u64 {
 }
 
 /// As many payments as can be asked for, signed before the clock runs.
-async fn signed(world: &Arc<World>, callers: usize) -> Vec<String> {
-    // All at once: each waits for a block.
-    let payers: JoinSet<_> = (0..PAYERS.min(callers.max(2)))
-        .map(|_| {
-            let world = Arc::clone(world);
-            async move { world.payer().await }
-        })
+async fn signed(world: &World, callers: usize) -> Vec<String> {
+    let payers: Vec<_> = (0..PAYERS.min(callers.max(2)))
+        .map(|_| support::new_account())
         .collect();
-    let payers = payers.join_all().await;
+    let (last, others) = payers.split_last().unwrap();
+    for payer in others {
+        // Sent and not waited for: they share a block with the last one.
+        let (to, amount) = (payer.address(), U256::from(100_000_000));
+        let data = Bytes::from(mintCall { to, amount }.abi_encode());
+        let from = LocalChain::funded_keys()[0].address;
+        let transaction = json!([{"from": from, "to": TEST_USDC, "data": data}]);
+        world.chain.call("eth_sendTransaction", transaction).await;
+    }
+    world.chain.fund(last.address(), 100_000_000).await;
     let wanted = (callers * usize::try_from(BLOCKS).unwrap() * 2).clamp(64, 60_000);
     let cores: Vec<_> = (0..2)
         .map(|core| {

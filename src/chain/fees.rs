@@ -56,6 +56,37 @@ impl FeePolicy {
     }
 }
 
+impl FeePolicy {
+    /// Fees that take the place of `last` under the same nonce: an eighth more in both fields, as nodes ask for, and what a new
+    /// transaction would offer now.
+    ///
+    /// # Errors
+    /// [`TooDear`] when that is above the cap.
+    pub fn outbid(&self, last: Fees, head: &Head) -> Result<Fees, TooDear> {
+        let more = |fee: u128| fee.saturating_add(fee / 8).saturating_add(1);
+        let now = self.quote(head)?;
+        let max_fee_wei = more(last.max_fee_wei).max(now.max_fee_wei);
+        if max_fee_wei > self.max_fee_cap_wei {
+            return Err(TooDear {
+                base_fee_wei: head.base_fee_wei,
+                cap_wei: self.max_fee_cap_wei,
+            });
+        }
+        let tip = more(last.max_priority_fee_wei).max(now.max_priority_fee_wei);
+        Ok(Fees {
+            max_fee_wei,
+            max_priority_fee_wei: tip.min(max_fee_wei),
+        })
+    }
+}
+
+impl Fees {
+    /// Whether a block that costs as much as the newest takes a transaction that offers this.
+    pub const fn suffice(&self, head: &Head) -> bool {
+        self.max_fee_wei >= head.base_fee_wei
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +114,32 @@ mod tests {
             })
         );
         assert!(at(u128::MAX).is_err());
+    }
+
+    #[test]
+    fn a_replacement_offers_an_eighth_more_in_both_fields_and_what_blocks_ask_now() {
+        let policy = FeePolicy {
+            max_fee_cap_wei: 1000,
+            priority_fee_wei: 10,
+            gas_cap: 500_000,
+        };
+        let last = Fees {
+            max_fee_wei: 160,
+            max_priority_fee_wei: 16,
+        };
+        let at = |base_fee_wei| Head {
+            base_fee_wei,
+            ..Head::default()
+        };
+        assert!(last.suffice(&at(160)) && !last.suffice(&at(161)));
+        let quiet = policy.outbid(last, &at(50)).unwrap();
+        assert_eq!((quiet.max_fee_wei, quiet.max_priority_fee_wei), (181, 19));
+        let busy = policy.outbid(last, &at(200)).unwrap();
+        assert_eq!(busy.max_fee_wei, 410);
+        let high = Fees {
+            max_fee_wei: 950,
+            ..last
+        };
+        assert!(policy.outbid(high, &at(50)).is_err(), "the cap holds");
     }
 }

@@ -3,13 +3,16 @@
 use std::fmt;
 
 use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
-use alloy::eips::eip2718::Encodable2718;
+use alloy::eips::eip2718::{Decodable2718, Encodable2718};
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 
 use crate::chain::Fees;
 use crate::protocol::Network;
+
+/// Gas of a transfer of native currency to a plain account.
+const PLAIN_GAS: u64 = 21_000;
 
 /// The key of a lane.
 #[derive(Clone)]
@@ -40,6 +43,38 @@ pub struct Order {
     pub to: Address,
     /// With which data. The value is always 0.
     pub data: Bytes,
+}
+
+impl Order {
+    /// What signed bytes of ours say; `None` for any other bytes.
+    pub fn of_raw(network: Network, raw: &Bytes) -> Option<Self> {
+        let TxEnvelope::Eip1559(signed) = TxEnvelope::decode_2718_exact(raw).ok()? else {
+            return None;
+        };
+        let transaction = signed.tx();
+        Some(Self {
+            network,
+            nonce: transaction.nonce,
+            gas_limit: transaction.gas_limit,
+            fees: Fees {
+                max_fee_wei: transaction.max_fee_per_gas,
+                max_priority_fee_wei: transaction.max_priority_fee_per_gas,
+            },
+            to: transaction.to.to().copied()?,
+            data: transaction.input.clone(),
+        })
+    }
+
+    /// The same nonce for nothing: a transfer of 0 to the signer itself.
+    #[must_use]
+    pub fn emptied(self, signer: Address) -> Self {
+        Self {
+            gas_limit: PLAIN_GAS,
+            to: signer,
+            data: Bytes::new(),
+            ..self
+        }
+    }
 }
 
 impl SignerKey {
@@ -88,5 +123,36 @@ impl fmt::Debug for SignerKey {
             .debug_tuple("SignerKey")
             .field(&self.address())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_read_back_from_its_bytes_and_may_be_emptied() {
+        let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
+        let order = Order {
+            network: "eip155:84532".parse().unwrap(),
+            nonce: 7,
+            gas_limit: 90_000,
+            fees: Fees {
+                max_fee_wei: 10,
+                max_priority_fee_wei: 1,
+            },
+            to: Address::repeat_byte(3),
+            data: Bytes::from_static(b"data"),
+        };
+        let (raw, _) = key.sign(order.clone()).unwrap();
+        let read = Order::of_raw(order.network, &raw).unwrap();
+        assert_eq!(read, order);
+        let empty = read.emptied(key.address());
+        assert_eq!((empty.nonce, empty.to), (7, key.address()));
+        assert!(empty.data.is_empty());
+        assert_eq!(
+            Order::of_raw(order.network, &Bytes::from_static(b"x")),
+            None
+        );
     }
 }

@@ -218,7 +218,11 @@ async fn known(
     let rows = sqlx::query!(
         "select p.network, p.nonce_domain, p.payer, p.nonce
         from unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[]) as asked (network, domain, payer, nonce)
-        join payments p on p.network = asked.network and p.nonce_domain = asked.domain and p.payer = asked.payer and p.nonce = asked.nonce",
+        cross join lateral (
+            -- Fenced: each by its key.
+            select network, nonce_domain, payer, nonce from payments
+            where network = asked.network and nonce_domain = asked.domain and payer = asked.payer and nonce = asked.nonce offset 0
+        ) p",
         &networks,
         &domains as _,
         &payers as _,

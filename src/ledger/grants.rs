@@ -92,8 +92,14 @@ async fn standings_by_key(
     let payers: Vec<&[u8]> = keys.iter().map(|key| key.payer.as_slice()).collect();
     let nonces: Vec<&[u8]> = keys.iter().map(|key| key.nonce.as_slice()).collect();
     let rows = select_payments!(
-        "join unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[]) as asked (network, domain, payer, nonce)
-            on p.network = asked.network and p.nonce_domain = asked.domain and p.payer = asked.payer and p.nonce = asked.nonce",
+        "where p.id = any(array(
+            select found.id from unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[]) as asked (network, domain, payer, nonce)
+            cross join lateral (
+                -- Fenced: each by its key.
+                select id from payments where network = asked.network and nonce_domain = asked.domain and payer = asked.payer
+                    and nonce = asked.nonce offset 0
+            ) found
+        ))",
         &networks,
         &domains as _,
         &payers as _,
@@ -195,7 +201,10 @@ pub(super) async fn grant(
             insert into grants as g (payment_id, process_id, request_id, caller)
             select p.id, $2, asked.request_id, asked.caller
             from unnest($1::uuid[], $3::text[], $4::text[]) as asked (payment_id, request_id, caller)
-            join payments p on p.id = asked.payment_id
+            cross join lateral (
+                -- Fenced: each by its id, never all of a state.
+                select id, state, quarantined_at, unmatched_reason from payments where id = asked.payment_id offset 0
+            ) p
             where p.state in ('settled', 'final', 'late_settled') and p.quarantined_at is null and p.unmatched_reason is null
             on conflict on constraint grants_one_per_payment do update
             set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,

@@ -221,7 +221,7 @@ impl Ledger {
         &self,
     ) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, LedgerError> {
         let begin = "begin isolation level repeatable read read only";
-        Ok(self.pool.begin_with(begin).await?)
+        Ok(self.history.begin_with(begin).await?)
     }
 }
 

@@ -53,6 +53,8 @@ pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct Ledger {
     pool: PgPool,
+    /// Long reads have connections of their own, so that no question of an operator holds up a payment.
+    history: PgPool,
     process: ProcessId,
     groups: Groups,
 }
@@ -69,25 +71,16 @@ impl Ledger {
     ) -> Result<(Self, LedgerTask), LedgerError> {
         let options: PgConnectOptions = url.parse()?;
         let options = options.application_name("x402d");
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(Duration::from_secs(5))
-            .after_connect(|connection, _| {
-                // Statements of the core path are short; one that is not must not hold up the others for ever. Not a startup
-                // parameter, because poolers refuse those.
-                Box::pin(async move {
-                    sqlx::query!("set statement_timeout = '10s'")
-                        .execute(connection)
-                        .await
-                        .map(drop)
-                })
-            })
-            .connect_with(options)
+        let for_history = (connections_max / 4).max(1);
+        let pool = core(connections_max.saturating_sub(for_history).max(1))
+            .connect_with(options.clone())
             .await?;
+        let history = limited(for_history).connect_lazy_with(options);
         let process = ProcessId(Uuid::now_v7());
         let (groups, task) = groups::open(&pool, process);
         let ledger = Self {
             pool,
+            history,
             process,
             groups,
         };
@@ -132,6 +125,36 @@ impl Ledger {
 
     /// Closes all connections after what is under way.
     pub async fn close(&self) {
-        self.pool.close().await;
+        tokio::join!(self.pool.close(), self.history.close());
     }
+}
+
+/// Connections that wait at most five seconds for each other, and for a statement at most ten. Not startup parameters, because poolers refuse
+/// those.
+fn limited(connections_max: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(Duration::from_secs(5))
+        .after_connect(|connection, _| Box::pin(limit(connection)))
+}
+
+/// Connections of the core path. Each of its statements finds its rows by an index; while a table is young the planner does not know how
+/// it grows, and would rather read all of it.
+fn core(connections_max: u32) -> PgPoolOptions {
+    limited(connections_max).after_connect(|connection, _| {
+        Box::pin(async move {
+            limit(connection).await?;
+            sqlx::query!("set enable_seqscan = off")
+                .execute(connection)
+                .await
+                .map(drop)
+        })
+    })
+}
+
+async fn limit(connection: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("set statement_timeout = '10s'")
+        .execute(connection)
+        .await
+        .map(drop)
 }

@@ -139,6 +139,59 @@ impl Ledger {
         Ok(Recorded::Written(id))
     }
 
+    /// Writes further bytes for the nonce of an open transaction, before they are sent; its payments name the newest. `false`: the lane is
+    /// another process's now, or the transaction is not open any more.
+    ///
+    /// # Errors
+    /// When the database fails; the commit may then have happened.
+    pub async fn record_attempt(
+        &self,
+        lane: (LaneKey, i64),
+        transaction: Uuid,
+        attempt: &Attempt,
+    ) -> Result<bool, LedgerError> {
+        let (LaneKey { network, signer }, epoch) = lane;
+        let mut writing = self.pool.begin().await?;
+        // Held to the end, so that nobody becomes the owner between the look and the commit.
+        let written = sqlx::query_scalar!(
+            "with owned as (
+                select network, signer from lanes
+                where network = $1 and signer = $2 and owner = $3 and epoch = $4 for share
+            )
+            insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei)
+            select $6, t.id, (select max(sequence) + 1 from attempts where transaction_id = t.id), $7, $8, ($9::text)::numeric,
+                ($10::text)::numeric
+            from transactions t join owned on owned.network = t.network and owned.signer = t.signer
+            where t.id = $5 and t.state = 'signed'
+            returning transaction_id",
+            network.to_string(),
+            signer.as_slice(),
+            self.process().0,
+            epoch,
+            transaction,
+            attempt.hash.as_slice(),
+            &attempt.raw[..],
+            bigint(attempt.gas_limit),
+            attempt.max_fee_wei.to_string(),
+            attempt.max_priority_fee_wei.to_string(),
+        )
+        .fetch_optional(&mut *writing)
+        .await?;
+        if written.is_none() {
+            return Ok(false);
+        }
+        sqlx::query!(
+            "update payments p set transaction_hash = $2 from transaction_payments tp
+            where tp.transaction_id = $1 and tp.outcome is null and p.id = tp.payment_id and p.state = 'inflight'",
+            transaction,
+            attempt.hash.as_slice(),
+        )
+        .execute(&mut *writing)
+        .await?;
+        writing.commit().await?;
+        Ok(true)
+    }
+
     /// Notes what the endpoints said to an attempt, when it is not what they said before.
     ///
     /// # Errors

@@ -78,6 +78,15 @@ pub enum WithoutEffect {
     Quarantine(String),
 }
 
+/// How the rows of a mined transaction are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// All that moved their money in one statement.
+    Together,
+    /// Each by itself, because one of them names a log that belongs to another payment.
+    OneByOne,
+}
+
 impl Ledger {
     /// Records a mined transaction and what it did for its payments. Repeating it changes nothing. Quarantined are not only the
     /// rows that ask for it, but also a row whose log belongs to another payment already.
@@ -85,6 +94,16 @@ impl Ledger {
     /// # Errors
     /// When the database fails; nothing of it is recorded then.
     pub async fn record_mined(&self, mined: &MinedTransaction) -> Result<(), LedgerError> {
+        let together = self.record_rows(mined, Rows::Together).await;
+        match together {
+            Err(error) if error.constraint() == Some("payments_one_per_log") => {
+                self.record_rows(mined, Rows::OneByOne).await
+            }
+            recorded => recorded,
+        }
+    }
+
+    async fn record_rows(&self, mined: &MinedTransaction, rows: Rows) -> Result<(), LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let fresh = sqlx::query!(
             "update transactions set state = 'mined', hash = $2, succeeded = $3, block_number = $4, block_hash = $5, gas_used = $6,
@@ -103,9 +122,14 @@ impl Ledger {
         if fresh.rows_affected() == 0 {
             return Ok(());
         }
-        record_transferred(&mut transaction, mined).await?;
+        if rows == Rows::Together {
+            record_transferred(&mut transaction, mined).await?;
+        }
         for (payment, outcome) in &mined.rows {
-            record_row(&mut transaction, mined, *payment, outcome).await?;
+            let done = matches!(outcome, RowOutcome::Transferred { .. }) && rows == Rows::Together;
+            if !done {
+                record_row(&mut transaction, mined, *payment, outcome).await?;
+            }
         }
         transaction.commit().await?;
         Ok(())
@@ -259,14 +283,11 @@ async fn record_transferred(
         return Ok(());
     }
     close_rows(connection, mined, &ids, "transferred").await?;
-    let moved = sqlx::query_scalar!(
+    sqlx::query!(
         "update payments p set state = row.state, transaction_hash = $4, log_index = row.log_index, block_number = $5, block_hash = $6,
             block_time = $7
         from unnest($1::uuid[], $2::bigint[], $3::text[]) as row (id, log_index, state)
-        where p.id = row.id and p.state = 'inflight' and not exists (
-            select from payments taken
-            where taken.network = p.network and taken.transaction_hash = $4 and taken.log_index = row.log_index
-        ) returning p.id",
+        where p.id = row.id and p.state = 'inflight'",
         &ids,
         &log_indices,
         &states,
@@ -275,11 +296,8 @@ async fn record_transferred(
         mined.block.hash.as_slice(),
         mined.block.time,
     )
-    .fetch_all(&mut *connection)
+    .execute(&mut *connection)
     .await?;
-    for id in ids.into_iter().filter(|id| !moved.contains(id)) {
-        set_aside(connection, PaymentId(id), TAKEN).await?;
-    }
     Ok(())
 }
 
@@ -312,7 +330,17 @@ async fn record_row(
     outcome: &RowOutcome,
 ) -> Result<(), LedgerError> {
     match outcome {
-        RowOutcome::Transferred { .. } => Ok(()),
+        RowOutcome::Transferred { log_index, deep } => {
+            close_rows(connection, mined, &[payment.0], "transferred").await?;
+            let location = Location {
+                transaction: mined.hash,
+                log_index: *log_index,
+                block_number: mined.block.number,
+                block_hash: mined.block.hash,
+                block_time: mined.block.time,
+            };
+            locate(connection, payment, &location, *deep).await
+        }
         RowOutcome::Elsewhere { location, deep } => {
             close_rows(connection, mined, &[payment.0], "elsewhere").await?;
             locate(connection, payment, location, *deep).await

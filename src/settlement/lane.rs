@@ -1,6 +1,7 @@
 //! A lane: one signer on one network, owned by one process at a time.
 
 mod follow;
+mod outbid;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,6 +51,10 @@ struct Open {
     doubtful: bool,
     /// Since when nodes say that the nonce is used, although none of our attempts is known to be mined.
     used_since: Option<Instant>,
+    /// The block above which the newest bytes wait.
+    since_block: Option<u64>,
+    /// A node said that blocks ask for more.
+    too_cheap: bool,
 }
 
 impl Open {
@@ -60,6 +65,8 @@ impl Open {
             asked_at,
             doubtful: false,
             used_since: None,
+            since_block: None,
+            too_cheap: false,
         }
     }
 }
@@ -351,6 +358,8 @@ impl Lane {
 
     /// Hands the newest bytes of an open transaction to the chain; the reply comes to [`hear`].
     fn send(&self, owned: &mut Owned, index: usize) {
+        // The first after a pause makes the watch hurry; for the others it is awake.
+        let first = owned.open.len() == 1;
         let Some(open) = owned.open.get_mut(index) else {
             return;
         };
@@ -363,7 +372,7 @@ impl Lane {
             let raw: Bytes = raw;
             let reply = broadcast(&site.rpc, &raw, hash).await;
             reach(Step::Broadcast);
-            if reply == Broadcast::Accepted {
+            if first && reply == Broadcast::Accepted {
                 site.look_now();
             }
             if let Err(error) = site.ledger.note_reply(hash, heard(&reply)).await {
@@ -405,7 +414,8 @@ fn hear(owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
                 "a send was refused; the nonce stays in use"
             );
             match why {
-                Rejection::OutOfGasMoney | Rejection::PoolFull | Rejection::FeeTooLow => {
+                Rejection::FeeTooLow => open.too_cheap = true,
+                Rejection::OutOfGasMoney | Rejection::PoolFull => {
                     owned.paused_until = Instant::now() + PAUSE;
                 }
                 Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}

@@ -1,5 +1,6 @@
 //! The watch of a network: looks at new blocks, reads their receipts, promotes and takes back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ const FINAL_AFTER_BLOCKS: u64 = 64;
 /// Stranded payments picked up at a time.
 const STRANDED_MAX: i64 = 100;
 
+/// Gaps between blocks that are remembered, and how many must be known before anything is expected of the next one.
+const GAPS_KEPT: usize = 8;
+const GAPS_TELLING: usize = 4;
+
 /// The task that watches one network.
 #[derive(Debug)]
 pub struct Watch {
@@ -28,6 +33,41 @@ pub struct Watch {
     tracker: HeadTracker,
     signers: Vec<Address>,
     reconciled: Option<Instant>,
+    rhythm: Rhythm,
+}
+
+/// When blocks came, to know when not to look for the next.
+#[derive(Debug, Default)]
+struct Rhythm {
+    last: Option<Instant>,
+    gaps: VecDeque<Duration>,
+}
+
+impl Rhythm {
+    fn blocks_came(&mut self, now: Instant, count: usize) {
+        if let Some(last) = self.last.replace(now) {
+            let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
+            self.gaps.push_back(now.duration_since(last) / count);
+        }
+        while self.gaps.len() > GAPS_KEPT {
+            self.gaps.pop_front();
+        }
+    }
+
+    /// How long to pause when looks are due every `poll`: up to four times as long while no block ever came so soon after the last.
+    fn pause(&self, now: Instant, poll: Duration) -> Duration {
+        let least = self.gaps.iter().min();
+        let (Some(least), Some(last)) = (least, self.last) else {
+            return poll;
+        };
+        if self.gaps.len() < GAPS_TELLING {
+            return poll;
+        }
+        let quiet_until = last + *least * 3 / 4;
+        quiet_until
+            .saturating_duration_since(now)
+            .clamp(poll, poll * 4)
+    }
 }
 
 impl Watch {
@@ -39,6 +79,7 @@ impl Watch {
             tracker,
             signers,
             reconciled: None,
+            rhythm: Rhythm::default(),
         }
     }
 
@@ -60,7 +101,7 @@ impl Watch {
                 }
             }
             let interval = if self.site.is_busy() {
-                self.site.poll
+                self.rhythm.pause(Instant::now(), self.site.poll)
             } else {
                 IDLE_INTERVAL
             };
@@ -77,6 +118,7 @@ impl Watch {
         let advance = self.tracker.advance().await?;
         self.site.note_seen();
         if let Some(advance) = advance {
+            self.rhythm.blocks_came(Instant::now(), advance.added.len());
             self.follow(&advance).await;
         }
         let hungry = self.site.take_hungry();
@@ -211,5 +253,45 @@ impl Watch {
             self.site.enqueue(place, Queued::new(payment, None));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLL: Duration = Duration::from_millis(150);
+
+    #[test]
+    fn between_blocks_that_come_by_the_clock_looks_are_rare_and_around_the_next_one_they_are_not() {
+        let mut rhythm = Rhythm::default();
+        let begin = Instant::now();
+        let at = |milliseconds| begin + Duration::from_millis(milliseconds);
+        for block in 0..3 {
+            rhythm.blocks_came(at(block * 2_000), 1);
+        }
+        assert_eq!(rhythm.pause(at(4_000), POLL), POLL, "too little is known");
+        for block in 3..6 {
+            rhythm.blocks_came(at(block * 2_000), 1);
+        }
+        assert_eq!(rhythm.pause(at(10_000), POLL), POLL * 4);
+        assert_eq!(
+            rhythm.pause(at(11_200), POLL),
+            Duration::from_millis(300),
+            "as long as it is quiet"
+        );
+        assert_eq!(rhythm.pause(at(11_500), POLL), POLL);
+        assert_eq!(rhythm.pause(at(15_000), POLL), POLL);
+    }
+
+    #[test]
+    fn one_early_block_is_remembered() {
+        let mut rhythm = Rhythm::default();
+        let begin = Instant::now();
+        for milliseconds in [0, 2_000, 4_000, 6_000, 6_100, 8_000] {
+            rhythm.blocks_came(begin + Duration::from_millis(milliseconds), 1);
+        }
+        let now = begin + Duration::from_secs(8);
+        assert_eq!(rhythm.pause(now, POLL), POLL);
     }
 }

@@ -17,11 +17,15 @@ mod demo;
 #[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
+mod fees;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod history_questions;
 #[cfg(test)]
 mod history_tables;
+#[cfg(test)]
+mod holds;
 #[cfg(test)]
 mod interop;
 #[cfg(test)]

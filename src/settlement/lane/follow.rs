@@ -57,10 +57,11 @@ impl Lane {
                 self.send(owned, index);
             }
         }
-        match owned.seen.head {
-            Some(head) => self.ask(owned, &head).await,
-            None => Ok(()),
-        }
+        let Some(head) = owned.seen.head else {
+            return Ok(());
+        };
+        self.outbid(owned, &head).await?;
+        self.ask(owned, &head).await
     }
 
     /// Asks the node for transactions by hash: after a gap in what the watch has read, and as a second opinion on old ones.

@@ -15,6 +15,8 @@ pub(crate) struct Setup {
     pub(crate) variables: Vec<(&'static str, String)>,
     /// `x402d.toml`.
     pub(crate) toml: String,
+    /// The test wants to look into the ledger by itself.
+    pub(crate) reachable: bool,
     /// The step at which the first life ends.
     pub(crate) failpoint: Option<&'static str>,
 }
@@ -26,6 +28,7 @@ impl Default for Setup {
             block_time_s: None,
             variables: Vec::new(),
             toml: String::new(),
+            reachable: false,
             failpoint: None,
         }
     }
@@ -34,8 +37,7 @@ impl Default for Setup {
 /// A service that is ready, behind a proxy to its own chain, on its own database. The order of the fields is the order of their end.
 pub(crate) struct World {
     pub(crate) facilitator: Facilitator,
-    /// Held for its end.
-    _database: Database,
+    pub(crate) database: Database,
     pub(crate) proxy: Proxy,
     pub(crate) chain: Chain,
     variables: Vec<(&'static str, String)>,
@@ -103,7 +105,11 @@ impl Setup {
 
     /// On a chain that the test has prepared.
     pub(crate) async fn on(self, chain: Chain) -> World {
-        let database = Database::fresh().await;
+        let database = if self.reachable {
+            Database::reachable().await
+        } else {
+            Database::fresh().await
+        };
         let proxy = Proxy::before(chain.url()).await;
         let keys: Vec<_> = Chain::signers(self.signers)
             .iter()
@@ -120,7 +126,7 @@ impl Setup {
         facilitator.restart(self.failpoint).await;
         World {
             facilitator,
-            _database: database,
+            database,
             proxy,
             chain,
             variables,

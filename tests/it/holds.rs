@@ -1,0 +1,157 @@
+//! What payers have promised: never more than they have, and nothing once it is paid or given up.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U64, U256};
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::json;
+use sqlx::Row;
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Fault, Purchase, Setup, World, eventually, new_account};
+
+const PAYEE: Address = Address::repeat_byte(0x5d);
+const SEND: &str = "eth_sendRawTransaction";
+
+async fn world() -> World {
+    let setup = Setup {
+        reachable: true,
+        ..Setup::default()
+    };
+    setup.with("X402D_SETTLE_WAIT", "25").build().await
+}
+
+async fn payer_with(world: &World, amount: u64) -> PrivateKeySigner {
+    let payer = new_account();
+    world.chain.fund(payer.address(), amount).await;
+    payer
+}
+
+/// What the ledger says that a payer has promised.
+async fn held(world: &World, payer: &PrivateKeySigner) -> String {
+    let row = sqlx::query("select held::text from payer_accounts where payer = $1")
+        .bind(payer.address().as_slice())
+        .fetch_one(&mut world.database.connection().await)
+        .await
+        .unwrap();
+    row.get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_25_of_many_payments_that_a_balance_covers_once_one_is_accepted() {
+    let world = world().await;
+    let payer = payer_with(&world, 1_000).await;
+    let purchases: Vec<_> = (0..12).map(|_| Purchase::new(&payer, PAYEE, 700)).collect();
+    for purchase in &purchases {
+        assert!(world.facilitator.verify(&purchase.body()).await.is_valid());
+    }
+    let bodies = purchases.iter().map(Purchase::body).collect();
+    let answers = world.facilitator.settle_at_once(bodies).await;
+    let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.succeeded());
+    assert_eq!(good.len(), 1);
+    for answer in bad {
+        let code = "invalid_exact_evm_insufficient_balance";
+        assert_eq!(answer.reason(), code, "{answer:?}");
+    }
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+    assert_eq!(world.transactions(1).await, 1, "nothing was sent in vain");
+    assert_eq!(held(&world, &payer).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_is_promised_until_it_is_paid_and_its_copies_are_not_refused_for_it() {
+    let world = world().await;
+    let payer = payer_with(&world, 1_000).await;
+    let first = Purchase::new(&payer, PAYEE, 600);
+    world.proxy.on(SEND, Fault::Hold);
+    let sends = world.proxy.calls(SEND);
+    let mut waiting = world.facilitator.settling(&first.body());
+    world.proxy.called(SEND, sends).await;
+    assert_eq!(held(&world, &payer).await, "600");
+
+    let second = Purchase::new(&payer, PAYEE, 401);
+    let refused = world.facilitator.settle(&second.body()).await;
+    let said = refused.body["errorMessage"].as_str().unwrap();
+    assert!(said.contains("1000") && said.contains("600"), "{said}");
+    let copy = world.facilitator.settling(&first.body());
+    world.proxy.on(SEND, Fault::None);
+    let settled = waiting.join_next().await.unwrap().unwrap().unwrap();
+    let copied = copy.join_all().await.remove(0).unwrap();
+    assert!(
+        settled.succeeded() ^ copied.succeeded(),
+        "{settled:?} {copied:?}"
+    );
+    assert_eq!(settled.transaction(), copied.transaction());
+    assert_eq!(held(&world, &payer).await, "0");
+
+    let fits = world
+        .facilitator
+        .settle(&Purchase::new(&payer, PAYEE, 400).body())
+        .await;
+    assert!(fits.succeeded(), "{fits:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(1_000));
+    assert_eq!(held(&world, &payer).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_that_come_at_once_are_one_promise() {
+    let world = world().await;
+    let payer = payer_with(&world, 900).await;
+    let body = Purchase::new(&payer, PAYEE, 900).body();
+    let answers = world.facilitator.settle_at_once(vec![body; 40]).await;
+    let good = answers.iter().filter(|answer| answer.succeeded()).count();
+    assert_eq!(good, 1);
+    for answer in answers.iter().filter(|answer| !answer.succeeded()) {
+        assert_eq!(answer.reason(), "duplicate_settlement", "{answer:?}");
+    }
+    assert_eq!(held(&world, &payer).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_leaves_the_chain_makes_a_promise_of_what_was_paid_in_it() {
+    let world = world().await;
+    let payer = payer_with(&world, 1_000).await;
+    let settled = world
+        .facilitator
+        .settle(&Purchase::new(&payer, PAYEE, 1_000).body())
+        .await;
+    assert!(settled.succeeded(), "{settled:?}");
+    world.chain.automine(false).await;
+    world.proxy.on(SEND, Fault::Hold);
+    world.chain.reorganise(1).await;
+    eventually("a promise", Duration::from_secs(20), async || {
+        (held(&world, &payer).await == "1000").then_some(())
+    })
+    .await;
+    world.proxy.on(SEND, Fault::None);
+    world.mine_on().await;
+    eventually("payment", Duration::from_secs(20), async || {
+        world.chain.mine(1).await;
+        (held(&world, &payer).await == "0").then_some(())
+    })
+    .await;
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(1_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_that_is_given_up_frees_its_promise() {
+    let setup = Setup {
+        reachable: true,
+        toml: "[networks.base-sepolia]\nmax_fee_wei = 5000000000\n".to_owned(),
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "1").build().await;
+    let payer = payer_with(&world, 1_000).await;
+    // The chain asks for more than the operator pays: nothing is sent, and the caller's time runs out.
+    let dear = json!([U64::from(50_000_000_000_u64)]);
+    let method = "anvil_setNextBlockBaseFeePerGas";
+    world.chain.call(method, dear).await;
+    world.chain.mine(1).await;
+    let looks = world.proxy.calls("eth_getBlockByNumber");
+    world.proxy.called("eth_getBlockByNumber", looks + 2).await;
+    let body = Purchase::new(&payer, PAYEE, 800).body();
+    let answer = world.facilitator.settle(&body).await;
+    assert_eq!(answer.reason(), "unexpected_settle_error", "{answer:?}");
+    assert_eq!(held(&world, &payer).await, "0");
+    assert_eq!(world.transactions(1).await, 0);
+}

@@ -169,15 +169,44 @@ async fn lock(
         .collect();
     keys.sort_unstable();
     keys.dedup();
-    let networks: Vec<String> = keys.iter().map(|key| key.network.to_string()).collect();
-    let assets: Vec<&[u8]> = keys.iter().map(|key| key.asset.as_slice()).collect();
-    let payers: Vec<&[u8]> = keys.iter().map(|key| key.payer.as_slice()).collect();
+    let mut accounts = lock_known(connection, &keys).await?;
+    if accounts.len() < keys.len() {
+        let unknown: Vec<AccountKey> = keys
+            .into_iter()
+            .filter(|key| !accounts.contains_key(key))
+            .collect();
+        let (networks, assets, payers) = columns(&unknown);
+        sqlx::query!(
+            "insert into payer_accounts (network, asset, payer)
+            select * from unnest($1::text[], $2::bytea[], $3::bytea[]) on conflict on constraint payer_accounts_pkey do nothing",
+            &networks,
+            &assets as _,
+            &payers as _,
+        )
+        .execute(&mut *connection)
+        .await?;
+        accounts.extend(lock_known(connection, &unknown).await?);
+    }
+    Ok(accounts)
+}
+
+fn columns(keys: &[AccountKey]) -> (Vec<String>, Vec<&[u8]>, Vec<&[u8]>) {
+    (
+        keys.iter().map(|key| key.network.to_string()).collect(),
+        keys.iter().map(|key| key.asset.as_slice()).collect(),
+        keys.iter().map(|key| key.payer.as_slice()).collect(),
+    )
+}
+
+async fn lock_known(
+    connection: &mut PgConnection,
+    keys: &[AccountKey],
+) -> Result<HashMap<AccountKey, Account>, LedgerError> {
+    let (networks, assets, payers) = columns(keys);
     let rows = sqlx::query!(
-        r#"insert into payer_accounts as a (network, asset, payer)
-        select network, asset, payer from unnest($1::text[], $2::bytea[], $3::bytea[]) as asked (network, asset, payer)
-        order by network, asset, payer
-        on conflict on constraint payer_accounts_pkey do update set held = a.held
-        returning network, asset, payer, held::text as "held!", settled_block"#,
+        r#"select a.network, a.asset, a.payer, a.held::text as "held!", a.settled_block
+        from payer_accounts a where (a.network, a.asset, a.payer) in (select * from unnest($1::text[], $2::bytea[], $3::bytea[]))
+        order by a.network, a.asset, a.payer for update"#,
         &networks,
         &assets as _,
         &payers as _,

@@ -65,4 +65,14 @@ impl LedgerError {
             | Self::Conflict { .. } => None,
         }
     }
+
+    /// Whether the database undid a transaction for another's sake (deadlock, serialization): nothing of it happened, and it may be tried
+    /// again.
+    pub fn is_undone(&self) -> bool {
+        let Self::Driver(error) = self else {
+            return false;
+        };
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        code.is_some_and(|code| matches!(code.as_ref(), "40P01" | "40001"))
+    }
 }

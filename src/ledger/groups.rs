@@ -100,7 +100,8 @@ impl LedgerTask {
     }
 }
 
-/// Runs a statement for a group. A row that offends a constraint takes nobody down with it: each then goes by itself.
+/// Runs a statement for a group; once more when the database undid it because somebody else was in the way. A row that offends a
+/// constraint takes nobody down with it: each then goes by itself.
 async fn each<Q, A, F, Done>(questions: Vec<Q>, run: F) -> Vec<Answer<A>>
 where
     Q: Clone + Send + Sync,
@@ -109,17 +110,20 @@ where
     Done: Future<Output = Answer<Vec<A>>> + Send,
 {
     let questions: Arc<[Q]> = questions.into();
-    match run(Arc::clone(&questions)).await {
+    let mut first = run(Arc::clone(&questions)).await;
+    if first.as_ref().is_err_and(LedgerError::is_undone) {
+        first = run(Arc::clone(&questions)).await;
+    }
+    match first {
         Ok(answers) => answers.into_iter().map(Ok).collect(),
         Err(error) if questions.len() > 1 && error.constraint().is_some() => {
             let mut answers = Vec::with_capacity(questions.len());
             for question in questions.iter() {
                 let alone = run(Arc::from([question.clone()])).await;
-                let first = |answers: Vec<A>| answers.into_iter().next();
                 let missing = LedgerError::Conflict {
                     what: "a statement for one caller",
                 };
-                answers.push(alone.and_then(|answers| first(answers).ok_or(missing)));
+                answers.push(alone.and_then(|answers| answers.into_iter().next().ok_or(missing)));
             }
             answers
         }

@@ -13,6 +13,7 @@ mod operator;
 mod payments;
 mod sessions;
 mod settle;
+mod signers;
 mod state;
 mod supported;
 mod verify;
@@ -79,6 +80,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(payments::show))
         .routes(routes!(payments::of_transaction))
         .routes(routes!(payments::stats::stats))
+        .routes(routes!(signers::signers))
         // Whatever keeps the service alive
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

@@ -94,6 +94,7 @@ mod tests {
                 "/sessions/{id}/cancel",
                 "/sessions/{id}/transfer",
                 "/settle",
+                "/signers",
                 "/stats",
                 "/supported",
                 "/verify"

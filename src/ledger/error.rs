@@ -72,7 +72,9 @@ impl LedgerError {
         let Self::Driver(error) = self else {
             return false;
         };
-        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code);
         code.is_some_and(|code| matches!(code.as_ref(), "40P01" | "40001"))
     }
 }

@@ -1,9 +1,12 @@
 //! Lanes: who may use the next nonce of a signer.
 
 use alloy::primitives::Address;
+use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::row::bigint;
-use super::{Ledger, LedgerError};
+use super::row::{address, bigint};
+use super::{Ledger, LedgerError, ProcessId};
+use crate::payment::PaymentId;
 use crate::protocol::Network;
 
 /// One signer on one network.
@@ -22,6 +25,38 @@ pub struct LaneLease {
     pub epoch: i64,
     /// The first nonce without bytes.
     pub next_nonce: u64,
+    /// The operator has to look: nothing new may be written, what was sent is followed.
+    pub stopped: bool,
+}
+
+/// What came of renewing a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lane is still ours, and as it was.
+    Kept,
+    /// It is another process's, or the operator has stopped it or let it go on.
+    Changed,
+}
+
+/// A lane as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneView {
+    /// Which.
+    pub lane: LaneKey,
+    /// The first nonce without bytes.
+    pub next_nonce: u64,
+    /// Counts owners.
+    pub epoch: i64,
+    /// Who writes its nonces, while the lease runs.
+    pub owner: Option<ProcessId>,
+    /// Until when.
+    pub lease_until: OffsetDateTime,
+    /// Why it writes nothing new.
+    pub stopped_reason: Option<String>,
+    /// Transactions whose outcome is open.
+    pub open: u64,
+    /// Payments that ride in them.
+    pub payments: u64,
 }
 
 /// What came of trying to own a lane.
@@ -29,7 +64,7 @@ pub struct LaneLease {
 pub enum Claim {
     /// It is ours.
     Owned(LaneLease),
-    /// Another process owns it, or it is stopped.
+    /// Another process owns it.
     Taken,
     /// The ledger has never seen it.
     Unknown,
@@ -45,11 +80,12 @@ impl Ledger {
             r#"with claimed as (
                 update lanes
                 set owner = $3, epoch = epoch + 1, lease_until = now() + interval '10 seconds'
-                where network = $1 and signer = $2 and (owner is null or owner = $3 or lease_until < now()) and stopped_reason is null
-                returning epoch, next_nonce
+                where network = $1 and signer = $2 and (owner is null or owner = $3 or lease_until < now())
+                returning epoch, next_nonce, stopped_reason
             )
             select exists (select from lanes where network = $1 and signer = $2) as "known!",
-                (select epoch from claimed), (select next_nonce from claimed)"#,
+                (select epoch from claimed), (select next_nonce from claimed),
+                (select stopped_reason is not null from claimed) as stopped"#,
             lane.network.to_string(),
             lane.signer.as_slice(),
             self.process().0,
@@ -60,6 +96,7 @@ impl Ledger {
             (_, Some(epoch), Some(nonce)) => Claim::Owned(LaneLease {
                 epoch,
                 next_nonce: u64::try_from(nonce).unwrap_or_default(),
+                stopped: row.stopped.unwrap_or_default(),
             }),
             (true, ..) => Claim::Taken,
             (false, ..) => Claim::Unknown,
@@ -83,22 +120,31 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stays the owner for another ten seconds. `false`: somebody else is, or the lane was stopped.
+    /// Stays the owner for another ten seconds.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn renew_lane(&self, lane: LaneKey, epoch: i64) -> Result<bool, LedgerError> {
+    pub async fn renew_lane(
+        &self,
+        lane: LaneKey,
+        lease: LaneLease,
+    ) -> Result<Renewal, LedgerError> {
         let renewed = sqlx::query!(
             "update lanes set lease_until = now() + interval '10 seconds'
-            where network = $1 and signer = $2 and owner = $3 and epoch = $4 and stopped_reason is null",
+            where network = $1 and signer = $2 and owner = $3 and epoch = $4 and (stopped_reason is not null) = $5",
             lane.network.to_string(),
             lane.signer.as_slice(),
             self.process().0,
-            epoch,
+            lease.epoch,
+            lease.stopped,
         )
         .execute(&self.pool)
         .await?;
-        Ok(renewed.rows_affected() == 1)
+        Ok(if renewed.rows_affected() == 1 {
+            Renewal::Kept
+        } else {
+            Renewal::Changed
+        })
     }
 
     /// Stops a lane until the operator clears `stopped_reason`: something that only a person can explain has happened.
@@ -107,7 +153,7 @@ impl Ledger {
     /// When the database fails.
     pub async fn stop_lane(&self, lane: LaneKey, why: &str) -> Result<(), LedgerError> {
         sqlx::query!(
-            "update lanes set stopped_reason = $3, owner = null, lease_until = now() where network = $1 and signer = $2",
+            "update lanes set stopped_reason = $3 where network = $1 and signer = $2",
             lane.network.to_string(),
             lane.signer.as_slice(),
             why,
@@ -115,6 +161,75 @@ impl Ledger {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Gives up a nonce that a transaction of somebody else has used for good: what rode in it is queued again.
+    ///
+    /// # Errors
+    /// When the database fails; nothing is given up then.
+    pub async fn lose_nonce(&self, transaction: Uuid) -> Result<Vec<PaymentId>, LedgerError> {
+        let mut losing = self.pool.begin().await?;
+        let lost = sqlx::query!(
+            "update transactions set state = 'lost' where id = $1 and state = 'signed'",
+            transaction,
+        )
+        .execute(&mut *losing)
+        .await?;
+        if lost.rows_affected() == 0 {
+            return Ok(Vec::new());
+        }
+        let rode = sqlx::query_scalar!(
+            "update transaction_payments set outcome = 'without_effect' where transaction_id = $1 and outcome is null returning payment_id",
+            transaction,
+        )
+        .fetch_all(&mut *losing)
+        .await?;
+        let queued = sqlx::query_scalar!(
+            "update payments set state = 'queued', transaction_hash = null, queued_at = now()
+            where id = any($1) and state = 'inflight' returning id",
+            &rode,
+        )
+        .fetch_all(&mut *losing)
+        .await?;
+        losing.commit().await?;
+        Ok(queued.into_iter().map(PaymentId).collect())
+    }
+
+    /// All lanes that the ledger has ever seen.
+    ///
+    /// # Errors
+    /// When the database fails or a row cannot be read.
+    pub async fn lanes(&self) -> Result<Vec<LaneView>, LedgerError> {
+        let rows = sqlx::query!(
+            r#"select l.network, l.signer, l.next_nonce, l.epoch, l.owner, l.lease_until, l.stopped_reason,
+                (select count(*) from transactions t where t.network = l.network and t.signer = l.signer and t.state = 'signed') as "open!",
+                (select count(*) from transactions t join transaction_payments tp on tp.transaction_id = t.id
+                    where t.network = l.network and t.signer = l.signer and t.state = 'signed') as "payments!"
+            from lanes l order by l.network, l.signer"#,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let views = rows.into_iter().map(|row| {
+            let bad = |column| LedgerError::Inconsistent {
+                table: "lanes",
+                column,
+                id: row.network.clone(),
+            };
+            Ok(LaneView {
+                lane: LaneKey {
+                    network: row.network.parse().map_err(|_| bad("network"))?,
+                    signer: address(&row.signer).ok_or_else(|| bad("signer"))?,
+                },
+                next_nonce: u64::try_from(row.next_nonce).map_err(|_| bad("next_nonce"))?,
+                epoch: row.epoch,
+                owner: row.owner.map(ProcessId),
+                lease_until: row.lease_until,
+                stopped_reason: row.stopped_reason.clone(),
+                open: u64::try_from(row.open).unwrap_or_default(),
+                payments: u64::try_from(row.payments).unwrap_or_default(),
+            })
+        });
+        views.collect()
     }
 
     /// Lanes of a network that wait for the operator, with the reason.

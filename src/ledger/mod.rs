@@ -34,7 +34,7 @@ pub use error::LedgerError;
 pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
 pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, SessionOf};
-pub use lanes::{Claim, LaneKey, LaneLease};
+pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
 pub use life::{AttemptMade, Event, Life, Mined};
 pub use outbox::{Attempt, Heard, NewTransaction, Recorded, Unmined};
 pub use payments::AuthorizationKey;

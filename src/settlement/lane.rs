@@ -1,6 +1,7 @@
 //! A lane: one signer on one network, owned by one process at a time.
 
 mod follow;
+mod keep;
 mod outbid;
 
 use std::collections::VecDeque;
@@ -15,10 +16,11 @@ use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::chain::{Broadcast, SignerKey};
-use crate::ledger::{Claim, Heard, LEASE_RENEWAL, LaneKey, LaneLease, LedgerError, Unmined};
+use crate::ledger::{Claim, Heard, LaneKey, LaneLease, LedgerError, Unmined};
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::lane::keep::Purse;
 use crate::settlement::load::{Load, ROWS_MAX, Simulated};
 use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Rehearsed, rehearse, simulate};
 use crate::settlement::{Queued, Site};
@@ -81,6 +83,7 @@ struct Owned {
     paused_until: Instant,
     /// Payments that wait to ride in one transaction with others.
     waiting: Vec<Queued>,
+    purse: Purse,
 }
 
 impl Owned {
@@ -88,13 +91,18 @@ impl Owned {
     /// enough for a full transaction, or the oldest has waited for `patience`.
     fn dispatch_at(&self, inflight_max: usize, patience: Duration) -> Option<Instant> {
         let oldest = self.waiting.iter().map(|queued| queued.since).min()?;
-        let room = self.open.len() < inflight_max && self.seen.head.is_some();
+        let room = self.open.len() < inflight_max && self.seen.head.is_some() && self.may_write();
         let due = if self.open.is_empty() || self.waiting.len() >= ROWS_MAX {
             Instant::now()
         } else {
             oldest + patience
         };
         room.then(|| due.max(self.paused_until))
+    }
+
+    /// Whether new nonces may be written.
+    const fn may_write(&self) -> bool {
+        !self.lease.stopped && !self.purse.is_empty()
     }
 
     /// Takes payments back that did not get into a transaction now.
@@ -134,7 +142,7 @@ impl Lane {
                 Ok(None) => {
                     self.site.lane_tried();
                     if !std::mem::replace(&mut waiting_said, true) {
-                        tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it, or it is stopped");
+                        tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it");
                     }
                 }
                 Err(error) => {
@@ -163,14 +171,15 @@ impl Lane {
             return Ok(None);
         };
         let mined = chain.transaction_count(self.id.signer, "latest").await?;
-        if mined > lease.next_nonce {
+        let mut lease = lease;
+        if mined > lease.next_nonce && !lease.stopped {
             let why = format!(
                 "the chain has used nonce {} of this signer, the ledger knows none from {} on: the key was used elsewhere, or the database lost its last commits",
                 mined - 1,
                 lease.next_nonce
             );
             self.stop(&why).await?;
-            return Ok(None);
+            lease.stopped = true;
         }
         let now = Instant::now();
         let mut owned = Owned {
@@ -180,6 +189,7 @@ impl Lane {
             replies: JoinSet::new(),
             paused_until: now,
             waiting: Vec::new(),
+            purse: Purse::default(),
         };
         self.reload(&mut owned).await?;
         Ok(Some(owned))
@@ -207,20 +217,29 @@ impl Lane {
     }
 
     async fn work(&self, mut owned: Owned, stop: &CancellationToken) {
-        self.site.lane_begins();
+        let stopped = owned.lease.stopped;
+        if stopped {
+            self.site.lane_tried();
+        } else {
+            self.site.lane_begins();
+        }
         let mut view = self.site.view.subscribe();
         view.mark_changed();
-        let mut renewal = every(LEASE_RENEWAL);
+        let (lease, lost) = self.keep(owned.lease);
         let mut tending = every(TEND_INTERVAL);
         loop {
-            let full = owned.waiting.len() >= ROWS_MAX;
+            let takes = owned.may_write() && owned.waiting.len() < ROWS_MAX;
             let due = owned.dispatch_at(self.site.inflight_max, self.site.batch_wait);
             let went = tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(Lost),
-                _ = renewal.tick() => self.renew(&owned).await,
+                () = lost.cancelled() => Err(Lost),
                 Some(reply) = owned.replies.join_next() => {
                     hear(&mut owned, reply.ok());
+                    Ok(())
+                }
+                Some(balance) = owned.purse.counted() => {
+                    self.count_money(&mut owned, balance);
                     Ok(())
                 }
                 _ = view.changed() => {
@@ -228,7 +247,7 @@ impl Lane {
                     self.follow(&mut owned, now).await
                 }
                 _ = tending.tick() => self.tend(&mut owned).await,
-                queued = self.site.next(ROWS_MAX), if !full => {
+                queued = self.site.next(ROWS_MAX), if takes => {
                     owned.waiting.extend(queued);
                     Ok(())
                 }
@@ -238,31 +257,14 @@ impl Lane {
                 break;
             }
         }
+        drop(lease);
         // What waits is queued in the ledger, and is found there.
         for queued in owned.waiting {
             self.site.put_down(queued.payment.id);
         }
         self.site.count_open(owned.open.len(), 0);
-        self.site.lane_ends();
-    }
-
-    async fn renew(&self, owned: &Owned) -> Result<(), Lost> {
-        match self
-            .site
-            .ledger
-            .renew_lane(self.id, owned.lease.epoch)
-            .await
-        {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                tracing::warn!(network = %self.id.network, signer = %self.id.signer, "the lane is another process's now");
-                Err(Lost)
-            }
-            // Not renewed is not lost: the epoch guards every write, and the next renewal may succeed.
-            Err(error) => {
-                tracing::warn!(error = causes(&error), "cannot renew the lane");
-                Ok(())
-            }
+        if !stopped {
+            self.site.lane_ends();
         }
     }
 
@@ -415,9 +417,11 @@ fn hear(owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
             );
             match why {
                 Rejection::FeeTooLow => open.too_cheap = true,
-                Rejection::OutOfGasMoney | Rejection::PoolFull => {
+                Rejection::OutOfGasMoney => {
+                    owned.purse.count_soon();
                     owned.paused_until = Instant::now() + PAUSE;
                 }
+                Rejection::PoolFull => owned.paused_until = Instant::now() + PAUSE,
                 Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
             }
         }

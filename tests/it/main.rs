@@ -31,6 +31,8 @@ mod interop;
 #[cfg(test)]
 mod killed;
 #[cfg(test)]
+mod lanes;
+#[cfg(test)]
 mod lost_sends;
 #[cfg(test)]
 mod odd_bodies;

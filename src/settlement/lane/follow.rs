@@ -57,6 +57,7 @@ impl Lane {
                 self.send(owned, index);
             }
         }
+        self.look_after_money(owned);
         let Some(head) = owned.seen.head else {
             return Ok(());
         };
@@ -87,33 +88,47 @@ impl Lane {
                 None => 1,
             };
         }
-        self.watch_for_strangers(owned).await
+        self.watch_for_strangers(owned, head).await
     }
 
-    /// Somebody else who sends with this lane's key takes nonces that belong to committed bytes: only a person can say what
-    /// happened, and until then nothing more is sent.
-    async fn watch_for_strangers(&self, owned: &Owned) -> Result<(), Lost> {
-        let suspicious = |open: &&Open| {
+    /// Somebody else who sends with this lane's key takes nonces that belong to committed bytes: only a person can say what happened, and
+    /// until then no new nonce is written. What rode in a nonce that is lost for good goes on elsewhere.
+    async fn watch_for_strangers(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
+        let suspicious = |open: &Open| {
             open.used_since
                 .is_some_and(|since| since.elapsed() >= STRANGER_AFTER)
         };
-        let Some(open) = owned.open.iter().find(suspicious) else {
+        let Some(index) = owned.open.iter().position(suspicious) else {
             return Ok(());
         };
-        let nonce = open.transaction.nonce;
-        let mined = self
-            .site
-            .rpc
-            .transaction_count(self.id.signer, "latest")
-            .await;
-        if mined.is_ok_and(|mined| mined > nonce) {
+        let Some(open) = owned.open.get(index) else {
+            return Ok(());
+        };
+        let (nonce, id) = (open.transaction.nonce, open.transaction.id);
+        let depth = u64::from(self.site.policy.confirmations);
+        let deep = (head.number + 1).saturating_sub(depth);
+        let chain = &self.site.rpc;
+        let used = chain.transaction_count_at(self.id.signer, deep).await;
+        if !used.is_ok_and(|used| used > nonce) {
+            return Ok(());
+        }
+        if !owned.lease.stopped {
             let why = format!(
                 "nonce {nonce} of this signer was used by a transaction that is not x402d's: the key is used elsewhere"
             );
             self.stop(&why).await.map_err(|_| Lost)?;
-            return Err(Lost);
         }
-        Ok(())
+        match self.site.ledger.lose_nonce(id).await {
+            Ok(queued) => {
+                tracing::warn!(network = %self.id.network, signer = %self.id.signer, nonce, payments = queued.len(), "a nonce is lost; what rode in it is queued again");
+                self.site.waiters.wake(queued);
+            }
+            Err(error) => {
+                tracing::warn!(error = causes(&error), "cannot give up a lost nonce");
+            }
+        }
+        // Read anew: stopped, and without the lost one.
+        Err(Lost)
     }
 
     /// Records what a mined transaction did. Returns by how much to go on: 0 when the transaction was taken off the list.

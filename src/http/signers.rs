@@ -1,0 +1,118 @@
+//! `GET /signers`: the lanes, for the operator.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+
+use crate::chain::RpcError;
+use crate::http::operator::Operator;
+use crate::http::{AppState, Problem};
+use crate::ledger::LaneView;
+use crate::protocol::response::spelled;
+use crate::settlement::Site;
+
+/// Who pays for gas, and how they are doing.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Signers {
+    signers: Vec<SignerView>,
+}
+
+/// One signer on one network.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SignerView {
+    /// CAIP-2.
+    network: String,
+    /// Address that transactions come from.
+    signer: String,
+    /// Whether this process has its key.
+    configured: bool,
+    /// Wei at the newest block; absent when the chain does not tell, or the key is not configured here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance_wei: Option<String>,
+    /// The chain's account nonce at the newest block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head_nonce: Option<u64>,
+    /// The same with what waits in the node's pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending_nonce: Option<u64>,
+    /// The first nonce that the ledger has no bytes for.
+    next_nonce: u64,
+    /// Transactions whose outcome is open.
+    transactions_in_flight: u64,
+    /// Payments that ride in them.
+    payments_in_flight: u64,
+    /// Id of the process that writes its nonces, while the lease runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+    /// Whether that is the process that answers.
+    owned_here: bool,
+    /// When the lease ends unless it is renewed.
+    lease_until: String,
+    /// Counts owners.
+    epoch: i64,
+    /// Why it writes nothing new until the operator clears `lanes.stopped_reason`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_reason: Option<String>,
+}
+
+/// Show the signers
+///
+/// Every signer that the ledger has ever seen: what it has for gas, how far its nonces got, who writes them, and whether it waits for the
+/// operator. A pending nonce above the next one means that somebody else uses the key.
+#[utoipa::path(get, path = "/signers", operation_id = "signers", tag = "health", security(("operator" = [])), responses(
+    (status = 200, description = "the signers", body = Signers),
+    (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn signers(
+    _: Operator,
+    State(state): State<AppState>,
+) -> Result<Json<Signers>, Problem> {
+    let facilitator = &state.facilitator;
+    let mut signers = Vec::new();
+    for lane in facilitator.ledger.lanes().await? {
+        let served = facilitator.signers.iter().any(|(network, signers)| {
+            *network == lane.lane.network && signers.contains(&lane.lane.signer)
+        });
+        let site = facilitator
+            .sites
+            .iter()
+            .find(|site| site.policy.network == lane.lane.network)
+            .filter(|_| served);
+        let owned_here = lane.owner == Some(facilitator.ledger.process());
+        signers.push(view(lane, site.map(AsRef::as_ref), owned_here).await);
+    }
+    Ok(Json(Signers { signers }))
+}
+
+async fn view(lane: LaneView, site: Option<&Site>, owned_here: bool) -> SignerView {
+    let signer = lane.lane.signer;
+    let seen = match site {
+        Some(site) => tokio::try_join!(
+            site.rpc.balance(signer),
+            site.rpc.transaction_count(signer, "latest"),
+            site.rpc.transaction_count(signer, "pending"),
+        ),
+        None => Err(RpcError::Unreachable),
+    };
+    let seen = seen.ok();
+    SignerView {
+        network: lane.lane.network.to_string(),
+        signer: spelled(signer),
+        configured: site.is_some(),
+        balance_wei: seen.map(|(balance, ..)| balance.to_string()),
+        head_nonce: seen.map(|(_, head, _)| head),
+        pending_nonce: seen.map(|(.., pending)| pending),
+        next_nonce: lane.next_nonce,
+        transactions_in_flight: lane.open,
+        payments_in_flight: lane.payments,
+        owner: lane.owner.map(|owner| owner.0.to_string()),
+        owned_here,
+        lease_until: lane.lease_until.format(&Rfc3339).unwrap_or_default(),
+        epoch: lane.epoch,
+        stopped_reason: lane.stopped_reason,
+    }
+}

@@ -1,0 +1,166 @@
+//! What a lane needs besides work: its lease, and money for gas.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy::primitives::U256;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Lane, Owned, every};
+use crate::ledger::{LEASE_RENEWAL, LaneLease, Renewal};
+use crate::telemetry::causes;
+
+/// How often the signer's balance is read.
+const COUNT_INTERVAL: Duration = Duration::from_secs(15);
+/// The same while there is too little, so that the lane goes on soon after it was refilled.
+const COUNT_INTERVAL_EMPTY: Duration = Duration::from_secs(3);
+/// Gas of one payment by itself, as a measure of what is left.
+const PAYMENT_GAS: u64 = 100_000;
+/// Below so many payments' gas nothing new is written: what was sent may have to be outbid.
+const EMPTY_PAYMENTS: u64 = 30;
+/// Below so many the operator is told.
+const LOW_PAYMENTS: u64 = 300;
+
+/// The money for gas, as it was last counted.
+#[derive(Debug, Default)]
+pub(super) struct Purse {
+    counting: JoinSet<Option<U256>>,
+    counted_at: Option<Instant>,
+    level: Level,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Level {
+    #[default]
+    Enough,
+    Low,
+    Empty,
+}
+
+impl Purse {
+    pub(super) const fn is_empty(&self) -> bool {
+        matches!(self.level, Level::Empty)
+    }
+
+    /// Counts at the next occasion: a node said that the money is not enough.
+    pub(super) const fn count_soon(&mut self) {
+        self.counted_at = None;
+    }
+
+    /// A balance that has been read; `None` when the chain did not tell. Never ends while nothing is being counted.
+    pub(super) async fn counted(&mut self) -> Option<Option<U256>> {
+        self.counting
+            .join_next()
+            .await
+            .map(Result::ok)
+            .map(Option::flatten)
+    }
+
+    fn is_due(&self) -> bool {
+        let interval = if self.is_empty() {
+            COUNT_INTERVAL_EMPTY
+        } else {
+            COUNT_INTERVAL
+        };
+        let due = self.counted_at.is_none_or(|at| at.elapsed() >= interval);
+        due && self.counting.is_empty()
+    }
+}
+
+fn level(balance: U256, wei_per_gas: u128) -> Level {
+    let payment = U256::from(wei_per_gas).saturating_mul(U256::from(PAYMENT_GAS));
+    let enough_for = |payments: u64| balance >= payment.saturating_mul(U256::from(payments));
+    if enough_for(LOW_PAYMENTS) {
+        Level::Enough
+    } else if enough_for(EMPTY_PAYMENTS) {
+        Level::Low
+    } else {
+        Level::Empty
+    }
+}
+
+impl Lane {
+    /// Renews the lease until the first of the two is dropped, whatever else the lane waits for; the second tells that it is not ours any
+    /// more, or not what it was.
+    pub(super) fn keep(&self, lease: LaneLease) -> (JoinSet<()>, CancellationToken) {
+        let lost = CancellationToken::new();
+        let (site, id, tell) = (Arc::clone(&self.site), self.id, lost.clone());
+        let mut keeping = JoinSet::new();
+        keeping.spawn(async move {
+            let mut renewal = every(LEASE_RENEWAL);
+            loop {
+                renewal.tick().await;
+                match site.ledger.renew_lane(id, lease).await {
+                    Ok(Renewal::Kept) => {}
+                    Ok(Renewal::Changed) => {
+                        tracing::warn!(network = %id.network, signer = %id.signer, "the lane is another process's now, or was stopped, or may go on");
+                        tell.cancel();
+                        return;
+                    }
+                    // Not renewed is not lost: the epoch guards every write, and the next renewal may succeed.
+                    Err(error) => {
+                        tracing::warn!(error = causes(&error), "cannot renew the lane");
+                    }
+                }
+            }
+        });
+        (keeping, lost)
+    }
+
+    /// Reads the signer's balance when it is time to, beside everything else.
+    pub(super) fn look_after_money(&self, owned: &mut Owned) {
+        if owned.purse.is_due() {
+            owned.purse.counted_at = Some(Instant::now());
+            let (site, signer) = (Arc::clone(&self.site), self.id.signer);
+            owned
+                .purse
+                .counting
+                .spawn(async move { site.rpc.balance(signer).await.ok() });
+        }
+    }
+
+    /// Takes note of a balance.
+    pub(super) fn count_money(&self, owned: &mut Owned, balance: Option<U256>) {
+        let fees = owned.seen.head.map(|head| self.site.fees.quote(&head));
+        let (Some(balance), Some(Ok(fees))) = (balance, fees) else {
+            return;
+        };
+        let now = level(balance, fees.max_fee_wei);
+        let before = std::mem::replace(&mut owned.purse.level, now);
+        let (network, signer) = (self.id.network, self.id.signer);
+        match now {
+            _ if now == before => {}
+            Level::Enough => {
+                tracing::info!(%network, %signer, wei = %balance, "the signer has enough for gas again");
+            }
+            Level::Low => {
+                tracing::warn!(%network, %signer, wei = %balance, "the signer has gas for fewer than {LOW_PAYMENTS} payments; refill it");
+            }
+            Level::Empty => {
+                tracing::error!(%network, %signer, wei = %balance, "the signer has gas for fewer than {EMPTY_PAYMENTS} payments; it takes no more until it is refilled");
+                // Others may have money.
+                for queued in owned.waiting.drain(..) {
+                    self.site.put_down(queued.payment.id);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_purse_is_measured_in_payments_at_the_current_fee() {
+        let payment = U256::from(PAYMENT_GAS) * U256::from(7);
+        let holds = |payments: u64| level(payment * U256::from(payments), 7);
+        assert_eq!(holds(300), Level::Enough);
+        assert_eq!(holds(299), Level::Low);
+        assert_eq!(holds(30), Level::Low);
+        assert_eq!(holds(29), Level::Empty);
+        assert_eq!(level(U256::ZERO, 0), Level::Enough, "gas is free");
+    }
+}

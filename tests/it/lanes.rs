@@ -1,0 +1,138 @@
+//! Signers in trouble: a key that somebody else uses, and too little money for gas.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use serde_json::{Value, json};
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Chain, Facilitator, Fault, Purchase, Setup, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0x1a);
+const SEND: &str = "eth_sendRawTransaction";
+
+fn two_signers() -> Setup {
+    let setup = Setup {
+        signers: 2,
+        ..Setup::default()
+    };
+    setup.with("X402D_SETTLE_WAIT", "3")
+}
+
+async fn signer(facilitator: &Facilitator, address: Address) -> Value {
+    let answer = facilitator.get("/signers").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let signers = answer.body["signers"].as_array().unwrap();
+    let named = address.to_checksum(None);
+    let found = signers
+        .iter()
+        .find(|signer| signer["signer"] == named.as_str());
+    found.unwrap().clone()
+}
+
+async fn logged(facilitator: &Facilitator, text: &str) {
+    eventually(text, Duration::from_secs(30), async || {
+        facilitator.log().contains(text).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_14_a_nonce_that_a_stranger_used_stops_its_lane_and_the_payment_goes_on_elsewhere()
+{
+    let world = two_signers().build().await;
+    let payer = world.payer().await;
+    world.chain.automine(false).await;
+    let body = Purchase::new(&payer, PAYEE, 14).body();
+    let pending = world.facilitator.settle(&body).await;
+    assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
+    let row = world.facilitator.payment(&pending).await;
+    let robbed: Address = row["attempts"][0]["signer"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+
+    world.proxy.on(SEND, Fault::RequestLost);
+    world
+        .chain
+        .call("anvil_dropAllTransactions", json!([]))
+        .await;
+    let foreign = json!([{"from": robbed, "to": PAYEE, "value": "0x1", "nonce": "0x0"}]);
+    world.chain.call("eth_sendTransaction", foreign).await;
+    world.chain.mine(1).await;
+    world.proxy.on(SEND, Fault::None);
+    world.mine_on().await;
+
+    let settled = eventually("the other lane", Duration::from_secs(40), async || {
+        let answer = world.facilitator.settle(&body).await;
+        answer.succeeded().then_some(answer)
+    })
+    .await;
+    assert_ne!(settled.transaction(), pending.transaction());
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+    let stopped = signer(&world.facilitator, robbed).await;
+    let why = stopped["stoppedReason"].as_str().unwrap();
+    assert!(why.contains("nonce 0"), "{why}");
+    assert_eq!(stopped["transactionsInFlight"], 0);
+    let row = world.facilitator.payment(&settled).await;
+    assert_eq!(row["attempts"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on_and_resumes_when_refilled()
+ {
+    let chain = Chain::start().await;
+    let poor = Chain::signers(2)[0].address;
+    let set = "anvil_setBalance";
+    chain.call(set, json!([poor, U256::from(1_000)])).await;
+    let world = two_signers().on(chain).await;
+    logged(&world.facilitator, "it takes no more until it is refilled").await;
+    let payer = world.payer().await;
+    for number in 0..4 {
+        let body = Purchase::new(&payer, PAYEE, 340 + number).body();
+        let answer = world.facilitator.settle(&body).await;
+        assert!(answer.succeeded(), "{answer:?}");
+    }
+    assert_eq!(world.chain.transaction_count(poor).await, 0);
+    assert_eq!(signer(&world.facilitator, poor).await["balanceWei"], "1000");
+
+    let plenty = U256::from(10).pow(U256::from(18));
+    world.chain.call(set, json!([poor, plenty])).await;
+    logged(&world.facilitator, "the signer has enough for gas again").await;
+    let bodies = (0..40).map(|number| Purchase::new(&payer, PAYEE, 400 + number).body());
+    for answer in world.facilitator.settle_at_once(bodies.collect()).await {
+        assert!(answer.succeeded(), "{answer:?}");
+    }
+    assert!(
+        world.chain.transaction_count(poor).await > 0,
+        "it works again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_sees_each_signer_with_its_nonces_balance_and_owner() {
+    let world = two_signers().build().await;
+    let payer = world.payer().await;
+    let settled = world
+        .facilitator
+        .settle(&Purchase::new(&payer, PAYEE, 1).body())
+        .await;
+    assert!(settled.succeeded(), "{settled:?}");
+    let answer = world.facilitator.get("/signers").await;
+    let signers = answer.body["signers"].as_array().unwrap();
+    assert_eq!(signers.len(), 2);
+    for signer in signers {
+        assert_eq!(signer["network"], "eip155:84532");
+        assert_eq!(
+            (&signer["configured"], &signer["ownedHere"]),
+            (&json!(true), &json!(true))
+        );
+        assert_eq!(signer["headNonce"], signer["nextNonce"]);
+        assert_eq!(signer["pendingNonce"], signer["nextNonce"]);
+        assert_eq!(signer["transactionsInFlight"], 0);
+        assert!(signer["balanceWei"].as_str().unwrap().len() > 18);
+    }
+    let nonces = signers.iter().map(|signer| signer["nextNonce"].as_u64());
+    assert_eq!(nonces.flatten().sum::<u64>(), 1);
+}

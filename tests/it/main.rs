@@ -61,4 +61,6 @@ mod surface;
 #[cfg(test)]
 mod transfers;
 #[cfg(test)]
+mod two_replicas;
+#[cfg(test)]
 mod wallets;

@@ -309,6 +309,8 @@ async fn run_network(
     site.open();
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
     engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
+    let compared = site.rpc.clone().compare();
+    engine.spawn(stopped.clone().run_until_cancelled_owned(compared));
     engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));
     engine.spawn(Transfers::new(Arc::clone(&site)).run(stopped.clone()));
     for key in signers {

@@ -5,7 +5,8 @@
 //! is one of them; hashes are computed here, never believed.
 
 pub mod broadcast;
-pub mod facts;
+mod endpoint;
+mod facts;
 pub mod fees;
 pub mod heads;
 pub mod receipt;

@@ -11,7 +11,9 @@ use alloy::rpc::json_rpc::{RpcError as AlloyRpcError, RpcRecv, RpcSend};
 use alloy::transports::TransportErrorKind;
 use alloy::transports::http::reqwest;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use crate::chain::endpoint::{Chain, Endpoint, Health, Rank};
 use crate::protocol::Network;
 
 /// Reads are small; a node that needs longer is as good as gone, and another endpoint is asked.
@@ -19,11 +21,14 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 /// A node may hold a transaction back while it looks at it.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
+/// How often endpoints are compared with each other, where there are several.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
+
 /// The endpoints of one network. Cheap to clone.
 #[derive(Clone)]
 pub struct Rpc {
     network: Network,
-    endpoints: Arc<[RpcClient]>,
+    endpoints: Arc<[Endpoint]>,
     preferred: Arc<AtomicUsize>,
 }
 
@@ -85,6 +90,7 @@ impl Rpc {
             .map(|url| {
                 url.parse()
                     .map(|url| RpcClient::new_http_with_client(client.clone(), url))
+                    .map(Endpoint::new)
             })
             .collect();
         let endpoints = endpoints.map_err(|_| RpcError::Malformed("url"))?;
@@ -100,8 +106,9 @@ impl Rpc {
         self.network
     }
 
-    /// A read: the preferred endpoint first, the others when it fails. A call that reverts does so everywhere and ends the search; any
-    /// other refusal (a rate limit, a method that is not served) may be one endpoint's own.
+    /// A read: the best endpoint first. One that is late is not waited for alone, one that fails is followed by the next. A call that
+    /// reverts does so everywhere and ends the search; any other refusal (a rate limit, a method that is not served) may be one
+    /// endpoint's own.
     ///
     /// # Errors
     /// The last endpoint's.
@@ -110,29 +117,144 @@ impl Rpc {
         method: &'static str,
         parameters: impl RpcSend,
     ) -> Result<R, RpcError> {
-        let first = self.preferred.load(Ordering::Relaxed);
         let mut last = RpcError::Unreachable;
-        for offset in 0..self.endpoints.len() {
-            let index = (first + offset) % self.endpoints.len();
-            let Some(endpoint) = self.endpoints.get(index) else {
-                break;
+        let mut order = self.order().into_iter();
+        while let Some(first) = order.next() {
+            let asked = self.ask(first, method, parameters.clone());
+            tokio::pin!(asked);
+            let patience = self.patience(first);
+            let answer = match tokio::time::timeout(patience, &mut asked).await {
+                Ok(answer) => answer,
+                Err(_) => match order.next() {
+                    None => asked.await,
+                    Some(second) => {
+                        let other = self.ask(second, method, parameters.clone());
+                        self.race((first, asked), other).await
+                    }
+                },
             };
-            match call(endpoint, READ_LIMIT, method, parameters.clone()).await {
+            match answer {
                 Err(error) if !error.is_revert() => last = error,
-                answer => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return answer;
-                }
+                answer => return answer,
             }
         }
         Err(last)
+    }
+
+    /// The first answer that counts of a late endpoint and another one.
+    async fn race<R>(
+        &self,
+        (late, mut asked): (usize, impl Future<Output = Result<R, RpcError>> + Unpin),
+        other: impl Future<Output = Result<R, RpcError>>,
+    ) -> Result<R, RpcError> {
+        tokio::pin!(other);
+        let counts = |answer: &Result<R, RpcError>| match answer {
+            Ok(_) => true,
+            Err(error) => error.is_revert(),
+        };
+        tokio::select! {
+            answer = &mut asked => if counts(&answer) { answer } else { other.await },
+            answer = &mut other => {
+                if counts(&answer) {
+                    if let Some(late) = self.endpoints.get(late) {
+                        late.was_late();
+                    }
+                    answer
+                } else {
+                    asked.await
+                }
+            }
+        }
+    }
+
+    async fn ask<R: RpcRecv>(
+        &self,
+        index: usize,
+        method: &'static str,
+        parameters: impl RpcSend,
+    ) -> Result<R, RpcError> {
+        let endpoint = self.endpoints.get(index).ok_or(RpcError::Unreachable)?;
+        let asked_at = Instant::now();
+        let answer = call(&endpoint.client, READ_LIMIT, method, parameters).await;
+        match &answer {
+            Err(error) if !error.is_revert() => endpoint.failed(self.endpoints.len() > 1),
+            _ => {
+                endpoint.answered(asked_at.elapsed());
+                self.preferred.store(index, Ordering::Relaxed);
+            }
+        }
+        answer
+    }
+
+    fn patience(&self, index: usize) -> Duration {
+        self.endpoints
+            .get(index)
+            .map_or(READ_LIMIT, |endpoint| endpoint.health().patience())
+    }
+
+    /// Whom to read from, the best first; among equals the one that answered last.
+    fn order(&self) -> Vec<usize> {
+        let healths: Vec<_> = self.endpoints.iter().map(Endpoint::health).collect();
+        let best = healths.iter().map(Health::head).max().unwrap_or_default();
+        let (now, preferred) = (Instant::now(), self.preferred.load(Ordering::Relaxed));
+        let ranked = healths.iter().map(|health| health.rank(best, now));
+        let mut order: Vec<_> = ranked
+            .enumerate()
+            .filter(|(_, rank)| *rank != Rank::Barred)
+            .collect();
+        order.sort_by_key(|(index, rank)| (*rank, *index != preferred, *index));
+        order.into_iter().map(|(index, _)| index).collect()
+    }
+
+    /// Compares the endpoints with each other for as long as it runs: who has old blocks is read from last, who serves another chain is
+    /// not used. Ends at once where there is one endpoint only.
+    pub async fn compare(self) {
+        if self.endpoints.len() < 2 {
+            return;
+        }
+        let mut interval = tokio::time::interval(COMPARE_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let mut looks = tokio::task::JoinSet::new();
+            for index in 0..self.endpoints.len() {
+                let rpc = self.clone();
+                looks.spawn(async move { rpc.look_at(index).await });
+            }
+            looks.join_all().await;
+        }
+    }
+
+    async fn look_at(&self, index: usize) {
+        let Some(endpoint) = self.endpoints.get(index) else {
+            return;
+        };
+        let chain = call::<U64>(&endpoint.client, READ_LIMIT, "eth_chainId", ()).await;
+        let Ok(found) = chain else {
+            endpoint.failed(true);
+            return;
+        };
+        let (network, number) = (self.network, index + 1);
+        if found.to::<u64>() != network.chain_id() {
+            if endpoint.serves(Chain::Other) != Chain::Other {
+                tracing::error!(%network, endpoint = number, chain = %found, "an endpoint serves another chain; it is not used");
+            }
+            return;
+        }
+        if endpoint.serves(Chain::Ours) != Chain::Ours {
+            tracing::info!(%network, endpoint = number, "an endpoint is used again");
+        }
+        match call::<U64>(&endpoint.client, READ_LIMIT, "eth_blockNumber", ()).await {
+            Ok(head) => endpoint.is_at(head.to()),
+            Err(_) => endpoint.failed(true),
+        }
     }
 
     /// Hands signed bytes to every endpoint at once and collects all replies.
     pub async fn send_everywhere(&self, raw: &Bytes) -> Vec<Result<B256, RpcError>> {
         let mut replies = tokio::task::JoinSet::new();
         for endpoint in self.endpoints.iter() {
-            let (endpoint, raw) = (endpoint.clone(), raw.clone());
+            let (endpoint, raw) = (endpoint.client.clone(), raw.clone());
             replies.spawn(async move {
                 call(&endpoint, SEND_LIMIT, "eth_sendRawTransaction", (raw,)).await
             });
@@ -147,7 +269,7 @@ impl Rpc {
     pub async fn check_chain(&self) -> Result<(), RpcError> {
         let mut answered = false;
         for endpoint in self.endpoints.iter() {
-            if let Ok(found) = call::<U64>(endpoint, READ_LIMIT, "eth_chainId", ()).await {
+            if let Ok(found) = call::<U64>(&endpoint.client, READ_LIMIT, "eth_chainId", ()).await {
                 answered = true;
                 if found.to::<u64>() != self.network.chain_id() {
                     return Err(RpcError::WrongChain {

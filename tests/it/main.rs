@@ -49,6 +49,8 @@ mod reorganisations;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]
+mod rpc_pool;
+#[cfg(test)]
 mod seller;
 #[cfg(test)]
 mod sessions;

@@ -39,6 +39,10 @@ pub(crate) enum Fault {
     Error(&'static str),
     /// HTTP 200 with something that is not JSON, not forwarded.
     Nonsense,
+    /// This result, not forwarded.
+    Answer(&'static str),
+    /// The node seems to have stopped at this height.
+    StoppedAt(u64),
 }
 
 /// The proxy; it ends with this value.
@@ -168,6 +172,16 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         Fault::RequestLost | Fault::Hold => std::future::pending().await,
         Fault::Error(message) => error(&calls, message),
         Fault::Nonsense => "<html>nobody is here</html>".into_response(),
+        Fault::Answer(result) => result_of(&request, result),
+        Fault::StoppedAt(height) => {
+            let height = format!("0x{height:x}");
+            if request["method"] == "eth_blockNumber" {
+                return result_of(&request, &height);
+            }
+            let text = String::from_utf8_lossy(&body);
+            let then = text.replace("\"latest\"", &format!("\"{height}\""));
+            forward(&shared, then.into()).await
+        }
     }
 }
 
@@ -192,6 +206,10 @@ async fn forward(shared: &Shared, body: Bytes) -> Response {
         },
         Err(_) => StatusCode::BAD_GATEWAY.into_response(),
     }
+}
+
+fn result_of(request: &Value, result: &str) -> Response {
+    axum::Json(json!({"jsonrpc": "2.0", "id": request["id"], "result": result})).into_response()
 }
 
 fn error(calls: &[Value], message: &str) -> Response {

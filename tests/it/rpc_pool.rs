@@ -1,0 +1,140 @@
+//! Several endpoints of one network, of which one is in trouble.
+
+use std::time::{Duration, Instant};
+
+use alloy::primitives::Address;
+use alloy::signers::local::PrivateKeySigner;
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Chain, Fault, Proxy, Purchase, Setup, World, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0x9c);
+const READ: &str = "eth_call";
+
+/// A world that reads through two endpoints; the first is preferred.
+struct Pool {
+    world: World,
+    first: Proxy,
+    second: Proxy,
+    payer: PrivateKeySigner,
+}
+
+impl Pool {
+    async fn new() -> Self {
+        let chain = Chain::start().await;
+        let first = Proxy::before(chain.url()).await;
+        let second = Proxy::before(chain.url()).await;
+        let urls = format!("{},{}", first.url(), second.url());
+        let setup = Setup::default().with("X402D_RPC_URL", urls);
+        let world = setup.on(chain).await;
+        let payer = world.payer().await;
+        Self {
+            world,
+            first,
+            second,
+            payer,
+        }
+    }
+
+    async fn settles(&self, amount: u64) {
+        let body = Purchase::new(&self.payer, PAYEE, amount).body();
+        let answer = self.world.facilitator.settle(&body).await;
+        assert!(answer.succeeded(), "{answer:?}");
+    }
+
+    async fn verifies(&self) -> Duration {
+        let began = Instant::now();
+        let body = Purchase::new(&self.payer, PAYEE, 1).body();
+        let answer = self.world.facilitator.verify(&body).await;
+        assert!(answer.is_valid(), "{answer:?}");
+        began.elapsed()
+    }
+
+    /// Waits until payments are verified without the first endpoint, or with it again.
+    async fn reads_from_the_first(&self, wanted: bool) {
+        let what = format!("reads from the first endpoint: {wanted}");
+        eventually(&what, Duration::from_secs(30), async || {
+            let before = self.first.calls(READ);
+            self.verifies().await;
+            ((self.first.calls(READ) > before) == wanted).then_some(())
+        })
+        .await;
+    }
+
+    async fn logged(&self, text: &str) {
+        eventually(text, Duration::from_secs(30), async || {
+            self.world.facilitator.log().contains(text).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_storm() {
+    let pool = Pool::new().await;
+    pool.settles(1).await;
+    let height = pool
+        .world
+        .chain
+        .transaction_count(Chain::signers(1)[0].address)
+        .await;
+    pool.world.chain.mine(12).await;
+    pool.first.all(Fault::StoppedAt(height));
+    pool.reads_from_the_first(false).await;
+    for amount in 2..6 {
+        pool.settles(amount).await;
+    }
+    assert_eq!(
+        pool.world.chain.transfers_to(TEST_USDC, PAYEE).await.len(),
+        5
+    );
+    let log = pool.world.facilitator.log();
+    assert!(!log.contains("left the chain"), "no reorganisation");
+    pool.first.all(Fault::None);
+    pool.second.all(Fault::Unavailable);
+    pool.reads_from_the_first(true).await;
+    pool.settles(6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_36_an_endpoint_that_comes_back_with_another_chain_is_not_used() {
+    let pool = Pool::new().await;
+    pool.first.on("eth_chainId", Fault::Answer("0x1"));
+    pool.logged("an endpoint serves another chain; it is not used")
+        .await;
+    let before = pool.first.calls(READ);
+    pool.settles(1).await;
+    pool.verifies().await;
+    assert_eq!(pool.first.calls(READ), before);
+    pool.first.on("eth_chainId", Fault::None);
+    pool.logged("an endpoint is used again").await;
+    pool.second.all(Fault::Unavailable);
+    pool.settles(2).await;
+    assert!(pool.first.calls(READ) > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_37_a_silent_endpoint_costs_one_hedge_and_is_avoided() {
+    let pool = Pool::new().await;
+    pool.settles(1).await;
+    pool.first.all(Fault::RequestLost);
+    let took = pool.verifies().await;
+    assert!(took < Duration::from_millis(2_500), "{took:?}");
+    let began = Instant::now();
+    pool.settles(2).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+    pool.reads_from_the_first(false).await;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..10 {
+        slowest = slowest.max(pool.verifies().await);
+    }
+    assert!(slowest < Duration::from_millis(2_500), "{slowest:?}");
+    pool.first.all(Fault::None);
+    pool.second.all(Fault::RequestLost);
+    pool.reads_from_the_first(true).await;
+    pool.settles(3).await;
+}

@@ -48,6 +48,18 @@ pub enum FacilitatorError {
     Unintelligible(u16),
 }
 
+impl FacilitatorError {
+    /// Whether the facilitator may have said success to this very request, and nobody heard it: the request was sent, and neither refused
+    /// nor answered by the facilitator itself.
+    pub(super) fn may_have_been_success(&self) -> bool {
+        match self {
+            Self::Unreachable(error) => !error.is_connect() && !error.is_builder(),
+            Self::Unintelligible(status) => matches!(status, 200 | 502 | 504),
+            Self::Url | Self::Setup(_) => false,
+        }
+    }
+}
+
 impl FacilitatorClient {
     /// A client for the facilitator at `url`, with or without a slash at its end.
     ///

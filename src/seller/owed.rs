@@ -29,7 +29,7 @@ pub(super) struct PurchaseKey(pub(super) B256);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Stage {
-    /// The facilitator was asked, and what it said is not known here: only found in a file after a crash.
+    /// The facilitator was asked, and what it said is not known here: this server died, or the answer was lost on its way.
     Settling,
     /// The money moved; the facilitator's answer.
     Owed(Box<SettleResponse>),
@@ -73,7 +73,7 @@ pub(super) struct Serving {
     request: B256,
     /// What was settled before, when the purchase is owed.
     pub(super) owed: Option<SettleResponse>,
-    /// A crash hid what the facilitator said: its word that the payment was granted already is about us.
+    /// What the facilitator said is not known: its word that the payment was granted already is about us.
     pub(super) was_settling: bool,
 }
 
@@ -152,28 +152,22 @@ impl Serving {
         self.purchases.write(self.key, None).await
     }
 
+    /// The facilitator's answer was lost, and may have been a success.
+    pub(super) fn unheard(&self) {
+        let purchase = Purchase {
+            request: self.request,
+            stage: Stage::Settling,
+        };
+        self.purchases.book().remember(self.key, purchase);
+    }
+
     /// The money moved: the resource is owed from now on.
     pub(super) async fn settled(&self, outcome: &SettleResponse) -> Result<(), OwedFileError> {
         let purchase = Purchase {
             request: self.request,
             stage: Stage::Owed(Box::new(outcome.clone())),
         };
-        {
-            let mut book = self.purchases.book();
-            book.open.insert(self.key, purchase.clone());
-            book.order.push_back(self.key);
-            while book.open.len() > OWED_MAX {
-                let Some(oldest) = book.order.pop_front() else {
-                    break;
-                };
-                if book.open.remove(&oldest).is_some() {
-                    tracing::error!(
-                        owed = OWED_MAX,
-                        "too many purchases are owed; the oldest is forgotten"
-                    );
-                }
-            }
-        }
+        self.purchases.book().remember(self.key, purchase.clone());
         self.purchases.write(self.key, Some(purchase)).await
     }
 
@@ -191,6 +185,24 @@ impl Serving {
             && let Err(error) = file.append(self.key, None, false)
         {
             tracing::warn!(%error, "a delivery could not be written down");
+        }
+    }
+}
+
+impl Book {
+    fn remember(&mut self, key: PurchaseKey, purchase: Purchase) {
+        self.open.insert(key, purchase);
+        self.order.push_back(key);
+        while self.open.len() > OWED_MAX {
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
+            if self.open.remove(&oldest).is_some() {
+                tracing::error!(
+                    owed = OWED_MAX,
+                    "too many purchases are owed; the oldest is forgotten"
+                );
+            }
         }
     }
 }

@@ -65,6 +65,16 @@ impl Ends {
             Self::Ask(_) | Self::Unwritten(_) | Self::TooLong | Self::Broken => false,
         }
     }
+
+    /// Whether a success may have been said to us that we did not hear.
+    fn hide_a_success(&self) -> bool {
+        match self {
+            Self::Outage(error) => error.may_have_been_success(),
+            Self::Refused(_) | Self::Ask(_) | Self::Unwritten(_) | Self::TooLong | Self::Broken => {
+                false
+            }
+        }
+    }
 }
 
 impl From<FacilitatorError> for Ends {
@@ -316,7 +326,9 @@ impl Settling {
                 Ok(outcome)
             }
             Err(ends) => {
-                if !(self.serving.was_settling && ends.are_open()) {
+                if ends.hide_a_success() {
+                    self.serving.unheard();
+                } else if !(self.serving.was_settling && ends.are_open()) {
                     self.serving.not_settled().await?;
                 }
                 Err(ends)

@@ -226,6 +226,32 @@ async fn a_facilitator_whose_answer_never_came_is_asked_again_and_says_success()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_left_the_facilitator_whole_and_never_arrived_still_buys_the_resource_once()
+{
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let line = Line::to(world.facilitator.url()).await;
+    let stall = Stall::open(&line.url, PAYEE, |paywall| paywall).await;
+    let elsewhere = Stall::open(world.facilitator.url(), PAYEE, |paywall| paywall).await;
+    let url = format!("{}/report", stall.url);
+    let header = payment_header(&url, &payer).await;
+    line.swallow(true);
+    let lost = present(&url, &header).await.unwrap();
+    assert_eq!(lost.status(), 502);
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+    line.swallow(false);
+    let other = format!("{}/report", elsewhere.url);
+    assert_eq!(present(&other, &header).await.unwrap().status(), 402);
+    let served = present(&url, &header).await.unwrap();
+    assert_eq!(served.status(), 200);
+    assert_eq!(receipt(&served)["success"], true);
+    served.bytes().await.unwrap();
+    assert_eq!(present(&url, &header).await.unwrap().status(), 402);
+    assert_eq!(stall.runs() + elsewhere.runs(), 1);
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_seller_that_is_killed_with_a_purchase_owed_serves_it_in_its_next_life() {
     let world = World::new().await;
     let payer = world.payer().await;

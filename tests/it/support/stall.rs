@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -124,10 +124,12 @@ pub(crate) fn receipt(response: &reqwest::Response) -> Value {
     header::decode(receipt).unwrap()
 }
 
-/// A line to a server that can be cut: every connection over it breaks at once.
+/// A line to a server that can be cut: every connection over it breaks at once. Or it swallows answers: the server has said everything, and
+/// nobody heard it.
 pub(crate) struct Line {
     pub(crate) url: String,
     cuts: watch::Sender<u32>,
+    swallows: Arc<AtomicBool>,
     _server: AbortOnDropHandle<()>,
 }
 
@@ -137,17 +139,31 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (cuts, cut) = watch::channel(0);
+        let swallows = Arc::new(AtomicBool::new(false));
+        let swallowing = Arc::clone(&swallows);
         let lines = TaskTracker::new().spawn(async move {
             let mut open = JoinSet::new();
             while let Ok((mut client, _)) = listener.accept().await {
-                let mut cut = cut.clone();
+                let (mut cut, swallowing) = (cut.clone(), Arc::clone(&swallowing));
                 cut.mark_unchanged();
                 open.spawn(async move {
                     let Ok(mut server) = TcpStream::connect(server).await else {
                         return;
                     };
+                    let (mut asks, mut hears) = client.split();
+                    let (mut says, mut listens) = server.split();
+                    let answers = async {
+                        let mut piece = vec![0; 16 * 1024];
+                        while let Ok(length @ 1..) = says.read(&mut piece).await {
+                            let lost = swallowing.load(Ordering::Relaxed);
+                            if lost || hears.write_all(&piece[..length]).await.is_err() {
+                                return;
+                            }
+                        }
+                    };
                     tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        () = answers => {}
+                        _ = tokio::io::copy(&mut asks, &mut listens) => {}
                         _ = cut.changed() => {}
                     }
                 });
@@ -156,8 +172,14 @@ impl Line {
         Self {
             url,
             cuts,
+            swallows,
             _server: AbortOnDropHandle::new(lines),
         }
+    }
+
+    /// From now on answers are read and lost, or pass again.
+    pub(crate) fn swallow(&self, answers: bool) {
+        self.swallows.store(answers, Ordering::Relaxed);
     }
 
     pub(crate) fn cut(&self) {

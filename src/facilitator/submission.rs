@@ -186,7 +186,10 @@ impl Facilitator {
                 let now = self.ledger.session(&session.id).await?;
                 match now.and_then(|session| session.payment) {
                     Some(id) => self.same_transfer(session, id, new.transfer.hash).await?,
-                    None => Err((Reason::SessionNotFound, "the session is gone".to_owned())),
+                    None => Err((
+                        Reason::SessionCancelled,
+                        "the session was cancelled meanwhile; nothing was sent".to_owned(),
+                    )),
                 }
             }
         })

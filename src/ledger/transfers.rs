@@ -78,7 +78,7 @@ impl Ledger {
         let mut transaction = self.pool.begin().await?;
         // The session's row is locked first: two submissions for one session wait for each other here.
         let free = sqlx::query!(
-            "select id from sessions where id = $1 and payment_id is null for update",
+            "select id from sessions where id = $1 and payment_id is null and state <> 'cancelled' for update",
             session.id.as_str(),
         )
         .fetch_optional(&mut *transaction)
@@ -119,7 +119,7 @@ impl Ledger {
         }
     }
 
-    /// Transfers of a network whose outcome is open, oldest first; not those that have been expected for more than a day past their
+    /// Transfers of a network whose outcome is open, oldest first, behind one of them where it is given; not those that have been expected for more than a day past their
     /// session's end.
     ///
     /// # Errors
@@ -127,14 +127,16 @@ impl Ledger {
     pub async fn open_transfers(
         &self,
         network: Network,
+        behind: Option<PaymentId>,
         limit: i64,
     ) -> Result<Vec<OpenTransfer>, LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.rail = 'transfer' and p.state = 'inflight' and p.quarantined_at is null
-                and p.valid_before > now() - interval '1 day'
+                and p.valid_before > now() - interval '1 day' and p.id > $3
             order by p.id limit $2",
             network.to_string(),
             limit,
+            behind.map_or(Uuid::nil(), |id| id.0),
         )
         .fetch_all(&self.pool)
         .await?;

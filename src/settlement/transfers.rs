@@ -21,8 +21,9 @@ use crate::settlement::Site;
 use crate::settlement::failpoint::{Step, reach};
 use crate::telemetry::causes;
 
-/// Transfers that are looked at in one go; each costs a call or two.
-const LOOK_MAX: i64 = 200;
+/// Transfers that are looked at in one go; each costs a call or two. The next go begins behind them, so that many which never come keep
+/// nobody waiting for ever.
+const LOOK_MAX: usize = 200;
 /// How often the ledger is asked for transfers that another process, or an earlier life of this one, wrote down.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 /// Bytes are sent again after this long without being mined.
@@ -37,12 +38,20 @@ const REPLACED_AFTER: Duration = Duration::from_secs(5);
 pub struct Transfers {
     site: Arc<Site>,
     followed: HashMap<PaymentId, Followed>,
+    /// Where the next look begins.
+    behind: Option<PaymentId>,
+    /// How many rounds were begun.
+    round: u64,
+    /// Those that may still count: of the last whole round, and of this one so far.
     counted: usize,
+    timely: usize,
 }
 
 /// What is remembered of a transfer between two looks. Losing it costs a call, no more.
 #[derive(Debug, Default, Clone, Copy)]
 struct Followed {
+    /// The round in which it was last seen.
+    round: u64,
     sent_at: Option<Instant>,
     looked_at: Option<Instant>,
     late_since: Option<Instant>,
@@ -73,7 +82,10 @@ impl Transfers {
         Self {
             site,
             followed: HashMap::new(),
+            behind: None,
+            round: 0,
             counted: 0,
+            timely: 0,
         }
     }
 
@@ -93,6 +105,7 @@ impl Transfers {
             let any = !self.followed.is_empty();
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = std::future::ready(()), if self.behind.is_some() && !failing => {}
                 () = self.site.transfer_wanted() => {}
                 changed = view.changed(), if any && !failing => {
                     if changed.is_err() {
@@ -104,29 +117,42 @@ impl Transfers {
         }
     }
 
-    /// One look at every open transfer. One that cannot be looked at does not keep the others waiting.
+    /// One look at the next open transfers. One that cannot be looked at does not keep the others waiting.
     async fn look(&mut self) -> Result<(), NotNow> {
         let Some(head) = self.site.view.head() else {
             return Ok(());
         };
         let network = self.site.policy.network;
-        let open = self.site.ledger.open_transfers(network, LOOK_MAX).await?;
-        self.followed
-            .retain(|id, _| open.iter().any(|transfer| transfer.payment.id == *id));
-        let (mut timely, mut result) = (0, Ok(()));
+        let limit = i64::try_from(LOOK_MAX).unwrap_or(i64::MAX);
+        let ledger = &self.site.ledger;
+        let open = ledger.open_transfers(network, self.behind, limit).await?;
+        let mut result = Ok(());
         for transfer in &open {
             let followed = self.followed.entry(transfer.payment.id).or_default();
+            followed.round = self.round;
             let late = head.time.unix_timestamp() > expiry(transfer);
-            timely += usize::from(!late);
+            self.timely += usize::from(!late);
             if !late || followed.is_due() {
                 followed.looked_at = Some(Instant::now());
                 result = result.and(look_at(&self.site, transfer, followed, &head).await);
             }
         }
+        let last = open.last().map(|transfer| transfer.payment.id);
+        self.behind = last.filter(|_| open.len() == LOOK_MAX);
+        if self.behind.is_none() {
+            self.end_round();
+        }
+        result
+    }
+
+    fn end_round(&mut self) {
+        let round = self.round;
+        self.followed.retain(|_, followed| followed.round == round);
+        self.round += 1;
         // The watch hurries while anything is open.
+        let timely = std::mem::take(&mut self.timely);
         self.site.count_open(self.counted, timely);
         self.counted = timely;
-        result
     }
 }
 

@@ -447,3 +447,21 @@ async fn a_transfer_counts_at_its_depth_and_comes_back_after_a_reorganisation() 
     assert!(settled.succeeded(), "{}", settled.body);
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_transfers_that_never_come_keep_nobody_waiting() {
+    let world = World::new().await;
+    for _ in 0..230 {
+        // Nobody gave this payer anything: its bytes can never be mined.
+        let session = open(&world, &new_account(), 5).await;
+        let (bytes, _) = session.transaction(0, None);
+        let path = format!("/sessions/{}/transfer", session.id);
+        let taken = world.facilitator.post(&path, &raw(&bytes)).await.unwrap();
+        assert_eq!(taken.body["state"], "submitted", "{}", taken.body);
+    }
+    let session = open(&world, &world.rich_payer().await, 700).await;
+    let (bytes, hash) = session.transaction(0, None);
+    let paid = session.submit(&world.facilitator, &raw(&bytes)).await;
+    assert_eq!(paid.body["state"], "paid", "{}", paid.body);
+    assert_eq!(paid.body["transaction"], hash.to_string());
+}

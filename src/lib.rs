@@ -37,12 +37,13 @@
 //!    authorization is *joined*, never judged again; the table in `facilitator::decision` says what its presenter gets.
 //! 3. A new one passes the operator's policy and the clock, then `chain::facts` looks at payer, nonce, balance and a
 //!    simulated transfer in one `eth_call`, shared with whoever else is asking. Only a `payment::Verified` can be accepted.
-//! 4. `Ledger::accept` inserts the row: one per (network, token, payer, nonce), whoever comes first. It is `queued`.
-//! 5. A `settlement::Lane`, one signer's nonces owned by lease and epoch, takes it, signs it under its next nonce and commits
-//!    nonce, bytes, hash and link in one SQL transaction. **This is the write-ahead line**: above it nothing has left the process,
-//!    below it nothing can be lost. The payment is `inflight`.
+//! 4. `Ledger::accept` locks the payer's account, so that nobody promises more than they have, and inserts the row: one per (network,
+//!    token, payer, nonce), whoever comes first. It is `queued`. Statements of callers that come together are one (`ledger::groups`).
+//! 5. A `settlement::Lane`, one signer's nonces owned by lease and epoch, takes it: at once when it is idle, else together with others in
+//!    one call, rehearsed as a whole. It signs under its next nonce and commits nonce, bytes, hash and links in one SQL transaction.
+//!    **This is the write-ahead line**: above it nothing has left the process, below it nothing can be lost. The payment is `inflight`.
 //! 6. The bytes go to every endpoint. *Accepted*, *rejected* and *unknown* are the outcomes; unknown is never failure, and the same
-//!    bytes are sent again until the nonce is used.
+//!    bytes are sent again until the nonce is used; better paid ones under the same nonce when blocks ask for more.
 //! 7. The `settlement::Watch` follows the chain parent by parent. In the block's receipts the lane finds `AuthorizationUsed` and
 //!    beside it the exact `Transfer`; anything less is no success. The result is committed: `settled`, with block and log index.
 //! 8. The waiting request wakes, reads the row and takes the *grant*: a row that says who was told. It answers from the row.

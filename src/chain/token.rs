@@ -1,6 +1,6 @@
 //! EIP-3009 tokens: calldata of a payment, and its trace in the logs.
 
-use alloy::primitives::{Address, B256, Bytes, address, b256, keccak256};
+use alloy::primitives::{Address, B256, Bytes, address, b256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
 
@@ -36,9 +36,8 @@ pub(super) const TRANSFER: B256 =
 const LOOK_BACK_BLOCKS: u64 = 2_000;
 
 /// `AuthorizationUsed(address,bytes32)`.
-fn authorization_used() -> B256 {
-    keccak256("AuthorizationUsed(address,bytes32)")
-}
+const AUTHORIZATION_USED: B256 =
+    b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5");
 
 /// The call that settles a payment: the token itself, or Multicall3 when the payer's wallet has to be deployed first.
 pub fn settlement_call(payment: &Payment) -> (Address, Bytes) {
@@ -133,14 +132,14 @@ pub fn transfer_log(payment: &Payment, logs: &[Log]) -> Option<u64> {
         .then(|| log.log_index.to())
     };
     let at = logs.iter().position(|log| {
-        log.address == payment.asset && log.topics == [authorization_used(), payer, signed.nonce]
+        log.address == payment.asset && log.topics == [AUTHORIZATION_USED, payer, signed.nonce]
     })?;
     // The payer can put anything around the call in a transaction of their own. A Transfer right behind is the one that used the
     // nonce, whatever it paid; the one before is looked at only where a token speaks in that order, and where no other
     // authorization has a claim to it. Else one Transfer would pay twice.
     match logs.split_at_checked(at)? {
         (_, [_, behind, ..]) if by_token(behind, &[TRANSFER, payer]) => paid(behind),
-        ([.., earlier, _], _) if by_token(earlier, &[authorization_used()]) => None,
+        ([.., earlier, _], _) if by_token(earlier, &[AUTHORIZATION_USED]) => None,
         ([.., before], _) => paid(before),
         ([], _) => None,
     }
@@ -177,7 +176,7 @@ impl Rpc {
         }
         let filter = serde_json::json!({
             "address": payment.asset,
-            "topics": [authorization_used(), signed.from.into_word(), signed.nonce],
+            "topics": [AUTHORIZATION_USED, signed.from.into_word(), signed.nonce],
             "fromBlock": format!("0x{:x}", head.saturating_sub(LOOK_BACK_BLOCKS)),
             "toBlock": "latest",
         });

@@ -95,9 +95,10 @@ impl Ledger {
             return Ok(Recorded::LaneLost);
         }
         let ids: Vec<Uuid> = new.payments.iter().map(|payment| payment.0).collect();
+        // `is true` keeps the index over states out of it: the queue may be long, and these are known by id.
         let moved = sqlx::query_scalar!(
             "update payments set state = 'inflight', transaction_hash = $2
-            where id = any($1) and state = 'queued' and quarantined_at is null returning id",
+            where id = any($1) and (state = 'queued') is true and quarantined_at is null returning id",
             &ids,
             new.attempt.hash.as_slice(),
         )

@@ -283,11 +283,12 @@ async fn record_transferred(
         return Ok(());
     }
     close_rows(connection, mined, &ids, "transferred").await?;
+    // `is true` keeps the index over states out of it: payments that many transactions hold are in flight, and these are known by id.
     sqlx::query!(
         "update payments p set state = row.state, transaction_hash = $4, log_index = row.log_index, block_number = $5, block_hash = $6,
             block_time = $7
         from unnest($1::uuid[], $2::bigint[], $3::text[]) as row (id, log_index, state)
-        where p.id = row.id and p.state = 'inflight'",
+        where p.id = row.id and (p.state = 'inflight') is true",
         &ids,
         &log_indices,
         &states,

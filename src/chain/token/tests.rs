@@ -1,6 +1,6 @@
 //! What counts as the trace of a payment, and what does not.
 
-use alloy::primitives::{U64, U256};
+use alloy::primitives::{U64, U256, keccak256};
 
 use super::*;
 use crate::payment::specimen::{AMOUNT, PAYEE, PAYER, USDC, payment};
@@ -20,7 +20,7 @@ fn said(topics: Vec<B256>, data: Bytes) -> Log {
 }
 
 fn used(payer: Address, nonce: B256) -> Log {
-    let topics = vec![authorization_used(), payer.into_word(), nonce];
+    let topics = vec![AUTHORIZATION_USED, payer.into_word(), nonce];
     said(topics, Bytes::new())
 }
 
@@ -46,8 +46,8 @@ fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
 fn the_topics_are_the_hashes_of_the_events() {
     assert_eq!(TRANSFER, keccak256("Transfer(address,address,uint256)"));
     assert_eq!(
-        authorization_used(),
-        b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5")
+        AUTHORIZATION_USED,
+        keccak256("AuthorizationUsed(address,bytes32)")
     );
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use time::OffsetDateTime;
 
@@ -22,6 +23,27 @@ impl Clock for SystemClock {
     )]
     fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
+    }
+}
+
+/// A clock that another one sets from time to time, and that goes on by itself in between; the machine's until it is set. The ledger's
+/// clock sets it, so that all processes of one ledger agree on the time whatever their machines say.
+#[derive(Debug, Default)]
+pub struct FollowingClock(Mutex<Option<(Instant, OffsetDateTime)>>);
+
+impl FollowingClock {
+    /// Sets it.
+    pub fn set(&self, now: OffsetDateTime) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), now));
+    }
+}
+
+impl Clock for FollowingClock {
+    fn now(&self) -> OffsetDateTime {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((since, then)) => then + since.elapsed(),
+            None => SystemClock.now(),
+        }
     }
 }
 

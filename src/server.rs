@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chain::{FactsReader, FactsTask, Rpc, RpcError, SignerKey};
-use crate::clock::SystemClock;
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
 use crate::http::connection::{BoundedListener, Connection};
@@ -135,7 +134,7 @@ impl Service {
             sites: sites.into(),
             signers,
             waiters,
-            clock: Arc::new(SystemClock),
+            clock: ledger.clock(),
             settle_wait: config.settle_wait,
             verify_lease_s: config.verify_lease_s,
             sessions: session_rules(&config.sessions),

@@ -12,7 +12,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("embedded", ""),
     ("payment", "protocol"),
     ("chain", "protocol payment coalesce"),
-    ("ledger", "protocol payment coalesce"),
+    ("ledger", "protocol payment coalesce clock"),
     ("settlement", "protocol payment chain ledger telemetry"),
     (
         "facilitator",

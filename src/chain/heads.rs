@@ -111,6 +111,7 @@ impl HeadTracker {
     /// When the RPC fails; the next look starts where this one did.
     pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
         let newest = self
+            .rpc
             .block("eth_getBlockByNumber", "latest")
             .await?
             .ok_or(RpcError::Malformed("eth_getBlockByNumber"))?;
@@ -137,6 +138,7 @@ impl HeadTracker {
                 return Ok(Some(self.restart(newest)));
             }
             let block = self
+                .rpc
                 .block("eth_getBlockByHash", parent)
                 .await?
                 .ok_or(RpcError::Malformed("eth_getBlockByHash"))?;
@@ -172,28 +174,28 @@ impl HeadTracker {
             skipped: true,
         }
     }
+}
 
+impl Rpc {
     async fn block(
         &self,
         method: &'static str,
         which: impl alloy::rpc::json_rpc::RpcSend,
     ) -> Result<Option<Head>, RpcError> {
-        let block: Option<Block> = self.rpc.read(method, (which, false)).await?;
+        let block: Option<Block> = self.read(method, (which, false)).await?;
         block
             .map(|block| block.head().ok_or(RpcError::Malformed(method)))
             .transpose()
     }
 
-    /// The canonical hash at a height, asked of the node.
+    /// The canonical hash at a height, `None` above the head.
     ///
     /// # Errors
-    /// When the RPC fails.
-    pub async fn ask_canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
+    /// When no endpoint answers.
+    pub async fn canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
         let tag = format!("0x{number:x}");
-        Ok(self
-            .block("eth_getBlockByNumber", tag)
-            .await?
-            .map(|head| head.hash))
+        let block = self.block("eth_getBlockByNumber", tag).await?;
+        Ok(block.map(|head| head.hash))
     }
 }
 

@@ -61,11 +61,19 @@ impl Rpc {
         receipts.ok_or(RpcError::Malformed("eth_getBlockReceipts"))
     }
 
-    /// The receipt of one transaction, `None` while it is in no block that the node knows.
+    /// The receipt of one transaction, `None` while it is in no canonical block. A receipt alone does not show that: some nodes give
+    /// one for a block that is only announced (a preconfirmation), or that has left the chain.
     ///
     /// # Errors
     /// When no endpoint answers.
     pub async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, RpcError> {
-        self.read("eth_getTransactionReceipt", (transaction,)).await
+        let receipt: Option<Receipt> = self
+            .read("eth_getTransactionReceipt", (transaction,))
+            .await?;
+        let Some(receipt) = receipt else {
+            return Ok(None);
+        };
+        let canonical = self.canonical(receipt.block_number.to()).await?;
+        Ok((canonical == Some(receipt.block_hash)).then_some(receipt))
     }
 }

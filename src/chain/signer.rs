@@ -4,7 +4,7 @@ use std::fmt;
 
 use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
 use alloy::eips::eip2718::{Decodable2718, Encodable2718};
-use alloy::primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
+use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 
@@ -23,10 +23,19 @@ pub struct SignerKey(PrivateKeySigner);
 #[error("expected a private key of 0x and 64 hex digits")]
 pub struct InvalidKey;
 
-/// The transaction could not be signed.
+/// The transaction could not be signed. Nothing was written and nothing is sent.
 #[derive(Debug, thiserror::Error)]
-#[error("signing failed")]
-pub struct SigningFailed(#[source] alloy::signers::Error);
+pub enum SigningFailed {
+    /// The key does not sign.
+    #[error("signing failed")]
+    Key(#[source] alloy::signers::Error),
+    /// What came back was not made with the lane's key over these bytes: sent, it would come from a stranger's account.
+    #[error("the signature does not belong to {0}")]
+    WrongSignature(Address),
+    /// The key cannot be asked now.
+    #[error("the key cannot be asked now")]
+    Unavailable,
+}
 
 /// What a transaction is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +103,7 @@ impl SignerKey {
     /// Signs, and computes the hash that the network will know the bytes by.
     ///
     /// # Errors
-    /// When the key cannot sign, which a local key always can.
+    /// When the key cannot sign, which a local key always can, or signs something else.
     pub fn sign(&self, order: Order) -> Result<(Bytes, B256), SigningFailed> {
         let transaction = TxEip1559 {
             chain_id: order.network.chain_id(),
@@ -107,13 +116,23 @@ impl SignerKey {
             access_list: alloy::eips::eip2930::AccessList::default(),
             input: order.data,
         };
+        let digest = transaction.signature_hash();
         let signature = self
             .0
-            .sign_hash_sync(&transaction.signature_hash())
-            .map_err(SigningFailed)?;
+            .sign_hash_sync(&digest)
+            .map_err(SigningFailed::Key)?;
+        is_made_by(self.address(), digest, &signature)?;
         let raw = Bytes::from(TxEnvelope::from(transaction.into_signed(signature)).encoded_2718());
         let hash = keccak256(&raw);
         Ok((raw, hash))
+    }
+}
+
+/// A signature is looked at before its transaction takes a nonce.
+fn is_made_by(signer: Address, digest: B256, signature: &Signature) -> Result<(), SigningFailed> {
+    match signature.recover_address_from_prehash(&digest) {
+        Ok(found) if found == signer => Ok(()),
+        Ok(_) | Err(_) => Err(SigningFailed::WrongSignature(signer)),
     }
 }
 
@@ -129,6 +148,22 @@ impl fmt::Debug for SignerKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scenario_42_a_signature_of_another_key_or_over_other_bytes_is_not_taken() {
+        let [ours, other] = ["11", "22"].map(|byte| byte.repeat(32).parse().unwrap());
+        let [ours, other]: [PrivateKeySigner; 2] = [ours, other];
+        let digest = B256::repeat_byte(7);
+        let good = ours.sign_hash_sync(&digest).unwrap();
+        assert!(is_made_by(ours.address(), digest, &good).is_ok());
+        for (signature, digest) in [
+            (other.sign_hash_sync(&digest).unwrap(), digest),
+            (good, B256::repeat_byte(8)),
+        ] {
+            let refused = is_made_by(ours.address(), digest, &signature);
+            assert!(matches!(refused, Err(SigningFailed::WrongSignature(_))));
+        }
+    }
 
     #[test]
     fn an_order_is_read_back_from_its_bytes_and_may_be_emptied() {

@@ -7,6 +7,7 @@ use alloy::sol_types::SolCall;
 use crate::chain::receipt::Log;
 use crate::chain::{Head, Rpc, RpcError};
 use crate::payment::{Location, Payment};
+use crate::protocol::Authorization;
 use time::OffsetDateTime;
 
 sol! {
@@ -120,19 +121,18 @@ pub fn batch_call<'a>(payments: impl Iterator<Item = &'a Payment>) -> (Address, 
 
 /// Where a payment's money moved in a transaction's logs: `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it,
 /// both said by the token. Anything less is no success.
-pub fn transfer_log(payment: &Payment, logs: &[Log]) -> Option<u64> {
-    let signed = &payment.authorization;
+pub fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log]) -> Option<u64> {
     let payer = signed.from.into_word();
     let by_token =
-        |log: &Log, topics: &[B256]| log.address == payment.asset && log.topics.starts_with(topics);
+        |log: &Log, topics: &[B256]| log.address == asset && log.topics.starts_with(topics);
     let paid = |log: &Log| {
-        (log.address == payment.asset
+        (log.address == asset
             && log.topics == [TRANSFER, payer, signed.to.into_word()]
             && log.data[..] == signed.value.atomic().to_be_bytes::<32>())
         .then(|| log.log_index.to())
     };
     let at = logs.iter().position(|log| {
-        log.address == payment.asset && log.topics == [AUTHORIZATION_USED, payer, signed.nonce]
+        log.address == asset && log.topics == [AUTHORIZATION_USED, payer, signed.nonce]
     })?;
     // The payer can put anything around the call in a transaction of their own. A Transfer right behind is the one that used the
     // nonce, whatever it paid; the one before is looked at only where a token speaks in that order, and where no other
@@ -151,48 +151,83 @@ pub enum AuthorizationUse {
     /// Its nonce is unused.
     Unused,
     /// It moved the money, in this transaction.
-    Transferred(Location),
+    Transferred {
+        /// Where.
+        location: Location,
+        /// Who sent the transaction and paid for its gas.
+        sender: Address,
+    },
     /// Its nonce was used up without moving this money: cancelled, used for something else, or by a token that does not keep to
     /// the rules. The hash is the transaction that did it, where it could be found.
     Consumed(Option<B256>),
 }
 
 impl Rpc {
-    /// Asks the token what became of a payment's authorization, as of `head`.
+    /// Asks a token what became of an authorization, as of `head`.
     ///
     /// # Errors
     /// When the RPC fails.
     pub async fn authorization_use(
         &self,
-        payment: &Payment,
+        asset: Address,
+        signed: &Authorization,
         head: u64,
     ) -> Result<AuthorizationUse, RpcError> {
-        let signed = &payment.authorization;
-        let used = self
-            .is_nonce_used(payment.asset, signed.from, signed.nonce)
-            .await?;
+        let used = self.is_nonce_used(asset, signed.from, signed.nonce).await?;
         if !used {
             return Ok(AuthorizationUse::Unused);
         }
+        let uses = self.uses(&[(asset, signed)], head).await?;
+        let Some(transaction) = uses.first().map(|log| log.transaction_hash) else {
+            return Ok(AuthorizationUse::Consumed(None));
+        };
+        self.use_in(asset, signed, transaction).await
+    }
+
+    /// The events that say of any of these authorizations that it was used, in the latest blocks up to `head`: one call for all.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn uses(
+        &self,
+        of: &[(Address, &Authorization)],
+        head: u64,
+    ) -> Result<Vec<Log>, RpcError> {
+        let mut assets: Vec<Address> = of.iter().map(|(asset, _)| *asset).collect();
+        let mut payers: Vec<B256> = of.iter().map(|(_, used)| used.from.into_word()).collect();
+        let nonces: Vec<B256> = of.iter().map(|(_, used)| used.nonce).collect();
+        assets.sort_unstable();
+        assets.dedup();
+        payers.sort_unstable();
+        payers.dedup();
         let filter = serde_json::json!({
-            "address": payment.asset,
-            "topics": [AUTHORIZATION_USED, signed.from.into_word(), signed.nonce],
+            "address": assets,
+            "topics": [AUTHORIZATION_USED, payers, nonces],
             "fromBlock": format!("0x{:x}", head.saturating_sub(LOOK_BACK_BLOCKS)),
             "toBlock": "latest",
         });
-        let logs: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
-        let Some(transaction) = logs.first().map(|log| log.transaction_hash) else {
-            return Ok(AuthorizationUse::Consumed(None));
-        };
+        self.read("eth_getLogs", (filter,)).await
+    }
+
+    /// What a transaction that used an authorization did with it.
+    ///
+    /// # Errors
+    /// When the RPC fails, or does not have the receipt of a transaction whose logs it has shown.
+    pub async fn use_in(
+        &self,
+        asset: Address,
+        signed: &Authorization,
+        transaction: B256,
+    ) -> Result<AuthorizationUse, RpcError> {
         let receipt = self
             .receipt(transaction)
             .await?
             .ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?;
-        let Some(log_index) = transfer_log(payment, &receipt.logs).filter(|_| receipt.succeeded())
-        else {
+        let found = transfer_log(asset, signed, &receipt.logs);
+        let Some(log_index) = found.filter(|_| receipt.succeeded()) else {
             return Ok(AuthorizationUse::Consumed(Some(transaction)));
         };
-        Ok(AuthorizationUse::Transferred(Location {
+        let location = Location {
             transaction,
             log_index,
             block_number: receipt.block_number.to(),
@@ -200,7 +235,11 @@ impl Rpc {
             block_time: self
                 .block_time(receipt.block_hash, &Head::default())
                 .await?,
-        }))
+        };
+        Ok(AuthorizationUse::Transferred {
+            location,
+            sender: receipt.from,
+        })
     }
 
     /// Which calls of a batch would go through in a transaction of `from` with `gas_limit`, on the newest state.

@@ -6,6 +6,7 @@
 mod decision;
 mod grant;
 mod proof;
+mod recognise;
 mod sessions;
 mod settle;
 mod submission;
@@ -42,7 +43,7 @@ pub struct Facilitator {
     pub signers: Arc<[(Network, Vec<alloy::primitives::Address>)]>,
     /// Who waits for which payment.
     pub waiters: Waiters,
-    /// The wall clock.
+    /// The ledger's clock.
     pub clock: Arc<dyn Clock>,
     /// How long `/settle` waits for the chain before it answers `settlement_pending`.
     pub settle_wait: Duration,

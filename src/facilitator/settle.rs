@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::chain::RpcError;
 use crate::facilitator::decision::{Decision, decide};
+use crate::facilitator::recognise::{Bond, Examined};
 use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage};
 use crate::ledger::{Accepted, NewPayment, Standing};
 use crate::payment::state::Exit;
@@ -81,12 +82,15 @@ impl Facilitator {
         let known = self.known(site, &candidate).await?;
         let session = known.session.map(|session| session.id);
         let Some(standing) = known.standing else {
-            return Ok((self.admit(site, candidate, None).await?, session));
+            let bond = session.as_ref().map_or(Bond::None, |_| Bond::Session);
+            return Ok((self.admit(site, candidate, bond).await?, session));
         };
         let id = standing.payment.id;
         self.ledger.end_verify_lease(id).await?;
         let taken = match decide(&standing) {
-            Decision::CheckAgain(_) => self.admit(site, candidate, Some(id)).await?,
+            Decision::CheckAgain(_) => {
+                self.admit(site, candidate, Bond::Payment(id)).await?
+            }
             Decision::Join
             | Decision::Grant
             | Decision::AwaitGrant
@@ -103,11 +107,18 @@ impl Facilitator {
         &self,
         site: &Site,
         candidate: Candidate,
-        refused: Option<PaymentId>,
+        bond: Bond,
     ) -> Result<Taken, Halt> {
+        let refused = match bond {
+            Bond::Payment(id) => Some(id),
+            Bond::None | Bond::Session => None,
+        };
         let place = site.reserve().ok_or(Outage::Busy)?;
         for _ in 0..READS_MAX {
-            let Checked { verified, facts } = self.check(site, candidate.clone()).await?;
+            let Checked { verified, facts } = match self.examine(site, &candidate, bond).await? {
+                Examined::Good(checked) => *checked,
+                Examined::Moved(id) => return Ok(Taken::Before(id)),
+            };
             let new = NewPayment {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
@@ -146,7 +157,7 @@ impl Facilitator {
         Err(Outage::Chain(RpcError::Unreachable).into())
     }
 
-    async fn overtaken(
+    pub(super) async fn overtaken(
         &self,
         candidate: &Candidate,
         refused: Option<PaymentId>,

@@ -4,6 +4,7 @@ use alloy::primitives::{B256, Bytes};
 
 use crate::chain::RpcError;
 use crate::chain::transfer::decode;
+use crate::facilitator::recognise::Bond;
 use crate::facilitator::{Facilitator, Halt, Outage};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{Objection, SessionStanding, Transfer};
@@ -98,17 +99,17 @@ impl Facilitator {
     ) -> Result<(), Halt> {
         let candidate = Candidate::from_request(request_of(session, payload)?, &site.policy)?;
         let standing = self.known(site, &candidate).await?.standing;
-        let refused = match &standing {
+        let bond = match &standing {
             Some(standing) if matches!(standing.payment.state, PaymentState::Refused(_)) => {
-                Some(standing.payment.id)
+                Bond::Payment(standing.payment.id)
             }
             // It is on its way, or has arrived: nothing to pay for.
             Some(_) => return Ok(()),
-            None => None,
+            None => Bond::Session,
         };
         self.may_sponsor(site, session)
             .map_err(|objection| refusal(session, objection))?;
-        self.admit(site, candidate, refused).await?;
+        self.admit(site, candidate, bond).await?;
         self.waiters.wake([session.id.clone()]);
         Ok(())
     }

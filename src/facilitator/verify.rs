@@ -1,8 +1,9 @@
 //! `verify`: advice. Writes nothing but the short lease over a payment that is under way.
 
 use crate::facilitator::decision::{Decision, decide};
+use crate::facilitator::recognise::{Bond, Examined};
 use crate::facilitator::{Facilitator, Halt, Outage};
-use crate::ledger::Standing;
+use crate::ledger::{Known, Standing};
 use crate::payment::{Candidate, PaymentId};
 use crate::protocol::response::spelled;
 use crate::protocol::{ExactPayload, Payload, PaymentRequest, Reason, Refusal, VerifyResponse};
@@ -42,16 +43,28 @@ impl Facilitator {
     ) -> Result<String, Halt> {
         let candidate = Candidate::from_request(request, &site.policy)?;
         let payer = spelled(candidate.authorization.from);
-        let Some(standing) = self.known(site, &candidate).await?.standing else {
-            self.check(site, candidate).await?;
-            return Ok(payer);
-        };
-        match self.advice(standing).await? {
-            Advice::Good => {}
-            Advice::CheckAgain => drop(self.check(site, candidate).await?),
-            Advice::Bad(reason, why) => return Err(candidate.refuse(reason, why).into()),
+        let Known { session, standing } = self.known(site, &candidate).await?;
+        let mut standing = standing;
+        loop {
+            let bond = match standing {
+                None if session.is_some() => Bond::Session,
+                None => Bond::None,
+                Some(known) => {
+                    let id = known.payment.id;
+                    match self.advice(known).await? {
+                        Advice::Good => return Ok(payer),
+                        Advice::CheckAgain => Bond::Payment(id),
+                        Advice::Bad(reason, why) => {
+                            return Err(candidate.refuse(reason, why).into());
+                        }
+                    }
+                }
+            };
+            match self.examine(site, &candidate, bond).await? {
+                Examined::Good(_) => return Ok(payer),
+                Examined::Moved(id) => standing = Some(self.ledger.standing(id).await?),
+            }
         }
-        Ok(payer)
     }
 
     /// What to say about a payment that the ledger knows.

@@ -11,9 +11,10 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::payments::settle_by_others;
 use super::row::{address, hash, moment};
 use super::{AuthorizationKey, Ledger, LedgerError};
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Verified};
+use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentState, Verified};
 use crate::protocol::Network;
 use crate::protocol::session::Rail;
 
@@ -88,11 +89,11 @@ pub(super) async fn accept(
         let known = known(&mut transaction, &new).await?;
         verdicts = judge(&new, &accounts, &known);
     }
-    let fitting: Vec<&NewPayment> = new
+    let fitting: Vec<Row<'_>> = new
         .iter()
         .zip(&verdicts)
         .filter(|(_, verdict)| **verdict == Verdict::Fits)
-        .map(|(new, _)| new)
+        .map(|(new, _)| new.into())
         .collect();
     let inserted = insert(&mut transaction, &fitting).await?;
     transaction.commit().await?;
@@ -270,15 +271,33 @@ async fn known(
     Ok(keys.collect())
 }
 
+/// A row to insert.
+#[derive(Debug, Clone, Copy)]
+struct Row<'a> {
+    id: PaymentId,
+    candidate: &'a Candidate,
+    confirmations: u32,
+}
+
+impl<'a> From<&'a NewPayment> for Row<'a> {
+    fn from(new: &'a NewPayment) -> Self {
+        Self {
+            id: new.id,
+            candidate: new.verified.candidate(),
+            confirmations: new.confirmations,
+        }
+    }
+}
+
 /// One column of the rows to insert.
-fn column<T>(new: &[&NewPayment], of: impl Fn(&Candidate) -> T) -> Vec<T> {
-    new.iter().map(|new| of(new.verified.candidate())).collect()
+fn column<T>(new: &[Row<'_>], of: impl Fn(&Candidate) -> T) -> Vec<T> {
+    new.iter().map(|new| of(new.candidate)).collect()
 }
 
 /// Inserts rows, and says which are new and since when. The session that gave an authorization its nonce is paid by it from now on.
 async fn insert(
     connection: &mut PgConnection,
-    new: &[&NewPayment],
+    new: &[Row<'_>],
 ) -> Result<HashMap<PaymentId, OffsetDateTime>, LedgerError> {
     if new.is_empty() {
         return Ok(HashMap::new());
@@ -354,7 +373,41 @@ fn queued(new: &NewPayment, at: OffsetDateTime) -> Payment {
     }
 }
 
+/// A payment whose money had moved before the ledger knew of it.
+#[derive(Debug)]
+pub struct MovedBefore<'a> {
+    /// Its id from now on.
+    pub id: PaymentId,
+    /// What was presented.
+    pub candidate: &'a Candidate,
+    /// Depth that is promised.
+    pub confirmations: u32,
+    /// Where its money moved.
+    pub location: &'a Location,
+    /// Whether the promised depth is reached already.
+    pub deep: bool,
+}
+
 impl Ledger {
+    /// Writes a payment whose money has moved already. `false`: it has a row meanwhile.
+    ///
+    /// # Errors
+    /// When the database fails, or the log is another payment's already.
+    pub async fn adopt(&self, moved: &MovedBefore<'_>) -> Result<bool, LedgerError> {
+        let mut transaction = self.pool.begin().await?;
+        let row = Row {
+            id: moved.id,
+            candidate: moved.candidate,
+            confirmations: moved.confirmations,
+        };
+        if insert(&mut transaction, &[row]).await?.is_empty() {
+            return Ok(false);
+        }
+        settle_by_others(&mut transaction, moved.id, moved.location, moved.deep).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
     /// Puts a refused payment into the queue again, because it was presented again and is good now. With the wallet and signature of the
     /// new presentation. [`Accepted::Known`]: it was not refused any more.
     ///

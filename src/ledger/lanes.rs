@@ -163,6 +163,37 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether an account is, or ever was, one of our signers on a network.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn is_signer(&self, lane: LaneKey) -> Result<bool, LedgerError> {
+        let known = sqlx::query_scalar!(
+            r#"select exists (select from lanes where network = $1 and signer = $2) as "known!""#,
+            lane.network.to_string(),
+            lane.signer.as_slice(),
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(known)
+    }
+
+    /// Moves a lane past nonces that the chain has used without the ledger knowing: they are not ours to use again.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn skip_nonces(&self, lane: LaneKey, next: u64) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "update lanes set next_nonce = greatest(next_nonce, $3) where network = $1 and signer = $2",
+            lane.network.to_string(),
+            lane.signer.as_slice(),
+            bigint(next),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Gives up a nonce that a transaction of somebody else has used for good: what rode in it is queued again.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ mod sessions;
 mod stats;
 mod transfers;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -29,7 +30,9 @@ use uuid::Uuid;
 
 use groups::Groups;
 
-pub use acceptance::{Accepted, NewPayment};
+use crate::clock::{Clock, FollowingClock};
+
+pub use acceptance::{Accepted, MovedBefore, NewPayment};
 pub use error::LedgerError;
 pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
 pub use groups::LedgerTask;
@@ -57,6 +60,7 @@ pub struct Ledger {
     history: PgPool,
     process: ProcessId,
     groups: Groups,
+    clock: Arc<FollowingClock>,
 }
 
 impl Ledger {
@@ -83,6 +87,7 @@ impl Ledger {
             history,
             process,
             groups,
+            clock: Arc::default(),
         };
         Ok((ledger, task))
     }
@@ -110,6 +115,11 @@ impl Ledger {
     /// Which process this is in the ledger's eyes.
     pub const fn process(&self) -> ProcessId {
         self.process
+    }
+
+    /// The database's time, as of the last sign of life and from there on by this machine's.
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::<FollowingClock>::clone(&self.clock)
     }
 
     /// Whether the database answers.

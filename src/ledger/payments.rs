@@ -1,6 +1,7 @@
 //! Payments: acceptance, lookup, and the changes that need no transaction of the chain.
 
 use alloy::primitives::{Address, B256};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::row::{PaymentRow, bigint, select_payments};
@@ -82,7 +83,8 @@ impl Ledger {
         Ok(updated.rows_affected() == 1)
     }
 
-    /// Records that somebody else submitted a queued payment's authorization. `false`: it is not queued any more.
+    /// Records that somebody else submitted the authorization of a payment that rides in no transaction of ours. `false`: it does
+    /// now, or its outcome is known already.
     ///
     /// # Errors
     /// When the database fails, or the log is another payment's already.
@@ -92,21 +94,32 @@ impl Ledger {
         location: &Location,
         deep: bool,
     ) -> Result<bool, LedgerError> {
-        let updated = sqlx::query!(
-            "update payments set state = $7, transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5,
-                block_time = $6
-            where id = $1 and state = 'queued'",
-            id.0,
-            location.transaction.as_slice(),
-            bigint(location.log_index),
-            bigint(location.block_number),
-            location.block_hash.as_slice(),
-            location.block_time,
-            if deep { "settled" } else { "mined" },
+        let mut connection = self.pool.acquire().await?;
+        settle_by_others(&mut connection, id, location, deep).await
+    }
+
+    /// Payments of a network whose authorizations have moved nothing and still could, if somebody else submits them: refused ones,
+    /// and with `failed_too` those that were proven unable to, because a reorganisation undoes proofs. The newest, at most `limit`.
+    ///
+    /// # Errors
+    /// When the database fails or a row cannot be read.
+    pub async fn unmoved(
+        &self,
+        network: Network,
+        failed_too: bool,
+        limit: i64,
+    ) -> Result<Vec<Payment>, LedgerError> {
+        let rows: Vec<PaymentRow> = select_payments!(
+            "where p.network = $1 and p.state = any(case when $2 then array['refused', 'failed'] else array['refused'] end)
+                and p.rail = 'authorization' and p.quarantined_at is null and p.valid_before > now() - interval '1 hour'
+             order by p.created_at desc limit $3",
+            network.to_string(),
+            failed_too,
+            limit
         )
-        .execute(&self.pool)
+        .fetch_all(&self.pool)
         .await?;
-        Ok(updated.rows_affected() == 1)
+        rows.into_iter().map(Payment::try_from).collect()
     }
 
     /// Which of `ids` have nothing left to wait for on the chain. For callers that wait at another replica than the one that settles.
@@ -156,6 +169,30 @@ impl Ledger {
         .await?;
         Ok(())
     }
+}
+
+/// See [`Ledger::settled_by_others`].
+pub(super) async fn settle_by_others(
+    connection: &mut PgConnection,
+    id: PaymentId,
+    location: &Location,
+    deep: bool,
+) -> Result<bool, LedgerError> {
+    let updated = sqlx::query!(
+        "update payments set transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5, block_time = $6,
+            state = case when state = 'failed' then 'late_settled' when $7 then 'settled' else 'mined' end, reason = null, message = null
+        where id = $1 and (state in ('queued', 'refused') or state = 'failed' and $7)",
+        id.0,
+        location.transaction.as_slice(),
+        bigint(location.log_index),
+        bigint(location.block_number),
+        location.block_hash.as_slice(),
+        location.block_time,
+        deep,
+    )
+    .execute(connection)
+    .await?;
+    Ok(updated.rows_affected() == 1)
 }
 
 impl From<X402Version> for i16 {

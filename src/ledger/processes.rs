@@ -16,27 +16,32 @@ impl Ledger {
     /// # Errors
     /// When the database fails.
     pub async fn begin_process(&self) -> Result<(), LedgerError> {
-        sqlx::query!(
-            "insert into processes (id, version, lease_until) values ($1, $2, now() + interval '10 seconds')",
+        let now = sqlx::query_scalar!(
+            r#"insert into processes (id, version, lease_until) values ($1, $2, now() + interval '10 seconds')
+            returning now() as "now!""#,
             self.process.0,
             env!("CARGO_PKG_VERSION"),
         )
-        .execute(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
+        self.clock.set(now);
         Ok(())
     }
 
-    /// Says that this process lives.
+    /// Says that this process lives, and sets its clock.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn renew_process(&self) -> Result<(), LedgerError> {
-        sqlx::query!(
-            "update processes set lease_until = now() + interval '10 seconds' where id = $1",
+        let now = sqlx::query_scalar!(
+            r#"update processes set lease_until = now() + interval '10 seconds' where id = $1 returning now() as "now!""#,
             self.process.0,
         )
-        .execute(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
+        if let Some(now) = now {
+            self.clock.set(now);
+        }
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The numbered steps of a settlement, as places where a test can kill the process.
+//! The numbered steps of a settlement, as places where a test can kill the process, and a key that a test can take away.
 
 /// A step that has just been completed (`engine.md` §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,4 +35,16 @@ pub fn reach(step: Step) {
     }
     #[cfg(not(feature = "failpoints"))]
     let _ = step;
+}
+
+/// Whether the lanes' keys cannot be asked now: while the file exists that `X402D_SIGNERS_DOWN` names. Compiled to `false` unless the
+/// feature `failpoints` is on.
+#[inline]
+pub fn signers_are_down() -> bool {
+    #[cfg(feature = "failpoints")]
+    {
+        std::env::var_os("X402D_SIGNERS_DOWN").is_some_and(|file| std::path::Path::new(&file).exists())
+    }
+    #[cfg(not(feature = "failpoints"))]
+    false
 }

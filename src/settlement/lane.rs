@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::primitives::Bytes;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -32,6 +33,8 @@ const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 /// A transaction that the node says it cannot have is asked for by hash after this long.
 const ASK_AFTER: Duration = Duration::from_secs(3);
+/// A send waits this long at most to hear of the one before it.
+const BETWEEN_SENDS: Duration = Duration::from_millis(250);
 /// How long a lane that cannot send takes no further payments.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -178,6 +181,8 @@ impl Lane {
                 mined - 1,
                 lease.next_nonce
             );
+            // Nonces that are gone are not used again once the operator has explained it.
+            self.site.ledger.skip_nonces(self.id, mined).await?;
             self.stop(&why).await?;
             lease.stopped = true;
         }
@@ -210,9 +215,7 @@ impl Lane {
             .into_iter()
             .map(|transaction| Open::new(transaction, long_ago))
             .collect();
-        for index in 0..owned.open.len() {
-            self.send(owned, index);
-        }
+        self.send_again(owned, 0..owned.open.len());
         Ok(())
     }
 
@@ -332,7 +335,7 @@ impl Lane {
                 owned.lease.next_nonce += 1;
                 owned.open.push_back(Open::new(transaction, Instant::now()));
                 self.site.count_open(0, 1);
-                self.send(owned, owned.open.len() - 1);
+                self.send(owned, owned.open.len() - 1, None);
                 Ok(())
             }
             Ok(Prepared::Moved(rows)) => {
@@ -358,21 +361,36 @@ impl Lane {
         }
     }
 
-    /// Hands the newest bytes of an open transaction to the chain; the reply comes to [`hear`].
-    fn send(&self, owned: &mut Owned, index: usize) {
+    /// Sends open transactions again in nonce order: some nodes refuse one whose predecessor they do not have.
+    fn send_again(&self, owned: &mut Owned, indices: impl IntoIterator<Item = usize>) {
+        let mut before = None;
+        for index in indices {
+            before = self.send(owned, index, before);
+        }
+    }
+
+    /// Hands the newest bytes of an open transaction to the chain, after those `before` them; the reply comes to [`hear`]. Ends what is
+    /// returned once they are heard of.
+    fn send(
+        &self,
+        owned: &mut Owned,
+        index: usize,
+        before: Option<oneshot::Receiver<()>>,
+    ) -> Option<oneshot::Receiver<()>> {
         // The first after a pause makes the watch hurry; for the others it is awake.
         let first = owned.open.len() == 1;
-        let Some(open) = owned.open.get_mut(index) else {
-            return;
-        };
-        let Some((hash, raw)) = open.transaction.attempts.last().cloned() else {
-            return;
-        };
+        let open = owned.open.get_mut(index)?;
+        let (hash, raw) = open.transaction.attempts.last().cloned()?;
         open.sent_at = Instant::now();
         let (site, id): (_, Uuid) = (Arc::clone(&self.site), open.transaction.id);
+        let (heard_of, next) = oneshot::channel();
         owned.replies.spawn(async move {
             let raw: Bytes = raw;
+            if let Some(before) = before {
+                let _ = timeout(BETWEEN_SENDS, before).await;
+            }
             let reply = broadcast(&site.rpc, &raw, hash).await;
+            drop(heard_of);
             reach(Step::Broadcast);
             if first && reply == Broadcast::Accepted {
                 site.look_now();
@@ -382,6 +400,7 @@ impl Lane {
             }
             (id, reply)
         });
+        Some(next)
     }
 }
 

@@ -13,6 +13,7 @@ mod outcome;
 mod prepare;
 mod site;
 mod transfers;
+mod unmoved;
 pub mod waiters;
 mod watch;
 

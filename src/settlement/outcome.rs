@@ -29,15 +29,19 @@ pub(super) async fn of(
     receipt: &Receipt,
     head: &Head,
 ) -> Result<RowOutcome, NotNow> {
-    let found = transfer_log(payment, &receipt.logs).filter(|_| receipt.succeeded());
-    if let Some(log_index) = found {
+    let (asset, signed) = (payment.asset, &payment.authorization);
+    let found = transfer_log(asset, signed, &receipt.logs);
+    if let Some(log_index) = found.filter(|_| receipt.succeeded()) {
         let depth = head.number.saturating_sub(receipt.block_number.to()) + 1;
         return Ok(RowOutcome::Transferred {
             log_index,
             deep: depth >= u64::from(payment.confirmations),
         });
     }
-    let used = site.rpc.authorization_use(payment, head.number).await?;
+    let used = site
+        .rpc
+        .authorization_use(asset, signed, head.number)
+        .await?;
     let tries = site.ledger.tries(payment.id).await?;
     Ok(without_transfer(
         payment,
@@ -64,7 +68,7 @@ fn without_transfer(
     let set_aside =
         |why: &str| RowOutcome::WithoutEffect(WithoutEffect::Quarantine(why.to_owned()));
     match used {
-        AuthorizationUse::Transferred(location) => RowOutcome::Elsewhere {
+        AuthorizationUse::Transferred { location, .. } => RowOutcome::Elsewhere {
             location: *location,
             deep: location.is_deep(head.number, payment.confirmations),
         },
@@ -109,7 +113,7 @@ mod tests {
     use time::{Duration, OffsetDateTime};
 
     use super::*;
-    use crate::payment::specimen::{VALID_BEFORE, location, now, payment};
+    use crate::payment::specimen::{PAYER, VALID_BEFORE, location, now, payment};
     use crate::payment::{Location, PaymentState};
 
     /// The outcome at a head of that time, for a payment that wants two confirmations.
@@ -159,7 +163,10 @@ mod tests {
                 block_number: location().block_number - below,
                 ..location()
             };
-            let used = AuthorizationUse::Transferred(location);
+            let used = AuthorizationUse::Transferred {
+                location,
+                sender: PAYER,
+            };
             let expected = RowOutcome::Elsewhere { location, deep };
             for succeeded in [true, false] {
                 assert_eq!(outcome(&used, succeeded, 0), expected, "{below} below");

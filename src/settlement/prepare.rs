@@ -10,7 +10,7 @@ use crate::ledger::{Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Re
 use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment, PaymentId};
 use crate::protocol::Reason;
-use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::load::{Load, Simulated, least_gas};
 use crate::settlement::{Queued, Site};
 
@@ -77,9 +77,9 @@ fn is_fresh(site: &Site, facts: &ChainFacts) -> bool {
 /// A payment that would fail is not sent. If its nonce is used, somebody else may have submitted the authorization.
 async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(), NotPrepared> {
     if facts.nonce_used == Some(true)
-        && let AuthorizationUse::Transferred(location) = site
+        && let AuthorizationUse::Transferred { location, .. } = site
             .rpc
-            .authorization_use(payment, facts.block_number)
+            .authorization_use(payment.asset, &payment.authorization, facts.block_number)
             .await?
     {
         tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization");
@@ -169,6 +169,9 @@ impl Desk<'_> {
         let (to, data) = load.call();
         let gas_limit = load.gas_limit(&data, self.site.fees.gas_cap);
         let nonce = self.lease.next_nonce;
+        if signers_are_down() {
+            return Err(SigningFailed::Unavailable.into());
+        }
         let (raw, hash) = self.key.sign(Order {
             network: self.lane.network,
             nonce,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Advance, HeadTracker, RpcError};
 use crate::ledger::LedgerError;
+use crate::settlement::unmoved::Unmoved;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
@@ -34,6 +35,7 @@ pub struct Watch {
     signers: Vec<Address>,
     reconciled: Option<Instant>,
     rhythm: Rhythm,
+    unmoved: Unmoved,
 }
 
 /// When blocks came, to know when not to look for the next.
@@ -80,6 +82,7 @@ impl Watch {
             signers,
             reconciled: None,
             rhythm: Rhythm::default(),
+            unmoved: Unmoved::default(),
         }
     }
 
@@ -189,7 +192,8 @@ impl Watch {
         }
     }
 
-    async fn take_back(&self, removed: &[B256]) {
+    async fn take_back(&mut self, removed: &[B256]) {
+        self.unmoved.note_reorganisation();
         let network = self.site.policy.network;
         self.site.view.remove_blocks(removed);
         match self.site.ledger.unmine(network, removed).await {
@@ -214,11 +218,7 @@ impl Watch {
         for (number, hash) in self.site.ledger.blocks_above(network, final_height).await? {
             let canonical = match self.tracker.canonical(number) {
                 Some(canonical) => Some(canonical),
-                None => self
-                    .tracker
-                    .ask_canonical(number)
-                    .await
-                    .unwrap_or(Some(hash)),
+                None => self.site.rpc.canonical(number).await.unwrap_or(Some(hash)),
             };
             if canonical != Some(hash) {
                 gone.push(hash);
@@ -230,7 +230,11 @@ impl Watch {
         }
         self.site.ledger.finalise(network, final_height).await?;
         self.promote(head.number).await;
-        self.pick_up_stranded().await
+        self.pick_up_stranded().await?;
+        if let Err(error) = self.unmoved.look(&self.site, head.number).await {
+            tracing::warn!(%network, error = causes(&error), "cannot look for authorizations that somebody else submitted");
+        }
+        Ok(())
     }
 
     async fn pick_up_stranded(&self) -> Result<(), LedgerError> {

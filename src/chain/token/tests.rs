@@ -39,7 +39,8 @@ fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
     for (log, index) in logs.iter_mut().zip(40_u64..) {
         log.log_index = U64::from(index);
     }
-    transfer_log(&payment(PaymentState::Queued), &logs)
+    let payment = payment(PaymentState::Queued);
+    transfer_log(payment.asset, &payment.authorization, &logs)
 }
 
 #[test]

@@ -48,15 +48,12 @@ impl Lane {
 
     /// Sends again what was not mined, and asks by hash for what should have been.
     pub(super) async fn tend(&self, owned: &mut Owned) -> Result<(), Lost> {
-        for index in 0..owned.open.len() {
-            let due = owned.open.get(index).is_some_and(|open| {
-                let since = open.sent_at.elapsed();
-                since >= RESEND_AFTER || (open.doubtful && since >= TEND_INTERVAL)
-            });
-            if due {
-                self.send(owned, index);
-            }
-        }
+        let due = owned.open.iter().enumerate().filter(|(_, open)| {
+            let since = open.sent_at.elapsed();
+            since >= RESEND_AFTER || (open.doubtful && since >= TEND_INTERVAL)
+        });
+        let due: Vec<usize> = due.map(|(index, _)| index).collect();
+        self.send_again(owned, due);
         self.look_after_money(owned);
         let Some(head) = owned.seen.head else {
             return Ok(());

@@ -50,7 +50,7 @@ impl Lane {
                 order
             };
             match self.write_better(owned, index, order, head).await {
-                Ok(true) => self.send(owned, index),
+                Ok(true) => drop(self.send(owned, index, None)),
                 Ok(false) => return Err(Lost),
                 Err(NotPrepared::Ledger(error)) => {
                     // The commit may have happened: read the lane anew.

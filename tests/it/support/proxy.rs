@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use alloy::primitives::{B256, keccak256};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -39,7 +40,7 @@ pub(crate) enum Fault {
     Error(&'static str),
     /// HTTP 200 with something that is not JSON, not forwarded.
     Nonsense,
-    /// This result, not forwarded.
+    /// This result, not forwarded: JSON, or else a text.
     Answer(&'static str),
     /// The node seems to have stopped at this height.
     StoppedAt(u64),
@@ -57,6 +58,8 @@ struct Shared {
     http: Client,
     faults: watch::Sender<Faults>,
     calls: Mutex<HashMap<String, usize>>,
+    /// Hashes of the transactions that were sent, in the order of their coming.
+    sent: Mutex<Vec<B256>>,
 }
 
 #[derive(Default, Clone)]
@@ -72,6 +75,7 @@ impl Proxy {
             http: Client::builder().no_proxy().build().unwrap(),
             faults: watch::Sender::default(),
             calls: Mutex::default(),
+            sent: Mutex::default(),
         });
         let router = Router::new()
             .fallback(answer)
@@ -110,6 +114,11 @@ impl Proxy {
         self.shared.faults.send_modify(|faults| {
             faults.of.insert(method.to_owned(), fault);
         });
+    }
+
+    /// The transactions that were sent so far, each as often as it came.
+    pub(crate) fn sent(&self) -> Vec<B256> {
+        self.shared.sent.lock().unwrap().clone()
     }
 
     /// How often a method was called.
@@ -151,6 +160,11 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             .entry(method.clone())
             .or_default() += 1;
     }
+    if request["method"] == "eth_sendRawTransaction" {
+        let raw: alloy::primitives::Bytes =
+            serde_json::from_value(request["params"][0].clone()).unwrap();
+        shared.sent.lock().unwrap().push(keccak256(raw));
+    }
     let mut faults = shared.faults.subscribe();
     let fault = loop {
         let fault = faults.borrow_and_update().of_call(&methods);
@@ -172,11 +186,14 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         Fault::RequestLost | Fault::Hold => std::future::pending().await,
         Fault::Error(message) => error(&calls, message),
         Fault::Nonsense => "<html>nobody is here</html>".into_response(),
-        Fault::Answer(result) => result_of(&request, result),
+        Fault::Answer(result) => {
+            let result = serde_json::from_str(result).unwrap_or_else(|_| result.into());
+            result_of(&request, &result)
+        }
         Fault::StoppedAt(height) => {
             let height = format!("0x{height:x}");
             if request["method"] == "eth_blockNumber" {
-                return result_of(&request, &height);
+                return result_of(&request, &height.into());
             }
             let text = String::from_utf8_lossy(&body);
             let then = text.replace("\"latest\"", &format!("\"{height}\""));
@@ -208,7 +225,7 @@ async fn forward(shared: &Shared, body: Bytes) -> Response {
     }
 }
 
-fn result_of(request: &Value, result: &str) -> Response {
+fn result_of(request: &Value, result: &Value) -> Response {
     axum::Json(json!({"jsonrpc": "2.0", "id": request["id"], "result": result})).into_response()
 }
 

@@ -1,0 +1,100 @@
+//! Authorizations whose money had moved when they came to be looked at: somebody else submitted them, or this facilitator itself did and
+//! its ledger lost the commit. The money is the payee's, so the payment counts, once, like any other.
+//!
+//! Not every used authorization counts: what another facilitator settled may have bought its resource there. Counted are payments that
+//! this ledger accepted before, authorizations whose nonce is that of a session of ours, and transactions that came from a signer of ours.
+
+use uuid::Uuid;
+
+use crate::chain::token::AuthorizationUse;
+use crate::facilitator::{Checked, Facilitator, Halt};
+use crate::ledger::{LaneKey, MovedBefore};
+use crate::payment::{Candidate, PaymentId};
+use crate::protocol::Reason;
+use crate::settlement::Site;
+
+/// What the ledger has to do with an authorization that it does not have under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bond {
+    /// Nothing.
+    None,
+    /// A session of ours gave it its nonce.
+    Session,
+    /// It was accepted once, and refused before it was sent.
+    Payment(PaymentId),
+}
+
+/// A payment that is not under way, after a look at the chain.
+#[derive(Debug)]
+pub(super) enum Examined {
+    /// It could be settled now.
+    Good(Box<Checked>),
+    /// Its money has moved, and this row says so.
+    Moved(PaymentId),
+}
+
+impl Facilitator {
+    /// Checks a payment, and recognises it when its money has moved already.
+    pub(super) async fn examine(
+        &self,
+        site: &Site,
+        candidate: &Candidate,
+        bond: Bond,
+    ) -> Result<Examined, Halt> {
+        match self.check(site, candidate.clone()).await {
+            Ok(checked) => Ok(Examined::Good(Box::new(checked))),
+            Err(Halt::Refused(refusal)) if refusal.reason == Reason::ExactNonceUsed => {
+                let moved = self.recognise(site, candidate, bond).await?;
+                moved.map(Examined::Moved).ok_or(Halt::Refused(refusal))
+            }
+            Err(halt) => Err(halt),
+        }
+    }
+
+    async fn recognise(
+        &self,
+        site: &Site,
+        candidate: &Candidate,
+        bond: Bond,
+    ) -> Result<Option<PaymentId>, Halt> {
+        let head = site.view.head().unwrap_or_default();
+        let (asset, signed) = (candidate.asset, &candidate.authorization);
+        let used = site
+            .rpc
+            .authorization_use(asset, signed, head.number)
+            .await?;
+        let AuthorizationUse::Transferred { location, sender } = used else {
+            return Ok(None);
+        };
+        let confirmations = site.policy.confirmations;
+        let deep = location.is_deep(head.number, confirmations);
+        let signer = LaneKey {
+            network: site.policy.network,
+            signer: sender,
+        };
+        let id = match bond {
+            Bond::Payment(id) => {
+                self.ledger.settled_by_others(id, &location, deep).await?;
+                id
+            }
+            Bond::None if !self.ledger.is_signer(signer).await? => return Ok(None),
+            Bond::None | Bond::Session => {
+                let moved = MovedBefore {
+                    id: PaymentId(Uuid::now_v7()),
+                    candidate,
+                    confirmations,
+                    location: &location,
+                    deep,
+                };
+                if !self.ledger.adopt(&moved).await? {
+                    return self.overtaken(candidate, None).await.map(Some);
+                }
+                moved.id
+            }
+        };
+        tracing::info!(payment.id = %id, transaction = %location.transaction, %sender, "the money of a payment had moved before it was presented");
+        site.note_shallow();
+        self.waiters.wake([id]);
+        Ok(Some(id))
+    }
+}

@@ -1,0 +1,101 @@
+//! Payments that moved nothing and still could: their authorizations are signed, and anybody may submit them. Where somebody did, the
+//! payment is settled after all.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::chain::RpcError;
+use crate::chain::token::AuthorizationUse;
+use crate::ledger::LedgerError;
+use crate::payment::Payment;
+use crate::settlement::Site;
+
+/// How often they are looked for.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// How many at a time: the newest.
+const LOOKED_FOR_MAX: i64 = 200;
+
+/// When to look, and for what.
+#[derive(Debug, Default)]
+pub(super) struct Unmoved {
+    looked: Option<Instant>,
+    /// Blocks have left the chain since: what was proven in them is not proven any more.
+    reorganised: bool,
+}
+
+/// The look did not succeed; the next one will.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotNow {
+    /// The chain cannot be asked.
+    #[error(transparent)]
+    Chain(#[from] RpcError),
+    /// The ledger cannot be asked.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+impl Unmoved {
+    pub(super) fn note_reorganisation(&mut self) {
+        self.reorganised = true;
+    }
+
+    /// Looks, when it is time.
+    pub(super) async fn look(&mut self, site: &Site, head: u64) -> Result<(), NotNow> {
+        let due = self.looked.is_none_or(|last| last.elapsed() >= INTERVAL);
+        if !due && !self.reorganised {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        let network = site.policy.network;
+        let payments = site
+            .ledger
+            .unmoved(network, self.reorganised, LOOKED_FOR_MAX)
+            .await?;
+        let mut waits_for_depth = false;
+        if !payments.is_empty() {
+            let signed = payments
+                .iter()
+                .map(|payment| (payment.asset, &payment.authorization));
+            let signed: Vec<_> = signed.collect();
+            for log in site.rpc.uses(&signed, head).await? {
+                let of_log = |payment: &&Payment| {
+                    let terms = &payment.authorization;
+                    log.address == payment.asset
+                        && log.topics.get(1..) == Some(&[terms.from.into_word(), terms.nonce])
+                };
+                if let Some(payment) = payments.iter().find(of_log) {
+                    let deep = settle(site, payment, log.transaction_hash, head).await?;
+                    waits_for_depth |= !deep;
+                }
+            }
+        }
+        self.reorganised &= waits_for_depth;
+        Ok(())
+    }
+}
+
+/// Settles a payment whose authorization a transaction has used, if it moved the money. `false`: that is not deep enough yet.
+async fn settle(
+    site: &Site,
+    payment: &Payment,
+    transaction: alloy::primitives::B256,
+    head: u64,
+) -> Result<bool, NotNow> {
+    let (asset, signed) = (payment.asset, &payment.authorization);
+    let used = site.rpc.use_in(asset, signed, transaction).await?;
+    let AuthorizationUse::Transferred { location, .. } = used else {
+        return Ok(true);
+    };
+    let deep = location.is_deep(head, payment.confirmations);
+    if site
+        .ledger
+        .settled_by_others(payment.id, &location, deep)
+        .await?
+    {
+        tracing::warn!(payment.id = %payment.id, %transaction, "somebody else submitted the authorization of a payment that had been given up; it is settled after all");
+        site.note_shallow();
+        site.waiters.wake([payment.id]);
+    }
+    Ok(deep)
+}

@@ -117,10 +117,7 @@ impl SignerKey {
             input: order.data,
         };
         let digest = transaction.signature_hash();
-        let signature = self
-            .0
-            .sign_hash_sync(&digest)
-            .map_err(SigningFailed::Key)?;
+        let signature = self.0.sign_hash_sync(&digest).map_err(SigningFailed::Key)?;
         is_made_by(self.address(), digest, &signature)?;
         let raw = Bytes::from(TxEnvelope::from(transaction.into_signed(signature)).encoded_2718());
         let hash = keccak256(&raw);

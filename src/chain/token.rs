@@ -33,6 +33,9 @@ pub const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA
 /// `Transfer(address,address,uint256)`.
 pub(super) const TRANSFER: B256 =
     b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
+/// `AuthorizationCanceled(address,bytes32)`.
+const AUTHORIZATION_CANCELED: B256 =
+    b256!("1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81");
 /// How far back a foreign use of an authorization is looked for, in blocks; nodes limit the range of a log query.
 const LOOK_BACK_BLOCKS: u64 = 2_000;
 
@@ -184,7 +187,8 @@ impl Rpc {
         self.use_in(asset, signed, transaction).await
     }
 
-    /// The events that say of any of these authorizations that it was used, in the latest blocks up to `head`: one call for all.
+    /// The events that say of any of these authorizations that its nonce was used or cancelled, in the latest blocks up to `head`: one
+    /// call for all.
     ///
     /// # Errors
     /// When the RPC fails.
@@ -202,7 +206,7 @@ impl Rpc {
         payers.dedup();
         let filter = serde_json::json!({
             "address": assets,
-            "topics": [AUTHORIZATION_USED, payers, nonces],
+            "topics": [[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces],
             "fromBlock": format!("0x{:x}", head.saturating_sub(LOOK_BACK_BLOCKS)),
             "toBlock": "latest",
         });

@@ -88,9 +88,7 @@ impl Facilitator {
         let id = standing.payment.id;
         self.ledger.end_verify_lease(id).await?;
         let taken = match decide(&standing) {
-            Decision::CheckAgain(_) => {
-                self.admit(site, candidate, Bond::Payment(id)).await?
-            }
+            Decision::CheckAgain(_) => self.admit(site, candidate, Bond::Payment(id)).await?,
             Decision::Join
             | Decision::Grant
             | Decision::AwaitGrant

@@ -66,6 +66,8 @@ pub struct Unmined {
     pub id: Uuid,
     /// Its account nonce.
     pub nonce: u64,
+    /// Whether its payments ride in a call of Multicall3, where one may fail without the transaction failing.
+    pub batch: bool,
     /// All its attempts, oldest first.
     pub attempts: Vec<(B256, Bytes)>,
     /// What rides in it.
@@ -216,7 +218,7 @@ impl Ledger {
     /// When the database fails or a row cannot be read.
     pub async fn unmined(&self, lane: LaneKey) -> Result<Vec<Unmined>, LedgerError> {
         let rows = sqlx::query!(
-            "select t.id, t.nonce, a.hash, a.raw from transactions t join attempts a on a.transaction_id = t.id
+            "select t.id, t.nonce, t.kind, a.hash, a.raw from transactions t join attempts a on a.transaction_id = t.id
             where t.network = $1 and t.signer = $2 and t.state = 'signed' order by t.nonce, a.sequence",
             lane.network.to_string(),
             lane.signer.as_slice(),
@@ -236,6 +238,7 @@ impl Ledger {
                 unmined.push(Unmined {
                     id: row.id,
                     nonce,
+                    batch: row.kind == "batch",
                     attempts: Vec::new(),
                     payments,
                 });

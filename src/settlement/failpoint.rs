@@ -43,7 +43,8 @@ pub fn reach(step: Step) {
 pub fn signers_are_down() -> bool {
     #[cfg(feature = "failpoints")]
     {
-        std::env::var_os("X402D_SIGNERS_DOWN").is_some_and(|file| std::path::Path::new(&file).exists())
+        std::env::var_os("X402D_SIGNERS_DOWN")
+            .is_some_and(|file| std::path::Path::new(&file).exists())
     }
     #[cfg(not(feature = "failpoints"))]
     false

@@ -1,5 +1,7 @@
 //! What a mined transaction did for a payment. The logs decide, then the token's own state; a receipt's status proves nothing by itself.
 
+use alloy::primitives::B256;
+
 use crate::chain::token::{AuthorizationUse, transfer_log};
 use crate::chain::{Head, Receipt, RpcError};
 use crate::ledger::{LedgerError, RowOutcome, WithoutEffect};
@@ -22,11 +24,11 @@ pub(super) enum NotNow {
     Ledger(#[from] LedgerError),
 }
 
-/// Reads the outcome of `payment` in a transaction of ours that stands in a canonical block.
+/// Reads the outcome of `payment` in a transaction of ours that stands in a canonical block; the flag says whether it is a batch.
 pub(super) async fn of(
     site: &Site,
     payment: &Payment,
-    receipt: &Receipt,
+    (receipt, batch): (&Receipt, bool),
     head: &Head,
 ) -> Result<RowOutcome, NotNow> {
     let (asset, signed) = (payment.asset, &payment.authorization);
@@ -43,18 +45,24 @@ pub(super) async fn of(
         .authorization_use(asset, signed, head.number)
         .await?;
     let tries = site.ledger.tries(payment.id).await?;
-    Ok(without_transfer(
-        payment,
-        receipt.succeeded(),
-        &used,
-        head,
-        tries,
-    ))
+    let ours = Ours {
+        transaction: receipt.transaction_hash,
+        call_succeeded: receipt.succeeded() && !batch && payment.wallet.is_none(),
+    };
+    Ok(without_transfer(payment, ours, &used, head, tries))
+}
+
+/// The transaction of ours that moved nothing for a payment.
+#[derive(Debug, Clone, Copy)]
+struct Ours {
+    transaction: B256,
+    /// The token's own call went through. Of a batch that is not known: each call may fail by itself there.
+    call_succeeded: bool,
 }
 
 fn without_transfer(
     payment: &Payment,
-    succeeded: bool,
+    ours: Ours,
     used: &AuthorizationUse,
     head: &Head,
     tries: i64,
@@ -75,7 +83,7 @@ fn without_transfer(
         AuthorizationUse::Consumed(None) => {
             set_aside("the nonce is used, but the token's event about it cannot be found")
         }
-        AuthorizationUse::Consumed(Some(_)) if succeeded => fail(
+        AuthorizationUse::Consumed(Some(by)) if *by == ours.transaction => fail(
             Reason::ExactTransferMismatch,
             "the token used the nonce without moving exactly this amount to the payee",
         ),
@@ -87,7 +95,7 @@ fn without_transfer(
             Reason::ExactValidBefore,
             "the authorization expired on the chain before it could be used",
         ),
-        AuthorizationUse::Unused if succeeded => set_aside(
+        AuthorizationUse::Unused if ours.call_succeeded => set_aside(
             "the transaction succeeded, but the token neither moved the money nor used the nonce",
         ),
         AuthorizationUse::Unused if tries >= TRIES_MAX => {
@@ -109,27 +117,32 @@ fn expiry(payment: &Payment) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use alloy::primitives::B256;
     use time::{Duration, OffsetDateTime};
 
     use super::*;
     use crate::payment::specimen::{PAYER, VALID_BEFORE, location, now, payment};
     use crate::payment::{Location, PaymentState};
 
+    const OURS: B256 = B256::repeat_byte(0x05);
+
     /// The outcome at a head of that time, for a payment that wants two confirmations.
     fn outcome_at(
         time: OffsetDateTime,
         used: &AuthorizationUse,
-        succeeded: bool,
+        call_succeeded: bool,
         tries: i64,
     ) -> RowOutcome {
+        let ours = Ours {
+            transaction: OURS,
+            call_succeeded,
+        };
         let payment = payment(PaymentState::Inflight(B256::ZERO));
         let head = Head {
             number: location().block_number,
             time,
             ..Head::default()
         };
-        without_transfer(&payment, succeeded, used, &head, tries)
+        without_transfer(&payment, ours, used, &head, tries)
     }
 
     fn outcome(used: &AuthorizationUse, succeeded: bool, tries: i64) -> RowOutcome {
@@ -189,15 +202,17 @@ mod tests {
 
     #[test]
     fn a_nonce_used_without_this_transfer_is_a_failure_for_good() {
-        let used = AuthorizationUse::Consumed(Some(B256::ZERO));
-        assert_eq!(
-            failure(&outcome(&used, true, 0)),
-            Some(Reason::ExactTransferMismatch)
-        );
-        assert_eq!(
-            failure(&outcome(&used, false, 0)),
-            Some(Reason::ExactNonceUsed)
-        );
+        let used_by = |transaction| AuthorizationUse::Consumed(Some(transaction));
+        for succeeded in [true, false] {
+            assert_eq!(
+                failure(&outcome(&used_by(OURS), succeeded, 0)),
+                Some(Reason::ExactTransferMismatch)
+            );
+            assert_eq!(
+                failure(&outcome(&used_by(B256::ZERO), succeeded, 0)),
+                Some(Reason::ExactNonceUsed)
+            );
+        }
     }
 
     #[test]

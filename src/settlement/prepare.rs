@@ -189,11 +189,12 @@ impl Desk<'_> {
             max_priority_fee_wei: fees.max_priority_fee_wei,
         };
         let ids: Vec<PaymentId> = load.rows.iter().map(|row| row.payment.id).collect();
+        let batch = load.is_batch();
         let new = NewTransaction {
             lane: self.lane,
             epoch: self.lease.epoch,
             nonce,
-            kind: if load.is_batch() { "batch" } else { "direct" },
+            kind: if batch { "batch" } else { "direct" },
             attempt: &attempt,
             payments: &ids,
         };
@@ -203,6 +204,7 @@ impl Desk<'_> {
             Recorded::Written(id) => Prepared::Ready(Unmined {
                 id,
                 nonce,
+                batch,
                 attempts: vec![(hash, raw)],
                 payments: load.rows.into_iter().map(|row| row.payment).collect(),
             }),

@@ -22,26 +22,13 @@ async fn with_limits(limits: &str) -> World {
 async fn while_gas_is_dearer_than_the_cap_nothing_is_sent_and_afterwards_the_payment_settles() {
     let world = with_limits("max_fee_wei = 5000000000").await;
     let body = Purchase::new(&world.payer().await, PAYEE, 51).body();
-    let dear = U64::from(50_000_000_000_u64);
-    world
-        .chain
-        .call("anvil_setNextBlockBaseFeePerGas", json!([dear]))
-        .await;
-    world.chain.mine(1).await;
-    // The second look after it begins when the first has ended; one more, because a look may be two questions.
-    let looks = world.proxy.calls("eth_getBlockByNumber");
-    world.proxy.called("eth_getBlockByNumber", looks + 2).await;
+    world.becomes_dear(50).await;
     let refused = world.facilitator.settle(&body).await;
     assert_eq!(refused.reason(), "unexpected_settle_error", "{refused:?}");
     assert_eq!(refused.transaction(), "");
     assert_eq!(world.transactions(1).await, 0);
 
-    let cheap = U64::from(1_000_000_000_u64);
-    world
-        .chain
-        .call("anvil_setNextBlockBaseFeePerGas", json!([cheap]))
-        .await;
-    world.chain.mine(1).await;
+    world.chain.next_base_fee(1).await;
     let settled = eventually("success", Duration::from_secs(20), async || {
         let answer = world.facilitator.settle(&body).await;
         answer.succeeded().then_some(answer)

@@ -12,10 +12,11 @@ const PAYEE: Address = Address::repeat_byte(0x5e);
 const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_who_present_one_payment_at_once_get_one_transfer_and_one_success() {
+async fn scenario_24_of_a_hundred_who_present_one_payment_at_once_one_gets_success_and_all_the_hash()
+ {
     let world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 250_000).body();
-    let answers = world.facilitator.settle_at_once(vec![body; 20]).await;
+    let answers = world.facilitator.settle_at_once(vec![body; 100]).await;
     let (successes, others): (Vec<_>, Vec<_>) =
         answers.iter().partition(|answer| answer.succeeded());
     assert_eq!(successes.len(), 1, "{answers:?}");
@@ -143,7 +144,7 @@ async fn other_content_under_a_known_nonce_is_refused_and_learns_nothing_of_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_contents_under_one_nonce_at_once_settle_one_of_them() {
+async fn scenario_23_two_contents_under_one_nonce_at_once_settle_one_of_them() {
     let world = World::new().await;
     let first = Purchase::new(&world.payer().await, PAYEE, 10_000);
     let mut second = first.clone();
@@ -157,6 +158,7 @@ async fn two_contents_under_one_nonce_at_once_settle_one_of_them() {
         .iter()
         .filter(|answer| answer.reason() == "invalid_exact_evm_nonce_already_used");
     assert_eq!(foreign.count(), 5, "{answers:?}");
+    assert!(answers.iter().all(|answer| answer.status == 200));
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
 }
 

@@ -60,7 +60,7 @@ async fn killed_after_the_simulation_the_payment_settles_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_after_signing_the_payment_settles_once() {
+async fn scenario_01_killed_after_signing_nothing_was_sent_and_the_payment_settles_once() {
     settles_once_though_killed_at("signed", false).await;
 }
 
@@ -70,12 +70,12 @@ async fn killed_when_the_bytes_are_committed_but_not_sent_the_payment_settles_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_after_the_broadcast_the_payment_settles_once() {
+async fn scenario_03_killed_after_the_broadcast_the_payment_settles_once() {
     settles_once_though_killed_at("broadcast", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_when_the_receipt_was_seen_the_payment_settles_once() {
+async fn scenario_04_killed_when_the_receipt_was_seen_the_payment_settles_once() {
     settles_once_though_killed_at("mined", true).await;
 }
 
@@ -86,7 +86,7 @@ async fn killed_when_the_result_is_committed_the_payment_settles_once() {
 
 /// Here the first presenter after the restart waits until the dead process's lease has run out.
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_between_grant_and_answer_the_next_presenter_gets_the_success() {
+async fn scenario_05_killed_between_grant_and_answer_the_next_presenter_gets_the_success() {
     settles_once_though_killed_at("granted", true).await;
 }
 

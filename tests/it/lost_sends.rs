@@ -1,10 +1,13 @@
 //! Sends whose fate is unknown: the same bytes go out again, and no second nonce is used.
 
-use alloy::primitives::{Address, U256};
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256, U256};
 use serde_json::json;
+use tokio::task::JoinSet;
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Fault, Purchase, Setup, World};
+use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x10);
 const SEND: &str = "eth_sendRawTransaction";
@@ -17,7 +20,7 @@ async fn patient_world() -> World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_send_that_times_out_although_the_node_took_it_settles_once() {
+async fn scenario_06_a_send_that_times_out_although_the_node_took_it_settles_once() {
     let world = patient_world().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 31).body();
     world.chain.automine(false).await;
@@ -34,7 +37,7 @@ async fn a_send_that_times_out_although_the_node_took_it_settles_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_send_that_the_node_never_got_settles_once() {
+async fn scenario_07_a_send_that_the_node_never_got_settles_once() {
     let world = patient_world().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 32).body();
     world.proxy.on(SEND, Fault::RequestLost);
@@ -71,23 +74,96 @@ async fn a_send_that_meets_errors_and_nonsense_settles_once() {
     one_transfer_of(&world, 33).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_the_pool_forgot_is_sent_again() {
-    let world = patient_world().await;
-    let body = Purchase::new(&world.payer().await, PAYEE, 34).body();
-    world.chain.automine(false).await;
-    let mut waiting = world.facilitator.settling(&body);
-    world.has_sent(1).await;
-    world
-        .chain
-        .call("anvil_dropAllTransactions", json!([]))
+/// Payments that wait in the pool, each in a transaction of its own.
+struct Pooled {
+    world: World,
+    /// In nonce order.
+    hashes: Vec<B256>,
+    waiting: Vec<JoinSet<Result<Answer, reqwest::Error>>>,
+}
+
+impl Pooled {
+    async fn new(count: u64) -> Self {
+        let world = patient_world().await;
+        let payer = world.payer().await;
+        world.chain.automine(false).await;
+        let mut waiting = Vec::new();
+        for number in 0..count {
+            let body = Purchase::new(&payer, PAYEE, 1 << number).body();
+            waiting.push(world.facilitator.settling(&body));
+            world.has_sent(number + 1).await;
+        }
+        let hashes = world.proxy.sent();
+        assert_eq!(u64::try_from(hashes.len()).unwrap(), count);
+        Self {
+            world,
+            hashes,
+            waiting,
+        }
+    }
+
+    /// All are sent again, once each and in nonce order, within `limit`, and settle.
+    async fn settle_after_a_loss(mut self, limit: Duration) {
+        let count = self.hashes.len();
+        let again = eventually("the same bytes", limit, async || {
+            let sent = self.world.proxy.sent();
+            (sent.len() >= 2 * count).then(|| sent[count..2 * count].to_vec())
+        })
         .await;
-    world.has_sent(0).await;
-    world.has_sent(1).await;
-    world.mine_on().await;
+        assert_eq!(again, self.hashes, "in nonce order");
+        self.world.has_sent(u64::try_from(count).unwrap()).await;
+        self.world.mine_on().await;
+        for mut waiting in self.waiting.drain(..) {
+            let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
+            assert!(answer.succeeded(), "{answer:?}");
+        }
+        let paid = U256::from((1_u64 << count) - 1);
+        assert_eq!(self.world.chain.usdc(PAYEE).await, paid);
+        let nonces = u64::try_from(count).unwrap();
+        assert_eq!(self.world.transactions(1).await, nonces, "no further nonce");
+    }
+}
+
+/// Two blocks of the networks that are served most.
+const TWO_BLOCKS: Duration = Duration::from_secs(6);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_08_a_transaction_that_the_pool_dropped_is_sent_again_within_two_blocks() {
+    let pooled = Pooled::new(1).await;
+    pooled.world.chain.drop_transaction(pooled.hashes[0]).await;
+    pooled.settle_after_a_loss(TWO_BLOCKS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_09_a_pool_that_forgot_everything_gets_it_again_in_nonce_order() {
+    let pooled = Pooled::new(4).await;
+    let forget = "anvil_dropAllTransactions";
+    pooled.world.chain.call(forget, json!([])).await;
+    pooled.settle_after_a_loss(TWO_BLOCKS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_15_the_lowest_of_five_that_got_lost_is_sent_again_first() {
+    let pooled = Pooled::new(5).await;
+    pooled.world.chain.drop_transaction(pooled.hashes[0]).await;
+    pooled.settle_after_a_loss(TWO_BLOCKS).await;
+}
+
+/// The block's receipts cannot be read, and the answer to the send was lost: only the attempt's own hash tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_13_a_nonce_that_is_too_low_because_ours_was_mined_is_found_by_its_hash() {
+    let world = patient_world().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 35).body();
+    let receipts = world.proxy.calls("eth_getTransactionReceipt");
+    world.proxy.on("eth_getBlockReceipts", Fault::Unavailable);
+    world.proxy.on(SEND, Fault::AnswerLost);
+    let mut waiting = world.facilitator.settling(&body);
+    world.proxy.called(SEND, 0).await;
+    world.proxy.on(SEND, Fault::Error("nonce too low"));
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(answer.succeeded(), "{answer:?}");
-    one_transfer_of(&world, 34).await;
+    assert!(world.proxy.calls("eth_getTransactionReceipt") > receipts);
+    one_transfer_of(&world, 35).await;
 }
 
 async fn one_transfer_of(world: &World, amount: u64) {

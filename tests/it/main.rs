@@ -41,6 +41,8 @@ mod odd_tokens;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod preflight;
+#[cfg(test)]
 mod races;
 #[cfg(test)]
 mod readme;

@@ -2,7 +2,9 @@
 
 use alloy::primitives::{Address, U256};
 
-use crate::support::{Answer, Chain, Purchase, Setup, World, mintCall, new_account, setModeCall};
+use crate::support::{
+    Answer, Chain, Fault, Purchase, Setup, World, mintCall, new_account, setModeCall,
+};
 
 const PAYEE: Address = Address::repeat_byte(0x0d);
 const TOKEN: Address = Address::repeat_byte(0x70);
@@ -11,6 +13,7 @@ const MOVES_NOTHING: u8 = 1;
 const MOVES_LESS: u8 = 2;
 const DOES_NOTHING: u8 = 3;
 const PAYS_SOMEBODY_ELSE: u8 = 4;
+const WASTES_GAS: u8 = 5;
 
 /// A world in which the odd token is the only asset.
 async fn odd_world() -> World {
@@ -88,11 +91,46 @@ async fn a_token_that_pays_somebody_else_never_yields_success() {
 
 /// The authorization is still unused: it could move money later, so this is not called failed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_returns_quietly_never_yields_success_and_waits_for_the_operator() {
+async fn scenario_38_a_token_that_returns_quietly_never_yields_success_and_waits_for_the_operator()
+{
     let world = odd_world().await;
     let (purchase, answer) = settle_in_mode(&world, DOES_NOTHING).await;
     is_failed_for_good(&world, &purchase, &answer, "settlement_pending").await;
     let row = world.facilitator.payment(&answer).await;
     assert!(row["quarantine"].is_string(), "{row}");
     assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1));
+}
+
+/// What was measured before the send is too little by the time of the block: the transaction fails as a whole, and the payment settles with
+/// what it needs now, under another nonce.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_30_a_transaction_that_runs_out_of_gas_is_followed_by_one_that_has_enough() {
+    let world = odd_world().await;
+    let payer = new_account();
+    let (to, amount) = (payer.address(), U256::from(5_000));
+    world.chain.send(TOKEN, mintCall { to, amount }).await;
+    let purchase = Purchase::new(&payer, PAYEE, 30).in_token(TOKEN, "USDC");
+    let send = "eth_sendRawTransaction";
+    world.proxy.on(send, Fault::Hold);
+    let mut waiting = world.facilitator.settling(&purchase.body());
+    world.proxy.called(send, 0).await;
+    let mode = WASTES_GAS;
+    world.chain.send(TOKEN, setModeCall { mode }).await;
+    world.proxy.on(send, Fault::None);
+    let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert!(answer.succeeded(), "{answer:?}");
+    let row = world.facilitator.payment(&answer).await;
+    let attempts = row["attempts"].as_array().unwrap();
+    let [short, enough] = attempts.as_slice() else {
+        panic!("expected two transactions: {row}");
+    };
+    assert_eq!(short["mined"]["succeeded"], false);
+    assert_eq!(
+        short["mined"]["gasUsed"], short["gasLimit"],
+        "all of it burned"
+    );
+    assert_eq!(enough["mined"]["outcome"], "transferred");
+    assert_ne!(short["nonce"], enough["nonce"]);
+    assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(30));
+    assert_eq!(world.transactions(1).await, 2);
 }

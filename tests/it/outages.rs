@@ -105,6 +105,96 @@ async fn a_service_that_starts_while_the_rpc_is_down_waits_for_it_and_completes_
     says_nothing_secret(&world, &[&purchase]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_28_without_the_ledger_nothing_is_accepted_and_what_was_accepted_is_not_lost() {
+    let setup = Setup {
+        lined: true,
+        ..talkative()
+    };
+    let world = setup.build().await;
+    let line = world.line.as_ref().unwrap();
+    let payer = world.payer().await;
+    let purchase = Purchase::new(&payer, PAYEE, 628);
+    world.chain.automine(false).await;
+    let mut waiting = world.facilitator.settling(&purchase.body());
+    world.has_sent(1).await;
+    line.down(true);
+    is_an_outage_for(&world, &payer).await;
+    let unsure = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert!(!unsure.succeeded() && unsure.status == 503, "{unsure:?}");
+    world.mine_on().await;
+    line.down(false);
+    let settled = eventually("success", Duration::from_secs(30), async || {
+        let answer = world.facilitator.settle(&purchase.body()).await;
+        answer.succeeded().then_some(answer)
+    })
+    .await;
+    assert_eq!(settled.transaction().len(), 66);
+    assert_eq!(
+        world.transactions(1).await,
+        1,
+        "what was refused left nothing"
+    );
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(628));
+    says_nothing_secret(&world, &[&purchase]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_43_receipts_that_cannot_be_read_leave_a_payment_pending_and_then_settle_it() {
+    let world = talkative().build().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 643).body();
+    for method in ["eth_getBlockReceipts", "eth_getTransactionReceipt"] {
+        world.proxy.on(method, Fault::Unavailable);
+    }
+    let pending = world.facilitator.settle(&body).await;
+    assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
+    assert_eq!(
+        world.chain.usdc(PAYEE).await,
+        U256::from(643),
+        "the chain has it"
+    );
+    for method in ["eth_getBlockReceipts", "eth_getTransactionReceipt"] {
+        world.proxy.on(method, Fault::None);
+    }
+    let settled = eventually("success", Duration::from_secs(20), async || {
+        let answer = world.facilitator.settle(&body).await;
+        answer.succeeded().then_some(answer)
+    })
+    .await;
+    assert_eq!(settled.transaction(), pending.transaction());
+    assert_eq!(world.transactions(1).await, 1);
+}
+
+/// The ledger has committed, and its answer is lost: whether it has is unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_43_a_result_whose_commit_was_not_heard_is_recorded_once() {
+    let setup = Setup {
+        lined: true,
+        ..talkative()
+    };
+    let world = setup.build().await;
+    let line = world.line.as_ref().unwrap();
+    let purchase = Purchase::new(&world.payer().await, PAYEE, 644);
+    world.chain.automine(false).await;
+    let mut waiting = world.facilitator.settling(&purchase.body());
+    world.has_sent(1).await;
+    line.swallow(true);
+    world.mine_on().await;
+    let unsure = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert!(!unsure.succeeded(), "{unsure:?}");
+    line.swallow(false);
+    let settled = eventually("success", Duration::from_secs(30), async || {
+        let answer = world.facilitator.settle(&purchase.body()).await;
+        answer.succeeded().then_some(answer)
+    })
+    .await;
+    let row = world.facilitator.payment(&settled).await;
+    let settlements = row["events"].as_array().unwrap();
+    let settlements = settlements.iter().filter(|event| event["to"] == "settled");
+    assert_eq!(settlements.count(), 1, "{row}");
+    assert_eq!(world.transactions(1).await, 1);
+}
+
 /// A new payment can be judged by nobody now.
 async fn is_an_outage_for(world: &World, payer: &PrivateKeySigner) {
     let body = Purchase::new(payer, PAYEE, 1).body();

@@ -31,7 +31,8 @@ async fn patient_world() -> World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authorization_that_somebody_else_submits_first_is_a_success_with_their_transaction() {
+async fn scenario_21_an_authorization_that_somebody_else_submits_is_a_success_with_their_transaction()
+ {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 71);
     let answer = settle_while(&world, &purchase, async || {
@@ -172,4 +173,62 @@ async fn a_key_that_is_used_elsewhere_stops_its_lane_and_the_operator_is_told() 
         1,
         "nothing of ours was sent after"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_22_a_cancelled_authorization_fails_for_good_before_and_after_it_is_sent() {
+    let world = patient_world().await;
+    let payer = world.payer().await;
+    let never = Purchase::new(&payer, PAYEE, 221);
+    world.chain.cancel(&never).await;
+    let code = "invalid_exact_evm_nonce_already_used";
+    assert_eq!(world.facilitator.verify(&never.body()).await.reason(), code);
+    let answer = world.facilitator.settle(&never.body()).await;
+    assert_eq!((answer.reason(), answer.transaction().as_str()), (code, ""));
+
+    let late = Purchase::new(&payer, PAYEE, 222);
+    let answer = settle_while(&world, &late, async || world.chain.cancel(&late).await).await;
+    assert_eq!(answer.reason(), code, "{answer:?}");
+    let row = world.facilitator.payment(&answer).await;
+    assert_eq!(
+        (&row["state"], &row["quarantine"]),
+        (&json!("failed"), &json!(null))
+    );
+    let again = world.facilitator.settle(&late.body()).await;
+    assert_eq!(again.reason(), code);
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
+    assert_eq!(world.transactions(1).await, 1, "not tried again");
+}
+
+/// The facilitator gave the payment up; its payer, or anybody else who saw the authorization, did not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_and_is_submitted_by_somebody_else_is_settled_after_all() {
+    let setup = Setup {
+        toml: "[networks.base-sepolia]\nmax_fee_wei = 5000000000\n".to_owned(),
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let payer = world.payer().await;
+    let [presented, forgotten] = [231, 232].map(|amount| Purchase::new(&payer, PAYEE, amount));
+    world.becomes_dear(5_000).await;
+    let mut refused = Vec::new();
+    for purchase in [&presented, &forgotten] {
+        let answer = world.facilitator.settle(&purchase.body()).await;
+        assert_eq!(answer.reason(), "unexpected_settle_error", "{answer:?}");
+        world.chain.submit(purchase).await;
+        refused.push(answer);
+    }
+    // One is presented again, at verify first, as sellers do.
+    assert!(world.facilitator.verify(&presented.body()).await.is_valid());
+    let told = world.facilitator.settle(&presented.body()).await;
+    assert!(told.succeeded(), "{told:?}");
+    // Nobody asks for the other, and the ledger learns of it all the same.
+    let row = eventually("the watch", Duration::from_secs(60), async || {
+        let row = world.facilitator.payment(&refused[1]).await;
+        (row["state"] == "settled").then_some(row)
+    })
+    .await;
+    assert_eq!(row["transaction"].as_str().unwrap().len(), 66);
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(463));
+    assert_eq!(world.transactions(1).await, 0, "nothing of ours was sent");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
-use serde_json::Value;
+use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
 use crate::support::{Answer, Purchase, Setup, World, eventually};
@@ -88,4 +88,92 @@ fn states(row: &Value) -> Vec<String> {
     let events = row["events"].as_array().unwrap();
     let states = events.iter().filter_map(|event| event["to"].as_str());
     states.map(str::to_owned).collect()
+}
+
+/// Success at depth 1, and the row of the payment once the watch has seen the block go and the money come back.
+async fn settled_again(world: &World, told: &Answer) -> Value {
+    eventually("a second settlement", Duration::from_secs(30), async || {
+        let row = world.facilitator.payment(told).await;
+        (has_event(&row, "reorged") && row["state"] == "settled").then_some(row)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_16_a_payment_that_the_new_block_holds_too_is_settled_once_and_told_once() {
+    let world = World::new().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 916).body();
+    let told = world.facilitator.settle(&body).await;
+    let before = block_hash(&world, &told).await;
+    let raw = json!([told.transaction()]);
+    let raw = world.chain.call("eth_getRawTransactionByHash", raw).await;
+    world.chain.reorganise_with(1, &[raw]).await;
+    let row = settled_again(&world, &told).await;
+    assert_eq!(row["transaction"], told.transaction().as_str());
+    assert_ne!(block_hash(&world, &told).await, before);
+    let events = row["events"].as_array().unwrap();
+    let granted = events.iter().filter(|event| event["kind"] == "granted");
+    assert_eq!(granted.count(), 1, "{row}");
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+    assert_eq!(world.transactions(1).await, 1);
+    assert_eq!(row["attempts"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_17_five_blocks_that_leave_the_chain_take_payments_along_and_the_same_bytes_bring_them_back()
+ {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let mut told = Vec::new();
+    for amount in [1, 2, 4] {
+        let body = Purchase::new(&payer, PAYEE, amount).body();
+        told.push(world.facilitator.settle(&body).await);
+    }
+    world.chain.mine(2).await;
+    world.chain.reorganise(5).await;
+    for told in &told {
+        let row = settled_again(&world, told).await;
+        assert_eq!(row["transaction"], told.transaction().as_str(), "{row}");
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(7));
+    assert_eq!(world.transactions(1).await, 3);
+}
+
+/// In the new chain somebody else has the payer's money first.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_18_a_payer_who_has_nothing_in_the_new_chain_is_refused_and_holds_nothing() {
+    let setup = Setup {
+        reachable: true,
+        ..Setup::default()
+    };
+    let setup = setup.with("X402D_CONFIRMATIONS", "3");
+    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let payer = world.payer().await;
+    let body = Purchase::new(&payer, PAYEE, 918).body();
+    let everything = Purchase::new(&payer, Address::repeat_byte(0xe1), 100_000_000);
+    let pending = world.facilitator.settle(&body).await;
+    assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
+    assert_eq!(world.facilitator.payment(&pending).await["state"], "mined");
+
+    let spend = world.chain.submission(&everything);
+    world.chain.reorganise_with(1, &[spend]).await;
+    let row = eventually("a refusal", Duration::from_secs(30), async || {
+        world.chain.mine(1).await;
+        let row = world.facilitator.payment(&pending).await;
+        (row["state"] == "refused").then_some(row)
+    })
+    .await;
+    assert_eq!(
+        row["reason"], "invalid_exact_evm_insufficient_balance",
+        "{row}"
+    );
+    assert!(has_event(&row, "reorged"), "{row}");
+    let answer = world.facilitator.settle(&body).await;
+    assert_eq!(answer.reason(), "invalid_exact_evm_insufficient_balance");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
+    let held: String = sqlx::query_scalar("select sum(held)::text from payer_accounts")
+        .fetch_one(&mut world.database.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(held, "0");
 }

@@ -31,7 +31,8 @@ async fn one_payment_presented_to_two_processes_gets_one_transfer_and_one_succes
 
 /// The survivor takes the lane over when the lease of the dead has run out, and sends what the dead had only written down.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_process_had_written_down_another_one_sends_while_its_caller_waits() {
+async fn scenario_02_what_a_killed_process_had_written_down_another_one_sends_while_its_caller_waits()
+ {
     let setup = Setup {
         failpoint: Some("recorded"),
         ..Setup::default()
@@ -56,7 +57,7 @@ async fn what_a_killed_process_had_written_down_another_one_sends_while_its_call
 
 /// A stopped process is not dead: when it goes on, its lane belongs to another one, and it must not use a nonce of its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_wakes_up_after_losing_its_lane_sends_nothing_of_its_own() {
+async fn scenario_26_a_process_that_wakes_up_after_losing_its_lane_sends_nothing_of_its_own() {
     let world = World::new().await;
     let payer = world.payer().await;
     let replica = world.replica().await;

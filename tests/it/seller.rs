@@ -125,7 +125,7 @@ async fn a_buyer_who_hangs_up_while_the_payment_settles_gets_the_resource_when_t
     let header = payment_header(&format!("{}/report", stall.url), &payer).await;
     world.chain.automine(false).await;
     let asking = {
-        let (url, header) = (format!("{}/report", line.url), header.clone());
+        let (url, header) = (format!("{}/report", line.url()), header.clone());
         TaskTracker::new().spawn(async move { present(&url, &header).await })
     };
     world.has_sent(1).await;
@@ -166,7 +166,7 @@ async fn an_answer_that_broke_off_on_its_way_to_the_buyer_is_given_again() {
     let stall = stall(&world).await;
     let line = Line::to(&stall.url).await;
     let header = payment_header(&format!("{}/large", stall.url), &payer).await;
-    let mut broken = present(&format!("{}/large", line.url), &header)
+    let mut broken = present(&format!("{}/large", line.url()), &header)
         .await
         .unwrap();
     assert_eq!(broken.status(), 200);
@@ -191,8 +191,8 @@ async fn a_facilitator_whose_answer_never_came_is_asked_again_and_says_success()
     let world = World::new().await;
     let payer = world.payer().await;
     let line = Line::to(world.facilitator.url()).await;
-    let ours = Stall::open(&line.url, PAYEE, |paywall| paywall).await;
-    let official = Seller::start("seller_v2.mjs", &line.url, &PAYEE.to_string()).await;
+    let ours = Stall::open(&line.url(), PAYEE, |paywall| paywall).await;
+    let official = Seller::start("seller_v2.mjs", &line.url(), &PAYEE.to_string()).await;
     for (number, url) in [
         format!("{}/report", ours.url),
         format!("{}/upfront", official.url),
@@ -231,7 +231,7 @@ async fn an_answer_that_left_the_facilitator_whole_and_never_arrived_still_buys_
     let world = World::new().await;
     let payer = world.payer().await;
     let line = Line::to(world.facilitator.url()).await;
-    let stall = Stall::open(&line.url, PAYEE, |paywall| paywall).await;
+    let stall = Stall::open(&line.url(), PAYEE, |paywall| paywall).await;
     let elsewhere = Stall::open(world.facilitator.url(), PAYEE, |paywall| paywall).await;
     let url = format!("{}/report", stall.url);
     let header = payment_header(&url, &payer).await;

@@ -5,7 +5,7 @@ import {TestUsdc} from "TestUsdc.sol";
 
 /// A token whose authorised transfers can be told to lie. Modes:
 /// 0 behaves; 1 uses the nonce but moves and logs no money; 2 moves and logs one unit less;
-/// 3 returns quietly having done nothing; 4 pays somebody else (0x…dEaD).
+/// 3 returns quietly having done nothing; 4 pays somebody else (0x…dEaD); 5 behaves, and wastes 150,000 gas.
 contract OddToken is TestUsdc {
     address private constant SOMEBODY_ELSE = address(0xdEaD);
 
@@ -14,7 +14,7 @@ contract OddToken is TestUsdc {
     string private _domainVersion;
 
     function setMode(uint8 newMode) external {
-        require(newMode <= 4, "OddToken: unknown mode");
+        require(newMode <= 5, "OddToken: unknown mode");
         mode = newMode;
     }
 
@@ -34,6 +34,10 @@ contract OddToken is TestUsdc {
 
     function _settleAuthorization(address from, address to, uint256 value, bytes32 nonce) internal override {
         if (mode == 3) return;
+        if (mode == 5) {
+            uint256 start = gasleft();
+            while (start - gasleft() < 150_000) {}
+        }
         _useAuthorization(from, nonce);
         if (mode == 1) return;
         if (mode == 2) value -= 1;

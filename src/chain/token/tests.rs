@@ -50,6 +50,10 @@ fn the_topics_are_the_hashes_of_the_events() {
         AUTHORIZATION_USED,
         keccak256("AuthorizationUsed(address,bytes32)")
     );
+    assert_eq!(
+        AUTHORIZATION_CANCELED,
+        keccak256("AuthorizationCanceled(address,bytes32)")
+    );
 }
 
 #[test]

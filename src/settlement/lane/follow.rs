@@ -181,7 +181,7 @@ impl Lane {
     ) -> Result<MinedTransaction, outcome::NotNow> {
         let mut rows = Vec::with_capacity(transaction.payments.len());
         for payment in &transaction.payments {
-            let row = outcome::of(&self.site, payment, receipt, head).await?;
+            let row = outcome::of(&self.site, payment, (receipt, transaction.batch), head).await?;
             if let RowOutcome::WithoutEffect(next) = &row {
                 tracing::warn!(payment.id = %payment.id, transaction = %receipt.transaction_hash, ?next, "a transaction was mined without moving this payment's money");
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256, Bytes, U64, U256, keccak256};
+use alloy::signers::SignerSync;
 use alloy::sol;
 use alloy::sol_types::SolCall;
 use reqwest::Client;
@@ -15,6 +16,9 @@ sol! {
     function balanceOf(address account) returns (uint256);
     function mint(address to, uint256 amount);
     function setMode(uint8 mode);
+    function pause(bool on);
+    function cancelAuthorization(address authorizer, bytes32 nonce, bytes signature);
+    function DOMAIN_SEPARATOR() returns (bytes32);
     function addressOf(address owner, bytes32 salt) returns (address);
     function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
         bytes32 nonce, bytes signature);
@@ -100,8 +104,18 @@ impl Chain {
 
     /// Hands an authorization to its token past the service, as anybody may.
     pub(crate) async fn submit(&self, purchase: &Purchase) {
+        self.send(purchase.asset, Self::transfer(purchase)).await;
+    }
+
+    /// The transaction that would do that.
+    pub(crate) fn submission(&self, purchase: &Purchase) -> Value {
+        let data = Bytes::from(Self::transfer(purchase).abi_encode());
+        json!({"from": LocalChain::funded_keys()[0].address, "to": purchase.asset, "data": data, "gas": "0x30d40"})
+    }
+
+    fn transfer(purchase: &Purchase) -> transferWithAuthorizationCall {
         let signed = purchase.authorization;
-        let call = transferWithAuthorizationCall {
+        transferWithAuthorizationCall {
             from: signed.from,
             to: signed.to,
             value: signed.value.atomic(),
@@ -109,8 +123,35 @@ impl Chain {
             validBefore: signed.valid_before.atomic(),
             nonce: signed.nonce,
             signature: purchase.own_signature(),
+        }
+    }
+
+    /// Cancels an authorization, as its payer may.
+    pub(crate) async fn cancel(&self, purchase: &Purchase) {
+        let separator = self.read(purchase.asset, DOMAIN_SEPARATORCall {}).await;
+        let kind = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
+        let (authorizer, nonce) = (purchase.authorization.from, purchase.authorization.nonce);
+        let content = keccak256([kind, authorizer.into_word(), nonce].concat());
+        let digest = keccak256([b"\x19\x01", &separator[..], &content[..]].concat());
+        let signature = purchase.signer.sign_hash_sync(&digest).unwrap();
+        let call = cancelAuthorizationCall {
+            authorizer,
+            nonce,
+            signature: signature.as_bytes().into(),
         };
         self.send(purchase.asset, call).await;
+    }
+
+    /// Transactions that wait in the pool vanish from it.
+    pub(crate) async fn drop_transaction(&self, hash: B256) {
+        self.call("anvil_dropTransaction", json!([hash])).await;
+    }
+
+    /// What gas costs from the next block on, for as long as blocks are empty.
+    pub(crate) async fn next_base_fee(&self, gwei: u64) {
+        let fee = json!([U64::from(gwei * 1_000_000_000)]);
+        self.call("anvil_setNextBlockBaseFeePerGas", fee).await;
+        self.mine(1).await;
     }
 
     /// The `Transfer` logs of `token` towards `payee`, oldest first.
@@ -156,6 +197,12 @@ impl Chain {
     /// Replaces the newest blocks by empty ones; their transactions are gone, not pending.
     pub(crate) async fn reorganise(&self, depth: u64) {
         self.call("anvil_reorg", json!([depth, []])).await;
+    }
+
+    /// The same, but the first of the new blocks holds these transactions: raw, or as `eth_sendTransaction` takes them.
+    pub(crate) async fn reorganise_with(&self, depth: u64, transactions: &[Value]) {
+        let pairs: Vec<Value> = transactions.iter().map(|one| json!([one, 0])).collect();
+        self.call("anvil_reorg", json!([depth, pairs])).await;
     }
 
     /// Puts a contract of `contracts/artifacts` somewhere.

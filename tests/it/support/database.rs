@@ -3,11 +3,14 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
 use url::Url;
 use uuid::Uuid;
 use x402d::embedded::EmbeddedPostgres;
+
+use super::Line;
 
 /// A fresh database on the server of `DATABASE_URL`, or a data directory in which x402d runs its private Postgres.
 pub(crate) enum Database {
@@ -50,10 +53,69 @@ impl Database {
 
     /// A connection of the test's own; only to a reachable one.
     pub(crate) async fn connection(&self) -> PgConnection {
+        PgConnection::connect(self.url()).await.unwrap()
+    }
+
+    /// A line to it, and the variable by which x402d finds the database over that line; only to a reachable one.
+    pub(crate) async fn line(&self) -> (Line, (&'static str, String)) {
+        let options: PgConnectOptions = self.url().parse().unwrap();
+        let port = options.get_port();
+        let socket = options.get_socket();
+        let socket = socket.map(|folder| folder.join(format!(".s.PGSQL.{port}")));
+        let line = Line::to_database(port, socket).await;
+        let url = format!(
+            "postgres://{}@127.0.0.1:{}/{}",
+            options.get_username(),
+            line.port(),
+            options.get_database().unwrap()
+        );
+        (line, ("DATABASE_URL", url))
+    }
+
+    /// Copies it as it is now, while nobody is connected; only a reachable one.
+    pub(crate) async fn copy(&self) -> String {
+        let copy = format!("{}_copy", self.name());
+        self.administer(&[format!(
+            "create database \"{copy}\" template \"{}\"",
+            self.name()
+        )])
+        .await;
+        copy
+    }
+
+    /// Makes it what it was when it was copied.
+    pub(crate) async fn restore(&self, copy: &str) {
+        let name = self.name();
+        self.administer(&[
+            format!("drop database \"{name}\" with (force)"),
+            format!("alter database \"{copy}\" rename to \"{name}\""),
+        ])
+        .await;
+    }
+
+    async fn administer(&self, statements: &[String]) {
+        let options: PgConnectOptions = self.url().parse().unwrap();
+        let options = options.database("template1");
+        let mut connection = PgConnection::connect_with(&options).await.unwrap();
+        for statement in statements {
+            let statement = AssertSqlSafe(statement.clone());
+            sqlx::raw_sql(statement)
+                .execute(&mut connection)
+                .await
+                .unwrap();
+        }
+    }
+
+    fn name(&self) -> String {
+        let options: PgConnectOptions = self.url().parse().unwrap();
+        options.get_database().unwrap().to_owned()
+    }
+
+    fn url(&self) -> &str {
         let (Self::Server { url, .. } | Self::Kept { url, .. }) = self else {
             panic!("ask for a reachable database");
         };
-        PgConnection::connect(url).await.unwrap()
+        url
     }
 
     async fn on(server: String) -> Self {

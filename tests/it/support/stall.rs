@@ -1,6 +1,5 @@
-//! A seller on our own module, in this process, and a line that can be cut.
+//! A seller on our own module, in this process.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -11,10 +10,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use x402d::protocol::header;
 use x402d::seller::{Flow, Payment, Paywall, Price, Route};
@@ -122,67 +118,4 @@ pub(crate) async fn present(url: &str, payment: &str) -> Result<reqwest::Respons
 pub(crate) fn receipt(response: &reqwest::Response) -> Value {
     let receipt = response.headers()["payment-response"].to_str().unwrap();
     header::decode(receipt).unwrap()
-}
-
-/// A line to a server that can be cut: every connection over it breaks at once. Or it swallows answers: the server has said everything, and
-/// nobody heard it.
-pub(crate) struct Line {
-    pub(crate) url: String,
-    cuts: watch::Sender<u32>,
-    swallows: Arc<AtomicBool>,
-    _server: AbortOnDropHandle<()>,
-}
-
-impl Line {
-    pub(crate) async fn to(url: &str) -> Self {
-        let server: SocketAddr = url.trim_start_matches("http://").parse().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (cuts, cut) = watch::channel(0);
-        let swallows = Arc::new(AtomicBool::new(false));
-        let swallowing = Arc::clone(&swallows);
-        let lines = TaskTracker::new().spawn(async move {
-            let mut open = JoinSet::new();
-            while let Ok((mut client, _)) = listener.accept().await {
-                let (mut cut, swallowing) = (cut.clone(), Arc::clone(&swallowing));
-                cut.mark_unchanged();
-                open.spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(server).await else {
-                        return;
-                    };
-                    let (mut asks, mut hears) = client.split();
-                    let (mut says, mut listens) = server.split();
-                    let answers = async {
-                        let mut piece = vec![0; 16 * 1024];
-                        while let Ok(length @ 1..) = says.read(&mut piece).await {
-                            let lost = swallowing.load(Ordering::Relaxed);
-                            if lost || hears.write_all(&piece[..length]).await.is_err() {
-                                return;
-                            }
-                        }
-                    };
-                    tokio::select! {
-                        () = answers => {}
-                        _ = tokio::io::copy(&mut asks, &mut listens) => {}
-                        _ = cut.changed() => {}
-                    }
-                });
-            }
-        });
-        Self {
-            url,
-            cuts,
-            swallows,
-            _server: AbortOnDropHandle::new(lines),
-        }
-    }
-
-    /// From now on answers are read and lost, or pass again.
-    pub(crate) fn swallow(&self, answers: bool) {
-        self.swallows.store(answers, Ordering::Relaxed);
-    }
-
-    pub(crate) fn cut(&self) {
-        self.cuts.send_modify(|cuts| *cuts += 1);
-    }
 }

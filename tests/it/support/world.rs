@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alloy::signers::local::PrivateKeySigner;
 
-use super::{Chain, Database, Facilitator, Proxy, eventually, new_account};
+use super::{Chain, Database, Facilitator, Line, Proxy, eventually, new_account};
 
 /// How to set the scene. The default: one signer, a block for each transaction, no further configuration.
 #[derive(Clone)]
@@ -17,6 +17,8 @@ pub(crate) struct Setup {
     pub(crate) toml: String,
     /// The test wants to look into the ledger by itself.
     pub(crate) reachable: bool,
+    /// The database is reached over a line that the test can break.
+    pub(crate) lined: bool,
     /// The step at which the first life ends.
     pub(crate) failpoint: Option<&'static str>,
 }
@@ -29,6 +31,7 @@ impl Default for Setup {
             variables: Vec::new(),
             toml: String::new(),
             reachable: false,
+            lined: false,
             failpoint: None,
         }
     }
@@ -40,6 +43,8 @@ pub(crate) struct World {
     pub(crate) database: Database,
     pub(crate) proxy: Proxy,
     pub(crate) chain: Chain,
+    /// To the database, where the test asked for one.
+    pub(crate) line: Option<Line>,
     variables: Vec<(&'static str, String)>,
     toml: String,
 }
@@ -84,6 +89,14 @@ impl World {
         .await;
     }
 
+    /// Lets a block ask for much, and waits until the service has seen it.
+    pub(crate) async fn becomes_dear(&self, gwei: u64) {
+        self.chain.next_base_fee(gwei).await;
+        // The second look after it begins when the first has ended; one more, because a look may be two questions.
+        let looks = self.proxy.calls("eth_getBlockByNumber");
+        self.proxy.called("eth_getBlockByNumber", looks + 2).await;
+    }
+
     /// Makes blocks again after a pause.
     pub(crate) async fn mine_on(&self) {
         self.chain.automine(true).await;
@@ -105,10 +118,16 @@ impl Setup {
 
     /// On a chain that the test has prepared.
     pub(crate) async fn on(self, chain: Chain) -> World {
-        let database = if self.reachable {
+        let database = if self.reachable || self.lined {
             Database::reachable().await
         } else {
             Database::fresh().await
+        };
+        let (line, database_variable) = if self.lined {
+            let (line, variable) = database.line().await;
+            (Some(line), variable)
+        } else {
+            (None, database.variable())
         };
         let proxy = Proxy::before(chain.url()).await;
         let keys: Vec<_> = Chain::signers(self.signers)
@@ -116,7 +135,7 @@ impl Setup {
             .map(|account| account.key)
             .collect();
         let mut variables = vec![
-            database.variable(),
+            database_variable,
             ("X402D_NETWORK", "base-sepolia".to_owned()),
             ("X402D_RPC_URL", proxy.url()),
             ("X402D_SIGNER_KEYS", keys.join(",")),
@@ -129,6 +148,7 @@ impl Setup {
             database,
             proxy,
             chain,
+            line,
             variables,
             toml: self.toml,
         }

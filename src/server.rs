@@ -257,6 +257,7 @@ async fn open_network(
         policy: config.policy.clone(),
         fees: config.fees,
         waiters: waiters.clone(),
+        signers: addresses(&config.signers),
         queue_max: config.queue_max,
         inflight_max: config.inflight_max,
         poll: config.poll,

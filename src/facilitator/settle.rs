@@ -111,7 +111,7 @@ impl Facilitator {
             Bond::Payment(id) => Some(id),
             Bond::None | Bond::Session => None,
         };
-        let place = site.reserve().ok_or(Outage::Busy)?;
+        let place = site.queue.reserve().ok_or(Outage::Busy)?;
         for _ in 0..READS_MAX {
             let Checked { verified, facts } = match self.examine(site, &candidate, bond).await? {
                 Examined::Good(checked) => *checked,
@@ -130,7 +130,8 @@ impl Facilitator {
                 Accepted::New(payment) => {
                     let waiting = self.waiters.wait_for(payment.id);
                     let id = payment.id;
-                    site.enqueue(place, Queued::new(*payment, Some(facts)));
+                    site.queue
+                        .enqueue(place, Queued::new(*payment, Some(facts)));
                     return Ok(Taken::Now(id, waiting));
                 }
                 // Somebody was faster; that row answers, after the same look at it that every known payment gets.

@@ -368,6 +368,7 @@ fn queued(new: &NewPayment, at: OffsetDateTime) -> Payment {
         confirmations: new.confirmations,
         quarantine: None,
         unmatched: None,
+        signer: None,
         created_at: at,
         updated_at: at,
     }

@@ -100,9 +100,11 @@ impl Ledger {
         // `is true` keeps the index over states out of it: the queue may be long, and these are known by id.
         let moved = sqlx::query_scalar!(
             "update payments set state = 'inflight', transaction_hash = $2
-            where id = any($1) and (state = 'queued') is true and quarantined_at is null returning id",
+            where id = any($1) and (state = 'queued') is true and quarantined_at is null and (signer is null or signer = $3)
+            returning id",
             &ids,
             new.attempt.hash.as_slice(),
+            signer,
         )
         .fetch_all(&mut *transaction)
         .await?;

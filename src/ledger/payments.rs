@@ -46,20 +46,24 @@ impl Ledger {
         row.map(Payment::try_from).transpose()
     }
 
-    /// Payments that wait for a transaction on `network` and that no process seems to be working on: queued for at least two
-    /// seconds. At most `limit`, oldest first.
+    /// Payments that wait for a transaction on `network` of any of `signers`, and that no process seems to be working on: queued for at
+    /// least two seconds. At most `limit`, oldest first.
     ///
     /// # Errors
     /// When the database fails; a row that cannot be read is quarantined by the caller, not by this.
     pub async fn stranded(
         &self,
         network: Network,
+        signers: &[Address],
         limit: i64,
     ) -> Result<Vec<Payment>, LedgerError> {
+        let signers: Vec<&[u8]> = signers.iter().map(|signer| signer.as_slice()).collect();
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.state = 'queued' and p.quarantined_at is null and p.queued_at < now() - interval '2 seconds'
-             order by p.queued_at limit $2",
+                and (p.signer is null or p.signer = any($2))
+             order by p.queued_at limit $3",
             network.to_string(),
+            &signers as _,
             limit
         )
         .fetch_all(&self.pool)

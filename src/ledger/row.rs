@@ -42,6 +42,7 @@ pub(super) struct PaymentRow {
     pub(super) unmatched_reason: Option<String>,
     pub(super) created_at: OffsetDateTime,
     pub(super) updated_at: OffsetDateTime,
+    pub(super) signer: Option<Vec<u8>>,
 }
 
 /// `query_as!` over all columns of `payments p`, with the rest of the statement appended.
@@ -52,7 +53,7 @@ macro_rules! select_payments {
             r#"select p.id, p.x402_version, p.rail, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
-                p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at
+                p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at, p.signer
             from payments p "# + $rest $(+ $more)*
             $(, $argument)*
         )
@@ -80,6 +81,10 @@ impl TryFrom<PaymentRow> for Payment {
             .wallet_factory
             .as_deref()
             .map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
+        let signer = row
+            .signer
+            .as_deref()
+            .map(|bytes| address(bytes).ok_or_else(|| bad("signer")));
         let state = state(&row)?;
         Ok(Self {
             id: PaymentId(row.id),
@@ -102,6 +107,7 @@ impl TryFrom<PaymentRow> for Payment {
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             quarantine: row.quarantine_reason,
             unmatched: row.unmatched_reason,
+            signer: signer.transpose()?,
             created_at: row.created_at,
             updated_at: row.updated_at,
         })

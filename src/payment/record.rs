@@ -53,6 +53,8 @@ pub struct Payment {
     pub quarantine: Option<String>,
     /// Why its money does not count although it moved, if that is so: it is never granted.
     pub unmatched: Option<String>,
+    /// The only signer that may settle it; `None`: any.
+    pub signer: Option<Address>,
     /// When it was accepted.
     pub created_at: OffsetDateTime,
     /// When it last changed.

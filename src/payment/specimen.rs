@@ -137,6 +137,7 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
         confirmations: 2,
         quarantine: None,
         unmatched: None,
+        signer: None,
         created_at: now(),
         updated_at: now(),
     }

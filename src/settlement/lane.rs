@@ -224,7 +224,7 @@ impl Lane {
         if stopped {
             self.site.lane_tried();
         } else {
-            self.site.lane_begins();
+            self.site.lane_begins(self.id.signer);
         }
         let mut view = self.site.view.subscribe();
         view.mark_changed();
@@ -250,7 +250,7 @@ impl Lane {
                     self.follow(&mut owned, now).await
                 }
                 _ = tending.tick() => self.tend(&mut owned).await,
-                queued = self.site.next(ROWS_MAX), if takes => {
+                queued = self.site.queue.next(self.id.signer, ROWS_MAX), if takes => {
                     owned.waiting.extend(queued);
                     Ok(())
                 }
@@ -263,11 +263,11 @@ impl Lane {
         drop(lease);
         // What waits is queued in the ledger, and is found there.
         for queued in owned.waiting {
-            self.site.put_down(queued.payment.id);
+            self.site.queue.put_down(queued.payment.id);
         }
         self.site.count_open(owned.open.len(), 0);
         if !stopped {
-            self.site.lane_ends();
+            self.site.queue.lane_ends(self.id.signer).await;
         }
     }
 
@@ -309,7 +309,7 @@ impl Lane {
         }
         for id in ids {
             if !owned.waiting.iter().any(|queued| queued.payment.id == id) {
-                self.site.put_down(id);
+                self.site.queue.put_down(id);
             }
         }
         result

@@ -11,6 +11,7 @@ mod lane;
 mod load;
 mod outcome;
 mod prepare;
+mod queue;
 mod site;
 mod transfers;
 mod unmoved;
@@ -19,7 +20,8 @@ mod watch;
 
 pub use chain_view::ChainView;
 pub use lane::Lane;
-pub use site::{Health, Place, Queued, Site, SiteParts};
+pub use queue::{Place, Queue, Queued};
+pub use site::{Health, Site, SiteParts};
 pub use transfers::Transfers;
 pub use waiters::Waiters;
 pub use watch::Watch;

@@ -1,52 +1,18 @@
 //! One network as the engine serves it: the parts that its lanes, its watch and the facilitator share.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex as StdMutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use alloy::primitives::Address;
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
-use crate::payment::{ChainFacts, NetworkPolicy, Payment, PaymentId};
-use crate::settlement::{ChainView, Waiters};
-
-/// Longer than any caller waits.
-const STALE_AFTER: Duration = Duration::from_secs(30);
-
-/// A payment in the queue of its network.
-#[derive(Debug, Clone)]
-pub struct Queued {
-    /// The row.
-    pub payment: Payment,
-    /// What the chain said when it was accepted: at an unchanged head there is no need to ask again.
-    pub facts: Option<ChainFacts>,
-    /// When it was queued here.
-    pub since: Instant,
-}
-
-impl Queued {
-    /// A payment that is queued now.
-    pub fn new(payment: Payment, facts: Option<ChainFacts>) -> Self {
-        Self {
-            payment,
-            facts,
-            since: Instant::now(),
-        }
-    }
-
-    /// Whether every caller has given up on it: it lay here while another process owned the lanes, and the ledger knows better.
-    pub fn is_stale(&self) -> bool {
-        self.since.elapsed() > STALE_AFTER
-    }
-}
-
-/// A reserved place in the queue; empty in a process that owns no lane and whose queue is full.
-#[derive(Debug)]
-pub struct Place<'a>(Option<mpsc::Permit<'a, Queued>>);
+use crate::payment::NetworkPolicy;
+use crate::settlement::{ChainView, Queue, Waiters};
 
 /// What a [`Site`] is made of.
 #[derive(Debug)]
@@ -63,6 +29,8 @@ pub struct SiteParts {
     pub fees: FeePolicy,
     /// Who waits for what.
     pub waiters: Waiters,
+    /// Whose transactions settle its payments.
+    pub signers: Vec<Address>,
     /// Payments that may wait in memory for a lane.
     pub queue_max: usize,
     /// Unmined transactions that one signer may have.
@@ -96,16 +64,14 @@ pub struct Site {
     pub poll: Duration,
     /// How long a payment waits for others to ride with while transactions are under way.
     pub batch_wait: Duration,
-    queue: mpsc::Sender<Queued>,
-    waiting: Mutex<mpsc::Receiver<Queued>>,
-    in_hand: StdMutex<HashSet<PaymentId>>,
+    /// Payments that wait for a lane of this process.
+    pub queue: Queue,
     open: AtomicUsize,
     shallow: AtomicBool,
     look: Notify,
     transfers: Notify,
-    seen: StdMutex<Option<Instant>>,
+    seen: Mutex<Option<Instant>>,
     opened: AtomicBool,
-    lanes: AtomicUsize,
     hungry: AtomicBool,
     settled_in: AtomicBool,
 }
@@ -124,7 +90,6 @@ pub struct Health {
 impl Site {
     /// Puts the parts together.
     pub fn new(parts: SiteParts) -> Self {
-        let (queue, waiting) = mpsc::channel(parts.queue_max);
         Self {
             ledger: parts.ledger,
             rpc: parts.rpc,
@@ -136,16 +101,13 @@ impl Site {
             inflight_max: parts.inflight_max,
             poll: parts.poll,
             batch_wait: parts.batch_wait,
-            queue,
-            waiting: Mutex::new(waiting),
-            in_hand: StdMutex::default(),
+            queue: Queue::new(&parts.signers, parts.queue_max),
             open: AtomicUsize::new(0),
             shallow: AtomicBool::new(true),
             look: Notify::new(),
             transfers: Notify::new(),
-            seen: StdMutex::new(None),
+            seen: Mutex::new(None),
             opened: AtomicBool::new(false),
-            lanes: AtomicUsize::new(0),
             hungry: AtomicBool::new(false),
             settled_in: AtomicBool::new(false),
         }
@@ -162,8 +124,8 @@ impl Site {
     }
 
     /// Says that this process owns a further lane.
-    pub fn lane_begins(&self) {
-        self.lanes.fetch_add(1, Ordering::Relaxed);
+    pub fn lane_begins(&self, signer: Address) {
+        self.queue.lane_begins(signer);
         self.lane_tried();
         self.hungry.store(true, Ordering::Relaxed);
         self.look_now();
@@ -174,61 +136,9 @@ impl Site {
         self.settled_in.store(true, Ordering::Relaxed);
     }
 
-    /// Says that a lane was lost.
-    pub fn lane_ends(&self) {
-        self.lanes.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Whether this process owns any lane of the network.
-    pub fn owns_lanes(&self) -> bool {
-        self.lanes.load(Ordering::Relaxed) > 0
-    }
-
     /// Whether a lane has just begun and payments may be waiting in the ledger for it; asking clears it.
     pub fn take_hungry(&self) -> bool {
         self.hungry.swap(false, Ordering::Relaxed)
-    }
-
-    /// A place for a payment, or `None` when there is no room: taken before the ledger accepts, so that nothing accepted is without one.
-    pub fn reserve(&self) -> Option<Place<'_>> {
-        match self.queue.try_reserve() {
-            Ok(permit) => Some(Place(Some(permit))),
-            // Nobody here empties the queue: whoever owns the lanes finds the payment in the ledger.
-            Err(_) => (!self.owns_lanes()).then_some(Place(None)),
-        }
-    }
-
-    /// Hands a payment to the lanes of this process, as far as there is room.
-    pub fn enqueue(&self, place: Place<'_>, queued: Queued) {
-        let Some(place) = place.0 else { return };
-        self.in_hand
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(queued.payment.id);
-        place.send(queued);
-    }
-
-    /// Whether a payment waits for, or is being prepared by, a lane of this process.
-    pub fn is_in_hand(&self, payment: PaymentId) -> bool {
-        self.in_hand
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&payment)
-    }
-
-    /// A lane is done with a payment: it rides in a transaction, or went no further.
-    pub fn put_down(&self, payment: PaymentId) {
-        self.in_hand
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&payment);
-    }
-
-    /// The next payments for a lane with room for `room`; waits for at least one.
-    pub async fn next(&self, room: usize) -> Vec<Queued> {
-        let mut taken = Vec::new();
-        self.waiting.lock().await.recv_many(&mut taken, room).await;
-        taken
     }
 
     /// The later of the wall clock and the newest block's time: windows of authorizations are the chain's business, but a quiet chain's

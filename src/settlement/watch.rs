@@ -238,23 +238,24 @@ impl Watch {
     }
 
     async fn pick_up_stranded(&self) -> Result<(), LedgerError> {
-        if !self.site.owns_lanes() {
+        let owned = self.site.queue.owned();
+        if owned.is_empty() {
             return Ok(());
         }
         for payment in self
             .site
             .ledger
-            .stranded(self.site.policy.network, STRANDED_MAX)
+            .stranded(self.site.policy.network, &owned, STRANDED_MAX)
             .await?
         {
-            if self.site.is_in_hand(payment.id) {
+            if self.site.queue.is_in_hand(payment.id) {
                 continue;
             }
-            let Some(place) = self.site.reserve() else {
+            let Some(place) = self.site.queue.reserve() else {
                 break;
             };
             tracing::debug!(payment.id = %payment.id, "taking up a payment that waits for a transaction");
-            self.site.enqueue(place, Queued::new(payment, None));
+            self.site.queue.enqueue(place, Queued::new(payment, None));
         }
         Ok(())
     }

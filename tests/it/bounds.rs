@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use alloy::primitives::{Address, U64, U256};
-use serde_json::json;
+use alloy::primitives::{Address, U256};
 use tokio::task::JoinSet;
 
 use crate::support::{Fault, Purchase, Setup, World, eventually};

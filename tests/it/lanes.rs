@@ -79,6 +79,63 @@ async fn scenario_14_a_nonce_that_a_stranger_used_stops_its_lane_and_the_payment
     assert_eq!(row["attempts"].as_array().unwrap().len(), 2);
 }
 
+/// Payments of the kinds that name their signer; here the test names it, while they wait for cheaper gas.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone() {
+    let setup = Setup {
+        reachable: true,
+        toml: "[networks.base-sepolia]\nmax_fee_wei = 5000000000\n".to_owned(),
+        ..two_signers()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let payer = world.payer().await;
+    world.becomes_dear(50_000).await;
+    let bodies = (0..8).map(|number| Purchase::new(&payer, PAYEE, 1 << number).body());
+    let mut waiting: Vec<_> = bodies
+        .map(|body| world.facilitator.settling(&body))
+        .collect();
+    eventually("the queue", Duration::from_secs(20), async || {
+        let queued = world.facilitator.get("/payments?state=queued").await.body;
+        (queued["payments"].as_array().unwrap().len() == 8).then_some(())
+    })
+    .await;
+    let named = Chain::signers(2)[1].address;
+    let mut ledger = world.database.connection().await;
+    sqlx::query("update payments set signer = $1")
+        .bind(named.as_slice())
+        .execute(&mut ledger)
+        .await
+        .unwrap();
+    world.chain.next_base_fee(1).await;
+    for waiting in &mut waiting {
+        let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
+        assert!(answer.succeeded(), "{answer:?}");
+        let receipt = world.chain.receipt(&answer.transaction()).await;
+        let from: Address = receipt["from"].as_str().unwrap().parse().unwrap();
+        assert_eq!(from, named);
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(255));
+
+    // The schema itself refuses a row in another signer's transaction.
+    let smuggled = sqlx::query(
+        "with other as (
+            insert into transactions (id, network, signer, nonce, epoch, kind, state)
+            select gen_random_uuid(), network, signer, 999, 1, 'direct', 'signed' from lanes where signer <> $1 returning id
+        )
+        insert into transaction_payments (transaction_id, position, payment_id)
+        select other.id, 0, p.id from other, (select id from payments limit 1) p",
+    )
+    .bind(named.as_slice())
+    .execute(&mut ledger)
+    .await;
+    let refused = smuggled.unwrap_err();
+    let constraint = refused.as_database_error().unwrap().constraint();
+    assert_eq!(
+        constraint,
+        Some("transaction_payments_ride_with_their_signer")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on_and_resumes_when_refilled()
  {
@@ -108,6 +165,43 @@ async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on
         world.chain.transaction_count(poor).await > 0,
         "it works again"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterwards_all_settles() {
+    let folder = tempfile::tempdir().unwrap();
+    let down = folder.path().join("down");
+    std::fs::write(&down, "").unwrap();
+    let setup = two_signers().with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
+    let world = setup.build().await;
+    let payer = world.payer().await;
+    let bodies: Vec<_> = (0..5)
+        .map(|number| Purchase::new(&payer, PAYEE, 1 << number).body())
+        .collect();
+    for answer in world.facilitator.settle_at_once(bodies.clone()).await {
+        assert_eq!(answer.reason(), "unexpected_settle_error", "{answer:?}");
+        assert_eq!(answer.transaction(), "");
+    }
+    let failures = world.facilitator.log();
+    let failures = failures.matches("the key cannot be asked now").count();
+    assert!(
+        (1..=8).contains(&failures),
+        "the lanes back off: {failures}"
+    );
+    for account in Chain::signers(2) {
+        let signer = signer(&world.facilitator, account.address).await;
+        assert_eq!(signer["nextNonce"], 0, "{signer}");
+    }
+    std::fs::remove_file(&down).unwrap();
+    for body in &bodies {
+        let settled = eventually("success", Duration::from_secs(20), async || {
+            let answer = world.facilitator.settle(body).await;
+            answer.succeeded().then_some(answer)
+        })
+        .await;
+        assert_eq!(settled.transaction().len(), 66);
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(31));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,8 @@ mod broken_connections;
 #[cfg(test)]
 mod buyer;
 #[cfg(test)]
+mod clocks;
+#[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod exactly_once;
@@ -50,6 +52,8 @@ mod readme;
 mod reorganisations;
 #[cfg(test)]
 mod replicas;
+#[cfg(test)]
+mod restored;
 #[cfg(test)]
 mod rpc_pool;
 #[cfg(test)]

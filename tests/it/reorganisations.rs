@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Answer, Purchase, Setup, World, eventually};
+use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x4e);
 
@@ -176,4 +176,44 @@ async fn scenario_18_a_payer_who_has_nothing_in_the_new_chain_is_refused_and_hol
         .await
         .unwrap();
     assert_eq!(held, "0");
+}
+
+/// Some nodes give receipts for blocks that are only announced. Here one keeps to its announcement although the block never came.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_39_a_receipt_of_a_block_that_never_came_is_no_success() {
+    const RECEIPT: &str = "eth_getTransactionReceipt";
+    const HEADS: &str = "eth_getBlockByNumber";
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
+    let world = setup.build().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 939).body();
+    world.chain.automine(false).await;
+    let pending = world.facilitator.settle(&body).await;
+    assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
+
+    world.proxy.on(HEADS, Fault::Hold);
+    let before = world.chain.call("evm_snapshot", json!([])).await;
+    world.chain.mine(1).await;
+    let announced = world.chain.receipt(&pending.transaction()).await;
+    assert_eq!(announced["logs"].as_array().unwrap().len(), 2);
+    world.chain.call("evm_revert", json!([before])).await;
+    let announced: &'static str = Box::leak(announced.to_string().into_boxed_str());
+    world.proxy.on(RECEIPT, Fault::Answer(announced));
+    world.proxy.on(HEADS, Fault::None);
+
+    let asked = world.proxy.calls(RECEIPT);
+    world.proxy.called(RECEIPT, asked + 1).await;
+    let still = world.facilitator.settle(&body).await;
+    assert_eq!(still.reason(), "settlement_pending", "{still:?}");
+    let row = world.facilitator.payment(&still).await;
+    assert_eq!(row["state"], "inflight", "{row}");
+
+    world.proxy.on(RECEIPT, Fault::None);
+    world.mine_on().await;
+    let told = eventually("success", Duration::from_secs(30), async || {
+        let answer = world.facilitator.settle(&body).await;
+        answer.succeeded().then_some(answer)
+    })
+    .await;
+    assert_eq!(told.transaction(), pending.transaction());
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(939));
 }

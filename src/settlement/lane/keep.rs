@@ -142,7 +142,7 @@ impl Lane {
                 tracing::error!(%network, %signer, wei = %balance, "the signer has gas for fewer than {EMPTY_PAYMENTS} payments; it takes no more until it is refilled");
                 // Others may have money.
                 for queued in owned.waiting.drain(..) {
-                    self.site.put_down(queued.payment.id);
+                    self.site.queue.put_down(queued.payment.id);
                 }
             }
         }

@@ -62,6 +62,13 @@ impl World {
         replica
     }
 
+    /// The same, not started yet, with further variables.
+    pub(crate) fn unstarted_replica(&self, further: &[(&'static str, String)]) -> Facilitator {
+        let mut variables = self.variables.clone();
+        variables.extend_from_slice(further);
+        Facilitator::new(variables, &self.toml)
+    }
+
     /// A payer with a hundred test USDC.
     pub(crate) async fn payer(&self) -> PrivateKeySigner {
         let payer = new_account();

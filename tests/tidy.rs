@@ -365,3 +365,18 @@ fn every_constraint_has_a_name_and_every_table_a_comment() -> io::Result<()> {
     nothing(&wrong);
     Ok(())
 }
+
+/// The failure catalogue has 43 scenarios; each is a test that names its number.
+#[test]
+fn every_scenario_of_the_failure_catalogue_has_a_test() -> io::Result<()> {
+    let tests: String = files("tests/it")?
+        .into_iter()
+        .chain(files("src")?)
+        .map(|(_, text)| text)
+        .collect();
+    let wrong = (1..=43)
+        .map(|number| format!("fn scenario_{number:02}_"))
+        .filter(|name| !tests.contains(name));
+    nothing(&wrong.collect::<Vec<_>>());
+    Ok(())
+}

@@ -11,6 +11,10 @@ use crate::chain::{Rpc, RpcError};
 /// How many blocks are remembered: the deepest reorganisation that is followed block by block.
 const REMEMBERED: usize = 128;
 
+/// A block that a node does not show may come with the next look. After so many, the node will never have it (it left the chain between
+/// two questions), and everything is looked at anew.
+const MISSED_MAX: u32 = 5;
+
 /// A block as far as we need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
@@ -80,6 +84,8 @@ pub struct Advance {
 pub struct HeadTracker {
     rpc: Rpc,
     recent: VecDeque<Head>,
+    /// Looks in a row that ended at a block which the node does not have.
+    missed: u32,
 }
 
 impl HeadTracker {
@@ -88,6 +94,7 @@ impl HeadTracker {
         Self {
             rpc,
             recent: VecDeque::new(),
+            missed: 0,
         }
     }
 
@@ -137,11 +144,13 @@ impl HeadTracker {
             if below || added.len() > 2 * REMEMBERED {
                 return Ok(Some(self.restart(newest)));
             }
-            let block = self
-                .rpc
-                .block("eth_getBlockByHash", parent)
-                .await?
-                .ok_or(RpcError::Malformed("eth_getBlockByHash"))?;
+            let Some(block) = self.rpc.block("eth_getBlockByHash", parent).await? else {
+                self.missed += 1;
+                if self.missed < MISSED_MAX {
+                    return Err(RpcError::Malformed("eth_getBlockByHash"));
+                }
+                return Ok(Some(self.restart(newest)));
+            };
             parent = block.parent;
             added.push(block);
         }
@@ -150,6 +159,7 @@ impl HeadTracker {
     }
 
     fn join(&mut self, ancestor: B256, added: Vec<Head>) -> Advance {
+        self.missed = 0;
         let mut removed = Vec::new();
         while let Some(head) = self.recent.pop_back_if(|head| head.hash != ancestor) {
             removed.push(head.hash);
@@ -166,6 +176,7 @@ impl HeadTracker {
     }
 
     fn restart(&mut self, newest: Head) -> Advance {
+        self.missed = 0;
         self.recent.clear();
         self.recent.push_back(newest);
         Advance {

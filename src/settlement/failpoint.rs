@@ -21,31 +21,32 @@ pub enum Step {
     Granted,
 }
 
-/// Kills the process here if `X402D_FAILPOINT` names the step. Compiled to nothing unless the feature `failpoints` is on.
+/// Kills the process here if `X402D_FAILPOINT` names the step.
 #[inline]
 pub fn reach(step: Step) {
-    #[cfg(feature = "failpoints")]
+    if let Some(wanted) = asked("X402D_FAILPOINT")
+        && wanted == format!("{step:?}").to_lowercase()
     {
-        let name = format!("{step:?}").to_lowercase();
-        if std::env::var("X402D_FAILPOINT").is_ok_and(|wanted| wanted == name) {
-            // SIGKILL, not an orderly abort: nothing may be flushed or released on the way out.
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-        }
+        // SIGKILL, not an orderly abort: nothing may be flushed or released on the way out.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
     }
-    #[cfg(not(feature = "failpoints"))]
-    let _ = step;
 }
 
-/// Whether the lanes' keys cannot be asked now: while the file exists that `X402D_SIGNERS_DOWN` names. Compiled to `false` unless the
-/// feature `failpoints` is on.
+/// Whether the lanes' keys cannot be asked now: while the file exists that `X402D_SIGNERS_DOWN` names.
 #[inline]
 pub fn signers_are_down() -> bool {
+    asked("X402D_SIGNERS_DOWN").is_some_and(|file| std::path::Path::new(&file).exists())
+}
+
+/// What a test asks for. Compiled to nothing unless the feature `failpoints` is on.
+#[inline]
+fn asked(variable: &str) -> Option<String> {
     #[cfg(feature = "failpoints")]
-    {
-        std::env::var_os("X402D_SIGNERS_DOWN")
-            .is_some_and(|file| std::path::Path::new(&file).exists())
-    }
+    let asked = std::env::var(variable).ok();
     #[cfg(not(feature = "failpoints"))]
-    false
+    let asked = {
+        let _ = variable;
+        None
+    };
+    asked
 }

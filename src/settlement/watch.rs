@@ -157,7 +157,11 @@ impl Watch {
                             .collect();
                         self.site.view.add_block(block.hash, ours);
                     }
-                    Err(_) => gap = true,
+                    // The lanes ask for their transactions by hash; a node in trouble is not asked for every block.
+                    Err(_) => {
+                        gap = true;
+                        break;
+                    }
                 }
             }
         }

@@ -19,6 +19,8 @@ mod demo;
 #[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod fees;
 #[cfg(test)]
 mod history;
@@ -60,6 +62,8 @@ mod rpc_pool;
 mod seller;
 #[cfg(test)]
 mod sessions;
+#[cfg(test)]
+mod soak;
 #[cfg(test)]
 mod storm;
 #[cfg(test)]

@@ -8,7 +8,9 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Answer, Fault, Purchase, Setup, World, eventually, new_account, pauseCall};
+use crate::support::{
+    Answer, Chain, Fault, Purchase, Setup, World, eventually, new_account, pauseCall,
+};
 
 const PAYEE: Address = Address::repeat_byte(0x9f);
 const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
@@ -111,7 +113,7 @@ async fn scenario_19_a_payer_who_spends_before_the_send_is_left_out_and_the_othe
     let [(_, one), (poor, two), (_, last)] = three(&world).await;
     let waiting = Waiting::with(world, &[&one, &two, &last]).await;
     let everything = Purchase::new(&poor, SOMEBODY_ELSE, 100_000_000);
-    let spend = json!([waiting.world.chain.submission(&everything)]);
+    let spend = json!([Chain::submission(&everything)]);
     waiting.world.chain.call("eth_sendTransaction", spend).await;
     let (world, answers) = waiting.go_at_once().await;
     all_but_the_second(&world, &answers, POOR).await;

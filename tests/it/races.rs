@@ -223,7 +223,7 @@ async fn what_was_refused_and_is_submitted_by_somebody_else_is_settled_after_all
     let told = world.facilitator.settle(&presented.body()).await;
     assert!(told.succeeded(), "{told:?}");
     // Nobody asks for the other, and the ledger learns of it all the same.
-    let row = eventually("the watch", Duration::from_secs(60), async || {
+    let row = eventually("the watch", Duration::from_mins(1), async || {
         let row = world.facilitator.payment(&refused[1]).await;
         (row["state"] == "settled").then_some(row)
     })

@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
+use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x4e);
 
@@ -155,7 +155,7 @@ async fn scenario_18_a_payer_who_has_nothing_in_the_new_chain_is_refused_and_hol
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
     assert_eq!(world.facilitator.payment(&pending).await["state"], "mined");
 
-    let spend = world.chain.submission(&everything);
+    let spend = Chain::submission(&everything);
     world.chain.reorganise_with(1, &[spend]).await;
     let row = eventually("a refusal", Duration::from_secs(30), async || {
         world.chain.mine(1).await;

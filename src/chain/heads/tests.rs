@@ -230,3 +230,19 @@ async fn a_node_that_misses_a_block_costs_one_look_and_no_block() {
     let seen = tracker.advance().await.unwrap().unwrap();
     assert_eq!(hashes(&seen.added), branch(0, 11..=14));
 }
+
+#[tokio::test]
+async fn a_block_that_a_node_will_never_have_is_a_new_start() {
+    let chain = Chain::start().await;
+    let mut tracker = chain.tracker();
+    chain.grow(0, 1, 10, hash(0, 0));
+    tracker.advance().await.unwrap();
+    chain.grow(0, 11, 13, hash(0, 10));
+    chain.forget(hash(0, 12));
+    for _ in 1..MISSED_MAX {
+        assert!(tracker.advance().await.is_err());
+    }
+    let advance = tracker.advance().await.unwrap().unwrap();
+    assert!(advance.skipped);
+    assert_eq!(hashes(&advance.added), [hash(0, 13)]);
+}

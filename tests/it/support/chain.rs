@@ -93,8 +93,14 @@ impl Chain {
     /// Changes a contract, and waits for the block, which has to come by itself: until then anything could come before.
     pub(crate) async fn send<C: SolCall>(&self, to: Address, call: C) {
         let from = LocalChain::funded_keys()[0].address;
-        let transaction = json!([{"from": from, "to": to, "data": Bytes::from(call.abi_encode())}]);
-        let hash = self.call("eth_sendTransaction", transaction).await;
+        let data = Bytes::from(call.abi_encode());
+        self.mined(json!({"from": from, "to": to, "data": data}))
+            .await;
+    }
+
+    /// Sends a transaction and waits for its block.
+    async fn mined(&self, transaction: Value) {
+        let hash = self.call("eth_sendTransaction", json!([transaction])).await;
         let hash = hash.as_str().unwrap();
         eventually("a block", Duration::from_secs(20), async || {
             (!self.receipt(hash).await.is_null()).then_some(())
@@ -108,9 +114,9 @@ impl Chain {
     }
 
     /// The transaction that would do that.
-    pub(crate) fn submission(&self, purchase: &Purchase) -> Value {
+    pub(crate) fn submission(purchase: &Purchase) -> Value {
         let data = Bytes::from(Self::transfer(purchase).abi_encode());
-        json!({"from": LocalChain::funded_keys()[0].address, "to": purchase.asset, "data": data, "gas": "0x30d40"})
+        errand(purchase.asset, data)
     }
 
     fn transfer(purchase: &Purchase) -> transferWithAuthorizationCall {
@@ -128,6 +134,11 @@ impl Chain {
 
     /// Cancels an authorization, as its payer may.
     pub(crate) async fn cancel(&self, purchase: &Purchase) {
+        self.mined(self.cancellation(purchase).await).await;
+    }
+
+    /// The transaction that would do that.
+    pub(crate) async fn cancellation(&self, purchase: &Purchase) -> Value {
         let separator = self.read(purchase.asset, DOMAIN_SEPARATORCall {}).await;
         let kind = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
         let (authorizer, nonce) = (purchase.authorization.from, purchase.authorization.nonce);
@@ -139,7 +150,7 @@ impl Chain {
             nonce,
             signature: signature.as_bytes().into(),
         };
-        self.send(purchase.asset, call).await;
+        errand(purchase.asset, call.abi_encode().into())
     }
 
     /// Transactions that wait in the pool vanish from it.
@@ -220,4 +231,9 @@ impl Chain {
         self.call("anvil_setStorageAt", json!([at, slot, value]))
             .await;
     }
+}
+
+/// A call by the test's own account, with gas for one that fails.
+fn errand(to: Address, data: Bytes) -> Value {
+    json!({"from": LocalChain::funded_keys()[0].address, "to": to, "data": data, "gas": "0x30d40"})
 }

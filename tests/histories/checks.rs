@@ -1,0 +1,209 @@
+//! What holds after every history.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use alloy::primitives::U256;
+use serde_json::{Value, json};
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+use x402d::embedded::TEST_USDC;
+
+use crate::play::{LEAST, Presented, Scene};
+use crate::support::{Chain, World, eventually};
+
+/// What the ledger tells of a payment.
+async fn life(world: &World, recorded: Option<&Recorded>) -> Value {
+    match recorded {
+        Some(row) => {
+            world
+                .facilitator
+                .get(&format!("/payments/{}", row.id))
+                .await
+                .body
+        }
+        None => Value::Null,
+    }
+}
+
+/// A payment as the ledger has it.
+struct Recorded {
+    id: Uuid,
+    state: String,
+    transaction: Option<String>,
+    reorganised: bool,
+}
+
+/// Everything; the first thing that does not hold.
+pub(crate) async fn all(world: &World, scene: &Scene) -> Result<(), String> {
+    let mut ledger = world.database.connection().await;
+    nothing_is_open(&mut ledger).await;
+    let moved = moved(world, scene).await?;
+    let recorded = recorded(&mut ledger, scene).await;
+    for (number, payment) in scene.payments.iter().enumerate() {
+        let amount = LEAST + u64::try_from(number).unwrap();
+        let (moved, recorded) = (moved.get(&amount), recorded.get(&amount));
+        if let Err(why) = one(payment, moved, recorded, scene.killed) {
+            let life = life(world, recorded).await;
+            return Err(format!("payment {number}: {why}; {life}"));
+        }
+    }
+    money_is_where_it_should_be(world, scene, &moved, &recorded).await?;
+    nonces_have_no_gap(world, &mut ledger).await
+}
+
+/// No lane waits for a transaction, and nothing is promised.
+async fn nothing_is_open(ledger: &mut PgConnection) {
+    let open = "select (select count(*) from transactions where state = 'signed')
+        + (select count(*) from payments where state in ('queued', 'inflight', 'mined'))
+        + (select count(*) from payer_accounts where held <> 0)";
+    eventually("nothing to be open", Duration::from_mins(1), async || {
+        let open: i64 = sqlx::query_scalar(open)
+            .fetch_one(&mut *ledger)
+            .await
+            .unwrap();
+        (open == 0).then_some(())
+    })
+    .await;
+}
+
+/// The transfers to the scene's payee by amount, none of them twice.
+async fn moved(world: &World, scene: &Scene) -> Result<HashMap<u64, String>, String> {
+    let (mut moved, mut seen) = (HashMap::new(), HashSet::new());
+    for transfer in world.chain.transfers_to(TEST_USDC, scene.payee).await {
+        // The local chain goes on showing logs of blocks that it has replaced.
+        let block = json!([transfer["blockNumber"], false]);
+        let block = world.chain.call("eth_getBlockByNumber", block).await;
+        if block["hash"] != transfer["blockHash"] {
+            continue;
+        }
+        let amount: U256 = transfer["data"].as_str().unwrap().parse().unwrap();
+        let hash = transfer["transactionHash"].as_str().unwrap().to_owned();
+        // After a reorganisation it also shows some logs twice.
+        if !seen.insert((hash.clone(), transfer["logIndex"].clone().to_string())) {
+            continue;
+        }
+        if let Some(before) = moved.insert(amount.to(), hash.clone()) {
+            return Err(format!(
+                "{amount} was paid twice, by {before} and by {hash}"
+            ));
+        }
+    }
+    Ok(moved)
+}
+
+async fn recorded(ledger: &mut PgConnection, scene: &Scene) -> HashMap<u64, Recorded> {
+    let rows = sqlx::query(
+        "select p.amount::bigint, p.state, '0x' || encode(p.transaction_hash, 'hex'), p.quarantine_reason,
+            exists (select from events e where e.payment_id = p.id and e.kind = 'reorged'), p.id
+        from payments p where p.payee = $1",
+    )
+    .bind(scene.payee.as_slice())
+    .fetch_all(ledger)
+    .await
+    .unwrap();
+    let rows = rows.into_iter().map(|row| {
+        let aside: Option<String> = row.get(3);
+        assert_eq!(aside, None, "nothing here is a riddle");
+        let recorded = Recorded {
+            id: row.get(5),
+            state: row.get(1),
+            transaction: row.get(2),
+            reorganised: row.get(4),
+        };
+        (u64::try_from(row.get::<i64, _>(0)).unwrap(), recorded)
+    });
+    rows.collect()
+}
+
+/// Callers, ledger and chain agree about one payment.
+fn one(
+    payment: &Presented,
+    moved: Option<&String>,
+    recorded: Option<&Recorded>,
+    killed: bool,
+) -> Result<(), String> {
+    let told = payment.told.lock().unwrap().clone();
+    let last = payment.last.as_ref().unwrap();
+    let Some(recorded) = recorded else {
+        // Never accepted; whatever others did with it bought nothing here.
+        let refused = told.is_empty() && !last.succeeded();
+        return refused
+            .then_some(())
+            .ok_or_else(|| "success without a row".to_owned());
+    };
+    let settled = ["settled", "final", "late_settled"].contains(&recorded.state.as_str());
+    if settled != moved.is_some() {
+        return Err(format!(
+            "{} in the ledger, {moved:?} on the chain",
+            recorded.state
+        ));
+    }
+    if settled && recorded.transaction.as_ref() != moved {
+        return Err(format!(
+            "{:?} in the ledger, {moved:?} on the chain",
+            recorded.transaction
+        ));
+    }
+    let good = last.succeeded() || last.reason() == "duplicate_settlement";
+    // What a proof that turned out wrong had said is not the last word.
+    let late = recorded.state == "late_settled";
+    if settled && !late && (!good || Some(&last.transaction()) != moved) {
+        return Err(format!(
+            "{moved:?} on the chain, and the answer is {last:?}"
+        ));
+    }
+    // A promise of one confirmation can be broken by the chain, and by nothing else.
+    if !settled && (!told.is_empty() || good) && !recorded.reorganised {
+        return Err(format!("told {told:?}, then {last:?}, and nothing moved"));
+    }
+    // Killed between flush and commit, one further success is possible.
+    if told.len() > 1 + usize::from(killed) {
+        return Err(format!("success was told {} times", told.len()));
+    }
+    Ok(())
+}
+
+/// What the ledger calls settled is what the payee has.
+async fn money_is_where_it_should_be(
+    world: &World,
+    scene: &Scene,
+    moved: &HashMap<u64, String>,
+    recorded: &HashMap<u64, Recorded>,
+) -> Result<(), String> {
+    let has = world.chain.usdc(scene.payee).await;
+    let sum = U256::from(moved.keys().sum::<u64>());
+    let settled = recorded
+        .iter()
+        .filter(|(_, row)| row.state.ends_with("settled") || row.state == "final");
+    let settled: u64 = settled.map(|(amount, _)| *amount).sum();
+    if has != sum || U256::from(settled) > sum {
+        return Err(format!(
+            "the payee has {has}, logs say {sum}, the ledger {settled}"
+        ));
+    }
+    Ok(())
+}
+
+async fn nonces_have_no_gap(world: &World, ledger: &mut PgConnection) -> Result<(), String> {
+    for signer in Chain::signers(2) {
+        let next: Option<i64> = sqlx::query_scalar(
+            "select next_nonce from lanes where signer = $1 and stopped_reason is null",
+        )
+        .bind(signer.address.as_slice())
+        .fetch_optional(&mut *ledger)
+        .await
+        .unwrap();
+        let Some(next) = next else {
+            return Err(format!("the lane of {} stands still", signer.address));
+        };
+        let mined = world.chain.transaction_count(signer.address).await;
+        let pending = world.chain.pending_count(signer.address).await;
+        if u64::try_from(next).unwrap() != mined || mined != pending {
+            return Err(format!(
+                "next nonce {next}, mined {mined}, pending {pending}"
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Random histories: payments, and everything that goes wrong around them, in any order. Whatever happened, afterwards the callers, the
+//! ledger and the chain say the same, and every authorization has moved its money once or not at all.
+//!
+//!     DATABASE_URL=postgres://…/postgres cargo test --features failpoints --test histories
+//!
+//! Two hundred histories over four worlds, each with its own chain, ledger and process. They are the same at every run; a history that
+//! fails is shortened before it is shown.
+
+#[cfg(test)]
+mod checks;
+#[cfg(test)]
+mod play;
+#[cfg(test)]
+mod steps;
+
+#[cfg(test)]
+#[expect(dead_code, unused_imports, reason = "the other tests use the rest")]
+#[path = "../it/support/mod.rs"]
+mod support;
+
+#[cfg(test)]
+use std::cell::Cell;
+#[cfg(test)]
+use std::sync::Mutex;
+
+#[cfg(test)]
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+/// Worlds in which histories are played side by side.
+#[cfg(test)]
+const WORLDS: u8 = 4;
+/// Histories in each.
+#[cfg(test)]
+const HISTORIES: u32 = 50;
+
+#[test]
+fn two_hundred_random_histories_end_with_callers_ledger_and_chain_of_one_mind() {
+    let worlds: Vec<_> = (0..WORLDS)
+        .map(|world| std::thread::spawn(move || play_in_world(world)))
+        .collect();
+    let played: Vec<u32> = worlds
+        .into_iter()
+        .map(|world| world.join().unwrap())
+        .collect();
+    assert_eq!(played, [HISTORIES; WORLDS as usize]);
+}
+
+/// Plays the histories of one world; how many those were.
+#[cfg(test)]
+fn play_in_world(number: u8) -> u32 {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (stage, played) = (Mutex::new(None), Cell::new(0));
+    let config = Config {
+        cases: HISTORIES,
+        max_shrink_iters: 12,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let seed = TestRng::from_seed(RngAlgorithm::ChaCha, &[number; 32]);
+    let mut runner = TestRunner::new_with_rng(config, seed);
+    let outcome = runner.run(&steps::history(), |history| {
+        // A world in which something went wrong is not used again.
+        let used: Option<play::Stage> = stage.lock().unwrap().take();
+        runtime.block_on(async {
+            let mut current = match used {
+                Some(used) => used,
+                None => play::Stage::new().await,
+            };
+            current.play(&history).await.map_err(TestCaseError::fail)?;
+            *stage.lock().unwrap() = Some(current);
+            played.set(played.get() + 1);
+            Ok(())
+        })
+    });
+    if let Err(failed) = outcome {
+        panic!("world {number}, history {}: {failed}", played.get());
+    }
+    drop(stage);
+    played.get()
+}

@@ -1,0 +1,256 @@
+//! Playing a history.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use alloy::primitives::{Address, U256};
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use x402d::protocol::Amount;
+
+use crate::checks;
+use crate::steps::{PAYERS, Step};
+use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually, new_account};
+
+/// What each payer of a history has.
+const FUNDS: u64 = 1_000_000;
+/// Payments are 1000 and their number, so that each is known by its amount.
+pub(crate) const LEAST: u64 = 1_000;
+const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+
+/// A world in which one history after another is played.
+pub(crate) struct Stage {
+    pub(crate) world: World,
+}
+
+/// One payment of a history.
+pub(crate) struct Presented {
+    pub(crate) purchase: Purchase,
+    /// Successes that a caller heard.
+    pub(crate) told: Arc<Mutex<Vec<String>>>,
+    /// What it came to.
+    pub(crate) last: Option<Answer>,
+}
+
+/// A history that is being played.
+pub(crate) struct Scene {
+    pub(crate) payee: Address,
+    pub(crate) payers: Vec<PrivateKeySigner>,
+    pub(crate) payments: Vec<Presented>,
+    pub(crate) killed: bool,
+    callers: JoinSet<()>,
+}
+
+impl Stage {
+    pub(crate) async fn new() -> Self {
+        let setup = Setup {
+            signers: 2,
+            lined: true,
+            ..Setup::default()
+        };
+        let setup = setup.with("X402D_SETTLE_WAIT", "2");
+        Self {
+            world: setup.build().await,
+        }
+    }
+
+    /// Plays a history to its end. What does not hold afterwards, if anything.
+    pub(crate) async fn play(&mut self, history: &[Step]) -> Result<(), String> {
+        self.calm_down().await?;
+        let mut scene = self.open().await;
+        for step in history {
+            self.take(&mut scene, step).await;
+        }
+        self.calm_down().await?;
+        while scene.callers.join_next().await.is_some() {}
+        self.conclude(&mut scene).await;
+        checks::all(&self.world, &scene).await
+    }
+
+    /// No faults, blocks as they come, and a process that serves.
+    async fn calm_down(&mut self) -> Result<(), String> {
+        self.no_faults();
+        self.world.mine_on().await;
+        self.world.chain.mine(1).await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        eventually(
+            "an answer of /readyz",
+            Duration::from_secs(30),
+            async || {
+                let asked = self.world.facilitator.try_get("/readyz").await.ok()?;
+                match asked.status {
+                    200 => Some(Ok(())),
+                    _ if Instant::now() < deadline => None,
+                    _ => Some(Err(format!("not ready: {}", asked.body))),
+                }
+            },
+        )
+        .await
+    }
+
+    fn no_faults(&self) {
+        for method in [
+            "eth_sendRawTransaction",
+            "eth_getBlockReceipts",
+            "eth_getTransactionReceipt",
+            "eth_call",
+            "eth_getBlockByNumber",
+            "eth_getLogs",
+        ] {
+            self.world.proxy.on(method, Fault::None);
+        }
+    }
+
+    async fn open(&self) -> Scene {
+        let payers: Vec<_> = (0..PAYERS).map(|_| new_account()).collect();
+        for payer in &payers {
+            self.world.chain.fund(payer.address(), FUNDS).await;
+        }
+        // No reorganisation takes that away.
+        self.world.chain.mine(8).await;
+        Scene {
+            payee: new_account().address(),
+            payers,
+            payments: Vec::new(),
+            killed: false,
+            callers: JoinSet::new(),
+        }
+    }
+
+    async fn take(&mut self, scene: &mut Scene, step: &Step) {
+        let chain = &self.world.chain;
+        match step {
+            Step::Pay { payer, count } => {
+                for _ in 0..*count {
+                    let purchase = self.purchase(scene, usize::from(*payer)).await;
+                    scene.payments.push(Presented {
+                        purchase,
+                        told: Arc::default(),
+                        last: None,
+                    });
+                    self.present(scene, scene.payments.len() - 1);
+                }
+            }
+            Step::Again(which) => self.present(scene, scene.number(*which)),
+            Step::Progress(calls) => {
+                let wanted = self.world.proxy.all_calls() + usize::from(*calls);
+                // While nothing is under way it makes few.
+                let _ = tokio::time::timeout(Duration::from_millis(400), async {
+                    eventually("calls", Duration::from_secs(5), async || {
+                        (self.world.proxy.all_calls() >= wanted).then_some(())
+                    })
+                    .await;
+                })
+                .await;
+            }
+            Step::Blocks { by_themselves } => chain.automine(*by_themselves).await,
+            Step::Mine(blocks) => chain.mine(u64::from(*blocks)).await,
+            Step::Fault(method, fault) => self.world.proxy.on(method, *fault),
+            Step::Calm => self.no_faults(),
+            Step::Forget => drop(chain.call("anvil_dropAllTransactions", json!([])).await),
+            Step::Reorganise(depth) => chain.reorganise(u64::from(*depth)).await,
+            Step::Submit(which) => {
+                let purchase = &scene.payments[scene.number(*which)].purchase;
+                pool(chain, Chain::submission(purchase)).await;
+            }
+            Step::Cancel(which) => {
+                let purchase = &scene.payments[scene.number(*which)].purchase;
+                pool(chain, chain.cancellation(purchase).await).await;
+            }
+            Step::Spend(payer) => {
+                let payer = &scene.payers[usize::from(*payer)];
+                let left = chain.usdc(payer.address()).await.to::<u64>();
+                let mut all = Purchase::new(payer, SOMEBODY_ELSE, left);
+                all.authorization.valid_before = self.in_ten_minutes().await;
+                pool(chain, Chain::submission(&all)).await;
+            }
+            Step::Cut => self.world.line.as_ref().unwrap().cut(),
+            Step::Kill => {
+                scene.killed = true;
+                self.world.facilitator.kill();
+                self.world.facilitator.spawn(None).await;
+            }
+            Step::Expire => drop(chain.call("evm_increaseTime", json!([700])).await),
+        }
+    }
+
+    async fn purchase(&self, scene: &Scene, payer: usize) -> Purchase {
+        let amount = LEAST + u64::try_from(scene.payments.len()).unwrap();
+        let mut purchase = Purchase::new(&scene.payers[payer], scene.payee, amount);
+        purchase.authorization.valid_before = self.in_ten_minutes().await;
+        purchase
+    }
+
+    /// By the chain's clock, which histories move on.
+    async fn in_ten_minutes(&self) -> Amount {
+        let newest = json!(["pending", false]);
+        let newest = self.world.chain.call("eth_getBlockByNumber", newest).await;
+        let time: U256 = serde_json::from_value(newest["timestamp"].clone()).unwrap();
+        Amount::from_atomic(time + U256::from(600))
+    }
+
+    /// Somebody presents a payment and goes away after one answer.
+    fn present(&self, scene: &mut Scene, number: usize) {
+        let payment = &scene.payments[number];
+        let (body, told) = (payment.purchase.body(), Arc::clone(&payment.told));
+        let caller = self.world.facilitator.clone();
+        scene.callers.spawn(async move {
+            if let Ok(answer) = caller.try_settle(&body).await
+                && answer.succeeded()
+            {
+                told.lock().unwrap().push(answer.transaction());
+            }
+        });
+    }
+
+    /// Every payment is presented until its answer is one that will not change by itself.
+    async fn conclude(&self, scene: &mut Scene) {
+        eventually("final answers", Duration::from_mins(1), async || {
+            self.ask_all(scene).await.then_some(())
+        })
+        .await;
+    }
+
+    /// Presents what is undecided once. Whether nothing is afterwards.
+    async fn ask_all(&self, scene: &mut Scene) -> bool {
+        let mut asking = JoinSet::new();
+        for (number, payment) in scene.payments.iter().enumerate() {
+            if payment.last.is_none() {
+                let (caller, body) = (self.world.facilitator.clone(), payment.purchase.body());
+                asking.spawn(async move { (number, caller.try_settle(&body).await) });
+            }
+        }
+        let mut all = true;
+        for (number, answer) in asking.join_all().await {
+            let Some(answer) = answer.ok().filter(is_final) else {
+                all = false;
+                continue;
+            };
+            let payment = &mut scene.payments[number];
+            if answer.succeeded() {
+                payment.told.lock().unwrap().push(answer.transaction());
+            }
+            payment.last = Some(answer);
+        }
+        all
+    }
+}
+
+impl Scene {
+    fn number(&self, which: u8) -> usize {
+        usize::from(which) % self.payments.len()
+    }
+}
+
+fn is_final(answer: &Answer) -> bool {
+    let open = ["settlement_pending", "unexpected_settle_error"];
+    answer.status == 200 && !open.contains(&answer.reason())
+}
+
+/// Into the pool; it is mined with the next block, if at all.
+async fn pool(chain: &Chain, transaction: Value) {
+    chain
+        .call("eth_sendTransaction", json!([transaction]))
+        .await;
+}

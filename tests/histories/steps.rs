@@ -1,0 +1,99 @@
+//! What can happen.
+
+use proptest::prelude::*;
+
+use crate::support::Fault;
+
+/// Payers of a history.
+pub(crate) const PAYERS: u8 = 3;
+
+/// One thing that happens. Numbers of payments are taken modulo how many there are.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    /// A payer makes so many payments, presented at once.
+    Pay { payer: u8, count: u8 },
+    /// A payment is presented again.
+    Again(u8),
+    /// The service gets on by so many calls to the chain.
+    Progress(u8),
+    /// From now on blocks come with transactions, or by hand.
+    Blocks { by_themselves: bool },
+    /// By hand.
+    Mine(u8),
+    /// Calls of a method meet a fault from now on.
+    Fault(&'static str, Fault),
+    /// All faults end.
+    Calm,
+    /// The pool forgets everything.
+    Forget,
+    /// The newest blocks are replaced by empty ones.
+    Reorganise(u8),
+    /// Somebody else submits a payment's authorization.
+    Submit(u8),
+    /// Its payer cancels it.
+    Cancel(u8),
+    /// A payer gives all that they have to somebody else.
+    Spend(u8),
+    /// All connections to the database break.
+    Cut,
+    /// The process is killed and started again.
+    Kill,
+    /// What has been signed so far expires.
+    Expire,
+}
+
+const SEND: &str = "eth_sendRawTransaction";
+
+fn fault() -> impl Strategy<Value = Step> {
+    let faults = prop_oneof![
+        Just(Fault::Unavailable),
+        Just(Fault::AnswerLost),
+        Just(Fault::RequestLost),
+        Just(Fault::Nonsense),
+        Just(Fault::Error("nonce too low")),
+        Just(Fault::Error("already known")),
+        Just(Fault::Error("replacement transaction underpriced")),
+    ];
+    let methods = prop_oneof![
+        4 => Just(SEND),
+        1 => Just("eth_getBlockReceipts"),
+        1 => Just("eth_getTransactionReceipt"),
+        1 => Just("eth_call"),
+        1 => Just("eth_getBlockByNumber"),
+        1 => Just("eth_getLogs"),
+    ];
+    (methods, faults).prop_map(|(method, fault)| Step::Fault(method, fault))
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..PAYERS, 1..6_u8).prop_map(|(payer, count)| Step::Pay { payer, count }),
+        4 => any::<u8>().prop_map(Step::Again),
+        5 => (1..12_u8).prop_map(Step::Progress),
+        2 => any::<bool>().prop_map(|by_themselves| Step::Blocks { by_themselves }),
+        3 => (1..4_u8).prop_map(Step::Mine),
+        4 => fault(),
+        2 => Just(Step::Calm),
+        1 => Just(Step::Forget),
+        2 => (1..4_u8).prop_map(Step::Reorganise),
+        2 => any::<u8>().prop_map(Step::Submit),
+        1 => any::<u8>().prop_map(Step::Cancel),
+        1 => (0..PAYERS).prop_map(Step::Spend),
+        1 => Just(Step::Cut),
+        1 => Just(Step::Kill),
+        1 => Just(Step::Expire),
+    ]
+}
+
+/// A history begins with payments, and dies once at most: another process has to wait for the leases of the dead.
+pub(crate) fn history() -> impl Strategy<Value = Vec<Step>> {
+    let first = (0..PAYERS, 1..6_u8).prop_map(|(payer, count)| Step::Pay { payer, count });
+    (first, prop::collection::vec(step(), 4..16)).prop_map(|(first, others)| {
+        let mut deaths = 0;
+        let others = others.into_iter().filter(|step| {
+            deaths += u8::from(matches!(step, Step::Kill));
+            !matches!(step, Step::Kill) || deaths == 1
+        });
+        [first].into_iter().chain(others).collect()
+    })
+}

@@ -1,0 +1,294 @@
+//! Everything at once, for a while: payments, their copies, nonsense, payers who spend what they promised, and a node in trouble every
+//! few seconds. `X402D_SOAK_SECONDS` says for how long; CI takes less time than the figures in `benches/README.md` did.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256, U256};
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::json;
+use sqlx::Row;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{
+    Answer, Caller, Chain, Fault, Proxy, Purchase, Setup, World, eventually, new_account,
+};
+
+const PAYEE: Address = Address::repeat_byte(0x50);
+const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const SIGNERS: usize = 2;
+const BUYERS: usize = 32;
+const PAYERS: usize = 16;
+/// What a payer who will not pay has.
+const LITTLE: u64 = 1_000;
+/// Memory may grow by this much after the first third, in KiB: what the allocator keeps differs from moment to moment.
+const GROWTH_KIB: u64 = 16 * 1024;
+
+/// What all take part in.
+struct Fair {
+    caller: Caller,
+    payers: Vec<PrivateKeySigner>,
+    ends: Instant,
+    /// The hash that callers were told of each payment that succeeded, by nonce.
+    paid: Mutex<HashMap<B256, (String, u64)>>,
+    duplicates: AtomicUsize,
+    nonsense: AtomicUsize,
+    drained: AtomicUsize,
+    faults: AtomicUsize,
+}
+
+/// A number below `limit`.
+fn random(limit: usize) -> usize {
+    usize::from(B256::random()[0]) * limit / 256
+}
+
+fn seconds() -> u64 {
+    let asked = std::env::var("X402D_SOAK_SECONDS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(30)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_chains_sums() {
+    let setup = Setup {
+        signers: SIGNERS,
+        block_time_s: Some(1),
+        reachable: true,
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "5").build().await;
+    let mut payers = Vec::new();
+    for _ in 0..PAYERS {
+        payers.push(world.payer().await);
+    }
+    let fair = Arc::new(Fair {
+        caller: world.facilitator.clone(),
+        payers,
+        ends: Instant::now() + Duration::from_secs(seconds()),
+        paid: Mutex::default(),
+        duplicates: AtomicUsize::new(0),
+        nonsense: AtomicUsize::new(0),
+        drained: AtomicUsize::new(0),
+        faults: AtomicUsize::new(0),
+    });
+    let mut visitors = JoinSet::new();
+    for _ in 0..BUYERS {
+        visitors.spawn(buy(Arc::clone(&fair)));
+    }
+    visitors.spawn(talk_nonsense(Arc::clone(&fair)));
+    let memory = tokio::select! {
+        memory = watch_memory(&world, &fair) => memory,
+        () = drain(&world, &fair) => unreachable!("it goes on"),
+        () = trouble(&world.proxy, &fair) => unreachable!("it goes on"),
+    };
+    no_trouble(&world.proxy);
+    visitors.join_all().await;
+    everything_adds_up(&world, &fair).await;
+    let third = memory.len() / 3;
+    let (settled_down, at_the_end) = (memory[third], *memory.last().unwrap());
+    let paid = fair.paid.lock().unwrap().len();
+    println!(
+        "{} s: {paid} paid, {} copies, {} pieces of nonsense, {} drained payers, {} faults; memory {} KiB after a third, {} at most, {at_the_end} at the end",
+        seconds(),
+        fair.duplicates.load(Ordering::Relaxed),
+        fair.nonsense.load(Ordering::Relaxed),
+        fair.drained.load(Ordering::Relaxed),
+        fair.faults.load(Ordering::Relaxed),
+        settled_down,
+        memory.iter().max().unwrap(),
+    );
+    assert!(at_the_end < settled_down + GROWTH_KIB, "{memory:?}");
+    assert!(paid > 100, "{paid}");
+}
+
+/// Buys one thing after another; each is presented until the answer is final, and every fourth by two at once.
+async fn buy(fair: Arc<Fair>) {
+    while Instant::now() < fair.ends {
+        let amount = 1 + u64::try_from(random(250)).unwrap();
+        let purchase = Purchase::new(&fair.payers[random(PAYERS)], PAYEE, amount);
+        let body = purchase.body();
+        let copies = if random(4) == 0 { 2 } else { 1 };
+        loop {
+            let mut asking = JoinSet::new();
+            for _ in 0..copies {
+                let (caller, body) = (fair.caller.clone(), body.clone());
+                asking.spawn(async move { caller.try_settle(&body).await });
+            }
+            let answers = asking.join_all().await;
+            let answers: Vec<Answer> = answers.into_iter().flatten().collect();
+            let copied = answers
+                .iter()
+                .filter(|answer| answer.reason() == "duplicate_settlement");
+            fair.duplicates.fetch_add(copied.count(), Ordering::Relaxed);
+            let told =
+                |answer: &&Answer| answer.succeeded() || answer.reason() == "duplicate_settlement";
+            if let Some(told) = answers.iter().find(told) {
+                let told = (told.transaction(), amount);
+                fair.paid
+                    .lock()
+                    .unwrap()
+                    .insert(purchase.authorization.nonce, told);
+                break;
+            }
+            // An outage, or still pending: a good payment is never refused for good.
+            for answer in answers {
+                let open = ["settlement_pending", "unexpected_settle_error"];
+                assert!(open.contains(&answer.reason()), "{answer:?}");
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn talk_nonsense(fair: Arc<Fair>) {
+    let mut pace = interval(Duration::from_millis(20));
+    let stranger = new_account();
+    while Instant::now() < fair.ends {
+        pace.tick().await;
+        let purchase = Purchase::new(&fair.payers[random(PAYERS)], PAYEE, 7);
+        let mut body = purchase.body();
+        let text = match random(5) {
+            0 => "[".repeat(5_000),
+            1 => {
+                body["paymentRequirements"]["amount"] = json!("-1");
+                body.to_string()
+            }
+            2 => Purchase::new(&stranger, PAYEE, 7).body().to_string(),
+            3 => {
+                body["paymentPayload"]["payload"]["signature"] = json!(
+                    purchase
+                        .clone()
+                        .v1()
+                        .own_signature()
+                        .to_string()
+                        .replace('a', "b")
+                );
+                body.to_string()
+            }
+            _ => {
+                body["paymentRequirements"]["network"] = json!("eip155:1");
+                body.to_string()
+            }
+        };
+        let path = if random(2) == 0 { "/verify" } else { "/settle" };
+        let answer = fair.caller.post_text(path, text).await;
+        assert!(!answer.succeeded() && !answer.is_valid(), "{answer:?}");
+        fair.nonsense.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Payers who promise three times what they have, and spend it elsewhere.
+async fn drain(world: &World, fair: &Fair) {
+    loop {
+        let payer = new_account();
+        world.chain.fund(payer.address(), LITTLE).await;
+        let promises = (0..3).map(|_| Purchase::new(&payer, SOMEBODY_ELSE, LITTLE * 2 / 3).body());
+        let all = Purchase::new(&payer, SOMEBODY_ELSE, LITTLE);
+        let (answers, ()) = tokio::join!(
+            world.facilitator.settle_at_once(promises.collect()),
+            world.chain.submit(&all)
+        );
+        let good = answers.iter().filter(|answer| answer.succeeded()).count();
+        assert!(good <= 1, "{answers:?}");
+        fair.drained.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+const METHODS: [&str; 5] = [
+    "eth_sendRawTransaction",
+    "eth_call",
+    "eth_getBlockReceipts",
+    "eth_getBlockByNumber",
+    "eth_getTransactionReceipt",
+];
+
+/// A second of trouble in every three.
+async fn trouble(proxy: &Proxy, fair: &Fair) {
+    let faults = [
+        Fault::Unavailable,
+        Fault::AnswerLost,
+        Fault::RequestLost,
+        Fault::Nonsense,
+        Fault::Slow(300),
+        Fault::Error("internal error"),
+        Fault::Error("txpool is full"),
+    ];
+    let mut pace = interval(Duration::from_secs(1));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        pace.tick().await;
+        proxy.on(METHODS[random(METHODS.len())], faults[random(faults.len())]);
+        fair.faults.fetch_add(1, Ordering::Relaxed);
+        pace.tick().await;
+        no_trouble(proxy);
+        pace.tick().await;
+    }
+}
+
+fn no_trouble(proxy: &Proxy) {
+    for method in METHODS {
+        proxy.on(method, Fault::None);
+    }
+}
+
+/// What the service holds, in KiB, once a second until the end.
+async fn watch_memory(world: &World, fair: &Fair) -> Vec<u64> {
+    let mut pace = interval(Duration::from_secs(1));
+    let mut memory = Vec::new();
+    while Instant::now() < fair.ends {
+        pace.tick().await;
+        memory.push(world.facilitator.resident_kib());
+    }
+    memory
+}
+
+async fn everything_adds_up(world: &World, fair: &Fair) {
+    let mut ledger = world.database.connection().await;
+    let open = "select (select count(*) from payments where state in ('queued', 'inflight', 'mined') or quarantined_at is not null)
+        + (select count(*) from transactions where state <> 'mined') + (select count(*) from payer_accounts where held <> 0)";
+    eventually("nothing to be open", Duration::from_mins(1), async || {
+        let open: i64 = sqlx::query_scalar(open)
+            .fetch_one(&mut ledger)
+            .await
+            .unwrap();
+        (open == 0).then_some(())
+    })
+    .await;
+    let mut on_chain: HashMap<String, u64> = HashMap::new();
+    for transfer in world.chain.transfers_to(TEST_USDC, PAYEE).await {
+        let amount: U256 = transfer["data"].as_str().unwrap().parse().unwrap();
+        let hash = transfer["transactionHash"].as_str().unwrap().to_owned();
+        *on_chain.entry(hash).or_default() += amount.to::<u64>();
+    }
+    let mut told: HashMap<String, u64> = HashMap::new();
+    for (hash, amount) in fair.paid.lock().unwrap().values() {
+        *told.entry(hash.clone()).or_default() += amount;
+    }
+    assert_eq!(told, on_chain, "what callers were told, by transaction");
+    let rows = sqlx::query(
+        "select '0x' || encode(transaction_hash, 'hex'), sum(amount)::bigint from payments
+        where payee = $1 and state in ('settled', 'final', 'late_settled') group by transaction_hash",
+    )
+    .bind(PAYEE.as_slice())
+    .fetch_all(&mut ledger)
+    .await
+    .unwrap();
+    let recorded = rows.iter().map(|row| {
+        let amount = u64::try_from(row.get::<i64, _>(1)).unwrap();
+        (row.get::<String, _>(0), amount)
+    });
+    assert_eq!(recorded.collect::<HashMap<_, _>>(), on_chain, "the ledger");
+    let sum: u64 = on_chain.values().sum();
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(sum));
+    for signer in Chain::signers(SIGNERS) {
+        let mined = world.chain.transaction_count(signer.address).await;
+        assert_eq!(
+            mined,
+            world.chain.pending_count(signer.address).await,
+            "no gap"
+        );
+    }
+}

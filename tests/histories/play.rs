@@ -64,7 +64,13 @@ impl Stage {
         }
         self.calm_down().await?;
         while scene.callers.join_next().await.is_some() {}
-        self.conclude(&mut scene).await;
+        self.conclude(&mut scene).await?;
+        checks::nothing_is_open(&self.world).await;
+        // Nothing changes any more: these are the last answers.
+        for payment in &mut scene.payments {
+            payment.last = None;
+        }
+        self.conclude(&mut scene).await?;
         checks::all(&self.world, &scene).await
     }
 
@@ -205,15 +211,30 @@ impl Stage {
     }
 
     /// Every payment is presented until its answer is one that will not change by itself.
-    async fn conclude(&self, scene: &mut Scene) {
-        eventually("final answers", Duration::from_mins(1), async || {
-            self.ask_all(scene).await.then_some(())
+    async fn conclude(&self, scene: &mut Scene) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_secs(45);
+        let limit = Duration::from_mins(2);
+        let undecided = eventually("answers", limit, async || {
+            let undecided = self.ask_all(scene).await;
+            match undecided {
+                Some(_) if Instant::now() < deadline => None,
+                undecided => Some(undecided),
+            }
         })
         .await;
+        let Some(answer) = undecided else {
+            return Ok(());
+        };
+        let row = match answer.body["extra"]["paymentId"].as_str() {
+            Some(_) => self.world.facilitator.payment(&answer).await,
+            None => Value::Null,
+        };
+        let signers = self.world.facilitator.get("/signers").await.body;
+        Err(format!("never decided: {answer:?}; {row}; {signers}"))
     }
 
-    /// Presents what is undecided once. Whether nothing is afterwards.
-    async fn ask_all(&self, scene: &mut Scene) -> bool {
+    /// Presents what is undecided once. An answer about what still is, if anything.
+    async fn ask_all(&self, scene: &mut Scene) -> Option<Answer> {
         let mut asking = JoinSet::new();
         for (number, payment) in scene.payments.iter().enumerate() {
             if payment.last.is_none() {
@@ -221,11 +242,14 @@ impl Stage {
                 asking.spawn(async move { (number, caller.try_settle(&body).await) });
             }
         }
-        let mut all = true;
+        let mut undecided = None;
         for (number, answer) in asking.join_all().await {
-            let Some(answer) = answer.ok().filter(is_final) else {
-                all = false;
-                continue;
+            let answer = match answer {
+                Ok(answer) if is_final(&answer) => answer,
+                open => {
+                    undecided = Some(open.unwrap());
+                    continue;
+                }
             };
             let payment = &mut scene.payments[number];
             if answer.succeeded() {
@@ -233,7 +257,7 @@ impl Stage {
             }
             payment.last = Some(answer);
         }
-        all
+        undecided
     }
 }
 

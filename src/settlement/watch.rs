@@ -149,20 +149,14 @@ impl Watch {
         }
         if self.site.is_busy() {
             for block in &advance.added {
-                match self.site.rpc.block_receipts(block.hash).await {
-                    Ok(receipts) => {
-                        let ours = receipts
-                            .into_iter()
-                            .filter(|receipt| self.signers.contains(&receipt.from))
-                            .collect();
-                        self.site.view.add_block(block.hash, ours);
-                    }
+                let Ok(receipts) = self.site.rpc.block_receipts(block.hash).await else {
                     // The lanes ask for their transactions by hash; a node in trouble is not asked for every block.
-                    Err(_) => {
-                        gap = true;
-                        break;
-                    }
-                }
+                    gap = true;
+                    break;
+                };
+                let ours = receipts.into_iter();
+                let ours = ours.filter(|receipt| self.signers.contains(&receipt.from));
+                self.site.view.add_block(block.hash, ours.collect());
             }
         }
         if let Some(head) = advance.added.last() {

@@ -42,7 +42,7 @@ fn two_hundred_random_histories_end_with_callers_ledger_and_chain_of_one_mind() 
         .into_iter()
         .map(|world| world.join().unwrap())
         .collect();
-    assert_eq!(played, [HISTORIES; WORLDS as usize]);
+    assert_eq!(played.iter().sum::<u32>(), 200);
 }
 
 /// Plays the histories of one world; how many those were.

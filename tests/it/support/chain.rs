@@ -116,7 +116,7 @@ impl Chain {
     /// The transaction that would do that.
     pub(crate) fn submission(purchase: &Purchase) -> Value {
         let data = Bytes::from(Self::transfer(purchase).abi_encode());
-        errand(purchase.asset, data)
+        errand(purchase.asset, &data)
     }
 
     fn transfer(purchase: &Purchase) -> transferWithAuthorizationCall {
@@ -150,7 +150,7 @@ impl Chain {
             nonce,
             signature: signature.as_bytes().into(),
         };
-        errand(purchase.asset, call.abi_encode().into())
+        errand(purchase.asset, &call.abi_encode().into())
     }
 
     /// Transactions that wait in the pool vanish from it.
@@ -234,6 +234,6 @@ impl Chain {
 }
 
 /// A call by the test's own account, with gas for one that fails.
-fn errand(to: Address, data: Bytes) -> Value {
+fn errand(to: Address, data: &Bytes) -> Value {
     json!({"from": LocalChain::funded_keys()[0].address, "to": to, "data": data, "gas": "0x30d40"})
 }

@@ -36,7 +36,8 @@
 //! 2. `payment::Candidate` checks the shape and recovers the signature; nobody was asked so far. Then the ledger: a known
 //!    authorization is *joined*, never judged again; the table in `facilitator::decision` says what its presenter gets.
 //! 3. A new one passes the operator's policy and the clock, then `chain::facts` looks at payer, nonce, balance and a
-//!    simulated transfer in one `eth_call`, shared with whoever else is asking. Only a `payment::Verified` can be accepted.
+//!    simulated transfer in one `eth_call`, shared with whoever else is asking. Only a `payment::Verified` can be accepted. Where the nonce
+//!    is used already, `facilitator::recognise` looks whether the money moved, and whether that was meant for us.
 //! 4. `Ledger::accept` locks the payer's account, so that nobody promises more than they have, and inserts the row: one per (network,
 //!    token, payer, nonce), whoever comes first. It is `queued`. Statements of callers that come together are one (`ledger::groups`).
 //! 5. A `settlement::Lane`, one signer's nonces owned by lease and epoch, takes it: at once when it is idle, else together with others in

@@ -62,6 +62,33 @@ async fn a_session_that_was_not_submitted_is_paid_by_its_header() {
     );
 }
 
+/// The nonce is the session's alone, so that nobody else can have been paid with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorization_of_a_session_that_somebody_else_submitted_pays_it_once() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    for handed_in in [false, true] {
+        let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 6).await;
+        world.chain.submit(&session.purchase()).await;
+        if handed_in {
+            let authorization = session.authorization();
+            let paid = session.submit(&world.facilitator, &authorization).await;
+            assert_eq!((paid.status, &paid.body["state"]), (200, &json!("paid")));
+        }
+        let body = session.purchase().body();
+        assert!(world.facilitator.verify(&body).await.is_valid());
+        let settled = world.facilitator.settle(&body).await;
+        assert!(settled.succeeded(), "{}", settled.body);
+        let outcome = session.outcome(&world.facilitator).await;
+        assert_eq!(outcome["state"], "consumed");
+        assert_eq!(outcome["transaction"], settled.body["transaction"]);
+        let again = world.facilitator.settle(&body).await;
+        assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(12));
+    assert_eq!(world.transactions(1).await, 0, "nothing of ours was needed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_copies_of_a_paid_header_at_two_processes_buy_one_resource() {
     let world = World::new().await;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::primitives::Address;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::chain::{FactsReader, FactsTask, Rpc, RpcError, SignerKey};
+use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
 use crate::http::connection::{BoundedListener, Connection};
@@ -243,12 +243,12 @@ async fn open_network(
         network: network.to_string(),
         problem,
     };
-    let urls: Vec<String> = config
-        .rpc_urls
-        .iter()
-        .map(|url| url.expose_secret().to_owned())
-        .collect();
-    let rpc = Rpc::new(network, &urls).map_err(|error| named(error.into()))?;
+    let reached = Endpoints {
+        urls: &shown(&config.rpc_urls),
+        send_urls: &shown(&config.send_urls),
+        calls_per_second: config.calls_per_second,
+    };
+    let rpc = Rpc::new(network, reached).map_err(|error| named(error.into()))?;
     let (facts, facts_task) = FactsReader::new(rpc.clone(), config.fees.gas_cap);
     let site = Arc::new(Site::new(SiteParts {
         ledger: ledger.clone(),
@@ -369,6 +369,11 @@ async fn forget_sessions(ledger: Ledger) {
             tracing::warn!(error = causes(&error), "cannot clear away old sessions");
         }
     }
+}
+
+fn shown(urls: &[SecretString]) -> Vec<String> {
+    let urls = urls.iter().map(|url| url.expose_secret().to_owned());
+    urls.collect()
 }
 
 fn addresses(signers: &[SignerKey]) -> Vec<Address> {

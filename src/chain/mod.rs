@@ -5,6 +5,7 @@
 //! is one of them; hashes are computed here, never believed.
 
 pub mod broadcast;
+mod budget;
 mod endpoint;
 mod facts;
 pub mod fees;
@@ -20,5 +21,5 @@ pub use facts::{FactsReader, FactsTask};
 pub use fees::{FeePolicy, Fees};
 pub use heads::{Advance, Head, HeadTracker};
 pub use receipt::Receipt;
-pub use rpc::{Rpc, RpcError};
+pub use rpc::{Endpoints, Rpc, RpcError};
 pub use signer::SignerKey;

@@ -13,6 +13,7 @@ use alloy::transports::http::reqwest;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::chain::budget::Budget;
 use crate::chain::endpoint::{Chain, Endpoint, Health, Rank};
 use crate::protocol::Network;
 
@@ -29,7 +30,21 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
 pub struct Rpc {
     network: Network,
     endpoints: Arc<[Endpoint]>,
+    /// These take transactions and are asked nothing.
+    senders: Arc<[RpcClient]>,
+    budget: Option<Arc<Budget>>,
     preferred: Arc<AtomicUsize>,
+}
+
+/// Where a network is reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoints<'a> {
+    /// They are read from and take transactions; at least one.
+    pub urls: &'a [String],
+    /// They take transactions and nothing else: a sequencer, a private relay.
+    pub send_urls: &'a [String],
+    /// Calls a second over all of them, where the operator has set a limit.
+    pub calls_per_second: Option<u32>,
 }
 
 /// Why a call has no result. Holds no URL, because URLs hold keys.
@@ -57,6 +72,9 @@ pub enum RpcError {
     /// An answer of another shape than expected.
     #[error("the RPC's answer to {0} cannot be read")]
     Malformed(&'static str),
+    /// The operator's limit on calls leaves none for this one in time.
+    #[error("the budget of RPC calls is used up")]
+    OverBudget,
     /// The endpoint serves another chain.
     #[error("the RPC serves chain {found}, configured is {configured}")]
     WrongChain {
@@ -75,28 +93,30 @@ impl RpcError {
 }
 
 impl Rpc {
-    /// A pool over `urls`, which must not be empty.
+    /// A pool over endpoints.
     ///
     /// # Errors
     /// When a URL cannot be read; the error does not repeat it.
-    pub fn new(network: Network, urls: &[String]) -> Result<Self, RpcError> {
+    pub fn new(network: Network, reached: Endpoints<'_>) -> Result<Self, RpcError> {
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(2))
             .timeout(READ_LIMIT.max(SEND_LIMIT))
             .build()
             .map_err(|_| RpcError::Unreachable)?;
-        let endpoints: Result<Vec<_>, _> = urls
-            .iter()
-            .map(|url| {
-                url.parse()
-                    .map(|url| RpcClient::new_http_with_client(client.clone(), url))
-                    .map(Endpoint::new)
-            })
-            .collect();
-        let endpoints = endpoints.map_err(|_| RpcError::Malformed("url"))?;
+        let clients = |urls: &[String]| -> Result<Vec<RpcClient>, RpcError> {
+            let client = |url: &String| {
+                let url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
+                Ok(RpcClient::new_http_with_client(client.clone(), url))
+            };
+            urls.iter().map(client).collect()
+        };
+        let endpoints = clients(reached.urls)?.into_iter().map(Endpoint::new);
+        let budget = reached.calls_per_second.map(Budget::per_second);
         Ok(Self {
             network,
-            endpoints: endpoints.into(),
+            endpoints: endpoints.collect(),
+            senders: clients(reached.send_urls)?.into(),
+            budget: budget.map(Arc::new),
             preferred: Arc::default(),
         })
     }
@@ -174,6 +194,10 @@ impl Rpc {
         parameters: impl RpcSend,
     ) -> Result<R, RpcError> {
         let endpoint = self.endpoints.get(index).ok_or(RpcError::Unreachable)?;
+        if let Some(budget) = &self.budget {
+            let turn = budget.wait(READ_LIMIT).await;
+            turn.map_err(|_| RpcError::OverBudget)?;
+        }
         let asked_at = Instant::now();
         let answer = call(&endpoint.client, READ_LIMIT, method, parameters).await;
         match &answer {
@@ -250,11 +274,15 @@ impl Rpc {
         }
     }
 
-    /// Hands signed bytes to every endpoint at once and collects all replies.
+    /// Hands signed bytes to every endpoint at once, also to those that are asked nothing else, and collects all replies.
     pub async fn send_everywhere(&self, raw: &Bytes) -> Vec<Result<B256, RpcError>> {
         let mut replies = tokio::task::JoinSet::new();
-        for endpoint in self.endpoints.iter() {
-            let (endpoint, raw) = (endpoint.client.clone(), raw.clone());
+        let read_too = self.endpoints.iter().map(|endpoint| &endpoint.client);
+        for client in read_too.chain(self.senders.iter()) {
+            if let Some(budget) = &self.budget {
+                budget.take();
+            }
+            let (endpoint, raw) = (client.clone(), raw.clone());
             replies.spawn(async move {
                 call(&endpoint, SEND_LIMIT, "eth_sendRawTransaction", (raw,)).await
             });

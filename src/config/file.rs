@@ -39,6 +39,8 @@ pub(super) struct SessionsFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NetworkFile {
     pub(super) rpc_urls: Vec<String>,
+    pub(super) send_urls: Vec<String>,
+    pub(super) rpc_calls_per_second: Option<u32>,
     pub(super) signer_keys: Vec<String>,
     pub(super) payees: Vec<String>,
     pub(super) eip6492_factories: Vec<String>,

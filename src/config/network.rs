@@ -23,6 +23,10 @@ pub struct NetworkConfig {
     pub fees: FeePolicy,
     /// Endpoints; secret, because their URLs hold keys.
     pub rpc_urls: Vec<SecretString>,
+    /// Endpoints for transactions alone; secret as well.
+    pub send_urls: Vec<SecretString>,
+    /// Calls a second at most, over all endpoints.
+    pub calls_per_second: Option<u32>,
     /// One lane each.
     pub signers: Vec<SignerKey>,
     /// Payments that may wait in memory.
@@ -114,12 +118,21 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         "signer_keys (X402D_SIGNER_KEYS)",
         "at least one private key that pays for gas",
     );
-    for url in &entry.rpc_urls {
-        let usable = url
-            .parse::<url::Url>()
-            .is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-        reader.needs(usable, "rpc_urls (X402D_RPC_URL)", "http or https URLs");
+    for (key, urls) in [
+        ("rpc_urls (X402D_RPC_URL)", &entry.rpc_urls),
+        ("send_urls", &entry.send_urls),
+    ] {
+        let usable = |url: &String| {
+            url.parse::<url::Url>()
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+        };
+        reader.needs(urls.iter().all(usable), key, "http or https URLs");
     }
+    reader.needs(
+        entry.rpc_calls_per_second.is_none_or(|calls| calls >= 5),
+        "rpc_calls_per_second",
+        "5 or more",
+    );
     let signers = reader.signers(&entry.signer_keys);
     let policy = reader.policy(network, entry);
     let fees = reader.fees(network, entry);
@@ -138,18 +151,19 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
     Some(NetworkConfig {
         policy,
         fees,
-        rpc_urls: entry
-            .rpc_urls
-            .iter()
-            .cloned()
-            .map(SecretString::from)
-            .collect(),
+        rpc_urls: secret(&entry.rpc_urls),
+        send_urls: secret(&entry.send_urls),
+        calls_per_second: entry.rpc_calls_per_second,
         signers,
         queue_max,
         inflight_max,
         poll: Duration::from_millis(poll_ms),
         batch_wait: Duration::from_millis(batch_wait_ms),
     })
+}
+
+fn secret(urls: &[String]) -> Vec<SecretString> {
+    urls.iter().cloned().map(SecretString::from).collect()
 }
 
 struct Reader<'a> {

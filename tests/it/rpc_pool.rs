@@ -10,6 +10,7 @@ use crate::support::{Chain, Fault, Proxy, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x9c);
 const READ: &str = "eth_call";
+const SEND: &str = "eth_sendRawTransaction";
 
 /// A world that reads through two endpoints; the first is preferred.
 struct Pool {
@@ -137,4 +138,56 @@ async fn scenario_37_a_silent_endpoint_costs_one_hedge_and_is_avoided() {
     pool.second.all(Fault::RequestLost);
     pool.reads_from_the_first(true).await;
     pool.settles(3).await;
+}
+
+/// A sequencer's own endpoint, or a private relay: it takes transactions and answers nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_for_sends_gets_every_transaction_and_no_question() {
+    let chain = Chain::start().await;
+    let sequencer = Proxy::before(chain.url()).await;
+    let setup = Setup {
+        toml: format!(
+            "[networks.base-sepolia]\nsend_urls = [\"{}\"]\n",
+            sequencer.url()
+        ),
+        ..Setup::default()
+    };
+    let world = setup.on(chain).await;
+    let payer = world.payer().await;
+    let body = Purchase::new(&payer, PAYEE, 1).body();
+    assert!(world.facilitator.settle(&body).await.succeeded());
+    assert_eq!(sequencer.calls(SEND), 1);
+    world.proxy.on(SEND, Fault::Unavailable);
+    let body = Purchase::new(&payer, PAYEE, 2).body();
+    assert!(world.facilitator.settle(&body).await.succeeded());
+    assert_eq!(
+        sequencer.all_calls(),
+        sequencer.calls(SEND),
+        "and nothing else"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_keep_to_their_budget_and_wait_for_their_turn() {
+    const A_SECOND: u32 = 10;
+    let setup = Setup {
+        toml: format!("[networks.base-sepolia]\nrpc_calls_per_second = {A_SECOND}\n"),
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let payer = world.payer().await;
+    let (began, before) = (Instant::now(), world.proxy.all_calls());
+    for amount in 1..40 {
+        let body = Purchase::new(&payer, PAYEE, amount).body();
+        assert!(world.facilitator.verify(&body).await.is_valid());
+    }
+    let calls = u32::try_from(world.proxy.all_calls() - before).unwrap();
+    assert!(calls >= 39, "{calls}");
+    let allowed = began.elapsed() + Duration::from_secs(2);
+    assert!(
+        Duration::from_secs(1) * calls / A_SECOND <= allowed,
+        "{calls} calls in {allowed:?}"
+    );
+    let body = Purchase::new(&payer, PAYEE, 99).body();
+    assert!(world.facilitator.settle(&body).await.succeeded());
 }

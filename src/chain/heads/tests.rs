@@ -40,9 +40,14 @@ impl Chain {
         let server = TaskTracker::new().spawn(async move {
             axum::serve(listener, router).await.unwrap();
         });
+        let reached = crate::chain::Endpoints {
+            urls: &[url],
+            send_urls: &[],
+            calls_per_second: None,
+        };
         Self {
             node,
-            rpc: Rpc::new(Network::from_chain_id(1), &[url]).unwrap(),
+            rpc: Rpc::new(Network::from_chain_id(1), reached).unwrap(),
             _server: AbortOnDropHandle::new(server),
         }
     }

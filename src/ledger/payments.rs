@@ -113,9 +113,11 @@ impl Ledger {
         failed_too: bool,
         limit: i64,
     ) -> Result<Vec<Payment>, LedgerError> {
+        // An authorization that is accepted ends within a day; the bound on the index spares what is older.
         let rows: Vec<PaymentRow> = select_payments!(
-            "where p.network = $1 and p.state = any(case when $2 then array['refused', 'failed'] else array['refused'] end)
-                and p.rail = 'authorization' and p.quarantined_at is null and p.valid_before > now() - interval '1 hour'
+            "where p.network = $1 and p.state in ('refused', 'failed') and (p.state = 'refused' or $2)
+                and p.created_at > now() - interval '25 hours' and p.valid_before > now() - interval '1 hour'
+                and p.rail = 'authorization' and p.quarantined_at is null
              order by p.created_at desc limit $3",
             network.to_string(),
             failed_too,

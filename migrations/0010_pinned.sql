@@ -6,9 +6,11 @@ comment on column payments.signer is 'the only signer that may settle it, becaus
 
 create function transaction_payments_are_of_its_signer() returns trigger language plpgsql as $$
 begin
+    -- Looked up row by row: a plan made while the tables are young would read them whole.
     if exists (
-        select from riding join payments p on p.id = riding.payment_id join transactions t on t.id = riding.transaction_id
-        where p.signer <> t.signer
+        select from riding
+        where (select p.signer from payments p where p.id = riding.payment_id)
+            <> (select t.signer from transactions t where t.id = riding.transaction_id)
     ) then
         raise exception 'a payment may ride in transactions of the signer that it names alone'
             using errcode = 'check_violation', constraint = 'transaction_payments_ride_with_their_signer';

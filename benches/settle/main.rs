@@ -179,6 +179,13 @@ async fn audit(world: &World, answers: &[(u128, Value)], run: Audited) -> Run {
         .iter()
         .filter(|(_, answer)| answer["success"] == true)
         .collect();
+    for (_, answer) in answers
+        .iter()
+        .filter(|(_, answer)| answer["success"] != true)
+        .take(3)
+    {
+        eprintln!("not settled: {answer}");
+    }
     let told: HashSet<_> = good
         .iter()
         .map(|(_, answer)| answer["transaction"].clone())

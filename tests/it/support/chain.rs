@@ -207,13 +207,36 @@ impl Chain {
 
     /// Replaces the newest blocks by empty ones; their transactions are gone, not pending.
     pub(crate) async fn reorganise(&self, depth: u64) {
-        self.call("anvil_reorg", json!([depth, []])).await;
+        self.reorganise_with(depth, &[]).await;
     }
 
     /// The same, but the first of the new blocks holds these transactions: raw, or as `eth_sendTransaction` takes them.
+    ///
+    /// Nothing is mined meanwhile: anvil takes blocks away beside the block that it makes, and has no state of some afterwards.
     pub(crate) async fn reorganise_with(&self, depth: u64, transactions: &[Value]) {
         let pairs: Vec<Value> = transactions.iter().map(|one| json!([one, 0])).collect();
+        let mines = self.call("anvil_getAutomine", json!([])).await == json!(true);
+        if mines {
+            self.automine(false).await;
+            self.last_blocks().await;
+        }
         self.call("anvil_reorg", json!([depth, pairs])).await;
+        if mines {
+            self.automine(true).await;
+        }
+    }
+
+    /// Waits for the blocks that were being made when transactions ceased to make them.
+    async fn last_blocks(&self) {
+        eventually("no new block", Duration::from_secs(20), async || {
+            let before = self.call("eth_blockNumber", json!([])).await;
+            // Is made of the state that a block under way leaves behind.
+            self.call("eth_getBlockByNumber", json!(["pending", false]))
+                .await;
+            let after = self.call("eth_blockNumber", json!([])).await;
+            (before == after).then_some(())
+        })
+        .await;
     }
 
     /// Puts a contract of `contracts/artifacts` somewhere.

@@ -95,9 +95,9 @@ async fn standings_by_key(
         "where p.id = any(array(
             select found.id from unnest($1::text[], $2::bytea[], $3::bytea[], $4::bytea[]) as asked (network, domain, payer, nonce)
             cross join lateral (
-                -- Fenced: each by its key.
-                select id from payments where network = asked.network and nonce_domain = asked.domain and payer = asked.payer
-                    and nonce = asked.nonce offset 0
+                -- Fenced, and by the nonce alone: no plan reads all payments of a payer or a network.
+                select id from payments where nonce = asked.nonce
+                    and ((network, nonce_domain, payer) = (asked.network, asked.domain, asked.payer)) is true offset 0
             ) found
         ))",
         &networks,

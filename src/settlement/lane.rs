@@ -1,5 +1,6 @@
 //! A lane: one signer on one network, owned by one process at a time.
 
+mod dispatch;
 mod follow;
 mod keep;
 mod outbid;
@@ -18,12 +19,12 @@ use uuid::Uuid;
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::chain::{Broadcast, SignerKey};
 use crate::ledger::{Claim, Heard, LaneKey, LaneLease, LedgerError, Unmined};
-use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::lane::dispatch::Dispatch;
 use crate::settlement::lane::keep::Purse;
-use crate::settlement::load::{Load, ROWS_MAX, Simulated};
-use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Rehearsed, rehearse, simulate};
+use crate::settlement::load::{ROWS_MAX, Simulated};
+use crate::settlement::prepare::NotPrepared;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
@@ -86,23 +87,12 @@ struct Owned {
     paused_until: Instant,
     /// Payments that wait to ride in one transaction with others.
     waiting: Vec<Queued>,
+    /// Payments that the chain is being asked about.
+    dispatches: JoinSet<Dispatch>,
     purse: Purse,
 }
 
 impl Owned {
-    /// When to send what waits: at once while nothing is under way, so that a single payment loses no time; else when there is
-    /// enough for a full transaction, or the oldest has waited for `patience`.
-    fn dispatch_at(&self, inflight_max: usize, patience: Duration) -> Option<Instant> {
-        let oldest = self.waiting.iter().map(|queued| queued.since).min()?;
-        let room = self.open.len() < inflight_max && self.seen.head.is_some() && self.may_write();
-        let due = if self.open.is_empty() || self.waiting.len() >= ROWS_MAX {
-            Instant::now()
-        } else {
-            oldest + patience
-        };
-        room.then(|| due.max(self.paused_until))
-    }
-
     /// Whether new nonces may be written.
     const fn may_write(&self) -> bool {
         !self.lease.stopped && !self.purse.is_empty()
@@ -194,6 +184,7 @@ impl Lane {
             replies: JoinSet::new(),
             paused_until: now,
             waiting: Vec::new(),
+            dispatches: JoinSet::new(),
             purse: Purse::default(),
         };
         self.reload(&mut owned).await?;
@@ -232,7 +223,7 @@ impl Lane {
         let mut tending = every(TEND_INTERVAL);
         loop {
             let takes = owned.may_write() && owned.waiting.len() < ROWS_MAX;
-            let due = owned.dispatch_at(self.site.inflight_max, self.site.batch_wait);
+            let due = owned.dispatch_at(&self.site);
             let went = tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(Lost),
@@ -250,11 +241,19 @@ impl Lane {
                     self.follow(&mut owned, now).await
                 }
                 _ = tending.tick() => self.tend(&mut owned).await,
+                Some(dispatch) = owned.dispatches.join_next() => match dispatch {
+                    Ok(dispatch) => self.dispatched(&mut owned, dispatch).await,
+                    // One that panicked leaves its payments queued in the ledger.
+                    Err(_) => Ok(()),
+                },
                 queued = self.site.queue.next(self.id.signer, ROWS_MAX), if takes => {
                     owned.waiting.extend(queued);
                     Ok(())
                 }
-                () = at(due), if due.is_some() => self.dispatch(&mut owned).await,
+                () = at(due), if due.is_some() => {
+                    self.dispatch(&mut owned);
+                    Ok(())
+                }
             };
             if went.is_err() {
                 break;
@@ -268,96 +267,6 @@ impl Lane {
         self.site.count_open(owned.open.len(), 0);
         if !stopped {
             self.site.queue.lane_ends(self.id.signer).await;
-        }
-    }
-
-    /// Takes the payments that wait to the chain, in as many transactions as there is room for.
-    async fn dispatch(&self, owned: &mut Owned) -> Result<(), Lost> {
-        let waiting = std::mem::take(&mut owned.waiting);
-        let ids: Vec<PaymentId> = waiting.iter().map(|queued| queued.payment.id).collect();
-        let mut simulations = JoinSet::new();
-        for queued in waiting.into_iter().filter(|queued| !queued.is_stale()) {
-            let site = Arc::clone(&self.site);
-            simulations.spawn(async move { simulate(&site, queued).await });
-        }
-        let (mut simulated, mut result) = (Vec::new(), Ok(()));
-        for row in simulations.join_all().await {
-            match row {
-                Ok(row) => simulated.extend(row),
-                Err(error) => result = result.and_then(|()| self.stumble(owned, &error)),
-            }
-        }
-        let mut rehearsals = JoinSet::new();
-        let mut room = self.site.inflight_max.saturating_sub(owned.open.len());
-        for load in Load::plan(simulated) {
-            if result.is_err() || room == 0 {
-                owned.keep(load.rows);
-                continue;
-            }
-            room -= 1;
-            let (site, signer) = (Arc::clone(&self.site), self.id.signer);
-            rehearsals.spawn(async move { rehearse(&site, signer, load).await });
-        }
-        while let Some(rehearsed) = rehearsals.join_next().await {
-            // A rehearsal that panicked leaves its payments queued in the ledger.
-            let Ok(rehearsed) = rehearsed else { continue };
-            result = match (result, rehearsed) {
-                (Ok(()), Ok(rehearsed)) => self.commit_and_send(owned, rehearsed).await,
-                (Ok(()), Err(error)) => self.stumble(owned, &error),
-                (lost, _) => lost,
-            };
-        }
-        for id in ids {
-            if !owned.waiting.iter().any(|queued| queued.payment.id == id) {
-                self.site.queue.put_down(id);
-            }
-        }
-        result
-    }
-
-    async fn commit_and_send(&self, owned: &mut Owned, rehearsed: Rehearsed) -> Result<(), Lost> {
-        // What was left out is looked at by itself next time.
-        let left_out = rehearsed.left_out.into_iter();
-        let again = left_out.map(|row| Queued::new(row.payment, None));
-        owned.waiting.extend(again);
-        let Some(load) = rehearsed.load else {
-            return Ok(());
-        };
-        let desk = Desk {
-            site: &self.site,
-            lane: self.id,
-            lease: owned.lease,
-            key: &self.key,
-        };
-        let written = desk.write(load).await;
-        match written {
-            Ok(Prepared::Ready(transaction)) => {
-                owned.lease.next_nonce += 1;
-                owned.open.push_back(Open::new(transaction, Instant::now()));
-                self.site.count_open(0, 1);
-                self.send(owned, owned.open.len() - 1, None);
-                Ok(())
-            }
-            Ok(Prepared::Moved(rows)) => {
-                owned.keep(rows);
-                Ok(())
-            }
-            Ok(Prepared::LaneLost) => Err(Lost),
-            Err(error) => self.stumble(owned, &error),
-        }
-    }
-
-    /// A payment stays queued when it cannot be prepared now; the reconciliation brings it back.
-    fn stumble(&self, owned: &mut Owned, error: &NotPrepared) -> Result<(), Lost> {
-        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(error), "a payment cannot be prepared now; it stays queued");
-        owned.paused_until = Instant::now() + PAUSE;
-        match error {
-            // The commit may have happened: read the lane anew before another nonce is used.
-            NotPrepared::Ledger(_) => Err(Lost),
-            NotPrepared::Chain(_)
-            | NotPrepared::TooDear(_)
-            | NotPrepared::Signing(_)
-            | NotPrepared::NoHead => Ok(()),
         }
     }
 

@@ -1,0 +1,181 @@
+//! From the payments that wait to transactions under the lane's next nonces. The chain is asked beside the lane's other work.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use alloy::primitives::Address;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Lane, Lost, Open, Owned, PAUSE};
+use crate::payment::PaymentId;
+use crate::settlement::load::{Load, ROWS_MAX};
+use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Rehearsed, rehearse, simulate};
+use crate::settlement::{Queued, Site};
+use crate::telemetry::causes;
+
+/// Dispatches of one lane whose rehearsals are under way: the next is made ready while the chain looks at one.
+const REHEARSALS_MAX: usize = 2;
+
+/// Payments that left together, after the chain was asked about them.
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    rehearsed: Vec<Rehearsed>,
+    failed: Vec<NotPrepared>,
+    in_hand: InHand,
+}
+
+/// Payments that nobody else takes up until this is gone.
+#[derive(Debug)]
+struct InHand {
+    site: Arc<Site>,
+    payments: Vec<PaymentId>,
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        for payment in &self.payments {
+            self.site.queue.put_down(*payment);
+        }
+    }
+}
+
+impl Owned {
+    /// When to send what waits: at once while nothing is under way, so that a single payment loses no time; else when there is
+    /// enough for a full transaction, or the oldest has waited long enough for others.
+    pub(super) fn dispatch_at(&self, site: &Site) -> Option<Instant> {
+        let oldest = self.waiting.iter().map(|queued| queued.since).min()?;
+        let under_way = self.open.len() + self.dispatches.len();
+        let room = under_way < site.inflight_max && self.dispatches.len() < REHEARSALS_MAX;
+        let due = if under_way == 0 || self.waiting.len() >= ROWS_MAX {
+            Instant::now()
+        } else {
+            oldest + site.batch_wait
+        };
+        let may = room && self.seen.head.is_some() && self.may_write();
+        may.then(|| due.max(self.paused_until))
+    }
+}
+
+impl Lane {
+    /// Sends the payments that wait on their way; they come back to [`dispatched`](Self::dispatched).
+    pub(super) fn dispatch(&self, owned: &mut Owned) {
+        let waiting = std::mem::take(&mut owned.waiting);
+        owned
+            .dispatches
+            .spawn(ask(Arc::clone(&self.site), self.id.signer, waiting));
+    }
+
+    /// Writes and sends what the chain would take.
+    pub(super) async fn dispatched(
+        &self,
+        owned: &mut Owned,
+        dispatch: Dispatch,
+    ) -> Result<(), Lost> {
+        let mut in_hand = dispatch.in_hand;
+        for rehearsed in dispatch.rehearsed {
+            self.commit_and_send(owned, rehearsed).await?;
+        }
+        let waiting: HashSet<PaymentId> = owned.waiting.iter().map(|one| one.payment.id).collect();
+        in_hand.payments.retain(|id| !waiting.contains(id));
+        dispatch
+            .failed
+            .iter()
+            .try_for_each(|error| self.stumble(owned, error))
+    }
+
+    async fn commit_and_send(&self, owned: &mut Owned, rehearsed: Rehearsed) -> Result<(), Lost> {
+        if !owned.may_write() {
+            // The gas money is gone meanwhile: other lanes find the payments in the ledger.
+            return Ok(());
+        }
+        // What was left out is looked at by itself next time.
+        let left_out = rehearsed.left_out.into_iter();
+        let again = left_out.map(|row| Queued::new(row.payment, None));
+        owned.waiting.extend(again);
+        let Some(load) = rehearsed.load else {
+            return Ok(());
+        };
+        if owned.open.len() >= self.site.inflight_max {
+            owned.keep(load.rows);
+            return Ok(());
+        }
+        let desk = Desk {
+            site: &self.site,
+            lane: self.id,
+            lease: owned.lease,
+            key: &self.key,
+        };
+        let written = desk.write(load).await;
+        match written {
+            Ok(Prepared::Ready(transaction)) => {
+                owned.lease.next_nonce += 1;
+                owned.open.push_back(Open::new(transaction, Instant::now()));
+                self.site.count_open(0, 1);
+                self.send(owned, owned.open.len() - 1, None);
+                Ok(())
+            }
+            Ok(Prepared::Moved(rows)) => {
+                owned.keep(rows);
+                Ok(())
+            }
+            Ok(Prepared::LaneLost) => Err(Lost),
+            Err(error) => self.stumble(owned, &error),
+        }
+    }
+
+    /// A payment stays queued when it cannot be prepared now; the reconciliation brings it back.
+    fn stumble(&self, owned: &mut Owned, error: &NotPrepared) -> Result<(), Lost> {
+        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(error), "a payment cannot be prepared now; it stays queued");
+        owned.paused_until = Instant::now() + PAUSE;
+        match error {
+            // The commit may have happened: read the lane anew before another nonce is used.
+            NotPrepared::Ledger(_) => Err(Lost),
+            NotPrepared::Chain(_)
+            | NotPrepared::TooDear(_)
+            | NotPrepared::Signing(_)
+            | NotPrepared::NoHead => Ok(()),
+        }
+    }
+}
+
+/// Looks at each payment, plans which ride together, and rehearses those transactions, all at once.
+async fn ask(site: Arc<Site>, signer: Address, waiting: Vec<Queued>) -> Dispatch {
+    let in_hand = InHand {
+        site: Arc::clone(&site),
+        payments: waiting.iter().map(|queued| queued.payment.id).collect(),
+    };
+    let mut failed = Vec::new();
+    let mut simulations = JoinSet::new();
+    for queued in waiting.into_iter().filter(|queued| !queued.is_stale()) {
+        let site = Arc::clone(&site);
+        simulations.spawn(async move { simulate(&site, queued).await });
+    }
+    let mut simulated = Vec::new();
+    while let Some(simulation) = simulations.join_next().await {
+        // One that panicked leaves its payment queued in the ledger.
+        match simulation {
+            Ok(Ok(row)) => simulated.extend(row),
+            Ok(Err(error)) => failed.push(error),
+            Err(_) => {}
+        }
+    }
+    let mut rehearsals = JoinSet::new();
+    for load in Load::plan(simulated) {
+        let site = Arc::clone(&site);
+        rehearsals.spawn(async move { rehearse(&site, signer, load).await });
+    }
+    let mut rehearsed = Vec::new();
+    while let Some(rehearsal) = rehearsals.join_next().await {
+        match rehearsal {
+            Ok(Ok(load)) => rehearsed.push(load),
+            Ok(Err(error)) => failed.push(error),
+            Err(_) => {}
+        }
+    }
+    Dispatch {
+        rehearsed,
+        failed,
+        in_hand,
+    }
+}

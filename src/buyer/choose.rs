@@ -5,7 +5,7 @@ use alloy::primitives::Address;
 use crate::buyer::BuyerError;
 use crate::protocol::assets::default_assets;
 use crate::protocol::challenge::Offer;
-use crate::protocol::{Amount, Network, PaymentRequired, PaymentRequirements, X402Version};
+use crate::protocol::{Amount, Network, PaymentRequired, PaymentRequirements, Scheme, X402Version};
 
 /// What the caller allows for one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +63,9 @@ impl PayOptions {
     }
 
     fn payable(&self, requirements: &PaymentRequirements) -> bool {
-        let method = requirements.extra_text("assetTransferMethod");
-        matches!(method, None | Some("eip3009"))
+        let method = requirements.transfer_method();
+        requirements.scheme == Scheme::Exact
+            && matches!(method, None | Some("eip3009"))
             && requirements.domain_name().is_some()
             && requirements.domain_version().is_some()
             && !requirements.amount.is_zero()

@@ -36,6 +36,10 @@ pub(super) fn sign(
 ) -> Result<Signed, BuyerError> {
     let payload = match offer.requirements.scheme {
         Scheme::Exact => exact(signer, offer, binding)?,
+        Scheme::Upto => {
+            let why = "this buyer does not sign for scheme upto yet";
+            return Err(BuyerError::Signing(why.to_owned()));
+        }
     };
     let header = PaymentHeader::present(challenge, offer, &payload)
         .map_err(|error| BuyerError::Signing(error.to_string()))?;

@@ -20,7 +20,8 @@ sol! {
     }
 }
 
-/// Leave to move `value` of a token from `from` to `to`, once, within a window of time.
+/// Leave to move `value` of a token from `from` to `to`, once, within a window of time. What EIP-3009 has signed; the terms of every other
+/// authorization are put in the same words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authorization {
@@ -67,10 +68,21 @@ impl DomainSeparator {
         );
         Self(domain.separator())
     }
+
+    /// What is signed of a struct in this domain: `keccak256(0x1901 ‖ separator ‖ struct hash)`.
+    pub fn digest(self, structure_hash: B256) -> B256 {
+        let mut preimage = [0_u8; 66];
+        let (prefix, rest) = preimage.split_at_mut(2);
+        let (domain, structure) = rest.split_at_mut(32);
+        prefix.copy_from_slice(&[0x19, 0x01]);
+        domain.copy_from_slice(self.0.as_slice());
+        structure.copy_from_slice(structure_hash.as_slice());
+        keccak256(preimage)
+    }
 }
 
 impl Authorization {
-    /// The 32 bytes that the payer signs: `keccak256(0x1901 ‖ separator ‖ struct hash)`.
+    /// The 32 bytes that the payer signs.
     pub fn digest(&self, separator: DomainSeparator) -> B256 {
         let message = TransferWithAuthorization {
             from: self.from,
@@ -80,13 +92,7 @@ impl Authorization {
             validBefore: self.valid_before.atomic(),
             nonce: self.nonce,
         };
-        let mut preimage = [0_u8; 66];
-        let (prefix, rest) = preimage.split_at_mut(2);
-        let (domain, structure) = rest.split_at_mut(32);
-        prefix.copy_from_slice(&[0x19, 0x01]);
-        domain.copy_from_slice(separator.0.as_slice());
-        structure.copy_from_slice(message.eip712_hash_struct().as_slice());
-        keccak256(preimage)
+        separator.digest(message.eip712_hash_struct())
     }
 }
 

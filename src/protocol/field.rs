@@ -97,6 +97,39 @@ pub mod address {
     }
 }
 
+/// Serde for addresses that may be absent; `null` is absent too.
+pub mod optional_address {
+    use super::{Address, Deserializer, Serializer};
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct Wrapped(#[serde(with = "super::address")] Address);
+
+    /// Writes the EIP-55 form.
+    ///
+    /// # Errors
+    /// Only those of the serializer.
+    pub fn serialize<S: Serializer>(
+        address: &Option<Address>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match address {
+            Some(address) => super::address::serialize(address, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    /// Reads 0x and 40 hex digits, or nothing.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Address>, D::Error> {
+        Ok(Option::<Wrapped>::deserialize(deserializer)?.map(|wrapped| wrapped.0))
+    }
+}
+
 /// Serde for 32-byte values.
 pub mod hash {
     use super::{B256, Deserializer, Serializer, parse_hash, parse_text};

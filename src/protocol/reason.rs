@@ -99,6 +99,92 @@ reasons! {
     ExactTransactionFailed = "invalid_exact_evm_transaction_failed",
     /// The transaction was mined, but its logs hold no transfer of exactly this payment.
     ExactTransferMismatch = "invalid_exact_evm_transfer_event_mismatch",
+    /// The spender is not the proxy of the scheme.
+    Permit2Spender = "invalid_permit2_spender",
+    /// The witness pays somebody else than `payTo`.
+    Permit2RecipientMismatch = "invalid_permit2_recipient_mismatch",
+    /// The deadline has passed, is too near, or is farther away than we keep records.
+    Permit2DeadlineExpired = "permit2_deadline_expired",
+    /// The witness is not valid yet.
+    Permit2NotYetValid = "permit2_not_yet_valid",
+    /// The permitted amount is not the required one.
+    Permit2AmountMismatch = "permit2_amount_mismatch",
+    /// The permitted token is not the required asset.
+    Permit2TokenMismatch = "permit2_token_mismatch",
+    /// The signature is not the payer's.
+    Permit2Signature = "invalid_permit2_signature",
+    /// The payer has not allowed Permit2 to take this much of the token. Sellers answer 412 to it.
+    Permit2AllowanceRequired = "permit2_allowance_required",
+    /// The payer holds less than the amount.
+    Permit2InsufficientBalance = "permit2_insufficient_balance",
+    /// The proxy has no code on this network.
+    Permit2ProxyNotDeployed = "permit2_proxy_not_deployed",
+    /// The simulated settlement reverted for no reason that we recognise.
+    Permit2SimulationFailed = "permit2_simulation_failed",
+    /// The proxy refuses the amount.
+    Permit2InvalidAmount = "permit2_invalid_amount",
+    /// The proxy refuses the payee.
+    Permit2InvalidDestination = "permit2_invalid_destination",
+    /// The proxy refuses the payer.
+    Permit2InvalidOwner = "permit2_invalid_owner",
+    /// The chain's time is before the witness's `validAfter`.
+    Permit2PaymentTooEarly = "permit2_payment_too_early",
+    /// The nonce was used or invalidated, or belongs to another payment.
+    Permit2InvalidNonce = "permit2_invalid_nonce",
+    /// The token's permit is for another amount than Permit2's.
+    Permit2612AmountMismatch = "permit2_2612_amount_mismatch",
+    /// The accepted or the required scheme is not `upto`.
+    UptoScheme = "invalid_upto_evm_scheme",
+    /// The accepted network is not the required one.
+    UptoNetworkMismatch = "invalid_upto_evm_network_mismatch",
+    /// The witness names an account that is none of this facilitator's.
+    UptoFacilitatorMismatch = "upto_facilitator_mismatch",
+    /// More is to be charged than the payer permitted.
+    UptoExceedsAmount = "invalid_upto_evm_payload_settlement_exceeds_amount",
+    /// The transaction was mined without effect.
+    UptoTransactionFailed = "invalid_upto_evm_transaction_failed",
+    /// The proxy says that more was to be charged than the payer permitted.
+    UptoAmountExceedsPermitted = "upto_amount_exceeds_permitted",
+    /// The proxy was called by somebody else than the facilitator of the witness.
+    UptoUnauthorizedFacilitator = "upto_unauthorized_facilitator",
+    /// `eip2612GasSponsoring` has the wrong shape.
+    Eip2612Format = "invalid_eip2612_extension_format",
+    /// The permit is another account's than the payer's.
+    Eip2612FromMismatch = "eip2612_from_mismatch",
+    /// The permit is for another token.
+    Eip2612AssetMismatch = "eip2612_asset_mismatch",
+    /// The permit allows somebody else than Permit2.
+    Eip2612Spender = "eip2612_spender_not_permit2",
+    /// The permit has expired or expires too soon.
+    Eip2612DeadlineExpired = "eip2612_deadline_expired",
+    /// `erc20ApprovalGasSponsoring` has the wrong shape.
+    ApprovalFormat = "invalid_erc20_approval_extension_format",
+    /// The approval is another account's than the payer's.
+    ApprovalFromMismatch = "erc20_approval_from_mismatch",
+    /// The approval is for another token.
+    ApprovalAssetMismatch = "erc20_approval_asset_mismatch",
+    /// The approval allows somebody else than Permit2.
+    ApprovalSpender = "erc20_approval_spender_not_permit2",
+    /// The signed transaction calls something else than the token.
+    ApprovalWrongTarget = "erc20_approval_tx_wrong_target",
+    /// The signed transaction calls something else than `approve`.
+    ApprovalWrongSelector = "erc20_approval_tx_wrong_selector",
+    /// The signed transaction approves somebody else than Permit2.
+    ApprovalWrongSpender = "erc20_approval_tx_wrong_spender",
+    /// The signed transaction's calldata is no call of `approve`.
+    ApprovalInvalidCalldata = "erc20_approval_tx_invalid_calldata",
+    /// The signed transaction was signed by somebody else than the payer.
+    ApprovalSignerMismatch = "erc20_approval_tx_signer_mismatch",
+    /// The signed transaction's signature cannot be recovered.
+    ApprovalInvalidSignature = "erc20_approval_tx_invalid_signature",
+    /// The signed transaction cannot be read.
+    ApprovalParseFailed = "erc20_approval_tx_parse_failed",
+    /// The approval can never be mined, or was mined without effect.
+    ApprovalFailed = "erc20_approval_tx_failed",
+    /// The approval could not be sent.
+    ApprovalBroadcastFailed = "erc20_approval_broadcast_failed",
+    /// The payer lacks the native money for its approval's gas, and this facilitator gives no more of it.
+    ApprovalInsufficientGas = "erc20_approval_insufficient_eth_for_gas",
     /// No session has this id here.
     SessionNotFound = "session_not_found",
     /// The session's time has passed, or its transfer was mined too late.

@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::protocol::session::{PROOF_TYPE, SessionProof};
 use crate::protocol::{
-    ExactPayload, Network, PaymentRequirements, Reason, Scheme, X402Version, field, v1,
+    ExactPayload, GasSponsoring, Network, PaymentRequirements, Permit2Payload, Reason, Scheme,
+    X402Version, field, v1,
 };
 
 /// A payment and what it is meant to pay, parsed; not yet checked against each other.
@@ -29,6 +30,8 @@ pub struct PaymentRequest<P = Payload> {
     pub payload: P,
     /// What the seller asks for.
     pub requirements: PaymentRequirements,
+    /// What the payer adds for Permit2's sake.
+    pub sponsoring: GasSponsoring,
     /// What is being sold, as far as anybody said; advice, for the history.
     pub resource: Option<String>,
 }
@@ -36,10 +39,29 @@ pub struct PaymentRequest<P = Payload> {
 /// What pays: leave to move money, or the proof that the payer has moved it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
-    /// An EIP-3009 authorization.
-    Authorization(ExactPayload),
+    /// An authorization.
+    Authorization(AuthorizationPayload),
     /// A transfer of the payer's own, claimed for a session.
     Proof(SessionProof),
+}
+
+/// Leave to move money, as the payer gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthorizationPayload {
+    /// By EIP-3009: the token itself is asked.
+    Eip3009(ExactPayload),
+    /// By Permit2.
+    Permit2(Permit2Payload),
+}
+
+impl AuthorizationPayload {
+    /// Who pays.
+    pub const fn payer(&self) -> Address {
+        match self {
+            Self::Eip3009(payload) => payload.authorization.from,
+            Self::Permit2(payload) => payload.permit2_authorization.from,
+        }
+    }
 }
 
 /// A payment is refused: a stable code, and a message that says what was expected and what came.
@@ -88,6 +110,7 @@ struct Glance {
     network: Option<String>,
     accepted: Option<Accepted>,
     resource: Option<Value>,
+    extensions: Option<Value>,
 }
 
 /// The same of the requirement.
@@ -116,7 +139,7 @@ struct PayloadMember<'a> {
 struct PayloadMarks {
     #[serde(rename = "type")]
     kind: Option<Value>,
-    permit2_authorization: Option<serde::de::IgnoredAny>,
+    permit2_authorization: Option<AuthorizationGlance>,
     permission_context: Option<serde::de::IgnoredAny>,
     authorization: Option<AuthorizationGlance>,
 }
@@ -174,6 +197,7 @@ impl<P> PaymentRequest<P> {
             accepted_network: self.accepted_network,
             payload,
             requirements: self.requirements,
+            sponsoring: self.sponsoring,
             resource: self.resource,
         };
         (request, self.payload)
@@ -208,10 +232,10 @@ impl Reader<'_> {
             .map_err(|error| self.refuse(Reason::InvalidPayload, &error))?;
         let marks: PayloadMarks = serde_json::from_str(member.payload.get())
             .map_err(|error| self.refuse(Reason::InvalidPayload, &error))?;
-        self.payer = marks
-            .authorization
-            .as_ref()
-            .and_then(|glance| field::parse_address(glance.from.as_deref()?).ok());
+        self.payer = [&marks.authorization, &marks.permit2_authorization]
+            .into_iter()
+            .flatten()
+            .find_map(|glance| field::parse_address(glance.from.as_deref()?).ok());
 
         let (scheme, network) = match version {
             X402Version::V1 => (glance.scheme, glance.network),
@@ -227,21 +251,23 @@ impl Reader<'_> {
             };
             return Err(self.refuse(Reason::InvalidPayload, &expected));
         };
-        let accepted_scheme = self.scheme(&scheme)?;
+        let accepted_scheme = self.scheme(version, &scheme)?;
         let accepted_network = self.network(version, &network)?;
         let required =
             required.map_err(|error| self.refuse(Reason::InvalidPaymentRequirements, &error))?;
-        self.scheme(required.scheme.as_deref().unwrap_or_default())?;
+        self.scheme(version, required.scheme.as_deref().unwrap_or_default())?;
         self.network(version, required.network.as_deref().unwrap_or_default())?;
         let requirements = self.requirements(version)?;
         let resource = [glance.resource, required.resource];
+        let extensions = glance.extensions.as_ref().and_then(Value::as_object);
         Ok(PaymentRequest {
             version,
             network_name: self.network_name.clone(),
             accepted_scheme,
             accepted_network,
-            payload: self.payload(&marks, member.payload, &requirements)?,
+            payload: self.payload(version, &marks, (member.payload, &requirements))?,
             requirements,
+            sponsoring: extensions.map_or(GasSponsoring::NONE, GasSponsoring::read),
             resource: resource.iter().flatten().find_map(resource_url),
         })
     }
@@ -266,13 +292,17 @@ impl Reader<'_> {
         })
     }
 
-    fn scheme(&self, name: &str) -> Result<Scheme, Refusal> {
-        Scheme::from_name(name).ok_or_else(|| {
-            self.refuse(
-                Reason::UnsupportedScheme,
-                &format!("this facilitator serves the scheme exact, got {name:?}"),
-            )
-        })
+    fn scheme(&self, version: X402Version, name: &str) -> Result<Scheme, Refusal> {
+        let served = match version {
+            X402Version::V1 => "exact in version 1",
+            X402Version::V2 => "exact and upto",
+        };
+        Scheme::from_name(name)
+            .filter(|scheme| version == X402Version::V2 || *scheme == Scheme::Exact)
+            .ok_or_else(|| {
+                let why = format!("this facilitator serves {served}, got {:?}", bounded(name));
+                self.refuse(Reason::UnsupportedScheme, &why)
+            })
     }
 
     fn network(&self, version: X402Version, name: &str) -> Result<Network, Refusal> {
@@ -305,34 +335,50 @@ impl Reader<'_> {
     /// The reference decides by the payload's members which method is meant; a contradicting `assetTransferMethod` is refused.
     fn payload(
         &self,
+        version: X402Version,
         marks: &PayloadMarks,
-        raw: &RawValue,
-        requirements: &PaymentRequirements,
+        (raw, requirements): (&RawValue, &PaymentRequirements),
     ) -> Result<Payload, Refusal> {
-        let method = requirements
-            .extra_text("assetTransferMethod")
-            .unwrap_or("eip3009");
+        let method = requirements.transfer_method();
         let invalid = |error: serde_json::Error| self.refuse(Reason::InvalidPayload, &error);
+        let by_permit2 = marks.permit2_authorization.is_some();
+        let fits = match (requirements.scheme, version) {
+            (Scheme::Exact, _) if !by_permit2 => method.is_none_or(|method| method == "eip3009"),
+            (Scheme::Exact | Scheme::Upto, X402Version::V2) => {
+                by_permit2 && method.is_none_or(|method| method == "permit2")
+            }
+            (Scheme::Exact | Scheme::Upto, X402Version::V1) => false,
+        };
         let kind = marks
             .kind
             .as_ref()
             .map(|kind| kind.as_str().unwrap_or_default());
-        let foreign = marks.permit2_authorization.is_some() || marks.permission_context.is_some();
         match kind {
-            None if !foreign && method == "eip3009" => serde_json::from_str(raw.get())
-                .map(Payload::Authorization)
-                .map_err(invalid),
-            Some(PROOF_TYPE) if !foreign && method == "eip3009" => serde_json::from_str(raw.get())
-                .map(Payload::Proof)
-                .map_err(invalid),
-            _ => {
-                let why = format!(
-                    "expected an EIP-3009 payload {{signature, authorization}} or a {PROOF_TYPE}; assetTransferMethod is {:?}",
-                    bounded(method)
-                );
-                Err(self.refuse(Reason::UnsupportedPayloadType, &why))
+            _ if !fits || marks.permission_context.is_some() => {}
+            None if by_permit2 => {
+                return serde_json::from_str(raw.get())
+                    .map(|payload| Payload::Authorization(AuthorizationPayload::Permit2(payload)))
+                    .map_err(invalid);
             }
+            None => {
+                return serde_json::from_str(raw.get())
+                    .map(|payload| Payload::Authorization(AuthorizationPayload::Eip3009(payload)))
+                    .map_err(invalid);
+            }
+            Some(PROOF_TYPE) if !by_permit2 => {
+                return serde_json::from_str(raw.get())
+                    .map(Payload::Proof)
+                    .map_err(invalid);
+            }
+            Some(_) => {}
         }
+        let why = format!(
+            "expected an EIP-3009 payload {{signature, authorization}} or a {PROOF_TYPE} in exact, or {{signature, permit2Authorization}} in exact \
+             and upto of version 2; the scheme is {} and assetTransferMethod {:?}",
+            requirements.scheme.name(),
+            bounded(method.unwrap_or("not given"))
+        );
+        Err(self.refuse(Reason::UnsupportedPayloadType, &why))
     }
 }
 

@@ -12,6 +12,8 @@ use crate::protocol::{Amount, Network, field};
 pub enum Scheme {
     /// Exactly the amount, by an authorization that the payer signed.
     Exact,
+    /// At most the amount: the seller says how much when it settles. By Permit2 alone, in v2 alone.
+    Upto,
 }
 
 impl Scheme {
@@ -19,12 +21,15 @@ impl Scheme {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exact => "exact",
+            Self::Upto => "upto",
         }
     }
 
     /// The scheme of a name, `None` for those that we do not serve.
     pub fn from_name(name: &str) -> Option<Self> {
-        (name == "exact").then_some(Self::Exact)
+        [Self::Exact, Self::Upto]
+            .into_iter()
+            .find(|scheme| scheme.name() == name)
     }
 }
 
@@ -66,6 +71,11 @@ impl PaymentRequirements {
     /// `extra.version`: the token's EIP-712 version, when it is there and not empty.
     pub fn domain_version(&self) -> Option<&str> {
         self.extra_text("version").filter(|text| !text.is_empty())
+    }
+
+    /// `extra.assetTransferMethod`; absent for the default of the scheme (`protocol.md` §1.2).
+    pub fn transfer_method(&self) -> Option<&str> {
+        self.extra_text("assetTransferMethod")
     }
 
     /// `extra.paymentFlow`, absent for the default flow (`protocol.md` §3.8).

@@ -8,8 +8,10 @@ use super::*;
 
 fn signed(request: &PaymentRequest) -> crate::protocol::Authorization {
     match &request.payload {
-        Payload::Authorization(payload) => payload.authorization,
-        Payload::Proof(_) => panic!("no authorization"),
+        Payload::Authorization(AuthorizationPayload::Eip3009(payload)) => payload.authorization,
+        Payload::Authorization(AuthorizationPayload::Permit2(_)) | Payload::Proof(_) => {
+            panic!("no authorization of EIP-3009")
+        }
     }
 }
 
@@ -148,9 +150,15 @@ fn schemes_networks_and_payloads_of_others_are_named_as_such() {
     let v2 = |pointer: &str, value: Value| reason(&changed(X402Version::V2, pointer, value));
     for place in ["/paymentPayload/accepted", "/paymentRequirements"] {
         assert_eq!(
-            v2(&format!("{place}/scheme"), json!("upto")),
+            v2(&format!("{place}/scheme"), json!("barter")),
             Reason::UnsupportedScheme
         );
+        let early = changed(
+            X402Version::V1,
+            "/paymentRequirements/scheme",
+            json!("upto"),
+        );
+        assert_eq!(reason(&early), Reason::UnsupportedScheme, "v1 has no upto");
         for network in ["base", "eip155:*", "solana:1", "eip155:084532", ""] {
             let found = v2(&format!("{place}/network"), json!(network));
             assert_eq!(found, Reason::InvalidNetwork, "{place} {network:?}");
@@ -163,7 +171,6 @@ fn schemes_networks_and_payloads_of_others_are_named_as_such() {
     );
     assert_eq!(reason(&arbitrum), Reason::InvalidNetwork);
     for payload in [
-        json!({ "permit2Authorization": {}, "signature": "0x" }),
         json!({ "permissionContext": "0x" }),
         json!({ "type": "deposit" }),
     ] {
@@ -175,6 +182,74 @@ fn schemes_networks_and_payloads_of_others_are_named_as_such() {
         v2("/paymentRequirements/extra", method),
         Reason::UnsupportedPayloadType
     );
+}
+
+/// The vector of `protocol.md`, appendix B, as a scheme presents it.
+fn by_permit2(scheme: &str) -> Value {
+    let mut body = body(X402Version::V2);
+    let mut witness = json!({ "to": Address::repeat_byte(0x22), "validAfter": "0" });
+    if scheme == "upto" {
+        witness["facilitator"] = json!(Address::repeat_byte(0x33));
+    }
+    body["paymentPayload"]["payload"] = json!({
+        "signature": signature(),
+        "permit2Authorization": {
+            "from": PAYER, "permitted": { "token": Address::repeat_byte(0x33), "amount": "10000" },
+            "spender": Address::repeat_byte(0x44), "nonce": "7", "deadline": "1900000000", "witness": witness,
+        },
+    });
+    for place in ["/paymentPayload/accepted", "/paymentRequirements"] {
+        let entry = body.pointer_mut(place).unwrap();
+        entry["scheme"] = json!(scheme);
+        entry["extra"] = json!({ "assetTransferMethod": "permit2" });
+    }
+    body
+}
+
+#[test]
+fn permit2_is_read_in_both_schemes_whether_the_method_is_named_or_not() {
+    for (scheme, facilitator) in [("exact", None), ("upto", Some(Address::repeat_byte(0x33)))] {
+        let named = by_permit2(scheme);
+        let mut unnamed = named.clone();
+        unnamed["paymentRequirements"]["extra"] = Value::Null;
+        for body in [named, unnamed] {
+            let request = parse(&body).unwrap().unwrap();
+            assert_eq!(request.requirements.scheme.name(), scheme);
+            let Payload::Authorization(AuthorizationPayload::Permit2(payload)) = request.payload
+            else {
+                panic!("expected Permit2, got {:?}", request.payload);
+            };
+            assert_eq!(payload.permit2_authorization.from, PAYER);
+            assert_eq!(
+                payload.permit2_authorization.witness.facilitator,
+                facilitator
+            );
+        }
+    }
+}
+
+#[test]
+fn a_method_that_contradicts_the_payload_is_refused() {
+    let mut as_eip3009 = by_permit2("exact");
+    as_eip3009["paymentRequirements"]["extra"] = json!({ "assetTransferMethod": "eip3009" });
+    assert_eq!(reason(&as_eip3009), Reason::UnsupportedPayloadType);
+    let mut metered = body(X402Version::V2);
+    for place in [
+        "/paymentPayload/accepted/scheme",
+        "/paymentRequirements/scheme",
+    ] {
+        *metered.pointer_mut(place).unwrap() = json!("upto");
+    }
+    assert_eq!(
+        reason(&metered),
+        Reason::UnsupportedPayloadType,
+        "upto is by Permit2 alone"
+    );
+    let mut broken = by_permit2("upto");
+    broken["paymentPayload"]["payload"]["permit2Authorization"] = json!({ "from": PAYER });
+    let refusal = parse(&broken).unwrap().unwrap_err();
+    assert_eq!(refusal.reason, Reason::InvalidPayload);
+    assert_eq!(refusal.payer, Some(PAYER));
 }
 
 #[test]

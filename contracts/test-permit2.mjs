@@ -1,10 +1,10 @@
 // Permit2 and the two x402 proxies on a local anvil: `node test-permit2.mjs`.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { encodeFunctionData, hashTypedData, hexToBigInt, maxUint256, parseEventLogs, parseSignature } from "viem";
+import { encodeFunctionData, hashTypedData, hexToBigInt, maxUint256, parseEventLogs, parseSignature, zeroAddress } from "viem";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import {
-  EXACT_PROXY, MULTICALL3, PERMIT2, UPTO_PROXY, USDC, WALLET_FACTORY, artifact, payee, payer, settler, startChain,
+  EXACT_PROXY, LENS, MULTICALL3, PERMIT2, UPTO_PROXY, USDC, WALLET_FACTORY, artifact, payee, payer, settler, startChain,
 } from "./testchain.mjs";
 
 const DEADLINE = 1_900_000_000n;
@@ -134,6 +134,46 @@ test("an upto row fails inside Multicall3 although the outer call succeeds", asy
     args: [[{ target: UPTO_PROXY, allowFailure: true, callData: data }]],
   });
   assert.deepEqual(result, [{ success: false, returnData: "0x0f6fae87" }]);
+});
+
+/** What the lens is asked about a payment; `sender` is who calls the proxy. */
+function row(signed, sender) {
+  const nonce = signed.permit.nonce;
+  const call = (name, functionName, args) => encodeFunctionData({ abi: artifact(name).abi, functionName, args });
+  return {
+    token: USDC, payer: signed.owner, nonceDomain: PERMIT2, nonceMask: 1n << (nonce & 255n), spender: PERMIT2,
+    nonceCall: call("Permit2", "nonceBitmap", [signed.owner, nonce >> 8n]), digest: signed.digest, signature: signed.signature,
+    factory: zeroAddress, factoryCall: "0x", settler: signed.proxy.address, sender,
+    settlement: call(signed.proxy.name, "settle", argsOf(signed)), gasLimit: 300_000n,
+  };
+}
+
+async function look(rows) {
+  const lens = artifact("Lens");
+  const places = [LENS, settler.address, payee];
+  const { result } = await chain.reader.simulateContract({
+    address: LENS, abi: lens.abi, functionName: "read", args: [rows],
+    stateOverride: places.map((address) => ({ address, code: lens.deployedBytecode })),
+  });
+  return result[2];
+}
+
+test("the lens calls a proxy as the account that a payment wants to be called by", async () => {
+  const used = await permit(exact);
+  await settle(used);
+  const metered = { ...(await permit(upto)), amount: 2_500n };
+  const facts = await look([
+    row(await permit(exact), zeroAddress), row(metered, settler.address), row(metered, zeroAddress), row(metered, payee),
+    row(used, zeroAddress), row({ ...metered, amount: 10_001n }, settler.address),
+  ]);
+  assert.deepEqual(facts.map((fact) => fact.transferSucceeds), [true, true, false, false, false, false]);
+  assert.deepEqual(facts.map((fact) => fact.nonceUsed), [false, false, false, false, true, false]);
+  assert.equal(facts[2].revertData, "0x0f6fae87");
+  assert.equal(facts[3].revertData, "0x0f6fae87");
+  assert.equal(facts[4].revertData, "0x756688fe");
+  assert.equal(facts[5].revertData, "0xfe64b4c7");
+  assert.ok(facts.every((fact) => fact.nonceKnown && fact.allowanceKnown && fact.settlerCodeSize > 0n));
+  assert.ok(facts.every((fact) => fact.allowance === maxUint256 && fact.gasUsed > 0n));
 });
 
 test("an ERC-1271 wallet pays through Permit2", async () => {

@@ -68,10 +68,13 @@ const refused = (payment, text, args = vrsArgs(payment)) =>
   });
 
 function row(payment, changes = {}) {
+  const args = size(payment.signature) === 65 ? vrsArgs(payment) : bytesArgs(payment);
   return {
-    token: payment.token, payer: payment.from, payee: payment.to, value: payment.value,
-    validAfter: payment.validAfter, validBefore: payment.validBefore, nonce: payment.nonce,
+    token: payment.token, payer: payment.from, nonceDomain: payment.token, nonceMask: 1n, spender: zeroAddress,
+    nonceCall: encodeFunctionData({ abi: token.abi, functionName: "authorizationState", args: [payment.from, payment.nonce] }),
     digest: payment.digest, signature: payment.signature, factory: zeroAddress, factoryCall: "0x",
+    settler: payment.token, sender: zeroAddress,
+    settlement: encodeFunctionData({ abi: token.abi, functionName: "transferWithAuthorization", args }),
     gasLimit: 300_000n, ...changes,
   };
 }
@@ -284,15 +287,13 @@ test("the lens tells a good payment from a forged and a used one", async () => {
   assert.ok(facts[0].gasUsed > 40_000n && facts[0].gasUsed < receipt.gasUsed);
 });
 
-test("rows of one payer do not disturb each other, and a v of 0 or 1 counts as 27 or 28", async () => {
+test("rows of one payer do not disturb each other", async () => {
   const owner = privateKeyToAccount(generatePrivateKey());
   await chain.send(USDC, "TestUsdc", "mint", [owner.address, 10_000n]);
   const payment = await pay({}, owner);
-  const { r, s, yParity } = parseSignature(payment.signature);
-  const lowV = { ...payment, signature: concat([r, s, toHex(yParity, { size: 1 })]) };
-  const [, , facts] = await look([row(payment), row(payment), row(await pay({}, owner)), row(lowV)]);
-  assert.deepEqual(facts.map((fact) => fact.transferSucceeds), [true, true, true, true]);
-  assert.deepEqual(facts.map((fact) => fact.balance), [10_000n, 10_000n, 10_000n, 10_000n]);
+  const [, , facts] = await look([row(payment), row(payment), row(await pay({}, owner))]);
+  assert.deepEqual(facts.map((fact) => fact.transferSucceeds), [true, true, true]);
+  assert.deepEqual(facts.map((fact) => fact.balance), [10_000n, 10_000n, 10_000n]);
   assert.equal(new Set(facts.slice(0, 2).map((fact) => fact.gasUsed)).size, 1);
 });
 

@@ -1,24 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity 0.8.30;
 
-/// Answers, in one `eth_call`, what a facilitator must ask the chain about EIP-3009 payments.
-/// It is never deployed: its runtime is placed at a scratch address by a state override of that call.
+/// Answers, in one `eth_call`, what a facilitator must ask the chain about payments, whatever contract moves their money.
+/// It is never deployed: its runtime is placed at a scratch address by a state override of that call, and at the address of
+/// every account that a payment wants to be called by.
 contract Lens {
     struct Query {
         address token;
         address payer;
-        address payee;
-        uint256 value;
-        uint256 validAfter;
-        uint256 validBefore;
-        bytes32 nonce;
+        /// The contract in which the payment's nonce is used up, and the call that reads it there.
+        address nonceDomain;
+        bytes nonceCall;
+        /// The bit of the answer that stands for the nonce.
+        uint256 nonceMask;
+        /// Whose allowance over the payer's token is asked for; zero for nobody's.
+        address spender;
         /// The EIP-712 digest the payer signed, given to ERC-1271 wallets.
         bytes32 digest;
         bytes signature;
         /// Factory of a wallet that may not exist yet; zero for none.
         address factory;
         bytes factoryCall;
-        /// Gas allowed to each of: the factory call, the signature check, the transfer.
+        /// The call that settles, and who makes it; zero for anybody.
+        address settler;
+        bytes settlement;
+        address sender;
+        /// Gas allowed to each of: the factory call, the signature check, the settlement.
         uint256 gasLimit;
     }
 
@@ -32,12 +39,15 @@ contract Lens {
         bool nonceUsed;
         bool balanceKnown;
         uint256 balance;
+        bool allowanceKnown;
+        uint256 allowance;
+        uint256 settlerCodeSize;
         /// The payer's ERC-1271 answer; false for a payer without code.
         bool signatureValid;
         bool transferSucceeds;
-        /// At most 512 bytes of what the transfer reverted with; empty when it succeeded.
+        /// At most 512 bytes of what the settlement reverted with; empty when it succeeded.
         bytes revertData;
-        /// Gas of the transfer call from cold storage, with the call itself.
+        /// Gas of the settling call from cold storage, with the call itself.
         uint256 gasUsed;
     }
 
@@ -85,8 +95,8 @@ contract Lens {
             revert Evaluated(facts);
         }
         bytes memory output;
-        (facts.transferSucceeds, output, facts.gasUsed) = _call(query.token, query.gasLimit, _transferCall(query));
-        if (facts.tokenCodeSize == 0) facts.transferSucceeds = false;
+        (facts.transferSucceeds, output, facts.gasUsed) = _settle(query);
+        if (facts.tokenCodeSize == 0 || facts.settlerCodeSize == 0) facts.transferSucceeds = false;
         if (!facts.transferSucceeds) facts.revertData = output;
         revert Evaluated(facts);
     }
@@ -98,14 +108,20 @@ contract Lens {
         facts.payerCodeSize = query.payer.code.length;
         facts.payerDelegated = facts.payerCodeSize == 23 && _isDelegation(query.payer);
 
+        facts.settlerCodeSize = query.settler.code.length;
+
         uint256 word;
-        (facts.nonceKnown, word) =
-            _word(query.token, READ_GAS, abi.encodeWithSelector(0xe94a0102, query.payer, query.nonce));
-        facts.nonceKnown = facts.nonceKnown && word <= 1;
-        facts.nonceUsed = facts.nonceKnown && word == 1;
+        (facts.nonceKnown, word) = _word(query.nonceDomain, READ_GAS, query.nonceCall);
+        facts.nonceUsed = facts.nonceKnown && word & query.nonceMask != 0;
 
         (facts.balanceKnown, word) = _word(query.token, READ_GAS, abi.encodeWithSelector(0x70a08231, query.payer));
         if (facts.balanceKnown) facts.balance = word;
+
+        if (query.spender != address(0)) {
+            bytes memory allowed = abi.encodeWithSelector(0xdd62ed3e, query.payer, query.spender);
+            (facts.allowanceKnown, word) = _word(query.token, READ_GAS, allowed);
+            if (facts.allowanceKnown) facts.allowance = word;
+        }
 
         if (facts.payerCodeSize != 0) {
             bytes memory question = abi.encodeWithSelector(0x1626ba7e, query.digest, query.signature);
@@ -113,6 +129,20 @@ contract Lens {
             facts.signatureValid = answered && bytes32(answer) == ERC1271_MAGIC;
         }
         revert Evaluated(facts);
+    }
+
+    /// The settling call, made by whom the payment wants to be called by.
+    function _settle(Query calldata query) private returns (bool ok, bytes memory output, uint256 gasUsed) {
+        if (query.sender == address(0)) return _call(query.settler, query.gasLimit, query.settlement);
+        return Lens(query.sender).relay(query.settler, query.gasLimit, query.settlement);
+    }
+
+    /// Makes a call as the account at whose address this code was placed.
+    function relay(address target, uint256 limit, bytes calldata data)
+        external
+        returns (bool ok, bytes memory output, uint256 gasUsed)
+    {
+        return _call(target, limit, data);
     }
 
     /// Calls one of this contract's always-reverting functions and takes its findings; all zero when it had none.
@@ -175,37 +205,6 @@ contract Lens {
         uint256 left = gasleft();
         // 3,000 covers the account access charged before the 63/64 rule is applied.
         if (left < 3_000 || (left - 3_000) - (left - 3_000) / 64 < limit) revert Starved();
-    }
-
-    /// A 65-byte signature goes through the (v, r, s) overload, as it does when it is settled; others as bytes.
-    function _transferCall(Query calldata query) private pure returns (bytes memory) {
-        bytes calldata signature = query.signature;
-        if (signature.length != 65) {
-            return abi.encodeWithSelector(
-                0xcf092995,
-                query.payer,
-                query.payee,
-                query.value,
-                query.validAfter,
-                query.validBefore,
-                query.nonce,
-                signature
-            );
-        }
-        uint8 v = uint8(signature[64]);
-        if (v < 27) v += 27;
-        return abi.encodeWithSelector(
-            0xe3ee160e,
-            query.payer,
-            query.payee,
-            query.value,
-            query.validAfter,
-            query.validBefore,
-            query.nonce,
-            v,
-            bytes32(signature[0:32]),
-            bytes32(signature[32:64])
-        );
     }
 
     function _isDelegation(address account) private view returns (bool) {

@@ -5,24 +5,27 @@
 
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256, Bytes, U256, address};
+use alloy::primitives::{Address, Bytes, U256, address};
 use alloy::sol;
 use alloy::sol_types::SolCall;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-use crate::chain::{Rpc, RpcError};
+use crate::chain::authorization::settlement_data;
+use crate::chain::{Rpc, RpcError, permit2, token};
 use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
-use crate::payment::{Candidate, ChainFacts, Payment};
+use crate::payment::{ChainFacts, Method, Signed};
+use crate::protocol::permit2::PERMIT2;
 
 sol! {
     struct Query {
-        address token; address payer; address payee; uint256 value; uint256 validAfter; uint256 validBefore; bytes32 nonce;
-        bytes32 digest; bytes signature; address factory; bytes factoryCall; uint256 gasLimit;
+        address token; address payer; address nonceDomain; bytes nonceCall; uint256 nonceMask; address spender; bytes32 digest;
+        bytes signature; address factory; bytes factoryCall; address settler; bytes settlement; address sender; uint256 gasLimit;
     }
     struct Facts {
         uint256 tokenCodeSize; uint256 payerCodeSize; bool payerDelegated; bool nonceKnown; bool nonceUsed; bool balanceKnown;
-        uint256 balance; bool signatureValid; bool transferSucceeds; bytes revertData; uint256 gasUsed;
+        uint256 balance; bool allowanceKnown; uint256 allowance; uint256 settlerCodeSize; bool signatureValid; bool transferSucceeds;
+        bytes revertData; uint256 gasUsed;
     }
     function read(Query[] queries) external returns (uint256 blockNumber, uint256 blockTime, Facts[] facts);
 }
@@ -77,63 +80,41 @@ impl FactsReader {
         )
     }
 
-    /// The facts about a payment that is about to be accepted.
+    /// The facts about a payment.
     ///
     /// # Errors
     /// When the RPC fails or too many questions wait: an outage, which says nothing about the payment.
-    pub async fn of_candidate(&self, candidate: &Candidate) -> Answer {
-        let wallet = candidate
-            .wallet
-            .clone()
-            .map(|wallet| (wallet.factory, wallet.call));
-        let mut query = self.query(
-            candidate.asset,
-            &candidate.authorization,
-            candidate.digest,
-            candidate.signature.clone(),
-        );
-        (query.factory, query.factoryCall) = wallet.unwrap_or_default();
-        self.ask(query).await
+    pub async fn of(&self, signed: Signed<'_>) -> Answer {
+        self.ask(self.query(signed)).await
     }
 
-    /// The facts about a payment that was accepted and is about to be sent.
-    ///
-    /// # Errors
-    /// As [`Self::of_candidate`].
-    pub async fn of_payment(&self, payment: &Payment) -> Answer {
-        let wallet = payment
+    fn query(&self, signed: Signed<'_>) -> Query {
+        let payer = signed.terms.from;
+        let (spender, (nonce_call, nonce_mask)) = match signed.method {
+            Method::Eip3009 => (
+                Address::ZERO,
+                (token::nonce_question(payer, signed.terms.nonce), U256::ONE),
+            ),
+            Method::Permit2(_) => (PERMIT2, permit2::nonce_question(payer, signed.terms.nonce)),
+        };
+        let (factory, factory_call) = signed
             .wallet
-            .clone()
-            .map(|wallet| (wallet.factory, wallet.call));
-        let mut query = self.query(
-            payment.asset,
-            &payment.authorization,
-            payment.digest,
-            payment.signature.clone(),
-        );
-        (query.factory, query.factoryCall) = wallet.unwrap_or_default();
-        self.ask(query).await
-    }
-
-    fn query(
-        &self,
-        token: Address,
-        signed: &crate::protocol::Authorization,
-        digest: B256,
-        signature: Bytes,
-    ) -> Query {
+            .map(|wallet| (wallet.factory, wallet.call.clone()))
+            .unwrap_or_default();
         Query {
-            token,
-            payer: signed.from,
-            payee: signed.to,
-            value: signed.value.atomic(),
-            validAfter: signed.valid_after.atomic(),
-            validBefore: signed.valid_before.atomic(),
-            nonce: signed.nonce,
-            digest,
-            signature,
-            factory: Address::ZERO,
-            factoryCall: Bytes::new(),
+            token: signed.asset,
+            payer,
+            nonceDomain: signed.method.nonce_domain(signed.asset),
+            nonceCall: nonce_call,
+            nonceMask: nonce_mask,
+            spender,
+            digest: signed.digest,
+            signature: signed.signature.clone(),
+            factory,
+            factoryCall: factory_call,
+            settler: signed.method.settler(signed.asset),
+            settlement: settlement_data(signed),
+            sender: signed.method.facilitator().unwrap_or_default(),
             gasLimit: U256::from(self.gas_limit),
         }
     }
@@ -167,8 +148,13 @@ async fn answer(rpc: Rpc, queries: Vec<Query>) -> Vec<Answer> {
 
 async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcError> {
     let tokens: Vec<Address> = queries.iter().map(|query| query.token).collect();
+    // The lens stands in for the accounts that payments want to be called by, so that proxies see their sender.
+    let senders = queries.iter().map(|query| query.sender);
+    let places = senders.filter(|sender| !sender.is_zero()).chain([LENS]);
+    let overrides: Map<String, Value> = places
+        .map(|place| (place.to_string(), json!({ "code": LENS_CODE.trim() })))
+        .collect();
     let data = Bytes::from(readCall { queries }.abi_encode());
-    let overrides = json!({ LENS.to_string(): { "code": LENS_CODE.trim() } });
     let answer: Bytes = rpc
         .read(
             "eth_call",
@@ -192,6 +178,8 @@ async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcErro
             block_time,
             token_has_code: !row.tokenCodeSize.is_zero(),
             payer_has_code: !row.payerCodeSize.is_zero(),
+            settler_has_code: !row.settlerCodeSize.is_zero(),
+            allowance: row.allowanceKnown.then_some(row.allowance),
             nonce_used: row.nonceKnown.then_some(row.nonceUsed),
             balance: row.balanceKnown.then_some(row.balance),
             signature_accepted: row.signatureValid,

@@ -4,12 +4,14 @@
 //! without a time limit; no error, log line or `Debug` shows an RPC URL or a key; a broadcast has three outcomes, and *unknown*
 //! is one of them; hashes are computed here, never believed.
 
+pub mod authorization;
 pub mod broadcast;
 mod budget;
 mod endpoint;
 mod facts;
 pub mod fees;
 pub mod heads;
+mod permit2;
 pub mod receipt;
 pub mod rpc;
 pub mod signer;

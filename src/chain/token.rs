@@ -1,12 +1,13 @@
-//! EIP-3009 tokens: calldata of a payment, and its trace in the logs.
+//! EIP-3009 tokens: calldata of a payment, its trace in the logs, and what a token knows of a nonce.
 
-use alloy::primitives::{Address, B256, Bytes, address, b256};
+use alloy::primitives::{Address, B256, Bytes, b256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
 
+use crate::chain::authorization::AuthorizationUse;
 use crate::chain::receipt::Log;
 use crate::chain::{Head, Rpc, RpcError};
-use crate::payment::{Location, Payment};
+use crate::payment::Signed;
 use crate::protocol::Authorization;
 use time::OffsetDateTime;
 
@@ -19,16 +20,7 @@ sol! {
         function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
         function DOMAIN_SEPARATOR() external view returns (bytes32);
     }
-
-    interface Multicall3 {
-        struct Call3 { address target; bool allowFailure; bytes callData; }
-        struct Result { bool success; bytes returnData; }
-        function aggregate3(Call3[] calls) external payable returns (Result[] results);
-    }
 }
-
-/// Multicall3 at the address that it has on every chain.
-pub const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 
 /// `Transfer(address,address,uint256)`.
 pub(super) const TRANSFER: B256 =
@@ -37,40 +29,15 @@ pub(super) const TRANSFER: B256 =
 const AUTHORIZATION_CANCELED: B256 =
     b256!("1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81");
 /// How far back a foreign use of an authorization is looked for, in blocks; nodes limit the range of a log query.
-const LOOK_BACK_BLOCKS: u64 = 2_000;
+pub(super) const LOOK_BACK_BLOCKS: u64 = 2_000;
 
 /// `AuthorizationUsed(address,bytes32)`.
 const AUTHORIZATION_USED: B256 =
     b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5");
 
-/// The call that settles a payment: the token itself, or Multicall3 when the payer's wallet has to be deployed first.
-pub fn settlement_call(payment: &Payment) -> (Address, Bytes) {
-    let transfer = transfer_data(payment);
-    let Some(wallet) = &payment.wallet else {
-        return (payment.asset, transfer);
-    };
-    let calls = vec![
-        // The wallet may have been deployed meanwhile: what counts is the transfer.
-        Multicall3::Call3 {
-            target: wallet.factory,
-            allowFailure: true,
-            callData: wallet.call.clone(),
-        },
-        Multicall3::Call3 {
-            target: payment.asset,
-            allowFailure: false,
-            callData: transfer,
-        },
-    ];
-    (
-        MULTICALL3,
-        Multicall3::aggregate3Call { calls }.abi_encode().into(),
-    )
-}
-
 /// 65 bytes go through the older overload, which every EIP-3009 token has; wallets need the newer one.
-fn transfer_data(payment: &Payment) -> Bytes {
-    let signed = &payment.authorization;
+pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
+    let signed = payment.terms;
     let (value, after, before) = (
         signed.value.atomic(),
         signed.valid_after.atomic(),
@@ -109,22 +76,15 @@ fn transfer_data(payment: &Payment) -> Bytes {
     data.into()
 }
 
-/// The call that settles several payments at once; one that fails does not keep the others.
-pub fn batch_call<'a>(payments: impl Iterator<Item = &'a Payment>) -> (Address, Bytes) {
-    let calls = payments.map(|payment| Multicall3::Call3 {
-        target: payment.asset,
-        allowFailure: true,
-        callData: transfer_data(payment),
-    });
-    let call = Multicall3::aggregate3Call {
-        calls: calls.collect(),
-    };
-    (MULTICALL3, call.abi_encode().into())
+/// The question whether a nonce is used.
+pub(super) fn nonce_question(authorizer: Address, nonce: B256) -> Bytes {
+    let question = Eip3009::authorizationStateCall { authorizer, nonce };
+    question.abi_encode().into()
 }
 
 /// Where a payment's money moved in a transaction's logs: `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it,
 /// both said by the token. Anything less is no success.
-pub fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log]) -> Option<u64> {
+pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log]) -> Option<u64> {
     let payer = signed.from.into_word();
     let by_token =
         |log: &Log, topics: &[B256]| log.address == asset && log.topics.starts_with(topics);
@@ -148,29 +108,9 @@ pub fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log]) -> Opt
     }
 }
 
-/// What became of an authorization, as the token tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AuthorizationUse {
-    /// Its nonce is unused.
-    Unused,
-    /// It moved the money, in this transaction.
-    Transferred {
-        /// Where.
-        location: Location,
-        /// Who sent the transaction and paid for its gas.
-        sender: Address,
-    },
-    /// Its nonce was used up without moving this money: cancelled, used for something else, or by a token that does not keep to
-    /// the rules. The hash is the transaction that did it, where it could be found.
-    Consumed(Option<B256>),
-}
-
 impl Rpc {
     /// Asks a token what became of an authorization, as of `head`.
-    ///
-    /// # Errors
-    /// When the RPC fails.
-    pub async fn authorization_use(
+    pub(super) async fn eip3009_use(
         &self,
         asset: Address,
         signed: &Authorization,
@@ -187,7 +127,7 @@ impl Rpc {
         self.use_in(asset, signed, transaction).await
     }
 
-    /// The events that say of any of these authorizations that its nonce was used or cancelled, in the latest blocks up to `head`: one
+    /// The events of tokens that say of any of these authorizations that its nonce was used or cancelled, in the latest blocks up to `head`: one
     /// call for all.
     ///
     /// # Errors
@@ -231,37 +171,7 @@ impl Rpc {
         let Some(log_index) = found.filter(|_| receipt.succeeded()) else {
             return Ok(AuthorizationUse::Consumed(Some(transaction)));
         };
-        let location = Location {
-            transaction,
-            log_index,
-            block_number: receipt.block_number.to(),
-            block_hash: receipt.block_hash,
-            block_time: self
-                .block_time(receipt.block_hash, &Head::default())
-                .await?,
-        };
-        Ok(AuthorizationUse::Transferred {
-            location,
-            sender: receipt.from,
-        })
-    }
-
-    /// Which calls of a batch would go through in a transaction of `from` with `gas_limit`, on the newest state.
-    ///
-    /// # Errors
-    /// When the RPC fails, or the batch as a whole does.
-    pub async fn rehearse(
-        &self,
-        from: Address,
-        (to, data): (Address, &Bytes),
-        gas_limit: u64,
-    ) -> Result<Vec<bool>, RpcError> {
-        let gas = format!("0x{gas_limit:x}");
-        let call = serde_json::json!({"from": from, "to": to, "data": data, "gas": gas});
-        let answer: Bytes = self.read("eth_call", (call, "latest")).await?;
-        let results = Multicall3::aggregate3Call::abi_decode_returns(&answer)
-            .map_err(|_| RpcError::Malformed("eth_call"))?;
-        Ok(results.iter().map(|result| result.success).collect())
+        self.transferred(&receipt, log_index).await
     }
 
     /// Whether a payer's nonce is used up at a token: by a transfer, or by its cancellation.
@@ -274,11 +184,7 @@ impl Rpc {
         payer: Address,
         nonce: B256,
     ) -> Result<bool, RpcError> {
-        let question = Eip3009::authorizationStateCall {
-            authorizer: payer,
-            nonce,
-        };
-        let answer = self.view(token, question.abi_encode().into()).await?;
+        let answer = self.view(token, nonce_question(payer, nonce)).await?;
         Eip3009::authorizationStateCall::abi_decode_returns(&answer)
             .map_err(|_| RpcError::Malformed("authorizationState"))
     }

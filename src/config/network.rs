@@ -10,9 +10,9 @@ use super::Settings;
 use super::file::{AssetFile, NetworkFile};
 use crate::chain::{FeePolicy, SignerKey};
 use crate::payment::{Asset, NetworkPolicy};
-use crate::protocol::Network;
 use crate::protocol::assets::{default_assets, is_test_network};
 use crate::protocol::field::parse_address;
+use crate::protocol::{DomainSeparator, Network};
 
 /// Everything about one network.
 #[derive(Debug)]
@@ -134,7 +134,10 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         "5 or more",
     );
     let signers = reader.signers(&entry.signer_keys);
-    let policy = reader.policy(network, entry);
+    let policy = NetworkPolicy {
+        signers: signers.iter().map(SignerKey::address).collect(),
+        ..reader.policy(network, entry)
+    };
     let fees = reader.fees(network, entry);
     let inflight_max = entry.inflight_max.unwrap_or(12);
     reader.needs((1..=64).contains(&inflight_max), "inflight_max", "1 to 64");
@@ -246,6 +249,8 @@ impl Reader<'_> {
             network,
             assets,
             payees,
+            signers: Vec::new(),
+            permit2: DomainSeparator::of_permit2(network),
             factories: self.addresses(
                 "eip6492_factories (X402D_EIP6492_FACTORIES)",
                 &entry.eip6492_factories,

@@ -32,7 +32,10 @@ pub(super) fn decide(standing: &Standing) -> Decision {
     }
     match &payment.state {
         PaymentState::Queued | PaymentState::Inflight(_) | PaymentState::Mined(_) => Decision::Join,
-        PaymentState::Settled(_) | PaymentState::Final(_) | PaymentState::LateSettled(_) => {
+        PaymentState::Settled(_)
+        | PaymentState::Uncharged
+        | PaymentState::Final(_)
+        | PaymentState::LateSettled(_) => {
             if let Some(why) = &payment.unmatched {
                 return Decision::Unmatched(why.clone());
             }
@@ -84,6 +87,7 @@ mod tests {
             (PaymentState::Inflight(B256::ZERO), always(Decision::Join)),
             (PaymentState::Mined(location()), always(Decision::Join)),
             (PaymentState::Settled(location()), moved()),
+            (PaymentState::Uncharged, moved()),
             (PaymentState::Final(location()), moved()),
             (PaymentState::LateSettled(location()), moved()),
             (
@@ -150,7 +154,10 @@ mod tests {
                 .filter(|decision| **decision == Decision::Grant);
             let deep = matches!(
                 state,
-                PaymentState::Settled(_) | PaymentState::Final(_) | PaymentState::LateSettled(_)
+                PaymentState::Settled(_)
+                    | PaymentState::Uncharged
+                    | PaymentState::Final(_)
+                    | PaymentState::LateSettled(_)
             );
             assert_eq!(told.count(), usize::from(deep), "{}", state.name());
         }

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::chain::RpcError;
 use crate::clock::Clock;
 use crate::ledger::{GrantRequest, Known, Ledger, LedgerError};
+use crate::payment::method::Fault;
 use crate::payment::{Candidate, SignedBy};
 use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
@@ -112,7 +113,7 @@ impl Facilitator {
             reason: Reason::InvalidNetwork,
             message: self.not_served(network),
             payer: match &request.payload {
-                Payload::Authorization(payload) => Some(payload.authorization.from),
+                Payload::Authorization(payload) => Some(payload.payer()),
                 Payload::Proof(_) => None,
             },
             network_name: request.network_name.clone(),
@@ -141,23 +142,24 @@ impl Facilitator {
                 .is_asked_for(&candidate.requirements)
                 .map_err(|(reason, why)| candidate.refuse(reason, why))?;
         }
-        candidate.pays_what_is_required()?;
         let Some(standing) = standing else {
+            candidate.pays_the_payee()?;
             return Ok(Known {
                 session,
                 standing: None,
             });
         };
+        candidate.pays_what_is_required()?;
         if standing.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
-            return Err(candidate.refuse(Reason::ExactNonceUsed, why).into());
+            return Err(candidate.object(Fault::NonceUsed, why).into());
         }
         let proven = candidate.signed_by == SignedBy::Payer
             || candidate.signature == standing.payment.signature;
         if !proven {
-            candidate.signature_holds(&site.facts.of_candidate(candidate).await?)?;
+            candidate.signature_holds(&site.facts.of(candidate.signed()).await?)?;
         }
         Ok(Known {
             session,
@@ -171,7 +173,7 @@ impl Facilitator {
         if !site.is_open() {
             return Err(Outage::Chain(RpcError::Unreachable).into());
         }
-        let facts = site.facts.of_candidate(&candidate).await?;
+        let facts = site.facts.of(candidate.signed()).await?;
         Ok(Checked {
             verified: candidate.verified(&facts)?,
             facts,

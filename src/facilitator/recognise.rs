@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use crate::chain::token::AuthorizationUse;
+use crate::chain::authorization::AuthorizationUse;
 use crate::facilitator::{Checked, Facilitator, Halt};
 use crate::ledger::{LaneKey, MovedBefore};
 use crate::payment::{Candidate, PaymentId};
@@ -43,7 +43,12 @@ impl Facilitator {
     ) -> Result<Examined, Halt> {
         match self.check(site, candidate.clone()).await {
             Ok(checked) => Ok(Examined::Good(Box::new(checked))),
-            Err(Halt::Refused(refusal)) if refusal.reason == Reason::ExactNonceUsed => {
+            Err(Halt::Refused(refusal))
+                if matches!(
+                    refusal.reason,
+                    Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
+                ) =>
+            {
                 let moved = self.recognise(site, candidate, bond).await?;
                 moved.map(Examined::Moved).ok_or(Halt::Refused(refusal))
             }
@@ -58,10 +63,9 @@ impl Facilitator {
         bond: Bond,
     ) -> Result<Option<PaymentId>, Halt> {
         let head = site.view.head().unwrap_or_default();
-        let (asset, signed) = (candidate.asset, &candidate.authorization);
         let used = site
             .rpc
-            .authorization_use(asset, signed, head.number)
+            .authorization_use(candidate.signed(), head.number, &site.policy.tokens())
             .await?;
         let AuthorizationUse::Transferred { location, sender } = used else {
             return Ok(None);

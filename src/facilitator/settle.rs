@@ -8,11 +8,14 @@ use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::recognise::{Bond, Examined};
 use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage};
 use crate::ledger::{Accepted, NewPayment, Standing};
+use crate::payment::method::Fault;
 use crate::payment::state::Exit;
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState};
+use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
 use crate::protocol::response::spelled;
 use crate::protocol::session::SessionId;
-use crate::protocol::{ExactPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse};
+use crate::protocol::{
+    AuthorizationPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse,
+};
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, Site};
@@ -76,9 +79,9 @@ impl Facilitator {
     async fn take(
         &self,
         site: &Site,
-        request: PaymentRequest<ExactPayload>,
+        request: PaymentRequest<AuthorizationPayload>,
     ) -> Result<(Taken, Option<SessionId>), Halt> {
-        let candidate = Candidate::from_request(request, &site.policy)?;
+        let candidate = Candidate::from_request(request, &site.policy, Purpose::Settle)?;
         let known = self.known(site, &candidate).await?;
         let session = known.session.map(|session| session.id);
         let Some(standing) = known.standing else {
@@ -127,6 +130,9 @@ impl Facilitator {
                 None => self.ledger.accept(new).await?,
             };
             match accepted {
+                Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
+                    return Ok(Taken::Before(payment.id));
+                }
                 Accepted::New(payment) => {
                     let waiting = self.waiters.wait_for(payment.id);
                     let id = payment.id;
@@ -145,8 +151,16 @@ impl Facilitator {
                         facts.balance.unwrap_or_default(),
                         candidate.authorization.value
                     );
+                    return Err(candidate.object(Fault::Balance, why).into());
+                }
+                Accepted::Unallowed { promised } => {
+                    let why = format!(
+                        "the payer lets Permit2 take {} and promised {promised} of it to payments under way, which leaves too little for {}",
+                        facts.allowance.unwrap_or_default(),
+                        candidate.authorization.value
+                    );
                     return Err(candidate
-                        .refuse(Reason::ExactInsufficientBalance, why)
+                        .refuse(Reason::Permit2AllowanceRequired, why)
                         .into());
                 }
                 Accepted::Stale => {}
@@ -170,7 +184,7 @@ impl Facilitator {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
-            return Err(candidate.refuse(Reason::ExactNonceUsed, why).into());
+            return Err(candidate.object(Fault::NonceUsed, why).into());
         }
         Ok(standing.payment.id)
     }
@@ -280,9 +294,10 @@ impl Facilitator {
                     why,
                 )))
             }
-            PaymentState::Settled(_) | PaymentState::Final(_) | PaymentState::LateSettled(_) => {
-                Ok(Some(answer.duplicate(payment)))
-            }
+            PaymentState::Settled(_)
+            | PaymentState::Uncharged
+            | PaymentState::Final(_)
+            | PaymentState::LateSettled(_) => Ok(Some(answer.duplicate(payment))),
             PaymentState::Refused(_) | PaymentState::Failed { .. } => Ok(None),
         }
     }

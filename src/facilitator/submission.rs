@@ -8,12 +8,13 @@ use crate::facilitator::recognise::Bond;
 use crate::facilitator::{Facilitator, Halt, Outage};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{Objection, SessionStanding, Transfer};
-use crate::payment::{Candidate, PaymentId, PaymentState, Session};
+use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
 use crate::protocol::session::{Rail, TransferForm};
 use crate::protocol::{
-    Amount, ExactPayload, PaymentRequest, PaymentRequirements, Reason, Refusal, X402Version, v1,
+    Amount, AuthorizationPayload, ExactPayload, GasSponsoring, PaymentRequest, PaymentRequirements,
+    Reason, Refusal, X402Version, v1,
 };
 use crate::settlement::Site;
 use crate::settlement::failpoint::{Step, reach};
@@ -97,7 +98,8 @@ impl Facilitator {
         session: &Session,
         payload: ExactPayload,
     ) -> Result<(), Halt> {
-        let candidate = Candidate::from_request(request_of(session, payload)?, &site.policy)?;
+        let candidate =
+            Candidate::from_request(request_of(session, payload)?, &site.policy, Purpose::Settle)?;
         let standing = self.known(site, &candidate).await?.standing;
         let bond = match &standing {
             Some(standing) if matches!(standing.payment.state, PaymentState::Refused(_)) => {
@@ -233,7 +235,7 @@ fn attributed(
 fn request_of(
     session: &Session,
     payload: ExactPayload,
-) -> Result<PaymentRequest<ExactPayload>, Refusal> {
+) -> Result<PaymentRequest<AuthorizationPayload>, Refusal> {
     let requirements = accepted_terms(session.version, &session.accepted)
         .map_err(|why| refusal(session, (Reason::InvalidPaymentRequirements, why)))?;
     Ok(PaymentRequest {
@@ -241,8 +243,9 @@ fn request_of(
         network_name: network_name(session.version, session.network).unwrap_or_default(),
         accepted_scheme: requirements.scheme,
         accepted_network: requirements.network,
-        payload,
+        payload: AuthorizationPayload::Eip3009(payload),
         requirements,
+        sponsoring: GasSponsoring::NONE,
         resource: session.resource.clone(),
     })
 }

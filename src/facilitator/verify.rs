@@ -4,9 +4,11 @@ use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::recognise::{Bond, Examined};
 use crate::facilitator::{Facilitator, Halt, Outage};
 use crate::ledger::{Known, Standing};
-use crate::payment::{Candidate, PaymentId};
+use crate::payment::{Candidate, PaymentId, Purpose};
 use crate::protocol::response::spelled;
-use crate::protocol::{ExactPayload, Payload, PaymentRequest, Reason, Refusal, VerifyResponse};
+use crate::protocol::{
+    AuthorizationPayload, Payload, PaymentRequest, Reason, Refusal, VerifyResponse,
+};
 use crate::settlement::Site;
 
 impl Facilitator {
@@ -39,9 +41,9 @@ impl Facilitator {
     async fn judge(
         &self,
         site: &Site,
-        request: PaymentRequest<ExactPayload>,
+        request: PaymentRequest<AuthorizationPayload>,
     ) -> Result<String, Halt> {
-        let candidate = Candidate::from_request(request, &site.policy)?;
+        let candidate = Candidate::from_request(request, &site.policy, Purpose::Verify)?;
         let payer = spelled(candidate.authorization.from);
         let Known { session, standing } = self.known(site, &candidate).await?;
         let mut standing = standing;

@@ -83,7 +83,7 @@ async fn run_to_its_end(
         .tasks
         .spawn(tracing::Instrument::instrument(
             async move {
-                let outcome = facilitator.settle(request, &caller).await;
+                let outcome = Box::pin(facilitator.settle(request, &caller)).await;
                 drop(answer.send(outcome));
             },
             span,

@@ -1,21 +1,21 @@
 //! Acceptance: a payment becomes a row, and a promise of its payer.
 //!
-//! A payer's account row is locked first, so that acceptances of one payer wait for each other; what is promised there are its payments
+//! A payer's account row ([`super::accounts`]) is locked first, so that acceptances of one payer wait for each other; what is promised there are its payments
 //! that may still move money. The triggers of `payments` keep that sum.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::U256;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::accounts::{Account, AccountKey, count_promises, lock};
 use super::payments::settle_by_others;
-use super::row::{address, hash, moment};
+use super::row::{address, allowance_columns, hash, moment};
 use super::{AuthorizationKey, Ledger, LedgerError};
 use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentState, Verified};
-use crate::protocol::Network;
 use crate::protocol::session::Rail;
 
 /// A payment that is about to be accepted.
@@ -32,7 +32,7 @@ pub struct NewPayment {
 /// What became of an acceptance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accepted {
-    /// A new row, queued.
+    /// A new row: queued, or settled with nothing.
     New(Box<Payment>),
     /// The identity is known; look at that row.
     Known,
@@ -41,33 +41,13 @@ pub enum Accepted {
         /// Atomic units promised to payments that may still move money.
         held: U256,
     },
+    /// The payer has promised more than is left of what Permit2 may take.
+    Unallowed {
+        /// Atomic units promised to payments by Permit2 that may still move money.
+        promised: U256,
+    },
     /// The balance was read before a block in which this payer paid: read it again.
     Stale,
-}
-
-/// Whose promises, in which token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct AccountKey {
-    network: Network,
-    asset: Address,
-    payer: Address,
-}
-
-/// A payer's row, locked.
-#[derive(Debug, Clone, Copy)]
-struct Account {
-    held: U256,
-    settled_block: u64,
-}
-
-impl From<&Candidate> for AccountKey {
-    fn from(candidate: &Candidate) -> Self {
-        Self {
-            network: candidate.network,
-            asset: candidate.asset,
-            payer: candidate.authorization.from,
-        }
-    }
 }
 
 impl NewPayment {
@@ -82,7 +62,8 @@ pub(super) async fn accept(
     new: Arc<[NewPayment]>,
 ) -> Result<Vec<Accepted>, LedgerError> {
     let mut transaction = pool.begin().await?;
-    let accounts = lock(&mut transaction, &new).await?;
+    let mut accounts = lock(&mut transaction, &new).await?;
+    count_promises(&mut transaction, &new, &mut accounts).await?;
     let mut verdicts = judge(&new, &accounts, &HashSet::new());
     if verdicts.iter().any(|verdict| *verdict != Verdict::Fits) {
         // What is known already counts in `held`, and must not be refused for lack of what it holds itself.
@@ -102,11 +83,12 @@ pub(super) async fn accept(
         .zip(verdicts)
         .map(|(new, verdict)| match verdict {
             Verdict::Fits => match inserted.get(&new.id) {
-                Some(at) => Accepted::New(Box::new(queued(new, *at))),
+                Some(at) => Accepted::New(Box::new(begun(new, *at))),
                 None => Accepted::Known,
             },
             Verdict::Known => Accepted::Known,
             Verdict::Short { held } => Accepted::Short { held },
+            Verdict::Unallowed { promised } => Accepted::Unallowed { promised },
             Verdict::Stale => Accepted::Stale,
         });
     Ok(answers.collect())
@@ -117,6 +99,7 @@ enum Verdict {
     Fits,
     Known,
     Short { held: U256 },
+    Unallowed { promised: U256 },
     Stale,
 }
 
@@ -146,93 +129,23 @@ fn fits(account: &mut Account, verified: &Verified) -> Verdict {
     if verified.block_number() < account.settled_block {
         return Verdict::Stale;
     }
-    let promised = account
-        .held
-        .saturating_add(verified.candidate().authorization.value.atomic());
-    match verified.balance() {
-        Some(balance) if promised > balance => Verdict::Short { held: account.held },
-        // A token that does not tell balances was simulated, which is all that can be known.
-        Some(_) | None => {
-            account.held = promised;
-            Verdict::Fits
+    let value = verified.candidate().authorization.value.atomic();
+    let held = account.held.saturating_add(value);
+    // A token that does not tell balances was simulated, which is all that can be known.
+    if verified.balance().is_some_and(|balance| held > balance) {
+        return Verdict::Short { held: account.held };
+    }
+    if let Some(allowance) = verified.allowance() {
+        let promised = account.at_permit2.saturating_add(value);
+        if promised > allowance {
+            return Verdict::Unallowed {
+                promised: account.at_permit2,
+            };
         }
+        account.at_permit2 = promised;
     }
-}
-
-/// Locks the payers' rows, in one order for everybody.
-async fn lock(
-    connection: &mut PgConnection,
-    new: &[NewPayment],
-) -> Result<HashMap<AccountKey, Account>, LedgerError> {
-    let mut keys: Vec<AccountKey> = new
-        .iter()
-        .map(|new| AccountKey::from(new.verified.candidate()))
-        .collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let mut accounts = lock_known(connection, &keys).await?;
-    if accounts.len() < keys.len() {
-        let unknown: Vec<AccountKey> = keys
-            .into_iter()
-            .filter(|key| !accounts.contains_key(key))
-            .collect();
-        let (networks, assets, payers) = columns(&unknown);
-        sqlx::query!(
-            "insert into payer_accounts (network, asset, payer)
-            select * from unnest($1::text[], $2::bytea[], $3::bytea[]) on conflict on constraint payer_accounts_pkey do nothing",
-            &networks,
-            &assets as _,
-            &payers as _,
-        )
-        .execute(&mut *connection)
-        .await?;
-        accounts.extend(lock_known(connection, &unknown).await?);
-    }
-    Ok(accounts)
-}
-
-fn columns(keys: &[AccountKey]) -> (Vec<String>, Vec<&[u8]>, Vec<&[u8]>) {
-    (
-        keys.iter().map(|key| key.network.to_string()).collect(),
-        keys.iter().map(|key| key.asset.as_slice()).collect(),
-        keys.iter().map(|key| key.payer.as_slice()).collect(),
-    )
-}
-
-async fn lock_known(
-    connection: &mut PgConnection,
-    keys: &[AccountKey],
-) -> Result<HashMap<AccountKey, Account>, LedgerError> {
-    let (networks, assets, payers) = columns(keys);
-    let rows = sqlx::query!(
-        r#"select a.network, a.asset, a.payer, a.held::text as "held!", a.settled_block
-        from payer_accounts a where (a.network, a.asset, a.payer) in (select * from unnest($1::text[], $2::bytea[], $3::bytea[]))
-        order by a.network, a.asset, a.payer for update"#,
-        &networks,
-        &assets as _,
-        &payers as _,
-    )
-    .fetch_all(connection)
-    .await?;
-    let mut accounts = HashMap::with_capacity(rows.len());
-    for row in rows {
-        let bad = |column| LedgerError::Inconsistent {
-            table: "payer_accounts",
-            column,
-            id: row.network.clone(),
-        };
-        let key = AccountKey {
-            network: row.network.parse().map_err(|_| bad("network"))?,
-            asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
-            payer: address(&row.payer).ok_or_else(|| bad("payer"))?,
-        };
-        let account = Account {
-            held: row.held.parse().map_err(|_| bad("held"))?,
-            settled_block: u64::try_from(row.settled_block).map_err(|_| bad("settled_block"))?,
-        };
-        accounts.insert(key, account);
-    }
-    Ok(accounts)
+    account.held = held;
+    Verdict::Fits
 }
 
 /// Which of the payments have a row already.
@@ -310,13 +223,17 @@ async fn insert(
     let rows = sqlx::query!(
         r#"with accepted as (
             insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
-                valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations)
-            select id, version, network, 'exact', asset, payer, payee, amount::numeric, resource, asset, nonce, valid_after, valid_before,
-                digest, signature, factory, factory_call, 'queued', confirmations
+                valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations, signer, permitted,
+                allowance_permit, allowance_approval)
+            -- What charges nothing is settled with that.
+            select id, version, network, scheme, asset, payer, payee, amount::numeric, resource, nonce_domain, nonce, valid_after, valid_before,
+                digest, signature, factory, factory_call, case when amount = '0' then 'settled' else 'queued' end, confirmations, signer,
+                permitted::numeric, allowance_permit, allowance_approval
             from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::bytea[],
-                $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[])
+                $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[], $17::text[],
+                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[])
                 as new (id, version, network, asset, payer, payee, amount, resource, nonce, valid_after, valid_before, digest, signature,
-                    factory, factory_call, confirmations)
+                    factory, factory_call, confirmations, scheme, nonce_domain, signer, permitted, allowance_permit, allowance_approval)
             on conflict on constraint payments_one_per_authorization do nothing
             returning id, network, asset, payer, payee, amount, nonce, created_at
         ), paid as (
@@ -341,6 +258,12 @@ async fn insert(
         &column(new, |new| Some(new.wallet.as_ref()?.factory.to_vec())) as _,
         &column(new, |new| Some(new.wallet.as_ref()?.call.to_vec())) as _,
         &confirmations,
+        &column(new, |new| new.method.scheme().name().to_owned()),
+        &column(new, |new| new.method.nonce_domain(new.asset).to_vec()),
+        &column(new, |new| Some(new.method.facilitator()?.to_vec())) as _,
+        &column(new, |new| Some(new.method.permit2()?.permitted.to_string())) as _,
+        &column(new, |new| allowance_columns(&new.method).0) as _,
+        &column(new, |new| allowance_columns(&new.method).1) as _,
     )
     .fetch_all(connection)
     .await?;
@@ -351,7 +274,7 @@ async fn insert(
 }
 
 /// The row that was just inserted.
-fn queued(new: &NewPayment, at: OffsetDateTime) -> Payment {
+fn begun(new: &NewPayment, at: OffsetDateTime) -> Payment {
     let candidate = new.verified.candidate();
     Payment {
         id: new.id,
@@ -360,15 +283,19 @@ fn queued(new: &NewPayment, at: OffsetDateTime) -> Payment {
         network: candidate.network,
         asset: candidate.asset,
         authorization: candidate.authorization,
+        method: candidate.method.clone(),
         digest: candidate.digest,
         signature: candidate.signature.clone(),
         wallet: candidate.wallet.clone(),
         resource: candidate.resource.clone(),
-        state: PaymentState::Queued,
+        state: if candidate.authorization.value.is_zero() {
+            PaymentState::Uncharged
+        } else {
+            PaymentState::Queued
+        },
         confirmations: new.confirmations,
         quarantine: None,
         unmatched: None,
-        signer: None,
         created_at: at,
         updated_at: at,
     }
@@ -409,31 +336,42 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Puts a refused payment into the queue again, because it was presented again and is good now. With the wallet and signature of the
-    /// new presentation. [`Accepted::Known`]: it was not refused any more.
+    /// Puts a refused payment into the queue again, because it was presented again and is good now. With the wallet, signature,
+    /// charge and allowance of the new presentation. [`Accepted::Known`]: it was not refused any more.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn queue_again(&self, again: NewPayment) -> Result<Accepted, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let again = [again];
-        let accounts = lock(&mut transaction, &again).await?;
+        let mut accounts = lock(&mut transaction, &again).await?;
+        count_promises(&mut transaction, &again, &mut accounts).await?;
         let [new] = again;
         match judge(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
             Some(Verdict::Fits) => {}
             Some(Verdict::Short { held }) => return Ok(Accepted::Short { held: *held }),
+            Some(Verdict::Unallowed { promised }) => {
+                return Ok(Accepted::Unallowed {
+                    promised: *promised,
+                });
+            }
             Some(Verdict::Known | Verdict::Stale) | None => return Ok(Accepted::Stale),
         }
         let candidate = new.verified.candidate();
         let wallet = candidate.wallet.as_ref();
+        let (permit, approval) = allowance_columns(&candidate.method);
         let queued = sqlx::query!(
-            "update payments set state = 'queued', reason = null, message = null, queued_at = now(),
-                signature = $2, wallet_factory = $3, wallet_factory_call = $4
+            "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
+                queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
+                allowance_permit = $6, allowance_approval = $7
             where id = $1 and state = 'refused' and quarantined_at is null",
             new.id.0,
             &candidate.signature[..],
             wallet.map(|wallet| wallet.factory.as_slice()),
             wallet.map(|wallet| &wallet.call[..]),
+            candidate.authorization.value.to_string(),
+            permit,
+            approval,
         )
         .execute(&mut *transaction)
         .await?;

@@ -6,6 +6,7 @@
 //! or a distributed Postgres serves as well. Time in leases is the database's, never ours.
 
 mod acceptance;
+mod accounts;
 mod error;
 mod grants;
 mod groups;

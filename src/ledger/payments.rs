@@ -15,7 +15,7 @@ use crate::protocol::{Network, X402Version};
 pub struct AuthorizationKey {
     /// Where.
     pub network: Network,
-    /// The contract in which the nonce is used up: the token for EIP-3009.
+    /// The contract in which the nonce is used up: the token for EIP-3009, else Permit2.
     pub domain: Address,
     /// Whose nonce.
     pub payer: Address,
@@ -27,7 +27,7 @@ impl From<&Candidate> for AuthorizationKey {
     fn from(candidate: &Candidate) -> Self {
         Self {
             network: candidate.network,
-            domain: candidate.asset,
+            domain: candidate.method.nonce_domain(candidate.asset),
             payer: candidate.authorization.from,
             nonce: candidate.authorization.nonce,
         }

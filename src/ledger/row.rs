@@ -6,7 +6,9 @@ use uuid::Uuid;
 
 use super::LedgerError;
 use crate::payment::state::Exit;
-use crate::payment::{Location, Payment, PaymentId, PaymentState, Wallet};
+use crate::payment::{
+    Location, Method, Payment, PaymentId, PaymentState, Permit2, Sponsored, Wallet,
+};
 use crate::protocol::session::Rail;
 use crate::protocol::{Amount, Authorization, X402Version};
 
@@ -43,6 +45,9 @@ pub(super) struct PaymentRow {
     pub(super) created_at: OffsetDateTime,
     pub(super) updated_at: OffsetDateTime,
     pub(super) signer: Option<Vec<u8>>,
+    pub(super) permitted: Option<String>,
+    pub(super) allowance_permit: Option<Vec<u8>>,
+    pub(super) allowance_approval: Option<Vec<u8>>,
 }
 
 /// `query_as!` over all columns of `payments p`, with the rest of the statement appended.
@@ -53,7 +58,8 @@ macro_rules! select_payments {
             r#"select p.id, p.x402_version, p.rail, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
-                p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at, p.signer
+                p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at, p.signer,
+                p.permitted::text, p.allowance_permit, p.allowance_approval
             from payments p "# + $rest $(+ $more)*
             $(, $argument)*
         )
@@ -81,10 +87,7 @@ impl TryFrom<PaymentRow> for Payment {
             .wallet_factory
             .as_deref()
             .map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
-        let signer = row
-            .signer
-            .as_deref()
-            .map(|bytes| address(bytes).ok_or_else(|| bad("signer")));
+        let method = method(&row)?;
         let state = state(&row)?;
         Ok(Self {
             id: PaymentId(row.id),
@@ -93,6 +96,7 @@ impl TryFrom<PaymentRow> for Payment {
             network: row.network.parse().map_err(|_| bad("network"))?,
             asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
             authorization,
+            method,
             digest: hash(&row.digest).ok_or_else(|| bad("digest"))?,
             signature: row.signature.into(),
             wallet: factory
@@ -107,10 +111,54 @@ impl TryFrom<PaymentRow> for Payment {
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             quarantine: row.quarantine_reason,
             unmatched: row.unmatched_reason,
-            signer: signer.transpose()?,
             created_at: row.created_at,
             updated_at: row.updated_at,
         })
+    }
+}
+
+fn method(row: &PaymentRow) -> Result<Method, LedgerError> {
+    let bad = |column| bad(column, row.id);
+    let Some(permitted) = &row.permitted else {
+        return Ok(Method::Eip3009);
+    };
+    let signer = row.signer.as_deref();
+    let facilitator = signer.map(|bytes| address(bytes).ok_or_else(|| bad("signer")));
+    let permit = row.allowance_permit.as_deref();
+    let permit = permit.map(|bytes| permit_of(bytes).ok_or_else(|| bad("allowance_permit")));
+    let approval = row.allowance_approval.clone();
+    Ok(Method::Permit2(Permit2 {
+        permitted: permitted.parse().map_err(|_| bad("permitted"))?,
+        facilitator: facilitator.transpose()?,
+        sponsored: permit
+            .transpose()?
+            .or_else(|| approval.map(|raw| Sponsored::Approval(raw.into()))),
+    }))
+}
+
+fn permit_of(bytes: &[u8]) -> Option<Sponsored> {
+    let (deadline, signature) = bytes.split_at_checked(32)?;
+    Some(Sponsored::Permit {
+        deadline: Amount::from_atomic(U256::from_be_slice(deadline)),
+        signature: signature.try_into().ok()?,
+    })
+}
+
+/// The columns for what the payer signed in place of an allowance: a permit, an approval.
+pub(super) fn allowance_columns(method: &Method) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+    let sponsored = method
+        .permit2()
+        .and_then(|permit| permit.sponsored.as_ref());
+    match sponsored {
+        None => (None, None),
+        Some(Sponsored::Permit {
+            deadline,
+            signature,
+        }) => {
+            let deadline = deadline.atomic().to_be_bytes::<32>();
+            (Some([&deadline[..], signature].concat()), None)
+        }
+        Some(Sponsored::Approval(raw)) => (None, Some(raw.to_vec())),
     }
 }
 
@@ -137,6 +185,7 @@ fn state(row: &PaymentRow) -> Result<PaymentState, LedgerError> {
         "queued" => PaymentState::Queued,
         "inflight" => PaymentState::Inflight(transaction.ok_or_else(|| bad("transaction_hash"))?),
         "mined" => PaymentState::Mined(located()?),
+        "settled" if row.amount == "0" => PaymentState::Uncharged,
         "settled" => PaymentState::Settled(located()?),
         "final" => PaymentState::Final(located()?),
         "late_settled" => PaymentState::LateSettled(located()?),

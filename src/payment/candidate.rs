@@ -1,16 +1,20 @@
 //! A payment on its way to the ledger: everything that can be judged without asking anybody.
 
+mod reading;
+
 use alloy::primitives::{Address, B256, Bytes};
 use time::OffsetDateTime;
 
-use crate::payment::{Asset, NetworkPolicy, signature};
+use crate::payment::method::{Fault, Signed};
+use crate::payment::{Asset, Method, NetworkPolicy, signature, sponsoring};
 use crate::protocol::{
-    Authorization, DomainSeparator, ExactPayload, Network, PaymentRequirements, Reason, Refusal,
+    Authorization, AuthorizationPayload, Network, PaymentRequirements, Reason, Refusal, Scheme,
     X402Version,
 };
+use reading::{Draft, Reading};
 
 /// A request that carries an authorization.
-type PaymentRequest = crate::protocol::PaymentRequest<ExactPayload>;
+type PaymentRequest = crate::protocol::PaymentRequest<AuthorizationPayload>;
 
 /// How to deploy a wallet that has no code yet (ERC-6492).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,15 @@ pub enum SignedBy {
     Unknown,
 }
 
+/// What a request is about. In scheme `upto` the required amount is the most that may be charged at `/verify`, and the charge at `/settle`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Advice.
+    Verify,
+    /// The money.
+    Settle,
+}
+
 /// A payment of strict shape. Its signature is recovered as far as that goes without the chain.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -41,8 +54,10 @@ pub struct Candidate {
     pub network: Network,
     /// The token.
     pub asset: Address,
-    /// What was signed.
+    /// Who pays whom, when, under which nonce; and how much is to be moved.
     pub authorization: Authorization,
+    /// By which contract.
+    pub method: Method,
     /// The 32 signed bytes.
     pub digest: B256,
     /// The signature without wrapper, `v` normalised when it is the payer's.
@@ -53,8 +68,13 @@ pub struct Candidate {
     pub signed_by: SignedBy,
     /// What was bought, as somebody said.
     pub resource: Option<String>,
-    /// The token's domain as the requirement gives it.
-    domain: (String, String),
+    /// The token's domain as the requirement gives it; EIP-3009 signs in it.
+    domain: Option<(String, String)>,
+    /// The token that the payer signed.
+    token: Address,
+    purpose: Purpose,
+    /// What is wrong with what the payer adds for Permit2's sake. Said once everything that comes before is good.
+    pub(super) sponsoring_fault: Option<(Reason, String)>,
     /// What the seller asks for.
     pub requirements: PaymentRequirements,
 }
@@ -63,43 +83,40 @@ impl Candidate {
     /// Checks the shape: scheme, domain, network, amount, signature.
     ///
     /// # Errors
-    /// A [`Refusal`] with the code of the first check that failed, in the order of `protocol.md` §3.2.
-    pub fn from_request(request: PaymentRequest, policy: &NetworkPolicy) -> Result<Self, Refusal> {
-        let draft = Draft { request: &request };
-        if request.accepted_scheme != request.requirements.scheme {
-            return Err(draft.refuse(
-                Reason::ExactScheme,
-                "the accepted scheme is not the required one".to_owned(),
-            ));
-        }
-        let domain = draft.domain(policy)?;
-        let (required, accepted) = (request.requirements.network, request.accepted_network);
-        if accepted != required {
-            let why =
-                format!("expected the required network {required}, the buyer accepted {accepted}");
-            return Err(draft.refuse(Reason::ExactNetworkMismatch, why));
-        }
-        if request.requirements.amount.is_zero() {
-            let why = "an exact payment of 0 moves nothing; expected a positive amount".to_owned();
-            return Err(draft.refuse(Reason::InvalidPaymentRequirements, why));
-        }
-        let (signature, wallet) = signature::unwrapped(&request.payload.signature)
-            .map_err(|error| draft.refuse(Reason::ExactSignature, error.to_string()))?;
+    /// A [`Refusal`] with the code of the first check that failed, in the order of `protocol.md` §3.2, §3.5 and §4.
+    pub fn from_request(
+        request: PaymentRequest,
+        policy: &NetworkPolicy,
+        purpose: Purpose,
+    ) -> Result<Self, Refusal> {
+        let draft = Draft {
+            request: &request,
+            policy,
+            purpose,
+        };
+        let Reading {
+            terms,
+            mut method,
+            token,
+            digest,
+            domain,
+            signature,
+        } = draft.read()?;
+        let bad_signature =
+            |why: String| draft.refuse(method.reason(request.version, Fault::Signature), why);
+        let (signature, wallet) =
+            signature::unwrapped(&signature).map_err(|error| bad_signature(error.to_string()))?;
         if signature.is_empty() {
-            return Err(draft.refuse(Reason::ExactSignature, "the signature is empty".to_owned()));
+            return Err(bad_signature("the signature is empty".to_owned()));
         }
-        let digest = request
-            .payload
-            .authorization
-            .digest(separator(&domain, policy, &request));
-        let own = signature::normalised(&signature).filter(|normal| {
-            signature::signer(normal, digest) == Some(request.payload.authorization.from)
-        });
+        let own = signature::normalised(&signature)
+            .filter(|normal| signature::signer(normal, digest) == Some(terms.from));
+        let sponsoring_fault = sponsoring::accept(&mut method, &request, policy).err();
         Ok(Self {
             version: request.version,
-            network: required,
+            network: request.requirements.network,
             asset: request.requirements.asset,
-            authorization: request.payload.authorization,
+            authorization: terms,
             digest,
             signed_by: if own.is_some() {
                 SignedBy::Payer
@@ -107,44 +124,83 @@ impl Candidate {
                 SignedBy::Unknown
             },
             signature: own.map_or(signature, |normal| Bytes::copy_from_slice(&normal)),
-            wallet,
+            // Permit2 knows no wallet that is not there yet.
+            wallet: wallet.filter(|_| method == Method::Eip3009),
+            method,
             domain,
+            token,
+            purpose,
+            sponsoring_fault,
             network_name: request.network_name,
             resource: request.resource,
             requirements: request.requirements,
         })
     }
 
-    /// Whether the authorization pays what is required: payee and amount. Asked of every payment, also of one that the ledger
+    /// What the payer signed, with all that settles it.
+    pub const fn signed(&self) -> Signed<'_> {
+        Signed {
+            asset: self.asset,
+            terms: &self.authorization,
+            method: &self.method,
+            digest: self.digest,
+            signature: &self.signature,
+            wallet: self.wallet.as_ref(),
+        }
+    }
+
+    /// Whether the authorization pays what is required: payee, amount, token. Asked of every payment, also of one that the ledger
     /// knows already, because the requirement is the seller's word and the header only the buyer's.
     ///
     /// # Errors
     /// The code of the first difference.
     pub fn pays_what_is_required(&self) -> Result<(), Refusal> {
-        let (paid, required) = (self.authorization, &self.requirements);
-        if paid.to != required.pay_to {
-            let why = format!(
-                "expected the payee {}, the authorization pays {}",
-                required.pay_to, paid.to
-            );
-            return Err(self.refuse(Reason::ExactRecipientMismatch, why));
+        self.pays_the_payee()?;
+        self.pays_the_amount()
+    }
+
+    /// The first part of [`Self::pays_what_is_required`]; [`Self::is_allowed`] asks the rest of a payment that is new.
+    ///
+    /// # Errors
+    /// When somebody else is paid.
+    pub fn pays_the_payee(&self) -> Result<(), Refusal> {
+        let (paid, required) = (self.authorization.to, self.requirements.pay_to);
+        if paid == required {
+            return Ok(());
         }
-        if paid.value != required.amount {
-            let reason = match self.version {
-                X402Version::V1 => Reason::ExactValueV1,
-                X402Version::V2 => Reason::ExactValueMismatch,
-            };
+        let why = format!("expected the payee {required}, the authorization pays {paid}");
+        Err(self.object(Fault::Payee, why))
+    }
+
+    fn pays_the_amount(&self) -> Result<(), Refusal> {
+        let required = self.requirements.amount;
+        let signed = match &self.method {
+            Method::Eip3009 => self.authorization.value,
+            Method::Permit2(permit) => permit.permitted,
+        };
+        let charged = self.purpose == Purpose::Settle && self.method.scheme() == Scheme::Upto;
+        if charged && required > signed {
             let why = format!(
-                "expected exactly {}, the authorization moves {}",
-                required.amount, paid.value
+                "expected a charge of at most {signed}, which the payer permitted, got {required}"
             );
-            return Err(self.refuse(reason, why));
+            return Err(self.refuse(Reason::UptoExceedsAmount, why));
+        }
+        if !charged && required != signed {
+            let why = format!("expected exactly {required}, the authorization moves {signed}");
+            return Err(self.object(Fault::Amount, why));
+        }
+        if self.token != self.asset {
+            let why = format!(
+                "expected the token {}, the payer permitted {}",
+                self.asset, self.token
+            );
+            return Err(self.refuse(Reason::Permit2TokenMismatch, why));
         }
         Ok(())
     }
 
-    /// Whether the operator and the clock allow it: asset, payee, domain, factory, window. `now` is the later of the wall clock and
-    /// the newest block's time.
+    /// Whether the operator and the clock allow a new payment: asset, payee, domain, factory, facilitator, window; and whether it pays the
+    /// amount. `now` is the later of the wall clock and the newest block's time.
     ///
     /// # Errors
     /// The code of the first rule that is broken.
@@ -182,11 +238,29 @@ impl Candidate {
             );
             return Err(self.refuse(Reason::FactoryNotAllowed, why));
         }
-        self.is_in_its_window(policy, now)
+        self.names_a_facilitator_of(policy)?;
+        self.is_in_its_window(policy, now)?;
+        self.pays_the_amount()
+    }
+
+    fn names_a_facilitator_of(&self, policy: &NetworkPolicy) -> Result<(), Refusal> {
+        let Some(named) = self.method.facilitator() else {
+            return Ok(());
+        };
+        if policy.signers.contains(&named) {
+            return Ok(());
+        }
+        let why = format!(
+            "expected the witness to name this facilitator, {}, it names {named}",
+            policy.facilitator().unwrap_or_default()
+        );
+        Err(self.refuse(Reason::UptoFacilitatorMismatch, why))
     }
 
     fn names_the_domain_of(&self, asset: &Asset) -> Result<(), Refusal> {
-        let (name, version) = &self.domain;
+        let Some((name, version)) = &self.domain else {
+            return Ok(());
+        };
         if *name != asset.name {
             let why = format!(
                 "expected extra.name {:?} as the token has it, got {:?}",
@@ -219,21 +293,26 @@ impl Candidate {
         let before_s = i64::try_from(before.atomic()).unwrap_or(i64::MAX);
         if before_s < limits.0 || before_s > limits.1 {
             let why = format!(
-                "expected validBefore between {} and {} (now is {}), got {before}",
+                "expected the authorization to end between {} and {} (now is {}), it ends at {before}",
                 limits.0,
                 limits.1,
                 seconds(now)
             );
-            return Err(self.refuse(Reason::ExactValidBefore, why));
+            return Err(self.object(Fault::Ends, why));
         }
         if i64::try_from(after.atomic()).unwrap_or(i64::MAX) > seconds(now) {
             let why = format!(
                 "expected validAfter of at most {}, got {after}",
                 seconds(now)
             );
-            return Err(self.refuse(Reason::ExactValidAfter, why));
+            return Err(self.object(Fault::Begins, why));
         }
         Ok(())
+    }
+
+    /// A refusal with the code that the payment's method has for it.
+    pub fn object(&self, fault: Fault, message: String) -> Refusal {
+        self.refuse(self.method.reason(self.version, fault), message)
     }
 
     /// A refusal of this payment.
@@ -257,65 +336,6 @@ impl std::fmt::Debug for Candidate {
             .field("signed_by", &self.signed_by)
             .finish_non_exhaustive()
     }
-}
-
-struct Draft<'a> {
-    request: &'a PaymentRequest,
-}
-
-impl Draft<'_> {
-    fn refuse(&self, reason: Reason, message: String) -> Refusal {
-        let payer = Some(self.request.payload.authorization.from);
-        Refusal {
-            reason,
-            message,
-            payer,
-            network_name: self.request.network_name.clone(),
-        }
-    }
-
-    /// v2 takes the domain from the requirement alone. v1 sellers may leave it out, and then the token's own counts.
-    fn domain(&self, policy: &NetworkPolicy) -> Result<(String, String), Refusal> {
-        let required = &self.request.requirements;
-        let asset = match self.request.version {
-            X402Version::V1 => policy.asset(required.asset),
-            X402Version::V2 => None,
-        };
-        let name = required
-            .domain_name()
-            .or_else(|| asset.map(|asset| asset.name.as_str()));
-        let version = required
-            .domain_version()
-            .or_else(|| asset.map(|asset| asset.version.as_str()));
-        if let (Some(name), Some(version)) = (name, version) {
-            return Ok((name.to_owned(), version.to_owned()));
-        }
-        let why = "expected extra.name and extra.version, the token's EIP-712 domain".to_owned();
-        Err(self.refuse(Reason::ExactMissingDomain, why))
-    }
-}
-
-/// The configured token's separator when the requirement names its domain, else one made for the occasion.
-fn separator(
-    domain: &(String, String),
-    policy: &NetworkPolicy,
-    request: &PaymentRequest,
-) -> DomainSeparator {
-    let (name, version) = domain;
-    let known = policy.asset(request.requirements.asset);
-    known
-        .filter(|asset| asset.name == *name && asset.version == *version)
-        .map_or_else(
-            || {
-                DomainSeparator::of_token(
-                    name,
-                    version,
-                    request.requirements.network,
-                    request.requirements.asset,
-                )
-            },
-            |asset| asset.separator,
-        )
 }
 
 fn shown(text: &str) -> String {

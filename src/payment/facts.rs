@@ -3,15 +3,19 @@
 use alloy::primitives::{Bytes, U256};
 use time::OffsetDateTime;
 
+use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
 use crate::payment::state::Exit;
-use crate::payment::{Candidate, Payment, SignedBy};
-use crate::protocol::{Authorization, Reason, Refusal};
+use crate::payment::{Candidate, Method, Payment, SignedBy, revert};
+use crate::protocol::{Reason, Refusal, X402Version};
+
+/// A permit has to last this much longer, in seconds: it is submitted with the payment (`protocol.md` §3.6).
+const PERMIT_LASTS_S: i64 = 6;
 
 /// One look at the chain, all at the same block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "four independent facts, not states"
+    reason = "independent facts, not states"
 )]
 pub struct ChainFacts {
     /// The block that was looked at.
@@ -26,6 +30,10 @@ pub struct ChainFacts {
     pub nonce_used: Option<bool>,
     /// `balanceOf`; `None` when the token does not answer it.
     pub balance: Option<U256>,
+    /// Whether the contract that settles has code.
+    pub settler_has_code: bool,
+    /// What Permit2 may take of the payer's token; `None` when the token does not say, or Permit2 is not asked.
+    pub allowance: Option<U256>,
     /// Whether the payer's code accepts the signature (ERC-1271).
     pub signature_accepted: bool,
     /// Whether the simulated transfer went through.
@@ -42,6 +50,7 @@ pub struct Verified {
     candidate: Candidate,
     block_number: u64,
     balance: Option<U256>,
+    allowance: Option<U256>,
 }
 
 impl Verified {
@@ -59,6 +68,11 @@ impl Verified {
     pub const fn balance(&self) -> Option<U256> {
         self.balance
     }
+
+    /// What Permit2 might take of it then, where the payment depends on that; `None` where it does not, or the token does not tell.
+    pub const fn allowance(&self) -> Option<U256> {
+        self.allowance
+    }
 }
 
 impl Candidate {
@@ -68,15 +82,44 @@ impl Candidate {
     /// The code of what the chain objects to.
     pub fn verified(self, facts: &ChainFacts) -> Result<Verified, Refusal> {
         self.signature_holds(facts)?;
-        if !facts.transfer_succeeds {
-            let (reason, message) = self.diagnosis(facts);
+        if let Some((reason, why)) = &self.sponsoring_fault {
+            return Err(self.refuse(*reason, why.clone()));
+        }
+        self.permit_lasts(facts)?;
+        // A charge of nothing moves nothing: there is nothing to simulate, but the nonce must be there to be consumed.
+        let moves_nothing = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
+        if !facts.transfer_succeeds && !moves_nothing {
+            let (reason, message) = diagnosis(self.version, self.signed(), facts);
             return Err(self.refuse(reason, message));
         }
         Ok(Verified {
-            candidate: self,
             block_number: facts.block_number,
             balance: facts.balance,
+            allowance: self.own_allowance(facts),
+            candidate: self,
         })
+    }
+
+    /// What the payer itself has allowed Permit2, where a payment depends on it.
+    fn own_allowance(&self, facts: &ChainFacts) -> Option<U256> {
+        let permit = self.method.permit2()?;
+        facts.allowance.filter(|_| permit.sponsored.is_none())
+    }
+
+    fn permit_lasts(&self, facts: &ChainFacts) -> Result<(), Refusal> {
+        let permit = self
+            .method
+            .permit2()
+            .and_then(|permit| permit.sponsored.as_ref());
+        let Some(Sponsored::Permit { deadline, .. }) = permit else {
+            return Ok(());
+        };
+        let least = facts.block_time.unix_timestamp() + PERMIT_LASTS_S;
+        if i64::try_from(deadline.atomic()).unwrap_or(i64::MAX) >= least {
+            return Ok(());
+        }
+        let why = format!("expected the permit's deadline at {least} or later, got {deadline}");
+        Err(self.refuse(Reason::Eip2612DeadlineExpired, why))
     }
 
     /// Mirrors the token's own rule: an address with code answers for itself (ERC-1271), whatever its key may have signed.
@@ -94,7 +137,7 @@ impl Candidate {
                 let why = format!(
                     "{payer} has code, and its isValidSignature does not accept the signature"
                 );
-                return Err(self.refuse(Reason::ExactSignature, why));
+                return Err(self.object(Fault::Signature, why));
             }
         } else if self.wallet.is_some() {
             let why = format!("the factory's call leaves no code at {payer}");
@@ -103,57 +146,86 @@ impl Candidate {
             let why = format!(
                 "{payer} has no code, and the signature was not made with its key over this authorization and domain"
             );
-            return Err(self.refuse(Reason::ExactSignature, why));
+            return Err(self.object(Fault::Signature, why));
         }
         Ok(())
-    }
-
-    /// The likeliest reason of a failed simulation.
-    fn diagnosis(&self, facts: &ChainFacts) -> (Reason, String) {
-        diagnosis(&self.authorization, facts)
     }
 }
 
 impl Payment {
     /// Why an accepted payment whose simulation fails now should not be sent.
     pub fn objection(&self, facts: &ChainFacts) -> Exit {
-        let (reason, message) = diagnosis(&self.authorization, facts);
+        let (reason, message) = diagnosis(self.version, self.signed(), facts);
         Exit { reason, message }
     }
 }
 
-/// First hit wins (`protocol.md` §3.2).
-fn diagnosis(signed: &Authorization, facts: &ChainFacts) -> (Reason, String) {
-    let text = revert_text(&facts.revert);
-    match (facts.nonce_used, facts.balance) {
-        (None, _) => (
-            Reason::ExactEip3009Unsupported,
-            "the token does not answer authorizationState".to_owned(),
-        ),
-        (Some(true), _) => (
-            Reason::ExactNonceUsed,
-            "the authorization's nonce was used or cancelled on the chain".to_owned(),
-        ),
-        (Some(false), Some(balance)) if balance < signed.value.atomic() => {
-            let why = format!("balance {balance} below {}", signed.value);
-            (Reason::ExactInsufficientBalance, why)
-        }
-        (Some(false), _) if text.contains("expired") => (Reason::ExactValidBefore, text),
-        (Some(false), _) if text.contains("not yet valid") => (Reason::ExactValidAfter, text),
-        (Some(false), _) => (
-            Reason::ExactSimulationFailed,
+/// The likeliest reason of a failed simulation: the first hit (`protocol.md` §3.2 and §3.5).
+fn diagnosis(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (Reason, String) {
+    let reason = |objection| signed.method.reason(version, objection);
+    if let Some(found) = deployment(signed, facts) {
+        return found;
+    }
+    if facts.nonce_used == Some(true) {
+        let why = "the authorization's nonce was used or cancelled on the chain".to_owned();
+        return (reason(Fault::NonceUsed), why);
+    }
+    let value = signed.terms.value;
+    if let Some(balance) = facts.balance.filter(|balance| *balance < value.atomic()) {
+        let why = format!("balance {balance} below {value}");
+        return (reason(Fault::Balance), why);
+    }
+    if let (Some(allowance), Some(permit)) = (facts.allowance, signed.method.permit2())
+        && allowance < value.atomic()
+    {
+        return (
+            Reason::Permit2AllowanceRequired,
+            lacking(allowance, permit, signed),
+        );
+    }
+    if let Some(known) = signed
+        .method
+        .permit2()
+        .and_then(|_| revert::of_permit2(&facts.revert))
+    {
+        return known;
+    }
+    let text = revert::text(&facts.revert);
+    match signed.method {
+        Method::Eip3009 if text.contains("expired") => (reason(Fault::Ends), text),
+        Method::Eip3009 if text.contains("not yet valid") => (reason(Fault::Begins), text),
+        Method::Eip3009 | Method::Permit2(_) => (
+            reason(Fault::Simulation),
             format!("the simulated transfer reverted: {text}"),
         ),
     }
 }
 
-/// The text of `Error(string)`, or the first bytes of anything else.
-fn revert_text(revert: &Bytes) -> String {
-    let text = alloy::sol_types::decode_revert_reason(revert).unwrap_or_else(|| revert.to_string());
-    text.chars()
-        .filter(|letter| !letter.is_control())
-        .take(160)
-        .collect()
+/// A contract that is not there, or does not speak what is needed.
+fn deployment(signed: Signed<'_>, facts: &ChainFacts) -> Option<(Reason, String)> {
+    match signed.method {
+        Method::Permit2(_) if !facts.settler_has_code => {
+            let proxy = signed.method.settler(signed.asset);
+            let why = format!("the proxy {proxy} has no code on this network");
+            Some((Reason::Permit2ProxyNotDeployed, why))
+        }
+        Method::Eip3009 if facts.nonce_used.is_none() => {
+            let why = "the token does not answer authorizationState".to_owned();
+            Some((Reason::ExactEip3009Unsupported, why))
+        }
+        Method::Eip3009 | Method::Permit2(_) => None,
+    }
+}
+
+fn lacking(allowance: U256, permit: &Permit2, signed: Signed<'_>) -> String {
+    let (payer, token, value) = (signed.terms.from, signed.asset, signed.terms.value);
+    let mut why = format!(
+        "{payer} allows Permit2 to take {allowance} of {token}, which is below {value}; it has to approve Permit2 once"
+    );
+    if permit.sponsored.is_some() {
+        why.push_str("; what was signed in place of that is not good: another nonce, another signer, or used already");
+    }
+    why
 }
 
 #[cfg(test)]

@@ -6,16 +6,20 @@
 
 pub mod candidate;
 pub mod facts;
+pub mod method;
 pub mod policy;
 pub mod record;
+mod revert;
 pub mod session;
 pub mod signature;
 #[cfg(test)]
 pub(crate) mod specimen;
+mod sponsoring;
 pub mod state;
 
-pub use candidate::{Candidate, SignedBy, Wallet};
+pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
+pub use method::{Method, Permit2, Signed, Sponsored};
 pub use policy::{Asset, NetworkPolicy};
 pub use record::{Payment, PaymentId};
 pub use session::Session;

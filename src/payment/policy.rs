@@ -49,6 +49,10 @@ pub struct NetworkPolicy {
     pub assets: Vec<Asset>,
     /// Who may be paid; empty means anybody, which a mainnet configuration refuses.
     pub payees: Vec<Address>,
+    /// The accounts that settle. An `upto` payment names one of them.
+    pub signers: Vec<Address>,
+    /// Permit2's domain separator, computed once.
+    pub permit2: DomainSeparator,
     /// Factories that may deploy a payer's wallet at our cost (ERC-6492).
     pub factories: Vec<Address>,
     /// An authorization must stay valid for at least this long.
@@ -63,6 +67,17 @@ impl NetworkPolicy {
     /// The allowed token at `address`.
     pub fn asset(&self, address: Address) -> Option<&Asset> {
         self.assets.iter().find(|asset| asset.address == address)
+    }
+
+    /// Where the allowed tokens are.
+    pub fn tokens(&self) -> Vec<Address> {
+        self.assets.iter().map(|asset| asset.address).collect()
+    }
+
+    /// The account that sellers are told to name in `upto`: the first, so that it stays the same for as long as the operator keeps the
+    /// order of the keys.
+    pub fn facilitator(&self) -> Option<Address> {
+        self.signers.first().copied()
     }
 
     /// Whether `payee` may be paid.

@@ -6,9 +6,10 @@ use alloy::primitives::{Address, B256, Bytes};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::payment::{PaymentState, Wallet};
+use crate::payment::method::Fault;
+use crate::payment::{Method, PaymentState, Signed, Wallet};
 use crate::protocol::session::Rail;
-use crate::protocol::{Authorization, Network, X402Version};
+use crate::protocol::{Authorization, Network, Reason, X402Version};
 
 /// The ledger's id of a payment: unique, known from the first insert, ordered by time of acceptance (UUID v7).
 ///
@@ -35,8 +36,10 @@ pub struct Payment {
     pub network: Network,
     /// Which token.
     pub asset: Address,
-    /// What the payer signed: payer, payee, amount, window, nonce. Of a transfer: what its session asks for.
+    /// Payer, payee, window and nonce as the payer signed them, and the amount that is to be moved. Of a transfer: what its session asks for.
     pub authorization: Authorization,
+    /// By which contract the money moves; of no meaning for a transfer.
+    pub method: Method,
     /// The 32 signed bytes.
     pub digest: B256,
     /// The signature without wrapper.
@@ -53,12 +56,34 @@ pub struct Payment {
     pub quarantine: Option<String>,
     /// Why its money does not count although it moved, if that is so: it is never granted.
     pub unmatched: Option<String>,
-    /// The only signer that may settle it; `None`: any.
-    pub signer: Option<Address>,
     /// When it was accepted.
     pub created_at: OffsetDateTime,
     /// When it last changed.
     pub updated_at: OffsetDateTime,
+}
+
+impl Payment {
+    /// What the payer signed, with all that settles it.
+    pub const fn signed(&self) -> Signed<'_> {
+        Signed {
+            asset: self.asset,
+            terms: &self.authorization,
+            method: &self.method,
+            digest: self.digest,
+            signature: &self.signature,
+            wallet: self.wallet.as_ref(),
+        }
+    }
+
+    /// The code for a fault of it.
+    pub const fn reason(&self, fault: Fault) -> Reason {
+        self.method.reason(self.version, fault)
+    }
+
+    /// The only signer that may settle it; `None`: any.
+    pub const fn signer(&self) -> Option<Address> {
+        self.method.facilitator()
+    }
 }
 
 impl fmt::Debug for Payment {

@@ -7,9 +7,13 @@ use uuid::Uuid;
 
 use crate::payment::{
     Asset, Candidate, ChainFacts, Location, NetworkPolicy, Payment, PaymentId, PaymentState,
+    Purpose,
 };
+use crate::protocol::permit2::proxy_of;
 use crate::protocol::session::Rail;
-use crate::protocol::{ExactPayload, Network, Payload, PaymentRequest, X402Version};
+use crate::protocol::{
+    AuthorizationPayload, DomainSeparator, Network, Payload, PaymentRequest, Scheme, X402Version,
+};
 
 /// The token.
 pub(crate) const USDC: Address = address!("036CbD53842c5426634e7929541eC2318f3dCF7e");
@@ -17,6 +21,8 @@ pub(crate) const USDC: Address = address!("036CbD53842c5426634e7929541eC2318f3dC
 pub(crate) const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
 /// Who is paid.
 pub(crate) const PAYEE: Address = Address::repeat_byte(0x22);
+/// The account that settles.
+pub(crate) const FACILITATOR: Address = Address::repeat_byte(0x33);
 /// What is paid, in atomic units.
 pub(crate) const AMOUNT: u64 = 10_000;
 /// When the authorization ends, in Unix seconds.
@@ -63,8 +69,39 @@ pub(crate) fn body(version: X402Version) -> Value {
     })
 }
 
+/// The same by Permit2: the published vectors of both schemes.
+pub(crate) fn permit2_body(scheme: Scheme) -> Value {
+    let (signature, mut witness) = match scheme {
+        Scheme::Exact => (
+            "0xd5d92faa68ee8a391c1e3ad721efcdfb48d3c73c39438d353afb0357d75a96736aeccac09d31d96a64bf06c04a6110700c57f808128e95f20fc000330b8d975c1c",
+            json!({}),
+        ),
+        Scheme::Upto => (
+            "0x18d14173e84d8c6e2ed75585203d2b0eb396da09c712872c9654e5914d2c5fa801e046c96c851794967ccf9e7972bb729b3b2d4a0d6f199252bf0427d26111bf1c",
+            json!({ "facilitator": FACILITATOR }),
+        ),
+    };
+    witness["to"] = json!(PAYEE);
+    witness["validAfter"] = json!("0");
+    let mut body = body(X402Version::V2);
+    body["paymentPayload"]["payload"] = json!({
+        "signature": signature,
+        "permit2Authorization": {
+            "from": PAYER, "permitted": { "token": USDC, "amount": AMOUNT.to_string() }, "spender": proxy_of(scheme), "nonce": "7",
+            "deadline": VALID_BEFORE.to_string(), "witness": witness,
+        },
+    });
+    for place in ["/paymentPayload/accepted", "/paymentRequirements"] {
+        let entry = body.pointer_mut(place).unwrap();
+        entry["scheme"] = json!(scheme.name());
+        entry["extra"] =
+            json!({ "assetTransferMethod": "permit2", "name": "USDC", "version": "2" });
+    }
+    body
+}
+
 /// A body as it is parsed; it must be a good one.
-pub(crate) fn request(body: &Value) -> PaymentRequest<ExactPayload> {
+pub(crate) fn request(body: &Value) -> PaymentRequest<AuthorizationPayload> {
     let parsed = PaymentRequest::parse(body.to_string().as_bytes());
     let (rest, payload) = parsed.unwrap().unwrap().replace(());
     match payload {
@@ -80,6 +117,8 @@ pub(crate) fn policy() -> NetworkPolicy {
         network,
         assets: vec![Asset::new(network, USDC, "USDC", "2", 6)],
         payees: Vec::new(),
+        signers: vec![FACILITATOR],
+        permit2: DomainSeparator::of_permit2(network),
         factories: Vec::new(),
         validity_min: Duration::seconds(6),
         validity_max: Duration::days(1),
@@ -89,7 +128,12 @@ pub(crate) fn policy() -> NetworkPolicy {
 
 /// The payment as v2 presents it.
 pub(crate) fn candidate() -> Candidate {
-    Candidate::from_request(request(&body(X402Version::V2)), &policy()).unwrap()
+    candidate_of(&body(X402Version::V2), Purpose::Settle)
+}
+
+/// The payment of a good body.
+pub(crate) fn candidate_of(body: &Value, purpose: Purpose) -> Candidate {
+    Candidate::from_request(request(body), &policy(), purpose).unwrap()
 }
 
 /// What the chain says when nothing speaks against the payment.
@@ -98,6 +142,8 @@ pub(crate) fn facts() -> ChainFacts {
         block_number: 100,
         block_time: now(),
         token_has_code: true,
+        settler_has_code: true,
+        allowance: None,
         payer_has_code: false,
         nonce_used: Some(false),
         balance: Some(U256::from(AMOUNT)),
@@ -129,6 +175,7 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
         network: candidate.network,
         asset: candidate.asset,
         authorization: candidate.authorization,
+        method: candidate.method,
         digest: candidate.digest,
         signature: candidate.signature,
         wallet: candidate.wallet,
@@ -137,7 +184,6 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
         confirmations: 2,
         quarantine: None,
         unmatched: None,
-        signer: None,
         created_at: now(),
         updated_at: now(),
     }

@@ -38,6 +38,8 @@ pub enum PaymentState {
     Mined(Location),
     /// At the promised depth.
     Settled(Location),
+    /// Settled with nothing: the seller charged 0, which no transaction can show, and the authorization is used up all the same.
+    Uncharged,
     /// Beyond the reach of reorganisations.
     Final(Location),
     /// Called failed once, and moved money after all.
@@ -69,7 +71,7 @@ impl PaymentState {
             Self::Queued => "queued",
             Self::Inflight(_) => "inflight",
             Self::Mined(_) => "mined",
-            Self::Settled(_) => "settled",
+            Self::Settled(_) | Self::Uncharged => "settled",
             Self::Final(_) => "final",
             Self::LateSettled(_) => "late_settled",
             Self::Refused(_) => "refused",
@@ -96,7 +98,11 @@ impl PaymentState {
             | Self::Settled(location)
             | Self::Final(location)
             | Self::LateSettled(location) => Some(location),
-            Self::Queued | Self::Inflight(_) | Self::Refused(_) | Self::Failed { .. } => None,
+            Self::Queued
+            | Self::Inflight(_)
+            | Self::Uncharged
+            | Self::Refused(_)
+            | Self::Failed { .. } => None,
         }
     }
 
@@ -105,7 +111,7 @@ impl PaymentState {
         match self {
             Self::Inflight(hash) => Some(*hash),
             Self::Failed { transaction, .. } => *transaction,
-            Self::Queued | Self::Refused(_) => None,
+            Self::Queued | Self::Uncharged | Self::Refused(_) => None,
             Self::Mined(_) | Self::Settled(_) | Self::Final(_) | Self::LateSettled(_) => {
                 self.location().map(|location| location.transaction)
             }

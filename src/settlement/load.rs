@@ -1,11 +1,15 @@
 //! Which payments ride together: pure.
 
-use crate::chain::token::{batch_call, settlement_call};
+use crate::chain::authorization::{batch_call, settlement_call};
 use crate::payment::{ChainFacts, Payment};
 use alloy::primitives::{Address, Bytes};
 
-/// Payments in one transaction: 128 KiB is what pools take, at 480 bytes a payment, and some sequencers take 95,000.
+/// Payments in one transaction: 128 KiB is what pools take, at 480 bytes a payment, and some sequencers take 95,000 ([`BYTES_MAX`]).
 pub(super) const ROWS_MAX: usize = 190;
+/// Bytes of calldata in one transaction at most.
+const BYTES_MAX: usize = 95_000;
+/// Bytes that a payment's call takes in a batch besides its own calldata.
+const CALL_BYTES: usize = 192;
 /// Gas of one transaction at most: below the 2^24 of EIP-7825.
 const GAS_MAX: u64 = 15_000_000;
 /// Gas that a transaction costs before its first instruction.
@@ -27,13 +31,54 @@ pub(super) struct Simulated {
 }
 
 impl Simulated {
-    /// Whether foreign code runs when it is settled: that could burn the gas of everybody who rides along.
+    /// Whether foreign code runs when it is settled, which could burn the gas of everybody who rides along; or whether it wants to be
+    /// called by its signer, and not by Multicall3.
     fn rides_alone(&self) -> bool {
-        self.facts.payer_has_code || self.payment.wallet.is_some()
+        self.facts.payer_has_code
+            || self.payment.wallet.is_some()
+            || self.payment.signer().is_some()
+    }
+
+    /// Whether two payments could not be told apart in the logs of one transaction: Permit2 does not say which nonce it used.
+    fn looks_like(&self, other: &Self) -> bool {
+        let of = |row: &Self| {
+            let terms = &row.payment.authorization;
+            (row.payment.asset, terms.from, terms.to, terms.value)
+        };
+        let by_permit2 = |row: &Self| row.payment.method.permit2().is_some();
+        by_permit2(self) && by_permit2(other) && of(self) == of(other)
     }
 
     fn gas_in_batch(&self) -> u64 {
         self.facts.gas_used.saturating_add(8_000).max(ROW_GAS)
+    }
+}
+
+/// What payments take of a transaction.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    gas: u64,
+    bytes: usize,
+}
+
+impl Size {
+    fn of(row: &Simulated) -> Self {
+        let (_, data) = settlement_call(row.payment.signed());
+        Self {
+            gas: row.gas_in_batch(),
+            bytes: data.len() + CALL_BYTES,
+        }
+    }
+}
+
+impl std::ops::Add for Size {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            gas: self.gas.saturating_add(other.gas),
+            bytes: self.bytes + other.bytes,
+        }
     }
 }
 
@@ -57,24 +102,34 @@ impl Load {
                 row.payment.id,
             )
         });
-        let mut loads: Vec<Self> = Vec::new();
-        let mut gas = 0;
+        let mut loads: Vec<(Self, Size)> = Vec::new();
         for row in simulated {
-            gas += row.gas_in_batch();
-            match loads.last_mut() {
-                Some(load) if load.has_room(&row, gas) => load.rows.push(row),
-                _ => {
-                    gas = row.gas_in_batch();
-                    loads.push(Self { rows: vec![row] });
+            let size = Size::of(&row);
+            // The newest load but for what looks like something in it, which goes to one before.
+            let room = loads
+                .iter_mut()
+                .rev()
+                .find(|(load, filled)| load.has_room(&row, *filled + size));
+            match room {
+                Some((load, filled)) => {
+                    *filled = *filled + size;
+                    load.rows.push(row);
                 }
+                None => loads.push((Self { rows: vec![row] }, size)),
             }
         }
-        loads
+        loads.into_iter().map(|(load, _)| load).collect()
     }
 
-    fn has_room(&self, row: &Simulated, gas: u64) -> bool {
-        let shared = self.rows.iter().chain([row]).all(|row| !row.rides_alone());
-        shared && self.rows.len() < ROWS_MAX && gas + BATCH_GAS <= GAS_MAX
+    fn has_room(&self, row: &Simulated, filled: Size) -> bool {
+        self.rows.len() < ROWS_MAX
+            && filled.gas + BATCH_GAS <= GAS_MAX
+            && filled.bytes <= BYTES_MAX
+            && !row.rides_alone()
+            && !self
+                .rows
+                .iter()
+                .any(|other| other.rides_alone() || other.looks_like(row))
     }
 
     pub(super) fn is_batch(&self) -> bool {
@@ -84,8 +139,8 @@ impl Load {
     /// Whom to call, with what.
     pub(super) fn call(&self) -> (Address, Bytes) {
         match self.rows.as_slice() {
-            [only] => settlement_call(&only.payment),
-            rows => batch_call(rows.iter().map(|row| &row.payment)),
+            [only] => settlement_call(only.payment.signed()),
+            rows => batch_call(rows.iter().map(|row| row.payment.signed())),
         }
     }
 

@@ -2,12 +2,12 @@
 
 use alloy::primitives::B256;
 
-use crate::chain::token::{AuthorizationUse, transfer_log};
+use crate::chain::authorization::{AuthorizationUse, transfer_log};
 use crate::chain::{Head, Receipt, RpcError};
 use crate::ledger::{LedgerError, RowOutcome, WithoutEffect};
 use crate::payment::Payment;
+use crate::payment::method::Fault;
 use crate::payment::state::Exit;
-use crate::protocol::Reason;
 use crate::settlement::Site;
 
 /// A payment that was mined without effect this often, although each simulation went through, is left alone.
@@ -31,8 +31,7 @@ pub(super) async fn of(
     (receipt, batch): (&Receipt, bool),
     head: &Head,
 ) -> Result<RowOutcome, NotNow> {
-    let (asset, signed) = (payment.asset, &payment.authorization);
-    let found = transfer_log(asset, signed, &receipt.logs);
+    let found = transfer_log(payment.signed(), &receipt.logs);
     if let Some(log_index) = found.filter(|_| receipt.succeeded()) {
         let depth = head.number.saturating_sub(receipt.block_number.to()) + 1;
         return Ok(RowOutcome::Transferred {
@@ -42,7 +41,7 @@ pub(super) async fn of(
     }
     let used = site
         .rpc
-        .authorization_use(asset, signed, head.number)
+        .authorization_use(payment.signed(), head.number, &site.policy.tokens())
         .await?;
     let tries = site.ledger.tries(payment.id).await?;
     let ours = Ours {
@@ -84,15 +83,15 @@ fn without_transfer(
             set_aside("the nonce is used, but the token's event about it cannot be found")
         }
         AuthorizationUse::Consumed(Some(by)) if *by == ours.transaction => fail(
-            Reason::ExactTransferMismatch,
+            payment.reason(Fault::Transfer),
             "the token used the nonce without moving exactly this amount to the payee",
         ),
         AuthorizationUse::Consumed(Some(_)) => fail(
-            Reason::ExactNonceUsed,
+            payment.reason(Fault::NonceUsed),
             "the nonce was cancelled, or used for another transfer",
         ),
         AuthorizationUse::Unused if head.time.unix_timestamp() > expiry(payment) => fail(
-            Reason::ExactValidBefore,
+            payment.reason(Fault::Ends),
             "the authorization expired on the chain before it could be used",
         ),
         AuthorizationUse::Unused if ours.call_succeeded => set_aside(
@@ -103,7 +102,7 @@ fn without_transfer(
                 "{tries} transactions were mined without effect although their simulation went through"
             );
             RowOutcome::WithoutEffect(WithoutEffect::Refuse(Exit {
-                reason: Reason::ExactTransactionFailed,
+                reason: payment.reason(Fault::Transaction),
                 message,
             }))
         }
@@ -122,6 +121,7 @@ mod tests {
     use super::*;
     use crate::payment::specimen::{PAYER, VALID_BEFORE, location, now, payment};
     use crate::payment::{Location, PaymentState};
+    use crate::protocol::Reason;
 
     const OURS: B256 = B256::repeat_byte(0x05);
 

@@ -2,14 +2,14 @@
 
 use alloy::primitives::Address;
 
+use crate::chain::authorization::AuthorizationUse;
 use crate::chain::fees::TooDear;
 use crate::chain::signer::{Order, SigningFailed};
-use crate::chain::token::AuthorizationUse;
 use crate::chain::{RpcError, SignerKey};
 use crate::ledger::{Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Recorded, Unmined};
+use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment, PaymentId};
-use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::load::{Load, Simulated, least_gas};
 use crate::settlement::{Queued, Site};
@@ -45,13 +45,13 @@ pub(super) async fn simulate(
     let usable = |facts: &ChainFacts| !facts.payer_has_code || is_fresh(site, facts);
     let facts = match facts.filter(usable) {
         Some(known) => known,
-        None => site.facts.of_payment(&payment).await?,
+        None => site.facts.of(payment.signed()).await?,
     };
     if facts.transfer_succeeds {
         let least = least_gas(&facts);
         if least > site.fees.gas_cap {
             let exit = Exit {
-                reason: Reason::ExactSimulationFailed,
+                reason: payment.reason(Fault::Simulation),
                 message: format!(
                     "the transfer needs at least {least} gas, and this facilitator pays for {} at most",
                     site.fees.gas_cap
@@ -79,7 +79,7 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
     if facts.nonce_used == Some(true)
         && let AuthorizationUse::Transferred { location, .. } = site
             .rpc
-            .authorization_use(payment.asset, &payment.authorization, facts.block_number)
+            .authorization_use(payment.signed(), facts.block_number, &site.policy.tokens())
             .await?
     {
         tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization");

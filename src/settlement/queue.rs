@@ -122,7 +122,7 @@ impl Queue {
     /// Hands a payment to the lanes of this process, as far as there is room.
     pub fn enqueue(&self, place: Place<'_>, queued: Queued) {
         let id = queued.payment.id;
-        match (queued.payment.signer, place.0) {
+        match (queued.payment.signer(), place.0) {
             (None, Some(place)) => {
                 self.in_hand().insert(id);
                 place.send(queued);

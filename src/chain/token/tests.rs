@@ -3,6 +3,7 @@
 use alloy::primitives::{U64, U256, keccak256};
 
 use super::*;
+use crate::chain::authorization::{MULTICALL3, Multicall3, settlement_call};
 use crate::payment::specimen::{AMOUNT, PAYEE, PAYER, USDC, payment};
 use crate::payment::{PaymentState, Wallet};
 
@@ -144,7 +145,7 @@ fn one_transfer_never_pays_for_two_authorizations() {
 #[test]
 fn a_wallet_without_code_is_deployed_in_the_transaction_that_pays() {
     let mut payment = payment(PaymentState::Queued);
-    let (to, data) = settlement_call(&payment);
+    let (to, data) = settlement_call(payment.signed());
     assert_eq!(to, USDC);
     assert!(data.starts_with(&Eip3009::transferWithAuthorization_0Call::SELECTOR));
     payment.wallet = Some(Wallet {
@@ -152,7 +153,7 @@ fn a_wallet_without_code_is_deployed_in_the_transaction_that_pays() {
         call: Bytes::from_static(&[9]),
     });
     payment.signature = vec![1; 66].into();
-    let (to, data) = settlement_call(&payment);
+    let (to, data) = settlement_call(payment.signed());
     assert_eq!(to, MULTICALL3);
     let calls = Multicall3::aggregate3Call::abi_decode(&data).unwrap().calls;
     let shape: Vec<_> = calls

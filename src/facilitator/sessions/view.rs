@@ -61,7 +61,10 @@ pub(super) fn tell(view: &mut SessionView, standing: &Standing, over: bool) {
             view.state = SessionState::Submitted;
             view.money_may_move = true;
         }
-        PaymentState::Settled(_) | PaymentState::Final(_) | PaymentState::LateSettled(_) => {
+        PaymentState::Settled(_)
+        | PaymentState::Uncharged
+        | PaymentState::Final(_)
+        | PaymentState::LateSettled(_) => {
             view.money_may_move = false;
             view.state = match standing.grant {
                 GrantStatus::Standing => SessionState::Consumed,

@@ -207,6 +207,7 @@ impl PaymentView {
             | PaymentState::Inflight(_)
             | PaymentState::Mined(_)
             | PaymentState::Settled(_)
+            | PaymentState::Uncharged
             | PaymentState::Final(_)
             | PaymentState::LateSettled(_) => None,
         };

@@ -22,7 +22,7 @@ fn changed(version: X402Version, pointer: &str, value: Value) -> Value {
 }
 
 fn shape_of(body: &Value) -> Result<Candidate, Refusal> {
-    Candidate::from_request(request(body), &policy())
+    Candidate::from_request(request(body), &policy(), Purpose::Settle)
 }
 
 fn reason<T: std::fmt::Debug>(outcome: Result<T, Refusal>) -> Reason {

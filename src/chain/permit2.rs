@@ -1,0 +1,338 @@
+//! Payments by Permit2: calldata for the proxies, the trace in the logs, and what became of a nonce (`protocol.md` §3.5, §4).
+//!
+//! Permit2 says nothing when a nonce is used, and a proxy only that something was settled. So a settlement is told by the exact Transfer
+//! right before the proxy's word, and by the calldata of its transaction.
+
+use alloy::primitives::{Address, B256, Bytes, U256, b256};
+use alloy::sol;
+use alloy::sol_types::SolCall;
+
+use crate::chain::authorization::{AuthorizationUse, MULTICALL3, Multicall3};
+use crate::chain::receipt::Log;
+use crate::chain::token::{LOOK_BACK_BLOCKS, TRANSFER};
+use crate::chain::{Rpc, RpcError};
+use crate::payment::{Permit2, Signed, Sponsored};
+use crate::protocol::permit2::PERMIT2;
+
+sol! {
+    struct TokenPermissions { address token; uint256 amount; }
+    struct PermitTransferFrom { TokenPermissions permitted; uint256 nonce; uint256 deadline; }
+    struct Permit2612 { uint256 value; uint256 deadline; bytes32 r; bytes32 s; uint8 v; }
+    struct ExactWitness { address to; uint256 validAfter; }
+    struct UptoWitness { address to; address facilitator; uint256 validAfter; }
+
+    interface ExactProxy {
+        function settle(PermitTransferFrom permit, address owner, ExactWitness witness, bytes signature) external;
+        function settleWithPermit(Permit2612 permit2612, PermitTransferFrom permit, address owner, ExactWitness witness,
+            bytes signature) external;
+    }
+
+    interface UptoProxy {
+        function settle(PermitTransferFrom permit, uint256 amount, address owner, UptoWitness witness, bytes signature) external;
+        function settleWithPermit(Permit2612 permit2612, PermitTransferFrom permit, uint256 amount, address owner,
+            UptoWitness witness, bytes signature) external;
+    }
+
+    interface Nonces {
+        function nonceBitmap(address owner, uint256 word) external view returns (uint256);
+    }
+}
+
+/// `Settled()`.
+const SETTLED: B256 = b256!("97088ec3606cfe8cc112180570d03fcde05f9b8e1bfef8e27784eaf5dd5691b6");
+/// `SettledWithPermit()`.
+const SETTLED_WITH_PERMIT: B256 =
+    b256!("de5b89d10fc800c459329c382fabfcad0be0ed7e5328e01fae04e507b09ef5d8");
+/// `UnorderedNonceInvalidation(address,uint256,uint256)`.
+const NONCES_INVALIDATED: B256 =
+    b256!("3704902f963766a4e561bbaab6e6cdc1b1dd12f6e9e99648da8843b3f46b918d");
+/// Transfers between the same two accounts that are looked at for one authorization: the newest.
+const CANDIDATES_MAX: usize = 16;
+
+/// What the proxy of the scheme is called with.
+pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
+    let terms = signed.terms;
+    let (owner, signature) = (terms.from, signed.signature.clone());
+    let (to, valid_after) = (terms.to, terms.valid_after.atomic());
+    let leave = PermitTransferFrom {
+        permitted: TokenPermissions {
+            token: signed.asset,
+            amount: permit.permitted.atomic(),
+        },
+        nonce: U256::from_be_bytes(terms.nonce.0),
+        deadline: terms.valid_before.atomic(),
+    };
+    let approval = permit2612(permit);
+    let data = match (permit.facilitator, approval) {
+        (None, None) => ExactProxy::settleCall {
+            permit: leave,
+            owner,
+            witness: ExactWitness {
+                to,
+                validAfter: valid_after,
+            },
+            signature,
+        }
+        .abi_encode(),
+        (None, Some(permit2612)) => ExactProxy::settleWithPermitCall {
+            permit2612,
+            permit: leave,
+            owner,
+            witness: ExactWitness {
+                to,
+                validAfter: valid_after,
+            },
+            signature,
+        }
+        .abi_encode(),
+        (Some(facilitator), None) => UptoProxy::settleCall {
+            permit: leave,
+            amount: terms.value.atomic(),
+            owner,
+            witness: UptoWitness {
+                to,
+                facilitator,
+                validAfter: valid_after,
+            },
+            signature,
+        }
+        .abi_encode(),
+        (Some(facilitator), Some(permit2612)) => UptoProxy::settleWithPermitCall {
+            permit2612,
+            permit: leave,
+            amount: terms.value.atomic(),
+            owner,
+            witness: UptoWitness {
+                to,
+                facilitator,
+                validAfter: valid_after,
+            },
+            signature,
+        }
+        .abi_encode(),
+    };
+    data.into()
+}
+
+fn permit2612(permit: &Permit2) -> Option<Permit2612> {
+    let Some(Sponsored::Permit {
+        deadline,
+        signature,
+    }) = &permit.sponsored
+    else {
+        return None;
+    };
+    let (scalars, v) = signature.split_at(64);
+    let (r, s) = scalars.split_at(32);
+    Some(Permit2612 {
+        value: permit.permitted.atomic(),
+        deadline: deadline.atomic(),
+        r: B256::from_slice(r),
+        s: B256::from_slice(s),
+        v: v.first().copied().unwrap_or_default(),
+    })
+}
+
+/// The question whether a nonce is used, and the bit of the answer that says so.
+pub(super) fn nonce_question(owner: Address, nonce: B256) -> (Bytes, U256) {
+    let nonce = U256::from_be_bytes(nonce.0);
+    let word: U256 = nonce >> 8;
+    let question = Nonces::nonceBitmapCall { owner, word };
+    let bit = nonce.byte(0);
+    (question.abi_encode().into(), U256::ONE << usize::from(bit))
+}
+
+/// Where a payment's money moved: the exact Transfer that the token said last before its proxy said that it has settled. Two payments
+/// of the same payer, payee, token and amount look alike here: they never ride in one transaction.
+pub(super) fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
+    let proxy = signed.method.settler(signed.asset);
+    let terms = signed.terms;
+    let topics = [TRANSFER, terms.from.into_word(), terms.to.into_word()];
+    let settled = |log: &Log| {
+        log.address == proxy && matches!(log.topics.first(), Some(&SETTLED | &SETTLED_WITH_PERMIT))
+    };
+    logs.split_inclusive(settled).find_map(|before| {
+        let (_, before) = before.split_last().filter(|(last, _)| settled(last))?;
+        let moved = before
+            .iter()
+            .rev()
+            .find(|log| log.address == signed.asset && log.topics.first() == Some(&TRANSFER))?;
+        let exact =
+            moved.topics == topics && moved.data[..] == terms.value.atomic().to_be_bytes::<32>();
+        exact.then(|| moved.log_index.to())
+    })
+}
+
+/// Whether a call settles exactly this authorization, and nothing else that looks like it in the logs. True of a call of the proxy
+/// itself, and of a batch in which only proxies and `tokens` are called.
+fn settles(signed: Signed<'_>, to: Option<Address>, input: &Bytes, tokens: &[Address]) -> bool {
+    let proxy = signed.method.settler(signed.asset);
+    if to == Some(proxy) {
+        return is_call_for(signed, input);
+    }
+    if to != Some(MULTICALL3) {
+        return false;
+    }
+    let Ok(batch) = Multicall3::aggregate3Call::abi_decode(input) else {
+        return false;
+    };
+    let harmless = |call: &Multicall3::Call3| call.target == proxy || tokens.contains(&call.target);
+    let alike =
+        |call: &&Multicall3::Call3| call.target == proxy && looks_like(signed, &call.callData);
+    let mut alike = batch.calls.iter().filter(alike);
+    batch.calls.iter().all(harmless)
+        && alike
+            .next()
+            .is_some_and(|call| is_call_for(signed, &call.callData))
+        && alike.next().is_none()
+}
+
+/// What a call of a proxy moves: nonce, payer, payee, token, amount.
+struct Settlement {
+    nonce: B256,
+    owner: Address,
+    to: Address,
+    token: Address,
+    amount: U256,
+}
+
+fn settlement_of(input: &Bytes) -> Option<Settlement> {
+    let of = |permit: PermitTransferFrom, owner, to, amount: Option<U256>| Settlement {
+        nonce: B256::from(permit.nonce),
+        owner,
+        to,
+        token: permit.permitted.token,
+        amount: amount.unwrap_or(permit.permitted.amount),
+    };
+    if let Ok(call) = ExactProxy::settleCall::abi_decode(input) {
+        return Some(of(call.permit, call.owner, call.witness.to, None));
+    }
+    if let Ok(call) = ExactProxy::settleWithPermitCall::abi_decode(input) {
+        return Some(of(call.permit, call.owner, call.witness.to, None));
+    }
+    if let Ok(call) = UptoProxy::settleCall::abi_decode(input) {
+        return Some(of(
+            call.permit,
+            call.owner,
+            call.witness.to,
+            Some(call.amount),
+        ));
+    }
+    let call = UptoProxy::settleWithPermitCall::abi_decode(input).ok()?;
+    Some(of(
+        call.permit,
+        call.owner,
+        call.witness.to,
+        Some(call.amount),
+    ))
+}
+
+fn looks_like(signed: Signed<'_>, input: &Bytes) -> bool {
+    let terms = signed.terms;
+    settlement_of(input).is_none_or(|call| {
+        call.owner == terms.from
+            && call.to == terms.to
+            && call.token == signed.asset
+            && call.amount == terms.value.atomic()
+    })
+}
+
+fn is_call_for(signed: Signed<'_>, input: &Bytes) -> bool {
+    looks_like(signed, input)
+        && settlement_of(input).is_some_and(|call| call.nonce == signed.terms.nonce)
+}
+
+impl Rpc {
+    /// Which of these authorizations have used up their nonces at Permit2: one call for all.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn used_at_permit2(&self, of: &[Signed<'_>]) -> Result<Vec<bool>, RpcError> {
+        let questions = of
+            .iter()
+            .map(|signed| nonce_question(signed.terms.from, signed.terms.nonce));
+        let (questions, bits): (Vec<Bytes>, Vec<U256>) = questions.unzip();
+        let calls = questions.into_iter().map(|data| (PERMIT2, data));
+        let answers = self.views(calls.collect()).await?;
+        let used = answers.into_iter().zip(bits).map(|(answer, bit)| {
+            let word = answer
+                .and_then(|answer| Nonces::nonceBitmapCall::abi_decode_returns(&answer).ok())
+                .ok_or(RpcError::Malformed("nonceBitmap"))?;
+            Ok(!(word & bit).is_zero())
+        });
+        used.collect()
+    }
+
+    /// See [`Rpc::authorization_use`].
+    pub(super) async fn permit2_use(
+        &self,
+        signed: Signed<'_>,
+        head: u64,
+        tokens: &[Address],
+    ) -> Result<AuthorizationUse, RpcError> {
+        if self.used_at_permit2(&[signed]).await? != [true] {
+            return Ok(AuthorizationUse::Unused);
+        }
+        let from_block = format!("0x{:x}", head.saturating_sub(LOOK_BACK_BLOCKS));
+        let terms = signed.terms;
+        let (from, to) = (terms.from.into_word(), terms.to.into_word());
+        let filter = serde_json::json!({
+            "address": signed.asset, "topics": [TRANSFER, from, to], "fromBlock": from_block, "toBlock": "latest",
+        });
+        let moved: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
+        let amount = terms.value.atomic().to_be_bytes::<32>();
+        let alike = moved.iter().rev().filter(|log| log.data[..] == amount);
+        for log in alike.take(CANDIDATES_MAX) {
+            if let Some(found) = self
+                .settled_in(signed, log.transaction_hash, tokens)
+                .await?
+            {
+                return Ok(found);
+            }
+        }
+        let filter = serde_json::json!({
+            "address": PERMIT2, "topics": [NONCES_INVALIDATED, from], "fromBlock": from_block, "toBlock": "latest",
+        });
+        let invalidated: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
+        let nonce = U256::from_be_bytes(terms.nonce.0);
+        let by = invalidated.iter().find(|log| invalidates(&log.data, nonce));
+        Ok(AuthorizationUse::Consumed(
+            by.map(|log| log.transaction_hash),
+        ))
+    }
+
+    async fn settled_in(
+        &self,
+        signed: Signed<'_>,
+        transaction: B256,
+        tokens: &[Address],
+    ) -> Result<Option<AuthorizationUse>, RpcError> {
+        let Some((call, _)) = self.transfer(transaction).await? else {
+            return Ok(None);
+        };
+        if !settles(signed, call.to, &call.input, tokens) {
+            return Ok(None);
+        }
+        let Some(receipt) = self.receipt(transaction).await? else {
+            return Ok(None);
+        };
+        let found = transfer_log(signed, &receipt.logs).filter(|_| receipt.succeeded());
+        match found {
+            Some(log_index) => self.transferred(&receipt, log_index).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Whether the members of an invalidation, word and mask, include a nonce.
+fn invalidates(members: &Bytes, nonce: U256) -> bool {
+    let member = |from: usize| members.get(from..from + 32).map(U256::from_be_slice);
+    let (Some(word), Some(mask)) = (member(0), member(32)) else {
+        return false;
+    };
+    let (own, bit): (U256, usize) = (nonce >> 8, usize::from(nonce.byte(0)));
+    word == own && mask.bit(bit)
+}
+
+#[cfg(test)]
+mod tests;

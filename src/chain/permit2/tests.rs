@@ -1,0 +1,200 @@
+//! What counts as the trace of a payment by Permit2, and what does not.
+
+use alloy::primitives::{U64, keccak256};
+
+use super::*;
+use crate::payment::specimen::{
+    AMOUNT, FACILITATOR, PAYEE, PAYER, USDC, candidate_of, permit2_body,
+};
+use crate::payment::{Candidate, Purpose};
+use crate::protocol::Scheme;
+use crate::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
+
+const OTHER: Address = Address::repeat_byte(0x66);
+
+fn exact() -> Candidate {
+    candidate_of(&permit2_body(Scheme::Exact), Purpose::Settle)
+}
+
+fn upto() -> Candidate {
+    candidate_of(&permit2_body(Scheme::Upto), Purpose::Settle)
+}
+
+fn said(address: Address, topics: Vec<B256>, data: Bytes) -> Log {
+    Log {
+        address,
+        topics,
+        data,
+        log_index: U64::ZERO,
+        transaction_hash: B256::ZERO,
+    }
+}
+
+fn moved(from: Address, to: Address, amount: u64) -> Log {
+    let topics = vec![TRANSFER, from.into_word(), to.into_word()];
+    said(USDC, topics, U256::from(amount).to_be_bytes::<32>().into())
+}
+
+fn settled() -> Log {
+    said(EXACT_PROXY, vec![SETTLED], Bytes::new())
+}
+
+/// The position that is found in these logs, which stand in their block from 40 on.
+fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
+    let mut logs: Vec<Log> = logs.into_iter().collect();
+    for (log, index) in logs.iter_mut().zip(40_u64..) {
+        log.log_index = U64::from(index);
+    }
+    transfer_log(exact().signed(), &logs)
+}
+
+#[test]
+fn the_topics_are_the_hashes_of_the_events() {
+    assert_eq!(SETTLED, keccak256("Settled()"));
+    assert_eq!(SETTLED_WITH_PERMIT, keccak256("SettledWithPermit()"));
+    assert_eq!(
+        NONCES_INVALIDATED,
+        keccak256("UnorderedNonceInvalidation(address,uint256,uint256)")
+    );
+}
+
+#[test]
+fn the_calls_have_the_published_selectors() {
+    assert_eq!(ExactProxy::settleCall::SELECTOR, [0x13, 0xcd, 0x3b, 0x53]);
+    assert_eq!(
+        ExactProxy::settleWithPermitCall::SELECTOR,
+        [0xfa, 0x34, 0x03, 0x78]
+    );
+    assert_eq!(UptoProxy::settleCall::SELECTOR, [0xff, 0x11, 0xe7, 0xb4]);
+    assert_eq!(
+        UptoProxy::settleWithPermitCall::SELECTOR,
+        [0x01, 0x6c, 0x17, 0x48]
+    );
+}
+
+#[test]
+fn the_last_transfer_before_the_proxys_word_is_the_payments() {
+    let ours = moved(PAYER, PAYEE, AMOUNT);
+    assert_eq!(found([ours.clone(), settled()]), Some(40));
+    let with_permit = said(EXACT_PROXY, vec![SETTLED_WITH_PERMIT], Bytes::new());
+    let approval = said(USDC, vec![B256::repeat_byte(9)], Bytes::new());
+    assert_eq!(
+        found([approval.clone(), ours.clone(), approval, with_permit]),
+        Some(41)
+    );
+    let another = moved(PAYER, OTHER, AMOUNT);
+    assert_eq!(
+        found([another.clone(), settled(), ours.clone(), settled()]),
+        Some(42)
+    );
+    assert_eq!(
+        found([ours.clone(), settled(), another, settled()]),
+        Some(40)
+    );
+}
+
+#[test]
+fn anything_less_is_no_trace() {
+    let ours = moved(PAYER, PAYEE, AMOUNT);
+    let by_other = said(OTHER, vec![SETTLED], Bytes::new());
+    let by_upto = said(UPTO_PROXY, vec![SETTLED], Bytes::new());
+    let of_other_token = Log {
+        address: OTHER,
+        ..ours.clone()
+    };
+    for logs in [
+        vec![],
+        vec![settled()],
+        vec![ours.clone()],
+        vec![settled(), ours.clone()],
+        vec![ours.clone(), by_other],
+        vec![ours.clone(), by_upto],
+        vec![of_other_token, settled()],
+        vec![moved(PAYER, PAYEE, AMOUNT - 1), settled()],
+        vec![moved(PAYER, OTHER, AMOUNT), settled()],
+        vec![moved(OTHER, PAYEE, AMOUNT), settled()],
+        // A plain transfer of the same money, and a settlement of something else behind it.
+        vec![ours.clone(), moved(PAYER, OTHER, 1), settled()],
+        // A token that takes a fee.
+        vec![ours, moved(PAYER, OTHER, 1), settled()],
+    ] {
+        assert_eq!(found(logs.clone()), None, "{logs:?}");
+    }
+}
+
+#[test]
+fn a_nonce_is_a_bit_of_a_word() {
+    for (nonce, word, bit) in [
+        (U256::from(7), U256::ZERO, 7),
+        (U256::from(256), U256::ONE, 0),
+        (U256::MAX, U256::MAX >> 8, 255),
+    ] {
+        let (question, mask) = nonce_question(PAYER, B256::from(nonce));
+        let call = Nonces::nonceBitmapCall::abi_decode(&question).unwrap();
+        assert_eq!((call.owner, call.word), (PAYER, word), "{nonce}");
+        assert_eq!(mask, U256::ONE << bit, "{nonce}");
+        let members = |word: U256, mask: U256| {
+            let bytes = [word.to_be_bytes::<32>(), mask.to_be_bytes::<32>()].concat();
+            Bytes::from(bytes)
+        };
+        assert!(invalidates(&members(word, mask), nonce));
+        assert!(!invalidates(&members(word, !mask), nonce));
+        assert!(!invalidates(&members(!word, U256::MAX), nonce));
+    }
+    assert!(!invalidates(&Bytes::new(), U256::ZERO));
+}
+
+#[test]
+fn a_call_of_the_proxy_settles_the_authorization_whose_nonce_it_names() {
+    for (candidate, proxy) in [(exact(), EXACT_PROXY), (upto(), UPTO_PROXY)] {
+        let signed = candidate.signed();
+        let (to, data) = crate::chain::authorization::settlement_call(signed);
+        assert_eq!(to, proxy);
+        assert!(settles(signed, Some(to), &data, &[]));
+        assert!(!settles(signed, Some(OTHER), &data, &[]));
+        assert!(!settles(signed, None, &data, &[]));
+        let mut other = candidate.clone();
+        other.authorization.nonce = B256::repeat_byte(1);
+        assert!(
+            !settles(other.signed(), Some(to), &data, &[]),
+            "another nonce"
+        );
+        let mut other = candidate.clone();
+        other.authorization.value = "1".parse().unwrap();
+        if proxy == UPTO_PROXY {
+            assert!(
+                !settles(other.signed(), Some(to), &data, &[]),
+                "another charge"
+            );
+        }
+    }
+    assert_eq!(upto().method.facilitator(), Some(FACILITATOR));
+}
+
+#[test]
+fn a_batch_settles_it_only_where_nothing_else_could_have_moved_the_same_money() {
+    let ours = exact();
+    let signed = ours.signed();
+    let mut twin = ours.clone();
+    twin.authorization.nonce = B256::repeat_byte(1);
+    let batch = |of: &[Signed<'_>]| crate::chain::authorization::batch_call(of.iter().copied()).1;
+    let proves = |data: &Bytes, tokens: &[Address]| settles(signed, Some(MULTICALL3), data, tokens);
+
+    assert!(proves(&batch(&[signed]), &[]));
+    assert!(proves(&batch(&[signed, by_eip3009().signed()]), &[USDC]));
+    assert!(
+        !proves(&batch(&[signed, by_eip3009().signed()]), &[]),
+        "calls a contract that nobody knows"
+    );
+    assert!(
+        !proves(&batch(&[signed, twin.signed()]), &[]),
+        "two that look alike"
+    );
+    assert!(!proves(&batch(&[twin.signed()]), &[]), "another nonce");
+    assert!(!proves(&Bytes::new(), &[]), "no batch");
+}
+
+/// A payment by EIP-3009, which calls the token.
+fn by_eip3009() -> Candidate {
+    crate::payment::specimen::candidate()
+}

@@ -1,0 +1,150 @@
+//! What payers have promised: their account rows, locked while promises are made.
+
+use std::collections::{HashMap, HashSet};
+
+use alloy::primitives::{Address, U256};
+use sqlx::PgConnection;
+
+use super::LedgerError;
+use super::acceptance::NewPayment;
+use super::row::address;
+use crate::payment::Candidate;
+use crate::protocol::Network;
+
+/// Whose promises, in which token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct AccountKey {
+    network: Network,
+    asset: Address,
+    payer: Address,
+}
+
+/// A payer's row, locked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Account {
+    pub(super) held: U256,
+    /// The part of it that Permit2 is to take without a permit; known only where it matters.
+    pub(super) at_permit2: U256,
+    pub(super) settled_block: u64,
+}
+
+impl From<&Candidate> for AccountKey {
+    fn from(candidate: &Candidate) -> Self {
+        Self {
+            network: candidate.network,
+            asset: candidate.asset,
+            payer: candidate.authorization.from,
+        }
+    }
+}
+
+/// Locks the payers' rows, in one order for everybody.
+pub(super) async fn lock(
+    connection: &mut PgConnection,
+    new: &[NewPayment],
+) -> Result<HashMap<AccountKey, Account>, LedgerError> {
+    let mut keys: Vec<AccountKey> = new
+        .iter()
+        .map(|new| AccountKey::from(new.verified.candidate()))
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let mut accounts = lock_known(connection, &keys).await?;
+    if accounts.len() < keys.len() {
+        let unknown: Vec<AccountKey> = keys
+            .into_iter()
+            .filter(|key| !accounts.contains_key(key))
+            .collect();
+        let (networks, assets, payers) = columns(&unknown);
+        sqlx::query!(
+            "insert into payer_accounts (network, asset, payer)
+            select * from unnest($1::text[], $2::bytea[], $3::bytea[]) on conflict on constraint payer_accounts_pkey do nothing",
+            &networks,
+            &assets as _,
+            &payers as _,
+        )
+        .execute(&mut *connection)
+        .await?;
+        accounts.extend(lock_known(connection, &unknown).await?);
+    }
+    Ok(accounts)
+}
+
+fn columns(keys: &[AccountKey]) -> (Vec<String>, Vec<&[u8]>, Vec<&[u8]>) {
+    (
+        keys.iter().map(|key| key.network.to_string()).collect(),
+        keys.iter().map(|key| key.asset.as_slice()).collect(),
+        keys.iter().map(|key| key.payer.as_slice()).collect(),
+    )
+}
+
+async fn lock_known(
+    connection: &mut PgConnection,
+    keys: &[AccountKey],
+) -> Result<HashMap<AccountKey, Account>, LedgerError> {
+    let (networks, assets, payers) = columns(keys);
+    let rows = sqlx::query!(
+        r#"select a.network, a.asset, a.payer, a.held::text as "held!", a.settled_block
+        from payer_accounts a where (a.network, a.asset, a.payer) in (select * from unnest($1::text[], $2::bytea[], $3::bytea[]))
+        order by a.network, a.asset, a.payer for update"#,
+        &networks,
+        &assets as _,
+        &payers as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut accounts = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let bad = |column| LedgerError::Inconsistent {
+            table: "payer_accounts",
+            column,
+            id: row.network.clone(),
+        };
+        let key = AccountKey {
+            network: row.network.parse().map_err(|_| bad("network"))?,
+            asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
+            payer: address(&row.payer).ok_or_else(|| bad("payer"))?,
+        };
+        let account = Account {
+            held: row.held.parse().map_err(|_| bad("held"))?,
+            at_permit2: U256::ZERO,
+            settled_block: u64::try_from(row.settled_block).map_err(|_| bad("settled_block"))?,
+        };
+        accounts.insert(key, account);
+    }
+    Ok(accounts)
+}
+
+/// Reads what payers have promised out of their allowances to Permit2, where that is limited. Their accounts are locked.
+pub(super) async fn count_promises(
+    connection: &mut PgConnection,
+    new: &[NewPayment],
+    accounts: &mut HashMap<AccountKey, Account>,
+) -> Result<(), LedgerError> {
+    let limited = |new: &&NewPayment| {
+        let allowance = new.verified.allowance();
+        allowance.is_some_and(|allowance| allowance != U256::MAX)
+    };
+    let keys = new.iter().filter(limited);
+    let keys: HashSet<AccountKey> = keys.map(|new| new.verified.candidate().into()).collect();
+    for key in keys {
+        let promised = sqlx::query_scalar!(
+            r#"select coalesce(sum(amount), 0)::text as "promised!" from payments
+            where payer = $1 and asset = $2 and network = $3 and permitted is not null and allowance_permit is null
+                and state in ('queued', 'inflight')"#,
+            key.payer.as_slice(),
+            key.asset.as_slice(),
+            key.network.to_string(),
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        if let Some(account) = accounts.get_mut(&key) {
+            account.at_permit2 = promised.parse().map_err(|_| LedgerError::Inconsistent {
+                table: "payments",
+                column: "amount",
+                id: key.payer.to_string(),
+            })?;
+        }
+    }
+    Ok(())
+}

@@ -39,3 +39,11 @@ comment on column payments.allowance_approval is 'the same as a signed transacti
 -- What a payer has promised out of its allowance to Permit2.
 create index payments_promised_at_permit2 on payments (payer, asset, network)
     where permitted is not null and allowance_permit is null and state in ('queued', 'inflight');
+
+-- Sellers read once, when they start, what may be asked for here; it must not depend on whether an RPC answers just then.
+alter table networks
+    add column exact_proxy boolean not null default false,
+    add column upto_proxy boolean not null default false;
+
+comment on column networks.exact_proxy is 'Permit2 and the proxy of scheme exact had code when the chain was last asked';
+comment on column networks.upto_proxy is 'Permit2 and the proxy of scheme upto had code when the chain was last asked';

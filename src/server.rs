@@ -263,6 +263,7 @@ async fn open_network(
         poll: config.poll,
         batch_wait: config.batch_wait,
     }));
+    site.note_proxies(ledger.proxies(network).await?);
     let signers = config.signers.clone();
     match check(&site, &signers).await {
         Ok(()) => {}
@@ -342,6 +343,11 @@ async fn check(site: &Site, signers: &[SignerKey]) -> Result<(), NetworkProblem>
             return Err(NetworkProblem::SignerHasCode(signer.address()));
         }
     }
+    let proxies = site.rpc.proxies().await?;
+    site.note_proxies(proxies);
+    site.ledger
+        .note_proxies(site.policy.network, proxies)
+        .await?;
     Ok(())
 }
 

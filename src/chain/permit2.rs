@@ -11,8 +11,8 @@ use crate::chain::authorization::{AuthorizationUse, MULTICALL3, Multicall3};
 use crate::chain::receipt::Log;
 use crate::chain::token::{LOOK_BACK_BLOCKS, TRANSFER};
 use crate::chain::{Rpc, RpcError};
-use crate::payment::{Permit2, Signed, Sponsored};
-use crate::protocol::permit2::PERMIT2;
+use crate::payment::{Permit2, Proxies, Signed, Sponsored};
+use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 
 sol! {
     struct TokenPermissions { address token; uint256 amount; }
@@ -243,6 +243,20 @@ fn is_call_for(signed: Signed<'_>, input: &Bytes) -> bool {
 }
 
 impl Rpc {
+    /// Which proxies have code, where Permit2 has it as well.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn proxies(&self) -> Result<Proxies, RpcError> {
+        if self.code(PERMIT2).await?.is_empty() {
+            return Ok(Proxies::default());
+        }
+        Ok(Proxies {
+            exact: !self.code(EXACT_PROXY).await?.is_empty(),
+            upto: !self.code(UPTO_PROXY).await?.is_empty(),
+        })
+    }
+
     /// Which of these authorizations have used up their nonces at Permit2: one call for all.
     ///
     /// # Errors

@@ -2,25 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
+
 use crate::facilitator::Facilitator;
+use crate::payment::Proxies;
 use crate::protocol::challenge::kinds_of;
 use crate::protocol::response::spelled;
-use crate::protocol::session;
-use crate::protocol::{Scheme, Supported, SupportedKind};
+use crate::protocol::{Scheme, Supported, SupportedKind, X402Version, gas_sponsoring, session};
+use crate::settlement::Site;
 
 impl Facilitator {
     /// Every scheme on every configured network, in both dialects; also while a network's RPC is down, because sellers that do not
     /// find their network refuse to start.
     pub fn supported(&self) -> Supported {
-        let networks = self.sites.iter().map(|site| site.policy.network);
-        let kinds = networks
-            .flat_map(|network| kinds_of(Scheme::Exact, network))
-            .map(|(version, scheme, network)| SupportedKind {
-                x402_version: version,
-                scheme: scheme.to_owned(),
-                network,
-                extra: None,
-            });
+        let kinds = self.sites.iter().flat_map(|site| kinds_on(site));
+        let by_permit2 = self
+            .sites
+            .iter()
+            .any(|site| site.proxies() != Proxies::default());
+        let sponsoring = by_permit2.then(|| gas_sponsoring::EIP2612.to_owned());
         let mut signers: Vec<String> = Vec::new();
         for address in self.signers.iter().flat_map(|(_, signers)| signers) {
             let spelled = spelled(*address);
@@ -30,8 +30,32 @@ impl Facilitator {
         }
         Supported {
             kinds: kinds.collect(),
-            extensions: vec![session::EXTENSION.to_owned()],
+            extensions: [session::EXTENSION.to_owned()]
+                .into_iter()
+                .chain(sponsoring)
+                .collect(),
             signers: BTreeMap::from([("eip155:*".to_owned(), signers)]),
         }
     }
+}
+
+/// `exact` in each dialect that has a name for the network, whatever moves the money; `upto` in v2, where its proxy is.
+fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
+    let network = site.policy.network;
+    let exact = kinds_of(Scheme::Exact, network).map(|(version, scheme, network)| SupportedKind {
+        x402_version: version,
+        scheme: scheme.to_owned(),
+        network,
+        extra: None,
+    });
+    let facilitator = site.policy.facilitator().filter(|_| site.proxies().upto);
+    let upto = facilitator.map(|facilitator| SupportedKind {
+        x402_version: X402Version::V2,
+        scheme: Scheme::Upto.name().to_owned(),
+        network: network.to_string(),
+        extra: json!({ "facilitatorAddress": spelled(facilitator) })
+            .as_object()
+            .cloned(),
+    });
+    exact.chain(upto)
 }

@@ -4,6 +4,7 @@ use alloy::primitives::B256;
 use uuid::Uuid;
 
 use super::{Ledger, LedgerError};
+use crate::payment::Proxies;
 use crate::protocol::Network;
 
 /// One start of the program.
@@ -100,5 +101,39 @@ impl Ledger {
             recorded,
             found: genesis.to_string(),
         })
+    }
+
+    /// Which proxies a network had when its chain was last asked.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn proxies(&self, network: Network) -> Result<Proxies, LedgerError> {
+        let row = sqlx::query!(
+            "select exact_proxy, upto_proxy from networks where network = $1",
+            network.to_string(),
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.map_or_else(Proxies::default, |row| Proxies {
+            exact: row.exact_proxy,
+            upto: row.upto_proxy,
+        }))
+    }
+
+    /// Remembers which proxies a network has.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_proxies(&self, network: Network, found: Proxies) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "update networks set exact_proxy = $2, upto_proxy = $3
+            where network = $1 and (exact_proxy, upto_proxy) <> ($2, $3)",
+            network.to_string(),
+            found.exact,
+            found.upto,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 }

@@ -20,7 +20,7 @@ pub mod state;
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
 pub use method::{Method, Permit2, Signed, Sponsored};
-pub use policy::{Asset, NetworkPolicy};
+pub use policy::{Asset, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use state::{Location, PaymentState};

@@ -40,6 +40,15 @@ impl Asset {
     }
 }
 
+/// Which ways by Permit2 a network has: Permit2 and the proxies are only where somebody deployed them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Proxies {
+    /// Scheme `exact`.
+    pub exact: bool,
+    /// Scheme `upto`.
+    pub upto: bool,
+}
+
 /// The rules of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPolicy {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
-use crate::payment::NetworkPolicy;
+use crate::payment::{NetworkPolicy, Proxies};
 use crate::settlement::{ChainView, Queue, Waiters};
 
 /// What a [`Site`] is made of.
@@ -72,6 +72,8 @@ pub struct Site {
     transfers: Notify,
     seen: Mutex<Option<Instant>>,
     opened: AtomicBool,
+    exact_proxy: AtomicBool,
+    upto_proxy: AtomicBool,
     hungry: AtomicBool,
     settled_in: AtomicBool,
 }
@@ -108,6 +110,8 @@ impl Site {
             transfers: Notify::new(),
             seen: Mutex::new(None),
             opened: AtomicBool::new(false),
+            exact_proxy: AtomicBool::new(false),
+            upto_proxy: AtomicBool::new(false),
             hungry: AtomicBool::new(false),
             settled_in: AtomicBool::new(false),
         }
@@ -121,6 +125,20 @@ impl Site {
     /// Whether the chain has confirmed the configuration; before that nothing that an RPC says is believed.
     pub fn is_open(&self) -> bool {
         self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Says which proxies the network has, as far as anybody knows.
+    pub fn note_proxies(&self, found: Proxies) {
+        self.exact_proxy.store(found.exact, Ordering::Relaxed);
+        self.upto_proxy.store(found.upto, Ordering::Relaxed);
+    }
+
+    /// Which proxies the network has, as far as anybody knows.
+    pub fn proxies(&self) -> Proxies {
+        Proxies {
+            exact: self.exact_proxy.load(Ordering::Relaxed),
+            upto: self.upto_proxy.load(Ordering::Relaxed),
+        }
     }
 
     /// Says that this process owns a further lane.

@@ -109,13 +109,7 @@ async fn standings_by_key(
     .await?;
     let standings = with_grants(pool, rows).await?;
     let keyed = standings.into_iter().map(|standing| {
-        let payment = &standing.payment;
-        let key = AuthorizationKey {
-            network: payment.network,
-            domain: payment.asset,
-            payer: payment.authorization.from,
-            nonce: payment.authorization.nonce,
-        };
+        let key = AuthorizationKey::from(&standing.payment);
         (key, standing)
     });
     Ok(keyed.collect())

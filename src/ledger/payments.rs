@@ -34,6 +34,17 @@ impl From<&Candidate> for AuthorizationKey {
     }
 }
 
+impl From<&Payment> for AuthorizationKey {
+    fn from(payment: &Payment) -> Self {
+        Self {
+            network: payment.network,
+            domain: payment.method.nonce_domain(payment.asset),
+            payer: payment.authorization.from,
+            nonce: payment.authorization.nonce,
+        }
+    }
+}
+
 impl Ledger {
     /// The payment with this id.
     ///

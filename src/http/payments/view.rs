@@ -7,9 +7,10 @@ use utoipa::ToSchema;
 
 use crate::http::AppState;
 use crate::ledger::{AttemptMade, Entry, Event, Life};
-use crate::payment::PaymentState;
+use crate::payment::{Method, PaymentState};
 use crate::protocol::Network;
 use crate::protocol::response::spelled;
+use crate::protocol::session::Rail;
 use crate::settlement::Site;
 
 /// Every EVM chain counts its own currency in units of 10^-18.
@@ -25,6 +26,10 @@ pub(in crate::http) struct PaymentView {
     x402_version: u8,
     /// `authorization`: we submit it; `transfer`: the payer sent it.
     pub(super) rail: &'static str,
+    /// `exact`, or `upto` where the seller said how much of `permitted` was charged.
+    pub(super) scheme: &'static str,
+    /// By which contract the money moves: `eip3009`, `permit2`, or `transfer` for one that the payer sent.
+    pub(super) method: &'static str,
     /// CAIP-2.
     pub(super) network: String,
     /// Address of the token.
@@ -35,6 +40,9 @@ pub(in crate::http) struct PaymentView {
     pub(super) payee: String,
     /// Atomic units.
     pub(super) amount: String,
+    /// The most that the payer permitted, in atomic units; with `permit2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) permitted: Option<String>,
     /// How many decimals the token has; absent for a token that is not configured any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decimals: Option<u8>,
@@ -215,11 +223,21 @@ impl PaymentView {
             id: payment.id.to_string(),
             x402_version: payment.version.into(),
             rail: payment.rail.name(),
+            scheme: payment.method.scheme().name(),
+            method: match (payment.rail, &payment.method) {
+                (Rail::Transfer, _) => "transfer",
+                (Rail::Authorization, Method::Eip3009) => "eip3009",
+                (Rail::Authorization, Method::Permit2(_)) => "permit2",
+            },
             network: payment.network.to_string(),
             asset: spelled(payment.asset),
             payer: spelled(payment.authorization.from),
             payee: spelled(payment.authorization.to),
             amount: payment.authorization.value.to_string(),
+            permitted: payment
+                .method
+                .permit2()
+                .map(|permit| permit.permitted.to_string()),
             decimals: site
                 .and_then(|site| site.policy.asset(payment.asset))
                 .map(|asset| asset.decimals),

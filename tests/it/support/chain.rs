@@ -8,7 +8,9 @@ use alloy::sol;
 use alloy::sol_types::SolCall;
 use reqwest::Client;
 use serde_json::{Value, json};
-use x402d::embedded::{DevAccount, LocalChain, LocalChainOptions, TEST_USDC};
+use x402d::embedded::{DevAccount, LocalChain, LocalChainOptions, SMART_WALLET_FACTORY, TEST_USDC};
+use x402d::protocol::Eip2612Info;
+use x402d::protocol::permit2::PERMIT2;
 
 use super::{Purchase, eventually};
 
@@ -23,6 +25,9 @@ sol! {
     function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
         bytes32 nonce, bytes signature);
     function createWallet(address owner, bytes32 salt) returns (address);
+    function approve(address spender, uint256 value);
+    function permit(address owner, address spender, uint256 value, uint256 deadline, uint8 v, bytes32 r, bytes32 s);
+    function invalidateUnorderedNonces(uint256 word, uint256 mask);
 }
 
 /// A running chain. Its first development account mints and does the test's own errands; the others may be signers.
@@ -95,6 +100,67 @@ impl Chain {
         let from = LocalChain::funded_keys()[0].address;
         let data = Bytes::from(call.abi_encode());
         self.mined(json!({"from": from, "to": to, "data": data}))
+            .await;
+    }
+
+    /// Lets Permit2 take `amount` of an account's token, by a transaction of the account's own.
+    pub(crate) async fn approve(&self, token: Address, owner: Address, amount: U256) {
+        let call = approveCall {
+            spender: PERMIT2,
+            value: amount,
+        };
+        self.send_as(owner, token, call).await;
+    }
+
+    /// Makes a call of a stranger's, who pays better than we do, and waits for its block unless blocks have to be made.
+    pub(crate) async fn call_dearly(&self, (to, data): (Address, Bytes)) {
+        let mut transaction = errand(to, &data);
+        transaction["gas"] = json!("0x7a120");
+        for fee in ["maxFeePerGas", "maxPriorityFeePerGas"] {
+            transaction[fee] = json!("0x12a05f200");
+        }
+        let hash = self.call("eth_sendTransaction", json!([transaction])).await;
+        let mines = self.call("anvil_getAutomine", json!([])).await == json!(true);
+        eventually("a block", Duration::from_secs(20), async || {
+            let hash = hash.as_str().unwrap();
+            (!mines || !self.receipt(hash).await.is_null()).then_some(())
+        })
+        .await;
+    }
+
+    /// Submits a permit of the token's own, as anybody may.
+    pub(crate) async fn submit_permit(&self, permit: &Eip2612Info) {
+        let (scalars, v) = permit.signature.split_at(64);
+        let call = permitCall {
+            owner: permit.from,
+            spender: permit.spender,
+            value: permit.amount.atomic(),
+            deadline: permit.deadline.atomic(),
+            v: v[0],
+            r: B256::from_slice(&scalars[..32]),
+            s: B256::from_slice(&scalars[32..]),
+        };
+        self.send(permit.asset, call).await;
+    }
+
+    /// A contract wallet of `owner`, deployed.
+    pub(crate) async fn wallet_of(&self, owner: Address) -> Address {
+        let salt = B256::repeat_byte(0x02);
+        self.send(SMART_WALLET_FACTORY, createWalletCall { owner, salt })
+            .await;
+        self.read(SMART_WALLET_FACTORY, addressOfCall { owner, salt })
+            .await
+    }
+
+    /// Calls a contract as any account, whose key nobody needs, and waits for the block.
+    pub(crate) async fn send_as<C: SolCall>(&self, from: Address, to: Address, call: C) {
+        self.call("anvil_impersonateAccount", json!([from])).await;
+        let rich = json!([from, "0xde0b6b3a7640000"]);
+        self.call("anvil_setBalance", rich).await;
+        let data = Bytes::from(call.abi_encode());
+        self.mined(json!({"from": from, "to": to, "data": data}))
+            .await;
+        self.call("anvil_stopImpersonatingAccount", json!([from]))
             .await;
     }
 

@@ -7,6 +7,7 @@ mod facilitator;
 mod line;
 mod past;
 mod peers;
+mod permission;
 mod proxy;
 mod purchase;
 mod session;
@@ -16,12 +17,16 @@ mod wait;
 mod world;
 
 pub(crate) use caller::{Answer, Caller};
-pub(crate) use chain::{Chain, addressOfCall, createWalletCall, mintCall, pauseCall, setModeCall};
+pub(crate) use chain::{
+    Chain, addressOfCall, createWalletCall, invalidateUnorderedNoncesCall, mintCall, pauseCall,
+    setModeCall,
+};
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use line::Line;
 pub(crate) use past::Past;
 pub(crate) use peers::{Bought, Seller, buy, buy_with, example};
+pub(crate) use permission::Permission;
 pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
 pub(crate) use session::Negotiated;

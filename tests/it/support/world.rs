@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use alloy::primitives::U256;
 use alloy::signers::local::PrivateKeySigner;
+use x402d::embedded::TEST_USDC;
 
 use super::{Chain, Database, Facilitator, Line, Proxy, eventually, new_account};
 
@@ -73,6 +75,15 @@ impl World {
     pub(crate) async fn payer(&self) -> PrivateKeySigner {
         let payer = new_account();
         self.chain.fund(payer.address(), 100_000_000).await;
+        payer
+    }
+
+    /// The same, who lets Permit2 take all of it.
+    pub(crate) async fn permitting_payer(&self) -> PrivateKeySigner {
+        let payer = self.payer().await;
+        self.chain
+            .approve(TEST_USDC, payer.address(), U256::MAX)
+            .await;
         payer
     }
 

@@ -45,6 +45,8 @@ mod odd_tokens;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod permission_codes;
+#[cfg(test)]
 mod permissions;
 #[cfg(test)]
 mod preflight;

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolCall;
 use serde_json::json;
 use x402d::embedded::{LocalChain, TEST_USDC};
 use x402d::protocol::permit2::{EXACT_PROXY, PERMIT2};
 
 use crate::support::{
     Answer, Chain, Fault, Permission, Setup, World, eventually, invalidateUnorderedNoncesCall,
+    pauseCall,
 };
 
 const PAYEE: Address = Address::repeat_byte(0x2c);
@@ -301,34 +303,31 @@ async fn a_refused_payment_that_somebody_else_submits_afterwards_is_settled_and_
     let world = World::new().await;
     let payer = world.permitting_payer().await;
     let payment = Permission::exact(&payer, PAYEE, 6_000);
-    // Accepted, and refused because no signer took it in time: nothing was sent.
-    world.proxy.on("eth_feeHistory", Fault::Unavailable);
-    world.proxy.on("eth_call", Fault::Hold);
+    // Sent, mined without effect, and refused: the token was paused just before.
+    world.chain.automine(false).await;
     let mut settling = world.facilitator.settling(&payment.body());
-    world.proxy.called("eth_call", 1).await;
-    world
-        .chain
-        .approve(TEST_USDC, payer.address(), U256::ZERO)
-        .await;
-    world.proxy.on("eth_call", Fault::None);
+    world.has_sent(1).await;
+    let pause = |on| (TEST_USDC, pauseCall { on }.abi_encode().into());
+    world.chain.call_dearly(pause(true)).await;
+    world.mine_on().await;
     let refused = settling.join_next().await.unwrap().unwrap().unwrap();
-    assert_eq!(
-        refused.reason(),
-        "permit2_allowance_required",
-        "{refused:?}"
-    );
+    assert_eq!(refused.reason(), "permit2_simulation_failed", "{refused:?}");
 
-    world
-        .chain
-        .approve(TEST_USDC, payer.address(), U256::MAX)
-        .await;
+    world.chain.call_dearly(pause(false)).await;
     world.chain.call_dearly(payment.call()).await;
-    let elsewhere = world.facilitator.settle(&payment.body()).await;
-    assert_eq!(
-        elsewhere.reason(),
-        "permit2_invalid_nonce",
-        "it was never accepted here: {elsewhere:?}"
-    );
+    let settled = world.facilitator.settle(&payment.body()).await;
+    moved_once(&world, &settled, 6_000).await;
+    buys_nothing_twice(&world, &payment, &settled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_moved_elsewhere_before_it_was_ever_presented_here_buys_nothing() {
+    let world = World::new().await;
+    let payer = world.permitting_payer().await;
+    let payment = Permission::exact(&payer, PAYEE, 6_000);
+    world.chain.call_dearly(payment.call()).await;
+    let settled = world.facilitator.settle(&payment.body()).await;
+    assert_eq!(settled.reason(), "permit2_invalid_nonce", "{settled:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,9 +17,12 @@ async fn sellers_find_every_kind_at_both_prefixes() {
         let kinds = json!([
             {"x402Version": 2, "scheme": "exact", "network": "eip155:84532"},
             {"x402Version": 1, "scheme": "exact", "network": "base-sepolia"},
+            {"x402Version": 2, "scheme": "upto", "network": "eip155:84532",
+                "extra": {"facilitatorAddress": Chain::signers(1)[0].address.to_checksum(None)}},
         ]);
         assert_eq!(supported["kinds"], kinds);
-        assert_eq!(supported["extensions"], json!(["payment-session"]));
+        let extensions = json!(["payment-session", "eip2612GasSponsoring"]);
+        assert_eq!(supported["extensions"], extensions);
         assert_eq!(
             supported["signers"]["eip155:*"],
             json!([Chain::signers(1)[0].address.to_checksum(None)])

@@ -16,7 +16,7 @@ use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError, OpenLimits};
-use crate::settlement::{Lane, Site, SiteParts, Transfers, Waiters, Watch};
+use crate::settlement::{Approver, Lane, Site, SiteParts, Transfers, Waiters, Watch};
 use crate::telemetry::causes;
 
 /// How long requests may take to end once the service stops.
@@ -314,6 +314,7 @@ async fn run_network(
     engine.spawn(stopped.clone().run_until_cancelled_owned(compared));
     engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));
     engine.spawn(Transfers::new(Arc::clone(&site)).run(stopped.clone()));
+    engine.spawn(Approver::new(Arc::clone(&site)).run(stopped.clone()));
     for key in signers {
         engine.spawn(Lane::new(Arc::clone(&site), key).run(stopped.clone()));
     }

@@ -33,6 +33,10 @@ sol! {
             UptoWitness witness, bytes signature) external;
     }
 
+    interface Erc20 {
+        function allowance(address owner, address spender) external view returns (uint256);
+    }
+
     interface Nonces {
         function nonceBitmap(address owner, uint256 word) external view returns (uint256);
     }
@@ -255,6 +259,43 @@ impl Rpc {
             exact: !self.code(EXACT_PROXY).await?.is_empty(),
             upto: !self.code(UPTO_PROXY).await?.is_empty(),
         })
+    }
+
+    /// What Permit2 may take of an account's token.
+    ///
+    /// # Errors
+    /// When the RPC fails, or the token does not say.
+    pub async fn allowance(&self, token: Address, owner: Address) -> Result<U256, RpcError> {
+        let question = Erc20::allowanceCall {
+            owner,
+            spender: PERMIT2,
+        };
+        let answer = self.view(token, question.abi_encode().into()).await?;
+        Erc20::allowanceCall::abi_decode_returns(&answer)
+            .map_err(|_| RpcError::Malformed("allowance"))
+    }
+
+    /// Whether a call would go through in a transaction of `from` with `gas_limit`, on the newest state.
+    ///
+    /// # Errors
+    /// When the RPC fails.
+    pub async fn would_succeed(
+        &self,
+        from: Address,
+        (to, data): (Address, &Bytes),
+        gas_limit: u64,
+    ) -> Result<bool, RpcError> {
+        let gas = format!("0x{gas_limit:x}");
+        let call = serde_json::json!({"from": from, "to": to, "data": data, "gas": gas});
+        match self.read::<Bytes>("eth_call", (call, "latest")).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_revert() => Ok(false),
+            // Nodes word it in many ways that the gas does not suffice.
+            Err(RpcError::Refused { message, .. }) if message.to_lowercase().contains("gas") => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Which of these authorizations have used up their nonces at Permit2: one call for all.

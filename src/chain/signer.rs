@@ -50,8 +50,10 @@ pub struct Order {
     pub fees: Fees,
     /// Which contract.
     pub to: Address,
-    /// With which data. The value is always 0.
+    /// With which data.
     pub data: Bytes,
+    /// How much native money goes along, in wei: none, but where a payer is given gas money.
+    pub value: U256,
 }
 
 impl Order {
@@ -71,6 +73,7 @@ impl Order {
             },
             to: transaction.to.to().copied()?,
             data: transaction.input.clone(),
+            value: transaction.value,
         })
     }
 
@@ -81,6 +84,7 @@ impl Order {
             gas_limit: PLAIN_GAS,
             to: signer,
             data: Bytes::new(),
+            value: U256::ZERO,
             ..self
         }
     }
@@ -112,7 +116,7 @@ impl SignerKey {
             max_fee_per_gas: order.fees.max_fee_wei,
             max_priority_fee_per_gas: order.fees.max_priority_fee_wei,
             to: TxKind::Call(order.to),
-            value: U256::ZERO,
+            value: order.value,
             access_list: alloy::eips::eip2930::AccessList::default(),
             input: order.data,
         };
@@ -175,13 +179,14 @@ mod tests {
             },
             to: Address::repeat_byte(3),
             data: Bytes::from_static(b"data"),
+            value: U256::from(5),
         };
         let (raw, _) = key.sign(order.clone()).unwrap();
         let read = Order::of_raw(order.network, &raw).unwrap();
         assert_eq!(read, order);
         let empty = read.emptied(key.address());
         assert_eq!((empty.nonce, empty.to), (7, key.address()));
-        assert!(empty.data.is_empty());
+        assert!(empty.data.is_empty() && empty.value.is_zero());
         assert_eq!(
             Order::of_raw(order.network, &Bytes::from_static(b"x")),
             None

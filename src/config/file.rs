@@ -45,6 +45,7 @@ pub(super) struct NetworkFile {
     pub(super) payees: Vec<String>,
     pub(super) eip6492_factories: Vec<String>,
     pub(super) assets: Vec<AssetFile>,
+    pub(super) approvals: Option<ApprovalsFile>,
     pub(super) confirmations: Option<u32>,
     pub(super) validity_min_s: Option<u32>,
     pub(super) validity_max_s: Option<u32>,
@@ -55,6 +56,14 @@ pub(super) struct NetworkFile {
     pub(super) inflight_max: Option<usize>,
     pub(super) poll_ms: Option<u64>,
     pub(super) batch_wait_ms: Option<u64>,
+}
+
+/// `[networks.NAME.approvals]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApprovalsFile {
+    pub(super) wei_per_payer: u64,
+    pub(super) wei_per_day: u64,
 }
 
 /// One `[[networks.NAME.assets]]`.

@@ -7,9 +7,9 @@ use alloy::primitives::Address;
 use secrecy::SecretString;
 
 use super::Settings;
-use super::file::{AssetFile, NetworkFile};
+use super::file::{ApprovalsFile, AssetFile, NetworkFile};
 use crate::chain::{FeePolicy, SignerKey};
-use crate::payment::{Asset, NetworkPolicy};
+use crate::payment::{ApprovalLimits, Asset, NetworkPolicy};
 use crate::protocol::assets::{default_assets, is_test_network};
 use crate::protocol::field::parse_address;
 use crate::protocol::{DomainSeparator, Network};
@@ -251,6 +251,7 @@ impl Reader<'_> {
             payees,
             signers: Vec::new(),
             permit2: DomainSeparator::of_permit2(network),
+            approvals: self.approvals(entry.approvals.as_ref()),
             factories: self.addresses(
                 "eip6492_factories (X402D_EIP6492_FACTORIES)",
                 &entry.eip6492_factories,
@@ -259,6 +260,19 @@ impl Reader<'_> {
             validity_max: time::Duration::seconds(i64::from(validity_max_s)),
             confirmations,
         }
+    }
+
+    fn approvals(&mut self, entry: Option<&ApprovalsFile>) -> Option<ApprovalLimits> {
+        let limits = entry.map(|entry| ApprovalLimits {
+            wei_per_payer: entry.wei_per_payer,
+            wei_per_day: entry.wei_per_day,
+        });
+        self.needs(
+            limits.is_none_or(|limits| limits.wei_per_payer <= limits.wei_per_day),
+            "approvals.wei_per_payer",
+            "at most approvals.wei_per_day",
+        );
+        limits
     }
 
     fn assets(&mut self, network: Network, entries: &[AssetFile]) -> Vec<Asset> {

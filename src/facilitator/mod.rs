@@ -27,7 +27,7 @@ use crate::payment::method::Fault;
 use crate::payment::{Candidate, SignedBy};
 use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
-use crate::settlement::{Site, Waiters};
+use crate::settlement::{NotNow, Site, Waiters, approval_objection};
 
 pub use grant::Grant;
 pub use sessions::{SessionError, SessionRules, Sponsorship};
@@ -91,6 +91,15 @@ enum Halt {
 impl From<Refusal> for Halt {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<NotNow> for Outage {
+    fn from(error: NotNow) -> Self {
+        match error {
+            NotNow::Chain(error) => Self::Chain(error),
+            NotNow::Ledger(error) => Self::Ledger(error),
+        }
     }
 }
 
@@ -174,10 +183,15 @@ impl Facilitator {
             return Err(Outage::Chain(RpcError::Unreachable).into());
         }
         let facts = site.facts.of(candidate.signed()).await?;
-        Ok(Checked {
-            verified: candidate.verified(&facts)?,
-            facts,
-        })
+        let verified = candidate.verified(&facts)?;
+        let candidate = verified.candidate();
+        if candidate.signed().awaits_approval(&facts) {
+            let objection = approval_objection(site, candidate.signed()).await?;
+            if let Some((reason, why)) = objection {
+                return Err(candidate.refuse(reason, why).into());
+            }
+        }
+        Ok(Checked { verified, facts })
     }
 
     /// Waits for a change of a payment. `false`: the deadline came first, or the service stops.

@@ -1,6 +1,7 @@
 //! `supported`: what sellers may ask for here. Fast, complete and stable: sellers read it once, when they start.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -20,7 +21,20 @@ impl Facilitator {
             .sites
             .iter()
             .any(|site| site.proxies() != Proxies::default());
-        let sponsoring = by_permit2.then(|| gas_sponsoring::EIP2612.to_owned());
+        let approves = |site: &Arc<Site>| {
+            site.policy.approvals.is_some() && site.proxies() != Proxies::default()
+        };
+        let sponsoring = [
+            (by_permit2, gas_sponsoring::EIP2612),
+            (
+                self.sites.iter().any(approves),
+                gas_sponsoring::ERC20_APPROVAL,
+            ),
+        ];
+        let sponsoring = sponsoring
+            .into_iter()
+            .filter(|(served, _)| *served)
+            .map(|(_, name)| name.to_owned());
         let mut signers: Vec<String> = Vec::new();
         for address in self.signers.iter().flat_map(|(_, signers)| signers) {
             let spelled = spelled(*address);

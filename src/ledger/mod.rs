@@ -8,6 +8,7 @@
 mod acceptance;
 mod accounts;
 mod error;
+mod fundings;
 mod grants;
 mod groups;
 mod history;
@@ -35,6 +36,7 @@ use crate::clock::{Clock, FollowingClock};
 
 pub use acceptance::{Accepted, MovedBefore, NewPayment};
 pub use error::LedgerError;
+pub use fundings::{Funded, Funding, Given};
 pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
 pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, SessionOf};

@@ -1,6 +1,7 @@
 //! The write-ahead line: nothing leaves for the chain before its bytes, hash and nonce are committed here.
 
 use alloy::primitives::{B256, Bytes};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::row::{PaymentRow, bigint, hash, select_payments};
@@ -31,7 +32,7 @@ pub struct NewTransaction<'a> {
     pub epoch: i64,
     /// Its nonce, which must be the lane's next.
     pub nonce: u64,
-    /// `direct`: the token is called; `batch`: several payments by Multicall3.
+    /// `direct`: one settlement; `batch`: several payments by Multicall3; `funding`: gas money for a payer.
     pub kind: &'static str,
     /// Its first bytes.
     pub attempt: &'a Attempt,
@@ -80,8 +81,21 @@ impl Ledger {
     /// # Errors
     /// When the database fails; the commit may then have happened, and the caller must look again before using the nonce.
     pub async fn record(&self, new: &NewTransaction<'_>) -> Result<Recorded, LedgerError> {
-        let (network, signer) = (new.lane.network.to_string(), new.lane.signer.as_slice());
         let mut transaction = self.pool.begin().await?;
+        let recorded = self.write(&mut transaction, new).await?;
+        if matches!(recorded, Recorded::Written(_)) {
+            transaction.commit().await?;
+        }
+        Ok(recorded)
+    }
+
+    /// The statements of [`Self::record`]; anything but [`Recorded::Written`] has to be rolled back.
+    pub(super) async fn write(
+        &self,
+        connection: &mut PgConnection,
+        new: &NewTransaction<'_>,
+    ) -> Result<Recorded, LedgerError> {
+        let (network, signer) = (new.lane.network.to_string(), new.lane.signer.as_slice());
         let fenced = sqlx::query!(
             "update lanes set next_nonce = next_nonce + 1
             where network = $1 and signer = $2 and owner = $3 and epoch = $4 and next_nonce = $5",
@@ -91,7 +105,7 @@ impl Ledger {
             new.epoch,
             bigint(new.nonce),
         )
-        .execute(&mut *transaction)
+        .execute(&mut *connection)
         .await?;
         if fenced.rows_affected() != 1 {
             return Ok(Recorded::LaneLost);
@@ -106,7 +120,7 @@ impl Ledger {
             new.attempt.hash.as_slice(),
             signer,
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut *connection)
         .await?;
         if moved.len() != ids.len() {
             return Ok(Recorded::PaymentsMoved(
@@ -138,9 +152,8 @@ impl Ledger {
             &ids,
             new.kind,
         )
-        .execute(&mut *transaction)
+        .execute(&mut *connection)
         .await?;
-        transaction.commit().await?;
         Ok(Recorded::Written(id))
     }
 

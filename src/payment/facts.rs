@@ -88,7 +88,8 @@ impl Candidate {
         self.permit_lasts(facts)?;
         // A charge of nothing moves nothing: there is nothing to simulate, but the nonce must be there to be consumed.
         let moves_nothing = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
-        if !facts.transfer_succeeds && !moves_nothing {
+        let may_wait = self.signed().awaits_approval(facts);
+        if !facts.transfer_succeeds && !moves_nothing && !may_wait {
             let (reason, message) = diagnosis(self.version, self.signed(), facts);
             return Err(self.refuse(reason, message));
         }

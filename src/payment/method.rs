@@ -3,9 +3,10 @@
 
 use alloy::primitives::{Address, B256, Bytes};
 
-use crate::payment::Wallet;
+use crate::payment::approval::Wanted;
+use crate::payment::{Approval, ChainFacts, Wallet};
 use crate::protocol::permit2::{PERMIT2, proxy_of};
-use crate::protocol::{Amount, Authorization, Reason, Scheme, X402Version};
+use crate::protocol::{Amount, Authorization, Network, Reason, Scheme, X402Version};
 
 /// By which contract an authorization moves money, and what that contract wants besides the terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,38 @@ pub struct Signed<'a> {
     pub signature: &'a Bytes,
     /// How to deploy the payer's wallet first.
     pub wallet: Option<&'a Wallet>,
+}
+
+impl Signed<'_> {
+    /// Whether nothing but the payer's allowance to Permit2 is missing, and the payer has signed an approval that can be submitted first.
+    pub fn awaits_approval(&self, facts: &ChainFacts) -> bool {
+        let sponsored = self
+            .method
+            .permit2()
+            .and_then(|permit| permit.sponsored.as_ref());
+        let value = self.terms.value.atomic();
+        matches!(sponsored, Some(Sponsored::Approval(_)))
+            && facts.settler_has_code
+            && !facts.payer_has_code
+            && facts.nonce_used == Some(false)
+            && facts.balance.is_some_and(|balance| balance >= value)
+            && facts.allowance.is_some_and(|allowance| allowance < value)
+    }
+
+    /// The approval that the payer has signed, read.
+    pub fn approval(&self, network: Network) -> Option<Approval> {
+        let permit = self.method.permit2()?;
+        let Some(Sponsored::Approval(raw)) = &permit.sponsored else {
+            return None;
+        };
+        let wanted = Wanted {
+            network,
+            payer: self.terms.from,
+            token: self.asset,
+            amount: permit.permitted,
+        };
+        Approval::read(raw, wanted).ok()
+    }
 }
 
 /// What may be wrong with a payment. Each method, and each scheme, has codes of its own for it.

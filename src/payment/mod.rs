@@ -4,6 +4,7 @@
 //! has a strict shape and a recovered or still open signature; a [`Verified`] payment has passed every check, and only it can be
 //! accepted into the ledger.
 
+pub mod approval;
 pub mod candidate;
 pub mod facts;
 pub mod method;
@@ -17,10 +18,11 @@ pub(crate) mod specimen;
 mod sponsoring;
 pub mod state;
 
+pub use approval::Approval;
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
 pub use method::{Method, Permit2, Signed, Sponsored};
-pub use policy::{Asset, NetworkPolicy, Proxies};
+pub use policy::{ApprovalLimits, Asset, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use state::{Location, PaymentState};

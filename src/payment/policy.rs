@@ -40,6 +40,16 @@ impl Asset {
     }
 }
 
+/// What payers may cost us whose approvals of Permit2 we submit for them: they are given the native money that they lack for gas, and can
+/// keep it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApprovalLimits {
+    /// Wei that one payer is given in 24 hours.
+    pub wei_per_payer: u64,
+    /// Wei that all payers together are given in 24 hours.
+    pub wei_per_day: u64,
+}
+
 /// Which ways by Permit2 a network has: Permit2 and the proxies are only where somebody deployed them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Proxies {
@@ -62,6 +72,8 @@ pub struct NetworkPolicy {
     pub signers: Vec<Address>,
     /// Permit2's domain separator, computed once.
     pub permit2: DomainSeparator,
+    /// Whether approvals that payers have signed are submitted for them, and at what cost; `None`: they are not.
+    pub approvals: Option<ApprovalLimits>,
     /// Factories that may deploy a payer's wallet at our cost (ERC-6492).
     pub factories: Vec<Address>,
     /// An authorization must stay valid for at least this long.

@@ -119,6 +119,7 @@ pub(crate) fn policy() -> NetworkPolicy {
         payees: Vec::new(),
         signers: vec![FACILITATOR],
         permit2: DomainSeparator::of_permit2(network),
+        approvals: None,
         factories: Vec::new(),
         validity_min: Duration::seconds(6),
         validity_max: Duration::days(1),

@@ -1,15 +1,20 @@
 //! What a payer adds so that Permit2 may take its token: checked before anybody pays for gas (`protocol.md` §3.6).
 
+use alloy::primitives::Address;
+
+use crate::payment::approval::Wanted;
 use crate::payment::method::{Permit2, Sponsored};
-use crate::payment::{Method, NetworkPolicy, signature};
+use crate::payment::{Approval, Method, NetworkPolicy, signature};
 use crate::protocol::permit2::PERMIT2;
-use crate::protocol::{AuthorizationPayload, Eip2612Info, Extension, PaymentRequest, Reason};
+use crate::protocol::{
+    AuthorizationPayload, Eip2612Info, Erc20ApprovalInfo, Extension, PaymentRequest, Reason,
+};
 
 /// The payer and the token that an extension has to be about.
 #[derive(Debug, Clone, Copy)]
 struct About {
-    payer: alloy::primitives::Address,
-    token: alloy::primitives::Address,
+    payer: Address,
+    token: Address,
 }
 
 /// Takes into `method` what the payment carries for Permit2's sake.
@@ -19,7 +24,7 @@ struct About {
 pub(super) fn accept(
     method: &mut Method,
     request: &PaymentRequest<AuthorizationPayload>,
-    _policy: &NetworkPolicy,
+    policy: &NetworkPolicy,
 ) -> Result<(), (Reason, String)> {
     let Method::Permit2(permit) = method else {
         return Ok(());
@@ -34,8 +39,43 @@ pub(super) fn accept(
             Ok(())
         }
         Extension::Malformed(why) => Err((Reason::Eip2612Format, why.clone())),
-        Extension::Absent => Ok(()),
+        Extension::Absent if policy.approvals.is_none() => Ok(()),
+        Extension::Absent => match &request.sponsoring.approval {
+            Extension::Given(info) => {
+                let wanted = Wanted {
+                    network: request.requirements.network,
+                    payer: about.payer,
+                    token: about.token,
+                    amount: permit.permitted,
+                };
+                permit.sponsored = Some(approved(info, wanted)?);
+                Ok(())
+            }
+            Extension::Malformed(why) => Err((Reason::ApprovalFormat, why.clone())),
+            Extension::Absent => Ok(()),
+        },
     }
+}
+
+/// A signed approval. Whether it can still be mined is for the chain to say, later.
+fn approved(info: &Erc20ApprovalInfo, wanted: Wanted) -> Result<Sponsored, (Reason, String)> {
+    let differs = |what: &str, expected: Address, came: Address| {
+        format!("expected the approval's {what} to be {expected}, got {came}")
+    };
+    if info.from != wanted.payer {
+        let why = differs("from", wanted.payer, info.from);
+        return Err((Reason::ApprovalFromMismatch, why));
+    }
+    if info.asset != wanted.token {
+        let why = differs("asset", wanted.token, info.asset);
+        return Err((Reason::ApprovalAssetMismatch, why));
+    }
+    if info.spender != PERMIT2 {
+        let why = differs("spender", PERMIT2, info.spender);
+        return Err((Reason::ApprovalSpender, why));
+    }
+    let approval = Approval::read(&info.signed_transaction, wanted)?;
+    Ok(Sponsored::Approval(approval.raw))
 }
 
 /// The token's own permit. Its deadline is judged by the chain's time, later.

@@ -2,6 +2,7 @@
 
 mod dispatch;
 mod follow;
+mod fund;
 mod keep;
 mod outbid;
 
@@ -249,6 +250,9 @@ impl Lane {
                 queued = self.site.queue.next(self.id.signer, ROWS_MAX), if takes => {
                     owned.waiting.extend(queued);
                     Ok(())
+                }
+                funding = self.site.approvals.next_funding(), if owned.may_fund(&self.site) => {
+                    self.fund(&mut owned, funding).await
                 }
                 () = at(due), if due.is_some() => {
                     self.dispatch(&mut owned);

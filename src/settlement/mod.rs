@@ -5,6 +5,7 @@
 //! and the same bytes are sent again; success is read from logs, never inferred. Everything here can be killed at any instruction:
 //! what counts is in the ledger, memory is a cache of it.
 
+mod approvals;
 mod chain_view;
 pub mod failpoint;
 mod lane;
@@ -18,6 +19,7 @@ mod unmoved;
 pub mod waiters;
 mod watch;
 
+pub use approvals::{Approvals, Approver, NotNow, approval_objection};
 pub use chain_view::ChainView;
 pub use lane::Lane;
 pub use queue::{Place, Queue, Queued};

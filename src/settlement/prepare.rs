@@ -1,6 +1,6 @@
 //! From a queued payment to committed bytes: simulate, price, sign, write.
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
 
 use crate::chain::authorization::AuthorizationUse;
 use crate::chain::fees::TooDear;
@@ -63,6 +63,10 @@ pub(super) async fn simulate(
         }
         reach(Step::Simulated);
         return Ok(Some(Simulated { payment, facts }));
+    }
+    if payment.signed().awaits_approval(&facts) {
+        site.approvals.take_up(payment, &site.queue);
+        return Ok(None);
     }
     eject(site, &payment, &facts).await?;
     Ok(None)
@@ -179,6 +183,7 @@ impl Desk<'_> {
             fees,
             to,
             data,
+            value: U256::ZERO,
         })?;
         reach(Step::Signed);
         let attempt = Attempt {

@@ -51,6 +51,8 @@ pub struct Queue {
     /// Of payments that one signer alone may settle.
     of: HashMap<Address, Channel>,
     in_hand: StdMutex<HashSet<PaymentId>>,
+    /// Not ready for a lane yet, and looked after by somebody else in this process.
+    held: StdMutex<HashSet<PaymentId>>,
     lanes: StdMutex<HashSet<Address>>,
 }
 
@@ -85,6 +87,7 @@ impl Queue {
             anybodys: Channel::new(most),
             of: of.collect(),
             in_hand: StdMutex::default(),
+            held: StdMutex::default(),
             lanes: StdMutex::default(),
         }
     }
@@ -140,7 +143,17 @@ impl Queue {
 
     /// Whether a payment waits for, or is being prepared by, a lane of this process.
     pub fn is_in_hand(&self, payment: PaymentId) -> bool {
-        self.in_hand().contains(&payment)
+        self.in_hand().contains(&payment) || self.held().contains(&payment)
+    }
+
+    /// Keeps a payment from the lanes until [`Self::release`]. `false`: it is held already.
+    pub fn hold(&self, payment: PaymentId) -> bool {
+        self.held().insert(payment)
+    }
+
+    /// Ends [`Self::hold`].
+    pub fn release(&self, payment: PaymentId) {
+        self.held().remove(&payment);
     }
 
     /// A lane is done with a payment: it rides in a transaction, or went no further.
@@ -162,6 +175,10 @@ impl Queue {
 
     fn in_hand(&self) -> MutexGuard<'_, HashSet<PaymentId>> {
         self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<PaymentId>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashSet<Address>> {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, Proxies};
-use crate::settlement::{ChainView, Queue, Waiters};
+use crate::settlement::{Approvals, ChainView, Queue, Waiters};
 
 /// What a [`Site`] is made of.
 #[derive(Debug)]
@@ -66,6 +66,8 @@ pub struct Site {
     pub batch_wait: Duration,
     /// Payments that wait for a lane of this process.
     pub queue: Queue,
+    /// Payments whose payers' approvals have to be mined first.
+    pub approvals: Approvals,
     open: AtomicUsize,
     shallow: AtomicBool,
     look: Notify,
@@ -104,6 +106,7 @@ impl Site {
             poll: parts.poll,
             batch_wait: parts.batch_wait,
             queue: Queue::new(&parts.signers, parts.queue_max),
+            approvals: Approvals::default(),
             open: AtomicUsize::new(0),
             shallow: AtomicBool::new(true),
             look: Notify::new(),

@@ -5,6 +5,8 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
+mod approvals;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod bounds;

@@ -125,7 +125,7 @@ impl Lane {
     }
 
     /// A payment stays queued when it cannot be prepared now; the reconciliation brings it back.
-    fn stumble(&self, owned: &mut Owned, error: &NotPrepared) -> Result<(), Lost> {
+    pub(super) fn stumble(&self, owned: &mut Owned, error: &NotPrepared) -> Result<(), Lost> {
         tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(error), "a payment cannot be prepared now; it stays queued");
         owned.paused_until = Instant::now() + PAUSE;
         match error {

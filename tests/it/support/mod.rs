@@ -18,15 +18,15 @@ mod world;
 
 pub(crate) use caller::{Answer, Caller};
 pub(crate) use chain::{
-    Chain, addressOfCall, createWalletCall, invalidateUnorderedNoncesCall, mintCall, pauseCall,
-    setModeCall,
+    Chain, addressOfCall, approveCall, createWalletCall, invalidateUnorderedNoncesCall, mintCall,
+    pauseCall, setModeCall,
 };
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use line::Line;
 pub(crate) use past::Past;
 pub(crate) use peers::{Bought, Seller, buy, buy_with, example};
-pub(crate) use permission::Permission;
+pub(crate) use permission::{Permission, signed};
 pub(crate) use proxy::{Fault, Proxy, SECRET};
 pub(crate) use purchase::{Purchase, new_account};
 pub(crate) use session::Negotiated;

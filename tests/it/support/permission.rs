@@ -1,19 +1,32 @@
 //! A payment by Permit2 as a buyer makes it, with a knob for everything.
 
-use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
+use alloy::eips::eip2718::Encodable2718;
+use alloy::primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolCall;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use x402d::chain::authorization::settlement_call;
 use x402d::clock::{Clock, SystemClock};
 use x402d::embedded::{CHAIN_ID, TEST_USDC};
 use x402d::payment::{Method, Permit2, Signed};
-use x402d::protocol::gas_sponsoring::{EIP2612, Eip2612Info, Version};
+use x402d::protocol::gas_sponsoring::{EIP2612, ERC20_APPROVAL, Eip2612Info, Version};
 use x402d::protocol::permit2::{PERMIT2, Permitted, Witness, proxy_of};
 use x402d::protocol::{Amount, DomainSeparator, Network, Permit2Authorization, Scheme};
 
 use super::Chain;
+use super::chain::approveCall;
+
+/// The bytes of a transaction that `signer` has signed.
+pub(crate) fn signed(transaction: &TxEip1559, signer: &PrivateKeySigner) -> Bytes {
+    let signature = signer
+        .sign_hash_sync(&transaction.signature_hash())
+        .unwrap();
+    let signed = TxEnvelope::from(transaction.clone().into_signed(signature));
+    signed.encoded_2718().into()
+}
 
 /// One payment by Permit2 and the requirement that it is presented with. The constructors make good ones.
 #[derive(Clone)]
@@ -119,6 +132,34 @@ impl Permission {
         let signature = self.signer.sign_hash_sync(&info.digest(token)).unwrap();
         info.signature = signature.as_bytes().into();
         info
+    }
+
+    /// With a signed transaction of the payer's that approves Permit2, in place of an allowance.
+    pub(crate) fn with_approval(mut self, approval: &TxEip1559) -> Self {
+        let info = json!({
+            "from": self.authorization.from, "asset": self.authorization.permitted.token, "spender": PERMIT2,
+            "amount": U256::MAX.to_string(), "signedTransaction": signed(approval, &self.signer), "version": "1",
+        });
+        self.extensions = json!({ ERC20_APPROVAL: { "info": info, "schema": {} } });
+        self
+    }
+
+    /// The first transaction of a new account: lets Permit2 take everything, as official buyers write it.
+    pub(crate) fn approval(&self) -> TxEip1559 {
+        let call = approveCall {
+            spender: PERMIT2,
+            value: U256::MAX,
+        };
+        TxEip1559 {
+            chain_id: CHAIN_ID,
+            nonce: 0,
+            gas_limit: 70_000,
+            max_fee_per_gas: 5_000_000_000,
+            max_priority_fee_per_gas: 1_000_000,
+            to: TxKind::Call(self.authorization.permitted.token),
+            input: call.abi_encode().into(),
+            ..TxEip1559::default()
+        }
     }
 
     /// The signer's signature, 65 bytes with v 27 or 28.

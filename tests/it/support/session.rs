@@ -108,6 +108,7 @@ impl Negotiated {
             },
             to: TEST_USDC,
             data: data.unwrap_or(tagged),
+            value: U256::ZERO,
         };
         key.sign(order).unwrap()
     }

@@ -1,0 +1,147 @@
+//! Gas money for payers: written before it is sent like everything else, once per payment, within the operator's limits.
+
+use alloy::primitives::{Address, U256};
+
+use super::outbox::NewTransaction;
+use super::{Ledger, LedgerError, Recorded};
+use crate::payment::{ApprovalLimits, PaymentId};
+use crate::protocol::Network;
+
+/// A payer is to be given native money.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Funding {
+    /// For which payment.
+    pub payment: PaymentId,
+    /// To whom.
+    pub payer: Address,
+    /// How much.
+    pub wei: U256,
+}
+
+/// What was given in the last 24 hours, in wei.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Given {
+    /// To one payer.
+    pub payer: U256,
+    /// To all.
+    pub all: U256,
+}
+
+impl Given {
+    /// Whether `wei` more are within the limits.
+    pub fn allows(&self, wei: U256, limits: ApprovalLimits) -> bool {
+        let within = |given: U256, limit: u64| given.saturating_add(wei) <= U256::from(limit);
+        within(self.payer, limits.wei_per_payer) && within(self.all, limits.wei_per_day)
+    }
+}
+
+/// How far the funding of a payment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Funded {
+    /// None was written.
+    Never,
+    /// Its bytes are committed.
+    Sent,
+    /// Its transaction is in a block.
+    Mined,
+}
+
+impl Ledger {
+    /// What payers were given in the last 24 hours.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn given(&self, network: Network, payer: Address) -> Result<Given, LedgerError> {
+        let mut connection = self.pool.acquire().await?;
+        given(&mut connection, network, payer).await
+    }
+
+    /// How far the funding of a payment is.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn funded(&self, payment: PaymentId) -> Result<Funded, LedgerError> {
+        let state = sqlx::query_scalar!(
+            "select t.state from fundings f join transactions t on t.id = f.transaction_id where f.payment_id = $1",
+            payment.0,
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(match state.as_deref() {
+            None => Funded::Never,
+            Some("signed") => Funded::Sent,
+            Some(_) => Funded::Mined,
+        })
+    }
+
+    /// Writes the transaction of a funding. `None`: it was written before, or is above the limits; nothing was written now.
+    ///
+    /// # Errors
+    /// When the database fails; the commit may then have happened, and the caller must look again before using the nonce.
+    pub async fn record_funding(
+        &self,
+        new: &NewTransaction<'_>,
+        funding: Funding,
+        limits: ApprovalLimits,
+    ) -> Result<Option<Recorded>, LedgerError> {
+        let network = new.lane.network;
+        let mut transaction = self.pool.begin().await?;
+        // One funding of a network at a time, so that two lanes together stay within the limits.
+        sqlx::query!(
+            "select from networks where network = $1 for no key update",
+            network.to_string(),
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let known = sqlx::query_scalar!(
+            r#"select exists (select from fundings where payment_id = $1) as "known!""#,
+            funding.payment.0,
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        let given = given(&mut transaction, network, funding.payer).await?;
+        if known || !given.allows(funding.wei, limits) {
+            return Ok(None);
+        }
+        let recorded = self.write(&mut transaction, new).await?;
+        if let Recorded::Written(id) = recorded {
+            sqlx::query!(
+                "insert into fundings (payment_id, network, payer, wei, transaction_id)
+                values ($1, $2, $3, ($4::text)::numeric, $5)",
+                funding.payment.0,
+                network.to_string(),
+                funding.payer.as_slice(),
+                funding.wei.to_string(),
+                id,
+            )
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+        }
+        Ok(Some(recorded))
+    }
+}
+
+async fn given(
+    connection: &mut sqlx::PgConnection,
+    network: Network,
+    payer: Address,
+) -> Result<Given, LedgerError> {
+    let row = sqlx::query!(
+        r#"select coalesce(sum(wei) filter (where payer = $2), 0)::text as "payer!", coalesce(sum(wei), 0)::text as "all!"
+        from fundings where network = $1 and created_at > now() - interval '24 hours'"#,
+        network.to_string(),
+        payer.as_slice(),
+    )
+    .fetch_one(connection)
+    .await?;
+    let bad = || LedgerError::Inconsistent {
+        table: "fundings",
+        column: "wei",
+        id: payer.to_string(),
+    };
+    Ok(Given {
+        payer: row.payer.parse().map_err(|_| bad())?,
+        all: row.all.parse().map_err(|_| bad())?,
+    })
+}

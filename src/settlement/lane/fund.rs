@@ -1,0 +1,89 @@
+//! Gas money for payers whose approvals have to be mined first: a plain transfer under the lane's next nonce.
+
+use alloy::primitives::Bytes;
+use tokio::time::Instant;
+
+use super::{Lane, Lost, Open, Owned};
+use crate::chain::signer::Order;
+use crate::ledger::{Attempt, Funding, NewTransaction, Recorded, Unmined};
+use crate::settlement::Site;
+use crate::settlement::prepare::NotPrepared;
+
+/// Gas of a transfer to a plain account; some rollups count the publishing of its data in as well.
+const GAS_LIMIT: u64 = 200_000;
+
+impl Owned {
+    /// Whether there is room for a transaction that carries no payment.
+    pub(super) fn may_fund(&self, site: &Site) -> bool {
+        let rested = self.paused_until <= Instant::now();
+        rested && self.may_write() && self.open.len() < site.inflight_max
+    }
+}
+
+impl Lane {
+    /// Writes and sends gas money, unless that was done before or is more than the operator gives.
+    pub(super) async fn fund(&self, owned: &mut Owned, funding: Funding) -> Result<(), Lost> {
+        match self.write_funding(owned, funding).await {
+            Ok(None) => Ok(()),
+            Ok(Some(Recorded::LaneLost | Recorded::PaymentsMoved(_))) => Err(Lost),
+            Ok(Some(Recorded::Written(_))) => {
+                owned.lease.next_nonce += 1;
+                self.site.count_open(0, 1);
+                self.send(owned, owned.open.len() - 1, None);
+                Ok(())
+            }
+            Err(error) => self.stumble(owned, &error),
+        }
+    }
+
+    async fn write_funding(
+        &self,
+        owned: &mut Owned,
+        funding: Funding,
+    ) -> Result<Option<Recorded>, NotPrepared> {
+        let Some(limits) = self.site.policy.approvals else {
+            return Ok(None);
+        };
+        let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;
+        let fees = self.site.fees.quote(&head)?;
+        let nonce = owned.lease.next_nonce;
+        let (raw, hash) = self.key.sign(Order {
+            network: self.id.network,
+            nonce,
+            gas_limit: GAS_LIMIT,
+            fees,
+            to: funding.payer,
+            data: Bytes::new(),
+            value: funding.wei,
+        })?;
+        let attempt = Attempt {
+            hash,
+            raw: raw.clone(),
+            gas_limit: GAS_LIMIT,
+            max_fee_wei: fees.max_fee_wei,
+            max_priority_fee_wei: fees.max_priority_fee_wei,
+        };
+        let new = NewTransaction {
+            lane: self.id,
+            epoch: owned.lease.epoch,
+            nonce,
+            kind: "funding",
+            attempt: &attempt,
+            payments: &[],
+        };
+        let ledger = &self.site.ledger;
+        let recorded = ledger.record_funding(&new, funding, limits).await?;
+        if let Some(Recorded::Written(id)) = recorded {
+            tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "a payer is given gas money for its approval");
+            let transaction = Unmined {
+                id,
+                nonce,
+                batch: false,
+                attempts: vec![(hash, raw)],
+                payments: Vec::new(),
+            };
+            owned.open.push_back(Open::new(transaction, Instant::now()));
+        }
+        Ok(recorded)
+    }
+}

@@ -1,0 +1,297 @@
+//! `erc20ApprovalGasSponsoring`: payers without native money whose approvals of Permit2 are submitted for them, within limits.
+
+use alloy::consensus::TxEip1559;
+use alloy::primitives::{Address, Bytes, TxKind, U64, U256};
+use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolCall;
+use serde_json::{Value, json};
+use x402d::embedded::TEST_USDC;
+use x402d::protocol::permit2::PERMIT2;
+
+use crate::support::{Permission, Setup, World, approveCall, new_account, pauseCall, signed};
+
+const PAYEE: Address = Address::repeat_byte(0x2e);
+const OTHER: Address = Address::repeat_byte(0x66);
+const PRICE: u64 = 10_000;
+/// What one approval of the tests costs at most: 70,000 gas at 5 gwei.
+const COST: u64 = 350_000_000_000_000;
+const INFO: &str = "/paymentPayload/extensions/erc20ApprovalGasSponsoring/info";
+
+fn setup(per_payer: u64, per_day: u64) -> Setup {
+    let toml = format!(
+        "[networks.base-sepolia.approvals]\nwei_per_payer = {per_payer}\nwei_per_day = {per_day}\n"
+    );
+    Setup {
+        toml,
+        ..Setup::default()
+    }
+}
+
+/// A world that gives each payer gas money for one approval, and all of them together for two.
+async fn world() -> World {
+    setup(COST, 2 * COST).build().await
+}
+
+fn approving(
+    build: fn(&PrivateKeySigner, Address, u64) -> Permission,
+    payer: &PrivateKeySigner,
+) -> Permission {
+    let payment = build(payer, PAYEE, PRICE);
+    let approval = payment.approval();
+    payment.with_approval(&approval)
+}
+
+async fn is_refused_at_both(world: &World, body: &Value, code: &str) {
+    let verdict = world.facilitator.verify(body).await;
+    assert_eq!(
+        (verdict.status, verdict.reason()),
+        (200, code),
+        "verify: {verdict:?}"
+    );
+    let settled = world.facilitator.settle(body).await;
+    assert_eq!(
+        (settled.status, settled.reason()),
+        (200, code),
+        "settle: {settled:?}"
+    );
+    assert_eq!(settled.transaction(), "");
+}
+
+async fn native(world: &World, account: Address) -> U256 {
+    let balance = world
+        .chain
+        .call("eth_getBalance", json!([account, "latest"]))
+        .await;
+    serde_json::from_value(balance).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payers_without_native_money_pay_by_permit2_after_an_approval_that_is_submitted_for_them() {
+    let world = world().await;
+    let supported = world.facilitator.get("/supported").await.body;
+    let extensions = supported["extensions"].as_array().unwrap();
+    assert!(
+        extensions.contains(&json!("erc20ApprovalGasSponsoring")),
+        "{supported}"
+    );
+    for (index, build) in [
+        Permission::exact as fn(&_, _, _) -> Permission,
+        Permission::upto,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let payer = world.payer().await;
+        assert_eq!(native(&world, payer.address()).await, U256::ZERO);
+        let payment = approving(build, &payer);
+        let verdict = world.facilitator.verify(&payment.body()).await;
+        assert!(verdict.is_valid(), "{verdict:?}");
+        let settled = world.facilitator.settle(&payment.body()).await;
+        assert!(settled.succeeded(), "{settled:?}");
+        let paid = world.chain.usdc(PAYEE).await;
+        assert_eq!(paid, U256::from(PRICE) * U256::from(index + 1));
+        assert!(native(&world, payer.address()).await < U256::from(COST));
+        // The allowance is there now: the next payment needs no sponsoring.
+        let next = world
+            .facilitator
+            .verify(&build(&payer, PAYEE, PRICE).body())
+            .await;
+        assert!(next.is_valid(), "{next:?}");
+        let again = world.facilitator.settle(&payment.body()).await;
+        assert_eq!(again.reason(), "duplicate_settlement");
+    }
+    assert_eq!(
+        world.transactions(1).await,
+        4,
+        "gas money and settlement, twice"
+    );
+
+    let third = approving(Permission::exact, &world.payer().await);
+    is_refused_at_both(
+        &world,
+        &third.body(),
+        "erc20_approval_insufficient_eth_for_gas",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_gas_money_is_given_none_and_who_wants_too_much_gets_nothing() {
+    let world = world().await;
+    let payer = world.payer().await;
+    let rich = json!([payer.address(), U256::from(COST)]);
+    world.chain.call("anvil_setBalance", rich).await;
+    let settled = world
+        .facilitator
+        .settle(&approving(Permission::exact, &payer).body())
+        .await;
+    assert!(settled.succeeded(), "{settled:?}");
+    assert_eq!(world.transactions(1).await, 1, "the settlement alone");
+
+    let greedy = Permission::exact(&world.payer().await, PAYEE, PRICE);
+    let dear = TxEip1559 {
+        max_fee_per_gas: 6_000_000_000,
+        ..greedy.approval()
+    };
+    let code = "erc20_approval_insufficient_eth_for_gas";
+    is_refused_at_both(&world, &greedy.with_approval(&dear).body(), code).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
+    let world = world().await;
+    let payer = world.payer().await;
+    let good = approving(Permission::exact, &payer);
+    for (member, value, code) in [
+        (
+            "version",
+            json!(1),
+            "invalid_erc20_approval_extension_format",
+        ),
+        (
+            "signedTransaction",
+            json!("02"),
+            "invalid_erc20_approval_extension_format",
+        ),
+        ("from", json!(OTHER), "erc20_approval_from_mismatch"),
+        ("asset", json!(OTHER), "erc20_approval_asset_mismatch"),
+        (
+            "spender",
+            json!(OTHER),
+            "erc20_approval_spender_not_permit2",
+        ),
+        (
+            "signedTransaction",
+            json!("0x02c0"),
+            "erc20_approval_tx_parse_failed",
+        ),
+    ] {
+        let mut body = good.body();
+        *body.pointer_mut(&format!("{INFO}/{member}")).unwrap() = value;
+        is_refused_at_both(&world, &body, code).await;
+    }
+    let approve = |spender, value| Bytes::from(approveCall { spender, value }.abi_encode());
+    let plain = good.approval();
+    let with = |change: &dyn Fn(&mut TxEip1559)| {
+        let mut changed = plain.clone();
+        change(&mut changed);
+        changed
+    };
+    for (transaction, code) in [
+        (
+            with(&|tx| tx.chain_id = 1),
+            "erc20_approval_tx_parse_failed",
+        ),
+        (
+            with(&|tx| tx.to = TxKind::Call(OTHER)),
+            "erc20_approval_tx_wrong_target",
+        ),
+        (
+            with(&|tx| tx.input = Bytes::from_static(&[1, 2, 3, 4])),
+            "erc20_approval_tx_wrong_selector",
+        ),
+        (
+            with(&|tx| tx.input = approveCall::SELECTOR.into()),
+            "erc20_approval_tx_invalid_calldata",
+        ),
+        (
+            with(&|tx| tx.input = approve(PERMIT2, U256::ONE)),
+            "erc20_approval_tx_invalid_calldata",
+        ),
+        (
+            with(&|tx| tx.value = U256::ONE),
+            "erc20_approval_tx_invalid_calldata",
+        ),
+        (
+            with(&|tx| tx.input = approve(OTHER, U256::MAX)),
+            "erc20_approval_tx_wrong_spender",
+        ),
+        (with(&|tx| tx.nonce = 1), "erc20_approval_tx_failed"),
+        (
+            with(&|tx| tx.gas_limit = 25_000),
+            "erc20_approval_tx_failed",
+        ),
+        (
+            with(&|tx| (tx.max_fee_per_gas, tx.max_priority_fee_per_gas) = (1, 1)),
+            "erc20_approval_tx_failed",
+        ),
+    ] {
+        is_refused_at_both(
+            &world,
+            &good.clone().with_approval(&transaction).body(),
+            code,
+        )
+        .await;
+    }
+    let mut foreign = good.body();
+    *foreign
+        .pointer_mut(&format!("{INFO}/signedTransaction"))
+        .unwrap() = json!(signed(&plain, &new_account()));
+    is_refused_at_both(&world, &foreign, "erc20_approval_tx_signer_mismatch").await;
+    let mut broken = signed(&plain, &payer).to_vec();
+    let r = broken.len() - 65;
+    broken[r..r + 32].fill(0xff);
+    *foreign
+        .pointer_mut(&format!("{INFO}/signedTransaction"))
+        .unwrap() = json!(Bytes::from(broken));
+    is_refused_at_both(&world, &foreign, "erc20_approval_tx_invalid_signature").await;
+    assert_eq!(world.transactions(1).await, 0, "nobody was given anything");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_operators_consent_approvals_are_not_looked_at() {
+    let world = World::new().await;
+    let supported = world.facilitator.get("/supported").await.body;
+    assert!(
+        !supported.to_string().contains("erc20Approval"),
+        "{supported}"
+    );
+    let payment = approving(Permission::exact, &world.payer().await);
+    is_refused_at_both(&world, &payment.body(), "permit2_allowance_required").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_step_a_payer_is_given_gas_money_once_and_pays_once() {
+    for step in ["recorded", "broadcast", "mined"] {
+        let mut world = Setup {
+            failpoint: Some(step),
+            ..setup(COST, COST)
+        }
+        .build()
+        .await;
+        let payment = approving(Permission::exact, &world.payer().await);
+        let broken = world.facilitator.try_settle(&payment.body()).await;
+        assert!(broken.is_err(), "{step}: {broken:?}");
+        world.facilitator.wait_for_end().await;
+        world.facilitator.restart(None).await;
+        let settled = world.facilitator.settle(&payment.body()).await;
+        assert!(settled.succeeded(), "{step}: {settled:?}");
+        assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+        assert_eq!(world.transactions(1).await, 2, "{step}: gas money once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_that_is_overtaken_or_fails_in_its_block_ends_with_its_code() {
+    let world = world().await;
+    let payer = world.payer().await;
+    let payment = approving(Permission::exact, &payer);
+    world.chain.automine(false).await;
+    let mut settling = world.facilitator.settling(&payment.body());
+    world.has_sent(1).await;
+    // Its gas money is under way; meanwhile the token is paused, so that the approval will be mined in vain.
+    let pause = (TEST_USDC, pauseCall { on: true }.abi_encode().into());
+    world.chain.call_dearly(pause).await;
+    world.mine_on().await;
+    let ended = settling.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(ended.reason(), "erc20_approval_tx_failed", "{ended:?}");
+    let count = world
+        .chain
+        .call(
+            "eth_getTransactionCount",
+            json!([payer.address(), "latest"]),
+        )
+        .await;
+    assert_eq!(count, json!(U64::from(1)), "it was mined");
+    assert_eq!(world.transactions(1).await, 1, "the gas money");
+}

@@ -12,6 +12,7 @@ pub mod exact_evm;
 pub mod field;
 pub mod header;
 pub mod network;
+pub mod networks;
 pub mod payment;
 pub mod reason;
 pub mod request;

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
+use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey, TokenProblem};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
 use crate::http::connection::{BoundedListener, Connection};
@@ -59,24 +59,22 @@ pub enum NetworkProblem {
     /// The ledger was begun on another chain, or fails.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// There is no token at a configured address.
-    #[error("there is no contract at the asset's address {0}; correct assets, or the RPC URL")]
-    NoToken(Address),
-    /// A token's EIP-712 domain is not the configured one.
-    #[error(
-        "the token {token} has another EIP-712 domain than name {name:?} and version {version:?}; correct assets"
-    )]
-    Domain {
-        /// Which token.
-        token: Address,
-        /// Configured.
-        name: String,
-        /// Configured.
-        version: String,
-    },
+    /// A token is not what the configuration says.
+    #[error(transparent)]
+    Token(#[from] TokenProblem),
     /// A signer has code; nodes accept too few transactions from such accounts.
     #[error("the signer {0} has code (an EIP-7702 delegation?); use a plain account")]
     SignerHasCode(Address),
+}
+
+impl NetworkProblem {
+    /// Whether nobody has said anything against the configuration: the RPC does not answer.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Rpc(error) => !matches!(error, RpcError::WrongChain { .. }),
+            Self::Ledger(_) | Self::Token(_) | Self::SignerHasCode(_) => false,
+        }
+    }
 }
 
 /// A service that runs.
@@ -243,12 +241,7 @@ async fn open_network(
         network: network.to_string(),
         problem,
     };
-    let reached = Endpoints {
-        urls: &shown(&config.rpc_urls),
-        send_urls: &shown(&config.send_urls),
-        calls_per_second: config.calls_per_second,
-    };
-    let rpc = Rpc::new(network, reached).map_err(|error| named(error.into()))?;
+    let rpc = rpc_of(config).map_err(|error| named(error.into()))?;
     let (facts, facts_task) = FactsReader::new(rpc.clone(), config.fees.gas_cap);
     let site = Arc::new(Site::new(SiteParts {
         ledger: ledger.clone(),
@@ -267,8 +260,8 @@ async fn open_network(
     let signers = config.signers.clone();
     match check(&site, &signers).await {
         Ok(()) => {}
-        Err(NetworkProblem::Rpc(error)) if !matches!(error, RpcError::WrongChain { .. }) => {
-            tracing::warn!(%network, %error, "the RPC does not answer; payments of this network wait for it");
+        Err(problem) if problem.is_outage() => {
+            tracing::warn!(%network, %problem, "the RPC does not answer; payments of this network wait for it");
         }
         Err(problem) => return Err(named(problem)),
     }
@@ -283,6 +276,16 @@ async fn open_network(
     Ok(site)
 }
 
+/// The endpoints of a configured network.
+pub(crate) fn rpc_of(config: &NetworkConfig) -> Result<Rpc, RpcError> {
+    let reached = Endpoints {
+        urls: &shown(&config.rpc_urls),
+        send_urls: &shown(&config.send_urls),
+        calls_per_second: config.calls_per_second,
+    };
+    Rpc::new(config.policy.network, reached)
+}
+
 /// Runs a network once its RPC has confirmed the configuration.
 async fn run_network(
     site: Arc<Site>,
@@ -292,15 +295,17 @@ async fn run_network(
     stopped: CancellationToken,
 ) {
     let network = site.policy.network;
-    let mut said = false;
-    loop {
-        match check(&site, &signers).await {
-            Ok(()) => break,
-            Err(problem) if !said => {
-                said = true;
-                tracing::warn!(%network, %problem, "the network is not served yet; trying again");
+    let mut said = String::new();
+    while let Err(problem) = check(&site, &signers).await {
+        let text = problem.to_string();
+        // An RPC that was down may come back with another chain or token behind it, which nobody should have to guess.
+        if text != said {
+            if problem.is_outage() {
+                tracing::warn!(%network, problem = text, "the network is not served yet; trying again");
+            } else {
+                tracing::error!(%network, problem = text, "the network cannot be served; trying again");
             }
-            Err(_) => {}
+            said = text;
         }
         tokio::select! {
             () = stopped.cancelled() => return,
@@ -327,20 +332,12 @@ async fn check(site: &Site, signers: &[SignerKey]) -> Result<(), NetworkProblem>
         .recognise_network(site.policy.network, site.rpc.genesis().await?)
         .await?;
     for asset in &site.policy.assets {
-        if site.rpc.code(asset.address).await?.is_empty() {
-            return Err(NetworkProblem::NoToken(asset.address));
-        }
-        let found = site.rpc.domain_separator(asset.address).await?;
-        if found.is_some_and(|found| found != asset.separator.0) {
-            return Err(NetworkProblem::Domain {
-                token: asset.address,
-                name: asset.name.clone(),
-                version: asset.version.clone(),
-            });
+        if let Some(problem) = site.rpc.token_problem(asset).await? {
+            return Err(problem.into());
         }
     }
     for signer in signers {
-        if !site.rpc.code(signer.address()).await?.is_empty() {
+        if site.rpc.has_code(signer.address()).await? {
             return Err(NetworkProblem::SignerHasCode(signer.address()));
         }
     }

@@ -5,6 +5,7 @@
 mod demo;
 mod dev;
 mod migrate;
+mod networks;
 mod pay;
 mod ready;
 mod serve;
@@ -38,6 +39,8 @@ enum Command {
     Pay(Box<pay::PayArguments>),
     /// Bring the database up to date and end.
     Migrate(ServeOptions),
+    /// Show the networks and tokens that x402d knows, or check the configured ones against their chains.
+    Networks(networks::NetworksOptions),
 }
 
 /// Where the configuration comes from, besides the environment.
@@ -79,6 +82,7 @@ pub async fn run(line: CommandLine) -> Result<(), CommandError> {
         Command::Demo(options) => demo::run(options).await,
         Command::Pay(arguments) => pay::run(*arguments).await,
         Command::Migrate(options) => migrate::run(options.flags()).await,
+        Command::Networks(options) => networks::run(options).await,
     }
 }
 

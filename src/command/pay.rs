@@ -248,8 +248,7 @@ fn secret(file: &Path) -> Result<String, CommandError> {
 }
 
 fn network(text: &str) -> Result<Network, CommandError> {
-    let named = Network::from_v1_name(text).or_else(|| text.parse().ok());
-    named.ok_or_else(|| {
+    Network::named(text).ok_or_else(|| {
         format!("--network: expected a name such as base-sepolia or eip155:84532, got {text:?}")
             .into()
     })

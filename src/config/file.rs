@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::protocol::assets::TransferMethod;
+
 /// The whole file; every key is optional.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -74,4 +76,6 @@ pub(super) struct AssetFile {
     pub(super) name: String,
     pub(super) version: String,
     pub(super) decimals: u8,
+    pub(super) transfer_method: Option<TransferMethod>,
+    pub(super) eip2612: Option<bool>,
 }

@@ -10,7 +10,7 @@ use super::Settings;
 use super::file::{ApprovalsFile, AssetFile, NetworkFile};
 use crate::chain::{FeePolicy, SignerKey};
 use crate::payment::{ApprovalLimits, Asset, NetworkPolicy};
-use crate::protocol::assets::{default_assets, is_test_network};
+use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::field::parse_address;
 use crate::protocol::{DomainSeparator, Network};
 
@@ -47,7 +47,7 @@ pub(super) fn read(
     let mut wanted: Vec<(String, NetworkFile)> = file.into_iter().collect();
     if let Some(name) = settings.environment.get("X402D_NETWORK") {
         let position = wanted.iter().position(|(other, _)| {
-            network_of(other).is_some() && network_of(other) == network_of(&name)
+            Network::named(other).is_some() && Network::named(other) == Network::named(&name)
         });
         let base = position
             .map(|position| wanted.remove(position).1)
@@ -97,14 +97,9 @@ fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> Netwo
     base
 }
 
-/// `eip155:8453`, or a name such as `base`.
-fn network_of(name: &str) -> Option<Network> {
-    name.parse().ok().or_else(|| Network::from_v1_name(name))
-}
-
 fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Option<NetworkConfig> {
-    let Some(network) = network_of(name) else {
-        problems.push(format!("networks.{name}: expected a CAIP-2 name such as \"eip155:8453\" or a name such as base-sepolia"));
+    let Some(network) = Network::named(name) else {
+        problems.push(format!("networks.{name}: expected a CAIP-2 name such as \"eip155:8453\" or one of the names that `x402d networks` shows, such as base-sepolia"));
         return None;
     };
     let mut reader = Reader { name, problems };
@@ -224,13 +219,15 @@ impl Reader<'_> {
             "at least one token: x402d knows no default for this network",
         );
         let payees = self.addresses("payees (X402D_PAYEES)", &entry.payees);
-        let limited = is_test_network(network) || !entry.payees.is_empty();
+        let limited = network.is_test() || !entry.payees.is_empty();
         self.needs(
             limited,
             "payees (X402D_PAYEES)",
             "the addresses that may be paid: this is not a known test network, and without the list anybody could spend your gas",
         );
-        let confirmations = entry.confirmations.unwrap_or(1);
+        let confirmations = entry
+            .confirmations
+            .unwrap_or_else(|| network.default_confirmations());
         self.needs(
             (1..=1000).contains(&confirmations),
             "confirmations (X402D_CONFIRMATIONS)",
@@ -277,29 +274,12 @@ impl Reader<'_> {
 
     fn assets(&mut self, network: Network, entries: &[AssetFile]) -> Vec<Asset> {
         if entries.is_empty() {
-            let defaults = default_assets(network);
-            return defaults
-                .map(|asset| {
-                    Asset::new(
-                        network,
-                        asset.address,
-                        asset.name,
-                        asset.version,
-                        asset.decimals,
-                    )
-                })
-                .collect();
+            return default_assets(network).map(Asset::from).collect();
         }
         let mut assets = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
             match parse_address(&entry.address) {
-                Ok(address) => assets.push(Asset::new(
-                    network,
-                    address,
-                    &entry.name,
-                    &entry.version,
-                    entry.decimals,
-                )),
+                Ok(address) => assets.push(asset(network, address, entry)),
                 Err(why) => self.needs(
                     false,
                     &format!("assets[{index}].address"),
@@ -341,4 +321,18 @@ impl Reader<'_> {
             gas_cap,
         }
     }
+}
+
+/// What the file leaves out about a token is what the table says of it, else what its version lets expect.
+fn asset(network: Network, address: Address, entry: &AssetFile) -> Asset {
+    let (name, version, decimals) = (&entry.name, &entry.version, entry.decimals);
+    let asset = Asset::new(network, address, name, version, decimals);
+    let known = default_assets(network).find(|known| known.address == address);
+    let method = known.map(|known| known.method);
+    let method = entry.transfer_method.or(method).unwrap_or_default();
+    let eip2612 = known.map_or(
+        method == TransferMethod::Eip3009 && asset.eip2612,
+        |known| known.eip2612,
+    );
+    asset.moved_by(method, entry.eip2612.unwrap_or(eip2612))
 }

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 
 use super::*;
+use crate::protocol::assets::TransferMethod;
 
 impl<S: std::hash::BuildHasher> Environment for HashMap<&str, &str, S> {
     fn get(&self, name: &str) -> Option<String> {
@@ -188,5 +189,94 @@ fn a_token_that_keeps_nobody_out_and_limits_that_let_nobody_in_are_refused() {
             .unwrap()
             .admin_token
             .is_some()
+    );
+}
+
+/// A configuration of one network by the environment, and what it comes to.
+fn network(name: &'static str, toml: &str) -> Result<NetworkConfig, ConfigError> {
+    let (flags, _file) = flags_with(toml);
+    let mut environment = base_sepolia();
+    environment.insert("X402D_NETWORK", name);
+    environment.insert("X402D_PAYEES", "0x2222222222222222222222222222222222222222");
+    Config::read(&flags, &environment).map(|mut config| config.networks.remove(0))
+}
+
+#[test]
+fn the_depth_is_the_networks_own_unless_the_operator_says_otherwise() {
+    for (name, depth) in [
+        ("base-sepolia", 1),
+        ("base", 1),
+        ("polygon", 2),
+        ("monad", 3),
+        ("arbitrum", 1),
+        ("world", 1),
+        ("mezo", 1),
+    ] {
+        let config = network(name, "").unwrap();
+        assert_eq!(config.policy.confirmations, depth, "{name}");
+        let toml = format!("[networks.{name}]\nconfirmations = 7\n");
+        let config = network(name, &toml).unwrap();
+        assert_eq!(config.policy.confirmations, 7, "{name}");
+    }
+    let error = network("nowhere", "").unwrap_err().to_string();
+    assert!(error.contains("x402d networks"), "{error}");
+}
+
+#[test]
+fn a_network_has_the_tokens_of_the_table_and_they_move_as_it_says() {
+    let only = |name| network(name, "").unwrap().policy.assets.remove(0);
+    let usdc = only("arbitrum");
+    assert_eq!((usdc.method, usdc.eip2612), (TransferMethod::Eip3009, true));
+    let musd = only("mezo");
+    assert_eq!(
+        (musd.method, musd.eip2612, musd.decimals),
+        (TransferMethod::Permit2, true, 18)
+    );
+    assert_eq!(network("celo", "").unwrap().policy.assets.len(), 3);
+}
+
+#[test]
+fn how_a_configured_token_moves_is_said_known_or_expected_of_its_version() {
+    let table_usdc = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
+    let strange = "0x4444444444444444444444444444444444444444";
+    let (by_itself, by_permit2) = (TransferMethod::Eip3009, TransferMethod::Permit2);
+    for (address, version, said, expected) in [
+        (strange, "2", "", (by_itself, true)),
+        (strange, "1", "", (by_itself, false)),
+        (strange, "1", "eip2612 = true", (by_itself, true)),
+        (
+            strange,
+            "2",
+            "transfer_method = \"permit2\"",
+            (by_permit2, false),
+        ),
+        (
+            strange,
+            "1",
+            "transfer_method = \"permit2\"\neip2612 = true",
+            (by_permit2, true),
+        ),
+        (
+            table_usdc,
+            "2",
+            "transfer_method = \"permit2\"",
+            (by_permit2, true),
+        ),
+        (table_usdc, "2", "eip2612 = false", (by_itself, false)),
+    ] {
+        let toml = format!(
+            "[[networks.base-sepolia.assets]]\naddress = \"{address}\"\nname = \"USDC\"\nversion = \"{version}\"\ndecimals = 6\n{said}\n"
+        );
+        let config = network("base-sepolia", &toml).unwrap();
+        let asset = &config.policy.assets[0];
+        assert_eq!((asset.method, asset.eip2612), expected, "{toml}");
+    }
+    let toml = format!(
+        "[[networks.base-sepolia.assets]]\naddress = \"{strange}\"\nname = \"A\"\nversion = \"1\"\ndecimals = 6\ntransfer_method = \"erc7710\"\n"
+    );
+    let error = network("base-sepolia", &toml).unwrap_err().to_string();
+    assert!(
+        error.contains("line 6") && error.contains("permit2"),
+        "{error}"
     );
 }

@@ -3,6 +3,7 @@
 use alloy::primitives::Address;
 use time::Duration;
 
+use crate::protocol::assets::{DefaultAsset, TransferMethod};
 use crate::protocol::{DomainSeparator, Network};
 
 /// A token that may be paid with.
@@ -16,12 +17,16 @@ pub struct Asset {
     pub version: String,
     /// How many decimals people see.
     pub decimals: u8,
+    /// How it is paid with unless a seller says otherwise.
+    pub method: TransferMethod,
+    /// Whether a signature is enough to allow somebody to take it (EIP-2612).
+    pub eip2612: bool,
     /// Computed once: hashing it anew costs four times the digest itself.
     pub separator: DomainSeparator,
 }
 
 impl Asset {
-    /// A token of `network` with its domain.
+    /// A token of `network` with its domain. It moves by EIP-3009; version 2 is the code of USDC, which has EIP-2612 as well.
     pub fn new(
         network: Network,
         address: Address,
@@ -35,8 +40,39 @@ impl Asset {
             name: name.to_owned(),
             version: version.to_owned(),
             decimals,
+            method: TransferMethod::Eip3009,
+            eip2612: version == "2",
             separator,
         }
+    }
+
+    /// The same token, paid with in another way.
+    #[must_use]
+    pub fn moved_by(self, method: TransferMethod, eip2612: bool) -> Self {
+        Self {
+            method,
+            eip2612,
+            ..self
+        }
+    }
+
+    /// Whether somebody signs under its own domain, be it to pay or to permit.
+    pub fn has_signatures(&self) -> bool {
+        self.method == TransferMethod::Eip3009 || self.eip2612
+    }
+}
+
+impl From<&DefaultAsset> for Asset {
+    fn from(known: &DefaultAsset) -> Self {
+        let network = Network::from_chain_id(known.chain_id);
+        Self::new(
+            network,
+            known.address,
+            known.name,
+            known.version,
+            known.decimals,
+        )
+        .moved_by(known.method, known.eip2612)
     }
 }
 

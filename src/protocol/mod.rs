@@ -13,6 +13,7 @@ pub mod field;
 pub mod gas_sponsoring;
 pub mod header;
 pub mod network;
+pub mod networks;
 pub mod payment;
 pub mod permit2;
 pub mod reason;

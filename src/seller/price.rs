@@ -4,11 +4,11 @@ use alloy::primitives::Address;
 use serde_json::{Map, Value};
 
 use crate::protocol::amount::AmountError;
-use crate::protocol::assets::default_assets;
+use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::{Amount, Network};
 use crate::seller::{Flow, PaywallError};
 
-/// The decimals of every default token; a price is checked against them before its network is known.
+/// The decimals of every default token that moves by EIP-3009; a price is checked against them before its network is known.
 const DOLLAR_DECIMALS: u8 = 6;
 
 /// A token to be paid in. Its name and version are those of its EIP-712 domain: a wrong one makes every payment fail.
@@ -72,7 +72,7 @@ impl Price {
             return Ok((*amount, token.clone()));
         }
         let asset = default_assets(network)
-            .next()
+            .find(|asset| asset.method == TransferMethod::Eip3009)
             .ok_or(PaywallError::NoDefaultToken(network))?;
         let token = Token {
             address: asset.address,

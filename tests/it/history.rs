@@ -221,6 +221,8 @@ async fn a_payment_shows_its_members_and_its_life() {
     for (member, value) in expected.as_object().unwrap() {
         assert_eq!(&shown[member], value, "{member}");
     }
+    let explorer = format!("https://sepolia.basescan.org/tx/{}", answer.transaction());
+    assert_eq!(shown["explorerUrl"], explorer);
     let receipt = world.chain.receipt(&answer.transaction()).await;
     let number = |text: &Value| u64::from_str_radix(&text.as_str().unwrap()[2..], 16).unwrap();
     assert_eq!(shown["blockNumber"], number(&receipt["blockNumber"]));

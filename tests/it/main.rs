@@ -41,6 +41,8 @@ mod lanes;
 #[cfg(test)]
 mod lost_sends;
 #[cfg(test)]
+mod networks;
+#[cfg(test)]
 mod odd_bodies;
 #[cfg(test)]
 mod odd_tokens;

@@ -1,11 +1,9 @@
 //! What the service shows: its paths, its documents, who may read what, and how it refuses to start.
 
-use std::process::Command;
-
 use alloy::primitives::Address;
 use serde_json::{Value, json};
 
-use crate::support::{Chain, Database, Purchase, World};
+use crate::support::{Chain, Purchase, World, run};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 
@@ -141,17 +139,8 @@ async fn what_is_not_there_is_a_problem_document_with_the_request_id() {
 
 /// Runs `x402d serve` with nothing but `variables` and `toml`, and says what it complained of; it must not start.
 fn refusal(variables: &[(&str, &str)], toml: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("x402d.toml");
-    std::fs::write(&file, toml).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_x402d"));
-    command.arg("serve").arg("--config").arg(file).env_clear();
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-    command
-        .env("X402D_LISTEN", "127.0.0.1:0")
-        .env("X402D_SIGNER_KEYS", KEY)
-        .envs(variables.iter().copied());
-    let output = command.output().unwrap();
+    let always = [("X402D_LISTEN", "127.0.0.1:0"), ("X402D_SIGNER_KEYS", KEY)];
+    let output = run(&["serve"], &[&always, variables].concat(), toml);
     assert!(!output.status.success());
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -203,31 +192,4 @@ fn a_database_that_is_not_there_is_complained_of_without_its_password() {
         said.contains("database") && !said.contains("hunter2"),
         "{said}"
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn another_chain_or_a_wrong_token_name_does_not_start_and_says_what_to_correct() {
-    let (chain, database) = (Chain::with_block_time(None).await, Database::fresh().await);
-    let (variable, place) = database.variable();
-    let serving = |network| {
-        [
-            ("X402D_NETWORK", network),
-            ("X402D_RPC_URL", chain.url()),
-            (variable, place.as_str()),
-        ]
-    };
-
-    let said = refusal(&serving("avalanche-fuji"), "");
-    assert!(said.contains("84532") && said.contains("43113"), "{said}");
-
-    let toml = "[[networks.base-sepolia.assets]]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\nname = \"USD Coin\"\nversion = \"2\"\ndecimals = 6\n";
-    let said = refusal(&serving("base-sepolia"), toml);
-    assert!(
-        said.contains("EIP-712") && said.contains("USD Coin"),
-        "{said}"
-    );
-
-    let toml = "[[networks.base-sepolia.assets]]\naddress = \"0x00000000000000000000000000000000000000aa\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n";
-    let said = refusal(&serving("base-sepolia"), toml);
-    assert!(said.contains("no contract"), "{said}");
 }

@@ -57,6 +57,9 @@ pub(in crate::http) struct PaymentView {
     /// The transaction, once there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) transaction: Option<String>,
+    /// Where people look that transaction up, on networks whose explorer is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explorer_url: Option<String>,
     /// Position of the Transfer log in its block.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) log_index: Option<u64>,
@@ -245,6 +248,10 @@ impl PaymentView {
             reason: exit.as_ref().map(|exit| exit.reason.code()),
             message: exit.map(|exit| exit.message),
             transaction: payment.state.transaction().map(|hash| hash.to_string()),
+            explorer_url: payment
+                .state
+                .transaction()
+                .and_then(|hash| payment.network.explorer_url(hash)),
             log_index: location.map(|location| location.log_index),
             block_number: location.map(|location| location.block_number),
             block_time: location.map(|location| written(location.block_time)),

@@ -1,0 +1,228 @@
+//! What the chains say to a configuration.
+
+use std::fmt::Write as _;
+
+use alloy::primitives::{Address, address};
+use serde::Serialize;
+
+use crate::chain::{Rpc, RpcError};
+use crate::config::NetworkConfig;
+use crate::payment::Asset;
+use crate::protocol::assets::TransferMethod;
+use crate::protocol::response::spelled;
+use crate::server::{NetworkProblem, rpc_of};
+
+/// A contract that has the same address on each chain to which somebody has brought it.
+struct Contract {
+    name: &'static str,
+    address: Address,
+    /// Whether tokens that move by Permit2 cannot do without it.
+    for_permit2: bool,
+}
+
+const CONTRACTS: [Contract; 4] = [
+    Contract {
+        name: "Multicall3",
+        address: address!("cA11bde05977b3631167028862bE2a173976CA11"),
+        for_permit2: false,
+    },
+    Contract {
+        name: "Permit2",
+        address: address!("000000000022D473030F116dDEE9F6B43aC78BA3"),
+        for_permit2: true,
+    },
+    Contract {
+        name: "x402ExactPermit2Proxy",
+        address: address!("402085c248EeA27D92E8b30b2C58ed07f9E20001"),
+        for_permit2: true,
+    },
+    Contract {
+        name: "x402UptoPermit2Proxy",
+        address: address!("4020A4f3b7b90ccA423B9fabCc0CE57C6C240002"),
+        for_permit2: false,
+    },
+];
+
+/// What was found on a configured network.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Look {
+    network: String,
+    name: Option<&'static str>,
+    confirmations: u32,
+    findings: Vec<Finding>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    about: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    outcome: Outcome,
+    says: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    /// The chain has it as configured.
+    Agrees,
+    /// It is not there, and nothing that is configured needs it.
+    Missing,
+    /// `serve` would refuse to start, or could not settle.
+    Wrong,
+    /// The RPC did not say.
+    Unanswered,
+}
+
+impl Outcome {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Agrees => "ok",
+            Self::Missing => "missing",
+            Self::Wrong => "WRONG",
+            Self::Unanswered => "UNKNOWN",
+        }
+    }
+}
+
+impl Finding {
+    fn new(
+        about: &'static str,
+        address: Option<Address>,
+        found: Result<String, NetworkProblem>,
+    ) -> Self {
+        let (outcome, says) = match found {
+            Ok(says) => (Outcome::Agrees, says),
+            Err(problem) if problem.is_outage() => (Outcome::Unanswered, problem.to_string()),
+            Err(problem) => (Outcome::Wrong, problem.to_string()),
+        };
+        Self {
+            about,
+            address: address.map(spelled),
+            outcome,
+            says,
+        }
+    }
+}
+
+/// Asks a network's endpoints about everything that is configured of it. Where they serve another chain, or nobody answers, nothing else
+/// is asked.
+pub(super) async fn look_at(config: &NetworkConfig) -> Look {
+    let network = config.policy.network;
+    let mut look = Look {
+        network: network.to_string(),
+        name: network.known().map(|known| known.name),
+        confirmations: config.policy.confirmations,
+        findings: Vec::new(),
+    };
+    match reached(config).await {
+        Ok(rpc) => {
+            let says = format!("chain id {}", network.chain_id());
+            look.findings.push(Finding::new("chain", None, Ok(says)));
+            look.take_in(&rpc, config).await;
+        }
+        Err(problem) => {
+            let refused = Err(problem.into());
+            look.findings.push(Finding::new("chain", None, refused));
+        }
+    }
+    look
+}
+
+async fn reached(config: &NetworkConfig) -> Result<Rpc, RpcError> {
+    let rpc = rpc_of(config)?;
+    rpc.check_chain().await?;
+    Ok(rpc)
+}
+
+impl Look {
+    async fn take_in(&mut self, rpc: &Rpc, config: &NetworkConfig) {
+        for asset in &config.policy.assets {
+            let found = token(rpc, asset).await;
+            let finding = Finding::new("token", Some(asset.address), found);
+            self.findings.push(finding);
+        }
+        for key in &config.signers {
+            let found = signer(rpc, key.address()).await;
+            let finding = Finding::new("signer", Some(key.address()), found);
+            self.findings.push(finding);
+        }
+        let mut assets = config.policy.assets.iter();
+        let by_permit2 = assets.any(|asset| asset.method == TransferMethod::Permit2);
+        for expected in CONTRACTS {
+            let finding = contract(rpc, &expected, by_permit2).await;
+            self.findings.push(finding);
+        }
+    }
+
+    /// Whether the network can be served as it is configured.
+    pub(super) fn agrees(&self) -> bool {
+        self.findings.iter().all(|finding| match finding.outcome {
+            Outcome::Agrees | Outcome::Missing => true,
+            Outcome::Wrong | Outcome::Unanswered => false,
+        })
+    }
+
+    /// The network on a line, what was found below it.
+    pub(super) fn written(&self) -> String {
+        let mut text = format!(
+            "{} {}, confirmations {}",
+            self.network,
+            self.name.unwrap_or("(not in the table)"),
+            self.confirmations
+        );
+        for finding in &self.findings {
+            let (word, about, says) = (finding.outcome.word(), finding.about, &finding.says);
+            let address = finding.address.as_deref().unwrap_or_default();
+            // A `String` takes whatever is written to it.
+            write!(text, "\n  {word:<8} {about:<9} {address:<42} {says}").ok();
+        }
+        text
+    }
+}
+
+async fn token(rpc: &Rpc, asset: &Asset) -> Result<String, NetworkProblem> {
+    if let Some(problem) = rpc.token_problem(asset).await? {
+        return Err(problem.into());
+    }
+    let Asset {
+        name,
+        version,
+        decimals,
+        method,
+        ..
+    } = asset;
+    let permit = if asset.eip2612 { ", eip2612" } else { "" };
+    let domain = if asset.has_signatures() {
+        format!(", EIP-712 domain {name:?} {version:?}")
+    } else {
+        String::new()
+    };
+    Ok(format!(
+        "code, {decimals} decimals{domain}; {method}{permit}"
+    ))
+}
+
+async fn signer(rpc: &Rpc, signer: Address) -> Result<String, NetworkProblem> {
+    if rpc.has_code(signer).await? {
+        return Err(NetworkProblem::SignerHasCode(signer));
+    }
+    Ok("a plain account".to_owned())
+}
+
+async fn contract(rpc: &Rpc, expected: &Contract, by_permit2: bool) -> Finding {
+    let Contract { name, address, .. } = *expected;
+    let found = rpc.has_code(address).await;
+    let is_there = *found.as_ref().unwrap_or(&true);
+    let says = found.map(|_| name.to_owned()).map_err(NetworkProblem::from);
+    let mut finding = Finding::new("contract", Some(address), says);
+    if !is_there && by_permit2 && expected.for_permit2 {
+        finding.outcome = Outcome::Wrong;
+        finding.says = format!("{name} is not there, and a configured token moves by Permit2");
+    } else if !is_there {
+        finding.outcome = Outcome::Missing;
+    }
+    finding
+}

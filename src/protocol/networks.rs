@@ -1,0 +1,280 @@
+//! The networks that x402d knows by name, as data: one row each. Any other EVM network is served by its CAIP-2 name.
+
+use crate::protocol::Network;
+
+/// What is known of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownNetwork {
+    /// EIP-155.
+    pub chain_id: u64,
+    /// For people.
+    pub name: &'static str,
+    /// For configuration and command line; the first one is what is shown.
+    pub names: &'static [&'static str],
+    /// Whether shipped v1 clients know the first of its names (`protocol.md` §1.5). A v1 client refuses a whole 402 that holds any name
+    /// that it does not know.
+    pub in_v1: bool,
+    /// Whether its money is worth nothing.
+    pub test: bool,
+    /// The symbol of the currency in which gas is paid.
+    pub native_symbol: &'static str,
+    /// Roughly how long a block takes, in milliseconds.
+    pub block_time_ms: u32,
+    /// The depth at which a payment counts as settled unless the operator says otherwise; 1 = in a canonical block.
+    pub confirmations: u32,
+    /// Where people look transactions up, without a slash at its end.
+    pub explorer: Option<&'static str>,
+}
+
+/// The depth on a network that is not in the table: nothing is known of its blocks, and its money is taken for real.
+const UNKNOWN_CONFIRMATIONS: u32 = 3;
+
+const V1: bool = true;
+const V2: bool = false;
+const MAIN: bool = false;
+const TEST: bool = true;
+
+macro_rules! networks {
+    ($($chain_id:literal $name:literal $names:tt $in_v1:ident $test:ident $native:literal $block:literal $depth:literal $explorer:literal;)*) => {
+        &[$(KnownNetwork {
+            chain_id: $chain_id,
+            name: $name,
+            names: &$names,
+            in_v1: $in_v1,
+            test: $test,
+            native_symbol: $native,
+            block_time_ms: $block,
+            confirmations: $depth,
+            explorer: if $explorer.is_empty() { None } else { Some($explorer) },
+        },)*]
+    };
+}
+
+/// Every known network by its chain id.
+///
+/// A depth of 1 is for test networks, for chains whose blocks are final when they are seen (`CometBFT`, Snowman, Roll-DPoS) and for
+/// rollups, whose sequencer orders alone. Elsewhere: Ethereum drops single blocks every day, and peaq's can be dropped until its relay chain
+/// has them; Polygon asks for one block above; what Monad calls latest is proposed only, and final two blocks later, as it is on XDC; on
+/// Igra, whose order comes from proof of work, ten blocks are what its makers advise for small sums. More than that would outlast the
+/// patience of those who wait for an answer. Names, currencies, explorers and most block times are viem's.
+pub const NETWORKS: &[KnownNetwork] = networks! {
+//  chain id  name                    names                                               dialect worth  gas    ms    depth explorer
+    1         "Ethereum"              ["ethereum"]                                             V1 MAIN "ETH"    12_000  2 "https://etherscan.io";
+    10        "OP Mainnet"            ["optimism", "op-mainnet"]                               V2 MAIN "ETH"     2_000  1 "https://optimistic.etherscan.io";
+    14        "Flare"                 ["flare"]                                                V1 MAIN "FLR"     1_800  1 "https://flare-explorer.flare.network";
+    50        "XDC Network"           ["xdc"]                                                  V1 MAIN "XDC"     2_000  3 "https://xdcscan.com";
+    51        "XDC Apothem"           ["xdc-apothem"]                                          V2 TEST "TXDC"    2_000  1 "https://testnet.xdcscan.com";
+    137       "Polygon"               ["polygon"]                                              V1 MAIN "POL"     2_000  2 "https://polygonscan.com";
+    143       "Monad"                 ["monad"]                                                V1 MAIN "MON"       300  3 "https://monadscan.com";
+    480       "World Chain"           ["world", "world-chain"]                                 V2 MAIN "ETH"     2_000  1 "https://worldscan.org";
+    988       "Stable"                ["stable"]                                               V1 MAIN "USDT0"     700  1 "https://stablescan.xyz";
+    1328      "Sei Testnet"           ["sei-testnet"]                                          V1 TEST "SEI"       400  1 "https://testnet.seiscan.io";
+    1329      "Sei"                   ["sei"]                                                  V1 MAIN "SEI"       400  1 "https://seiscan.io";
+    1514      "Data Network (Story)"  ["story"]                                                V1 MAIN "DATA"    2_300  1 "https://datanetscan.io";
+    2201      "Stable Testnet"        ["stable-testnet"]                                       V1 TEST "USDT0"     700  1 "https://testnet.stablescan.xyz";
+    2741      "Abstract"              ["abstract"]                                             V1 MAIN "ETH"       200  1 "https://abscan.org";
+    3338      "peaq"                  ["peaq"]                                                 V1 MAIN "PEAQ"    6_000  2 "https://peaq.subscan.io";
+    4326      "MegaETH"               ["megaeth"]                                              V1 MAIN "ETH"     1_000  1 "https://mega.etherscan.io";
+    4689      "IoTeX"                 ["iotex"]                                                V1 MAIN "IOTX"    2_500  1 "https://iotexscan.io";
+    4801      "World Chain Sepolia"   ["world-sepolia", "world-chain-sepolia"]                 V2 TEST "ETH"     2_000  1 "https://sepolia.worldscan.org";
+    8453      "Base"                  ["base"]                                                 V1 MAIN "ETH"     2_000  1 "https://basescan.org";
+    11_124    "Abstract Testnet"      ["abstract-testnet"]                                     V1 TEST "ETH"       200  1 "https://sepolia.abscan.org";
+    31_337    "Local chain"           ["local", "anvil"]                                       V2 TEST "ETH"     1_000  1 "";
+    31_611    "Mezo Testnet"          ["mezo-testnet"]                                         V2 TEST "BTC"     4_000  1 "https://explorer.test.mezo.org";
+    31_612    "Mezo"                  ["mezo"]                                                 V2 MAIN "BTC"     4_000  1 "https://explorer.mezo.org";
+    36_900    "ADI Chain"             ["adi"]                                                  V2 MAIN "ADI"     1_000  1 "https://explorer.adifoundation.ai";
+    38_833    "Igra"                  ["igra"]                                                 V2 MAIN "iKAS"    1_000 10 "https://explorer.igralabs.com";
+    41_923    "EDU Chain"             ["educhain"]                                             V1 MAIN "EDU"     1_000  1 "https://explorer.educhain.xyz";
+    42_161    "Arbitrum One"          ["arbitrum", "arbitrum-one"]                             V2 MAIN "ETH"       250  1 "https://arbiscan.io";
+    42_220    "Celo"                  ["celo"]                                                 V1 MAIN "CELO"    1_000  1 "https://celoscan.io";
+    43_113    "Avalanche Fuji"        ["avalanche-fuji"]                                       V1 TEST "AVAX"    1_700  1 "https://testnet.snowtrace.io";
+    43_114    "Avalanche C-Chain"     ["avalanche"]                                            V1 MAIN "AVAX"    1_700  1 "https://snowtrace.io";
+    72_344    "Radius Testnet"        ["radius-testnet"]                                       V1 TEST "RUSD"    1_000  1 "https://testnet.radiustech.xyz";
+    80_002    "Polygon Amoy"          ["polygon-amoy"]                                         V1 TEST "POL"     2_000  1 "https://amoy.polygonscan.com";
+    84_532    "Base Sepolia"          ["base-sepolia"]                                         V1 TEST "ETH"     2_000  1 "https://sepolia.basescan.org";
+    181_228   "HPP Sepolia"           ["hpp-sepolia"]                                          V2 TEST "ETH"       250  1 "https://sepolia-explorer.hpp.io";
+    190_415   "HPP"                   ["hpp"]                                                  V2 MAIN "ETH"       250  1 "https://explorer.hpp.io";
+    421_614   "Arbitrum Sepolia"      ["arbitrum-sepolia"]                                     V2 TEST "ETH"       250  1 "https://sepolia.arbiscan.io";
+    723_487   "Radius"                ["radius"]                                               V1 MAIN "RUSD"    1_000  1 "https://network.radiustech.xyz";
+    1_440_000 "XRPL EVM"              ["xrpl-evm"]                                             V1 MAIN "XRP"     4_000  1 "https://explorer.xrplevm.org";
+    11_142_220 "Celo Sepolia"         ["celo-sepolia"]                                         V1 TEST "CELO"    1_000  1 "https://celo-sepolia.blockscout.com";
+    11_155_111 "Sepolia"              ["sepolia", "ethereum-sepolia"]                          V1 TEST "ETH"    12_000  1 "https://sepolia.etherscan.io";
+    324_705_682 "SKALE Base Sepolia"  ["skale-base-sepolia"]                                   V1 TEST "CREDIT"  1_000  1 "https://base-sepolia-testnet-explorer.skalenodes.com";
+};
+
+impl KnownNetwork {
+    /// Its CAIP-2 name.
+    pub const fn network(&self) -> Network {
+        Network::from_chain_id(self.chain_id)
+    }
+
+    /// The name that v1 messages use, where there is one.
+    pub fn v1_name(&self) -> Option<&'static str> {
+        self.names.first().copied().filter(|_| self.in_v1)
+    }
+}
+
+impl Network {
+    /// What is known of it, if it is in the table.
+    pub fn known(self) -> Option<&'static KnownNetwork> {
+        NETWORKS
+            .iter()
+            .find(|known| known.chain_id == self.chain_id())
+    }
+
+    /// The network that people mean: a CAIP-2 name, or a name of the table such as `base` or `arbitrum`.
+    pub fn named(text: &str) -> Option<Self> {
+        let listed = || NETWORKS.iter().find(|known| known.names.contains(&text));
+        text.parse()
+            .ok()
+            .or_else(|| listed().map(KnownNetwork::network))
+    }
+
+    /// The name that v1 messages use, where there is one.
+    pub fn v1_name(self) -> Option<&'static str> {
+        self.known().and_then(KnownNetwork::v1_name)
+    }
+
+    /// The network of a v1 name.
+    pub fn from_v1_name(name: &str) -> Option<Self> {
+        let mut known = NETWORKS.iter();
+        known
+            .find(|known| known.v1_name() == Some(name))
+            .map(KnownNetwork::network)
+    }
+
+    /// The symbol of the currency in which gas is paid, where it is known.
+    pub fn native_symbol(self) -> Option<&'static str> {
+        self.known().map(|known| known.native_symbol)
+    }
+
+    /// Whether it is known to be a test network. One that is not in the table counts as a mainnet.
+    pub fn is_test(self) -> bool {
+        self.known().is_some_and(|known| known.test)
+    }
+
+    /// The depth at which a payment counts as settled unless the operator says otherwise.
+    pub fn default_confirmations(self) -> u32 {
+        self.known()
+            .map_or(UNKNOWN_CONFIRMATIONS, |known| known.confirmations)
+    }
+
+    /// Where people look at a transaction, where that is known.
+    pub fn explorer_url(self, transaction: impl std::fmt::Display) -> Option<String> {
+        let explorer = self.known()?.explorer?;
+        Some(format!("{explorer}/tx/{transaction}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn chain_ids_and_names_stand_once_and_in_order() {
+        assert!(NETWORKS.is_sorted_by(|one, next| one.chain_id < next.chain_id));
+        let mut seen = HashSet::new();
+        for known in NETWORKS {
+            assert!(!known.names.is_empty(), "{}", known.name);
+            for name in known.names {
+                assert!(seen.insert(*name), "{name} stands twice");
+                let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+                assert!(name.bytes().all(plain), "{name}");
+                assert_eq!(Network::named(name), Some(known.network()));
+            }
+            let caip_2 = known.network().to_string();
+            assert_eq!(Network::named(&caip_2), Some(known.network()));
+        }
+        assert_eq!(Network::named("nowhere"), None);
+    }
+
+    #[test]
+    fn names_of_both_versions_lead_to_the_same_network() {
+        let base_sepolia: Network = "eip155:84532".parse().unwrap();
+        assert_eq!(Network::from_v1_name("base-sepolia"), Some(base_sepolia));
+        assert_eq!(base_sepolia.v1_name(), Some("base-sepolia"));
+        assert_eq!(base_sepolia.to_string(), "eip155:84532");
+        let arbitrum = Network::named("arbitrum").unwrap();
+        assert_eq!(arbitrum.chain_id(), 42_161);
+        assert_eq!(arbitrum.v1_name(), None, "Arbitrum never had a v1 name");
+        assert_eq!(Network::from_v1_name("arbitrum"), None);
+        assert_eq!(Network::from_v1_name("ethereum-sepolia"), None);
+    }
+
+    /// `protocol.md` §1.5; one name more, and v1 clients that read it refuse a whole 402.
+    #[test]
+    fn v1_has_the_names_that_shipped_clients_know_and_no_other() {
+        let names = NETWORKS.iter().filter_map(KnownNetwork::v1_name);
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        let shipped = [
+            "abstract",
+            "abstract-testnet",
+            "avalanche",
+            "avalanche-fuji",
+            "base",
+            "base-sepolia",
+            "celo",
+            "celo-sepolia",
+            "educhain",
+            "ethereum",
+            "flare",
+            "iotex",
+            "megaeth",
+            "monad",
+            "peaq",
+            "polygon",
+            "polygon-amoy",
+            "radius",
+            "radius-testnet",
+            "sei",
+            "sei-testnet",
+            "sepolia",
+            "skale-base-sepolia",
+            "stable",
+            "stable-testnet",
+            "story",
+            "xdc",
+            "xrpl-evm",
+        ];
+        assert_eq!(names, shipped);
+    }
+
+    #[test]
+    fn payments_settle_in_a_block_on_test_networks_and_unknown_chains_are_taken_for_mainnets() {
+        for known in NETWORKS {
+            assert!((1..=10).contains(&known.confirmations), "{}", known.name);
+            assert!(!known.test || known.confirmations == 1, "{}", known.name);
+            assert!(
+                (100..=12_000).contains(&known.block_time_ms),
+                "{}",
+                known.name
+            );
+        }
+        let unknown = Network::from_chain_id(987_654_321);
+        assert!(!unknown.is_test());
+        assert_eq!(unknown.default_confirmations(), 3);
+        assert_eq!(unknown.native_symbol(), None);
+        assert!(Network::from_chain_id(84_532).is_test());
+        assert!(!Network::from_chain_id(8453).is_test());
+    }
+
+    #[test]
+    fn transactions_are_looked_up_at_the_explorer_where_there_is_one() {
+        let base = Network::from_chain_id(8453);
+        assert_eq!(
+            base.explorer_url("0xab").as_deref(),
+            Some("https://basescan.org/tx/0xab")
+        );
+        assert_eq!(Network::from_chain_id(31_337).explorer_url("0xab"), None);
+        let explorers = NETWORKS.iter().filter_map(|known| known.explorer);
+        for explorer in explorers {
+            assert!(
+                explorer.starts_with("https://") && !explorer.ends_with('/'),
+                "{explorer}"
+            );
+        }
+    }
+}

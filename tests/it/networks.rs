@@ -1,0 +1,337 @@
+//! Networks and tokens: the table as it is shown, and configurations that the chain contradicts.
+
+use std::process::Output;
+use std::time::Duration;
+
+use alloy::primitives::{Address, address};
+use serde_json::{Value, json};
+use tokio::process::Command;
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Chain, Database, Facilitator, Fault, Proxy, SECRET, eventually, run};
+
+const KEY: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
+const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
+const NOTHING: Address = Address::repeat_byte(0xaa);
+/// Says that it has six decimals and reverts everything else.
+const MUTE: Address = Address::repeat_byte(0x3d);
+const MUTE_CODE: &str = "0x60003560e01c63313ce56714601357600080fd5b600660005260206000f3";
+
+/// One token as `x402d.toml` describes it.
+fn token(address: Address, name: &str, decimals: u8, further: &str) -> String {
+    format!(
+        "[[networks.base-sepolia.assets]]\naddress = \"{address}\"\nname = \"{name}\"\nversion = \"2\"\ndecimals = {decimals}\n{further}\n"
+    )
+}
+
+/// A network by the environment.
+fn reached<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
+    [
+        ("X402D_NETWORK", network),
+        ("X402D_RPC_URL", url),
+        ("X402D_SIGNER_KEYS", KEY),
+    ]
+}
+
+/// Runs `x402d networks --check` on a network with these tokens.
+fn checked(network: &str, url: &str, toml: &str) -> Output {
+    run(&["networks", "--check"], &reached(network, url), toml)
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn complaint(output: &Output) -> String {
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// What a chain contradicts: network, file, and what has to be said about it.
+fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
+    let silent = [
+        "DOMAIN_SEPARATOR",
+        "transfer_method = \"permit2\"",
+        "eip2612 = false",
+    ];
+    let by_permit2 = "transfer_method = \"permit2\"\neip2612 = true";
+    vec![
+        (
+            "avalanche-fuji",
+            String::new(),
+            ["serves chain 84532", "configured is 43113", "RPC"],
+        ),
+        (
+            "base-sepolia",
+            token(TEST_USDC, "USD Coin", 6, ""),
+            [
+                "EIP-712",
+                "name \"USD Coin\"",
+                "itself says name \"USDC\" and version \"2\"",
+            ],
+        ),
+        (
+            "base-sepolia",
+            token(TEST_USDC, "USDC", 18, ""),
+            ["has 6 decimals", "configured are 18", "correct assets"],
+        ),
+        (
+            "base-sepolia",
+            token(NOTHING, "USDC", 6, ""),
+            ["no contract", "correct assets", "RPC URL"],
+        ),
+        (
+            "base-sepolia",
+            token(MULTICALL3, "USDC", 6, ""),
+            ["how many decimals", "every token", "correct assets"],
+        ),
+        ("base-sepolia", token(MUTE, "USDC", 6, ""), silent),
+        ("base-sepolia", token(MUTE, "USDC", 6, by_permit2), silent),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_chain_contradicts_does_not_start_and_is_found_by_the_check() {
+    let (chain, database) = (Chain::start().await, Database::fresh().await);
+    chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
+    let (variable, place) = database.variable();
+    for (network, toml, telling) in contradictions() {
+        let serving = [("X402D_LISTEN", "127.0.0.1:0"), (variable, place.as_str())];
+        let serving = [&reached(network, chain.url())[..], &serving].concat();
+        let said = complaint(&run(&["serve"], &serving, &toml));
+        let found = checked(network, chain.url(), &toml);
+        assert!(complaint(&found).contains("1 of 1 networks"), "{found:?}");
+        let found = out(&found);
+        let wrong = found.lines().find(|line| line.contains("WRONG"));
+        let wrong = wrong.unwrap_or_else(|| panic!("{found}"));
+        for text in telling {
+            assert!(said.contains(text), "{text} is missing in {said}");
+            assert!(wrong.contains(text), "{text} is missing in {wrong}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_agrees_with_the_chain_is_said_line_by_line() {
+    let chain = Chain::start().await;
+    chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
+    let output = checked("base-sepolia", chain.url(), "");
+    let text = out(&output);
+    assert!(output.status.success(), "{output:?}");
+    let usdc = TEST_USDC.to_checksum(None);
+    for (about, says) in [
+        ("eip155:84532", "Base Sepolia, confirmations 1"),
+        ("ok       chain", "chain id 84532"),
+        (
+            usdc.as_str(),
+            "code, 6 decimals, EIP-712 domain \"USDC\" \"2\"; eip3009, eip2612",
+        ),
+        ("ok       signer", "a plain account"),
+        ("ok       contract", "Multicall3"),
+        ("0x000000000022D473030F116dDEE9F6B43aC78BA3", "Permit2"),
+        (
+            "0x402085c248EeA27D92E8b30b2C58ed07f9E20001",
+            "x402ExactPermit2Proxy",
+        ),
+        (
+            "0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002",
+            "x402UptoPermit2Proxy",
+        ),
+    ] {
+        let found = |line: &str| line.contains(about) && line.contains(says);
+        assert!(
+            text.lines().any(found),
+            "{about} {says} is missing in {text}"
+        );
+    }
+
+    // Nobody signs under this token's own domain.
+    let by_permit2 = token(MUTE, "USDC", 6, "transfer_method = \"permit2\"");
+    let output = checked("base-sepolia", chain.url(), &by_permit2);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        out(&output).contains("code, 6 decimals; permit2"),
+        "{output:?}"
+    );
+
+    // The first proxy is needed by a token that moves by Permit2, and by no other.
+    let proxy = "0x402085c248EeA27D92E8b30b2C58ed07f9E20001";
+    chain.call("anvil_setCode", json!([proxy, "0x"])).await;
+    let arguments = ["networks", "--check", "--json"];
+    let variables = reached("base-sepolia", chain.url());
+    let output = run(&arguments, &variables, "");
+    assert!(output.status.success(), "{output:?}");
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = found["networks"][0]["findings"].as_array().unwrap();
+    let outcome = |address: &str| {
+        let finding = findings
+            .iter()
+            .find(|finding| finding["address"] == address);
+        finding.unwrap()["outcome"].clone()
+    };
+    assert_eq!(outcome(proxy), "missing");
+    assert_eq!(outcome(&usdc), "agrees");
+    let output = run(&arguments, &variables, &by_permit2);
+    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
+    assert!(out(&output).contains("moves by Permit2"), "{output:?}");
+}
+
+#[test]
+fn an_rpc_that_does_not_answer_is_no_agreement_and_its_url_is_not_shown() {
+    let url = "http://127.0.0.1:9/secret-path";
+    let output = checked("base-sepolia", url, "");
+    let text = out(&output) + &complaint(&output);
+    assert!(
+        text.contains("UNKNOWN") && text.contains("cannot be reached"),
+        "{text}"
+    );
+    assert!(
+        !text.contains("secret-path") && !text.contains(&KEY[2..]),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_that_comes_back_with_another_token_is_not_served_and_that_is_said() {
+    let (chain, database) = (Chain::start().await, Database::fresh().await);
+    let proxy = Proxy::before(chain.url()).await;
+    proxy.all(Fault::Unavailable);
+    let variables = vec![
+        database.variable(),
+        ("X402D_NETWORK", "base-sepolia".to_owned()),
+        ("X402D_RPC_URL", proxy.url()),
+        ("X402D_SIGNER_KEYS", KEY.to_owned()),
+    ];
+    let toml = token(TEST_USDC, "USDC", 18, "");
+    let mut facilitator = Facilitator::new(variables, &toml);
+    facilitator.spawn(None).await;
+    assert!(!facilitator.log().contains("decimals"));
+    proxy.all(Fault::None);
+    eventually("a complaint", Duration::from_secs(20), async || {
+        let log = facilitator.log();
+        let complaint = log.lines().find(|line| line.contains("has 6 decimals"))?;
+        assert!(complaint.contains("ERROR"), "{complaint}");
+        Some(())
+    })
+    .await;
+    assert_eq!(facilitator.get("/readyz").await.status, 503);
+    assert!(!facilitator.log().contains(SECRET));
+}
+
+#[test]
+fn the_table_shows_every_network_with_its_tokens() {
+    let shown = run(&["networks"], &[], "");
+    assert!(shown.status.success(), "{shown:?}");
+    let text = out(&shown);
+    for parts in [
+        &[
+            "eip155:8453 ",
+            "Base ",
+            "base*",
+            "main",
+            "ETH",
+            "2 s",
+            "https://basescan.org",
+        ][..],
+        &["eip155:84532 ", "Base Sepolia", "base-sepolia*", "test"],
+        &[
+            "eip155:42161 ",
+            "Arbitrum One",
+            "arbitrum, arbitrum-one",
+            "250 ms",
+        ],
+        &[
+            "eip155:137 ",
+            "Polygon",
+            "POL",
+            "      2  https://polygonscan.com",
+        ],
+        &[
+            "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
+            "USDC",
+            " 6 eip3009  eip2612  yes \"USD Coin\" 2",
+        ],
+        &[
+            "0xFAfDdbb3FC7688494971a79cc65DCa3EF82079E7",
+            "MegaUSD",
+            "18 permit2  eip2612  yes",
+        ],
+        &[
+            "0xA5b8BF902b2844dA17d4506cc827F7F1681735E7",
+            "USDC",
+            " 6 permit2  -        yes",
+        ],
+        &[
+            "0x5425890298aed601595a70AB815c96711a31Bc65",
+            "USDC",
+            " 6 eip3009  eip2612  no",
+        ],
+    ] {
+        let found = |line: &str| parts.iter().all(|part| line.contains(part));
+        assert!(text.lines().any(found), "{parts:?} is missing in {text}");
+    }
+    let shown = run(&["networks", "--json"], &[], "");
+    let table: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let networks = table["networks"].as_array().unwrap();
+    let base = networks.iter().find(|row| row["network"] == "eip155:8453");
+    let base = base.unwrap();
+    assert_eq!(base["v1Name"], "base");
+    assert_eq!(base["confirmations"], 1);
+    assert_eq!(base["blockTimeMs"], 2000);
+    assert_eq!(base["nativeSymbol"], "ETH");
+    assert_eq!(base["assets"][0]["transferMethod"], "eip3009");
+}
+
+/// A buyer of the SDK pays by default with what is in its own table; one token more or less there would go unnoticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_has_the_default_tokens_of_the_official_sdk_and_says_of_no_other_that_it_does() {
+    let script =
+        "import { DEFAULT_ASSETS } from '@x402/evm'; console.log(JSON.stringify(DEFAULT_ASSETS))";
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
+    let mut command = Command::new("node");
+    command.args(["--input-type=module", "--eval", script]);
+    let output = command.current_dir(folder).output().await.unwrap();
+    let theirs: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut expected = Vec::new();
+    for (network, assets) in theirs.as_object().unwrap() {
+        for asset in assets.as_array().unwrap() {
+            let method = asset.get("assetTransferMethod");
+            let method = method.and_then(Value::as_str).unwrap_or("eip3009");
+            expected.push(json!([
+                network,
+                asset["asset"].as_str().unwrap().to_lowercase(),
+                asset["symbol"],
+                asset["name"],
+                asset["version"],
+                asset["decimals"],
+                method,
+                // The SDK says it of tokens that move by Permit2 alone.
+                method == "permit2" && asset["supportsEip2612"] == true,
+            ]));
+        }
+    }
+    let shown = run(&["networks", "--json"], &[], "");
+    let table: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let mut found = Vec::new();
+    for row in table["networks"].as_array().unwrap() {
+        for asset in row["assets"].as_array().unwrap() {
+            if asset["inSdk"] == true {
+                found.push(json!([
+                    row["network"],
+                    asset["address"].as_str().unwrap().to_lowercase(),
+                    asset["symbol"],
+                    asset["name"],
+                    asset["version"],
+                    asset["decimals"],
+                    asset["transferMethod"],
+                    asset["transferMethod"] == "permit2" && asset["eip2612"] == true,
+                ]));
+            }
+        }
+    }
+    let in_order = |rows: &mut Vec<Value>| rows.sort_by_key(Value::to_string);
+    in_order(&mut expected);
+    in_order(&mut found);
+    assert!(expected.len() >= 28);
+    assert_eq!(found, expected);
+}

@@ -189,8 +189,8 @@ pub enum BuyerError {
         /// The facilitator's answer, when the seller passed it on.
         outcome: Option<Box<SettleResponse>>,
     },
-    /// Permit2 may not take the payer's token yet, and the seller does not have it sponsored. Nothing has moved; what was signed can land
-    /// once Permit2 is approved, until it expires.
+    /// Permit2 may not take the payer's token yet, says the seller, and no permit was sponsored. Nothing can have moved then; but what was
+    /// signed can land once Permit2 is approved, until it expires.
     #[error(
         "the payer has to approve Permit2 ({PERMIT2}) for at least {} atomic units of the token {} on {} first",
         handed.amount, handed.asset, handed.network

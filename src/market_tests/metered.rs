@@ -49,6 +49,7 @@ fn wishing(url: &str, wish: &[(&str, &str)]) -> String {
 async fn the_handler_says_how_much_of_the_maximum_is_charged() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
+    let buyer = client();
     for (wish, charged) in [
         (vec![("typed", "1000")], "1000"),
         (vec![("typed", "50%")], "5000"),
@@ -61,7 +62,7 @@ async fn the_handler_says_how_much_of_the_maximum_is_charged() {
         (vec![("typed", "10000")], "10000"),
         (vec![], "10000"),
     ] {
-        let paid = client().get(&wishing(&url, &wish), &cent()).await.unwrap();
+        let paid = buyer.get(&wishing(&url, &wish), &cent()).await.unwrap();
         assert_eq!(paid.status, 200);
         assert_eq!(paid.charged(), Some(charged.parse().unwrap()), "{wish:?}");
         assert_eq!(paid.transaction(), Some(HASH));
@@ -140,6 +141,7 @@ async fn a_charge_of_nothing_is_settled_and_has_no_transaction() {
 async fn what_cannot_be_charged_is_the_sellers_fault_and_settles_nothing() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
+    let buyer = client();
     for wish in [
         ("typed", "10001"),
         ("typed", "$0.010001"),
@@ -150,7 +152,7 @@ async fn what_cannot_be_charged_is_the_sellers_fault_and_settles_nothing() {
         ("stock", "1000"),
     ] {
         market.script.lock().unwrap().asked.clear();
-        let error = client()
+        let error = buyer
             .get(&wishing(&url, &[wish]), &cent())
             .await
             .unwrap_err();
@@ -445,4 +447,25 @@ async fn an_answer_that_broke_off_is_made_again_for_what_was_charged_first() {
     assert_eq!(again.bytes().await.unwrap().len(), 15 * 1024 * 1024);
     assert_eq!((market.runs(), asked_for(&market).1), (2, json!("1000")));
     assert_eq!(market.calls(), ["supported", "verify", "settle"]);
+}
+
+#[tokio::test]
+async fn a_lost_answer_about_nothing_is_known_again_without_a_hash() {
+    for (charge, status) in [("0", 200), ("1", 402)] {
+        let mut market = Market::default();
+        let url = wishing(&shop(&mut market).await, &[("typed", charge)]);
+        let payment = payment(&challenge(&url).await);
+        let asking = reqwest::Client::new();
+        let ask = || asking.get(&url).header(payment.name(), payment.value());
+        market.answers([(200, valid()), (502, json!({}))]);
+        assert_eq!(ask().send().await.unwrap().status(), 502);
+        market.answers([(200, failed("duplicate_settlement", ""))]);
+        let again = ask().send().await.unwrap();
+        assert_eq!(again.status(), status, "{charge}");
+        if status == 200 {
+            let told = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
+            let told: crate::protocol::SettleResponse = header::decode(told).unwrap();
+            assert_eq!((told.success, told.amount), (true, Some(Amount::ZERO)));
+        }
+    }
 }

@@ -121,22 +121,24 @@ impl Settling {
         if outcome.network.is_empty() {
             outcome.network = network_name(payment.version, self.network).unwrap_or_default();
         }
-        if outcome.success {
-            // The buyer has to learn what it was charged, also from a facilitator that does not repeat it.
-            outcome.amount = outcome.amount.or(self.charge);
-        }
+        // What was charged nothing has no transaction, and owes nothing either.
+        let named = !outcome.transaction.is_empty();
         let ours = self.serving.was_settling
             && refused_as(&outcome, Reason::DuplicateSettlement)
-            && !outcome.transaction.is_empty();
+            && (named || self.charge == Some(Amount::ZERO));
         if ours {
             // This server died between asking and hearing: the one who was told success was it.
             outcome.success = true;
             (outcome.error_reason, outcome.error_message) = (None, None);
         }
-        if outcome.success {
-            Ok(outcome)
-        } else {
-            Err(Ends::Refused(Box::new(outcome)))
+        if !outcome.success {
+            return Err(Ends::Refused(Box::new(outcome)));
         }
+        // The buyer has to learn what it was charged, also from a facilitator that does not repeat it; but what the handler says now need
+        // not be what it said when the payment was settled.
+        if !(ours && named) {
+            outcome.amount = outcome.amount.or(self.charge);
+        }
+        Ok(outcome)
     }
 }

@@ -1,4 +1,5 @@
-//! What a payer who sends the money needs of a chain: JSON-RPC calls to an endpoint that the caller names.
+//! What a payer needs of a chain, by JSON-RPC calls to an endpoint that the caller names: to send money, to prove that a payment moved none,
+//! and to know what Permit2 may take.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,16 +9,20 @@ use alloy::eips::eip2718::Encodable2718 as _;
 use alloy::eips::eip2930::AccessList;
 use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U64, U128, U256, keccak256};
 use alloy::sol;
-use alloy::sol_types::SolCall as _;
+use alloy::sol_types::SolCall;
 use reqwest::Url;
 use serde_json::{Value, json};
 
 use crate::buyer::exchange::Http;
 use crate::buyer::{Handed, Signer};
-use crate::protocol::Network;
+use crate::protocol::permit2::PERMIT2;
+use crate::protocol::{Amount, Means, Network};
 
 sol! {
     function authorizationState(address authorizer, bytes32 nonce) returns (bool);
+    function nonceBitmap(address owner, uint256 word) returns (uint256);
+    function allowance(address owner, address spender) returns (uint256);
+    function nonces(address owner) returns (uint256);
 }
 
 /// One chain's endpoint. Its URL, which may hold a key, is shown nowhere.
@@ -83,18 +88,69 @@ impl Chain {
             .and_then(Value::as_str)
             .unwrap_or("latest");
         let time = time.ok_or("the endpoint answered with a block without time")?;
-        let expired = handed
-            .valid_before
-            .is_some_and(|end| u64::try_from(end).is_ok_and(|end| time.to::<u64>() >= end));
-        let call = authorizationStateCall {
-            authorizer: handed.payer,
-            nonce: handed.nonce,
+        let time = time.to::<u64>();
+        let expired = handed.valid_before.is_some_and(|end| {
+            u64::try_from(end).is_ok_and(|end| match handed.means {
+                Means::Authorization => time >= end,
+                // Permit2 still takes it in its last second.
+                Means::Permit2 | Means::Metered => time > end,
+            })
+        });
+        Ok(expired && !self.is_used(http, handed, number).await?)
+    }
+
+    /// Whether an authorization's nonce was used up by this block.
+    async fn is_used(&self, http: &Http, handed: &Handed, block: &str) -> Result<bool, String> {
+        match handed.means {
+            Means::Authorization => {
+                let call = authorizationStateCall {
+                    authorizer: handed.payer,
+                    nonce: handed.nonce,
+                };
+                self.call(http, handed.asset, call, block).await
+            }
+            // A word of Permit2's bitmap holds 256 nonces: the low byte says which bit.
+            Means::Permit2 | Means::Metered => {
+                let nonce = U256::from_be_bytes(handed.nonce.0);
+                let call = nonceBitmapCall {
+                    owner: handed.payer,
+                    word: nonce >> 8,
+                };
+                let word: U256 = self.call(http, PERMIT2, call, block).await?;
+                Ok(word.bit(usize::from(nonce.byte(0))))
+            }
+        }
+    }
+
+    /// The nonce for the token's permit, when Permit2 may not take `amount` of the payer's without one.
+    pub(super) async fn permit_nonce(
+        &self,
+        http: &Http,
+        payer: Address,
+        (token, amount): (Address, Amount),
+    ) -> Result<Option<U256>, String> {
+        let allowed = allowanceCall {
+            owner: payer,
+            spender: PERMIT2,
         };
-        let call = json!([{"to": handed.asset, "data": Bytes::from(call.abi_encode())}, number]);
+        let allowed = self.call(http, token, allowed, "latest").await?;
+        if allowed >= amount.atomic() {
+            return Ok(None);
+        }
+        let nonces = noncesCall { owner: payer };
+        self.call(http, token, nonces, "latest").await.map(Some)
+    }
+
+    async fn call<C: SolCall>(
+        &self,
+        http: &Http,
+        to: Address,
+        call: C,
+        block: &str,
+    ) -> Result<C::Return, String> {
+        let call = json!([{"to": to, "data": Bytes::from(call.abi_encode())}, block]);
         let answer: Bytes = self.ask(http, "eth_call", call).await?;
-        let used = authorizationStateCall::abi_decode_returns(&answer)
-            .map_err(|error| error.to_string())?;
-        Ok(expired && !used)
+        C::abi_decode_returns(&answer).map_err(|error| error.to_string())
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(

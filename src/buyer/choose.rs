@@ -5,12 +5,12 @@ use alloy::primitives::Address;
 use crate::buyer::BuyerError;
 use crate::protocol::assets::default_assets;
 use crate::protocol::challenge::Offer;
-use crate::protocol::{Amount, Network, PaymentRequired, PaymentRequirements, Scheme, X402Version};
+use crate::protocol::{Amount, Means, Network, PaymentRequired, X402Version};
 
 /// What the caller allows for one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PayOptions {
-    /// The most that may be signed away, in atomic units of the token that is paid.
+    /// The most that may be signed away, in atomic units of the token that is paid. What is metered counts with its maximum.
     pub ceiling: Amount,
     /// The dialect to prefer when the seller speaks both; v2 when `None`.
     pub version: Option<X402Version>,
@@ -31,7 +31,8 @@ pub struct PayOptions {
 /// When payment sessions are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SessionUse {
-    /// Where a facilitator is named: its session is bound into what is signed, and the header alone pays. Otherwise without.
+    /// Where a facilitator is named and the payment is by EIP-3009: its session is bound into what is signed, and the header alone
+    /// pays. Otherwise without.
     #[default]
     Offered,
     /// Never.
@@ -62,12 +63,19 @@ impl PayOptions {
             || self.assets.contains(&(network, asset))
     }
 
-    fn payable(&self, requirements: &PaymentRequirements) -> bool {
-        let method = requirements.transfer_method();
-        requirements.scheme == Scheme::Exact
-            && matches!(method, None | Some("eip3009"))
-            && requirements.domain_name().is_some()
-            && requirements.domain_version().is_some()
+    fn payable(&self, offer: &Offer) -> bool {
+        let requirements = &offer.requirements;
+        let v2 = offer.version == X402Version::V2;
+        let signable = match requirements.means() {
+            Some(Means::Authorization) => {
+                requirements.domain_name().is_some() && requirements.domain_version().is_some()
+            }
+            Some(Means::Permit2) => v2,
+            // Without it anybody could charge the maximum.
+            Some(Means::Metered) => v2 && requirements.facilitator().is_some(),
+            None => false,
+        };
+        signable
             && !requirements.amount.is_zero()
             && self
                 .network
@@ -83,7 +91,7 @@ pub(super) fn choose(
 ) -> Result<Offer, BuyerError> {
     let mut too_dear = None;
     for offer in challenge.offers() {
-        if !options.payable(&offer.requirements) {
+        if !options.payable(&offer) {
             continue;
         }
         if offer.requirements.amount <= options.ceiling {
@@ -147,7 +155,7 @@ mod tests {
             changed("/extra/name", json!("")),
             changed(
                 "/extra",
-                json!({"name": "USDC", "version": "2", "assetTransferMethod": "permit2"}),
+                json!({"name": "USDC", "version": "2", "assetTransferMethod": "erc7710"}),
             ),
             changed("/network", json!("eip155:31337")),
             entry("0"),
@@ -168,5 +176,48 @@ mod tests {
             chosen(&[offer], &options).is_err(),
             "another network than the caller's"
         );
+    }
+
+    #[test]
+    fn permit2_needs_no_domain_and_metered_offers_need_their_facilitator() {
+        let by = |scheme: &str, extra: Value| {
+            let mut offer = entry("10");
+            offer["scheme"] = json!(scheme);
+            offer["extra"] = extra;
+            offer
+        };
+        let somebody = "0x3333333333333333333333333333333333333333";
+        let nobody = "0x0000000000000000000000000000000000000000";
+        for (offer, payable) in [
+            (by("exact", json!({"assetTransferMethod": "permit2"})), true),
+            (
+                by("exact", json!({"assetTransferMethod": "eip3009"})),
+                false,
+            ),
+            (by("upto", json!({"facilitatorAddress": somebody})), true),
+            (by("upto", json!({"facilitatorAddress": nobody})), false),
+            (by("upto", json!({"facilitatorAddress": "0x33"})), false),
+            (by("upto", json!({"assetTransferMethod": "permit2"})), false),
+        ] {
+            let chosen = chosen(std::slice::from_ref(&offer), &ten());
+            assert_eq!(chosen.is_ok(), payable, "{offer}");
+        }
+    }
+
+    #[test]
+    fn version_1_knows_no_permit2() {
+        let entry = json!({"scheme": "upto", "network": "base-sepolia", "maxAmountRequired": "10",
+            "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "payTo": "0x2222222222222222222222222222222222222222",
+            "maxTimeoutSeconds": 300, "extra": {"facilitatorAddress": "0x3333333333333333333333333333333333333333"}});
+        for scheme in ["upto", "exact"] {
+            let mut entry = entry.clone();
+            entry["scheme"] = json!(scheme);
+            entry["extra"]["assetTransferMethod"] = json!("permit2");
+            let challenge = serde_json::from_value(json!({"x402Version": 1, "accepts": [entry]}));
+            assert!(matches!(
+                choose(&challenge.unwrap(), &ten()),
+                Err(BuyerError::NothingPayable(1))
+            ));
+        }
     }
 }

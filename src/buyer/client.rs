@@ -101,6 +101,14 @@ impl Paid {
         Some(payment.transaction.as_str()).filter(|hash| !hash.is_empty())
     }
 
+    /// What the purchase cost, in atomic units of what was handed over, when the seller says that it succeeded. At a metered price that
+    /// may be anything up to the maximum; zero has no transaction. It is the seller's word: the hash is the proof.
+    pub fn charged(&self) -> Option<Amount> {
+        let payment = self.payment.as_ref().filter(|payment| payment.success)?;
+        let handed = self.handed.as_ref()?;
+        Some(payment.amount.unwrap_or(handed.amount))
+    }
+
     /// The body as JSON.
     ///
     /// # Errors
@@ -149,7 +157,8 @@ impl Client {
         self
     }
 
-    /// Spends at most this much in its life, in atomic units of whatever is paid with, counting what was signed and may still land.
+    /// Spends at most this much in its life, in atomic units of whatever is paid with, counting what was signed and may still land. What
+    /// is metered counts with its maximum, whatever its seller says that it charged.
     #[must_use]
     pub const fn budget(mut self, budget: Amount) -> Self {
         self.budget = Some(budget);
@@ -183,8 +192,9 @@ impl Client {
         self
     }
 
-    /// Asks the JSON-RPC endpoint `rpc` about `network`: whether an expired payment is unpaid for certain, and what is needed to
-    /// send a transfer ([`crate::buyer::SessionUse::Transfer`]).
+    /// Asks the JSON-RPC endpoint `rpc` about `network`: whether an expired payment is unpaid for certain, what is needed to
+    /// send a transfer ([`crate::buyer::SessionUse::Transfer`]), and whether a payment by Permit2 needs the token's permit with it, where
+    /// the seller has its gas sponsored.
     #[must_use]
     pub fn chain(mut self, network: Network, rpc: Url) -> Self {
         self.chains.push(Chain { network, rpc });

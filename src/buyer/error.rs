@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::buyer::Paid;
 use crate::buyer::journal::JournalError;
-use crate::protocol::{Amount, Network, SettleResponse, field};
+use crate::protocol::permit2::PERMIT2;
+use crate::protocol::{Amount, Means, Network, SettleResponse, field};
 
 /// What was signed and handed out. Until `valid_before` has passed on the chain, whoever got it can have it settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,9 +23,13 @@ pub struct Handed {
     /// To whom.
     #[serde(with = "field::address")]
     pub pay_to: Address,
-    /// How much, in atomic units of the token.
+    /// How much, in atomic units of the token; by [`Means::Metered`] at most.
     pub amount: Amount,
-    /// The authorization's nonce, by which the token knows it; of a transfer that the payer sends, its session's tag.
+    /// By what leave.
+    #[serde(default)]
+    pub means: Means,
+    /// The authorization's nonce, by which the token knows it; by Permit2 the bytes of its number; of a transfer that the payer sends,
+    /// its session's tag.
     #[serde(with = "field::hash")]
     pub nonce: B256,
     /// Unix seconds after which it can no longer move money; `None` for a signed transaction, which can be sent for ever.
@@ -55,6 +60,9 @@ pub enum SessionFailure {
     /// No answer, or none that could be understood.
     #[error("the facilitator did not answer as one that offers sessions")]
     Unanswered,
+    /// Sessions are of EIP-3009 payments, and the offer is to be paid by Permit2.
+    #[error("a payment by Permit2 has no session")]
+    Means,
     /// It refused; holds its code.
     #[error("the facilitator refused the session: {0}")]
     Refused(String),
@@ -87,7 +95,7 @@ pub enum BuyerError {
     Challenge,
     /// None of the offers is one that this client can pay; holds how many there were.
     #[error(
-        "none of the seller's {0} offers can be paid: expected scheme exact by EIP-3009 in a known token"
+        "none of the seller's {0} offers can be paid: expected scheme exact, or upto with its facilitator's address, in a known token"
     )]
     NothingPayable(usize),
     /// Every payable offer is above the ceiling; holds the first one. Nothing was signed.
@@ -181,6 +189,16 @@ pub enum BuyerError {
         /// The facilitator's answer, when the seller passed it on.
         outcome: Option<Box<SettleResponse>>,
     },
+    /// Permit2 may not take the payer's token yet, says the seller, and no permit was sponsored. Nothing can have moved then; but what was
+    /// signed can land once Permit2 is approved, until it expires.
+    #[error(
+        "the payer has to approve Permit2 ({PERMIT2}) for at least {} atomic units of the token {} on {} first",
+        handed.amount, handed.asset, handed.network
+    )]
+    AllowanceRequired {
+        /// What was offered.
+        handed: Box<Handed>,
+    },
     /// The seller holds the payment that it asked for, and now asks for another amount. Nothing more was signed.
     #[error("the seller got the {} atomic units that it asked for and now asks for {price}", handed.amount)]
     PriceChanged {
@@ -233,6 +251,7 @@ impl BuyerError {
             Self::Pending { .. } => "settlement_pending",
             Self::Used { .. } => "payment_used",
             Self::Refused { .. } => "payment_refused",
+            Self::AllowanceRequired { .. } => "allowance_required",
             Self::PriceChanged { .. } => "price_changed",
             Self::Contradiction { .. } => "result_contradicts",
             Self::Unresolved { .. } => "unresolved",
@@ -255,6 +274,7 @@ impl BuyerError {
             | Self::Pending { handed, .. }
             | Self::Used { handed, .. }
             | Self::Refused { handed, .. }
+            | Self::AllowanceRequired { handed }
             | Self::PriceChanged { handed, .. }
             | Self::Contradiction { handed, .. }
             | Self::Unresolved { handed, .. } => Some(handed),
@@ -297,6 +317,7 @@ impl BuyerError {
             | Self::PaidUnanswered { .. }
             | Self::OutcomeUnknown { .. }
             | Self::Redirected { .. }
+            | Self::AllowanceRequired { .. }
             | Self::PriceChanged { .. } => None,
         };
         named.map(String::as_str).filter(|hash| !hash.is_empty())
@@ -321,6 +342,10 @@ impl BuyerError {
             | Self::Refused { .. }
             | Self::Redirected { .. } => {
                 "call again with the same journal: the same payment is presented, nothing more is signed while it can land"
+            }
+            Self::AllowanceRequired { .. } => {
+                "approve Permit2 for the token, once, by a transaction of the payer's own, then call again with the same journal: the same \
+                 payment is presented"
             }
             Self::PriceChanged { .. } => {
                 "the seller holds a payment until it expires; a call after that may sign the new price"

@@ -7,10 +7,11 @@
 
 use std::sync::PoisonError;
 
-use alloy::primitives::B256;
+use alloy::primitives::{B256, U256};
 use reqwest::{StatusCode, Url};
 use tokio::time::Instant;
 
+use crate::buyer::chain::Chain;
 use crate::buyer::choose::choose;
 use crate::buyer::client::{SessionReceipt, challenge_of};
 use crate::buyer::journal::{JournalError, OpenPayment, OpenSession, PurchaseKey};
@@ -19,10 +20,11 @@ use crate::buyer::session::{self, Negotiated};
 use crate::buyer::verdict::{Verdict, is_hash, judge};
 use crate::buyer::{BuyerError, Client, Paid, PayOptions, Request, SessionFailure, SessionUse};
 use crate::protocol::challenge::Offer;
+use crate::protocol::gas_sponsoring::EIP2612;
 use crate::protocol::session::{
     PROOF_TYPE, Rail, SessionProof, TransferForm, claim_digest, transfer_calldata,
 };
-use crate::protocol::{Amount, PaymentHeader, PaymentRequired, X402Version};
+use crate::protocol::{Amount, Means, Network, PaymentHeader, PaymentRequired, X402Version};
 
 /// The longest validity that is signed, whatever a seller asks for: so long does an unanswered payment stay open.
 const VALIDITY_S_MAX: u64 = 3600;
@@ -97,7 +99,9 @@ impl Client {
         let hash = self.journal.find(key).and_then(|open| open.transaction);
         let refused = matches!(
             error,
-            BuyerError::Refused { .. } | BuyerError::PriceChanged { .. }
+            BuyerError::Refused { .. }
+                | BuyerError::AllowanceRequired { .. }
+                | BuyerError::PriceChanged { .. }
         );
         if options.sign_again || (refused && hash.is_none()) {
             self.forget(key)?;
@@ -120,11 +124,14 @@ impl Client {
     }
 
     async fn is_proven_unpaid(&self, open: &OpenPayment) -> bool {
-        let network = open.handed.network;
-        match self.chains.iter().find(|chain| chain.network == network) {
+        match self.chain_of(open.handed.network) {
             Some(chain) => chain.proves_unpaid(&self.http, &open.handed).await == Ok(true),
             None => false,
         }
+    }
+
+    fn chain_of(&self, network: Network) -> Option<&Chain> {
+        self.chains.iter().find(|chain| chain.network == network)
     }
 
     fn forget(&self, key: &PurchaseKey) -> Result<(), BuyerError> {
@@ -160,16 +167,37 @@ impl Client {
             session => {
                 let binding = session.as_ref().map_or(random, |session| session.binding);
                 let first = options.sessions == SessionUse::PayFirst;
+                let permit = self.permit_nonce(chosen).await;
                 self.begin(key, requirements.amount, || {
-                    let signed =
-                        scheme::sign(&self.signer, &chosen.challenge, &chosen.offer, binding)?;
+                    let (challenge, offer) = (&chosen.challenge, &chosen.offer);
+                    let signed = scheme::sign(&self.signer, challenge, offer, binding, permit)?;
+                    let early = signed.early.filter(|_| first);
                     let submission =
-                        first.then(|| TransferForm::Authorization(signed.payload).into());
+                        early.map(|payload| TransferForm::Authorization(payload).into());
                     let session = session.as_ref().map(|session| session.kept(submission));
                     Ok(chosen.open(request, &signed.header, signed.handed, session))
                 })
             }
         }
+    }
+
+    /// The nonce of the token's permit, where one helps: the seller has its gas sponsored, and Permit2 may not take the amount yet. What
+    /// cannot be looked up is left out; the seller will ask for the allowance then.
+    async fn permit_nonce(&self, chosen: &Chosen) -> Option<U256> {
+        let requirements = &chosen.offer.requirements;
+        let named = requirements.domain_name().is_some() && requirements.domain_version().is_some();
+        let wanted = chosen.is_by_permit2() && named && chosen.challenge.declares(EIP2612);
+        // Tokens take a permit from a plain account alone.
+        if !wanted || !self.signer.is_plain_account() {
+            return None;
+        }
+        let chain = self.chain_of(requirements.network)?;
+        let wanted = (requirements.asset, requirements.amount);
+        let asked = chain.permit_nonce(&self.http, self.signer.address(), wanted);
+        asked.await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the allowance to Permit2 could not be looked up");
+            None
+        })
     }
 
     async fn negotiate(
@@ -180,6 +208,10 @@ impl Client {
     ) -> Result<Option<Negotiated>, BuyerError> {
         let rail = match options.sessions {
             SessionUse::Never => return Ok(None),
+            SessionUse::Offered if chosen.is_by_permit2() => return Ok(None),
+            SessionUse::PayFirst | SessionUse::Transfer if chosen.is_by_permit2() => {
+                return Err(BuyerError::Session(SessionFailure::Means));
+            }
             SessionUse::Offered | SessionUse::PayFirst => Rail::Authorization,
             SessionUse::Transfer => Rail::Transfer,
         };
@@ -210,10 +242,7 @@ impl Client {
     ) -> Result<OpenPayment, BuyerError> {
         let unusable = |why: &str| BuyerError::Session(SessionFailure::Transfer(why.to_owned()));
         let requirements = &chosen.offer.requirements;
-        let chain = self
-            .chains
-            .iter()
-            .find(|chain| chain.network == requirements.network);
+        let chain = self.chain_of(requirements.network);
         let chain = chain.ok_or_else(|| unusable("the caller names no endpoint of the network"))?;
         if chosen.offer.version != X402Version::V2 || requirements.payment_flow() != Some("upfront")
         {
@@ -381,7 +410,8 @@ impl Client {
                 transaction,
             });
         }
-        // First counted as spent, then no longer as open: the budget is never too large.
+        // First counted as spent, then no longer as open: the budget is never too large. What was metered counts with its maximum: that
+        // less was charged is the seller's word, and what was signed stays good until it expires.
         {
             let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
             *spent = spent.saturating_add(open.handed.amount.atomic());
@@ -411,6 +441,13 @@ fn written(result: Result<(), JournalError>) {
 }
 
 impl Chosen {
+    fn is_by_permit2(&self) -> bool {
+        matches!(
+            self.offer.requirements.means(),
+            Some(Means::Permit2 | Means::Metered)
+        )
+    }
+
     fn open(
         &self,
         request: &Request,

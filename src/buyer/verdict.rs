@@ -9,7 +9,8 @@ use crate::buyer::client::challenge_of;
 use crate::buyer::exchange::Answer;
 use crate::buyer::{Broken, BuyerError, Handed, Paid, settlement};
 use crate::protocol::challenge::network_name;
-use crate::protocol::{Amount, Reason, SettleResponse, X402Version};
+use crate::protocol::header;
+use crate::protocol::{Amount, Means, Reason, SettleResponse, X402Version};
 
 /// How to go on after the payment was presented.
 #[derive(Debug)]
@@ -51,7 +52,10 @@ pub(super) fn judge(answer: Result<Answer, Broken>, handed: &Handed) -> Verdict 
     let outcome = settlement(&answer.headers);
     let moved = outcome.as_ref().is_some_and(|outcome| outcome.success);
     let status = answer.status;
-    if status == StatusCode::PAYMENT_REQUIRED {
+    // Sellers tell a missing allowance by another status; of other causes a 412 is an answer like any.
+    let asks_again = status == StatusCode::PRECONDITION_FAILED
+        && answer.headers.contains_key(header::PAYMENT_REQUIRED);
+    if status == StatusCode::PAYMENT_REQUIRED || asks_again {
         return refused(&answer, outcome, handed);
     }
     if status.is_redirection() {
@@ -104,11 +108,16 @@ fn contradiction(outcome: &SettleResponse, handed: &Handed) -> Option<String> {
             handed.network
         ));
     }
-    if let Some(amount) = outcome.amount.filter(|amount| *amount != handed.amount) {
-        return Some(format!(
-            "it names the amount {amount}, not {}",
-            handed.amount
-        ));
+    let (signed, metered) = (handed.amount, handed.means == Means::Metered);
+    if let Some(amount) = outcome.amount {
+        if metered && amount > signed {
+            return Some(format!(
+                "it names the amount {amount}, above the maximum of {signed}"
+            ));
+        }
+        if !metered && amount != signed {
+            return Some(format!("it names the amount {amount}, not {signed}"));
+        }
     }
     let payer = outcome.payer.as_deref().filter(|payer| !payer.is_empty());
     if let Some(payer) = payer.filter(|payer| payer.parse::<Address>().ok() != Some(handed.payer)) {
@@ -153,11 +162,16 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) ->
                 transaction: named,
             });
         }
-        Some(Reason::DuplicateSettlement | Reason::ExactNonceUsed) => {
+        Some(
+            Reason::DuplicateSettlement | Reason::ExactNonceUsed | Reason::Permit2InvalidNonce,
+        ) => {
             return Verdict::Undecided(BuyerError::Used {
                 handed,
                 transaction: named,
             });
+        }
+        Some(Reason::Permit2AllowanceRequired) if named.is_empty() => {
+            return Verdict::Final(BuyerError::AllowanceRequired { handed });
         }
         _ => {}
     }
@@ -170,6 +184,7 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) ->
             .map(|offer| &offer.requirements)
             .filter(|offer| {
                 offer.network == handed.network
+                    && offer.means() == Some(handed.means)
                     && offer.asset == handed.asset
                     && (offer.amount == handed.amount) == same_amount
             });

@@ -23,7 +23,7 @@ use crate::buyer::{
 use crate::command::{CommandError, say};
 use crate::config::{Environment, ProcessEnvironment};
 use crate::embedded::{default_data_dir, running_as_root};
-use crate::protocol::{Amount, Network, X402Version};
+use crate::protocol::{Amount, Means, Network, X402Version};
 
 /// Decimals of every token that is paid with unless the caller names others, which this command does not let them.
 const DECIMALS: u8 = 6;
@@ -38,12 +38,13 @@ const SECRET_BYTES_MAX: u64 = 4096;
 #[command(
     after_help = "The payer's key comes from X402D_BUYER_KEY, or from one of --key-file, --mnemonic-file and --keystore; it is \
     never given on the command line. A keystore's password comes from X402D_KEYSTORE_PASSWORD or --password-file. With \
-    X402D_BUYER_RPC_URL and --network, an expired payment is looked up on the chain, and --transfer can send money."
+    X402D_BUYER_RPC_URL and --network, an expired payment is looked up on the chain, --transfer can send money, and a payment by Permit2 \
+    is given the token's permit where it needs one and the seller has its gas sponsored."
 )]
 pub(super) struct PayArguments {
     /// What to buy.
     url: String,
-    /// The most to pay, in dollars, such as 0.01.
+    /// The most to pay, in dollars, such as 0.01. What is metered counts with its maximum.
     #[arg(long, value_name = "DOLLARS")]
     max: String,
     #[command(flatten)]
@@ -287,12 +288,18 @@ fn show(paid: &Paid) {
     if let Some(handed) = &paid.handed {
         lines.push(format!(
             "paid         {} atomic units of {} on {}",
-            handed.amount, handed.asset, handed.network
+            price(handed, paid.charged()),
+            handed.asset,
+            handed.network
         ));
         lines.push(format!("to           {}", handed.pay_to));
+        let none = match paid.charged() {
+            Some(charged) if charged.is_zero() => "none: nothing was charged",
+            Some(_) | None => "none named by the seller",
+        };
         lines.push(format!(
             "transaction  {}",
-            paid.transaction().unwrap_or("none named by the seller")
+            paid.transaction().unwrap_or(none)
         ));
     }
     if let Some(session) = &paid.session {
@@ -301,12 +308,24 @@ fn show(paid: &Paid) {
     aside(&lines);
 }
 
+/// What was charged, where it is known; of what is metered also the most that was let go.
+fn price(handed: &Handed, charged: Option<Amount>) -> String {
+    match (handed.means, charged) {
+        (Means::Metered, Some(charged)) => format!("{charged} of at most {}", handed.amount),
+        (Means::Metered, None) => format!("at most {}", handed.amount),
+        (Means::Authorization | Means::Permit2, _) => handed.amount.to_string(),
+    }
+}
+
 fn explain(error: &BuyerError) {
     let mut lines = Vec::new();
     if let Some(handed) = error.handed() {
         lines.push(format!(
             "{} atomic units of {} on {} may have moved to {}",
-            handed.amount, handed.asset, handed.network, handed.pay_to
+            price(handed, None),
+            handed.asset,
+            handed.network,
+            handed.pay_to
         ));
         lines.push(format!("nonce        {}", handed.nonce));
         if let Some(end) = until(handed) {
@@ -336,7 +355,7 @@ fn until(handed: &Handed) -> Option<String> {
 
 fn handed_json(handed: &Handed) -> Value {
     json!({"network": handed.network, "asset": handed.asset, "payer": handed.payer, "payTo": handed.pay_to, "amount": handed.amount,
-        "nonce": handed.nonce, "validBefore": until(handed)})
+        "means": handed.means, "nonce": handed.nonce, "validBefore": until(handed)})
 }
 
 fn result_json(paid: &Paid) -> Value {
@@ -347,7 +366,7 @@ fn result_json(paid: &Paid) -> Value {
         json!({"id": session.id, "facilitator": session.facilitator, "transaction": session.transaction})
     });
     json!({"status": paid.status.as_u16(), "transaction": paid.transaction(), "paid": paid.handed.as_ref().map(handed_json),
-        "payment": paid.payment, "session": session, "body": body})
+        "charged": paid.charged(), "payment": paid.payment, "session": session, "body": body})
 }
 
 fn error_json(error: &BuyerError) -> Value {

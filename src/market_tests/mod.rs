@@ -3,6 +3,8 @@
 mod buying;
 mod hostile;
 mod journaling;
+mod metered;
+mod permit2;
 mod selling;
 
 use std::collections::VecDeque;
@@ -34,6 +36,9 @@ use crate::seller::{Flow, Payment, Paywall, Price};
 const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
 const HASH: &str = "0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+/// The account by which the facilitator settles what is metered.
+const SETTLER: Address = Address::repeat_byte(0x33);
+const USDC: &str = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
 const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
 
 /// What the facilitator was asked, and what it is going to answer.
@@ -41,6 +46,8 @@ const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
 struct Script {
     asked: Vec<(String, Value)>,
     answers: VecDeque<(u16, Value)>,
+    /// What `/supported` answers, one after the other; the usual once there is no more.
+    kinds: VecDeque<(u16, Value)>,
 }
 
 type Shared = Arc<Mutex<Script>>;
@@ -65,6 +72,7 @@ impl Market {
 
     async fn facilitator(&mut self) -> String {
         let router = Router::new()
+            .route("/supported", get(supported_by_script))
             .route("/{call}", post(answer_by_script))
             .with_state(Arc::clone(&self.script));
         self.open(router).await
@@ -93,6 +101,24 @@ impl Market {
         self.open(router).await
     }
 
+    /// Sells `handler` at `/sold` for `price`.
+    async fn sells<H, T>(&mut self, price: Price, flow: Flow, handler: H) -> String
+    where
+        H: axum::handler::Handler<T, ()>,
+        T: 'static,
+    {
+        let facilitator = self.facilitator().await;
+        let paywall = Paywall::new(facilitator)
+            .pay_to(Address::repeat_byte(0x22))
+            .network(BASE_SEPOLIA)
+            .flow(flow)
+            .sponsors_gas()
+            .route("GET /sold", price);
+        let router = Router::new().route("/sold", get(handler));
+        let url = self.open(router.layer(paywall.build().unwrap())).await;
+        format!("{url}/sold")
+    }
+
     fn answers(&self, answers: impl IntoIterator<Item = (u16, Value)>) {
         self.script.lock().unwrap().answers.extend(answers);
     }
@@ -117,11 +143,25 @@ async fn answer_by_script(
     Json(body): Json<Value>,
 ) -> Response {
     let mut script = script.lock().unwrap();
-    script.asked.push((call.clone(), body));
-    let (status, answer) = script
-        .answers
-        .pop_front()
-        .unwrap_or_else(|| (200, if call == "verify" { valid() } else { settled() }));
+    script.asked.push((call.clone(), body.clone()));
+    let usual = || match call.as_str() {
+        "verify" => valid(),
+        _ => settled_for(
+            body["paymentRequirements"]["amount"]
+                .as_str()
+                .unwrap_or("10000"),
+        ),
+    };
+    let (status, answer) = script.answers.pop_front().unwrap_or_else(|| (200, usual()));
+    (StatusCode::from_u16(status).unwrap(), Json(answer)).into_response()
+}
+
+async fn supported_by_script(State(script): State<Shared>) -> Response {
+    let mut script = script.lock().unwrap();
+    script.asked.push(("supported".to_owned(), Value::Null));
+    let usual = json!({"kinds": [{"x402Version": 2, "scheme": "exact", "network": "eip155:84532"},
+        {"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {"facilitatorAddress": SETTLER.to_string()}}]});
+    let (status, answer) = script.kinds.pop_front().unwrap_or((200, usual));
     (StatusCode::from_u16(status).unwrap(), Json(answer)).into_response()
 }
 
@@ -132,6 +172,16 @@ fn valid() -> Value {
 fn settled() -> Value {
     json!({"success": true, "payer": PAYER.to_string(), "transaction": HASH, "network": "eip155:84532", "amount": "10000",
         "extra": {"paymentId": "0190-payment"}})
+}
+
+/// The same for another amount; nothing is moved without a transaction.
+fn settled_for(amount: &str) -> Value {
+    let mut settled = settled();
+    settled["amount"] = json!(amount);
+    if amount == "0" {
+        settled["transaction"] = json!("");
+    }
+    settled
 }
 
 fn failed(reason: &str, transaction: &str) -> Value {

@@ -77,6 +77,31 @@ impl PaymentRequired {
             .collect()
     }
 
+    /// Adds to an extension that the seller declared what the buyer has to say in its `info`. What the seller wrote stays as it
+    /// is, and an extension that it did not declare is not added.
+    pub fn fill(&mut self, extension: &str, info: Map<String, Value>) {
+        let declared = self
+            .extensions
+            .as_mut()
+            .and_then(|all| all.get_mut(extension)?.as_object_mut());
+        let Some(declared) = declared else { return };
+        let place = declared
+            .entry("info")
+            .or_insert_with(|| Value::Object(Map::new()));
+        let Some(place) = place.as_object_mut() else {
+            return;
+        };
+        for (member, value) in info {
+            place.entry(member).or_insert(value);
+        }
+    }
+
+    /// Whether the seller declared this extension.
+    pub fn declares(&self, extension: &str) -> bool {
+        let declared = self.extensions.as_ref().and_then(|all| all.get(extension));
+        declared.is_some_and(Value::is_object)
+    }
+
     fn understand(&self, raw: &Value) -> Option<PaymentRequirements> {
         match self.x402_version {
             X402Version::V1 => {
@@ -129,6 +154,24 @@ mod tests {
         assert_eq!(
             serde_json::to_value(challenge.resource).unwrap()["tags"],
             json!(["x"])
+        );
+    }
+
+    #[test]
+    fn a_buyer_adds_to_what_was_declared_and_changes_nothing_of_it() {
+        let mut challenge: PaymentRequired = serde_json::from_value(
+            json!({"x402Version": 2, "accepts": [], "extensions": {"gas": {"info": {"version": "1"}, "schema": {"a": 1}}, "odd": true}}),
+        )
+        .unwrap();
+        assert!(challenge.declares("gas"));
+        assert!(!challenge.declares("odd") && !challenge.declares("other"));
+        let info = json!({"version": "2", "from": "me"});
+        for extension in ["gas", "odd", "other"] {
+            challenge.fill(extension, info.as_object().unwrap().clone());
+        }
+        assert_eq!(
+            Value::Object(challenge.extensions.unwrap()),
+            json!({"gas": {"info": {"version": "1", "from": "me"}, "schema": {"a": 1}}, "odd": true})
         );
     }
 }

@@ -18,6 +18,9 @@ pub const X_PAYMENT: &str = "x-payment";
 /// v1, response: the outcome.
 pub const X_PAYMENT_RESPONSE: &str = "x-payment-response";
 
+/// Response, from a seller's handler to its paywall and no farther: how much of a metered payment is charged.
+pub const SETTLEMENT_OVERRIDES: &str = "settlement-overrides";
+
 /// The longest header value that is read, in characters; a challenge with large extensions stays below.
 pub const HEADER_CHARACTERS_MAX: usize = 64 * 1024;
 

@@ -40,7 +40,7 @@ struct SentV1<'a, P> {
 
 impl PaymentHeader {
     /// Pays `offer`, an entry of `challenge`, with the scheme's payload: in v2 the entry, the resource and the extensions go back
-    /// as they came.
+    /// as they came. A buyer that has something to add to an extension adds it to the challenge first ([`PaymentRequired::fill`]).
     ///
     /// # Errors
     /// When the payment has no JSON form, which a parsed challenge always has.
@@ -131,7 +131,12 @@ impl PresentedPayment {
 
     /// Who pays according to the authorization; nobody has checked the signature yet.
     pub fn payer(&self) -> Option<Address> {
-        let from = self.raw.pointer("/payload/authorization/from")?.as_str()?;
+        let from = [
+            "/payload/authorization/from",
+            "/payload/permit2Authorization/from",
+        ]
+        .into_iter()
+        .find_map(|member| self.raw.pointer(member)?.as_str())?;
         field::parse_address(from).ok()
     }
 
@@ -175,7 +180,10 @@ fn same_offer(accepted: &PaymentRequirements, offered: &PaymentRequirements) -> 
             .as_ref()
             .is_some_and(|extra| extra.get(name) == Some(value))
     });
+    // Else an offer by EIP-3009 would be found in the same one by Permit2, which says more.
+    let same_means = accepted.means() == offered.means();
     extra_kept
+        && same_means
         && accepted.scheme == offered.scheme
         && accepted.network == offered.network
         && accepted.amount == offered.amount
@@ -248,10 +256,17 @@ mod tests {
             ),
             ("/maxTimeoutSeconds", json!(60)),
             ("/extra/name", json!("USD Coin")),
+            ("/scheme", json!("upto")),
         ] {
             let mut altered = entry();
             *altered.pointer_mut(pointer).unwrap() = value;
             assert!(!sent(&altered).accepts(&offered), "{pointer}");
         }
+        let mut by_permit2 = entry();
+        by_permit2["extra"]["assetTransferMethod"] = json!("permit2");
+        assert!(
+            !sent(&by_permit2).accepts(&offered),
+            "it accepts the same offer by other means"
+        );
     }
 }

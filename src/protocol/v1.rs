@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::protocol::challenge::Resource;
-use crate::protocol::{Amount, Network, PaymentRequirements, Scheme, field};
+use crate::protocol::{Amount, Means, Network, PaymentRequirements, Scheme, field};
 
 /// An entry of `accepts` as v1 writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,9 +65,12 @@ impl PaymentRequirementsV1 {
         })
     }
 
-    /// What v1 says for a v2 requirement, `None` where the network has no v1 name. `description` and `mimeType` are always
+    /// What v1 says for a v2 requirement, `None` where the network has no v1 name, and for Permit2, which v1 does not know. `description` and `mimeType` are always
     /// written, because v1 clients insist on them; `paymentFlow` is not, because v1 knows none.
     pub fn of(requirements: &PaymentRequirements, resource: &Resource) -> Option<Self> {
+        if requirements.means() != Some(Means::Authorization) {
+            return None;
+        }
         let mut extra = requirements.extra.clone();
         if let Some(extra) = &mut extra {
             extra.remove("paymentFlow");

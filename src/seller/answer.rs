@@ -5,13 +5,14 @@ use axum::http::header::{ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Map, Value, json};
-use url::Url;
 
 use crate::protocol::challenge::Resource;
-use crate::protocol::session::EXTENSION;
 use crate::protocol::v1::PaymentRequirementsV1;
-use crate::protocol::{PaymentRequired, PaymentRequirements, SettleResponse, X402Version, header};
+use crate::protocol::{
+    PaymentRequired, PaymentRequirements, Reason, SettleResponse, X402Version, header,
+};
 use crate::seller::Priced;
+use crate::seller::announced::Announced;
 
 /// Browsers show scripts only the headers that are named here.
 const EXPOSED: HeaderValue =
@@ -30,7 +31,7 @@ pub(super) struct Quote {
 struct Asked {
     terms: PaymentRequirements,
     v2: Value,
-    /// `None` where v1 has no name for the network.
+    /// `None` where v1 has no name for the network, or does not know the means.
     v1: Option<Value>,
 }
 
@@ -40,7 +41,7 @@ impl Quote {
         priced: &Priced,
         offers: Vec<PaymentRequirements>,
         url: String,
-        sessions: Option<&Url>,
+        announced: &Announced,
     ) -> Result<Self, serde_json::Error> {
         let mime_type = priced.mime_type.as_deref().unwrap_or("application/json");
         let resource = Resource {
@@ -49,6 +50,7 @@ impl Quote {
             mime_type: Some(mime_type.to_owned()),
             other: Map::new(),
         };
+        let extensions = announced.with(&offers);
         let offers: Result<Vec<_>, serde_json::Error> = offers
             .into_iter()
             .map(|terms| {
@@ -60,14 +62,10 @@ impl Quote {
                 })
             })
             .collect();
-        let announced = |url: &Url| {
-            let url = url.as_str().trim_end_matches('/');
-            Map::from_iter([(EXTENSION.to_owned(), json!({"info": {"url": url}}))])
-        };
         Ok(Self {
             offers: offers?,
             resource,
-            extensions: sessions.map(announced),
+            extensions,
         })
     }
 
@@ -125,7 +123,13 @@ impl Quote {
         let Some(value) = value_of(required) else {
             return broken();
         };
-        *response.status_mut() = StatusCode::PAYMENT_REQUIRED;
+        // The one refusal that the buyer mends outside of the payment: official sellers tell it by its status.
+        let allowance = required.error.as_deref() == Some(Reason::Permit2AllowanceRequired.code());
+        *response.status_mut() = if allowance {
+            StatusCode::PRECONDITION_FAILED
+        } else {
+            StatusCode::PAYMENT_REQUIRED
+        };
         let headers = response.headers_mut();
         headers.insert(HeaderName::from_static(header::PAYMENT_REQUIRED), value);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

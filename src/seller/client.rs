@@ -133,13 +133,16 @@ impl FacilitatorClient {
             .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
     }
 
-    /// `GET /supported`
+    /// `GET /supported`. Kinds that cannot be read are left out: they are of schemes that we do not speak.
     ///
     /// # Errors
     /// [`FacilitatorError`] when there is no list.
     pub async fn supported(&self) -> Result<Supported, FacilitatorError> {
         let (status, body) = self.send(self.http.get(self.at("supported"))).await?;
-        serde_json::from_slice(&body).map_err(|_| FacilitatorError::Unintelligible(status.as_u16()))
+        serde_json::from_slice(&body)
+            .ok()
+            .and_then(|answer| supported(&answer))
+            .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
     }
 
     fn at(&self, call: &str) -> Url {
@@ -219,6 +222,18 @@ fn outcome(answer: &Map<String, Value>) -> Option<SettleResponse> {
     })
 }
 
+fn supported(answer: &Map<String, Value>) -> Option<Supported> {
+    let member = |name: &str| answer.get(name).cloned().unwrap_or_default();
+    let kinds = answer.get("kinds")?.as_array()?.iter();
+    Some(Supported {
+        kinds: kinds
+            .filter_map(|kind| serde_json::from_value(kind.clone()).ok())
+            .collect(),
+        extensions: serde_json::from_value(member("extensions")).unwrap_or_default(),
+        signers: serde_json::from_value(member("signers")).unwrap_or_default(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,5 +265,16 @@ mod tests {
         let error = json!({"error": "not here"});
         assert!(super::outcome(error.as_object().unwrap()).is_none());
         assert!(verdict(error.as_object().unwrap()).is_none());
+    }
+
+    #[test]
+    fn kinds_of_another_world_do_not_hide_those_of_ours() {
+        let ours = json!({"x402Version": 2, "scheme": "exact", "network": "eip155:8453"});
+        let answer =
+            json!({"kinds": [{"x402Version": 3, "scheme": "barter"}, ours], "signers": null});
+        let supported = supported(answer.as_object().unwrap()).unwrap();
+        assert_eq!(supported.kinds.len(), 1);
+        assert_eq!(supported.kinds[0].network, "eip155:8453");
+        assert!(super::supported(&Map::new()).is_none());
     }
 }

@@ -6,8 +6,13 @@
 //!
 //! By default a payment is settled before the handler runs ([`Flow::Upfront`]), so that the handler holds the hash. The price of
 //! that order: money that was settled is not given back when the handler fails.
+//!
+//! A price may also be metered ([`Price::metered`]): the buyer lets go of a maximum, the handler says with a [`Charge`] what its work
+//! came to, and that is settled before the answer goes out.
 
+mod announced;
 mod answer;
+mod charge;
 mod client;
 mod delivery;
 mod layer;
@@ -18,8 +23,11 @@ mod path;
 mod payment;
 mod price;
 mod sale;
+mod settlers;
+mod settling;
 mod tender;
 
+pub use charge::{Charge, ChargeError};
 pub use client::{FacilitatorClient, FacilitatorError};
 pub use layer::{PaywallLayer, PaywallService};
 pub use offer::Terms;
@@ -37,10 +45,12 @@ use url::Url;
 
 use crate::protocol::Network;
 use crate::protocol::amount::AmountError;
+use crate::seller::announced::Announced;
 use crate::seller::offer::{Manner, Offers, Source};
 use crate::seller::owed::Purchases;
 use crate::seller::path::Pattern;
 use crate::seller::sale::Shop;
+use crate::seller::settlers::Settlers;
 
 /// When a payment is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,7 +59,7 @@ pub enum Flow {
     #[default]
     Upfront,
     /// After the handler, unless it answers 400 or above; its answer is held back until then. The handler runs for payments
-    /// that have been verified and may still fail to settle.
+    /// that have been verified and may still fail to settle. The only flow of metered prices.
     AfterHandler,
 }
 
@@ -121,7 +131,7 @@ impl Route {
         self
     }
 
-    /// Another flow than the paywall's.
+    /// Another flow than the paywall's; metered prices keep theirs.
     #[must_use]
     pub const fn flow(mut self, flow: Flow) -> Self {
         self.flow = Some(flow);
@@ -133,7 +143,7 @@ impl Route {
 #[derive(Clone)]
 pub struct Paywall {
     facilitator: String,
-    sessions_url: Option<Url>,
+    announced: Announced,
     owed_file: Option<PathBuf>,
     settled: Option<Hook>,
     pay_to: Option<Address>,
@@ -180,7 +190,7 @@ pub enum PaywallError {
     /// The file of owed purchases.
     #[error(transparent)]
     Owed(#[from] OwedFileError),
-    /// `exact` payments of nothing are refused by facilitators.
+    /// Payments of nothing are refused by facilitators, and so is leave to take nothing at most.
     #[error("the price of {0:?} is zero: leave the route out instead")]
     Free(String),
 }
@@ -192,7 +202,6 @@ struct Priced {
     offers: Offers,
     description: Option<String>,
     mime_type: Option<String>,
-    flow: Flow,
 }
 
 impl Paywall {
@@ -200,7 +209,7 @@ impl Paywall {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             facilitator: url.into(),
-            sessions_url: None,
+            announced: Announced::default(),
             owed_file: None,
             settled: None,
             pay_to: None,
@@ -215,7 +224,16 @@ impl Paywall {
     /// Tells buyers that the facilitator at `url`, as they reach it, offers payment sessions.
     #[must_use]
     pub fn sessions_at(mut self, url: Url) -> Self {
-        self.sessions_url = Some(url);
+        self.announced.sessions = Some(url);
+        self
+    }
+
+    /// Tells buyers who pay by Permit2 that they need not have approved it: with the payment they may sign the token's own permit
+    /// (EIP-2612), and the facilitator pays for its gas. Announced as it is set here: the facilitator has to list
+    /// `eip2612GasSponsoring` in its `/supported`, and one that does not refuses such payments for want of the allowance.
+    #[must_use]
+    pub const fn sponsors_gas(mut self) -> Self {
+        self.announced.gas = true;
         self
     }
 
@@ -227,7 +245,8 @@ impl Paywall {
         self
     }
 
-    /// Calls `hook` for each payment that was settled; in [`Flow::AfterHandler`] it is the first to know the hash.
+    /// Calls `hook` for each payment that was settled; in [`Flow::AfterHandler`] it is the first to know the hash, and at a metered
+    /// price what was charged.
     #[must_use]
     pub fn on_settled(mut self, hook: impl Fn(&Payment) + Send + Sync + 'static) -> Self {
         self.settled = Some(Arc::new(hook));
@@ -307,7 +326,8 @@ impl Paywall {
             purchases,
             tasks: TaskTracker::new(),
             public_url: self.public_url,
-            sessions_url: self.sessions_url,
+            announced: self.announced,
+            settlers: Settlers::default(),
             settled: self.settled,
         }))
     }
@@ -321,7 +341,6 @@ impl Paywall {
         Ok(Priced {
             pattern: Pattern::parse(&route.spec)
                 .ok_or_else(|| PaywallError::Route(route.spec.clone()))?,
-            flow: manner.flow,
             offers: self.offers(route, manner)?,
             description: route.description.clone(),
             mime_type: route.mime_type.clone(),
@@ -357,7 +376,7 @@ impl std::fmt::Debug for Paywall {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Amount;
+    use crate::protocol::{Amount, Scheme};
 
     fn paywall() -> Paywall {
         Paywall::new("http://127.0.0.1:4402/")
@@ -384,6 +403,46 @@ mod tests {
         assert_eq!(upfront.domain_name(), Some("USDC"));
         assert_eq!(upfront.payment_flow(), Some("upfront"));
         assert_eq!(priced(Flow::AfterHandler).payment_flow(), None);
+    }
+
+    #[test]
+    fn how_a_price_is_taken_decides_scheme_method_and_flow() {
+        let cent = || Price::dollars("0.01").unwrap();
+        for (price, scheme, method, flow) in [
+            (cent(), Scheme::Exact, None, Some("upfront")),
+            (
+                cent().by_permit2(),
+                Scheme::Exact,
+                Some("permit2"),
+                Some("upfront"),
+            ),
+            (cent().metered(), Scheme::Upto, Some("permit2"), None),
+            (
+                cent().metered().by_permit2(),
+                Scheme::Upto,
+                Some("permit2"),
+                None,
+            ),
+            (
+                cent().by_permit2().metered(),
+                Scheme::Upto,
+                Some("permit2"),
+                None,
+            ),
+        ] {
+            let Offers::Fixed(offers) = paywall().priced(&Route::new("/a", price)).unwrap().offers
+            else {
+                panic!("computed")
+            };
+            assert_eq!(offers[0].scheme, scheme);
+            assert_eq!(offers[0].transfer_method(), method);
+            assert_eq!(offers[0].payment_flow(), flow);
+            assert_eq!(
+                offers[0].domain_name(),
+                Some("USDC"),
+                "for the token's permit"
+            );
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use alloy::primitives::Address;
 use axum::http::request::Parts;
 
-use crate::protocol::{Network, PaymentRequirements, Scheme};
+use crate::protocol::{Means, Network, PaymentRequirements};
 use crate::seller::{Flow, PaywallError, Price};
 
 /// One way to pay: on which network, to whom, how much.
@@ -88,12 +88,18 @@ impl Manner {
         if amount.is_zero() {
             return Err(PaywallError::Free(spec.to_owned()));
         }
-        let mut extra = token.extra(self.flow);
+        let means = terms.price.means();
+        // What a metered payment costs is known after the handler.
+        let flow = match means {
+            Means::Metered => Flow::AfterHandler,
+            Means::Authorization | Means::Permit2 => self.flow,
+        };
+        let mut extra = token.extra(means, flow);
         if let Some(id) = &self.resource_id {
             extra.insert("resourceId".to_owned(), id.clone().into());
         }
         Ok(PaymentRequirements {
-            scheme: Scheme::Exact,
+            scheme: means.scheme(),
             network: terms.network,
             amount,
             asset: token.address,

@@ -3,7 +3,7 @@
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, USER_AGENT};
 
-use crate::protocol::PaymentRequired;
+use crate::protocol::{PaymentRequired, Scheme};
 
 /// Whether a browser asks for a page, as official sellers tell it.
 pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
@@ -29,8 +29,16 @@ pub(super) fn of(challenge: &PaymentRequired) -> String {
         let terms = &offer.requirements;
         let token = terms.domain_name().unwrap_or("a token");
         let text = format!(
-            "{} atomic units of {token} ({}) on {}, to {}",
-            terms.amount, terms.asset, terms.network, terms.pay_to
+            "{}{} atomic units of {token} ({}) on {}, to {}",
+            if terms.scheme == Scheme::Upto {
+                "at most "
+            } else {
+                ""
+            },
+            terms.amount,
+            terms.asset,
+            terms.network,
+            terms.pay_to
         );
         offers.extend(["<li>", &escaped(&text), "</li>"]);
     }

@@ -16,11 +16,12 @@ use crate::protocol::{Amount, Network};
 pub struct Payment {
     /// The id in the facilitator's ledger, unique per payment; `None` before settlement, and with facilitators that have none.
     pub id: Option<String>,
-    /// The hash of the transaction; `None` in [`crate::seller::Flow::AfterHandler`], where nothing is settled yet.
+    /// The hash of the transaction; `None` in [`crate::seller::Flow::AfterHandler`], where nothing is settled yet, and for a metered
+    /// payment that was charged nothing.
     pub payment_id: Option<String>,
     /// Who pays.
     pub payer: Address,
-    /// How much, in atomic units of `asset`.
+    /// How much, in atomic units of `asset`; at a metered price the most that can be charged, until it is settled.
     pub amount: Amount,
     /// Where.
     pub network: Network,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::protocol::amount::AmountError;
 use crate::protocol::assets::{TransferMethod, default_assets};
-use crate::protocol::{Amount, Network};
+use crate::protocol::{Amount, Means, Network};
 use crate::seller::{Flow, PaywallError};
 
 /// The decimals of every default token that moves by EIP-3009; a price is checked against them before its network is known.
@@ -23,11 +23,14 @@ pub struct Token {
 }
 
 impl Token {
-    /// What a requirement says about it.
-    pub(super) fn extra(&self, flow: Flow) -> Map<String, Value> {
+    /// What a requirement says about it, and about how it is taken.
+    pub(super) fn extra(&self, means: Means, flow: Flow) -> Map<String, Value> {
         let mut extra = Map::new();
         extra.insert("name".to_owned(), self.name.clone().into());
         extra.insert("version".to_owned(), self.version.clone().into());
+        if let Some(method) = means.transfer_method() {
+            extra.insert("assetTransferMethod".to_owned(), method.into());
+        }
         if flow == Flow::Upfront {
             extra.insert("paymentFlow".to_owned(), "upfront".into());
         }
@@ -35,9 +38,12 @@ impl Token {
     }
 }
 
-/// What a resource costs.
+/// What a resource costs: exactly this, taken by the token's own authorization (EIP-3009), unless it is said otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Price(Kind);
+pub struct Price {
+    kind: Kind,
+    means: Means,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
@@ -53,33 +59,66 @@ impl Price {
     /// [`AmountError`] when the text is no plain decimal number, or finer than a millionth of a dollar.
     pub fn dollars(text: &str) -> Result<Self, AmountError> {
         Amount::from_dollars(text, DOLLAR_DECIMALS)?;
-        Ok(Self(Kind::Dollars(text.to_owned())))
+        Ok(Self::of(Kind::Dollars(text.to_owned())))
     }
 
     /// Atomic units of the network's default token: 10 000 are a cent of USDC.
     pub const fn atomic(amount: Amount) -> Self {
-        Self(Kind::Atomic(amount))
+        Self::of(Kind::Atomic(amount))
     }
 
     /// Atomic units of `token`.
     pub const fn in_token(amount: Amount, token: Token) -> Self {
-        Self(Kind::Token(amount, token))
+        Self::of(Kind::Token(amount, token))
+    }
+
+    const fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            means: Means::Authorization,
+        }
+    }
+
+    /// At most this much: the handler says how much of it with a [`crate::seller::Charge`], and all of it when it says nothing. Scheme
+    /// `upto`: such a payment is always settled after the handler, whose answer is held back until then, and taken by Permit2, which
+    /// the buyer has to have approved for the token (see [`crate::seller::Paywall::sponsors_gas`]). Version 2 of x402 alone.
+    #[must_use]
+    pub const fn metered(mut self) -> Self {
+        self.means = Means::Metered;
+        self
+    }
+
+    /// Exactly this much, but taken by Permit2: for tokens without EIP-3009. The buyer has to have approved Permit2 for the token (see
+    /// [`crate::seller::Paywall::sponsors_gas`]). Version 2 of x402 alone. A metered price is taken by Permit2 anyway.
+    #[must_use]
+    pub const fn by_permit2(mut self) -> Self {
+        if matches!(self.means, Means::Authorization) {
+            self.means = Means::Permit2;
+        }
+        self
+    }
+
+    /// By what leave of the buyer's it is taken.
+    pub(super) const fn means(&self) -> Means {
+        self.means
     }
 
     /// The price on a network, for the route `spec`.
     pub(super) fn on(&self, network: Network, spec: &str) -> Result<(Amount, Token), PaywallError> {
-        if let Kind::Token(amount, token) = &self.0 {
+        if let Kind::Token(amount, token) = &self.kind {
             return Ok((*amount, token.clone()));
         }
         let asset = default_assets(network)
-            .find(|asset| asset.method == TransferMethod::Eip3009)
+            .find(|asset| {
+                self.means != Means::Authorization || asset.method == TransferMethod::Eip3009
+            })
             .ok_or(PaywallError::NoDefaultToken(network))?;
         let token = Token {
             address: asset.address,
             name: asset.name.to_owned(),
             version: asset.version.to_owned(),
         };
-        let amount = match &self.0 {
+        let amount = match &self.kind {
             Kind::Dollars(text) => {
                 Amount::from_dollars(text, asset.decimals).map_err(|source| {
                     PaywallError::Price {

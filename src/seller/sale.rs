@@ -9,20 +9,20 @@ use axum::extract::{OriginalUri, Request};
 use axum::http::header::HOST;
 use axum::http::request::Parts;
 use axum::response::Response;
-use serde_json::Value;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 use url::Url;
 
-use crate::protocol::challenge::network_name;
-use crate::protocol::{Network, PresentedPayment, Reason, SettleResponse, field};
+use crate::protocol::response::spelled;
+use crate::protocol::{Amount, Means, PaymentRequirements, Reason, SettleResponse};
+use crate::seller::announced::Announced;
 use crate::seller::answer::{Quote, broken, outage, receipt, too_long};
 use crate::seller::delivery::watched;
 use crate::seller::owed::{PurchaseKey, Purchases, Refused, Serving};
+use crate::seller::settlers::{NoSettler, Settlers};
+use crate::seller::settling::{Ends, Settling};
 use crate::seller::tender::{Tendered, dialect};
-use crate::seller::{
-    FacilitatorClient, FacilitatorError, Flow, Hook, OwedFileError, Payment, Priced,
-};
+use crate::seller::{Charge, ChargeError, FacilitatorClient, Flow, Hook, Priced};
 
 /// The longest answer of a handler that is held back until its payment is settled, and the longest body of a paid request.
 const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -34,59 +34,9 @@ pub(super) struct Shop {
     pub(super) purchases: Purchases,
     pub(super) tasks: TaskTracker,
     pub(super) public_url: Option<Url>,
-    pub(super) sessions_url: Option<Url>,
+    pub(super) announced: Announced,
+    pub(super) settlers: Settlers,
     pub(super) settled: Option<Hook>,
-}
-
-/// Why a sale ends before its resource is served.
-enum Ends {
-    /// Ask for a payment, saying what was wrong with this one.
-    Ask(Option<String>),
-    /// The facilitator refused to settle.
-    Refused(Box<SettleResponse>),
-    /// The facilitator gave no answer.
-    Outage(FacilitatorError),
-    /// What is owed cannot be written down: nothing may be settled.
-    Unwritten(OwedFileError),
-    /// The request's body is longer than what can be held.
-    TooLong,
-    /// The handler's answer cannot be used.
-    Broken,
-}
-
-impl Ends {
-    /// Whether the facilitator may still say success to this payment.
-    fn are_open(&self) -> bool {
-        match self {
-            Self::Refused(outcome) => {
-                outcome.error_reason.as_deref() == Some(Reason::SettlementPending.code())
-            }
-            Self::Outage(_) => true,
-            Self::Ask(_) | Self::Unwritten(_) | Self::TooLong | Self::Broken => false,
-        }
-    }
-
-    /// Whether a success may have been said to us that we did not hear.
-    fn hide_a_success(&self) -> bool {
-        match self {
-            Self::Outage(error) => error.may_have_been_success(),
-            Self::Refused(_) | Self::Ask(_) | Self::Unwritten(_) | Self::TooLong | Self::Broken => {
-                false
-            }
-        }
-    }
-}
-
-impl From<FacilitatorError> for Ends {
-    fn from(error: FacilitatorError) -> Self {
-        Self::Outage(error)
-    }
-}
-
-impl From<OwedFileError> for Ends {
-    fn from(error: OwedFileError) -> Self {
-        Self::Unwritten(error)
-    }
 }
 
 impl Shop {
@@ -99,33 +49,25 @@ impl Shop {
             return broken();
         };
         let (parts, body) = request.into_parts();
-        let quote = priced
-            .offers
-            .of(&parts)
-            .map_err(|error| tracing::error!(%error, "a route cannot be priced"))
-            .and_then(|offers| {
-                Quote::new(
-                    priced,
-                    offers,
-                    self.url_of(&parts),
-                    self.sessions_url.as_ref(),
-                )
-                .map_err(|error| tracing::error!(%error, "a price has no JSON form"))
-            });
-        let Ok(quote) = quote else {
-            return broken();
+        let quote = match self.quote(priced, &parts).await {
+            Ok(quote) => quote,
+            Err(response) => return response,
         };
         let (version, page) = (
             dialect(&parts),
             crate::seller::page::is_wanted(&parts.headers),
         );
-        match self.trade(priced.flow, &quote, (parts, body), inner).await {
+        match self.trade(&quote, (parts, body), inner).await {
             Ok(response) => response,
             Err(Ends::Broken) => broken(),
             Err(Ends::TooLong) => too_long(HELD_BYTES_MAX),
             Err(Ends::Ask(None)) if page => quote.page(),
             Err(Ends::Ask(error)) => quote.challenge(error.as_deref()),
             Err(Ends::Refused(outcome)) => quote.refuse(version, &outcome),
+            Err(Ends::Misjudged(error)) => {
+                tracing::error!(%error, "a handler charges what cannot be charged; nothing was settled");
+                broken()
+            }
             Err(Ends::Unwritten(error)) => {
                 tracing::error!(%error, "a purchase cannot be written down; nothing is sold until it can");
                 outage()
@@ -138,9 +80,37 @@ impl Shop {
         }
     }
 
+    /// What the request is asked for; the `Err` is the answer where that cannot be said.
+    async fn quote(&self, priced: &Priced, parts: &Parts) -> Result<Quote, Response> {
+        let mut offers = priced.offers.of(parts).map_err(|error| {
+            tracing::error!(%error, "a route cannot be priced");
+            broken()
+        })?;
+        self.name_settlers(&mut offers).await.map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(%error, cause, "nothing metered can be sold now");
+            outage()
+        })?;
+        Quote::new(priced, offers, self.url_of(parts), &self.announced).map_err(|error| {
+            tracing::error!(%error, "a price has no JSON form");
+            broken()
+        })
+    }
+
+    /// Metered offers say who will settle them: the buyer signs for nobody else.
+    async fn name_settlers(&self, offers: &mut [PaymentRequirements]) -> Result<(), NoSettler> {
+        for offer in offers {
+            if offer.means() == Some(Means::Metered) {
+                let settler = self.settlers.on(offer.network, &self.facilitator).await?;
+                let extra = offer.extra.get_or_insert_default();
+                extra.insert("facilitatorAddress".to_owned(), spelled(settler).into());
+            }
+        }
+        Ok(())
+    }
+
     async fn trade<S>(
         &self,
-        flow: Flow,
         quote: &Quote,
         (parts, body): (Parts, Body),
         inner: S,
@@ -171,7 +141,7 @@ impl Shop {
             tendered,
             serving: Arc::new(serving),
         };
-        match flow {
+        match sale.tendered.flow() {
             Flow::Upfront => sale.settled_first(request, inner).await,
             Flow::AfterHandler => sale.settled_last(request, inner).await,
         }
@@ -225,9 +195,12 @@ impl Sale<'_> {
     where
         S: Service<Request, Response = Response, Error = Infallible>,
     {
-        let outcome = self.settlement().await?;
+        let outcome = self.settlement(self.tendered.terms.amount).await?;
         request.extensions_mut().insert(self.tendered.facts.clone());
-        let Ok(response) = inner.call(request).await;
+        let Ok(mut response) = inner.call(request).await;
+        if let Err(error) = self.charge(&mut response) {
+            tracing::error!(%error, "a handler charges for what was paid already; the charge is ignored");
+        }
         Ok(self.hand_over(response, &outcome))
     }
 
@@ -240,10 +213,17 @@ impl Sale<'_> {
             self.verify().await?;
         }
         request.extensions_mut().insert(self.tendered.facts.clone());
-        let Ok(response) = inner.call(request).await;
+        let Ok(mut response) = inner.call(request).await;
+        let charge = self.charge(&mut response);
         if response.status().as_u16() >= 400 {
             return Ok(response);
         }
+        let charge = match charge {
+            // What was settled before stays as it is, whatever this run of the handler comes to.
+            _ if self.serving.owed.is_some() => self.tendered.terms.amount,
+            Ok(charge) => charge,
+            Err(error) => return Err(Ends::Misjudged(error)),
+        };
         let (parts, body) = response.into_parts();
         let Ok(held) = to_bytes(body, HELD_BYTES_MAX).await else {
             tracing::error!(
@@ -252,9 +232,18 @@ impl Sale<'_> {
             );
             return Err(Ends::Broken);
         };
-        let outcome = self.settlement().await?;
+        let outcome = self.settlement(charge).await?;
         let response = Response::from_parts(parts, Body::from(held));
         Ok(self.hand_over(response, &outcome))
+    }
+
+    /// What a handler's answer charges, taken out of it: all of the price when it says nothing.
+    fn charge(&self, response: &mut Response) -> Result<Amount, ChargeError> {
+        let terms = self.tendered.terms;
+        match Charge::taken_from(response)? {
+            Some(charge) => charge.on(terms),
+            None => Ok(terms.amount),
+        }
     }
 
     /// An answer of a handler that failed leaves the purchase owed; any other strikes it out once it went out whole.
@@ -278,114 +267,50 @@ impl Sale<'_> {
             return Ok(());
         }
         let reason = verdict.invalid_reason;
+        self.look_after_settler(reason.as_deref());
         Err(Ends::Ask(Some(
             reason.unwrap_or_else(|| "the payment is not valid".to_owned()),
         )))
     }
 
-    /// The settlement of this payment: the one of before, when its resource is owed, else a new one. Once begun it goes on without the
-    /// buyer: what the facilitator says to nobody would be lost.
-    async fn settlement(&mut self) -> Result<SettleResponse, Ends> {
+    /// A facilitator that does not know the account which it named before will name another one.
+    fn look_after_settler(&self, reason: Option<&str>) {
+        if reason == Some(Reason::UptoFacilitatorMismatch.code()) {
+            self.shop.settlers.forget(self.tendered.terms.network);
+        }
+    }
+
+    /// The settlement of this payment: the one of before, when its resource is owed, else a new one for `charge`. Once begun it goes on
+    /// without the buyer: what the facilitator says to nobody would be lost.
+    async fn settlement(&mut self, charge: Amount) -> Result<SettleResponse, Ends> {
         if let Some(outcome) = self.serving.owed.clone() {
-            self.tendered.facts.learn(&outcome);
+            self.tendered.learn(&outcome);
             return Ok(outcome);
+        }
+        let metered = self.tendered.terms.means() == Some(Means::Metered);
+        let mut requirements = self.tendered.requirements.clone();
+        if let Some(requirements) = requirements.as_object_mut().filter(|_| metered) {
+            requirements.insert("amount".to_owned(), charge.to_string().into());
         }
         let settling = Settling {
             facilitator: self.shop.facilitator.clone(),
             payment: self.tendered.payment.clone(),
-            requirements: self.tendered.requirements.clone(),
+            requirements,
             network: self.tendered.facts.network,
+            charge: metered.then_some(charge),
             serving: Arc::clone(&self.serving),
         };
         let outcome = self.shop.tasks.spawn(settling.run()).await;
-        let outcome = outcome.map_err(|_| Ends::Broken)??;
-        self.tendered.facts.learn(&outcome);
+        let outcome = outcome.map_err(|_| Ends::Broken)?;
+        if let Err(Ends::Refused(refusal)) = &outcome {
+            self.look_after_settler(refusal.error_reason.as_deref());
+        }
+        let outcome = outcome?;
+        self.tendered.learn(&outcome);
         if let Some(hook) = &self.shop.settled {
             hook(&self.tendered.facts);
         }
         Ok(outcome)
-    }
-}
-
-/// A settlement on its way.
-struct Settling {
-    facilitator: FacilitatorClient,
-    payment: PresentedPayment,
-    requirements: Value,
-    network: Network,
-    serving: Arc<Serving>,
-}
-
-impl Settling {
-    /// Writes the purchase down before the facilitator is asked, and what came of it before anything is handed over.
-    async fn run(self) -> Result<SettleResponse, Ends> {
-        self.serving.settling().await?;
-        match self.settle().await {
-            Ok(outcome) => {
-                self.serving.settled(&outcome).await?;
-                Ok(outcome)
-            }
-            Err(ends) => {
-                if ends.hide_a_success() {
-                    self.serving.unheard();
-                } else if !(self.serving.was_settling && ends.are_open()) {
-                    self.serving.not_settled().await?;
-                }
-                Err(ends)
-            }
-        }
-    }
-
-    /// Has the payment settled; an outcome that is not known yet is asked for once more.
-    async fn settle(&self) -> Result<SettleResponse, Ends> {
-        let payment = &self.payment;
-        let ask = || {
-            self.facilitator
-                .settle(payment.version, payment.raw(), &self.requirements)
-        };
-        let refused_as = |outcome: &SettleResponse, reason: Reason| {
-            !outcome.success && outcome.error_reason.as_deref() == Some(reason.code())
-        };
-        let mut outcome = ask().await?;
-        if refused_as(&outcome, Reason::SettlementPending) {
-            // The first answer names a transaction: it must not be lost to a failing second call.
-            if let Ok(second) = ask().await {
-                outcome = second;
-            }
-        }
-        if outcome.network.is_empty() {
-            outcome.network = network_name(payment.version, self.network).unwrap_or_default();
-        }
-        let ours = self.serving.was_settling
-            && refused_as(&outcome, Reason::DuplicateSettlement)
-            && !outcome.transaction.is_empty();
-        if ours {
-            // This server died between asking and hearing: the one who was told success was it.
-            outcome.success = true;
-            (outcome.error_reason, outcome.error_message) = (None, None);
-        }
-        if outcome.success {
-            Ok(outcome)
-        } else {
-            Err(Ends::Refused(Box::new(outcome)))
-        }
-    }
-}
-
-impl Payment {
-    /// What only a settlement tells.
-    fn learn(&mut self, outcome: &SettleResponse) {
-        self.payment_id = Some(outcome.transaction.clone()).filter(|hash| !hash.is_empty());
-        let extra = |member: &str| {
-            let text = outcome.extra.as_ref()?.get(member)?.as_str()?;
-            Some(text.to_owned())
-        };
-        self.id = extra("paymentId");
-        self.session_id = extra("sessionId");
-        let payer = outcome.payer.as_deref();
-        if let Some(payer) = payer.and_then(|payer| field::parse_address(payer).ok()) {
-            self.payer = payer;
-        }
     }
 }
 

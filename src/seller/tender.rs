@@ -6,13 +6,17 @@ use serde_json::Value;
 
 use crate::protocol::header::{PAYMENT_SIGNATURE, X_PAYMENT};
 use crate::protocol::session::requirements_hash;
-use crate::protocol::{PaymentRequirements, PresentedPayment, Reason, X402Version};
-use crate::seller::Payment;
+use crate::protocol::{
+    PaymentRequirements, PresentedPayment, Reason, Scheme, SettleResponse, X402Version, field,
+};
 use crate::seller::answer::Quote;
+use crate::seller::{Flow, Payment};
 
 /// A payment that fits an offer, on its way to the facilitator.
 pub(super) struct Tendered<'a> {
     pub(super) payment: PresentedPayment,
+    /// What it pays, understood and as the facilitator is told.
+    pub(super) terms: &'a PaymentRequirements,
     pub(super) requirements: &'a Value,
     pub(super) facts: Payment,
 }
@@ -47,6 +51,7 @@ impl<'a> Tendered<'a> {
             return Err(refuse(Reason::InvalidPayload.code()));
         }
         Ok(Self {
+            terms: offered,
             requirements,
             facts: Payment {
                 id: None,
@@ -59,6 +64,33 @@ impl<'a> Tendered<'a> {
             },
             payment,
         })
+    }
+
+    /// When it is settled, as its offer says.
+    pub(super) fn flow(&self) -> Flow {
+        match self.terms.payment_flow() {
+            Some("upfront") => Flow::Upfront,
+            _ => Flow::AfterHandler,
+        }
+    }
+
+    /// What only a settlement tells.
+    pub(super) fn learn(&mut self, outcome: &SettleResponse) {
+        let facts = &mut self.facts;
+        facts.payment_id = Some(outcome.transaction.clone()).filter(|hash| !hash.is_empty());
+        let extra = |member: &str| {
+            let text = outcome.extra.as_ref()?.get(member)?.as_str()?;
+            Some(text.to_owned())
+        };
+        facts.id = extra("paymentId");
+        facts.session_id = extra("sessionId");
+        let payer = outcome.payer.as_deref();
+        if let Some(payer) = payer.and_then(|payer| field::parse_address(payer).ok()) {
+            facts.payer = payer;
+        }
+        if let Some(charged) = outcome.amount.filter(|_| self.terms.scheme == Scheme::Upto) {
+            facts.amount = charged;
+        }
     }
 
     /// What the payment is known by, however its header is spelled.

@@ -17,6 +17,9 @@ const PRICE: u64 = 10_000;
 const COST: u64 = 350_000_000_000_000;
 const INFO: &str = "/paymentPayload/extensions/erc20ApprovalGasSponsoring/info";
 
+/// How a payment of a scheme is made.
+type Build = fn(&PrivateKeySigner, Address, u64) -> Permission;
+
 fn setup(per_payer: u64, per_day: u64) -> Setup {
     let toml = format!(
         "[networks.base-sepolia.approvals]\nwei_per_payer = {per_payer}\nwei_per_day = {per_day}\n"
@@ -32,10 +35,7 @@ async fn world() -> World {
     setup(COST, 2 * COST).build().await
 }
 
-fn approving(
-    build: fn(&PrivateKeySigner, Address, u64) -> Permission,
-    payer: &PrivateKeySigner,
-) -> Permission {
+fn approving(build: Build, payer: &PrivateKeySigner) -> Permission {
     let payment = build(payer, PAYEE, PRICE);
     let approval = payment.approval();
     payment.with_approval(&approval)
@@ -74,13 +74,8 @@ async fn payers_without_native_money_pay_by_permit2_after_an_approval_that_is_su
         extensions.contains(&json!("erc20ApprovalGasSponsoring")),
         "{supported}"
     );
-    for (index, build) in [
-        Permission::exact as fn(&_, _, _) -> Permission,
-        Permission::upto,
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    let schemes: [Build; 2] = [Permission::exact, Permission::upto];
+    for (index, build) in schemes.into_iter().enumerate() {
         let payer = world.payer().await;
         assert_eq!(native(&world, payer.address()).await, U256::ZERO);
         let payment = approving(build, &payer);
@@ -137,47 +132,15 @@ async fn who_has_gas_money_is_given_none_and_who_wants_too_much_gets_nothing() {
     is_refused_at_both(&world, &greedy.with_approval(&dear).body(), code).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
-    let world = world().await;
-    let payer = world.payer().await;
-    let good = approving(Permission::exact, &payer);
-    for (member, value, code) in [
-        (
-            "version",
-            json!(1),
-            "invalid_erc20_approval_extension_format",
-        ),
-        (
-            "signedTransaction",
-            json!("02"),
-            "invalid_erc20_approval_extension_format",
-        ),
-        ("from", json!(OTHER), "erc20_approval_from_mismatch"),
-        ("asset", json!(OTHER), "erc20_approval_asset_mismatch"),
-        (
-            "spender",
-            json!(OTHER),
-            "erc20_approval_spender_not_permit2",
-        ),
-        (
-            "signedTransaction",
-            json!("0x02c0"),
-            "erc20_approval_tx_parse_failed",
-        ),
-    ] {
-        let mut body = good.body();
-        *body.pointer_mut(&format!("{INFO}/{member}")).unwrap() = value;
-        is_refused_at_both(&world, &body, code).await;
-    }
+/// Approvals that each have one fault, with its code.
+fn faulty(plain: &TxEip1559) -> [(TxEip1559, &'static str); 10] {
     let approve = |spender, value| Bytes::from(approveCall { spender, value }.abi_encode());
-    let plain = good.approval();
     let with = |change: &dyn Fn(&mut TxEip1559)| {
         let mut changed = plain.clone();
         change(&mut changed);
         changed
     };
-    for (transaction, code) in [
+    [
         (
             with(&|tx| tx.chain_id = 1),
             "erc20_approval_tx_parse_failed",
@@ -215,13 +178,46 @@ async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
             with(&|tx| (tx.max_fee_per_gas, tx.max_priority_fee_per_gas) = (1, 1)),
             "erc20_approval_tx_failed",
         ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
+    let world = world().await;
+    let payer = world.payer().await;
+    let good = approving(Permission::exact, &payer);
+    for (member, value, code) in [
+        (
+            "version",
+            json!(1),
+            "invalid_erc20_approval_extension_format",
+        ),
+        (
+            "signedTransaction",
+            json!("02"),
+            "invalid_erc20_approval_extension_format",
+        ),
+        ("from", json!(OTHER), "erc20_approval_from_mismatch"),
+        ("asset", json!(OTHER), "erc20_approval_asset_mismatch"),
+        (
+            "spender",
+            json!(OTHER),
+            "erc20_approval_spender_not_permit2",
+        ),
+        (
+            "signedTransaction",
+            json!("0x02c0"),
+            "erc20_approval_tx_parse_failed",
+        ),
     ] {
-        is_refused_at_both(
-            &world,
-            &good.clone().with_approval(&transaction).body(),
-            code,
-        )
-        .await;
+        let mut body = good.body();
+        *body.pointer_mut(&format!("{INFO}/{member}")).unwrap() = value;
+        is_refused_at_both(&world, &body, code).await;
+    }
+    let plain = good.approval();
+    for (transaction, code) in faulty(&plain) {
+        let payment = good.clone().with_approval(&transaction);
+        is_refused_at_both(&world, &payment.body(), code).await;
     }
     let mut foreign = good.body();
     *foreign

@@ -1,5 +1,5 @@
 use super::*;
-use crate::protocol::Network;
+use crate::protocol::{Means, Network};
 use alloy::primitives::B256;
 
 fn key(id: &str) -> PurchaseKey {
@@ -20,6 +20,7 @@ fn payment(amount: &str) -> OpenPayment {
             payer: Address::repeat_byte(2),
             pay_to: Address::repeat_byte(3),
             amount: amount.parse().unwrap(),
+            means: Means::default(),
             nonce: B256::repeat_byte(4),
             valid_before: Some(1_900_000_000),
         },

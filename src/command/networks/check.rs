@@ -2,13 +2,15 @@
 
 use std::fmt::Write as _;
 
-use alloy::primitives::{Address, address};
+use alloy::primitives::Address;
 use serde::Serialize;
 
+use crate::chain::authorization::MULTICALL3;
 use crate::chain::{Rpc, RpcError};
 use crate::config::NetworkConfig;
 use crate::payment::Asset;
 use crate::protocol::assets::TransferMethod;
+use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 use crate::protocol::response::spelled;
 use crate::server::{NetworkProblem, rpc_of};
 
@@ -23,22 +25,22 @@ struct Contract {
 const CONTRACTS: [Contract; 4] = [
     Contract {
         name: "Multicall3",
-        address: address!("cA11bde05977b3631167028862bE2a173976CA11"),
+        address: MULTICALL3,
         for_permit2: false,
     },
     Contract {
         name: "Permit2",
-        address: address!("000000000022D473030F116dDEE9F6B43aC78BA3"),
+        address: PERMIT2,
         for_permit2: true,
     },
     Contract {
         name: "x402ExactPermit2Proxy",
-        address: address!("402085c248EeA27D92E8b30b2C58ed07f9E20001"),
+        address: EXACT_PROXY,
         for_permit2: true,
     },
     Contract {
         name: "x402UptoPermit2Proxy",
-        address: address!("4020A4f3b7b90ccA423B9fabCc0CE57C6C240002"),
+        address: UPTO_PROXY,
         for_permit2: false,
     },
 ];

@@ -1,0 +1,99 @@
+//! How a requirement is paid: its scheme and its transfer method in one word, for buyers and sellers.
+
+use alloy::primitives::Address;
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::{PaymentRequirements, Scheme, field};
+
+/// By what leave the money of a requirement moves, and how much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Means {
+    /// Exactly the amount, by an authorization of the token's own (EIP-3009): scheme `exact` as it is without a word.
+    #[default]
+    Authorization,
+    /// Exactly the amount, by Permit2: scheme `exact` for tokens without EIP-3009.
+    Permit2,
+    /// At most the amount, by Permit2; the seller says how much when it settles: scheme `upto`.
+    Metered,
+}
+
+impl Means {
+    /// The scheme on the wire.
+    pub const fn scheme(self) -> Scheme {
+        match self {
+            Self::Authorization | Self::Permit2 => Scheme::Exact,
+            Self::Metered => Scheme::Upto,
+        }
+    }
+
+    /// `extra.assetTransferMethod`, where it has to be said.
+    pub const fn transfer_method(self) -> Option<&'static str> {
+        match self {
+            Self::Authorization => None,
+            Self::Permit2 | Self::Metered => Some("permit2"),
+        }
+    }
+}
+
+impl PaymentRequirements {
+    /// By what means this is paid; `None` for a transfer method that is not known here.
+    pub fn means(&self) -> Option<Means> {
+        match (self.scheme, self.transfer_method()) {
+            (Scheme::Exact, None | Some("eip3009")) => Some(Means::Authorization),
+            (Scheme::Exact, Some("permit2")) => Some(Means::Permit2),
+            (Scheme::Upto, None | Some("permit2")) => Some(Means::Metered),
+            (Scheme::Exact | Scheme::Upto, Some(_)) => None,
+        }
+    }
+
+    /// `extra.facilitatorAddress`: the only account that may settle a metered payment, when it is there and somebody's.
+    pub fn facilitator(&self) -> Option<Address> {
+        let text = self.extra_text("facilitatorAddress")?;
+        field::parse_address(text)
+            .ok()
+            .filter(|address| !address.is_zero())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn scheme_and_method_together_say_the_means() {
+        let none = serde_json::Value::Null;
+        for (scheme, method, means) in [
+            ("exact", none.clone(), Some(Means::Authorization)),
+            ("exact", json!("eip3009"), Some(Means::Authorization)),
+            ("exact", json!("permit2"), Some(Means::Permit2)),
+            ("exact", json!("erc7710"), None),
+            ("upto", none, Some(Means::Metered)),
+            ("upto", json!("permit2"), Some(Means::Metered)),
+            ("upto", json!("eip3009"), None),
+        ] {
+            let entry = json!({"scheme": scheme, "network": "eip155:84532", "amount": "1", "asset": Address::ZERO, "payTo": Address::ZERO,
+                "maxTimeoutSeconds": 60, "extra": {"assetTransferMethod": method}});
+            let requirements: PaymentRequirements = serde_json::from_value(entry).unwrap();
+            assert_eq!(requirements.means(), means, "{scheme} {method}");
+            if let Some(means) = means {
+                assert_eq!(means.scheme(), requirements.scheme);
+            }
+        }
+    }
+
+    #[test]
+    fn a_facilitator_that_is_nobody_is_none() {
+        for (named, expected) in [
+            ("0x3333333333333333333333333333333333333333", true),
+            ("0x0000000000000000000000000000000000000000", false),
+            ("0x33", false),
+        ] {
+            let entry = json!({"scheme": "upto", "network": "eip155:84532", "amount": "1", "asset": Address::ZERO, "payTo": Address::ZERO,
+                "maxTimeoutSeconds": 60, "extra": {"facilitatorAddress": named}});
+            let requirements: PaymentRequirements = serde_json::from_value(entry).unwrap();
+            assert_eq!(requirements.facilitator().is_some(), expected, "{named}");
+        }
+    }
+}

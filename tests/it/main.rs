@@ -33,6 +33,8 @@ mod holds;
 #[cfg(test)]
 mod interop;
 #[cfg(test)]
+mod interop_permit2;
+#[cfg(test)]
 mod killed;
 #[cfg(test)]
 mod lanes;

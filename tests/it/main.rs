@@ -23,6 +23,8 @@ mod faults;
 #[cfg(test)]
 mod fees;
 #[cfg(test)]
+mod four_kinds;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod history_questions;

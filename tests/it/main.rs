@@ -25,6 +25,8 @@ mod faults;
 #[cfg(test)]
 mod fees;
 #[cfg(test)]
+mod four_kinds;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod history_questions;
@@ -34,6 +36,8 @@ mod history_tables;
 mod holds;
 #[cfg(test)]
 mod interop;
+#[cfg(test)]
+mod interop_permit2;
 #[cfg(test)]
 mod killed;
 #[cfg(test)]

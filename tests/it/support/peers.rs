@@ -1,6 +1,6 @@
 //! Sellers and buyers on unmodified official packages, as child processes (`tests/interop`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 fn program(file: &str) -> Command {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
-    let interpreter = if file == "buyer.py" {
+    let python = Path::new(file).extension() == Some("py".as_ref());
+    let interpreter = if python {
         folder.join(".venv/bin/python")
     } else {
         PathBuf::from("node")

@@ -1,0 +1,286 @@
+//! Unmodified official packages buy and sell by Permit2, in `exact` and in `upto`: each buyer at each seller.
+
+use alloy::hex;
+use alloy::primitives::{Address, U256};
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::{Value, json};
+use x402d::embedded::{LocalChain, TEST_USDC};
+use x402d::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
+
+use crate::support::{Bought, Seller, World, buy, buy_with};
+
+const PAYEE: Address = Address::repeat_byte(0x5e);
+/// What a report costs, in atomic units; where the seller meters, at most.
+const PRICE: u64 = 10_000;
+const BUYERS: [&str; 2] = ["buyer_schemes.mjs", "buyer.py"];
+/// Sellers, and the status with which each says that Permit2 may not take enough: the Python package has no 412.
+const SELLERS: [(&str, u64); 2] = [("seller_schemes.mjs", 412), ("seller.py", 402)];
+
+/// A way to pay: how the ledger names it, and the contract that moves the money.
+struct Way {
+    scheme: &'static str,
+    method: &'static str,
+    contract: Address,
+}
+
+const BY_TOKEN: Way = Way {
+    scheme: "exact",
+    method: "eip3009",
+    contract: TEST_USDC,
+};
+const BY_PERMIT2: Way = Way {
+    scheme: "exact",
+    method: "permit2",
+    contract: EXACT_PROXY,
+};
+const METERED: Way = Way {
+    scheme: "upto",
+    method: "permit2",
+    contract: UPTO_PROXY,
+};
+
+/// A world with every seller in it.
+struct Market {
+    world: World,
+    sellers: Vec<(Seller, u64)>,
+}
+
+/// A buyer at a seller.
+struct Visit<'a> {
+    market: &'a Market,
+    buyer: &'static str,
+    seller: &'a Seller,
+    /// How the seller says that Permit2 may not take enough.
+    unallowed: u64,
+    key: String,
+}
+
+impl Market {
+    async fn open() -> Self {
+        let world = World::new().await;
+        let mut sellers = Vec::new();
+        for (seller, unallowed) in SELLERS {
+            let seller = Seller::start(seller, world.facilitator.url(), &PAYEE.to_string()).await;
+            sellers.push((seller, unallowed));
+        }
+        Self { world, sellers }
+    }
+
+    /// Each buyer at each seller, paying with `key`.
+    fn visits(&self, key: &str) -> impl Iterator<Item = Visit<'_>> {
+        let at = move |buyer| {
+            self.sellers.iter().map(move |(seller, unallowed)| Visit {
+                market: self,
+                buyer,
+                seller,
+                unallowed: *unallowed,
+                key: key.to_owned(),
+            })
+        };
+        BUYERS.into_iter().flat_map(at)
+    }
+
+    /// Each buyer at the seller of its own language: enough where it is the sellers who differ.
+    fn visits_at_home(&self, key: &str) -> impl Iterator<Item = Visit<'_>> {
+        self.visits(key).step_by(SELLERS.len() + 1)
+    }
+
+    /// An account with test USDC that lets Permit2 take it, by the transaction that the official package makes for it.
+    async fn permitting(&self) -> &'static str {
+        let account = &LocalChain::funded_keys()[9];
+        self.world.chain.fund(account.address, 1_000_000).await;
+        let url = format!("{}/permit2", self.sellers[0].0.url);
+        let variables = [("RPC_URL", self.world.chain.url()), ("APPROVE", "1")];
+        let bought = buy_with("buyer_schemes.mjs", &url, account.key, None, &variables).await;
+        self.charged(&bought, PRICE, BY_PERMIT2, 1).await;
+        account.key
+    }
+
+    /// The newest purchase moved `amount` by one Transfer, the `sold`th of all, in a transaction in which the contract of `way` had its say; buyer and
+    /// ledger hold its hash.
+    async fn charged(&self, bought: &Bought, amount: u64, way: Way, sold: usize) {
+        assert_eq!(bought.status, 200, "{bought:?}");
+        assert_eq!(bought.body["report"], "the weather is fine", "{bought:?}");
+        assert_eq!(bought.payment["success"], true, "{bought:?}");
+        assert_eq!(bought.payment["amount"], amount.to_string(), "{bought:?}");
+        let transfers = self.world.chain.transfers_to(TEST_USDC, PAYEE).await;
+        assert_eq!(transfers.len(), sold, "{bought:?}");
+        let transfer = transfers.last().unwrap();
+        let moved: U256 = transfer["data"].as_str().unwrap().parse().unwrap();
+        assert_eq!(moved, U256::from(amount), "{bought:?}");
+        let hash = bought.payment["transaction"].as_str().unwrap();
+        assert_eq!(transfer["transactionHash"], hash);
+        let receipt = self.world.chain.receipt(hash).await;
+        let contract = json!(way.contract);
+        let mut logs = receipt["logs"].as_array().unwrap().iter();
+        assert!(logs.any(|log| log["address"] == contract), "{receipt}");
+        let row = self.newest_payment().await;
+        assert_eq!(row["transaction"], hash, "{row}");
+        assert_eq!(row["amount"], amount.to_string(), "{row}");
+        assert_eq!(row["state"], "settled", "{row}");
+        assert_eq!(row["scheme"], way.scheme, "{row}");
+        assert_eq!(row["method"], way.method, "{row}");
+    }
+
+    async fn newest_payment(&self) -> Value {
+        let mut ledger = self.world.facilitator.get("/payments").await.body;
+        ledger["payments"][0].take()
+    }
+
+    async fn sold(&self) -> usize {
+        let transfers = self.world.chain.transfers_to(TEST_USDC, PAYEE).await;
+        transfers.len()
+    }
+
+    /// An account with test USDC and no ether.
+    async fn poor(&self) -> String {
+        key_of(&self.world.payer().await)
+    }
+}
+
+impl Visit<'_> {
+    async fn buys(&self, path: &str) -> Bought {
+        buy(self.buyer, &self.url(path), &self.key, None).await
+    }
+
+    /// The same with a view of the chain.
+    async fn buys_seeing_the_chain(&self, path: &str) -> Bought {
+        let variables = [("RPC_URL", self.market.world.chain.url())];
+        buy_with(self.buyer, &self.url(path), &self.key, None, &variables).await
+    }
+
+    /// Presents the header of a purchase again.
+    async fn repeats(&self, path: &str, bought: &Bought) -> Bought {
+        buy(self.buyer, &self.url(path), &self.key, Some(&bought.header)).await
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.seller.url)
+    }
+}
+
+fn key_of(signer: &PrivateKeySigner) -> String {
+    hex::encode_prefixed(signer.to_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn official_clients_that_let_permit2_take_their_tokens_pay_by_it_at_official_sellers() {
+    let market = Market::open().await;
+    let key = market.permitting().await;
+    for visit in market.visits(key) {
+        let sold = market.sold().await;
+        let bought = visit.buys("/permit2").await;
+        market.charged(&bought, PRICE, BY_PERMIT2, sold + 1).await;
+        let again = visit.repeats("/permit2", &bought).await;
+        assert_eq!(again.status, 402, "{again:?}");
+        assert_eq!(market.sold().await, sold + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn official_clients_without_an_allowance_and_without_ether_pay_by_a_permit_of_the_token() {
+    let market = Market::open().await;
+    let key = market.poor().await;
+    for visit in market.visits(&key) {
+        let sold = market.sold().await;
+        let exact = visit.buys_seeing_the_chain("/sponsored").await;
+        market.charged(&exact, PRICE, BY_PERMIT2, sold + 1).await;
+        let upto = visit
+            .buys_seeing_the_chain("/metered-sponsored?charge=10000")
+            .await;
+        market.charged(&upto, PRICE, METERED, sold + 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn official_clients_without_an_allowance_hear_that_one_is_required() {
+    let market = Market::open().await;
+    let key = market.poor().await;
+    for visit in market.visits(&key) {
+        for path in ["/permit2", "/metered"] {
+            let refused = visit.buys(path).await;
+            assert_eq!(refused.status, visit.unallowed, "{path}: {refused:?}");
+            let code = &refused.report["refusal"];
+            assert_eq!(code, "permit2_allowance_required", "{path}: {refused:?}");
+            assert_eq!(refused.payment, Value::Null, "{path}: {refused:?}");
+        }
+    }
+    assert_eq!(market.sold().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn official_sellers_charge_atomic_units_shares_and_dollars_of_what_official_clients_permit() {
+    let market = Market::open().await;
+    let key = market.permitting().await;
+    for visit in market.visits_at_home(key) {
+        for (path, amount) in [
+            ("/metered", PRICE),
+            ("/metered?charge=1234", 1_234),
+            ("/metered?charge=50%25", 5_000),
+            ("/metered?charge=33.33%25", 3_333),
+            ("/metered?charge=%240.003", 3_000),
+        ] {
+            let sold = market.sold().await;
+            let bought = visit.buys(path).await;
+            market.charged(&bought, amount, METERED, sold + 1).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn official_sellers_that_charge_nothing_are_told_of_success_and_their_header_buys_nothing_again()
+ {
+    let market = Market::open().await;
+    let key = market.permitting().await;
+    for visit in market.visits_at_home(key) {
+        let sold = market.sold().await;
+        let free = visit.buys("/metered?charge=0").await;
+        assert_eq!(free.status, 200, "{free:?}");
+        assert_eq!(free.payment["success"], true, "{free:?}");
+        assert_eq!(free.payment["transaction"], "", "{free:?}");
+        assert_eq!(free.payment["amount"], "0", "{free:?}");
+        let row = market.newest_payment().await;
+        assert_eq!(row["amount"], "0", "{row}");
+        assert_eq!(row["state"], "settled", "{row}");
+        assert_eq!(row.get("transaction"), None, "{row}");
+
+        // Neither for nothing nor for the whole price, which the payer has signed.
+        for path in ["/metered?charge=0", "/metered"] {
+            let again = visit.repeats(path, &free).await;
+            assert_eq!(again.status, 402, "{again:?}");
+        }
+        assert_eq!(market.sold().await, sold, "nothing moved");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_official_seller_that_charges_more_than_was_permitted_gets_nothing() {
+    let market = Market::open().await;
+    let key = market.permitting().await;
+    for visit in market.visits_at_home(key) {
+        let sold = market.sold().await;
+        for path in ["/metered?charge=10001", "/metered?charge=100.01%25"] {
+            let refused = visit.buys(path).await;
+            assert_eq!(refused.status, 402, "{refused:?}");
+            let code = &refused.payment["errorReason"];
+            assert_eq!(
+                code, "invalid_upto_evm_payload_settlement_exceeds_amount",
+                "{refused:?}"
+            );
+        }
+        assert_eq!(market.sold().await, sold);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_official_seller_sells_one_route_in_exact_and_another_in_upto_to_one_official_client() {
+    let market = Market::open().await;
+    let key = market.permitting().await;
+    for visit in market.visits(key) {
+        let sold = market.sold().await;
+        let exact = visit.buys("/report").await;
+        market.charged(&exact, PRICE, BY_TOKEN, sold + 1).await;
+        let upto = visit.buys("/metered?charge=4321").await;
+        market.charged(&upto, 4_321, METERED, sold + 2).await;
+    }
+}

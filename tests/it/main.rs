@@ -53,6 +53,8 @@ mod odd_tokens;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod permission_attacks;
+#[cfg(test)]
 mod permission_codes;
 #[cfg(test)]
 mod permissions;

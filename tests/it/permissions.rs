@@ -7,12 +7,11 @@ use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
 use serde_json::json;
-use x402d::embedded::{LocalChain, TEST_USDC};
+use x402d::embedded::TEST_USDC;
 use x402d::protocol::permit2::{EXACT_PROXY, PERMIT2};
 
 use crate::support::{
-    Answer, Chain, Fault, Permission, Setup, World, eventually, invalidateUnorderedNoncesCall,
-    pauseCall,
+    Chain, Fault, Permission, Setup, World, eventually, invalidateUnorderedNoncesCall, pauseCall,
 };
 
 const PAYEE: Address = Address::repeat_byte(0x2c);
@@ -20,29 +19,6 @@ const SIGKILL: i32 = 9;
 /// How a payment of each scheme is made.
 const SCHEMES: [fn(&PrivateKeySigner, Address, u64) -> Permission; 2] =
     [Permission::exact, Permission::upto];
-
-/// A payment that settled by exactly one Transfer of `amount`, which both answer and ledger name.
-async fn moved_once(world: &World, answer: &Answer, amount: u64) {
-    assert!(answer.succeeded(), "{answer:?}");
-    assert_eq!(answer.body["amount"], amount.to_string(), "{answer:?}");
-    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
-    assert_eq!(transfers.len(), 1, "{transfers:?}");
-    let hash = answer.transaction();
-    assert_eq!(transfers[0]["transactionHash"], hash.as_str());
-    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(amount));
-    let row = world.facilitator.payment(answer).await;
-    assert_eq!(row["transaction"], hash.as_str(), "{row}");
-    assert_eq!(row["amount"], amount.to_string(), "{row}");
-}
-
-/// Whoever presents the same header later gets the hash and nothing else.
-async fn buys_nothing_twice(world: &World, payment: &Permission, first: &Answer) {
-    let verdict = world.facilitator.verify(&payment.body()).await;
-    assert_eq!(verdict.reason(), "duplicate_settlement", "{verdict:?}");
-    let again = world.facilitator.settle(&payment.body()).await;
-    assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
-    assert_eq!(again.transaction(), first.transaction());
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exact_payment_by_permit2_is_settled_once_and_stands_in_the_history() {
@@ -52,11 +28,11 @@ async fn an_exact_payment_by_permit2_is_settled_once_and_stands_in_the_history()
     let verdict = world.facilitator.verify(&payment.body()).await;
     assert!(verdict.is_valid(), "{verdict:?}");
     let settled = world.facilitator.settle(&payment.body()).await;
-    moved_once(&world, &settled, 123_456).await;
+    world.moved_once(PAYEE, &settled, 123_456).await;
     let row = world.facilitator.payment(&settled).await;
     assert_eq!(row["scheme"], "exact", "{row}");
     assert_eq!(row["method"], "permit2", "{row}");
-    buys_nothing_twice(&world, &payment, &settled).await;
+    world.buys_nothing_twice(&payment.body(), &settled).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,11 +54,11 @@ async fn an_upto_payment_charges_what_the_seller_says_and_never_more_than_was_pe
         .facilitator
         .settle(&payment.charging(1_234).body())
         .await;
-    moved_once(&world, &settled, 1_234).await;
+    world.moved_once(PAYEE, &settled, 1_234).await;
     let row = world.facilitator.payment(&settled).await;
     assert_eq!(row["scheme"], "upto", "{row}");
     assert_eq!(row["permitted"], "500000", "{row}");
-    buys_nothing_twice(&world, &payment, &settled).await;
+    world.buys_nothing_twice(&payment.body(), &settled).await;
     let dearer = world
         .facilitator
         .settle(&payment.charging(2_000).body())
@@ -165,7 +141,7 @@ async fn a_permit_that_somebody_submitted_first_does_no_harm() {
     assert!(world.facilitator.verify(&payment.body()).await.is_valid());
     world.chain.submit_permit(&payment.permit(0)).await;
     let settled = world.facilitator.settle(&payment.body()).await;
-    moved_once(&world, &settled, 7_000).await;
+    world.moved_once(PAYEE, &settled, 7_000).await;
 }
 
 /// Kills the service at `step` of a payment of each kind, and presents it again: with the same body, then with another charge.
@@ -201,7 +177,7 @@ async fn each_kind_settles_once_though_killed_at(step: &'static str) {
             payment.charging(8_000)
         };
         let settled = world.facilitator.settle(&again.body()).await;
-        moved_once(&world, &settled, 9_000).await;
+        world.moved_once(PAYEE, &settled, 9_000).await;
         let second = world.facilitator.settle(&payment.body()).await;
         assert_eq!(second.reason(), "duplicate_settlement", "{kind} at {step}");
         assert_eq!(
@@ -248,57 +224,6 @@ async fn killed_between_grant_and_answer_a_charge_of_nothing_is_told_to_the_next
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attack_09_two_payments_in_parallel_over_one_allowance_never_take_more_than_it() {
-    for build in SCHEMES {
-        let world = World::new().await;
-        let payer = world.payer().await;
-        world
-            .chain
-            .approve(TEST_USDC, payer.address(), U256::from(10_000))
-            .await;
-        let payments = [build(&payer, PAYEE, 8_000), build(&payer, PAYEE, 8_000)];
-        for payment in &payments {
-            assert!(world.facilitator.verify(&payment.body()).await.is_valid());
-        }
-        let bodies = payments.iter().map(Permission::body).collect();
-        let answers = world.facilitator.settle_at_once(bodies).await;
-        let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|one| one.succeeded());
-        assert_eq!((good.len(), bad.len()), (1, 1), "{answers:?}");
-        assert_eq!(bad[0].reason(), "permit2_allowance_required", "{bad:?}");
-        assert_eq!(world.chain.usdc(PAYEE).await, U256::from(8_000));
-        assert_eq!(
-            world.transactions(1).await,
-            1,
-            "nothing was spent on the other"
-        );
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn attack_09_a_settlement_that_somebody_else_submits_through_the_proxy_ends_as_settled_once()
-{
-    // While it waits for its block, and before it is presented again after a refusal.
-    let world = World::new().await;
-    let payer = world.permitting_payer().await;
-    let payment = Permission::exact(&payer, PAYEE, 6_000);
-    world.chain.automine(false).await;
-    let mut settling = world.facilitator.settling(&payment.body());
-    world.has_sent(1).await;
-    world.chain.call_dearly(payment.call()).await;
-    world.mine_on().await;
-    let settled = settling.join_next().await.unwrap().unwrap().unwrap();
-    moved_once(&world, &settled, 6_000).await;
-    let receipt = world.chain.receipt(&settled.transaction()).await;
-    let stranger = LocalChain::funded_keys()[0].address;
-    assert_eq!(
-        receipt["from"],
-        json!(stranger),
-        "their transaction: {receipt}"
-    );
-    buys_nothing_twice(&world, &payment, &settled).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_payment_that_somebody_else_submits_afterwards_is_settled_and_granted_once() {
     let world = World::new().await;
     let payer = world.permitting_payer().await;
@@ -316,8 +241,8 @@ async fn a_refused_payment_that_somebody_else_submits_afterwards_is_settled_and_
     world.chain.call_dearly(pause(false)).await;
     world.chain.call_dearly(payment.call()).await;
     let settled = world.facilitator.settle(&payment.body()).await;
-    moved_once(&world, &settled, 6_000).await;
-    buys_nothing_twice(&world, &payment, &settled).await;
+    world.moved_once(PAYEE, &settled, 6_000).await;
+    world.buys_nothing_twice(&payment.body(), &settled).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -349,63 +274,6 @@ async fn an_invalidated_nonce_fails_for_good_and_says_so() {
         assert_eq!(answer.reason(), "permit2_invalid_nonce", "{answer:?}");
     }
     assert_eq!(world.transactions(1).await, 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn attack_15_the_nonce_of_another_payer_or_of_another_payment_yields_no_success() {
-    let world = World::new().await;
-    let (mine, theirs) = (
-        world.permitting_payer().await,
-        world.permitting_payer().await,
-    );
-    let first = Permission::upto(&mine, PAYEE, 5_000);
-    let nonce = first.authorization.nonce;
-    let settled = world
-        .facilitator
-        .settle(&first.charging(1_000).body())
-        .await;
-    moved_once(&world, &settled, 1_000).await;
-
-    let other = Permission::upto(&mine, PAYEE, 6_000).with(|signed| signed.nonce = nonce);
-    for answer in [
-        world.facilitator.verify(&other.body()).await,
-        world.facilitator.settle(&other.body()).await,
-    ] {
-        assert_eq!(answer.reason(), "permit2_invalid_nonce", "{answer:?}");
-        assert_eq!(
-            answer.transaction(),
-            "",
-            "no content of the other: {answer:?}"
-        );
-    }
-    let stolen = Permission {
-        signer: theirs.clone(),
-        ..first.clone()
-    };
-    let stolen = world.facilitator.settle(&stolen.body()).await;
-    assert_eq!(stolen.reason(), "invalid_permit2_signature", "{stolen:?}");
-    assert_eq!(stolen.transaction(), "");
-
-    let own = Permission::upto(&theirs, PAYEE, 5_000).with(|signed| signed.nonce = nonce);
-    let own = world.facilitator.settle(&own.charging(2_000).body()).await;
-    assert!(own.succeeded(), "nonces are per payer: {own:?}");
-    assert_ne!(own.transaction(), settled.transaction());
-    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(3_000));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn attack_10_one_header_at_two_sellers_of_one_payee_buys_one_resource() {
-    let world = World::new().await;
-    let payer = world.permitting_payer().await;
-    let payment = Permission::upto(&payer, PAYEE, 5_000);
-    let dear = payment.charging(5_000);
-    let bodies = vec![payment.charging(1_000).body(), dear.body()];
-    let answers = world.facilitator.settle_at_once(bodies).await;
-    let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|one| one.succeeded());
-    assert_eq!((good.len(), bad.len()), (1, 1), "{answers:?}");
-    assert_eq!(bad[0].reason(), "duplicate_settlement");
-    assert_eq!(bad[0].transaction(), good[0].transaction());
-    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use alloy::primitives::U256;
+use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
+use serde_json::Value;
 use x402d::embedded::TEST_USDC;
 
-use super::{Chain, Database, Facilitator, Line, Proxy, eventually, new_account};
+use super::{Answer, Chain, Database, Facilitator, Line, Proxy, eventually, new_account};
 
 /// How to set the scene. The default: one signer, a block for each transaction, no further configuration.
 #[derive(Clone)]
@@ -85,6 +86,29 @@ impl World {
             .approve(TEST_USDC, payer.address(), U256::MAX)
             .await;
         payer
+    }
+
+    /// A payment settled by exactly one Transfer of `amount` to `payee`, which both answer and ledger name.
+    pub(crate) async fn moved_once(&self, payee: Address, answer: &Answer, amount: u64) {
+        assert!(answer.succeeded(), "{answer:?}");
+        assert_eq!(answer.body["amount"], amount.to_string(), "{answer:?}");
+        let transfers = self.chain.transfers_to(TEST_USDC, payee).await;
+        assert_eq!(transfers.len(), 1, "{transfers:?}");
+        let hash = answer.transaction();
+        assert_eq!(transfers[0]["transactionHash"], hash.as_str());
+        assert_eq!(self.chain.usdc(payee).await, U256::from(amount));
+        let row = self.facilitator.payment(answer).await;
+        assert_eq!(row["transaction"], hash.as_str(), "{row}");
+        assert_eq!(row["amount"], amount.to_string(), "{row}");
+    }
+
+    /// Whoever presents the same header later gets the hash and nothing else.
+    pub(crate) async fn buys_nothing_twice(&self, body: &Value, first: &Answer) {
+        let verdict = self.facilitator.verify(body).await;
+        assert_eq!(verdict.reason(), "duplicate_settlement", "{verdict:?}");
+        let again = self.facilitator.settle(body).await;
+        assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
+        assert_eq!(again.transaction(), first.transaction());
     }
 
     /// How many transactions of the signers are mined.

@@ -1,0 +1,121 @@
+//! The published attacks that payments by Permit2 are open to (`peers.md` part C), each with the test that it asks for.
+
+use alloy::primitives::{Address, U256};
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::json;
+use x402d::embedded::{LocalChain, TEST_USDC};
+
+use crate::support::{Permission, World};
+
+const PAYEE: Address = Address::repeat_byte(0x2f);
+/// How a payment of each scheme is made.
+const SCHEMES: [fn(&PrivateKeySigner, Address, u64) -> Permission; 2] =
+    [Permission::exact, Permission::upto];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_09_two_payments_in_parallel_over_one_allowance_never_take_more_than_it() {
+    for build in SCHEMES {
+        let world = World::new().await;
+        let payer = world.payer().await;
+        world
+            .chain
+            .approve(TEST_USDC, payer.address(), U256::from(10_000))
+            .await;
+        let payments = [build(&payer, PAYEE, 8_000), build(&payer, PAYEE, 8_000)];
+        for payment in &payments {
+            assert!(world.facilitator.verify(&payment.body()).await.is_valid());
+        }
+        let bodies = payments.iter().map(Permission::body).collect();
+        let answers = world.facilitator.settle_at_once(bodies).await;
+        let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|one| one.succeeded());
+        assert_eq!((good.len(), bad.len()), (1, 1), "{answers:?}");
+        assert_eq!(bad[0].reason(), "permit2_allowance_required", "{bad:?}");
+        assert_eq!(world.chain.usdc(PAYEE).await, U256::from(8_000));
+        assert_eq!(
+            world.transactions(1).await,
+            1,
+            "nothing was spent on the other"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_09_a_settlement_that_somebody_else_submits_through_the_proxy_ends_as_settled_once()
+{
+    // While it waits for its block, and before it is presented again after a refusal.
+    let world = World::new().await;
+    let payer = world.permitting_payer().await;
+    let payment = Permission::exact(&payer, PAYEE, 6_000);
+    world.chain.automine(false).await;
+    let mut settling = world.facilitator.settling(&payment.body());
+    world.has_sent(1).await;
+    world.chain.call_dearly(payment.call()).await;
+    world.mine_on().await;
+    let settled = settling.join_next().await.unwrap().unwrap().unwrap();
+    world.moved_once(PAYEE, &settled, 6_000).await;
+    let receipt = world.chain.receipt(&settled.transaction()).await;
+    let stranger = LocalChain::funded_keys()[0].address;
+    assert_eq!(
+        receipt["from"],
+        json!(stranger),
+        "their transaction: {receipt}"
+    );
+    world.buys_nothing_twice(&payment.body(), &settled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_15_the_nonce_of_another_payer_or_of_another_payment_yields_no_success() {
+    let world = World::new().await;
+    let (mine, theirs) = (
+        world.permitting_payer().await,
+        world.permitting_payer().await,
+    );
+    let first = Permission::upto(&mine, PAYEE, 5_000);
+    let nonce = first.authorization.nonce;
+    let settled = world
+        .facilitator
+        .settle(&first.charging(1_000).body())
+        .await;
+    world.moved_once(PAYEE, &settled, 1_000).await;
+
+    let other = Permission::upto(&mine, PAYEE, 6_000).with(|signed| signed.nonce = nonce);
+    for answer in [
+        world.facilitator.verify(&other.body()).await,
+        world.facilitator.settle(&other.body()).await,
+    ] {
+        assert_eq!(answer.reason(), "permit2_invalid_nonce", "{answer:?}");
+        assert_eq!(
+            answer.transaction(),
+            "",
+            "no content of the other: {answer:?}"
+        );
+    }
+    let stolen = Permission {
+        signer: theirs.clone(),
+        ..first.clone()
+    };
+    let stolen = world.facilitator.settle(&stolen.body()).await;
+    assert_eq!(stolen.reason(), "invalid_permit2_signature", "{stolen:?}");
+    assert_eq!(stolen.transaction(), "");
+
+    let own = Permission::upto(&theirs, PAYEE, 5_000).with(|signed| signed.nonce = nonce);
+    let own = world.facilitator.settle(&own.charging(2_000).body()).await;
+    assert!(own.succeeded(), "nonces are per payer: {own:?}");
+    assert_ne!(own.transaction(), settled.transaction());
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(3_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attack_10_one_header_at_two_sellers_of_one_payee_buys_one_resource() {
+    let world = World::new().await;
+    let payer = world.permitting_payer().await;
+    let payment = Permission::upto(&payer, PAYEE, 5_000);
+    let dear = payment.charging(5_000);
+    let bodies = vec![payment.charging(1_000).body(), dear.body()];
+    let answers = world.facilitator.settle_at_once(bodies).await;
+    let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|one| one.succeeded());
+    assert_eq!((good.len(), bad.len()), (1, 1), "{answers:?}");
+    assert_eq!(bad[0].reason(), "duplicate_settlement");
+    assert_eq!(bad[0].transaction(), good[0].transaction());
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+}

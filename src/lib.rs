@@ -39,17 +39,22 @@
 //!    simulated transfer in one `eth_call`, shared with whoever else is asking. Only a `payment::Verified` can be accepted. Where the nonce
 //!    is used already, `facilitator::recognise` looks whether the money moved, and whether that was meant for us.
 //! 4. `Ledger::accept` locks the payer's account, so that nobody promises more than they have, and inserts the row: one per (network,
-//!    token, payer, nonce), whoever comes first. It is `queued`. Statements of callers that come together are one (`ledger::groups`).
+//!    token or Permit2, payer, nonce), whoever comes first. It is `queued`. Statements of callers that come together are one (`ledger::groups`).
 //! 5. A `settlement::Lane`, one signer's nonces owned by lease and epoch, takes it: at once when it is idle, else together with others in
 //!    one call, rehearsed as a whole. It signs under its next nonce and commits nonce, bytes, hash and links in one SQL transaction.
 //!    **This is the write-ahead line**: above it nothing has left the process, below it nothing can be lost. The payment is `inflight`.
 //! 6. The bytes go to every endpoint. *Accepted*, *rejected* and *unknown* are the outcomes; unknown is never failure, and the same
 //!    bytes are sent again until the nonce is used; better paid ones under the same nonce when blocks ask for more.
-//! 7. The `settlement::Watch` follows the chain parent by parent. In the block's receipts the lane finds `AuthorizationUsed` and
-//!    beside it the exact `Transfer`; anything less is no success. The result is committed: `settled`, with block and log index.
+//! 7. The `settlement::Watch` follows the chain parent by parent. In the block's receipts the lane finds `AuthorizationUsed`, or the
+//!    proxy's `Settled`, and beside it the exact `Transfer`; anything less is no success. The result is committed: `settled`, with block and log index.
 //! 8. The waiting request wakes, reads the row and takes the *grant*: a row that says who was told. It answers from the row.
 //! 9. `http::connection` sees the answer flushed to the socket and closes the grant as answered. Had the connection broken first,
 //!    the grant would be void, and the next presenter of the same header would be told success with the same hash.
+//!
+//! Money moves by one of two methods (`payment::Method`): the token's own authorization (EIP-3009), or Permit2 through the proxy of a scheme, whose
+//! trace `chain::permit2` reads. In scheme `upto` the requirement of `/settle` is the charge, the payment is pinned to the lane of the signer that the
+//! payer named, and a charge of nothing is settled at 4, without a transaction. What a payer signed in place of an allowance to Permit2 rides along:
+//! a permit in the call of 5, or an approval that `settlement::Approvals` has mined before.
 //!
 //! A payer may also send the money first. `POST /sessions` fixes the terms; what is then handed in is either an authorization whose nonce is
 //! the session's, which enters at 2, or a plain transfer of the payer's own (`facilitator::submission`), which is written down with its

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use alloy::primitives::{Address, U256};
+use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use clap::Args;
@@ -15,19 +16,21 @@ use crate::command::dev::{DevOptions, Local};
 use crate::command::{CommandError, asked_to_stop, say};
 use crate::embedded::LocalChain;
 use crate::protocol::{Amount, Network, X402Version};
-use crate::seller::{Payment, Paywall, Price};
+use crate::seller::{Charge, Payment, Paywall, Price};
 
 /// Who is paid in the demonstration; nobody has its key.
 const PAYEE: Address = Address::repeat_byte(0x5e);
-/// The price of the report.
+/// The price of a report, and what a metered one costs at most.
 const PRICE: &str = "0.01";
+/// What the meter says.
+const CHARGE: &str = "0.003";
 /// What the smart wallet gets, in atomic units: 10 USDC.
 const WALLET_ALLOWANCE: u64 = 10_000_000;
 
 /// How to run the demonstration.
 #[derive(Debug, Args)]
 pub(super) struct DemoOptions {
-    /// End after three payments; everything listens on free ports.
+    /// End after five payments; everything listens on free ports.
     #[arg(long)]
     once: bool,
     #[command(flatten)]
@@ -49,7 +52,7 @@ pub(super) async fn run(mut options: DemoOptions) -> Result<(), CommandError> {
     played.map(drop)
 }
 
-/// Sells one report three ways. The seller serves for as long as its handle lives.
+/// Sells one report in every way. The seller serves for as long as its handle lives.
 async fn play(local: &Local) -> Result<Seller, CommandError> {
     let seller = Seller::open(&format!("http://{}", local.service.address())).await?;
     say(&format!("facilitator  http://{}", local.service.address()));
@@ -67,24 +70,19 @@ async fn play(local: &Local) -> Result<Seller, CommandError> {
 
     let before = local.chain.balance(PAYEE).await?;
     say(&format!("payee {PAYEE} holds {} before", dollars(before)));
-    let purchases = [
-        ("x402 v2", Signer::from_key(account.key)?, X402Version::V2),
-        ("x402 v1", Signer::from_key(account.key)?, X402Version::V1),
-        (
-            "a smart wallet",
-            Signer::for_wallet(owner.key, wallet)?,
-            X402Version::V2,
-        ),
-    ];
-    for (name, signer, version) in purchases {
-        let hash = buy(&seller, signer, version).await?;
-        say(&format!("  paid {PRICE} by {name:<15} {hash}"));
+    let mut expected = U256::ZERO;
+    for purchase in purchases(account.key, Signer::for_wallet(owner.key, wallet)?)? {
+        let hash = buy(local, &seller, &purchase).await?;
+        say(&format!(
+            "  paid {:<5} by {:<15} {hash}",
+            purchase.costs, purchase.name
+        ));
+        expected += Amount::from_dollars(purchase.costs, 6)?.atomic();
     }
     let after = local.chain.balance(PAYEE).await?;
     say(&format!("payee {PAYEE} holds {} after\n", dollars(after)));
     show_ledger(local).await?;
 
-    let expected = Amount::from_dollars(PRICE, 6)?.atomic() * U256::from(3);
     if after - before != expected {
         return Err(format!(
             "the payee should have got {}, it got {}",
@@ -96,18 +94,51 @@ async fn play(local: &Local) -> Result<Seller, CommandError> {
     Ok(seller)
 }
 
-async fn buy(
-    seller: &Seller,
+/// One way to buy the report.
+struct Purchase {
+    name: &'static str,
+    path: &'static str,
     signer: Signer,
     version: X402Version,
-) -> Result<String, CommandError> {
+    costs: &'static str,
+}
+
+fn purchases(key: &str, wallet: Signer) -> Result<[Purchase; 5], CommandError> {
+    let by_key = |name, path, version, costs| -> Result<Purchase, CommandError> {
+        Ok(Purchase {
+            name,
+            path,
+            signer: Signer::from_key(key)?,
+            version,
+            costs,
+        })
+    };
+    Ok([
+        by_key("x402 v2", "report", X402Version::V2, PRICE)?,
+        by_key("x402 v1", "report", X402Version::V1, PRICE)?,
+        Purchase {
+            name: "a smart wallet",
+            path: "report",
+            signer: wallet,
+            version: X402Version::V2,
+            costs: PRICE,
+        },
+        by_key("Permit2", "permit2", X402Version::V2, PRICE)?,
+        by_key("a meter", "metered", X402Version::V2, CHARGE)?,
+    ])
+}
+
+async fn buy(local: &Local, seller: &Seller, purchase: &Purchase) -> Result<String, CommandError> {
     let ceiling = Amount::from_dollars(PRICE, 6)?;
     let options = PayOptions {
-        version: Some(version),
+        version: Some(purchase.version),
         ..PayOptions::up_to(ceiling)
     };
-    let paid = Client::new(signer)?
-        .get(&format!("{}/report", seller.url), &options)
+    // The chain tells whether Permit2 may take the token already; if not, the payer's permit goes along and nobody sends an approval.
+    let network = Network::from_chain_id(crate::embedded::CHAIN_ID);
+    let paid = Client::new(purchase.signer.clone())?
+        .chain(network, local.chain.rpc_url().parse()?)
+        .get(&format!("{}/{}", seller.url, purchase.path), &options)
         .await?;
     let payment = paid.payment.ok_or("the seller's answer names no payment")?;
     if !paid.status.is_success() || !payment.success {
@@ -138,9 +169,11 @@ async fn show_ledger(local: &Local) -> Result<(), CommandError> {
                 .unwrap_or_default()
         };
         say(&format!(
-            "  {}  v{}  {:<8}  {} of {}  {}",
+            "  {}  v{} {:<5} {:<8} {:<7}  {:>5} of {}  {}",
             text("id"),
             text("x402Version"),
+            text("scheme"),
+            text("method"),
             text("state"),
             text("amount"),
             text("payer"),
@@ -162,9 +195,16 @@ impl Seller {
         let paywall = Paywall::new(facilitator)
             .network(Network::from_chain_id(crate::embedded::CHAIN_ID))
             .pay_to(PAYEE)
+            .sponsors_gas()
             .route("GET /report", Price::dollars(PRICE)?)
+            .route("GET /permit2", Price::dollars(PRICE)?.by_permit2())
+            .route("GET /metered", Price::dollars(PRICE)?.metered())
             .build()?;
-        let app = Router::new().route("/report", get(report)).layer(paywall);
+        let app = Router::new()
+            .route("/report", get(report))
+            .route("/permit2", get(report))
+            .route("/metered", get(metered))
+            .layer(paywall);
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let url = format!("http://{}", listener.local_addr()?);
         #[expect(
@@ -188,6 +228,15 @@ async fn report(payment: Payment) -> Json<Value> {
     Json(
         json!({ "report": "all is well", "paidBy": payment.payer.to_string(), "transaction": payment.payment_id }),
     )
+}
+
+/// Says what it costs once it is known.
+async fn metered() -> Result<(Charge, Json<Value>), StatusCode> {
+    let charge = Charge::dollars(CHARGE).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok((
+        charge,
+        Json(json!({ "report": "all is well, in few words" })),
+    ))
 }
 
 fn dollars(atomic: U256) -> String {

@@ -343,4 +343,6 @@ fn shown(text: &str) -> String {
 }
 
 #[cfg(test)]
+mod permit2_tests;
+#[cfg(test)]
 mod tests;

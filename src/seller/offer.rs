@@ -84,11 +84,10 @@ impl Manner {
         terms: &Terms,
         spec: &str,
     ) -> Result<PaymentRequirements, PaywallError> {
-        let (amount, token) = terms.price.on(terms.network, spec)?;
+        let (amount, token, means) = terms.price.on(terms.network, spec)?;
         if amount.is_zero() {
             return Err(PaywallError::Free(spec.to_owned()));
         }
-        let means = terms.price.means();
         // What a metered payment costs is known after the handler.
         let flow = match means {
             Means::Metered => Flow::AfterHandler,

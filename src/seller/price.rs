@@ -98,21 +98,23 @@ impl Price {
         self
     }
 
-    /// By what leave of the buyer's it is taken.
-    pub(super) const fn means(&self) -> Means {
-        self.means
-    }
-
-    /// The price on a network, for the route `spec`.
-    pub(super) fn on(&self, network: Network, spec: &str) -> Result<(Amount, Token), PaywallError> {
+    /// The price on a network, for the route `spec`: how much of which token, and by what leave of the buyer's. A default token that
+    /// does not speak EIP-3009 is taken by Permit2.
+    pub(super) fn on(
+        &self,
+        network: Network,
+        spec: &str,
+    ) -> Result<(Amount, Token, Means), PaywallError> {
         if let Kind::Token(amount, token) = &self.kind {
-            return Ok((*amount, token.clone()));
+            return Ok((*amount, token.clone(), self.means));
         }
         let asset = default_assets(network)
-            .find(|asset| {
-                self.means != Means::Authorization || asset.method == TransferMethod::Eip3009
-            })
+            .next()
             .ok_or(PaywallError::NoDefaultToken(network))?;
+        let means = match (self.means, asset.method) {
+            (Means::Authorization, TransferMethod::Permit2) => Means::Permit2,
+            (means, TransferMethod::Eip3009 | TransferMethod::Permit2) => means,
+        };
         let token = Token {
             address: asset.address,
             name: asset.name.to_owned(),
@@ -129,6 +131,6 @@ impl Price {
             }
             Kind::Atomic(amount) | Kind::Token(amount, _) => *amount,
         };
-        Ok((amount, token))
+        Ok((amount, token, means))
     }
 }

@@ -178,8 +178,9 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::payment::specimen::{facts, payment};
-    use crate::payment::{PaymentId, PaymentState};
+    use crate::payment::specimen::{candidate_of, facts, payment, permit2_body};
+    use crate::payment::{Method, PaymentId, PaymentState, Purpose};
+    use crate::protocol::Scheme;
 
     fn row(number: u128, payee: u8) -> Simulated {
         let mut payment = payment(PaymentState::Queued);
@@ -203,6 +204,27 @@ mod tests {
             .map(|row| row.payment.authorization.to)
             .collect();
         assert!(payees.is_sorted());
+    }
+
+    #[test]
+    fn payments_by_permit2_that_look_alike_never_ride_together_and_metered_ones_ride_alone() {
+        let by_permit2 = |number, scheme| {
+            let candidate = candidate_of(&permit2_body(scheme), Purpose::Settle);
+            let mut row = row(number, 9);
+            row.payment.method = candidate.method;
+            row
+        };
+        let mut rows: Vec<_> = (0..3).map(|number| by_permit2(number, Scheme::Exact)).collect();
+        rows.extend((3..6).map(|number| row(number, 9)));
+        rows.extend((6..8).map(|number| by_permit2(number, Scheme::Upto)));
+        let loads = Load::plan(rows);
+        let mut sizes: Vec<_> = loads.iter().map(|load| load.rows.len()).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [1, 1, 1, 1, 4], "{loads:?}");
+        for load in loads {
+            let twins = load.rows.iter().filter(|row| row.payment.method != Method::Eip3009);
+            assert!(twins.count() <= 1);
+        }
     }
 
     #[test]

@@ -119,9 +119,11 @@ mod tests {
     use time::{Duration, OffsetDateTime};
 
     use super::*;
-    use crate::payment::specimen::{PAYER, VALID_BEFORE, location, now, payment};
-    use crate::payment::{Location, PaymentState};
-    use crate::protocol::Reason;
+    use crate::payment::specimen::{
+        PAYER, VALID_BEFORE, candidate_of, location, now, payment, permit2_body,
+    };
+    use crate::payment::{Location, PaymentState, Purpose};
+    use crate::protocol::{Reason, Scheme};
 
     const OURS: B256 = B256::repeat_byte(0x05);
 
@@ -228,6 +230,42 @@ mod tests {
             just_in_time,
             RowOutcome::WithoutEffect(WithoutEffect::Requeue)
         );
+    }
+
+    #[test]
+    fn each_method_and_scheme_fails_with_its_own_codes() {
+        let failing = |scheme, used: &AuthorizationUse, time| {
+            let candidate = candidate_of(&permit2_body(scheme), Purpose::Settle);
+            let payment = Payment {
+                method: candidate.method,
+                ..payment(PaymentState::Inflight(B256::ZERO))
+            };
+            let ours = Ours {
+                transaction: OURS,
+                call_succeeded: false,
+            };
+            let head = Head {
+                number: location().block_number,
+                time,
+                ..Head::default()
+            };
+            match without_transfer(&payment, ours, used, &head, TRIES_MAX) {
+                RowOutcome::WithoutEffect(
+                    WithoutEffect::Fail(exit) | WithoutEffect::Refuse(exit),
+                ) => exit.reason,
+                other => panic!("expected a code, got {other:?}"),
+            }
+        };
+        let unused = AuthorizationUse::Unused;
+        let elsewhere = AuthorizationUse::Consumed(Some(B256::ZERO));
+        for (scheme, code) in [
+            (Scheme::Exact, Reason::ExactTransactionFailed),
+            (Scheme::Upto, Reason::UptoTransactionFailed),
+        ] {
+            assert_eq!(failing(scheme, &unused, now()), code);
+            assert_eq!(failing(scheme, &unused, expired()), Reason::Permit2DeadlineExpired);
+            assert_eq!(failing(scheme, &elsewhere, now()), Reason::Permit2InvalidNonce);
+        }
     }
 
     #[test]

@@ -291,3 +291,26 @@ async fn an_approval_that_is_overtaken_or_fails_in_its_block_ends_with_its_code(
     assert_eq!(count, json!(U64::from(1)), "it was mined");
     assert_eq!(world.transactions(1).await, 1, "the gas money");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_whose_nonce_another_transaction_of_the_payers_holds_cannot_be_sent() {
+    let world = world().await;
+    let payer = world.payer().await;
+    let payment = approving(Permission::exact, &payer);
+    let rich = json!([payer.address(), U256::from(10 * COST)]);
+    world.chain.call("anvil_setBalance", rich).await;
+    world.chain.automine(false).await;
+    let other = TxEip1559 {
+        max_fee_per_gas: 20_000_000_000,
+        max_priority_fee_per_gas: 10_000_000_000,
+        ..payment.approval()
+    };
+    let held = json!([signed(&other, &payer)]);
+    world.chain.call("eth_sendRawTransaction", held).await;
+    let ended = world.facilitator.settle(&payment.body()).await;
+    assert_eq!(ended.reason(), "erc20_approval_broadcast_failed", "{ended:?}");
+    // It is an approval as well: once it is mined, the payment needs no other.
+    world.mine_on().await;
+    let settled = world.facilitator.settle(&payment.body()).await;
+    assert!(settled.succeeded(), "{settled:?}");
+}

@@ -155,7 +155,7 @@ const WRONG: &[(&str, &str, &str, &str)] = &[
         PAYLOAD,
         "",
         r#"{"permit2Authorization": {}, "signature": "0x"}"#,
-        "unsupported_payload_type",
+        "invalid_payload",
     ),
     (PAYLOAD, "", r#"{"signature": "0x00"}"#, "invalid_payload"),
     (PAYLOAD, "", "[[[[[[[[1]]]]]]]]", "invalid_payload"),

@@ -26,16 +26,17 @@ fn said(output: &Output) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_demo_makes_three_payments_and_ends_with_0_twice_in_a_row() {
+async fn the_demo_makes_five_payments_and_ends_with_0_twice_in_a_row() {
     let database = Database::fresh().await;
     for _ in 0..2 {
         let output = demo(&database).arg("--once").output().unwrap();
         let text = said(&output);
         assert!(output.status.success(), "{text}");
-        assert_eq!(text.matches("paid 0.01 by").count(), 3, "{text}");
+        assert_eq!(text.matches("paid 0.01  by").count(), 4, "{text}");
+        assert_eq!(text.matches("paid 0.003 by a meter").count(), 1, "{text}");
         assert!(text.contains("holds 0.000000 USDC before"), "{text}");
-        assert!(text.contains("holds 0.030000 USDC after"), "{text}");
-        assert_eq!(text.matches("settled ").count(), 3, "{text}");
+        assert!(text.contains("holds 0.043000 USDC after"), "{text}");
+        assert_eq!(text.matches("settled ").count(), 5, "{text}");
     }
 }
 

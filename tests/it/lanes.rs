@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Chain, Facilitator, Fault, Purchase, Setup, eventually};
+use crate::support::{Chain, Facilitator, Fault, Permission, Purchase, Setup, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x1a);
 const SEND: &str = "eth_sendRawTransaction";
@@ -84,37 +84,25 @@ async fn scenario_14_a_nonce_that_a_stranger_used_stops_its_lane_and_the_payment
 async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone() {
     let setup = Setup {
         reachable: true,
-        toml: "[networks.base-sepolia]\nmax_fee_wei = 5000000000\n".to_owned(),
         ..two_signers()
     };
-    let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
-    let payer = world.payer().await;
-    world.becomes_dear(50_000).await;
-    let bodies = (0..8).map(|number| Purchase::new(&payer, PAYEE, 1 << number).body());
-    let mut waiting: Vec<_> = bodies
-        .map(|body| world.facilitator.settling(&body))
-        .collect();
-    eventually("the queue", Duration::from_secs(20), async || {
-        let queued = world.facilitator.get("/payments?state=queued").await.body;
-        (queued["payments"].as_array().unwrap().len() == 8).then_some(())
-    })
-    .await;
+    let world = setup.build().await;
+    let payer = world.permitting_payer().await;
     let named = Chain::signers(2)[1].address;
-    let mut ledger = world.database.connection().await;
-    sqlx::query("update payments set signer = $1")
-        .bind(named.as_slice())
-        .execute(&mut ledger)
-        .await
-        .unwrap();
-    world.chain.next_base_fee(1).await;
-    for waiting in &mut waiting {
-        let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
+    let bodies = (0..8).map(|number| {
+        let permission = Permission::upto(&payer, PAYEE, 1 << number);
+        permission
+            .with(|signed| signed.witness.facilitator = Some(named))
+            .body()
+    });
+    for answer in world.facilitator.settle_at_once(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");
         let receipt = world.chain.receipt(&answer.transaction()).await;
         let from: Address = receipt["from"].as_str().unwrap().parse().unwrap();
         assert_eq!(from, named);
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(255));
+    let mut ledger = world.database.connection().await;
 
     // The schema itself refuses a row in another signer's transaction.
     let smuggled = sqlx::query(

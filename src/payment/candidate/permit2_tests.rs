@@ -1,0 +1,154 @@
+//! Payments by Permit2, as far as they can be judged without the chain.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::payment::method::{Permit2, Sponsored};
+use crate::payment::specimen::{
+    AMOUNT, FACILITATOR, PAYEE, PAYER, VALID_BEFORE, candidate_of, facts, now, permit2_body,
+    policy, request,
+};
+use crate::protocol::permit2::PERMIT2;
+
+const SCHEMES: [Scheme; 2] = [Scheme::Exact, Scheme::Upto];
+const PURPOSES: [Purpose; 2] = [Purpose::Verify, Purpose::Settle];
+
+/// What is said of the payment of a scheme with one place of its body changed.
+fn verdict(scheme: Scheme, pointer: &str, value: Value, purpose: Purpose) -> Result<(), Reason> {
+    let mut body = permit2_body(scheme);
+    *body.pointer_mut(pointer).unwrap() = value;
+    let candidate = Candidate::from_request(request(&body), &policy(), purpose);
+    let judged = candidate.and_then(|candidate| {
+        candidate.pays_the_payee()?;
+        candidate.is_allowed(&policy(), now())
+    });
+    judged.map_err(|refusal| refusal.reason)
+}
+
+fn permitted(method: &Method) -> &Permit2 {
+    method.permit2().unwrap()
+}
+
+#[test]
+fn the_published_vectors_pass_every_local_check() {
+    for scheme in SCHEMES {
+        for purpose in PURPOSES {
+            let candidate = candidate_of(&permit2_body(scheme), purpose);
+            assert_eq!(candidate.signed_by, SignedBy::Payer, "{scheme:?}");
+            assert_eq!(candidate.authorization.from, PAYER);
+            assert_eq!(candidate.authorization.to, PAYEE);
+            assert_eq!(candidate.method.scheme(), scheme);
+            assert_eq!(candidate.method.nonce_domain(candidate.asset), PERMIT2);
+            candidate.pays_what_is_required().unwrap();
+            candidate.is_allowed(&policy(), now()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn in_upto_the_requirement_is_the_most_at_verify_and_the_charge_at_settle() {
+    let charge = |amount: u64, purpose| {
+        let mut body = permit2_body(Scheme::Upto);
+        body["paymentRequirements"]["amount"] = json!(amount.to_string());
+        Candidate::from_request(request(&body), &policy(), purpose).unwrap()
+    };
+    for amount in [0, 1, AMOUNT] {
+        let candidate = charge(amount, Purpose::Settle);
+        candidate.pays_what_is_required().unwrap();
+        let moved = candidate.authorization.value.to_string();
+        assert_eq!(moved, amount.to_string());
+        let most = permitted(&candidate.method).permitted.to_string();
+        assert_eq!(most, AMOUNT.to_string());
+    }
+    let above = charge(AMOUNT + 1, Purpose::Settle).pays_what_is_required();
+    assert_eq!(above.unwrap_err().reason, Reason::UptoExceedsAmount);
+    for amount in [1, AMOUNT + 1] {
+        let other = charge(amount, Purpose::Verify).pays_what_is_required();
+        assert_eq!(other.unwrap_err().reason, Reason::Permit2AmountMismatch);
+    }
+}
+
+#[test]
+fn each_fault_has_the_code_of_permit2() {
+    let signed = "/paymentPayload/payload/permit2Authorization";
+    let other = json!(Address::repeat_byte(0x66));
+    let late = (VALID_BEFORE + 1_000_000).to_string();
+    for scheme in SCHEMES {
+        for purpose in PURPOSES {
+            let fault = |place: &str, value: Value| {
+                verdict(scheme, &format!("{signed}{place}"), value, purpose).unwrap_err()
+            };
+            assert_eq!(fault("/spender", other.clone()), Reason::Permit2Spender);
+            assert_eq!(fault("/witness/to", other.clone()), Reason::Permit2RecipientMismatch);
+            for deadline in ["0", &late] {
+                let found = fault("/deadline", json!(deadline));
+                assert_eq!(found, Reason::Permit2DeadlineExpired);
+            }
+            let early = fault("/witness/validAfter", json!(VALID_BEFORE.to_string()));
+            assert_eq!(early, Reason::Permit2NotYetValid);
+            let token = fault("/permitted/token", other.clone());
+            assert_eq!(token, Reason::Permit2TokenMismatch);
+        }
+    }
+    let stranger = verdict(
+        Scheme::Upto,
+        &format!("{signed}/witness/facilitator"),
+        other,
+        Purpose::Settle,
+    );
+    assert_eq!(stranger, Err(Reason::UptoFacilitatorMismatch));
+    let nobody = verdict(
+        Scheme::Upto,
+        &format!("{signed}/witness/facilitator"),
+        Value::Null,
+        Purpose::Settle,
+    );
+    assert_eq!(nobody, Err(Reason::UnsupportedPayloadType));
+    assert!(policy().signers.contains(&FACILITATOR));
+}
+
+#[test]
+fn a_signature_over_another_scheme_is_nobodys() {
+    let mut body = permit2_body(Scheme::Exact);
+    let foreign = permit2_body(Scheme::Upto);
+    let place = "/paymentPayload/payload/signature";
+    *body.pointer_mut(place).unwrap() = foreign.pointer(place).unwrap().clone();
+    let candidate = candidate_of(&body, Purpose::Settle);
+    assert_eq!(candidate.signed_by, SignedBy::Unknown);
+    let refusal = candidate.verified(&facts()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Permit2Signature);
+}
+
+#[test]
+fn the_tokens_own_permit_rides_along_and_its_faults_are_said_after_the_signature() {
+    let signature = format!("0x{}1b", "11".repeat(64));
+    let info = json!({
+        "from": PAYER, "asset": crate::payment::specimen::USDC, "spender": PERMIT2, "amount": AMOUNT.to_string(), "nonce": "0",
+        "deadline": VALID_BEFORE.to_string(), "signature": signature, "version": "1",
+    });
+    let with = |info: Value| {
+        let mut body = permit2_body(Scheme::Exact);
+        body["paymentPayload"]["extensions"] = json!({"eip2612GasSponsoring": {"info": info}});
+        candidate_of(&body, Purpose::Settle)
+    };
+    let good = with(info.clone());
+    let sponsored = permitted(&good.method).sponsored.clone();
+    assert!(matches!(sponsored, Some(Sponsored::Permit { .. })));
+    let verified = good.verified(&facts()).unwrap();
+    assert_eq!(verified.allowance(), None, "it does not depend on the payer's own");
+
+    let mut foreign = info.clone();
+    foreign["from"] = json!(PAYEE);
+    let faulty = with(foreign.clone());
+    let refusal = faulty.clone().verified(&facts()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Eip2612FromMismatch);
+    let mut forged = faulty;
+    forged.signed_by = SignedBy::Unknown;
+    let refusal = forged.verified(&facts()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Permit2Signature, "the signature comes first");
+
+    let mut over = info;
+    over["deadline"] = json!(now().unix_timestamp().to_string());
+    let refusal = with(over).verified(&facts()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Eip2612DeadlineExpired);
+}

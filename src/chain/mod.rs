@@ -11,6 +11,7 @@ mod endpoint;
 mod facts;
 pub mod fees;
 pub mod heads;
+mod lens;
 mod permit2;
 pub mod receipt;
 pub mod rpc;

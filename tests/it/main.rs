@@ -5,6 +5,8 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
+mod alarms;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod bounds;
@@ -23,6 +25,10 @@ mod faults;
 #[cfg(test)]
 mod fees;
 #[cfg(test)]
+mod forks;
+#[cfg(test)]
+mod handed_over;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod history_questions;
@@ -40,6 +46,8 @@ mod lanes;
 mod lost_sends;
 #[cfg(test)]
 mod odd_bodies;
+#[cfg(test)]
+mod odd_rows;
 #[cfg(test)]
 mod odd_tokens;
 #[cfg(test)]
@@ -66,6 +74,8 @@ mod sessions;
 mod soak;
 #[cfg(test)]
 mod storm;
+#[cfg(test)]
+mod stuck;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -16,7 +16,9 @@ use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError, OpenLimits};
-use crate::settlement::{Approver, Lane, Site, SiteParts, Transfers, Waiters, Watch};
+use crate::settlement::{
+    Approver, BatchLimits, Lane, Pickup, Site, SiteParts, Transfers, Unmoved, Waiters, Watch,
+};
 use crate::telemetry::causes;
 
 /// How long requests may take to end once the service stops.
@@ -110,7 +112,7 @@ impl Service {
         engine.spawn(
             stopped
                 .clone()
-                .run_until_cancelled_owned(heartbeat(ledger.clone())),
+                .run_until_cancelled_owned(heartbeat(ledger.clone(), sites.clone())),
         );
         engine.spawn(
             stopped
@@ -255,6 +257,10 @@ async fn open_network(
         inflight_max: config.inflight_max,
         poll: config.poll,
         batch_wait: config.batch_wait,
+        batches: BatchLimits {
+            rows_max: config.batch_rows_max,
+            gas_max: config.batch_gas_max,
+        },
     }));
     site.note_proxies(ledger.proxies(network).await?);
     let signers = config.signers.clone();
@@ -320,6 +326,8 @@ async fn run_network(
     engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));
     engine.spawn(Transfers::new(Arc::clone(&site)).run(stopped.clone()));
     engine.spawn(Approver::new(Arc::clone(&site)).run(stopped.clone()));
+    engine.spawn(Unmoved::new(Arc::clone(&site)).run(stopped.clone()));
+    engine.spawn(Pickup::new(Arc::clone(&site)).run(stopped.clone()));
     for key in signers {
         engine.spawn(Lane::new(Arc::clone(&site), key).run(stopped.clone()));
     }
@@ -349,12 +357,16 @@ async fn check(site: &Site, signers: &[SignerKey]) -> Result<(), NetworkProblem>
     Ok(())
 }
 
-async fn heartbeat(ledger: Ledger) {
+async fn heartbeat(ledger: Ledger, sites: Vec<Arc<Site>>) {
     let mut interval = tokio::time::interval(LEASE_RENEWAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if let Err(error) = ledger.renew_process().await {
+        let seeing = sites
+            .iter()
+            .filter(|site| site.is_open() && !site.is_blind());
+        let serves: Vec<_> = seeing.map(|site| site.policy.network).collect();
+        if let Err(error) = ledger.renew_process(&serves).await {
             tracing::warn!(
                 error = causes(&error),
                 "cannot renew the lease of this process"

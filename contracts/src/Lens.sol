@@ -83,6 +83,14 @@ contract Lens {
         }
     }
 
+    /// How much code accounts have: before a batch is sent, who in it is a plain account.
+    function codeSizes(address[] calldata accounts) external view returns (uint256[] memory sizes) {
+        sizes = new uint256[](accounts.length);
+        for (uint256 i = 0; i < accounts.length; i++) {
+            sizes[i] = accounts[i].code.length;
+        }
+    }
+
     /// One row; always reverts.
     function evaluate(Query calldata query) external {
         if (query.factory != address(0) && query.payer.code.length == 0) {

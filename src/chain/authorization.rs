@@ -1,13 +1,17 @@
 //! What every authorization can be asked, whatever contract moves its money: the call that settles it, its trace in the logs of a
 //! transaction, and what became of it.
 
-use alloy::primitives::{Address, B256, Bytes, address};
+use std::collections::HashMap;
+
+use alloy::primitives::{Address, B256, Bytes, U256, address};
 use alloy::sol;
 use alloy::sol_types::SolCall;
+use serde_json::{Value, json};
 
 use crate::chain::receipt::Log;
-use crate::chain::{Head, Receipt, Rpc, RpcError, permit2, token};
+use crate::chain::{Head, Receipt, Rpc, RpcError, lens, permit2, token};
 use crate::payment::{Location, Method, Signed};
+use crate::protocol::permit2::PERMIT2;
 
 sol! {
     interface Multicall3 {
@@ -56,15 +60,18 @@ pub(super) fn settlement_data(signed: Signed<'_>) -> Bytes {
 
 /// The call that settles several payments at once; one that fails does not keep the others.
 pub fn batch_call<'a>(payments: impl Iterator<Item = Signed<'a>>) -> (Address, Bytes) {
-    let calls = payments.map(|signed| Multicall3::Call3 {
+    let call = Multicall3::aggregate3Call {
+        calls: payments.map(call3).collect(),
+    };
+    (MULTICALL3, call.abi_encode().into())
+}
+
+fn call3(signed: Signed<'_>) -> Multicall3::Call3 {
+    Multicall3::Call3 {
         target: signed.method.settler(signed.asset),
         allowFailure: true,
         callData: settlement_data(signed),
-    });
-    let call = Multicall3::aggregate3Call {
-        calls: calls.collect(),
-    };
-    (MULTICALL3, call.abi_encode().into())
+    }
 }
 
 /// Where a payment's money moved in the logs of a transaction that settles it. Anything less than its exact trace is no success.
@@ -92,9 +99,28 @@ pub enum AuthorizationUse {
     Consumed(Option<B256>),
 }
 
+/// How far back the use of an authorization is looked for, in blocks.
+const LOOK_BACK_BLOCKS: u64 = 2_000;
+/// Blocks in one question about logs: what every provider takes.
+const LOG_BLOCKS: u64 = 1_000;
+
+/// How a contract is asked whether a nonce is used: the contract, the call, and the bits of the answer that say so.
+fn nonce_question(signed: Signed<'_>) -> (Address, Bytes, U256) {
+    let (payer, nonce) = (signed.terms.from, signed.terms.nonce);
+    match signed.method {
+        Method::Eip3009 => {
+            let question = token::nonce_question(payer, nonce);
+            (signed.asset, question, U256::MAX)
+        }
+        Method::Permit2(_) => {
+            let (question, bit) = permit2::nonce_question(payer, nonce);
+            (PERMIT2, question, bit)
+        }
+    }
+}
+
 impl Rpc {
-    /// Asks what became of an authorization, as of `head`. `tokens` are those that are known to call nobody: a batch of somebody else's
-    /// proves something only if nothing else could have moved money in it.
+    /// What became of an authorization; see [`authorization_uses`](Self::authorization_uses).
     ///
     /// # Errors
     /// When the RPC fails.
@@ -104,9 +130,81 @@ impl Rpc {
         head: u64,
         tokens: &[Address],
     ) -> Result<AuthorizationUse, RpcError> {
-        match signed.method {
-            Method::Eip3009 => self.eip3009_use(signed.asset, signed.terms, head).await,
-            Method::Permit2(_) => self.permit2_use(signed, head, tokens).await,
+        let mut uses = self.authorization_uses(&[signed], head, tokens).await?;
+        uses.pop().ok_or(RpcError::Malformed("aggregate3"))?
+    }
+
+    /// Asks what became of authorizations, as of the block at height `head`: one call tells which nonces are used, another one where, for all
+    /// of a kind. `tokens` are those that are known to call nobody: a batch of somebody else's proves something only if nothing else could
+    /// have moved money in it.
+    ///
+    /// # Errors
+    /// When the RPC fails; where only one cannot be told, that one's.
+    pub async fn authorization_uses(
+        &self,
+        asked: &[Signed<'_>],
+        head: u64,
+        tokens: &[Address],
+    ) -> Result<Vec<Result<AuthorizationUse, RpcError>>, RpcError> {
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let used = self.nonces_used(asked, head).await?;
+        let by_token = asked.iter().zip(&used).filter(|(signed, used)| {
+            matches!(used, Ok(true)) && matches!(signed.method, Method::Eip3009)
+        });
+        let by_token: Vec<Signed<'_>> = by_token.map(|(signed, _)| *signed).collect();
+        let logs = self.token_uses(&by_token, head).await?;
+        let mut receipts = HashMap::new();
+        let mut uses = Vec::with_capacity(asked.len());
+        for (signed, used) in asked.iter().zip(used) {
+            uses.push(match (used, signed.method) {
+                (Err(error), _) => Err(error),
+                (Ok(false), _) => Ok(AuthorizationUse::Unused),
+                (Ok(true), Method::Eip3009) => self.token_use(*signed, &logs, &mut receipts).await,
+                (Ok(true), Method::Permit2(_)) => self.permit2_use(*signed, head, tokens).await,
+            });
+        }
+        Ok(uses)
+    }
+
+    /// Which nonces are used up as of the block at height `head`.
+    async fn nonces_used(
+        &self,
+        asked: &[Signed<'_>],
+        head: u64,
+    ) -> Result<Vec<Result<bool, RpcError>>, RpcError> {
+        let questions: Vec<_> = asked.iter().copied().map(nonce_question).collect();
+        let calls = questions.iter();
+        let calls = calls.map(|(contract, question, _)| (*contract, question.clone()));
+        let answers = self.views(calls.collect(), head).await?;
+        let used = answers.into_iter().zip(&questions).map(|(answer, asked)| {
+            let word = answer.as_deref().and_then(|answer| answer.get(..32));
+            let word = word.ok_or(RpcError::Malformed("eth_call"))?;
+            Ok(!(U256::from_be_slice(word) & asked.2).is_zero())
+        });
+        Ok(used.collect())
+    }
+
+    /// Logs of the latest blocks up to the one at height `head`, the newest range first, until they are `enough`.
+    pub(super) async fn recent_logs(
+        &self,
+        (address, topics): (Value, Value),
+        head: u64,
+        enough: impl Fn(&[Log]) -> bool,
+    ) -> Result<Vec<Log>, RpcError> {
+        let (mut logs, mut last) = (Vec::new(), head);
+        loop {
+            let first = last.saturating_sub(LOG_BLOCKS - 1);
+            let filter = json!({
+                "address": address, "topics": topics, "fromBlock": format!("0x{first:x}"), "toBlock": format!("0x{last:x}"),
+            });
+            let found: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
+            logs.extend(found);
+            if enough(&logs) || first == 0 || head - first + 1 >= LOOK_BACK_BLOCKS {
+                return Ok(logs);
+            }
+            last = first - 1;
         }
     }
 
@@ -131,28 +229,58 @@ impl Rpc {
         })
     }
 
-    /// Which calls of a batch would go through in a transaction of `from` with `gas_limit`, on the newest state.
+    /// How the payments of a batch would fare in a transaction of `from` with `gas_limit`, on the newest state: whether each call goes through,
+    /// and whether each payer is a plain account. One call for both.
     ///
     /// # Errors
     /// When the RPC fails, or the batch as a whole does.
     pub async fn rehearse(
         &self,
         from: Address,
-        (to, data): (Address, &Bytes),
+        batch: &[Signed<'_>],
         gas_limit: u64,
-    ) -> Result<Vec<bool>, RpcError> {
-        let gas = format!("0x{gas_limit:x}");
-        let call = serde_json::json!({"from": from, "to": to, "data": data, "gas": gas});
-        let answer: Bytes = self.read("eth_call", (call, "latest")).await?;
-        let results = Multicall3::aggregate3Call::abi_decode_returns(&answer)
-            .map_err(|_| RpcError::Malformed("eth_call"))?;
-        Ok(results.iter().map(|result| result.success).collect())
+    ) -> Result<Vec<Rehearsal>, RpcError> {
+        let payers = batch.iter().map(|signed| signed.terms.from).collect();
+        let codes = Multicall3::Call3 {
+            target: lens::LENS,
+            allowFailure: true,
+            callData: lens::code_sizes(payers),
+        };
+        // The question comes first: who burns gas, burns it later.
+        let calls = std::iter::once(codes).chain(batch.iter().copied().map(call3));
+        let data: Bytes = Multicall3::aggregate3Call {
+            calls: calls.collect(),
+        }
+        .abi_encode()
+        .into();
+        let rows = u64::try_from(batch.len()).unwrap_or(u64::MAX);
+        let gas = gas_limit.saturating_add(CODES_GAS.saturating_add(rows.saturating_mul(CODE_GAS)));
+        let call =
+            json!({"from": from, "to": MULTICALL3, "data": data, "gas": format!("0x{gas:x}")});
+        let answer: Bytes = self
+            .read("eth_call", (call, "latest", lens::overrides()))
+            .await?;
+        let malformed = || RpcError::Malformed("eth_call");
+        let results =
+            Multicall3::aggregate3Call::abi_decode_returns(&answer).map_err(|_| malformed())?;
+        let (codes, results) = results.split_first().ok_or_else(malformed)?;
+        let sizes = lens::code_sizes_of(&codes.returnData).filter(|_| codes.success);
+        let sizes = sizes.ok_or_else(malformed)?;
+        if sizes.len() != batch.len() || results.len() != batch.len() {
+            return Err(malformed());
+        }
+        let rows = results.iter().zip(sizes).map(|(result, size)| Rehearsal {
+            goes_through: result.success,
+            payer_has_code: !size.is_zero(),
+        });
+        Ok(rows.collect())
     }
 
-    /// Several read-only calls at the newest block in one; `None` for one that reverted.
-    pub(super) async fn views(
+    /// Several read-only calls at the block at height `block` in one; `None` for one that reverted.
+    async fn views(
         &self,
         calls: Vec<(Address, Bytes)>,
+        block: u64,
     ) -> Result<Vec<Option<Bytes>>, RpcError> {
         let asked = calls.len();
         let calls = calls.into_iter().map(|(target, data)| Multicall3::Call3 {
@@ -163,7 +291,10 @@ impl Rpc {
         let call = Multicall3::aggregate3Call {
             calls: calls.collect(),
         };
-        let answer = self.view(MULTICALL3, call.abi_encode().into()).await?;
+        let call = json!({"to": MULTICALL3, "data": Bytes::from(call.abi_encode())});
+        let answer: Bytes = self
+            .read("eth_call", (call, format!("0x{block:x}")))
+            .await?;
         let results = Multicall3::aggregate3Call::abi_decode_returns(&answer)
             .ok()
             .filter(|results| results.len() == asked)
@@ -174,3 +305,16 @@ impl Rpc {
         Ok(values.collect())
     }
 }
+
+/// How one payment of a batch would fare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rehearsal {
+    /// Its call goes through.
+    pub goes_through: bool,
+    /// Foreign code would run for it.
+    pub payer_has_code: bool,
+}
+
+/// Gas of the question about code, and for each account in it.
+const CODES_GAS: u64 = 50_000;
+const CODE_GAS: u64 = 4_000;

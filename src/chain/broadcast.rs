@@ -24,8 +24,10 @@ pub enum Rejection {
     NonceTooHigh,
     /// Another transaction holds the nonce.
     Underpriced,
-    /// The fee is below what blocks ask now.
+    /// The fee is below what blocks, or the node, ask now.
     FeeTooLow,
+    /// No node takes it as it is, ever: too much gas, too many bytes, or too little gas to begin with.
+    Unfit,
     /// The signer cannot pay for the gas.
     OutOfGasMoney,
     /// The node's pool has no room for it now.
@@ -39,7 +41,8 @@ impl Rejection {
             Self::NonceTooLow => "the nonce is used already",
             Self::NonceTooHigh => "an earlier transaction is missing",
             Self::Underpriced => "another transaction holds the nonce",
-            Self::FeeTooLow => "the fee is below the block's base fee",
+            Self::FeeTooLow => "the fee is below what blocks or the node ask",
+            Self::Unfit => "no node takes a transaction of this size",
             Self::OutOfGasMoney => "the signer has too little native currency for gas",
             Self::PoolFull => "the node's pool is full",
         }
@@ -80,10 +83,18 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
         Rejection::NonceTooLow
     } else if says(&["nonce too high", "exceeds next nonce", "nonce gap"]) {
         Rejection::NonceTooHigh
-    } else if says(&["underpriced"]) {
+    } else if says(&["replacement"]) && says(&["underpriced", "fee too low"]) {
         Rejection::Underpriced
-    } else if says(&["less than block base fee", "fee too low", "below base fee"]) {
+    } else if says(&[
+        "underpriced",
+        "less than block base fee",
+        "fee too low",
+        "below base fee",
+        "tip cap",
+    ]) {
         Rejection::FeeTooLow
+    } else if says(&UNFIT) {
+        Rejection::Unfit
     } else if says(&["insufficient funds"]) {
         Rejection::OutOfGasMoney
     } else if says(&[
@@ -97,6 +108,17 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
     };
     Broadcast::Rejected(rejection)
 }
+
+/// Texts about the size of a transaction, which the same bytes will hear again.
+const UNFIT: [&str; 7] = [
+    "exceeds the configured cap",
+    "exceeds block gas limit",
+    "gas limit too high",
+    "per-transaction gas limit",
+    "maximum transaction gas limit",
+    "intrinsic gas",
+    "oversized data",
+];
 
 #[cfg(test)]
 mod tests {
@@ -127,6 +149,39 @@ mod tests {
             judge(&[refused("unknown transaction type")], ours),
             Broadcast::Unknown
         );
+    }
+
+    #[test]
+    fn refusals_are_read_by_what_can_be_done_about_them() {
+        for (message, meaning) in [
+            (
+                "replacement transaction underpriced",
+                Rejection::Underpriced,
+            ),
+            (
+                "transaction underpriced: gas tip cap 1000000, minimum needed 25000000000",
+                Rejection::FeeTooLow,
+            ),
+            (
+                "max fee per gas less than block base fee",
+                Rejection::FeeTooLow,
+            ),
+            (
+                "tx fee (1.20 ether) exceeds the configured cap (1.00 ether)",
+                Rejection::Unfit,
+            ),
+            ("exceeds block gas limit", Rejection::Unfit),
+            (
+                "transaction gas limit too high (cap: 16777216, tx: 17000000)",
+                Rejection::Unfit,
+            ),
+            ("intrinsic gas too low: gas 21000", Rejection::Unfit),
+            ("oversized data: limit 131072", Rejection::Unfit),
+            ("insufficient funds for gas", Rejection::OutOfGasMoney),
+        ] {
+            let read = judge(&[refused(message)], B256::ZERO);
+            assert_eq!(read, Broadcast::Rejected(meaning), "{message}");
+        }
     }
 
     #[test]

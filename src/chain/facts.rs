@@ -5,35 +5,17 @@
 
 use std::time::Duration;
 
-use alloy::primitives::{Address, Bytes, U256, address};
-use alloy::sol;
+use alloy::primitives::{Address, Bytes, U256};
 use alloy::sol_types::SolCall;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::chain::authorization::settlement_data;
+use crate::chain::lens::{self, LENS, Query, readCall};
 use crate::chain::{Rpc, RpcError, permit2, token};
 use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
 use crate::payment::{ChainFacts, Method, Signed};
 use crate::protocol::permit2::PERMIT2;
-
-sol! {
-    struct Query {
-        address token; address payer; address nonceDomain; bytes nonceCall; uint256 nonceMask; address spender; bytes32 digest;
-        bytes signature; address factory; bytes factoryCall; address settler; bytes settlement; address sender; uint256 gasLimit;
-    }
-    struct Facts {
-        uint256 tokenCodeSize; uint256 payerCodeSize; bool payerDelegated; bool nonceKnown; bool nonceUsed; bool balanceKnown;
-        uint256 balance; bool allowanceKnown; uint256 allowance; uint256 settlerCodeSize; bool signatureValid; bool transferSucceeds;
-        bytes revertData; uint256 gasUsed;
-    }
-    function read(Query[] queries) external returns (uint256 blockNumber, uint256 blockTime, Facts[] facts);
-}
-
-/// Where the lens stands during a call; no contract can ever be there.
-const LENS: Address = address!("0000000000000000000000000000000000402002");
-/// Its code, compiled from `contracts/src/Lens.sol`.
-const LENS_CODE: &str = include_str!("../../contracts/artifacts/Lens.runtime.hex");
 
 /// Rows in one call: below the gas that nodes grant to an `eth_call`, at 300k a row.
 const ROWS_MAX: usize = 50;
@@ -140,20 +122,17 @@ impl FactsTask {
 async fn answer(rpc: Rpc, queries: Vec<Query>) -> Vec<Answer> {
     let asked = queries.len();
     match look(&rpc, queries).await {
-        Ok(facts) if facts.len() == asked => facts.into_iter().map(Ok).collect(),
+        Ok(facts) if facts.len() == asked => facts,
         Ok(_) => vec![Err(RpcError::Malformed("eth_call")); asked],
         Err(error) => vec![Err(error); asked],
     }
 }
 
-async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcError> {
+async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<Answer>, RpcError> {
     let tokens: Vec<Address> = queries.iter().map(|query| query.token).collect();
     // The lens stands in for the accounts that payments want to be called by, so that proxies see their sender.
     let senders = queries.iter().map(|query| query.sender);
-    let places = senders.filter(|sender| !sender.is_zero()).chain([LENS]);
-    let overrides: Map<String, Value> = places
-        .map(|place| (place.to_string(), json!({ "code": LENS_CODE.trim() })))
-        .collect();
+    let overrides = lens::placed_at(senders.filter(|sender| !sender.is_zero()));
     let data = Bytes::from(readCall { queries }.abi_encode());
     let answer: Bytes = rpc
         .read(
@@ -171,9 +150,11 @@ async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcErro
         // A row that the lens could not finish comes back all zero, exactly like a token that is not there.
         let silent = row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown;
         if silent && !rpc.code(token).await?.is_empty() {
-            return Err(RpcError::Malformed("eth_call"));
+            // Nobody else has to do with it.
+            facts.push(Err(RpcError::Malformed("eth_call")));
+            continue;
         }
-        facts.push(ChainFacts {
+        facts.push(Ok(ChainFacts {
             block_number,
             block_time,
             token_has_code: !row.tokenCodeSize.is_zero(),
@@ -186,7 +167,7 @@ async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<ChainFacts>, RpcErro
             transfer_succeeds: row.transferSucceeds,
             revert: row.revertData,
             gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
-        });
+        }));
     }
     Ok(facts)
 }

@@ -117,11 +117,7 @@ impl HeadTracker {
     /// # Errors
     /// When the RPC fails; the next look starts where this one did.
     pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
-        let newest = self
-            .rpc
-            .block("eth_getBlockByNumber", "latest")
-            .await?
-            .ok_or(RpcError::Malformed("eth_getBlockByNumber"))?;
+        let newest = self.rpc.newest().await?;
         let Some(last) = self.head() else {
             return Ok(Some(self.restart(newest)));
         };
@@ -197,6 +193,24 @@ impl Rpc {
         block
             .map(|block| block.head().ok_or(RpcError::Malformed(method)))
             .transpose()
+    }
+
+    /// The newest block.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn newest(&self) -> Result<Head, RpcError> {
+        let newest = self.block("eth_getBlockByNumber", "latest").await?;
+        newest.ok_or(RpcError::Malformed("eth_getBlockByNumber"))
+    }
+
+    /// What the node thinks that producers of blocks want per gas, in wei.
+    ///
+    /// # Errors
+    /// When no endpoint answers, or the chain knows no tips.
+    pub async fn suggested_tip(&self) -> Result<u128, RpcError> {
+        let tip: U128 = self.read("eth_maxPriorityFeePerGas", ()).await?;
+        Ok(tip.to())
     }
 
     /// The canonical hash at a height, `None` above the head.

@@ -12,6 +12,7 @@ mod facts;
 pub mod fees;
 pub mod heads;
 mod inspect;
+mod lens;
 mod permit2;
 pub mod receipt;
 pub mod rpc;

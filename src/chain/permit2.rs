@@ -6,10 +6,11 @@
 use alloy::primitives::{Address, B256, Bytes, U256, b256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
+use serde_json::json;
 
 use crate::chain::authorization::{AuthorizationUse, MULTICALL3, Multicall3};
 use crate::chain::receipt::Log;
-use crate::chain::token::{LOOK_BACK_BLOCKS, TRANSFER};
+use crate::chain::token::TRANSFER;
 use crate::chain::{Rpc, RpcError};
 use crate::payment::{Permit2, Proxies, Signed, Sponsored};
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
@@ -298,46 +299,21 @@ impl Rpc {
         }
     }
 
-    /// Which of these authorizations have used up their nonces at Permit2: one call for all.
-    ///
-    /// # Errors
-    /// When the RPC fails.
-    pub async fn used_at_permit2(&self, of: &[Signed<'_>]) -> Result<Vec<bool>, RpcError> {
-        let questions = of
-            .iter()
-            .map(|signed| nonce_question(signed.terms.from, signed.terms.nonce));
-        let (questions, bits): (Vec<Bytes>, Vec<U256>) = questions.unzip();
-        let calls = questions.into_iter().map(|data| (PERMIT2, data));
-        let answers = self.views(calls.collect()).await?;
-        let used = answers.into_iter().zip(bits).map(|(answer, bit)| {
-            let word = answer
-                .and_then(|answer| Nonces::nonceBitmapCall::abi_decode_returns(&answer).ok())
-                .ok_or(RpcError::Malformed("nonceBitmap"))?;
-            Ok(!(word & bit).is_zero())
-        });
-        used.collect()
-    }
-
-    /// See [`Rpc::authorization_use`].
+    /// What became of an authorization whose nonce is used at Permit2; see [`Rpc::authorization_uses`].
     pub(super) async fn permit2_use(
         &self,
         signed: Signed<'_>,
         head: u64,
         tokens: &[Address],
     ) -> Result<AuthorizationUse, RpcError> {
-        if self.used_at_permit2(&[signed]).await? != [true] {
-            return Ok(AuthorizationUse::Unused);
-        }
-        let from_block = format!("0x{:x}", head.saturating_sub(LOOK_BACK_BLOCKS));
         let terms = signed.terms;
         let (from, to) = (terms.from.into_word(), terms.to.into_word());
-        let filter = serde_json::json!({
-            "address": signed.asset, "topics": [TRANSFER, from, to], "fromBlock": from_block, "toBlock": "latest",
-        });
-        let moved: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
+        let moves = (json!(signed.asset), json!([TRANSFER, from, to]));
+        let moved = self.recent_logs(moves, head, |_| false).await?;
         let amount = terms.value.atomic().to_be_bytes::<32>();
-        let alike = moved.iter().rev().filter(|log| log.data[..] == amount);
-        for log in alike.take(CANDIDATES_MAX) {
+        let mut alike: Vec<&Log> = moved.iter().filter(|log| log.data[..] == amount).collect();
+        alike.sort_by_key(|log| std::cmp::Reverse(log.block_number));
+        for log in alike.into_iter().take(CANDIDATES_MAX) {
             if let Some(found) = self
                 .settled_in(signed, log.transaction_hash, tokens)
                 .await?
@@ -345,12 +321,12 @@ impl Rpc {
                 return Ok(found);
             }
         }
-        let filter = serde_json::json!({
-            "address": PERMIT2, "topics": [NONCES_INVALIDATED, from], "fromBlock": from_block, "toBlock": "latest",
-        });
-        let invalidated: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
         let nonce = U256::from_be_bytes(terms.nonce.0);
-        let by = invalidated.iter().find(|log| invalidates(&log.data, nonce));
+        let of_nonce = |log: &&Log| invalidates(&log.data, nonce);
+        let filter = (json!(PERMIT2), json!([NONCES_INVALIDATED, from]));
+        let enough = |logs: &[Log]| logs.iter().any(|log| invalidates(&log.data, nonce));
+        let invalidated = self.recent_logs(filter, head, enough).await?;
+        let by = invalidated.iter().find(of_nonce);
         Ok(AuthorizationUse::Consumed(
             by.map(|log| log.transaction_hash),
         ))

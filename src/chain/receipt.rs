@@ -40,6 +40,9 @@ pub struct Log {
     pub data: Bytes,
     /// Position in the block.
     pub log_index: U64,
+    /// Height of the block.
+    #[serde(default)]
+    pub block_number: U64,
     /// Which transaction.
     pub transaction_hash: B256,
 }
@@ -65,7 +68,7 @@ impl Rpc {
     /// one for a block that is only announced (a preconfirmation), or that has left the chain.
     ///
     /// # Errors
-    /// When no endpoint answers.
+    /// When no endpoint answers, or it is in a block that is not known to be canonical or not.
     pub async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, RpcError> {
         let receipt: Option<Receipt> = self
             .read("eth_getTransactionReceipt", (transaction,))
@@ -73,7 +76,11 @@ impl Rpc {
         let Some(receipt) = receipt else {
             return Ok(None);
         };
-        let canonical = self.canonical(receipt.block_number.to()).await?;
-        Ok((canonical == Some(receipt.block_hash)).then_some(receipt))
+        match self.canonical(receipt.block_number.to()).await? {
+            Some(block) if block == receipt.block_hash => Ok(Some(receipt)),
+            Some(_) => Ok(None),
+            // Who was asked about the block is behind: nothing is known.
+            None => Err(RpcError::Malformed("eth_getBlockByNumber")),
+        }
     }
 }

@@ -11,8 +11,8 @@ use alloy::signers::local::PrivateKeySigner;
 use crate::chain::Fees;
 use crate::protocol::Network;
 
-/// Gas of a transfer of native currency to a plain account.
-const PLAIN_GAS: u64 = 21_000;
+/// Gas allowed to a transfer of nothing to a plain account. It uses 21,000; where the chain underneath is paid in gas as well, more.
+const PLAIN_GAS: u64 = 100_000;
 
 /// The key of a lane.
 #[derive(Clone)]
@@ -75,6 +75,16 @@ impl Order {
             data: transaction.input.clone(),
             value: transaction.value,
         })
+    }
+
+    /// Wei that it may cost.
+    pub fn cost(&self) -> U256 {
+        U256::from(self.gas_limit).saturating_mul(U256::from(self.fees.max_fee_wei))
+    }
+
+    /// Whether it does nothing but use the nonce.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
     }
 
     /// The same nonce for nothing: a transfer of 0 to the signer itself.

@@ -1,12 +1,16 @@
 //! EIP-3009 tokens: calldata of a payment, its trace in the logs, and what a token knows of a nonce.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use alloy::primitives::{Address, B256, Bytes, b256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
+use serde_json::json;
 
 use crate::chain::authorization::AuthorizationUse;
 use crate::chain::receipt::Log;
-use crate::chain::{Head, Rpc, RpcError};
+use crate::chain::{Head, Receipt, Rpc, RpcError};
 use crate::payment::Signed;
 use crate::protocol::Authorization;
 use time::OffsetDateTime;
@@ -28,9 +32,6 @@ pub(super) const TRANSFER: B256 =
 /// `AuthorizationCanceled(address,bytes32)`.
 const AUTHORIZATION_CANCELED: B256 =
     b256!("1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81");
-/// How far back a foreign use of an authorization is looked for, in blocks; nodes limit the range of a log query.
-pub(super) const LOOK_BACK_BLOCKS: u64 = 2_000;
-
 /// `AuthorizationUsed(address,bytes32)`.
 const AUTHORIZATION_USED: B256 =
     b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5");
@@ -108,70 +109,64 @@ pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log])
     }
 }
 
-impl Rpc {
-    /// Asks a token what became of an authorization, as of `head`.
-    pub(super) async fn eip3009_use(
-        &self,
-        asset: Address,
-        signed: &Authorization,
-        head: u64,
-    ) -> Result<AuthorizationUse, RpcError> {
-        let used = self.is_nonce_used(asset, signed.from, signed.nonce).await?;
-        if !used {
-            return Ok(AuthorizationUse::Unused);
-        }
-        let uses = self.uses(&[(asset, signed)], head).await?;
-        let Some(transaction) = uses.first().map(|log| log.transaction_hash) else {
-            return Ok(AuthorizationUse::Consumed(None));
-        };
-        self.use_in(asset, signed, transaction).await
-    }
+/// What a token said of an authorization.
+fn use_of<'a>(signed: Signed<'_>, logs: &'a [Log]) -> Option<&'a Log> {
+    let topics = [signed.terms.from.into_word(), signed.terms.nonce];
+    logs.iter()
+        .find(|log| log.address == signed.asset && log.topics.get(1..) == Some(&topics))
+}
 
-    /// The events of tokens that say of any of these authorizations that its nonce was used or cancelled, in the latest blocks up to `head`: one
-    /// call for all.
-    ///
-    /// # Errors
-    /// When the RPC fails.
-    pub async fn uses(
+impl Rpc {
+    /// The events of tokens that say of any of these authorizations that its nonce was used or cancelled, in the latest blocks up to `head`.
+    pub(super) async fn token_uses(
         &self,
-        of: &[(Address, &Authorization)],
+        of: &[Signed<'_>],
         head: u64,
     ) -> Result<Vec<Log>, RpcError> {
-        let mut assets: Vec<Address> = of.iter().map(|(asset, _)| *asset).collect();
-        let mut payers: Vec<B256> = of.iter().map(|(_, used)| used.from.into_word()).collect();
-        let nonces: Vec<B256> = of.iter().map(|(_, used)| used.nonce).collect();
+        if of.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut assets: Vec<Address> = of.iter().map(|signed| signed.asset).collect();
+        let mut payers: Vec<B256> = of
+            .iter()
+            .map(|signed| signed.terms.from.into_word())
+            .collect();
+        let nonces: Vec<B256> = of.iter().map(|signed| signed.terms.nonce).collect();
         assets.sort_unstable();
         assets.dedup();
         payers.sort_unstable();
         payers.dedup();
-        let filter = serde_json::json!({
-            "address": assets,
-            "topics": [[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces],
-            "fromBlock": format!("0x{:x}", head.saturating_sub(LOOK_BACK_BLOCKS)),
-            "toBlock": "latest",
-        });
-        self.read("eth_getLogs", (filter,)).await
+        let filter = (
+            json!(assets),
+            json!([[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces]),
+        );
+        let enough = |logs: &[Log]| of.iter().all(|signed| use_of(*signed, logs).is_some());
+        self.recent_logs(filter, head, enough).await
     }
 
-    /// What a transaction that used an authorization did with it.
-    ///
-    /// # Errors
-    /// When the RPC fails, or does not have the receipt of a transaction whose logs it has shown.
-    pub async fn use_in(
+    /// What became of an authorization whose nonce is used, by the token's `logs`. Receipts are kept: one transaction may have used many.
+    pub(super) async fn token_use(
         &self,
-        asset: Address,
-        signed: &Authorization,
-        transaction: B256,
+        signed: Signed<'_>,
+        logs: &[Log],
+        receipts: &mut HashMap<B256, Receipt>,
     ) -> Result<AuthorizationUse, RpcError> {
-        let receipt = self
-            .receipt(transaction)
-            .await?
-            .ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?;
-        let found = transfer_log(asset, signed, &receipt.logs);
+        let Some(transaction) = use_of(signed, logs).map(|log| log.transaction_hash) else {
+            return Ok(AuthorizationUse::Consumed(None));
+        };
+        let receipt = match receipts.entry(transaction) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                // A node that has shown the logs has the receipt.
+                let receipt = self.receipt(transaction).await?;
+                place.insert(receipt.ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?)
+            }
+        };
+        let found = transfer_log(signed.asset, signed.terms, &receipt.logs);
         let Some(log_index) = found.filter(|_| receipt.succeeded()) else {
             return Ok(AuthorizationUse::Consumed(Some(transaction)));
         };
-        self.transferred(&receipt, log_index).await
+        self.transferred(receipt, log_index).await
     }
 
     /// Whether a payer's nonce is used up at a token: by a transfer, or by its cancellation.

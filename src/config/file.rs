@@ -58,6 +58,8 @@ pub(super) struct NetworkFile {
     pub(super) inflight_max: Option<usize>,
     pub(super) poll_ms: Option<u64>,
     pub(super) batch_wait_ms: Option<u64>,
+    pub(super) batch_rows_max: Option<usize>,
+    pub(super) batch_gas_max: Option<u64>,
 }
 
 /// `[networks.NAME.approvals]`.

@@ -37,6 +37,10 @@ pub struct NetworkConfig {
     pub poll: Duration,
     /// How long a payment waits for others to ride with while transactions are under way.
     pub batch_wait: Duration,
+    /// Payments in one transaction at most.
+    pub batch_rows_max: usize,
+    /// Gas of one transaction with several payments at most.
+    pub batch_gas_max: u64,
 }
 
 /// The networks of the file, and the one of the environment, which overrides the file's entry of the same network.
@@ -146,6 +150,7 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
     reader.needs((20..=10_000).contains(&poll_ms), "poll_ms", "20 to 10000");
     let batch_wait_ms = entry.batch_wait_ms.unwrap_or(200);
     reader.needs(batch_wait_ms <= 5_000, "batch_wait_ms", "0 to 5000");
+    let (batch_rows_max, batch_gas_max) = reader.batches(network, entry);
     Some(NetworkConfig {
         policy,
         fees,
@@ -157,6 +162,8 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         inflight_max,
         poll: Duration::from_millis(poll_ms),
         batch_wait: Duration::from_millis(batch_wait_ms),
+        batch_rows_max,
+        batch_gas_max,
     })
 }
 
@@ -290,6 +297,23 @@ impl Reader<'_> {
         assets
     }
 
+    /// Rows and gas of one transaction: below what pools take (128 KiB; Arbitrum's sequencer 95,000 bytes) and blocks (2^24 gas, EIP-7825).
+    fn batches(&mut self, network: Network, entry: &NetworkFile) -> (usize, u64) {
+        let default_rows = match network.chain_id() {
+            42_161 | 421_614 => 150,
+            _ => 190,
+        };
+        let rows = entry.batch_rows_max.unwrap_or(default_rows);
+        self.needs((1..=190).contains(&rows), "batch_rows_max", "1 to 190");
+        let gas = entry.batch_gas_max.unwrap_or(15_000_000);
+        self.needs(
+            (1_000_000..=16_000_000).contains(&gas),
+            "batch_gas_max",
+            "1000000 to 16000000",
+        );
+        (rows, gas)
+    }
+
     fn fees(&mut self, network: Network, entry: &NetworkFile) -> FeePolicy {
         let gas_cap = entry.gas_cap.unwrap_or(500_000);
         self.needs(
@@ -302,11 +326,12 @@ impl Reader<'_> {
             "gas_cap",
             "450000 or more when eip6492_factories are listed: deploying a wallet costs that much",
         );
-        // On Ethereum itself blocks have cost hundreds of gwei; elsewhere a tenth of that is a fault or an attack.
-        let default_cap_wei = if network.chain_id() == 1 {
-            200_000_000_000
-        } else {
-            20_000_000_000
+        // On Ethereum itself blocks have cost hundreds of gwei, and on Polygon the cheap currency makes for large numbers; elsewhere a tenth of
+        // that is a fault or an attack.
+        let default_cap_wei = match network.chain_id() {
+            1 => 200_000_000_000,
+            137 | 80_002 => 1_000_000_000_000,
+            _ => 20_000_000_000,
         };
         let max_fee_cap_wei = u128::from(entry.max_fee_wei.unwrap_or(default_cap_wei));
         let priority_fee_wei = u128::from(entry.priority_fee_wei.unwrap_or(1_000_000));

@@ -6,6 +6,7 @@
 
 use uuid::Uuid;
 
+use crate::chain::RpcError;
 use crate::chain::authorization::AuthorizationUse;
 use crate::facilitator::{Checked, Facilitator, Halt};
 use crate::ledger::{LaneKey, MovedBefore};
@@ -62,13 +63,16 @@ impl Facilitator {
         candidate: &Candidate,
         bond: Bond,
     ) -> Result<Option<PaymentId>, Halt> {
-        let head = site.view.head().unwrap_or_default();
+        let head = site.rpc.newest().await?;
         let used = site
             .rpc
             .authorization_use(candidate.signed(), head.number, &site.policy.tokens())
             .await?;
-        let AuthorizationUse::Transferred { location, sender } = used else {
-            return Ok(None);
+        let (location, sender) = match used {
+            AuthorizationUse::Transferred { location, sender } => (location, sender),
+            AuthorizationUse::Consumed(_) => return Ok(None),
+            // Another node has just said that it is used: this one is behind.
+            AuthorizationUse::Unused => return Err(RpcError::Unreachable.into()),
         };
         let confirmations = site.policy.confirmations;
         let deep = location.is_deep(head.number, confirmations);

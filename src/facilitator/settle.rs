@@ -1,5 +1,7 @@
 //! `settle`: accepts a payment into the ledger, waits for the chain, and tells success once.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -22,6 +24,8 @@ use crate::settlement::{Queued, Site};
 
 /// How often the chain is read for one acceptance: a payer may be paying in the block that is just being recorded.
 const READS_MAX: u32 = 3;
+/// How long such a record may take.
+const RECORDED_AFTER: Duration = Duration::from_millis(300);
 
 /// An answer to `/settle`, and the grant that it carries when it says success.
 #[derive(Debug)]
@@ -115,7 +119,7 @@ impl Facilitator {
             Bond::None | Bond::Session => None,
         };
         let place = site.queue.reserve().ok_or(Outage::Busy)?;
-        for _ in 0..READS_MAX {
+        for read in 1..=READS_MAX {
             let Checked { verified, facts } = match self.examine(site, &candidate, bond).await? {
                 Examined::Good(checked) => *checked,
                 Examined::Moved(id) => return Ok(Taken::Before(id)),
@@ -124,6 +128,7 @@ impl Facilitator {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
                 confirmations: site.policy.confirmations,
+                in_hand: place.is_in_hand(&site.queue, candidate.method.facilitator()),
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -144,6 +149,10 @@ impl Facilitator {
                 Accepted::Known => {
                     let id = self.overtaken(&candidate, refused).await?;
                     return Ok(Taken::Before(id));
+                }
+                // The balance may be without money that is still counted as promised.
+                Accepted::Short { .. } | Accepted::Unallowed { .. } if read < READS_MAX => {
+                    tokio::time::sleep(RECORDED_AFTER).await;
                 }
                 Accepted::Short { held } => {
                     let why = format!(

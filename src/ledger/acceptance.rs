@@ -12,9 +12,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::accounts::{Account, AccountKey, count_promises, lock};
-use super::payments::settle_by_others;
 use super::row::{address, allowance_columns, hash, moment};
-use super::{AuthorizationKey, Ledger, LedgerError};
+use super::undecided::move_here;
+use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
 use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentState, Verified};
 use crate::protocol::session::Rail;
 
@@ -27,6 +27,8 @@ pub struct NewPayment {
     pub verified: Verified,
     /// Depth that is promised.
     pub confirmations: u32,
+    /// A lane of this process takes it from memory; otherwise whoever owns one finds it in the ledger.
+    pub in_hand: bool,
 }
 
 /// What became of an acceptance.
@@ -59,10 +61,11 @@ impl NewPayment {
 /// Accepts payments in one commit.
 pub(super) async fn accept(
     pool: PgPool,
+    process: ProcessId,
     new: Arc<[NewPayment]>,
 ) -> Result<Vec<Accepted>, LedgerError> {
     let mut transaction = pool.begin().await?;
-    let mut accounts = lock(&mut transaction, &new).await?;
+    let mut accounts = lock(&mut transaction, payers(&new)).await?;
     count_promises(&mut transaction, &new, &mut accounts).await?;
     let mut verdicts = judge(&new, &accounts, &HashSet::new());
     if verdicts.iter().any(|verdict| *verdict != Verdict::Fits) {
@@ -76,7 +79,7 @@ pub(super) async fn accept(
         .filter(|(_, verdict)| **verdict == Verdict::Fits)
         .map(|(new, _)| new.into())
         .collect();
-    let inserted = insert(&mut transaction, &fitting).await?;
+    let inserted = insert(&mut transaction, process, &fitting).await?;
     transaction.commit().await?;
     let answers = new
         .iter()
@@ -92,6 +95,12 @@ pub(super) async fn accept(
             Verdict::Stale => Accepted::Stale,
         });
     Ok(answers.collect())
+}
+
+fn payers(new: &[NewPayment]) -> Vec<AccountKey> {
+    new.iter()
+        .map(|new| new.verified.candidate().into())
+        .collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +199,7 @@ struct Row<'a> {
     id: PaymentId,
     candidate: &'a Candidate,
     confirmations: u32,
+    in_hand: bool,
 }
 
 impl<'a> From<&'a NewPayment> for Row<'a> {
@@ -198,6 +208,7 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
             id: new.id,
             candidate: new.verified.candidate(),
             confirmations: new.confirmations,
+            in_hand: new.in_hand,
         }
     }
 }
@@ -210,6 +221,7 @@ fn column<T>(new: &[Row<'_>], of: impl Fn(&Candidate) -> T) -> Vec<T> {
 /// Inserts rows, and says which are new and since when. The session that gave an authorization its nonce is paid by it from now on.
 async fn insert(
     connection: &mut PgConnection,
+    process: ProcessId,
     new: &[Row<'_>],
 ) -> Result<HashMap<PaymentId, OffsetDateTime>, LedgerError> {
     if new.is_empty() {
@@ -220,20 +232,25 @@ async fn insert(
         .iter()
         .map(|new| i32::try_from(new.confirmations).unwrap_or(i32::MAX))
         .collect();
+    let in_hand: Vec<Option<Uuid>> = new
+        .iter()
+        .map(|new| new.in_hand.then_some(process.0))
+        .collect();
     let rows = sqlx::query!(
         r#"with accepted as (
             insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
                 valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations, signer, permitted,
-                allowance_permit, allowance_approval)
+                allowance_permit, allowance_approval, queued_by)
             -- What charges nothing is settled with that.
             select id, version, network, scheme, asset, payer, payee, amount::numeric, resource, nonce_domain, nonce, valid_after, valid_before,
                 digest, signature, factory, factory_call, case when amount = '0' then 'settled' else 'queued' end, confirmations, signer,
-                permitted::numeric, allowance_permit, allowance_approval
+                permitted::numeric, allowance_permit, allowance_approval, queued_by
             from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::bytea[],
                 $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[], $17::text[],
-                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[])
+                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[])
                 as new (id, version, network, asset, payer, payee, amount, resource, nonce, valid_after, valid_before, digest, signature,
-                    factory, factory_call, confirmations, scheme, nonce_domain, signer, permitted, allowance_permit, allowance_approval)
+                    factory, factory_call, confirmations, scheme, nonce_domain, signer, permitted, allowance_permit, allowance_approval,
+                    queued_by)
             on conflict on constraint payments_one_per_authorization do nothing
             returning id, network, asset, payer, payee, amount, nonce, created_at
         ), paid as (
@@ -264,6 +281,7 @@ async fn insert(
         &column(new, |new| Some(new.method.permit2()?.permitted.to_string())) as _,
         &column(new, |new| allowance_columns(&new.method).0) as _,
         &column(new, |new| allowance_columns(&new.method).1) as _,
+        &in_hand as _,
     )
     .fetch_all(connection)
     .await?;
@@ -317,21 +335,27 @@ pub struct MovedBefore<'a> {
 }
 
 impl Ledger {
-    /// Writes a payment whose money has moved already. `false`: it has a row meanwhile.
+    /// Writes a payment whose money has moved already; where its log is another payment's, it is set aside. `false`: it has a row meanwhile.
     ///
     /// # Errors
-    /// When the database fails, or the log is another payment's already.
+    /// When the database fails.
     pub async fn adopt(&self, moved: &MovedBefore<'_>) -> Result<bool, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let row = Row {
             id: moved.id,
             candidate: moved.candidate,
             confirmations: moved.confirmations,
+            in_hand: true,
         };
-        if insert(&mut transaction, &[row]).await?.is_empty() {
+        // Nobody promises anything of this payer while the row comes and goes as a promise.
+        lock(&mut transaction, vec![moved.candidate.into()]).await?;
+        if insert(&mut transaction, self.process(), &[row])
+            .await?
+            .is_empty()
+        {
             return Ok(false);
         }
-        settle_by_others(&mut transaction, moved.id, moved.location, moved.deep).await?;
+        move_here(&mut transaction, moved.id, moved.location, moved.deep).await?;
         transaction.commit().await?;
         Ok(true)
     }
@@ -344,7 +368,7 @@ impl Ledger {
     pub async fn queue_again(&self, again: NewPayment) -> Result<Accepted, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let again = [again];
-        let mut accounts = lock(&mut transaction, &again).await?;
+        let mut accounts = lock(&mut transaction, payers(&again)).await?;
         count_promises(&mut transaction, &again, &mut accounts).await?;
         let [new] = again;
         match judge(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
@@ -363,7 +387,7 @@ impl Ledger {
         let queued = sqlx::query!(
             "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
                 queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
-                allowance_permit = $6, allowance_approval = $7
+                allowance_permit = $6, allowance_approval = $7, queued_by = $8
             where id = $1 and state = 'refused' and quarantined_at is null",
             new.id.0,
             &candidate.signature[..],
@@ -372,6 +396,7 @@ impl Ledger {
             candidate.authorization.value.to_string(),
             permit,
             approval,
+            new.in_hand.then_some(self.process().0),
         )
         .execute(&mut *transaction)
         .await?;

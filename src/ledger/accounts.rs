@@ -41,12 +41,8 @@ impl From<&Candidate> for AccountKey {
 /// Locks the payers' rows, in one order for everybody.
 pub(super) async fn lock(
     connection: &mut PgConnection,
-    new: &[NewPayment],
+    mut keys: Vec<AccountKey>,
 ) -> Result<HashMap<AccountKey, Account>, LedgerError> {
-    let mut keys: Vec<AccountKey> = new
-        .iter()
-        .map(|new| AccountKey::from(new.verified.candidate()))
-        .collect();
     keys.sort_unstable();
     keys.dedup();
     let mut accounts = lock_known(connection, &keys).await?;

@@ -78,7 +78,9 @@ impl LedgerTask {
         });
         let acceptances = self.acceptances.run(|new| {
             let pool = pool.clone();
-            each(new, move |new| acceptance::accept(pool.clone(), new))
+            each(new, move |new| {
+                acceptance::accept(pool.clone(), process, new)
+            })
         });
         let standings = self.standings.run(|ids| {
             let pool = pool.clone();

@@ -27,6 +27,8 @@ pub struct LaneLease {
     pub next_nonce: u64,
     /// The operator has to look: nothing new may be written, what was sent is followed.
     pub stopped: bool,
+    /// How often transactions of the lane had been opened again.
+    pub reopened: i64,
 }
 
 /// What came of renewing a lease.
@@ -34,6 +36,10 @@ pub struct LaneLease {
 pub enum Renewal {
     /// The lane is still ours, and as it was.
     Kept,
+    /// It is ours, and transactions of it were opened again: so often by now.
+    Reopened(i64),
+    /// It is ours, and one more than is fair among the processes that serve the network.
+    Surplus,
     /// It is another process's, or the operator has stopped it or let it go on.
     Changed,
 }
@@ -71,24 +77,36 @@ pub enum Claim {
 }
 
 impl Ledger {
-    /// Tries to become the owner of a lane: free, ours already, or its owner's lease has run out.
+    /// Tries to become the owner of a lane: ours already, or free, or its owner's lease has run out. A process takes no more of the network's
+    /// `lanes` than is fair among those that serve it, unless nobody else has taken one for a while.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn claim_lane(&self, lane: LaneKey) -> Result<Claim, LedgerError> {
+    pub async fn claim_lane(&self, lane: LaneKey, lanes: usize) -> Result<Claim, LedgerError> {
         let row = sqlx::query!(
-            r#"with claimed as (
+            r#"with serving as (
+                select greatest(count(*), 1) as processes from processes
+                where lease_until > now() and (id = $3 or $1 = any(serves))
+            ), owned as (
+                select count(*) as lanes from lanes where network = $1 and owner = $3 and lease_until > now()
+            ), claimed as (
                 update lanes
                 set owner = $3, epoch = epoch + 1, lease_until = now() + interval '10 seconds'
-                where network = $1 and signer = $2 and (owner is null or owner = $3 or lease_until < now())
-                returning epoch, next_nonce, stopped_reason
+                where network = $1 and signer = $2 and (
+                    owner = $3 or (owner is null or lease_until < now()) and (
+                        (select o.lanes * s.processes < $4 from owned o, serving s)
+                        or lease_until < now() - interval '4 seconds'
+                    )
+                )
+                returning epoch, next_nonce, stopped_reason, reopened
             )
             select exists (select from lanes where network = $1 and signer = $2) as "known!",
-                (select epoch from claimed), (select next_nonce from claimed),
+                (select epoch from claimed), (select next_nonce from claimed), (select reopened from claimed),
                 (select stopped_reason is not null from claimed) as stopped"#,
             lane.network.to_string(),
             lane.signer.as_slice(),
             self.process().0,
+            i64::try_from(lanes).unwrap_or(i64::MAX),
         )
         .fetch_one(&self.pool)
         .await?;
@@ -97,6 +115,7 @@ impl Ledger {
                 epoch,
                 next_nonce: u64::try_from(nonce).unwrap_or_default(),
                 stopped: row.stopped.unwrap_or_default(),
+                reopened: row.reopened.unwrap_or_default(),
             }),
             (true, ..) => Claim::Taken,
             (false, ..) => Claim::Unknown,
@@ -128,39 +147,81 @@ impl Ledger {
         &self,
         lane: LaneKey,
         lease: LaneLease,
+        lanes: usize,
     ) -> Result<Renewal, LedgerError> {
         let renewed = sqlx::query!(
-            "update lanes set lease_until = now() + interval '10 seconds'
-            where network = $1 and signer = $2 and owner = $3 and epoch = $4 and (stopped_reason is not null) = $5",
+            r#"with serving as (
+                select greatest(count(*), 1) as processes from processes
+                where lease_until > now() and (id = $3 or $1 = any(serves))
+            ), before as (
+                select count(*) as lanes from lanes where network = $1 and owner = $3 and lease_until > now() and signer < $2
+            ), renewed as (
+                update lanes set lease_until = now() + interval '10 seconds'
+                where network = $1 and signer = $2 and owner = $3 and epoch = $4 and (stopped_reason is not null) = $5
+                returning reopened
+            )
+            select reopened, (select b.lanes * s.processes >= $6 from before b, serving s) as "surplus!"
+            from renewed"#,
             lane.network.to_string(),
             lane.signer.as_slice(),
             self.process().0,
             lease.epoch,
             lease.stopped,
+            i64::try_from(lanes).unwrap_or(i64::MAX),
         )
-        .execute(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
-        Ok(if renewed.rows_affected() == 1 {
-            Renewal::Kept
-        } else {
-            Renewal::Changed
+        Ok(match renewed {
+            None => Renewal::Changed,
+            Some(row) if row.surplus => Renewal::Surplus,
+            Some(row) if row.reopened != lease.reopened => Renewal::Reopened(row.reopened),
+            Some(_) => Renewal::Kept,
         })
     }
 
-    /// Stops a lane until the operator clears `stopped_reason`: something that only a person can explain has happened.
+    /// Gives a lane up for another process to take at once.
     ///
     /// # Errors
-    /// When the database fails.
-    pub async fn stop_lane(&self, lane: LaneKey, why: &str) -> Result<(), LedgerError> {
+    /// When the database fails; the lease then runs out by itself.
+    pub async fn release_lane(&self, lane: LaneKey, lease: LaneLease) -> Result<(), LedgerError> {
         sqlx::query!(
-            "update lanes set stopped_reason = $3 where network = $1 and signer = $2",
+            "update lanes set owner = null, lease_until = now()
+            where network = $1 and signer = $2 and owner = $3 and epoch = $4",
             lane.network.to_string(),
             lane.signer.as_slice(),
-            why,
+            self.process().0,
+            lease.epoch,
         )
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Stops a lane until the operator clears `stopped_reason`: something that only a person can explain has happened. Nonces that the chain has
+    /// used without the ledger knowing are not ours to use again: the lane moves on to `next_nonce` at least. `false`: it is not ours any more.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn stop_lane(
+        &self,
+        lane: LaneKey,
+        lease: LaneLease,
+        next_nonce: u64,
+        why: &str,
+    ) -> Result<bool, LedgerError> {
+        let stopped = sqlx::query!(
+            "update lanes set stopped_reason = $5, next_nonce = greatest(next_nonce, $6)
+            where network = $1 and signer = $2 and owner = $3 and epoch = $4",
+            lane.network.to_string(),
+            lane.signer.as_slice(),
+            self.process().0,
+            lease.epoch,
+            why,
+            bigint(next_nonce),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(stopped.rows_affected() == 1)
     }
 
     /// Whether an account is, or ever was, one of our signers on a network.
@@ -178,31 +239,29 @@ impl Ledger {
         Ok(known)
     }
 
-    /// Moves a lane past nonces that the chain has used without the ledger knowing: they are not ours to use again.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn skip_nonces(&self, lane: LaneKey, next: u64) -> Result<(), LedgerError> {
-        sqlx::query!(
-            "update lanes set next_nonce = greatest(next_nonce, $3) where network = $1 and signer = $2",
-            lane.network.to_string(),
-            lane.signer.as_slice(),
-            bigint(next),
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
-
     /// Gives up a nonce that a transaction of somebody else has used for good: what rode in it is queued again.
     ///
     /// # Errors
     /// When the database fails; nothing is given up then.
-    pub async fn lose_nonce(&self, transaction: Uuid) -> Result<Vec<PaymentId>, LedgerError> {
+    pub async fn lose_nonce(
+        &self,
+        lane: LaneKey,
+        lease: LaneLease,
+        transaction: Uuid,
+    ) -> Result<Vec<PaymentId>, LedgerError> {
         let mut losing = self.pool.begin().await?;
         let lost = sqlx::query!(
-            "update transactions set state = 'lost' where id = $1 and state = 'signed'",
+            "with owned as (
+                select network, signer from lanes
+                where network = $2 and signer = $3 and owner = $4 and epoch = $5 for share
+            )
+            update transactions t set state = 'lost' from owned
+            where t.id = $1 and t.state = 'signed' and t.network = owned.network and t.signer = owned.signer",
             transaction,
+            lane.network.to_string(),
+            lane.signer.as_slice(),
+            self.process().0,
+            lease.epoch,
         )
         .execute(&mut *losing)
         .await?;
@@ -216,7 +275,7 @@ impl Ledger {
         .fetch_all(&mut *losing)
         .await?;
         let queued = sqlx::query_scalar!(
-            "update payments set state = 'queued', transaction_hash = null, queued_at = now()
+            "update payments set state = 'queued', transaction_hash = null, queued_at = now(), queued_by = null
             where id = any($1) and state = 'inflight' returning id",
             &rode,
         )

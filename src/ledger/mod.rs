@@ -22,6 +22,7 @@ mod row;
 mod sessions;
 mod stats;
 mod transfers;
+mod undecided;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,10 +46,11 @@ pub use life::{AttemptMade, Event, Life, Mined};
 pub use outbox::{Attempt, Heard, NewTransaction, Recorded, Unmined};
 pub use payments::AuthorizationKey;
 pub use processes::ProcessId;
-pub use results::{BlockRef, MinedTransaction, RowOutcome, WithoutEffect};
+pub use results::{BlockRef, MinedTransaction, MovedRow};
 pub use sessions::{NewSession, OpenLimits, Opened};
 pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
+pub use undecided::{Undecided, Verdict};
 
 /// How long a lane, or a process, is thought alive after its last sign of life. Part of the SQL below as well.
 pub const LEASE: Duration = Duration::from_secs(10);

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{LaneKey, Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
+use crate::protocol::Network;
 
 /// Signed bytes and what they cost at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Attempt {
     pub max_fee_wei: u128,
     /// Wei per gas for the block's producer at most.
     pub max_priority_fee_wei: u128,
+    /// They do nothing but use the nonce.
+    pub empty: bool,
 }
 
 /// A transaction about to be written.
@@ -65,6 +68,8 @@ pub enum Recorded {
 pub struct Unmined {
     /// Its id in the ledger.
     pub id: Uuid,
+    /// On which chain.
+    pub network: Network,
     /// Its account nonce.
     pub nonce: u64,
     /// Whether its payments ride in a call of Multicall3, where one may fail without the transaction failing.
@@ -176,9 +181,9 @@ impl Ledger {
                 select network, signer from lanes
                 where network = $1 and signer = $2 and owner = $3 and epoch = $4 for share
             )
-            insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei)
+            insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei, empty)
             select $6, t.id, (select max(sequence) + 1 from attempts where transaction_id = t.id), $7, $8, ($9::text)::numeric,
-                ($10::text)::numeric
+                ($10::text)::numeric, $11
             from transactions t join owned on owned.network = t.network and owned.signer = t.signer
             where t.id = $5 and t.state = 'signed'
             returning transaction_id",
@@ -192,6 +197,7 @@ impl Ledger {
             bigint(attempt.gas_limit),
             attempt.max_fee_wei.to_string(),
             attempt.max_priority_fee_wei.to_string(),
+            attempt.empty,
         )
         .fetch_optional(&mut *writing)
         .await?;
@@ -230,7 +236,7 @@ impl Ledger {
     /// The transactions of a lane whose outcome is open, in nonce order: what a new owner sends again and watches.
     ///
     /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// When the database fails or an attempt cannot be read; a payment that cannot is set aside.
     pub async fn unmined(&self, lane: LaneKey) -> Result<Vec<Unmined>, LedgerError> {
         let rows = sqlx::query!(
             "select t.id, t.nonce, t.kind, a.hash, a.raw from transactions t join attempts a on a.transaction_id = t.id
@@ -252,6 +258,7 @@ impl Ledger {
                 let nonce = u64::try_from(row.nonce).unwrap_or_default();
                 unmined.push(Unmined {
                     id: row.id,
+                    network: lane.network,
                     nonce,
                     batch: row.kind == "batch",
                     attempts: Vec::new(),
@@ -272,6 +279,6 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter().map(Payment::try_from).collect()
+        self.readable(rows).await
     }
 }

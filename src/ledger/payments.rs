@@ -1,13 +1,12 @@
 //! Payments: acceptance, lookup, and the changes that need no transaction of the chain.
 
 use alloy::primitives::{Address, B256};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::row::{PaymentRow, bigint, select_payments};
+use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
 use crate::payment::state::Exit;
-use crate::payment::{Candidate, Location, Payment, PaymentId};
+use crate::payment::{Candidate, Payment, PaymentId};
 use crate::protocol::{Network, X402Version};
 
 /// What makes an authorization unique on its chain.
@@ -57,29 +56,59 @@ impl Ledger {
         row.map(Payment::try_from).transpose()
     }
 
-    /// Payments that wait for a transaction on `network` of any of `signers`, and that no process seems to be working on: queued for at
-    /// least two seconds. At most `limit`, oldest first.
+    /// Takes payments into the hands of this process that wait for a transaction on `network` of any of `signers`: those that nobody has in hand,
+    /// and those that have waited for two seconds, unless they are in `in_hand`. At most `limit`, oldest first.
     ///
     /// # Errors
-    /// When the database fails; a row that cannot be read is quarantined by the caller, not by this.
-    pub async fn stranded(
+    /// When the database fails; a row that cannot be read is set aside.
+    pub async fn take_up(
         &self,
         network: Network,
         signers: &[Address],
+        in_hand: &[PaymentId],
         limit: i64,
     ) -> Result<Vec<Payment>, LedgerError> {
         let signers: Vec<&[u8]> = signers.iter().map(|signer| signer.as_slice()).collect();
-        let rows: Vec<PaymentRow> = select_payments!(
-            "where p.network = $1 and p.state = 'queued' and p.quarantined_at is null and p.queued_at < now() - interval '2 seconds'
-                and (p.signer is null or p.signer = any($2))
-             order by p.queued_at limit $3",
+        let in_hand: Vec<Uuid> = in_hand.iter().map(|id| id.0).collect();
+        let taken = sqlx::query_scalar!(
+            "update payments set queued_by = $4, queued_at = now() where id = any(array(
+                select id from payments
+                where network = $1 and state = 'queued' and quarantined_at is null and (signer is null or signer = any($2))
+                    and (queued_by is null or queued_at < now() - interval '2 seconds') and id <> all($3)
+                order by queued_at limit $5 for update skip locked
+            )) returning id",
             network.to_string(),
             &signers as _,
-            limit
+            &in_hand,
+            self.process().0,
+            limit,
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter().map(Payment::try_from).collect()
+        if taken.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<PaymentRow> =
+            select_payments!("where p.id = any($1) order by p.created_at", &taken)
+                .fetch_all(&self.pool)
+                .await?;
+        self.readable(rows).await
+    }
+
+    /// Leaves queued payments to whoever owns a lane.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn put_down(&self, payments: &[PaymentId]) -> Result<(), LedgerError> {
+        let ids: Vec<Uuid> = payments.iter().map(|id| id.0).collect();
+        sqlx::query!(
+            "update payments set queued_by = null where id = any($1) and (state = 'queued' and queued_by = $2) is true",
+            &ids,
+            self.process().0,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// Takes a queued payment out before any broadcast. `false`: it is not queued any more, so bytes may be on their way.
@@ -98,26 +127,11 @@ impl Ledger {
         Ok(updated.rows_affected() == 1)
     }
 
-    /// Records that somebody else submitted the authorization of a payment that rides in no transaction of ours. `false`: it does
-    /// now, or its outcome is known already.
-    ///
-    /// # Errors
-    /// When the database fails, or the log is another payment's already.
-    pub async fn settled_by_others(
-        &self,
-        id: PaymentId,
-        location: &Location,
-        deep: bool,
-    ) -> Result<bool, LedgerError> {
-        let mut connection = self.pool.acquire().await?;
-        settle_by_others(&mut connection, id, location, deep).await
-    }
-
     /// Payments of a network whose authorizations have moved nothing and still could, if somebody else submits them: refused ones,
     /// and with `failed_too` those that were proven unable to, because a reorganisation undoes proofs. The newest, at most `limit`.
     ///
     /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// When the database fails; a row that cannot be read is set aside.
     pub async fn unmoved(
         &self,
         network: Network,
@@ -136,7 +150,24 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter().map(Payment::try_from).collect()
+        self.readable(rows).await
+    }
+
+    /// Whether payments that were called failed ride in transactions of ours whose outcome is open: a reorganisation has undone the proof.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn failed_in_flight(&self, network: Network) -> Result<bool, LedgerError> {
+        let any = sqlx::query_scalar!(
+            r#"select exists (
+                select from (select payment_id from transaction_payments where outcome is null offset 0) open
+                where (select p.state = 'failed' and p.network = $1 from payments p where p.id = open.payment_id)
+            ) as "any!""#,
+            network.to_string(),
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(any)
     }
 
     /// Which of `ids` have nothing left to wait for on the chain. For callers that wait at another replica than the one that settles.
@@ -153,63 +184,6 @@ impl Ledger {
         .await?;
         Ok(decided.into_iter().map(PaymentId).collect())
     }
-
-    /// In how many transactions a payment has ridden.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn tries(&self, id: PaymentId) -> Result<i64, LedgerError> {
-        let tries = sqlx::query_scalar!(
-            r#"select count(*) as "tries!" from transaction_payments where payment_id = $1"#,
-            id.0,
-        )
-        .fetch_one(&self.pool)
-        .await?;
-        Ok(tries)
-    }
-
-    /// Sets a payment aside for the operator; its state stays.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn quarantine(&self, id: PaymentId, why: &str) -> Result<(), LedgerError> {
-        sqlx::query!(
-            "with aside as (
-                update payments set quarantined_at = now(), quarantine_reason = $2
-                where id = $1 and quarantined_at is null returning id, transaction_hash
-            )
-            insert into events (payment_id, kind, reason, transaction_hash) select id, 'quarantined', $2, transaction_hash from aside",
-            id.0,
-            why,
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
-}
-
-/// See [`Ledger::settled_by_others`].
-pub(super) async fn settle_by_others(
-    connection: &mut PgConnection,
-    id: PaymentId,
-    location: &Location,
-    deep: bool,
-) -> Result<bool, LedgerError> {
-    let updated = sqlx::query!(
-        "update payments set transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5, block_time = $6,
-            state = case when state = 'failed' then 'late_settled' when $7 then 'settled' else 'mined' end, reason = null, message = null
-        where id = $1 and (state in ('queued', 'refused') or state = 'failed' and $7)",
-        id.0,
-        location.transaction.as_slice(),
-        bigint(location.log_index),
-        bigint(location.block_number),
-        location.block_hash.as_slice(),
-        location.block_time,
-        deep,
-    )
-    .execute(connection)
-    .await?;
-    Ok(updated.rows_affected() == 1)
 }
 
 impl From<X402Version> for i16 {

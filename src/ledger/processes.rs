@@ -29,14 +29,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// Says that this process lives, and sets its clock.
+    /// Says that this process lives and which networks it serves, and sets its clock.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn renew_process(&self) -> Result<(), LedgerError> {
+    pub async fn renew_process(&self, serves: &[Network]) -> Result<(), LedgerError> {
+        let serves: Vec<String> = serves.iter().map(Network::to_string).collect();
         let now = sqlx::query_scalar!(
-            r#"update processes set lease_until = now() + interval '10 seconds' where id = $1 returning now() as "now!""#,
+            r#"update processes set lease_until = now() + interval '10 seconds', serves = $2 where id = $1 returning now() as "now!""#,
             self.process.0,
+            &serves,
         )
         .fetch_optional(&self.pool)
         .await?;

@@ -1,18 +1,14 @@
 //! What became of transactions: results, depth, reorganisations. One SQL transaction for a whole mined transaction.
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::B256;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::row::{address, bigint};
+use super::row::bigint;
 use super::{Ledger, LedgerError};
-use crate::payment::state::Exit;
-use crate::payment::{Location, PaymentId};
+use crate::payment::PaymentId;
 use crate::protocol::Network;
-
-/// Why a payment is set aside whose log belongs to another.
-const TAKEN: &str = "its Transfer log is recorded for another payment";
 
 /// A block as results refer to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,70 +36,42 @@ pub struct MinedTransaction {
     pub gas_used: u64,
     /// Effective wei per gas.
     pub gas_price_wei: u128,
-    /// What became of each payment that rode in it.
-    pub rows: Vec<(PaymentId, RowOutcome)>,
+    /// The payments whose exact Transfer is in its logs.
+    pub moved: Vec<MovedRow>,
 }
 
-/// What a mined transaction did for one payment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RowOutcome {
-    /// Its exact Transfer is in the transaction's logs.
-    Transferred {
-        /// Position of the log in the block.
-        log_index: u64,
-        /// Whether the promised depth is reached already.
-        deep: bool,
-    },
-    /// The same authorization moved the money in somebody else's transaction.
-    Elsewhere {
-        /// Where.
-        location: Location,
-        /// Whether the promised depth is reached already.
-        deep: bool,
-    },
-    /// Nothing moved for this payment.
-    WithoutEffect(WithoutEffect),
-}
-
-/// What to do with a payment that its transaction did nothing for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WithoutEffect {
-    /// The authorization can still be used: plan it again, under a new nonce.
-    Requeue,
-    /// It would fail again: leave it, until somebody presents it again.
-    Refuse(Exit),
-    /// Proven unable to move money any more.
-    Fail(Exit),
-    /// An assumption does not hold: leave the state, call the operator.
-    Quarantine(String),
-}
-
-/// How the rows of a mined transaction are recorded.
+/// A payment whose money moved in a transaction of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    /// All that moved their money in one statement.
-    Together,
-    /// Each by itself, because one of them names a log that belongs to another payment.
-    OneByOne,
+pub struct MovedRow {
+    /// Which.
+    pub payment: PaymentId,
+    /// Position of the log in the block.
+    pub log_index: u64,
+    /// Whether the promised depth is reached already.
+    pub deep: bool,
 }
 
 impl Ledger {
-    /// Records a mined transaction and what it did for its payments. Repeating it changes nothing. Quarantined are not only the
-    /// rows that ask for it, but also a row whose log belongs to another payment already.
+    /// Records a mined transaction and the payments whose money it moved; all others that rode in it are undecided from then on
+    /// ([`Ledger::undecided`]). Repeating it changes nothing. Returns how many moved.
     ///
     /// # Errors
     /// When the database fails; nothing of it is recorded then.
-    pub async fn record_mined(&self, mined: &MinedTransaction) -> Result<(), LedgerError> {
-        let together = self.record_rows(mined, Rows::Together).await;
-        match together {
+    pub async fn record_mined(&self, mined: &MinedTransaction) -> Result<usize, LedgerError> {
+        match self.record_rows(mined, &mined.moved).await {
+            // One of them names a log that belongs to another payment: each is looked at by itself.
             Err(error) if error.constraint() == Some("payments_one_per_log") => {
-                self.record_rows(mined, Rows::OneByOne).await
+                self.record_rows(mined, &[]).await
             }
             recorded => recorded,
         }
     }
 
-    async fn record_rows(&self, mined: &MinedTransaction, rows: Rows) -> Result<(), LedgerError> {
+    async fn record_rows(
+        &self,
+        mined: &MinedTransaction,
+        moved: &[MovedRow],
+    ) -> Result<usize, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let fresh = sqlx::query!(
             "update transactions set state = 'mined', hash = $2, succeeded = $3, block_number = $4, block_hash = $5, gas_used = $6,
@@ -120,19 +88,37 @@ impl Ledger {
         .execute(&mut *transaction)
         .await?;
         if fresh.rows_affected() == 0 {
-            return Ok(());
+            return Ok(moved.len());
         }
-        if rows == Rows::Together {
-            record_transferred(&mut transaction, mined).await?;
-        }
-        for (payment, outcome) in &mined.rows {
-            let done = matches!(outcome, RowOutcome::Transferred { .. }) && rows == Rows::Together;
-            if !done {
-                record_row(&mut transaction, mined, *payment, outcome).await?;
-            }
-        }
+        let ids: Vec<Uuid> = moved.iter().map(|row| row.payment.0).collect();
+        let log_indices: Vec<i64> = moved.iter().map(|row| bigint(row.log_index)).collect();
+        let deep: Vec<bool> = moved.iter().map(|row| row.deep).collect();
+        // `is true` keeps the index over states out of it: payments that many transactions hold are in flight, and these are known by id.
+        // One that had failed is called settled again at its depth, and not before: until then it is undecided.
+        let recorded = sqlx::query!(
+            "with moved as (
+                update payments p set reason = null, message = null, transaction_hash = $5, log_index = row.log_index, block_number = $6,
+                    block_hash = $7, block_time = $8,
+                    state = case when p.state = 'failed' then 'late_settled' when row.deep then 'settled' else 'mined' end
+                from unnest($2::uuid[], $3::bigint[], $4::boolean[]) as row (id, log_index, deep)
+                where p.id = row.id and (p.state in ('queued', 'inflight', 'refused') or p.state = 'failed' and row.deep) is true
+                returning p.id
+            )
+            update transaction_payments tp set outcome = 'transferred' from moved
+            where tp.transaction_id = $1 and tp.payment_id = moved.id and tp.outcome is null",
+            mined.id,
+            &ids,
+            &log_indices,
+            &deep,
+            mined.hash.as_slice(),
+            bigint(mined.block.number),
+            mined.block.hash.as_slice(),
+            mined.block.time,
+        )
+        .execute(&mut *transaction)
+        .await?;
         transaction.commit().await?;
-        Ok(())
+        Ok(usize::try_from(recorded.rows_affected()).unwrap_or(usize::MAX))
     }
 
     /// Promotes mined payments of a network that have reached their depth under `head`; returns them, and whether others still wait.
@@ -176,23 +162,27 @@ impl Ledger {
         Ok(done.rows_affected())
     }
 
-    /// The blocks above `height` in which transactions or payments of ours stand, for comparison with the canonical chain.
+    /// The blocks above `height`, and not above `head`, in which transactions or payments of ours stand, for comparison with the canonical chain.
     ///
     /// # Errors
     /// When the database fails or a hash cannot be read.
-    pub async fn blocks_above(
+    pub async fn blocks_between(
         &self,
         network: Network,
         height: u64,
+        head: u64,
     ) -> Result<Vec<(u64, B256)>, LedgerError> {
         let rows = sqlx::query!(
             r#"select distinct block_number as "number!", block_hash as "hash!" from (
-                select block_number, block_hash from transactions where network = $1 and state = 'mined' and block_number > $2
+                select block_number, block_hash from transactions
+                where network = $1 and state = 'mined' and block_number > $2 and block_number <= $3
                 union all
-                select block_number, block_hash from payments where network = $1 and state in ('mined', 'settled') and block_number > $2
+                select block_number, block_hash from payments
+                where network = $1 and state in ('mined', 'settled', 'late_settled') and block_number > $2 and block_number <= $3
             ) blocks"#,
             network.to_string(),
             bigint(height),
+            bigint(head),
         )
         .fetch_all(&self.pool)
         .await?;
@@ -207,8 +197,9 @@ impl Ledger {
             .collect())
     }
 
-    /// Takes back what stood in blocks that left the chain: transactions are open again, their payments in flight again; grants
-    /// stay. Returns the signers whose lanes must look again.
+    /// Takes back what stood in blocks that left the chain, none of them below `lowest`: transactions are open again, their payments in flight
+    /// again, also those that were given up because of what a removed block said; grants stay. The lanes' owners, whoever they are, find it
+    /// in the ledger. Returns how many transactions are open again.
     ///
     /// # Errors
     /// When the database fails; nothing is taken back then.
@@ -216,211 +207,94 @@ impl Ledger {
         &self,
         network: Network,
         removed: &[B256],
-    ) -> Result<Vec<Address>, LedgerError> {
+        lowest: u64,
+    ) -> Result<usize, LedgerError> {
         let removed: Vec<Vec<u8>> = removed.iter().map(|hash| hash.to_vec()).collect();
+        let (network, lowest) = (network.to_string(), bigint(lowest));
         let mut transaction = self.pool.begin().await?;
-        let opened = sqlx::query!(
+        // Lanes first, as everybody who writes a transaction does.
+        sqlx::query!(
+            "update lanes l set reopened = l.reopened + 1
+            where l.network = $1 and exists (
+                select from transactions t where t.network = $1 and t.state = 'mined' and t.block_number >= $3 and t.block_hash = any($2)
+                    and (t.signer = l.signer) is true
+            )",
+            network,
+            &removed,
+            lowest,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        let opened = sqlx::query_scalar!(
             "update transactions set state = 'signed', hash = null, succeeded = null, block_number = null, block_hash = null,
                 gas_used = null, gas_price_wei = null
-            where network = $1 and state = 'mined' and block_hash = any($2) returning id, signer",
-            network.to_string(),
+            where network = $1 and state = 'mined' and block_number >= $3 and block_hash = any($2) returning id",
+            network,
             &removed,
+            lowest,
         )
         .fetch_all(&mut *transaction)
         .await?;
-        let ids: Vec<Uuid> = opened.iter().map(|row| row.id).collect();
-        // A payment that went on to another transaction meanwhile stays there: it may have one open row only.
+        // A payment has one open row only: where it went on to another transaction it stays there, else it is back in its newest one.
         sqlx::query!(
             "update transaction_payments tp set outcome = null
-            where tp.transaction_id = any($1) and not exists (
+            where tp.transaction_id = any($1) and tp.outcome is not null and not exists (
                 select from transaction_payments live where live.payment_id = tp.payment_id and live.outcome is null
+            ) and not exists (
+                select from transaction_payments newer where newer.payment_id = tp.payment_id and newer.transaction_id = any($1)
+                    and newer.transaction_id > tp.transaction_id
             )",
-            &ids,
+            &opened,
         )
         .execute(&mut *transaction)
         .await?;
-        sqlx::query!(
-            "with gone as (
-                update payments p set
-                    state = case when carried.live then 'inflight' else 'queued' end, queued_at = now(),
-                    transaction_hash = case when carried.live then p.transaction_hash end,
-                    log_index = null, block_number = null, block_hash = null, block_time = null
-                from (
-                    select q.id, q.rail = 'transfer'
-                        or exists (select from transaction_payments tp where tp.payment_id = q.id and tp.outcome is null) as live
-                    from payments q where q.network = $1 and q.state in ('mined', 'settled') and q.block_hash = any($2)
-                ) carried
-                where p.id = carried.id returning p.id, p.transaction_hash
-            )
-            insert into events (payment_id, kind, transaction_hash) select id, 'reorged', transaction_hash from gone",
-            network.to_string(),
-            &removed,
-        )
-        .execute(&mut *transaction)
-        .await?;
+        take_back(&mut transaction, (&network, &removed, lowest), &opened).await?;
         transaction.commit().await?;
-        Ok(opened
-            .iter()
-            .filter_map(|row| address(&row.signer))
-            .collect())
+        Ok(opened.len())
     }
 }
 
-/// Records all rows whose money moved in the transaction itself: nearly always all there are.
-async fn record_transferred(
+/// The payments of removed blocks, and of transactions that are open again.
+async fn take_back(
     connection: &mut PgConnection,
-    mined: &MinedTransaction,
-) -> Result<(), LedgerError> {
-    let (mut ids, mut log_indices, mut states) = (Vec::new(), Vec::new(), Vec::new());
-    for (payment, outcome) in &mined.rows {
-        if let RowOutcome::Transferred { log_index, deep } = outcome {
-            ids.push(payment.0);
-            log_indices.push(bigint(*log_index));
-            states.push(reached(*deep).to_owned());
-        }
-    }
-    if ids.is_empty() {
-        return Ok(());
-    }
-    close_rows(connection, mined, &ids, "transferred").await?;
-    // `is true` keeps the index over states out of it: payments that many transactions hold are in flight, and these are known by id.
-    sqlx::query!(
-        "update payments p set state = row.state, transaction_hash = $4, log_index = row.log_index, block_number = $5, block_hash = $6,
-            block_time = $7
-        from unnest($1::uuid[], $2::bigint[], $3::text[]) as row (id, log_index, state)
-        where p.id = row.id and (p.state = 'inflight') is true",
-        &ids,
-        &log_indices,
-        &states,
-        mined.hash.as_slice(),
-        bigint(mined.block.number),
-        mined.block.hash.as_slice(),
-        mined.block.time,
-    )
-    .execute(&mut *connection)
-    .await?;
-    Ok(())
-}
-
-async fn close_rows(
-    connection: &mut PgConnection,
-    mined: &MinedTransaction,
-    payments: &[Uuid],
-    outcome: &str,
+    (network, removed, lowest): (&str, &[Vec<u8>], i64),
+    opened: &[Uuid],
 ) -> Result<(), LedgerError> {
     sqlx::query!(
-        "update transaction_payments set outcome = $3
-        where transaction_id = $1 and payment_id = any($2) and outcome is null",
-        mined.id,
-        payments,
-        outcome,
-    )
-    .execute(&mut *connection)
-    .await?;
-    Ok(())
-}
-
-const fn reached(deep: bool) -> &'static str {
-    if deep { "settled" } else { "mined" }
-}
-
-async fn record_row(
-    connection: &mut PgConnection,
-    mined: &MinedTransaction,
-    payment: PaymentId,
-    outcome: &RowOutcome,
-) -> Result<(), LedgerError> {
-    match outcome {
-        RowOutcome::Transferred { log_index, deep } => {
-            close_rows(connection, mined, &[payment.0], "transferred").await?;
-            let location = Location {
-                transaction: mined.hash,
-                log_index: *log_index,
-                block_number: mined.block.number,
-                block_hash: mined.block.hash,
-                block_time: mined.block.time,
-            };
-            locate(connection, payment, &location, *deep).await
-        }
-        RowOutcome::Elsewhere { location, deep } => {
-            close_rows(connection, mined, &[payment.0], "elsewhere").await?;
-            locate(connection, payment, location, *deep).await
-        }
-        RowOutcome::WithoutEffect(next) => {
-            close_rows(connection, mined, &[payment.0], "without_effect").await?;
-            release(connection, mined, payment, next).await
-        }
-    }
-}
-
-/// Moves a payment to where its money moved, unless that log is another payment's: then it is set aside.
-async fn locate(
-    connection: &mut PgConnection,
-    payment: PaymentId,
-    location: &Location,
-    deep: bool,
-) -> Result<(), LedgerError> {
-    let moved = sqlx::query!(
-        "update payments p set state = $2, transaction_hash = $3, log_index = $4, block_number = $5, block_hash = $6, block_time = $7
-        where p.id = $1 and p.state = 'inflight' and not exists (
-            select from payments taken where taken.network = p.network and taken.transaction_hash = $3 and taken.log_index = $4
-        )",
-        payment.0,
-        reached(deep),
-        location.transaction.as_slice(),
-        bigint(location.log_index),
-        bigint(location.block_number),
-        location.block_hash.as_slice(),
-        location.block_time,
-    )
-    .execute(&mut *connection)
-    .await?;
-    if moved.rows_affected() == 0 {
-        set_aside(connection, payment, TAKEN).await?;
-    }
-    Ok(())
-}
-
-async fn release(
-    connection: &mut PgConnection,
-    mined: &MinedTransaction,
-    payment: PaymentId,
-    next: &WithoutEffect,
-) -> Result<(), LedgerError> {
-    let (state, exit) = match next {
-        WithoutEffect::Quarantine(why) => return set_aside(connection, payment, why).await,
-        WithoutEffect::Requeue => ("queued", None),
-        WithoutEffect::Refuse(exit) => ("refused", Some(exit)),
-        WithoutEffect::Fail(exit) => ("failed", Some(exit)),
-    };
-    sqlx::query!(
-        "update payments set state = $2, reason = $3, message = $4, queued_at = now(),
-            transaction_hash = case when $2 = 'failed' then $5::bytea end
-        where id = $1 and state = 'inflight'",
-        payment.0,
-        state,
-        exit.map(|exit| exit.reason.code()),
-        exit.map(|exit| exit.message.as_str()),
-        mined.hash.as_slice(),
-    )
-    .execute(&mut *connection)
-    .await?;
-    Ok(())
-}
-
-async fn set_aside(
-    connection: &mut PgConnection,
-    payment: PaymentId,
-    why: &str,
-) -> Result<(), LedgerError> {
-    sqlx::query!(
-        "with aside as (
-            update payments set quarantined_at = now(), quarantine_reason = $2
-            where id = $1 and state = 'inflight' and quarantined_at is null returning id, transaction_hash
+        "with gone as (
+            update payments p set
+                state = case when carried.live then 'inflight' else 'queued' end, queued_at = now(), queued_by = null,
+                transaction_hash = case when carried.live then coalesce(carried.attempt, p.transaction_hash) end,
+                log_index = null, block_number = null, block_hash = null, block_time = null
+            from (
+                select q.id, q.rail = 'transfer' or riding.attempt is not null as live, riding.attempt
+                from payments q left join lateral (
+                    select a.hash as attempt from transaction_payments tp join attempts a on a.transaction_id = tp.transaction_id
+                    where tp.payment_id = q.id and tp.outcome is null order by a.sequence desc limit 1
+                ) riding on true
+                where q.network = $1 and q.state in ('mined', 'settled', 'late_settled') and q.block_number >= $3
+                    and q.block_hash = any($2)
+            ) carried
+            where p.id = carried.id returning p.id, p.transaction_hash
         )
-        insert into events (payment_id, kind, reason, transaction_hash) select id, 'quarantined', $2, transaction_hash from aside",
-        payment.0,
-        why,
+        insert into events (payment_id, kind, transaction_hash) select id, 'reorged', transaction_hash from gone",
+        network,
+        removed,
+        lowest,
+    )
+    .execute(&mut *connection)
+    .await?;
+    // Bytes of ours that may move their money are open again: they are in flight, whatever became of them since.
+    sqlx::query!(
+        "update payments p set state = 'inflight', reason = null, message = null, transaction_hash = riding.attempt
+        from (
+            select tp.payment_id, (
+                select a.hash from attempts a where a.transaction_id = tp.transaction_id order by a.sequence desc limit 1
+            ) as attempt
+            from transaction_payments tp where tp.transaction_id = any($1) and tp.outcome is null
+        ) riding
+        where p.id = riding.payment_id and (p.state in ('queued', 'refused')) is true",
+        opened,
     )
     .execute(&mut *connection)
     .await?;

@@ -119,24 +119,27 @@ impl Ledger {
         }
     }
 
-    /// Transfers of a network whose outcome is open, oldest first, behind one of them where it is given; not those that have been expected for more than a day past their
-    /// session's end.
+    /// Transfers of a network whose outcome is open, and with `failed_too` those that were proven unable to move the money, because a
+    /// reorganisation undoes proofs. Oldest first, behind one of them where it is given; not those that have been expected for more than a
+    /// day past their session's end.
     ///
     /// # Errors
     /// When the database fails or a row cannot be read.
     pub async fn open_transfers(
         &self,
         network: Network,
+        failed_too: bool,
         behind: Option<PaymentId>,
         limit: i64,
     ) -> Result<Vec<OpenTransfer>, LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
-            "where p.network = $1 and p.rail = 'transfer' and p.state = 'inflight' and p.quarantined_at is null
+            "where p.network = $1 and p.rail = 'transfer' and (p.state = 'inflight' or $4 and p.state = 'failed') and p.quarantined_at is null
                 and p.valid_before > now() - interval '1 day' and p.id > $3
             order by p.id limit $2",
             network.to_string(),
             limit,
             behind.map_or(Uuid::nil(), |id| id.0),
+            failed_too,
         )
         .fetch_all(&self.pool)
         .await?;
@@ -166,7 +169,8 @@ impl Ledger {
         Ok(open)
     }
 
-    /// Records what became of a transfer, unless that was done already. One whose log is another payment's has failed.
+    /// Records what became of a transfer, unless that was done already. One whose log is another payment's has failed. One that had failed and moved
+    /// the money after all is settled late, at its depth.
     ///
     /// # Errors
     /// When the database fails.
@@ -186,14 +190,16 @@ impl Ledger {
                         select 1 from payments other join payments own on own.id = $1
                         where other.network = own.network and other.transaction_hash = $3 and other.log_index = $4 and other.id <> $1
                     ), moved as (
-                        update payments set state = $2, transaction_hash = $3, log_index = $4, block_number = $5, block_hash = $6,
-                            block_time = $7, unmatched_reason = $8
-                        where id = $1 and rail = 'transfer' and state = 'inflight' and not exists (select from taken)
+                        update payments set transaction_hash = $3, log_index = $4, block_number = $5, block_hash = $6,
+                            block_time = $7, unmatched_reason = $8, reason = null, message = null,
+                            state = case when state = 'failed' then 'late_settled' when $2 then 'settled' else 'mined' end
+                        where id = $1 and rail = 'transfer' and (state = 'inflight' or state = 'failed' and $2)
+                            and not exists (select from taken)
                     )
                     update payments set state = 'failed', reason = $9, message = 'its Transfer log has paid for something else'
-                    where id = $1 and rail = 'transfer' and state = 'inflight' and exists (select from taken)",
+                    where id = $1 and rail = 'transfer' and state = 'inflight' and $2 and exists (select from taken)",
                     id.0,
-                    if *deep { "settled" } else { "mined" },
+                    deep,
                     location.transaction.as_slice(),
                     bigint(location.log_index),
                     bigint(location.block_number),

@@ -50,6 +50,11 @@ impl ChainView {
         self.moved.borrow().head
     }
 
+    /// What was seen so far.
+    pub fn moved(&self) -> Moved {
+        *self.moved.borrow()
+    }
+
     /// A receiver that tells when the chain moves.
     pub fn subscribe(&self) -> watch::Receiver<Moved> {
         self.moved.subscribe()

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::Bytes;
+use alloy::primitives::{Bytes, U256};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -18,13 +18,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
-use crate::chain::{Broadcast, SignerKey};
+use crate::chain::signer::Order;
+use crate::chain::{Broadcast, RpcError, SignerKey};
 use crate::ledger::{Claim, Heard, LaneKey, LaneLease, LedgerError, Unmined};
+use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::gas::GasRule;
 use crate::settlement::lane::dispatch::Dispatch;
 use crate::settlement::lane::keep::Purse;
-use crate::settlement::load::{ROWS_MAX, Simulated};
+use crate::settlement::load::Simulated;
 use crate::settlement::prepare::NotPrepared;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
@@ -56,25 +59,43 @@ struct Open {
     asked_at: Instant,
     /// The last reply left it open whether any node has the bytes.
     doubtful: bool,
-    /// Since when nodes say that the nonce is used, although none of our attempts is known to be mined.
-    used_since: Option<Instant>,
+    /// Since when every look has shown that the nonce is used at depth and that no node has a receipt of ours.
+    strange_since: Option<Instant>,
     /// The block above which the newest bytes wait.
     since_block: Option<u64>,
+    /// The block above which no better paid bytes could be written.
+    failed_at: Option<u64>,
     /// A node said that blocks ask for more.
     too_cheap: bool,
+    /// No node takes the newest bytes as they are, ever.
+    unfit: bool,
+    /// What the newest bytes may cost, in wei.
+    cost: U256,
 }
 
 impl Open {
     fn new(transaction: Unmined, asked_at: Instant) -> Self {
-        Self {
+        let mut open = Self {
             transaction,
             sent_at: Instant::now(),
             asked_at,
             doubtful: false,
-            used_since: None,
+            strange_since: None,
             since_block: None,
+            failed_at: None,
             too_cheap: false,
-        }
+            unfit: false,
+            cost: U256::ZERO,
+        };
+        open.cost = open.order().map_or(U256::ZERO, |order| order.cost());
+        open
+    }
+
+    /// What the newest bytes say.
+    fn order(&self) -> Option<Order> {
+        let payments = &self.transaction;
+        let (_, raw) = payments.attempts.last()?;
+        Order::of_raw(payments.network, raw)
     }
 }
 
@@ -99,11 +120,40 @@ impl Owned {
         !self.lease.stopped && !self.purse.is_empty()
     }
 
+    /// Whether work is taken now: only what can go on its way soon. Other lanes may be idle.
+    fn takes(&self, site: &Site) -> bool {
+        let room = self.open.len() + self.dispatches.len() < site.inflight_max;
+        let rows_max = site.gas.rule().rows_max;
+        self.may_write()
+            && room
+            && self.waiting.len() < rows_max
+            && self.paused_until <= Instant::now()
+    }
+
+    /// How the next transactions are filled: within what nodes take, and what the signer can pay for besides those that are open.
+    fn rule(&self, site: &Site) -> GasRule {
+        let rule = site.gas.rule();
+        let fees = self.seen.head.map(|head| site.fees().quote(&head));
+        let Some(Ok(fees)) = fees else {
+            return rule;
+        };
+        let promised = self
+            .open
+            .iter()
+            .fold(U256::ZERO, |sum, open| sum.saturating_add(open.cost));
+        let gas = self.purse.gas_for(promised, fees.max_fee_wei);
+        GasRule {
+            gas_max: rule.gas_max.min(gas),
+            ..rule
+        }
+    }
+
     /// Takes payments back that did not get into a transaction now.
     fn keep(&mut self, rows: Vec<Simulated>) {
-        let kept = rows
-            .into_iter()
-            .map(|row| Queued::new(row.payment, Some(row.facts)));
+        let kept = rows.into_iter().map(|row| Queued {
+            alone: row.alone,
+            ..Queued::new(row.payment, Some(row.facts))
+        });
         self.waiting.extend(kept);
     }
 }
@@ -154,27 +204,38 @@ impl Lane {
 
     /// Becomes the owner, reads what is open and sends all of it again, in nonce order.
     async fn claim(&self) -> Result<Option<Owned>, NotPrepared> {
-        let chain = &self.site.rpc;
-        let mut claim = self.site.ledger.claim_lane(self.id).await?;
+        if self.site.is_blind() {
+            return Ok(None);
+        }
+        let (chain, ledger) = (&self.site.rpc, &self.site.ledger);
+        let lanes = self.site.signers;
+        let mut claim = ledger.claim_lane(self.id, lanes).await?;
         if claim == Claim::Unknown {
             let first = chain.transaction_count(self.id.signer, "pending").await?;
-            self.site.ledger.open_lane(self.id, first).await?;
-            claim = self.site.ledger.claim_lane(self.id).await?;
+            ledger.open_lane(self.id, first).await?;
+            claim = ledger.claim_lane(self.id, lanes).await?;
         }
-        let Claim::Owned(lease) = claim else {
+        let Claim::Owned(mut lease) = claim else {
             return Ok(None);
         };
-        let mined = chain.transaction_count(self.id.signer, "latest").await?;
-        let mut lease = lease;
-        if mined > lease.next_nonce && !lease.stopped {
+        let used = match self.nonces_used().await {
+            Ok(used) => used,
+            Err(error) => {
+                // Somebody else may hear more of the chain.
+                ledger.release_lane(self.id, lease).await?;
+                return Err(error.into());
+            }
+        };
+        if used > lease.next_nonce && !lease.stopped {
             let why = format!(
                 "the chain has used nonce {} of this signer, the ledger knows none from {} on: the key was used elsewhere, or the database lost its last commits",
-                mined - 1,
+                used - 1,
                 lease.next_nonce
             );
             // Nonces that are gone are not used again once the operator has explained it.
-            self.site.ledger.skip_nonces(self.id, mined).await?;
-            self.stop(&why).await?;
+            if !self.stop(lease, used, &why).await? {
+                return Ok(None);
+            }
             lease.stopped = true;
         }
         let now = Instant::now();
@@ -192,9 +253,26 @@ impl Lane {
         Ok(Some(owned))
     }
 
-    async fn stop(&self, why: &str) -> Result<(), LedgerError> {
-        tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped; clear lanes.stopped_reason once this is explained");
-        self.site.ledger.stop_lane(self.id, why).await
+    /// The first nonce of the signer that no transaction has, in a block or in a pool.
+    async fn nonces_used(&self) -> Result<u64, RpcError> {
+        let (chain, signer) = (&self.site.rpc, self.id.signer);
+        let mined = chain.transaction_count(signer, "latest").await?;
+        Ok(mined.max(chain.transaction_count(signer, "pending").await?))
+    }
+
+    /// Stops the lane. `false`: it is not ours any more.
+    async fn stop(
+        &self,
+        lease: LaneLease,
+        next_nonce: u64,
+        why: &str,
+    ) -> Result<bool, LedgerError> {
+        let ledger = &self.site.ledger;
+        let stopped = ledger.stop_lane(self.id, lease, next_nonce, why).await?;
+        if stopped {
+            tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped; clear lanes.stopped_reason once this is explained");
+        }
+        Ok(stopped)
     }
 
     /// Reads the open transactions from the ledger and sends their bytes again.
@@ -220,17 +298,19 @@ impl Lane {
         }
         let mut view = self.site.view.subscribe();
         view.mark_changed();
-        let (lease, lost) = self.keep(owned.lease);
+        let keeping = self.keep(owned.lease);
         let mut tending = every(TEND_INTERVAL);
         loop {
-            let takes = owned.may_write() && owned.waiting.len() < ROWS_MAX;
+            let takes = owned.takes(&self.site);
+            let rows_max = self.site.gas.rule().rows_max;
             let due = owned.dispatch_at(&self.site);
             let went = tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(Lost),
-                () = lost.cancelled() => Err(Lost),
+                () = keeping.lost.cancelled() => Err(Lost),
+                () = keeping.reopened.notified() => self.reload(&mut owned).await.map_err(|_| Lost),
                 Some(reply) = owned.replies.join_next() => {
-                    hear(&mut owned, reply.ok());
+                    hear(&self.site, &mut owned, reply.ok());
                     Ok(())
                 }
                 Some(balance) = owned.purse.counted() => {
@@ -247,7 +327,7 @@ impl Lane {
                     // One that panicked leaves its payments queued in the ledger.
                     Err(_) => Ok(()),
                 },
-                queued = self.site.queue.next(self.id.signer, ROWS_MAX), if takes => {
+                queued = self.site.queue.next(self.id.signer, rows_max), if takes => {
                     owned.waiting.extend(queued);
                     Ok(())
                 }
@@ -263,15 +343,30 @@ impl Lane {
                 break;
             }
         }
-        drop(lease);
-        // What waits is queued in the ledger, and is found there.
-        for queued in owned.waiting {
-            self.site.queue.put_down(queued.payment.id);
-        }
+        drop(keeping);
         self.site.count_open(owned.open.len(), 0);
+        let mut left = self.put_down(owned.waiting);
         if !stopped {
-            self.site.queue.lane_ends(self.id.signer).await;
+            left.extend(self.site.queue.lane_ends(self.id.signer).await);
         }
+        self.leave_to_anybody(&left).await;
+    }
+
+    /// Lets go of payments that wait: they are queued in the ledger, and are found there.
+    fn put_down(&self, waiting: impl IntoIterator<Item = Queued>) -> Vec<PaymentId> {
+        let ids = waiting.into_iter().map(|queued| queued.payment.id);
+        ids.inspect(|id| self.site.queue.put_down(*id)).collect()
+    }
+
+    /// Says so to all processes at once; they would find them by themselves two seconds later.
+    async fn leave_to_anybody(&self, payments: &[PaymentId]) {
+        if payments.is_empty() {
+            return;
+        }
+        if let Err(error) = self.site.ledger.put_down(payments).await {
+            tracing::debug!(error = causes(&error), "payments are left lying");
+        }
+        self.site.left_to_anybody();
     }
 
     /// Sends open transactions again in nonce order: some nodes refuse one whose predecessor they do not have.
@@ -318,7 +413,7 @@ impl Lane {
 }
 
 /// What the chain's doorkeepers said about an open transaction.
-fn hear(owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
+fn hear(site: &Site, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
     let Some((id, reply)) = reply else {
         return;
     };
@@ -326,13 +421,6 @@ fn hear(owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
         return;
     };
     open.doubtful = reply != Broadcast::Accepted;
-    open.used_since = match reply {
-        Broadcast::Rejected(Rejection::NonceTooLow) => {
-            open.used_since.or_else(|| Some(Instant::now()))
-        }
-        Broadcast::Accepted => None,
-        Broadcast::Rejected(_) | Broadcast::Unknown => open.used_since,
-    };
     match reply {
         Broadcast::Accepted => {}
         Broadcast::Unknown => {
@@ -349,6 +437,10 @@ fn hear(owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
             );
             match why {
                 Rejection::FeeTooLow => open.too_cheap = true,
+                Rejection::Unfit => {
+                    open.unfit = true;
+                    site.gas.too_many(open.transaction.payments.len());
+                }
                 Rejection::OutOfGasMoney => {
                     owned.purse.count_soon();
                     owned.paused_until = Instant::now() + PAUSE;

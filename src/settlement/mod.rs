@@ -8,22 +8,27 @@
 mod approvals;
 mod chain_view;
 pub mod failpoint;
+mod gas;
 mod lane;
 mod load;
-mod outcome;
+mod pickup;
 mod prepare;
 mod queue;
 mod site;
 mod transfers;
+mod undecided;
 mod unmoved;
 pub mod waiters;
 mod watch;
 
 pub use approvals::{Approvals, Approver, NotNow, approval_objection};
 pub use chain_view::ChainView;
+pub use gas::BatchLimits;
 pub use lane::Lane;
+pub use pickup::Pickup;
 pub use queue::{Place, Queue, Queued};
 pub use site::{Health, Site, SiteParts};
 pub use transfers::Transfers;
+pub use unmoved::Unmoved;
 pub use waiters::Waiters;
 pub use watch::Watch;

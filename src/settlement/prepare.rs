@@ -11,6 +11,7 @@ use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment, PaymentId};
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
+use crate::settlement::gas::GasRule;
 use crate::settlement::load::{Load, Simulated, least_gas};
 use crate::settlement::{Queued, Site};
 
@@ -39,8 +40,22 @@ pub(super) async fn simulate(
     site: &Site,
     queued: Queued,
 ) -> Result<Option<Simulated>, NotPrepared> {
-    let Queued { payment, facts, .. } = queued;
+    let Queued {
+        payment,
+        facts,
+        alone,
+        ..
+    } = queued;
     reach(Step::Picked);
+    if ends_on_the_way(site, &payment) {
+        let exit = Exit {
+            reason: payment.reason(Fault::Ends),
+            message: "the authorization ends before a transaction could be in a block".to_owned(),
+        };
+        site.ledger.refuse(payment.id, &exit).await?;
+        site.waiters.wake([payment.id]);
+        return Ok(None);
+    }
     // A batch is rehearsed as a whole before it is sent, so older facts do where only plain accounts pay.
     let usable = |facts: &ChainFacts| !facts.payer_has_code || is_fresh(site, facts);
     let facts = match facts.filter(usable) {
@@ -48,13 +63,12 @@ pub(super) async fn simulate(
         None => site.facts.of(payment.signed()).await?,
     };
     if facts.transfer_succeeds {
-        let least = least_gas(&facts);
-        if least > site.fees.gas_cap {
+        let (least, gas_cap) = (least_gas(&facts), site.fees().gas_cap);
+        if least > gas_cap {
             let exit = Exit {
                 reason: payment.reason(Fault::Simulation),
                 message: format!(
-                    "the transfer needs at least {least} gas, and this facilitator pays for {} at most",
-                    site.fees.gas_cap
+                    "the transfer needs at least {least} gas, and this facilitator pays for {gas_cap} at most"
                 ),
             };
             site.ledger.refuse(payment.id, &exit).await?;
@@ -62,7 +76,11 @@ pub(super) async fn simulate(
             return Ok(None);
         }
         reach(Step::Simulated);
-        return Ok(Some(Simulated { payment, facts }));
+        return Ok(Some(Simulated {
+            payment,
+            facts,
+            alone,
+        }));
     }
     if payment.signed().awaits_approval(&facts) {
         site.approvals.take_up(payment, &site.queue);
@@ -70,6 +88,18 @@ pub(super) async fn simulate(
     }
     eject(site, &payment, &facts).await?;
     Ok(None)
+}
+
+/// Whether less than half of the time is left that is asked for at acceptance: too little for another block or two.
+fn ends_on_the_way(site: &Site, payment: &Payment) -> bool {
+    let end = payment.authorization.valid_before.atomic();
+    let least = site.policy.validity_min.whole_seconds() / 2;
+    let by = site
+        .view
+        .head()
+        .map(|head| head.time.unix_timestamp().saturating_add(least));
+    by.and_then(|by| u64::try_from(by).ok())
+        .is_some_and(|by| end <= U256::from(by))
 }
 
 /// Whether the chain has not moved since.
@@ -80,10 +110,11 @@ fn is_fresh(site: &Site, facts: &ChainFacts) -> bool {
 
 /// A payment that would fail is not sent. If its nonce is used, somebody else may have submitted the authorization.
 async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(), NotPrepared> {
+    let tokens = site.policy.tokens();
     if facts.nonce_used == Some(true)
         && let AuthorizationUse::Transferred { location, .. } = site
             .rpc
-            .authorization_use(payment.signed(), facts.block_number, &site.policy.tokens())
+            .authorization_use(payment.signed(), facts.block_number, &tokens)
             .await?
     {
         tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization");
@@ -106,23 +137,24 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
 pub(super) struct Rehearsed {
     /// What went through, if anything did.
     pub(super) load: Option<Load>,
-    /// What did not.
-    pub(super) left_out: Vec<Simulated>,
+    /// What did not, to be looked at anew.
+    pub(super) left_out: Vec<Queued>,
 }
 
 /// Rehearses a batch as a whole, as `signer` would send it, and leaves out what would fail in it: payers that promised more than they
-/// have, and whatever else has changed since each was looked at.
+/// have, that became wallets since each was looked at, and whatever else has changed. A batch that no node can rehearse is taken apart.
 pub(super) async fn rehearse(
     site: &Site,
     signer: Address,
     load: Load,
+    rule: GasRule,
 ) -> Result<Rehearsed, NotPrepared> {
     if let [only] = load.rows.as_slice() {
         // The simulation of a payment by itself is its rehearsal, if the chain has not moved since.
         let rows = if is_fresh(site, &only.facts) {
             load.rows
         } else {
-            let again = Queued::new(only.payment.clone(), None);
+            let again = Queued::alone(only.payment.clone());
             simulate(site, again).await?.into_iter().collect()
         };
         return Ok(Rehearsed {
@@ -130,18 +162,30 @@ pub(super) async fn rehearse(
             left_out: Vec::new(),
         });
     }
-    let (to, data) = load.call();
-    let gas_limit = load.gas_limit(&data, site.fees.gas_cap);
-    let results = site.rpc.rehearse(signer, (to, &data), gas_limit).await?;
-    if results.len() != load.rows.len() {
-        return Err(RpcError::Malformed("eth_call").into());
-    }
+    let gas_limit = load.gas_limit(&load.call().1, &rule);
+    let batch: Vec<_> = load.rows.iter().map(|row| row.payment.signed()).collect();
+    let results = match site.rpc.rehearse(signer, &batch, gas_limit).await {
+        Ok(results) => results,
+        Err(error @ RpcError::Refused { .. }) => {
+            tracing::warn!(network = %site.policy.network, payments = load.rows.len(), %error, "a batch cannot be rehearsed as a whole; smaller ones follow");
+            site.gas.too_many(load.rows.len());
+            let rows = load.rows.into_iter();
+            let left_out = rows.map(|row| Queued::new(row.payment, Some(row.facts)));
+            return Ok(Rehearsed {
+                load: None,
+                left_out: left_out.collect(),
+            });
+        }
+        Err(error) => return Err(error.into()),
+    };
     let rows = load.rows.into_iter().zip(results);
-    let (good, bad): (Vec<_>, Vec<_>) = rows.partition(|(_, went_through)| *went_through);
+    let (good, bad): (Vec<_>, Vec<_>) =
+        rows.partition(|(_, result)| result.goes_through && !result.payer_has_code);
     let rows: Vec<_> = good.into_iter().map(|(row, _)| row).collect();
+    let left_out = bad.into_iter().map(|(row, _)| Queued::alone(row.payment));
     Ok(Rehearsed {
         load: (!rows.is_empty()).then_some(Load { rows }),
-        left_out: bad.into_iter().map(|(row, _)| row).collect(),
+        left_out: left_out.collect(),
     })
 }
 
@@ -152,6 +196,8 @@ pub(super) struct Desk<'a> {
     pub(super) lane: LaneKey,
     pub(super) lease: LaneLease,
     pub(super) key: &'a SignerKey,
+    /// By which the transaction was filled.
+    pub(super) rule: GasRule,
 }
 
 /// What came of an attempt to write.
@@ -169,9 +215,9 @@ impl Desk<'_> {
     /// Signs the transaction of a load under the lane's next nonce and commits it.
     pub(super) async fn write(&self, load: Load) -> Result<Prepared, NotPrepared> {
         let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;
-        let fees = self.site.fees.quote(&head)?;
+        let fees = self.site.fees().quote(&head)?;
         let (to, data) = load.call();
-        let gas_limit = load.gas_limit(&data, self.site.fees.gas_cap);
+        let gas_limit = load.gas_limit(&data, &self.rule);
         let nonce = self.lease.next_nonce;
         if signers_are_down() {
             return Err(SigningFailed::Unavailable.into());
@@ -192,6 +238,7 @@ impl Desk<'_> {
             gas_limit,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            empty: false,
         };
         let ids: Vec<PaymentId> = load.rows.iter().map(|row| row.payment.id).collect();
         let batch = load.is_batch();
@@ -208,6 +255,7 @@ impl Desk<'_> {
         Ok(match recorded {
             Recorded::Written(id) => Prepared::Ready(Unmined {
                 id,
+                network: self.lane.network,
                 nonce,
                 batch,
                 attempts: vec![(hash, raw)],

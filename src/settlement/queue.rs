@@ -22,6 +22,8 @@ pub struct Queued {
     pub facts: Option<ChainFacts>,
     /// When it was queued here.
     pub since: Instant,
+    /// It was left out of a batch: it goes by itself, or not at all.
+    pub alone: bool,
 }
 
 impl Queued {
@@ -31,6 +33,15 @@ impl Queued {
             payment,
             facts,
             since: Instant::now(),
+            alone: false,
+        }
+    }
+
+    /// One that was left out of a batch: it is looked at anew, and by itself.
+    pub fn alone(payment: Payment) -> Self {
+        Self {
+            alone: true,
+            ..Self::new(payment, None)
         }
     }
 
@@ -40,9 +51,16 @@ impl Queued {
     }
 }
 
-/// A reserved place in the queue; empty in a process that owns no lane and whose queue is full.
+/// A reserved place in the queue; empty in a process that owns no lane.
 #[derive(Debug)]
 pub struct Place<'a>(Option<mpsc::Permit<'a, Queued>>);
+
+impl Place<'_> {
+    /// Whether a lane of this process takes from it what `signer` may settle, or anybody where there is none.
+    pub fn is_in_hand(&self, queue: &Queue, signer: Option<Address>) -> bool {
+        self.0.is_some() && signer.is_none_or(|signer| queue.lanes().contains(&signer))
+    }
+}
 
 /// The queue of one network.
 #[derive(Debug)]
@@ -97,15 +115,27 @@ impl Queue {
         self.lanes().insert(signer);
     }
 
-    /// Says that a lane was lost: what waited for it alone is found in the ledger by its next owner.
-    pub async fn lane_ends(&self, signer: Address) {
-        self.lanes().remove(&signer);
-        if let Some(channel) = self.of.get(&signer) {
+    /// Says that a lane was lost. Returns what waited for it alone, or, if it was the last, for any: its next owner finds it in the ledger.
+    pub async fn lane_ends(&self, signer: Address) -> Vec<PaymentId> {
+        let last = {
+            let mut lanes = self.lanes();
+            lanes.remove(&signer);
+            lanes.is_empty()
+        };
+        let mut left = Vec::new();
+        for channel in self
+            .of
+            .get(&signer)
+            .into_iter()
+            .chain(last.then_some(&self.anybodys))
+        {
             let mut waiting = channel.receiver.lock().await;
             while let Ok(queued) = waiting.try_recv() {
                 self.put_down(queued.payment.id);
+                left.push(queued.payment.id);
             }
         }
+        left
     }
 
     /// The lanes of the network that this process owns.
@@ -115,11 +145,24 @@ impl Queue {
 
     /// A place for a payment, or `None` when there is no room: taken before the ledger accepts, so that nothing accepted is without one.
     pub fn reserve(&self) -> Option<Place<'_>> {
-        match self.anybodys.sender.try_reserve() {
-            Ok(permit) => Some(Place(Some(permit))),
+        if self.lanes().is_empty() {
             // Nobody here empties the queue: whoever owns the lanes finds the payment in the ledger.
-            Err(_) => self.lanes().is_empty().then_some(Place(None)),
+            return Some(Place(None));
         }
+        let permit = self.anybodys.sender.try_reserve().ok()?;
+        Some(Place(Some(permit)))
+    }
+
+    /// How many payments wait here that any lane may take.
+    pub fn waiting(&self) -> usize {
+        self.anybodys.sender.max_capacity() - self.anybodys.sender.capacity()
+    }
+
+    /// The payments that wait for, or are being prepared by, a lane of this process, or are kept from its lanes.
+    pub fn all_in_hand(&self) -> Vec<PaymentId> {
+        let mut all: Vec<PaymentId> = self.in_hand().iter().copied().collect();
+        all.extend(self.held().iter());
+        all
     }
 
     /// Hands a payment to the lanes of this process, as far as there is room.
@@ -130,20 +173,15 @@ impl Queue {
                 self.in_hand().insert(id);
                 place.send(queued);
             }
-            (Some(signer), _) if self.lanes().contains(&signer) => {
+            (Some(signer), Some(_)) if self.lanes().contains(&signer) => {
                 self.in_hand().insert(id);
                 let channel = self.of.get(&signer);
                 if channel.is_none_or(|channel| channel.sender.try_send(queued).is_err()) {
                     self.put_down(id);
                 }
             }
-            (None, None) | (Some(_), _) => {}
+            (None | Some(_), None) | (Some(_), Some(_)) => {}
         }
-    }
-
-    /// Whether a payment waits for, or is being prepared by, a lane of this process.
-    pub fn is_in_hand(&self, payment: PaymentId) -> bool {
-        self.in_hand().contains(&payment) || self.held().contains(&payment)
     }
 
     /// Keeps a payment from the lanes until [`Self::release`]. `false`: it is held already.

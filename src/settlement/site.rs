@@ -12,7 +12,11 @@ use tokio::time::Instant;
 use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, Proxies};
+use crate::settlement::gas::{BatchLimits, GasBook};
 use crate::settlement::{Approvals, ChainView, Queue, Waiters};
+
+/// A process that has heard nothing of the chain for so long leaves its lanes to others.
+const BLIND_AFTER: Duration = Duration::from_secs(8);
 
 /// What a [`Site`] is made of.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub struct SiteParts {
     pub poll: Duration,
     /// How long a payment waits for others to ride with while transactions are under way.
     pub batch_wait: Duration,
+    /// What one transaction may hold.
+    pub batches: BatchLimits,
 }
 
 /// One network.
@@ -52,12 +58,12 @@ pub struct Site {
     pub facts: FactsReader,
     /// What the operator allows.
     pub policy: NetworkPolicy,
-    /// What gas may cost.
-    pub fees: FeePolicy,
     /// Who waits for what.
     pub waiters: Waiters,
     /// What the watch has seen.
     pub view: ChainView,
+    /// How many signers settle its payments.
+    pub signers: usize,
     /// Unmined transactions that one signer may have.
     pub inflight_max: usize,
     /// How often to look for a new block while something is in flight.
@@ -68,15 +74,21 @@ pub struct Site {
     pub queue: Queue,
     /// Payments whose payers' approvals have to be mined first.
     pub approvals: Approvals,
+    /// What is known of gas by now.
+    pub(super) gas: GasBook,
+    fees: FeePolicy,
+    /// Wei per gas that a node lately suggested for the producers of blocks.
+    tip_wei: Mutex<u128>,
     open: AtomicUsize,
     shallow: AtomicBool,
     look: Notify,
     transfers: Notify,
+    undecided: Notify,
+    nobodys: Notify,
     seen: Mutex<Option<Instant>>,
     opened: AtomicBool,
     exact_proxy: AtomicBool,
     upto_proxy: AtomicBool,
-    hungry: AtomicBool,
     settled_in: AtomicBool,
 }
 
@@ -99,9 +111,12 @@ impl Site {
             rpc: parts.rpc,
             facts: parts.facts,
             policy: parts.policy,
+            gas: GasBook::new(parts.batches, parts.fees.gas_cap),
             fees: parts.fees,
+            tip_wei: Mutex::new(0),
             waiters: parts.waiters,
             view: ChainView::default(),
+            signers: parts.signers.len(),
             inflight_max: parts.inflight_max,
             poll: parts.poll,
             batch_wait: parts.batch_wait,
@@ -111,17 +126,19 @@ impl Site {
             shallow: AtomicBool::new(true),
             look: Notify::new(),
             transfers: Notify::new(),
+            undecided: Notify::new(),
+            nobodys: Notify::new(),
             seen: Mutex::new(None),
             opened: AtomicBool::new(false),
             exact_proxy: AtomicBool::new(false),
             upto_proxy: AtomicBool::new(false),
-            hungry: AtomicBool::new(false),
             settled_in: AtomicBool::new(false),
         }
     }
 
     /// Says that the chain has confirmed the configuration.
     pub fn open(&self) {
+        self.note_seen();
         self.opened.store(true, Ordering::Relaxed);
     }
 
@@ -148,7 +165,7 @@ impl Site {
     pub fn lane_begins(&self, signer: Address) {
         self.queue.lane_begins(signer);
         self.lane_tried();
-        self.hungry.store(true, Ordering::Relaxed);
+        self.nobodys.notify_one();
         self.look_now();
     }
 
@@ -157,9 +174,41 @@ impl Site {
         self.settled_in.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a lane has just begun and payments may be waiting in the ledger for it; asking clears it.
-    pub fn take_hungry(&self) -> bool {
-        self.hungry.swap(false, Ordering::Relaxed)
+    /// What gas may cost, with the tip that a node lately suggested.
+    pub fn fees(&self) -> FeePolicy {
+        let tip = *self.tip_wei.lock().unwrap_or_else(PoisonError::into_inner);
+        self.fees.with_tip(tip)
+    }
+
+    /// Takes note of a suggested tip.
+    pub fn suggest_tip(&self, wei: u128) {
+        *self.tip_wei.lock().unwrap_or_else(PoisonError::into_inner) = wei;
+    }
+
+    /// Whether no endpoint has answered for so long that other processes should do this one's work.
+    pub fn is_blind(&self) -> bool {
+        let silent_for = self.health().silent_for;
+        silent_for.is_none_or(|silence| silence > BLIND_AFTER)
+    }
+
+    /// Says that payments are to be decided about.
+    pub fn undecided(&self) {
+        self.undecided.notify_one();
+    }
+
+    /// Ends when payments are to be decided about.
+    pub async fn undecided_wanted(&self) {
+        self.undecided.notified().await;
+    }
+
+    /// Says that payments wait in the ledger that nobody has in hand.
+    pub fn left_to_anybody(&self) {
+        self.nobodys.notify_one();
+    }
+
+    /// Ends when payments wait in the ledger that nobody has in hand.
+    pub async fn nobodys_wanted(&self) {
+        self.nobodys.notified().await;
     }
 
     /// The later of the wall clock and the newest block's time: windows of authorizations are the chain's business, but a quiet chain's

@@ -15,7 +15,7 @@ use crate::chain::transfer::plain_transfer_log;
 use crate::chain::{Broadcast, Head, Receipt, RpcError};
 use crate::ledger::{LedgerError, OpenTransfer, TransferOutcome};
 use crate::payment::state::Exit;
-use crate::payment::{Location, PaymentId};
+use crate::payment::{Location, PaymentId, PaymentState};
 use crate::protocol::Reason;
 use crate::settlement::Site;
 use crate::settlement::failpoint::{Step, reach};
@@ -30,6 +30,8 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 const RESEND_AFTER: Duration = Duration::from_secs(4);
 /// How seldom to look for a transfer whose session ended long ago: it does not count any more, and only shows up in the history.
 const LATE_INTERVAL: Duration = Duration::from_secs(30);
+/// Blocks after a reorganisation in which failures are looked at again.
+const UNDONE_BLOCKS: u64 = 64;
 /// How long a nonce may be used at depth without a receipt of ours: nodes show receipts later than account nonces.
 const REPLACED_AFTER: Duration = Duration::from_secs(5);
 
@@ -42,6 +44,9 @@ pub struct Transfers {
     behind: Option<PaymentId>,
     /// How many rounds were begun.
     round: u64,
+    /// How many reorganisations were seen, and until which height failures are not proven any more.
+    reorganisations: u64,
+    undone_until: Option<u64>,
     /// Those that may still count: of the last whole round, and of this one so far.
     counted: usize,
     timely: usize,
@@ -84,6 +89,8 @@ impl Transfers {
             followed: HashMap::new(),
             behind: None,
             round: 0,
+            reorganisations: 0,
+            undone_until: None,
             counted: 0,
             timely: 0,
         }
@@ -119,19 +126,30 @@ impl Transfers {
 
     /// One look at the next open transfers. One that cannot be looked at does not keep the others waiting.
     async fn look(&mut self) -> Result<(), NotNow> {
-        let Some(head) = self.site.view.head() else {
+        let moved = self.site.view.moved();
+        let Some(head) = moved.head else {
             return Ok(());
         };
+        if std::mem::replace(&mut self.reorganisations, moved.reorganisations)
+            != moved.reorganisations
+        {
+            self.undone_until = Some(head.number.saturating_add(UNDONE_BLOCKS));
+        }
+        self.undone_until = self.undone_until.filter(|until| head.number < *until);
         let network = self.site.policy.network;
         let limit = i64::try_from(LOOK_MAX).unwrap_or(i64::MAX);
         let ledger = &self.site.ledger;
-        let open = ledger.open_transfers(network, self.behind, limit).await?;
+        let undone = self.undone_until.is_some();
+        let open = ledger
+            .open_transfers(network, undone, self.behind, limit)
+            .await?;
         let mut result = Ok(());
         for transfer in &open {
             let followed = self.followed.entry(transfer.payment.id).or_default();
             followed.round = self.round;
             let late = head.time.unix_timestamp() > expiry(transfer);
-            self.timely += usize::from(!late);
+            let open = matches!(transfer.payment.state, PaymentState::Inflight(_));
+            self.timely += usize::from(!late && open);
             if !late || followed.is_due() {
                 followed.looked_at = Some(Instant::now());
                 result = result.and(look_at(&self.site, transfer, followed, &head).await);
@@ -164,8 +182,11 @@ async fn look_at(
 ) -> Result<(), NotNow> {
     if let Some(receipt) = site.rpc.receipt(transfer.hash).await? {
         reach(Step::Mined);
-        let outcome = outcome(site, transfer, &receipt, head).await?;
-        return record(site, transfer, &outcome).await;
+        return match outcome(site, transfer, &receipt, head).await? {
+            Some(outcome) => record(site, transfer, &outcome).await,
+            // A failure is told at the depth at which success would be.
+            None => Ok(()),
+        };
     }
     if is_replaced(site, transfer, followed, head).await {
         let message = format!(
@@ -212,19 +233,24 @@ async fn is_replaced(
     since.elapsed() >= REPLACED_AFTER
 }
 
+/// What a transfer in a block came to; `None` while that is too early to say.
 async fn outcome(
     site: &Site,
     transfer: &OpenTransfer,
     receipt: &Receipt,
     head: &Head,
-) -> Result<TransferOutcome, NotNow> {
+) -> Result<Option<TransferOutcome>, NotNow> {
+    let block_number: u64 = receipt.block_number.to();
+    let depth = (head.number + 1).saturating_sub(block_number);
+    let deep = depth >= u64::from(transfer.payment.confirmations);
     let fail = |reason, message: &str| {
-        Ok(TransferOutcome::Failed(Exit {
-            reason,
-            message: message.to_owned(),
+        Ok(deep.then(|| {
+            TransferOutcome::Failed(Exit {
+                reason,
+                message: message.to_owned(),
+            })
         }))
     };
-    let block_number: u64 = receipt.block_number.to();
     let log = plain_transfer_log(&transfer.payment, &receipt.logs);
     let Some(log_index) = log.filter(|_| receipt.succeeded()) else {
         return fail(
@@ -247,13 +273,13 @@ async fn outcome(
         block_hash: receipt.block_hash,
         block_time,
     };
-    Ok(TransferOutcome::Moved {
-        deep: location.is_deep(head.number, transfer.payment.confirmations),
+    Ok(Some(TransferOutcome::Moved {
+        deep,
         location,
         unmatched: late.then(|| {
             "the transfer was mined after the session had expired; ask the payee to send it back".to_owned()
         }),
-    })
+    }))
 }
 
 async fn record(

@@ -1,32 +1,49 @@
-//! Payments that moved nothing and still could: their authorizations are signed, and anybody may submit them. Where somebody did, the
-//! payment is settled after all.
+//! Payments whose money no transaction of ours has moved: those that rode in vain, about which is decided here, and those that were given up
+//! and still could move, because their authorizations are signed and anybody may submit them.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::chain::RpcError;
 use crate::chain::authorization::AuthorizationUse;
-use crate::ledger::LedgerError;
-use crate::payment::{Location, Method, Payment};
+use crate::chain::{Head, RpcError};
+use crate::ledger::{LedgerError, Verdict};
+use crate::payment::{Location, Payment, PaymentId};
 use crate::settlement::Site;
+use crate::settlement::undecided::{is_deep, verdict};
+use crate::telemetry::causes;
 
-/// How often they are looked for.
-const INTERVAL: Duration = Duration::from_secs(30);
-/// How many at a time: the newest.
-const LOOKED_FOR_MAX: i64 = 200;
+/// How often the ledger is asked for what another process, or an earlier life of this one, left undecided.
+const IDLE_INTERVAL: Duration = Duration::from_secs(3);
+/// Undecided payments looked at in one go.
+const UNDECIDED_MAX: i64 = 1_000;
+/// How often payments that were given up are looked for.
+const GIVEN_UP_INTERVAL: Duration = Duration::from_secs(30);
+/// How many of them at a time: the newest.
+const GIVEN_UP_MAX: i64 = 200;
+/// Blocks after a reorganisation in which failures are looked at again.
+const UNDONE_BLOCKS: u64 = 64;
 
-/// When to look, and for what.
-#[derive(Debug, Default)]
-pub(super) struct Unmoved {
+/// The task that looks after one network's.
+#[derive(Debug)]
+pub struct Unmoved {
+    site: Arc<Site>,
+    /// Since when each undecided payment has been seen, deep enough.
+    seen: HashMap<PaymentId, Instant>,
+    /// Some are not deep enough yet.
+    waits: bool,
     looked: Option<Instant>,
-    /// Blocks have left the chain since: what was proven in them is not proven any more.
-    reorganised: bool,
+    /// How many reorganisations were seen, and until which height failures are not proven any more.
+    reorganisations: u64,
+    undone_until: Option<u64>,
 }
 
 /// The look did not succeed; the next one will.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotNow {
+enum NotNow {
     /// The chain cannot be asked.
     #[error(transparent)]
     Chain(#[from] RpcError),
@@ -36,108 +53,141 @@ pub(super) enum NotNow {
 }
 
 impl Unmoved {
-    pub(super) fn note_reorganisation(&mut self) {
-        self.reorganised = true;
+    /// One for `site`.
+    pub fn new(site: Arc<Site>) -> Self {
+        Self {
+            site,
+            seen: HashMap::new(),
+            waits: false,
+            looked: None,
+            reorganisations: 0,
+            undone_until: None,
+        }
     }
 
-    /// Looks, when it is time.
-    pub(super) async fn look(&mut self, site: &Site, head: u64) -> Result<(), NotNow> {
-        let due = self.looked.is_none_or(|last| last.elapsed() >= INTERVAL);
-        if !due && !self.reorganised {
+    /// Looks until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut view = self.site.view.subscribe();
+        let mut failing = false;
+        loop {
+            let moved = *view.borrow_and_update();
+            if let Some(head) = moved.head {
+                if moved.reorganisations != self.reorganisations {
+                    self.reorganisations = moved.reorganisations;
+                    self.undone_until = Some(head.number.saturating_add(UNDONE_BLOCKS));
+                }
+                match self.look(&head).await {
+                    Ok(()) => failing = false,
+                    Err(error) => {
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::warn!(network = %self.site.policy.network, error = causes(&error), "cannot look after payments that rode in vain; trying again");
+                        }
+                    }
+                }
+            }
+            let waits = self.waits || !self.seen.is_empty();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.site.undecided_wanted() => {}
+                changed = view.changed(), if waits && !failing => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(IDLE_INTERVAL) => {}
+            }
+        }
+    }
+
+    async fn look(&mut self, head: &Head) -> Result<(), NotNow> {
+        self.decide(head).await?;
+        self.look_for_given_up(head).await
+    }
+
+    /// Decides about payments whose transactions moved nothing for them: two questions for all.
+    async fn decide(&mut self, head: &Head) -> Result<(), NotNow> {
+        let (site, network) = (&self.site, self.site.policy.network);
+        let mut rows = site.ledger.undecided(network, UNDECIDED_MAX).await?;
+        let all = rows.len();
+        rows.retain(|row| is_deep(row, head));
+        self.waits = rows.len() < all;
+        self.seen
+            .retain(|id, _| rows.iter().any(|row| row.payment.id == *id));
+        let signed: Vec<_> = rows.iter().map(|row| row.payment.signed()).collect();
+        let tokens = site.policy.tokens();
+        let uses = site.rpc.authorization_uses(&signed, head.number, &tokens);
+        let mut again = false;
+        for (row, used) in rows.iter().zip(uses.await?) {
+            let id = row.payment.id;
+            let used = match used {
+                Ok(used) => used,
+                Err(error) => {
+                    tracing::warn!(payment.id = %id, %error, "cannot tell what became of a payment; it is looked at again");
+                    continue;
+                }
+            };
+            let waited = self.seen.entry(id).or_insert_with(Instant::now).elapsed();
+            let Some(verdict) = verdict(row, &used, head, waited) else {
+                continue;
+            };
+            if !site.ledger.decide(row, &verdict).await? {
+                continue;
+            }
+            tracing::warn!(payment.id = %id, transaction = %row.hash, ?verdict, "a transaction was mined without moving this payment's money");
+            again |= verdict == Verdict::Again;
+            if matches!(verdict, Verdict::Moved { deep: false, .. }) {
+                site.note_shallow();
+            }
+            site.waiters.wake([id]);
+        }
+        if again {
+            site.left_to_anybody();
+        }
+        Ok(())
+    }
+
+    /// Looks for what somebody else has submitted, when it is time. After a reorganisation also for what had failed: until the blocks are deep
+    /// again, and our own bytes, which were sent again, are decided about.
+    async fn look_for_given_up(&mut self, head: &Head) -> Result<(), NotNow> {
+        let due = |looked: Instant| looked.elapsed() >= GIVEN_UP_INTERVAL;
+        if self.undone_until.is_none() && !self.looked.is_none_or(due) {
             return Ok(());
         }
-        self.looked = Some(Instant::now());
-        let network = site.policy.network;
-        let payments = site
-            .ledger
-            .unmoved(network, self.reorganised, LOOKED_FOR_MAX)
-            .await?;
-        let (by_token, by_permit2): (Vec<_>, Vec<_>) = payments
-            .iter()
-            .partition(|payment| payment.method == Method::Eip3009);
-        let mut moved = moved_by_tokens(site, &by_token, head).await?;
-        moved.extend(moved_by_permit2(site, &by_permit2, head).await?);
-        let mut waits_for_depth = false;
-        for (payment, location) in moved {
-            waits_for_depth |= !settle(site, payment, &location, head).await?;
+        let (site, network) = (&self.site, self.site.policy.network);
+        let undone = self.undone_until.is_some();
+        let payments = site.ledger.unmoved(network, undone, GIVEN_UP_MAX).await?;
+        let signed: Vec<_> = payments.iter().map(Payment::signed).collect();
+        let tokens = site.policy.tokens();
+        let uses = site.rpc.authorization_uses(&signed, head.number, &tokens);
+        for (payment, used) in payments.iter().zip(uses.await?) {
+            if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
+                settle(site, payment, &location, head.number).await?;
+            }
         }
-        self.reorganised &= waits_for_depth;
+        self.looked = Some(Instant::now());
+        if let Some(until) = self.undone_until
+            && head.number >= until
+            && !site.ledger.failed_in_flight(network).await?
+        {
+            self.undone_until = None;
+        }
         Ok(())
     }
 }
 
-/// What tokens say of authorizations: one question for all of them.
-async fn moved_by_tokens<'a>(
-    site: &Site,
-    payments: &[&'a Payment],
-    head: u64,
-) -> Result<Vec<(&'a Payment, Location)>, NotNow> {
-    let mut moved = Vec::new();
-    if payments.is_empty() {
-        return Ok(moved);
-    }
-    let signed = payments
-        .iter()
-        .map(|payment| (payment.asset, &payment.authorization));
-    let signed: Vec<_> = signed.collect();
-    for log in site.rpc.uses(&signed, head).await? {
-        let of_log = |payment: &&&Payment| {
-            let terms = &payment.authorization;
-            log.address == payment.asset
-                && log.topics.get(1..) == Some(&[terms.from.into_word(), terms.nonce])
-        };
-        if let Some(payment) = payments.iter().find(of_log) {
-            let (asset, terms) = (payment.asset, &payment.authorization);
-            let used = site.rpc.use_in(asset, terms, log.transaction_hash).await?;
-            if let AuthorizationUse::Transferred { location, .. } = used {
-                moved.push((*payment, location));
-            }
-        }
-    }
-    Ok(moved)
-}
-
-/// What Permit2 says: one question for all nonces, and a search for each that is used.
-async fn moved_by_permit2<'a>(
-    site: &Site,
-    payments: &[&'a Payment],
-    head: u64,
-) -> Result<Vec<(&'a Payment, Location)>, NotNow> {
-    let mut moved = Vec::new();
-    if payments.is_empty() {
-        return Ok(moved);
-    }
-    let signed: Vec<_> = payments.iter().map(|payment| payment.signed()).collect();
-    let used = site.rpc.used_at_permit2(&signed).await?;
-    let tokens = site.policy.tokens();
-    for (payment, _) in payments.iter().zip(used).filter(|(_, used)| *used) {
-        let used = site
-            .rpc
-            .authorization_use(payment.signed(), head, &tokens)
-            .await?;
-        if let AuthorizationUse::Transferred { location, .. } = used {
-            moved.push((*payment, location));
-        }
-    }
-    Ok(moved)
-}
-
-/// Settles a payment whose money a transaction of somebody else's has moved. `false`: that is not deep enough yet.
+/// Settles a payment whose money a transaction of somebody else's has moved; a failed one once that is deep enough.
 async fn settle(
     site: &Site,
     payment: &Payment,
     location: &Location,
     head: u64,
-) -> Result<bool, NotNow> {
+) -> Result<(), NotNow> {
     let deep = location.is_deep(head, payment.confirmations);
-    if site
-        .ledger
-        .settled_by_others(payment.id, location, deep)
-        .await?
-    {
+    let ledger = &site.ledger;
+    if ledger.settled_by_others(payment.id, location, deep).await? {
         tracing::warn!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization of a payment that had been given up; it is settled after all");
         site.note_shallow();
         site.waiters.wake([payment.id]);
     }
-    Ok(deep)
+    Ok(())
 }

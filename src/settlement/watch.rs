@@ -10,8 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Advance, HeadTracker, RpcError};
 use crate::ledger::LedgerError;
-use crate::settlement::unmoved::Unmoved;
-use crate::settlement::{Queued, Site};
+use crate::settlement::Site;
 use crate::telemetry::causes;
 
 /// How often to look while nothing is in flight: often enough for fees and the chain's time to be fresh.
@@ -20,8 +19,8 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
 /// Blocks after which a settled payment counts as final.
 const FINAL_AFTER_BLOCKS: u64 = 64;
-/// Stranded payments picked up at a time.
-const STRANDED_MAX: i64 = 100;
+/// How often a node is asked what producers of blocks want.
+const TIP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Gaps between blocks that are remembered, and how many must be known before anything is expected of the next one.
 const GAPS_KEPT: usize = 8;
@@ -34,8 +33,8 @@ pub struct Watch {
     tracker: HeadTracker,
     signers: Vec<Address>,
     reconciled: Option<Instant>,
+    tipped: Option<Instant>,
     rhythm: Rhythm,
-    unmoved: Unmoved,
 }
 
 /// When blocks came, to know when not to look for the next.
@@ -81,8 +80,8 @@ impl Watch {
             tracker,
             signers,
             reconciled: None,
+            tipped: None,
             rhythm: Rhythm::default(),
-            unmoved: Unmoved::default(),
         }
     }
 
@@ -124,12 +123,15 @@ impl Watch {
             self.rhythm.blocks_came(Instant::now(), advance.added.len());
             self.follow(&advance).await;
         }
-        let hungry = self.site.take_hungry();
-        if hungry
-            || self
-                .reconciled
-                .is_none_or(|last| last.elapsed() >= RECONCILE_INTERVAL)
-        {
+        let due = |last: Option<Instant>, interval| last.is_none_or(|at| at.elapsed() >= interval);
+        if due(self.tipped, TIP_INTERVAL) {
+            self.tipped = Some(Instant::now());
+            // A chain without tips does not know the question.
+            if let Ok(wei) = self.site.rpc.suggested_tip().await {
+                self.site.suggest_tip(wei);
+            }
+        }
+        if due(self.reconciled, RECONCILE_INTERVAL) {
             self.reconciled = Some(Instant::now());
             if let Err(error) = self.reconcile().await {
                 tracing::warn!(
@@ -145,7 +147,8 @@ impl Watch {
         let mut gap = advance.skipped;
         let reorganised = !advance.removed.is_empty();
         if reorganised {
-            self.take_back(&advance.removed).await;
+            let lowest = advance.added.first().map_or(0, |head| head.number);
+            self.take_back(&advance.removed, lowest).await;
         }
         if self.site.is_busy() {
             for block in &advance.added {
@@ -190,14 +193,14 @@ impl Watch {
         }
     }
 
-    async fn take_back(&mut self, removed: &[B256]) {
-        self.unmoved.note_reorganisation();
+    /// Takes back what stood in blocks, none of them below `lowest`.
+    async fn take_back(&self, removed: &[B256], lowest: u64) {
         let network = self.site.policy.network;
         self.site.view.remove_blocks(removed);
-        match self.site.ledger.unmine(network, removed).await {
-            Ok(signers) if signers.is_empty() => {}
-            Ok(signers) => {
-                tracing::warn!(%network, blocks = removed.len(), lanes = signers.len(), "blocks left the chain; their payments are in flight again");
+        match self.site.ledger.unmine(network, removed, lowest).await {
+            Ok(0) => {}
+            Ok(transactions) => {
+                tracing::warn!(%network, blocks = removed.len(), transactions, "blocks left the chain; their payments are in flight again");
             }
             Err(error) => {
                 tracing::error!(%network, error = causes(&error), "cannot take back blocks that left the chain");
@@ -205,56 +208,36 @@ impl Watch {
         }
     }
 
-    /// Compares what the ledger believes about recent blocks with the chain, and picks up payments that nobody is working on.
+    /// Compares what the ledger believes about recent blocks with the chain.
     async fn reconcile(&mut self) -> Result<(), LedgerError> {
         let network = self.site.policy.network;
         let Some(head) = self.tracker.head() else {
             return Ok(());
         };
         let final_height = head.number.saturating_sub(FINAL_AFTER_BLOCKS);
-        let mut gone = Vec::new();
-        for (number, hash) in self.site.ledger.blocks_above(network, final_height).await? {
+        let ledger = &self.site.ledger;
+        // Blocks above our own head are news from another process, not blocks that are gone.
+        let believed = ledger.blocks_between(network, final_height, head.number);
+        let (mut gone, mut lowest) = (Vec::new(), head.number);
+        for (number, hash) in believed.await? {
             let canonical = match self.tracker.canonical(number) {
                 Some(canonical) => Some(canonical),
-                None => self.site.rpc.canonical(number).await.unwrap_or(Some(hash)),
+                // A node that does not have the height, or does not answer, says nothing about the block.
+                None => self.site.rpc.canonical(number).await.ok().flatten(),
             };
-            if canonical != Some(hash) {
+            if canonical.is_some_and(|canonical| canonical != hash) {
                 gone.push(hash);
+                lowest = lowest.min(number);
             }
         }
-        if !gone.is_empty() {
-            self.take_back(&gone).await;
+        if gone.is_empty() {
+            // Nothing is final while something is not what it seems.
+            ledger.finalise(network, final_height).await?;
+        } else {
+            self.take_back(&gone, lowest).await;
             self.site.view.publish(head, true, true);
         }
-        self.site.ledger.finalise(network, final_height).await?;
         self.promote(head.number).await;
-        self.pick_up_stranded().await?;
-        if let Err(error) = self.unmoved.look(&self.site, head.number).await {
-            tracing::warn!(%network, error = causes(&error), "cannot look for authorizations that somebody else submitted");
-        }
-        Ok(())
-    }
-
-    async fn pick_up_stranded(&self) -> Result<(), LedgerError> {
-        let owned = self.site.queue.owned();
-        if owned.is_empty() {
-            return Ok(());
-        }
-        for payment in self
-            .site
-            .ledger
-            .stranded(self.site.policy.network, &owned, STRANDED_MAX)
-            .await?
-        {
-            if self.site.queue.is_in_hand(payment.id) {
-                continue;
-            }
-            let Some(place) = self.site.queue.reserve() else {
-                break;
-            };
-            tracing::debug!(payment.id = %payment.id, "taking up a payment that waits for a transaction");
-            self.site.queue.enqueue(place, Queued::new(payment, None));
-        }
         Ok(())
     }
 }

@@ -308,7 +308,11 @@ async fn an_approval_whose_nonce_another_transaction_of_the_payers_holds_cannot_
     let held = json!([signed(&other, &payer)]);
     world.chain.call("eth_sendRawTransaction", held).await;
     let ended = world.facilitator.settle(&payment.body()).await;
-    assert_eq!(ended.reason(), "erc20_approval_broadcast_failed", "{ended:?}");
+    assert_eq!(
+        ended.reason(),
+        "erc20_approval_broadcast_failed",
+        "{ended:?}"
+    );
     // It is an approval as well: once it is mined, the payment needs no other.
     world.mine_on().await;
     let settled = world.facilitator.settle(&payment.body()).await;

@@ -5,6 +5,8 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
+mod alarms;
+#[cfg(test)]
 mod approvals;
 #[cfg(test)]
 mod bad_input;
@@ -25,7 +27,11 @@ mod faults;
 #[cfg(test)]
 mod fees;
 #[cfg(test)]
+mod forks;
+#[cfg(test)]
 mod four_kinds;
+#[cfg(test)]
+mod handed_over;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
@@ -48,6 +54,8 @@ mod lost_sends;
 mod networks;
 #[cfg(test)]
 mod odd_bodies;
+#[cfg(test)]
+mod odd_rows;
 #[cfg(test)]
 mod odd_tokens;
 #[cfg(test)]
@@ -80,6 +88,8 @@ mod sessions;
 mod soak;
 #[cfg(test)]
 mod storm;
+#[cfg(test)]
+mod stuck;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -168,6 +168,30 @@ async fn scenario_32_a_payer_who_becomes_a_wallet_is_looked_at_anew_and_rides_wi
     assert_eq!(world.transactions(1).await, ROOM + 1);
 }
 
+/// The wallet that the account becomes takes its signature: it could do anything with the gas of those who ride along.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_32_a_payer_who_becomes_a_wallet_that_agrees_rides_alone() {
+    let world = world().await;
+    let [(_, one), (payer, two), (_, last)] = three(&world).await;
+    let waiting = Waiting::with(world, &[&one, &two, &last]).await;
+    waiting.world.chain.place("SmartWallet", WALLET).await;
+    let code = Bytes::from([hex!("ef0100").as_slice(), WALLET.as_slice()].concat());
+    let params = json!([payer.address(), code]);
+    waiting.world.chain.call("anvil_setCode", params).await;
+    let owner = payer.address().into_word();
+    waiting
+        .world
+        .chain
+        .set_storage(payer.address(), 0, owner)
+        .await;
+    let (world, answers) = waiting.go_at_once().await;
+    assert!(answers.iter().all(Answer::succeeded), "{answers:?}");
+    assert_eq!(answers[0].transaction(), answers[2].transaction());
+    assert_ne!(answers[0].transaction(), answers[1].transaction());
+    assert_eq!(world.transactions(1).await, ROOM + 2);
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(70));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_31_a_wallet_that_burns_gas_burns_its_own_up_to_the_cap() {
     let world = world().await;

@@ -25,6 +25,7 @@ fn said(address: Address, topics: Vec<B256>, data: Bytes) -> Log {
         topics,
         data,
         log_index: U64::ZERO,
+        block_number: alloy::primitives::U64::ZERO,
         transaction_hash: B256::ZERO,
     }
 }

@@ -79,7 +79,10 @@ fn each_fault_has_the_code_of_permit2() {
                 verdict(scheme, &format!("{signed}{place}"), value, purpose).unwrap_err()
             };
             assert_eq!(fault("/spender", other.clone()), Reason::Permit2Spender);
-            assert_eq!(fault("/witness/to", other.clone()), Reason::Permit2RecipientMismatch);
+            assert_eq!(
+                fault("/witness/to", other.clone()),
+                Reason::Permit2RecipientMismatch
+            );
             for deadline in ["0", &late] {
                 let found = fault("/deadline", json!(deadline));
                 assert_eq!(found, Reason::Permit2DeadlineExpired);
@@ -135,7 +138,11 @@ fn the_tokens_own_permit_rides_along_and_its_faults_are_said_after_the_signature
     let sponsored = permitted(&good.method).sponsored.clone();
     assert!(matches!(sponsored, Some(Sponsored::Permit { .. })));
     let verified = good.verified(&facts()).unwrap();
-    assert_eq!(verified.allowance(), None, "it does not depend on the payer's own");
+    assert_eq!(
+        verified.allowance(),
+        None,
+        "it does not depend on the payer's own"
+    );
 
     let mut foreign = info.clone();
     foreign["from"] = json!(PAYEE);
@@ -145,7 +152,11 @@ fn the_tokens_own_permit_rides_along_and_its_faults_are_said_after_the_signature
     let mut forged = faulty;
     forged.signed_by = SignedBy::Unknown;
     let refusal = forged.verified(&facts()).unwrap_err();
-    assert_eq!(refusal.reason, Reason::Permit2Signature, "the signature comes first");
+    assert_eq!(
+        refusal.reason,
+        Reason::Permit2Signature,
+        "the signature comes first"
+    );
 
     let mut over = info;
     over["deadline"] = json!(now().unix_timestamp().to_string());

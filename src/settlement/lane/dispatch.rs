@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::{Lane, Lost, Open, Owned, PAUSE};
 use crate::payment::PaymentId;
-use crate::settlement::load::{Load, ROWS_MAX};
+use crate::settlement::gas::GasRule;
+use crate::settlement::load::Load;
 use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Rehearsed, rehearse, simulate};
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
@@ -22,6 +23,7 @@ const REHEARSALS_MAX: usize = 2;
 pub(super) struct Dispatch {
     rehearsed: Vec<Rehearsed>,
     failed: Vec<NotPrepared>,
+    rule: GasRule,
     in_hand: InHand,
 }
 
@@ -47,7 +49,8 @@ impl Owned {
         let oldest = self.waiting.iter().map(|queued| queued.since).min()?;
         let under_way = self.open.len() + self.dispatches.len();
         let room = under_way < site.inflight_max && self.dispatches.len() < REHEARSALS_MAX;
-        let due = if under_way == 0 || self.waiting.len() >= ROWS_MAX {
+        let full = self.waiting.len() >= site.gas.rule().rows_max;
+        let due = if under_way == 0 || full {
             Instant::now()
         } else {
             oldest + site.batch_wait
@@ -61,9 +64,15 @@ impl Lane {
     /// Sends the payments that wait on their way; they come back to [`dispatched`](Self::dispatched).
     pub(super) fn dispatch(&self, owned: &mut Owned) {
         let waiting = std::mem::take(&mut owned.waiting);
+        // Made before the task runs: one that is given up before its first step lets go of them too.
+        let in_hand = InHand {
+            site: Arc::clone(&self.site),
+            payments: waiting.iter().map(|queued| queued.payment.id).collect(),
+        };
+        let rule = owned.rule(&self.site);
         owned
             .dispatches
-            .spawn(ask(Arc::clone(&self.site), self.id.signer, waiting));
+            .spawn(ask(in_hand, self.id.signer, rule, waiting));
     }
 
     /// Writes and sends what the chain would take.
@@ -74,7 +83,8 @@ impl Lane {
     ) -> Result<(), Lost> {
         let mut in_hand = dispatch.in_hand;
         for rehearsed in dispatch.rehearsed {
-            self.commit_and_send(owned, rehearsed).await?;
+            self.commit_and_send(owned, rehearsed, dispatch.rule)
+                .await?;
         }
         let waiting: HashSet<PaymentId> = owned.waiting.iter().map(|one| one.payment.id).collect();
         in_hand.payments.retain(|id| !waiting.contains(id));
@@ -84,15 +94,17 @@ impl Lane {
             .try_for_each(|error| self.stumble(owned, error))
     }
 
-    async fn commit_and_send(&self, owned: &mut Owned, rehearsed: Rehearsed) -> Result<(), Lost> {
+    async fn commit_and_send(
+        &self,
+        owned: &mut Owned,
+        rehearsed: Rehearsed,
+        rule: GasRule,
+    ) -> Result<(), Lost> {
         if !owned.may_write() {
             // The gas money is gone meanwhile: other lanes find the payments in the ledger.
             return Ok(());
         }
-        // What was left out is looked at by itself next time.
-        let left_out = rehearsed.left_out.into_iter();
-        let again = left_out.map(|row| Queued::new(row.payment, None));
-        owned.waiting.extend(again);
+        owned.waiting.extend(rehearsed.left_out);
         let Some(load) = rehearsed.load else {
             return Ok(());
         };
@@ -105,6 +117,7 @@ impl Lane {
             lane: self.id,
             lease: owned.lease,
             key: &self.key,
+            rule,
         };
         let written = desk.write(load).await;
         match written {
@@ -140,11 +153,8 @@ impl Lane {
 }
 
 /// Looks at each payment, plans which ride together, and rehearses those transactions, all at once.
-async fn ask(site: Arc<Site>, signer: Address, waiting: Vec<Queued>) -> Dispatch {
-    let in_hand = InHand {
-        site: Arc::clone(&site),
-        payments: waiting.iter().map(|queued| queued.payment.id).collect(),
-    };
+async fn ask(in_hand: InHand, signer: Address, rule: GasRule, waiting: Vec<Queued>) -> Dispatch {
+    let site = Arc::clone(&in_hand.site);
     let mut failed = Vec::new();
     let mut simulations = JoinSet::new();
     for queued in waiting.into_iter().filter(|queued| !queued.is_stale()) {
@@ -161,9 +171,9 @@ async fn ask(site: Arc<Site>, signer: Address, waiting: Vec<Queued>) -> Dispatch
         }
     }
     let mut rehearsals = JoinSet::new();
-    for load in Load::plan(simulated) {
+    for load in Load::plan(simulated, &rule) {
         let site = Arc::clone(&site);
-        rehearsals.spawn(async move { rehearse(&site, signer, load).await });
+        rehearsals.spawn(async move { rehearse(&site, signer, load, rule).await });
     }
     let mut rehearsed = Vec::new();
     while let Some(rehearsal) = rehearsals.join_next().await {
@@ -176,6 +186,7 @@ async fn ask(site: Arc<Site>, signer: Address, waiting: Vec<Queued>) -> Dispatch
     Dispatch {
         rehearsed,
         failed,
+        rule,
         in_hand,
     }
 }

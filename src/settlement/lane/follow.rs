@@ -2,20 +2,35 @@
 
 use std::time::Duration;
 
+use alloy::primitives::{B256, Bytes};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{ASK_AFTER, Lane, Lost, Open, Owned, TEND_INTERVAL};
-use crate::chain::{Head, Receipt};
-use crate::ledger::{BlockRef, MinedTransaction, RowOutcome, Unmined};
+use crate::chain::authorization::transfer_log;
+use crate::chain::signer::Order;
+use crate::chain::{Head, Receipt, RpcError};
+use crate::ledger::{BlockRef, MinedTransaction, MovedRow, Unmined};
+use crate::payment::Payment;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
-use crate::settlement::outcome;
 use crate::telemetry::causes;
 
 /// Bytes are sent again after this long without being mined, and every time it passes again.
 const RESEND_AFTER: Duration = Duration::from_secs(4);
-/// How long a nonce may be called used without a receipt of ours: nodes show receipts later than account nonces.
+/// How long every look must have shown that a nonce is used by nothing of ours: nodes show receipts later than account nonces.
 const STRANGER_AFTER: Duration = Duration::from_secs(10);
+
+/// What nodes know of a transaction.
+#[derive(Debug)]
+enum Sighting {
+    /// One of its attempts is in a canonical block.
+    Mined(Box<Receipt>),
+    /// None is: a node has said so of each.
+    Nowhere,
+    /// Not all could be asked about.
+    Unknown,
+}
 
 impl Lane {
     /// The chain moved: read results, or everything anew after a reorganisation.
@@ -28,17 +43,15 @@ impl Lane {
             return Err(Lost);
         }
         let Some(head) = now.head else { return Ok(()) };
-        let mut index = 0;
-        while let Some(open) = owned.open.get(index) {
-            let receipt = open
-                .transaction
-                .attempts
+        let seen = owned.open.iter().filter_map(|open| {
+            let attempts = &open.transaction.attempts;
+            let receipt = attempts
                 .iter()
-                .find_map(|(hash, _)| self.site.view.receipt(*hash));
-            index += match receipt {
-                Some(receipt) => self.conclude(owned, index, &receipt, &head).await?,
-                None => 1,
-            };
+                .find_map(|(hash, _)| self.site.view.receipt(*hash))?;
+            Some((open.transaction.id, receipt))
+        });
+        for (id, receipt) in seen.collect::<Vec<_>>() {
+            self.conclude(owned, id, &receipt, &head).await;
         }
         if before.gaps != now.gaps {
             self.ask(owned, &head).await?;
@@ -64,113 +77,145 @@ impl Lane {
 
     /// Asks the node for transactions by hash: after a gap in what the watch has read, and as a second opinion on old ones.
     async fn ask(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
-        let mut index = 0;
-        while let Some(open) = owned.open.get_mut(index) {
-            let due = open.asked_at.elapsed() >= ASK_AFTER;
-            let mut receipt = None;
-            if due {
-                open.asked_at = Instant::now();
-                let hashes: Vec<_> = open
-                    .transaction
-                    .attempts
-                    .iter()
-                    .map(|(hash, _)| *hash)
-                    .collect();
-                for hash in hashes {
-                    receipt = receipt.or(self.site.rpc.receipt(hash).await.ok().flatten());
-                }
+        let now = Instant::now();
+        let due = owned.open.iter_mut();
+        let due = due.filter(|open| now.duration_since(open.asked_at) >= ASK_AFTER);
+        let due = due.map(|open| {
+            open.asked_at = now;
+            (open.transaction.id, open.transaction.attempts.clone())
+        });
+        let mut missing = Vec::new();
+        for (id, attempts) in due.collect::<Vec<_>>() {
+            match self.sight(&attempts).await {
+                Sighting::Mined(receipt) => self.conclude(owned, id, &receipt, head).await,
+                Sighting::Nowhere => missing.push(id),
+                Sighting::Unknown => {}
             }
-            index += match receipt {
-                Some(receipt) => self.conclude(owned, index, &receipt, head).await?,
-                None => 1,
-            };
         }
-        self.watch_for_strangers(owned, head).await
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.watch_for_strangers(owned, &missing, head).await
+    }
+
+    async fn sight(&self, attempts: &[(B256, Bytes)]) -> Sighting {
+        let mut unknown = false;
+        for (hash, _) in attempts {
+            match self.site.rpc.receipt(*hash).await {
+                Ok(Some(receipt)) => return Sighting::Mined(Box::new(receipt)),
+                Ok(None) => {}
+                Err(_) => unknown = true,
+            }
+        }
+        if unknown {
+            Sighting::Unknown
+        } else {
+            Sighting::Nowhere
+        }
     }
 
     /// Somebody else who sends with this lane's key takes nonces that belong to committed bytes: only a person can say what happened, and
-    /// until then no new nonce is written. What rode in a nonce that is lost for good goes on elsewhere.
-    async fn watch_for_strangers(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
-        let suspicious = |open: &Open| {
-            open.used_since
-                .is_some_and(|since| since.elapsed() >= STRANGER_AFTER)
-        };
-        let Some(index) = owned.open.iter().position(suspicious) else {
-            return Ok(());
-        };
-        let Some(open) = owned.open.get(index) else {
-            return Ok(());
-        };
-        let (nonce, id) = (open.transaction.nonce, open.transaction.id);
+    /// until then no new nonce is written. What rode in a nonce that is lost for good goes on elsewhere. The evidence is of one look: no node
+    /// has a receipt of ours for these transactions, and at depth the account is beyond their nonces; and of every look for a while.
+    async fn watch_for_strangers(
+        &self,
+        owned: &mut Owned,
+        missing: &[Uuid],
+        head: &Head,
+    ) -> Result<(), Lost> {
         let depth = u64::from(self.site.policy.confirmations);
         let deep = (head.number + 1).saturating_sub(depth);
         let chain = &self.site.rpc;
-        let used = chain.transaction_count_at(self.id.signer, deep).await;
-        if !used.is_ok_and(|used| used > nonce) {
+        let Ok(used) = chain.transaction_count_at(self.id.signer, deep).await else {
             return Ok(());
+        };
+        let mut lost: Option<(u64, Uuid)> = None;
+        for open in &mut owned.open {
+            let (id, nonce) = (open.transaction.id, open.transaction.nonce);
+            if !missing.contains(&id) {
+                continue;
+            }
+            if used <= nonce {
+                open.strange_since = None;
+                continue;
+            }
+            let since = *open.strange_since.get_or_insert_with(Instant::now);
+            if lost.is_none() && since.elapsed() >= STRANGER_AFTER {
+                lost = Some((nonce, id));
+            }
         }
-        if !owned.lease.stopped {
+        match lost {
+            None => Ok(()),
+            Some((nonce, id)) => self.give_up(owned, nonce, id).await,
+        }
+    }
+
+    /// Stops the lane and queues anew what rode in a nonce that is lost. Then everything is read anew.
+    async fn give_up(&self, owned: &Owned, nonce: u64, id: Uuid) -> Result<(), Lost> {
+        let lease = owned.lease;
+        if !lease.stopped {
             let why = format!(
                 "nonce {nonce} of this signer was used by a transaction that is not x402d's: the key is used elsewhere"
             );
-            self.stop(&why).await.map_err(|_| Lost)?;
+            if !matches!(self.stop(lease, nonce + 1, &why).await, Ok(true)) {
+                return Err(Lost);
+            }
         }
-        match self.site.ledger.lose_nonce(id).await {
+        match self.site.ledger.lose_nonce(self.id, lease, id).await {
             Ok(queued) => {
                 tracing::warn!(network = %self.id.network, signer = %self.id.signer, nonce, payments = queued.len(), "a nonce is lost; what rode in it is queued again");
+                self.site.left_to_anybody();
                 self.site.waiters.wake(queued);
             }
             Err(error) => {
                 tracing::warn!(error = causes(&error), "cannot give up a lost nonce");
             }
         }
-        // Read anew: stopped, and without the lost one.
         Err(Lost)
     }
 
-    /// Records what a mined transaction did. Returns by how much to go on: 0 when the transaction was taken off the list.
-    async fn conclude(
-        &self,
-        owned: &mut Owned,
-        index: usize,
-        receipt: &Receipt,
-        head: &Head,
-    ) -> Result<usize, Lost> {
-        let Some(open) = owned.open.get(index) else {
-            return Ok(1);
+    /// Records what a mined transaction moved, and takes it off the list; what it did not move is decided elsewhere. When that cannot be done now,
+    /// it will be tried again.
+    async fn conclude(&self, owned: &mut Owned, id: Uuid, receipt: &Receipt, head: &Head) {
+        let of_id = |open: &Open| open.transaction.id == id;
+        let Some(index) = owned.open.iter().position(of_id) else {
+            return;
         };
+        let Some(open) = owned.open.get_mut(index) else {
+            return;
+        };
+        open.strange_since = None;
         reach(Step::Mined);
-        match self.result(&open.transaction, receipt, head).await {
-            Ok(mined) => {
-                if let Err(error) = self.site.ledger.record_mined(&mined).await {
-                    tracing::warn!(
-                        error = causes(&error),
-                        "cannot record a result; it will be read again"
-                    );
-                    return Ok(1);
-                }
-                reach(Step::Settled);
-                owned.open.remove(index);
-                self.site.count_open(1, 0);
-                if mined.rows.iter().any(|(_, row)| {
-                    matches!(
-                        row,
-                        RowOutcome::Transferred { deep: false, .. }
-                            | RowOutcome::Elsewhere { deep: false, .. }
-                    )
-                }) {
-                    self.site.note_shallow();
-                }
-                self.site
-                    .waiters
-                    .wake(mined.rows.iter().map(|(payment, _)| *payment));
-                Ok(0)
-            }
+        let mined = match self.result(&open.transaction, receipt, head).await {
+            Ok(mined) => mined,
             Err(error) => {
-                tracing::warn!(%error, "cannot tell what a mined transaction did; it will be read again");
-                Ok(1)
+                tracing::warn!(%error, "cannot tell when a transaction was mined; it will be read again");
+                return;
             }
+        };
+        let moved = match self.site.ledger.record_mined(&mined).await {
+            Ok(moved) => moved,
+            Err(error) => {
+                let error = causes(&error);
+                tracing::warn!(error, "cannot record a result; it will be read again");
+                return;
+            }
+        };
+        reach(Step::Settled);
+        let Some(open) = owned.open.remove(index) else {
+            return;
+        };
+        self.site.count_open(1, 0);
+        self.learn(&open.transaction, &mined);
+        if moved < open.transaction.payments.len() {
+            tracing::warn!(transaction = %receipt.transaction_hash, moved, payments = open.transaction.payments.len(), "a transaction was mined without moving the money of each of its payments");
+            self.site.undecided();
         }
+        if mined.moved.iter().any(|row| !row.deep) {
+            self.site.note_shallow();
+        }
+        let moved = mined.moved.iter().map(|row| row.payment);
+        self.site.waiters.wake(moved);
     }
 
     async fn result(
@@ -178,28 +223,47 @@ impl Lane {
         transaction: &Unmined,
         receipt: &Receipt,
         head: &Head,
-    ) -> Result<MinedTransaction, outcome::NotNow> {
-        let mut rows = Vec::with_capacity(transaction.payments.len());
-        for payment in &transaction.payments {
-            let row = outcome::of(&self.site, payment, (receipt, transaction.batch), head).await?;
-            if let RowOutcome::WithoutEffect(next) = &row {
-                tracing::warn!(payment.id = %payment.id, transaction = %receipt.transaction_hash, ?next, "a transaction was mined without moving this payment's money");
-            }
-            rows.push((payment.id, row));
-        }
+    ) -> Result<MinedTransaction, RpcError> {
+        let block_number: u64 = receipt.block_number.to();
+        let depth = head.number.saturating_sub(block_number) + 1;
+        let payments = transaction.payments.iter();
+        let moved = payments
+            .filter(|_| receipt.succeeded())
+            .filter_map(|payment| {
+                Some(MovedRow {
+                    payment: payment.id,
+                    log_index: transfer_log(payment.signed(), &receipt.logs)?,
+                    deep: depth >= u64::from(payment.confirmations),
+                })
+            });
+        let moved = moved.collect();
         let time = self.site.rpc.block_time(receipt.block_hash, head).await?;
         Ok(MinedTransaction {
             id: transaction.id,
             hash: receipt.transaction_hash,
             block: BlockRef {
-                number: receipt.block_number.to(),
+                number: block_number,
                 hash: receipt.block_hash,
                 time,
             },
             succeeded: receipt.succeeded(),
             gas_used: receipt.gas_used.to(),
             gas_price_wei: receipt.effective_gas_price.to(),
-            rows,
+            moved,
         })
+    }
+
+    /// Takes note of the gas that a transaction used. A wallet's own code says nothing about others.
+    fn learn(&self, transaction: &Unmined, mined: &MinedTransaction) {
+        let own_code = |payment: &Payment| payment.wallet.is_some();
+        let mut attempts = transaction.attempts.iter();
+        let raw = attempts.find(|(hash, _)| *hash == mined.hash);
+        let order = raw.and_then(|(_, raw)| Order::of_raw(self.id.network, raw));
+        let telling =
+            order.filter(|order| !order.is_empty() && !transaction.payments.iter().any(own_code));
+        if let Some(order) = telling {
+            let rows = transaction.payments.len();
+            self.site.gas.mined(rows, mined.gas_used, order.gas_limit);
+        }
     }
 }

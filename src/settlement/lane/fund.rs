@@ -45,7 +45,7 @@ impl Lane {
             return Ok(None);
         };
         let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;
-        let fees = self.site.fees.quote(&head)?;
+        let fees = self.site.fees().quote(&head)?;
         let nonce = owned.lease.next_nonce;
         let (raw, hash) = self.key.sign(Order {
             network: self.id.network,
@@ -62,6 +62,7 @@ impl Lane {
             gas_limit: GAS_LIMIT,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            empty: false,
         };
         let new = NewTransaction {
             lane: self.id,
@@ -77,6 +78,7 @@ impl Lane {
             tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "a payer is given gas money for its approval");
             let transaction = Unmined {
                 id,
+                network: self.id.network,
                 nonce,
                 batch: false,
                 attempts: vec![(hash, raw)],

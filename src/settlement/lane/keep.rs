@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::primitives::U256;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ pub(super) struct Purse {
     counting: JoinSet<Option<U256>>,
     counted_at: Option<Instant>,
     level: Level,
+    balance: Option<U256>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,6 +41,16 @@ enum Level {
     Empty,
 }
 
+/// A lease that is being renewed.
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    /// The lane is not ours any more, or not what it was.
+    pub(super) lost: CancellationToken,
+    /// Transactions of the lane were opened again, by whatever process.
+    pub(super) reopened: Arc<Notify>,
+    _task: JoinSet<()>,
+}
+
 impl Purse {
     pub(super) const fn is_empty(&self) -> bool {
         matches!(self.level, Level::Empty)
@@ -47,6 +59,15 @@ impl Purse {
     /// Counts at the next occasion: a node said that the money is not enough.
     pub(super) const fn count_soon(&mut self) {
         self.counted_at = None;
+    }
+
+    /// Gas that the balance pays for at that price, besides what is promised already. Where no balance was read yet, a node will tell.
+    pub(super) fn gas_for(&self, promised: U256, wei_per_gas: u128) -> u64 {
+        let Some(balance) = self.balance.filter(|_| wei_per_gas > 0) else {
+            return u64::MAX;
+        };
+        let gas = balance.saturating_sub(promised) / U256::from(wei_per_gas);
+        u64::try_from(gas).unwrap_or(u64::MAX)
     }
 
     /// A balance that has been read; `None` when the chain did not tell. Never ends while nothing is being counted.
@@ -82,21 +103,32 @@ fn level(balance: U256, wei_per_gas: u128) -> Level {
 }
 
 impl Lane {
-    /// Renews the lease until the first of the two is dropped, whatever else the lane waits for; the second tells that it is not ours any
-    /// more, or not what it was.
-    pub(super) fn keep(&self, lease: LaneLease) -> (JoinSet<()>, CancellationToken) {
-        let lost = CancellationToken::new();
-        let (site, id, tell) = (Arc::clone(&self.site), self.id, lost.clone());
-        let mut keeping = JoinSet::new();
-        keeping.spawn(async move {
+    /// Renews the lease until what is returned is dropped, whatever else the lane waits for. A process that hears nothing of the chain, or has more
+    /// lanes than is fair, gives it up instead.
+    pub(super) fn keep(&self, lease: LaneLease) -> Keeping {
+        let keeping = Keeping::default();
+        let (lost, reopened) = (keeping.lost.clone(), Arc::clone(&keeping.reopened));
+        let (site, id) = (Arc::clone(&self.site), self.id);
+        let mut lease = lease;
+        let renewing = async move {
             let mut renewal = every(LEASE_RENEWAL);
-            loop {
+            let why = loop {
                 renewal.tick().await;
-                match site.ledger.renew_lane(id, lease).await {
+                if site.is_blind() {
+                    break "no endpoint answers; another process may take the lane";
+                }
+                match site.ledger.renew_lane(id, lease, site.signers).await {
                     Ok(Renewal::Kept) => {}
+                    Ok(Renewal::Reopened(times)) => {
+                        lease.reopened = times;
+                        reopened.notify_one();
+                    }
+                    Ok(Renewal::Surplus) => {
+                        break "another process has fewer lanes; it may take this one";
+                    }
                     Ok(Renewal::Changed) => {
                         tracing::warn!(network = %id.network, signer = %id.signer, "the lane is another process's now, or was stopped, or may go on");
-                        tell.cancel();
+                        lost.cancel();
                         return;
                     }
                     // Not renewed is not lost: the epoch guards every write, and the next renewal may succeed.
@@ -104,9 +136,22 @@ impl Lane {
                         tracing::warn!(error = causes(&error), "cannot renew the lane");
                     }
                 }
+            };
+            tracing::info!(network = %id.network, signer = %id.signer, why, "lane given up");
+            if let Err(error) = site.ledger.release_lane(id, lease).await {
+                tracing::warn!(
+                    error = causes(&error),
+                    "cannot release the lane; its lease runs out"
+                );
             }
-        });
-        (keeping, lost)
+            lost.cancel();
+        };
+        let mut task = JoinSet::new();
+        task.spawn(renewing);
+        Keeping {
+            _task: task,
+            ..keeping
+        }
     }
 
     /// Reads the signer's balance when it is time to, beside everything else.
@@ -123,10 +168,11 @@ impl Lane {
 
     /// Takes note of a balance.
     pub(super) fn count_money(&self, owned: &mut Owned, balance: Option<U256>) {
-        let fees = owned.seen.head.map(|head| self.site.fees.quote(&head));
+        let fees = owned.seen.head.map(|head| self.site.fees().quote(&head));
         let (Some(balance), Some(Ok(fees))) = (balance, fees) else {
             return;
         };
+        owned.purse.balance = Some(balance);
         let now = level(balance, fees.max_fee_wei);
         let before = std::mem::replace(&mut owned.purse.level, now);
         let (network, signer) = (self.id.network, self.id.signer);
@@ -141,9 +187,7 @@ impl Lane {
             Level::Empty => {
                 tracing::error!(%network, %signer, wei = %balance, "the signer has gas for fewer than {EMPTY_PAYMENTS} payments; it takes no more until it is refilled");
                 // Others may have money.
-                for queued in owned.waiting.drain(..) {
-                    self.site.queue.put_down(queued.payment.id);
-                }
+                self.put_down(owned.waiting.drain(..));
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Transactions that blocks leave out: their nonce gets better paid bytes, with the same content while that can still do something.
 
+use alloy::primitives::Address;
+
 use crate::chain::Head;
 use crate::chain::signer::Order;
 use crate::ledger::Attempt;
@@ -10,12 +12,20 @@ use super::{Lane, Lost, Open, Owned};
 
 /// Blocks that a transaction may miss before it is looked at.
 const PATIENCE_BLOCKS: u64 = 3;
+/// Blocks, for each attempt so far, after which it is outbid although its fee covers the base fee: producers may want more for themselves.
+const AGE_BLOCKS: u64 = 8;
 
 impl Open {
-    /// Whether the newest bytes have waited long enough for somebody to ask whether they pay enough.
-    fn has_waited(&mut self, head: &Head) -> bool {
+    /// Whether the newest bytes have waited so many blocks.
+    fn has_waited(&mut self, head: &Head, blocks: u64) -> bool {
         let since = *self.since_block.get_or_insert(head.number);
-        self.too_cheap || head.number >= since.saturating_add(PATIENCE_BLOCKS)
+        head.number >= since.saturating_add(blocks)
+    }
+
+    /// Begins to wait anew.
+    const fn renew(&mut self, head: &Head) {
+        (self.since_block, self.failed_at) = (Some(head.number), None);
+        (self.too_cheap, self.unfit) = (false, false);
     }
 
     /// Whether nothing that rides in it can move money any more.
@@ -30,27 +40,36 @@ impl Open {
                 end.is_ok_and(over)
             })
     }
+
+    /// What should take the place of the newest bytes now: better paid, or nothing instead of what can do nothing, or what no node takes.
+    fn successor(&mut self, head: &Head, signer: Address) -> Option<Order> {
+        if self
+            .failed_at
+            .is_some_and(|at| head.number < at + PATIENCE_BLOCKS)
+        {
+            return None;
+        }
+        let order = self.order()?;
+        let attempts = u64::try_from(self.transaction.attempts.len()).unwrap_or(u64::MAX);
+        let old = self.has_waited(head, AGE_BLOCKS.saturating_mul(attempts));
+        let waited = self.has_waited(head, PATIENCE_BLOCKS);
+        if !order.is_empty() && (self.unfit || self.is_void(head)) {
+            return Some(order.emptied(signer));
+        }
+        let low = waited && !order.fees.suffice(head);
+        (old || low || self.too_cheap).then_some(order)
+    }
 }
 
 impl Lane {
-    /// Outbids every open transaction that offers less than blocks ask for.
+    /// Outbids every open transaction that has to be.
     pub(super) async fn outbid(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
         for index in 0..owned.open.len() {
             let Some(open) = owned.open.get_mut(index) else {
                 break;
             };
-            let newest = open.transaction.attempts.last();
-            let order = newest.and_then(|(_, raw)| Order::of_raw(self.id.network, raw));
-            let Some(order) = order.filter(|_| open.has_waited(head)) else {
+            let Some(order) = open.successor(head, self.id.signer) else {
                 continue;
-            };
-            if order.fees.suffice(head) && !open.too_cheap {
-                continue;
-            }
-            let order = if open.is_void(head) {
-                order.emptied(self.id.signer)
-            } else {
-                order
             };
             match self.write_better(owned, index, order, head).await {
                 Ok(true) => drop(self.send(owned, index, None)),
@@ -63,7 +82,7 @@ impl Lane {
                 Err(error) => {
                     if let Some(open) = owned.open.get_mut(index) {
                         // Said again when as many blocks have gone by.
-                        (open.since_block, open.too_cheap) = (Some(head.number), false);
+                        open.failed_at = Some(head.number);
                         tracing::warn!(network = %self.id.network, signer = %self.id.signer, nonce = open.transaction.nonce, error = causes(&error), "a transaction waits, and cannot be outbid now; its bytes stay in use");
                     }
                 }
@@ -83,15 +102,17 @@ impl Lane {
         let Some(open) = owned.open.get_mut(index) else {
             return Ok(true);
         };
-        let fees = self.site.fees.outbid(order.fees, head)?;
-        let (gas_limit, void) = (order.gas_limit, order.data.is_empty());
-        let (raw, hash) = self.key.sign(Order { fees, ..order })?;
+        let fees = self.site.fees().outbid(order.fees, head)?;
+        let order = Order { fees, ..order };
+        let (gas_limit, empty, cost) = (order.gas_limit, order.is_empty(), order.cost());
+        let (raw, hash) = self.key.sign(order)?;
         let attempt = Attempt {
             hash,
             raw: raw.clone(),
             gas_limit,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            empty,
         };
         let lane = (self.id, owned.lease.epoch);
         let ledger = &self.site.ledger;
@@ -101,9 +122,15 @@ impl Lane {
         {
             return Ok(false);
         }
-        tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce = open.transaction.nonce, transaction = %hash, attempt = open.transaction.attempts.len() + 1, void, "blocks ask for more than a transaction offered; it was outbid under its nonce");
+        let what = if empty {
+            "the content of a transaction can do nothing any more, or no node takes it; its nonce is used for nothing"
+        } else {
+            "blocks ask for more than a transaction offered; it was outbid under its nonce"
+        };
+        tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce = open.transaction.nonce, transaction = %hash, attempt = open.transaction.attempts.len() + 1, "{what}");
         open.transaction.attempts.push((hash, raw));
-        (open.since_block, open.too_cheap) = (Some(head.number), false);
+        open.cost = cost;
+        open.renew(head);
         Ok(true)
     }
 }

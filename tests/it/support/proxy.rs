@@ -44,6 +44,10 @@ pub(crate) enum Fault {
     Answer(&'static str),
     /// The node seems to have stopped at this height.
     StoppedAt(u64),
+    /// A send is answered with its hash, and goes nowhere.
+    Pretend,
+    /// A question about logs over more blocks than this is refused.
+    LogsOf(u64),
 }
 
 /// The proxy; it ends with this value.
@@ -190,16 +194,40 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             let result = serde_json::from_str(result).unwrap_or_else(|_| result.into());
             result_of(&request, &result)
         }
-        Fault::StoppedAt(height) => {
-            let height = format!("0x{height:x}");
-            if request["method"] == "eth_blockNumber" {
-                return result_of(&request, &height.into());
+        Fault::StoppedAt(height) => stopped_at(height, &shared, &request, &body).await,
+        Fault::Pretend => {
+            let raw: alloy::primitives::Bytes =
+                serde_json::from_value(request["params"][0].clone()).unwrap();
+            result_of(&request, &json!(keccak256(raw)))
+        }
+        Fault::LogsOf(most) => {
+            let bound = |name: &str| request["params"][0][name].as_str().and_then(number);
+            // A range that ends at the head is as long as the node makes it.
+            match (bound("fromBlock"), bound("toBlock")) {
+                (Some(from), Some(to)) if to < from + most => forward(&shared, body).await,
+                _ => error(&calls, "query exceeds the range of blocks that is allowed"),
             }
-            let text = String::from_utf8_lossy(&body);
-            let then = text.replace("\"latest\"", &format!("\"{height}\""));
-            forward(&shared, then.into()).await
         }
     }
+}
+
+/// What a node would say that has no block above this height.
+async fn stopped_at(height: u64, shared: &Shared, request: &Value, body: &Bytes) -> Response {
+    let asked = request["params"][0].as_str().and_then(number);
+    if request["method"] == "eth_getBlockByNumber" && asked.is_some_and(|asked| asked > height) {
+        return result_of(request, &Value::Null);
+    }
+    let height = format!("0x{height:x}");
+    if request["method"] == "eth_blockNumber" {
+        return result_of(request, &height.into());
+    }
+    let text = String::from_utf8_lossy(body);
+    let then = text.replace("\"latest\"", &format!("\"{height}\""));
+    forward(shared, then.into()).await
+}
+
+fn number(hex: &str) -> Option<u64> {
+    u64::from_str_radix(hex.strip_prefix("0x")?, 16).ok()
 }
 
 impl Faults {

@@ -1,0 +1,279 @@
+//! What becomes of a payment whose transaction was mined and did not move its money, as far as the logs say: pure. The token's own state
+//! decides, as of the depth that the payment was promised; a receipt's status proves nothing by itself.
+
+use std::time::Duration;
+
+use crate::chain::Head;
+use crate::chain::authorization::AuthorizationUse;
+use crate::ledger::{Undecided, Verdict};
+use crate::payment::method::Fault;
+use crate::payment::state::Exit;
+use crate::payment::{Payment, PaymentState};
+
+/// A payment that was mined without effect this often, although each simulation went through, is left alone.
+const TRIES_MAX: i64 = 3;
+/// What contradicts itself for so long is for the operator: nodes show logs a moment later than state.
+const CONTRADICTION_AFTER: Duration = Duration::from_secs(20);
+
+/// Whether the transaction stands deep enough for a verdict.
+pub(super) fn is_deep(row: &Undecided, head: &Head) -> bool {
+    let depth = (head.number + 1).saturating_sub(row.block_number);
+    depth >= u64::from(row.payment.confirmations)
+}
+
+/// The verdict about an undecided payment of which the chain says `used` since `waited`. `None`: not yet.
+pub(super) fn verdict(
+    row: &Undecided,
+    used: &AuthorizationUse,
+    head: &Head,
+    waited: Duration,
+) -> Option<Verdict> {
+    let payment = &row.payment;
+    let fail = |reason, message: &str| {
+        Some(Verdict::Fail(Exit {
+            reason,
+            message: message.to_owned(),
+        }))
+    };
+    let set_aside =
+        |why: &str| (waited >= CONTRADICTION_AFTER).then(|| Verdict::SetAside(why.to_owned()));
+    match used {
+        AuthorizationUse::Transferred { location, .. } => {
+            let deep = location.is_deep(head.number, payment.confirmations);
+            // One that was called failed is called settled for good.
+            let failed = matches!(payment.state, PaymentState::Failed { .. });
+            (deep || !failed).then_some(Verdict::Moved {
+                location: *location,
+                deep,
+            })
+        }
+        AuthorizationUse::Consumed(None) => {
+            set_aside("the nonce is used, but the token's event about it cannot be found")
+        }
+        AuthorizationUse::Consumed(Some(by)) if *by == row.hash => fail(
+            payment.reason(Fault::Transfer),
+            "the token used the nonce without moving exactly this amount to the payee",
+        ),
+        AuthorizationUse::Consumed(Some(_)) => fail(
+            payment.reason(Fault::NonceUsed),
+            "the nonce was cancelled, or used for another transfer",
+        ),
+        AuthorizationUse::Unused if head.time.unix_timestamp() > expiry(payment) => fail(
+            payment.reason(Fault::Ends),
+            "the authorization expired on the chain before it could be used",
+        ),
+        AuthorizationUse::Unused if row.call_succeeded => set_aside(
+            "the transaction succeeded, but the token neither moved the money nor used the nonce",
+        ),
+        AuthorizationUse::Unused if row.tries >= TRIES_MAX => {
+            let message = format!(
+                "{} transactions were mined without effect although their simulation went through",
+                row.tries
+            );
+            Some(Verdict::Refuse(Exit {
+                reason: payment.reason(Fault::Transaction),
+                message,
+            }))
+        }
+        AuthorizationUse::Unused => Some(Verdict::Again),
+    }
+}
+
+fn expiry(payment: &Payment) -> i64 {
+    i64::try_from(payment.authorization.valid_before.atomic()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy::primitives::B256;
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::payment::specimen::{
+        PAYER, VALID_BEFORE, candidate_of, location, now, payment, permit2_body,
+    };
+    use crate::payment::{Location, Purpose};
+    use crate::protocol::{Reason, Scheme};
+
+    const OURS: B256 = B256::repeat_byte(0x05);
+
+    /// Of a payment that wants two confirmations.
+    fn row(call_succeeded: bool, tries: i64) -> Undecided {
+        Undecided {
+            payment: payment(PaymentState::Inflight(OURS)),
+            transaction: Uuid::nil(),
+            hash: OURS,
+            block_number: location().block_number,
+            block_hash: B256::ZERO,
+            call_succeeded,
+            tries,
+        }
+    }
+
+    fn head_at(time: OffsetDateTime) -> Head {
+        Head {
+            number: location().block_number,
+            time,
+            ..Head::default()
+        }
+    }
+
+    fn verdict_at(
+        time: OffsetDateTime,
+        used: &AuthorizationUse,
+        row: &Undecided,
+    ) -> Option<Verdict> {
+        verdict(row, used, &head_at(time), Duration::ZERO)
+    }
+
+    fn expired() -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(VALID_BEFORE).unwrap() + time::Duration::SECOND
+    }
+
+    /// The code with which a payment failed for good.
+    fn failure(verdict: Option<Verdict>) -> Option<Reason> {
+        if let Some(Verdict::Fail(exit)) = verdict {
+            Some(exit.reason)
+        } else {
+            None
+        }
+    }
+
+    fn moved_in(location: Location) -> AuthorizationUse {
+        AuthorizationUse::Transferred {
+            location,
+            sender: PAYER,
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_before_the_promised_depth() {
+        let row = row(false, 1);
+        let mut head = head_at(now());
+        assert!(!is_deep(&row, &head), "one of two");
+        head.number += 1;
+        assert!(is_deep(&row, &head));
+    }
+
+    #[test]
+    fn money_that_moved_in_another_transaction_is_found_there_with_its_depth() {
+        for (below, deep) in [(0, false), (1, true), (50, true)] {
+            let location = Location {
+                block_number: location().block_number - below,
+                ..location()
+            };
+            let expected = Some(Verdict::Moved { location, deep });
+            for (succeeded, time) in [(true, now()), (false, now()), (false, expired())] {
+                let found = verdict_at(time, &moved_in(location), &row(succeeded, 9));
+                assert_eq!(found, expected, "{below} below");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_called_failed_is_called_settled_at_its_depth_alone() {
+        let exit = Exit {
+            reason: Reason::ExactNonceUsed,
+            message: String::new(),
+        };
+        let mut row = row(false, 1);
+        row.payment.state = PaymentState::Failed {
+            exit,
+            transaction: Some(OURS),
+        };
+        assert_eq!(verdict_at(now(), &moved_in(location()), &row), None);
+        let deeper = Location {
+            block_number: location().block_number - 1,
+            ..location()
+        };
+        let late = verdict_at(now(), &moved_in(deeper), &row);
+        assert!(matches!(late, Some(Verdict::Moved { deep: true, .. })));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_waited_for_and_then_left_to_the_operator() {
+        let lost = AuthorizationUse::Consumed(None);
+        let unused = AuthorizationUse::Unused;
+        for (used, row) in [
+            (&lost, row(false, 1)),
+            (&lost, row(true, 9)),
+            (&unused, row(true, TRIES_MAX)),
+        ] {
+            let after = |waited| verdict(&row, used, &head_at(now()), waited);
+            assert_eq!(after(CONTRADICTION_AFTER / 2), None);
+            let aside = after(CONTRADICTION_AFTER);
+            assert!(matches!(aside, Some(Verdict::SetAside(_))), "{aside:?}");
+        }
+    }
+
+    #[test]
+    fn a_nonce_used_without_this_transfer_is_a_failure_for_good() {
+        let used_by = |transaction| AuthorizationUse::Consumed(Some(transaction));
+        for succeeded in [true, false] {
+            let row = row(succeeded, 0);
+            assert_eq!(
+                failure(verdict_at(now(), &used_by(OURS), &row)),
+                Some(Reason::ExactTransferMismatch)
+            );
+            assert_eq!(
+                failure(verdict_at(now(), &used_by(B256::ZERO), &row)),
+                Some(Reason::ExactNonceUsed)
+            );
+        }
+    }
+
+    #[test]
+    fn an_unused_authorization_fails_only_once_the_chain_is_past_its_end() {
+        let unused = AuthorizationUse::Unused;
+        for succeeded in [true, false] {
+            let late = verdict_at(expired(), &unused, &row(succeeded, 0));
+            assert_eq!(failure(late), Some(Reason::ExactValidBefore));
+        }
+        let end = expired() - time::Duration::SECOND;
+        let just_in_time = verdict_at(end, &unused, &row(false, 0));
+        assert_eq!(just_in_time, Some(Verdict::Again));
+    }
+
+    #[test]
+    fn each_method_and_scheme_fails_with_its_own_codes() {
+        let failing = |scheme, used: &AuthorizationUse, time| {
+            let candidate = candidate_of(&permit2_body(scheme), Purpose::Settle);
+            let mut row = row(false, TRIES_MAX);
+            row.payment.method = candidate.method;
+            match verdict_at(time, used, &row) {
+                Some(Verdict::Fail(exit) | Verdict::Refuse(exit)) => exit.reason,
+                other => panic!("expected a code, got {other:?}"),
+            }
+        };
+        let unused = AuthorizationUse::Unused;
+        let elsewhere = AuthorizationUse::Consumed(Some(B256::ZERO));
+        for (scheme, code) in [
+            (Scheme::Exact, Reason::ExactTransactionFailed),
+            (Scheme::Upto, Reason::UptoTransactionFailed),
+        ] {
+            assert_eq!(failing(scheme, &unused, now()), code);
+            assert_eq!(
+                failing(scheme, &unused, expired()),
+                Reason::Permit2DeadlineExpired
+            );
+            assert_eq!(
+                failing(scheme, &elsewhere, now()),
+                Reason::Permit2InvalidNonce
+            );
+        }
+    }
+
+    #[test]
+    fn a_revert_is_tried_again_three_times_and_then_refused() {
+        let unused = AuthorizationUse::Unused;
+        for tries in 0..TRIES_MAX {
+            let again = verdict_at(now(), &unused, &row(false, tries));
+            assert_eq!(again, Some(Verdict::Again), "{tries} tries");
+        }
+        let Some(Verdict::Refuse(exit)) = verdict_at(now(), &unused, &row(false, TRIES_MAX)) else {
+            panic!("expected a refusal, which a later presentation may undo");
+        };
+        assert_eq!(exit.reason, Reason::ExactTransactionFailed);
+    }
+}

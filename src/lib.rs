@@ -46,7 +46,9 @@
 //! 6. The bytes go to every endpoint. *Accepted*, *rejected* and *unknown* are the outcomes; unknown is never failure, and the same
 //!    bytes are sent again until the nonce is used; better paid ones under the same nonce when blocks ask for more.
 //! 7. The `settlement::Watch` follows the chain parent by parent. In the block's receipts the lane finds `AuthorizationUsed`, or the
-//!    proxy's `Settled`, and beside it the exact `Transfer`; anything less is no success. The result is committed: `settled`, with block and log index.
+//!    proxy's `Settled`, and beside it the exact `Transfer`; anything less is no success. The result is committed: `settled`, with block and
+//!    log index. What the transaction did not move stays undecided, until `settlement::Unmoved` has asked the chain about it at the promised
+//!    depth.
 //! 8. The waiting request wakes, reads the row and takes the *grant*: a row that says who was told. It answers from the row.
 //! 9. `http::connection` sees the answer flushed to the socket and closes the grant as answered. Had the connection broken first,
 //!    the grant would be void, and the next presenter of the same header would be told success with the same hash.
@@ -61,7 +63,7 @@
 //! bytes and followed by `settlement::Transfers` to 7. The request comes last and finds the payment at 8.
 //!
 //! After `kill -9` at any of these points, the next start reads open transactions from the ledger, sends their bytes again and
-//! goes on at 7; payments that were only queued go on at 5.
+//! goes on at 7; payments that were only queued go on at 5, wherever `settlement::Pickup` finds that a lane has room.
 //!
 //! # What always holds
 //!

@@ -38,7 +38,7 @@ pub enum Renewal {
     Kept,
     /// It is ours, and transactions of it were opened again: so often by now.
     Reopened(i64),
-    /// It is ours, and one more than is fair among the processes that serve the network.
+    /// It is ours, and another process that serves the network should have it: it has fewer, or this one is blind.
     Surplus,
     /// It is another process's, or the operator has stopped it or let it go on.
     Changed,
@@ -139,7 +139,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stays the owner for another ten seconds.
+    /// Stays the owner for another ten seconds, one of the network's `lanes`. `blind`: this process hears nothing of the chain.
     ///
     /// # Errors
     /// When the database fails.
@@ -147,7 +147,7 @@ impl Ledger {
         &self,
         lane: LaneKey,
         lease: LaneLease,
-        lanes: usize,
+        (lanes, blind): (usize, bool),
     ) -> Result<Renewal, LedgerError> {
         let renewed = sqlx::query!(
             r#"with serving as (
@@ -160,7 +160,9 @@ impl Ledger {
                 where network = $1 and signer = $2 and owner = $3 and epoch = $4 and (stopped_reason is not null) = $5
                 returning reopened
             )
-            select reopened, (select b.lanes * s.processes >= $6 from before b, serving s) as "surplus!"
+            select reopened, (
+                select b.lanes * s.processes >= $6 or $7 and s.processes > 1 from before b, serving s
+            ) as "surplus!"
             from renewed"#,
             lane.network.to_string(),
             lane.signer.as_slice(),
@@ -168,6 +170,7 @@ impl Ledger {
             lease.epoch,
             lease.stopped,
             i64::try_from(lanes).unwrap_or(i64::MAX),
+            blind,
         )
         .fetch_optional(&self.pool)
         .await?;

@@ -61,7 +61,9 @@ struct Open {
     doubtful: bool,
     /// Since when every look has shown that the nonce is used at depth and that no node has a receipt of ours.
     strange_since: Option<Instant>,
-    /// The block above which the newest bytes wait.
+    /// When the newest bytes were written, or found in the ledger.
+    written_at: Instant,
+    /// The block above which they wait.
     since_block: Option<u64>,
     /// The block above which no better paid bytes could be written.
     failed_at: Option<u64>,
@@ -81,6 +83,7 @@ impl Open {
             asked_at,
             doubtful: false,
             strange_since: None,
+            written_at: Instant::now(),
             since_block: None,
             failed_at: None,
             too_cheap: false,

@@ -201,10 +201,16 @@ async fn the_operator_sees_each_signer_with_its_nonces_balance_and_owner() {
         .settle(&Purchase::new(&payer, PAYEE, 1).body())
         .await;
     assert!(settled.succeeded(), "{settled:?}");
-    let answer = world.facilitator.get("/signers").await;
-    let signers = answer.body["signers"].as_array().unwrap();
+    // It is ready as soon as one of its lanes is.
+    let signers = eventually("both lanes", Duration::from_secs(20), async || {
+        let answer = world.facilitator.get("/signers").await;
+        let signers = answer.body["signers"].as_array().unwrap().clone();
+        let owned = signers.iter().filter(|one| one["ownedHere"] == true);
+        (owned.count() == 2).then_some(signers)
+    })
+    .await;
     assert_eq!(signers.len(), 2);
-    for signer in signers {
+    for signer in &signers {
         assert_eq!(signer["network"], "eip155:84532");
         assert_eq!(
             (&signer["configured"], &signer["ownedHere"]),

@@ -1,9 +1,11 @@
 //! Tokens that lie: success is told for money that moved, and for nothing else.
 
+use std::time::Duration;
+
 use alloy::primitives::{Address, U256};
 
 use crate::support::{
-    Answer, Chain, Fault, Purchase, Setup, World, mintCall, new_account, setModeCall,
+    Answer, Chain, Fault, Purchase, Setup, World, eventually, mintCall, new_account, setModeCall,
 };
 
 const PAYEE: Address = Address::repeat_byte(0x0d);
@@ -17,16 +19,16 @@ const WASTES_GAS: u8 = 5;
 
 /// A world in which the odd token is the only asset.
 async fn odd_world() -> World {
+    odd_world_with(Setup::default()).await
+}
+
+async fn odd_world_with(setup: Setup) -> World {
     let chain = Chain::start().await;
     chain.place("OddToken", TOKEN).await;
     let toml = format!(
         "[[networks.base-sepolia.assets]]\naddress = \"{TOKEN}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n"
     );
-    let setup = Setup {
-        toml,
-        ..Setup::default()
-    };
-    setup.on(chain).await
+    Setup { toml, ..setup }.on(chain).await
 }
 
 /// Settles one payment of 1000 while the token is in `mode`, and another after it has come to its senses.
@@ -96,8 +98,11 @@ async fn scenario_38_a_token_that_returns_quietly_never_yields_success_and_waits
     let world = odd_world().await;
     let (purchase, answer) = settle_in_mode(&world, DOES_NOTHING).await;
     is_failed_for_good(&world, &purchase, &answer, "settlement_pending").await;
-    let row = world.facilitator.payment(&answer).await;
-    assert!(row["quarantine"].is_string(), "{row}");
+    eventually("the quarantine", Duration::from_mins(1), async || {
+        let row = world.facilitator.payment(&answer).await;
+        row["quarantine"].is_string().then_some(())
+    })
+    .await;
     assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1));
 }
 
@@ -133,4 +138,64 @@ async fn scenario_30_a_transaction_that_runs_out_of_gas_is_followed_by_one_that_
     assert_ne!(short["nonce"], enough["nonce"]);
     assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(30));
     assert_eq!(world.transactions(1).await, 2);
+}
+
+/// Three in one transaction, which runs out of gas: they are tried again in another one, once the first is as deep as a success would have to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_30_a_batch_that_ran_out_of_gas_is_tried_again_only_at_its_depth() {
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "4");
+    let world = odd_world_with(setup.with("X402D_CONFIRMATIONS", "3")).await;
+    let send = "eth_sendRawTransaction";
+    let mut purchases = Vec::new();
+    for amount in [1, 2, 4, 8] {
+        let payer = new_account();
+        let (to, all) = (payer.address(), U256::from(5_000));
+        let mint = mintCall { to, amount: all };
+        world.chain.send(TOKEN, mint).await;
+        purchases.push(Purchase::new(&payer, PAYEE, amount).in_token(TOKEN, "USDC"));
+    }
+    world.chain.automine(false).await;
+    let bodies: Vec<_> = purchases.iter().map(Purchase::body).collect();
+    let first = world.facilitator.settling(&bodies[0]);
+    world.has_sent(1).await;
+    world.proxy.on(send, Fault::Hold);
+    let sends = world.proxy.calls(send);
+    let mut riding: Vec<_> = bodies[1..]
+        .iter()
+        .map(|body| world.facilitator.settling(body))
+        .collect();
+    world.proxy.called(send, sends).await;
+    world.chain.automine(true).await;
+    world.chain.mine(1).await;
+    let mode = WASTES_GAS;
+    world.chain.send(TOKEN, setModeCall { mode }).await;
+    world.proxy.on(send, Fault::None);
+    drop(first);
+    let mut pending = Vec::new();
+    for riding in &mut riding {
+        pending.push(riding.join_next().await.unwrap().unwrap().unwrap());
+    }
+    let row = eventually("a block", Duration::from_secs(20), async || {
+        let row = world.facilitator.payment(&pending[2]).await;
+        let tried = &row["attempts"][0]["mined"];
+        tried.is_object().then_some(row)
+    })
+    .await;
+    assert_eq!(row["attempts"].as_array().unwrap().len(), 1, "{row}");
+    assert_eq!(row["state"], "inflight", "not yet: {row}");
+    let sent = world.transactions(1).await;
+    for body in &bodies[1..] {
+        let answer = world.facilitator.settle(body).await;
+        assert_ne!(answer.reason(), "unexpected_settle_error", "{answer:?}");
+    }
+    assert_eq!(world.transactions(1).await, sent, "nothing at depth one");
+    for body in &bodies[1..] {
+        eventually("success", Duration::from_secs(40), async || {
+            world.chain.mine(1).await;
+            let answer = world.facilitator.settle(body).await;
+            (answer.succeeded() || answer.reason() == "duplicate_settlement").then_some(())
+        })
+        .await;
+    }
+    assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(15));
 }

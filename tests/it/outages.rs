@@ -122,7 +122,14 @@ async fn scenario_28_without_the_ledger_nothing_is_accepted_and_what_was_accepte
     is_an_outage_for(&world, &payer).await;
     let unsure = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(!unsure.succeeded() && unsure.status == 503, "{unsure:?}");
+    // It is mined while nothing can be written, for long enough to look like somebody else's.
     world.mine_on().await;
+    let receipts = "eth_getTransactionReceipt";
+    let asked = world.proxy.calls(receipts);
+    eventually("looks in vain", Duration::from_mins(1), async || {
+        (world.proxy.calls(receipts) > asked + 2).then_some(())
+    })
+    .await;
     line.down(false);
     let settled = eventually("success", Duration::from_secs(30), async || {
         let answer = world.facilitator.settle(&purchase.body()).await;
@@ -130,6 +137,8 @@ async fn scenario_28_without_the_ledger_nothing_is_accepted_and_what_was_accepte
     })
     .await;
     assert_eq!(settled.transaction().len(), 66);
+    let signers = world.facilitator.get("/signers").await.body;
+    assert_eq!(signers["signers"][0]["stoppedReason"], Value::Null);
     assert_eq!(
         world.transactions(1).await,
         1,

@@ -157,8 +157,20 @@ async fn scenario_18_a_payer_who_has_nothing_in_the_new_chain_is_refused_and_hol
 
     let spend = Chain::submission(&everything);
     world.chain.reorganise_with(1, &[spend]).await;
-    let row = eventually("a refusal", Duration::from_secs(30), async || {
+    // The same bytes come again, and can do nothing now: that is told at depth three, as success would be.
+    let limit = Duration::from_secs(30);
+    eventually("the same bytes in vain", limit, async || {
+        let row = world.facilitator.payment(&pending).await;
+        (row["attempts"][0]["mined"]["succeeded"] == false).then_some(())
+    })
+    .await;
+    for depth in 1..3 {
+        let answer = world.facilitator.settle(&body).await;
+        assert_eq!(answer.reason(), "settlement_pending", "depth {depth}");
+        assert_eq!(answer.transaction(), pending.transaction());
         world.chain.mine(1).await;
+    }
+    let row = eventually("a refusal", limit, async || {
         let row = world.facilitator.payment(&pending).await;
         (row["state"] == "refused").then_some(row)
     })

@@ -87,6 +87,50 @@ async fn scenario_27_what_the_database_forgot_is_told_from_the_chain_and_the_lan
     assert_eq!(world.transactions(1).await, 4, "no nonce left out");
 }
 
+/// What it forgot is in no block yet: its nonce must not be used for anything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn scenario_27_a_forgotten_transaction_that_still_waits_stops_the_lane_as_well() {
+    let setup = Setup {
+        reachable: true,
+        ..Setup::default()
+    };
+    let mut world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let payer = world.payer().await;
+    let bodies: Vec<Value> = (0..3)
+        .map(|number| Purchase::new(&payer, PAYEE, 1 << number).body())
+        .collect();
+    settled(&world, &bodies[0]).await;
+    world.facilitator.terminate().await;
+    let copy = world.database.copy().await;
+    world.facilitator.restart(None).await;
+    world.chain.automine(false).await;
+    let pending = world.facilitator.settle(&bodies[1]).await;
+    assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
+    world.facilitator.kill();
+    world.database.restore(&copy).await;
+    world.facilitator.spawn(None).await;
+    let why = stopped(&world).await;
+    assert!(why.contains("nonce 1"), "{why}");
+    let waits = world.facilitator.settle(&bodies[2]).await;
+    assert_eq!(waits.reason(), "unexpected_settle_error", "{waits:?}");
+    assert_eq!(world.pending(1).await, 2, "nothing new");
+
+    world.mine_on().await;
+    let told = settled(&world, &bodies[1]).await;
+    assert_eq!(told.transaction(), pending.transaction());
+    sqlx::query("update lanes set stopped_reason = null")
+        .execute(&mut world.database.connection().await)
+        .await
+        .unwrap();
+    eventually("the lane to go on", Duration::from_secs(30), async || {
+        let answer = world.facilitator.settle(&bodies[2]).await;
+        answer.succeeded().then_some(())
+    })
+    .await;
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(7));
+    assert_eq!(world.transactions(1).await, 3, "no nonce left out");
+}
+
 /// What another facilitator settled bought its resource there.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_else_settled_before_it_was_ever_presented_buys_nothing_here() {

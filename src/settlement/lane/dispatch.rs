@@ -112,6 +112,13 @@ impl Lane {
             owned.keep(load.rows);
             return Ok(());
         }
+        if load.gas_limit(&load.call().1, &rule) > owned.rule(&self.site).gas_max {
+            // Others of this dispatch have taken the money; there is more once they are mined, or the signer is refilled.
+            owned.purse.count_soon();
+            owned.paused_until = Instant::now() + PAUSE;
+            owned.keep(load.rows);
+            return Ok(());
+        }
         let desk = Desk {
             site: &self.site,
             lane: self.id,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alloy::primitives::{B256, Bytes};
+use alloy::primitives::{B256, Bytes, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -206,6 +206,9 @@ impl Lane {
             return;
         };
         self.site.count_open(1, 0);
+        let gas = U256::from(mined.gas_used);
+        let price = U256::from(mined.gas_price_wei);
+        owned.purse.spent(gas.saturating_mul(price));
         self.learn(&open.transaction, &mined);
         if moved < open.transaction.payments.len() {
             tracing::warn!(transaction = %receipt.transaction_hash, moved, payments = open.transaction.payments.len(), "a transaction was mined without moving the money of each of its payments");

@@ -61,6 +61,11 @@ impl Purse {
         self.counted_at = None;
     }
 
+    /// Counts what a mined transaction has cost.
+    pub(super) fn spent(&mut self, wei: U256) {
+        self.balance = self.balance.map(|balance| balance.saturating_sub(wei));
+    }
+
     /// Gas that the balance pays for at that price, besides what is promised already. Where no balance was read yet, a node will tell.
     pub(super) fn gas_for(&self, promised: U256, wei_per_gas: u128) -> u64 {
         let Some(balance) = self.balance.filter(|_| wei_per_gas > 0) else {
@@ -112,20 +117,16 @@ impl Lane {
         let mut lease = lease;
         let renewing = async move {
             let mut renewal = every(LEASE_RENEWAL);
-            let why = loop {
+            loop {
                 renewal.tick().await;
-                if site.is_blind() {
-                    break "no endpoint answers; another process may take the lane";
-                }
-                match site.ledger.renew_lane(id, lease, site.signers).await {
+                let share = (site.signers, site.is_blind());
+                match site.ledger.renew_lane(id, lease, share).await {
                     Ok(Renewal::Kept) => {}
                     Ok(Renewal::Reopened(times)) => {
                         lease.reopened = times;
                         reopened.notify_one();
                     }
-                    Ok(Renewal::Surplus) => {
-                        break "another process has fewer lanes; it may take this one";
-                    }
+                    Ok(Renewal::Surplus) => break,
                     Ok(Renewal::Changed) => {
                         tracing::warn!(network = %id.network, signer = %id.signer, "the lane is another process's now, or was stopped, or may go on");
                         lost.cancel();
@@ -136,8 +137,8 @@ impl Lane {
                         tracing::warn!(error = causes(&error), "cannot renew the lane");
                     }
                 }
-            };
-            tracing::info!(network = %id.network, signer = %id.signer, why, "lane given up");
+            }
+            tracing::info!(network = %id.network, signer = %id.signer, "lane given up: another process has fewer, or sees the chain while this one does not");
             if let Err(error) = site.ledger.release_lane(id, lease).await {
                 tracing::warn!(
                     error = causes(&error),

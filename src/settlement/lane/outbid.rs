@@ -1,6 +1,9 @@
 //! Transactions that blocks leave out: their nonce gets better paid bytes, with the same content while that can still do something.
 
+use std::time::Duration;
+
 use alloy::primitives::Address;
+use tokio::time::Instant;
 
 use crate::chain::Head;
 use crate::chain::signer::Order;
@@ -14,6 +17,8 @@ use super::{Lane, Lost, Open, Owned};
 const PATIENCE_BLOCKS: u64 = 3;
 /// Blocks, for each attempt so far, after which it is outbid although its fee covers the base fee: producers may want more for themselves.
 const AGE_BLOCKS: u64 = 8;
+/// And how old the newest bytes must be for that: where blocks come fast they say little.
+const AGE: Duration = Duration::from_secs(12);
 
 impl Open {
     /// Whether the newest bytes have waited so many blocks.
@@ -23,7 +28,8 @@ impl Open {
     }
 
     /// Begins to wait anew.
-    const fn renew(&mut self, head: &Head) {
+    fn renew(&mut self, head: &Head) {
+        self.written_at = Instant::now();
         (self.since_block, self.failed_at) = (Some(head.number), None);
         (self.too_cheap, self.unfit) = (false, false);
     }
@@ -51,7 +57,8 @@ impl Open {
         }
         let order = self.order()?;
         let attempts = u64::try_from(self.transaction.attempts.len()).unwrap_or(u64::MAX);
-        let old = self.has_waited(head, AGE_BLOCKS.saturating_mul(attempts));
+        let old = self.has_waited(head, AGE_BLOCKS.saturating_mul(attempts))
+            && self.written_at.elapsed() >= AGE;
         let waited = self.has_waited(head, PATIENCE_BLOCKS);
         if !order.is_empty() && (self.unfit || self.is_void(head)) {
             return Some(order.emptied(signer));

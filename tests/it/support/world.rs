@@ -120,6 +120,15 @@ impl World {
         sum
     }
 
+    /// The same with those that wait in the pool.
+    pub(crate) async fn pending(&self, signers: usize) -> u64 {
+        let mut sum = 0;
+        for signer in Chain::signers(signers) {
+            sum += self.chain.pending_count(signer.address).await;
+        }
+        sum
+    }
+
     /// Waits until the first signer has `count` transactions, mined or in the pool.
     pub(crate) async fn has_sent(&self, count: u64) {
         let signer = Chain::signers(1)[0].address;

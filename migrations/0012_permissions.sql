@@ -36,9 +36,9 @@ comment on column payments.nonce_domain is 'contract in which the nonce is used 
 comment on column payments.allowance_permit is 'what the payer signed so that Permit2 may take its token (EIP-2612): deadline (32 bytes), signature (65)';
 comment on column payments.allowance_approval is 'the same as a signed transaction of the payer''s';
 
--- What a payer has promised out of its allowance to Permit2.
+-- What a payer has promised to pay by Permit2.
 create index payments_promised_at_permit2 on payments (payer, asset, network)
-    where permitted is not null and allowance_permit is null and state in ('queued', 'inflight');
+    where permitted is not null and state in ('queued', 'inflight');
 
 -- Sellers read once, when they start, what may be asked for here; it must not depend on whether an RPC answers just then.
 alter table networks

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::chain::authorization::{AuthorizationUse, MULTICALL3, Multicall3};
 use crate::chain::receipt::Log;
 use crate::chain::token::TRANSFER;
-use crate::chain::{Rpc, RpcError};
+use crate::chain::{Rpc, RpcError, token};
 use crate::payment::{Permit2, Proxies, Signed, Sponsored};
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 
@@ -48,11 +48,13 @@ const SETTLED: B256 = b256!("97088ec3606cfe8cc112180570d03fcde05f9b8e1bfef8e2778
 /// `SettledWithPermit()`.
 const SETTLED_WITH_PERMIT: B256 =
     b256!("de5b89d10fc800c459329c382fabfcad0be0ed7e5328e01fae04e507b09ef5d8");
+/// `Approval(address,address,uint256)`.
+const APPROVAL: B256 = b256!("8c5be1e5ebec7d5bd14f71427d1e84f3dd0314c0f7b2291e5b200ac8c7c3b925");
 /// `UnorderedNonceInvalidation(address,uint256,uint256)`.
 const NONCES_INVALIDATED: B256 =
     b256!("3704902f963766a4e561bbaab6e6cdc1b1dd12f6e9e99648da8843b3f46b918d");
 /// Transfers between the same two accounts that are looked at for one authorization: the newest.
-const CANDIDATES_MAX: usize = 16;
+const CANDIDATES_MAX: usize = 8;
 
 /// What the proxy of the scheme is called with.
 pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
@@ -158,18 +160,19 @@ pub(super) fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
     };
     logs.split_inclusive(settled).find_map(|before| {
         let (_, before) = before.split_last().filter(|(last, _)| settled(last))?;
-        let moved = before
-            .iter()
-            .rev()
-            .find(|log| log.address == signed.asset && log.topics.first() == Some(&TRANSFER))?;
-        let exact =
-            moved.topics == topics && moved.data[..] == terms.value.atomic().to_be_bytes::<32>();
+        // Some tokens speak of the allowance as well. Whatever else was said in between belongs to another call.
+        let aside =
+            |log: &Log| log.address == signed.asset && log.topics.first() == Some(&APPROVAL);
+        let moved = before.iter().rev().find(|log| !aside(log))?;
+        let exact = moved.address == signed.asset
+            && moved.topics == topics
+            && moved.data[..] == terms.value.atomic().to_be_bytes::<32>();
         exact.then(|| moved.log_index.to())
     })
 }
 
 /// Whether a call settles exactly this authorization, and nothing else that looks like it in the logs. True of a call of the proxy
-/// itself, and of a batch in which only proxies and `tokens` are called.
+/// itself, and of a batch in which proxies and `tokens` are called alone, for payments in those tokens, of which one looks like it.
 fn settles(signed: Signed<'_>, to: Option<Address>, input: &Bytes, tokens: &[Address]) -> bool {
     let proxy = signed.method.settler(signed.asset);
     if to == Some(proxy) {
@@ -181,7 +184,13 @@ fn settles(signed: Signed<'_>, to: Option<Address>, input: &Bytes, tokens: &[Add
     let Ok(batch) = Multicall3::aggregate3Call::abi_decode(input) else {
         return false;
     };
-    let harmless = |call: &Multicall3::Call3| call.target == proxy || tokens.contains(&call.target);
+    let harmless = |call: &Multicall3::Call3| {
+        if call.target == proxy {
+            return settlement_of(&call.callData).is_some_and(|call| tokens.contains(&call.token));
+        }
+        tokens.contains(&call.target)
+            && token::moves_something_else(signed, call.target, &call.callData)
+    };
     let alike =
         |call: &&Multicall3::Call3| call.target == proxy && looks_like(signed, &call.callData);
     let mut alike = batch.calls.iter().filter(alike);

@@ -77,6 +77,19 @@ pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     data.into()
 }
 
+/// Whether a call of a token is a transfer by EIP-3009 which leaves no trace that looks like that of `signed`.
+pub(super) fn moves_something_else(signed: Signed<'_>, token: Address, input: &Bytes) -> bool {
+    let terms = signed.terms;
+    let moved = Eip3009::transferWithAuthorization_0Call::abi_decode(input)
+        .map(|call| (call.from, call.to, call.value))
+        .or_else(|_| {
+            Eip3009::transferWithAuthorization_1Call::abi_decode(input)
+                .map(|call| (call.from, call.to, call.value))
+        });
+    let ours = (terms.from, terms.to, terms.value.atomic());
+    moved.is_ok_and(|moved| token != signed.asset || moved != ours)
+}
+
 /// The question whether a nonce is used.
 pub(super) fn nonce_question(authorizer: Address, nonce: B256) -> Bytes {
     let question = Eip3009::authorizationStateCall { authorizer, nonce };

@@ -10,7 +10,7 @@ use crate::chain::RpcError;
 use crate::chain::authorization::AuthorizationUse;
 use crate::facilitator::{Checked, Facilitator, Halt};
 use crate::ledger::{LaneKey, MovedBefore};
-use crate::payment::{Candidate, PaymentId};
+use crate::payment::{Candidate, Payment, PaymentId};
 use crate::protocol::Reason;
 use crate::settlement::Site;
 
@@ -64,9 +64,17 @@ impl Facilitator {
         bond: Bond,
     ) -> Result<Option<PaymentId>, Halt> {
         let head = site.rpc.newest().await?;
+        let known = match bond {
+            Bond::Payment(id) => Some(self.ledger.standing(id).await?.payment),
+            Bond::None | Bond::Session => None,
+        };
+        // A metered payment may be presented with another charge than the one that moved.
+        let signed = known
+            .as_ref()
+            .map_or_else(|| candidate.signed(), Payment::signed);
         let used = site
             .rpc
-            .authorization_use(candidate.signed(), head.number, &site.policy.tokens())
+            .authorization_use(signed, head.number, &site.policy.tokens())
             .await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),

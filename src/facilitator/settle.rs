@@ -16,7 +16,7 @@ use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
 use crate::protocol::response::spelled;
 use crate::protocol::session::SessionId;
 use crate::protocol::{
-    AuthorizationPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse,
+    Amount, AuthorizationPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse,
 };
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::waiters::Waiting;
@@ -61,6 +61,7 @@ impl Facilitator {
         let deadline = self.deadline();
         let site = self.site_of(&request)?;
         let network_name = request.network_name.clone();
+        let asked = request.requirements.amount;
         let (request, payload) = request.replace(());
         let (taken, session) = match payload {
             Payload::Authorization(payload) => self.take(site, request.replace(payload).0).await?,
@@ -72,6 +73,7 @@ impl Facilitator {
         };
         let answer = Answer {
             network_name,
+            asked,
             session,
         };
         self.conclude(taken, &answer, caller, deadline)
@@ -218,6 +220,9 @@ impl Facilitator {
             let standing = self.ledger.standing(id).await?;
             let decision = decide(&standing);
             let payment = &standing.payment;
+            if let Some(settled) = answer.undercharged(payment) {
+                return Ok(settled);
+            }
             match decision {
                 Decision::Grant => {
                     if let Some(settled) = self.grant(payment, answer, caller).await? {
@@ -325,6 +330,8 @@ pub(super) enum Taken {
 #[derive(Debug)]
 struct Answer {
     network_name: String,
+    /// What the requirement asks for; in `upto` the charge.
+    asked: Amount,
     session: Option<SessionId>,
 }
 
@@ -341,6 +348,17 @@ impl Answer {
     fn duplicate(&self, payment: &Payment) -> Settled {
         let why = "this payment has bought its resource already; the transaction is the one that was told then".to_owned();
         self.refused(payment, Reason::DuplicateSettlement, why)
+    }
+
+    /// What to say to who asks for more than a known payment moves. Anybody who holds a header can have a small charge settled with it, its
+    /// buyer too; who charges more must not hear that as a success.
+    fn undercharged(&self, payment: &Payment) -> Option<Settled> {
+        let moves = payment.authorization.value;
+        let open = matches!(payment.state, PaymentState::Refused(_));
+        (self.asked > moves && !open).then(|| {
+            let why = format!("this authorization was settled for a charge of {moves} before, and can be settled once; asked for are {}", self.asked);
+            self.refused(payment, Reason::DuplicateSettlement, why)
+        })
     }
 
     fn refused(&self, payment: &Payment, reason: Reason, message: String) -> Settled {

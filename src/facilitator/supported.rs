@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::facilitator::Facilitator;
-use crate::payment::Proxies;
+use crate::payment::{Asset, Proxies};
+use crate::protocol::assets::TransferMethod;
 use crate::protocol::challenge::kinds_of;
 use crate::protocol::response::spelled;
 use crate::protocol::{Scheme, Supported, SupportedKind, X402Version, gas_sponsoring, session};
@@ -56,6 +57,9 @@ impl Facilitator {
 /// `exact` in each dialect that has a name for the network, whatever moves the money; `upto` in v2, where its proxy is.
 fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
     let network = site.policy.network;
+    // Where no token speaks EIP-3009 it takes the proxy.
+    let by_token = |asset: &Asset| asset.method == TransferMethod::Eip3009;
+    let served = site.policy.assets.iter().any(by_token) || site.proxies().exact;
     let exact = kinds_of(Scheme::Exact, network).map(|(version, scheme, network)| SupportedKind {
         x402_version: version,
         scheme: scheme.to_owned(),
@@ -71,5 +75,5 @@ fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
             .as_object()
             .cloned(),
     });
-    exact.chain(upto)
+    exact.filter(move |_| served).chain(upto)
 }

@@ -146,7 +146,9 @@ fn fits(account: &mut Account, verified: &Verified) -> Verdict {
     }
     if let Some(allowance) = verified.allowance() {
         let promised = account.at_permit2.saturating_add(value);
-        if promised > allowance {
+        // A permit of the token's own allows exactly its payment, and a payer's next one is good only after it.
+        let first = verified.candidate().brings_a_permit() && account.at_permit2.is_zero();
+        if promised > allowance && !first {
             return Verdict::Unallowed {
                 promised: account.at_permit2,
             };

@@ -23,7 +23,7 @@ pub(super) struct AccountKey {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Account {
     pub(super) held: U256,
-    /// The part of it that Permit2 is to take without a permit; known only where it matters.
+    /// The part of it that Permit2 is to take; known only where it matters.
     pub(super) at_permit2: U256,
     pub(super) settled_block: u64,
 }
@@ -126,7 +126,7 @@ pub(super) async fn count_promises(
     for key in keys {
         let promised = sqlx::query_scalar!(
             r#"select coalesce(sum(amount), 0)::text as "promised!" from payments
-            where payer = $1 and asset = $2 and network = $3 and permitted is not null and allowance_permit is null
+            where payer = $1 and asset = $2 and network = $3 and permitted is not null
                 and state in ('queued', 'inflight')"#,
             key.payer.as_slice(),
             key.asset.as_slice(),

@@ -74,7 +74,8 @@ impl Ledger {
         })
     }
 
-    /// Writes the transaction of a funding. `None`: it was written before, or is above the limits; nothing was written now.
+    /// Writes the transaction of a funding. `None`: it was written before, its payment does not wait for it any more, or
+    /// it is above the limits; nothing was written now.
     ///
     /// # Errors
     /// When the database fails; the commit may then have happened, and the caller must look again before using the nonce.
@@ -94,7 +95,8 @@ impl Ledger {
         .fetch_optional(&mut *transaction)
         .await?;
         let known = sqlx::query_scalar!(
-            r#"select exists (select from fundings where payment_id = $1) as "known!""#,
+            r#"select exists (select from fundings where payment_id = $1)
+                or not exists (select from payments where id = $1 and state = 'queued') as "known!""#,
             funding.payment.0,
         )
         .fetch_one(&mut *transaction)

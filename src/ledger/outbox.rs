@@ -40,7 +40,7 @@ pub struct NewTransaction<'a> {
     /// Its first bytes.
     pub attempt: &'a Attempt,
     /// What rides in it, in order.
-    pub payments: &'a [PaymentId],
+    pub payments: &'a [&'a Payment],
 }
 
 /// What the endpoints said to bytes, for the history; nothing is decided by it.
@@ -115,15 +115,24 @@ impl Ledger {
         if fenced.rows_affected() != 1 {
             return Ok(Recorded::LaneLost);
         }
-        let ids: Vec<Uuid> = new.payments.iter().map(|payment| payment.0).collect();
+        let ids: Vec<Uuid> = new.payments.iter().map(|payment| payment.id.0).collect();
+        let amounts = new
+            .payments
+            .iter()
+            .map(|payment| payment.authorization.value.to_string());
+        let amounts: Vec<String> = amounts.collect();
+        // What was read some time ago may have been refused and presented anew with another charge: these bytes are not for that one.
         // `is true` keeps the index over states out of it: the queue may be long, and these are known by id.
         let moved = sqlx::query_scalar!(
-            "update payments set state = 'inflight', transaction_hash = $2
-            where id = any($1) and (state = 'queued') is true and quarantined_at is null and (signer is null or signer = $3)
-            returning id",
+            "update payments p set state = 'inflight', transaction_hash = $2
+            from unnest($1::uuid[], $4::text[]) as riding (id, amount)
+            where p.id = riding.id and p.amount = riding.amount::numeric and (p.state = 'queued') is true and p.quarantined_at is null
+                and (p.signer is null or p.signer = $3)
+            returning p.id",
             &ids,
             new.attempt.hash.as_slice(),
             signer,
+            &amounts,
         )
         .fetch_all(&mut *connection)
         .await?;

@@ -53,10 +53,13 @@ impl Approval {
         let unreadable = || {
             (
                 Reason::ApprovalParseFailed,
-                "expected the bytes of one signed transaction".to_owned(),
+                "expected the bytes of one signed EIP-1559 transaction".to_owned(),
             )
         };
         let signed = TxEnvelope::decode_2718_exact(raw).map_err(|_| unreadable())?;
+        if !signed.is_eip1559() {
+            return Err(unreadable());
+        }
         if signed.chain_id() != Some(wanted.network.chain_id()) {
             let why = format!("expected a transaction for {}", wanted.network);
             return Err((Reason::ApprovalParseFailed, why));
@@ -91,9 +94,11 @@ impl Approval {
         })
     }
 
-    /// What the payer must have in native money for it to be taken by a node.
+    /// What the payer must have in native money for it to be taken by a node: its gas, and half of that again, because rollups ask for
+    /// the publishing of its data on top.
     pub fn cost_wei(&self) -> U256 {
-        U256::from(self.max_fee_wei).saturating_mul(U256::from(self.gas_limit))
+        let gas = U256::from(self.max_fee_wei).saturating_mul(U256::from(self.gas_limit));
+        gas.saturating_add(gas / U256::from(2))
     }
 }
 

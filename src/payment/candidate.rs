@@ -5,7 +5,7 @@ mod reading;
 use alloy::primitives::{Address, B256, Bytes};
 use time::OffsetDateTime;
 
-use crate::payment::method::{Fault, Signed};
+use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
 use crate::payment::{Asset, Method, NetworkPolicy, signature, sponsoring};
 use crate::protocol::{
     Authorization, AuthorizationPayload, Network, PaymentRequirements, Reason, Refusal, Scheme,
@@ -135,6 +135,17 @@ impl Candidate {
             resource: request.resource,
             requirements: request.requirements,
         })
+    }
+
+    /// Whether the token's own permit comes with it.
+    pub const fn brings_a_permit(&self) -> bool {
+        matches!(
+            self.method,
+            Method::Permit2(Permit2 {
+                sponsored: Some(Sponsored::Permit { .. }),
+                ..
+            })
+        )
     }
 
     /// What the payer signed, with all that settles it.

@@ -101,10 +101,13 @@ impl Candidate {
         })
     }
 
-    /// What the payer itself has allowed Permit2, where a payment depends on it.
+    /// What the payer has allowed Permit2, where a payment may depend on it. An approval allows everything.
     fn own_allowance(&self, facts: &ChainFacts) -> Option<U256> {
         let permit = self.method.permit2()?;
-        facts.allowance.filter(|_| permit.sponsored.is_none())
+        let approving = matches!(permit.sponsored, Some(Sponsored::Approval(_)));
+        facts
+            .allowance
+            .filter(|_| !approving && !self.authorization.value.is_zero())
     }
 
     fn permit_lasts(&self, facts: &ChainFacts) -> Result<(), Refusal> {

@@ -86,11 +86,16 @@ impl Shop {
             tracing::error!(%error, "a route cannot be priced");
             broken()
         })?;
-        self.name_settlers(&mut offers).await.map_err(|error| {
+        let trouble = self.name_settlers(&mut offers).await.err();
+        if let Some(error) = trouble {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(%error, cause, "nothing metered can be sold now");
-            outage()
-        })?;
+            // What can be sold in another way is.
+            offers.retain(|offer| offer.means() != Some(Means::Metered));
+            if offers.is_empty() {
+                return Err(outage());
+            }
+        }
         Quote::new(priced, offers, self.url_of(parts), &self.announced).map_err(|error| {
             tracing::error!(%error, "a price has no JSON form");
             broken()

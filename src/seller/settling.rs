@@ -131,6 +131,12 @@ impl Settling {
             outcome.success = true;
             (outcome.error_reason, outcome.error_message) = (None, None);
         }
+        let charged_less = |outcome: &SettleResponse| outcome.amount < self.charge;
+        if outcome.success && outcome.amount.is_some() && !ours && charged_less(&outcome) {
+            // Somebody else has had a smaller charge settled with this payment, the buyer perhaps.
+            outcome.success = false;
+            outcome.error_reason = Some(Reason::DuplicateSettlement.code().to_owned());
+        }
         if !outcome.success {
             return Err(Ends::Refused(Box::new(outcome)));
         }

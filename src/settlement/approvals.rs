@@ -254,15 +254,17 @@ async fn follow(site: &Site, payment: Payment) {
 
 async fn step(site: &Site, payment: &Payment) -> Result<Next, NotNow> {
     let signed = payment.signed();
-    let allowance = site.rpc.allowance(signed.asset, signed.terms.from).await?;
-    if allowance >= signed.terms.value.atomic() {
-        return Ok(Next::Pay);
-    }
     let Some(approval) = signed.approval(site.policy.network) else {
         let why = "the signed approval cannot be read any more".to_owned();
         return Ok(Next::GiveUp(Reason::ApprovalParseFailed, why));
     };
-    if let Some(why) = outdated(site, signed, &approval).await? {
+    // In this order: where a block comes between the two, the allowance is the newer one.
+    let outdated = outdated(site, signed, &approval).await?;
+    let allowance = site.rpc.allowance(signed.asset, signed.terms.from).await?;
+    if allowance >= signed.terms.value.atomic() {
+        return Ok(Next::Pay);
+    }
+    if let Some(why) = outdated {
         return Ok(Next::GiveUp(Reason::ApprovalFailed, why));
     }
     if let Some(wei) = lacks(site, signed, &approval).await? {

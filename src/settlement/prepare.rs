@@ -9,7 +9,7 @@ use crate::chain::{RpcError, SignerKey};
 use crate::ledger::{Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Recorded, Unmined};
 use crate::payment::method::Fault;
 use crate::payment::state::Exit;
-use crate::payment::{ChainFacts, Payment, PaymentId};
+use crate::payment::{ChainFacts, Payment};
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
 use crate::settlement::load::{Load, Simulated, least_gas};
@@ -240,7 +240,7 @@ impl Desk<'_> {
             max_priority_fee_wei: fees.max_priority_fee_wei,
             empty: false,
         };
-        let ids: Vec<PaymentId> = load.rows.iter().map(|row| row.payment.id).collect();
+        let riding: Vec<&Payment> = load.rows.iter().map(|row| &row.payment).collect();
         let batch = load.is_batch();
         let new = NewTransaction {
             lane: self.lane,
@@ -248,7 +248,7 @@ impl Desk<'_> {
             nonce,
             kind: if batch { "batch" } else { "direct" },
             attempt: &attempt,
-            payments: &ids,
+            payments: &riding,
         };
         let recorded = self.site.ledger.record(&new).await?;
         reach(Step::Recorded);

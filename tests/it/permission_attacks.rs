@@ -4,8 +4,9 @@ use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
 use serde_json::json;
 use x402d::embedded::{LocalChain, TEST_USDC};
+use x402d::protocol::Amount;
 
-use crate::support::{Permission, World};
+use crate::support::{Permission, Setup, World};
 
 const PAYEE: Address = Address::repeat_byte(0x2f);
 /// How a payment of each scheme is made.
@@ -42,7 +43,6 @@ async fn attack_09_two_payments_in_parallel_over_one_allowance_never_take_more_t
 #[tokio::test(flavor = "multi_thread")]
 async fn attack_09_a_settlement_that_somebody_else_submits_through_the_proxy_ends_as_settled_once()
 {
-    // While it waits for its block, and before it is presented again after a refusal.
     let world = World::new().await;
     let payer = world.permitting_payer().await;
     let payment = Permission::exact(&payer, PAYEE, 6_000);
@@ -117,5 +117,80 @@ async fn attack_10_one_header_at_two_sellers_of_one_payee_buys_one_resource() {
     assert_eq!((good.len(), bad.len()), (1, 1), "{answers:?}");
     assert_eq!(bad[0].reason(), "duplicate_settlement");
     assert_eq!(bad[0].transaction(), good[0].transaction());
+    let moved = good[0].body["amount"].as_str().unwrap();
+    assert_eq!(world.chain.usdc(PAYEE).await.to_string(), moved);
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_charge_that_the_buyer_has_settled_itself_is_no_success_to_who_charges_more() {
+    let world = World::new().await;
+    let payer = world.permitting_payer().await;
+    let payment = Permission::upto(&payer, PAYEE, 500_000);
+    for charge in [0, 1] {
+        let payment = payment.clone().with(|signed| {
+            signed.nonce = Amount::from_atomic(U256::from(charge + 77));
+        });
+        let own = world
+            .facilitator
+            .settle(&payment.charging(charge).body())
+            .await;
+        assert!(own.succeeded(), "{own:?}");
+        let seller = world
+            .facilitator
+            .settle(&payment.charging(5_000).body())
+            .await;
+        assert_eq!(seller.reason(), "duplicate_settlement", "{seller:?}");
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ONE);
+}
+
+/// Here the buyer's own settlement is one that nobody was told of, so that the next presenter may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_charge_that_nobody_was_told_of_is_no_success_to_who_charges_more() {
+    for charge in [0, 1] {
+        let setup = Setup {
+            failpoint: Some("granted"),
+            ..Setup::default()
+        };
+        let mut world = setup.build().await;
+        let payer = world.permitting_payer().await;
+        let payment = Permission::upto(&payer, PAYEE, 500_000);
+        let body = payment.charging(charge).body();
+        assert!(world.facilitator.try_settle(&body).await.is_err());
+        world.facilitator.wait_for_end().await;
+        world.facilitator.restart(None).await;
+        let seller = world
+            .facilitator
+            .settle(&payment.charging(5_000).body())
+            .await;
+        assert_eq!(seller.reason(), "duplicate_settlement", "{seller:?}");
+        assert_eq!(seller.body["amount"], charge.to_string());
+        let told = world.facilitator.settle(&body).await;
+        assert!(told.succeeded(), "who asks for no more is told: {told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_permit_of_the_tokens_own_backs_one_payment_at_a_time() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let payments =
+        [8_000, 7_000].map(|amount| Permission::upto(&payer, PAYEE, amount).with_permit(0));
+    for payment in &payments {
+        assert!(world.facilitator.verify(&payment.body()).await.is_valid());
+    }
+    world.chain.automine(false).await;
+    let mut first = world.facilitator.settling(&payments[0].body());
+    world.has_sent(1).await;
+    let second = world.facilitator.settle(&payments[1].body()).await;
+    assert_eq!(second.reason(), "permit2_allowance_required", "{second:?}");
+    world.mine_on().await;
+    let first = first.join_next().await.unwrap().unwrap().unwrap();
+    world.moved_once(PAYEE, &first, 8_000).await;
+    assert_eq!(
+        world.transactions(1).await,
+        1,
+        "nothing was spent on the other"
+    );
 }

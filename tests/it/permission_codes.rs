@@ -154,7 +154,7 @@ async fn schemes_networks_facilitators_and_charges_that_do_not_fit_have_codes_of
     for (body, code) in [
         (
             changed(&exact, scheme, json!("upto")),
-            "invalid_exact_evm_scheme",
+            "unsupported_payload_type",
         ),
         (
             changed(&upto, scheme, json!("exact")),

@@ -256,24 +256,42 @@ async fn money_that_moved_elsewhere_before_it_was_ever_presented_here_buys_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_invalidated_nonce_fails_for_good_and_says_so() {
+async fn a_nonce_that_is_invalidated_before_or_after_it_was_sent_fails_and_says_so() {
     let world = World::new().await;
     let payer = world.permitting_payer().await;
-    let payment = Permission::exact(&payer, PAYEE, 6_000);
-    let nonce: U256 = payment.authorization.nonce.atomic();
-    let bit = usize::try_from(nonce & U256::from(255)).unwrap();
-    let call = invalidateUnorderedNoncesCall {
-        word: nonce >> 8,
-        mask: U256::ONE << bit,
+    let invalidation = |payment: &Permission| {
+        let nonce: U256 = payment.authorization.nonce.atomic();
+        let bit = usize::try_from(nonce & U256::from(255)).unwrap();
+        invalidateUnorderedNoncesCall {
+            word: nonce >> 8,
+            mask: U256::ONE << bit,
+        }
     };
-    world.chain.send_as(payer.address(), PERMIT2, call).await;
+    let before = Permission::exact(&payer, PAYEE, 6_000);
+    world
+        .chain
+        .send_as(payer.address(), PERMIT2, invalidation(&before))
+        .await;
     for answer in [
-        world.facilitator.verify(&payment.body()).await,
-        world.facilitator.settle(&payment.body()).await,
+        world.facilitator.verify(&before.body()).await,
+        world.facilitator.settle(&before.body()).await,
     ] {
         assert_eq!(answer.reason(), "permit2_invalid_nonce", "{answer:?}");
     }
     assert_eq!(world.transactions(1).await, 0);
+
+    let after = Permission::exact(&payer, PAYEE, 6_000);
+    world.chain.automine(false).await;
+    let mut settling = world.facilitator.settling(&after.body());
+    world.has_sent(1).await;
+    let call = (PERMIT2, invalidation(&after).abi_encode().into());
+    world.chain.call_dearly_as(payer.address(), call).await;
+    world.mine_on().await;
+    let failed = settling.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(failed.reason(), "permit2_invalid_nonce", "{failed:?}");
+    let row = world.facilitator.payment(&failed).await;
+    assert_eq!(row["state"], "failed", "the proof is on the chain: {row}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,7 +310,7 @@ async fn a_contract_wallet_pays_by_permit2_in_both_schemes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn upto_payments_are_settled_by_the_signer_that_they_name_and_others_ride_together() {
+async fn upto_payments_are_settled_by_the_signer_that_they_name_and_twins_settle_once_each() {
     let setup = Setup {
         signers: 3,
         block_time_s: Some(1),

@@ -77,7 +77,7 @@ fn the_last_transfer_before_the_proxys_word_is_the_payments() {
     let ours = moved(PAYER, PAYEE, AMOUNT);
     assert_eq!(found([ours.clone(), settled()]), Some(40));
     let with_permit = said(EXACT_PROXY, vec![SETTLED_WITH_PERMIT], Bytes::new());
-    let approval = said(USDC, vec![B256::repeat_byte(9)], Bytes::new());
+    let approval = said(USDC, vec![APPROVAL], Bytes::new());
     assert_eq!(
         found([approval.clone(), ours.clone(), approval, with_permit]),
         Some(41)
@@ -98,9 +98,9 @@ fn anything_less_is_no_trace() {
     let ours = moved(PAYER, PAYEE, AMOUNT);
     let by_other = said(OTHER, vec![SETTLED], Bytes::new());
     let by_upto = said(UPTO_PROXY, vec![SETTLED], Bytes::new());
-    let of_other_token = Log {
+    let of_other_token = || Log {
         address: OTHER,
-        ..ours.clone()
+        ..moved(PAYER, PAYEE, AMOUNT)
     };
     for logs in [
         vec![],
@@ -109,12 +109,14 @@ fn anything_less_is_no_trace() {
         vec![settled(), ours.clone()],
         vec![ours.clone(), by_other],
         vec![ours.clone(), by_upto],
-        vec![of_other_token, settled()],
+        vec![of_other_token(), settled()],
         vec![moved(PAYER, PAYEE, AMOUNT - 1), settled()],
         vec![moved(PAYER, OTHER, AMOUNT), settled()],
         vec![moved(OTHER, PAYEE, AMOUNT), settled()],
         // A plain transfer of the same money, and a settlement of something else behind it.
         vec![ours.clone(), moved(PAYER, OTHER, 1), settled()],
+        // The same money moved by another authorization, and a settlement in another token behind it.
+        vec![ours.clone(), of_other_token(), settled()],
         // A token that takes a fee.
         vec![ours, moved(PAYER, OTHER, 1), settled()],
     ] {
@@ -180,21 +182,54 @@ fn a_batch_settles_it_only_where_nothing_else_could_have_moved_the_same_money() 
     let batch = |of: &[Signed<'_>]| crate::chain::authorization::batch_call(of.iter().copied()).1;
     let proves = |data: &Bytes, tokens: &[Address]| settles(signed, Some(MULTICALL3), data, tokens);
 
-    assert!(proves(&batch(&[signed]), &[]));
-    assert!(proves(&batch(&[signed, by_eip3009().signed()]), &[USDC]));
-    assert!(
-        !proves(&batch(&[signed, by_eip3009().signed()]), &[]),
-        "calls a contract that nobody knows"
-    );
-    assert!(
-        !proves(&batch(&[signed, twin.signed()]), &[]),
-        "two that look alike"
-    );
-    assert!(!proves(&batch(&[twin.signed()]), &[]), "another nonce");
-    assert!(!proves(&Bytes::new(), &[]), "no batch");
+    let mut other = crate::payment::specimen::candidate();
+    let alike = other.clone();
+    other.authorization.value = "1".parse().unwrap();
+    let mut in_nothing = twin.clone();
+    in_nothing.asset = OTHER;
+
+    assert!(proves(&batch(&[signed]), &[USDC]));
+    assert!(proves(&batch(&[signed, other.signed()]), &[USDC]));
+    for (batch, tokens, why) in [
+        (batch(&[signed]), vec![], "a token that nobody knows"),
+        (
+            batch(&[signed, in_nothing.signed()]),
+            vec![USDC],
+            "the same beside it",
+        ),
+        (
+            batch(&[signed, twin.signed()]),
+            vec![USDC],
+            "two look alike",
+        ),
+        (
+            batch(&[signed, alike.signed()]),
+            vec![USDC],
+            "a transfer looks alike",
+        ),
+        (batch(&[twin.signed()]), vec![USDC], "another nonce"),
+        (Bytes::new(), vec![USDC], "no batch"),
+        (
+            beside_a_plain_transfer(signed),
+            vec![USDC],
+            "a plain transfer",
+        ),
+    ] {
+        assert!(!proves(&batch, &tokens), "{why}");
+    }
 }
 
-/// A payment by EIP-3009, which calls the token.
-fn by_eip3009() -> Candidate {
-    crate::payment::specimen::candidate()
+/// A batch in which the token is called for something else than an authorization as well.
+fn beside_a_plain_transfer(signed: Signed<'_>) -> Bytes {
+    let (target, data) = crate::chain::authorization::settlement_call(signed);
+    let call = |target, data| Multicall3::Call3 {
+        target,
+        allowFailure: true,
+        callData: data,
+    };
+    let calls = vec![
+        call(USDC, Bytes::from_static(&[0x23, 0xb8, 0x72, 0xdd])),
+        call(target, data),
+    ];
+    Multicall3::aggregate3Call { calls }.abi_encode().into()
 }

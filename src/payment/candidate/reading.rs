@@ -79,6 +79,10 @@ impl Draft<'_> {
             facilitator,
             sponsored: None,
         });
+        if required.scheme == Scheme::Exact && self.request.accepted_scheme != Scheme::Exact {
+            let why = "expected the accepted scheme to be exact as the required one is".to_owned();
+            return Err(self.refuse(Reason::UnsupportedPayloadType, why));
+        }
         self.is_of_one_scheme(&method)?;
         self.is_of_one_network(&method)?;
         let charged = required.scheme == Scheme::Upto && self.purpose == Purpose::Settle;

@@ -113,8 +113,16 @@ impl Chain {
     }
 
     /// Makes a call of a stranger's, who pays better than we do, and waits for its block unless blocks have to be made.
-    pub(crate) async fn call_dearly(&self, (to, data): (Address, Bytes)) {
+    pub(crate) async fn call_dearly(&self, call: (Address, Bytes)) {
+        self.call_dearly_as(LocalChain::funded_keys()[0].address, call)
+            .await;
+    }
+
+    /// The same as any account.
+    pub(crate) async fn call_dearly_as(&self, from: Address, (to, data): (Address, Bytes)) {
+        self.call("anvil_impersonateAccount", json!([from])).await;
         let mut transaction = errand(to, &data);
+        transaction["from"] = json!(from);
         transaction["gas"] = json!("0x7a120");
         for fee in ["maxFeePerGas", "maxPriorityFeePerGas"] {
             transaction[fee] = json!("0x12a05f200");

@@ -262,7 +262,6 @@ async fn what_the_proxies_revert_with_is_decoded_into_its_code() {
         ("InvalidOwner()", "permit2_invalid_owner"),
         ("PaymentTooEarly()", "permit2_payment_too_early"),
         ("Permit2612AmountMismatch()", "permit2_2612_amount_mismatch"),
-        ("InvalidNonce()", "permit2_invalid_nonce"),
         ("InvalidSigner()", "invalid_permit2_signature"),
         ("SignatureExpired(uint256)", "permit2_deadline_expired"),
         ("AmountExceedsPermitted()", "upto_amount_exceeds_permitted"),

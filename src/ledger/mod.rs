@@ -43,7 +43,7 @@ pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, SessionOf};
 pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
 pub use life::{AttemptMade, Event, Life, Mined};
-pub use outbox::{Attempt, Heard, NewTransaction, Recorded, Unmined};
+pub use outbox::{Attempt, Heard, NewTransaction, Recorded, TransactionKind, Unmined};
 pub use payments::AuthorizationKey;
 pub use processes::ProcessId;
 pub use results::{BlockRef, MinedTransaction, MovedRow};

@@ -26,6 +26,28 @@ pub struct Attempt {
     pub empty: bool,
 }
 
+/// What a transaction of ours is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionKind {
+    /// One settlement.
+    Direct,
+    /// Several, by Multicall3, each of which may fail alone.
+    Batch,
+    /// Gas money for a payer.
+    Funding,
+}
+
+impl TransactionKind {
+    /// The name in the ledger.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Batch => "batch",
+            Self::Funding => "funding",
+        }
+    }
+}
+
 /// A transaction about to be written.
 #[derive(Debug)]
 pub struct NewTransaction<'a> {
@@ -35,8 +57,8 @@ pub struct NewTransaction<'a> {
     pub epoch: i64,
     /// Its nonce, which must be the lane's next.
     pub nonce: u64,
-    /// `direct`: one settlement; `batch`: several payments by Multicall3; `funding`: gas money for a payer.
-    pub kind: &'static str,
+    /// What it is for.
+    pub kind: TransactionKind,
     /// Its first bytes.
     pub attempt: &'a Attempt,
     /// What rides in it, in order.
@@ -164,7 +186,7 @@ impl Ledger {
             new.attempt.max_fee_wei.to_string(),
             new.attempt.max_priority_fee_wei.to_string(),
             &ids,
-            new.kind,
+            new.kind.name(),
         )
         .execute(&mut *connection)
         .await?;
@@ -269,7 +291,7 @@ impl Ledger {
                     id: row.id,
                     network: lane.network,
                     nonce,
-                    batch: row.kind == "batch",
+                    batch: row.kind == TransactionKind::Batch.name(),
                     attempts: Vec::new(),
                     payments,
                 });

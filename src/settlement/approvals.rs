@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::Broadcast;
 use crate::chain::RpcError;
 use crate::chain::broadcast::{Rejection, broadcast};
-use crate::ledger::{Funded, Funding, LedgerError};
+use crate::ledger::{Funded, Funding};
 use crate::payment::state::Exit;
 use crate::payment::{Approval, Payment, Signed};
 use crate::protocol::Reason;
-use crate::settlement::{Queue, Queued, Site};
+use crate::settlement::{NotNow, Queue, Queued, Site};
 use crate::telemetry::causes;
 
 /// Approvals that are followed at once; beyond that payments wait in the ledger.
@@ -29,17 +29,6 @@ const FOLLOWED_MAX: usize = 64;
 const FOLLOWED_FOR: Duration = Duration::from_mins(1);
 /// How often the chain is asked when no block comes.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// An approval cannot be judged now.
-#[derive(Debug, thiserror::Error)]
-pub enum NotNow {
-    /// The chain cannot be asked.
-    #[error(transparent)]
-    Chain(#[from] RpcError),
-    /// The ledger cannot be asked.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-}
 
 /// Where payments wait for their payers' approvals, and lanes for orders to give gas money.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ mod unmoved;
 pub mod waiters;
 mod watch;
 
-pub use approvals::{Approvals, Approver, NotNow, approval_objection};
+pub use approvals::{Approvals, Approver, approval_objection};
 pub use chain_view::ChainView;
 pub use gas::BatchLimits;
 pub use lane::Lane;
@@ -32,3 +32,17 @@ pub use transfers::Transfers;
 pub use unmoved::Unmoved;
 pub use waiters::Waiters;
 pub use watch::Watch;
+
+use crate::chain::RpcError;
+use crate::ledger::LedgerError;
+
+/// Something cannot be looked at now; it will be again.
+#[derive(Debug, thiserror::Error)]
+pub enum NotNow {
+    /// The chain cannot be asked.
+    #[error(transparent)]
+    Chain(#[from] RpcError),
+    /// The ledger cannot be asked.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}

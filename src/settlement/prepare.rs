@@ -6,7 +6,9 @@ use crate::chain::authorization::AuthorizationUse;
 use crate::chain::fees::TooDear;
 use crate::chain::signer::{Order, SigningFailed};
 use crate::chain::{RpcError, SignerKey};
-use crate::ledger::{Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Recorded, Unmined};
+use crate::ledger::{
+    Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Recorded, TransactionKind, Unmined,
+};
 use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment};
@@ -246,7 +248,11 @@ impl Desk<'_> {
             lane: self.lane,
             epoch: self.lease.epoch,
             nonce,
-            kind: if batch { "batch" } else { "direct" },
+            kind: if batch {
+                TransactionKind::Batch
+            } else {
+                TransactionKind::Direct
+            },
             attempt: &attempt,
             payments: &riding,
         };

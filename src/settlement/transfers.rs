@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::broadcast::broadcast;
 use crate::chain::transfer::plain_transfer_log;
-use crate::chain::{Broadcast, Head, Receipt, RpcError};
-use crate::ledger::{LedgerError, OpenTransfer, TransferOutcome};
+use crate::chain::{Broadcast, Head, Receipt};
+use crate::ledger::{OpenTransfer, TransferOutcome};
 use crate::payment::state::Exit;
 use crate::payment::{Location, PaymentId, PaymentState};
 use crate::protocol::Reason;
-use crate::settlement::Site;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::{NotNow, Site};
 use crate::telemetry::causes;
 
 /// Transfers that are looked at in one go; each costs a call or two. The next go begins behind them, so that many which never come keep
@@ -70,15 +70,6 @@ impl Followed {
         let rest = LATE_INTERVAL.min(late_for / 4);
         self.looked_at.is_none_or(|since| since.elapsed() >= rest)
     }
-}
-
-/// Why a transfer could not be looked at; it will be again.
-#[derive(Debug, thiserror::Error)]
-enum NotNow {
-    #[error(transparent)]
-    Chain(#[from] RpcError),
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
 }
 
 impl Transfers {

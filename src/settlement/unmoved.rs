@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::chain::Head;
 use crate::chain::authorization::AuthorizationUse;
-use crate::chain::{Head, RpcError};
-use crate::ledger::{LedgerError, Verdict};
+use crate::ledger::Verdict;
 use crate::payment::{Location, Payment, PaymentId};
-use crate::settlement::Site;
 use crate::settlement::undecided::{is_deep, verdict};
+use crate::settlement::{NotNow, Site};
 use crate::telemetry::causes;
 
 /// How often the ledger is asked for what another process, or an earlier life of this one, left undecided.
@@ -39,17 +39,6 @@ pub struct Unmoved {
     /// How many reorganisations were seen, and until which height failures are not proven any more.
     reorganisations: u64,
     undone_until: Option<u64>,
-}
-
-/// The look did not succeed; the next one will.
-#[derive(Debug, thiserror::Error)]
-enum NotNow {
-    /// The chain cannot be asked.
-    #[error(transparent)]
-    Chain(#[from] RpcError),
-    /// The ledger cannot be asked.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
 }
 
 impl Unmoved {

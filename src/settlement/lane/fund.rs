@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{Lane, Lost, Open, Owned};
 use crate::chain::signer::Order;
-use crate::ledger::{Attempt, Funding, NewTransaction, Recorded, Unmined};
+use crate::ledger::{Attempt, Funding, NewTransaction, Recorded, TransactionKind, Unmined};
 use crate::settlement::Site;
 use crate::settlement::prepare::NotPrepared;
 
@@ -68,7 +68,7 @@ impl Lane {
             lane: self.id,
             epoch: owned.lease.epoch,
             nonce,
-            kind: "funding",
+            kind: TransactionKind::Funding,
             attempt: &attempt,
             payments: &[],
         };

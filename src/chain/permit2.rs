@@ -69,54 +69,33 @@ pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
         nonce: U256::from_be_bytes(terms.nonce.0),
         deadline: terms.valid_before.atomic(),
     };
-    let approval = permit2612(permit);
-    let data = match (permit.facilitator, approval) {
-        (None, None) => ExactProxy::settleCall {
-            permit: leave,
-            owner,
-            witness: ExactWitness {
-                to,
-                validAfter: valid_after,
-            },
-            signature,
+    let amount = terms.value.atomic();
+    let to_exactly = ExactWitness {
+        to,
+        validAfter: valid_after,
+    };
+    let by = |facilitator| UptoWitness {
+        to,
+        facilitator,
+        validAfter: valid_after,
+    };
+    let data = match (permit.facilitator, permit2612(permit)) {
+        (None, None) => {
+            let call = (leave, owner, to_exactly, signature);
+            ExactProxy::settleCall::from(call).abi_encode()
         }
-        .abi_encode(),
-        (None, Some(permit2612)) => ExactProxy::settleWithPermitCall {
-            permit2612,
-            permit: leave,
-            owner,
-            witness: ExactWitness {
-                to,
-                validAfter: valid_after,
-            },
-            signature,
+        (None, Some(allowance)) => {
+            let call = (allowance, leave, owner, to_exactly, signature);
+            ExactProxy::settleWithPermitCall::from(call).abi_encode()
         }
-        .abi_encode(),
-        (Some(facilitator), None) => UptoProxy::settleCall {
-            permit: leave,
-            amount: terms.value.atomic(),
-            owner,
-            witness: UptoWitness {
-                to,
-                facilitator,
-                validAfter: valid_after,
-            },
-            signature,
+        (Some(facilitator), None) => {
+            let call = (leave, amount, owner, by(facilitator), signature);
+            UptoProxy::settleCall::from(call).abi_encode()
         }
-        .abi_encode(),
-        (Some(facilitator), Some(permit2612)) => UptoProxy::settleWithPermitCall {
-            permit2612,
-            permit: leave,
-            amount: terms.value.atomic(),
-            owner,
-            witness: UptoWitness {
-                to,
-                facilitator,
-                validAfter: valid_after,
-            },
-            signature,
+        (Some(facilitator), Some(allowance)) => {
+            let call = (allowance, leave, amount, owner, by(facilitator), signature);
+            UptoProxy::settleWithPermitCall::from(call).abi_encode()
         }
-        .abi_encode(),
     };
     data.into()
 }

@@ -41,22 +41,6 @@ fn approving(build: Build, payer: &PrivateKeySigner) -> Permission {
     payment.with_approval(&approval)
 }
 
-async fn is_refused_at_both(world: &World, body: &Value, code: &str) {
-    let verdict = world.facilitator.verify(body).await;
-    assert_eq!(
-        (verdict.status, verdict.reason()),
-        (200, code),
-        "verify: {verdict:?}"
-    );
-    let settled = world.facilitator.settle(body).await;
-    assert_eq!(
-        (settled.status, settled.reason()),
-        (200, code),
-        "settle: {settled:?}"
-    );
-    assert_eq!(settled.transaction(), "");
-}
-
 async fn native(world: &World, account: Address) -> U256 {
     let balance = world
         .chain
@@ -102,12 +86,9 @@ async fn payers_without_native_money_pay_by_permit2_after_an_approval_that_is_su
     );
 
     let third = approving(Permission::exact, &world.payer().await);
-    is_refused_at_both(
-        &world,
-        &third.body(),
-        "erc20_approval_insufficient_eth_for_gas",
-    )
-    .await;
+    world
+        .is_refused_at_both(&third.body(), "erc20_approval_insufficient_eth_for_gas")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +110,9 @@ async fn who_has_gas_money_is_given_none_and_who_wants_too_much_gets_nothing() {
         ..greedy.approval()
     };
     let code = "erc20_approval_insufficient_eth_for_gas";
-    is_refused_at_both(&world, &greedy.with_approval(&dear).body(), code).await;
+    world
+        .is_refused_at_both(&greedy.with_approval(&dear).body(), code)
+        .await;
 }
 
 /// Approvals that each have one fault, with its code.
@@ -212,25 +195,29 @@ async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
     ] {
         let mut body = good.body();
         *body.pointer_mut(&format!("{INFO}/{member}")).unwrap() = value;
-        is_refused_at_both(&world, &body, code).await;
+        world.is_refused_at_both(&body, code).await;
     }
     let plain = good.approval();
     for (transaction, code) in faulty(&plain) {
         let payment = good.clone().with_approval(&transaction);
-        is_refused_at_both(&world, &payment.body(), code).await;
+        world.is_refused_at_both(&payment.body(), code).await;
     }
     let mut foreign = good.body();
     *foreign
         .pointer_mut(&format!("{INFO}/signedTransaction"))
         .unwrap() = json!(signed(&plain, &new_account()));
-    is_refused_at_both(&world, &foreign, "erc20_approval_tx_signer_mismatch").await;
+    world
+        .is_refused_at_both(&foreign, "erc20_approval_tx_signer_mismatch")
+        .await;
     let mut broken = signed(&plain, &payer).to_vec();
     let r = broken.len() - 65;
     broken[r..r + 32].fill(0xff);
     *foreign
         .pointer_mut(&format!("{INFO}/signedTransaction"))
         .unwrap() = json!(Bytes::from(broken));
-    is_refused_at_both(&world, &foreign, "erc20_approval_tx_invalid_signature").await;
+    world
+        .is_refused_at_both(&foreign, "erc20_approval_tx_invalid_signature")
+        .await;
     assert_eq!(world.transactions(1).await, 0, "nobody was given anything");
 }
 
@@ -243,7 +230,9 @@ async fn without_the_operators_consent_approvals_are_not_looked_at() {
         "{supported}"
     );
     let payment = approving(Permission::exact, &world.payer().await);
-    is_refused_at_both(&world, &payment.body(), "permit2_allowance_required").await;
+    world
+        .is_refused_at_both(&payment.body(), "permit2_allowance_required")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,32 +17,6 @@ const PRICE: u64 = 10_000;
 type Build = fn(&PrivateKeySigner, Address, u64) -> Permission;
 const SCHEMES: [Build; 2] = [Permission::exact, Permission::upto];
 
-/// The body is refused with `code` at verify and at settle, and nothing is sent.
-async fn is_refused_at_both(world: &World, body: &Value, code: &str) {
-    let verdict = world.facilitator.verify(body).await;
-    assert_eq!(
-        (verdict.status, verdict.reason()),
-        (200, code),
-        "verify: {verdict:?}"
-    );
-    let settled = world.facilitator.settle(body).await;
-    assert_eq!(
-        (settled.status, settled.reason()),
-        (200, code),
-        "settle: {settled:?}"
-    );
-    assert_eq!(settled.transaction(), "");
-    for message in [
-        &verdict.body["invalidMessage"],
-        &settled.body["errorMessage"],
-    ] {
-        assert!(
-            message.as_str().is_some_and(|text| text.len() > 10),
-            "{message}"
-        );
-    }
-}
-
 /// One place of a body changed.
 fn changed(payment: &Permission, pointer: &str, value: Value) -> Value {
     let mut body = payment.body();
@@ -112,21 +86,27 @@ async fn what_is_wrong_with_a_permission_is_said_by_its_code() {
     let good = |build: Build| build(&payer, PAYEE, PRICE);
     for build in SCHEMES {
         for (payment, code) in faulty(build, &payer) {
-            is_refused_at_both(&world, &payment.body(), code).await;
+            world.is_refused_at_both(&payment.body(), code).await;
         }
         let poor = build(&world.payer().await, PAYEE, PRICE);
-        is_refused_at_both(&world, &poor.body(), "permit2_allowance_required").await;
+        world
+            .is_refused_at_both(&poor.body(), "permit2_allowance_required")
+            .await;
         let elsewhere = Permission {
             asset: OTHER,
             ..good(build)
         };
-        is_refused_at_both(&world, &elsewhere.body(), "invalid_payment_requirements").await;
+        world
+            .is_refused_at_both(&elsewhere.body(), "invalid_payment_requirements")
+            .await;
     }
     let dearer = Permission {
         amount: U256::from(PRICE + 1),
         ..good(Permission::exact)
     };
-    is_refused_at_both(&world, &dearer.body(), "permit2_amount_mismatch").await;
+    world
+        .is_refused_at_both(&dearer.body(), "permit2_amount_mismatch")
+        .await;
     let cheaper = Permission {
         amount: U256::from(PRICE - 1),
         ..good(Permission::upto)
@@ -190,12 +170,14 @@ async fn schemes_networks_facilitators_and_charges_that_do_not_fit_have_codes_of
             "invalid_payload",
         ),
     ] {
-        is_refused_at_both(&world, &body, code).await;
+        world.is_refused_at_both(&body, code).await;
     }
     let strange = upto
         .clone()
         .with(|signed| signed.witness.facilitator = Some(OTHER));
-    is_refused_at_both(&world, &strange.body(), "upto_facilitator_mismatch").await;
+    world
+        .is_refused_at_both(&strange.body(), "upto_facilitator_mismatch")
+        .await;
     let above = world
         .facilitator
         .settle(&upto.charging(PRICE + 1).body())
@@ -228,15 +210,19 @@ async fn what_is_wrong_with_a_permit_of_the_tokens_own_is_said_by_its_code() {
             ("amount", json!("9999"), "permit2_2612_amount_mismatch"),
         ] {
             let body = changed(&good, &format!("{info}/{member}"), value);
-            is_refused_at_both(&world, &body, code).await;
+            world.is_refused_at_both(&body, code).await;
         }
         // A permit that the token does not take: another nonce than the payer's next.
         let used = build(&payer, PAYEE, PRICE).with_permit(7);
-        is_refused_at_both(&world, &used.body(), "permit2_allowance_required").await;
+        world
+            .is_refused_at_both(&used.body(), "permit2_allowance_required")
+            .await;
         // What the seller declared alone is no permit, and an unfilled one is nothing.
         let mut declared = good.body();
         *declared.pointer_mut(info).unwrap() = json!({"description": "gas", "version": "1"});
-        is_refused_at_both(&world, &declared, "permit2_allowance_required").await;
+        world
+            .is_refused_at_both(&declared, "permit2_allowance_required")
+            .await;
     }
 }
 
@@ -273,7 +259,9 @@ async fn what_the_proxies_revert_with_is_decoded_into_its_code() {
             world.chain.call("anvil_setCode", code).await;
         }
         for build in SCHEMES {
-            is_refused_at_both(&world, &build(&payer, PAYEE, PRICE).body(), code).await;
+            world
+                .is_refused_at_both(&build(&payer, PAYEE, PRICE).body(), code)
+                .await;
         }
     }
     for proxy in [EXACT_PROXY, UPTO_PROXY] {
@@ -284,7 +272,9 @@ async fn what_the_proxies_revert_with_is_decoded_into_its_code() {
     }
     for build in SCHEMES {
         let payment = build(&payer, PAYEE, PRICE);
-        is_refused_at_both(&world, &payment.body(), "permit2_proxy_not_deployed").await;
+        world
+            .is_refused_at_both(&payment.body(), "permit2_proxy_not_deployed")
+            .await;
     }
 }
 
@@ -297,17 +287,23 @@ async fn a_paused_token_a_token_without_code_and_a_used_nonce_are_told_apart() {
         assert!(world.facilitator.settle(&first.body()).await.succeeded());
         let nonce = first.authorization.nonce;
         let second = build(&payer, OTHER, PRICE).with(|signed| signed.nonce = nonce);
-        is_refused_at_both(&world, &second.body(), "permit2_invalid_nonce").await;
+        world
+            .is_refused_at_both(&second.body(), "permit2_invalid_nonce")
+            .await;
     }
     world.chain.send(TEST_USDC, pauseCall { on: true }).await;
     let payment = Permission::exact(&payer, PAYEE, PRICE);
-    is_refused_at_both(&world, &payment.body(), "permit2_simulation_failed").await;
+    world
+        .is_refused_at_both(&payment.body(), "permit2_simulation_failed")
+        .await;
     world
         .chain
         .call("anvil_setCode", json!([TEST_USDC, "0x"]))
         .await;
     let payment = Permission::exact(&payer, PAYEE, PRICE);
-    is_refused_at_both(&world, &payment.body(), "asset_not_deployed_contract").await;
+    world
+        .is_refused_at_both(&payment.body(), "asset_not_deployed_contract")
+        .await;
     let signer = Chain::signers(1)[0].address;
     assert_eq!(
         world.chain.transaction_count(signer).await,

@@ -111,6 +111,32 @@ impl World {
         assert_eq!(again.transaction(), first.transaction());
     }
 
+    /// A body is refused with `code` at verify and at settle, with a message for people, and nothing is sent for it.
+    pub(crate) async fn is_refused_at_both(&self, body: &Value, code: &str) {
+        let verdict = self.facilitator.verify(body).await;
+        assert_eq!(
+            (verdict.status, verdict.reason()),
+            (200, code),
+            "verify: {verdict:?}"
+        );
+        let settled = self.facilitator.settle(body).await;
+        assert_eq!(
+            (settled.status, settled.reason()),
+            (200, code),
+            "settle: {settled:?}"
+        );
+        assert_eq!(settled.transaction(), "");
+        for message in [
+            &verdict.body["invalidMessage"],
+            &settled.body["errorMessage"],
+        ] {
+            assert!(
+                message.as_str().is_some_and(|text| text.len() > 10),
+                "{message}"
+            );
+        }
+    }
+
     /// How many transactions of the signers are mined.
     pub(crate) async fn transactions(&self, signers: usize) -> u64 {
         let mut sum = 0;

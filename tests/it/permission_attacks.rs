@@ -116,7 +116,12 @@ async fn attack_10_one_header_at_two_sellers_of_one_payee_buys_one_resource() {
     let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|one| one.succeeded());
     assert_eq!((good.len(), bad.len()), (1, 1), "{answers:?}");
     assert_eq!(bad[0].reason(), "duplicate_settlement");
-    assert_eq!(bad[0].transaction(), good[0].transaction());
+    // Who asks for more than the other does not wait for the other's transaction.
+    let named = bad[0].transaction();
+    assert!(
+        named.is_empty() || named == good[0].transaction(),
+        "{answers:?}"
+    );
     let moved = good[0].body["amount"].as_str().unwrap();
     assert_eq!(world.chain.usdc(PAYEE).await.to_string(), moved);
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);

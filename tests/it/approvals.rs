@@ -4,7 +4,7 @@ use alloy::consensus::TxEip1559;
 use alloy::primitives::{Address, Bytes, TxKind, U64, U256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
-use serde_json::{Value, json};
+use serde_json::json;
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::permit2::PERMIT2;
 

@@ -84,7 +84,7 @@ impl Ledger {
         let pool = core(connections_max.saturating_sub(for_history).max(1))
             .connect_with(options.clone())
             .await?;
-        let history = limited(for_history).connect_lazy_with(options);
+        let history = limited(for_history, "on").connect_lazy_with(options);
         let process = ProcessId(Uuid::now_v7());
         let (groups, task) = groups::open(&pool, process);
         let ledger = Self {
@@ -144,32 +144,28 @@ impl Ledger {
     }
 }
 
-/// Connections that wait at most five seconds for each other, and for a statement at most ten. Not startup parameters, because poolers refuse
-/// those.
-fn limited(connections_max: u32) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections_max)
-        .acquire_timeout(Duration::from_secs(5))
-        .after_connect(|connection, _| Box::pin(limit(connection)))
-}
-
 /// Connections of the core path. Each of its statements finds its rows by an index; while a table is young the planner does not know how
 /// it grows, and would rather read all of it.
 fn core(connections_max: u32) -> PgPoolOptions {
-    limited(connections_max).after_connect(|connection, _| {
-        Box::pin(async move {
-            limit(connection).await?;
-            sqlx::query!("set enable_seqscan = off")
-                .execute(connection)
-                .await
-                .map(drop)
-        })
-    })
+    limited(connections_max, "off")
 }
 
-async fn limit(connection: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query!("set statement_timeout = '10s'")
-        .execute(connection)
-        .await
-        .map(drop)
+/// Connections that wait at most five seconds for each other, and for a statement at most ten. Plans are never compiled to machine code:
+/// that takes longer than any statement here runs. Not startup parameters, because poolers refuse those.
+fn limited(connections_max: u32, table_scans: &'static str) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(Duration::from_secs(5))
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "select set_config(name, value, false)
+                    from (values ('statement_timeout', '10s'), ('jit', 'off'), ('enable_seqscan', $1)) as settings (name, value)",
+                    table_scans,
+                )
+                .fetch_all(connection)
+                .await
+                .map(drop)
+            })
+        })
 }

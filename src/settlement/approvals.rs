@@ -278,6 +278,8 @@ async fn step(site: &Site, payment: &Payment) -> Result<Next, NotNow> {
 /// Has the payer given what it lacks. Only once: a payer who spends it is left to pay for its own gas.
 async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow> {
     let payer = payment.authorization.from;
+    // In this order: what a lane writes for this payment between the two must not count as given before.
+    let given = site.ledger.given(site.policy.network, payer).await?;
     match site.ledger.funded(payment.id).await? {
         Funded::Sent => Ok(Next::Wait),
         Funded::Mined => {
@@ -286,7 +288,6 @@ async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow>
             Ok(Next::GiveUp(Reason::ApprovalInsufficientGas, why))
         }
         Funded::Never => {
-            let given = site.ledger.given(site.policy.network, payer).await?;
             if !site
                 .policy
                 .approvals

@@ -4,13 +4,14 @@
 //! Not every used authorization counts: what another facilitator settled may have bought its resource there. Counted are payments that
 //! this ledger accepted before, authorizations whose nonce is that of a session of ours, and transactions that came from a signer of ours.
 
+use alloy::primitives::Address;
 use uuid::Uuid;
 
 use crate::chain::RpcError;
 use crate::chain::authorization::AuthorizationUse;
 use crate::facilitator::{Checked, Facilitator, Halt};
 use crate::ledger::{LaneKey, MovedBefore};
-use crate::payment::{Candidate, Payment, PaymentId};
+use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
 use crate::settlement::Site;
 
@@ -34,26 +35,43 @@ pub(super) enum Examined {
     Moved(PaymentId),
 }
 
+/// What the chain says about an authorization that is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Recognised {
+    /// Its money has moved, and this row says so.
+    Transferred(PaymentId),
+    /// Its nonce is used for something that does not count here.
+    Consumed,
+    /// Its nonce is unused, as far as the node that was asked knows.
+    Unused,
+}
+
 impl Facilitator {
-    /// Checks a payment, and recognises it when its money has moved already.
+    /// Checks a payment, and recognises it when its money has moved already: what the ledger knows is not refused before the chain was asked.
     pub(super) async fn examine(
         &self,
         site: &Site,
         candidate: &Candidate,
         bond: Bond,
     ) -> Result<Examined, Halt> {
-        match self.check(site, candidate.clone()).await {
-            Ok(checked) => Ok(Examined::Good(Box::new(checked))),
-            Err(Halt::Refused(refusal))
-                if matches!(
-                    refusal.reason,
-                    Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
-                ) =>
-            {
-                let moved = self.recognise(site, candidate, bond).await?;
-                moved.map(Examined::Moved).ok_or(Halt::Refused(refusal))
-            }
-            Err(halt) => Err(halt),
+        let refusal = match self.check(site, candidate.clone()).await {
+            Ok(checked) => return Ok(Examined::Good(Box::new(checked))),
+            Err(Halt::Refused(refusal)) => refusal,
+            Err(halt) => return Err(halt),
+        };
+        let used = matches!(
+            refusal.reason,
+            Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
+        );
+        // What was accepted once, or has a session, may have been submitted by somebody else whatever the objection is now: its money may
+        // have moved before the authorization ended, or before the operator took its payee off the list.
+        if !used && bond == Bond::None {
+            return Err(refusal.into());
+        }
+        match self.recognise(site, candidate, bond).await? {
+            Recognised::Transferred(id) => Ok(Examined::Moved(id)),
+            Recognised::Unused if used => Err(RpcError::Unreachable.into()),
+            Recognised::Unused | Recognised::Consumed => Err(refusal.into()),
         }
     }
 
@@ -62,55 +80,77 @@ impl Facilitator {
         site: &Site,
         candidate: &Candidate,
         bond: Bond,
-    ) -> Result<Option<PaymentId>, Halt> {
-        let head = site.rpc.newest().await?;
-        let known = match bond {
-            Bond::Payment(id) => Some(self.ledger.standing(id).await?.payment),
-            Bond::None | Bond::Session => None,
-        };
-        // A metered payment may be presented with another charge than the one that moved.
-        let signed = known
-            .as_ref()
-            .map_or_else(|| candidate.signed(), Payment::signed);
-        let used = site
-            .rpc
-            .authorization_use(signed, head.number, &site.policy.tokens())
-            .await?;
+    ) -> Result<Recognised, Halt> {
+        if let Bond::Payment(id) = bond {
+            let payment = self.ledger.standing(id).await?.payment;
+            return self.recognise_refused(site, &payment).await;
+        }
+        let (used, head) = self.look_up(site, candidate.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
-            AuthorizationUse::Consumed(_) => return Ok(None),
-            // Another node has just said that it is used: this one is behind.
-            AuthorizationUse::Unused => return Err(RpcError::Unreachable.into()),
+            AuthorizationUse::Consumed(_) => return Ok(Recognised::Consumed),
+            AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
         let confirmations = site.policy.confirmations;
-        let deep = location.is_deep(head.number, confirmations);
         let signer = LaneKey {
             network: site.policy.network,
             signer: sender,
         };
-        let id = match bond {
-            Bond::Payment(id) => {
-                self.ledger.settled_by_others(id, &location, deep).await?;
-                id
-            }
-            Bond::None if !self.ledger.is_signer(signer).await? => return Ok(None),
-            Bond::None | Bond::Session => {
-                let moved = MovedBefore {
-                    id: PaymentId(Uuid::now_v7()),
-                    candidate,
-                    confirmations,
-                    location: &location,
-                    deep,
-                };
-                if !self.ledger.adopt(&moved).await? {
-                    return self.overtaken(candidate, None).await.map(Some);
-                }
-                moved.id
-            }
+        if bond == Bond::None && !self.ledger.is_signer(signer).await? {
+            return Ok(Recognised::Consumed);
+        }
+        let moved = MovedBefore {
+            id: PaymentId(Uuid::now_v7()),
+            candidate,
+            confirmations,
+            location: &location,
+            deep: location.is_deep(head, confirmations),
         };
-        tracing::info!(payment.id = %id, transaction = %location.transaction, %sender, "the money of a payment had moved before it was presented");
+        if !self.ledger.adopt(&moved).await? {
+            let id = self.overtaken(candidate, None).await?;
+            return Ok(Recognised::Transferred(id));
+        }
+        self.announce(site, moved.id, &location, sender);
+        Ok(Recognised::Transferred(moved.id))
+    }
+
+    /// Looks whether somebody else has moved the money of a payment that was accepted once and refused. By what the ledger has of it: a
+    /// metered payment may be presented with another charge than the one that moved.
+    pub(super) async fn recognise_refused(
+        &self,
+        site: &Site,
+        payment: &Payment,
+    ) -> Result<Recognised, Halt> {
+        let (used, head) = self.look_up(site, payment.signed()).await?;
+        let (location, sender) = match used {
+            AuthorizationUse::Transferred { location, sender } => (location, sender),
+            AuthorizationUse::Consumed(_) => return Ok(Recognised::Consumed),
+            AuthorizationUse::Unused => return Ok(Recognised::Unused),
+        };
+        let confirmed = location.is_deep(head, payment.confirmations);
+        let ledger = &self.ledger;
+        ledger
+            .settled_by_others(payment.id, &location, confirmed)
+            .await?;
+        self.announce(site, payment.id, &location, sender);
+        Ok(Recognised::Transferred(payment.id))
+    }
+
+    /// What became of an authorization, and the height of the block by which that was said.
+    async fn look_up(
+        &self,
+        site: &Site,
+        signed: Signed<'_>,
+    ) -> Result<(AuthorizationUse, u64), Halt> {
+        let head = site.rpc.newest().await?.number;
+        let tokens = site.policy.tokens();
+        let used = site.rpc.authorization_use(signed, head, &tokens).await?;
+        Ok((used, head))
+    }
+
+    fn announce(&self, site: &Site, id: PaymentId, location: &Location, sender: Address) {
+        tracing::info!(payment.id = %id, transaction = %location.transaction, %sender, "payment settled by a transaction that this ledger did not have");
         site.note_shallow();
         self.waiters.wake([id]);
-        Ok(Some(id))
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::chain::RpcError;
 use crate::facilitator::decision::{Decision, decide};
-use crate::facilitator::recognise::{Bond, Examined};
+use crate::facilitator::recognise::{Bond, Examined, Recognised};
 use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage};
 use crate::ledger::{Accepted, NewPayment, Standing};
 use crate::payment::method::Fault;
@@ -76,9 +76,8 @@ impl Facilitator {
             asked,
             session,
         };
-        self.conclude(taken, &answer, caller, deadline)
+        self.conclude(site, taken, &answer, (caller, deadline))
             .await
-            .map_err(Halt::from)
     }
 
     /// Finds an authorization's payment, or accepts it.
@@ -203,11 +202,11 @@ impl Facilitator {
     /// Waits until something can be said about an accepted payment, and says it.
     async fn conclude(
         &self,
+        site: &Site,
         taken: Taken,
         answer: &Answer,
-        caller: &Caller,
-        deadline: Instant,
-    ) -> Result<Settled, Outage> {
+        (caller, deadline): (&Caller, Instant),
+    ) -> Result<Settled, Halt> {
         let (id, mut waiting) = match taken {
             Taken::Before(id) => (id, self.waiters.wait_for(id)),
             // There is nothing to read before the engine has done something.
@@ -237,6 +236,11 @@ impl Facilitator {
                     }
                 }
                 Decision::Duplicate => return Ok(answer.duplicate(payment)),
+                // Somebody else may have submitted it while it waited.
+                Decision::CheckAgain(exit)
+                    if exit.reason != Reason::UnexpectedSettleError
+                        && self.recognise_refused(site, payment).await?
+                            == Recognised::Transferred(id) => {}
                 Decision::CheckAgain(exit) | Decision::Failed(exit) => {
                     return Ok(answer.refused(payment, exit.reason, exit.message));
                 }

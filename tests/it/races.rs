@@ -96,6 +96,40 @@ async fn a_payer_who_spends_the_money_first_is_refused_and_can_pay_later() {
     );
 }
 
+/// What the ledger knows is not refused before the chain was asked: neither by the clock, nor because of a balance that went where it should.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_payment_that_somebody_else_submitted_is_a_success_after_its_window_has_closed() {
+    let world = patient_world().await;
+    let payer = world.payer().await;
+    let purchase = Purchase::new(&payer, PAYEE, 76);
+    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let refused = settle_while(&world, &purchase, async || {
+        world.chain.submit(&everything).await;
+    })
+    .await;
+    let code = "invalid_exact_evm_insufficient_balance";
+    assert_eq!(refused.reason(), code, "{refused:?}");
+    world.chain.fund(payer.address(), 76).await;
+    world.chain.submit(&purchase).await;
+    world.chain.call("evm_increaseTime", json!([3_600])).await;
+    // Once this one is settled, the facilitator has seen blocks of after the window.
+    let mut other = Purchase::new(&world.payer().await, SOMEBODY_ELSE, 1);
+    let later = U256::from(SystemClock.now().unix_timestamp() + 4_200);
+    other.authorization.valid_before = Amount::from_atomic(later);
+    let other = world.facilitator.settle(&other.body()).await;
+    assert!(other.succeeded(), "{other:?}");
+    let advice = world.facilitator.verify(&purchase.body()).await;
+    assert!(advice.is_valid(), "{advice:?}");
+    let answer = world.facilitator.settle(&purchase.body()).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), 1);
+    let hash = answer.transaction();
+    assert_eq!(transfers[0]["transactionHash"], hash.as_str());
+    let row = world.facilitator.payment(&answer).await;
+    assert_eq!(row["reason"], serde_json::Value::Null, "{row}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authorization_that_expires_on_the_way_fails_once_the_chain_has_said_so() {
     let world = patient_world().await;

@@ -27,7 +27,7 @@ use crate::payment::method::Fault;
 use crate::payment::{Candidate, SignedBy};
 use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
-use crate::settlement::{NotNow, Site, Waiters, approval_objection};
+use crate::settlement::{CannotSend, NotNow, Site, Waiters, approval_objection};
 
 pub use grant::Grant;
 pub use sessions::{SessionError, SessionRules, Sponsorship};
@@ -70,6 +70,9 @@ pub enum Outage {
     /// The chain cannot be asked.
     #[error("the network's RPC is unavailable")]
     Chain(#[from] RpcError),
+    /// No signer can send now.
+    #[error(transparent)]
+    CannotSend(#[from] CannotSend),
     /// Too much is under way.
     #[error("too many payments are waiting")]
     Busy,
@@ -79,6 +82,20 @@ pub enum Outage {
     /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,
+}
+
+impl Outage {
+    /// When to ask again.
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            Self::CannotSend(cannot) => cannot.retry_after,
+            Self::Ledger(_)
+            | Self::Chain(_)
+            | Self::Busy
+            | Self::TooManySessions
+            | Self::Stopping => Duration::from_secs(1),
+        }
+    }
 }
 
 /// Either a refusal, which is an answer, or an outage.

@@ -125,6 +125,9 @@ impl Facilitator {
                 Examined::Good(checked) => *checked,
                 Examined::Moved(id) => return Ok(Taken::Before(id)),
             };
+            if !candidate.authorization.value.is_zero() {
+                site.can_send(candidate.method.facilitator())?;
+            }
             let new = NewPayment {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,

@@ -63,7 +63,10 @@ impl Facilitator {
                 }
             };
             match self.examine(site, &candidate, bond).await? {
-                Examined::Good(_) => return Ok(payer),
+                Examined::Good(_) => {
+                    site.can_send(candidate.method.facilitator())?;
+                    return Ok(payer);
+                }
                 Examined::Moved(id) => standing = Some(self.ledger.standing(id).await?),
             }
         }

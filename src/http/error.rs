@@ -162,11 +162,16 @@ impl Malformed {
 
 /// An outage as the standard calls answer it: 503 with the x402 shape, so that machines see an outage and SDK sellers a reason.
 pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
-    tracing::warn!(error = causes(outage), "cannot judge a payment now");
+    match outage {
+        // The lanes have said so once.
+        Outage::CannotSend(cannot) => tracing::debug!(%cannot, "a payment cannot be sent now"),
+        outage => tracing::warn!(error = causes(outage), "cannot judge a payment now"),
+    }
     let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
+    let seconds = outage.retry_after().as_secs().max(1);
     response
         .headers_mut()
-        .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     response
 }
 

@@ -26,7 +26,9 @@ pub enum Rejection {
     Underpriced,
     /// The fee is below what blocks, or the node, ask now.
     FeeTooLow,
-    /// No node takes it as it is, ever: too much gas, too many bytes, or too little gas to begin with.
+    /// No node takes it as it is, ever: too much gas, too many bytes. A smaller one may do.
+    TooLarge,
+    /// No node takes it as it is, ever, whatever its size.
     Unfit,
     /// The signer cannot pay for the gas.
     OutOfGasMoney,
@@ -42,7 +44,8 @@ impl Rejection {
             Self::NonceTooHigh => "an earlier transaction is missing",
             Self::Underpriced => "another transaction holds the nonce",
             Self::FeeTooLow => "the fee is below what blocks or the node ask",
-            Self::Unfit => "no node takes a transaction of this size",
+            Self::TooLarge => "no node takes a transaction of this size",
+            Self::Unfit => "no node takes this transaction as it is",
             Self::OutOfGasMoney => "the signer has too little native currency for gas",
             Self::PoolFull => "the node's pool is full",
         }
@@ -93,7 +96,9 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
         "tip cap",
     ]) {
         Rejection::FeeTooLow
-    } else if says(&UNFIT) {
+    } else if is_about_size(&message) {
+        Rejection::TooLarge
+    } else if says(&["intrinsic gas"]) {
         Rejection::Unfit
     } else if says(&["insufficient funds"]) {
         Rejection::OutOfGasMoney
@@ -109,16 +114,49 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
     Broadcast::Rejected(rejection)
 }
 
-/// Texts about the size of a transaction, which the same bytes will hear again.
-const UNFIT: [&str; 7] = [
+/// Whether a refusal is about the size of what was sent: the same bytes hear it again, fewer may not.
+fn is_about_size(message: &str) -> bool {
+    TOO_LARGE.iter().any(|text| message.contains(text))
+}
+
+const TOO_LARGE: [&str; 6] = [
     "exceeds the configured cap",
     "exceeds block gas limit",
     "gas limit too high",
     "per-transaction gas limit",
     "maximum transaction gas limit",
-    "intrinsic gas",
     "oversized data",
 ];
+/// What nodes say of simulations besides.
+const TOO_LARGE_TO_SIMULATE: [&str; 5] = [
+    "out of gas",
+    "gas limit is too high",
+    "too large",
+    "execution timeout",
+    "execution aborted (timeout",
+];
+
+impl RpcError {
+    /// Whether the answer to a simulated batch says that it is too large: too much gas, too many bytes, too long to run.
+    pub fn is_about_size(&self) -> bool {
+        match self {
+            Self::Refused { message, .. } => {
+                let message = message.to_lowercase();
+                let says = |text: &&str| message.contains(*text);
+                is_about_size(&message) || TOO_LARGE_TO_SIMULATE.iter().any(says)
+            }
+            Self::Status(status) => *status == PAYLOAD_TOO_LARGE,
+            Self::Timeout
+            | Self::Unreachable
+            | Self::Malformed(_)
+            | Self::OverBudget
+            | Self::WrongChain { .. } => false,
+        }
+    }
+}
+
+/// HTTP's word for it.
+const PAYLOAD_TOO_LARGE: u16 = 413;
 
 #[cfg(test)]
 mod tests {
@@ -168,20 +206,45 @@ mod tests {
             ),
             (
                 "tx fee (1.20 ether) exceeds the configured cap (1.00 ether)",
-                Rejection::Unfit,
+                Rejection::TooLarge,
             ),
-            ("exceeds block gas limit", Rejection::Unfit),
+            ("exceeds block gas limit", Rejection::TooLarge),
             (
                 "transaction gas limit too high (cap: 16777216, tx: 17000000)",
-                Rejection::Unfit,
+                Rejection::TooLarge,
             ),
             ("intrinsic gas too low: gas 21000", Rejection::Unfit),
-            ("oversized data: limit 131072", Rejection::Unfit),
+            ("oversized data: limit 131072", Rejection::TooLarge),
             ("insufficient funds for gas", Rejection::OutOfGasMoney),
         ] {
             let read = judge(&[refused(message)], B256::ZERO);
             assert_eq!(read, Broadcast::Rejected(meaning), "{message}");
         }
+    }
+
+    #[test]
+    fn only_what_is_said_of_its_size_makes_a_batch_smaller() {
+        let about_size = |message| refused(message).is_err_and(|error| error.is_about_size());
+        for message in [
+            "err: out of gas: gas exhausted (supplied gas 15000000)",
+            "Request entity too large",
+            "execution aborted (timeout = 5s)",
+            "intrinsic gas too high -- CallGasCostMoreThanGasLimit: gas limit is too high",
+        ] {
+            assert!(about_size(message), "{message}");
+        }
+        for message in [
+            "too many requests",
+            "header not found",
+            "request timed out",
+            "limit exceeded",
+            "intrinsic gas too low",
+            "missing trie node",
+        ] {
+            assert!(!about_size(message), "{message}");
+        }
+        assert!(RpcError::Status(413).is_about_size() && !RpcError::Status(429).is_about_size());
+        assert!(!RpcError::Timeout.is_about_size());
     }
 
     #[test]

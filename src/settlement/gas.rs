@@ -1,9 +1,21 @@
 //! How much gas transactions are given, and how many payments ride in one: from measurements, and from what nodes and blocks have shown.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Gas of one payment in a batch at least, with its calldata and a payee who never held the token.
 const ROW_GAS: u64 = 76_000;
+/// After this long without a refusal twice as many payments are tried in one transaction.
+const DOUBLE_AFTER: Duration = Duration::from_mins(1);
+/// The same where a node has refused each larger batch again.
+const DOUBLE_AFTER_MAX: Duration = Duration::from_hours(1);
+/// Batch simulations that have failed for this long, whatever the reason, make the payments go one by one...
+const APART_AFTER: Duration = Duration::from_secs(5);
+/// ...for this long; then a batch is simulated again.
+const APART_FOR: Duration = Duration::from_secs(10);
 
 /// What the operator allows in one transaction.
 #[derive(Debug, Clone, Copy)]
@@ -19,11 +31,68 @@ pub struct BatchLimits {
 pub(super) struct GasBook {
     limits: BatchLimits,
     gas_cap: u64,
-    /// Payments in one transaction, as far as nodes have taken so many.
-    rows: AtomicUsize,
+    size: Mutex<BatchSize>,
     /// Moving averages of the gas that one payment used, by itself and in company.
     alone: AtomicU64,
     row: AtomicU64,
+}
+
+/// How many payments nodes take in one transaction, as far as they have said. Every limit that was learned ends with time.
+#[derive(Debug)]
+struct BatchSize {
+    /// What a node took the size of a batch for, and when.
+    limit: Option<(usize, Instant)>,
+    double_after: Duration,
+    /// Since when every simulation of a batch has failed.
+    failing_since: Option<Instant>,
+    apart_until: Option<Instant>,
+}
+
+impl BatchSize {
+    fn rows_max(&mut self, most: usize, now: Instant) -> usize {
+        if self.apart_until.is_some_and(|until| now < until) {
+            return 1;
+        }
+        self.apart_until = None;
+        let Some((rows, since)) = self.limit else {
+            return most;
+        };
+        let periods = now.saturating_duration_since(since).as_secs() / self.double_after.as_secs();
+        let doublings = u32::try_from(periods).unwrap_or(u32::MAX);
+        let grown = rows.saturating_mul(2_usize.saturating_pow(doublings));
+        grown.min(most)
+    }
+
+    fn too_many(&mut self, rows: usize, most: usize, now: Instant) {
+        let allowed = self.rows_max(most, now);
+        if rows > allowed {
+            // Planned before the limit was learned.
+            return;
+        }
+        let again = self.limit.is_some_and(|(limit, _)| limit < allowed);
+        if again {
+            self.double_after = (self.double_after * 2).min(DOUBLE_AFTER_MAX);
+        }
+        self.limit = Some(((rows / 2).max(1), now));
+    }
+
+    fn not_simulated(&mut self, now: Instant) {
+        let since = *self.failing_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= APART_AFTER {
+            self.apart_until = Some(now + APART_FOR);
+        }
+    }
+}
+
+impl Default for BatchSize {
+    fn default() -> Self {
+        Self {
+            limit: None,
+            double_after: DOUBLE_AFTER,
+            failing_since: None,
+            apart_until: None,
+        }
+    }
 }
 
 /// By which a transaction is filled and given gas.
@@ -42,11 +111,11 @@ pub(super) struct GasRule {
 }
 
 impl GasBook {
-    pub(super) const fn new(limits: BatchLimits, gas_cap: u64) -> Self {
+    pub(super) fn new(limits: BatchLimits, gas_cap: u64) -> Self {
         Self {
             limits,
             gas_cap,
-            rows: AtomicUsize::new(limits.rows_max),
+            size: Mutex::default(),
             alone: AtomicU64::new(0),
             row: AtomicU64::new(0),
         }
@@ -59,7 +128,7 @@ impl GasBook {
             used.saturating_add(used / 6)
         };
         GasRule {
-            rows_max: self.rows.load(Ordering::Relaxed),
+            rows_max: self.size().rows_max(self.limits.rows_max, Instant::now()),
             gas_max: self.limits.gas_max,
             gas_cap: self.gas_cap,
             alone: learned(&self.alone).min(self.gas_cap),
@@ -86,18 +155,30 @@ impl GasBook {
             (before / 8).saturating_mul(7).saturating_add(each / 8)
         };
         average.store(after, Ordering::Relaxed);
-        if !short && rows > 1 {
-            // As many again as were too many before, one by one.
-            let more = |rows: usize| (rows < self.limits.rows_max).then_some(rows + 1);
-            let _ = self
-                .rows
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// A node said that a batch of so many payments is too large: half as many from now on, and more again with time. What was refused for
+    /// one payment says nothing about batches.
+    pub(super) fn too_many(&self, rows: usize) {
+        if rows > 1 {
+            let most = self.limits.rows_max;
+            self.size().too_many(rows, most, Instant::now());
         }
     }
 
-    /// Nodes did not take so many payments at once: half as many from now on.
-    pub(super) fn too_many(&self, rows: usize) {
-        self.rows.fetch_min((rows / 2).max(1), Ordering::Relaxed);
+    /// A batch was simulated, whatever came of its payments.
+    pub(super) fn batch_simulated(&self) {
+        self.size().failing_since = None;
+    }
+
+    /// A batch could not be simulated, for a reason that has nothing to do with its size. Once that has lasted, payments go one by one for a
+    /// while: somebody may serve all calls but this one.
+    pub(super) fn batch_not_simulated(&self) {
+        self.size().not_simulated(Instant::now());
+    }
+
+    fn size(&self) -> MutexGuard<'_, BatchSize> {
+        self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,18 +211,57 @@ mod tests {
     }
 
     #[test]
-    fn what_nodes_do_not_take_is_halved_and_grows_again_slowly() {
+    fn batch_too_large_for_a_node_is_halved_and_grows_again_with_time() {
+        let (mut size, mut now) = (BatchSize::default(), Instant::now());
+        size.too_many(190, 190, now);
+        size.too_many(190, 190, now);
+        assert_eq!(size.rows_max(190, now), 95, "planned before it was known");
+        size.too_many(95, 190, now);
+        assert_eq!(size.rows_max(190, now), 47);
+        now += DOUBLE_AFTER;
+        assert_eq!(size.rows_max(190, now), 94);
+        now += DOUBLE_AFTER * 2;
+        assert_eq!(size.rows_max(190, now), 190);
+        // A node that keeps to its limit is tried less and less often.
+        size.too_many(190, 190, now);
+        now += DOUBLE_AFTER;
+        assert_eq!(size.rows_max(190, now), 95);
+        now += DOUBLE_AFTER;
+        assert_eq!(size.rows_max(190, now), 190);
+        for _ in 0..20 {
+            let rows = size.rows_max(190, now);
+            size.too_many(rows, 190, now);
+            now += DOUBLE_AFTER_MAX;
+            assert!(size.rows_max(190, now) > 1, "a limit is never for good");
+        }
+    }
+
+    #[test]
+    fn one_payment_or_none_says_nothing_about_batches() {
         let book = GasBook::new(LIMITS, 500_000);
-        book.too_many(190);
-        assert_eq!(book.rule().rows_max, 95);
-        book.too_many(1);
-        assert_eq!(book.rule().rows_max, 1);
-        book.mined(1, 80_000, 120_000);
-        assert_eq!(book.rule().rows_max, 1, "one by itself says nothing");
-        book.rows.store(189, Ordering::Relaxed);
-        for _ in 0..3 {
-            book.mined(2, 140_000, 500_000);
+        for rows in [0, 1] {
+            book.too_many(rows);
         }
         assert_eq!(book.rule().rows_max, 190);
+    }
+
+    #[test]
+    fn batches_that_cannot_be_simulated_are_taken_apart_for_a_while() {
+        let (mut size, mut now) = (BatchSize::default(), Instant::now());
+        size.not_simulated(now);
+        now += APART_AFTER / 2;
+        size.not_simulated(now);
+        assert_eq!(size.rows_max(190, now), 190, "a hiccup");
+        size.failing_since = None;
+        now += APART_AFTER;
+        size.not_simulated(now);
+        assert_eq!(size.rows_max(190, now), 190, "the next one");
+        now += APART_AFTER;
+        size.not_simulated(now);
+        assert_eq!(size.rows_max(190, now), 1);
+        now += APART_FOR;
+        assert_eq!(size.rows_max(190, now), 190, "tried again");
+        size.not_simulated(now);
+        assert_eq!(size.rows_max(190, now), 1, "as before");
     }
 }

@@ -440,10 +440,11 @@ fn hear(site: &Site, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
             );
             match why {
                 Rejection::FeeTooLow => open.too_cheap = true,
-                Rejection::Unfit => {
+                Rejection::TooLarge => {
                     open.unfit = true;
                     site.gas.too_many(open.transaction.payments.len());
                 }
+                Rejection::Unfit => open.unfit = true,
                 Rejection::OutOfGasMoney => {
                     owned.purse.count_soon();
                     owned.paused_until = Instant::now() + PAUSE;

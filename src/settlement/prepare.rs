@@ -141,6 +141,8 @@ pub(super) struct Rehearsed {
     pub(super) load: Option<Load>,
     /// What did not, to be looked at anew.
     pub(super) left_out: Vec<Queued>,
+    /// Why nothing can be told now, and is tried again after a pause.
+    pub(super) later: Option<RpcError>,
 }
 
 /// Rehearses a batch as a whole, as `signer` would send it, and leaves out what would fail in it: payers that promised more than they
@@ -162,24 +164,16 @@ pub(super) async fn rehearse(
         return Ok(Rehearsed {
             load: (!rows.is_empty()).then_some(Load { rows }),
             left_out: Vec::new(),
+            later: None,
         });
     }
     let gas_limit = load.gas_limit(&load.call().1, &rule);
     let batch: Vec<_> = load.rows.iter().map(|row| row.payment.signed()).collect();
     let results = match site.rpc.rehearse(signer, &batch, gas_limit).await {
         Ok(results) => results,
-        Err(error @ RpcError::Refused { .. }) => {
-            tracing::warn!(network = %site.policy.network, payments = load.rows.len(), %error, "a batch cannot be rehearsed as a whole; smaller ones follow");
-            site.gas.too_many(load.rows.len());
-            let rows = load.rows.into_iter();
-            let left_out = rows.map(|row| Queued::new(row.payment, Some(row.facts)));
-            return Ok(Rehearsed {
-                load: None,
-                left_out: left_out.collect(),
-            });
-        }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Ok(not_simulated(site, load, error)),
     };
+    site.gas.batch_simulated();
     let rows = load.rows.into_iter().zip(results);
     let (good, bad): (Vec<_>, Vec<_>) =
         rows.partition(|(_, result)| result.goes_through && !result.payer_has_code);
@@ -188,7 +182,32 @@ pub(super) async fn rehearse(
     Ok(Rehearsed {
         load: (!rows.is_empty()).then_some(Load { rows }),
         left_out: left_out.collect(),
+        later: None,
     })
+}
+
+/// A batch that could not be simulated as a whole: too large, then smaller ones follow; reverted as a whole, which is the doing of one of
+/// its payments, then each goes by itself; or the provider is in trouble, then it waits as it is.
+fn not_simulated(site: &Site, load: Load, error: RpcError) -> Rehearsed {
+    let (network, payments) = (site.policy.network, load.rows.len());
+    let rows = load.rows.into_iter();
+    let whole = |row: Simulated| Queued::new(row.payment, Some(row.facts));
+    let (left_out, later): (Vec<_>, _) = if error.is_about_size() {
+        tracing::warn!(%network, payments, %error, "batch too large to be simulated; smaller ones follow");
+        site.gas.too_many(payments);
+        (rows.map(whole).collect(), None)
+    } else if error.is_revert() {
+        tracing::warn!(%network, payments, %error, "batch reverted as a whole; its payments go one by one");
+        (rows.map(|row| Queued::alone(row.payment)).collect(), None)
+    } else {
+        site.gas.batch_not_simulated();
+        (rows.map(whole).collect(), Some(error))
+    };
+    Rehearsed {
+        load: None,
+        left_out,
+        later,
+    }
 }
 
 /// A lane that is about to write a transaction.

@@ -11,6 +11,8 @@ mod approvals;
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod batching;
+#[cfg(test)]
 mod bounds;
 #[cfg(test)]
 mod broken_connections;

@@ -105,6 +105,9 @@ impl Lane {
             return Ok(());
         }
         owned.waiting.extend(rehearsed.left_out);
+        if let Some(error) = rehearsed.later {
+            return self.stumble(owned, &error.into());
+        }
         let Some(load) = rehearsed.load else {
             return Ok(());
         };

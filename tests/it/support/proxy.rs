@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub(crate) enum Fault {
     Pretend,
     /// A question about logs over more blocks than this is refused.
     LogsOf(u64),
+    /// Calls to this contract (lower case) are refused with this text.
+    CallsTo(&'static str, &'static str),
 }
 
 /// The proxy; it ends with this value.
@@ -64,6 +67,8 @@ struct Shared {
     calls: Mutex<HashMap<String, usize>>,
     /// Hashes of the transactions that were sent, in the order of their coming.
     sent: Mutex<Vec<B256>>,
+    /// How many calls [`Fault::CallsTo`] has refused.
+    refused: AtomicUsize,
 }
 
 #[derive(Default, Clone)]
@@ -80,6 +85,7 @@ impl Proxy {
             faults: watch::Sender::default(),
             calls: Mutex::default(),
             sent: Mutex::default(),
+            refused: AtomicUsize::new(0),
         });
         let router = Router::new()
             .fallback(answer)
@@ -123,6 +129,11 @@ impl Proxy {
     /// The transactions that were sent so far, each as often as it came.
     pub(crate) fn sent(&self) -> Vec<B256> {
         self.shared.sent.lock().unwrap().clone()
+    }
+
+    /// How many calls to one contract were refused.
+    pub(crate) fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::Relaxed)
     }
 
     /// How often a method was called.
@@ -199,6 +210,14 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             let raw: alloy::primitives::Bytes =
                 serde_json::from_value(request["params"][0].clone()).unwrap();
             result_of(&request, &json!(keccak256(raw)))
+        }
+        Fault::CallsTo(contract, message) => {
+            let to = request["params"][0]["to"].as_str().unwrap_or_default();
+            if to.to_lowercase() != contract {
+                return forward(&shared, body).await;
+            }
+            shared.refused.fetch_add(1, Ordering::Relaxed);
+            error(&calls, message)
         }
         Fault::LogsOf(most) => {
             let bound = |name: &str| request["params"][0][name].as_str().and_then(number);

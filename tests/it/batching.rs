@@ -1,0 +1,91 @@
+//! How many payments ride in one transaction: what keeps them apart for a while, and that it does not last.
+
+use std::time::Duration;
+
+use alloy::primitives::Address;
+use serde_json::Value;
+
+use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0xba);
+const MULTICALL3: &str = "0xca11bde05977b3631167028862be2a173976ca11";
+
+/// Settles so many payments at once and tells how many transactions that took.
+async fn settled_in(world: &World, payments: u64) -> u64 {
+    let payer = world.payer().await;
+    let bodies: Vec<Value> = (0..payments)
+        .map(|number| Purchase::new(&payer, PAYEE, 100 + number).body())
+        .collect();
+    let before = world.transactions(1).await;
+    let answers = world.facilitator.settle_at_once(bodies).await;
+    for answer in &answers {
+        assert!(answer.succeeded(), "{answer:?}");
+    }
+    world.transactions(1).await - before
+}
+
+/// The first payment finds an idle lane and goes alone; the others wait for it.
+const FEW: u64 = 4;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_batch_simulations_leave_batching_as_it_was() {
+    let setup = Setup {
+        block_time_s: Some(2),
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let before = settled_in(&world, 100).await;
+    assert!(before <= FEW, "{before} transactions");
+    for refusal in [
+        "too many requests, limit is 25/s",
+        "header not found",
+        "internal error",
+    ] {
+        world
+            .proxy
+            .on("eth_call", Fault::CallsTo(MULTICALL3, refusal));
+        let payer = world.payer().await;
+        let bodies: Vec<Value> = (0..12)
+            .map(|number| Purchase::new(&payer, PAYEE, 10 + number).body())
+            .collect();
+        let facilitator = (*world.facilitator).clone();
+        let refused = world.proxy.refused();
+        let settling = tokio::spawn(async move { facilitator.settle_at_once(bodies).await });
+        eventually("refused simulations", Duration::from_secs(20), async || {
+            (world.proxy.refused() > refused).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.proxy.on("eth_call", Fault::None);
+        let answers = settling.await.unwrap();
+        assert!(answers.iter().all(Answer::succeeded), "{answers:?}");
+    }
+    let after = settled_in(&world, 100).await;
+    assert!(after <= FEW, "{before} transactions before, {after} after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payment_that_no_node_takes_alone_leaves_batching_as_it_was() {
+    let setup = Setup {
+        block_time_s: Some(2),
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let send = "eth_sendRawTransaction";
+    let refusal = "transaction gas limit too high (cap: 16777216, tx: 17000000)";
+    world.proxy.on(send, Fault::Error(refusal));
+    let payer = world.payer().await;
+    let alone = Purchase::new(&payer, PAYEE, 1).body();
+    let settling = world.facilitator.settling(&alone);
+    world.proxy.called(send, 0).await;
+    eventually("a refusal", Duration::from_secs(20), async || {
+        let log = world.facilitator.log();
+        log.contains("a send was refused").then_some(())
+    })
+    .await;
+    world.proxy.on(send, Fault::None);
+    drop(settling);
+    world.has_sent(1).await;
+    let after = settled_in(&world, 100).await;
+    assert!(after <= FEW + 1, "{after} transactions");
+}

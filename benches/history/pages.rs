@@ -144,8 +144,7 @@ async fn one(ledger: &Ledger) -> Outcome<Entry> {
     let own = entries.into_iter().find(|entry| {
         let session = entry.session.as_ref();
         let reference = session.and_then(|session| session.client_reference.as_deref());
-        reference.is_some_and(|reference| reference != "agent-7")
-            && entry.payment.state.transaction().is_some()
+        reference.is_some_and(|reference| reference != "agent-7") && entry.transaction.is_some()
     });
     Ok(own.ok_or("no payment has a session of its own")?)
 }
@@ -155,7 +154,7 @@ fn filter(text: &str, one: &Entry) -> Outcome<HistoryFilter> {
     for (key, value) in url::form_urlencoded::parse(text.as_bytes()) {
         let is_one = value == "one";
         match key.as_ref() {
-            "payer" if is_one => filter.payer = Some(one.payment.authorization.from),
+            "payer" if is_one => filter.payer = Some(one.payer.parse()?),
             "payer" => filter.payer = Some(numbered(0xaa, value.parse()?)),
             "payee" => filter.payee = Some(numbered(0xee, value.parse()?)),
             "network" => filter.network = Some(value.parse()?),
@@ -174,7 +173,7 @@ fn filter(text: &str, one: &Entry) -> Outcome<HistoryFilter> {
                     .and_then(|own| own.client_reference.clone());
             }
             "reference" => filter.client_reference = Some(value.into_owned()),
-            "transaction" if is_one => filter.transaction = one.payment.state.transaction(),
+            "transaction" if is_one => filter.transaction = one.transaction,
             "transaction" => filter.transaction = Some([0; 32].into()),
             other => return Err(format!("no filter {other}").into()),
         }

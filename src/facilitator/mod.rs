@@ -28,6 +28,7 @@ use crate::payment::{Candidate, SignedBy};
 use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{CannotSend, NotNow, Site, Waiters, approval_objection};
+use crate::telemetry::causes;
 
 pub use grant::Grant;
 pub use sessions::{SessionError, SessionRules, Sponsorship};
@@ -162,7 +163,13 @@ impl Facilitator {
     /// what the seller must ask for; without one the authorization does. Other content under the same nonce is refused, and so is
     /// a signature that neither was stored nor holds: the signed content of a mined payment is public.
     async fn known(&self, site: &Site, candidate: &Candidate) -> Result<Known, Halt> {
-        let Known { session, standing } = self.ledger.known(candidate.into()).await?;
+        let Known { session, standing } = match self.ledger.known(candidate.into()).await {
+            Err(error) if error.unreadable_payment().is_some() => {
+                let why = for_the_operator(&error);
+                return Err(candidate.refuse(Reason::SettlementPending, why).into());
+            }
+            known => known?,
+        };
         if let Some(session) = &session {
             session
                 .is_asked_for(&candidate.requirements)
@@ -220,6 +227,12 @@ impl Facilitator {
     fn deadline(&self) -> Instant {
         Instant::now() + self.settle_wait
     }
+}
+
+/// What the presenter of a payment hears whose row cannot be read.
+fn for_the_operator(error: &LedgerError) -> String {
+    let why = causes(error);
+    format!("the operator has to look at this payment: {why}. Money may have moved")
 }
 
 #[derive(Debug)]

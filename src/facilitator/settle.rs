@@ -8,8 +8,8 @@ use uuid::Uuid;
 use crate::chain::RpcError;
 use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::recognise::{Bond, Examined, Recognised};
-use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage};
-use crate::ledger::{Accepted, NewPayment, Standing};
+use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage, for_the_operator};
+use crate::ledger::{Accepted, LedgerError, NewPayment, Standing};
 use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
@@ -219,7 +219,12 @@ impl Facilitator {
             }
         };
         loop {
-            let standing = self.ledger.standing(id).await?;
+            let standing = match self.ledger.standing(id).await {
+                Err(error) if error.unreadable_payment().is_some() => {
+                    return Ok(answer.unreadable(&error));
+                }
+                standing => standing?,
+            };
             let decision = decide(&standing);
             let payment = &standing.payment;
             if let Some(settled) = answer.undercharged(payment) {
@@ -266,13 +271,14 @@ impl Facilitator {
         answer: &Answer,
         caller: &Caller,
     ) -> Result<Option<Settled>, Outage> {
-        if !self.ledger.grant(payment.id, caller.clone()).await? {
+        let granted = self.ledger.grant(payment.id, caller.clone()).await?;
+        let Some(payment) = granted else {
             return Ok(None);
-        }
+        };
         reach(Step::Granted);
         let grant = Grant::new(self.clone(), payment.id, caller.request_id.clone());
         Ok(Some(Settled {
-            response: answer.success(payment),
+            response: answer.success(&payment),
             grant: Some(grant),
         }))
     }
@@ -366,6 +372,20 @@ impl Answer {
             let why = format!("this authorization was settled for a charge of {moves} before, and can be settled once; asked for are {}", self.asked);
             self.refused(payment, Reason::DuplicateSettlement, why)
         })
+    }
+
+    /// What to say about a payment whose row cannot be read: it waits for the operator, and its caller for them.
+    fn unreadable(&self, error: &LedgerError) -> Settled {
+        let refusal = Refusal {
+            reason: Reason::SettlementPending,
+            message: for_the_operator(error),
+            payer: None,
+            network_name: self.network_name.clone(),
+        };
+        Settled {
+            response: refusal.into(),
+            grant: None,
+        }
     }
 
     fn refused(&self, payment: &Payment, reason: Reason, message: String) -> Settled {

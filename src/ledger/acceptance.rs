@@ -63,7 +63,7 @@ pub(super) async fn accept(
     pool: PgPool,
     process: ProcessId,
     new: Arc<[NewPayment]>,
-) -> Result<Vec<Accepted>, LedgerError> {
+) -> Result<Vec<Result<Accepted, LedgerError>>, LedgerError> {
     let mut transaction = pool.begin().await?;
     let mut accounts = lock(&mut transaction, payers(&new)).await?;
     count_promises(&mut transaction, &new, &mut accounts).await?;
@@ -94,7 +94,7 @@ pub(super) async fn accept(
             Verdict::Unallowed { promised } => Accepted::Unallowed { promised },
             Verdict::Stale => Accepted::Stale,
         });
-    Ok(answers.collect())
+    Ok(answers.map(Ok).collect())
 }
 
 fn payers(new: &[NewPayment]) -> Vec<AccountKey> {

@@ -38,6 +38,14 @@ impl From<&Candidate> for AccountKey {
     }
 }
 
+fn key_of(network: &str, asset: &[u8], payer: &[u8]) -> Option<AccountKey> {
+    Some(AccountKey {
+        network: network.parse().ok()?,
+        asset: address(asset)?,
+        payer: address(payer)?,
+    })
+}
+
 /// Locks the payers' rows, in one order for everybody.
 pub(super) async fn lock(
     connection: &mut PgConnection,
@@ -91,27 +99,25 @@ async fn lock_known(
     .await?;
     let mut accounts = HashMap::with_capacity(rows.len());
     for row in rows {
-        let bad = |column| LedgerError::Inconsistent {
-            table: "payer_accounts",
-            column,
-            id: row.network.clone(),
+        let Some(key) = key_of(&row.network, &row.asset, &row.payer) else {
+            continue;
         };
-        let key = AccountKey {
-            network: row.network.parse().map_err(|_| bad("network"))?,
-            asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
-            payer: address(&row.payer).ok_or_else(|| bad("payer"))?,
-        };
+        // One that cannot be read has promised all that it has: it concerns its payer, and nobody else.
+        let held = row.held.parse();
+        if held.is_err() || row.settled_block < 0 {
+            tracing::error!(network = row.network, payer = %key.payer, held = row.held, settled_block = row.settled_block, "payer account cannot be read: expected natural numbers; its payments are refused until payer_accounts is corrected");
+        }
         let account = Account {
-            held: row.held.parse().map_err(|_| bad("held"))?,
+            held: held.unwrap_or(U256::MAX),
             at_permit2: U256::ZERO,
-            settled_block: u64::try_from(row.settled_block).map_err(|_| bad("settled_block"))?,
+            settled_block: u64::try_from(row.settled_block).unwrap_or_default(),
         };
         accounts.insert(key, account);
     }
     Ok(accounts)
 }
 
-/// Reads what payers have promised out of their allowances to Permit2, where that is limited. Their accounts are locked.
+/// Reads what payers have promised out of their allowances to Permit2, where that is limited: one statement for all. Their accounts are locked.
 pub(super) async fn count_promises(
     connection: &mut PgConnection,
     new: &[NewPayment],
@@ -123,23 +129,30 @@ pub(super) async fn count_promises(
     };
     let keys = new.iter().filter(limited);
     let keys: HashSet<AccountKey> = keys.map(|new| new.verified.candidate().into()).collect();
-    for key in keys {
-        let promised = sqlx::query_scalar!(
-            r#"select coalesce(sum(amount), 0)::text as "promised!" from payments
-            where payer = $1 and asset = $2 and network = $3 and permitted is not null
-                and state in ('queued', 'inflight')"#,
-            key.payer.as_slice(),
-            key.asset.as_slice(),
-            key.network.to_string(),
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        if let Some(account) = accounts.get_mut(&key) {
-            account.at_permit2 = promised.parse().map_err(|_| LedgerError::Inconsistent {
-                table: "payments",
-                column: "amount",
-                id: key.payer.to_string(),
-            })?;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<AccountKey> = keys.into_iter().collect();
+    let (networks, assets, payers) = columns(&keys);
+    let rows = sqlx::query!(
+        r#"select asked.network as "network!", asked.asset as "asset!", asked.payer as "payer!", promised.amount as "amount!"
+        from unnest($1::text[], $2::bytea[], $3::bytea[]) as asked (network, asset, payer)
+        cross join lateral (
+            select coalesce(sum(amount), 0)::text as amount from payments
+            where payer = asked.payer and asset = asked.asset and network = asked.network and permitted is not null
+                and state in ('queued', 'inflight')
+        ) promised"#,
+        &networks,
+        &assets as _,
+        &payers as _,
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        let key = key_of(&row.network, &row.asset, &row.payer);
+        if let Some(account) = key.and_then(|key| accounts.get_mut(&key)) {
+            // A sum beyond any amount is beyond any allowance.
+            account.at_permit2 = row.amount.parse().unwrap_or(U256::MAX);
         }
     }
     Ok(())

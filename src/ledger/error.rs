@@ -4,6 +4,18 @@ use std::sync::Arc;
 
 use crate::coalesce::Unanswered;
 
+/// A row that holds what this version of the program cannot read. It concerns who asks for that row, and nobody else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{table}.{column} of {id} cannot be read")]
+pub struct Unreadable {
+    /// Where.
+    pub table: &'static str,
+    /// Which column.
+    pub column: &'static str,
+    /// Which row.
+    pub id: String,
+}
+
 /// An outage or an inconsistency of the database. Never shown to callers: they get a code, the log gets this.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -14,15 +26,8 @@ pub enum LedgerError {
     #[error("a migration failed")]
     Migration(#[source] sqlx::migrate::MigrateError),
     /// A row holds what no row may hold.
-    #[error("{table}.{column} of {id} cannot be read")]
-    Inconsistent {
-        /// Where.
-        table: &'static str,
-        /// Which column.
-        column: &'static str,
-        /// Which row.
-        id: String,
-    },
+    #[error(transparent)]
+    Inconsistent(#[from] Unreadable),
     /// The ledger was begun on another chain that has the same chain id.
     #[error(
         "the ledger speaks of another chain with the id of {network}: its genesis block is {recorded}, the RPC's is {found}; \
@@ -60,9 +65,37 @@ impl LedgerError {
             Self::Shared(shared) => shared.constraint(),
             Self::Unanswered(_)
             | Self::Migration(_)
-            | Self::Inconsistent { .. }
+            | Self::Inconsistent(_)
             | Self::OtherChain { .. }
             | Self::Conflict { .. } => None,
+        }
+    }
+
+    /// The payment's row that cannot be read, if that is what is wrong: it waits for the operator.
+    pub fn unreadable_payment(&self) -> Option<&Unreadable> {
+        match self {
+            Self::Inconsistent(unreadable) if unreadable.table == "payments" => Some(unreadable),
+            Self::Shared(shared) => shared.unreadable_payment(),
+            Self::Inconsistent(_)
+            | Self::Driver(_)
+            | Self::Unanswered(_)
+            | Self::Migration(_)
+            | Self::OtherChain { .. }
+            | Self::Conflict { .. } => None,
+        }
+    }
+
+    /// Whether a single row is to blame: the others of a group are better off without it.
+    pub fn blames_a_row(&self) -> bool {
+        match self {
+            Self::Inconsistent(_)
+            | Self::Conflict { .. }
+            | Self::Driver(sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => true,
+            Self::Driver(_)
+            | Self::Shared(_)
+            | Self::Unanswered(_)
+            | Self::Migration(_)
+            | Self::OtherChain { .. } => self.constraint().is_some(),
         }
     }
 

@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, U256};
 
 use super::outbox::NewTransaction;
-use super::{Ledger, LedgerError, Recorded};
+use super::{Ledger, LedgerError, Recorded, Unreadable};
 use crate::payment::{ApprovalLimits, PaymentId};
 use crate::protocol::Network;
 
@@ -137,7 +137,7 @@ async fn given(
     )
     .fetch_one(connection)
     .await?;
-    let bad = || LedgerError::Inconsistent {
+    let bad = || Unreadable {
         table: "fundings",
         column: "wei",
         id: payer.to_string(),

@@ -7,9 +7,12 @@ use alloy::primitives::B256;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use super::error::Unreadable;
+use super::quarantine::one_by_one;
 use super::row::{PaymentRow, select_payments};
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId, sessions};
 use crate::payment::{Payment, PaymentId, Session};
+use crate::protocol::permit2::PERMIT2;
 
 /// What stands in the ledger about the success answer of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,33 +63,54 @@ pub struct Closing {
     pub answered: bool,
 }
 
-/// What is known about authorizations.
+/// What is known about authorizations, each by itself: a row that cannot be read concerns only who asks for it.
 pub(super) async fn known(
     pool: PgPool,
     keys: Arc<[AuthorizationKey]>,
-) -> Result<Vec<Known>, LedgerError> {
+) -> Result<Vec<Result<Known, LedgerError>>, LedgerError> {
     let nonces: Vec<B256> = keys.iter().map(|key| key.nonce).collect();
     let (sessions, standings) = tokio::try_join!(
         sessions::of_nonces(&pool, &nonces),
         standings_by_key(&pool, &keys)
     )?;
-    let known = keys.iter().map(|key| Known {
-        session: sessions
-            .iter()
-            .find(|session| {
-                let terms = (session.network, session.asset, session.payer, session.nonce);
-                terms == (key.network, key.domain, key.payer, key.nonce)
-            })
-            .cloned(),
-        standing: standings.get(key).cloned(),
+    let known = keys.iter().map(|key| {
+        let mut sessions = sessions.iter();
+        let session = sessions.find(|session| session.gave_its_nonce_to(key));
+        let standing = standings.get(&raw_key(key));
+        Ok(Known {
+            session: session.map(|found| found.session.clone()).transpose()?,
+            standing: standing.cloned().transpose()?,
+        })
     });
     Ok(known.collect())
+}
+
+/// Network, nonce domain, payer and nonce as they stand in columns: a row that cannot be read has them too.
+type RawKey = (String, Vec<u8>, Vec<u8>, Vec<u8>);
+
+fn raw_key(key: &AuthorizationKey) -> RawKey {
+    (
+        key.network.to_string(),
+        key.domain.to_vec(),
+        key.payer.to_vec(),
+        key.nonce.to_vec(),
+    )
+}
+
+fn raw_key_of(row: &PaymentRow) -> RawKey {
+    let domain = if row.permitted.is_some() {
+        PERMIT2.to_vec()
+    } else {
+        row.asset.clone()
+    };
+    let (network, payer) = (row.network.clone(), row.payer.clone());
+    (network, domain, payer, row.nonce.clone())
 }
 
 async fn standings_by_key(
     pool: &PgPool,
     keys: &[AuthorizationKey],
-) -> Result<HashMap<AuthorizationKey, Standing>, LedgerError> {
+) -> Result<HashMap<RawKey, Result<Standing, Unreadable>>, LedgerError> {
     let networks: Vec<String> = keys.iter().map(|key| key.network.to_string()).collect();
     let domains: Vec<&[u8]> = keys.iter().map(|key| key.domain.as_slice()).collect();
     let payers: Vec<&[u8]> = keys.iter().map(|key| key.payer.as_slice()).collect();
@@ -107,36 +131,37 @@ async fn standings_by_key(
     )
     .fetch_all(pool)
     .await?;
+    let raw_keys: Vec<RawKey> = rows.iter().map(raw_key_of).collect();
     let standings = with_grants(pool, rows).await?;
-    let keyed = standings.into_iter().map(|standing| {
-        let key = AuthorizationKey::from(&standing.payment);
-        (key, standing)
-    });
-    Ok(keyed.collect())
+    let standings = standings.into_iter().map(|(_, standing)| standing);
+    Ok(raw_keys.into_iter().zip(standings).collect())
 }
 
-/// Payments and their grants; all of them must exist.
+/// Payments and their grants; all of them must exist. Each by itself, like [`known`].
 pub(super) async fn standings(
     pool: PgPool,
     ids: Arc<[PaymentId]>,
-) -> Result<Vec<Standing>, LedgerError> {
+) -> Result<Vec<Result<Standing, LedgerError>>, LedgerError> {
     let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let rows = select_payments!("where p.id = any($1)", &wanted)
         .fetch_all(&pool)
         .await?;
-    let standings = with_grants(&pool, rows).await?;
-    let by_id: HashMap<PaymentId, Standing> = standings
-        .into_iter()
-        .map(|standing| (standing.payment.id, standing))
-        .collect();
-    let gone = LedgerError::Conflict {
-        what: "a payment that was accepted",
-    };
-    let all: Option<Vec<Standing>> = ids.iter().map(|id| by_id.get(id).cloned()).collect();
-    all.ok_or(gone)
+    let by_id: HashMap<PaymentId, Result<Standing, Unreadable>> =
+        with_grants(&pool, rows).await?.into_iter().collect();
+    let found = ids.iter().map(|id| match by_id.get(id) {
+        Some(standing) => Ok(standing.clone()?),
+        None => Err(LedgerError::Conflict {
+            what: "a payment that was accepted",
+        }),
+    });
+    Ok(found.collect())
 }
 
-async fn with_grants(pool: &PgPool, rows: Vec<PaymentRow>) -> Result<Vec<Standing>, LedgerError> {
+/// The payments of `rows`, in their order, with their grants.
+async fn with_grants(
+    pool: &PgPool,
+    rows: Vec<PaymentRow>,
+) -> Result<Vec<(PaymentId, Result<Standing, Unreadable>)>, LedgerError> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -163,22 +188,21 @@ async fn with_grants(pool: &PgPool, rows: Vec<PaymentRow>) -> Result<Vec<Standin
             (row.payment_id, status)
         })
         .collect();
-    let standings = rows.into_iter().map(|row| {
-        let grant = granted.get(&row.id).copied().unwrap_or(GrantStatus::Free);
-        Ok(Standing {
-            payment: row.try_into()?,
-            grant,
-        })
+    let payments = one_by_one(pool, rows).await.into_iter();
+    let standings = payments.map(|(id, payment)| {
+        let grant = granted.get(&id.0).copied().unwrap_or(GrantStatus::Free);
+        (id, payment.map(|payment| Standing { payment, grant }))
     });
-    standings.collect()
+    Ok(standings.collect())
 }
 
-/// Takes the grants of payments whose money has moved, one asker a payment at most.
+/// Takes the grants of payments whose money has moved, one asker a payment at most; who gets it, gets the row to answer from, as of the same
+/// moment: a payment may move again between two statements.
 pub(super) async fn grant(
     pool: PgPool,
     process: ProcessId,
     asked: Arc<[(PaymentId, GrantRequest)]>,
-) -> Result<Vec<bool>, LedgerError> {
+) -> Result<Vec<Result<Option<Payment>, LedgerError>>, LedgerError> {
     // A statement may touch a row once: of several askers for one payment the first is taken.
     let mut taken = HashSet::new();
     let firsts: Vec<bool> = asked.iter().map(|(id, _)| taken.insert(*id)).collect();
@@ -190,8 +214,8 @@ pub(super) async fn grant(
     let callers: Vec<&str> = chosen()
         .map(|((_, request), _)| request.caller.as_str())
         .collect();
-    let granted = sqlx::query_scalar!(
-        r#"with taken as (
+    let rows: Vec<PaymentRow> = select_payments!(
+        with "with taken as (
             insert into grants as g (payment_id, process_id, request_id, caller)
             select p.id, $2, asked.request_id, asked.caller
             from unnest($1::uuid[], $3::text[], $4::text[]) as asked (payment_id, request_id, caller)
@@ -207,8 +231,10 @@ pub(super) async fn grant(
                 select from processes holder where holder.id = g.process_id and holder.lease_until < now()
             ))
             returning payment_id, request_id
-        )
-        insert into events (payment_id, kind, reason) select payment_id, 'granted', request_id from taken returning payment_id"#,
+        ), told as (
+            insert into events (payment_id, kind, reason) select payment_id, 'granted', request_id from taken
+        ) ",
+        "where p.id = any(array(select payment_id from taken))",
         &ids,
         process.0,
         &request_ids as _,
@@ -216,11 +242,13 @@ pub(super) async fn grant(
     )
     .fetch_all(&pool)
     .await?;
-    let granted: HashSet<Uuid> = granted.into_iter().collect();
-    let answers = asked.iter().zip(&firsts);
-    Ok(answers
-        .map(|((id, _), first)| *first && granted.contains(&id.0))
-        .collect())
+    let granted: HashMap<PaymentId, Result<Payment, Unreadable>> =
+        one_by_one(&pool, rows).await.into_iter().collect();
+    let answers = asked.iter().zip(firsts).map(|((id, _), first)| {
+        let payment = granted.get(id).filter(|_| first);
+        Ok(payment.cloned().transpose()?)
+    });
+    Ok(answers.collect())
 }
 
 /// Records what became of answers.
@@ -228,7 +256,7 @@ pub(super) async fn close(
     pool: PgPool,
     process: ProcessId,
     closings: Arc<[Closing]>,
-) -> Result<Vec<()>, LedgerError> {
+) -> Result<Vec<Result<(), LedgerError>>, LedgerError> {
     let ids: Vec<Uuid> = closings.iter().map(|closing| closing.payment.0).collect();
     let request_ids: Vec<&str> = closings
         .iter()
@@ -253,7 +281,7 @@ pub(super) async fn close(
     )
     .execute(&pool)
     .await?;
-    Ok(vec![(); closings.len()])
+    Ok(closings.iter().map(|_| Ok(())).collect())
 }
 
 impl Ledger {

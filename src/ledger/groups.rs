@@ -9,7 +9,7 @@ use super::acceptance::{self, Accepted, NewPayment};
 use super::grants::{self, Closing, GrantRequest, Known, Standing};
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
 use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
-use crate::payment::PaymentId;
+use crate::payment::{Payment, PaymentId};
 
 /// Enough for any burst to need a few statements, few enough for each to be short.
 const GATHERING: Gathering = Gathering {
@@ -27,7 +27,7 @@ pub(super) struct Groups {
     known: Coalescer<AuthorizationKey, Answer<Known>>,
     acceptances: Coalescer<NewPayment, Answer<Accepted>>,
     standings: Coalescer<PaymentId, Answer<Standing>>,
-    grants: Coalescer<(PaymentId, GrantRequest), Answer<bool>>,
+    grants: Coalescer<(PaymentId, GrantRequest), Answer<Option<Payment>>>,
     closings: Coalescer<Closing, Answer<()>>,
 }
 
@@ -39,7 +39,7 @@ pub struct LedgerTask {
     known: Answering<AuthorizationKey, Answer<Known>>,
     acceptances: Answering<NewPayment, Answer<Accepted>>,
     standings: Answering<PaymentId, Answer<Standing>>,
-    grants: Answering<(PaymentId, GrantRequest), Answer<bool>>,
+    grants: Answering<(PaymentId, GrantRequest), Answer<Option<Payment>>>,
     closings: Answering<Closing, Answer<()>>,
 }
 
@@ -102,14 +102,15 @@ impl LedgerTask {
     }
 }
 
-/// Runs a statement for a group; once more when the database undid it because somebody else was in the way. A row that offends a
-/// constraint takes nobody down with it: each then goes by itself.
+/// Runs a statement for a group; once more when the database undid it because somebody else was in the way. A row that cannot be read is the
+/// answer of who asked for it alone; one that fails the statement, as it offends a constraint, takes nobody down with it: each then goes
+/// by itself.
 async fn each<Q, A, F, Done>(questions: Vec<Q>, run: F) -> Vec<Answer<A>>
 where
     Q: Clone + Send + Sync,
     A: Send,
     F: Fn(Arc<[Q]>) -> Done + Send,
-    Done: Future<Output = Answer<Vec<A>>> + Send,
+    Done: Future<Output = Answer<Vec<Answer<A>>>> + Send,
 {
     let questions: Arc<[Q]> = questions.into();
     let mut first = run(Arc::clone(&questions)).await;
@@ -117,15 +118,15 @@ where
         first = run(Arc::clone(&questions)).await;
     }
     match first {
-        Ok(answers) => answers.into_iter().map(Ok).collect(),
-        Err(error) if questions.len() > 1 && error.constraint().is_some() => {
+        Ok(answers) => answers,
+        Err(error) if questions.len() > 1 && error.blames_a_row() => {
             let mut answers = Vec::with_capacity(questions.len());
             for question in questions.iter() {
                 let alone = run(Arc::from([question.clone()])).await;
                 let missing = LedgerError::Conflict {
                     what: "a statement for one caller",
                 };
-                answers.push(alone.and_then(|answers| answers.into_iter().next().ok_or(missing)));
+                answers.push(alone.and_then(|answers| answers.into_iter().next().ok_or(missing)?));
             }
             answers
         }
@@ -163,11 +164,15 @@ impl Ledger {
         self.groups.standings.ask(id).await?
     }
 
-    /// Takes the grant of a payment whose money has moved. `false`: somebody else holds it, or the money has moved back.
+    /// Takes the grant of a payment whose money has moved; the row to answer from. `None`: somebody else holds it, or the money has moved back.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn grant(&self, id: PaymentId, request: GrantRequest) -> Result<bool, LedgerError> {
+    pub async fn grant(
+        &self,
+        id: PaymentId,
+        request: GrantRequest,
+    ) -> Result<Option<Payment>, LedgerError> {
         self.groups.grants.ask((id, request)).await?
     }
 

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
+use alloy::hex;
 use alloy::primitives::{Address, B256};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::row::{PaymentRow, select_payments};
+use super::row::{PaymentRow, hash, select_payments, shown_address};
 use super::{Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
 use crate::protocol::session::SessionId;
@@ -146,21 +147,101 @@ pub struct SessionOf {
     pub client_reference: Option<String>,
 }
 
-/// A payment as the history lists it.
+/// A payment as the history lists it: its columns as they stand, so that a row is shown too that the rest of the program cannot read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The payment.
-    pub payment: Payment,
+    /// The ledger's id.
+    pub id: PaymentId,
+    /// The dialect in which it was presented first.
+    pub x402_version: u8,
+    /// How its money moves.
+    pub rail: String,
+    /// CAIP-2.
+    pub network: String,
+    /// Address of the token.
+    pub asset: String,
+    /// Address of the payer.
+    pub payer: String,
+    /// Address of the payee.
+    pub payee: String,
+    /// Atomic units.
+    pub amount: String,
+    /// Permit2: the most that the payer signed.
+    pub permitted: Option<String>,
+    /// It names the only signer that may settle it.
+    pub names_its_signer: bool,
+    /// How far it got.
+    pub state: String,
+    /// The code of a refusal or failure.
+    pub reason: Option<String>,
+    /// The same for people.
+    pub message: Option<String>,
+    /// The hash to name in answers.
+    pub transaction: Option<B256>,
+    /// Position of the Transfer log in its block.
+    pub log_index: Option<u64>,
+    /// Height of its block.
+    pub block_number: Option<u64>,
+    /// Time of its block.
+    pub block_time: Option<OffsetDateTime>,
+    /// How many confirmations were promised when it was accepted.
+    pub confirmations: u32,
+    /// What was bought, as somebody said.
+    pub resource: Option<String>,
     /// Its session, if it has one.
     pub session: Option<SessionOf>,
+    /// Why its money does not count although it moved, if that is so.
+    pub unmatched: Option<String>,
+    /// Why it waits for the operator, if it does; of a row that cannot be read, what cannot.
+    pub quarantine: Option<String>,
+    /// Chosen by the payer, in hexadecimal digits.
+    pub nonce: String,
+    /// When it was accepted.
+    pub created_at: OffsetDateTime,
+    /// When it last changed.
+    pub updated_at: OffsetDateTime,
 }
 
 impl Entry {
+    fn new(mut row: PaymentRow, session: Option<SessionOf>) -> Self {
+        let natural = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+        Self {
+            id: PaymentId(row.id),
+            x402_version: u8::try_from(row.x402_version).unwrap_or_default(),
+            rail: row.rail.clone(),
+            network: row.network.clone(),
+            asset: shown_address(&row.asset),
+            payer: shown_address(&row.payer),
+            payee: shown_address(&row.payee),
+            amount: row.amount.clone(),
+            permitted: row.permitted.clone(),
+            names_its_signer: row.signer.is_some(),
+            state: row.state.clone(),
+            reason: row.reason.clone(),
+            message: row.message.clone(),
+            transaction: row.transaction_hash.as_deref().and_then(hash),
+            log_index: natural(row.log_index),
+            block_number: natural(row.block_number),
+            block_time: row.block_time,
+            confirmations: u32::try_from(row.confirmations).unwrap_or_default(),
+            resource: row.resource.clone(),
+            session,
+            unmatched: row.unmatched_reason.clone(),
+            nonce: hex::encode_prefixed(&row.nonce),
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            quarantine: row.quarantine_reason.take().or_else(|| {
+                let unreadable = Payment::try_from(row).err();
+                unreadable.map(|unreadable| unreadable.to_string())
+            }),
+        }
+    }
+
     /// The place right behind it.
     pub const fn cursor(&self) -> Cursor {
         Cursor {
-            at: self.payment.created_at,
-            id: self.payment.id,
+            at: self.created_at,
+            id: self.id,
         }
     }
 }
@@ -169,7 +250,7 @@ impl Ledger {
     /// One page of the history, newest first.
     ///
     /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// When the database fails. A row that cannot be read is listed as it stands.
     pub async fn history(
         &self,
         filter: &HistoryFilter,
@@ -192,7 +273,7 @@ impl Ledger {
     /// The payments that this transaction moved, or was signed to move: newest first.
     ///
     /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// When the database fails. A row that cannot be read is listed as it stands.
     pub async fn payments_of_transaction(
         &self,
         network: Network,
@@ -257,11 +338,9 @@ pub(super) async fn with_sessions(
             (row.payment_id, session)
         })
         .collect();
-    rows.into_iter()
-        .map(|row| {
-            let session = sessions.remove(&row.id);
-            let payment = Payment::try_from(row)?;
-            Ok(Entry { payment, session })
-        })
-        .collect()
+    let entries = rows.into_iter().map(|row| {
+        let session = sessions.remove(&row.id);
+        Entry::new(row, session)
+    });
+    Ok(entries.collect())
 }

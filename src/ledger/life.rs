@@ -1,11 +1,12 @@
 //! One payment with all that happened to it. Read-only.
 
-use alloy::primitives::{Address, B256};
+use alloy::hex;
+use alloy::primitives::B256;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::history::{Entry, with_sessions};
-use super::row::{address, hash, select_payments};
+use super::row::{hash, select_payments, shown_address};
 use super::{Ledger, LedgerError};
 use crate::payment::PaymentId;
 
@@ -40,10 +41,10 @@ pub struct Event {
 /// A signed transaction that was to move a payment's money.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttemptMade {
-    /// Its hash.
-    pub hash: B256,
-    /// Who signed it and pays for its gas: a lane's account, or the payer on rail `transfer`.
-    pub signer: Address,
+    /// Its hash, in hexadecimal digits.
+    pub hash: String,
+    /// Address of who signed it and pays for its gas: a lane's account, or the payer on rail `transfer`.
+    pub signer: String,
     /// The signer's account nonce.
     pub nonce: u64,
     /// When its bytes, or its hash, were written down.
@@ -87,7 +88,7 @@ impl Ledger {
     /// A payment and what happened to it, as of one moment.
     ///
     /// # Errors
-    /// When the database fails or the row cannot be read.
+    /// When the database fails. A row that cannot be read is shown as it stands.
     pub async fn life(&self, id: PaymentId) -> Result<Option<Life>, LedgerError> {
         let mut snapshot = self.snapshot().await?;
         let row = select_payments!("where p.id = $1", id.0)
@@ -162,8 +163,8 @@ async fn attempts(
             },
         );
         made.push(AttemptMade {
-            hash: hash(&row.hash).ok_or_else(|| unreadable("attempts", "hash", id))?,
-            signer: address(&row.signer).ok_or_else(|| unreadable("transactions", "signer", id))?,
+            hash: hex::encode_prefixed(&row.hash),
+            signer: shown_address(&row.signer),
             nonce: natural(row.nonce),
             written_at: row.signed_at,
             gas_limit: Some(natural(row.gas_limit)),
@@ -192,8 +193,8 @@ async fn transfer(
     .await?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(AttemptMade {
-        hash: hash(&row.hash).ok_or_else(|| unreadable("transfers", "hash", id))?,
-        signer: address(&row.payer).ok_or_else(|| unreadable("payments", "payer", id))?,
+        hash: hex::encode_prefixed(&row.hash),
+        signer: shown_address(&row.payer),
         nonce: natural(row.account_nonce),
         written_at: row.submitted_at,
         gas_limit: None,
@@ -209,12 +210,4 @@ async fn transfer(
 /// Heights, nonces, counts and gas are never negative: the schema or their origin sees to it.
 fn natural(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
-}
-
-fn unreadable(table: &'static str, column: &'static str, id: PaymentId) -> LedgerError {
-    LedgerError::Inconsistent {
-        table,
-        column,
-        id: id.to_string(),
-    }
 }

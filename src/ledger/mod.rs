@@ -17,6 +17,7 @@ mod life;
 mod outbox;
 mod payments;
 mod processes;
+mod quarantine;
 mod results;
 mod row;
 mod sessions;
@@ -36,7 +37,7 @@ use groups::Groups;
 use crate::clock::{Clock, FollowingClock};
 
 pub use acceptance::{Accepted, MovedBefore, NewPayment};
-pub use error::LedgerError;
+pub use error::{LedgerError, Unreadable};
 pub use fundings::{Funded, Funding, Given};
 pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
 pub use groups::LedgerTask;

@@ -1,6 +1,6 @@
 //! The write-ahead line: nothing leaves for the chain before its bytes, hash and nonce are committed here.
 
-use alloy::primitives::{B256, Bytes};
+use alloy::primitives::{B256, Bytes, keccak256};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -267,7 +267,7 @@ impl Ledger {
     /// The transactions of a lane whose outcome is open, in nonce order: what a new owner sends again and watches.
     ///
     /// # Errors
-    /// When the database fails or an attempt cannot be read; a payment that cannot is set aside.
+    /// When the database fails; a payment that cannot be read is quarantined.
     pub async fn unmined(&self, lane: LaneKey) -> Result<Vec<Unmined>, LedgerError> {
         let rows = sqlx::query!(
             "select t.id, t.nonce, t.kind, a.hash, a.raw from transactions t join attempts a on a.transaction_id = t.id
@@ -279,11 +279,8 @@ impl Ledger {
         .await?;
         let mut unmined: Vec<Unmined> = Vec::new();
         for row in rows {
-            let hash = hash(&row.hash).ok_or(LedgerError::Inconsistent {
-                table: "attempts",
-                column: "hash",
-                id: row.id.to_string(),
-            })?;
+            // The bytes say it as well.
+            let hash = hash(&row.hash).unwrap_or_else(|| keccak256(&row.raw));
             if unmined.last().map(|open| open.id) != Some(row.id) {
                 let payments = self.riding(row.id).await?;
                 let nonce = u64::try_from(row.nonce).unwrap_or_default();
@@ -310,6 +307,6 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
-        self.readable(rows).await
+        Ok(self.readable(rows).await)
     }
 }

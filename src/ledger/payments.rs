@@ -3,6 +3,7 @@
 use alloy::primitives::{Address, B256};
 use uuid::Uuid;
 
+use super::quarantine::one_by_one;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
 use crate::payment::state::Exit;
@@ -50,10 +51,11 @@ impl Ledger {
     /// # Errors
     /// When the database fails or the row cannot be read.
     pub async fn payment(&self, id: PaymentId) -> Result<Option<Payment>, LedgerError> {
-        let row = select_payments!("where p.id = $1", id.0)
-            .fetch_optional(&self.pool)
+        let rows = select_payments!("where p.id = $1", id.0)
+            .fetch_all(&self.pool)
             .await?;
-        row.map(Payment::try_from).transpose()
+        let payment = one_by_one(&self.pool, rows).await.pop();
+        Ok(payment.map(|(_, payment)| payment).transpose()?)
     }
 
     /// Takes payments into the hands of this process that wait for a transaction on `network` of any of `signers`: those that nobody has in hand,
@@ -92,7 +94,7 @@ impl Ledger {
             select_payments!("where p.id = any($1) order by p.created_at", &taken)
                 .fetch_all(&self.pool)
                 .await?;
-        self.readable(rows).await
+        Ok(self.readable(rows).await)
     }
 
     /// Leaves queued payments to whoever owns a lane.
@@ -150,7 +152,7 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
-        self.readable(rows).await
+        Ok(self.readable(rows).await)
     }
 
     /// Whether payments that were called failed ride in transactions of ours whose outcome is open: a reorganisation has undone the proof.

@@ -1,16 +1,25 @@
 //! Rows become domain values here; a row that cannot is named, not guessed.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use alloy::hex;
 use alloy::primitives::{Address, B256, U256};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::error::Unreadable;
 use crate::payment::state::Exit;
 use crate::payment::{
     Location, Method, Payment, PaymentId, PaymentState, Permit2, Sponsored, Wallet,
 };
+use crate::protocol::response::spelled;
 use crate::protocol::session::Rail;
-use crate::protocol::{Amount, Authorization, X402Version};
+use crate::protocol::{Amount, Authorization, Reason, X402Version};
+
+/// The longest code of a later version that is read, in bytes, and how many of them.
+const CODE_BYTES_MAX: usize = 64;
+const CODES_MAX: usize = 64;
 
 /// `payments`, with the amount as text: `numeric(78, 0)` is wider than any number type of the driver.
 #[derive(Debug)]
@@ -50,12 +59,15 @@ pub(super) struct PaymentRow {
     pub(super) allowance_approval: Option<Vec<u8>>,
 }
 
-/// `query_as!` over all columns of `payments p`, with the rest of the statement appended.
+/// `query_as!` over all columns of `payments p`, with the rest of the statement appended; `with` puts something before it.
 macro_rules! select_payments {
     ($rest:literal $(+ $more:literal)* $(, $argument:expr)* $(,)?) => {
+        $crate::ledger::row::select_payments!(with "", $rest $(+ $more)* $(, $argument)*)
+    };
+    (with $before:literal, $rest:literal $(+ $more:literal)* $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
             $crate::ledger::row::PaymentRow,
-            r#"select p.id, p.x402_version, p.rail, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
+            $before + r#"select p.id, p.x402_version, p.rail, p.network, p.asset, p.payer, p.payee, p.amount::text as "amount!", p.resource,
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
                 p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at, p.signer,
@@ -68,7 +80,7 @@ macro_rules! select_payments {
 pub(super) use select_payments;
 
 impl TryFrom<PaymentRow> for Payment {
-    type Error = LedgerError;
+    type Error = Unreadable;
 
     fn try_from(row: PaymentRow) -> Result<Self, Self::Error> {
         let bad = |column| bad(column, row.id);
@@ -117,7 +129,7 @@ impl TryFrom<PaymentRow> for Payment {
     }
 }
 
-fn method(row: &PaymentRow) -> Result<Method, LedgerError> {
+fn method(row: &PaymentRow) -> Result<Method, Unreadable> {
     let bad = |column| bad(column, row.id);
     let Some(permitted) = &row.permitted else {
         return Ok(Method::Eip3009);
@@ -162,7 +174,7 @@ pub(super) fn allowance_columns(method: &Method) -> (Option<Vec<u8>>, Option<Vec
     }
 }
 
-fn state(row: &PaymentRow) -> Result<PaymentState, LedgerError> {
+fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
     let bad = |column| bad(column, row.id);
     let transaction = row
         .transaction_hash
@@ -174,9 +186,9 @@ fn state(row: &PaymentRow) -> Result<PaymentState, LedgerError> {
         let reason = row
             .reason
             .as_deref()
-            .and_then(|code| code.parse().ok())
+            .map(|code| code.parse().unwrap_or_else(|_| of_a_later_version(code)))
             .ok_or_else(|| bad("reason"))?;
-        Ok::<_, LedgerError>(Exit {
+        Ok::<_, Unreadable>(Exit {
             reason,
             message: row.message.clone().unwrap_or_default(),
         })
@@ -198,6 +210,18 @@ fn state(row: &PaymentRow) -> Result<PaymentState, LedgerError> {
     })
 }
 
+/// Codes that nobody here knows, because a later version of the program, perhaps a replica beside this one, has written them. They are read
+/// and told as they are. As many as a program's life can bring, and no more: what is beyond that is no code.
+fn of_a_later_version(code: &str) -> Reason {
+    static SEEN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = seen.get(code).copied();
+    let fits = code.len() <= CODE_BYTES_MAX && seen.len() < CODES_MAX;
+    let code = known.or_else(|| fits.then(|| &*code.to_owned().leak()));
+    seen.extend(code);
+    code.map_or(Reason::UnexpectedSettleError, Reason::OfALaterVersion)
+}
+
 fn location(row: &PaymentRow) -> Option<Location> {
     Some(Location {
         transaction: hash(row.transaction_hash.as_deref()?)?,
@@ -208,8 +232,8 @@ fn location(row: &PaymentRow) -> Option<Location> {
     })
 }
 
-fn bad(column: &'static str, id: Uuid) -> LedgerError {
-    LedgerError::Inconsistent {
+fn bad(column: &'static str, id: Uuid) -> Unreadable {
+    Unreadable {
         table: "payments",
         column,
         id: id.to_string(),
@@ -224,6 +248,11 @@ pub(super) fn rail(name: &str) -> Option<Rail> {
 
 pub(super) fn address(bytes: &[u8]) -> Option<Address> {
     Address::try_from(bytes).ok()
+}
+
+/// An address for the history: what is none is shown as it stands.
+pub(super) fn shown_address(bytes: &[u8]) -> String {
+    address(bytes).map_or_else(|| hex::encode_prefixed(bytes), spelled)
 }
 
 pub(super) fn hash(bytes: &[u8]) -> Option<B256> {

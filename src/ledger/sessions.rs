@@ -4,8 +4,9 @@ use alloy::primitives::B256;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
+use super::error::Unreadable;
 use super::row::{address, bigint, hash, rail};
-use super::{Ledger, LedgerError};
+use super::{AuthorizationKey, Ledger, LedgerError};
 use crate::payment::session::SessionStanding;
 use crate::payment::{PaymentId, Session};
 use crate::protocol::session::SessionId;
@@ -86,8 +87,27 @@ macro_rules! select_sessions {
     };
 }
 
+/// A session whose nonce was asked for.
+pub(super) struct OfNonce {
+    network: String,
+    asset: Vec<u8>,
+    payer: Vec<u8>,
+    nonce: Vec<u8>,
+    /// It cannot be read: that concerns who presents its authorization, and nobody else.
+    pub(super) session: Result<Session, Unreadable>,
+}
+
+impl OfNonce {
+    pub(super) fn gave_its_nonce_to(&self, key: &AuthorizationKey) -> bool {
+        key.nonce == self.nonce[..]
+            && key.payer == self.payer[..]
+            && key.domain == self.asset[..]
+            && key.network.to_string() == self.network
+    }
+}
+
 /// The sessions that gave authorizations their nonces.
-pub(super) async fn of_nonces(pool: &PgPool, nonces: &[B256]) -> Result<Vec<Session>, LedgerError> {
+pub(super) async fn of_nonces(pool: &PgPool, nonces: &[B256]) -> Result<Vec<OfNonce>, LedgerError> {
     let nonces: Vec<&[u8]> = nonces.iter().map(B256::as_slice).collect();
     let rows = select_sessions!(
         "where s.nonce = any($1) and s.rail = 'authorization'",
@@ -95,7 +115,14 @@ pub(super) async fn of_nonces(pool: &PgPool, nonces: &[B256]) -> Result<Vec<Sess
     )
     .fetch_all(pool)
     .await?;
-    rows.into_iter().map(Session::try_from).collect()
+    let sessions = rows.into_iter().map(|row| OfNonce {
+        network: row.network.clone(),
+        asset: row.asset.clone(),
+        payer: row.payer.clone(),
+        nonce: row.nonce.clone(),
+        session: row.try_into(),
+    });
+    Ok(sessions.collect())
 }
 
 impl Ledger {
@@ -177,7 +204,7 @@ impl Ledger {
         let row = select_sessions!("where s.id = $1", id.as_str())
             .fetch_optional(&self.pool)
             .await?;
-        row.map(Session::try_from).transpose()
+        Ok(row.map(Session::try_from).transpose()?)
     }
 
     /// Cancels an open session for whoever holds its token. `false`: the token is another, or it is not open any more.
@@ -270,10 +297,10 @@ impl Ledger {
 }
 
 impl TryFrom<SessionRow> for Session {
-    type Error = LedgerError;
+    type Error = Unreadable;
 
-    fn try_from(row: SessionRow) -> Result<Self, LedgerError> {
-        let bad = |column| LedgerError::Inconsistent {
+    fn try_from(row: SessionRow) -> Result<Self, Unreadable> {
+        let bad = |column| Unreadable {
             table: "sessions",
             column,
             id: row.id.clone(),

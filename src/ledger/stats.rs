@@ -1,10 +1,9 @@
 //! Counts and sums over the history. Read-only.
 
-use alloy::primitives::Address;
 use time::Date;
 
 use super::history::{HistoryFilter, filtered, plan_for_the_values};
-use super::row::address;
+use super::row::shown_address;
 use super::{Ledger, LedgerError};
 
 /// What besides network and token keeps payments apart; amounts of different tokens are never added.
@@ -23,12 +22,12 @@ pub struct Grouping {
 pub struct Group {
     /// The day of acceptance, UTC, if asked for.
     pub day: Option<Date>,
-    /// Who was paid, if asked for.
-    pub payee: Option<Address>,
+    /// Address of who was paid, if asked for.
+    pub payee: Option<String>,
     /// CAIP-2.
     pub network: String,
-    /// The token.
-    pub asset: Address,
+    /// Address of the token.
+    pub asset: String,
     /// The state now, if asked for.
     pub state: Option<String>,
     /// How many.
@@ -53,7 +52,7 @@ impl Ledger {
     /// At most `limit` groups of payments: the newest days first.
     ///
     /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// When the database fails.
     pub async fn stats(
         &self,
         filter: &HistoryFilter,
@@ -72,26 +71,15 @@ impl Ledger {
         ))
         .fetch_all(&mut *snapshot)
         .await?;
-        let unreadable = |column| LedgerError::Inconsistent {
-            table: "payments",
-            column,
-            id: "a group".to_owned(),
-        };
-        rows.into_iter()
-            .map(|row| {
-                let payee = row
-                    .payee
-                    .map(|bytes| address(&bytes).ok_or_else(|| unreadable("payee")));
-                Ok(Group {
-                    day: row.day,
-                    payee: payee.transpose()?,
-                    network: row.network,
-                    asset: address(&row.asset).ok_or_else(|| unreadable("asset"))?,
-                    state: row.state,
-                    payments: u64::try_from(row.payments).unwrap_or_default(),
-                    amount: row.amount,
-                })
-            })
-            .collect()
+        let groups = rows.into_iter().map(|row| Group {
+            day: row.day,
+            payee: row.payee.as_deref().map(shown_address),
+            network: row.network,
+            asset: shown_address(&row.asset),
+            state: row.state,
+            payments: u64::try_from(row.payments).unwrap_or_default(),
+            amount: row.amount,
+        });
+        Ok(groups.collect())
     }
 }

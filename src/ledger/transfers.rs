@@ -1,10 +1,13 @@
 //! Transfers that payers send themselves: written before they are sent, then followed like our own.
 
+use std::collections::HashMap;
+
 use alloy::primitives::{Address, B256, Bytes};
 use uuid::Uuid;
 
-use super::row::{PaymentRow, bigint, select_payments};
-use super::{Ledger, LedgerError};
+use super::quarantine::quarantine_unreadable;
+use super::row::{PaymentRow, bigint, hash, select_payments};
+use super::{Ledger, LedgerError, Unreadable};
 use crate::payment::session::Transfer;
 use crate::payment::state::Exit;
 use crate::payment::{Location, Payment, PaymentId, Session};
@@ -61,6 +64,29 @@ pub enum TransferOutcome {
     },
     /// It can never move the money.
     Failed(Exit),
+}
+
+/// A transfer's transaction, and from when on it counts.
+#[derive(Debug)]
+struct SentRow {
+    payment_id: Uuid,
+    hash: Vec<u8>,
+    account_nonce: i64,
+    raw: Option<Vec<u8>>,
+    accept_from_block: i64,
+}
+
+impl SentRow {
+    /// `None`: it cannot be read.
+    fn of(self, payment: Payment) -> Option<OpenTransfer> {
+        Some(OpenTransfer {
+            hash: hash(&self.hash)?,
+            account_nonce: u64::try_from(self.account_nonce).ok()?,
+            accept_from_block: u64::try_from(self.accept_from_block).unwrap_or_default(),
+            raw: self.raw.map(Bytes::from),
+            payment,
+        })
+    }
 }
 
 impl Ledger {
@@ -121,17 +147,17 @@ impl Ledger {
 
     /// Transfers of a network whose outcome is open, and with `failed_too` those that were proven unable to move the money, because a
     /// reorganisation undoes proofs. Oldest first, behind one of them where it is given; not those that have been expected for more than a
-    /// day past their session's end.
+    /// day past their session's end. And the last row that was read, where there may be more behind it.
     ///
     /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// When the database fails; a row that cannot be read is quarantined and left out.
     pub async fn open_transfers(
         &self,
         network: Network,
         failed_too: bool,
         behind: Option<PaymentId>,
         limit: i64,
-    ) -> Result<Vec<OpenTransfer>, LedgerError> {
+    ) -> Result<(Vec<OpenTransfer>, Option<PaymentId>), LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.rail = 'transfer' and (p.state = 'inflight' or $4 and p.state = 'failed') and p.quarantined_at is null
                 and p.valid_before > now() - interval '1 day' and p.id > $3
@@ -143,30 +169,40 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
+        let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit);
+        let last = rows.last().filter(|_| full).map(|row| PaymentId(row.id));
+        let mut sent = self.sent(rows.iter().map(|row| row.id).collect()).await?;
         let mut open = Vec::with_capacity(rows.len());
-        for row in rows {
-            let sent = sqlx::query!(
-                "select t.hash, t.account_nonce, t.raw, s.accept_from_block
-                from transfers t join sessions s on s.payment_id = t.payment_id where t.payment_id = $1",
-                row.id,
-            )
-            .fetch_one(&self.pool)
-            .await?;
-            let bad = |column| LedgerError::Inconsistent {
+        for payment in self.readable(rows).await {
+            let id = payment.id;
+            if let Some(transfer) = sent.remove(&id.0).and_then(|sent| sent.of(payment)) {
+                open.push(transfer);
+                continue;
+            }
+            let unreadable = Unreadable {
                 table: "transfers",
-                column,
-                id: row.id.to_string(),
+                column: "hash, account_nonce or session",
+                id: id.to_string(),
             };
-            open.push(OpenTransfer {
-                hash: super::row::hash(&sent.hash).ok_or_else(|| bad("hash"))?,
-                account_nonce: u64::try_from(sent.account_nonce)
-                    .map_err(|_| bad("account_nonce"))?,
-                accept_from_block: u64::try_from(sent.accept_from_block).unwrap_or_default(),
-                raw: sent.raw.map(Bytes::from),
-                payment: row.try_into()?,
-            });
+            quarantine_unreadable(&self.pool, id, &unreadable).await;
         }
-        Ok(open)
+        Ok((open, last))
+    }
+
+    /// The transactions of transfers, by payment.
+    async fn sent(&self, ids: Vec<Uuid>) -> Result<HashMap<Uuid, SentRow>, LedgerError> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query_as!(
+            SentRow,
+            "select t.payment_id, t.hash, t.account_nonce, t.raw, s.accept_from_block
+            from transfers t join sessions s on s.payment_id = t.payment_id where t.payment_id = any($1)",
+            &ids,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.payment_id, row)).collect())
     }
 
     /// Records what became of a transfer, unless that was done already. One whose log is another payment's has failed. One that had failed and moved

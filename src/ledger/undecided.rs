@@ -5,6 +5,7 @@ use alloy::primitives::B256;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::quarantine::quarantine;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{Ledger, LedgerError};
 use crate::payment::state::Exit;
@@ -88,7 +89,7 @@ impl Ledger {
                 .fetch_all(&self.pool)
                 .await?;
         let mut undecided = Vec::with_capacity(rows.len());
-        for payment in self.readable(payments).await? {
+        for payment in self.readable(payments).await {
             let row = rows.iter().find(|row| row.payment_id == payment.id.0);
             let found = row.and_then(|row| Some((row, hash(&row.hash)?, hash(&row.block_hash)?)));
             let Some((row, hash, block_hash)) = found else {
@@ -139,7 +140,9 @@ impl Ledger {
             Verdict::Moved { location, deep } => {
                 move_here(&mut deciding, id, location, *deep).await?;
             }
-            Verdict::SetAside(why) => set_aside(&mut deciding, id, why).await?,
+            Verdict::SetAside(why) => {
+                quarantine(&mut deciding, id, why).await?;
+            }
             Verdict::Again => release(&mut deciding, row, "queued", None).await?,
             Verdict::Refuse(exit) => release(&mut deciding, row, "refused", Some(exit)).await?,
             Verdict::Fail(exit) => release(&mut deciding, row, "failed", Some(exit)).await?,
@@ -171,35 +174,6 @@ impl Ledger {
         let moved = free.is_some() && move_here(&mut settling, id, location, deep).await?;
         settling.commit().await?;
         Ok(moved)
-    }
-
-    /// Sets a payment aside for the operator; its state stays.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn set_aside(&self, id: PaymentId, why: &str) -> Result<(), LedgerError> {
-        let mut connection = self.pool.acquire().await?;
-        set_aside(&mut connection, id, why).await
-    }
-
-    /// Rows as payments; one that cannot be read is set aside, and nobody else has to do with it.
-    pub(super) async fn readable(
-        &self,
-        rows: Vec<PaymentRow>,
-    ) -> Result<Vec<Payment>, LedgerError> {
-        let mut payments = Vec::with_capacity(rows.len());
-        for row in rows {
-            let id = PaymentId(row.id);
-            match Payment::try_from(row) {
-                Ok(payment) => payments.push(payment),
-                Err(error) => {
-                    let why = error.to_string();
-                    tracing::error!(payment.id = %id, why, "a payment is set aside for the operator");
-                    self.set_aside(id, &why).await?;
-                }
-            }
-        }
-        Ok(payments)
     }
 }
 
@@ -243,7 +217,7 @@ pub(super) async fn move_here(
     .fetch_one(&mut *connection)
     .await?;
     if taken {
-        set_aside(connection, id, TAKEN).await?;
+        quarantine(connection, id, TAKEN).await?;
     }
     Ok(false)
 }
@@ -263,25 +237,6 @@ async fn release(
         exit.map(|exit| exit.reason.code()),
         exit.map(|exit| exit.message.as_str()),
         row.hash.as_slice(),
-    )
-    .execute(&mut *connection)
-    .await?;
-    Ok(())
-}
-
-async fn set_aside(
-    connection: &mut PgConnection,
-    id: PaymentId,
-    why: &str,
-) -> Result<(), LedgerError> {
-    sqlx::query!(
-        "with aside as (
-            update payments set quarantined_at = now(), quarantine_reason = $2
-            where id = $1 and quarantined_at is null returning id, transaction_hash
-        )
-        insert into events (payment_id, kind, reason, transaction_hash) select id, 'quarantined', $2, transaction_hash from aside",
-        id.0,
-        why,
     )
     .execute(&mut *connection)
     .await?;

@@ -11,6 +11,8 @@ macro_rules! reasons {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[doc = $doc])+ $variant,)+
+            /// A code that this version does not utter by itself: a later one has written it into a ledger that both use.
+            OfALaterVersion(&'static str),
         }
 
         impl Reason {
@@ -21,6 +23,7 @@ macro_rules! reasons {
             pub const fn code(self) -> &'static str {
                 match self {
                     $(Self::$variant => $code,)+
+                    Self::OfALaterVersion(code) => code,
                 }
             }
         }

@@ -131,7 +131,7 @@ impl Transfers {
         let limit = i64::try_from(LOOK_MAX).unwrap_or(i64::MAX);
         let ledger = &self.site.ledger;
         let undone = self.undone_until.is_some();
-        let open = ledger
+        let (open, last) = ledger
             .open_transfers(network, undone, self.behind, limit)
             .await?;
         let mut result = Ok(());
@@ -146,8 +146,7 @@ impl Transfers {
                 result = result.and(look_at(&self.site, transfer, followed, &head).await);
             }
         }
-        let last = open.last().map(|transfer| transfer.payment.id);
-        self.behind = last.filter(|_| open.len() == LOOK_MAX);
+        self.behind = last;
         if self.behind.is_none() {
             self.end_round();
         }

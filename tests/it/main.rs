@@ -101,4 +101,6 @@ mod transfers;
 #[cfg(test)]
 mod two_replicas;
 #[cfg(test)]
+mod unreadable_rows;
+#[cfg(test)]
 mod wallets;

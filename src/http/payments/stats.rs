@@ -10,7 +10,6 @@ use super::view::site;
 use crate::http::operator::Operator;
 use crate::http::{AppState, Problem};
 use crate::ledger::{Group, Grouping};
-use crate::protocol::response::spelled;
 
 /// Groups in an answer at most: three months of days for ten payees.
 const GROUPS_MAX: u16 = 1000;
@@ -114,13 +113,13 @@ fn group_view(group: Group, state: &AppState) -> GroupView {
     let network = group.network.parse().ok();
     let decimals = network
         .and_then(|network| site(state, network))
-        .and_then(|site| site.policy.asset(group.asset))
+        .and_then(|site| site.policy.asset(group.asset.parse().ok()?))
         .map(|asset| asset.decimals);
     GroupView {
         day: group.day.map(|day| day.to_string()),
-        payee: group.payee.map(spelled),
+        payee: group.payee,
         network: group.network,
-        asset: spelled(group.asset),
+        asset: group.asset,
         decimals,
         state: group.state,
         payments: group.payments,

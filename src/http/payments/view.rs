@@ -7,10 +7,8 @@ use utoipa::ToSchema;
 
 use crate::http::AppState;
 use crate::ledger::{AttemptMade, Entry, Event, Life};
-use crate::payment::{Method, PaymentState};
-use crate::protocol::Network;
-use crate::protocol::response::spelled;
 use crate::protocol::session::Rail;
+use crate::protocol::{Network, Scheme};
 use crate::settlement::Site;
 
 /// Every EVM chain counts its own currency in units of 10^-18.
@@ -25,7 +23,7 @@ pub(in crate::http) struct PaymentView {
     /// The dialect in which it was presented first.
     x402_version: u8,
     /// `authorization`: we submit it; `transfer`: the payer sent it.
-    pub(super) rail: &'static str,
+    pub(super) rail: String,
     /// `exact`, or `upto` where the seller said how much of `permitted` was charged.
     pub(super) scheme: &'static str,
     /// By which contract the money moves: `eip3009`, `permit2`, or `transfer` for one that the payer sent.
@@ -47,10 +45,10 @@ pub(in crate::http) struct PaymentView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decimals: Option<u8>,
     /// How far it got.
-    pub(super) state: &'static str,
+    pub(super) state: String,
     /// The stable code of a refusal or failure.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) reason: Option<&'static str>,
+    pub(super) reason: Option<String>,
     /// The same for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
@@ -208,67 +206,58 @@ pub(in crate::http) struct GasView {
 impl PaymentView {
     /// What the history shows of `entry`.
     pub(super) fn new(entry: Entry, state: &AppState) -> Self {
-        let Entry { payment, session } = entry;
-        let site = site(state, payment.network);
-        let location = payment.state.location().copied();
+        let network: Option<Network> = entry.network.parse().ok();
+        let site = network.and_then(|network| site(state, network));
         let head = site.and_then(|site| site.view.head());
-        let exit = match &payment.state {
-            PaymentState::Refused(exit) | PaymentState::Failed { exit, .. } => Some(exit.clone()),
-            PaymentState::Queued
-            | PaymentState::Inflight(_)
-            | PaymentState::Mined(_)
-            | PaymentState::Settled(_)
-            | PaymentState::Uncharged
-            | PaymentState::Final(_)
-            | PaymentState::LateSettled(_) => None,
+        let transaction = entry.transaction;
+        let session = entry.session;
+        let scheme = match &entry.permitted {
+            Some(_) if entry.names_its_signer => Scheme::Upto,
+            Some(_) | None => Scheme::Exact,
         };
         Self {
-            id: payment.id.to_string(),
-            x402_version: payment.version.into(),
-            rail: payment.rail.name(),
-            scheme: payment.method.scheme().name(),
-            method: match (payment.rail, &payment.method) {
-                (Rail::Transfer, _) => "transfer",
-                (Rail::Authorization, Method::Eip3009) => "eip3009",
-                (Rail::Authorization, Method::Permit2(_)) => "permit2",
+            id: entry.id.to_string(),
+            x402_version: entry.x402_version,
+            scheme: scheme.name(),
+            method: match &entry.permitted {
+                _ if entry.rail == Rail::Transfer.name() => "transfer",
+                None => "eip3009",
+                Some(_) => "permit2",
             },
-            network: payment.network.to_string(),
-            asset: spelled(payment.asset),
-            payer: spelled(payment.authorization.from),
-            payee: spelled(payment.authorization.to),
-            amount: payment.authorization.value.to_string(),
-            permitted: payment
-                .method
-                .permit2()
-                .map(|permit| permit.permitted.to_string()),
+            rail: entry.rail,
+            network: entry.network,
             decimals: site
-                .and_then(|site| site.policy.asset(payment.asset))
+                .and_then(|site| site.policy.asset(entry.asset.parse().ok()?))
                 .map(|asset| asset.decimals),
-            state: payment.state.name(),
-            reason: exit.as_ref().map(|exit| exit.reason.code()),
-            message: exit.map(|exit| exit.message),
-            transaction: payment.state.transaction().map(|hash| hash.to_string()),
-            explorer_url: payment
-                .state
-                .transaction()
-                .and_then(|hash| payment.network.explorer_url(hash)),
-            log_index: location.map(|location| location.log_index),
-            block_number: location.map(|location| location.block_number),
-            block_time: location.map(|location| written(location.block_time)),
+            asset: entry.asset,
+            payer: entry.payer,
+            payee: entry.payee,
+            amount: entry.amount,
+            permitted: entry.permitted,
+            state: entry.state,
+            reason: entry.reason,
+            message: entry.message,
+            transaction: transaction.map(|hash| hash.to_string()),
+            explorer_url: network
+                .zip(transaction)
+                .and_then(|(network, hash)| network.explorer_url(hash)),
+            log_index: entry.log_index,
+            block_number: entry.block_number,
+            block_time: entry.block_time.map(written),
             // A head below the block is older news than the ledger's.
-            confirmations: location.zip(head).and_then(|(location, head)| {
-                let above = head.number.checked_sub(location.block_number)?;
+            confirmations: entry.block_number.zip(head).and_then(|(block, head)| {
+                let above = head.number.checked_sub(block)?;
                 above.checked_add(1)
             }),
-            confirmations_required: payment.confirmations,
-            resource: payment.resource,
+            confirmations_required: entry.confirmations,
+            resource: entry.resource,
             session: session.as_ref().map(|session| session.id.clone()),
             client_reference: session.and_then(|session| session.client_reference),
-            unmatched: payment.unmatched,
-            quarantine: payment.quarantine,
-            nonce: payment.authorization.nonce.to_string(),
-            created_at: written(payment.created_at),
-            updated_at: written(payment.updated_at),
+            unmatched: entry.unmatched,
+            quarantine: entry.quarantine,
+            nonce: entry.nonce,
+            created_at: written(entry.created_at),
+            updated_at: written(entry.updated_at),
         }
     }
 }
@@ -287,6 +276,7 @@ impl PaymentDetail {
 }
 
 fn gas(life: &Life) -> Option<GasView> {
+    let network: Option<Network> = life.entry.network.parse().ok();
     let mined: Vec<_> = life
         .attempts
         .iter()
@@ -299,7 +289,7 @@ fn gas(life: &Life) -> Option<GasView> {
         used: mined.iter().map(|mined| mined.gas_used).sum(),
         fee_wei: fees.sum::<u128>().to_string(),
         decimals: NATIVE_DECIMALS,
-        symbol: life.entry.payment.network.native_symbol(),
+        symbol: network.and_then(Network::native_symbol),
     })
 }
 
@@ -319,8 +309,8 @@ impl From<Event> for EventView {
 impl From<AttemptMade> for AttemptView {
     fn from(made: AttemptMade) -> Self {
         Self {
-            transaction: made.hash.to_string(),
-            signer: spelled(made.signer),
+            transaction: made.hash,
+            signer: made.signer,
             nonce: made.nonce,
             written_at: written(made.written_at),
             gas_limit: made.gas_limit,

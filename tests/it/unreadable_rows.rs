@@ -1,0 +1,180 @@
+//! Rows that this version of the program cannot read: each is quarantined and shown, and nobody else notices.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Negotiated, Purchase, Setup, World, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0x1e);
+/// What a later version might write.
+const NEWER_CODE: &str = "a_code_of_a_later_version";
+
+async fn change(world: &World, set: &str, amount: u64) {
+    let statement = format!("update payments set {set} where amount = {amount}");
+    let changed = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .execute(&mut world.database.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(changed.rows_affected(), 1);
+}
+
+/// Makes the row of a payment one that no version of the program has written.
+async fn spoil(world: &World, amount: u64) {
+    change(world, "valid_after = timestamptz '1960-01-01'", amount).await;
+}
+
+/// Presents one payment many times, each beside an honest one; returns the answers for it. Every honest one succeeds.
+async fn among_others(world: &World, payer: &Payer, odd: &Value) -> Vec<Answer> {
+    let mut bodies = Vec::new();
+    for _ in 0..16 {
+        bodies.push(Purchase::new(payer, PAYEE, 1).body());
+        bodies.push(odd.clone());
+    }
+    let answers = world.facilitator.settle_at_once(bodies).await;
+    let (good, odd): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::succeeded);
+    assert_eq!(good.len(), 16, "an honest one failed: {odd:?}");
+    odd
+}
+
+type Payer = alloy::signers::local::PrivateKeySigner;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_row_hurts_nobody_else_and_is_shown_with_the_reason() {
+    let setup = Setup {
+        reachable: true,
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let payer = world.payer().await;
+    let odd = Purchase::new(&payer, PAYEE, 7_000).body();
+    let settled = world.facilitator.settle(&odd).await;
+    assert!(settled.succeeded(), "{settled:?}");
+    let id = settled.body["extra"]["paymentId"].as_str().unwrap();
+    spoil(&world, 7_000).await;
+    for _ in 0..2 {
+        for answer in among_others(&world, &payer, &odd).await {
+            let said = (answer.status, answer.reason());
+            assert_eq!(said, (200, "settlement_pending"), "{answer:?}");
+        }
+    }
+    let honest = Purchase::new(&payer, PAYEE, 1).body();
+    let (verdict, judged) = tokio::join!(
+        world.facilitator.verify(&odd),
+        world.facilitator.verify(&honest)
+    );
+    assert_eq!(verdict.reason(), "settlement_pending", "{verdict:?}");
+    assert!(judged.is_valid(), "{judged:?}");
+    // The operator sees all of them, and why this one waits.
+    let page = world.facilitator.get("/payments").await;
+    assert_eq!(page.status, 200, "{page:?}");
+    let rows = page.body["payments"].as_array().unwrap();
+    assert_eq!(rows.len(), 33, "{page:?}");
+    let shown = world.facilitator.get(&format!("/payments/{id}")).await;
+    assert_eq!(shown.status, 200, "{shown:?}");
+    for row in [
+        rows.iter().find(|row| row["id"] == id).unwrap(),
+        &shown.body,
+    ] {
+        let why = row["quarantine"].as_str().unwrap_or_default();
+        assert!(why.contains("valid_after"), "{row}");
+        let seen = (&row["state"], &row["amount"], &row["transaction"]);
+        let transaction = json!(settled.transaction());
+        assert_eq!(seen, (&json!("settled"), &json!("7000"), &transaction));
+    }
+    let events = shown.body["events"].as_array().unwrap();
+    let quarantined = events.iter().filter(|event| event["kind"] == "quarantined");
+    assert_eq!(quarantined.count(), 1, "said once: {events:?}");
+    let hash = settled.transaction();
+    for path in [
+        "/payments?format=csv".to_owned(),
+        format!("/payments/by-transaction/eip155:84532/{hash}"),
+        "/stats".to_owned(),
+        "/readyz".to_owned(),
+    ] {
+        let answer = world.facilitator.get(&path).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+    let table = world.facilitator.answers();
+    assert!(
+        table.contains(&format!("\n{id},")),
+        "the table has the row too"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_of_a_later_version_is_read_and_told() {
+    let setup = Setup {
+        reachable: true,
+        toml: "[networks.base-sepolia]\nmax_fee_wei = 5000000000\n".to_owned(),
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let payer = world.payer().await;
+    let [again, failed] = [7_000, 8_000].map(|amount| Purchase::new(&payer, PAYEE, amount).body());
+    world.becomes_dear(50_000).await;
+    for body in [&again, &failed] {
+        let refused = world.facilitator.settle(body).await;
+        assert_eq!(refused.reason(), "unexpected_settle_error", "{refused:?}");
+    }
+    change(&world, &format!("reason = '{NEWER_CODE}'"), 7_000).await;
+    let state = format!("state = 'failed', reason = '{NEWER_CODE}'");
+    change(&world, &state, 8_000).await;
+    world.chain.next_base_fee(1).await;
+    eventually("cheap blocks", Duration::from_secs(30), async || {
+        let body = Purchase::new(&payer, PAYEE, 3).body();
+        world
+            .facilitator
+            .settle(&body)
+            .await
+            .succeeded()
+            .then_some(())
+    })
+    .await;
+    for answer in among_others(&world, &payer, &failed).await {
+        assert_eq!(answer.reason(), NEWER_CODE, "{answer:?}");
+    }
+    let page = world.facilitator.get("/payments?state=refused").await;
+    assert_eq!(page.status, 200, "{page:?}");
+    let rows = page.body["payments"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["amount"] == "7000").unwrap();
+    assert_eq!(row["reason"], NEWER_CODE, "{row}");
+    assert_eq!(row["quarantine"], Value::Null, "{row}");
+    let settled = world.facilitator.settle(&again).await;
+    assert!(settled.succeeded(), "refused is not for ever: {settled:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_transfer_keeps_no_other_payers_waiting() {
+    let setup = Setup {
+        reachable: true,
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let (odd, honest) = (world.rich_payer().await, world.rich_payer().await);
+    world.chain.automine(false).await;
+    let mut sessions = Vec::new();
+    for (payer, amount) in [(&odd, 7_000), (&honest, 40)] {
+        let caller = &world.facilitator;
+        let session = Negotiated::open(caller, payer, "transfer", PAYEE, amount).await;
+        let raw = json!({"rawTransaction": session.transaction(0, None).0});
+        let path = format!("/sessions/{}/transfer", session.id);
+        let submitted = caller.post(&path, &raw).await.unwrap();
+        assert_eq!(submitted.status, 200, "{submitted:?}");
+        if amount == 7_000 {
+            spoil(&world, amount).await;
+        }
+        sessions.push(session);
+    }
+    world.mine_on().await;
+    let outcome = sessions[1].outcome(&world.facilitator).await;
+    assert_eq!(outcome["state"], "paid", "{outcome}");
+    let page = world.facilitator.get("/payments?state=inflight").await;
+    let why = page.body["payments"][0]["quarantine"].as_str();
+    assert!(
+        why.is_some_and(|why| why.contains("valid_after")),
+        "{page:?}"
+    );
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(7_040));
+}

@@ -288,6 +288,7 @@ pub(crate) fn rpc_of(config: &NetworkConfig) -> Result<Rpc, RpcError> {
         urls: &shown(&config.rpc_urls),
         send_urls: &shown(&config.send_urls),
         calls_per_second: config.calls_per_second,
+        confirm_with: config.confirm_with,
     };
     Rpc::new(config.policy.network, reached)
 }

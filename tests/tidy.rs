@@ -11,7 +11,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("coalesce", ""),
     ("embedded", ""),
     ("payment", "protocol"),
-    ("chain", "protocol payment coalesce"),
+    ("chain", "protocol payment coalesce clock"),
     ("ledger", "protocol payment coalesce clock"),
     ("settlement", "protocol payment chain ledger telemetry"),
     (

@@ -292,9 +292,8 @@ impl Rpc {
             calls: calls.collect(),
         };
         let call = json!({"to": MULTICALL3, "data": Bytes::from(call.abi_encode())});
-        let answer: Bytes = self
-            .read("eth_call", (call, format!("0x{block:x}")))
-            .await?;
+        let at = (call, format!("0x{block:x}"));
+        let answer: Bytes = self.agreed("eth_call", at, Bytes::eq).await?;
         let results = Multicall3::aggregate3Call::abi_decode_returns(&answer)
             .ok()
             .filter(|results| results.len() == asked)

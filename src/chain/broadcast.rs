@@ -150,6 +150,7 @@ impl RpcError {
             | Self::Unreachable
             | Self::Malformed(_)
             | Self::OverBudget
+            | Self::Unconfirmed(_)
             | Self::WrongChain { .. } => false,
         }
     }

@@ -6,10 +6,14 @@ use std::time::Duration;
 use alloy::rpc::client::RpcClient;
 use tokio::time::Instant;
 
+use crate::chain::belief::Claim;
+
 /// Failures in a row after which an endpoint rests, and comes back only once it has shown its chain again.
 const FAILURES_MAX: u32 = 3;
 /// How long an endpoint rests that kept silent, or failed too often.
 const REST: Duration = Duration::from_secs(5);
+/// How long the newest block that an endpoint has shown tells where it is.
+const CLAIM_KEPT: Duration = Duration::from_secs(15);
 /// Blocks behind the best head that are normal between nodes.
 const BEHIND_MAX: u64 = 2;
 /// The least and the most that a read waits before another endpoint is asked as well.
@@ -29,7 +33,7 @@ pub(super) struct Endpoint {
 pub(super) struct Health {
     failures: u32,
     rests_until: Option<Instant>,
-    head: u64,
+    head: Option<(Claim, Instant)>,
     chain: Chain,
     /// Moving average of good answers.
     latency: Duration,
@@ -54,6 +58,8 @@ pub(super) enum Rank {
     Behind,
     /// It failed or kept silent just now.
     Resting,
+    /// The newest block that it shows is far from everybody else's.
+    Doubted,
     /// What it serves may be another chain: not read from.
     Barred,
 }
@@ -63,7 +69,7 @@ impl Default for Health {
         Self {
             failures: 0,
             rests_until: None,
-            head: 0,
+            head: None,
             chain: Chain::Ours,
             latency: Duration::from_millis(50),
         }
@@ -71,20 +77,29 @@ impl Default for Health {
 }
 
 impl Health {
-    pub(super) fn rank(&self, best_head: u64, now: Instant) -> Rank {
+    pub(super) fn rank(&self, best_head: u64, doubted: bool, now: Instant) -> Rank {
         if self.chain != Chain::Ours {
             Rank::Barred
+        } else if doubted {
+            Rank::Doubted
         } else if self.rests_until.is_some_and(|until| until > now) {
             Rank::Resting
-        } else if self.head.saturating_add(BEHIND_MAX) < best_head {
+        } else if self.head().saturating_add(BEHIND_MAX) < best_head {
             Rank::Behind
         } else {
             Rank::Good
         }
     }
 
-    pub(super) const fn head(&self) -> u64 {
-        self.head
+    /// Height of the newest block that it has shown.
+    pub(super) fn head(&self) -> u64 {
+        self.head.map_or(0, |(claim, _)| claim.number)
+    }
+
+    /// The newest block that it has lately shown.
+    pub(super) fn claim(&self, now: Instant) -> Option<Claim> {
+        let lately = |(_, at): &(Claim, Instant)| now.duration_since(*at) < CLAIM_KEPT;
+        self.head.filter(lately).map(|(claim, _)| claim)
     }
 
     /// How long to wait for an answer before another endpoint is asked as well.
@@ -125,6 +140,11 @@ impl Endpoint {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The newest block that it has lately shown.
+    pub(super) fn claim(&self) -> Option<Claim> {
+        self.health().claim(Instant::now())
+    }
+
     fn note(&self, change: impl FnOnce(&mut Health)) {
         change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -145,8 +165,8 @@ impl Endpoint {
     }
 
     /// Its newest block.
-    pub(super) fn is_at(&self, head: u64) {
-        self.note(|health| health.head = head);
+    pub(super) fn is_at(&self, head: Claim) {
+        self.note(|health| health.head = Some((head, Instant::now())));
     }
 
     /// Which chain it serves; returns which it was thought to serve.
@@ -164,25 +184,40 @@ mod tests {
     fn endpoints_rank_by_chain_then_rest_then_age_of_their_head() {
         let now = Instant::now();
         let good = Health {
-            head: 98,
+            head: Some((
+                Claim {
+                    number: 98,
+                    time: 0,
+                },
+                now,
+            )),
             ..Health::default()
         };
-        assert_eq!(good.rank(100, now), Rank::Good);
-        assert_eq!(good.rank(101, now), Rank::Behind);
+        assert_eq!(good.rank(100, false, now), Rank::Good);
+        assert_eq!(good.rank(101, false, now), Rank::Behind);
+        assert_eq!(good.rank(100, true, now), Rank::Doubted);
         let mut failing = good;
         failing.failed(now, true);
         failing.failed(now, true);
-        assert_eq!(failing.rank(100, now), Rank::Good, "twice may happen");
+        assert_eq!(
+            failing.rank(100, false, now),
+            Rank::Good,
+            "twice may happen"
+        );
         failing.failed(now, true);
-        assert_eq!(failing.rank(100, now), Rank::Barred);
+        assert_eq!(failing.rank(100, false, now), Rank::Barred);
         let mut alone = good;
         for _ in 0..3 {
             alone.failed(now, false);
         }
-        assert_eq!(alone.rank(100, now), Rank::Resting, "the only one is used");
-        assert_eq!(alone.rank(100, now + REST), Rank::Good);
+        assert_eq!(
+            alone.rank(100, false, now),
+            Rank::Resting,
+            "the only one is used"
+        );
+        assert_eq!(alone.rank(100, false, now + REST), Rank::Good);
         alone.answered(Duration::from_millis(10));
-        assert_eq!(alone.rank(100, now), Rank::Good);
+        assert_eq!(alone.rank(100, false, now), Rank::Good);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use alloy::primitives::{B256, U64, U128};
 use serde::Deserialize;
 use time::OffsetDateTime;
 
+use crate::chain::belief::Claim;
 use crate::chain::{Rpc, RpcError};
 
 /// How many blocks are remembered: the deepest reorganisation that is followed block by block.
@@ -42,9 +43,30 @@ impl Default for Head {
     }
 }
 
-#[derive(Debug, Deserialize)]
+impl Head {
+    /// Whether both are one block, whoever has shown it.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let Self {
+            number,
+            hash,
+            parent,
+            time,
+            base_fee_wei: _,
+        } = self;
+        (*number, *hash, *parent, *time) == (other.number, other.hash, other.parent, other.time)
+    }
+
+    pub(super) const fn claim(&self) -> Claim {
+        Claim {
+            number: self.number,
+            time: self.time.unix_timestamp(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Block {
+pub(super) struct Block {
     number: U64,
     hash: B256,
     parent_hash: B256,
@@ -54,7 +76,7 @@ struct Block {
 }
 
 impl Block {
-    fn head(&self) -> Option<Head> {
+    pub(super) fn head(&self) -> Option<Head> {
         let time =
             OffsetDateTime::from_unix_timestamp(i64::try_from(self.timestamp.to::<u64>()).ok()?)
                 .ok()?;
@@ -117,7 +139,8 @@ impl HeadTracker {
     /// # Errors
     /// When the RPC fails; the next look starts where this one did.
     pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
-        let newest = self.rpc.newest().await?;
+        let known = |block: &Head| self.recent.iter().any(|head| head.hash == block.hash);
+        let newest = self.rpc.newest_after(known).await?;
         let Some(last) = self.head() else {
             return Ok(Some(self.restart(newest)));
         };
@@ -200,6 +223,11 @@ impl Rpc {
     /// # Errors
     /// When no endpoint answers.
     pub async fn newest(&self) -> Result<Head, RpcError> {
+        self.newest_after(|_| false).await
+    }
+
+    /// What one endpoint shows as the newest block.
+    pub(super) async fn newest_of_one(&self) -> Result<Head, RpcError> {
         let newest = self.block("eth_getBlockByNumber", "latest").await?;
         newest.ok_or(RpcError::Malformed("eth_getBlockByNumber"))
     }
@@ -216,11 +244,14 @@ impl Rpc {
     /// The canonical hash at a height, `None` above the head.
     ///
     /// # Errors
-    /// When no endpoint answers.
+    /// When no endpoint answers, or too few show the same.
     pub async fn canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
         let tag = format!("0x{number:x}");
-        let block = self.block("eth_getBlockByNumber", tag).await?;
-        Ok(block.map(|head| head.hash))
+        let same = |one: &Option<Block>, other: &Option<Block>| {
+            one.as_ref().map(|block| block.hash) == other.as_ref().map(|block| block.hash)
+        };
+        let block = self.agreed("eth_getBlockByNumber", (tag, false), same);
+        Ok(block.await?.map(|block: Block| block.hash))
     }
 }
 

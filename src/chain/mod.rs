@@ -4,7 +4,9 @@
 //! without a time limit; no error, log line or `Debug` shows an RPC URL or a key; a broadcast has three outcomes, and *unknown*
 //! is one of them; hashes are computed here, never believed.
 
+mod agreement;
 pub mod authorization;
+mod belief;
 pub mod broadcast;
 mod budget;
 mod endpoint;

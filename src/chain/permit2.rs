@@ -314,10 +314,20 @@ impl Rpc {
         let filter = (json!(PERMIT2), json!([NONCES_INVALIDATED, from]));
         let enough = |logs: &[Log]| logs.iter().any(|log| invalidates(&log.data, nonce));
         let invalidated = self.recent_logs(filter, head, enough).await?;
-        let by = invalidated.iter().find(of_nonce);
-        Ok(AuthorizationUse::Consumed(
-            by.map(|log| log.transaction_hash),
-        ))
+        let Some(by) = invalidated.iter().find(of_nonce) else {
+            return Ok(AuthorizationUse::Consumed(None));
+        };
+        let receipt = self.receipt(by.transaction_hash).await?;
+        // A node may show a log that no receipt has.
+        let said = receipt.is_some_and(|receipt| {
+            let mut own = receipt.logs.iter().filter(|log| log.address == PERMIT2);
+            own.any(|log| log.topics == by.topics && log.data == by.data)
+        });
+        if said {
+            Ok(AuthorizationUse::Consumed(Some(by.transaction_hash)))
+        } else {
+            Err(RpcError::Malformed("eth_getLogs"))
+        }
     }
 
     async fn settled_in(
@@ -326,7 +336,7 @@ impl Rpc {
         transaction: B256,
         tokens: &[Address],
     ) -> Result<Option<AuthorizationUse>, RpcError> {
-        let Some((call, _)) = self.transfer(transaction).await? else {
+        let Some(call) = self.call_of(transaction).await? else {
             return Ok(None);
         };
         if !settles(signed, call.to, &call.input, tokens) {

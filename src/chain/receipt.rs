@@ -54,6 +54,24 @@ impl Receipt {
     }
 }
 
+impl Receipt {
+    /// Whether both tell the same of one transaction in one block.
+    fn is_same(&self, other: &Self) -> bool {
+        let said = |receipt: &Self| (receipt.transaction_hash, receipt.block_hash, receipt.status);
+        let log = |log: &Log| {
+            (
+                log.address,
+                log.log_index,
+                log.topics.clone(),
+                log.data.clone(),
+            )
+        };
+        said(self) == said(other)
+            && self.block_number == other.block_number
+            && self.logs.iter().map(log).eq(other.logs.iter().map(log))
+    }
+}
+
 impl Rpc {
     /// All receipts of a block: one call, however many transactions of ours it holds.
     ///
@@ -70,12 +88,18 @@ impl Rpc {
     /// # Errors
     /// When no endpoint answers, or it is in a block that is not known to be canonical or not.
     pub async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, RpcError> {
-        let receipt: Option<Receipt> = self
-            .read("eth_getTransactionReceipt", (transaction,))
-            .await?;
+        const METHOD: &str = "eth_getTransactionReceipt";
+        let same = |one: &Option<Receipt>, other: &Option<Receipt>| match (one, other) {
+            (Some(one), Some(other)) => one.is_same(other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let receipt: Option<Receipt> = self.agreed(METHOD, (transaction,), same).await?;
         let Some(receipt) = receipt else {
             return Ok(None);
         };
+        if receipt.transaction_hash != transaction {
+            return Err(RpcError::Malformed(METHOD));
+        }
         match self.canonical(receipt.block_number.to()).await? {
             Some(block) if block == receipt.block_hash => Ok(Some(receipt)),
             Some(_) => Ok(None),

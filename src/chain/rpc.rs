@@ -13,8 +13,11 @@ use alloy::transports::http::reqwest;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::chain::agreement::Agreement;
+use crate::chain::belief::doubted;
 use crate::chain::budget::Budget;
-use crate::chain::endpoint::{Chain, Endpoint, Health, Rank};
+use crate::chain::endpoint::{Chain, Endpoint};
+use crate::chain::heads::Block;
 use crate::protocol::Network;
 
 /// Reads are small; a node that needs longer is as good as gone, and another endpoint is asked.
@@ -29,11 +32,12 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Rpc {
     network: Network,
-    endpoints: Arc<[Endpoint]>,
+    pub(super) endpoints: Arc<[Endpoint]>,
     /// These take transactions and are asked nothing.
     senders: Arc<[RpcClient]>,
     budget: Option<Arc<Budget>>,
     preferred: Arc<AtomicUsize>,
+    pub(super) agreement: Arc<Agreement>,
 }
 
 /// Where a network is reached.
@@ -45,6 +49,8 @@ pub struct Endpoints<'a> {
     pub send_urls: &'a [String],
     /// Calls a second over all of them, where the operator has set a limit.
     pub calls_per_second: Option<u32>,
+    /// Endpoints that must show the same receipt in the same block before anything is concluded from it.
+    pub confirm_with: usize,
 }
 
 /// Why a call has no result. Holds no URL, because URLs hold keys.
@@ -75,6 +81,9 @@ pub enum RpcError {
     /// The operator's limit on calls leaves none for this one in time.
     #[error("the budget of RPC calls is used up")]
     OverBudget,
+    /// Too few endpoints say the same.
+    #[error("too few RPC endpoints give the same answer to {0}")]
+    Unconfirmed(&'static str),
     /// The endpoint serves another chain.
     #[error("the RPC serves chain {found}, configured is {configured}")]
     WrongChain {
@@ -118,6 +127,7 @@ impl Rpc {
             senders: clients(reached.send_urls)?.into(),
             budget: budget.map(Arc::new),
             preferred: Arc::default(),
+            agreement: Arc::new(Agreement::of(reached.confirm_with)),
         })
     }
 
@@ -187,7 +197,7 @@ impl Rpc {
         }
     }
 
-    async fn ask<R: RpcRecv>(
+    pub(super) async fn ask<R: RpcRecv>(
         &self,
         index: usize,
         method: &'static str,
@@ -217,14 +227,23 @@ impl Rpc {
     }
 
     /// Whom to read from, the best first; among equals the one that answered last.
-    fn order(&self) -> Vec<usize> {
-        let healths: Vec<_> = self.endpoints.iter().map(Endpoint::health).collect();
-        let best = healths.iter().map(Health::head).max().unwrap_or_default();
+    pub(super) fn order(&self) -> Vec<usize> {
         let (now, preferred) = (Instant::now(), self.preferred.load(Ordering::Relaxed));
-        let ranked = healths.iter().map(|health| health.rank(best, now));
+        let healths: Vec<_> = self.endpoints.iter().map(Endpoint::health).collect();
+        let claims: Vec<_> = healths.iter().map(|health| health.claim(now)).collect();
+        let doubted = doubted(&claims);
+        let counting = healths
+            .iter()
+            .zip(&doubted)
+            .filter(|(_, doubted)| !**doubted);
+        let best = counting.map(|(health, _)| health.head()).max();
+        let ranked = healths
+            .iter()
+            .zip(doubted)
+            .map(|(health, doubted)| health.rank(best.unwrap_or_default(), doubted, now));
         let mut order: Vec<_> = ranked
             .enumerate()
-            .filter(|(_, rank)| *rank != Rank::Barred)
+            .filter(|(_, rank)| rank.is_usable())
             .collect();
         order.sort_by_key(|(index, rank)| (*rank, *index != preferred, *index));
         order.into_iter().map(|(index, _)| index).collect()
@@ -268,9 +287,11 @@ impl Rpc {
         if endpoint.serves(Chain::Ours) != Chain::Ours {
             tracing::info!(%network, endpoint = number, "an endpoint is used again");
         }
-        match call::<U64>(&endpoint.client, READ_LIMIT, "eth_blockNumber", ()).await {
-            Ok(head) => endpoint.is_at(head.to()),
-            Err(_) => endpoint.failed(true),
+        let newest = ("latest", false);
+        let newest = call::<Block>(&endpoint.client, READ_LIMIT, "eth_getBlockByNumber", newest);
+        match newest.await.ok().and_then(|block| block.head()) {
+            Some(head) => endpoint.is_at(head.claim()),
+            None => endpoint.failed(true),
         }
     }
 

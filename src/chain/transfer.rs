@@ -32,7 +32,7 @@ pub fn decode(raw: &Bytes) -> Option<Transfer> {
 }
 
 /// A transaction as a node shows it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Shown {
     hash: B256,
@@ -54,43 +54,52 @@ impl Rpc {
         &self,
         transaction: B256,
     ) -> Result<Option<(Transfer, Option<u64>)>, RpcError> {
-        let shown: Option<Shown> = self
-            .read("eth_getTransactionByHash", (transaction,))
-            .await?;
-        let Some(shown) = shown else { return Ok(None) };
-        if shown.hash != transaction {
-            return Err(RpcError::Malformed("eth_getTransactionByHash"));
-        }
-        let block = shown.block_number.map(|number| number.to());
-        let transfer = Transfer {
-            hash: transaction,
-            chain_id: shown.chain_id.map(|id| id.to()),
-            from: shown.from,
-            account_nonce: shown.nonce.to(),
-            to: shown.to,
-            value: shown.value,
-            input: shown.input,
-        };
-        Ok(Some((transfer, block)))
+        let shown = self.read("eth_getTransactionByHash", (transaction,));
+        read_transfer(shown.await?, transaction)
     }
 
-    /// The account nonce of `account` as of the block at height `number`.
+    /// A transaction as enough endpoints show it to conclude something from its content.
     ///
     /// # Errors
-    /// When no endpoint answers, or the block's state is not kept there.
+    /// When too few do.
+    pub(super) async fn call_of(&self, transaction: B256) -> Result<Option<Transfer>, RpcError> {
+        let shown = self.agreed("eth_getTransactionByHash", (transaction,), Option::eq);
+        let read = read_transfer(shown.await?, transaction)?;
+        Ok(read.map(|(transfer, _)| transfer))
+    }
+
+    /// The account nonce that `account` has reached for sure as of the block at height `number`.
+    ///
+    /// # Errors
+    /// When too few endpoints answer, or the block's state is not kept there.
     pub async fn transaction_count_at(
         &self,
         account: Address,
         number: u64,
     ) -> Result<u64, RpcError> {
-        let count: U64 = self
-            .read(
-                "eth_getTransactionCount",
-                (account, format!("0x{number:x}")),
-            )
-            .await?;
-        Ok(count.to())
+        self.reached_nonce(account, format!("0x{number:x}")).await
     }
+}
+
+fn read_transfer(
+    shown: Option<Shown>,
+    transaction: B256,
+) -> Result<Option<(Transfer, Option<u64>)>, RpcError> {
+    let Some(shown) = shown else { return Ok(None) };
+    if shown.hash != transaction {
+        return Err(RpcError::Malformed("eth_getTransactionByHash"));
+    }
+    let block = shown.block_number.map(|number| number.to());
+    let transfer = Transfer {
+        hash: transaction,
+        chain_id: shown.chain_id.map(|id| id.to()),
+        from: shown.from,
+        account_nonce: shown.nonce.to(),
+        to: shown.to,
+        value: shown.value,
+        input: shown.input,
+    };
+    Ok(Some((transfer, block)))
 }
 
 /// Where a transfer of exactly this payment stands in the logs of its transaction.

@@ -43,6 +43,7 @@ pub(super) struct NetworkFile {
     pub(super) rpc_urls: Vec<String>,
     pub(super) send_urls: Vec<String>,
     pub(super) rpc_calls_per_second: Option<u32>,
+    pub(super) confirm_with: Option<usize>,
     pub(super) signer_keys: Vec<String>,
     pub(super) payees: Vec<String>,
     pub(super) eip6492_factories: Vec<String>,

@@ -27,6 +27,8 @@ pub struct NetworkConfig {
     pub send_urls: Vec<SecretString>,
     /// Calls a second at most, over all endpoints.
     pub calls_per_second: Option<u32>,
+    /// Endpoints that must show the same receipt in the same block before anything is concluded from it.
+    pub confirm_with: usize,
     /// One lane each.
     pub signers: Vec<SignerKey>,
     /// Payments that may wait in memory.
@@ -132,6 +134,7 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         "rpc_calls_per_second",
         "5 or more",
     );
+    let confirm_with = reader.confirm_with(network, entry);
     let signers = reader.signers(&entry.signer_keys);
     let policy = NetworkPolicy {
         signers: signers.iter().map(SignerKey::address).collect(),
@@ -157,6 +160,7 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         rpc_urls: secret(&entry.rpc_urls),
         send_urls: secret(&entry.send_urls),
         calls_per_second: entry.rpc_calls_per_second,
+        confirm_with,
         signers,
         queue_max,
         inflight_max,
@@ -182,6 +186,23 @@ impl Reader<'_> {
             self.problems
                 .push(format!("networks.{}.{key}: expected {expected}", self.name));
         }
+    }
+
+    /// Whoever has one of several endpoints must not be able to make payments out of nothing where they are worth something.
+    fn confirm_with(&mut self, network: Network, entry: &NetworkFile) -> usize {
+        let endpoints = entry.rpc_urls.len();
+        let default = if network.is_test() || endpoints < 2 {
+            1
+        } else {
+            2
+        };
+        let confirm_with = entry.confirm_with.unwrap_or(default);
+        self.needs(
+            (1..=endpoints.max(1)).contains(&confirm_with),
+            "confirm_with",
+            &format!("1 to {endpoints}, the number of rpc_urls"),
+        );
+        confirm_with
     }
 
     fn signers(&mut self, keys: &[String]) -> Vec<SignerKey> {

@@ -10,6 +10,7 @@ impl<S: std::hash::BuildHasher> Environment for HashMap<&str, &str, S> {
     }
 }
 
+const PAYEE: &str = "0x2222222222222222222222222222222222222222";
 const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 
 fn base_sepolia() -> HashMap<&'static str, &'static str> {
@@ -279,4 +280,30 @@ fn how_a_configured_token_moves_is_said_known_or_expected_of_its_version() {
         error.contains("line 6") && error.contains("permit2"),
         "{error}"
     );
+}
+
+#[test]
+fn on_mainnets_two_endpoints_must_show_what_is_concluded_from() {
+    let with = |name, count: usize, line: &str| {
+        let urls = vec!["\"http://127.0.0.1:1\""; count].join(", ");
+        let toml = format!(
+            "[networks.{name}]\nrpc_urls = [{urls}]\nsigner_keys = [\"{KEY}\"]\npayees = [\"{PAYEE}\"]\n{line}\n"
+        );
+        let (flags, _file) = flags_with(&toml);
+        Config::read(&flags, &HashMap::<&str, &str>::new())
+            .map(|config| config.networks[0].confirm_with)
+    };
+    assert_eq!(with("base", 1, "").unwrap(), 1);
+    assert_eq!(with("base", 2, "").unwrap(), 2);
+    assert_eq!(with("base", 3, "").unwrap(), 2);
+    assert_eq!(with("base-sepolia", 2, "").unwrap(), 1);
+    assert_eq!(with("base-sepolia", 2, "confirm_with = 2").unwrap(), 2);
+    assert_eq!(with("base", 2, "confirm_with = 1").unwrap(), 1);
+    for wrong in [0, 3] {
+        let error = with("base", 2, &format!("confirm_with = {wrong}")).unwrap_err();
+        assert!(
+            error.to_string().contains("confirm_with: expected 1 to 2"),
+            "{error}"
+        );
+    }
 }

@@ -145,7 +145,7 @@ impl Facilitator {
         let head = site.rpc.newest().await?.number;
         let tokens = site.policy.tokens();
         let used = site.rpc.authorization_use(signed, head, &tokens).await?;
-        Ok((used, head))
+        Ok((used, site.rpc.confirmed_height(head)))
     }
 
     fn announce(&self, site: &Site, id: PaymentId, location: &Location, sender: Address) {

@@ -4,6 +4,7 @@ mod dispatch;
 mod follow;
 mod fund;
 mod keep;
+mod nonces;
 mod outbid;
 
 use std::collections::VecDeque;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::chain::signer::Order;
-use crate::chain::{Broadcast, RpcError, SignerKey};
+use crate::chain::{Broadcast, SignerKey};
 use crate::ledger::{Claim, Heard, LaneKey, LaneLease, LedgerError, Unmined};
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
@@ -49,6 +50,7 @@ pub struct Lane {
     site: Arc<Site>,
     key: SignerKey,
     id: LaneKey,
+    began: Instant,
 }
 
 /// A transaction that this lane watches.
@@ -172,7 +174,12 @@ impl Lane {
             network: site.policy.network,
             signer: key.address(),
         };
-        Self { site, key, id }
+        Self {
+            site,
+            key,
+            id,
+            began: Instant::now(),
+        }
     }
 
     /// Claims the lane and works it until `stop`; claims again when it is lost.
@@ -210,18 +217,18 @@ impl Lane {
         if self.site.is_blind() {
             return Ok(None);
         }
-        let (chain, ledger) = (&self.site.rpc, &self.site.ledger);
+        let ledger = &self.site.ledger;
         let lanes = self.site.signers;
         let mut claim = ledger.claim_lane(self.id, lanes).await?;
         if claim == Claim::Unknown {
-            let first = chain.transaction_count(self.id.signer, "pending").await?;
+            let first = self.first_nonce().await?;
             ledger.open_lane(self.id, first).await?;
             claim = ledger.claim_lane(self.id, lanes).await?;
         }
         let Claim::Owned(mut lease) = claim else {
             return Ok(None);
         };
-        let used = match self.nonces_used().await {
+        let used = match self.nonces_used(lease.next_nonce).await {
             Ok(used) => used,
             Err(error) => {
                 // Somebody else may hear more of the chain.
@@ -254,13 +261,6 @@ impl Lane {
         };
         self.reload(&mut owned).await?;
         Ok(Some(owned))
-    }
-
-    /// The first nonce of the signer that no transaction has, in a block or in a pool.
-    async fn nonces_used(&self) -> Result<u64, RpcError> {
-        let (chain, signer) = (&self.site.rpc, self.id.signer);
-        let mined = chain.transaction_count(signer, "latest").await?;
-        Ok(mined.max(chain.transaction_count(signer, "pending").await?))
     }
 
     /// Stops the lane. `false`: it is not ours any more.

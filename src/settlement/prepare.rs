@@ -120,7 +120,8 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
             .await?
     {
         tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization");
-        let deep = location.is_deep(facts.block_number, payment.confirmations);
+        let height = site.rpc.confirmed_height(facts.block_number);
+        let deep = location.is_deep(height, payment.confirmations);
         site.ledger
             .settled_by_others(payment.id, &location, deep)
             .await?;

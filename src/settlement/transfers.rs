@@ -213,7 +213,7 @@ async fn is_replaced(
 ) -> bool {
     let depth = u64::from(transfer.payment.confirmations).saturating_sub(1);
     let payer = transfer.payment.authorization.from;
-    let at = head.number.saturating_sub(depth);
+    let at = site.rpc.confirmed_height(head.number).saturating_sub(depth);
     let used = site.rpc.transaction_count_at(payer, at).await;
     if !used.is_ok_and(|count| count > transfer.account_nonce) {
         followed.used_since = None;
@@ -231,7 +231,7 @@ async fn outcome(
     head: &Head,
 ) -> Result<Option<TransferOutcome>, NotNow> {
     let block_number: u64 = receipt.block_number.to();
-    let depth = (head.number + 1).saturating_sub(block_number);
+    let depth = (site.rpc.confirmed_height(head.number) + 1).saturating_sub(block_number);
     let deep = depth >= u64::from(transfer.payment.confirmations);
     let fail = |reason, message: &str| {
         Ok(deep.then(|| {

@@ -89,6 +89,10 @@ impl Unmoved {
     }
 
     async fn look(&mut self, head: &Head) -> Result<(), NotNow> {
+        if self.site.rpc.confirmed_height(head.number) < head.number {
+            // What is concluded here is for good: not by a head, or its time, that one endpoint alone has shown.
+            return Ok(());
+        }
         self.decide(head).await?;
         self.look_for_given_up(head).await
     }

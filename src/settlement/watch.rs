@@ -171,6 +171,7 @@ impl Watch {
     }
 
     async fn promote(&self, head: u64) {
+        let head = self.site.rpc.confirmed_height(head);
         match self
             .site
             .ledger
@@ -214,7 +215,8 @@ impl Watch {
         let Some(head) = self.tracker.head() else {
             return Ok(());
         };
-        let final_height = head.number.saturating_sub(FINAL_AFTER_BLOCKS);
+        let height = self.site.rpc.confirmed_height(head.number);
+        let final_height = height.saturating_sub(FINAL_AFTER_BLOCKS);
         let ledger = &self.site.ledger;
         // Blocks above our own head are news from another process, not blocks that are gone.
         let believed = ledger.blocks_between(network, final_height, head.number);

@@ -53,6 +53,8 @@ mod lanes;
 #[cfg(test)]
 mod lost_sends;
 #[cfg(test)]
+mod lying_endpoints;
+#[cfg(test)]
 mod networks;
 #[cfg(test)]
 mod odd_bodies;

@@ -44,6 +44,7 @@ impl Chain {
             urls: &[url],
             send_urls: &[],
             calls_per_second: None,
+            confirm_with: 1,
         };
         Self {
             node,

@@ -43,6 +43,15 @@ impl Lane {
             return Err(Lost);
         }
         let Some(head) = now.head else { return Ok(()) };
+        self.conclude_seen(owned, &head).await;
+        if before.gaps != now.gaps {
+            self.ask(owned, &head).await?;
+        }
+        Ok(())
+    }
+
+    /// Concludes from the receipts that the watch has read, once enough endpoints show them.
+    async fn conclude_seen(&self, owned: &mut Owned, head: &Head) {
         let seen = owned.open.iter().filter_map(|open| {
             let attempts = &open.transaction.attempts;
             let receipt = attempts
@@ -51,12 +60,15 @@ impl Lane {
             Some((open.transaction.id, receipt))
         });
         for (id, receipt) in seen.collect::<Vec<_>>() {
-            self.conclude(owned, id, &receipt, &head).await;
+            let transaction = receipt.transaction_hash;
+            match self.site.rpc.confirmed(receipt).await {
+                Ok(Some(receipt)) => self.conclude(owned, id, &receipt, head).await,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(network = %self.id.network, %transaction, %error, "receipt not confirmed by enough endpoints; asking again");
+                }
+            }
         }
-        if before.gaps != now.gaps {
-            self.ask(owned, &head).await?;
-        }
-        Ok(())
     }
 
     /// Sends again what was not mined, and asks by hash for what should have been.
@@ -71,6 +83,7 @@ impl Lane {
         let Some(head) = owned.seen.head else {
             return Ok(());
         };
+        self.conclude_seen(owned, &head).await;
         self.outbid(owned, &head).await?;
         self.ask(owned, &head).await
     }
@@ -124,8 +137,8 @@ impl Lane {
         head: &Head,
     ) -> Result<(), Lost> {
         let depth = u64::from(self.site.policy.confirmations);
-        let deep = (head.number + 1).saturating_sub(depth);
         let chain = &self.site.rpc;
+        let deep = (chain.confirmed_height(head.number) + 1).saturating_sub(depth);
         let Ok(used) = chain.transaction_count_at(self.id.signer, deep).await else {
             return Ok(());
         };
@@ -146,7 +159,10 @@ impl Lane {
         }
         match lost {
             None => Ok(()),
-            Some((nonce, id)) => self.give_up(owned, nonce, id).await,
+            Some((nonce, id)) if self.is_lost(owned, nonce, id, deep).await => {
+                self.give_up(owned, nonce, id).await
+            }
+            Some(_) => Ok(()),
         }
     }
 
@@ -228,7 +244,9 @@ impl Lane {
         head: &Head,
     ) -> Result<MinedTransaction, RpcError> {
         let block_number: u64 = receipt.block_number.to();
-        let depth = head.number.saturating_sub(block_number) + 1;
+        let height = self.site.rpc.confirmed_height(head.number);
+        // A block above what the endpoints have shown alike is in the chain by its receipt alone.
+        let depth = height.saturating_sub(block_number) + 1;
         let payments = transaction.payments.iter();
         let moved = payments
             .filter(|_| receipt.succeeded())

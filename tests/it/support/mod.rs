@@ -4,6 +4,7 @@ mod caller;
 mod chain;
 mod database;
 mod facilitator;
+mod liar;
 mod line;
 mod past;
 mod peers;

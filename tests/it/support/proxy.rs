@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::eventually;
+use super::{eventually, liar};
 
 /// Part of the URL, as a hosted RPC has its key there: it must not appear anywhere.
 pub(crate) const SECRET: &str = "rpc-key-0a1b2c3d4e5f";
@@ -51,6 +51,8 @@ pub(crate) enum Fault {
     LogsOf(u64),
     /// Calls to this contract (lower case) are refused with this text.
     CallsTo(&'static str, &'static str),
+    /// Heads, account nonces and receipts are forged, and no transaction passes; see [`liar`].
+    Lies,
 }
 
 /// The proxy; it ends with this value.
@@ -69,6 +71,8 @@ struct Shared {
     sent: Mutex<Vec<B256>>,
     /// How many calls [`Fault::CallsTo`] has refused.
     refused: AtomicUsize,
+    /// Their bytes.
+    raw: Mutex<Vec<alloy::primitives::Bytes>>,
 }
 
 #[derive(Default, Clone)]
@@ -86,6 +90,7 @@ impl Proxy {
             calls: Mutex::default(),
             sent: Mutex::default(),
             refused: AtomicUsize::new(0),
+            raw: Mutex::default(),
         });
         let router = Router::new()
             .fallback(answer)
@@ -178,7 +183,8 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     if request["method"] == "eth_sendRawTransaction" {
         let raw: alloy::primitives::Bytes =
             serde_json::from_value(request["params"][0].clone()).unwrap();
-        shared.sent.lock().unwrap().push(keccak256(raw));
+        shared.sent.lock().unwrap().push(keccak256(&raw));
+        shared.raw.lock().unwrap().push(raw);
     }
     let mut faults = shared.faults.subscribe();
     let fault = loop {
@@ -204,6 +210,15 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         Fault::Answer(result) => {
             let result = serde_json::from_str(result).unwrap_or_else(|_| result.into());
             result_of(&request, &result)
+        }
+        Fault::Lies => {
+            if request["method"] == "eth_sendRawTransaction" {
+                let raw: alloy::primitives::Bytes =
+                    serde_json::from_value(request["params"][0].clone()).unwrap();
+                result_of(&request, &json!(keccak256(raw)))
+            } else {
+                lie(&shared, &request, body).await
+            }
         }
         Fault::StoppedAt(height) => stopped_at(height, &shared, &request, &body).await,
         Fault::Pretend => {
@@ -245,7 +260,32 @@ async fn stopped_at(height: u64, shared: &Shared, request: &Value, body: &Bytes)
     forward(shared, then.into()).await
 }
 
-fn number(hex: &str) -> Option<u64> {
+/// What a node would say that is somebody's tool; see [`liar`].
+async fn lie(shared: &Shared, request: &Value, body: Bytes) -> Response {
+    let truth = ask(shared, body.clone()).await;
+    let latest = json!({"jsonrpc": "2.0", "id": 1, "method": "eth_getBlockByNumber", "params": ["latest", false]});
+    let newest = ask(shared, latest.to_string().into()).await;
+    let raw = shared.raw.lock().unwrap().clone();
+    match liar::instead_of(&truth["result"], request, &raw, &newest["result"]) {
+        Some(lie) => result_of(request, &lie),
+        None => forward(shared, body).await,
+    }
+}
+
+async fn ask(shared: &Shared, body: Bytes) -> Value {
+    let sent = shared
+        .http
+        .post(&shared.chain)
+        .header("content-type", "application/json")
+        .body(body)
+        .send();
+    match sent.await {
+        Ok(answer) => answer.json().await.unwrap_or_default(),
+        Err(_) => Value::Null,
+    }
+}
+
+pub(super) fn number(hex: &str) -> Option<u64> {
     u64::from_str_radix(hex.strip_prefix("0x")?, 16).ok()
 }
 

@@ -57,7 +57,7 @@ pub(crate) async fn nothing_is_open(world: &World) {
     let open = "select (select count(*) from transactions where state = 'signed')
         + (select count(*) from payments where state in ('queued', 'inflight', 'mined'))
         + (select count(*) from payer_accounts where held <> 0)";
-    eventually("nothing to be open", Duration::from_mins(1), async || {
+    eventually("nothing to be open", Duration::from_mins(3), async || {
         let open: i64 = sqlx::query_scalar(open)
             .fetch_one(&mut ledger)
             .await

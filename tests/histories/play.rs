@@ -49,7 +49,7 @@ impl Stage {
             lined: true,
             ..Setup::default()
         };
-        let setup = setup.with("X402D_SETTLE_WAIT", "2");
+        let setup = setup.with("X402D_SETTLE_WAIT", "3");
         Self {
             world: setup.build().await,
         }
@@ -79,10 +79,10 @@ impl Stage {
         self.no_faults();
         self.world.mine_on().await;
         self.world.chain.mine(1).await;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         eventually(
             "an answer of /readyz",
-            Duration::from_secs(30),
+            Duration::from_secs(90),
             async || {
                 let asked = self.world.facilitator.try_get("/readyz").await.ok()?;
                 match asked.status {
@@ -212,8 +212,8 @@ impl Stage {
 
     /// Every payment is presented until its answer is one that will not change by itself.
     async fn conclude(&self, scene: &mut Scene) -> Result<(), String> {
-        let deadline = Instant::now() + Duration::from_secs(45);
-        let limit = Duration::from_mins(2);
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let limit = Duration::from_mins(4);
         let undecided = eventually("answers", limit, async || {
             let undecided = self.ask_all(scene).await;
             match undecided {

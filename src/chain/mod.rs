@@ -21,6 +21,7 @@ pub mod rpc;
 pub mod signer;
 pub mod token;
 pub mod transfer;
+mod trouble;
 
 pub use broadcast::Broadcast;
 pub use facts::{FactsReader, FactsTask};

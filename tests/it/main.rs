@@ -73,6 +73,8 @@ mod permissions;
 #[cfg(test)]
 mod preflight;
 #[cfg(test)]
+mod providers;
+#[cfg(test)]
 mod races;
 #[cfg(test)]
 mod readme;

@@ -15,6 +15,7 @@ mod purchase;
 mod session;
 mod shopper;
 mod stall;
+mod trouble;
 mod wait;
 mod world;
 

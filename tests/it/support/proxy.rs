@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::{eventually, liar};
+use super::{eventually, liar, trouble};
 
 /// Part of the URL, as a hosted RPC has its key there: it must not appear anywhere.
 pub(crate) const SECRET: &str = "rpc-key-0a1b2c3d4e5f";
@@ -53,6 +53,22 @@ pub(crate) enum Fault {
     CallsTo(&'static str, &'static str),
     /// Heads, account nonces and receipts are forged, and no transaction passes; see [`liar`].
     Lies,
+    /// One read in ten finds no block, one in ten comes too soon (429), and one call in fifty is dropped.
+    OneInTen,
+    /// A JSON-RPC error with this code and text, not forwarded.
+    Refusal(i64, &'static str),
+    /// Calls with state overrides are refused.
+    OverridesRefused,
+    /// State overrides are passed over in silence.
+    OverridesIgnored,
+    /// Calls are answered as of this many blocks ago; newer blocks are not found.
+    Lags(u64),
+    /// Every member of this name is null.
+    Null(&'static str),
+    /// No answer has a member of this name.
+    Without(&'static str),
+    /// State of blocks more than so many below the head is not kept.
+    StateOf(u64),
 }
 
 /// The proxy; it ends with this value.
@@ -242,6 +258,23 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
                 _ => error(&calls, "query exceeds the range of blocks that is allowed"),
             }
         }
+        Fault::OneInTen => match trouble::of_one_in_ten(&request) {
+            Some(answer) => answer,
+            None => forward(&shared, body).await,
+        },
+        Fault::Refusal(code, message) => trouble::refusal(&request, code, message),
+        Fault::OverridesRefused => match trouble::without_overrides(&request) {
+            Some(_) => trouble::refusal(&request, -32602, "too many arguments, want at most 2"),
+            None => forward(&shared, body).await,
+        },
+        Fault::OverridesIgnored => match trouble::without_overrides(&request) {
+            Some(fewer) => forward(&shared, fewer.to_string().into()).await,
+            None => forward(&shared, body).await,
+        },
+        Fault::Lags(by) => lagging(by, &shared, &request, &body).await,
+        Fault::Null(name) => spoiled(name, false, &shared, body).await,
+        Fault::Without(name) => spoiled(name, true, &shared, body).await,
+        Fault::StateOf(kept) => pruned(kept, &shared, &request, body).await,
     }
 }
 
@@ -283,6 +316,48 @@ async fn ask(shared: &Shared, body: Bytes) -> Value {
         Ok(answer) => answer.json().await.unwrap_or_default(),
         Err(_) => Value::Null,
     }
+}
+
+/// What a node would say to a call that has not seen the latest blocks yet.
+async fn lagging(by: u64, shared: &Shared, request: &Value, body: &Bytes) -> Response {
+    let height = height(shared).await.saturating_sub(by);
+    let block = request["params"][1].as_str().and_then(number);
+    if block.is_some_and(|block| block > height) {
+        return trouble::refusal(request, -32000, "header not found");
+    }
+    let text = String::from_utf8_lossy(body);
+    let then = text.replace("\"latest\"", &format!("\"0x{height:x}\""));
+    forward(shared, then.into()).await
+}
+
+/// What a node would say that keeps the state of its latest blocks only.
+async fn pruned(kept: u64, shared: &Shared, request: &Value, body: Bytes) -> Response {
+    let block = request["params"][1].as_str().and_then(number);
+    let oldest = height(shared).await.saturating_sub(kept);
+    if block.is_some_and(|block| block < oldest) {
+        return trouble::refusal(
+            request,
+            -32000,
+            "missing trie node 3c0e (path ) state is not available",
+        );
+    }
+    forward(shared, body).await
+}
+
+async fn height(shared: &Shared) -> u64 {
+    let question = json!({"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": []});
+    let sent = shared.http.post(&shared.chain).json(&question).send();
+    let answer: Value = sent.await.unwrap().json().await.unwrap();
+    answer["result"].as_str().and_then(number).unwrap()
+}
+
+/// The answer with every member of that name null, or gone.
+async fn spoiled(name: &str, gone: bool, shared: &Shared, body: Bytes) -> Response {
+    let sent = shared.http.post(&shared.chain);
+    let sent = sent.header("content-type", "application/json").body(body);
+    let mut answer: Value = sent.send().await.unwrap().json().await.unwrap();
+    trouble::spoil(&mut answer, name, gone);
+    axum::Json(answer).into_response()
 }
 
 pub(super) fn number(hex: &str) -> Option<u64> {

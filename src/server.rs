@@ -73,7 +73,9 @@ impl NetworkProblem {
     /// Whether nobody has said anything against the configuration: the RPC does not answer.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Rpc(error) => !matches!(error, RpcError::WrongChain { .. }),
+            Self::Rpc(error) => {
+                !matches!(error, RpcError::WrongChain { .. } | RpcError::NoOverrides)
+            }
             Self::Ledger(_) | Self::Token(_) | Self::SignerHasCode(_) => false,
         }
     }
@@ -337,6 +339,7 @@ async fn run_network(
 /// Compares the configuration of a network with the chain.
 async fn check(site: &Site, signers: &[SignerKey]) -> Result<(), NetworkProblem> {
     site.rpc.check_chain().await?;
+    site.rpc.check_overrides().await?;
     site.ledger
         .recognise_network(site.policy.network, site.rpc.genesis().await?)
         .await?;

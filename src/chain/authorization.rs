@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use alloy::primitives::{Address, B256, Bytes, U256, address};
 use alloy::sol;
 use alloy::sol_types::SolCall;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::chain::receipt::Log;
 use crate::chain::{Head, Receipt, Rpc, RpcError, lens, permit2, token};
@@ -99,11 +99,6 @@ pub enum AuthorizationUse {
     Consumed(Option<B256>),
 }
 
-/// How far back the use of an authorization is looked for, in blocks.
-const LOOK_BACK_BLOCKS: u64 = 2_000;
-/// Blocks in one question about logs: what every provider takes.
-const LOG_BLOCKS: u64 = 1_000;
-
 /// How a contract is asked whether a nonce is used: the contract, the call, and the bits of the answer that say so.
 fn nonce_question(signed: Signed<'_>) -> (Address, Bytes, U256) {
     let (payer, nonce) = (signed.terms.from, signed.terms.nonce);
@@ -154,14 +149,17 @@ impl Rpc {
             matches!(used, Ok(true)) && matches!(signed.method, Method::Eip3009)
         });
         let by_token: Vec<Signed<'_>> = by_token.map(|(signed, _)| *signed).collect();
-        let logs = self.token_uses(&by_token, head).await?;
+        let logs = self.token_uses(&by_token, head).await;
         let mut receipts = HashMap::new();
         let mut uses = Vec::with_capacity(asked.len());
         for (signed, used) in asked.iter().zip(used) {
             uses.push(match (used, signed.method) {
                 (Err(error), _) => Err(error),
                 (Ok(false), _) => Ok(AuthorizationUse::Unused),
-                (Ok(true), Method::Eip3009) => self.token_use(*signed, &logs, &mut receipts).await,
+                (Ok(true), Method::Eip3009) => match &logs {
+                    Ok(logs) => self.token_use(*signed, logs, &mut receipts).await,
+                    Err(error) => Err(error.clone()),
+                },
                 (Ok(true), Method::Permit2(_)) => self.permit2_use(*signed, head, tokens).await,
             });
         }
@@ -169,7 +167,7 @@ impl Rpc {
     }
 
     /// Which nonces are used up as of the block at height `head`.
-    async fn nonces_used(
+    pub(super) async fn nonces_used(
         &self,
         asked: &[Signed<'_>],
         head: u64,
@@ -184,28 +182,6 @@ impl Rpc {
             Ok(!(U256::from_be_slice(word) & asked.2).is_zero())
         });
         Ok(used.collect())
-    }
-
-    /// Logs of the latest blocks up to the one at height `head`, the newest range first, until they are `enough`.
-    pub(super) async fn recent_logs(
-        &self,
-        (address, topics): (Value, Value),
-        head: u64,
-        enough: impl Fn(&[Log]) -> bool,
-    ) -> Result<Vec<Log>, RpcError> {
-        let (mut logs, mut last) = (Vec::new(), head);
-        loop {
-            let first = last.saturating_sub(LOG_BLOCKS - 1);
-            let filter = json!({
-                "address": address, "topics": topics, "fromBlock": format!("0x{first:x}"), "toBlock": format!("0x{last:x}"),
-            });
-            let found: Vec<Log> = self.read("eth_getLogs", (filter,)).await?;
-            logs.extend(found);
-            if enough(&logs) || first == 0 || head - first + 1 >= LOOK_BACK_BLOCKS {
-                return Ok(logs);
-            }
-            last = first - 1;
-        }
     }
 
     /// A use that moved the money, in a transaction whose receipt is at hand.
@@ -257,15 +233,11 @@ impl Rpc {
         let gas = gas_limit.saturating_add(CODES_GAS.saturating_add(rows.saturating_mul(CODE_GAS)));
         let call =
             json!({"from": from, "to": MULTICALL3, "data": data, "gas": format!("0x{gas:x}")});
-        let answer: Bytes = self
-            .read("eth_call", (call, "latest", lens::overrides()))
-            .await?;
+        let call = (call, "latest", lens::overrides());
+        let reads = |answer: &Bytes| sizes_and_results(answer).is_some();
+        let answer = self.call_overridden(call, reads).await?;
         let malformed = || RpcError::Malformed("eth_call");
-        let results =
-            Multicall3::aggregate3Call::abi_decode_returns(&answer).map_err(|_| malformed())?;
-        let (codes, results) = results.split_first().ok_or_else(malformed)?;
-        let sizes = lens::code_sizes_of(&codes.returnData).filter(|_| codes.success);
-        let sizes = sizes.ok_or_else(malformed)?;
+        let (sizes, results) = sizes_and_results(&answer).ok_or_else(malformed)?;
         if sizes.len() != batch.len() || results.len() != batch.len() {
             return Err(malformed());
         }
@@ -303,6 +275,15 @@ impl Rpc {
             .map(|result| result.success.then_some(result.returnData));
         Ok(values.collect())
     }
+}
+
+/// What a simulated batch answers: how much code each payer has, and how each call went.
+fn sizes_and_results(answer: &Bytes) -> Option<(Vec<U256>, Vec<Multicall3::Result>)> {
+    let mut results = Multicall3::aggregate3Call::abi_decode_returns(answer)
+        .ok()?
+        .into_iter();
+    let codes = results.next().filter(|codes| codes.success)?;
+    Some((lens::code_sizes_of(&codes.returnData)?, results.collect()))
 }
 
 /// How one payment of a batch would fare.

@@ -14,6 +14,8 @@ const FAILURES_MAX: u32 = 3;
 const REST: Duration = Duration::from_secs(5);
 /// How long the newest block that an endpoint has shown tells where it is.
 const CLAIM_KEPT: Duration = Duration::from_secs(15);
+/// How long others are asked first after an endpoint has said that it gets too many calls.
+const SLOWED: Duration = Duration::from_secs(1);
 /// Blocks behind the best head that are normal between nodes.
 const BEHIND_MAX: u64 = 2;
 /// The least and the most that a read waits before another endpoint is asked as well.
@@ -35,6 +37,8 @@ pub(super) struct Health {
     rests_until: Option<Instant>,
     head: Option<(Claim, Instant)>,
     chain: Chain,
+    /// Whether it is known to lack state overrides.
+    without_overrides: bool,
     /// Moving average of good answers.
     latency: Duration,
 }
@@ -71,6 +75,7 @@ impl Default for Health {
             rests_until: None,
             head: None,
             chain: Chain::Ours,
+            without_overrides: false,
             latency: Duration::from_millis(50),
         }
     }
@@ -105,6 +110,11 @@ impl Health {
     /// How long to wait for an answer before another endpoint is asked as well.
     pub(super) fn patience(&self) -> Duration {
         (self.latency * LATE).clamp(HEDGE_AFTER.0, HEDGE_AFTER.1)
+    }
+
+    /// Whether it carries out state overrides, as far as is known.
+    pub(super) const fn has_overrides(&self) -> bool {
+        !self.without_overrides
     }
 
     fn answered(&mut self, took: Duration) {
@@ -162,6 +172,17 @@ impl Endpoint {
     /// Another endpoint answered while this one kept silent.
     pub(super) fn was_late(&self) {
         self.note(|health| health.rest(Instant::now()));
+    }
+
+    /// It gets more calls than it takes: others are asked first for a while. No mark against it.
+    pub(super) fn slows_down(&self) {
+        self.note(|health| health.rests_until = Some(Instant::now() + SLOWED));
+    }
+
+    /// Whether it carries out state overrides; returns what was thought before.
+    pub(super) fn overrides(&self, has: bool) -> bool {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        !std::mem::replace(&mut health.without_overrides, !has)
     }
 
     /// Its newest block.

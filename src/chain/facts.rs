@@ -134,12 +134,9 @@ async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<Answer>, RpcError> {
     let senders = queries.iter().map(|query| query.sender);
     let overrides = lens::placed_at(senders.filter(|sender| !sender.is_zero()));
     let data = Bytes::from(readCall { queries }.abi_encode());
-    let answer: Bytes = rpc
-        .read(
-            "eth_call",
-            (json!({"to": LENS, "data": data}), "latest", overrides),
-        )
-        .await?;
+    let call = (json!({"to": LENS, "data": data}), "latest", overrides);
+    let reads = |answer: &Bytes| readCall::abi_decode_returns(answer).is_ok();
+    let answer = rpc.call_overridden(call, reads).await?;
     let malformed = || RpcError::Malformed("eth_call");
     let answer = readCall::abi_decode_returns(&answer).map_err(|_| malformed())?;
     let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;

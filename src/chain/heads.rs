@@ -207,7 +207,7 @@ impl HeadTracker {
 }
 
 impl Rpc {
-    async fn block(
+    pub(super) async fn block(
         &self,
         method: &'static str,
         which: impl alloy::rpc::json_rpc::RpcSend,

@@ -279,6 +279,7 @@ impl Rpc {
         match self.read::<Bytes>("eth_call", (call, "latest")).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_revert() => Ok(false),
+            Err(error) if error.is_answer() => Ok(false),
             // Nodes word it in many ways that the gas does not suffice.
             Err(RpcError::Refused { message, .. }) if message.to_lowercase().contains("gas") => {
                 Ok(false)
@@ -297,7 +298,9 @@ impl Rpc {
         let terms = signed.terms;
         let (from, to) = (terms.from.into_word(), terms.to.into_word());
         let moves = (json!(signed.asset), json!([TRANSFER, from, to]));
-        let moved = self.recent_logs(moves, head, |_| false).await?;
+        let moved = self
+            .recent_logs(moves, (&[signed], head), |_| false)
+            .await?;
         let amount = terms.value.atomic().to_be_bytes::<32>();
         let mut alike: Vec<&Log> = moved.iter().filter(|log| log.data[..] == amount).collect();
         alike.sort_by_key(|log| std::cmp::Reverse(log.block_number));
@@ -313,7 +316,7 @@ impl Rpc {
         let of_nonce = |log: &&Log| invalidates(&log.data, nonce);
         let filter = (json!(PERMIT2), json!([NONCES_INVALIDATED, from]));
         let enough = |logs: &[Log]| logs.iter().any(|log| invalidates(&log.data, nonce));
-        let invalidated = self.recent_logs(filter, head, enough).await?;
+        let invalidated = self.recent_logs(filter, (&[signed], head), enough).await?;
         let Some(by) = invalidated.iter().find(of_nonce) else {
             return Ok(AuthorizationUse::Consumed(None));
         };

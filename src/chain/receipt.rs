@@ -1,7 +1,7 @@
 //! Receipts, read leniently: chains put transaction types of their own into blocks.
 
 use alloy::primitives::{Address, B256, Bytes, U64, U128};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::chain::{Rpc, RpcError};
 
@@ -16,16 +16,25 @@ pub struct Receipt {
     /// 1 for success.
     pub status: Option<U64>,
     /// Gas used by this transaction.
+    #[serde(default, deserialize_with = "or_default")]
     pub gas_used: U64,
     /// Wei per gas that was paid.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub effective_gas_price: U128,
     /// In which block.
     pub block_hash: B256,
     /// At which height.
     pub block_number: U64,
     /// What contracts said.
+    #[serde(default, deserialize_with = "or_default")]
     pub logs: Vec<Log>,
+}
+
+/// Some nodes leave members out, others say null.
+fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+    member: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(member).map(Option::unwrap_or_default)
 }
 
 /// What a contract said.
@@ -41,7 +50,7 @@ pub struct Log {
     /// Position in the block.
     pub log_index: U64,
     /// Height of the block.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub block_number: U64,
     /// Which transaction.
     pub transaction_hash: B256,

@@ -154,7 +154,7 @@ impl Rpc {
             json!([[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces]),
         );
         let enough = |logs: &[Log]| of.iter().all(|signed| use_of(*signed, logs).is_some());
-        self.recent_logs(filter, head, enough).await
+        self.recent_logs(filter, (of, head), enough).await
     }
 
     /// What became of an authorization whose nonce is used, by the token's `logs`. Receipts are kept: one transaction may have used many.

@@ -15,6 +15,8 @@ pub(super) enum Trouble {
     SlowDown,
     /// This node does not have the block or its state: a pool's nodes are not all at the same block. Ask another one, or a moment later.
     MissingBlock,
+    /// This node does not keep the state of so old a block. Ask another one; later it would keep it even less.
+    MissingState,
     /// A question about logs covers more than this provider allows.
     RangeTooWide,
     /// This endpoint cannot do what was asked.
@@ -63,8 +65,17 @@ const RANGE_TOO_WIDE: [&str; 16] = [
     "exceed maximum",
 ];
 
-/// What nodes say of blocks and states that they do not have.
-const MISSING_BLOCK: [&str; 14] = [
+/// What nodes say of states that they have let go.
+const MISSING_STATE: [&str; 5] = [
+    "missing trie node",
+    "state not available",
+    "state is not available",
+    "no state available",
+    "state histories",
+];
+
+/// What nodes say of blocks that they do not have.
+const MISSING_BLOCK: [&str; 10] = [
     "header not found",
     "block not found",
     "block is not found",
@@ -74,10 +85,6 @@ const MISSING_BLOCK: [&str; 14] = [
     "could not find block",
     "block does not exist",
     "future block",
-    "missing trie node",
-    "state not available",
-    "state is not available",
-    "no state available",
     "resource not found",
 ];
 
@@ -130,6 +137,9 @@ fn of_refusal(code: i64, message: &str) -> Trouble {
     if says(&RANGE_TOO_WIDE) {
         return Trouble::RangeTooWide;
     }
+    if says(&MISSING_STATE) {
+        return Trouble::MissingState;
+    }
     if says(&MISSING_BLOCK) {
         return Trouble::MissingBlock;
     }
@@ -168,6 +178,7 @@ impl Pauses {
             Trouble::Broken
             | Trouble::Revert
             | Trouble::Caller
+            | Trouble::MissingState
             | Trouble::RangeTooWide
             | Trouble::Unsupported
             | Trouble::Outage => return None,
@@ -194,28 +205,96 @@ mod tests {
         (-32001, "block not found", Trouble::MissingBlock),
         (-32000, "unknown block", Trouble::MissingBlock),
         (-32001, "Resource not found.", Trouble::MissingBlock),
-        (-32000, "missing trie node 3c0e (path ) state 0x1 is not available", Trouble::MissingBlock),
-        (-32602, "BlockOutOfRangeError: block height is 7 but requested was 8", Trouble::MissingBlock),
-        (-32603, "could not find block: hash 0x12", Trouble::MissingBlock),
-        (-32005, "project ID request rate exceeded", Trouble::SlowDown),
-        (429, "Your app has exceeded its compute units per second capacity", Trouble::SlowDown),
+        (
+            -32000,
+            "missing trie node 3c0e (path ) state 0x1 is not available",
+            Trouble::MissingState,
+        ),
+        (
+            -32602,
+            "BlockOutOfRangeError: block height is 7 but requested was 8",
+            Trouble::MissingBlock,
+        ),
+        (
+            -32603,
+            "could not find block: hash 0x12",
+            Trouble::MissingBlock,
+        ),
+        (
+            -32005,
+            "project ID request rate exceeded",
+            Trouble::SlowDown,
+        ),
+        (
+            429,
+            "Your app has exceeded its compute units per second capacity",
+            Trouble::SlowDown,
+        ),
         (-32029, "limit reached", Trouble::SlowDown),
         (-32007, "50/second request limit reached", Trouble::SlowDown),
-        (-32005, "daily request count exceeded, request rate limited", Trouble::SlowDown),
-        (-32000, "Too many requests, reason: call rate limit exhausted, retry in 10s", Trouble::SlowDown),
-        (-32005, "query returned more than 10000 results", Trouble::RangeTooWide),
-        (-32600, "You can make eth_getLogs requests with up to a 500 block range.", Trouble::RangeTooWide),
-        (-32602, "eth_getLogs is limited to a 5 block range", Trouble::RangeTooWide),
+        (
+            -32005,
+            "daily request count exceeded, request rate limited",
+            Trouble::SlowDown,
+        ),
+        (
+            -32000,
+            "Too many requests, reason: call rate limit exhausted, retry in 10s",
+            Trouble::SlowDown,
+        ),
+        (
+            -32005,
+            "query returned more than 10000 results",
+            Trouble::RangeTooWide,
+        ),
+        (
+            -32600,
+            "You can make eth_getLogs requests with up to a 500 block range.",
+            Trouble::RangeTooWide,
+        ),
+        (
+            -32602,
+            "eth_getLogs is limited to a 5 block range",
+            Trouble::RangeTooWide,
+        ),
         (-32000, "block range is too wide", Trouble::RangeTooWide),
-        (-32614, "eth_getLogs is limited to a 10,000 range limit", Trouble::RangeTooWide),
-        (-32000, "exceed maximum block range: 5000", Trouble::RangeTooWide),
-        (-32701, "Please specify an address; max range is 1000", Trouble::RangeTooWide),
+        (
+            -32614,
+            "eth_getLogs is limited to a 10,000 range limit",
+            Trouble::RangeTooWide,
+        ),
+        (
+            -32000,
+            "exceed maximum block range: 5000",
+            Trouble::RangeTooWide,
+        ),
+        (
+            -32701,
+            "Please specify an address; max range is 1000",
+            Trouble::RangeTooWide,
+        ),
         (-32602, "Log response size exceeded.", Trouble::RangeTooWide),
-        (-32000, "intrinsic gas too low: have 1, want 21000", Trouble::Caller),
-        (-32003, "Insufficient funds for gas * price + value", Trouble::Caller),
-        (-32601, "the method eth_getBlockReceipts does not exist/is not available", Trouble::Unsupported),
+        (
+            -32000,
+            "intrinsic gas too low: have 1, want 21000",
+            Trouble::Caller,
+        ),
+        (
+            -32003,
+            "Insufficient funds for gas * price + value",
+            Trouble::Caller,
+        ),
+        (
+            -32601,
+            "the method eth_getBlockReceipts does not exist/is not available",
+            Trouble::Unsupported,
+        ),
         (-32601, "Method not found", Trouble::Unsupported),
-        (-32602, "too many arguments, want at most 2", Trouble::Unsupported),
+        (
+            -32602,
+            "too many arguments, want at most 2",
+            Trouble::Unsupported,
+        ),
         (-32004, "Method not supported", Trouble::Unsupported),
         (-32603, "Internal error", Trouble::Outage),
         (-32000, "nonce too low", Trouble::Outage),

@@ -24,6 +24,8 @@ use crate::settlement::{Queued, Site};
 
 /// How often the chain is read for one acceptance: a payer may be paying in the block that is just being recorded.
 const READS_MAX: u32 = 3;
+/// How long an endpoint may be behind a block that was seen: the slowest chains make one in that time.
+const CAUGHT_UP_AFTER: Duration = Duration::from_secs(15);
 /// How long such a record may take.
 const RECORDED_AFTER: Duration = Duration::from_millis(300);
 
@@ -120,7 +122,9 @@ impl Facilitator {
             Bond::None | Bond::Session => None,
         };
         let place = site.queue.reserve().ok_or(Outage::Busy)?;
-        for read in 1..=READS_MAX {
+        let mut reads_left = READS_MAX;
+        let give_up = Instant::now() + CAUGHT_UP_AFTER;
+        loop {
             let Checked { verified, facts } = match self.examine(site, &candidate, bond).await? {
                 Examined::Good(checked) => *checked,
                 Examined::Moved(id) => return Ok(Taken::Before(id)),
@@ -155,7 +159,8 @@ impl Facilitator {
                     return Ok(Taken::Before(id));
                 }
                 // The balance may be without money that is still counted as promised.
-                Accepted::Short { .. } | Accepted::Unallowed { .. } if read < READS_MAX => {
+                Accepted::Short { .. } | Accepted::Unallowed { .. } if reads_left > 1 => {
+                    reads_left -= 1;
                     tokio::time::sleep(RECORDED_AFTER).await;
                 }
                 Accepted::Short { held } => {
@@ -176,11 +181,13 @@ impl Facilitator {
                         .refuse(Reason::Permit2AllowanceRequired, why)
                         .into());
                 }
-                Accepted::Stale => {}
+                // The endpoint lags behind a block in which this payer has paid: it catches up, or another one is asked.
+                Accepted::Stale if Instant::now() < give_up => {
+                    tokio::time::sleep(RECORDED_AFTER).await;
+                }
+                Accepted::Stale => return Err(Outage::Chain(RpcError::Unreachable).into()),
             }
         }
-        // The endpoint lags behind a block that we have seen.
-        Err(Outage::Chain(RpcError::Unreachable).into())
     }
 
     pub(super) async fn overtaken(

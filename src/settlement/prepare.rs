@@ -12,6 +12,7 @@ use crate::ledger::{
 use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment};
+use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
 use crate::settlement::load::{Load, Simulated, least_gas};
@@ -113,13 +114,16 @@ fn is_fresh(site: &Site, facts: &ChainFacts) -> bool {
 /// A payment that would fail is not sent. If its nonce is used, somebody else may have submitted the authorization.
 async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(), NotPrepared> {
     let tokens = site.policy.tokens();
-    if facts.nonce_used == Some(true)
-        && let AuthorizationUse::Transferred { location, .. } = site
-            .rpc
-            .authorization_use(payment.signed(), facts.block_number, &tokens)
-            .await?
-    {
-        tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization");
+    let used = if facts.nonce_used == Some(true) {
+        let signed = payment.signed();
+        site.rpc
+            .authorization_use(signed, facts.block_number, &tokens)
+            .await
+    } else {
+        Ok(AuthorizationUse::Unused)
+    };
+    if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
+        tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "payment settled by somebody else's transaction");
         let height = site.rpc.confirmed_height(facts.block_number);
         let deep = location.is_deep(height, payment.confirmations);
         site.ledger
@@ -127,8 +131,17 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
             .await?;
         site.note_shallow();
     } else {
-        let exit = payment.objection(facts);
-        tracing::info!(payment.id = %payment.id, code = exit.reason.code(), "not sent: its simulation failed");
+        let exit = match used {
+            Ok(_) => payment.objection(facts),
+            // That is this payment's trouble, and no other's. It stays watched like everything that was refused.
+            Err(error) => Exit {
+                reason: Reason::UnexpectedSettleError,
+                message: format!(
+                    "the authorization's nonce is used, and it cannot be told by which transaction now ({error}); nothing was broadcast here, present it again"
+                ),
+            },
+        };
+        tracing::info!(payment.id = %payment.id, code = exit.reason.code(), "payment not sent: its simulation failed");
         site.ledger.refuse(payment.id, &exit).await?;
     }
     site.waiters.wake([payment.id]);

@@ -123,6 +123,10 @@ pub(super) async fn look_at(config: &NetworkConfig) -> Look {
         Ok(rpc) => {
             let says = format!("chain id {}", network.chain_id());
             look.findings.push(Finding::new("chain", None, Ok(says)));
+            let able = rpc.check_overrides().await;
+            let able = able.map(|()| "state overrides of eth_call".to_owned());
+            let able = able.map_err(NetworkProblem::from);
+            look.findings.push(Finding::new("rpc", None, able));
             look.take_in(&rpc, config).await;
         }
         Err(problem) => {

@@ -49,7 +49,7 @@ impl Facilitator {
         request: PaymentRequest,
         caller: &Caller,
     ) -> Result<Settled, Outage> {
-        match self.try_settle(request, caller).await {
+        match Box::pin(self.try_settle(request, caller)).await {
             Ok(settled) => Ok(settled),
             Err(Halt::Refused(refusal)) => Ok(Settled {
                 response: refusal.into(),
@@ -370,12 +370,18 @@ impl Answer {
         self.refused(payment, Reason::DuplicateSettlement, why)
     }
 
-    /// What to say to who asks for more than a known payment moves. Anybody who holds a header can have a small charge settled with it, its
+    /// What to say to who asks for more than a known payment has moved: only then has it bought anything. Anybody who holds a header can have a small charge settled with it, its
     /// buyer too; who charges more must not hear that as a success.
     fn undercharged(&self, payment: &Payment) -> Option<Settled> {
         let moves = payment.authorization.value;
-        let open = matches!(payment.state, PaymentState::Refused(_));
-        (self.asked > moves && !open).then(|| {
+        let has_bought = matches!(
+            payment.state,
+            PaymentState::Settled(_)
+                | PaymentState::Uncharged
+                | PaymentState::Final(_)
+                | PaymentState::LateSettled(_)
+        );
+        (self.asked > moves && has_bought).then(|| {
             let why = format!("this authorization was settled for a charge of {moves} before, and can be settled once; asked for are {}", self.asked);
             self.refused(payment, Reason::DuplicateSettlement, why)
         })

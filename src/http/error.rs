@@ -165,7 +165,13 @@ pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
     match outage {
         // The lanes have said so once.
         Outage::CannotSend(cannot) => tracing::debug!(%cannot, "a payment cannot be sent now"),
-        outage => tracing::warn!(error = causes(outage), "cannot judge a payment now"),
+        Outage::Ledger(_)
+        | Outage::Chain(_)
+        | Outage::Busy
+        | Outage::TooManySessions
+        | Outage::Stopping => {
+            tracing::warn!(error = causes(outage), "cannot judge a payment now");
+        }
     }
     let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
     let seconds = outage.retry_after().as_secs().max(1);

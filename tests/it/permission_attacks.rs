@@ -1,12 +1,14 @@
 //! The published attacks that payments by Permit2 are open to (`peers.md` part C), each with the test that it asks for.
 
+use std::time::Duration;
+
 use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
 use serde_json::json;
 use x402d::embedded::{LocalChain, TEST_USDC};
 use x402d::protocol::Amount;
 
-use crate::support::{Permission, Setup, World};
+use crate::support::{Permission, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x2f);
 /// How a payment of each scheme is made.
@@ -148,6 +150,32 @@ async fn a_small_charge_that_the_buyer_has_settled_itself_is_no_success_to_who_c
         assert_eq!(seller.reason(), "duplicate_settlement", "{seller:?}");
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::ONE);
+}
+
+/// The code for a payment that has bought something is told of none that has not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_charge_under_way_is_pending_to_who_charges_more() {
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
+    let world = setup.build().await;
+    let payer = world.permitting_payer().await;
+    let payment = Permission::upto(&payer, PAYEE, 500_000);
+    world.chain.automine(false).await;
+    let dear = payment.charging(5_000).body();
+    let small = world
+        .facilitator
+        .settle(&payment.charging(1_000).body())
+        .await;
+    assert_eq!(small.reason(), "settlement_pending", "{small:?}");
+    let seller = world.facilitator.settle(&dear).await;
+    assert_eq!(seller.reason(), "settlement_pending", "{seller:?}");
+    world.mine_on().await;
+    let told = eventually("the outcome", Duration::from_secs(30), async || {
+        let told = world.facilitator.settle(&dear).await;
+        (told.reason() != "settlement_pending").then_some(told)
+    })
+    .await;
+    assert_eq!(told.reason(), "duplicate_settlement", "{told:?}");
+    assert_eq!(told.transaction(), small.transaction());
 }
 
 /// Here the buyer's own settlement is one that nobody was told of, so that the next presenter may be.

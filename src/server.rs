@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::chain::authorization::MULTICALL3;
+use crate::chain::fees::TooDear;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey, TokenProblem};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
@@ -64,6 +66,9 @@ pub enum NetworkProblem {
     /// A token is not what the configuration says.
     #[error(transparent)]
     Token(#[from] TokenProblem),
+    /// Blocks cost more than the operator allows.
+    #[error("{0}, so nothing can be sent; if that lasts, raise max_fee_wei")]
+    TooDear(#[from] TooDear),
     /// A signer has code; nodes accept too few transactions from such accounts.
     #[error("the signer {0} has code (an EIP-7702 delegation?); use a plain account")]
     SignerHasCode(Address),
@@ -76,7 +81,7 @@ impl NetworkProblem {
             Self::Rpc(error) => {
                 !matches!(error, RpcError::WrongChain { .. } | RpcError::NoOverrides)
             }
-            Self::Ledger(_) | Self::Token(_) | Self::SignerHasCode(_) => false,
+            Self::Ledger(_) | Self::Token(_) | Self::TooDear(_) | Self::SignerHasCode(_) => false,
         }
     }
 }
@@ -322,6 +327,9 @@ async fn run_network(
         }
     }
     site.open();
+    if !site.has_multicall() {
+        tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not there: each payment has a transaction of its own");
+    }
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
     engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
     let compared = site.rpc.clone().compare();
@@ -352,6 +360,10 @@ async fn check(site: &Site, signers: &[SignerKey]) -> Result<(), NetworkProblem>
         if site.rpc.has_code(signer.address()).await? {
             return Err(NetworkProblem::SignerHasCode(signer.address()));
         }
+    }
+    site.note_multicall(site.rpc.has_code(MULTICALL3).await?);
+    if let Some(wei) = site.rpc.data_fee().await? {
+        site.note_data_fee(wei);
     }
     let proxies = site.rpc.proxies().await?;
     site.note_proxies(proxies);

@@ -255,6 +255,7 @@ impl Rpc {
         block: u64,
     ) -> Result<Vec<Option<Bytes>>, RpcError> {
         let asked = calls.len();
+        let singly = calls.clone();
         let calls = calls.into_iter().map(|(target, data)| Multicall3::Call3 {
             target,
             allowFailure: true,
@@ -266,6 +267,9 @@ impl Rpc {
         let call = json!({"to": MULTICALL3, "data": Bytes::from(call.abi_encode())});
         let at = (call, format!("0x{block:x}"));
         let answer: Bytes = self.agreed("eth_call", at, Bytes::eq).await?;
+        if answer.is_empty() {
+            return self.views_singly(singly, block).await;
+        }
         let results = Multicall3::aggregate3Call::abi_decode_returns(&answer)
             .ok()
             .filter(|results| results.len() == asked)
@@ -274,6 +278,24 @@ impl Rpc {
             .into_iter()
             .map(|result| result.success.then_some(result.returnData));
         Ok(values.collect())
+    }
+
+    /// The same call by call, where Multicall3 is not there.
+    async fn views_singly(
+        &self,
+        calls: Vec<(Address, Bytes)>,
+        block: u64,
+    ) -> Result<Vec<Option<Bytes>>, RpcError> {
+        let mut values = Vec::with_capacity(calls.len());
+        for (to, data) in calls {
+            let call = (json!({"to": to, "data": data}), format!("0x{block:x}"));
+            values.push(match self.agreed("eth_call", call, Bytes::eq).await {
+                Ok(answer) => Some(answer),
+                Err(error) if error.is_revert() => None,
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(values)
     }
 }
 

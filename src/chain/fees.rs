@@ -11,25 +11,39 @@ pub struct FeePolicy {
     pub priority_fee_wei: u128,
     /// Gas at most for one payment.
     pub gas_cap: u64,
+    /// What a node asks per gas, for chains without a base fee.
+    pub gas_price_wei: u128,
 }
 
 /// The fees of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fees {
-    /// Wei per gas at most.
+    /// Wei per gas at most; the price of a legacy transaction.
     pub max_fee_wei: u128,
-    /// Wei per gas for the block's producer at most.
+    /// Wei per gas for the block's producer at most; of a legacy transaction, all of its price.
     pub max_priority_fee_wei: u128,
+    /// One price in place of the two of EIP-1559, for chains without a base fee.
+    pub legacy: bool,
 }
 
 /// Blocks cost more than the operator allows; nothing may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("gas costs {base_fee_wei} wei now, and the cap is {cap_wei} wei")]
+#[error("blocks cost {} gwei per gas, max_fee_wei is {} gwei", gwei(*base_fee_wei), gwei(*cap_wei))]
 pub struct TooDear {
-    /// Base fee of the newest block.
+    /// Base fee of the newest block, or what a node asks where there is none.
     pub base_fee_wei: u128,
     /// The cap.
     pub cap_wei: u128,
+}
+
+/// An amount for people: whole gwei, or up to nine decimals.
+fn gwei(wei: u128) -> String {
+    let (whole, rest) = (wei / 1_000_000_000, wei % 1_000_000_000);
+    let decimals = format!("{rest:09}");
+    match decimals.trim_end_matches('0') {
+        "" => whole.to_string(),
+        decimals => format!("{whole}.{decimals}"),
+    }
 }
 
 impl FeePolicy {
@@ -43,30 +57,42 @@ impl FeePolicy {
         }
     }
 
+    /// The same with the price that a node asks where there is no base fee.
+    #[must_use]
+    pub const fn with_gas_price(self, gas_price_wei: u128) -> Self {
+        Self {
+            gas_price_wei,
+            ..self
+        }
+    }
+
     /// Twice the base fee and the tip: enough for six full blocks in a row. No more than three quarters of the cap, as long as that is enough,
-    /// so that there is room for better paid bytes.
+    /// so that there is room for a fee bump. Where there is no base fee all that is offered is paid, and an eighth above the price is enough.
     ///
     /// # Errors
     /// [`TooDear`] when even the base fee of the next block could be above the cap.
     pub fn quote(&self, head: &Head) -> Result<Fees, TooDear> {
-        let base = head.base_fee_wei;
-        let needed = Self::needed(head, self.priority_fee_wei);
+        let needed = self.needed(head, self.priority_fee_wei);
         if needed > self.max_fee_cap_wei {
             return Err(self.too_dear(head));
         }
+        let Some(base) = head.base_fee_wei else {
+            return Ok(Fees::legacy(needed));
+        };
         let wished = base.saturating_mul(2).saturating_add(self.priority_fee_wei);
         let most = self.max_fee_cap_wei - self.max_fee_cap_wei / 4;
         Ok(Fees {
             max_fee_wei: wished.min(most).max(needed),
             max_priority_fee_wei: self.priority_fee_wei,
+            legacy: false,
         })
     }
 
     /// Fees that take the place of `last` under the same nonce: an eighth more per gas and twice the tip, as far as the cap allows, and what a
-    /// new transaction would offer now.
+    /// new transaction would offer now. Nodes ask for a tenth more.
     ///
     /// # Errors
-    /// [`TooDear`] when an eighth more, as nodes ask for, is above the cap.
+    /// [`TooDear`] when an eighth more is above the cap.
     pub fn outbid(&self, last: Fees, head: &Head) -> Result<Fees, TooDear> {
         let more = |fee: u128| fee.saturating_add(fee / 8).saturating_add(1);
         let least = more(last.max_fee_wei);
@@ -74,37 +100,70 @@ impl FeePolicy {
             .max(last.max_priority_fee_wei.saturating_mul(2))
             .max(self.priority_fee_wei);
         let wished = match self.quote(head) {
-            Ok(now) => now.max_fee_wei.max(Self::needed(head, tip)),
+            Ok(now) if now.legacy => now.max_fee_wei,
+            Ok(now) => now.max_fee_wei.max(self.needed(head, tip)),
             Err(_) => least,
         };
-        if least > self.max_fee_cap_wei || head.base_fee_wei > self.max_fee_cap_wei {
+        if least > self.max_fee_cap_wei || self.asked(head) > self.max_fee_cap_wei {
             return Err(self.too_dear(head));
         }
         let max_fee_wei = wished.min(self.max_fee_cap_wei).max(least);
+        if head.base_fee_wei.is_none() {
+            return Ok(Fees::legacy(max_fee_wei));
+        }
         Ok(Fees {
             max_fee_wei,
             max_priority_fee_wei: tip.min(max_fee_wei),
+            legacy: false,
         })
     }
 
-    /// What the next block may ask for, with a tip.
-    const fn needed(head: &Head, tip_wei: u128) -> u128 {
-        let base = head.base_fee_wei;
-        base.saturating_add(base / 8).saturating_add(tip_wei)
+    /// What the newest block asks beside what is allowed, for people.
+    pub fn in_words(&self, head: &Head) -> String {
+        let price = self.too_dear(head);
+        match head.base_fee_wei {
+            Some(_) => price.to_string(),
+            None => format!("{price}; there is no base fee, so legacy transactions are sent"),
+        }
     }
 
-    const fn too_dear(&self, head: &Head) -> TooDear {
+    /// Whether a block that costs as much as the newest takes a transaction that offers `fees`.
+    pub fn suffices(&self, fees: Fees, head: &Head) -> bool {
+        fees.max_fee_wei >= self.asked(head)
+    }
+
+    /// What the newest block asks per gas, without a tip.
+    fn asked(&self, head: &Head) -> u128 {
+        head.base_fee_wei.unwrap_or(self.gas_price_wei)
+    }
+
+    /// What the next block may ask for, with a tip. Who sets a price without a base fee has the tip in it.
+    fn needed(&self, head: &Head, tip_wei: u128) -> u128 {
+        let asked = self.asked(head);
+        let next = asked.saturating_add(asked / 8);
+        if head.base_fee_wei.is_some() {
+            next.saturating_add(tip_wei)
+        } else {
+            next.max(1)
+        }
+    }
+
+    fn too_dear(&self, head: &Head) -> TooDear {
         TooDear {
-            base_fee_wei: head.base_fee_wei,
+            base_fee_wei: self.asked(head),
             cap_wei: self.max_fee_cap_wei,
         }
     }
 }
 
 impl Fees {
-    /// Whether a block that costs as much as the newest takes a transaction that offers this.
-    pub const fn suffice(&self, head: &Head) -> bool {
-        self.max_fee_wei >= head.base_fee_wei
+    /// A price, all of which is paid.
+    pub const fn legacy(price_wei: u128) -> Self {
+        Self {
+            max_fee_wei: price_wei,
+            max_priority_fee_wei: price_wei,
+            legacy: true,
+        }
     }
 }
 
@@ -118,10 +177,11 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            gas_price_wei: 0,
         };
         let at = |base| {
             policy.quote(&Head {
-                base_fee_wei: base,
+                base_fee_wei: Some(base),
                 ..Head::default()
             })
         };
@@ -144,16 +204,18 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            gas_price_wei: 0,
         };
         let last = Fees {
             max_fee_wei: 160,
             max_priority_fee_wei: 16,
+            legacy: false,
         };
         let at = |base_fee_wei| Head {
-            base_fee_wei,
+            base_fee_wei: Some(base_fee_wei),
             ..Head::default()
         };
-        assert!(last.suffice(&at(160)) && !last.suffice(&at(161)));
+        assert!(policy.suffices(last, &at(160)) && !policy.suffices(last, &at(161)));
         let quiet = policy.outbid(last, &at(50)).unwrap();
         assert_eq!((quiet.max_fee_wei, quiet.max_priority_fee_wei), (181, 32));
         let busy = policy.outbid(last, &at(200)).unwrap();
@@ -179,9 +241,45 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            gas_price_wei: 0,
         };
         assert_eq!(policy.with_tip(3).priority_fee_wei, 10);
         assert_eq!(policy.with_tip(30).priority_fee_wei, 30);
         assert_eq!(policy.with_tip(900).priority_fee_wei, 250);
+    }
+
+    #[test]
+    fn without_a_base_fee_a_price_is_offered_and_bumped() {
+        let policy = FeePolicy {
+            max_fee_cap_wei: 1_000,
+            priority_fee_wei: 10,
+            gas_cap: 500_000,
+            gas_price_wei: 160,
+        };
+        let head = Head {
+            base_fee_wei: None,
+            ..Head::default()
+        };
+        let first = policy.quote(&head).unwrap();
+        assert_eq!(first, Fees::legacy(180));
+        assert!(policy.suffices(first, &head));
+        let dearer = policy.with_gas_price(320);
+        assert!(!dearer.suffices(first, &head));
+        assert_eq!(dearer.outbid(first, &head), Ok(Fees::legacy(360)));
+        let bumped = policy.outbid(first, &head).unwrap();
+        assert!(bumped.legacy && bumped.max_fee_wei * 10 >= first.max_fee_wei * 11);
+        let too_dear = policy.with_gas_price(1_001);
+        assert!(too_dear.quote(&head).is_err() && too_dear.outbid(first, &head).is_err());
+        assert_eq!(policy.with_gas_price(0).quote(&head), Ok(Fees::legacy(1)));
+    }
+
+    #[test]
+    fn amounts_are_said_in_gwei() {
+        let dear = TooDear {
+            base_fee_wei: 100_000_000_000,
+            cap_wei: 1_500_000_000,
+        };
+        let said = "blocks cost 100 gwei per gas, max_fee_wei is 1.5 gwei";
+        assert_eq!(dear.to_string(), said);
     }
 }

@@ -2,12 +2,23 @@
 
 use std::collections::VecDeque;
 
-use alloy::primitives::{B256, U64, U128};
+use alloy::primitives::{Address, B256, U64, U128, address};
+use alloy::sol;
+use alloy::sol_types::SolCall;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
 use crate::chain::belief::Claim;
 use crate::chain::{Rpc, RpcError};
+
+sol! {
+    function getL1Fee(bytes data) external view returns (uint256);
+}
+
+/// Tells what publishing data costs, at the address that it has on every rollup of the OP stack.
+const GAS_PRICE_ORACLE: Address = address!("420000000000000000000000000000000000000F");
+/// Bytes of a payment's transaction, roughly.
+const PAYMENT_BYTES: usize = 500;
 
 /// How many blocks are remembered: the deepest reorganisation that is followed block by block.
 const REMEMBERED: usize = 128;
@@ -27,8 +38,8 @@ pub struct Head {
     pub parent: B256,
     /// The chain's time.
     pub time: OffsetDateTime,
-    /// Wei per gas that every transaction of the block pays; 0 where a chain has no base fee.
-    pub base_fee_wei: u128,
+    /// Wei per gas that every transaction of the block pays; `None` where a chain has no base fee (EIP-1559) and takes a price instead.
+    pub base_fee_wei: Option<u128>,
 }
 
 impl Default for Head {
@@ -38,7 +49,7 @@ impl Default for Head {
             hash: B256::ZERO,
             parent: B256::ZERO,
             time: OffsetDateTime::UNIX_EPOCH,
-            base_fee_wei: 0,
+            base_fee_wei: Some(0),
         }
     }
 }
@@ -72,7 +83,7 @@ pub(super) struct Block {
     parent_hash: B256,
     timestamp: U64,
     #[serde(default)]
-    base_fee_per_gas: U128,
+    base_fee_per_gas: Option<U128>,
 }
 
 impl Block {
@@ -85,7 +96,7 @@ impl Block {
             hash: self.hash,
             parent: self.parent_hash,
             time,
-            base_fee_wei: self.base_fee_per_gas.to(),
+            base_fee_wei: self.base_fee_per_gas.map(|fee| fee.to()),
         })
     }
 }
@@ -239,6 +250,32 @@ impl Rpc {
     pub async fn suggested_tip(&self) -> Result<u128, RpcError> {
         let tip: U128 = self.read("eth_maxPriorityFeePerGas", ()).await?;
         Ok(tip.to())
+    }
+
+    /// What the node thinks that a transaction should pay per gas, in wei, where there is no base fee.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn gas_price(&self) -> Result<u128, RpcError> {
+        let price: U128 = self.read("eth_gasPrice", ()).await?;
+        Ok(price.to())
+    }
+
+    /// Wei that a rollup of the OP stack takes at least for publishing a payment's data; `None` on other chains.
+    ///
+    /// # Errors
+    /// When no endpoint answers.
+    pub async fn data_fee(&self) -> Result<Option<u128>, RpcError> {
+        let data = vec![0xff; PAYMENT_BYTES].into();
+        let question = getL1FeeCall { data }.abi_encode().into();
+        match self.view(GAS_PRICE_ORACLE, question).await {
+            Ok(answer) => {
+                let fee = getL1FeeCall::abi_decode_returns(&answer).ok();
+                Ok(fee.and_then(|fee| u128::try_from(fee).ok()))
+            }
+            Err(error) if error.is_revert() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The canonical hash at a height, `None` above the head.

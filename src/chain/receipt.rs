@@ -21,6 +21,9 @@ pub struct Receipt {
     /// Wei per gas that was paid.
     #[serde(default, deserialize_with = "or_default")]
     pub effective_gas_price: U128,
+    /// Wei that a rollup takes for publishing the transaction's data, besides gas.
+    #[serde(default)]
+    pub l1_fee: Option<U128>,
     /// In which block.
     pub block_hash: B256,
     /// At which height.
@@ -57,6 +60,11 @@ pub struct Log {
 }
 
 impl Receipt {
+    /// Wei that a rollup took for publishing the transaction's data, besides gas.
+    pub fn data_fee_wei(&self) -> u128 {
+        self.l1_fee.map_or(0, |fee| fee.to())
+    }
+
     /// Whether the transaction as a whole went through.
     pub fn succeeded(&self) -> bool {
         self.status == Some(U64::from(1))

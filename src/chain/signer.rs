@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
+use alloy::consensus::transaction::Transaction;
+use alloy::consensus::{SignableTransaction, Signed, TxEip1559, TxEnvelope, TxLegacy};
 use alloy::eips::eip2718::{Decodable2718, Encodable2718};
 use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256};
 use alloy::signers::SignerSync;
@@ -59,21 +60,26 @@ pub struct Order {
 impl Order {
     /// What signed bytes of ours say; `None` for any other bytes.
     pub fn of_raw(network: Network, raw: &Bytes) -> Option<Self> {
-        let TxEnvelope::Eip1559(signed) = TxEnvelope::decode_2718_exact(raw).ok()? else {
-            return None;
+        let envelope = TxEnvelope::decode_2718_exact(raw).ok()?;
+        let fees = match &envelope {
+            TxEnvelope::Eip1559(signed) => Fees {
+                max_fee_wei: signed.tx().max_fee_per_gas,
+                max_priority_fee_wei: signed.tx().max_priority_fee_per_gas,
+                legacy: false,
+            },
+            TxEnvelope::Legacy(signed) => Fees::legacy(signed.tx().gas_price),
+            TxEnvelope::Eip2930(_) | TxEnvelope::Eip4844(_) | TxEnvelope::Eip7702(_) => {
+                return None;
+            }
         };
-        let transaction = signed.tx();
         Some(Self {
             network,
-            nonce: transaction.nonce,
-            gas_limit: transaction.gas_limit,
-            fees: Fees {
-                max_fee_wei: transaction.max_fee_per_gas,
-                max_priority_fee_wei: transaction.max_priority_fee_per_gas,
-            },
-            to: transaction.to.to().copied()?,
-            data: transaction.input.clone(),
-            value: transaction.value,
+            nonce: envelope.nonce(),
+            gas_limit: envelope.gas_limit(),
+            fees,
+            to: envelope.to()?,
+            data: envelope.input().clone(),
+            value: envelope.value(),
         })
     }
 
@@ -119,23 +125,44 @@ impl SignerKey {
     /// # Errors
     /// When the key cannot sign, which a local key always can, or signs something else.
     pub fn sign(&self, order: Order) -> Result<(Bytes, B256), SigningFailed> {
-        let transaction = TxEip1559 {
-            chain_id: order.network.chain_id(),
-            nonce: order.nonce,
-            gas_limit: order.gas_limit,
-            max_fee_per_gas: order.fees.max_fee_wei,
-            max_priority_fee_per_gas: order.fees.max_priority_fee_wei,
-            to: TxKind::Call(order.to),
-            value: order.value,
-            access_list: alloy::eips::eip2930::AccessList::default(),
-            input: order.data,
+        let (chain_id, to) = (order.network.chain_id(), TxKind::Call(order.to));
+        let raw = if order.fees.legacy {
+            self.signed(TxLegacy {
+                chain_id: Some(chain_id),
+                nonce: order.nonce,
+                gas_price: order.fees.max_fee_wei,
+                gas_limit: order.gas_limit,
+                to,
+                value: order.value,
+                input: order.data,
+            })?
+        } else {
+            self.signed(TxEip1559 {
+                chain_id,
+                nonce: order.nonce,
+                gas_limit: order.gas_limit,
+                max_fee_per_gas: order.fees.max_fee_wei,
+                max_priority_fee_per_gas: order.fees.max_priority_fee_wei,
+                to,
+                value: order.value,
+                access_list: alloy::eips::eip2930::AccessList::default(),
+                input: order.data,
+            })?
         };
+        let hash = keccak256(&raw);
+        Ok((raw, hash))
+    }
+
+    fn signed<T>(&self, transaction: T) -> Result<Bytes, SigningFailed>
+    where
+        T: SignableTransaction<Signature>,
+        TxEnvelope: From<Signed<T>>,
+    {
         let digest = transaction.signature_hash();
         let signature = self.0.sign_hash_sync(&digest).map_err(SigningFailed::Key)?;
         is_made_by(self.address(), digest, &signature)?;
-        let raw = Bytes::from(TxEnvelope::from(transaction.into_signed(signature)).encoded_2718());
-        let hash = keccak256(&raw);
-        Ok((raw, hash))
+        let envelope = TxEnvelope::from(transaction.into_signed(signature));
+        Ok(envelope.encoded_2718().into())
     }
 }
 
@@ -177,6 +204,27 @@ mod tests {
     }
 
     #[test]
+    fn legacy_transactions_are_signed_for_one_chain_and_read_back() {
+        let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
+        let order = Order {
+            network: "eip155:84532".parse().unwrap(),
+            nonce: 7,
+            gas_limit: 90_000,
+            fees: Fees::legacy(12),
+            to: Address::repeat_byte(3),
+            data: Bytes::from_static(b"data"),
+            value: U256::ZERO,
+        };
+        let (raw, hash) = key.sign(order.clone()).unwrap();
+        assert!(raw[0] >= 0xc0, "a list, not a typed envelope");
+        assert_eq!(hash, keccak256(&raw));
+        assert_eq!(Order::of_raw(order.network, &raw), Some(order.clone()));
+        let envelope = TxEnvelope::decode_2718_exact(&raw).unwrap();
+        assert_eq!(envelope.chain_id(), Some(84_532), "EIP-155");
+        assert!(order.emptied(key.address()).fees.legacy);
+    }
+
+    #[test]
     fn an_order_is_read_back_from_its_bytes_and_may_be_emptied() {
         let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
         let order = Order {
@@ -186,6 +234,7 @@ mod tests {
             fees: Fees {
                 max_fee_wei: 10,
                 max_priority_fee_wei: 1,
+                legacy: false,
             },
             to: Address::repeat_byte(3),
             data: Bytes::from_static(b"data"),

@@ -347,14 +347,11 @@ impl Reader<'_> {
             "gas_cap",
             "450000 or more when eip6492_factories are listed: deploying a wallet costs that much",
         );
-        // On Ethereum itself blocks have cost hundreds of gwei, and on Polygon the cheap currency makes for large numbers; elsewhere a tenth of
-        // that is a fault or an attack.
-        let default_cap_wei = match network.chain_id() {
-            1 => 200_000_000_000,
-            137 | 80_002 => 1_000_000_000_000,
-            _ => 20_000_000_000,
-        };
-        let max_fee_cap_wei = u128::from(entry.max_fee_wei.unwrap_or(default_cap_wei));
+        let max_fee_cap_wei = u128::from(
+            entry
+                .max_fee_wei
+                .unwrap_or_else(|| network.default_fee_cap_wei()),
+        );
         let priority_fee_wei = u128::from(entry.priority_fee_wei.unwrap_or(1_000_000));
         self.needs(
             priority_fee_wei <= max_fee_cap_wei,
@@ -365,6 +362,7 @@ impl Reader<'_> {
             max_fee_cap_wei,
             priority_fee_wei,
             gas_cap,
+            gas_price_wei: 0,
         }
     }
 }

@@ -209,6 +209,10 @@ impl Facilitator {
         let facts = site.facts.of(candidate.signed()).await?;
         let verified = candidate.verified(&facts)?;
         let candidate = verified.candidate();
+        if candidate.signed().wallet.is_some() && !site.has_multicall() {
+            let why = "this network has no Multicall3, by which the payer's wallet would be deployed; deploy the wallet first, and sign without its factory";
+            return Err(candidate.object(Fault::Simulation, why.to_owned()).into());
+        }
         if candidate.signed().awaits_approval(&facts) {
             let objection = approval_objection(site, candidate.signed()).await?;
             if let Some((reason, why)) = objection {

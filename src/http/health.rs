@@ -84,9 +84,10 @@ async fn part_of(site: &Site) -> Part {
             silence.as_secs()
         )),
         Some(_) => match site.ledger.stopped_lanes(network).await {
-            Ok(stopped) if stopped.is_empty() => {
-                (!health.settled_in).then(|| "its lanes are not claimed yet".to_owned())
+            Ok(stopped) if stopped.is_empty() && !health.settled_in => {
+                Some("its lanes are not claimed yet".to_owned())
             }
+            Ok(stopped) if stopped.is_empty() => site.can_send(None).err().map(|cannot| cannot.why),
             Ok(stopped) => Some(format!(
                 "a lane waits for the operator: {}",
                 stopped.join("; ")

@@ -76,7 +76,7 @@ pub struct Mined {
     pub gas_used: u64,
     /// Effective wei per gas, a decimal integer.
     pub gas_price_wei: String,
-    /// `gas_used` times `gas_price_wei`.
+    /// `gas_used` times `gas_price_wei`, and what was paid besides.
     pub fee_wei: String,
     /// How many payments rode in it and share the fee.
     pub payments: u64,
@@ -135,7 +135,7 @@ async fn attempts(
         r#"select a.hash, t.signer, t.nonce, a.signed_at, a.gas_limit, a.max_fee_wei::text as "max_fee_wei!",
             a.max_priority_fee_wei::text as "max_priority_fee_wei!", a.broadcast, a.broadcast_reason, a.broadcast_at,
             coalesce(t.hash = a.hash, false) as "mined!", t.succeeded, t.block_number, t.gas_used,
-            t.gas_price_wei::text as gas_price_wei, (t.gas_used * t.gas_price_wei)::text as fee_wei, tp.outcome,
+            t.gas_price_wei::text as gas_price_wei, (t.gas_used * t.gas_price_wei + t.further_fee_wei)::text as fee_wei, tp.outcome,
             (select count(*) from transaction_payments rides where rides.transaction_id = t.id) as "payments!"
         from transaction_payments tp join transactions t on t.id = tp.transaction_id join attempts a on a.transaction_id = t.id
         where tp.payment_id = $1 order by a.signed_at, a.sequence"#,

@@ -36,6 +36,8 @@ pub struct MinedTransaction {
     pub gas_used: u64,
     /// Effective wei per gas.
     pub gas_price_wei: u128,
+    /// Wei paid besides that.
+    pub further_fee_wei: u128,
     /// The payments whose exact Transfer is in its logs.
     pub moved: Vec<MovedRow>,
 }
@@ -75,7 +77,7 @@ impl Ledger {
         let mut transaction = self.pool.begin().await?;
         let fresh = sqlx::query!(
             "update transactions set state = 'mined', hash = $2, succeeded = $3, block_number = $4, block_hash = $5, gas_used = $6,
-                gas_price_wei = ($7::text)::numeric
+                gas_price_wei = ($7::text)::numeric, further_fee_wei = ($8::text)::numeric
             where id = $1 and state = 'signed'",
             mined.id,
             mined.hash.as_slice(),
@@ -84,6 +86,7 @@ impl Ledger {
             mined.block.hash.as_slice(),
             bigint(mined.gas_used),
             mined.gas_price_wei.to_string(),
+            mined.further_fee_wei.to_string(),
         )
         .execute(&mut *transaction)
         .await?;
@@ -227,7 +230,7 @@ impl Ledger {
         .await?;
         let opened = sqlx::query_scalar!(
             "update transactions set state = 'signed', hash = null, succeeded = null, block_number = null, block_hash = null,
-                gas_used = null, gas_price_wei = null
+                gas_used = null, gas_price_wei = null, further_fee_wei = 0
             where network = $1 and state = 'mined' and block_number >= $3 and block_hash = any($2) returning id",
             network,
             &removed,

@@ -159,6 +159,30 @@ impl Network {
             .map_or(UNKNOWN_CONFIRMATIONS, |known| known.confirmations)
     }
 
+    /// Wei per gas that may be paid at most unless the operator says otherwise. Several times what blocks of the network have cost at
+    /// the least, because below that nothing can ever be sent; elsewhere 20 gwei, above which there is a fault or an attack.
+    pub const fn default_fee_cap_wei(self) -> u64 {
+        let gwei = match self.chain_id() {
+            // Ethereum's blocks have cost hundreds of gwei. At the least: XDC 12.5, Story 16, Sei 1.
+            1 | 50 | 51 | 1_328 | 1_329 | 1_514 => 200,
+            43_113 | 43_114 => 300,
+            // Celo: 25 at the least, 50 and more for days. Flare.
+            14 | 42_220 | 11_142_220 => 500,
+            // Cheap currencies make for large numbers. Polygon: 25 at the least, and hundreds when blocks are full. Monad: 100 at the least.
+            137 | 143 | 3_338 | 80_002 => 1_000,
+            // IoTeX: 1,000 at the least.
+            4_689 => 5_000,
+            38_833 | 1_440_000 => 10_000,
+            _ => 20,
+        };
+        gwei * 1_000_000_000
+    }
+
+    /// Whether a transaction pays for all the gas that it may use, and not for what it uses.
+    pub const fn charges_gas_limit(self) -> bool {
+        self.chain_id() == 143
+    }
+
     /// Where people look at a transaction, where that is known.
     pub fn explorer_url(self, transaction: impl std::fmt::Display) -> Option<String> {
         let explorer = self.known()?.explorer?;
@@ -259,6 +283,27 @@ mod tests {
         assert_eq!(unknown.native_symbol(), None);
         assert!(Network::from_chain_id(84_532).is_test());
         assert!(!Network::from_chain_id(8453).is_test());
+    }
+
+    #[test]
+    fn fee_caps_leave_room_above_the_lowest_price_of_a_network() {
+        let gwei = 1_000_000_000;
+        let lowest = [
+            (143, 100),
+            (42_220, 25),
+            (137, 25),
+            (50, 13),
+            (1514, 16),
+            (4689, 1_000),
+        ];
+        for (chain_id, lowest) in lowest {
+            let cap = Network::from_chain_id(chain_id).default_fee_cap_wei();
+            assert!(cap >= 4 * lowest * gwei, "{chain_id}: {cap}");
+        }
+        assert_eq!(
+            Network::from_chain_id(8453).default_fee_cap_wei(),
+            20 * gwei
+        );
     }
 
     #[test]

@@ -101,7 +101,11 @@ pub async fn approval_objection(
     if let Some(why) = outdated(site, signed, &approval).await? {
         return Ok(Some((Reason::ApprovalFailed, why)));
     }
-    let base_fee = site.view.head().map_or(0, |head| head.base_fee_wei);
+    let base_fee = site
+        .view
+        .head()
+        .and_then(|head| head.base_fee_wei)
+        .unwrap_or(0);
     if approval.max_fee_wei < base_fee {
         let why = format!(
             "the approval offers {} wei for gas, blocks ask for {base_fee}",

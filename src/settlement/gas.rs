@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use alloy::primitives::U256;
 use tokio::time::Instant;
 
 /// Gas of one payment in a batch at least, with its calldata and a payee who never held the token.
@@ -32,6 +33,8 @@ pub(super) struct GasBook {
     limits: BatchLimits,
     gas_cap: u64,
     size: Mutex<BatchSize>,
+    /// Wei that a rollup takes for the data of one payment, as it was last seen.
+    data_fee_wei: Mutex<u128>,
     /// Moving averages of the gas that one payment used, by itself and in company.
     alone: AtomicU64,
     row: AtomicU64,
@@ -46,11 +49,13 @@ struct BatchSize {
     /// Since when every simulation of a batch has failed.
     failing_since: Option<Instant>,
     apart_until: Option<Instant>,
+    /// Nothing is there that could make several calls.
+    single: bool,
 }
 
 impl BatchSize {
     fn rows_max(&mut self, most: usize, now: Instant) -> usize {
-        if self.apart_until.is_some_and(|until| now < until) {
+        if self.single || self.apart_until.is_some_and(|until| now < until) {
             return 1;
         }
         self.apart_until = None;
@@ -91,6 +96,7 @@ impl Default for BatchSize {
             double_after: DOUBLE_AFTER,
             failing_since: None,
             apart_until: None,
+            single: false,
         }
     }
 }
@@ -116,6 +122,7 @@ impl GasBook {
             limits,
             gas_cap,
             size: Mutex::default(),
+            data_fee_wei: Mutex::default(),
             alone: AtomicU64::new(0),
             row: AtomicU64::new(0),
         }
@@ -164,6 +171,33 @@ impl GasBook {
             let most = self.limits.rows_max;
             self.size().too_many(rows, most, Instant::now());
         }
+    }
+
+    /// Takes note of what a rollup takes for the data of one payment.
+    pub(super) fn expect_data_fee(&self, wei: u128) {
+        let mut fee = self.data_fee();
+        *fee = wei.max(*fee / 8 * 7);
+    }
+
+    /// What a rollup takes for the data of so many payments.
+    pub(super) fn data_fee_of(&self, payments: usize) -> U256 {
+        U256::from(*self.data_fee()).saturating_mul(U256::from(payments.max(1)))
+    }
+
+    /// What a payment may cost per gas, data included: as a rollup takes it from the same account.
+    pub(super) fn wei_per_gas(&self, max_fee_wei: u128) -> u128 {
+        max_fee_wei.saturating_add(self.data_fee().div_ceil(u128::from(ROW_GAS)))
+    }
+
+    fn data_fee(&self) -> MutexGuard<'_, u128> {
+        self.data_fee_wei
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether Multicall3 is there.
+    pub(super) fn note_multicall(&self, is_there: bool) {
+        self.size().single = !is_there;
     }
 
     /// A batch was simulated, whatever came of its payments.
@@ -234,6 +268,19 @@ mod tests {
             now += DOUBLE_AFTER_MAX;
             assert!(size.rows_max(190, now) > 1, "a limit is never for good");
         }
+    }
+
+    #[test]
+    fn data_fees_raise_the_price_of_gas_and_are_forgotten_slowly() {
+        let book = GasBook::new(LIMITS, 500_000);
+        assert_eq!(book.wei_per_gas(7), 7);
+        book.expect_data_fee(80_000_000);
+        assert_eq!(book.wei_per_gas(7), 7 + 1_053);
+        assert_eq!(book.data_fee_of(3), U256::from(240_000_000));
+        book.expect_data_fee(0);
+        assert_eq!(book.data_fee_of(1), U256::from(70_000_000));
+        book.expect_data_fee(90_000_000);
+        assert_eq!(book.data_fee_of(0), U256::from(90_000_000));
     }
 
     #[test]

@@ -142,11 +142,12 @@ impl Owned {
         let Some(Ok(fees)) = fees else {
             return rule;
         };
-        let promised = self
-            .open
-            .iter()
-            .fold(U256::ZERO, |sum, open| sum.saturating_add(open.cost));
-        let gas = self.purse.gas_for(promised, fees.max_fee_wei);
+        let promised = self.open.iter().fold(U256::ZERO, |sum, open| {
+            let data = site.gas.data_fee_of(open.transaction.payments.len());
+            sum.saturating_add(open.cost).saturating_add(data)
+        });
+        let price = site.gas.wei_per_gas(fees.max_fee_wei);
+        let gas = self.purse.gas_for(promised, price);
         GasRule {
             gas_max: rule.gas_max.min(gas),
             ..rule

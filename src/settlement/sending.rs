@@ -22,6 +22,6 @@ impl Site {
     /// # Errors
     /// [`CannotSend`] says what is missing.
     pub fn can_send(&self, _signer: Option<Address>) -> Result<(), CannotSend> {
-        Ok(())
+        self.blocks_are_affordable()
     }
 }

@@ -13,10 +13,12 @@ use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, Proxies};
 use crate::settlement::gas::{BatchLimits, GasBook};
-use crate::settlement::{Approvals, ChainView, Queue, Waiters};
+use crate::settlement::{Approvals, CannotSend, ChainView, Queue, Waiters};
 
 /// A process that has heard nothing of the chain for so long leaves its lanes to others.
 const BLIND_AFTER: Duration = Duration::from_secs(8);
+/// When to ask again while blocks cost too much.
+const RETRY_DEAR: Duration = Duration::from_secs(5);
 
 /// What a [`Site`] is made of.
 #[derive(Debug)]
@@ -79,6 +81,12 @@ pub struct Site {
     fees: FeePolicy,
     /// Wei per gas that a node lately suggested for the producers of blocks.
     tip_wei: Mutex<u128>,
+    /// What a node lately asked per gas, where there is no base fee.
+    gas_price_wei: Mutex<u128>,
+    /// Whether several calls can be put into one transaction.
+    multicall: AtomicBool,
+    /// Whether the chain is a rollup that tells what it takes for data.
+    has_data_fee: AtomicBool,
     open: AtomicUsize,
     shallow: AtomicBool,
     look: Notify,
@@ -114,6 +122,9 @@ impl Site {
             gas: GasBook::new(parts.batches, parts.fees.gas_cap),
             fees: parts.fees,
             tip_wei: Mutex::new(0),
+            gas_price_wei: Mutex::new(0),
+            multicall: AtomicBool::new(true),
+            has_data_fee: AtomicBool::new(false),
             waiters: parts.waiters,
             view: ChainView::default(),
             signers: parts.signers.len(),
@@ -174,10 +185,60 @@ impl Site {
         self.settled_in.store(true, Ordering::Relaxed);
     }
 
-    /// What gas may cost, with the tip that a node lately suggested.
+    /// What gas may cost, with the tip that a node lately suggested and the price that it asked.
     pub fn fees(&self) -> FeePolicy {
         let tip = *self.tip_wei.lock().unwrap_or_else(PoisonError::into_inner);
-        self.fees.with_tip(tip)
+        let price = self.gas_price_wei.lock();
+        let price = *price.unwrap_or_else(PoisonError::into_inner);
+        self.fees.with_tip(tip).with_gas_price(price)
+    }
+
+    /// Takes note of what a node asks per gas, where there is no base fee.
+    pub fn note_gas_price(&self, wei: u128) {
+        let price = self.gas_price_wei.lock();
+        *price.unwrap_or_else(PoisonError::into_inner) = wei;
+    }
+
+    /// Whether blocks take what the operator allows to be paid for gas.
+    ///
+    /// # Errors
+    /// [`CannotSend`] says what they ask.
+    pub fn blocks_are_affordable(&self) -> Result<(), CannotSend> {
+        let Some(head) = self.view.head() else {
+            return Ok(());
+        };
+        match self.fees().quote(&head) {
+            Ok(_) => Ok(()),
+            Err(dear) => Err(CannotSend {
+                why: format!(
+                    "{dear} on {}, so nothing can be sent; if that lasts, raise max_fee_wei",
+                    self.policy.network
+                ),
+                retry_after: RETRY_DEAR,
+            }),
+        }
+    }
+
+    /// Takes note of what a rollup takes for the data of a payment.
+    pub fn note_data_fee(&self, wei: u128) {
+        self.has_data_fee.store(true, Ordering::Relaxed);
+        self.gas.expect_data_fee(wei);
+    }
+
+    /// Whether the chain is a rollup that tells what it takes for data.
+    pub fn has_data_fee(&self) -> bool {
+        self.has_data_fee.load(Ordering::Relaxed)
+    }
+
+    /// Says whether Multicall3 is there. Without it each payment has a transaction of its own.
+    pub fn note_multicall(&self, is_there: bool) {
+        self.multicall.store(is_there, Ordering::Relaxed);
+        self.gas.note_multicall(is_there);
+    }
+
+    /// Whether Multicall3 is there, as far as anybody knows.
+    pub fn has_multicall(&self) -> bool {
+        self.multicall.load(Ordering::Relaxed)
     }
 
     /// Takes note of a suggested tip.

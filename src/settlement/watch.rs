@@ -21,6 +21,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
 const FINAL_AFTER_BLOCKS: u64 = 64;
 /// How often a node is asked what producers of blocks want.
 const TIP_INTERVAL: Duration = Duration::from_secs(15);
+/// The same for what gas costs on a chain without a base fee.
+const PRICE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Gaps between blocks that are remembered, and how many must be known before anything is expected of the next one.
 const GAPS_KEPT: usize = 8;
@@ -34,6 +36,9 @@ pub struct Watch {
     signers: Vec<Address>,
     reconciled: Option<Instant>,
     tipped: Option<Instant>,
+    priced: Option<Instant>,
+    /// Blocks cost more than is allowed.
+    dear: bool,
     rhythm: Rhythm,
 }
 
@@ -81,6 +86,8 @@ impl Watch {
             signers,
             reconciled: None,
             tipped: None,
+            priced: None,
+            dear: false,
             rhythm: Rhythm::default(),
         }
     }
@@ -121,7 +128,9 @@ impl Watch {
         self.site.note_seen();
         if let Some(advance) = advance {
             self.rhythm.blocks_came(Instant::now(), advance.added.len());
+            self.price().await;
             self.follow(&advance).await;
+            self.say_price();
         }
         let due = |last: Option<Instant>, interval| last.is_none_or(|at| at.elapsed() >= interval);
         if due(self.tipped, TIP_INTERVAL) {
@@ -130,6 +139,7 @@ impl Watch {
             if let Ok(wei) = self.site.rpc.suggested_tip().await {
                 self.site.suggest_tip(wei);
             }
+            self.ask_for_data_fee().await;
         }
         if due(self.reconciled, RECONCILE_INTERVAL) {
             self.reconciled = Some(Instant::now());
@@ -141,6 +151,41 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// Asks a rollup what it takes for data.
+    async fn ask_for_data_fee(&self) {
+        if self.site.has_data_fee()
+            && let Ok(Some(wei)) = self.site.rpc.data_fee().await
+        {
+            self.site.gas.expect_data_fee(wei);
+        }
+    }
+
+    /// Says so when blocks cost more than is allowed, and when they do not any more.
+    fn say_price(&mut self) {
+        let dear = self.site.blocks_are_affordable().err();
+        let was_dear = std::mem::replace(&mut self.dear, dear.is_some());
+        match dear {
+            Some(dear) if !was_dear => tracing::error!("gas too dear: {dear}"),
+            None if was_dear => {
+                tracing::info!(network = %self.site.policy.network, "gas is affordable again");
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// Asks what gas costs where blocks do not say; before the first block is known to anybody.
+    async fn price(&mut self) {
+        let legacy = (self.tracker.head()).is_some_and(|head| head.base_fee_wei.is_none());
+        let due = (self.priced).is_none_or(|at| at.elapsed() >= PRICE_INTERVAL);
+        if legacy
+            && due
+            && let Ok(wei) = self.site.rpc.gas_price().await
+        {
+            self.priced = Some(Instant::now());
+            self.site.note_gas_price(wei);
+        }
     }
 
     async fn follow(&mut self, advance: &Advance) {

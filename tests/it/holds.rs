@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use alloy::primitives::{Address, U64, U256};
+use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
-use serde_json::json;
 use sqlx::Row;
 use x402d::embedded::TEST_USDC;
 
@@ -137,18 +136,15 @@ async fn a_block_that_leaves_the_chain_makes_a_promise_of_what_was_paid_in_it() 
 async fn a_payment_that_is_given_up_frees_its_promise() {
     let setup = Setup {
         reachable: true,
-        toml: "[networks.base-sepolia]\nmax_fee_wei = 5000000000\n".to_owned(),
         ..Setup::default()
     };
+    // The keys cannot be asked: nothing is sent, and the caller's time runs out.
+    let folder = tempfile::tempdir().unwrap();
+    let down = folder.path().join("down");
+    std::fs::write(&down, "").unwrap();
+    let setup = setup.with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
     let world = setup.with("X402D_SETTLE_WAIT", "1").build().await;
     let payer = payer_with(&world, 1_000).await;
-    // The chain asks for more than the operator pays: nothing is sent, and the caller's time runs out.
-    let dear = json!([U64::from(50_000_000_000_u64)]);
-    let method = "anvil_setNextBlockBaseFeePerGas";
-    world.chain.call(method, dear).await;
-    world.chain.mine(1).await;
-    let looks = world.proxy.calls("eth_getBlockByNumber");
-    world.proxy.called("eth_getBlockByNumber", looks + 2).await;
     let body = Purchase::new(&payer, PAYEE, 800).body();
     let answer = world.facilitator.settle(&body).await;
     assert_eq!(answer.reason(), "unexpected_settle_error", "{answer:?}");

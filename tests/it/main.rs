@@ -19,6 +19,8 @@ mod broken_connections;
 #[cfg(test)]
 mod buyer;
 #[cfg(test)]
+mod chains;
+#[cfg(test)]
 mod clocks;
 #[cfg(test)]
 mod demo;

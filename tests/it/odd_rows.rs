@@ -17,6 +17,14 @@ fn reachable(toml: &str) -> Setup {
     }
 }
 
+/// Keys that cannot be asked keep payments queued, for as long as the file is there.
+fn signers_down() -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let down = folder.path().join("down");
+    std::fs::write(&down, "").unwrap();
+    (folder, down)
+}
+
 async fn queued(world: &World, count: usize) {
     eventually("the queue", Duration::from_secs(20), async || {
         let queued = world.facilitator.get("/payments?state=queued").await.body;
@@ -57,10 +65,11 @@ async fn settled(world: &World, body: &Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queued_row_that_cannot_be_read_is_set_aside_and_the_others_are_picked_up() {
-    let setup = reachable("max_fee_wei = 5000000000");
+    let setup = reachable("inflight_max = 4");
+    let (_folder, down) = signers_down();
+    let setup = setup.with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
     let mut world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
     let payer = world.payer().await;
-    world.becomes_dear(50_000).await;
     let bodies: Vec<_> = (0..3)
         .map(|number| Purchase::new(&payer, PAYEE, 1 << number).body())
         .collect();
@@ -72,7 +81,7 @@ async fn a_queued_row_that_cannot_be_read_is_set_aside_and_the_others_are_picked
     world.facilitator.kill();
     drop(waiting);
     spoil(&world, 2).await;
-    world.chain.next_base_fee(1).await;
+    std::fs::remove_file(&down).unwrap();
     world.facilitator.restart(None).await;
     // The spoiled one beside the honest ones, at once.
     let answers = world.facilitator.settle_at_once(bodies.clone()).await;
@@ -173,17 +182,21 @@ async fn a_payment_is_not_refused_for_money_that_its_payer_has_just_paid() {
 /// What ends in two seconds would end on the way.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_about_to_end_is_not_sent_any_more() {
-    let setup = reachable("max_fee_wei = 5000000000");
+    let setup = reachable("inflight_max = 4");
+    let (_folder, down) = signers_down();
+    let setup = setup.with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
     let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
     let payer = world.payer().await;
-    world.becomes_dear(50_000).await;
     let purchase = Purchase::new(&payer, PAYEE, 1);
     let mut waiting = world.facilitator.settling(&purchase.body());
     queued(&world, 1).await;
     let end = purchase.authorization.valid_before.atomic().to::<u64>();
     let next = "evm_setNextBlockTimestamp";
     world.chain.call(next, json!([end - 3])).await;
-    world.chain.next_base_fee(1).await;
+    let looks = world.proxy.calls("eth_getBlockByNumber");
+    world.chain.mine(1).await;
+    world.proxy.called("eth_getBlockByNumber", looks + 2).await;
+    std::fs::remove_file(&down).unwrap();
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     let code = "invalid_exact_evm_payload_authorization_valid_before";
     assert_eq!((answer.reason(), answer.transaction().as_str()), (code, ""));

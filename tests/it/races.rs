@@ -237,14 +237,13 @@ async fn scenario_22_a_cancelled_authorization_fails_for_good_before_and_after_i
 /// The facilitator gave the payment up; its payer, or anybody else who saw the authorization, did not.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_refused_and_is_submitted_by_somebody_else_is_settled_after_all() {
-    let setup = Setup {
-        toml: "[networks.base-sepolia]\nmax_fee_wei = 5000000000\n".to_owned(),
-        ..Setup::default()
-    };
+    let folder = tempfile::tempdir().unwrap();
+    let down = folder.path().join("down");
+    std::fs::write(&down, "").unwrap();
+    let setup = Setup::default().with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
     let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
     let payer = world.payer().await;
     let [presented, forgotten] = [231, 232].map(|amount| Purchase::new(&payer, PAYEE, amount));
-    world.becomes_dear(5_000).await;
     let mut refused = Vec::new();
     for purchase in [&presented, &forgotten] {
         let answer = world.facilitator.settle(&purchase.body()).await;

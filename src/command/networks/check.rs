@@ -150,6 +150,8 @@ impl Look {
             let finding = Finding::new("token", Some(asset.address), found);
             self.findings.push(finding);
         }
+        let found = gas(rpc, config).await;
+        self.findings.push(Finding::new("gas", None, found));
         for key in &config.signers {
             let found = signer(rpc, key.address()).await;
             let finding = Finding::new("signer", Some(key.address()), found);
@@ -218,6 +220,17 @@ async fn signer(rpc: &Rpc, signer: Address) -> Result<String, NetworkProblem> {
     Ok("a plain account".to_owned())
 }
 
+/// What blocks cost beside what is allowed.
+async fn gas(rpc: &Rpc, config: &NetworkConfig) -> Result<String, NetworkProblem> {
+    let head = rpc.newest().await?;
+    let fees = match head.base_fee_wei {
+        Some(_) => config.fees,
+        None => config.fees.with_gas_price(rpc.gas_price().await?),
+    };
+    fees.quote(&head)?;
+    Ok(fees.in_words(&head))
+}
+
 async fn contract(rpc: &Rpc, expected: &Contract, by_permit2: bool) -> Finding {
     let Contract { name, address, .. } = *expected;
     let found = rpc.has_code(address).await;
@@ -229,6 +242,11 @@ async fn contract(rpc: &Rpc, expected: &Contract, by_permit2: bool) -> Finding {
         finding.says = format!("{name} is not there, and a configured token moves by Permit2");
     } else if !is_there {
         finding.outcome = Outcome::Missing;
+        if address == MULTICALL3 {
+            finding.says = format!(
+                "{name} is not there: each payment has a transaction of its own, and wallets that are not deployed yet cannot pay"
+            );
+        }
     }
     finding
 }

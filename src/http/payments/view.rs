@@ -182,7 +182,7 @@ pub(in crate::http) struct MinedView {
     gas_used: u64,
     /// Effective wei per gas.
     gas_price_wei: String,
-    /// What all of it cost, without what a rollup takes for its data.
+    /// What all of it cost, with what a rollup takes for its data; where the gas limit is charged, all of that.
     fee_wei: String,
     /// How many payments rode in it and share that.
     payments: u64,
@@ -194,7 +194,7 @@ pub(in crate::http) struct MinedView {
 pub(in crate::http) struct GasView {
     /// Gas used by all mined transactions of the payment.
     used: u64,
-    /// What they cost together, without what a rollup takes for its data.
+    /// What they cost together, with what rollups take for data.
     fee_wei: String,
     /// Decimals of the chain's own currency.
     decimals: u8,

@@ -224,7 +224,11 @@ impl Lane {
         self.site.count_open(1, 0);
         let gas = U256::from(mined.gas_used);
         let price = U256::from(mined.gas_price_wei);
-        owned.purse.spent(gas.saturating_mul(price));
+        let further = U256::from(mined.further_fee_wei);
+        owned
+            .purse
+            .spent(gas.saturating_mul(price).saturating_add(further));
+        self.expect_data_fee(receipt, open.transaction.payments.len());
         self.learn(&open.transaction, &mined);
         if moved < open.transaction.payments.len() {
             tracing::warn!(transaction = %receipt.transaction_hash, moved, payments = open.transaction.payments.len(), "a transaction was mined without moving the money of each of its payments");
@@ -270,16 +274,48 @@ impl Lane {
             succeeded: receipt.succeeded(),
             gas_used: receipt.gas_used.to(),
             gas_price_wei: receipt.effective_gas_price.to(),
+            further_fee_wei: self.further_fee(transaction, receipt),
             moved,
         })
+    }
+
+    /// What a transaction has cost besides the gas that it used: what a rollup takes for its data, and the rest of its limit where that is paid.
+    fn further_fee(&self, transaction: &Unmined, receipt: &Receipt) -> u128 {
+        let price: u128 = receipt.effective_gas_price.to();
+        let unused = match self.order_of(transaction, receipt.transaction_hash) {
+            Some(order) if self.id.network.charges_gas_limit() => {
+                order.gas_limit.saturating_sub(receipt.gas_used.to())
+            }
+            Some(_) | None => 0,
+        };
+        let unused = u128::from(unused).saturating_mul(price);
+        receipt.data_fee_wei().saturating_add(unused)
+    }
+
+    /// Takes note of what a rollup took for the data of each payment.
+    fn expect_data_fee(&self, receipt: &Receipt, payments: usize) {
+        let payments = u128::try_from(payments.max(1)).unwrap_or(1);
+        let fee = receipt.data_fee_wei();
+        if fee > 0 {
+            self.site.gas.expect_data_fee(fee / payments);
+        }
+    }
+
+    /// What the attempt with this hash says.
+    fn order_of(&self, transaction: &Unmined, hash: B256) -> Option<Order> {
+        let mut attempts = transaction.attempts.iter();
+        let (_, raw) = attempts.find(|(attempt, _)| *attempt == hash)?;
+        Order::of_raw(self.id.network, raw)
     }
 
     /// Takes note of the gas that a transaction used. A wallet's own code says nothing about others.
     fn learn(&self, transaction: &Unmined, mined: &MinedTransaction) {
         let own_code = |payment: &Payment| payment.wallet.is_some();
-        let mut attempts = transaction.attempts.iter();
-        let raw = attempts.find(|(hash, _)| *hash == mined.hash);
-        let order = raw.and_then(|(_, raw)| Order::of_raw(self.id.network, raw));
+        if self.id.network.charges_gas_limit() {
+            // What it used is not told: what it was given is.
+            return;
+        }
+        let order = self.order_of(transaction, mined.hash);
         let telling =
             order.filter(|order| !order.is_empty() && !transaction.payments.iter().any(own_code));
         if let Some(order) = telling {

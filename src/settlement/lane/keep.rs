@@ -174,7 +174,7 @@ impl Lane {
             return;
         };
         owned.purse.balance = Some(balance);
-        let now = level(balance, fees.max_fee_wei);
+        let now = level(balance, self.site.gas.wei_per_gas(fees.max_fee_wei));
         let before = std::mem::replace(&mut owned.purse.level, now);
         let (network, signer) = (self.id.network, self.id.signer);
         match now {

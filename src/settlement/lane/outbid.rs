@@ -5,8 +5,8 @@ use std::time::Duration;
 use alloy::primitives::Address;
 use tokio::time::Instant;
 
-use crate::chain::Head;
 use crate::chain::signer::Order;
+use crate::chain::{FeePolicy, Head};
 use crate::ledger::Attempt;
 use crate::settlement::prepare::NotPrepared;
 use crate::telemetry::causes;
@@ -48,7 +48,7 @@ impl Open {
     }
 
     /// What should take the place of the newest bytes now: better paid, or nothing instead of what can do nothing, or what no node takes.
-    fn successor(&mut self, head: &Head, signer: Address) -> Option<Order> {
+    fn successor(&mut self, head: &Head, fees: &FeePolicy, signer: Address) -> Option<Order> {
         if self
             .failed_at
             .is_some_and(|at| head.number < at + PATIENCE_BLOCKS)
@@ -63,7 +63,7 @@ impl Open {
         if !order.is_empty() && (self.unfit || self.is_void(head)) {
             return Some(order.emptied(signer));
         }
-        let low = waited && !order.fees.suffice(head);
+        let low = waited && !fees.suffices(order.fees, head);
         (old || low || self.too_cheap).then_some(order)
     }
 }
@@ -71,11 +71,12 @@ impl Open {
 impl Lane {
     /// Outbids every open transaction that has to be.
     pub(super) async fn outbid(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
+        let fees = self.site.fees();
         for index in 0..owned.open.len() {
             let Some(open) = owned.open.get_mut(index) else {
                 break;
             };
-            let Some(order) = open.successor(head, self.id.signer) else {
+            let Some(order) = open.successor(head, &fees, self.id.signer) else {
                 continue;
             };
             match self.write_better(owned, index, order, head).await {

@@ -69,6 +69,10 @@ pub(crate) enum Fault {
     Without(&'static str),
     /// State of blocks more than so many below the head is not kept.
     StateOf(u64),
+    /// A chain of before EIP-1559: blocks have no base fee, and there are no typed transactions.
+    Legacy,
+    /// Receipts tell of so many wei that a rollup took for data.
+    DataFee(u64),
 }
 
 /// The proxy; it ends with this value.
@@ -250,6 +254,16 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             shared.refused.fetch_add(1, Ordering::Relaxed);
             error(&calls, message)
         }
+        Fault::Legacy => legacy(&shared, &request, body).await,
+        Fault::DataFee(wei) => {
+            let told = |receipt: &mut Value| receipt["l1Fee"] = format!("0x{wei:x}").into();
+            changed(&shared, body, |result| match result {
+                Value::Array(receipts) => receipts.iter_mut().for_each(told),
+                Value::Object(_) => told(result),
+                _ => {}
+            })
+            .await
+        }
         Fault::LogsOf(most) => {
             let bound = |name: &str| request["params"][0][name].as_str().and_then(number);
             // A range that ends at the head is as long as the node makes it.
@@ -357,6 +371,40 @@ async fn spoiled(name: &str, gone: bool, shared: &Shared, body: Bytes) -> Respon
     let sent = sent.header("content-type", "application/json").body(body);
     let mut answer: Value = sent.send().await.unwrap().json().await.unwrap();
     trouble::spoil(&mut answer, name, gone);
+    axum::Json(answer).into_response()
+}
+
+/// What a node would say that knows no EIP-1559.
+async fn legacy(shared: &Shared, request: &Value, body: Bytes) -> Response {
+    let typed = request["params"][0]
+        .as_str()
+        .is_some_and(|raw| raw.starts_with("0x02"));
+    match request["method"].as_str() {
+        Some("eth_sendRawTransaction") if typed => error(
+            std::slice::from_ref(request),
+            "transaction type not supported",
+        ),
+        Some("eth_maxPriorityFeePerGas") => error(
+            std::slice::from_ref(request),
+            "the method eth_maxPriorityFeePerGas does not exist",
+        ),
+        _ => {
+            changed(shared, body, |result| {
+                if let Some(block) = result.as_object_mut() {
+                    block.remove("baseFeePerGas");
+                }
+            })
+            .await
+        }
+    }
+}
+
+/// The node's answer with another result.
+async fn changed(shared: &Shared, body: Bytes, change: impl FnOnce(&mut Value)) -> Response {
+    let sent = shared.http.post(&shared.chain);
+    let sent = sent.header("content-type", "application/json").body(body);
+    let mut answer: Value = sent.send().await.unwrap().json().await.unwrap();
+    change(&mut answer["result"]);
     axum::Json(answer).into_response()
 }
 

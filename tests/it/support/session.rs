@@ -105,6 +105,7 @@ impl Negotiated {
             fees: Fees {
                 max_fee_wei: 10_000_000_000,
                 max_priority_fee_wei: 1_000_000_000,
+                legacy: false,
             },
             to: TEST_USDC,
             data: data.unwrap_or(tagged),

@@ -7,7 +7,7 @@ use alloy::signers::local::PrivateKeySigner;
 use serde_json::Value;
 use x402d::embedded::TEST_USDC;
 
-use super::{Answer, Chain, Database, Facilitator, Line, Proxy, eventually, new_account};
+use super::{Answer, Chain, Database, Facilitator, Fault, Line, Proxy, eventually, new_account};
 
 /// How to set the scene. The default: one signer, a block for each transaction, no further configuration.
 #[derive(Clone)]
@@ -24,6 +24,8 @@ pub(crate) struct Setup {
     pub(crate) lined: bool,
     /// The step at which the first life ends.
     pub(crate) failpoint: Option<&'static str>,
+    /// What the proxy does from the beginning.
+    pub(crate) fault: Fault,
 }
 
 impl Default for Setup {
@@ -36,6 +38,7 @@ impl Default for Setup {
             reachable: false,
             lined: false,
             failpoint: None,
+            fault: Fault::None,
         }
     }
 }
@@ -193,6 +196,12 @@ impl Setup {
         self
     }
 
+    /// Behind a proxy that misbehaves from the beginning.
+    pub(crate) const fn behind(mut self, fault: Fault) -> Self {
+        self.fault = fault;
+        self
+    }
+
     /// On a chain that the test has prepared.
     pub(crate) async fn on(self, chain: Chain) -> World {
         let database = if self.reachable || self.lined {
@@ -207,6 +216,7 @@ impl Setup {
             (None, database.variable())
         };
         let proxy = Proxy::before(chain.url()).await;
+        proxy.all(self.fault);
         let keys: Vec<_> = Chain::signers(self.signers)
             .iter()
             .map(|account| account.key)

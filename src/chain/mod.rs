@@ -15,6 +15,7 @@ pub mod fees;
 pub mod heads;
 mod inspect;
 mod lens;
+mod nonces;
 mod permit2;
 pub mod receipt;
 pub mod rpc;

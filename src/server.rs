@@ -16,10 +16,11 @@ use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey, 
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
 use crate::http::connection::{BoundedListener, Connection};
-use crate::http::{AppState, router};
+use crate::http::{AppState, SaidReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError, OpenLimits};
 use crate::settlement::{
-    Approver, BatchLimits, Lane, Pickup, Site, SiteParts, Transfers, Unmoved, Waiters, Watch,
+    Approver, BatchLimits, Lane, Pickup, SenderWatch, Site, SiteParts, Transfers, Unconfigured,
+    Unmoved, Waiters, Watch,
 };
 use crate::telemetry::causes;
 
@@ -152,6 +153,7 @@ impl Service {
             facilitator,
             admin_token: config.admin_token.clone().map(Arc::new),
             body_bytes_max: config.body_bytes_max,
+            readiness: SaidReadiness::default(),
         };
         let address = listen(config, state, &requests, &stopping).await?;
         Ok(Self {
@@ -326,10 +328,13 @@ async fn run_network(
             () = tokio::time::sleep(RETRY) => {}
         }
     }
+    let senders = SenderWatch::new(Arc::clone(&site));
+    senders.first_look().await;
     site.open();
     if !site.has_multicall() {
         tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not there: each payment has a transaction of its own");
     }
+    engine.spawn(senders.run(stopped.clone()));
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
     engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
     let compared = site.rpc.clone().compare();
@@ -338,6 +343,7 @@ async fn run_network(
     engine.spawn(Transfers::new(Arc::clone(&site)).run(stopped.clone()));
     engine.spawn(Approver::new(Arc::clone(&site)).run(stopped.clone()));
     engine.spawn(Unmoved::new(Arc::clone(&site)).run(stopped.clone()));
+    engine.spawn(Unconfigured::new(Arc::clone(&site)).run(stopped.clone()));
     engine.spawn(Pickup::new(Arc::clone(&site)).run(stopped.clone()));
     for key in signers {
         engine.spawn(Lane::new(Arc::clone(&site), key).run(stopped.clone()));

@@ -12,6 +12,7 @@ mod settle;
 mod submission;
 mod supported;
 mod verify;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::chain::RpcError;
 use crate::clock::Clock;
 use crate::ledger::{GrantRequest, Known, Ledger, LedgerError};
 use crate::payment::method::Fault;
-use crate::payment::{Candidate, SignedBy};
+use crate::payment::{Candidate, Purpose, SignedBy};
 use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{CannotSend, NotNow, Site, Waiters, approval_objection};
@@ -220,6 +221,24 @@ impl Facilitator {
             }
         }
         Ok(Checked { verified, facts })
+    }
+
+    /// Whether a payment that is good could be sent. One that names a signer which cannot send is refused at verify if another one can: the
+    /// payer has lost nothing yet, and may name that one.
+    fn can_be_sent(site: &Site, candidate: &Candidate, purpose: Purpose) -> Result<(), Halt> {
+        let named = candidate.method.facilitator();
+        let Err(cannot) = site.can_send(named) else {
+            return Ok(());
+        };
+        match (purpose, named.and_then(|_| site.able_signer())) {
+            (Purpose::Verify, Some(able)) => {
+                let why = format!("{cannot}; expected a payment that names {able}");
+                Err(candidate
+                    .refuse(Reason::UptoFacilitatorMismatch, why)
+                    .into())
+            }
+            (Purpose::Verify | Purpose::Settle, _) => Err(cannot.into()),
+        }
     }
 
     /// Waits for a change of a payment. `false`: the deadline came first, or the service stops.

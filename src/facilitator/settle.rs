@@ -130,7 +130,7 @@ impl Facilitator {
                 Examined::Moved(id) => return Ok(Taken::Before(id)),
             };
             if !candidate.authorization.value.is_zero() {
-                site.can_send(candidate.method.facilitator())?;
+                Self::can_be_sent(site, &candidate, Purpose::Settle)?;
             }
             let new = NewPayment {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
@@ -221,7 +221,8 @@ impl Facilitator {
             Taken::Before(id) => (id, self.waiters.wait_for(id)),
             // There is nothing to read before the engine has done something.
             Taken::Now(id, mut waiting) => {
-                self.wait(&mut waiting, deadline).await;
+                self.wait_to_be_sent(site, None, &mut waiting, deadline)
+                    .await;
                 (id, waiting)
             }
         };
@@ -244,7 +245,9 @@ impl Facilitator {
                     }
                 }
                 Decision::Join | Decision::AwaitGrant => {
-                    if !self.wait(&mut waiting, deadline).await
+                    if !self
+                        .wait_to_be_sent(site, Some(payment), &mut waiting, deadline)
+                        .await
                         && let Some(settled) = self.out_of_time(&standing, answer).await?
                     {
                         return Ok(settled);
@@ -257,6 +260,9 @@ impl Facilitator {
                         && self.recognise_refused(site, payment).await?
                             == Recognised::Transferred(id) => {}
                 Decision::CheckAgain(exit) | Decision::Failed(exit) => {
+                    if exit.reason == Reason::UnexpectedSettleError {
+                        site.can_send(payment.signer())?;
+                    }
                     return Ok(answer.refused(payment, exit.reason, exit.message));
                 }
                 Decision::Unmatched(why) => {

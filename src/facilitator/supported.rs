@@ -54,7 +54,8 @@ impl Facilitator {
     }
 }
 
-/// `exact` in each dialect that has a name for the network, whatever moves the money; `upto` in v2, where its proxy is.
+/// `exact` in each dialect that has a name for the network, whatever moves the money; `upto` in v2, where its proxy is and
+/// a signer can send.
 fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
     let network = site.policy.network;
     // Where no token speaks EIP-3009 it takes the proxy.
@@ -66,7 +67,7 @@ fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
         network,
         extra: None,
     });
-    let facilitator = site.policy.facilitator().filter(|_| site.proxies().upto);
+    let facilitator = site.able_signer().filter(|_| site.proxies().upto);
     let upto = facilitator.map(|facilitator| SupportedKind {
         x402_version: X402Version::V2,
         scheme: Scheme::Upto.name().to_owned(),

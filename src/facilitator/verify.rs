@@ -64,7 +64,7 @@ impl Facilitator {
             };
             match self.examine(site, &candidate, bond).await? {
                 Examined::Good(_) => {
-                    site.can_send(candidate.method.facilitator())?;
+                    Self::can_be_sent(site, &candidate, Purpose::Verify)?;
                     return Ok(payer);
                 }
                 Examined::Moved(id) => standing = Some(self.ledger.standing(id).await?),

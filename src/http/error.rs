@@ -3,7 +3,7 @@
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use axum::{Extension, Json};
 use serde::Serialize;
 use tower_http::request_id::RequestId;
@@ -160,20 +160,28 @@ impl Malformed {
     }
 }
 
+/// Marks an answer whose cause has its own line in the log, once: none is written for each answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SaidElsewhere;
+
+impl IntoResponseParts for SaidElsewhere {
+    type Error = std::convert::Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
+        parts.extensions_mut().insert(self);
+        Ok(parts)
+    }
+}
+
 /// An outage as the standard calls answer it: 503 with the x402 shape, so that machines see an outage and SDK sellers a reason.
 pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
-    match outage {
-        // The lanes have said so once.
-        Outage::CannotSend(cannot) => tracing::debug!(%cannot, "a payment cannot be sent now"),
-        Outage::Ledger(_)
-        | Outage::Chain(_)
-        | Outage::Busy
-        | Outage::TooManySessions
-        | Outage::Stopping => {
-            tracing::warn!(error = causes(outage), "cannot judge a payment now");
-        }
-    }
     let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
+    if let Outage::CannotSend(cannot) = outage {
+        tracing::debug!(%cannot, "a payment cannot be sent now");
+        response.extensions_mut().insert(SaidElsewhere);
+    } else {
+        tracing::warn!(error = causes(outage), "cannot judge a payment now");
+    }
     let seconds = outage.retry_after().as_secs().max(1);
     response
         .headers_mut()

@@ -5,10 +5,12 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::AppState;
+use crate::http::error::SaidElsewhere;
+use crate::http::state::AppState;
 use crate::settlement::Site;
 
 /// A network whose RPC has been silent for longer is unwell.
@@ -21,11 +23,25 @@ pub(super) struct Alive {
     status: &'static str,
 }
 
+/// How well something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Condition {
+    /// Nothing is wrong.
+    Ok,
+    /// It works, and somebody should look at it.
+    Degraded,
+    /// It does not work.
+    Down,
+}
+
 /// What works and what does not.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
-    /// Whether every part is well.
+    /// Whether anything can be sold here.
     ready: bool,
+    /// `ok`: all is well; `degraded`: something can be sold, and a part needs to be looked at; `down`: nothing can be sold.
+    status: Condition,
     /// Each part.
     parts: Vec<Part>,
 }
@@ -35,11 +51,24 @@ pub(super) struct Readiness {
 pub(super) struct Part {
     /// `ledger`, or a network in CAIP-2.
     name: String,
-    /// Whether it is well.
+    /// Whether it does its work.
     ready: bool,
+    /// `degraded`: it does its work, and `detail` says what is wrong.
+    status: Condition,
     /// What is wrong, and what to look at.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+}
+
+impl Part {
+    fn new(name: String, status: Condition, detail: Option<String>) -> Self {
+        Self {
+            name,
+            ready: status != Condition::Down,
+            status,
+            detail,
+        }
+    }
 }
 
 /// Is the process alive?
@@ -48,56 +77,108 @@ pub(super) async fn healthz() -> Json<Alive> {
     Json(Alive { status: "ok" })
 }
 
-/// Is every part well?
+/// Can anything be sold?
 ///
-/// The ledger answers, each network's RPC has answered lately, and no lane waits for the operator.
+/// Yes while the ledger answers and one network can send: its RPC has answered lately, and one of its signers has gas and is not stopped.
+/// `status` is `degraded` when that is so and a part needs to be looked at all the same.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
-    (status = 200, description = "all is well", body = Readiness),
-    (status = 503, description = "the parts say which one is unwell", body = Readiness),
+    (status = 200, description = "something can be sold; the parts say what is wrong, if anything is", body = Readiness),
+    (status = 503, description = "nothing can be sold; the parts say why", body = Readiness),
 ))]
-pub(super) async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<Readiness>) {
+pub(super) async fn readyz(State(state): State<AppState>) -> Response {
     let ledger = state.facilitator.ledger.ping().await.is_ok();
-    let mut parts = vec![Part {
-        name: "ledger".to_owned(),
-        ready: ledger,
-        detail: (!ledger).then(|| "the database does not answer".to_owned()),
+    let mut parts = vec![if ledger {
+        Part::new("ledger".to_owned(), Condition::Ok, None)
+    } else {
+        let detail = "the database does not answer".to_owned();
+        Part::new("ledger".to_owned(), Condition::Down, Some(detail))
     }];
-    for site in state.facilitator.sites.iter() {
-        parts.push(part_of(site).await);
-    }
-    let ready = parts.iter().all(|part| part.ready);
-    let status = if ready {
+    let networks = state.facilitator.sites.iter();
+    parts.extend(networks.map(|site| part_of(site)));
+    let readiness = Readiness::of(parts);
+    state.readiness.note(&readiness);
+    let status = if readiness.ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(Readiness { ready, parts }))
+    (status, SaidElsewhere, Json(readiness)).into_response()
 }
 
-async fn part_of(site: &Site) -> Part {
-    let network = site.policy.network;
+impl Readiness {
+    /// Of the ledger, which comes first, and the networks.
+    fn of(parts: Vec<Part>) -> Self {
+        let (ledger, networks) = parts.split_at(parts.len().min(1));
+        let ready = ledger.iter().all(|part| part.ready) && networks.iter().any(|part| part.ready);
+        let well = parts.iter().all(|part| part.status == Condition::Ok);
+        let status = match (ready, well) {
+            (true, true) => Condition::Ok,
+            (true, false) => Condition::Degraded,
+            (false, _) => Condition::Down,
+        };
+        Self {
+            ready,
+            status,
+            parts,
+        }
+    }
+
+    /// What is wrong, in a line.
+    pub(super) fn in_words(&self) -> String {
+        let wrong = self.parts.iter().filter_map(|part| {
+            let detail = part.detail.as_ref()?;
+            Some(format!("{}: {detail}", part.name))
+        });
+        wrong.collect::<Vec<_>>().join("; ")
+    }
+
+    pub(super) const fn status(&self) -> Condition {
+        self.status
+    }
+}
+
+fn part_of(site: &Site) -> Part {
     let health = site.health();
-    let detail = match health.silent_for {
+    let down = match health.silent_for {
         None => Some("its RPC has not answered yet".to_owned()),
         Some(silence) if silence > SILENCE_MAX => Some(format!(
             "its RPC has been silent for {} s",
             silence.as_secs()
         )),
-        Some(_) => match site.ledger.stopped_lanes(network).await {
-            Ok(stopped) if stopped.is_empty() && !health.settled_in => {
-                Some("its lanes are not claimed yet".to_owned())
-            }
-            Ok(stopped) if stopped.is_empty() => site.can_send(None).err().map(|cannot| cannot.why),
-            Ok(stopped) => Some(format!(
-                "a lane waits for the operator: {}",
-                stopped.join("; ")
-            )),
-            Err(_) => Some("its lanes cannot be read".to_owned()),
-        },
+        Some(_) if !health.settled_in => Some("its lanes are not claimed yet".to_owned()),
+        Some(_) => site.can_send(None).err().map(|cannot| cannot.why),
     };
-    Part {
-        name: network.to_string(),
-        ready: detail.is_none(),
-        detail,
+    let name = site.policy.network.to_string();
+    if let Some(why) = down {
+        return Part::new(name, Condition::Down, Some(why));
+    }
+    let unable = site.unable_signers();
+    if unable.is_empty() {
+        Part::new(name, Condition::Ok, None)
+    } else {
+        let detail = format!("the others go on without {}", unable.join("; "));
+        Part::new(name, Condition::Degraded, Some(detail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readiness(ledger: Condition, networks: &[Condition]) -> (bool, Condition) {
+        let part = |status: &Condition| Part::new(String::new(), *status, None);
+        let parts = std::iter::once(&ledger).chain(networks).map(part);
+        let readiness = Readiness::of(parts.collect());
+        (readiness.ready, readiness.status)
+    }
+
+    #[test]
+    fn ready_is_who_can_sell_anything() {
+        use Condition::{Degraded, Down, Ok};
+        assert_eq!(readiness(Ok, &[Ok, Ok]), (true, Ok));
+        assert_eq!(readiness(Ok, &[Ok, Degraded]), (true, Degraded));
+        assert_eq!(readiness(Ok, &[Down, Ok]), (true, Degraded));
+        assert_eq!(readiness(Ok, &[Down, Down]), (false, Down));
+        assert_eq!(readiness(Down, &[Ok]), (false, Down));
     }
 }

@@ -22,6 +22,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderName, Request, Response};
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::classify::ServerErrorsFailureClass;
 use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
@@ -34,7 +35,7 @@ use uuid::Uuid;
 
 pub use error::Problem;
 pub use openapi::contract;
-pub use state::AppState;
+pub use state::{AppState, SaidReadiness};
 
 /// Carries the id of a request, in answers and in the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -56,7 +57,8 @@ pub fn router(state: AppState) -> Router {
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(span)
-                .on_response(log),
+                .on_response(log)
+                .on_failure(log_broken),
         )
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
         .layer(axum::middleware::map_request(without_foreign_id))
@@ -120,7 +122,8 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
 
 fn log<B>(response: &Response<B>, latency: std::time::Duration, _: &tracing::Span) {
     let milliseconds = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
-    if response.status().is_server_error() {
+    let said = response.extensions().get::<error::SaidElsewhere>();
+    if response.status().is_server_error() && said.is_none() {
         tracing::warn!(
             status = response.status().as_u16(),
             milliseconds,
@@ -132,5 +135,12 @@ fn log<B>(response: &Response<B>, latency: std::time::Duration, _: &tracing::Spa
             milliseconds,
             "answered"
         );
+    }
+}
+
+/// An answer that breaks off; those with a status of failure have their line already.
+fn log_broken(failure: ServerErrorsFailureClass, _: std::time::Duration, _: &tracing::Span) {
+    if let ServerErrorsFailureClass::Error(error) = failure {
+        tracing::error!(error, "an answer broke off");
     }
 }

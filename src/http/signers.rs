@@ -32,6 +32,9 @@ pub(super) struct SignerView {
     /// Wei at the newest block; absent when the chain does not tell, or the key is not configured here.
     #[serde(skip_serializing_if = "Option::is_none")]
     balance_wei: Option<String>,
+    /// Payments that it pays for at what gas costs now, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payments_left: Option<u64>,
     /// The chain's account nonce at the newest block.
     #[serde(skip_serializing_if = "Option::is_none")]
     head_nonce: Option<u64>,
@@ -104,6 +107,9 @@ async fn view(lane: LaneView, site: Option<&Site>, owned_here: bool) -> SignerVi
         signer: spelled(signer),
         configured: site.is_some(),
         balance_wei: seen.map(|(balance, ..)| balance.to_string()),
+        payments_left: seen
+            .zip(site)
+            .and_then(|((balance, ..), site)| site.payments_left(balance)),
         head_nonce: seen.map(|(_, head, _)| head),
         pending_nonce: seen.map(|(.., pending)| pending),
         next_nonce: lane.next_nonce,

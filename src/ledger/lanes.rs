@@ -2,11 +2,9 @@
 
 use alloy::primitives::Address;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::row::{address, bigint};
 use super::{Ledger, LedgerError, ProcessId};
-use crate::payment::PaymentId;
 use crate::protocol::Network;
 
 /// One signer on one network.
@@ -242,52 +240,6 @@ impl Ledger {
         Ok(known)
     }
 
-    /// Gives up a nonce that a transaction of somebody else has used for good: what rode in it is queued again.
-    ///
-    /// # Errors
-    /// When the database fails; nothing is given up then.
-    pub async fn lose_nonce(
-        &self,
-        lane: LaneKey,
-        lease: LaneLease,
-        transaction: Uuid,
-    ) -> Result<Vec<PaymentId>, LedgerError> {
-        let mut losing = self.pool.begin().await?;
-        let lost = sqlx::query!(
-            "with owned as (
-                select network, signer from lanes
-                where network = $2 and signer = $3 and owner = $4 and epoch = $5 for share
-            )
-            update transactions t set state = 'lost' from owned
-            where t.id = $1 and t.state = 'signed' and t.network = owned.network and t.signer = owned.signer",
-            transaction,
-            lane.network.to_string(),
-            lane.signer.as_slice(),
-            self.process().0,
-            lease.epoch,
-        )
-        .execute(&mut *losing)
-        .await?;
-        if lost.rows_affected() == 0 {
-            return Ok(Vec::new());
-        }
-        let rode = sqlx::query_scalar!(
-            "update transaction_payments set outcome = 'without_effect' where transaction_id = $1 and outcome is null returning payment_id",
-            transaction,
-        )
-        .fetch_all(&mut *losing)
-        .await?;
-        let queued = sqlx::query_scalar!(
-            "update payments set state = 'queued', transaction_hash = null, queued_at = now(), queued_by = null
-            where id = any($1) and state = 'inflight' returning id",
-            &rode,
-        )
-        .fetch_all(&mut *losing)
-        .await?;
-        losing.commit().await?;
-        Ok(queued.into_iter().map(PaymentId).collect())
-    }
-
     /// All lanes that the ledger has ever seen.
     ///
     /// # Errors
@@ -321,17 +273,45 @@ impl Ledger {
         Ok(views.collect())
     }
 
-    /// Lanes of a network that wait for the operator, with the reason.
+    /// Signers of a network that are none of `configured` and have transactions whose outcome is open, with their number.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn stopped_lanes(&self, network: Network) -> Result<Vec<String>, LedgerError> {
-        let reasons = sqlx::query_scalar!(
-            r#"select stopped_reason as "reason!" from lanes where network = $1 and stopped_reason is not null"#,
+    pub async fn unconfigured(
+        &self,
+        network: Network,
+        configured: &[Address],
+    ) -> Result<Vec<(Address, i64)>, LedgerError> {
+        let configured: Vec<Vec<u8>> = configured.iter().map(|one| one.to_vec()).collect();
+        let rows = sqlx::query!(
+            r#"select signer, count(*) as "transactions!" from transactions
+            where network = $1 and state = 'signed' and signer <> all($2) group by signer"#,
+            network.to_string(),
+            &configured,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let found = rows.into_iter();
+        let found = found.filter_map(|row| Some((address(&row.signer)?, row.transactions)));
+        Ok(found.collect())
+    }
+
+    /// Signers of a network whose lanes wait for the operator, with the reason.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn stopped_lanes(
+        &self,
+        network: Network,
+    ) -> Result<Vec<(Address, String)>, LedgerError> {
+        let rows = sqlx::query!(
+            r#"select signer, stopped_reason as "reason!" from lanes where network = $1 and stopped_reason is not null"#,
             network.to_string(),
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(reasons)
+        let stopped = rows.into_iter();
+        let stopped = stopped.filter_map(|row| Some((address(&row.signer)?, row.reason)));
+        Ok(stopped.collect())
     }
 }

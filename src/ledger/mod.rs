@@ -8,6 +8,7 @@
 mod acceptance;
 mod accounts;
 mod error;
+mod foreign;
 mod fundings;
 mod grants;
 mod groups;
@@ -38,6 +39,7 @@ use crate::clock::{Clock, FollowingClock};
 
 pub use acceptance::{Accepted, MovedBefore, NewPayment};
 pub use error::{LedgerError, Unreadable};
+pub use foreign::{ForeignNonce, NoncesLost};
 pub use fundings::{Funded, Funding, Given};
 pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
 pub use groups::LedgerTask;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use alloy::primitives::U256;
 use tokio::time::Instant;
 
+use alloy::primitives::U256;
+
 /// Gas of one payment in a batch at least, with its calldata and a payee who never held the token.
 const ROW_GAS: u64 = 76_000;
 /// After this long without a refusal twice as many payments are tried in one transaction.
@@ -17,6 +19,16 @@ const DOUBLE_AFTER_MAX: Duration = Duration::from_hours(1);
 const APART_AFTER: Duration = Duration::from_secs(5);
 /// ...for this long; then a batch is simulated again.
 const APART_FOR: Duration = Duration::from_secs(10);
+
+/// Gas of one payment by itself, as a measure of what is left.
+pub(super) const PAYMENT_GAS: u64 = 100_000;
+/// Below so many payments' gas nothing new is written: what was sent may need a fee bump.
+pub const EMPTY_PAYMENTS: u64 = 30;
+
+/// What a payment by itself costs at most.
+pub fn payment_cost(wei_per_gas: u128) -> U256 {
+    U256::from(wei_per_gas).saturating_mul(U256::from(PAYMENT_GAS))
+}
 
 /// What the operator allows in one transaction.
 #[derive(Debug, Clone, Copy)]

@@ -2,32 +2,41 @@
 
 mod dispatch;
 mod follow;
+mod foreign;
 mod fund;
 mod keep;
+mod keyless;
 mod nonces;
+mod open;
 mod outbid;
+mod timing;
+
+pub use keyless::Unconfigured;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{Bytes, U256};
+use alloy::primitives::{Address, Bytes, U256};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
-use crate::chain::signer::Order;
 use crate::chain::{Broadcast, SignerKey};
-use crate::ledger::{Claim, Heard, LaneKey, LaneLease, LedgerError, Unmined};
+use crate::ledger::{Claim, Heard, LaneKey, LaneLease, LedgerError};
 use crate::payment::PaymentId;
+use crate::protocol::Network;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
 use crate::settlement::lane::dispatch::Dispatch;
+use crate::settlement::lane::foreign::{IdleUse, Unexplained, explain};
 use crate::settlement::lane::keep::Purse;
+use crate::settlement::lane::open::Open;
+use crate::settlement::lane::timing::{at, every};
 use crate::settlement::load::Simulated;
 use crate::settlement::prepare::NotPrepared;
 use crate::settlement::{Queued, Site};
@@ -48,60 +57,10 @@ const PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Lane {
     site: Arc<Site>,
-    key: SignerKey,
+    /// `None`: the signer is no longer configured, and what it has sent is followed.
+    key: Option<SignerKey>,
     id: LaneKey,
     began: Instant,
-}
-
-/// A transaction that this lane watches.
-#[derive(Debug)]
-struct Open {
-    transaction: Unmined,
-    sent_at: Instant,
-    asked_at: Instant,
-    /// The last reply left it open whether any node has the bytes.
-    doubtful: bool,
-    /// Since when every look has shown that the nonce is used at depth and that no node has a receipt of ours.
-    strange_since: Option<Instant>,
-    /// When the newest bytes were written, or found in the ledger.
-    written_at: Instant,
-    /// The block above which they wait.
-    since_block: Option<u64>,
-    /// The block above which no better paid bytes could be written.
-    failed_at: Option<u64>,
-    /// A node said that blocks ask for more.
-    too_cheap: bool,
-    /// No node takes the newest bytes as they are, ever.
-    unfit: bool,
-    /// What the newest bytes may cost, in wei.
-    cost: U256,
-}
-
-impl Open {
-    fn new(transaction: Unmined, asked_at: Instant) -> Self {
-        let mut open = Self {
-            transaction,
-            sent_at: Instant::now(),
-            asked_at,
-            doubtful: false,
-            strange_since: None,
-            written_at: Instant::now(),
-            since_block: None,
-            failed_at: None,
-            too_cheap: false,
-            unfit: false,
-            cost: U256::ZERO,
-        };
-        open.cost = open.order().map_or(U256::ZERO, |order| order.cost());
-        open
-    }
-
-    /// What the newest bytes say.
-    fn order(&self) -> Option<Order> {
-        let payments = &self.transaction;
-        let (_, raw) = payments.attempts.last()?;
-        Order::of_raw(payments.network, raw)
-    }
 }
 
 /// What a lane knows while it is owned.
@@ -117,12 +76,23 @@ struct Owned {
     /// Payments that the chain is being asked about.
     dispatches: JoinSet<Dispatch>,
     purse: Purse,
+    /// When the lane is given up; it also is as soon as nothing is open.
+    until: Option<Instant>,
+    /// When it was last looked whether somebody else has used nonces while nothing was open.
+    idle_looked: Instant,
+    idle_looks: JoinSet<Option<IdleUse>>,
 }
 
 impl Owned {
     /// Whether new nonces may be written.
     const fn may_write(&self) -> bool {
-        !self.lease.stopped && !self.purse.is_empty()
+        !self.lease.stopped && !self.purse.is_empty() && self.until.is_none()
+    }
+
+    /// Whether a lane without key has had its turn.
+    fn is_over(&self) -> bool {
+        self.until
+            .is_some_and(|until| self.open.is_empty() || until <= Instant::now())
     }
 
     /// Whether work is taken now: only what can go on its way soon. Other lanes may be idle.
@@ -171,14 +141,15 @@ struct Lost;
 impl Lane {
     /// The lane of `key` on the site's network.
     pub fn new(site: Arc<Site>, key: SignerKey) -> Self {
-        let id = LaneKey {
-            network: site.policy.network,
-            signer: key.address(),
-        };
+        let id = (site.policy.network, key.address());
+        Self::of(site, Some(key), id)
+    }
+
+    fn of(site: Arc<Site>, key: Option<SignerKey>, (network, signer): (Network, Address)) -> Self {
         Self {
             site,
             key,
-            id,
+            id: LaneKey { network, signer },
             began: Instant::now(),
         }
     }
@@ -219,7 +190,7 @@ impl Lane {
             return Ok(None);
         }
         let ledger = &self.site.ledger;
-        let lanes = self.site.signers;
+        let lanes = self.shared_lanes();
         let mut claim = ledger.claim_lane(self.id, lanes).await?;
         if claim == Claim::Unknown {
             let first = self.first_nonce().await?;
@@ -229,6 +200,9 @@ impl Lane {
         let Claim::Owned(mut lease) = claim else {
             return Ok(None);
         };
+        if self.key.is_none() {
+            return self.begin(lease).await.map(Some);
+        }
         let used = match self.nonces_used(lease.next_nonce).await {
             Ok(used) => used,
             Err(error) => {
@@ -238,6 +212,21 @@ impl Lane {
             }
         };
         if used > lease.next_nonce && !lease.stopped {
+            match explain(&self.site, self.id.signer, (lease.next_nonce, used)).await {
+                Ok(Unexplained::Foreign(foreign)) => {
+                    // Stopped, it is claimed again as such.
+                    let Some(next_nonce) = self.lose(lease, &foreign, used).await else {
+                        return Ok(None);
+                    };
+                    lease.next_nonce = next_nonce;
+                    return self.begin(lease).await.map(Some);
+                }
+                Ok(Unexplained::TooYoung) => {
+                    ledger.release_lane(self.id, lease).await?;
+                    return Ok(None);
+                }
+                Ok(Unexplained::Unknown) | Err(_) => {}
+            }
             let why = format!(
                 "the chain has used nonce {} of this signer, the ledger knows none from {} on: the key was used elsewhere, or the database lost its last commits",
                 used - 1,
@@ -249,6 +238,11 @@ impl Lane {
             }
             lease.stopped = true;
         }
+        self.begin(lease).await.map(Some)
+    }
+
+    /// Begins with a lane that was claimed: reads what is open.
+    async fn begin(&self, lease: LaneLease) -> Result<Owned, NotPrepared> {
         let now = Instant::now();
         let mut owned = Owned {
             lease,
@@ -259,9 +253,12 @@ impl Lane {
             waiting: Vec::new(),
             dispatches: JoinSet::new(),
             purse: Purse::default(),
+            until: None,
+            idle_looked: now,
+            idle_looks: JoinSet::new(),
         };
         self.reload(&mut owned).await?;
-        Ok(Some(owned))
+        Ok(owned)
     }
 
     /// Stops the lane. `false`: it is not ours any more.
@@ -274,7 +271,7 @@ impl Lane {
         let ledger = &self.site.ledger;
         let stopped = ledger.stop_lane(self.id, lease, next_nonce, why).await?;
         if stopped {
-            tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped; clear lanes.stopped_reason once this is explained");
+            self.say_stopped(why);
         }
         Ok(stopped)
     }
@@ -294,11 +291,11 @@ impl Lane {
     }
 
     async fn work(&self, mut owned: Owned, stop: &CancellationToken) {
-        let stopped = owned.lease.stopped;
-        if stopped {
-            self.site.lane_tried();
-        } else {
+        let settles = !owned.lease.stopped && self.key.is_some();
+        if settles {
             self.site.lane_begins(self.id.signer);
+        } else if self.key.is_some() {
+            self.site.lane_tried();
         }
         let mut view = self.site.view.subscribe();
         view.mark_changed();
@@ -320,6 +317,9 @@ impl Lane {
                 Some(balance) = owned.purse.counted() => {
                     self.count_money(&mut owned, balance);
                     Ok(())
+                }
+                Some(found) = owned.idle_looks.join_next() => {
+                    self.left_out(&mut owned, found.ok().flatten()).await
                 }
                 _ = view.changed() => {
                     let now = *view.borrow_and_update();
@@ -343,14 +343,14 @@ impl Lane {
                     Ok(())
                 }
             };
-            if went.is_err() {
+            if went.is_err() || owned.is_over() {
                 break;
             }
         }
         drop(keeping);
         self.site.count_open(owned.open.len(), 0);
         let mut left = self.put_down(owned.waiting);
-        if !stopped {
+        if settles {
             left.extend(self.site.queue.lane_ends(self.id.signer).await);
         }
         self.leave_to_anybody(&left).await;
@@ -465,17 +465,4 @@ const fn heard(reply: &Broadcast) -> Heard {
         Broadcast::Unknown => ("unknown", None),
     };
     Heard { reply, reason }
-}
-
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn every(period: Duration) -> tokio::time::Interval {
-    let mut interval = tokio::time::interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }

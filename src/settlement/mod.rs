@@ -24,11 +24,11 @@ mod watch;
 
 pub use approvals::{Approvals, Approver, approval_objection};
 pub use chain_view::ChainView;
-pub use gas::BatchLimits;
-pub use lane::Lane;
+pub use gas::{BatchLimits, EMPTY_PAYMENTS, payment_cost};
+pub use lane::{Lane, Unconfigured};
 pub use pickup::Pickup;
 pub use queue::{Place, Queue, Queued};
-pub use sending::CannotSend;
+pub use sending::{CannotSend, SenderWatch, Senders, native_amount};
 pub use site::{Health, Site, SiteParts};
 pub use transfers::Transfers;
 pub use unmoved::Unmoved;

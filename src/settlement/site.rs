@@ -13,7 +13,7 @@ use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, Proxies};
 use crate::settlement::gas::{BatchLimits, GasBook};
-use crate::settlement::{Approvals, CannotSend, ChainView, Queue, Waiters};
+use crate::settlement::{Approvals, CannotSend, ChainView, Queue, Senders, Waiters};
 
 /// A process that has heard nothing of the chain for so long leaves its lanes to others.
 const BLIND_AFTER: Duration = Duration::from_secs(8);
@@ -64,8 +64,9 @@ pub struct Site {
     pub waiters: Waiters,
     /// What the watch has seen.
     pub view: ChainView,
-    /// How many signers settle its payments.
-    pub signers: usize,
+    signers: usize,
+    /// Signers that are not configured any more and whose transactions are followed.
+    unconfigured: AtomicUsize,
     /// Unmined transactions that one signer may have.
     pub inflight_max: usize,
     /// How often to look for a new block while something is in flight.
@@ -76,6 +77,8 @@ pub struct Site {
     pub queue: Queue,
     /// Payments whose payers' approvals have to be mined first.
     pub approvals: Approvals,
+    /// What is known of the signers.
+    pub senders: Senders,
     /// What is known of gas by now.
     pub(super) gas: GasBook,
     fees: FeePolicy,
@@ -128,11 +131,13 @@ impl Site {
             waiters: parts.waiters,
             view: ChainView::default(),
             signers: parts.signers.len(),
+            unconfigured: AtomicUsize::new(0),
             inflight_max: parts.inflight_max,
             poll: parts.poll,
             batch_wait: parts.batch_wait,
             queue: Queue::new(&parts.signers, parts.queue_max),
             approvals: Approvals::default(),
+            senders: Senders::new(&parts.signers),
             open: AtomicUsize::new(0),
             shallow: AtomicBool::new(true),
             look: Notify::new(),
@@ -145,6 +150,16 @@ impl Site {
             upto_proxy: AtomicBool::new(false),
             settled_in: AtomicBool::new(false),
         }
+    }
+
+    /// How many lanes the processes that serve the network share.
+    pub fn lanes(&self) -> usize {
+        self.signers + self.unconfigured.load(Ordering::Relaxed)
+    }
+
+    /// Says how many signers without key here have open transactions.
+    pub fn note_unconfigured(&self, signers: usize) {
+        self.unconfigured.store(signers, Ordering::Relaxed);
     }
 
     /// Says that the chain has confirmed the configuration.

@@ -25,11 +25,15 @@ mod clocks;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod empty_signers;
+#[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod fees;
+#[cfg(test)]
+mod foreign_nonces;
 #[cfg(test)]
 mod forks;
 #[cfg(test)]
@@ -86,6 +90,8 @@ mod reorganisations;
 mod replicas;
 #[cfg(test)]
 mod restored;
+#[cfg(test)]
+mod rotated_keys;
 #[cfg(test)]
 mod rpc_pool;
 #[cfg(test)]

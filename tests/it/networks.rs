@@ -174,6 +174,19 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
     let output = run(&arguments, &variables, &by_permit2);
     assert!(complaint(&output).contains("1 of 1"), "{output:?}");
     assert!(out(&output).contains("moves by Permit2"), "{output:?}");
+
+    // A signer that cannot pay for gas settles nothing.
+    let signer = findings.iter().find(|finding| finding["about"] == "signer");
+    let signer = &signer.unwrap()["address"];
+    chain.call("anvil_setBalance", json!([signer, "0x0"])).await;
+    let output = checked("base-sepolia", chain.url(), "");
+    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
+    let text = out(&output);
+    let line = text.lines().find(|line| line.contains("WRONG")).unwrap();
+    assert!(
+        line.contains("has 0 ETH, and a payment costs about"),
+        "{line}"
+    );
 }
 
 #[test]

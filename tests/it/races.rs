@@ -8,7 +8,7 @@ use x402d::clock::{Clock, SystemClock};
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::Amount;
 
-use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually};
+use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x4a);
 const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
@@ -170,43 +170,6 @@ async fn a_payment_that_nobody_was_told_of_is_told_after_its_window_has_closed()
     let late = world.facilitator.settle(&fresh.body()).await;
     let code = "invalid_exact_evm_payload_authorization_valid_before";
     assert_eq!(late.reason(), code, "the chain's clock counts");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_used_elsewhere_stops_its_lane_and_the_operator_is_told() {
-    let world = Setup::default()
-        .with("X402D_SETTLE_WAIT", "2")
-        .build()
-        .await;
-    let purchase = Purchase::new(&world.payer().await, PAYEE, 75);
-    let signer = Chain::signers(1)[0].address;
-    let answer = settle_while(&world, &purchase, async || {
-        let transaction = json!([{"from": signer, "to": SOMEBODY_ELSE, "value": "0x1"}]);
-        world.chain.call("eth_sendTransaction", transaction).await;
-        // As long as it is in the pool alone, ours would replace it.
-        let limit = Duration::from_secs(20);
-        eventually("a block with the stranger", limit, async || {
-            (world.chain.transaction_count(signer).await == 1).then_some(())
-        })
-        .await;
-    })
-    .await;
-    assert_eq!(answer.reason(), "settlement_pending", "{answer:?}");
-    let limit = Duration::from_secs(40);
-    let part = eventually("the lane to stop", limit, async || {
-        let asked = world.facilitator.get("/readyz").await;
-        let part = asked.body["parts"][1].clone();
-        (asked.status == 503).then_some(part)
-    })
-    .await;
-    let detail = part["detail"].as_str().unwrap();
-    assert!(detail.contains("used elsewhere"), "{part}");
-    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
-    assert_eq!(
-        world.transactions(1).await,
-        1,
-        "nothing of ours was sent after"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
 use serde::Serialize;
 
 use crate::chain::authorization::MULTICALL3;
@@ -13,6 +13,7 @@ use crate::protocol::assets::TransferMethod;
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 use crate::protocol::response::spelled;
 use crate::server::{NetworkProblem, rpc_of};
+use crate::settlement::{EMPTY_PAYMENTS, native_amount, payment_cost};
 
 /// A contract that has the same address on each chain to which somebody has brought it.
 struct Contract {
@@ -153,8 +154,7 @@ impl Look {
         let found = gas(rpc, config).await;
         self.findings.push(Finding::new("gas", None, found));
         for key in &config.signers {
-            let found = signer(rpc, key.address()).await;
-            let finding = Finding::new("signer", Some(key.address()), found);
+            let finding = signer(rpc, config, key.address()).await;
             self.findings.push(finding);
         }
         let mut assets = config.policy.assets.iter();
@@ -213,11 +213,43 @@ async fn token(rpc: &Rpc, asset: &Asset) -> Result<String, NetworkProblem> {
     ))
 }
 
-async fn signer(rpc: &Rpc, signer: Address) -> Result<String, NetworkProblem> {
-    if rpc.has_code(signer).await? {
-        return Err(NetworkProblem::SignerHasCode(signer));
+/// A plain account with money for gas. One that cannot pay settles nothing, although `serve` starts with it.
+async fn signer(rpc: &Rpc, config: &NetworkConfig, signer: Address) -> Finding {
+    let about = "signer";
+    let looked = async {
+        if rpc.has_code(signer).await? {
+            return Err(NetworkProblem::SignerHasCode(signer));
+        }
+        Ok((rpc.balance(signer).await?, rpc.newest().await?))
+    };
+    let (balance, head) = match looked.await {
+        Ok(seen) => seen,
+        Err(problem) => return Finding::new(about, Some(signer), Err(problem)),
+    };
+    let known = config.policy.network.known();
+    let native = |wei| native_amount(wei, known.map_or("ETH", |known| known.native_symbol));
+    let has = native(balance);
+    let Ok(fees) = config.fees.quote(&head) else {
+        let says = format!("a plain account with {has}");
+        return Finding::new(about, Some(signer), Ok(says));
+    };
+    let cost = payment_cost(fees.max_fee_wei);
+    let left = balance.checked_div(cost);
+    let says = left.map_or_else(
+        || format!("a plain account with {has}"),
+        |left| format!("a plain account with {has}, gas for {left} payments"),
+    );
+    let mut finding = Finding::new(about, Some(signer), Ok(says));
+    let needs = cost.saturating_mul(U256::from(EMPTY_PAYMENTS));
+    if balance < needs {
+        finding.outcome = Outcome::Wrong;
+        finding.says = format!(
+            "has {has}, and a payment costs about {}: it sends nothing below {} (gas for {EMPTY_PAYMENTS} payments); refill it",
+            native(cost),
+            native(needs)
+        );
     }
-    Ok("a plain account".to_owned())
+    finding
 }
 
 /// What blocks cost beside what is allowed.

@@ -108,7 +108,7 @@ impl Lane {
         if let Some(error) = rehearsed.later {
             return self.stumble(owned, &error.into());
         }
-        let Some(load) = rehearsed.load else {
+        let (Some(load), Some(key)) = (rehearsed.load, &self.key) else {
             return Ok(());
         };
         if owned.open.len() >= self.site.inflight_max {
@@ -126,7 +126,7 @@ impl Lane {
             site: &self.site,
             lane: self.id,
             lease: owned.lease,
-            key: &self.key,
+            key,
             rule,
         };
         let written = desk.write(load).await;

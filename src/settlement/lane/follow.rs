@@ -18,8 +18,6 @@ use crate::telemetry::causes;
 
 /// Bytes are sent again after this long without being mined, and every time it passes again.
 const RESEND_AFTER: Duration = Duration::from_secs(4);
-/// How long every look must have shown that a nonce is used by nothing of ours: nodes show receipts later than account nonces.
-const STRANGER_AFTER: Duration = Duration::from_secs(10);
 
 /// What nodes know of a transaction.
 #[derive(Debug)]
@@ -43,6 +41,7 @@ impl Lane {
             return Err(Lost);
         }
         let Some(head) = now.head else { return Ok(()) };
+        owned.purse.block_came();
         self.conclude_seen(owned, &head).await;
         if before.gaps != now.gaps {
             self.ask(owned, &head).await?;
@@ -80,6 +79,7 @@ impl Lane {
         let due: Vec<usize> = due.map(|(index, _)| index).collect();
         self.send_again(owned, due);
         self.look_after_money(owned);
+        self.look_while_idle(owned);
         let Some(head) = owned.seen.head else {
             return Ok(());
         };
@@ -108,7 +108,7 @@ impl Lane {
         if missing.is_empty() {
             return Ok(());
         }
-        self.watch_for_strangers(owned, &missing, head).await
+        self.watch_for_foreign_use(owned, &missing, head).await
     }
 
     async fn sight(&self, attempts: &[(B256, Bytes)]) -> Sighting {
@@ -125,69 +125,6 @@ impl Lane {
         } else {
             Sighting::Nowhere
         }
-    }
-
-    /// Somebody else who sends with this lane's key takes nonces that belong to committed bytes: only a person can say what happened, and
-    /// until then no new nonce is written. What rode in a nonce that is lost for good goes on elsewhere. The evidence is of one look: no node
-    /// has a receipt of ours for these transactions, and at depth the account is beyond their nonces; and of every look for a while.
-    async fn watch_for_strangers(
-        &self,
-        owned: &mut Owned,
-        missing: &[Uuid],
-        head: &Head,
-    ) -> Result<(), Lost> {
-        let depth = u64::from(self.site.policy.confirmations);
-        let chain = &self.site.rpc;
-        let deep = (chain.confirmed_height(head.number) + 1).saturating_sub(depth);
-        let Ok(used) = chain.transaction_count_at(self.id.signer, deep).await else {
-            return Ok(());
-        };
-        let mut lost: Option<(u64, Uuid)> = None;
-        for open in &mut owned.open {
-            let (id, nonce) = (open.transaction.id, open.transaction.nonce);
-            if !missing.contains(&id) {
-                continue;
-            }
-            if used <= nonce {
-                open.strange_since = None;
-                continue;
-            }
-            let since = *open.strange_since.get_or_insert_with(Instant::now);
-            if lost.is_none() && since.elapsed() >= STRANGER_AFTER {
-                lost = Some((nonce, id));
-            }
-        }
-        match lost {
-            None => Ok(()),
-            Some((nonce, id)) if self.is_lost(owned, nonce, id, deep).await => {
-                self.give_up(owned, nonce, id).await
-            }
-            Some(_) => Ok(()),
-        }
-    }
-
-    /// Stops the lane and queues anew what rode in a nonce that is lost. Then everything is read anew.
-    async fn give_up(&self, owned: &Owned, nonce: u64, id: Uuid) -> Result<(), Lost> {
-        let lease = owned.lease;
-        if !lease.stopped {
-            let why = format!(
-                "nonce {nonce} of this signer was used by a transaction that is not x402d's: the key is used elsewhere"
-            );
-            if !matches!(self.stop(lease, nonce + 1, &why).await, Ok(true)) {
-                return Err(Lost);
-            }
-        }
-        match self.site.ledger.lose_nonce(self.id, lease, id).await {
-            Ok(queued) => {
-                tracing::warn!(network = %self.id.network, signer = %self.id.signer, nonce, payments = queued.len(), "a nonce is lost; what rode in it is queued again");
-                self.site.left_to_anybody();
-                self.site.waiters.wake(queued);
-            }
-            Err(error) => {
-                tracing::warn!(error = causes(&error), "cannot give up a lost nonce");
-            }
-        }
-        Err(Lost)
     }
 
     /// Records what a mined transaction moved, and takes it off the list; what it did not move is decided elsewhere. When that cannot be done now,

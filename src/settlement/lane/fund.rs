@@ -41,13 +41,13 @@ impl Lane {
         owned: &mut Owned,
         funding: Funding,
     ) -> Result<Option<Recorded>, NotPrepared> {
-        let Some(limits) = self.site.policy.approvals else {
+        let (Some(limits), Some(key)) = (self.site.policy.approvals, &self.key) else {
             return Ok(None);
         };
         let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;
         let fees = self.site.fees().quote(&head)?;
         let nonce = owned.lease.next_nonce;
-        let (raw, hash) = self.key.sign(Order {
+        let (raw, hash) = key.sign(Order {
             network: self.id.network,
             nonce,
             gas_limit: GAS_LIMIT,

@@ -9,18 +9,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Lane, Owned, every};
+use super::timing::every;
+use super::{Lane, Owned};
 use crate::ledger::{LEASE_RENEWAL, LaneLease, Renewal};
+use crate::settlement::gas::{EMPTY_PAYMENTS, payment_cost};
 use crate::telemetry::causes;
 
 /// How often the signer's balance is read.
 const COUNT_INTERVAL: Duration = Duration::from_secs(15);
 /// The same while there is too little, so that the lane goes on soon after it was refilled.
-const COUNT_INTERVAL_EMPTY: Duration = Duration::from_secs(3);
-/// Gas of one payment by itself, as a measure of what is left.
-const PAYMENT_GAS: u64 = 100_000;
-/// Below so many payments' gas nothing new is written: what was sent may have to be outbid.
-const EMPTY_PAYMENTS: u64 = 30;
+const COUNT_INTERVAL_EMPTY: Duration = Duration::from_secs(2);
 /// Below so many the operator is told.
 const LOW_PAYMENTS: u64 = 300;
 
@@ -84,6 +82,13 @@ impl Purse {
             .map(Option::flatten)
     }
 
+    /// A block came: it may hold the refill of a signer that has too little.
+    pub(super) const fn block_came(&mut self) {
+        if self.is_empty() {
+            self.count_soon();
+        }
+    }
+
     fn is_due(&self) -> bool {
         let interval = if self.is_empty() {
             COUNT_INTERVAL_EMPTY
@@ -96,7 +101,7 @@ impl Purse {
 }
 
 fn level(balance: U256, wei_per_gas: u128) -> Level {
-    let payment = U256::from(wei_per_gas).saturating_mul(U256::from(PAYMENT_GAS));
+    let payment = payment_cost(wei_per_gas);
     let enough_for = |payments: u64| balance >= payment.saturating_mul(U256::from(payments));
     if enough_for(LOW_PAYMENTS) {
         Level::Enough
@@ -114,12 +119,12 @@ impl Lane {
         let keeping = Keeping::default();
         let (lost, reopened) = (keeping.lost.clone(), Arc::clone(&keeping.reopened));
         let (site, id) = (Arc::clone(&self.site), self.id);
-        let mut lease = lease;
+        let (mut lease, shared) = (lease, self.shared_lanes());
         let renewing = async move {
             let mut renewal = every(LEASE_RENEWAL);
             loop {
                 renewal.tick().await;
-                let share = (site.signers, site.is_blind());
+                let share = (shared, site.is_blind());
                 match site.ledger.renew_lane(id, lease, share).await {
                     Ok(Renewal::Kept) => {}
                     Ok(Renewal::Reopened(times)) => {
@@ -157,7 +162,7 @@ impl Lane {
 
     /// Reads the signer's balance when it is time to, beside everything else.
     pub(super) fn look_after_money(&self, owned: &mut Owned) {
-        if owned.purse.is_due() {
+        if owned.purse.is_due() && self.key.is_some() {
             owned.purse.counted_at = Some(Instant::now());
             let (site, signer) = (Arc::clone(&self.site), self.id.signer);
             owned
@@ -174,19 +179,27 @@ impl Lane {
             return;
         };
         owned.purse.balance = Some(balance);
+        self.site.senders.note_balance(self.id.signer, balance);
         let now = level(balance, self.site.gas.wei_per_gas(fees.max_fee_wei));
         let before = std::mem::replace(&mut owned.purse.level, now);
         let (network, signer) = (self.id.network, self.id.signer);
+        let has = self.site.native(balance);
+        if before == Level::Empty && now != Level::Empty {
+            tracing::info!(%network, %signer, %has, "the signer was refilled: it takes payments again");
+        }
         match now {
             _ if now == before => {}
             Level::Enough => {
-                tracing::info!(%network, %signer, wei = %balance, "the signer has enough for gas again");
+                tracing::info!(%network, %signer, %has, "the signer has enough for gas again");
             }
             Level::Low => {
-                tracing::warn!(%network, %signer, wei = %balance, "the signer has gas for fewer than {LOW_PAYMENTS} payments; refill it");
+                tracing::warn!(%network, %signer, %has, "the signer has gas for fewer than {LOW_PAYMENTS} payments; refill it");
             }
             Level::Empty => {
-                tracing::error!(%network, %signer, wei = %balance, "the signer has gas for fewer than {EMPTY_PAYMENTS} payments; it takes no more until it is refilled");
+                let needs =
+                    payment_cost(fees.max_fee_wei).saturating_mul(U256::from(EMPTY_PAYMENTS));
+                let needs = self.site.native(needs);
+                tracing::error!(%network, %signer, %has, %needs, "the signer has gas for fewer than {EMPTY_PAYMENTS} payments; it takes no more until it is refilled");
                 // Others may have money.
                 self.put_down(owned.waiting.drain(..));
             }
@@ -200,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_purse_is_measured_in_payments_at_the_current_fee() {
-        let payment = U256::from(PAYMENT_GAS) * U256::from(7);
+        let payment = payment_cost(7);
         let holds = |payments: u64| level(payment * U256::from(payments), 7);
         assert_eq!(holds(300), Level::Enough);
         assert_eq!(holds(299), Level::Low);

@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use tokio::time::Instant;
 
 use crate::chain::signer::Order;
-use crate::chain::{FeePolicy, Head};
+use crate::chain::{FeePolicy, Head, SignerKey};
 use crate::ledger::Attempt;
 use crate::settlement::prepare::NotPrepared;
 use crate::telemetry::causes;
@@ -71,6 +71,9 @@ impl Open {
 impl Lane {
     /// Outbids every open transaction that has to be.
     pub(super) async fn outbid(&self, owned: &mut Owned, head: &Head) -> Result<(), Lost> {
+        let Some(key) = &self.key else {
+            return Ok(());
+        };
         let fees = self.site.fees();
         for index in 0..owned.open.len() {
             let Some(open) = owned.open.get_mut(index) else {
@@ -79,7 +82,7 @@ impl Lane {
             let Some(order) = open.successor(head, &fees, self.id.signer) else {
                 continue;
             };
-            match self.write_better(owned, index, order, head).await {
+            match self.write_better(owned, (index, key), order, head).await {
                 Ok(true) => drop(self.send(owned, index, None)),
                 Ok(false) => return Err(Lost),
                 Err(NotPrepared::Ledger(error)) => {
@@ -103,7 +106,7 @@ impl Lane {
     async fn write_better(
         &self,
         owned: &mut Owned,
-        index: usize,
+        (index, key): (usize, &SignerKey),
         order: Order,
         head: &Head,
     ) -> Result<bool, NotPrepared> {
@@ -113,7 +116,7 @@ impl Lane {
         let fees = self.site.fees().outbid(order.fees, head)?;
         let order = Order { fees, ..order };
         let (gas_limit, empty, cost) = (order.gas_limit, order.is_empty(), order.cost());
-        let (raw, hash) = self.key.sign(order)?;
+        let (raw, hash) = key.sign(order)?;
         let attempt = Attempt {
             hash,
             raw: raw.clone(),

@@ -1,0 +1,164 @@
+//! A signer's key that is used elsewhere: an event that payments survive, until it happens too often.
+
+use std::time::{Duration, Instant};
+
+use alloy::primitives::{Address, U256};
+use serde_json::{Value, json};
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Chain, Purchase, Setup, World, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0xf0);
+/// Within this time payments settle again without anybody's help.
+const AGAIN_WITHIN: Duration = Duration::from_mins(1);
+
+async fn world(signers: usize) -> World {
+    let setup = Setup {
+        signers,
+        reachable: true,
+        ..Setup::default()
+    };
+    setup.with("X402D_SETTLE_WAIT", "3").build().await
+}
+
+/// Sends one transaction with a signer's key past the service, and tells its hash.
+async fn used_elsewhere(world: &World, signer: Address) -> String {
+    let foreign = json!([{"from": signer, "to": PAYEE, "value": "0x1"}]);
+    let before = world.chain.transaction_count(signer).await;
+    let hash = world.chain.call("eth_sendTransaction", foreign).await;
+    eventually("a block", Duration::from_secs(20), async || {
+        (world.chain.transaction_count(signer).await > before).then_some(())
+    })
+    .await;
+    hash.as_str().unwrap().to_owned()
+}
+
+/// In the ledger's time five minutes go by.
+async fn five_minutes_later(world: &World) {
+    sqlx::query("update foreign_nonces set found_at = found_at - interval '5 minutes'")
+        .execute(&mut world.database.connection().await)
+        .await
+        .unwrap();
+}
+
+async fn stopped(world: &World, signer: Address) -> Option<String> {
+    let signers = world.facilitator.get("/signers").await.body;
+    let named = signer.to_checksum(None);
+    let signers = signers["signers"].as_array().unwrap().clone();
+    let found = signers.into_iter().find(|one| one["signer"] == named);
+    found.unwrap()["stoppedReason"].as_str().map(str::to_owned)
+}
+
+/// Presents all until each has moved its money, and tells how long that took.
+async fn all_settle(world: &World, bodies: Vec<Value>) -> Duration {
+    let began = Instant::now();
+    let mut open = bodies;
+    eventually("all to settle", AGAIN_WITHIN, async || {
+        let answers = world.facilitator.settle_at_once(open.clone()).await;
+        let done = |reason: &str| reason.is_empty() || reason == "duplicate_settlement";
+        let all = answers.iter().all(|answer| done(answer.reason()));
+        open.retain(|_| !all);
+        all.then_some(())
+    })
+    .await;
+    began.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_use_is_survived_twice_and_the_third_time_within_an_hour_stops_that_lane_alone() {
+    let world = world(2).await;
+    let payer = world.payer().await;
+    let signers = Chain::signers(2);
+    let mut amount = 0_u64;
+    let mut sold = 0;
+    let mut bodies = |count: u64| -> Vec<Value> {
+        let first = amount + 1;
+        amount += count;
+        (first..=amount)
+            .map(|amount| Purchase::new(&payer, PAYEE, amount).body())
+            .collect()
+    };
+    eventually("both lanes", Duration::from_secs(20), async || {
+        let signers = world.facilitator.get("/signers").await.body;
+        (signers["signers"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    for time in 1..=2 {
+        let mut hashes = Vec::new();
+        for signer in signers {
+            hashes.push(used_elsewhere(&world, signer.address).await);
+        }
+        // Each lane has something to send, so that each meets the foreign transaction.
+        let some = bodies(12);
+        sold += some.len();
+        let took = all_settle(&world, some).await;
+        assert!(took < AGAIN_WITHIN, "{took:?}");
+        eventually("both to be found", AGAIN_WITHIN, async || {
+            let log = world.facilitator.log();
+            hashes.iter().all(|hash| log.contains(hash)).then_some(())
+        })
+        .await;
+        for signer in signers {
+            assert_eq!(stopped(&world, signer.address).await, None, "time {time}");
+        }
+        five_minutes_later(&world).await;
+    }
+    let log = world.facilitator.log();
+    let error = log
+        .lines()
+        .find(|line| line.contains("signer key used elsewhere"))
+        .unwrap();
+    for part in ["ERROR", "eip155:84532", "signer", "nonce"] {
+        assert!(error.contains(part), "{error}");
+    }
+
+    let third = used_elsewhere(&world, signers[0].address).await;
+    let some = bodies(12);
+    sold += some.len();
+    let took = all_settle(&world, some).await;
+    assert!(took < AGAIN_WITHIN, "{took:?}");
+    let why = eventually("the lane to stop", AGAIN_WITHIN, async || {
+        stopped(&world, signers[0].address).await
+    })
+    .await;
+    assert!(
+        why.contains("3 times within an hour") && why.contains(&third),
+        "{why}"
+    );
+    assert_eq!(stopped(&world, signers[1].address).await, None);
+    let ready = world.facilitator.get("/readyz").await;
+    assert_eq!(
+        (ready.status, &ready.body["status"]),
+        (200, &json!("degraded")),
+        "{ready:?}"
+    );
+    assert!(
+        ready
+            .body
+            .to_string()
+            .contains(&signers[0].address.to_checksum(None))
+    );
+    let some = bodies(3);
+    sold += some.len();
+    all_settle(&world, some).await;
+    let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
+    assert_eq!(transfers.len(), sold, "each once");
+    let sum = U256::from((1..=amount).sum::<u64>());
+    assert_eq!(world.chain.usdc(PAYEE).await, sum);
+}
+
+/// The use is found when the lane is claimed, too: a restart is no reason to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_used_elsewhere_while_nothing_ran_is_no_reason_to_stop() {
+    let mut world = world(1).await;
+    let payer = world.payer().await;
+    let signer = Chain::signers(1)[0].address;
+    all_settle(&world, vec![Purchase::new(&payer, PAYEE, 1).body()]).await;
+    world.facilitator.terminate().await;
+    let hash = used_elsewhere(&world, signer).await;
+    world.facilitator.restart(None).await;
+    all_settle(&world, vec![Purchase::new(&payer, PAYEE, 2).body()]).await;
+    assert_eq!(stopped(&world, signer).await, None);
+    assert!(world.facilitator.log().contains(&hash));
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(3));
+}

@@ -1,0 +1,87 @@
+//! A signer's key that is taken out of the configuration while its transactions are in flight: nothing is stranded.
+
+use std::time::{Duration, Instant};
+
+use alloy::primitives::{Address, U256};
+use serde_json::json;
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Chain, Purchase, Setup, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0x4b);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
+    let mut world = setup.build().await;
+    let payer = world.payer().await;
+    world.chain.automine(false).await;
+    let bodies: Vec<_> = (1..=3)
+        .map(|amount| Purchase::new(&payer, PAYEE, amount).body())
+        .collect();
+    let mut hashes = Vec::new();
+    for body in &bodies {
+        let pending = world.facilitator.settle(body).await;
+        assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
+        hashes.push(pending.transaction());
+    }
+    world.facilitator.terminate().await;
+    let [old, new] = [0, 1].map(|index| &Chain::signers(2)[index]);
+    let mut rotated = world.unstarted_replica(&[("X402D_SIGNER_KEYS", new.key.to_owned())]);
+    rotated.restart(None).await;
+    eventually("a warning", Duration::from_secs(30), async || {
+        let log = rotated.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("signer not configured"))?;
+        let named = old.address.to_checksum(None);
+        assert!(line.contains("WARN") && line.contains(&named), "{line}");
+        Some(())
+    })
+    .await;
+    let pending = rotated.settle(&bodies[0]).await;
+    assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
+
+    // What nodes have dropped is sent again: the same bytes.
+    let dropped = json!([]);
+    world.chain.call("anvil_dropAllTransactions", dropped).await;
+    eventually("the same bytes", Duration::from_secs(30), async || {
+        (world.chain.pending_count(old.address).await == 3).then_some(())
+    })
+    .await;
+    world.mine_on().await;
+    let began = Instant::now();
+    for (body, hash) in bodies.iter().zip(&hashes) {
+        let settled = eventually("success", Duration::from_secs(30), async || {
+            let answer = rotated.settle(body).await;
+            answer.succeeded().then_some(answer)
+        })
+        .await;
+        assert_eq!(settled.transaction(), *hash);
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    eventually("the end to be told", Duration::from_secs(30), async || {
+        rotated
+            .log()
+            .contains("all its transactions have ended")
+            .then_some(())
+    })
+    .await;
+    let fresh = rotated
+        .settle(&Purchase::new(&payer, PAYEE, 4).body())
+        .await;
+    assert!(fresh.succeeded(), "{fresh:?}");
+    let receipt = world.chain.receipt(&fresh.transaction()).await;
+    let from: Address = receipt["from"].as_str().unwrap().parse().unwrap();
+    assert_eq!(from, new.address);
+    assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 4);
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(10));
+    let signers = rotated.get("/signers").await.body;
+    for signer in signers["signers"].as_array().unwrap() {
+        assert_eq!(signer["transactionsInFlight"], 0, "{signers}");
+    }
+}

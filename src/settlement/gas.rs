@@ -7,8 +7,6 @@ use std::time::Duration;
 use alloy::primitives::U256;
 use tokio::time::Instant;
 
-use alloy::primitives::U256;
-
 /// Gas of one payment in a batch at least, with its calldata and a payee who never held the token.
 const ROW_GAS: u64 = 76_000;
 /// After this long without a refusal twice as many payments are tried in one transaction.

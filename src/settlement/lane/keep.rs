@@ -196,8 +196,8 @@ impl Lane {
                 tracing::warn!(%network, %signer, %has, "the signer has gas for fewer than {LOW_PAYMENTS} payments; refill it");
             }
             Level::Empty => {
-                let needs =
-                    payment_cost(fees.max_fee_wei).saturating_mul(U256::from(EMPTY_PAYMENTS));
+                let needs = payment_cost(self.site.gas.wei_per_gas(fees.max_fee_wei))
+                    .saturating_mul(U256::from(EMPTY_PAYMENTS));
                 let needs = self.site.native(needs);
                 tracing::error!(%network, %signer, %has, %needs, "the signer has gas for fewer than {EMPTY_PAYMENTS} payments; it takes no more until it is refilled");
                 // Others may have money.

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::chain::RpcError;
 use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::recognise::{Bond, Examined, Recognised};
 use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage, for_the_operator};
@@ -180,7 +179,7 @@ impl Facilitator {
             }
         }
         // The endpoint lags behind a block that we have seen.
-        Err(Outage::Chain(RpcError::Unreachable).into())
+        Err(Outage::NodeBehind(site.policy.network).into())
     }
 
     pub(super) async fn overtaken(

@@ -78,7 +78,9 @@ async fn part_of(site: &Site) -> Part {
     let network = site.policy.network;
     let health = site.health();
     let detail = match health.silent_for {
-        None => Some("its RPC has not answered yet".to_owned()),
+        None => Some(format!(
+            "network {network} is starting: its RPC has not answered yet"
+        )),
         Some(silence) if silence > SILENCE_MAX => Some(format!(
             "its RPC has been silent for {} s",
             silence.as_secs()

@@ -333,9 +333,9 @@ impl TryFrom<SessionRow> for Session {
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             standing: standing.ok_or_else(|| bad("state"))?,
             accepted: row.accepted,
-            resource_id: row.resource_id.map(stored),
-            resource: row.resource.map(stored),
-            client_reference: row.client_reference.map(stored),
+            resource_id: row.resource_id.as_deref().map(stored),
+            resource: row.resource.as_deref().map(stored),
+            client_reference: row.client_reference.as_deref().map(stored),
             expires_at: row.expires_at,
             payment: row.payment_id.map(PaymentId),
             created_at: row.created_at,
@@ -344,6 +344,6 @@ impl TryFrom<SessionRow> for Session {
 }
 
 /// A text of a row: it was checked when it was written.
-fn stored(text: String) -> PlainText {
-    PlainText::cleaned(&text, usize::MAX)
+fn stored(text: &str) -> PlainText {
+    PlainText::cleaned(text, usize::MAX)
 }

@@ -119,6 +119,10 @@ impl Environment for LocalEnvironment {
     fn get(&self, name: &str) -> Option<String> {
         self.0.get(name).cloned()
     }
+
+    fn names(&self) -> Vec<String> {
+        self.0.keys().map(|name| (*name).to_owned()).collect()
+    }
 }
 
 pub(super) async fn run(options: DevOptions) -> Result<(), CommandError> {

@@ -6,6 +6,7 @@
 mod file;
 mod network;
 mod sessions;
+mod variables;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -65,6 +66,8 @@ impl std::error::Error for ConfigError {}
 pub trait Environment {
     /// The value of a variable, if it is set and not empty.
     fn get(&self, name: &str) -> Option<String>;
+    /// The names of all variables.
+    fn names(&self) -> Vec<String>;
 }
 
 /// The environment of the process: the only place that reads it.
@@ -76,6 +79,12 @@ impl Environment for ProcessEnvironment {
         std::env::var(name)
             .ok()
             .filter(|value| !value.trim().is_empty())
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .collect()
     }
 }
 
@@ -118,7 +127,7 @@ impl Config {
         environment: &dyn Environment,
         file: File,
     ) -> Result<Self, ConfigError> {
-        let mut problems = Vec::new();
+        let mut problems = variables::unknown(environment);
         let config = Self::compose(flags, environment, file, &mut problems);
         if problems.is_empty() {
             Ok(config)
@@ -206,7 +215,12 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
                 let line = line
                     .map(|line| format!("line {line}: "))
                     .unwrap_or_default();
-                let why = without_value(error.message());
+                let mut why = without_value(error.message());
+                if why.starts_with("invalid unquoted key") {
+                    why.push_str(
+                        "; a name with a colon stands in quotes: [networks.\"eip155:84532\"]",
+                    );
+                }
                 problem(format!("{}: {line}{why}", path.display()))
             })
         }
@@ -220,6 +234,16 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
     }
 }
 
+/// What serde calls the types of Rust, as the file has them.
+fn in_plain_words(expected: &str) -> &str {
+    match expected {
+        "a sequence" => "a list such as [\"...\"]",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number without quotes or unit",
+        "a map" => "a table",
+        other => other,
+    }
+}
+
 /// A message without the value that it repeats: a key in the wrong kind of quotes is still a key.
 fn without_value(message: &str) -> String {
     let repeats = ["invalid type: ", "invalid value: "]
@@ -228,10 +252,17 @@ fn without_value(message: &str) -> String {
     match message.rsplit_once(", expected ") {
         Some((found, expected)) if repeats => {
             let kind = found.split(['"', '`']).next().unwrap_or_default();
-            format!("{}, expected {expected}", kind.trim_end())
+            format!("{}, expected {}", kind.trim_end(), in_plain_words(expected))
         }
         Some(_) | None => message.to_owned(),
     }
+}
+
+/// The one of `candidates` that `word` was probably meant to be.
+fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let distances = candidates.map(|known| (strsim::damerau_levenshtein(word, known), known));
+    let (distance, nearest) = distances.min()?;
+    (distance <= 3 && distance * 3 <= word.len()).then_some(nearest)
 }
 
 /// Reads single settings and collects what is wrong with them.

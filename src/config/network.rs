@@ -12,6 +12,7 @@ use crate::chain::{FeePolicy, SignerKey};
 use crate::payment::{ApprovalLimits, Asset, NetworkPolicy};
 use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::field::parse_address;
+use crate::protocol::networks::NETWORKS;
 use crate::protocol::{DomainSeparator, Network};
 
 /// Everything about one network.
@@ -105,7 +106,7 @@ fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> Netwo
 
 fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Option<NetworkConfig> {
     let Some(network) = Network::named(name) else {
-        problems.push(format!("networks.{name}: expected a CAIP-2 name such as \"eip155:8453\" or one of the names that `x402d networks` shows, such as base-sepolia"));
+        problems.push(format!("networks.{name}: {}", unknown_network(name)));
         return None;
     };
     let mut reader = Reader { name, problems };
@@ -127,7 +128,11 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
             url.parse::<url::Url>()
                 .is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
         };
-        reader.needs(urls.iter().all(usable), key, "http or https URLs");
+        reader.needs(
+            urls.iter().all(usable),
+            key,
+            "http or https URLs (WebSocket is not used)",
+        );
     }
     reader.needs(
         entry.rpc_calls_per_second.is_none_or(|calls| calls >= 5),
@@ -169,6 +174,21 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         batch_rows_max,
         batch_gas_max,
     })
+}
+
+fn unknown_network(name: &str) -> String {
+    if name.starts_with("solana") {
+        return "x402d serves EVM networks only".to_owned();
+    }
+    let names = NETWORKS
+        .iter()
+        .flat_map(|known| known.names.iter().copied());
+    let hint = super::nearest(name, names)
+        .map(|meant| format!("; did you mean {meant}?"))
+        .unwrap_or_default();
+    format!(
+        "expected a CAIP-2 name such as \"eip155:8453\" or one of the names that `x402d networks` shows, such as base-sepolia{hint}"
+    )
 }
 
 fn secret(urls: &[String]) -> Vec<SecretString> {
@@ -213,11 +233,20 @@ impl Reader<'_> {
                     self.needs(false, &format!("signer_keys[{index}]"), "each key once");
                 }
                 Ok(key) => signers.push(key),
-                Err(error) => self.needs(
-                    false,
-                    &format!("signer_keys[{index}]"),
-                    error.to_string().trim_start_matches("expected "),
-                ),
+                Err(error) => {
+                    let found = if parse_address(key).is_ok() {
+                        "; this is an address"
+                    } else {
+                        ""
+                    };
+                    let expected = error.to_string();
+                    let expected = expected.trim_start_matches("expected ");
+                    self.needs(
+                        false,
+                        &format!("signer_keys[{index}] (X402D_SIGNER_KEYS)"),
+                        &format!("{expected}{found}"),
+                    );
+                }
             }
         }
         signers

@@ -8,6 +8,10 @@ impl<S: std::hash::BuildHasher> Environment for HashMap<&str, &str, S> {
     fn get(&self, name: &str) -> Option<String> {
         HashMap::get(self, name).map(|value| (*value).to_owned())
     }
+
+    fn names(&self) -> Vec<String> {
+        self.keys().map(|name| (*name).to_owned()).collect()
+    }
 }
 
 const PAYEE: &str = "0x2222222222222222222222222222222222222222";
@@ -154,7 +158,7 @@ fn what_stands_at_a_wrong_place_in_the_file_is_not_repeated() {
     let error = Config::read(&flags, &base_sepolia());
     let error = error.unwrap_err().to_string();
     assert!(
-        error.contains("line 2") && error.contains("sequence"),
+        error.contains("line 2") && error.contains("expected a list"),
         "says what was expected: {error}"
     );
 }
@@ -305,5 +309,44 @@ fn on_mainnets_two_endpoints_must_show_what_is_concluded_from() {
             error.to_string().contains("confirm_with: expected 1 to 2"),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn mistakes_are_recognised_and_told_with_what_was_meant() {
+    for (variable, value, says) in [
+        (
+            "X402D_NETWORK",
+            "base-seploia",
+            "did you mean base-sepolia?",
+        ),
+        ("X402D_NETWORK", "solana:mainnet", "EVM networks only"),
+        (
+            "X402D_SIGNER_KEYS",
+            "0x2222222222222222222222222222222222222222",
+            "this is an address",
+        ),
+        ("X402D_RPC_URL", "ws://node/secret", "http or https URLs"),
+        ("X402D_PAYEE", "0x12", "did you mean X402D_PAYEES?"),
+    ] {
+        let mut environment = base_sepolia();
+        environment.insert(variable, value);
+        let error = Config::read(&Flags::default(), &environment);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(says), "{variable}={value}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    for (line, says) in [
+        ("[networks.eip155:84532]", "[networks.\"eip155:84532\"]"),
+        (
+            "[networks.base]\nmax_fee_wei = \"20 gwei\"",
+            "a whole number",
+        ),
+        ("[networks.base]\npayees = \"0x12\"", "a list"),
+    ] {
+        let (flags, _file) = flags_with(&format!("{line}\n"));
+        let error = Config::read(&flags, &base_sepolia());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(says), "{line}: {error}");
     }
 }

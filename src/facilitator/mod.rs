@@ -75,6 +75,12 @@ pub enum Outage {
     /// No signer can send now.
     #[error(transparent)]
     CannotSend(#[from] CannotSend),
+    /// The network's RPC has not confirmed the configuration yet.
+    #[error("network {0} is starting: its RPC has not answered yet")]
+    NetworkStarting(Network),
+    /// The endpoint that answers has not seen a block that another one has.
+    #[error("the RPC of network {0} is behind a block that was seen already")]
+    NodeBehind(Network),
     /// Too much is under way.
     #[error("too many payments are waiting")]
     Busy,
@@ -93,6 +99,8 @@ impl Outage {
             Self::CannotSend(cannot) => cannot.retry_after,
             Self::Ledger(_)
             | Self::Chain(_)
+            | Self::NetworkStarting(_)
+            | Self::NodeBehind(_)
             | Self::Busy
             | Self::TooManySessions
             | Self::Stopping => Duration::from_secs(1),
@@ -205,7 +213,7 @@ impl Facilitator {
     async fn check(&self, site: &Site, candidate: Candidate) -> Result<Checked, Halt> {
         candidate.is_allowed(&site.policy, site.chain_time(self.clock.now()))?;
         if !site.is_open() {
-            return Err(Outage::Chain(RpcError::Unreachable).into());
+            return Err(Outage::NetworkStarting(site.policy.network).into());
         }
         let facts = site.facts.of(candidate.signed()).await?;
         let verified = candidate.verified(&facts)?;

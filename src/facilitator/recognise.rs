@@ -7,9 +7,8 @@
 use alloy::primitives::Address;
 use uuid::Uuid;
 
-use crate::chain::RpcError;
 use crate::chain::authorization::AuthorizationUse;
-use crate::facilitator::{Checked, Facilitator, Halt};
+use crate::facilitator::{Checked, Facilitator, Halt, Outage};
 use crate::ledger::{LaneKey, MovedBefore};
 use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
@@ -70,7 +69,7 @@ impl Facilitator {
         }
         match self.recognise(site, candidate, bond).await? {
             Recognised::Transferred(id) => Ok(Examined::Moved(id)),
-            Recognised::Unused if used => Err(RpcError::Unreachable.into()),
+            Recognised::Unused if used => Err(Outage::NodeBehind(site.policy.network).into()),
             Recognised::Unused | Recognised::Consumed => Err(refusal.into()),
         }
     }

@@ -8,7 +8,6 @@ use alloy::primitives::{FixedBytes, keccak256};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::chain::RpcError;
 use crate::facilitator::sessions::view::{opened, shown, tell};
 use crate::facilitator::submission::{accepted_terms, refusal};
 use crate::facilitator::{Facilitator, Halt, Outage};
@@ -20,7 +19,7 @@ use crate::protocol::session::{
     Rail, SessionId, SessionOpened, SessionRequest, SessionState, SessionView, TransferForm, nonce,
     requirements_hash,
 };
-use crate::protocol::{PaymentRequirements, Reason, Refusal, X402Version};
+use crate::protocol::{PaymentRequirements, PlainText, Reason, Refusal, X402Version};
 use crate::settlement::Site;
 use crate::settlement::waiters::Topic;
 
@@ -30,6 +29,8 @@ const WAIT_MAX: Duration = Duration::from_mins(1);
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// The longest name that a buyer may give a purchase, in characters.
 const REFERENCE_CHARACTERS_MAX: usize = 200;
+/// The longest name of a seller's route.
+const ROUTE_CHARACTERS_MAX: usize = 2048;
 /// Sessions live for as long as the seller's entry says, within these bounds, in seconds.
 const LIFE_S: (u64, u64) = (30, 24 * 3600 - 60);
 
@@ -100,7 +101,7 @@ impl Facilitator {
         let asset = payable(site, &request, &terms).map_err(refuse)?;
         let session = self.negotiated(site, &request, &terms).map_err(refuse)?;
         if session.rail == Rail::Transfer && session.accept_from_block == 0 {
-            return Err(Outage::Chain(RpcError::Unreachable).into());
+            return Err(Outage::NetworkStarting(terms.network).into());
         }
         let token = format!("ct_{}", alloy::hex::encode(entropy::<24>()?));
         let new = NewSession {
@@ -277,6 +278,17 @@ impl Facilitator {
         let malformed = |why: String| (Reason::InvalidPaymentRequirements, why);
         let hash =
             requirements_hash(&request.accepted).map_err(|error| malformed(error.to_string()))?;
+        let route = terms.extra_text("resourceId").map(|route| {
+            PlainText::parse(route, ROUTE_CHARACTERS_MAX)
+                .map_err(|why| malformed(format!("accepted.extra.resourceId: {why}")))
+        });
+        let route = route.transpose()?;
+        let reference = request.client_reference.as_deref().map(|text| {
+            PlainText::parse(text, REFERENCE_CHARACTERS_MAX)
+                .map_err(|why| (Reason::InvalidPayload, format!("clientReference: {why}")))
+        });
+        let reference = reference.transpose()?;
+        let resource = request.resource.as_ref().and_then(resource_url);
         let canonical = serde_json_canonicalizer::to_string(&request.accepted);
         let life = terms.max_timeout_seconds.clamp(LIFE_S.0, LIFE_S.1);
         let now = site.chain_time(self.clock.now());
@@ -294,9 +306,9 @@ impl Facilitator {
             accepted: canonical.map_err(|error| malformed(error.to_string()))?,
             requirements_hash: hash,
             nonce: nonce(&id, hash),
-            resource_id: terms.extra_text("resourceId").map(str::to_owned),
-            resource: request.resource.as_ref().and_then(resource_url),
-            client_reference: request.client_reference.clone(),
+            resource_id: route,
+            resource: resource.map(|url| PlainText::cleaned(&url, usize::MAX)),
+            client_reference: reference,
             // The head's own block was there before the session was.
             accept_from_block: site.view.head().map_or(0, |head| head.number + 1),
             confirmations: site.policy.confirmations,
@@ -357,15 +369,6 @@ fn terms_of(request: &SessionRequest) -> Result<PaymentRequirements, Objection> 
             let why = "rail transfer needs extra.paymentFlow \"upfront\" in the seller's entry, so that the handler runs after the payment is checked; use rail authorization with this seller";
             return Err((Reason::SessionFlowRequired, why.to_owned()));
         }
-    }
-    let reference = request.client_reference.as_deref().unwrap_or_default();
-    if reference.chars().count() > REFERENCE_CHARACTERS_MAX
-        || reference.chars().any(char::is_control)
-    {
-        let why = format!(
-            "expected a clientReference of at most {REFERENCE_CHARACTERS_MAX} characters without control characters"
-        );
-        return Err((Reason::InvalidPayload, why));
     }
     Ok(terms)
 }

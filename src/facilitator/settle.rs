@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::chain::RpcError;
 use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::recognise::{Bond, Examined, Recognised};
 use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage, for_the_operator};
@@ -185,7 +184,7 @@ impl Facilitator {
                 Accepted::Stale if Instant::now() < give_up => {
                     tokio::time::sleep(RECORDED_AFTER).await;
                 }
-                Accepted::Stale => return Err(Outage::Chain(RpcError::Unreachable).into()),
+                Accepted::Stale => return Err(Outage::NodeBehind(site.policy.network).into()),
             }
         }
     }

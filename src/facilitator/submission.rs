@@ -2,7 +2,6 @@
 
 use alloy::primitives::{B256, Bytes};
 
-use crate::chain::RpcError;
 use crate::chain::transfer::decode;
 use crate::facilitator::recognise::Bond;
 use crate::facilitator::{Facilitator, Halt, Outage};
@@ -14,7 +13,7 @@ use crate::protocol::challenge::network_name;
 use crate::protocol::session::{Rail, TransferForm};
 use crate::protocol::{
     Amount, AuthorizationPayload, ExactPayload, GasSponsoring, PaymentRequest, PaymentRequirements,
-    Reason, Refusal, X402Version, v1,
+    Reason, Refusal, X402Version, field, v1,
 };
 use crate::settlement::Site;
 use crate::settlement::failpoint::{Step, reach};
@@ -144,7 +143,7 @@ impl Facilitator {
         transaction: B256,
     ) -> Result<Result<Transfer, Objection>, Halt> {
         if !site.is_open() {
-            return Err(Outage::Chain(RpcError::Unreachable).into());
+            return Err(Outage::NetworkStarting(site.policy.network).into());
         }
         let Some((transfer, block)) = site.rpc.transfer(transaction).await? else {
             let why = format!(
@@ -246,7 +245,7 @@ fn request_of(
         payload: AuthorizationPayload::Eip3009(payload),
         requirements,
         sponsoring: GasSponsoring::NONE,
-        resource: session.resource.clone(),
+        resource: session.resource.clone().map(String::from),
     })
 }
 
@@ -256,9 +255,8 @@ pub(super) fn accepted_terms(
     entry: &str,
 ) -> Result<PaymentRequirements, String> {
     match version {
-        X402Version::V2 => serde_json::from_str(entry).map_err(|error| error.to_string()),
-        X402Version::V1 => serde_json::from_str::<v1::PaymentRequirementsV1>(entry)
-            .map_err(|error| error.to_string())?
+        X402Version::V2 => field::read_part("accepted", entry),
+        X402Version::V1 => field::read_part::<v1::PaymentRequirementsV1>("accepted", entry)?
             .translate()
             .map_err(|error| error.to_string()),
     }

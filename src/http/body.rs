@@ -5,13 +5,14 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 
 use serde::de::DeserializeOwned;
 
 use crate::http::Problem;
 use crate::http::error::Malformed;
+use crate::protocol::field::read_text;
 use crate::protocol::{PaymentRequest, Refusal};
 
 /// A body that trickles in slower than this is not waited for.
@@ -20,38 +21,73 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 /// the answer.
 const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// What some editors and libraries write before a text. RFC 8259 lets a reader pass over it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The request in a body. The `Err` is the ready answer to what is no request.
 pub(super) async fn read(
+    headers: &HeaderMap,
     body: Body,
     bytes_max: usize,
 ) -> Result<Result<PaymentRequest, Refusal>, Response> {
-    let bytes = whole(body, bytes_max)
+    let bytes = whole(headers, body, bytes_max)
         .await
-        .map_err(|(status, why)| Malformed::answer(status, why))?;
-    PaymentRequest::parse(&bytes).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-        let text = format!(
-            "{error}{}",
-            cause
-                .filter(|cause| !error.to_string().contains(cause.as_str()))
-                .unwrap_or_default()
-        );
-        Malformed::answer(StatusCode::BAD_REQUEST, text)
-    })
+        .map_err(|(status, why)| with_hint(status, Malformed::answer(status, why)))?;
+    PaymentRequest::parse(text(&bytes))
+        .map_err(|error| Malformed::answer(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 /// The JSON in the body of one of our own calls.
 pub(super) async fn read_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
     body: Body,
     bytes_max: usize,
 ) -> Result<T, Problem> {
-    let bytes = whole(body, bytes_max)
+    let bytes = whole(headers, body, bytes_max)
         .await
         .map_err(|(status, why)| Problem::new(status, "invalid_body", why))?;
-    serde_json::from_slice(&bytes).map_err(|error| Problem::invalid_body(error.to_string()))
+    read_text(text(&bytes)).map_err(Problem::invalid_body)
 }
 
-async fn whole(body: Body, bytes_max: usize) -> Result<Vec<u8>, (StatusCode, String)> {
+fn text(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
+}
+
+/// RFC 9110 §15.5.16: the answer to an encoding that is not read says which ones are.
+pub(super) fn with_hint(status: StatusCode, mut answer: Response) -> Response {
+    if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+        let identity = HeaderValue::from_static("identity");
+        answer
+            .headers_mut()
+            .insert(header::ACCEPT_ENCODING, identity);
+    }
+    answer
+}
+
+/// `Content-Encoding`, where it is one that has to be undone. What is encoded is small and comes once: it is not worth a decoder that
+/// strangers could feed.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let texts = encodings.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let mut texts = texts.flat_map(|text| {
+        let parts = text.split(',').map(|part| part.trim().to_owned());
+        parts.collect::<Vec<_>>()
+    });
+    let encoded = texts.find(|text| !text.is_empty() && !text.eq_ignore_ascii_case("identity"));
+    encoded.map(|text| text.chars().take(40).collect())
+}
+
+async fn whole(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+) -> Result<Vec<u8>, (StatusCode, String)> {
+    if let Some(encoding) = encoding(headers) {
+        let why = format!(
+            "Content-Encoding is {encoding:?}: a body is read as it comes; send it without compression"
+        );
+        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    }
     match tokio::time::timeout(READ_LIMIT, collect(body, bytes_max)).await {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => {

@@ -10,6 +10,7 @@ use tower_http::request_id::RequestId;
 use utoipa::ToSchema;
 
 use crate::facilitator::Outage;
+use crate::http::body::with_hint;
 use crate::ledger::LedgerError;
 use crate::telemetry::causes;
 
@@ -117,7 +118,9 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     };
     problem.request_id = id;
     let status = response.status();
-    let mut response = (status, Json(problem)).into_response();
+    // What layers have added stays: without the headers of CORS a page could not read why it was refused.
+    let kept = std::mem::take(response.headers_mut());
+    let mut response = (status, kept, Json(problem)).into_response();
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,
@@ -126,7 +129,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    response
+    with_hint(status, response)
 }
 
 impl From<LedgerError> for Problem {

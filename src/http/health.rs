@@ -140,7 +140,7 @@ impl Readiness {
 fn part_of(site: &Site) -> Part {
     let health = site.health();
     let down = match health.silent_for {
-        None => Some("its RPC has not answered yet".to_owned()),
+        None => Some("the network is starting: its RPC has not answered yet".to_owned()),
         Some(silence) if silence > SILENCE_MAX => Some(format!(
             "its RPC has been silent for {} s",
             silence.as_secs()

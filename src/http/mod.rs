@@ -10,6 +10,7 @@ mod error;
 mod health;
 mod openapi;
 mod operator;
+mod paths;
 mod payments;
 mod sessions;
 mod settle;
@@ -18,16 +19,18 @@ mod state;
 mod supported;
 mod verify;
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderName, Request, Response};
+use axum::http::{HeaderName, Method, Request, Response, header};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::classify::ServerErrorsFailureClass;
+use tower_http::cors::{Any, CorsLayer};
 use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 use tower_http::trace::TraceLayer;
-use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -40,15 +43,15 @@ pub use state::{AppState, SaidReadiness};
 /// Carries the id of a request, in answers and in the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// How long a browser may remember what a preflight said; browsers keep it for two hours at most.
+const PREFLIGHT_AGE: Duration = Duration::from_hours(2);
+
 /// The service: the same routes at `/` and below `/api`, where the hosted facilitators have them.
 pub fn router(state: AppState) -> Router {
-    let (routes, contract) = routes().split_for_parts();
-    // The page's script looks for the contract beside itself: every asset is in the binary.
-    let docs = SwaggerUi::new("/docs").config(Config::new(["/openapi.json"]));
-    Router::new()
-        .merge(with_contract(routes.clone(), contract.clone()))
-        .nest("/api", with_contract(routes, contract))
-        .merge(Router::from(docs))
+    let routes = Router::new()
+        .merge(api())
+        .nest("/api", api())
+        .merge(docs())
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::after_panic))
@@ -62,12 +65,51 @@ pub fn router(state: AppState) -> Router {
         )
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
         .layer(axum::middleware::map_request(without_foreign_id))
-        .with_state(state)
+        .with_state(state);
+    // A layer of the routes' own router would run after the route is chosen.
+    Router::new()
+        .fallback_service(routes)
+        .layer(axum::middleware::map_request(paths::forgive))
 }
 
-/// All routes, grouped by who calls them, with their documentation.
+/// Every call. Pages of any origin may make those of sellers and buyers, and never the operator's: on the operator's machine a browser
+/// would make them in the operator's name.
+fn api() -> Router<AppState> {
+    let (callers, _) = callers().split_for_parts();
+    let (operators, _) = operators().split_for_parts();
+    with_contract(callers)
+        // Before the layer: it replaces the answer to methods that a route does not know, which a preflight is.
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(any_origin())
+        .merge(operators)
+}
+
+fn any_origin() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(Any)
+        .expose_headers([REQUEST_ID, header::RETRY_AFTER])
+        .max_age(PREFLIGHT_AGE)
+}
+
+fn docs() -> Router<AppState> {
+    // The page's script looks for the contract beside itself: every asset is in the binary.
+    SwaggerUi::new("/docs")
+        .config(Config::new(["/openapi.json"]))
+        .into()
+}
+
+/// All routes with their documentation.
 fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::frame())
+        .merge(callers())
+        .merge(operators())
+}
+
+/// For everybody.
+fn callers() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
         // Sellers' SDKs
         .routes(routes!(supported::supported))
         .routes(routes!(verify::verify))
@@ -77,19 +119,23 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(sessions::show))
         .routes(routes!(sessions::transfer))
         .routes(routes!(sessions::cancel))
-        // The operator
+        .routes(routes!(health::healthz))
+}
+
+/// For the operator, and for whatever keeps the service alive.
+fn operators() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
         .routes(routes!(payments::list))
         .routes(routes!(payments::show))
         .routes(routes!(payments::of_transaction))
         .routes(routes!(payments::stats::stats))
         .routes(routes!(signers::signers))
-        // Whatever keeps the service alive
-        .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
 }
 
-fn with_contract(routes: Router<AppState>, contract: OpenApi) -> Router<AppState> {
-    routes.route(
+fn with_contract(callers: Router<AppState>) -> Router<AppState> {
+    let contract = contract();
+    callers.route(
         "/openapi.json",
         axum::routing::get(async move || axum::Json(contract)),
     )
@@ -120,7 +166,7 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
     tracing::info_span!("http", method = %request.method(), path = request.uri().path(), request.id = id)
 }
 
-fn log<B>(response: &Response<B>, latency: std::time::Duration, _: &tracing::Span) {
+fn log<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {
     let milliseconds = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
     let said = response.extensions().get::<error::SaidElsewhere>();
     if response.status().is_server_error() && said.is_none() {

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{ConnectInfo, Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -48,17 +48,22 @@ impl Wait {
     request_body = SessionRequest,
     responses(
         (status = 201, description = "the session, and what to sign", body = SessionOpened),
-        (status = 400, description = "not such a request", body = Problem),
-        (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem),
-        (status = 429, description = "too many sessions are open", body = Problem),
+        (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "too many sessions are open", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "cannot be judged now; nothing was taken up", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn open(
     State(state): State<AppState>,
     ConnectInfo(connection): ConnectInfo<Connection>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let request: SessionRequest = body::read_json(body, state.body_bytes_max).await?;
+    let request: SessionRequest = body::read_json(&headers, body, state.body_bytes_max).await?;
     let client = client_name(connection.peer.ip());
     let opened = state.facilitator.open_session(request, &client).await?;
     Ok((StatusCode::CREATED, Json(opened)).into_response())
@@ -74,7 +79,9 @@ pub(super) async fn open(
     params(("id" = String, Path, description = "the session's id"), Wait),
     responses(
         (status = 200, description = "the session", body = SessionView),
-        (status = 404, description = "no such session", body = Problem),
+        (status = 400, description = "wait is no number of seconds up to 60", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn show(
@@ -99,21 +106,28 @@ pub(super) async fn show(
     request_body = TransferSubmission,
     responses(
         (status = 200, description = "taken up; the session says how far it got", body = SessionView),
-        (status = 403, description = "not sent before the seller asks; the header is good all the same", body = Problem),
-        (status = 404, description = "no such session, or no such transaction yet", body = Problem),
-        (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem),
-        (status = 410, description = "the session has expired", body = Problem),
-        (status = 422, description = "not what the session asks for; the code says why", body = Problem),
+        (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "not sent before the seller asks; the header is good all the same", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such session, or no such transaction yet", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "the session has expired", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "not what the session asks for; the code says why", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "cannot be judged now", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn transfer(
     State(state): State<AppState>,
     Path(id): Path<String>,
     wait: Result<Query<Wait>, QueryRejection>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SessionView>, Problem> {
     let (id, wait) = (session_id(&id)?, waiting(&wait)?);
-    let submission: TransferSubmission = body::read_json(body, state.body_bytes_max).await?;
+    let submission: TransferSubmission =
+        body::read_json(&headers, body, state.body_bytes_max).await?;
     let form = submission.form().ok_or_else(|| {
         Problem::invalid_body(
             "expected one of: authorization and signature; rawTransaction; transaction",
@@ -148,17 +162,24 @@ pub(super) async fn transfer(
     request_body = Cancellation,
     responses(
         (status = 200, description = "cancelled", body = SessionView),
-        (status = 404, description = "no such session, or another token", body = Problem),
-        (status = 409, description = "something was submitted already", body = Problem),
+        (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "no such session, or another token", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "something was submitted already", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn cancel(
     State(state): State<AppState>,
     Path(id): Path<String>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SessionView>, Problem> {
     let id = session_id(&id)?;
-    let Cancellation { cancel_token } = body::read_json(body, state.body_bytes_max).await?;
+    let Cancellation { cancel_token } =
+        body::read_json(&headers, body, state.body_bytes_max).await?;
     let view = state.facilitator.cancel_session(&id, &cancel_token).await?;
     Ok(Json(view))
 }

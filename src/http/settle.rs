@@ -2,7 +2,7 @@
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use tokio::sync::oneshot;
@@ -26,7 +26,9 @@ use crate::protocol::{PaymentRequest, Reason, SettleResponse};
     responses(
         (status = 200, description = "the outcome, good or bad", body = SettleResponse),
         (status = 400, description = "no x402 request", body = error::Malformed),
+        (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
+        (status = 415, description = "the body is compressed", body = error::Malformed),
         (status = 503, description = "cannot be judged now; nothing was broadcast for this request", body = SettleResponse),
     )
 )]
@@ -34,9 +36,10 @@ pub(super) async fn settle(
     State(state): State<AppState>,
     ConnectInfo(connection): ConnectInfo<Connection>,
     Extension(request_id): Extension<RequestId>,
+    headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let request = match body::read(body, state.body_bytes_max).await {
+    let request = match body::read(&headers, body, state.body_bytes_max).await {
         Ok(Ok(request)) => request,
         Ok(Err(refusal)) => return Json(SettleResponse::from(refusal)).into_response(),
         Err(answer) => return answer,

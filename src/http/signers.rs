@@ -6,7 +6,6 @@ use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
 
-use crate::chain::RpcError;
 use crate::http::operator::Operator;
 use crate::http::{AppState, Problem};
 use crate::ledger::LaneView;
@@ -98,10 +97,10 @@ async fn view(lane: LaneView, site: Option<&Site>, owned_here: bool) -> SignerVi
             site.rpc.balance(signer),
             site.rpc.transaction_count(signer, "latest"),
             site.rpc.transaction_count(signer, "pending"),
-        ),
-        None => Err(RpcError::Unreachable),
+        )
+        .ok(),
+        None => None,
     };
-    let seen = seen.ok();
     SignerView {
         network: lane.lane.network.to_string(),
         signer: spelled(signer),

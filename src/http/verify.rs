@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use crate::http::{AppState, body, error};
@@ -20,12 +21,18 @@ use crate::protocol::{Reason, VerifyResponse};
     responses(
         (status = 200, description = "the verdict, good or bad", body = VerifyResponse),
         (status = 400, description = "no x402 request", body = error::Malformed),
+        (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
+        (status = 415, description = "the body is compressed", body = error::Malformed),
         (status = 503, description = "cannot be judged now; says nothing about the payment", body = VerifyResponse),
     )
 )]
-pub(super) async fn verify(State(state): State<AppState>, body: Body) -> Response {
-    let request = match body::read(body, state.body_bytes_max).await {
+pub(super) async fn verify(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let request = match body::read(&headers, body, state.body_bytes_max).await {
         Ok(Ok(request)) => request,
         Ok(Err(refusal)) => return Json(VerifyResponse::from(refusal)).into_response(),
         Err(answer) => return answer,

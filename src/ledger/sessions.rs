@@ -10,7 +10,7 @@ use super::{AuthorizationKey, Ledger, LedgerError};
 use crate::payment::session::SessionStanding;
 use crate::payment::{PaymentId, Session};
 use crate::protocol::session::SessionId;
-use crate::protocol::{Network, X402Version};
+use crate::protocol::{Network, PlainText, X402Version};
 
 /// Sessions that nothing came of are kept this long for the header that may still come; an authorization needs no session to be good.
 const KEPT_DAYS_AUTHORIZATION: i32 = 1;
@@ -154,9 +154,9 @@ impl Ledger {
             session.accepted,
             session.requirements_hash.as_slice(),
             session.nonce.as_slice(),
-            session.resource_id,
-            session.resource,
-            session.client_reference,
+            session.resource_id.as_deref(),
+            session.resource.as_deref(),
+            session.client_reference.as_deref(),
             bigint(session.accept_from_block),
             i32::try_from(session.confirmations).unwrap_or(i32::MAX),
             session.expires_at,
@@ -333,12 +333,17 @@ impl TryFrom<SessionRow> for Session {
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             standing: standing.ok_or_else(|| bad("state"))?,
             accepted: row.accepted,
-            resource_id: row.resource_id,
-            resource: row.resource,
-            client_reference: row.client_reference,
+            resource_id: row.resource_id.as_deref().map(stored),
+            resource: row.resource.as_deref().map(stored),
+            client_reference: row.client_reference.as_deref().map(stored),
             expires_at: row.expires_at,
             payment: row.payment_id.map(PaymentId),
             created_at: row.created_at,
         })
     }
+}
+
+/// A text of a row: it was checked when it was written.
+fn stored(text: &str) -> PlainText {
+    PlainText::cleaned(text, usize::MAX)
 }

@@ -5,7 +5,9 @@ use time::OffsetDateTime;
 
 use crate::payment::{PaymentId, signature};
 use crate::protocol::session::{Rail, SessionId, claim_digest, transfer_tag};
-use crate::protocol::{Amount, Authorization, Network, PaymentRequirements, Reason, X402Version};
+use crate::protocol::{
+    Amount, Authorization, Network, PaymentRequirements, PlainText, Reason, X402Version,
+};
 
 /// One negotiation: terms that were fixed before any money moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +35,11 @@ pub struct Session {
     /// Nonce of the authorization, tag of the transfer.
     pub nonce: B256,
     /// The seller's route, when the entry names one.
-    pub resource_id: Option<String>,
+    pub resource_id: Option<PlainText>,
     /// What is bought, as the buyer said.
-    pub resource: Option<String>,
+    pub resource: Option<PlainText>,
     /// The buyer's own name for the purchase.
-    pub client_reference: Option<String>,
+    pub client_reference: Option<PlainText>,
     /// A transfer counts from this block on.
     pub accept_from_block: u64,
     /// Depth that was promised.
@@ -124,12 +126,12 @@ impl Session {
             return difference("amount", &self.amount, &required.amount);
         }
         if let Some(route) = &self.resource_id
-            && required.extra_text("resourceId") != Some(route)
+            && required.extra_text("resourceId") != Some(&**route)
         {
             let asked = required.extra_text("resourceId").unwrap_or("none");
             return difference(
                 "resourceId",
-                route,
+                &&**route,
                 &asked.chars().take(200).collect::<String>(),
             );
         }

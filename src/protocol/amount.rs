@@ -95,7 +95,12 @@ impl<'de> Deserialize<'de> for Amount {
         crate::protocol::field::parse_text(
             deserializer,
             "a decimal string of atomic units",
-            |text| text.parse().map_err(|error: AmountError| error.to_string()),
+            |text| {
+                text.parse().map_err(|error: AmountError| match error {
+                    AmountError::NotDecimal => "plain digits, without leading zeros".to_owned(),
+                    AmountError::TooLarge => error.to_string(),
+                })
+            },
         )
     }
 }

@@ -23,7 +23,10 @@ sol! {
 /// Leave to move `value` of a token from `from` to `to`, once, within a window of time. What EIP-3009 has signed; the terms of every other
 /// authorization are put in the same words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(
+    rename_all = "camelCase",
+    expecting = "an object with from, to, value, validAfter, validBefore and nonce"
+)]
 pub struct Authorization {
     /// The payer.
     #[serde(with = "field::address")]
@@ -44,6 +47,7 @@ pub struct Authorization {
 
 /// The payload of an `exact` payment: an authorization and the payer's signature over its digest.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with signature and authorization")]
 pub struct ExactPayload {
     /// 65 bytes of ECDSA for a plain account, anything for a contract wallet.
     #[serde(with = "field::signature")]

@@ -135,10 +135,12 @@ fn read<T: DeserializeOwned>(
 ) -> Extension<T> {
     let info = extensions.get(key).and_then(|entry| entry.get("info"));
     match info {
-        Some(info) if info.get(filled).is_some() => match T::deserialize(info) {
-            Ok(given) => Extension::Given(given),
-            Err(error) => Extension::Malformed(error.to_string()),
-        },
+        Some(info) if info.get(filled).is_some_and(|value| !value.is_null()) => {
+            match T::deserialize(info) {
+                Ok(given) => Extension::Given(given),
+                Err(error) => Extension::Malformed(error.to_string()),
+            }
+        }
         Some(_) | None => Extension::Absent,
     }
 }

@@ -36,8 +36,8 @@ pub enum HeaderError {
     /// More than [`HEADER_CHARACTERS_MAX`].
     #[error("the header is longer than {HEADER_CHARACTERS_MAX} characters")]
     TooLong,
-    /// Not standard base64 (RFC 4648 §4).
-    #[error("the header is not standard base64")]
+    /// Neither alphabet of base64 (RFC 4648 §4 and §5).
+    #[error("the header is not base64")]
     NotBase64,
     /// Not the JSON that was expected.
     #[error("the header does not hold the expected JSON: {0}")]
@@ -52,18 +52,33 @@ pub fn encode<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
     serde_json::to_vec(value).map(|json| STANDARD.encode(json))
 }
 
-/// Reads what [`encode`] wrote, with or without padding.
+/// Reads what [`encode`] wrote, with or without padding, and in the URL-safe alphabet too: no text means one thing in the one and another in
+/// the other.
 ///
 /// # Errors
 /// [`HeaderError`] says which step failed.
 pub fn decode<T: DeserializeOwned>(text: &str) -> Result<T, HeaderError> {
+    serde_json::from_slice(&decode_base64(text)?).map_err(HeaderError::NotJson)
+}
+
+/// The text that the value of a header holds, which is meant to be JSON.
+///
+/// # Errors
+/// [`HeaderError`] says which step failed.
+pub(crate) fn decode_base64(text: &str) -> Result<Vec<u8>, HeaderError> {
     if text.len() > HEADER_CHARACTERS_MAX {
         return Err(HeaderError::TooLong);
     }
-    let json = LENIENT
-        .decode(text.trim())
-        .map_err(|_| HeaderError::NotBase64)?;
-    serde_json::from_slice(&json).map_err(HeaderError::NotJson)
+    let standard: String = text
+        .trim()
+        .chars()
+        .map(|letter| match letter {
+            '-' => '+',
+            '_' => '/',
+            other => other,
+        })
+        .collect();
+    LENIENT.decode(standard).map_err(|_| HeaderError::NotBase64)
 }
 
 #[cfg(test)]
@@ -77,12 +92,27 @@ mod tests {
         assert_eq!(text, "eyJhIjoxfQ==");
         assert_eq!(decode::<Value>("eyJhIjoxfQ").unwrap(), json!({"a": 1}));
         assert!(matches!(
-            decode::<Value>("eyJh-joxfQ"),
+            decode::<Value>("eyJh*joxfQ"),
             Err(HeaderError::NotBase64)
         ));
         assert!(matches!(
             decode::<Value>("AAAA"),
             Err(HeaderError::NotJson(_))
         ));
+    }
+
+    #[test]
+    fn both_alphabets_are_read_and_the_standard_one_is_written() {
+        // Characters whose bytes need the two letters in which the alphabets differ.
+        let value = json!({"a": "<<???>>~~~ÿþ"});
+        let standard = encode(&value).unwrap();
+        assert!(
+            standard.contains('+') && standard.contains('/'),
+            "{standard}"
+        );
+        let url_safe = standard.replace('+', "-").replace('/', "_");
+        for text in [standard.as_str(), &url_safe, url_safe.trim_end_matches('=')] {
+            assert_eq!(decode::<Value>(text).unwrap(), value, "{text}");
+        }
     }
 }

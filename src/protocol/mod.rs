@@ -22,6 +22,7 @@ pub mod request;
 pub mod requirements;
 pub mod response;
 pub mod session;
+pub mod text;
 pub mod v1;
 pub mod version;
 
@@ -37,4 +38,5 @@ pub use reason::Reason;
 pub use request::{AuthorizationPayload, EnvelopeError, Payload, PaymentRequest, Refusal};
 pub use requirements::{PaymentRequirements, Scheme};
 pub use response::{SettleResponse, Supported, SupportedKind, VerifyResponse};
+pub use text::PlainText;
 pub use version::X402Version;

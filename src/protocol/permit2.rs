@@ -41,6 +41,7 @@ mod upto {
 
 /// Which token may be taken, and how much of it at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with token and amount")]
 pub struct Permitted {
     /// The token.
     #[serde(with = "field::address")]
@@ -51,7 +52,10 @@ pub struct Permitted {
 
 /// What the proxy is bound to, besides Permit2's own terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(
+    rename_all = "camelCase",
+    expecting = "an object with to, validAfter and, in upto, facilitator"
+)]
 pub struct Witness {
     /// The payee.
     #[serde(with = "field::address")]
@@ -69,6 +73,7 @@ pub struct Witness {
 
 /// Leave to take a payer's token through a proxy, once, until a deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with from, permitted, spender, nonce, deadline and witness")]
 pub struct Permit2Authorization {
     /// The payer.
     #[serde(with = "field::address")]
@@ -88,7 +93,10 @@ pub struct Permit2Authorization {
 
 /// The payload of a payment by Permit2: an authorization and the payer's signature over its digest.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(
+    rename_all = "camelCase",
+    expecting = "an object with signature and permit2Authorization"
+)]
 pub struct Permit2Payload {
     /// 65 bytes of ECDSA for a plain account, anything for a contract wallet.
     #[serde(with = "field::signature")]

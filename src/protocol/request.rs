@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::protocol::header::decode_base64;
 use crate::protocol::session::{PROOF_TYPE, SessionProof};
 use crate::protocol::{
     ExactPayload, GasSponsoring, Network, PaymentRequirements, Permit2Payload, Reason, Scheme,
@@ -82,30 +83,35 @@ pub struct Refusal {
 pub enum EnvelopeError {
     /// Not JSON, or not of the expected outer shape.
     #[error("expected a JSON object with x402Version, paymentPayload and paymentRequirements: {0}")]
-    Shape(#[source] serde_json::Error),
+    Shape(String),
     /// `paymentPayload` or `paymentRequirements` is not an object.
-    #[error("{0} must be a JSON object")]
-    NotAnObject(&'static str),
+    #[error("{0}: expected a JSON object, got {1}")]
+    NotAnObject(&'static str, &'static str),
     /// No version in either place.
-    #[error("x402Version is missing; it is the number 1 or 2")]
+    #[error("x402Version is missing; expected the number 1 or 2")]
     VersionMissing,
+    /// The version is no number.
+    #[error("{0}")]
+    Version(String),
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object")]
 struct Envelope<'a> {
-    x402_version: Option<u64>,
+    x402_version: Option<Value>,
     #[serde(borrow)]
-    payment_payload: &'a RawValue,
+    payment_payload: Option<&'a RawValue>,
+    /// The same as the buyer's header had it: how the first specification and the official Java SDK say it.
+    payment_header: Option<String>,
     #[serde(borrow)]
     payment_requirements: &'a RawValue,
 }
 
 /// What is read of the payment before anything is judged, so that a refusal can name network and payer.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object")]
 struct Glance {
-    x402_version: Option<u64>,
+    x402_version: Option<Value>,
     scheme: Option<String>,
     network: Option<String>,
     accepted: Option<Accepted>,
@@ -115,6 +121,7 @@ struct Glance {
 
 /// The same of the requirement.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct RequirementGlance {
     scheme: Option<String>,
     network: Option<String>,
@@ -122,6 +129,7 @@ struct RequirementGlance {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object, an entry of the seller's accepts")]
 struct Accepted {
     scheme: String,
     network: String,
@@ -135,7 +143,7 @@ struct PayloadMember<'a> {
 
 /// The members by which the payloads of other schemes and methods are recognised.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object")]
 struct PayloadMarks {
     #[serde(rename = "type")]
     kind: Option<Value>,
@@ -145,6 +153,7 @@ struct PayloadMarks {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct AuthorizationGlance {
     from: Option<String>,
 }
@@ -155,36 +164,87 @@ impl PaymentRequest {
     /// # Errors
     /// [`EnvelopeError`] for what is no request; the inner [`Refusal`] for a request that can be answered with a code.
     pub fn parse(body: &[u8]) -> Result<Result<Self, Refusal>, EnvelopeError> {
-        let envelope: Envelope<'_> = serde_json::from_slice(body).map_err(EnvelopeError::Shape)?;
-        for (name, raw) in [
-            ("paymentPayload", envelope.payment_payload),
-            ("paymentRequirements", envelope.payment_requirements),
-        ] {
-            if !raw.get().starts_with('{') {
-                return Err(EnvelopeError::NotAnObject(name));
-            }
-        }
-        let payload: Result<Glance, _> = serde_json::from_str(envelope.payment_payload.get());
-        let required: Result<RequirementGlance, _> =
-            serde_json::from_str(envelope.payment_requirements.get());
-        let network_name = required
+        let envelope: Envelope<'_> = field::read_text(body).map_err(EnvelopeError::Shape)?;
+        let required = object("paymentRequirements", envelope.payment_requirements)?;
+        let outer_version = version_number("x402Version", envelope.x402_version.as_ref())
+            .map_err(EnvelopeError::Version)?;
+        let glance = field::read_part::<RequirementGlance>("paymentRequirements", required);
+        let network_name = glance
             .as_ref()
             .ok()
             .and_then(|glance| glance.network.as_deref());
         let mut reader = Reader {
-            envelope: &envelope,
+            place: "paymentPayload",
+            payment: "",
+            required,
+            outer_version,
             network_name: bounded(network_name.unwrap_or_default()),
             payer: None,
         };
-        let payload = match payload {
-            Ok(glance) => glance,
-            Err(error) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &error))),
+        let decoded;
+        reader.payment = match (envelope.payment_payload, &envelope.payment_header) {
+            (Some(payment), _) => object("paymentPayload", payment)?,
+            (None, Some(header)) => {
+                reader.place = "paymentHeader";
+                decoded = match text_of_header(header) {
+                    Ok(decoded) => decoded,
+                    Err(why) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &why))),
+                };
+                &decoded
+            }
+            (None, None) => {
+                let why = "missing field `paymentPayload`".to_owned();
+                return Err(EnvelopeError::Shape(why));
+            }
         };
-        if payload.x402_version.or(envelope.x402_version).is_none() {
+        let payment: Glance = match field::read_part(reader.place, reader.payment) {
+            Ok(payment) => payment,
+            Err(why) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &why))),
+        };
+        if payment.x402_version.is_none() && outer_version.is_none() {
             return Err(EnvelopeError::VersionMissing);
         }
-        Ok(reader.read(payload, required))
+        Ok(reader.read(payment, glance))
     }
+}
+
+/// The text of a member that has to be an object.
+fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a str, EnvelopeError> {
+    let found = match raw.get().as_bytes().first() {
+        Some(b'{') => return Ok(raw.get()),
+        Some(b'[') => "a list",
+        Some(b'"') => "a text",
+        Some(b'n') => "null",
+        Some(b't' | b'f') => "a boolean",
+        Some(_) | None => "a number",
+    };
+    Err(EnvelopeError::NotAnObject(name, found))
+}
+
+/// The JSON in a `paymentHeader`.
+fn text_of_header(header: &str) -> Result<String, String> {
+    let expected =
+        "paymentHeader: expected the value of the buyer's header, base64 of a JSON object";
+    let bytes = decode_base64(header).map_err(|error| format!("{expected}; {error}"))?;
+    String::from_utf8(bytes)
+        .ok()
+        .filter(|text| text.starts_with('{'))
+        .ok_or_else(|| format!("{expected}; it holds something else"))
+}
+
+/// The number in a member `x402Version`.
+fn version_number(place: &str, value: Option<&Value>) -> Result<Option<u64>, String> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
+    let number = value.as_u64().ok_or_else(|| {
+        let kind = if value.is_string() { "the text " } else { "" };
+        format!(
+            "{place}: expected the number 1 or 2, got {kind}{}",
+            bounded(&value.to_string())
+        )
+    });
+    number.map(Some)
 }
 
 impl<P> PaymentRequest<P> {
@@ -205,7 +265,11 @@ impl<P> PaymentRequest<P> {
 }
 
 struct Reader<'a> {
-    envelope: &'a Envelope<'a>,
+    /// The member that the payment came in.
+    place: &'static str,
+    payment: &'a str,
+    required: &'a str,
+    outer_version: Option<u64>,
     network_name: String,
     payer: Option<Address>,
 }
@@ -224,14 +288,13 @@ impl Reader<'_> {
     fn read(
         &mut self,
         glance: Glance,
-        required: Result<RequirementGlance, serde_json::Error>,
+        required: Result<RequirementGlance, String>,
     ) -> Result<PaymentRequest, Refusal> {
         let version = self.version(&glance)?;
-        let payload_text = self.envelope.payment_payload.get();
-        let member: PayloadMember<'_> = serde_json::from_str(payload_text)
-            .map_err(|error| self.refuse(Reason::InvalidPayload, &error))?;
-        let marks: PayloadMarks = serde_json::from_str(member.payload.get())
-            .map_err(|error| self.refuse(Reason::InvalidPayload, &error))?;
+        let member: PayloadMember<'_> = field::read_part(self.place, self.payment)
+            .map_err(|why| self.refuse(Reason::InvalidPayload, &why))?;
+        let marks: PayloadMarks = field::read_part(&self.payload_place(), member.payload.get())
+            .map_err(|why| self.refuse(Reason::InvalidPayload, &why))?;
         self.payer = [&marks.authorization, &marks.permit2_authorization]
             .into_iter()
             .flatten()
@@ -254,7 +317,7 @@ impl Reader<'_> {
         let accepted_scheme = self.scheme(version, &scheme)?;
         let accepted_network = self.network(version, &network)?;
         let required =
-            required.map_err(|error| self.refuse(Reason::InvalidPaymentRequirements, &error))?;
+            required.map_err(|why| self.refuse(Reason::InvalidPaymentRequirements, &why))?;
         self.scheme(version, required.scheme.as_deref().unwrap_or_default())?;
         self.network(version, required.network.as_deref().unwrap_or_default())?;
         let requirements = self.requirements(version)?;
@@ -272,15 +335,18 @@ impl Reader<'_> {
         })
     }
 
+    fn payload_place(&self) -> String {
+        format!("{}.payload", self.place)
+    }
+
     fn version(&self, glance: &Glance) -> Result<X402Version, Refusal> {
-        let inner = glance
-            .x402_version
-            .or(self.envelope.x402_version)
-            .unwrap_or_default();
-        let outer = self.envelope.x402_version.unwrap_or(inner);
+        let place = format!("{}.x402Version", self.place);
+        let inner = version_number(&place, glance.x402_version.as_ref())
+            .map_err(|why| self.refuse(Reason::InvalidX402Version, &why))?;
+        let inner = inner.or(self.outer_version).unwrap_or_default();
+        let outer = self.outer_version.unwrap_or(inner);
         if outer != inner {
-            let why =
-                format!("x402Version is {outer} in the request and {inner} in its paymentPayload");
+            let why = format!("x402Version is {outer} in the request and {inner} in its payment");
             return Err(self.refuse(Reason::InvalidX402Version, &why));
         }
         let number = u8::try_from(inner).unwrap_or_default();
@@ -317,18 +383,20 @@ impl Reader<'_> {
     }
 
     fn requirements(&self, version: X402Version) -> Result<PaymentRequirements, Refusal> {
-        let text = self.envelope.payment_requirements.get();
         let invalid =
-            |error: &dyn std::fmt::Display| self.refuse(Reason::InvalidPaymentRequirements, error);
+            |why: &dyn std::fmt::Display| self.refuse(Reason::InvalidPaymentRequirements, why);
         match version {
             X402Version::V1 => {
                 let entry: v1::PaymentRequirementsV1 =
-                    serde_json::from_str(text).map_err(|error| invalid(&error))?;
+                    field::read_part("paymentRequirements", self.required)
+                        .map_err(|why| invalid(&why))?;
                 entry
                     .translate()
                     .map_err(|error| self.refuse(Reason::InvalidNetwork, &error))
             }
-            X402Version::V2 => serde_json::from_str(text).map_err(|error| invalid(&error)),
+            X402Version::V2 => {
+                field::read_part("paymentRequirements", self.required).map_err(|why| invalid(&why))
+            }
         }
     }
 
@@ -340,7 +408,8 @@ impl Reader<'_> {
         (raw, requirements): (&RawValue, &PaymentRequirements),
     ) -> Result<Payload, Refusal> {
         let method = requirements.transfer_method();
-        let invalid = |error: serde_json::Error| self.refuse(Reason::InvalidPayload, &error);
+        let invalid = |why: String| self.refuse(Reason::InvalidPayload, &why);
+        let place = self.payload_place();
         let by_permit2 = marks.permit2_authorization.is_some();
         let fits = match (requirements.scheme, version) {
             (Scheme::Exact, _) if !by_permit2 => method.is_none_or(|method| method == "eip3009"),
@@ -356,17 +425,17 @@ impl Reader<'_> {
         match kind {
             _ if !fits || marks.permission_context.is_some() => {}
             None if by_permit2 => {
-                return serde_json::from_str(raw.get())
+                return field::read_part(&place, raw.get())
                     .map(|payload| Payload::Authorization(AuthorizationPayload::Permit2(payload)))
                     .map_err(invalid);
             }
             None => {
-                return serde_json::from_str(raw.get())
+                return field::read_part(&place, raw.get())
                     .map(|payload| Payload::Authorization(AuthorizationPayload::Eip3009(payload)))
                     .map_err(invalid);
             }
             Some(PROOF_TYPE) if !by_permit2 => {
-                return serde_json::from_str(raw.get())
+                return field::read_part(&place, raw.get())
                     .map(Payload::Proof)
                     .map_err(invalid);
             }

@@ -51,6 +51,7 @@ pub struct PaymentRequirements {
     #[serde(with = "field::address")]
     pub pay_to: Address,
     /// For how long an authorization made now should be valid, in seconds.
+    #[serde(deserialize_with = "field::seconds::deserialize")]
     pub max_timeout_seconds: u64,
     /// Facts that belong to the scheme; members that we do not know are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::protocol::{Amount, X402Version};
+use crate::protocol::{Amount, X402Version, field};
 
 /// The answer of `POST /verify`. Advice: nothing has moved, and the payer can still change their mind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,10 +47,10 @@ pub struct SettleResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payer: Option<String>,
     /// The hash of the transaction, or the empty text when there is none.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub transaction: String,
     /// The network in the naming of the request (CAIP-2, or a v1 name).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub network: String,
     /// What was moved, in atomic units.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,10 +69,10 @@ pub struct Supported {
     /// One entry per scheme, concrete network and version: SDK sellers look for the exact network.
     pub kinds: Vec<SupportedKind>,
     /// Extensions that this facilitator acts on.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub extensions: Vec<String>,
     /// The addresses that transactions are sent from, by CAIP-2 family.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub signers: BTreeMap<String, Vec<String>>,
 }
 

@@ -18,10 +18,10 @@ pub struct PaymentRequirementsV1 {
     /// The price in atomic units.
     pub max_amount_required: Amount,
     /// What is being sold.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub resource: String,
     /// For people and agents.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub description: String,
     /// The type of the paid body.
     #[serde(default)]
@@ -30,6 +30,7 @@ pub struct PaymentRequirementsV1 {
     #[serde(with = "field::address")]
     pub pay_to: Address,
     /// For how long an authorization made now should be valid, in seconds.
+    #[serde(deserialize_with = "field::seconds::deserialize")]
     pub max_timeout_seconds: u64,
     /// The token contract.
     #[serde(with = "field::address")]

@@ -35,6 +35,8 @@ mod fees;
 #[cfg(test)]
 mod foreign_nonces;
 #[cfg(test)]
+mod forgiving_edges;
+#[cfg(test)]
 mod forks;
 #[cfg(test)]
 mod four_kinds;

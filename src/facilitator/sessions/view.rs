@@ -32,7 +32,7 @@ pub(super) fn shown(session: &Session, decimals: u8) -> SessionView {
         accept_from_block: session.accept_from_block,
         expires_at: session.expires_at,
         created_at: session.created_at,
-        client_reference: session.client_reference.clone(),
+        client_reference: session.client_reference.clone().map(String::from),
         payment_id: None,
         transaction: None,
         block_number: None,

@@ -19,7 +19,7 @@ fn session(rail: Rail) -> Session {
         requirements_hash,
         nonce: nonce(&id, requirements_hash),
         id,
-        resource_id: Some("reports".to_owned()),
+        resource_id: Some(PlainText::cleaned("reports", 10)),
         resource: None,
         client_reference: None,
         accept_from_block: 7,

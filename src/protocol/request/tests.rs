@@ -109,10 +109,10 @@ fn what_is_no_envelope_is_no_refusal_either() {
         assert!(matches!(outcome, Err(EnvelopeError::Shape(_))), "{text}");
     }
     for member in ["/paymentPayload", "/paymentRequirements"] {
-        for value in [json!([]), json!("x"), json!(1), Value::Null] {
+        for value in [json!([]), json!("x"), json!(1)] {
             let outcome = parse(&changed(X402Version::V2, member, value.clone()));
             assert!(
-                matches!(outcome, Err(EnvelopeError::NotAnObject(_))),
+                matches!(outcome, Err(EnvelopeError::NotAnObject(..))),
                 "{member} {value}"
             );
         }

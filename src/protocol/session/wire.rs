@@ -38,7 +38,7 @@ impl Rail {
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SessionRequest {
     /// The dialect of `accepted`: 2 when absent.
-    #[serde(default = "newest")]
+    #[serde(default = "newest", deserialize_with = "version")]
     #[cfg_attr(feature = "server", schema(value_type = u8))]
     pub x402_version: X402Version,
     /// One entry of the seller's `accepts`, verbatim.
@@ -49,7 +49,7 @@ pub struct SessionRequest {
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub payer: Address,
     /// How it moves.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub rail: Rail,
     /// What is bought: a URL, or an object with one. Advice, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,6 +62,10 @@ pub struct SessionRequest {
 
 const fn newest() -> X402Version {
     X402Version::V2
+}
+
+fn version<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<X402Version, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(newest()))
 }
 
 /// How far a session got.

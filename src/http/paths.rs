@@ -1,0 +1,93 @@
+//! Which path a request means, and which paths any page may call.
+//!
+//! SDKs join a configured URL and a path by plain concatenation, so that a URL with a slash at its end gives `//supported`. The calls of
+//! sellers and buyers are found all the same. The operator's are not: what a proxy in front keeps out by its path must not be reachable by
+//! another spelling.
+
+use axum::http::uri::PathAndQuery;
+use axum::http::{Request, Uri};
+
+/// The first segments of the calls that sellers and buyers make. Everything else is matched exactly as it came.
+const CALLERS: [&str; 6] = [
+    "supported",
+    "verify",
+    "settle",
+    "sessions",
+    "healthz",
+    "openapi.json",
+];
+
+/// The path that is meant by `path`: without empty segments, when it is a call of sellers and buyers. `None`: it stays as it is.
+fn meant(path: &str) -> Option<String> {
+    if !path.contains("//") && !path.ends_with('/') {
+        return None;
+    }
+    let segments: Vec<&str> = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .collect();
+    let call = match segments.as_slice() {
+        ["api", call, ..] | [call, ..] => call,
+        [] => return None,
+    };
+    CALLERS
+        .contains(call)
+        .then(|| format!("/{}", segments.join("/")))
+}
+
+/// Gives a request the path that it means. Runs before routing.
+pub(super) async fn forgive<B: Send>(mut request: Request<B>) -> Request<B> {
+    let uri = request.uri();
+    let Some(path) = meant(uri.path()) else {
+        return request;
+    };
+    let path = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = path.parse::<PathAndQuery>().ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_segments_are_passed_over_in_callers_paths_alone() {
+        for (path, expected) in [
+            ("//supported", "/supported"),
+            ("/supported/", "/supported"),
+            ("/supported//", "/supported"),
+            ("///api//verify//", "/api/verify"),
+            ("/sessions//ps_1/transfer/", "/sessions/ps_1/transfer"),
+        ] {
+            assert_eq!(meant(path).as_deref(), Some(expected), "{path}");
+        }
+        for path in [
+            "/",
+            "//",
+            "/supported",
+            "/api/",
+            "//payments",
+            "/payments/",
+            "/api//stats",
+            "//signers",
+            "/docs/",
+            "//nowhere",
+        ] {
+            assert_eq!(meant(path), None, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_query_stays() {
+        let request = Request::get("//sessions/ps_1/?wait=3").body(()).unwrap();
+        let request = forgive(request).await;
+        assert_eq!(request.uri(), "/sessions/ps_1?wait=3");
+    }
+}

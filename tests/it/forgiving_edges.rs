@@ -1,0 +1,318 @@
+//! Requests that are a little off: the answer is the one that was meant, or it says in plain words what to change.
+
+use alloy::primitives::Address;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use reqwest::{Client, Method, Response};
+use serde_json::{Value, json};
+
+use crate::bad_input::{REQUIRED, SIGNED, nothing_happened, with};
+use crate::support::{Negotiated, Purchase, World};
+
+const PAYEE: Address = Address::repeat_byte(0x5e);
+const ORIGIN: &str = "https://shop.example";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doubled_and_trailing_slashes_lead_to_the_same_calls() {
+    let world = World::new().await;
+    let service = &world.facilitator;
+    let kinds = service.get("/supported").await.body;
+    for path in [
+        "//supported",
+        "/supported/",
+        "/api//supported",
+        "//api/supported/",
+    ] {
+        let answer = service.get(path).await;
+        assert_eq!((answer.status, &answer.body), (200, &kinds), "{path}");
+    }
+    let body = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
+    for path in ["//verify", "/verify/", "/api//verify", "/api/verify/"] {
+        let verdict = service.post_text(path, body.to_string()).await;
+        assert!(verdict.is_valid(), "{path}: {verdict:?}");
+    }
+    // The operator's are found under their own names alone: a proxy may keep strangers from those.
+    for path in ["//payments", "/payments/", "//api//stats"] {
+        assert_eq!(service.get(path).await.status, 404, "{path}");
+    }
+    let settled = service.post_text("//settle/", body.to_string()).await;
+    world.moved_once(PAYEE, &settled, 10_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_in_a_payment_header_is_judged_like_a_decoded_one() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    for body in [
+        Purchase::new(&payer, PAYEE, 10_000).v1().body(),
+        Purchase::new(&payer, PAYEE, 10_000).body(),
+    ] {
+        let payment = body["paymentPayload"].to_string();
+        for header in [STANDARD.encode(&payment), URL_SAFE_NO_PAD.encode(&payment)] {
+            let wrapped = json!({"x402Version": body["x402Version"], "paymentHeader": header,
+                "paymentRequirements": body["paymentRequirements"]});
+            let verdict = world.facilitator.verify(&wrapped).await;
+            assert!(verdict.is_valid(), "{verdict:?}");
+        }
+        // The byte order mark that some libraries write before a body.
+        let marked = format!("\u{feff}{body}");
+        let verdict = world.facilitator.post_text("/verify", marked).await;
+        assert!(verdict.is_valid(), "{verdict:?}");
+    }
+    let body = Purchase::new(&payer, PAYEE, 10_000).v1().body();
+    for header in ["!", "aGVsbG8="] {
+        let wrapped = json!({"x402Version": 1, "paymentHeader": header, "paymentRequirements": body["paymentRequirements"]});
+        let verdict = world.facilitator.verify(&wrapped).await;
+        assert_eq!((verdict.status, verdict.reason()), (200, "invalid_payload"));
+        let said = verdict.body["invalidMessage"].as_str().unwrap();
+        assert!(said.contains("paymentHeader"), "{said}");
+    }
+    nothing_happened(&world, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_null_is_as_good_as_an_absent_member() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let v1 = Purchase::new(&payer, PAYEE, 10_000).v1().body();
+    let v2 = Purchase::new(&payer, PAYEE, 10_000).body();
+    for member in ["resource", "description", "mimeType", "outputSchema"] {
+        let mut body = v1.clone();
+        body["paymentRequirements"][member] = Value::Null;
+        let verdict = world.facilitator.verify(&body).await;
+        assert!(verdict.is_valid(), "{member}: {verdict:?}");
+    }
+    for member in ["resource", "extensions"] {
+        let mut body = v2.clone();
+        body["paymentPayload"][member] = Value::Null;
+        let verdict = world.facilitator.verify(&body).await;
+        assert!(verdict.is_valid(), "{member}: {verdict:?}");
+    }
+    let mut declared = v2.clone();
+    declared["paymentPayload"]["extensions"] =
+        json!({"eip2612GasSponsoring": {"info": {"version": "1", "signature": null}}});
+    let verdict = world.facilitator.verify(&declared).await;
+    assert!(verdict.is_valid(), "{verdict:?}");
+    let entry = Negotiated::entry(PAYEE, 10_000);
+    let mut request = Negotiated::request(&entry, payer.address(), "authorization");
+    for member in ["resource", "clientReference", "rail", "x402Version"] {
+        request[member] = Value::Null;
+    }
+    let opened = world.facilitator.post("/sessions", &request).await.unwrap();
+    assert_eq!(opened.status, 201, "{opened:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_the_member_what_came_and_what_was_expected() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let v1 = Purchase::new(&payer, PAYEE, 10_000).v1().body();
+    let member = |place: &str, name: &str| format!("{place}/{name}");
+    for (pointer, value, says) in [
+        (
+            member(SIGNED, "value"),
+            json!(1000),
+            ["payload.authorization.value", "1000", "decimal string"],
+        ),
+        (
+            member(SIGNED, "validAfter"),
+            json!(1_747_232_741),
+            ["authorization.validAfter", "1747232741", "decimal string"],
+        ),
+        (
+            member(REQUIRED, "maxAmountRequired"),
+            json!(1000),
+            [
+                "paymentRequirements.maxAmountRequired",
+                "1000",
+                "decimal string",
+            ],
+        ),
+        (
+            member(REQUIRED, "maxTimeoutSeconds"),
+            json!("60"),
+            ["paymentRequirements.maxTimeoutSeconds", "\"60\"", "seconds"],
+        ),
+        (
+            member(REQUIRED, "payTo"),
+            json!("nobody"),
+            ["paymentRequirements.payTo", "nobody", "an address"],
+        ),
+        (
+            "/paymentPayload/x402Version".to_owned(),
+            json!("1"),
+            ["paymentPayload.x402Version", "\"1\"", "number 1 or 2"],
+        ),
+    ] {
+        let verdict = world.facilitator.verify(&with(&v1, &pointer, value)).await;
+        assert_eq!(verdict.status, 200, "{pointer}: {verdict:?}");
+        let said = verdict.body["invalidMessage"].as_str().unwrap();
+        assert!(
+            says.iter().all(|part| said.contains(part)),
+            "{pointer}: {said}"
+        );
+    }
+    let text = with(&v1, "/x402Version", json!("1"));
+    let answer = world.facilitator.verify(&text).await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    let said = answer.body["error"].as_str().unwrap();
+    assert!(
+        said.contains("x402Version") && said.contains("the text \"1\""),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_the_ledger_cannot_hold_is_refused_and_no_outage() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let mut entry = Negotiated::entry(PAYEE, 10_000);
+    entry["extra"]["resourceId"] = json!("reports\u{0}");
+    let request = Negotiated::request(&entry, payer.address(), "authorization");
+    let opened = world.facilitator.post("/sessions", &request).await.unwrap();
+    assert_eq!(opened.status, 422, "{opened:?}");
+    let said = opened.body["detail"].as_str().unwrap();
+    assert!(said.contains("extra.resourceId"), "{said}");
+    let entry = Negotiated::entry(PAYEE, 10_000);
+    let mut request = Negotiated::request(&entry, payer.address(), "authorization");
+    request["clientReference"] = json!("a\u{0}b");
+    let opened = world.facilitator.post("/sessions", &request).await.unwrap();
+    assert_eq!(opened.status, 422, "{opened:?}");
+    request["clientReference"] = Value::Null;
+    request["resource"] = json!("https://shop.example/\u{0}");
+    let opened = world.facilitator.post("/sessions", &request).await.unwrap();
+    assert_eq!(opened.status, 201, "{opened:?}");
+    let filtered = world.facilitator.get("/payments?resource=a%00").await;
+    assert_eq!(filtered.status, 400, "{filtered:?}");
+}
+
+async fn preflight(world: &World, path: &str, method: &str) -> Response {
+    Client::new()
+        .request(
+            Method::OPTIONS,
+            format!("{}{path}", world.facilitator.url()),
+        )
+        .header("origin", ORIGIN)
+        .header("access-control-request-method", method)
+        .header("access-control-request-headers", "content-type")
+        .send()
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_may_call_what_buyers_and_sellers_call_and_nothing_of_the_operators() {
+    let world = World::new().await;
+    for (path, method) in [
+        ("/supported", "GET"),
+        ("/verify", "POST"),
+        ("/api/settle", "POST"),
+        ("/sessions", "POST"),
+        ("/sessions/ps_1/transfer", "POST"),
+        ("/healthz", "GET"),
+        ("/openapi.json", "GET"),
+    ] {
+        let asked = preflight(&world, path, method).await;
+        assert!(asked.status().is_success(), "{path}: {asked:?}");
+        let allowed = |name: &str| asked.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(allowed("access-control-allow-origin"), "*", "{path}");
+        assert!(allowed("access-control-allow-methods").contains(method));
+        assert_eq!(allowed("access-control-allow-headers"), "*", "{path}");
+    }
+    // What is refused has to be readable, too.
+    let url = format!("{}/sessions/ps_1", world.facilitator.url());
+    let refused = Client::new()
+        .get(url)
+        .header("origin", ORIGIN)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(refused.status(), 404);
+    assert_eq!(refused.headers()["access-control-allow-origin"], "*");
+    for path in [
+        "/payments",
+        "/api/payments",
+        "/stats",
+        "/signers",
+        "/payments/a",
+    ] {
+        let asked = preflight(&world, path, "GET").await;
+        assert_eq!(asked.status(), 405, "{path}");
+        let url = format!("{}{path}", world.facilitator.url());
+        let read = Client::new()
+            .get(url)
+            .header("origin", ORIGIN)
+            .send()
+            .await
+            .unwrap();
+        for answer in [asked, read] {
+            assert!(
+                !answer.headers().contains_key("access-control-allow-origin"),
+                "{path}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_body_is_refused_with_415() {
+    let world = World::new().await;
+    for (path, text) in [
+        ("/verify", "error"),
+        ("/settle", "error"),
+        ("/sessions", "detail"),
+    ] {
+        for encoding in ["gzip", "br", "identity, gzip"] {
+            let url = format!("{}{path}", world.facilitator.url());
+            let request = Client::new().post(url).header("content-encoding", encoding);
+            let answer = request.body("{}").send().await.unwrap();
+            assert_eq!(answer.status(), 415, "{path} {encoding}");
+            assert_eq!(answer.headers()["accept-encoding"], "identity");
+            let body: Value = answer.json().await.unwrap();
+            assert!(body[text].as_str().unwrap().contains("gzip") || encoding == "br");
+            assert!(body.get("isValid").is_none() && body.get("success").is_none());
+        }
+    }
+    let body = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
+    let url = format!("{}/verify", world.facilitator.url());
+    let request = Client::new()
+        .post(url)
+        .header("content-encoding", "identity");
+    let verdict: Value = request
+        .body(body.to_string())
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(verdict["isValid"], true, "{verdict}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_whose_rpc_never_answered_is_said_to_be_starting() {
+    let world = World::new().await;
+    let nowhere = "http://127.0.0.1:9".to_owned();
+    let mut service = world.unstarted_replica(&[("X402D_RPC_URL", nowhere)]);
+    service.spawn(None).await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
+    let (verdict, settled) = (service.verify(&body).await, service.settle(&body).await);
+    let says = [
+        (verdict, "unexpected_verify_error", "invalidMessage"),
+        (settled, "unexpected_settle_error", "errorMessage"),
+    ];
+    for (answer, code, message) in says {
+        assert_eq!((answer.status, answer.reason()), (503, code), "{answer:?}");
+        let said = answer.body[message].as_str().unwrap();
+        assert!(said.contains("network eip155:84532 is starting"), "{said}");
+    }
+    let entry = Negotiated::entry(PAYEE, 10_000);
+    let request = Negotiated::request(&entry, PAYEE, "transfer");
+    let opened = service.post("/sessions", &request).await.unwrap();
+    assert_eq!(opened.status, 503, "{opened:?}");
+    let said = opened.body["detail"].as_str().unwrap();
+    assert!(said.contains("network eip155:84532 is starting"), "{said}");
+    let ready = service.get("/readyz").await;
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.to_string().contains("is starting"), "{ready:?}");
+}

@@ -63,6 +63,8 @@ mod odd_rows;
 #[cfg(test)]
 mod odd_tokens;
 #[cfg(test)]
+mod odd_wallets;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod permission_attacks;
@@ -104,5 +106,6 @@ mod transfers;
 mod two_replicas;
 #[cfg(test)]
 mod unreadable_rows;
+mod validity;
 #[cfg(test)]
 mod wallets;

@@ -118,7 +118,10 @@ async fn windows_are_judged_by_the_clock_and_said_with_their_limits() {
     let mut ahead = Purchase::new(&payer, PAYEE, 5);
     ahead.authorization.valid_after = at(now() + 30);
     let verdict = world.facilitator.verify(&ahead.body()).await;
-    assert_eq!(verdict.reason(), "invalid_exact_evm_payload_authorization_valid_after");
+    assert_eq!(
+        verdict.reason(),
+        "invalid_exact_evm_payload_authorization_valid_after"
+    );
     let message = verdict.body["invalidMessage"].as_str().unwrap();
     assert!(
         message.contains(" s ahead") && (28..=30).any(|s| message.contains(&format!("{s} s"))),
@@ -144,7 +147,10 @@ async fn windows_are_judged_by_the_clock_and_said_with_their_limits() {
     let mut endless = Purchase::new(&payer, PAYEE, 8);
     endless.authorization.valid_before = at(now() + limit + 60);
     let verdict = world.facilitator.verify(&endless.body()).await;
-    assert_eq!(verdict.reason(), "invalid_exact_evm_payload_authorization_valid_before");
+    assert_eq!(
+        verdict.reason(),
+        "invalid_exact_evm_payload_authorization_valid_before"
+    );
     let message = verdict.body["invalidMessage"].as_str().unwrap();
     assert!(message.contains(&limit.to_string()), "{message}");
     assert_ne!(supported["kinds"], Value::Null);

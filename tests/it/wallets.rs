@@ -51,7 +51,7 @@ async fn an_account_that_delegates_to_a_wallet_pays_as_that_wallet_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wallet_of_an_unlisted_factory_is_refused_without_a_call_to_the_chain() {
+async fn a_wallet_of_an_unlisted_factory_is_refused_without_a_simulation() {
     let world = World::new().await;
     let purchase = undeployed(&world).await;
     let before = world.proxy.calls("eth_call");

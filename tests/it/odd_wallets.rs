@@ -103,20 +103,17 @@ async fn a_delegated_account_pays_with_a_token_that_knows_only_ecrecover_and_a_c
     settles(&world, &by_its_key(10), PLAIN_TOKEN).await;
 
     // Several at once: whoever has code rides by itself, and is paid for exactly.
-    let purchases: Vec<_> = (1..=4).map(|amount| by_its_key(amount * 100)).collect();
+    let purchases: Vec<_> = (1..=4).map(|amount| by_its_key(amount * 10)).collect();
     let mut settling: Vec<_> = purchases
         .iter()
         .map(|purchase| world.facilitator.settling(&purchase.body()))
         .collect();
     for settling in &mut settling {
         let answer = settling.join_next().await.unwrap().unwrap().unwrap();
-        assert!(!answer.status.eq(&500), "{answer:?}");
+        assert!(answer.succeeded(), "{answer:?}");
     }
-    assert_eq!(
-        world.chain.balance(PLAIN_TOKEN, PAYEE).await,
-        U256::from(610),
-        "the fourth is more than the payer has left"
-    );
+    let paid = world.chain.balance(PLAIN_TOKEN, PAYEE).await;
+    assert_eq!(paid, U256::from(110));
 
     world.chain.place("SmartWallet", wallet).await;
     let owner = new_account();

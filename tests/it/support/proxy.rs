@@ -237,6 +237,7 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             }
             shared.refused.fetch_add(1, Ordering::Relaxed);
             error(&calls, message)
+        }
         Fault::BlockOverridesRefused if request["params"][3].is_object() => {
             error(&calls, "too many arguments, want at most 3")
         }

@@ -106,6 +106,7 @@ mod transfers;
 mod two_replicas;
 #[cfg(test)]
 mod unreadable_rows;
+#[cfg(test)]
 mod validity;
 #[cfg(test)]
 mod wallets;

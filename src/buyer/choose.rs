@@ -20,6 +20,10 @@ pub struct PayOptions {
     pub assets: Vec<(Network, Address)>,
     /// The caller's own name for the purchase. Without it a purchase is known by method, URL and body.
     pub purchase_id: Option<String>,
+    /// The caller's word that this is another purchase than one which looks like it: same seller, payee, token and amount, and a payment
+    /// that may still land. Without it, and without a [`Self::purchase_id`], the call ends with
+    /// [`crate::buyer::BuyerError::MayBeRepeated`]: a retry that words its request differently looks exactly like that.
+    pub another: bool,
     /// Whether to negotiate a payment session, and how its money moves.
     pub sessions: SessionUse,
     /// The caller has made sure that an earlier payment for this purchase, which has expired, moved no money: another one may be
@@ -53,6 +57,7 @@ impl PayOptions {
             network: None,
             assets: Vec::new(),
             purchase_id: None,
+            another: false,
             sessions: SessionUse::Offered,
             sign_again: false,
         }

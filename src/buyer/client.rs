@@ -287,7 +287,8 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// The challenge of a 402: v2's header, else v1's body; the other way round for a caller who prefers v1.
+/// The challenge of a 402: v2's header, else v2's form in the body, where many sellers have it alone, else v1's body; v1's first for a caller
+/// who prefers it.
 pub(super) fn challenge_of(
     answer: &Answer,
     preferred: Option<X402Version>,
@@ -301,10 +302,14 @@ pub(super) fn challenge_of(
         let challenge: PaymentRequired = header::decode(text).ok()?;
         (challenge.x402_version == X402Version::V2).then_some(challenge)
     };
-    let v1 = || {
-        let challenge: PaymentRequired = serde_json::from_slice(&answer.body).ok()?;
-        (challenge.x402_version == X402Version::V1).then_some(challenge)
+    let body = |version| {
+        let text = answer.body.as_slice();
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+        let challenge: PaymentRequired = serde_json::from_slice(text).ok()?;
+        (challenge.x402_version == version).then_some(challenge)
     };
+    let v2 = || v2().or_else(|| body(X402Version::V2));
+    let v1 = || body(X402Version::V1);
     match preferred {
         Some(X402Version::V1) => v1().or_else(v2),
         Some(X402Version::V2) | None => v2().or_else(v1),

@@ -60,6 +60,9 @@ pub enum SessionFailure {
     /// No answer, or none that could be understood.
     #[error("the facilitator did not answer as one that offers sessions")]
     Unanswered,
+    /// It wants to be asked elsewhere, and nothing that is paid with follows a redirect; holds where to, without its query.
+    #[error("the facilitator redirects to {0}: name the URL that answers by itself")]
+    Redirected(String),
     /// Sessions are of EIP-3009 payments, and the offer is to be paid by Permit2.
     #[error("a payment by Permit2 has no session")]
     Means,
@@ -227,6 +230,26 @@ pub enum BuyerError {
         /// The hash that was named for it.
         transaction: Option<String>,
     },
+    /// An earlier payment of the same payer to the same payee, over the same amount and for a resource of the same seller, is open and may
+    /// still land: this call may be the same purchase in other words. Nothing was signed for it.
+    #[error(
+        "an earlier payment of {} atomic units to {} for {place} is open and may still land{}: nothing was signed for this call, which may be the same purchase in other words",
+        earlier.amount, earlier.pay_to, until(earlier)
+    )]
+    MayBeRepeated {
+        /// What was handed over then.
+        earlier: Box<Handed>,
+        /// What it was for: the URL without its query.
+        place: String,
+        /// The hash that was named for it.
+        transaction: Option<String>,
+    },
+}
+
+/// Until when something can land, in words.
+fn until(handed: &Handed) -> String {
+    let end = handed.valid_before;
+    end.map_or_else(String::new, |end| format!(" until {end} (Unix seconds)"))
 }
 
 impl BuyerError {
@@ -255,6 +278,7 @@ impl BuyerError {
             Self::PriceChanged { .. } => "price_changed",
             Self::Contradiction { .. } => "result_contradicts",
             Self::Unresolved { .. } => "unresolved",
+            Self::MayBeRepeated { .. } => "may_be_repeated",
         }
     }
 
@@ -277,7 +301,10 @@ impl BuyerError {
             | Self::AllowanceRequired { handed }
             | Self::PriceChanged { handed, .. }
             | Self::Contradiction { handed, .. }
-            | Self::Unresolved { handed, .. } => Some(handed),
+            | Self::Unresolved { handed, .. }
+            | Self::MayBeRepeated {
+                earlier: handed, ..
+            } => Some(handed),
             Self::Setup(_)
             | Self::Url(_)
             | Self::AlreadyPaid
@@ -297,7 +324,9 @@ impl BuyerError {
     pub fn transaction(&self) -> Option<&str> {
         let named = match self {
             Self::Pending { transaction, .. } | Self::Used { transaction, .. } => Some(transaction),
-            Self::Unresolved { transaction, .. } => transaction.as_ref(),
+            Self::Unresolved { transaction, .. } | Self::MayBeRepeated { transaction, .. } => {
+                transaction.as_ref()
+            }
             Self::Refused { outcome, .. } => outcome.as_ref().map(|outcome| &outcome.transaction),
             Self::Contradiction { answer, .. } => {
                 answer.payment.as_ref().map(|payment| &payment.transaction)
@@ -356,6 +385,10 @@ impl BuyerError {
             }
             Self::Unresolved { .. } => {
                 "look up on the chain whether the payment's nonce was used; only if not, allow this purchase to be signed again"
+            }
+            Self::MayBeRepeated { .. } => {
+                "if this is the same purchase, make the earlier call again as it was (method, URL and body): its payment is presented once \
+                 more; if it is another one, say so: --another, or a --purchase-id of its own (PayOptions::another, PayOptions::purchase_id)"
             }
         }
     }

@@ -155,7 +155,8 @@ impl Http {
         exchange(&self.paying, request, headers, self.body_bytes_max).await
     }
 
-    /// Posts JSON to a facilitator or an endpoint: status and JSON, `None` when there is no such answer.
+    /// Posts JSON to a facilitator or an endpoint: status and JSON, `None` when there is no such answer. Of a redirect, which is not
+    /// followed, the JSON is its target as a text: host and path.
     pub(super) async fn post_json<T: Serialize>(
         &self,
         url: &Url,
@@ -174,7 +175,22 @@ async fn short_json(request: reqwest::RequestBuilder) -> Option<(u16, Value)> {
     let mut response = request.timeout(SHORT_TIMEOUT).send().await.ok()?;
     let body = bounded(&mut response, SHORT_BYTES_MAX).await.ok()?;
     let status = response.status().as_u16();
+    if response.status().is_redirection() {
+        return Some((status, Value::String(target_of(&response))));
+    }
     Some((status, serde_json::from_slice(&body).unwrap_or_default()))
+}
+
+/// Where a redirect leads: host and path alone, because a query may hold a key.
+fn target_of(response: &reqwest::Response) -> String {
+    let location = response.headers().get(reqwest::header::LOCATION);
+    let location = location.and_then(|location| location.to_str().ok());
+    let target = location.and_then(|location| response.url().join(location).ok());
+    let Some(target) = target else {
+        return "a place that it does not name".to_owned();
+    };
+    let shown = format!("{}{}", target.origin().ascii_serialization(), target.path());
+    shown.chars().take(200).collect()
 }
 
 async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, Broken> {

@@ -111,6 +111,17 @@ pub(super) struct OpenPayment {
     pub(super) transaction: Option<String>,
 }
 
+/// Chains lag behind clocks: so long after its end a payment still counts as able to land.
+const EXPIRY_MARGIN_S: i64 = 60;
+
+impl OpenPayment {
+    /// Whether it may still move money. A transaction that the payer signed has no end.
+    pub(super) fn may_land(&self, now: i64) -> bool {
+        let end = self.handed.valid_before;
+        end.is_none_or(|end| now <= end.saturating_add(EXPIRY_MARGIN_S))
+    }
+}
+
 /// Where a payment's session is.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -211,6 +222,36 @@ impl Journal {
     /// The purchase's open payment.
     pub(super) fn find(&self, key: &PurchaseKey) -> Option<OpenPayment> {
         self.state().open.get(key).cloned()
+    }
+
+    /// An open payment of another purchase from the same seller that pays the same payee as much in the same token, that may still land at
+    /// `now`, and that no call is presenting: either this is that purchase in other words, or the caller knows better.
+    pub(super) fn alike(
+        &self,
+        key: &PurchaseKey,
+        proposed: &Handed,
+        place: &Url,
+        now: i64,
+    ) -> Option<OpenPayment> {
+        let terms = |handed: &Handed| {
+            let Handed { network, asset, .. } = *handed;
+            (network, asset, handed.payer, handed.pay_to, handed.amount)
+        };
+        let state = self.state();
+        let mut others = state.open.iter().filter(|(other, open)| {
+            *other != key
+                && terms(&open.handed) == terms(proposed)
+                && open.presented_to.origin() == place.origin()
+                && open.may_land(now)
+                && !self.is_being_presented(other)
+        });
+        others.next().map(|(_, open)| open.clone())
+    }
+
+    /// Whether a call for a purchase is under way in this process.
+    fn is_being_presented(&self, key: &PurchaseKey) -> bool {
+        let turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.get(key).is_some_and(|turn| turn.strong_count() > 0)
     }
 
     /// Writes a payment down, on the disk when there is a file, before it may leave.

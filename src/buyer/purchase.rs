@@ -18,7 +18,9 @@ use crate::buyer::journal::{JournalError, OpenPayment, OpenSession, PurchaseKey}
 use crate::buyer::scheme::{self, Binding, handed};
 use crate::buyer::session::{self, Negotiated};
 use crate::buyer::verdict::{Verdict, is_hash, judge};
-use crate::buyer::{BuyerError, Client, Paid, PayOptions, Request, SessionFailure, SessionUse};
+use crate::buyer::{
+    BuyerError, Client, Handed, Paid, PayOptions, Request, SessionFailure, SessionUse,
+};
 use crate::protocol::challenge::Offer;
 use crate::protocol::gas_sponsoring::EIP2612;
 use crate::protocol::session::{
@@ -28,8 +30,6 @@ use crate::protocol::{Amount, Means, Network, PaymentHeader, PaymentRequired, X4
 
 /// The longest validity that is signed, whatever a seller asks for: so long does an unanswered payment stay open.
 const VALIDITY_S_MAX: u64 = 3600;
-/// Chains lag behind clocks: so long after its end a payment still counts as able to land.
-const EXPIRY_MARGIN_S: i64 = 60;
 
 /// A 402 and the entry of it that is going to be paid.
 struct Chosen {
@@ -116,9 +116,8 @@ impl Client {
     /// Whether a payment's time has passed. A transaction that the payer signed has no end: only the caller can know that it is
     /// void, by another one under its account nonce.
     fn is_over(&self, open: &OpenPayment, caller_says_so: bool) -> bool {
-        let now = self.clock.now().unix_timestamp();
         match open.handed.valid_before {
-            Some(end) => now > end.saturating_add(EXPIRY_MARGIN_S),
+            Some(_) => !open.may_land(self.clock.now().unix_timestamp()),
             None => caller_says_so,
         }
     }
@@ -154,11 +153,12 @@ impl Client {
             valid_before: now.saturating_add(validity),
         };
         let end = i64::try_from(random.valid_before).ok();
+        let proposed = handed(&self.signer, &chosen.offer, random.nonce, end);
         if let Some(hook) = &self.before {
-            let proposed = handed(&self.signer, &chosen.offer, random.nonce, end);
             hook(&proposed, &chosen.place).map_err(BuyerError::Declined)?;
         }
         self.affordable(requirements.amount)?;
+        self.is_no_repetition(key, &proposed, chosen, options)?;
         let negotiated = self.negotiate(chosen, options, now).await?;
         match negotiated {
             Some(session) if options.sessions == SessionUse::Transfer => {
@@ -179,6 +179,32 @@ impl Client {
                 })
             }
         }
+    }
+
+    /// Whether nothing that looks like this purchase is open, or the caller has named it, or says that it is another one.
+    fn is_no_repetition(
+        &self,
+        key: &PurchaseKey,
+        proposed: &Handed,
+        chosen: &Chosen,
+        options: &PayOptions,
+    ) -> Result<(), BuyerError> {
+        if options.another || options.purchase_id.is_some() {
+            return Ok(());
+        }
+        let now = self.clock.now().unix_timestamp();
+        let Some(open) = self.journal.alike(key, proposed, &chosen.place, now) else {
+            return Ok(());
+        };
+        // A query may hold the caller's secrets.
+        let mut place = open.asked.clone();
+        place.set_query(None);
+        place.set_fragment(None);
+        Err(BuyerError::MayBeRepeated {
+            earlier: Box::new(open.handed),
+            place: place.into(),
+            transaction: open.transaction,
+        })
     }
 
     /// The nonce of the token's permit, where one helps: the seller has its gas sponsored, and Permit2 may not take the amount yet. What

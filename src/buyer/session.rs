@@ -128,6 +128,10 @@ pub(super) async fn open(
     let url = endpoint(&facilitator, "sessions").ok_or(SessionFailure::UnsafeUrl)?;
     let answer = http.post_json(&url, &request).await;
     let (status, body) = answer.ok_or(SessionFailure::Unanswered)?;
+    if (300..400).contains(&status) {
+        let target = body.as_str().unwrap_or_default().to_owned();
+        return Err(SessionFailure::Redirected(target));
+    }
     if status != 201 && status != 200 {
         let code = body
             .get("code")

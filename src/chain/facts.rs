@@ -34,6 +34,8 @@ type Answer = Result<ChainFacts, RpcError>;
 #[derive(Debug, Clone)]
 pub struct FactsReader {
     questions: Coalescer<Query, Answer>,
+    /// Of payments that begin after the newest block: the first second at which each is valid.
+    early: Coalescer<(Query, u64), Answer>,
     gas_limit: u64,
 }
 
@@ -42,23 +44,31 @@ pub struct FactsReader {
 pub struct FactsTask {
     rpc: Rpc,
     questions: Answering<Query, Answer>,
+    early: Answering<(Query, u64), Answer>,
 }
 
 impl FactsReader {
     /// A reader over `rpc` that lets one payment use `gas_limit` gas at most, and the task to run behind it.
     pub fn new(rpc: Rpc, gas_limit: u64) -> (Self, FactsTask) {
-        let (sender, questions) = coalescer(Gathering {
+        let gathering = || Gathering {
             rows_max: ROWS_MAX,
             groups_max: CALLS_MAX,
             pace: PACE,
             waiting_max: WAITING_MAX,
-        });
+        };
+        let (sender, questions) = coalescer(gathering());
+        let (early_sender, early) = coalescer(gathering());
         (
             Self {
                 questions: sender,
+                early: early_sender,
                 gas_limit,
             },
-            FactsTask { rpc, questions },
+            FactsTask {
+                rpc,
+                questions,
+                early,
+            },
         )
     }
 
@@ -67,7 +77,26 @@ impl FactsReader {
     /// # Errors
     /// When the RPC fails or too many questions wait: an outage, which says nothing about the payment.
     pub async fn of(&self, signed: Signed<'_>) -> Answer {
-        self.ask(self.query(signed)).await
+        let query = self.query(signed);
+        let asked = self.questions.ask(query.clone());
+        let facts = within_the_limit(asked).await?;
+        if facts.transfer_succeeds || !signed.is_early_for(&facts) {
+            return Ok(facts);
+        }
+        // The newest block is older than the authorization's beginning: what counts is the block that will take it.
+        let Ok(begins) = u64::try_from(signed.begins()) else {
+            return Ok(facts);
+        };
+        match within_the_limit(self.early.ask((query, begins))).await {
+            Ok(later) => Ok(ChainFacts {
+                block_time: facts.block_time,
+                ..later
+            }),
+            Err(error) => {
+                tracing::debug!(%error, "a call cannot be simulated at a later time; the newest block's answer stands");
+                Ok(facts)
+            }
+        }
     }
 
     fn query(&self, signed: Signed<'_>) -> Query {
@@ -100,47 +129,71 @@ impl FactsReader {
             gasLimit: U256::from(self.gas_limit),
         }
     }
+}
 
-    async fn ask(&self, query: Query) -> Answer {
-        match tokio::time::timeout(ANSWER_LIMIT, self.questions.ask(query)).await {
-            Ok(Ok(facts)) => facts,
-            Ok(Err(_)) | Err(_) => Err(RpcError::Timeout),
-        }
+async fn within_the_limit<E>(asked: impl Future<Output = Result<Answer, E>>) -> Answer {
+    match tokio::time::timeout(ANSWER_LIMIT, asked).await {
+        Ok(Ok(facts)) => facts,
+        Ok(Err(_)) | Err(_) => Err(RpcError::Timeout),
     }
 }
 
 impl FactsTask {
     /// Answers questions until every [`FactsReader`] is gone.
     pub async fn run(self) {
-        let Self { rpc, questions } = self;
-        questions
-            .run(move |queries| answer(rpc.clone(), queries))
-            .await;
+        let Self {
+            rpc,
+            questions,
+            early,
+        } = self;
+        let now = questions.run(|queries| answer(rpc.clone(), queries, None));
+        let later = early.run(|asked: Vec<(Query, u64)>| {
+            // All of them have begun when the last one has, and end seconds after that at the earliest.
+            let time = asked.iter().map(|(_, begins)| *begins).max();
+            let queries = asked.into_iter().map(|(query, _)| query).collect();
+            answer(rpc.clone(), queries, time)
+        });
+        tokio::join!(now, later);
     }
 }
 
-async fn answer(rpc: Rpc, queries: Vec<Query>) -> Vec<Answer> {
+async fn answer(rpc: Rpc, queries: Vec<Query>, time: Option<u64>) -> Vec<Answer> {
     let asked = queries.len();
-    match look(&rpc, queries).await {
+    match look(&rpc, queries, time).await {
         Ok(facts) if facts.len() == asked => facts,
         Ok(_) => vec![Err(RpcError::Malformed("eth_call")); asked],
         Err(error) => vec![Err(error); asked],
     }
 }
 
-async fn look(rpc: &Rpc, queries: Vec<Query>) -> Result<Vec<Answer>, RpcError> {
+/// Facts as of the newest block, or, with a `time`, of a block of that time on top of it.
+async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<Answer>, RpcError> {
     let tokens: Vec<Address> = queries.iter().map(|query| query.token).collect();
     // The lens stands in for the accounts that payments want to be called by, so that proxies see their sender.
     let senders = queries.iter().map(|query| query.sender);
     let overrides = lens::placed_at(senders.filter(|sender| !sender.is_zero()));
     let data = Bytes::from(readCall { queries }.abi_encode());
-    let call = (json!({"to": LENS, "data": data}), "latest", overrides);
+    let call = json!({"to": LENS, "data": data});
     let reads = |answer: &Bytes| readCall::abi_decode_returns(answer).is_ok();
-    let answer = rpc.call_overridden(call, reads).await?;
+    let answer = match time {
+        None => {
+            let parameters = (call, "latest", overrides);
+            rpc.call_overridden(parameters, reads).await?
+        }
+        Some(time) => {
+            let block = json!({"time": format!("0x{time:x}")});
+            let parameters = (call, "latest", overrides, block);
+            rpc.call_in_a_block(parameters, reads).await?
+        }
+    };
     let malformed = || RpcError::Malformed("eth_call");
     let answer = readCall::abi_decode_returns(&answer).map_err(|_| malformed())?;
     let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;
     let seconds = i64::try_from(answer.blockTime).map_err(|_| malformed())?;
+    if time.is_some_and(|time| U256::from(time) > answer.blockTime) {
+        // The endpoint has passed over the block's override.
+        return Err(malformed());
+    }
     let block_time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())?;
     let mut facts = Vec::with_capacity(answer.facts.len());
     for (row, token) in answer.facts.into_iter().zip(tokens) {

@@ -3,7 +3,7 @@
 
 use alloy::primitives::Bytes;
 use alloy::rpc::json_rpc::{RpcRecv, RpcSend};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::chain::lens::{self, LENS};
@@ -35,7 +35,7 @@ impl Rpc {
     /// [`RpcError::NoOverrides`] when no endpoint carries them out.
     pub(super) async fn call_overridden(
         &self,
-        parameters: (Value, &'static str, Map<String, Value>),
+        parameters: impl RpcSend,
         is_answer: impl Fn(&Bytes) -> bool,
     ) -> Result<Bytes, RpcError> {
         let order = || self.order_with_overrides();
@@ -49,6 +49,23 @@ impl Rpc {
             }
             self.note_overrides(index, false);
             Err(RpcError::NoOverrides)
+        };
+        self.rounds("eth_call", parameters, order, judge).await
+    }
+
+    /// A call with state overrides in a block that does not exist yet, which fewer nodes can do: who refuses it may do the other.
+    ///
+    /// # Errors
+    /// When no endpoint does it.
+    pub(super) async fn call_in_a_block(
+        &self,
+        parameters: impl RpcSend,
+        is_answer: impl Fn(&Bytes) -> bool,
+    ) -> Result<Bytes, RpcError> {
+        let order = || self.order_with_overrides();
+        let judge = |_: usize, answer: Result<Bytes, RpcError>| match answer {
+            Ok(answer) if !is_answer(&answer) => Err(RpcError::NoOverrides),
+            answer => answer,
         };
         self.rounds("eth_call", parameters, order, judge).await
     }

@@ -36,7 +36,8 @@ const AUTHORIZATION_CANCELED: B256 =
 const AUTHORIZATION_USED: B256 =
     b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5");
 
-/// 65 bytes go through the older overload, which every EIP-3009 token has; wallets need the newer one.
+/// The payer's own signature goes through the older overload, which every EIP-3009 token has; what only the payer's code can judge needs the
+/// newer one, also where it has 65 bytes.
 pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     let signed = payment.terms;
     let (value, after, before) = (
@@ -44,9 +45,9 @@ pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
         signed.valid_after.atomic(),
         signed.valid_before.atomic(),
     );
-    let fixed: Result<[u8; 65], _> = payment.signature[..].try_into();
-    let data = match fixed {
-        Ok(bytes) => {
+    let fixed: Option<[u8; 65]> = payment.signature[..].try_into().ok();
+    let data = match fixed.filter(|_| payment.is_by_payers_key()) {
+        Some(bytes) => {
             let (scalars, v) = bytes.split_at(64);
             let (r, s) = scalars.split_at(32);
             let v = v.first().copied().unwrap_or_default();
@@ -57,13 +58,13 @@ pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
                 validAfter: after,
                 validBefore: before,
                 nonce: signed.nonce,
-                v: if v < 27 { v + 27 } else { v },
+                v,
                 r: B256::from_slice(r),
                 s: B256::from_slice(s),
             }
             .abi_encode()
         }
-        Err(_) => Eip3009::transferWithAuthorization_1Call {
+        None => Eip3009::transferWithAuthorization_1Call {
             from: signed.from,
             to: signed.to,
             value,

@@ -70,6 +70,9 @@ pub(super) struct PayArguments {
     /// Your own name for the purchase; without it method, URL and body tell purchases apart.
     #[arg(long, value_name = "NAME")]
     purchase_id: Option<String>,
+    /// This is another purchase, although a payment to the same seller over the same amount is open and may still land.
+    #[arg(long)]
+    another: bool,
     /// An earlier payment for this purchase has expired, and you have made sure that it moved no money: sign another one.
     #[arg(long)]
     sign_again: bool,
@@ -205,6 +208,7 @@ impl PayArguments {
             network,
             purchase_id: self.purchase_id.clone(),
             sessions,
+            another: self.another,
             sign_again: self.sign_again,
             ..PayOptions::up_to(ceiling)
         })

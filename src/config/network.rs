@@ -15,6 +15,9 @@ use crate::protocol::field::parse_address;
 use crate::protocol::networks::NETWORKS;
 use crate::protocol::{DomainSeparator, Network};
 
+/// A week, which sellers ask for who think in days, and a day for what clocks and slack add. What is signed for longer stays open longer.
+const VALIDITY_MAX_S: u32 = 8 * 24 * 3600;
+
 /// Everything about one network.
 #[derive(Debug)]
 pub struct NetworkConfig {
@@ -292,7 +295,7 @@ impl Reader<'_> {
         );
         let (validity_min_s, validity_max_s) = (
             entry.validity_min_s.unwrap_or(6),
-            entry.validity_max_s.unwrap_or(24 * 3600),
+            entry.validity_max_s.unwrap_or(VALIDITY_MAX_S),
         );
         self.needs(
             validity_min_s < validity_max_s,

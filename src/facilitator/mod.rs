@@ -215,6 +215,7 @@ impl Facilitator {
         if !site.is_open() {
             return Err(Outage::NetworkStarting(site.policy.network).into());
         }
+        let candidate = self.unwrapped(site, candidate).await?;
         let facts = site.facts.of(candidate.signed()).await?;
         let verified = candidate.verified(&facts)?;
         let candidate = verified.candidate();
@@ -247,6 +248,15 @@ impl Facilitator {
             }
             (Purpose::Verify | Purpose::Settle, _) => Err(cannot.into()),
         }
+    }
+
+    /// The payment as it is settled: an ERC-6492 wrapper says nothing about whether its wallet is deployed, so the chain is asked.
+    async fn unwrapped(&self, site: &Site, candidate: Candidate) -> Result<Candidate, Halt> {
+        if candidate.wallet.is_none() {
+            return Ok(candidate);
+        }
+        let code = site.rpc.code(candidate.authorization.from).await?;
+        Ok(candidate.with_wallet_deployed(&site.policy, !code.is_empty())?)
     }
 
     /// Waits for a change of a payment. `false`: the deadline came first, or the service stops.

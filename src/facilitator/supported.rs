@@ -58,21 +58,24 @@ impl Facilitator {
 /// a signer can send.
 fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
     let network = site.policy.network;
+    // Sellers choose how long a payment may be open; beyond this it is refused.
+    let longest = site.policy.validity_max.whole_seconds();
     // Where no token speaks EIP-3009 it takes the proxy.
     let by_token = |asset: &Asset| asset.method == TransferMethod::Eip3009;
     let served = site.policy.assets.iter().any(by_token) || site.proxies().exact;
-    let exact = kinds_of(Scheme::Exact, network).map(|(version, scheme, network)| SupportedKind {
-        x402_version: version,
-        scheme: scheme.to_owned(),
-        network,
-        extra: None,
-    });
+    let exact =
+        kinds_of(Scheme::Exact, network).map(move |(version, scheme, network)| SupportedKind {
+            x402_version: version,
+            scheme: scheme.to_owned(),
+            network,
+            extra: json!({ "maxTimeoutSeconds": longest }).as_object().cloned(),
+        });
     let facilitator = site.able_signer().filter(|_| site.proxies().upto);
     let upto = facilitator.map(|facilitator| SupportedKind {
         x402_version: X402Version::V2,
         scheme: Scheme::Upto.name().to_owned(),
         network: network.to_string(),
-        extra: json!({ "facilitatorAddress": spelled(facilitator) })
+        extra: json!({ "facilitatorAddress": spelled(facilitator), "maxTimeoutSeconds": longest })
             .as_object()
             .cloned(),
     });

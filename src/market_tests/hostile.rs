@@ -74,6 +74,54 @@ async fn seller(
     (format!("{}/report", market.open(router).await), seen)
 }
 
+/// Of the services that are listed as v2, a good part say so in the body alone, or leave out or rename what is not needed to pay.
+#[tokio::test]
+async fn challenges_in_the_body_alone_and_of_odd_headers_are_paid() {
+    let good = asking("10000");
+    let changed = |change: fn(&mut serde_json::Map<String, Value>)| {
+        let mut challenge = good.clone();
+        change(challenge.as_object_mut().unwrap());
+        challenge
+    };
+    let bare = changed(|all| drop(all.remove("resource")));
+    let renamed = changed(|all| {
+        let resource = all.remove("resource").unwrap();
+        all.insert("resourceInfo".to_owned(), resource);
+    });
+    let text = changed(|all| drop(all.insert("resource".to_owned(), json!("http://shop/"))));
+    let encoded = |challenge: &Value| Some(header::encode(challenge).unwrap());
+    for (head, body) in [
+        (None, good.to_string()),
+        (None, format!("\u{feff}{good}")),
+        (encoded(&bare), String::new()),
+        (encoded(&renamed), "{}".to_owned()),
+        (encoded(&text), String::new()),
+        (None, text.to_string()),
+        (Some("this is no base64".to_owned()), good.to_string()),
+        (encoded(&json!({"x402Version": 2})), good.to_string()),
+    ] {
+        let mut market = Market::default();
+        let router = Router::new().fallback(async move |headers: HeaderMap| {
+            if headers.contains_key("payment-signature") {
+                return result(200, &settled());
+            }
+            let mut answer = (StatusCode::PAYMENT_REQUIRED, body.clone()).into_response();
+            if let Some(head) = &head {
+                answer
+                    .headers_mut()
+                    .insert(PAYMENT_REQUIRED, head.parse().unwrap());
+            }
+            answer
+        });
+        let url = format!("{}/report", market.open(router).await);
+        let paid = client().get(&url, &cent()).await.unwrap();
+        assert_eq!(
+            (paid.status.as_u16(), paid.transaction()),
+            (200, Some(HASH))
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_raised_price_on_the_retry_is_not_paid() {
     let mut market = Market::default();

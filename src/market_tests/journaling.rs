@@ -67,7 +67,13 @@ async fn other_bodies_methods_and_ids_are_other_purchases_and_an_id_stays_at_its
     };
     for (url, options) in [
         (report.clone(), cent()),
-        (format!("{report}?day=7"), cent()),
+        (
+            format!("{report}?day=7"),
+            PayOptions {
+                another: true,
+                ..cent()
+            },
+        ),
         (report.clone(), named("first")),
         (report.clone(), named("second")),
         (format!("{report}?day=8"), named("second")),
@@ -87,6 +93,90 @@ async fn other_bodies_methods_and_ids_are_other_purchases_and_an_id_stays_at_its
         "{error}"
     );
     assert_eq!(market.asked().len(), asked);
+}
+
+#[tokio::test]
+async fn a_retry_in_other_words_signs_nothing_without_the_callers_word() {
+    let mut market = Market::default();
+    let seller = market.seller(Flow::Upfront).await;
+    let report = |query: &str| format!("{seller}/report{query}");
+    let (journal, other_seller) = (Journal::in_memory(), market.seller(Flow::Upfront).await);
+    let buyer = |now| client().journal(journal.clone()).clock(at(now));
+    outage(&market);
+    let lost = buyer(NOW).get(&report("?ts=1"), &cent()).await.unwrap_err();
+    market.script.lock().unwrap().answers.clear();
+    let asked = nonces(&market);
+    for again in ["?ts=2", "/", "?ts=1&page=1"] {
+        let error = buyer(NOW).get(&report(again), &cent()).await.unwrap_err();
+        assert_eq!(error.code(), "may_be_repeated", "{again}: {error}");
+        assert_eq!(error.handed(), lost.handed());
+        assert!(error.money_may_have_moved());
+        let said = error.to_string();
+        let until = error.handed().unwrap().valid_before.unwrap().to_string();
+        assert!(said.contains("/report") && said.contains(&until), "{said}");
+        assert!(!said.contains("ts=1"), "a query may be secret: {said}");
+        assert!(error.advice().contains("--purchase-id"));
+    }
+    assert_eq!(nonces(&market), asked, "nothing was signed");
+    // Another seller, another price, the caller's word, and time: each makes another purchase of it.
+    let elsewhere = format!("{other_seller}/report");
+    assert_eq!(
+        buyer(NOW).get(&elsewhere, &cent()).await.unwrap().status,
+        200
+    );
+    let (another, id) = (true, Some("mine".to_owned()));
+    for options in [
+        PayOptions { another, ..cent() },
+        PayOptions {
+            purchase_id: id,
+            ..cent()
+        },
+    ] {
+        let paid = buyer(NOW).get(&report("?ts=3"), &options).await.unwrap();
+        assert_eq!(paid.status, 200);
+    }
+    // The call as it was presents its payment again, and closes it.
+    let same = buyer(NOW).get(&report("?ts=1"), &cent()).await.unwrap();
+    assert_eq!(same.status, 200);
+    assert_eq!(same.handed.as_ref(), lost.handed());
+    assert_eq!(
+        buyer(NOW)
+            .get(&report("?ts=4"), &cent())
+            .await
+            .unwrap()
+            .status,
+        200
+    );
+    outage(&market);
+    buyer(NOW).get(&report("?ts=5"), &cent()).await.unwrap_err();
+    market.script.lock().unwrap().answers.clear();
+    assert_eq!(
+        buyer(LATER)
+            .get(&report("?ts=6"), &cent())
+            .await
+            .unwrap()
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn calls_that_are_under_way_together_are_no_repetitions_of_each_other() {
+    let mut market = Market::default();
+    let seller = market.seller(Flow::Upfront).await;
+    let (buyer, options) = (client(), cent());
+    let urls: Vec<_> = (0..8)
+        .map(|day| format!("{seller}/report?day={day}"))
+        .collect();
+    let mut calls = JoinSet::new();
+    for url in urls {
+        let (buyer, options) = (buyer.clone(), options.clone());
+        calls.spawn(async move { buyer.get(&url, &options).await });
+    }
+    while let Some(call) = calls.join_next().await {
+        assert_eq!(call.unwrap().unwrap().status, 200);
+    }
+    assert_eq!(nonces(&market).len(), 8);
 }
 
 #[tokio::test]

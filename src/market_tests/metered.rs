@@ -142,6 +142,10 @@ async fn what_cannot_be_charged_is_the_sellers_fault_and_settles_nothing() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     let buyer = client();
+    let another = PayOptions {
+        another: true,
+        ..cent()
+    };
     for wish in [
         ("typed", "10001"),
         ("typed", "$0.010001"),
@@ -153,7 +157,7 @@ async fn what_cannot_be_charged_is_the_sellers_fault_and_settles_nothing() {
     ] {
         market.script.lock().unwrap().asked.clear();
         let error = buyer
-            .get(&wishing(&url, &[wish]), &cent())
+            .get(&wishing(&url, &[wish]), &another)
             .await
             .unwrap_err();
         assert!(

@@ -71,6 +71,48 @@ async fn without_a_facilitator_nothing_is_served_and_nothing_is_told_about_it() 
 }
 
 #[tokio::test]
+async fn a_facilitator_that_redirects_serves_nothing_and_is_named_with_the_redirects_target() {
+    let mut market = Market::default();
+    let away = Router::new().fallback(async || {
+        let target = "https://www.facilitator.example/v1/?key=secret";
+        (StatusCode::PERMANENT_REDIRECT, [("location", target)])
+    });
+    let facilitator = market.open(away).await;
+    let paywall = Paywall::new(&facilitator)
+        .pay_to(Address::repeat_byte(0x22))
+        .network(BASE_SEPOLIA)
+        .route("GET /report", Price::dollars("0.01").unwrap());
+    let error = paywall.build().unwrap().check().await.unwrap_err();
+    let said = error.to_string();
+    assert!(
+        said.contains("https://www.facilitator.example/v1/"),
+        "{said}"
+    );
+    assert!(!said.contains("secret"), "{said}");
+    for flow in [Flow::Upfront, Flow::AfterHandler] {
+        let url = format!("{}/report", market.seller_with(&facilitator, flow).await);
+        let response = present(&url, &challenge(&url).await).await;
+        assert!(response.status().is_server_error(), "{}", response.status());
+    }
+    assert_eq!(market.runs(), 0);
+
+    let error = client()
+        .facilitator(facilitator.parse().unwrap())
+        .get(
+            &format!("{}/report", market.seller(Flow::Upfront).await),
+            &PayOptions {
+                sessions: crate::buyer::SessionUse::PayFirst,
+                ..cent()
+            },
+        )
+        .await
+        .unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("www.facilitator.example/v1/"), "{cause}");
+    assert!(!cause.contains("secret"), "{cause}");
+}
+
+#[tokio::test]
 async fn an_answer_that_is_no_x402_answer_is_an_outage_too() {
     let mut market = Market::default();
     for flow in [Flow::Upfront, Flow::AfterHandler] {

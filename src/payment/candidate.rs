@@ -2,7 +2,7 @@
 
 mod reading;
 
-use alloy::primitives::{Address, B256, Bytes};
+use alloy::primitives::{Address, B256, Bytes, U256};
 use time::OffsetDateTime;
 
 use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
@@ -157,6 +157,7 @@ impl Candidate {
             digest: self.digest,
             signature: &self.signature,
             wallet: self.wallet.as_ref(),
+            signed_by: Some(self.signed_by),
         }
     }
 
@@ -210,7 +211,7 @@ impl Candidate {
         Ok(())
     }
 
-    /// Whether the operator and the clock allow a new payment: asset, payee, domain, factory, facilitator, window; and whether it pays the
+    /// Whether the operator and the clock allow a new payment: asset, payee, domain, facilitator, window; and whether it pays the
     /// amount. `now` is the later of the wall clock and the newest block's time.
     ///
     /// # Errors
@@ -238,20 +239,34 @@ impl Candidate {
             return Err(self.refuse(Reason::InvalidPaymentRequirements, why));
         }
         self.names_the_domain_of(asset)?;
-        if let Some(wallet) = self
-            .wallet
-            .as_ref()
-            .filter(|wallet| !policy.factories.contains(&wallet.factory))
-        {
-            let why = format!(
-                "the factory {} is not on this facilitator's list",
-                wallet.factory
-            );
-            return Err(self.refuse(Reason::FactoryNotAllowed, why));
-        }
         self.names_a_facilitator_of(policy)?;
         self.is_in_its_window(policy, now)?;
         self.pays_the_amount()
+    }
+
+    /// The same payment, with what an ERC-6492 wrapper comes to. A wallet that is deployed needs no factory, listed or not; one that is
+    /// not may be deployed at our cost by a listed factory alone.
+    ///
+    /// # Errors
+    /// When the wallet is not deployed, and its factory is not listed.
+    pub fn with_wallet_deployed(
+        mut self,
+        policy: &NetworkPolicy,
+        deployed: bool,
+    ) -> Result<Self, Refusal> {
+        if deployed {
+            self.wallet = None;
+        }
+        match &self.wallet {
+            Some(wallet) if !policy.factories.contains(&wallet.factory) => {
+                let why = format!(
+                    "{} is not deployed, and the factory {} is not on this facilitator's list",
+                    self.authorization.from, wallet.factory
+                );
+                Err(self.refuse(Reason::FactoryNotAllowed, why))
+            }
+            Some(_) | None => Ok(self),
+        }
     }
 
     fn names_a_facilitator_of(&self, policy: &NetworkPolicy) -> Result<(), Refusal> {
@@ -304,16 +319,22 @@ impl Candidate {
         let before_s = i64::try_from(before.atomic()).unwrap_or(i64::MAX);
         if before_s < limits.0 || before_s > limits.1 {
             let why = format!(
-                "expected the authorization to end between {} and {} (now is {}), it ends at {before}",
+                "expected the authorization to end between {} and {}, at least {} s and at most {} s from now ({}), it ends at {before}; a seller's maxTimeoutSeconds must not be more than {}",
                 limits.0,
                 limits.1,
-                seconds(now)
+                policy.validity_min.whole_seconds(),
+                policy.validity_max.whole_seconds(),
+                seconds(now),
+                policy.validity_max.whole_seconds()
             );
             return Err(self.object(Fault::Ends, why));
         }
-        if i64::try_from(after.atomic()).unwrap_or(i64::MAX) > seconds(now) {
+        let ahead = after
+            .atomic()
+            .saturating_sub(U256::from(u64::try_from(seconds(now)).unwrap_or_default()));
+        if !ahead.is_zero() {
             let why = format!(
-                "expected validAfter of at most {}, got {after}",
+                "expected validAfter of at most {} (now), got {after}: it begins {ahead} s from now, so the payer's clock is {ahead} s ahead, or it is meant for later",
                 seconds(now)
             );
             return Err(self.object(Fault::Begins, why));

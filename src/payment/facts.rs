@@ -89,6 +89,7 @@ impl Candidate {
         // A charge of nothing moves nothing: there is nothing to simulate, but the nonce must be there to be consumed.
         let moves_nothing = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
         let may_wait = self.signed().awaits_approval(facts);
+        let may_wait = may_wait || self.signed().waits_for_its_time(facts);
         if !facts.transfer_succeeds && !moves_nothing && !may_wait {
             let (reason, message) = diagnosis(self.version, self.signed(), facts);
             return Err(self.refuse(reason, message));
@@ -126,7 +127,8 @@ impl Candidate {
         Err(self.refuse(Reason::Eip2612DeadlineExpired, why))
     }
 
-    /// Mirrors the token's own rule: an address with code answers for itself (ERC-1271), whatever its key may have signed.
+    /// Mirrors the tokens' own rules: an address with code answers for itself (ERC-1271), whatever its key may have signed, unless the
+    /// token takes the key's word.
     ///
     /// # Errors
     /// The code of a signature that the token would not accept.
@@ -137,7 +139,9 @@ impl Candidate {
         }
         let payer = self.authorization.from;
         if facts.payer_has_code {
-            if !facts.signature_accepted {
+            // A token of the first form recovers the signature whatever code there is: its own word, the simulation, decides.
+            let recovered = self.signed_by == SignedBy::Payer && facts.transfer_succeeds;
+            if !facts.signature_accepted && !recovered {
                 let why = format!(
                     "{payer} has code, and its isValidSignature does not accept the signature"
                 );
@@ -153,6 +157,36 @@ impl Candidate {
             return Err(self.object(Fault::Signature, why));
         }
         Ok(())
+    }
+}
+
+impl Signed<'_> {
+    /// Whether a simulation failed for nothing but its time: it was made before the authorization begins.
+    pub fn waits_for_its_time(&self, facts: &ChainFacts) -> bool {
+        // The version decides about the code's spelling alone.
+        let version = X402Version::V2;
+        let early = [
+            self.method.reason(version, Fault::Begins),
+            Reason::Permit2PaymentTooEarly,
+        ];
+        !facts.transfer_succeeds
+            && self.is_early_for(facts)
+            && early.contains(&diagnosis(version, *self, facts).0)
+    }
+
+    /// Whether the authorization begins after the time at which the chain was looked at.
+    pub fn is_early_for(&self, facts: &ChainFacts) -> bool {
+        let time = u64::try_from(facts.block_time.unix_timestamp()).unwrap_or_default();
+        self.begins() > U256::from(time)
+    }
+
+    /// Whether a token has no ear for the signature that the payer's contract accepts.
+    fn is_not_heard(&self, facts: &ChainFacts, revert: &str) -> bool {
+        *self.method == Method::Eip3009
+            && facts.payer_has_code
+            && facts.signature_accepted
+            && !self.is_by_payers_key()
+            && (facts.revert.is_empty() || revert.to_lowercase().contains("signature"))
     }
 }
 
@@ -198,6 +232,13 @@ fn diagnosis(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (R
     match signed.method {
         Method::Eip3009 if text.contains("expired") => (reason(Fault::Ends), text),
         Method::Eip3009 if text.contains("not yet valid") => (reason(Fault::Begins), text),
+        Method::Eip3009 if signed.is_not_heard(facts, &text) => (
+            reason(Fault::Simulation),
+            format!(
+                "the token {} takes plain accounts only: it has no transferWithAuthorization for the signature of the contract wallet {}",
+                signed.asset, signed.terms.from
+            ),
+        ),
         Method::Eip3009 | Method::Permit2(_) => (
             reason(Fault::Simulation),
             format!("the simulated transfer reverted: {text}"),
@@ -240,6 +281,7 @@ mod tests {
     use super::*;
     use crate::payment::specimen::{AMOUNT, candidate, facts, payment};
     use crate::payment::{PaymentState, Wallet};
+    use crate::protocol::Amount;
 
     fn reverted(text: &str) -> ChainFacts {
         ChainFacts {
@@ -316,13 +358,68 @@ mod tests {
             signature_accepted: true,
             ..silent.clone()
         };
+        let refusing = ChainFacts {
+            transfer_succeeds: false,
+            ..silent.clone()
+        };
         for candidate in [candidate(), unrecognised()] {
             assert_eq!(
-                verdict(candidate.clone(), &silent),
+                verdict(candidate.clone(), &refusing),
                 Err(Reason::ExactSignature)
             );
             assert_eq!(verdict(candidate, &accepting), Ok(()));
         }
+        // Unless the token takes the key's word.
+        assert_eq!(verdict(candidate(), &silent), Ok(()));
+        assert_eq!(
+            verdict(unrecognised(), &silent),
+            Err(Reason::ExactSignature)
+        );
+    }
+
+    #[test]
+    fn what_fails_for_nothing_but_its_time_waits_for_it() {
+        let early = "FiatTokenV2: authorization is not yet valid";
+        let mut young = candidate();
+        young.authorization.valid_after =
+            Amount::from_atomic(U256::from(facts().block_time.unix_timestamp()));
+        assert_eq!(verdict(young.clone(), &reverted(early)), Ok(()));
+        assert_eq!(
+            verdict(candidate(), &reverted(early)),
+            Err(Reason::ExactValidAfter),
+            "it has begun"
+        );
+        for (facts, expected) in [
+            (reverted("paused"), Reason::ExactSimulationFailed),
+            (
+                ChainFacts {
+                    balance: Some(U256::ZERO),
+                    ..reverted(early)
+                },
+                Reason::ExactInsufficientBalance,
+            ),
+        ] {
+            assert_eq!(verdict(young.clone(), &facts), Err(expected));
+        }
+    }
+
+    #[test]
+    fn a_contract_wallet_hears_that_its_token_takes_plain_accounts_only() {
+        let unheard = ChainFacts {
+            payer_has_code: true,
+            signature_accepted: true,
+            transfer_succeeds: false,
+            ..facts()
+        };
+        let refusal = unrecognised().verified(&unheard).unwrap_err();
+        assert_eq!(refusal.reason, Reason::ExactSimulationFailed);
+        assert!(refusal.message.contains("plain accounts only"));
+        let paused = ChainFacts {
+            revert: Revert::from("paused").abi_encode().into(),
+            ..unheard
+        };
+        let refusal = unrecognised().verified(&paused).unwrap_err();
+        assert!(refusal.message.contains("paused"), "{}", refusal.message);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! How a payment's money is moved: by the token itself, or by Permit2 through the proxy of a scheme. What differs between the two is said
 //! here and in the chain's room for each; everything else treats payments alike.
 
-use alloy::primitives::{Address, B256, Bytes};
+use alloy::primitives::{Address, B256, Bytes, U256};
 
 use crate::payment::approval::Wanted;
-use crate::payment::{Approval, ChainFacts, Wallet};
+use crate::payment::{Approval, ChainFacts, SignedBy, Wallet, signature};
 use crate::protocol::permit2::{PERMIT2, proxy_of};
 use crate::protocol::{Amount, Authorization, Network, Reason, Scheme, X402Version};
 
@@ -57,9 +57,33 @@ pub struct Signed<'a> {
     pub signature: &'a Bytes,
     /// How to deploy the payer's wallet first.
     pub wallet: Option<&'a Wallet>,
+    /// Who signed, where that was worked out already.
+    pub signed_by: Option<SignedBy>,
 }
 
 impl Signed<'_> {
+    /// Whether the payer's own key made the signature, spelled with `v` 27 or 28: the only kind that `v`, `r` and `s` can carry. Any
+    /// other is for the payer's code to judge, also one of 65 bytes.
+    pub fn is_by_payers_key(&self) -> bool {
+        let recovered = || {
+            let normal = signature::normalised(self.signature)?;
+            let spelled = normal == self.signature[..];
+            (spelled && signature::signer(&normal, self.digest) == Some(self.terms.from))
+                .then_some(SignedBy::Payer)
+        };
+        self.signed_by.or_else(recovered) == Some(SignedBy::Payer)
+    }
+
+    /// The first second of the chain's time at which it can move money: tokens want a later time than `validAfter`, Permit2's proxies at
+    /// least that.
+    pub fn begins(&self) -> U256 {
+        let after = self.terms.valid_after.atomic();
+        match self.method {
+            Method::Eip3009 => after.saturating_add(U256::ONE),
+            Method::Permit2(_) => after,
+        }
+    }
+
     /// Whether nothing but the payer's allowance to Permit2 is missing, and the payer has signed an approval that can be submitted first.
     pub fn awaits_approval(&self, facts: &ChainFacts) -> bool {
         let sponsored = self

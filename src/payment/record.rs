@@ -72,6 +72,7 @@ impl Payment {
             digest: self.digest,
             signature: &self.signature,
             wallet: self.wallet.as_ref(),
+            signed_by: None,
         }
     }
 

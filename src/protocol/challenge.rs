@@ -1,6 +1,6 @@
 //! The 402: what a seller answers before it is paid, in both dialects.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::protocol::{Network, PaymentRequirements, Scheme, X402Version, v1};
@@ -16,8 +16,12 @@ pub struct PaymentRequired {
     /// Why nothing was served; sellers also put a facilitator's refusal here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What is being sold (v2 only; in v1 each entry says it).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What is being sold (v2 only; in v1 each entry says it). One of another shape is as good as none: it is not what is paid for.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "resource_if_readable"
+    )]
     pub resource: Option<Resource>,
     /// The ways to pay, in the seller's order of preference.
     pub accepts: Vec<Value>,
@@ -41,6 +45,11 @@ pub struct Resource {
     /// Members that we do not know, kept because the resource is echoed.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+fn resource_if_readable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Resource>, D::Error> {
+    let raw = Value::deserialize(from)?;
+    Ok(serde_json::from_value(raw).ok())
 }
 
 /// An entry of `accepts` that we understand, with the raw entry it came from.

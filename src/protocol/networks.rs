@@ -143,6 +143,17 @@ impl Network {
             .map(KnownNetwork::network)
     }
 
+    /// By how many seconds at least a block is younger than the one before, as far as that is certain: 0 where blocks come fast or are not
+    /// known.
+    pub fn steady_block_s(self) -> u64 {
+        let known = self.known().map_or(0, |known| known.block_time_ms);
+        if known >= 2_000 {
+            u64::from(known / 1_000)
+        } else {
+            0
+        }
+    }
+
     /// The symbol of the currency in which gas is paid, where it is known.
     pub fn native_symbol(self) -> Option<&'static str> {
         self.known().map(|known| known.native_symbol)

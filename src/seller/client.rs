@@ -43,6 +43,16 @@ pub enum FacilitatorError {
     /// No connection, no answer in time, or an answer that broke off.
     #[error("the facilitator did not answer")]
     Unreachable(#[source] reqwest::Error),
+    /// It wants to be asked elsewhere, and a payment follows no redirect. Holds the HTTP status and the place, without its query.
+    #[error(
+        "the facilitator redirects (HTTP {status}) to {target}: configure the URL that answers by itself"
+    )]
+    Redirected {
+        /// The HTTP status.
+        status: u16,
+        /// Where to.
+        target: String,
+    },
     /// An answer without the member that makes it one; holds the HTTP status.
     #[error("the facilitator answered {0} with something else than an x402 answer")]
     Unintelligible(u16),
@@ -55,7 +65,7 @@ impl FacilitatorError {
         match self {
             Self::Unreachable(error) => !error.is_connect() && !error.is_builder(),
             Self::Unintelligible(status) => matches!(status, 200 | 502 | 504),
-            Self::Url | Self::Setup(_) => false,
+            Self::Redirected { .. } | Self::Url | Self::Setup(_) => false,
         }
     }
 }
@@ -172,6 +182,12 @@ impl FacilitatorClient {
         let unreachable =
             |error: reqwest::Error| FacilitatorError::Unreachable(error.without_url());
         let mut response = request.send().await.map_err(unreachable)?;
+        if response.status().is_redirection() {
+            return Err(FacilitatorError::Redirected {
+                status: response.status().as_u16(),
+                target: target_of(&response),
+            });
+        }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len().saturating_add(chunk.len()) > BODY_BYTES_MAX {
@@ -181,6 +197,18 @@ impl FacilitatorClient {
         }
         Ok((response.status(), body))
     }
+}
+
+/// Where a redirect leads: host and path alone, because a query may hold a key.
+fn target_of(response: &reqwest::Response) -> String {
+    let location = response.headers().get(reqwest::header::LOCATION);
+    let location = location.and_then(|location| location.to_str().ok());
+    let target = location.and_then(|location| response.url().join(location).ok());
+    let Some(target) = target else {
+        return "a place that it does not name".to_owned();
+    };
+    let shown = format!("{}{}", target.origin().ascii_serialization(), target.path());
+    shown.chars().take(200).collect()
 }
 
 impl fmt::Debug for FacilitatorClient {

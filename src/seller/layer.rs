@@ -11,9 +11,9 @@ use axum::extract::{OriginalUri, Request};
 use axum::response::Response;
 use tower::{Layer, Service};
 
-use crate::seller::answer;
 use crate::seller::path::{Meets, find};
 use crate::seller::sale::Shop;
+use crate::seller::{FacilitatorError, answer};
 
 /// Guards the priced routes of the router that it is layered on.
 #[derive(Clone)]
@@ -33,6 +33,20 @@ impl PaywallLayer {
         Self {
             shop: Arc::new(shop),
         }
+    }
+}
+
+impl PaywallLayer {
+    /// Asks the facilitator for its `/supported`, so that one that is not there, redirects or is something else is found when the server
+    /// starts, and not by the first buyer. Nothing depends on it.
+    ///
+    /// # Errors
+    /// [`FacilitatorError`] says what is wrong; it is logged too.
+    pub async fn check(&self) -> Result<(), FacilitatorError> {
+        let answer = self.shop.facilitator.supported().await;
+        answer.map(drop).inspect_err(|error| {
+            tracing::error!(%error, "facilitator cannot be used; no payment will be taken");
+        })
     }
 }
 

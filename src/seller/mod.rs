@@ -15,6 +15,7 @@ mod answer;
 mod charge;
 mod client;
 mod delivery;
+mod forwarded;
 mod layer;
 mod offer;
 mod owed;
@@ -46,6 +47,7 @@ use url::Url;
 use crate::protocol::Network;
 use crate::protocol::amount::AmountError;
 use crate::seller::announced::Announced;
+use crate::seller::forwarded::Forwarded;
 use crate::seller::offer::{Manner, Offers, Source};
 use crate::seller::owed::Purchases;
 use crate::seller::path::Pattern;
@@ -304,7 +306,7 @@ impl Paywall {
     /// The layer for [`axum::Router::layer`].
     ///
     /// # Errors
-    /// [`PaywallError`] says what is missing or wrong. The facilitator is not asked here.
+    /// [`PaywallError`] says what is missing or wrong. The facilitator is not asked here but by [`PaywallLayer::check`].
     pub fn build(self) -> Result<PaywallLayer, PaywallError> {
         let facilitator =
             FacilitatorClient::new(&self.facilitator).map_err(PaywallError::Facilitator)?;
@@ -326,6 +328,7 @@ impl Paywall {
             purchases,
             tasks: TaskTracker::new(),
             public_url: self.public_url,
+            forwarded: Forwarded::default(),
             announced: self.announced,
             settlers: Settlers::default(),
             settled: self.settled,

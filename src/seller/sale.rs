@@ -18,6 +18,7 @@ use crate::protocol::{Amount, Means, PaymentRequirements, Reason, SettleResponse
 use crate::seller::announced::Announced;
 use crate::seller::answer::{Quote, broken, outage, receipt, too_long};
 use crate::seller::delivery::watched;
+use crate::seller::forwarded::Forwarded;
 use crate::seller::owed::{PurchaseKey, Purchases, Refused, Serving};
 use crate::seller::settlers::{NoSettler, Settlers};
 use crate::seller::settling::{Ends, Settling};
@@ -34,6 +35,7 @@ pub(super) struct Shop {
     pub(super) purchases: Purchases,
     pub(super) tasks: TaskTracker,
     pub(super) public_url: Option<Url>,
+    pub(super) forwarded: Forwarded,
     pub(super) announced: Announced,
     pub(super) settlers: Settlers,
     pub(super) settled: Option<Hook>,
@@ -169,7 +171,9 @@ impl Shop {
                     .map(axum::http::uri::Authority::as_str)
             })
             .unwrap_or("localhost");
-        format!("http://{host}{path}")
+        let url = format!("http://{host}{path}");
+        self.forwarded.compare(&parts.headers, &url);
+        url
     }
 }
 

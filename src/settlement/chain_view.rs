@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use alloy::primitives::B256;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::chain::{Head, Receipt};
 
@@ -16,6 +17,8 @@ const BLOCKS_KEPT: usize = 64;
 pub struct Moved {
     /// The newest block, once one was seen.
     pub head: Option<Head>,
+    /// Since when it is the newest.
+    pub since: Option<Instant>,
     /// Counts reorganisations: after one, a lane reads its open transactions anew.
     pub reorganisations: u64,
     /// Counts blocks whose receipts were not read: after one, a lane asks for its transactions by hash.
@@ -100,6 +103,9 @@ impl ChainView {
     /// Tells the lanes.
     pub fn publish(&self, head: Head, reorganised: bool, gap: bool) {
         self.moved.send_modify(|moved| {
+            if moved.head.is_none_or(|known| known.hash != head.hash) {
+                moved.since = Some(Instant::now());
+            }
             moved.head = Some(head);
             moved.reorganisations += u64::from(reorganised);
             moved.gaps += u64::from(gap);

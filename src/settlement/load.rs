@@ -1,7 +1,7 @@
 //! Which payments ride together: pure.
 
 use crate::chain::authorization::{batch_call, settlement_call};
-use crate::payment::{ChainFacts, Payment};
+use crate::payment::{ChainFacts, Payment, Signed, SignedBy};
 use crate::settlement::gas::GasRule;
 use alloy::primitives::{Address, Bytes};
 
@@ -35,6 +35,21 @@ impl Simulated {
             || self.facts.payer_has_code
             || self.payment.wallet.is_some()
             || self.payment.signer().is_some()
+            || self.is_young()
+    }
+
+    /// Whether it was not valid yet by the time of the block that was looked at: a batch is simulated there as a whole.
+    fn is_young(&self) -> bool {
+        self.payment.signed().is_early_for(&self.facts)
+    }
+
+    /// What the payer signed. A payer without code has signed with its key, or its payment would not be here.
+    pub(super) fn signed(&self) -> Signed<'_> {
+        let signed = self.payment.signed();
+        Signed {
+            signed_by: (!self.facts.payer_has_code).then_some(SignedBy::Payer),
+            ..signed
+        }
     }
 
     /// Whether two payments could not be told apart in the logs of one transaction: Permit2 does not say which nonce it used.
@@ -61,7 +76,7 @@ struct Size {
 
 impl Size {
     fn of(row: &Simulated, rule: &GasRule) -> Self {
-        let (_, data) = settlement_call(row.payment.signed());
+        let (_, data) = settlement_call(row.signed());
         Self {
             gas: row.gas_in_batch(rule),
             bytes: data.len() + CALL_BYTES,
@@ -137,8 +152,8 @@ impl Load {
     /// Whom to call, with what.
     pub(super) fn call(&self) -> (Address, Bytes) {
         match self.rows.as_slice() {
-            [only] => settlement_call(only.payment.signed()),
-            rows => batch_call(rows.iter().map(|row| row.payment.signed())),
+            [only] => settlement_call(only.signed()),
+            rows => batch_call(rows.iter().map(Simulated::signed)),
         }
     }
 

@@ -59,8 +59,11 @@ pub(super) async fn simulate(
         site.waiters.wake([payment.id]);
         return Ok(None);
     }
+    let payment = without_needless_factory(site, payment).await?;
     // A batch is rehearsed as a whole before it is sent, so older facts do where only plain accounts pay.
-    let usable = |facts: &ChainFacts| !facts.payer_has_code || is_fresh(site, facts);
+    let usable = |facts: &ChainFacts| {
+        (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(site, facts)
+    };
     let facts = match facts.filter(usable) {
         Some(known) => known,
         None => site.facts.of(payment.signed()).await?,
@@ -85,12 +88,24 @@ pub(super) async fn simulate(
             alone,
         }));
     }
+    if payment.signed().waits_for_its_time(&facts) {
+        // No endpoint simulates a later time, and the chain's has not come yet: it is found again in the ledger, a little later.
+        return Ok(None);
+    }
     if payment.signed().awaits_approval(&facts) {
         site.approvals.take_up(payment, &site.queue);
         return Ok(None);
     }
     eject(site, &payment, &facts).await?;
     Ok(None)
+}
+
+/// A payment whose wallet is deployed by now needs no factory.
+async fn without_needless_factory(site: &Site, mut payment: Payment) -> Result<Payment, RpcError> {
+    if payment.wallet.is_some() && !site.rpc.code(payment.authorization.from).await?.is_empty() {
+        payment.wallet = None;
+    }
+    Ok(payment)
 }
 
 /// Whether less than half of the time is left that is asked for at acceptance: too little for another block or two.
@@ -182,7 +197,7 @@ pub(super) async fn rehearse(
         });
     }
     let gas_limit = load.gas_limit(&load.call().1, &rule);
-    let batch: Vec<_> = load.rows.iter().map(|row| row.payment.signed()).collect();
+    let batch: Vec<_> = load.rows.iter().map(Simulated::signed).collect();
     let results = match site.rpc.rehearse(signer, &batch, gas_limit).await {
         Ok(results) => results,
         Err(error) => return Ok(not_simulated(site, load, error)),

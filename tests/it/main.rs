@@ -71,6 +71,8 @@ mod odd_rows;
 #[cfg(test)]
 mod odd_tokens;
 #[cfg(test)]
+mod odd_wallets;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod permission_attacks;
@@ -116,5 +118,7 @@ mod transfers;
 mod two_replicas;
 #[cfg(test)]
 mod unreadable_rows;
+#[cfg(test)]
+mod validity;
 #[cfg(test)]
 mod wallets;

@@ -13,10 +13,10 @@ async fn sellers_find_every_kind_at_both_prefixes() {
     for path in ["/supported", "/api/supported"] {
         let supported = world.facilitator.get(path).await.body;
         let kinds = json!([
-            {"x402Version": 2, "scheme": "exact", "network": "eip155:84532"},
-            {"x402Version": 1, "scheme": "exact", "network": "base-sepolia"},
+            {"x402Version": 2, "scheme": "exact", "network": "eip155:84532", "extra": {"maxTimeoutSeconds": 691_200}},
+            {"x402Version": 1, "scheme": "exact", "network": "base-sepolia", "extra": {"maxTimeoutSeconds": 691_200}},
             {"x402Version": 2, "scheme": "upto", "network": "eip155:84532",
-                "extra": {"facilitatorAddress": Chain::signers(1)[0].address.to_checksum(None)}},
+                "extra": {"facilitatorAddress": Chain::signers(1)[0].address.to_checksum(None), "maxTimeoutSeconds": 691_200}},
         ]);
         assert_eq!(supported["kinds"], kinds);
         let extensions = json!(["payment-session", "eip2612GasSponsoring"]);

@@ -1,11 +1,10 @@
 //! Payers of each kind: contract wallets, wallets that do not exist yet, delegated accounts, and the spellings of plain signatures.
 
-use alloy::primitives::{Address, B256, Bytes, U256, bytes, hex};
-use alloy::sol_types::{SolCall, SolValue};
+use alloy::primitives::{Address, B256, Bytes, U256, hex};
 use serde_json::json;
 use x402d::embedded::SMART_WALLET_FACTORY;
 
-use crate::support::{Purchase, Setup, World, addressOfCall, createWalletCall, new_account};
+use crate::support::{Purchase, Setup, World, addressOfCall, new_account, wrapped};
 
 const PAYEE: Address = Address::repeat_byte(0xca);
 const WALLET: Address = Address::repeat_byte(0x3a);
@@ -52,7 +51,7 @@ async fn an_account_that_delegates_to_a_wallet_pays_as_that_wallet_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wallet_of_an_unlisted_factory_is_refused_without_a_call_to_the_chain() {
+async fn a_wallet_of_an_unlisted_factory_is_refused_without_a_simulation() {
     let world = World::new().await;
     let purchase = undeployed(&world).await;
     let before = world.proxy.calls("eth_call");
@@ -76,7 +75,7 @@ async fn a_wallet_of_a_listed_factory_is_deployed_and_pays() {
 
     // The wallet exists now; wallets that do not know it yet wrap their signature all the same.
     let mut again = Purchase::new(&purchase.signer, PAYEE, 50).paid_by(wallet);
-    again.signature = Some(wrapped(&again));
+    again.signature = Some(wrapped(&again, SALT));
     settles(&world, &again).await;
     let bare = Purchase::new(&purchase.signer, PAYEE, 25).paid_by(wallet);
     settles(&world, &bare).await;
@@ -118,23 +117,8 @@ async fn undeployed(world: &World) -> Purchase {
     let wallet = world.chain.read(SMART_WALLET_FACTORY, at).await;
     world.chain.fund(wallet, 1_000).await;
     let mut purchase = Purchase::new(&owner, PAYEE, 100).paid_by(wallet);
-    purchase.signature = Some(wrapped(&purchase));
+    purchase.signature = Some(wrapped(&purchase, SALT));
     purchase
-}
-
-/// The owner's signature in an ERC-6492 wrapper.
-fn wrapped(purchase: &Purchase) -> Bytes {
-    let create = createWalletCall {
-        owner: purchase.signer.address(),
-        salt: SALT,
-    };
-    let create = Bytes::from(create.abi_encode());
-    let inner = purchase.own_signature();
-    let mut wrapped = (SMART_WALLET_FACTORY, create, inner).abi_encode_params();
-    wrapped.extend(bytes!(
-        "6492649264926492649264926492649264926492649264926492649264926492"
-    ));
-    wrapped.into()
 }
 
 /// The other signature that is as true in mathematics, and that tokens refuse.

@@ -245,12 +245,21 @@ fn a_wallet_is_deployed_only_by_a_listed_factory() {
             Some(STRANGER)
         );
         let mut policy = policy();
-        assert_eq!(
-            reason(candidate.is_allowed(&policy, now())),
-            Reason::FactoryNotAllowed
-        );
+        let deploying = candidate.clone().with_wallet_deployed(&policy, false);
+        assert_eq!(reason(deploying.map(drop)), Reason::FactoryNotAllowed);
+        let deployed = candidate.clone().with_wallet_deployed(&policy, true);
+        assert_eq!(deployed.unwrap().wallet, None, "no factory is needed");
         policy.factories.push(STRANGER);
-        candidate.is_allowed(&policy, now()).unwrap();
+        let deploying = candidate.with_wallet_deployed(&policy, false).unwrap();
+        assert!(deploying.wallet.is_some());
+        assert_eq!(
+            deploying
+                .with_wallet_deployed(&policy, true)
+                .unwrap()
+                .wallet,
+            None,
+            "listed or not"
+        );
     }
 }
 

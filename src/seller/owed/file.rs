@@ -60,6 +60,10 @@ pub(super) struct OwedFile {
 #[derive(Debug)]
 struct State {
     file: File,
+    /// Where the last whole line ends.
+    end: u64,
+    /// A line behind that was begun and not finished, and could not be taken back yet.
+    torn: bool,
     lines: usize,
     /// What a reader of the file would find open.
     open: HashMap<PurchaseKey, Purchase>,
@@ -79,9 +83,12 @@ impl OwedFile {
             return Err(OwedFileError::InUse(path.to_owned()));
         }
         let open = read(path)?;
-        let file = rewritten(path, &open).map_err(failed)?;
+        let (file, end) = rewritten(path, &open).map_err(failed)?;
+        sync_folder(path).map_err(failed)?;
         let state = State {
             file,
+            end,
+            torn: false,
             lines: open.len(),
             open: open.clone(),
         };
@@ -117,7 +124,7 @@ impl State {
         purchase: Option<&Purchase>,
         durably: bool,
     ) -> io::Result<()> {
-        self.file.write_all(&line(key, purchase)?)?;
+        self.add(&line(key, purchase)?, durably)?;
         self.lines += 1;
         match purchase {
             Some(purchase) => drop(self.open.insert(key, purchase.clone())),
@@ -125,14 +132,42 @@ impl State {
         }
         if self.lines > LINES_MAX && self.lines > 4 * self.open.len() {
             // Strangers can present what nobody settles, and each leaves its lines.
-            self.file = rewritten(path, &self.open)?;
-            self.lines = self.open.len();
-            return Ok(());
+            self.tidy(path);
         }
-        if durably {
-            self.file.sync_data()
-        } else {
-            Ok(())
+        Ok(())
+    }
+
+    /// Writes a line behind the last whole one. After a failure the file ends as before, so that no later line joins a torn one.
+    fn add(&mut self, line: &[u8], durably: bool) -> io::Result<()> {
+        if self.torn {
+            self.file.set_len(self.end)?;
+            self.torn = false;
+        }
+        let written = self.file.write_all(line).and_then(|()| {
+            if durably {
+                self.file.sync_data()
+            } else {
+                Ok(())
+            }
+        });
+        match written {
+            Ok(()) => self.end += u64::try_from(line.len()).unwrap_or_default(),
+            Err(_) => self.torn = self.file.set_len(self.end).is_err(),
+        }
+        written
+    }
+
+    /// Writes the file anew. What cannot be tidied now goes on as it is.
+    fn tidy(&mut self, path: &Path) {
+        match rewritten(path, &self.open) {
+            Ok((file, end)) => {
+                (self.file, self.end, self.torn) = (file, end, false);
+                self.lines = self.open.len();
+                if let Err(error) = sync_folder(path) {
+                    tracing::warn!(%error, "the folder of the owed purchases cannot be synced");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the file of owed purchases cannot be tidied"),
         }
     }
 }
@@ -146,21 +181,31 @@ fn appending(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Replaces the file by one that holds what is open, and opens it.
-fn rewritten(path: &Path, open: &HashMap<PurchaseKey, Purchase>) -> io::Result<File> {
+/// The name of a new file has to be on the disk as well.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+/// Replaces the file by one that holds what is open, and opens it; with its length.
+fn rewritten(path: &Path, open: &HashMap<PurchaseKey, Purchase>) -> io::Result<(File, u64)> {
     let fresh = path.with_extension("new");
     if let Err(error) = std::fs::remove_file(&fresh)
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(error);
     }
-    let mut file = appending(&fresh)?;
+    let (mut file, mut end) = (appending(&fresh)?, 0);
     for (key, purchase) in open {
-        file.write_all(&line(*key, Some(purchase))?)?;
+        let line = line(*key, Some(purchase))?;
+        file.write_all(&line)?;
+        end += u64::try_from(line.len()).unwrap_or_default();
     }
     file.sync_all()?;
     std::fs::rename(&fresh, path)?;
-    Ok(file)
+    Ok((file, end))
 }
 
 fn line(key: PurchaseKey, purchase: Option<&Purchase>) -> io::Result<Vec<u8>> {

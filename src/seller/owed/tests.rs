@@ -91,3 +91,52 @@ fn a_file_does_not_grow_by_what_is_delivered() {
     let (_, open) = OwedFile::open(&path).unwrap();
     assert_eq!(open.into_keys().collect::<Vec<_>>(), [KEY]);
 }
+
+/// Runs in a child of the next test, which may write small files only; elsewhere it does nothing.
+#[tokio::test]
+async fn a_child_writes_until_its_disk_is_full_and_goes_on_when_there_is_room() {
+    if !Path::new("only-small-files").exists() {
+        return;
+    }
+    let purchases = Purchases::in_file(Path::new("owed.jsonl")).unwrap();
+    let mut full = false;
+    for number in 0..100 {
+        let key = PurchaseKey(B256::repeat_byte(number));
+        let serving = purchases.take(key, REQUEST).unwrap();
+        full = serving.settled(&outcome()).await.is_err();
+        if full {
+            break;
+        }
+    }
+    assert!(full);
+    let pid = std::process::id().to_string();
+    let mut room = std::process::Command::new("prlimit");
+    room.args(["--pid", &pid, "--fsize=unlimited"]);
+    assert!(room.status().unwrap().success());
+    let serving = purchases.take(KEY_AFTER, REQUEST).unwrap();
+    serving.settled(&outcome()).await.unwrap();
+}
+
+const KEY_AFTER: PurchaseKey = PurchaseKey(B256::repeat_byte(0xee));
+
+#[test]
+fn a_line_that_a_full_disk_has_cut_is_taken_back_before_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("only-small-files"), "").unwrap();
+    let child =
+        "seller::owed::tests::a_child_writes_until_its_disk_is_full_and_goes_on_when_there_is_room";
+    let script = "trap '' XFSZ; ulimit -S -f 2; exec \"$0\" --exact \"$1\"";
+    let status = std::process::Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .arg(child)
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    let purchases = Purchases::in_file(&folder.path().join("owed.jsonl")).unwrap();
+    assert!(purchases.take(KEY_AFTER, REQUEST).unwrap().owed.is_some());
+    let first = PurchaseKey(B256::repeat_byte(0));
+    assert!(purchases.take(first, REQUEST).unwrap().owed.is_some());
+}

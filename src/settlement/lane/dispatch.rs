@@ -2,13 +2,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Lane, Lost, Open, Owned, PAUSE};
 use crate::payment::PaymentId;
+use crate::settlement::chain_view::Moved;
 use crate::settlement::gas::GasRule;
 use crate::settlement::load::Load;
 use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Rehearsed, rehearse, simulate};
@@ -17,6 +19,9 @@ use crate::telemetry::causes;
 
 /// Dispatches of one lane whose rehearsals are under way: the next is made ready while the chain looks at one.
 const REHEARSALS_MAX: usize = 2;
+
+/// A chain whose next block is late by so much makes its blocks on demand.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// Payments that left together, after the chain was asked about them.
 #[derive(Debug)]
@@ -46,12 +51,18 @@ impl Owned {
     /// When to send what waits: at once while nothing is under way, so that a single payment loses no time; else when there is
     /// enough for a full transaction, or the oldest has waited long enough for others.
     pub(super) fn dispatch_at(&self, site: &Site) -> Option<Instant> {
-        let oldest = self.waiting.iter().map(|queued| queued.since).min()?;
+        let now = Instant::now();
+        let ready_at = |queued: &Queued| ready_at(site, queued, &self.seen);
+        let ready = || self.waiting.iter().filter(|one| ready_at(one) <= now);
+        let oldest = ready().map(|queued| queued.since).min();
+        let oldest = oldest.or_else(|| self.waiting.iter().map(ready_at).min())?;
         let under_way = self.open.len() + self.dispatches.len();
         let room = under_way < site.inflight_max && self.dispatches.len() < REHEARSALS_MAX;
-        let full = self.waiting.len() >= site.gas.rule().rows_max;
-        let due = if under_way == 0 || full {
-            Instant::now()
+        let full = ready().count() >= site.gas.rule().rows_max;
+        let due = if ready().next().is_none() {
+            oldest
+        } else if under_way == 0 || full {
+            now
         } else {
             oldest + site.batch_wait
         };
@@ -63,7 +74,14 @@ impl Owned {
 impl Lane {
     /// Sends the payments that wait on their way; they come back to [`dispatched`](Self::dispatched).
     pub(super) fn dispatch(&self, owned: &mut Owned) {
-        let waiting = std::mem::take(&mut owned.waiting);
+        let now = Instant::now();
+        let (waiting, young): (Vec<_>, Vec<_>) = std::mem::take(&mut owned.waiting)
+            .into_iter()
+            .partition(|queued| ready_at(&self.site, queued, &owned.seen) <= now);
+        owned.waiting = young;
+        if waiting.is_empty() {
+            return;
+        }
         // Made before the task runs: one that is given up before its first step lets go of them too.
         let in_hand = InHand {
             site: Arc::clone(&self.site),
@@ -160,6 +178,24 @@ impl Lane {
             | NotPrepared::NoHead => Ok(()),
         }
     }
+}
+
+/// When a payment may be sent: at once, unless the next block may be older than its beginning. It was accepted when the clock had come to
+/// `validAfter`; a chain that makes no block for a while after that gives its next one the clock's time.
+fn ready_at(site: &Site, queued: &Queued, seen: &Moved) -> Instant {
+    let begins = queued.payment.signed().begins();
+    let block_s = site.policy.network.steady_block_s();
+    let next = seen.head.map(|head| {
+        let time = u64::try_from(head.time.unix_timestamp()).unwrap_or_default();
+        U256::from(time.saturating_add(block_s))
+    });
+    if next.is_some_and(|next| next >= begins) {
+        return queued.since;
+    }
+    let quiet_since = seen
+        .since
+        .map_or(queued.since, |seen| seen.max(queued.since));
+    quiet_since + Duration::from_secs(block_s) + QUIET
 }
 
 /// Looks at each payment, plans which ride together, and rehearses those transactions, all at once.

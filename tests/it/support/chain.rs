@@ -75,6 +75,15 @@ impl Chain {
         answer["result"].take()
     }
 
+    /// The time of the block that a transaction stands in.
+    pub(crate) async fn block_time_of(&self, transaction: &str) -> u64 {
+        let receipt = self.receipt(transaction).await;
+        let params = json!([receipt["blockHash"], false]);
+        let block = self.call("eth_getBlockByHash", params).await;
+        let time = block["timestamp"].as_str().unwrap();
+        u64::from_str_radix(time.trim_start_matches("0x"), 16).unwrap()
+    }
+
     /// Gives test USDC.
     pub(crate) async fn fund(&self, account: Address, amount: u64) {
         self.inner.mint(account, U256::from(amount)).await.unwrap();

@@ -32,7 +32,7 @@ pub(crate) use peers::{Bought, Seller, buy, buy_with, example};
 pub(crate) use permission::{Permission, signed};
 pub(crate) use program::run;
 pub(crate) use proxy::{Fault, Proxy, SECRET};
-pub(crate) use purchase::{Purchase, new_account};
+pub(crate) use purchase::{Purchase, new_account, wrapped};
 pub(crate) use session::Negotiated;
 pub(crate) use shopper::{Middle, Passage, Shopper, Shown};
 pub(crate) use stall::{Stall, payment_header, present, receipt};

@@ -200,6 +200,7 @@ impl Permission {
             digest: B256::ZERO,
             signature: &self.own_signature(),
             wallet: None,
+            signed_by: None,
         })
     }
 

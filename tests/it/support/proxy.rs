@@ -73,6 +73,10 @@ pub(crate) enum Fault {
     Legacy,
     /// Receipts tell of so many wei that a rollup took for data.
     DataFee(u64),
+    /// A call with block overrides is refused, as by a node that knows none.
+    BlockOverridesRefused,
+    /// A call's block overrides are passed over.
+    BlockOverridesIgnored,
 }
 
 /// The proxy; it ends with this value.
@@ -263,6 +267,15 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
                 _ => {}
             })
             .await
+        }
+        Fault::BlockOverridesRefused if request["params"][3].is_object() => {
+            error(&calls, "too many arguments, want at most 3")
+        }
+        Fault::BlockOverridesRefused => forward(&shared, body).await,
+        Fault::BlockOverridesIgnored => {
+            let mut without = request.clone();
+            without["params"].as_array_mut().unwrap().truncate(3);
+            forward(&shared, without.to_string().into()).await
         }
         Fault::LogsOf(most) => {
             let bound = |name: &str| request["params"][0][name].as_str().and_then(number);

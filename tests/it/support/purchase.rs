@@ -1,13 +1,16 @@
 //! A payment as a buyer makes it, with a knob for everything.
 
-use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::primitives::{Address, B256, Bytes, U256, bytes, keccak256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::{SolCall, SolValue};
 use serde_json::{Value, json};
 use uuid::Uuid;
 use x402d::clock::{Clock, SystemClock};
-use x402d::embedded::{CHAIN_ID, TEST_USDC};
+use x402d::embedded::{CHAIN_ID, SMART_WALLET_FACTORY, TEST_USDC};
 use x402d::protocol::{Amount, Authorization, DomainSeparator, Network};
+
+use super::createWalletCall;
 
 /// An account that nobody has used before.
 pub(crate) fn new_account() -> PrivateKeySigner {
@@ -16,6 +19,21 @@ pub(crate) fn new_account() -> PrivateKeySigner {
 
 fn unused() -> B256 {
     keccak256([Uuid::now_v7().into_bytes(), Uuid::now_v7().into_bytes()].concat())
+}
+
+/// The owner's signature in an ERC-6492 wrapper, with the call that creates the owner's wallet.
+pub(crate) fn wrapped(purchase: &Purchase, salt: B256) -> Bytes {
+    let create = createWalletCall {
+        owner: purchase.signer.address(),
+        salt,
+    };
+    let create = Bytes::from(create.abi_encode());
+    let inner = purchase.own_signature();
+    let mut wrapped = (SMART_WALLET_FACTORY, create, inner).abi_encode_params();
+    wrapped.extend(bytes!(
+        "6492649264926492649264926492649264926492649264926492649264926492"
+    ));
+    wrapped.into()
 }
 
 /// One payment and the requirement that it is presented with. [`new`](Self::new) makes a good one.

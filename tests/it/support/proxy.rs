@@ -55,8 +55,6 @@ pub(crate) enum Fault {
     Lies,
     /// One read in ten finds no block, one in ten comes too soon (429), and one call in fifty is dropped.
     OneInTen,
-    /// A JSON-RPC error with this code and text, not forwarded.
-    Refusal(i64, &'static str),
     /// Calls with state overrides are refused.
     OverridesRefused,
     /// State overrides are passed over in silence.
@@ -289,7 +287,6 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             Some(answer) => answer,
             None => forward(&shared, body).await,
         },
-        Fault::Refusal(code, message) => trouble::refusal(&request, code, message),
         Fault::OverridesRefused => match trouble::without_overrides(&request) {
             Some(_) => trouble::refusal(&request, -32602, "too many arguments, want at most 2"),
             None => forward(&shared, body).await,

@@ -29,6 +29,8 @@ mod faults;
 #[cfg(test)]
 mod fees;
 #[cfg(test)]
+mod floods;
+#[cfg(test)]
 mod forks;
 #[cfg(test)]
 mod four_kinds;

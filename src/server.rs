@@ -14,7 +14,7 @@ use crate::chain::authorization::MULTICALL3;
 use crate::chain::fees::TooDear;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey, TokenProblem};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{Facilitator, SessionRules, Sponsorship};
+use crate::facilitator::{Facilitator, SessionRules, Sponsorship, UsedNonces};
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, SaidReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError, OpenLimits};
@@ -138,6 +138,7 @@ impl Service {
             .map(|network| (network.policy.network, addresses(&network.signers)))
             .collect();
         let facilitator = Facilitator {
+            used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             sites: sites.into(),
             signers,
@@ -253,11 +254,15 @@ async fn open_network(
         problem,
     };
     let rpc = rpc_of(config).map_err(|error| named(error.into()))?;
-    let (facts, facts_task) = FactsReader::new(rpc.clone(), config.fees.gas_cap);
+    let (questions, gas_cap) = (rpc.for_callers(), config.fees.gas_cap);
+    let (facts, for_callers) = FactsReader::new(questions.clone(), gas_cap);
+    let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
     let site = Arc::new(Site::new(SiteParts {
         ledger: ledger.clone(),
         rpc,
+        questions,
         facts,
+        lane_facts,
         policy: config.policy.clone(),
         fees: config.fees,
         waiters: waiters.clone(),
@@ -283,7 +288,7 @@ async fn open_network(
     let work = run_network(
         Arc::clone(&site),
         signers,
-        facts_task,
+        [for_callers, for_lanes],
         engine.clone(),
         stopped.clone(),
     );
@@ -306,7 +311,7 @@ pub(crate) fn rpc_of(config: &NetworkConfig) -> Result<Rpc, RpcError> {
 async fn run_network(
     site: Arc<Site>,
     signers: Vec<SignerKey>,
-    facts: FactsTask,
+    facts: [FactsTask; 2],
     engine: TaskTracker,
     stopped: CancellationToken,
 ) {
@@ -336,7 +341,9 @@ async fn run_network(
     }
     engine.spawn(senders.run(stopped.clone()));
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
-    engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
+    for facts in facts {
+        engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
+    }
     let compared = site.rpc.clone().compare();
     engine.spawn(stopped.clone().run_until_cancelled_owned(compared));
     engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));

@@ -1,18 +1,24 @@
-//! How many calls a second the endpoints of a network may be asked, where the operator pays for each.
+//! How many calls a second the endpoints of a network may be asked, where the operator pays for each, and who comes first.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 /// What was not used may be used within this long.
 const BURST: Duration = Duration::from_secs(1);
+/// As much of it as callers leave to the engine.
+const RESERVE: Duration = Duration::from_millis(500);
 
-/// Turns, evenly spaced. A send takes its turn without waiting for it: money is on its way.
+/// Turns, evenly spaced. A send takes its turn without waiting for it: money is on its way. The engine's calls take theirs ahead; callers'
+/// questions get what these leave.
 #[derive(Debug)]
 pub(super) struct Budget {
     gap: Duration,
     next: Mutex<Option<Instant>>,
+    /// Callers' questions, first come first served.
+    line: Semaphore,
 }
 
 /// The turn would come too late to be of use.
@@ -25,6 +31,7 @@ impl Budget {
         Self {
             gap: Duration::from_secs(1) / calls.max(1),
             next: Mutex::default(),
+            line: Semaphore::new(1),
         }
     }
 
@@ -33,6 +40,33 @@ impl Budget {
         let turn = self.reserve(Instant::now(), Some(patience))?;
         tokio::time::sleep_until(turn).await;
         Ok(())
+    }
+
+    /// Waits for a turn that the engine leaves, if that takes no longer than `patience`. No turn is held while waiting.
+    pub(super) async fn wait_behind(&self, patience: Duration) -> Result<(), Exhausted> {
+        let deadline = Instant::now() + patience;
+        let first = timeout_at(deadline, self.line.acquire()).await;
+        let _first = first.map_err(|_| Exhausted)?.map_err(|_| Exhausted)?;
+        while let Some(due) = self.take_left(Instant::now()) {
+            if due > deadline {
+                return Err(Exhausted);
+            }
+            tokio::time::sleep_until(due).await;
+        }
+        Ok(())
+    }
+
+    /// Takes a turn that is left over; else tells when there may be one.
+    fn take_left(&self, now: Instant) -> Option<Instant> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let turn = next.map_or(earliest, |next| next.max(earliest));
+        let due = turn + RESERVE;
+        if due > now {
+            return Some(due);
+        }
+        *next = Some(turn + self.gap);
+        None
     }
 
     /// Takes a turn at once.
@@ -68,6 +102,26 @@ mod tests {
         assert_eq!(at_once, 11, "a second's worth, and the first");
         assert_eq!(turns[20], now + Duration::from_secs(1));
         assert_eq!(turns[29], now + Duration::from_millis(1_900));
+    }
+
+    #[test]
+    fn callers_take_what_the_engine_leaves() {
+        let budget = Budget::per_second(10);
+        let now = Instant::now() + Duration::from_secs(5);
+        let left = std::iter::from_fn(|| budget.take_left(now).is_none().then_some(()));
+        assert_eq!(left.take(100).count(), 6, "half of a burst");
+        let at_once = |_: &i32| budget.reserve(now, Some(Duration::ZERO)).is_ok();
+        assert_eq!(
+            (0..100).filter(at_once).count(),
+            5,
+            "the other half is the engine's"
+        );
+        let due = budget.take_left(now).unwrap();
+        assert!(
+            due > now + RESERVE,
+            "callers wait until the engine's calls are paid for"
+        );
+        assert_eq!(budget.take_left(due), None);
     }
 
     #[test]

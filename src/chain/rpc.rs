@@ -11,6 +11,7 @@ use alloy::rpc::json_rpc::{RpcError as AlloyRpcError, RpcRecv, RpcSend};
 use alloy::transports::TransportErrorKind;
 use alloy::transports::http::reqwest;
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::chain::agreement::Agreement;
@@ -27,6 +28,9 @@ pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
 /// A node may hold a transaction back while it looks at it.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
+/// Calls for callers' questions that are under way at most: a flood of them takes neither connections nor the provider's patience from the engine.
+const CALLERS_MAX: usize = 64;
+
 /// How often endpoints are compared with each other, where there are several.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -41,6 +45,8 @@ pub struct Rpc {
     preferred: Arc<AtomicUsize>,
     pub(super) agreement: Arc<Agreement>,
     pub(super) log_range: Arc<LogRange>,
+    /// Set where callers ask: their questions come behind the engine's, and so many of them are under way at most.
+    callers: Option<Arc<Semaphore>>,
 }
 
 /// Where a network is reached.
@@ -137,12 +143,22 @@ impl Rpc {
             preferred: Arc::default(),
             agreement: Arc::new(Agreement::of(reached.confirm_with)),
             log_range: Arc::default(),
+            callers: None,
         })
     }
 
     /// Which network these endpoints serve.
     pub const fn network(&self) -> Network {
         self.network
+    }
+
+    /// The same endpoints for what callers ask, behind the calls of the engine.
+    #[must_use]
+    pub fn for_callers(&self) -> Self {
+        Self {
+            callers: Some(Arc::new(Semaphore::new(CALLERS_MAX))),
+            ..self.clone()
+        }
     }
 
     pub(super) async fn ask<R: RpcRecv>(
@@ -152,10 +168,7 @@ impl Rpc {
         parameters: impl RpcSend,
     ) -> Result<R, RpcError> {
         let endpoint = self.endpoints.get(index).ok_or(RpcError::Unreachable)?;
-        if let Some(budget) = &self.budget {
-            let turn = budget.wait(READ_LIMIT).await;
-            turn.map_err(|_| RpcError::OverBudget)?;
-        }
+        let _place = self.turn().await?;
         let asked_at = Instant::now();
         let answer = call(&endpoint.client, READ_LIMIT, method, parameters).await;
         let trouble = answer.as_ref().err().map(RpcError::trouble);
@@ -176,6 +189,26 @@ impl Rpc {
             ) => {}
         }
         answer
+    }
+
+    /// Waits for the turn of a call; what is returned is held while it is under way.
+    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, RpcError> {
+        let over_budget = RpcError::OverBudget;
+        let Some(callers) = &self.callers else {
+            if let Some(budget) = &self.budget {
+                let turn = budget.wait(READ_LIMIT).await;
+                turn.map_err(|_| over_budget)?;
+            }
+            return Ok(None);
+        };
+        let Ok(Ok(place)) = tokio::time::timeout(READ_LIMIT, callers.acquire()).await else {
+            return Err(over_budget);
+        };
+        if let Some(budget) = &self.budget {
+            let turn = budget.wait_behind(READ_LIMIT).await;
+            turn.map_err(|_| over_budget)?;
+        }
+        Ok(Some(place))
     }
 
     pub(super) fn patience(&self, index: usize) -> Duration {

@@ -11,6 +11,7 @@ mod sessions;
 mod settle;
 mod submission;
 mod supported;
+mod used_nonces;
 mod verify;
 mod waiting;
 
@@ -34,10 +35,13 @@ use crate::telemetry::causes;
 pub use grant::Grant;
 pub use sessions::{SessionError, SessionRules, Sponsorship};
 pub use settle::Settled;
+pub use used_nonces::UsedNonces;
 
 /// What the facilitator is made of.
 #[derive(Debug, Clone)]
 pub struct Facilitator {
+    /// Nonces that are used for nothing that counts here.
+    pub used_nonces: UsedNonces,
     /// The ledger.
     pub ledger: Ledger,
     /// The networks that are served.

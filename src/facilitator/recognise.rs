@@ -4,15 +4,20 @@
 //! Not every used authorization counts: what another facilitator settled may have bought its resource there. Counted are payments that
 //! this ledger accepted before, authorizations whose nonce is that of a session of ours, and transactions that came from a signer of ours.
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, B256};
 use uuid::Uuid;
 
 use crate::chain::authorization::AuthorizationUse;
+use crate::facilitator::used_nonces::UsedBy;
 use crate::facilitator::{Checked, Facilitator, Halt, Outage};
 use crate::ledger::{LaneKey, MovedBefore};
+use crate::payment::method::Fault;
 use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
 use crate::settlement::Site;
+
+/// What is said of a nonce that is remembered; a look at the chain says the same.
+const NONCE_USED: &str = "the authorization's nonce was used or cancelled on the chain";
 
 /// What the ledger has to do with an authorization that it does not have under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +58,12 @@ impl Facilitator {
         candidate: &Candidate,
         bond: Bond,
     ) -> Result<Examined, Halt> {
+        if bond == Bond::None && self.is_known_to_be_used(site, candidate) {
+            candidate.is_allowed(&site.policy, site.chain_time(self.clock.now()))?;
+            return Err(candidate
+                .object(Fault::NonceUsed, NONCE_USED.to_owned())
+                .into());
+        }
         let refusal = match self.check(site, candidate.clone()).await {
             Ok(checked) => return Ok(Examined::Good(Box::new(checked))),
             Err(Halt::Refused(refusal)) => refusal,
@@ -67,11 +78,51 @@ impl Facilitator {
         if !used && bond == Bond::None {
             return Err(refusal.into());
         }
+        let look = self.used_nonces.look(candidate).await;
+        let _look = look.ok_or(RpcError::Timeout)?;
+        if bond == Bond::None && self.is_known_to_be_used(site, candidate) {
+            return Err(refusal.into());
+        }
         match self.recognise(site, candidate, bond).await? {
             Recognised::Transferred(id) => Ok(Examined::Moved(id)),
             Recognised::Unused if used => Err(Outage::NodeBehind(site.policy.network).into()),
             Recognised::Unused | Recognised::Consumed => Err(refusal.into()),
         }
+    }
+
+    /// Whether a look at the chain has lately shown that a candidate's nonce is used for nothing that counts here.
+    fn is_known_to_be_used(&self, site: &Site, candidate: &Candidate) -> bool {
+        let reorganisations = site.view.moved().reorganisations;
+        self.used_nonces.holds(candidate, reorganisations)
+    }
+
+    /// Remembers that a candidate's nonce is used for nothing that counts here, by this transaction.
+    async fn remember_used(
+        &self,
+        site: &Site,
+        candidate: &Candidate,
+        by: Option<B256>,
+    ) -> Result<(), Halt> {
+        let reorganisations = site.view.moved().reorganisations;
+        let receipt = match by {
+            Some(by) => site.questions.receipt(by).await?,
+            None => None,
+        };
+        let used = match receipt {
+            None => UsedBy::NotFound,
+            Some(receipt) if self.is_ours(site, receipt.from).await? => UsedBy::Ours,
+            Some(_) => UsedBy::Foreign,
+        };
+        self.used_nonces.remember(candidate, used, reorganisations);
+        Ok(())
+    }
+
+    async fn is_ours(&self, site: &Site, sender: Address) -> Result<bool, Halt> {
+        let lane = LaneKey {
+            network: site.policy.network,
+            signer: sender,
+        };
+        Ok(self.ledger.is_signer(lane).await?)
     }
 
     async fn recognise(
@@ -87,15 +138,17 @@ impl Facilitator {
         let (used, head) = self.look_up(site, candidate.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
-            AuthorizationUse::Consumed(_) => return Ok(Recognised::Consumed),
+            AuthorizationUse::Consumed(by) => {
+                self.remember_used(site, candidate, by).await?;
+                return Ok(Recognised::Consumed);
+            }
             AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
         let confirmations = site.policy.confirmations;
-        let signer = LaneKey {
-            network: site.policy.network,
-            signer: sender,
-        };
-        if bond == Bond::None && !self.ledger.is_signer(signer).await? {
+        if bond == Bond::None && !self.is_ours(site, sender).await? {
+            let reorganisations = site.view.moved().reorganisations;
+            let memory = &self.used_nonces;
+            memory.remember(candidate, UsedBy::Foreign, reorganisations);
             return Ok(Recognised::Consumed);
         }
         let moved = MovedBefore {
@@ -141,9 +194,12 @@ impl Facilitator {
         site: &Site,
         signed: Signed<'_>,
     ) -> Result<(AuthorizationUse, u64), Halt> {
-        let head = site.rpc.newest().await?.number;
+        let head = site.questions.newest().await?.number;
         let tokens = site.policy.tokens();
-        let used = site.rpc.authorization_use(signed, head, &tokens).await?;
+        let used = site
+            .questions
+            .authorization_use(signed, head, &tokens)
+            .await?;
         Ok((used, site.rpc.confirmed_height(head)))
     }
 

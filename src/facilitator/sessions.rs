@@ -261,9 +261,9 @@ impl Facilitator {
         match session.rail {
             Rail::Transfer => true,
             Rail::Authorization => {
-                let used = site
-                    .rpc
-                    .is_nonce_used(session.asset, session.payer, session.nonce);
+                let used =
+                    site.questions
+                        .is_nonce_used(session.asset, session.payer, session.nonce);
                 used.await == Ok(false)
             }
         }

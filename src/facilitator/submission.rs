@@ -145,7 +145,7 @@ impl Facilitator {
         if !site.is_open() {
             return Err(Outage::NetworkStarting(site.policy.network).into());
         }
-        let Some((transfer, block)) = site.rpc.transfer(transaction).await? else {
+        let Some((transfer, block)) = site.questions.transfer(transaction).await? else {
             let why = format!(
                 "{} does not know transaction {transaction} yet; hand it in again once a node has it, or hand in its signed bytes",
                 session.network

@@ -66,7 +66,7 @@ pub(super) async fn simulate(
     };
     let facts = match facts.filter(usable) {
         Some(known) => known,
-        None => site.facts.of(payment.signed()).await?,
+        None => site.lane_facts.of(payment.signed()).await?,
     };
     if facts.transfer_succeeds {
         let (least, gas_cap) = (least_gas(&facts), site.fees().gas_cap);

@@ -27,8 +27,12 @@ pub struct SiteParts {
     pub ledger: Ledger,
     /// The network's endpoints.
     pub rpc: Rpc,
-    /// Chain facts.
+    /// The same, for what callers ask.
+    pub questions: Rpc,
+    /// Chain facts, for what callers ask.
     pub facts: FactsReader,
+    /// Chain facts for the lanes, who do not wait behind callers.
+    pub lane_facts: FactsReader,
     /// What the operator allows.
     pub policy: NetworkPolicy,
     /// What gas may cost.
@@ -56,8 +60,12 @@ pub struct Site {
     pub ledger: Ledger,
     /// The network's endpoints.
     pub rpc: Rpc,
-    /// Chain facts.
+    /// The same, for what callers ask.
+    pub questions: Rpc,
+    /// Chain facts, for what callers ask.
     pub facts: FactsReader,
+    /// Chain facts for the lanes, who do not wait behind callers.
+    pub lane_facts: FactsReader,
     /// What the operator allows.
     pub policy: NetworkPolicy,
     /// Who waits for what.
@@ -120,7 +128,9 @@ impl Site {
         Self {
             ledger: parts.ledger,
             rpc: parts.rpc,
+            questions: parts.questions,
             facts: parts.facts,
+            lane_facts: parts.lane_facts,
             policy: parts.policy,
             gas: GasBook::new(parts.batches, parts.fees.gas_cap),
             fees: parts.fees,

@@ -33,6 +33,8 @@ mod faults;
 #[cfg(test)]
 mod fees;
 #[cfg(test)]
+mod floods;
+#[cfg(test)]
 mod foreign_nonces;
 #[cfg(test)]
 mod forgiving_edges;

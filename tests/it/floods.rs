@@ -1,0 +1,76 @@
+//! Callers who ask much for nothing: what it costs the operator, and what it takes from others.
+
+use alloy::primitives::{Address, U256};
+use serde_json::Value;
+
+use crate::support::{Chain, Purchase, Setup, World};
+
+const PAYEE: Address = Address::repeat_byte(0xf8);
+/// What questions about a used nonce are made of.
+const LOOKS: [&str; 4] = [
+    "eth_call",
+    "eth_getLogs",
+    "eth_getTransactionReceipt",
+    "eth_getTransactionCount",
+];
+
+fn looks(world: &World) -> usize {
+    LOOKS.iter().map(|method| world.proxy.calls(method)).sum()
+}
+
+async fn is_refused_as_used(world: &World, body: &Value) {
+    let answer = world.facilitator.verify(body).await;
+    assert_eq!(
+        answer.reason(),
+        "invalid_exact_evm_nonce_already_used",
+        "{answer:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_nonce_that_is_presented_again_and_again_costs_one_look() {
+    let world = Setup::default().build().await;
+    let payer = world.payer().await;
+    let used = Purchase::new(&payer, PAYEE, 1);
+    world.chain.submit(&used).await;
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ONE);
+    let body = used.body();
+    let before = looks(&world);
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let (caller, body) = ((*world.facilitator).clone(), body.clone());
+        asking.spawn(async move { caller.verify(&body).await });
+    }
+    for answer in asking.join_all().await {
+        assert!(!answer.is_valid(), "{answer:?}");
+    }
+    for _ in 0..150 {
+        is_refused_as_used(&world, &body).await;
+    }
+    let cost = looks(&world) - before;
+    assert!(cost <= 20, "{cost} calls for 200 verifies");
+
+    // Other terms under the same nonce cost nothing either: it is somebody else's for good.
+    let before = looks(&world);
+    for amount in 2..20 {
+        let mut other = Purchase::new(&payer, PAYEE, amount);
+        other.authorization.nonce = used.authorization.nonce;
+        is_refused_as_used(&world, &other.body()).await;
+    }
+    assert_eq!(looks(&world), before);
+
+    // A reorg may have undone the use: then the chain is asked again.
+    world.chain.reorganise(1).await;
+    world.chain.mine(3).await;
+    let signer = Chain::signers(1)[0].address;
+    crate::support::eventually(
+        "the nonce is free again",
+        std::time::Duration::from_secs(30),
+        async || {
+            let answer = world.facilitator.settle(&body).await;
+            answer.succeeded().then_some(())
+        },
+    )
+    .await;
+    assert_eq!(world.chain.transaction_count(signer).await, 1);
+}

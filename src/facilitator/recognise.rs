@@ -79,7 +79,7 @@ impl Facilitator {
             return Err(refusal.into());
         }
         let look = self.used_nonces.look(candidate).await;
-        let _look = look.ok_or(RpcError::Timeout)?;
+        let _look = look.ok_or(Outage::Busy)?;
         if bond == Bond::None && self.is_known_to_be_used(site, candidate) {
             return Err(refusal.into());
         }

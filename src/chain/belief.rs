@@ -71,25 +71,29 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000;
 
-    fn claim(number: u64, time: i64) -> Option<Claim> {
-        Some(Claim { number, time })
+    const fn claim(number: u64, time: i64) -> Claim {
+        Claim { number, time }
+    }
+
+    fn believed_of<const N: usize>(claims: [Claim; N]) -> Vec<bool> {
+        believed(&claims.map(Some), NOW)
     }
 
     #[test]
     fn a_head_far_ahead_counts_only_when_another_endpoint_is_near_it() {
         let (honest, ahead) = (claim(100, NOW), claim(1_000_100, NOW));
-        assert_eq!(believed(&[honest, ahead], NOW), [true, false]);
-        assert_eq!(believed(&[ahead, honest], NOW), [false, true]);
+        assert_eq!(believed_of([honest, ahead]), [true, false]);
+        assert_eq!(believed_of([ahead, honest]), [false, true]);
         assert_eq!(
-            believed(&[ahead, None], NOW),
+            believed(&[Some(ahead), None], NOW),
             [true, false],
             "nobody else answers"
         );
         let near = claim(164, NOW);
-        assert_eq!(believed(&[honest, near, ahead], NOW), [true, true, false]);
+        assert_eq!(believed_of([honest, near, ahead]), [true, true, false]);
         let two_ahead = claim(1_000_099, NOW);
         assert_eq!(
-            believed(&[honest, ahead, two_ahead], NOW),
+            believed_of([honest, ahead, two_ahead]),
             [false, true, true],
             "an endpoint that stopped, beside two that did not"
         );
@@ -98,19 +102,19 @@ mod tests {
     #[test]
     fn of_two_that_contradict_each_other_the_one_of_the_present_counts() {
         let (stopped, current) = (claim(100, NOW - 7_200), claim(3_700, NOW));
-        assert_eq!(believed(&[stopped, current], NOW), [false, true]);
+        assert_eq!(believed_of([stopped, current]), [false, true]);
         let (honest, future) = (claim(100, NOW), claim(101, NOW + 7_200));
-        assert_eq!(believed(&[honest, future], NOW), [true, false]);
+        assert_eq!(believed_of([honest, future]), [true, false]);
         let past = claim(99, NOW - 86_400);
-        assert_eq!(believed(&[past, honest], NOW), [false, true]);
+        assert_eq!(believed_of([past, honest]), [false, true]);
     }
 
     #[test]
     fn a_chain_whose_time_is_another_is_believed_by_itself() {
         let elsewhere = claim(100, NOW + 86_400);
-        assert_eq!(believed(&[elsewhere], NOW), [true]);
+        assert_eq!(believed_of([elsewhere]), [true]);
         assert_eq!(
-            believed(&[elsewhere, claim(101, NOW + 86_402)], NOW),
+            believed_of([elsewhere, claim(101, NOW + 86_402)]),
             [true, true]
         );
         assert_eq!(believed(&[None, None], NOW), [false, false]);

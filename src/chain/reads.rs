@@ -191,7 +191,7 @@ impl Rpc {
         for index in 0..self.endpoints.len() {
             match self.try_overrides(index).await {
                 Ok(()) => able = true,
-                Err(error) if error == RpcError::NoOverrides => {}
+                Err(RpcError::NoOverrides) => {}
                 Err(error) => last = error,
             }
         }

@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(unknown(&all), Vec::<String>::new());
     }
 
-    /// Whoever adds a variable adds it to the list.
+    /// Whoever adds a variable adds it to the list. Tests name wrong ones on purpose.
     #[test]
     fn every_variable_that_the_sources_name_is_known() {
         let tests_only = ["X402D_WRITE_OPENAPI", "X402D_SOAK_SECONDS"];
@@ -102,7 +102,7 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if !path.ends_with("config/variables.rs") {
+                } else if !path.ends_with("config/variables.rs") && !path.ends_with("tests.rs") {
                     let text = std::fs::read_to_string(&path).unwrap();
                     for rest in text.split(&format!("\"{PREFIX}")).skip(1) {
                         let end = rest

@@ -26,9 +26,8 @@ fn meant(path: &str) -> Option<String> {
         .split('/')
         .filter(|segment| !segment.is_empty())
         .collect();
-    let call = match segments.as_slice() {
-        ["api", call, ..] | [call, ..] => call,
-        [] => return None,
+    let (["api", call, ..] | [call, ..]) = segments.as_slice() else {
+        return None;
     };
     CALLERS
         .contains(call)

@@ -79,7 +79,7 @@ impl Stage {
         self.no_faults();
         self.world.mine_on().await;
         self.world.chain.mine(1).await;
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         eventually(
             "an answer of /readyz",
             Duration::from_secs(90),
@@ -212,7 +212,7 @@ impl Stage {
 
     /// Every payment is presented until its answer is one that will not change by itself.
     async fn conclude(&self, scene: &mut Scene) -> Result<(), String> {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_mins(2);
         let limit = Duration::from_mins(4);
         let undecided = eventually("answers", limit, async || {
             let undecided = self.ask_all(scene).await;

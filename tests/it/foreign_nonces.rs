@@ -64,6 +64,17 @@ async fn all_settle(world: &World, bodies: Vec<Value>) -> Duration {
     began.elapsed()
 }
 
+fn the_use_is_logged(world: &World) {
+    let log = world.facilitator.log();
+    let error = log
+        .lines()
+        .find(|line| line.contains("signer key used elsewhere"))
+        .unwrap();
+    for part in ["ERROR", "eip155:84532", "signer", "nonce"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_use_is_survived_twice_and_the_third_time_within_an_hour_stops_that_lane_alone() {
     let world = world(2).await;
@@ -103,14 +114,7 @@ async fn foreign_use_is_survived_twice_and_the_third_time_within_an_hour_stops_t
         }
         five_minutes_later(&world).await;
     }
-    let log = world.facilitator.log();
-    let error = log
-        .lines()
-        .find(|line| line.contains("signer key used elsewhere"))
-        .unwrap();
-    for part in ["ERROR", "eip155:84532", "signer", "nonce"] {
-        assert!(error.contains(part), "{error}");
-    }
+    the_use_is_logged(&world);
 
     let third = used_elsewhere(&world, signers[0].address).await;
     let some = bodies(12);

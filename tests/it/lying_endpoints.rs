@@ -48,7 +48,7 @@ impl Pair {
     async fn settles(&self, amount: u64) {
         let body = Purchase::new(&self.payer, PAYEE, amount).body();
         let before = self.world.chain.usdc(PAYEE).await;
-        eventually("an honest payment", Duration::from_secs(60), async || {
+        eventually("an honest payment", Duration::from_mins(1), async || {
             let answer = self.world.facilitator.settle(&body).await;
             answer.succeeded().then_some(())
         })
@@ -85,7 +85,7 @@ async fn no_success_without_money(liar_first: bool) {
     assert_eq!(pair.world.chain.usdc(PAYEE).await, U256::ONE);
 
     pair.honest.on(SEND, Fault::None);
-    eventually("success", Duration::from_secs(60), async || {
+    eventually("success", Duration::from_mins(1), async || {
         let answer = pair.world.facilitator.settle(&body).await;
         answer.succeeded().then_some(())
     })

@@ -128,7 +128,7 @@ async fn an_endpoint_without_state_overrides_is_found_and_used_for_what_it_can_d
         lacking.on(CALL, Fault::None);
         eventually(
             "a verify by the other",
-            Duration::from_secs(60),
+            Duration::from_mins(1),
             async || {
                 let body = Purchase::new(&payer, PAYEE, 9).body();
                 world
@@ -269,7 +269,7 @@ async fn payments_about_which_nothing_can_be_said_hold_up_no_other() {
     }
     world.proxy.on(LOGS, Fault::None);
     for purchase in &stolen {
-        is_settled(&world, purchase, Duration::from_secs(60)).await;
+        is_settled(&world, purchase, Duration::from_mins(1)).await;
     }
 }
 

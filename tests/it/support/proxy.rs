@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::{eventually, liar, trouble};
+use super::trouble::{self, Instead, spoil};
+use super::{eventually, liar};
 
 /// Part of the URL, as a hosted RPC has its key there: it must not appear anywhere.
 pub(crate) const SECRET: &str = "rpc-key-0a1b2c3d4e5f";
@@ -203,8 +204,7 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             .or_default() += 1;
     }
     if request["method"] == "eth_sendRawTransaction" {
-        let raw: alloy::primitives::Bytes =
-            serde_json::from_value(request["params"][0].clone()).unwrap();
+        let raw = raw_of(&request);
         shared.sent.lock().unwrap().push(keccak256(&raw));
         shared.raw.lock().unwrap().push(raw);
     }
@@ -215,90 +215,78 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             break fault;
         }
     };
+    with(fault, &shared, (&request, &calls), body).await
+}
+
+fn raw_of(request: &Value) -> alloy::primitives::Bytes {
+    serde_json::from_value(request["params"][0].clone()).unwrap()
+}
+
+/// The answer to calls that meet a fault.
+async fn with(
+    fault: Fault,
+    shared: &Shared,
+    (request, calls): (&Value, &[Value]),
+    body: Bytes,
+) -> Response {
     match fault {
-        Fault::None => forward(&shared, body).await,
+        Fault::None => forward(shared, body).await,
         Fault::Slow(milliseconds) => {
             tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-            forward(&shared, body).await
+            forward(shared, body).await
         }
         Fault::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Fault::AnswerLost => {
-            forward(&shared, body).await;
+            forward(shared, body).await;
             std::future::pending().await
         }
         Fault::RequestLost | Fault::Hold => std::future::pending().await,
-        Fault::Error(message) => error(&calls, message),
+        Fault::Error(message) => error(calls, message),
         Fault::Nonsense => "<html>nobody is here</html>".into_response(),
         Fault::Answer(result) => {
             let result = serde_json::from_str(result).unwrap_or_else(|_| result.into());
-            result_of(&request, &result)
+            result_of(request, &result)
         }
         Fault::Lies => {
             if request["method"] == "eth_sendRawTransaction" {
-                let raw: alloy::primitives::Bytes =
-                    serde_json::from_value(request["params"][0].clone()).unwrap();
-                result_of(&request, &json!(keccak256(raw)))
+                result_of(request, &json!(keccak256(raw_of(request))))
             } else {
-                lie(&shared, &request, body).await
+                lie(shared, request, body).await
             }
         }
-        Fault::StoppedAt(height) => stopped_at(height, &shared, &request, &body).await,
-        Fault::Pretend => {
-            let raw: alloy::primitives::Bytes =
-                serde_json::from_value(request["params"][0].clone()).unwrap();
-            result_of(&request, &json!(keccak256(raw)))
-        }
+        Fault::StoppedAt(height) => stopped_at(height, shared, request, &body).await,
+        Fault::Pretend => result_of(request, &json!(keccak256(raw_of(request)))),
         Fault::CallsTo(contract, message) => {
             let to = request["params"][0]["to"].as_str().unwrap_or_default();
             if to.to_lowercase() != contract {
-                return forward(&shared, body).await;
+                return forward(shared, body).await;
             }
             shared.refused.fetch_add(1, Ordering::Relaxed);
-            error(&calls, message)
-        }
-        Fault::Legacy => legacy(&shared, &request, body).await,
-        Fault::DataFee(wei) => {
-            let told = |receipt: &mut Value| receipt["l1Fee"] = format!("0x{wei:x}").into();
-            changed(&shared, body, |result| match result {
-                Value::Array(receipts) => receipts.iter_mut().for_each(told),
-                Value::Object(_) => told(result),
-                _ => {}
-            })
-            .await
-        }
-        Fault::BlockOverridesRefused if request["params"][3].is_object() => {
-            error(&calls, "too many arguments, want at most 3")
-        }
-        Fault::BlockOverridesRefused => forward(&shared, body).await,
-        Fault::BlockOverridesIgnored => {
-            let mut without = request.clone();
-            without["params"].as_array_mut().unwrap().truncate(3);
-            forward(&shared, without.to_string().into()).await
+            error(calls, message)
         }
         Fault::LogsOf(most) => {
             let bound = |name: &str| request["params"][0][name].as_str().and_then(number);
             // A range that ends at the head is as long as the node makes it.
             match (bound("fromBlock"), bound("toBlock")) {
-                (Some(from), Some(to)) if to < from + most => forward(&shared, body).await,
-                _ => error(&calls, "query exceeds the range of blocks that is allowed"),
+                (Some(from), Some(to)) if to < from + most => forward(shared, body).await,
+                _ => error(calls, "query exceeds the range of blocks that is allowed"),
             }
         }
-        Fault::OneInTen => match trouble::of_one_in_ten(&request) {
-            Some(answer) => answer,
-            None => forward(&shared, body).await,
+        Fault::OneInTen
+        | Fault::OverridesRefused
+        | Fault::OverridesIgnored
+        | Fault::BlockOverridesRefused
+        | Fault::BlockOverridesIgnored => match trouble::instead_of(fault, request) {
+            Instead::Answer(answer) => answer,
+            Instead::Call(call) => forward(shared, call.to_string().into()).await,
+            Instead::Nothing => forward(shared, body).await,
         },
-        Fault::OverridesRefused => match trouble::without_overrides(&request) {
-            Some(_) => trouble::refusal(&request, -32602, "too many arguments, want at most 2"),
-            None => forward(&shared, body).await,
-        },
-        Fault::OverridesIgnored => match trouble::without_overrides(&request) {
-            Some(fewer) => forward(&shared, fewer.to_string().into()).await,
-            None => forward(&shared, body).await,
-        },
-        Fault::Lags(by) => lagging(by, &shared, &request, &body).await,
-        Fault::Null(name) => spoiled(name, false, &shared, body).await,
-        Fault::Without(name) => spoiled(name, true, &shared, body).await,
-        Fault::StateOf(kept) => pruned(kept, &shared, &request, body).await,
+        Fault::Lags(by) => lagging(by, shared, request, &body).await,
+        Fault::StateOf(kept) => pruned(kept, shared, request, body).await,
+        Fault::Null(name) => changed(shared, body, |result| spoil(result, name, false)).await,
+        Fault::Without(name) => changed(shared, body, |result| spoil(result, name, true)).await,
+        Fault::Legacy => legacy(shared, request, body).await,
+        Fault::DataFee(wei) => changed(shared, body, |result| trouble::charge(result, wei)).await,
     }
 }
 
@@ -373,15 +361,6 @@ async fn height(shared: &Shared) -> u64 {
     let sent = shared.http.post(&shared.chain).json(&question).send();
     let answer: Value = sent.await.unwrap().json().await.unwrap();
     answer["result"].as_str().and_then(number).unwrap()
-}
-
-/// The answer with every member of that name null, or gone.
-async fn spoiled(name: &str, gone: bool, shared: &Shared, body: Bytes) -> Response {
-    let sent = shared.http.post(&shared.chain);
-    let sent = sent.header("content-type", "application/json").body(body);
-    let mut answer: Value = sent.send().await.unwrap().json().await.unwrap();
-    trouble::spoil(&mut answer, name, gone);
-    axum::Json(answer).into_response()
 }
 
 /// What a node would say that knows no EIP-1559.

@@ -6,11 +6,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::Fault;
+
 /// Calls of a provider in trouble so far, over all proxies.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// One read in ten is answered with a block that is not found, one in ten with 429, and one call in fifty is dropped. `None`: it passes.
-pub(super) fn of_one_in_ten(request: &Value) -> Option<Response> {
+fn of_one_in_ten(request: &Value) -> Option<Response> {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let sends = request["method"] == "eth_sendRawTransaction";
     match count % 50 {
@@ -44,28 +46,67 @@ pub(super) fn refusal(request: &Value, code: i64, message: &str) -> Response {
     axum::Json(json!({"jsonrpc": "2.0", "id": request["id"], "error": error})).into_response()
 }
 
-/// The call without its state overrides, if it has any.
-pub(super) fn without_overrides(request: &Value) -> Option<Value> {
-    let mut request = request.clone();
-    let parameters = request["params"].as_array_mut()?;
-    (parameters.len() > 2).then(|| parameters.truncate(2))?;
-    Some(request)
+/// What is done in place of passing a call on.
+pub(super) enum Instead {
+    /// It is answered.
+    Answer(Response),
+    /// Another call is passed on.
+    Call(Value),
+    /// Nothing: it passes.
+    Nothing,
+}
+
+/// What a fault makes of a call.
+pub(super) fn instead_of(fault: Fault, request: &Value) -> Instead {
+    let shorter = |members: usize| {
+        let mut request = request.clone();
+        let parameters = request["params"].as_array_mut()?;
+        (parameters.len() > members).then(|| parameters.truncate(members))?;
+        Some(request)
+    };
+    let refused = |why: &str| Instead::Answer(refusal(request, -32602, why));
+    if fault == Fault::OneInTen {
+        return of_one_in_ten(request).map_or(Instead::Nothing, Instead::Answer);
+    }
+    let without_block =
+        fault == Fault::BlockOverridesRefused || fault == Fault::BlockOverridesIgnored;
+    match shorter(if without_block { 3 } else { 2 }) {
+        None => Instead::Nothing,
+        Some(_) if fault == Fault::OverridesRefused => {
+            refused("too many arguments, want at most 2")
+        }
+        Some(_) if fault == Fault::BlockOverridesRefused => {
+            refused("too many arguments, want at most 3")
+        }
+        Some(call) => Instead::Call(call),
+    }
+}
+
+/// Lets receipts tell of a fee for data.
+pub(super) fn charge(result: &mut Value, wei: u64) {
+    if let Value::Array(receipts) = result {
+        for receipt in receipts {
+            charge(receipt, wei);
+        }
+    } else if let Value::Object(receipt) = result {
+        receipt.insert("l1Fee".to_owned(), format!("0x{wei:x}").into());
+    }
 }
 
 /// Sets every member of that name to null, or takes it out.
 pub(super) fn spoil(value: &mut Value, name: &str, remove: bool) {
-    match value {
-        Value::Object(members) => {
-            if remove {
-                members.remove(name);
-            } else if let Some(member) = members.get_mut(name) {
-                *member = Value::Null;
-            }
-            for member in members.values_mut() {
-                spoil(member, name, remove);
-            }
+    if let Value::Object(members) = value {
+        if remove {
+            members.remove(name);
+        } else if let Some(member) = members.get_mut(name) {
+            *member = Value::Null;
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| spoil(item, name, remove)),
-        _ => {}
+        for member in members.values_mut() {
+            spoil(member, name, remove);
+        }
+    } else if let Value::Array(items) = value {
+        for item in items {
+            spoil(item, name, remove);
+        }
     }
 }

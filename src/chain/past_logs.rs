@@ -19,8 +19,9 @@ const PACE_BLOCKS: u64 = 1_000;
 const RANGE: u64 = 1_000;
 /// Questions that are asked one after the other before the block is searched by the nonce's state instead, which costs a dozen.
 const QUESTIONS: u64 = 16;
-/// Questions in all where a node does not keep that state: the newest blocks are the likeliest.
-const QUESTIONS_MAX: u64 = 64;
+/// Questions in all where a node does not keep that state: twenty minutes of a chain with a block a second on a plan of five blocks. The
+/// newest blocks are the likeliest.
+const QUESTIONS_MAX: u64 = 256;
 /// A provider's range is tried to be doubled after so many questions that it took.
 const WIDEN_AFTER: u64 = 50;
 
@@ -99,7 +100,11 @@ impl Rpc {
                         return Ok(logs);
                     }
                     // The node does not keep old state: question after question.
-                    Err(error) if error.trouble() == Trouble::MissingState => {}
+                    Err(error)
+                        if matches!(
+                            error.trouble(),
+                            Trouble::MissingState | Trouble::MissingBlock
+                        ) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -168,10 +173,8 @@ impl Rpc {
         if !self.is_used_at(signed, last).await? {
             return Ok(None);
         }
+        // One that was used before leads to the first block, whose logs do not have it. That block is not asked: its state may be gone.
         let (mut unused, mut used) = (first.saturating_sub(1), last);
-        if self.is_used_at(signed, unused).await? {
-            return Ok(None);
-        }
         while used - unused > 1 {
             let middle = unused + (used - unused) / 2;
             if self.is_used_at(signed, middle).await? {
@@ -194,18 +197,19 @@ impl Rpc {
         if known > 0 {
             return Ok(known);
         }
-        let before = head.saturating_sub(PACE_BLOCKS);
+        // A young chain has no pace yet, and its first block any time.
+        if head <= PACE_BLOCKS {
+            return Ok(head + 1);
+        }
+        let before = head - PACE_BLOCKS;
         let (newest, earlier) = (self.time_at(head).await?, self.time_at(before).await?);
         let (Some(newest), Some(earlier)) = (newest, earlier) else {
             return Ok(LOOK_BACK_BLOCKS.0);
         };
         let seconds = u64::try_from(newest - earlier).unwrap_or_default().max(1);
-        let blocks = (head - before).saturating_mul(LOOK_BACK_S) / seconds;
+        let blocks = PACE_BLOCKS.saturating_mul(LOOK_BACK_S) / seconds;
         let blocks = blocks.clamp(LOOK_BACK_BLOCKS.0, LOOK_BACK_BLOCKS.1);
-        // A young chain has no pace yet.
-        if head >= PACE_BLOCKS {
-            self.log_range.hour.store(blocks, Ordering::Relaxed);
-        }
+        self.log_range.hour.store(blocks, Ordering::Relaxed);
         Ok(blocks)
     }
 

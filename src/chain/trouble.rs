@@ -173,9 +173,10 @@ impl Pauses {
     pub(super) fn after(&mut self, error: &RpcError) -> Option<Duration> {
         let count = match error.trouble() {
             Trouble::SlowDown => &mut self.slowed,
-            Trouble::MissingBlock => &mut self.missed,
+            Trouble::MissingBlock if self.missed < MISSED_MAX => &mut self.missed,
             Trouble::Broken if self.broken == 0 => &mut self.broken,
-            Trouble::Broken
+            Trouble::MissingBlock
+            | Trouble::Broken
             | Trouble::Revert
             | Trouble::Caller
             | Trouble::MissingState
@@ -189,6 +190,8 @@ impl Pauses {
     }
 }
 
+/// A node that still lacks a block after so many pauses (two seconds) has let it go, or never will have it.
+const MISSED_MAX: u32 = 5;
 /// Doubled each time: a provider's limit counts by the second, a node is a block behind for less than that.
 const FIRST_PAUSE: Duration = Duration::from_millis(60);
 

@@ -277,6 +277,7 @@ async fn payments_about_which_nothing_can_be_said_hold_up_no_other() {
 async fn a_payer_who_pays_in_each_block_is_served_behind_an_endpoint_that_lags() {
     let world = world(Some(1)).await;
     let payer = world.payer().await;
+    world.chain.mine(2).await;
     world.proxy.on(CALL, Fault::Lags(1));
     let mut hashes = HashSet::new();
     for amount in 1..=6 {

@@ -65,6 +65,9 @@ const RANGE_TOO_WIDE: [&str; 16] = [
     "exceed maximum",
 ];
 
+/// What nodes say of ranges that end above their head.
+const BEYOND_HEAD: [&str; 3] = ["beyond current head", "beyond head", "invalid block range"];
+
 /// What nodes say of states that they have let go.
 const MISSING_STATE: [&str; 5] = [
     "missing trie node",
@@ -134,6 +137,10 @@ impl RpcError {
 /// Texts come first: codes are used for many things, and by no two providers alike.
 fn of_refusal(code: i64, message: &str) -> Trouble {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    // A range that ends above what the node has, however wide it is.
+    if says(&BEYOND_HEAD) {
+        return Trouble::MissingBlock;
+    }
     if says(&RANGE_TOO_WIDE) {
         return Trouble::RangeTooWide;
     }
@@ -200,7 +207,13 @@ mod tests {
     use super::*;
 
     /// As nodes and providers word it.
-    const TABLE: [(i64, &str, Trouble); 34] = [
+    const TABLE: [(i64, &str, Trouble); 36] = [
+        (
+            -32000,
+            "block range extends beyond current head block",
+            Trouble::MissingBlock,
+        ),
+        (-32000, "invalid block range params", Trouble::MissingBlock),
         (3, "execution reverted", Trouble::Revert),
         (-32000, "execution reverted: expired", Trouble::Revert),
         (-32015, "VM execution error: revert", Trouble::Revert),

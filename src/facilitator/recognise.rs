@@ -101,9 +101,8 @@ impl Facilitator {
         &self,
         site: &Site,
         candidate: &Candidate,
-        by: Option<B256>,
+        (by, reorganisations): (Option<B256>, u64),
     ) -> Result<(), Halt> {
-        let reorganisations = site.view.moved().reorganisations;
         let receipt = match by {
             Some(by) => site.questions.receipt(by).await?,
             None => None,
@@ -135,18 +134,20 @@ impl Facilitator {
             let payment = self.ledger.standing(id).await?.payment;
             return self.recognise_refused(site, &payment).await;
         }
+        // Before the look: a reorg meanwhile may undo what it sees.
+        let reorganisations = site.view.moved().reorganisations;
         let (used, head) = self.look_up(site, candidate.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
             AuthorizationUse::Consumed(by) => {
-                self.remember_used(site, candidate, by).await?;
+                self.remember_used(site, candidate, (by, reorganisations))
+                    .await?;
                 return Ok(Recognised::Consumed);
             }
             AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
         let confirmations = site.policy.confirmations;
         if bond == Bond::None && !self.is_ours(site, sender).await? {
-            let reorganisations = site.view.moved().reorganisations;
             let memory = &self.used_nonces;
             memory.remember(candidate, UsedBy::Foreign, reorganisations);
             return Ok(Recognised::Consumed);
@@ -176,7 +177,11 @@ impl Facilitator {
         let (used, head) = self.look_up(site, payment.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
-            AuthorizationUse::Consumed(_) => return Ok(Recognised::Consumed),
+            AuthorizationUse::Consumed(Some(_)) => return Ok(Recognised::Consumed),
+            // Used, and nobody shows by what: its money may have moved.
+            AuthorizationUse::Consumed(None) => {
+                return Err(Outage::NodeBehind(site.policy.network).into());
+            }
             AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
         let confirmed = location.is_deep(head, payment.confirmations);

@@ -12,7 +12,6 @@ use crate::ledger::{
 use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment};
-use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
 use crate::settlement::load::{Load, Simulated, least_gas};
@@ -148,11 +147,11 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
     } else {
         let exit = match used {
             Ok(_) => payment.objection(facts),
-            // That is this payment's trouble, and no other's. It stays watched like everything that was refused.
+            // That is this payment's trouble, and no other's. Before anybody is told, the chain is asked again.
             Err(error) => Exit {
-                reason: Reason::UnexpectedSettleError,
+                reason: payment.reason(Fault::NonceUsed),
                 message: format!(
-                    "the authorization's nonce is used, and it cannot be told by which transaction now ({error}); nothing was broadcast here, present it again"
+                    "the authorization's nonce is used, and it could not be told by which transaction ({error})"
                 ),
             },
         };

@@ -47,7 +47,7 @@ impl Facilitator {
         request: PaymentRequest,
         caller: &Caller,
     ) -> Result<Settled, Outage> {
-        match self.try_settle(request, caller).await {
+        match Box::pin(self.try_settle(request, caller)).await {
             Ok(settled) => Ok(settled),
             Err(Halt::Refused(refusal)) => Ok(Settled {
                 response: refusal.into(),

@@ -56,11 +56,18 @@ pub(super) async fn healthz() -> Json<Alive> {
     (status = 503, description = "the parts say which one is unwell", body = Readiness),
 ))]
 pub(super) async fn readyz(State(state): State<AppState>) -> (StatusCode, Json<Readiness>) {
-    let ledger = state.facilitator.ledger.ping().await.is_ok();
+    let ledger = state.facilitator.ledger.check().await;
     let mut parts = vec![Part {
         name: "ledger".to_owned(),
-        ready: ledger,
-        detail: (!ledger).then(|| "the database does not answer".to_owned()),
+        ready: ledger.is_ok(),
+        detail: ledger.err().map(|error| {
+            let why = if error.takes_no_writes() {
+                "the database takes no writes: it is a standby, or set to read-only"
+            } else {
+                "the database does not answer"
+            };
+            why.to_owned()
+        }),
     }];
     for site in state.facilitator.sites.iter() {
         parts.push(part_of(site).await);

@@ -108,7 +108,7 @@ impl Ledger {
             self.process().0,
             i64::try_from(lanes).unwrap_or(i64::MAX),
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.leases)
         .await?;
         Ok(match (row.known, row.epoch, row.next_nonce) {
             (_, Some(epoch), Some(nonce)) => Claim::Owned(LaneLease {
@@ -134,7 +134,7 @@ impl Ledger {
             lane.signer.as_slice(),
             bigint(first_nonce),
         )
-        .execute(&self.pool)
+        .execute(&self.leases)
         .await?;
         Ok(())
     }
@@ -172,7 +172,7 @@ impl Ledger {
             i64::try_from(lanes).unwrap_or(i64::MAX),
             blind,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.leases)
         .await?;
         Ok(match renewed {
             None => Renewal::Changed,
@@ -195,7 +195,7 @@ impl Ledger {
             self.process().0,
             lease.epoch,
         )
-        .execute(&self.pool)
+        .execute(&self.leases)
         .await?;
         Ok(())
     }
@@ -222,7 +222,7 @@ impl Ledger {
             why,
             bigint(next_nonce),
         )
-        .execute(&self.pool)
+        .execute(&self.leases)
         .await?;
         Ok(stopped.rows_affected() == 1)
     }
@@ -252,7 +252,7 @@ impl Ledger {
         lease: LaneLease,
         transaction: Uuid,
     ) -> Result<Vec<PaymentId>, LedgerError> {
-        let mut losing = self.pool.begin().await?;
+        let mut losing = self.engine.begin().await?;
         let lost = sqlx::query!(
             "with owned as (
                 select network, signer from lanes

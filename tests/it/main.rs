@@ -21,6 +21,12 @@ mod buyer;
 #[cfg(test)]
 mod clocks;
 #[cfg(test)]
+mod database_failures;
+#[cfg(test)]
+mod database_poolers;
+#[cfg(test)]
+mod database_words;
+#[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod exactly_once;

@@ -165,7 +165,7 @@ impl Rpc {
     }
 
     /// The block in which a nonce was used, by halves. `None`: not within these.
-    async fn block_of_use(
+    pub(super) async fn block_of_use(
         &self,
         signed: Signed<'_>,
         (first, last): (u64, u64),
@@ -186,7 +186,11 @@ impl Rpc {
         Ok(Some(used))
     }
 
-    async fn is_used_at(&self, signed: Signed<'_>, block: u64) -> Result<bool, RpcError> {
+    pub(super) async fn is_used_at(
+        &self,
+        signed: Signed<'_>,
+        block: u64,
+    ) -> Result<bool, RpcError> {
         let mut used = self.nonces_used(&[signed], block).await?;
         used.pop().ok_or(RpcError::Malformed("eth_call"))?
     }

@@ -1,7 +1,7 @@
 //! Payments by Permit2: calldata for the proxies, the trace in the logs, and what became of a nonce (`protocol.md` §3.5, §4).
 //!
 //! Permit2 says nothing when a nonce is used, and a proxy only that something was settled. So a settlement is told by the exact Transfer
-//! right before the proxy's word, and by the calldata of its transaction.
+//! right before the proxy's word, and by the calldata of its transaction; where that goes to a contract of somebody's own, by state ([`wrapped`]).
 
 use alloy::primitives::{Address, B256, Bytes, U256, b256};
 use alloy::sol;
@@ -131,13 +131,18 @@ pub(super) fn nonce_question(owner: Address, nonce: B256) -> (Bytes, U256) {
 /// Where a payment's money moved: the exact Transfer that the token said last before its proxy said that it has settled. Two payments
 /// of the same payer, payee, token and amount look alike here: they never ride in one transaction.
 pub(super) fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
+    transfer_logs(signed, logs).next()
+}
+
+/// The same of every payment that looks alike, in the order of the logs.
+fn transfer_logs(signed: Signed<'_>, logs: &[Log]) -> impl Iterator<Item = u64> {
     let proxy = signed.method.settler(signed.asset);
     let terms = signed.terms;
     let topics = [TRANSFER, terms.from.into_word(), terms.to.into_word()];
-    let settled = |log: &Log| {
+    let settled = move |log: &Log| {
         log.address == proxy && matches!(log.topics.first(), Some(&SETTLED | &SETTLED_WITH_PERMIT))
     };
-    logs.split_inclusive(settled).find_map(|before| {
+    logs.split_inclusive(settled).filter_map(move |before| {
         let (_, before) = before.split_last().filter(|(last, _)| settled(last))?;
         // Some tokens speak of the allowance as well. Whatever else was said in between belongs to another call.
         let aside =
@@ -304,7 +309,7 @@ impl Rpc {
         let amount = terms.value.atomic().to_be_bytes::<32>();
         let mut alike: Vec<&Log> = moved.iter().filter(|log| log.data[..] == amount).collect();
         alike.sort_by_key(|log| std::cmp::Reverse(log.block_number));
-        for log in alike.into_iter().take(CANDIDATES_MAX) {
+        for log in alike.iter().take(CANDIDATES_MAX) {
             if let Some(found) = self
                 .settled_in(signed, log.transaction_hash, tokens)
                 .await?
@@ -318,7 +323,7 @@ impl Rpc {
         let enough = |logs: &[Log]| logs.iter().any(|log| invalidates(&log.data, nonce));
         let invalidated = self.recent_logs(filter, (&[signed], head), enough).await?;
         let Some(by) = invalidated.iter().find(of_nonce) else {
-            return Ok(AuthorizationUse::Consumed(None));
+            return self.wrapped_use(signed, &alike, tokens).await;
         };
         let receipt = self.receipt(by.transaction_hash).await?;
         // A node may show a log that no receipt has.
@@ -365,6 +370,8 @@ fn invalidates(members: &Bytes, nonce: U256) -> bool {
     let (own, bit): (U256, usize) = (nonce >> 8, usize::from(nonce.byte(0)));
     word == own && mask.bit(bit)
 }
+
+mod wrapped;
 
 #[cfg(test)]
 mod tests;

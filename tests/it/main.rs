@@ -124,3 +124,5 @@ mod unreadable_rows;
 mod validity;
 #[cfg(test)]
 mod wallets;
+#[cfg(test)]
+mod wrapped_permissions;

@@ -10,13 +10,17 @@ use tracing_subscriber::fmt::fmt;
 const DEFAULT_FILTER: &str =
     "info,sqlx=warn,sqlx_postgres::options=error,hyper=warn,alloy=warn,reqwest=warn";
 
-/// An error with all its causes, on one line: what a log line needs, and what no answer may hold.
+/// An error with all its causes, on one line: what a log line needs, and what no answer may hold. Some libraries repeat the cause in the
+/// error itself; it is written once.
 pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         cause = error.source();
     }
     text

@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::command::CommandError;
 use crate::config::{Environment as _, ProcessEnvironment};
 use crate::embedded::{EmbeddedPostgres, ScratchDatabase, default_data_dir, running_as_root};
+use crate::ledger::Ledger;
 
 /// A database, and what has to be stopped with it.
 #[derive(Debug)]
@@ -47,6 +48,11 @@ impl Database {
             .get("DATABASE_URL")
             .map(SecretString::from);
         let mut database = Self::open(configured.as_ref(), data_dir).await?;
+        if configured.is_some() {
+            // Says in the operator's words what is wrong with it.
+            let (ledger, _) = Ledger::connect(&database.url, 1).await?;
+            ledger.close().await;
+        }
         let scratch = ScratchDatabase::create(&database.url).await?;
         scratch.url().clone_into(&mut database.url);
         database.scratch = Some(scratch);

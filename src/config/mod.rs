@@ -122,6 +122,21 @@ impl Config {
         Self::validated(flags, environment, File::default())
     }
 
+    /// Where the database is, read without anything else: its URL, and the folder of a private one.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the file cannot be read.
+    pub fn read_database(
+        flags: &Flags,
+        environment: &dyn Environment,
+    ) -> Result<(Option<SecretString>, Option<PathBuf>), ConfigError> {
+        let file = read_file(flags.file.as_deref())?;
+        let url = environment.get("DATABASE_URL").or(file.database_url);
+        let from_environment = || environment.get("X402D_DATA_DIR").map(PathBuf::from);
+        let data_dir = flags.data_dir.clone().or_else(from_environment);
+        Ok((url.map(SecretString::from), data_dir.or(file.data_dir)))
+    }
+
     fn validated(
         flags: &Flags,
         environment: &dyn Environment,

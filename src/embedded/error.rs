@@ -89,6 +89,12 @@ pub enum EmbeddedError {
         #[source]
         source: sqlx::Error,
     },
+    /// The server on which a local chain's ledger should be refuses to make a database for it.
+    #[error(
+        "the database server refused to create a database for the local chain; the role needs CREATEDB (alter role NAME createdb), or \
+         unset DATABASE_URL to use a private Postgres"
+    )]
+    Scratch(#[source] sqlx::Error),
     /// Neither `anvil` nor `npx` is installed.
     #[error(
         "no local chain is installed: put `anvil` into PATH (https://getfoundry.sh), or install Node.js with npm, with \

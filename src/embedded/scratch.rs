@@ -30,10 +30,7 @@ impl ScratchDatabase {
     /// When the URL cannot be read, or the server refuses.
     pub async fn create(url: &str) -> Result<Self, EmbeddedError> {
         match timeout(LIMIT, Self::try_create(url)).await {
-            Ok(created) => created.map_err(|source| EmbeddedError::Sql {
-                what: "to create a database",
-                source,
-            }),
+            Ok(created) => created.map_err(EmbeddedError::Scratch),
             Err(_) => Err(EmbeddedError::Late {
                 what: "creating a database".to_owned(),
                 limit: LIMIT,

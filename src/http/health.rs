@@ -86,12 +86,17 @@ pub(super) async fn healthz() -> Json<Alive> {
     (status = 503, description = "nothing can be sold; the parts say why", body = Readiness),
 ))]
 pub(super) async fn readyz(State(state): State<AppState>) -> Response {
-    let ledger = state.facilitator.ledger.ping().await.is_ok();
-    let mut parts = vec![if ledger {
-        Part::new("ledger".to_owned(), Condition::Ok, None)
-    } else {
-        let detail = "the database does not answer".to_owned();
-        Part::new("ledger".to_owned(), Condition::Down, Some(detail))
+    let ledger = state.facilitator.ledger.check().await;
+    let mut parts = vec![match &ledger {
+        Ok(()) => Part::new("ledger".to_owned(), Condition::Ok, None),
+        Err(error) => {
+            let why = if error.takes_no_writes() {
+                "the database takes no writes: it is a standby, or set to read-only"
+            } else {
+                "the database does not answer"
+            };
+            Part::new("ledger".to_owned(), Condition::Down, Some(why.to_owned()))
+        }
     }];
     let networks = state.facilitator.sites.iter();
     parts.extend(networks.map(|site| part_of(site)));

@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use alloy::primitives::U256;
-use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::accounts::{Account, AccountKey, count_promises, lock};
+use super::connections::{Connection, Connections};
 use super::row::{address, allowance_columns, hash, moment};
 use super::undecided::move_here;
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
@@ -60,7 +60,7 @@ impl NewPayment {
 
 /// Accepts payments in one commit.
 pub(super) async fn accept(
-    pool: PgPool,
+    pool: Connections,
     process: ProcessId,
     new: Arc<[NewPayment]>,
 ) -> Result<Vec<Result<Accepted, LedgerError>>, LedgerError> {
@@ -161,7 +161,7 @@ fn fits(account: &mut Account, verified: &Verified) -> Verdict {
 
 /// Which of the payments have a row already.
 async fn known(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     new: &[NewPayment],
 ) -> Result<HashSet<AuthorizationKey>, LedgerError> {
     let keys: Vec<AuthorizationKey> = new.iter().map(NewPayment::key).collect();
@@ -222,7 +222,7 @@ fn column<T>(new: &[Row<'_>], of: impl Fn(&Candidate) -> T) -> Vec<T> {
 
 /// Inserts rows, and says which are new and since when. The session that gave an authorization its nonce is paid by it from now on.
 async fn insert(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     process: ProcessId,
     new: &[Row<'_>],
 ) -> Result<HashMap<PaymentId, OffsetDateTime>, LedgerError> {

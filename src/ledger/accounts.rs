@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use alloy::primitives::{Address, U256};
-use sqlx::PgConnection;
 
 use super::LedgerError;
 use super::acceptance::NewPayment;
+use super::connections::Connection;
 use super::row::address;
 use crate::payment::Candidate;
 use crate::protocol::Network;
@@ -48,7 +48,7 @@ fn key_of(network: &str, asset: &[u8], payer: &[u8]) -> Option<AccountKey> {
 
 /// Locks the payers' rows, in one order for everybody.
 pub(super) async fn lock(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     mut keys: Vec<AccountKey>,
 ) -> Result<HashMap<AccountKey, Account>, LedgerError> {
     keys.sort_unstable();
@@ -83,7 +83,7 @@ fn columns(keys: &[AccountKey]) -> (Vec<String>, Vec<&[u8]>, Vec<&[u8]>) {
 }
 
 async fn lock_known(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     keys: &[AccountKey],
 ) -> Result<HashMap<AccountKey, Account>, LedgerError> {
     let (networks, assets, payers) = columns(keys);
@@ -119,7 +119,7 @@ async fn lock_known(
 
 /// Reads what payers have promised out of their allowances to Permit2, where that is limited: one statement for all. Their accounts are locked.
 pub(super) async fn count_promises(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     new: &[NewPayment],
     accounts: &mut HashMap<AccountKey, Account>,
 ) -> Result<(), LedgerError> {

@@ -1,7 +1,9 @@
 //! What can go wrong with the ledger.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::connections;
 use crate::coalesce::Unanswered;
 
 /// A row that holds what this version of the program cannot read. It concerns who asks for that row, and nobody else.
@@ -22,9 +24,40 @@ pub enum LedgerError {
     /// The database could not be reached or refused a statement.
     #[error("the database failed")]
     Driver(#[from] sqlx::Error),
-    /// The schema could not be brought up to date.
-    #[error("a migration failed")]
-    Migration(#[source] sqlx::migrate::MigrateError),
+    /// It cannot be used at all; says where it is, why, and what to do.
+    #[error("{0}")]
+    Unusable(String),
+    /// It answers, and takes no writes.
+    #[error("the database takes no writes: it is a standby, or set to read-only")]
+    TakesNoWrites,
+    /// A migration did not get its locks.
+    #[error(
+        "migration {version} got no lock within {limit:?}; held by {holder}. End that session, or stop the other x402d processes, and start again"
+    )]
+    Locked {
+        /// Which migration.
+        version: i64,
+        /// Who holds it.
+        holder: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// A newer version of the program has made the schema.
+    #[error(
+        "the database's schema was made by a newer x402d (migration {version}): use that version, or restore a dump from before"
+    )]
+    NewerSchema {
+        /// Which migration this program does not know.
+        version: i64,
+    },
+    /// The schema is not what this program would have made.
+    #[error(
+        "migration {version} of the database is not the one of this x402d: use a released version, or another database"
+    )]
+    OtherSchema {
+        /// Which migration.
+        version: i64,
+    },
     /// A row holds what no row may hold.
     #[error(transparent)]
     Inconsistent(#[from] Unreadable),
@@ -64,7 +97,11 @@ impl LedgerError {
                 .and_then(|error| error.constraint()),
             Self::Shared(shared) => shared.constraint(),
             Self::Unanswered(_)
-            | Self::Migration(_)
+            | Self::Unusable(_)
+            | Self::TakesNoWrites
+            | Self::Locked { .. }
+            | Self::NewerSchema { .. }
+            | Self::OtherSchema { .. }
             | Self::Inconsistent(_)
             | Self::OtherChain { .. }
             | Self::Conflict { .. } => None,
@@ -79,7 +116,11 @@ impl LedgerError {
             Self::Inconsistent(_)
             | Self::Driver(_)
             | Self::Unanswered(_)
-            | Self::Migration(_)
+            | Self::Unusable(_)
+            | Self::TakesNoWrites
+            | Self::Locked { .. }
+            | Self::NewerSchema { .. }
+            | Self::OtherSchema { .. }
             | Self::OtherChain { .. }
             | Self::Conflict { .. } => None,
         }
@@ -94,7 +135,11 @@ impl LedgerError {
             Self::Driver(_)
             | Self::Shared(_)
             | Self::Unanswered(_)
-            | Self::Migration(_)
+            | Self::Unusable(_)
+            | Self::TakesNoWrites
+            | Self::Locked { .. }
+            | Self::NewerSchema { .. }
+            | Self::OtherSchema { .. }
             | Self::OtherChain { .. } => self.constraint().is_some(),
         }
     }
@@ -109,5 +154,22 @@ impl LedgerError {
             .as_database_error()
             .and_then(sqlx::error::DatabaseError::code);
         code.is_some_and(|code| matches!(code.as_ref(), "40P01" | "40001"))
+    }
+
+    /// Whether the database is there and takes no writes.
+    pub fn takes_no_writes(&self) -> bool {
+        match self {
+            Self::Driver(error) => connections::takes_no_writes(error),
+            Self::Shared(shared) => shared.takes_no_writes(),
+            Self::TakesNoWrites => true,
+            Self::Unusable(_)
+            | Self::Locked { .. }
+            | Self::NewerSchema { .. }
+            | Self::OtherSchema { .. }
+            | Self::Inconsistent(_)
+            | Self::OtherChain { .. }
+            | Self::Conflict { .. }
+            | Self::Unanswered(_) => false,
+        }
     }
 }

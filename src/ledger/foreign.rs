@@ -3,6 +3,7 @@
 use alloy::primitives::B256;
 use uuid::Uuid;
 
+use super::connections::Connection;
 use super::row::bigint;
 use super::{LaneKey, LaneLease, Ledger, LedgerError};
 use crate::payment::PaymentId;
@@ -52,7 +53,7 @@ impl Ledger {
         // Without bytes where it is not known.
         let hashes = hashes.map(|hash| hash.map(|hash| hash.to_vec()).unwrap_or_default());
         let hashes: Vec<Vec<u8>> = hashes.collect();
-        let mut losing = self.pool.begin().await?;
+        let mut losing = self.engine.begin().await?;
         let owned = sqlx::query!(
             "select epoch from lanes where network = $1 and signer = $2 and owner = $3 and epoch = $4 for update",
             network,
@@ -107,7 +108,7 @@ impl Ledger {
 
 /// Queues again what rode in these nonces. Gas money that was not given can be given again.
 async fn requeue(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut Connection,
     (network, signer): (&str, &[u8]),
     nonces: &[i64],
 ) -> Result<Vec<PaymentId>, LedgerError> {

@@ -2,6 +2,7 @@
 
 use alloy::primitives::{Address, U256};
 
+use super::connections::Connection;
 use super::outbox::NewTransaction;
 use super::{Ledger, LedgerError, Recorded, Unreadable};
 use crate::payment::{ApprovalLimits, PaymentId};
@@ -52,7 +53,7 @@ impl Ledger {
     /// # Errors
     /// When the database fails.
     pub async fn given(&self, network: Network, payer: Address) -> Result<Given, LedgerError> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.engine.acquire().await?;
         given(&mut connection, network, payer).await
     }
 
@@ -65,7 +66,7 @@ impl Ledger {
             "select t.state from fundings f join transactions t on t.id = f.transaction_id where f.payment_id = $1",
             payment.0,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.engine)
         .await?;
         Ok(match state.as_deref() {
             None => Funded::Never,
@@ -86,7 +87,7 @@ impl Ledger {
         limits: ApprovalLimits,
     ) -> Result<Option<Recorded>, LedgerError> {
         let network = new.lane.network;
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.engine.begin().await?;
         // One funding of a network at a time, so that two lanes together stay within the limits.
         sqlx::query!(
             "select from networks where network = $1 for no key update",
@@ -125,7 +126,7 @@ impl Ledger {
 }
 
 async fn given(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut Connection,
     network: Network,
     payer: Address,
 ) -> Result<Given, LedgerError> {

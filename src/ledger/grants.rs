@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use alloy::primitives::B256;
-use sqlx::PgPool;
 use uuid::Uuid;
 
+use super::connections::Connections;
 use super::error::Unreadable;
 use super::quarantine::one_by_one;
 use super::row::{PaymentRow, select_payments};
@@ -65,7 +65,7 @@ pub struct Closing {
 
 /// What is known about authorizations, each by itself: a row that cannot be read concerns only who asks for it.
 pub(super) async fn known(
-    pool: PgPool,
+    pool: Connections,
     keys: Arc<[AuthorizationKey]>,
 ) -> Result<Vec<Result<Known, LedgerError>>, LedgerError> {
     let nonces: Vec<B256> = keys.iter().map(|key| key.nonce).collect();
@@ -108,7 +108,7 @@ fn raw_key_of(row: &PaymentRow) -> RawKey {
 }
 
 async fn standings_by_key(
-    pool: &PgPool,
+    pool: &Connections,
     keys: &[AuthorizationKey],
 ) -> Result<HashMap<RawKey, Result<Standing, Unreadable>>, LedgerError> {
     let networks: Vec<String> = keys.iter().map(|key| key.network.to_string()).collect();
@@ -139,7 +139,7 @@ async fn standings_by_key(
 
 /// Payments and their grants; all of them must exist. Each by itself, like [`known`].
 pub(super) async fn standings(
-    pool: PgPool,
+    pool: Connections,
     ids: Arc<[PaymentId]>,
 ) -> Result<Vec<Result<Standing, LedgerError>>, LedgerError> {
     let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
@@ -159,7 +159,7 @@ pub(super) async fn standings(
 
 /// The payments of `rows`, in their order, with their grants.
 async fn with_grants(
-    pool: &PgPool,
+    pool: &Connections,
     rows: Vec<PaymentRow>,
 ) -> Result<Vec<(PaymentId, Result<Standing, Unreadable>)>, LedgerError> {
     if rows.is_empty() {
@@ -169,9 +169,12 @@ async fn with_grants(
     let granted = sqlx::query!(
         r#"select g.payment_id, case
             when g.answered_at is not null then 'standing'
-            when g.voided_at is not null or holder.lease_until < now() then 'free'
-            else 'undecided' end as "status!"
-        from grants g join processes holder on holder.id = g.process_id
+            when g.voided_at is not null then 'free'
+            when holder.lease_until >= now() then 'undecided'
+            -- Whoever held it is gone without a word. While the payment was good its answer may be lost; after that nobody may buy with it.
+            when p.valid_before > now() then 'free'
+            else 'standing' end as "status!"
+        from grants g join processes holder on holder.id = g.process_id join payments p on p.id = g.payment_id
         where g.payment_id = any($1)"#,
         &ids,
     )
@@ -199,7 +202,7 @@ async fn with_grants(
 /// Takes the grants of payments whose money has moved, one asker a payment at most; who gets it, gets the row to answer from, as of the same
 /// moment: a payment may move again between two statements.
 pub(super) async fn grant(
-    pool: PgPool,
+    pool: Connections,
     process: ProcessId,
     asked: Arc<[(PaymentId, GrantRequest)]>,
 ) -> Result<Vec<Result<Option<Payment>, LedgerError>>, LedgerError> {
@@ -228,7 +231,8 @@ pub(super) async fn grant(
             set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,
                 granted_at = now(), voided_at = null
             where g.answered_at is null and (g.voided_at is not null or exists (
-                select from processes holder where holder.id = g.process_id and holder.lease_until < now()
+                select from processes holder join payments p on p.id = g.payment_id
+                where holder.id = g.process_id and holder.lease_until < now() and p.valid_before > now()
             ))
             returning payment_id, request_id
         ), told as (
@@ -253,7 +257,7 @@ pub(super) async fn grant(
 
 /// Records what became of answers.
 pub(super) async fn close(
-    pool: PgPool,
+    pool: Connections,
     process: ProcessId,
     closings: Arc<[Closing]>,
 ) -> Result<Vec<Result<(), LedgerError>>, LedgerError> {

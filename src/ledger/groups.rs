@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
-
 use super::acceptance::{self, Accepted, NewPayment};
+use super::connections::Connections;
 use super::grants::{self, Closing, GrantRequest, Known, Standing};
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
 use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
@@ -34,7 +33,8 @@ pub(super) struct Groups {
 /// The task behind the grouped statements of a [`Ledger`]; run it for as long as anybody may use it.
 #[derive(Debug)]
 pub struct LedgerTask {
-    pool: PgPool,
+    pool: Connections,
+    granting: Connections,
     process: ProcessId,
     known: Answering<AuthorizationKey, Answer<Known>>,
     acceptances: Answering<NewPayment, Answer<Accepted>>,
@@ -43,7 +43,11 @@ pub struct LedgerTask {
     closings: Answering<Closing, Answer<()>>,
 }
 
-pub(super) fn open(pool: &PgPool, process: ProcessId) -> (Groups, LedgerTask) {
+pub(super) fn open(
+    pool: &Connections,
+    granting: &Connections,
+    process: ProcessId,
+) -> (Groups, LedgerTask) {
     let (known, known_end) = coalescer(GATHERING);
     let (acceptances, acceptances_end) = coalescer(GATHERING);
     let (standings, standings_end) = coalescer(GATHERING);
@@ -58,6 +62,7 @@ pub(super) fn open(pool: &PgPool, process: ProcessId) -> (Groups, LedgerTask) {
     };
     let task = LedgerTask {
         pool: pool.clone(),
+        granting: granting.clone(),
         process,
         known: known_end,
         acceptances: acceptances_end,
@@ -71,7 +76,7 @@ pub(super) fn open(pool: &PgPool, process: ProcessId) -> (Groups, LedgerTask) {
 impl LedgerTask {
     /// Runs the statements until every [`Ledger`] of this connection is gone.
     pub async fn run(self) {
-        let (pool, process) = (self.pool, self.process);
+        let (pool, granting_pool, process) = (self.pool, self.granting, self.process);
         let known = self.known.run(|keys| {
             let pool = pool.clone();
             each(keys, move |keys| grants::known(pool.clone(), keys))
@@ -87,13 +92,13 @@ impl LedgerTask {
             each(ids, move |ids| grants::standings(pool.clone(), ids))
         });
         let granting = self.grants.run(|asked| {
-            let pool = pool.clone();
+            let pool = granting_pool.clone();
             each(asked, move |asked| {
                 grants::grant(pool.clone(), process, asked)
             })
         });
         let closings = self.closings.run(|closings| {
-            let pool = pool.clone();
+            let pool = granting_pool.clone();
             each(closings, move |closings| {
                 grants::close(pool.clone(), process, closings)
             })

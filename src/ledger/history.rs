@@ -9,10 +9,10 @@ use std::str::FromStr;
 
 use alloy::hex;
 use alloy::primitives::{Address, B256};
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::connections::{Connection, Transaction};
 use super::row::{PaymentRow, hash, select_payments, shown_address};
 use super::{Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
@@ -298,9 +298,7 @@ impl Ledger {
     }
 
     /// Several statements that see one moment.
-    pub(super) async fn snapshot(
-        &self,
-    ) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, LedgerError> {
+    pub(super) async fn snapshot(&self) -> Result<Transaction, LedgerError> {
         let begin = "begin isolation level repeatable read read only";
         Ok(self.history.begin_with(begin).await?)
     }
@@ -308,7 +306,7 @@ impl Ledger {
 
 /// Makes this SQL transaction plan each statement for the values at hand. A plan for any values would have to read all payments, because
 /// it cannot know which of the filters are there.
-pub(super) async fn plan_for_the_values(connection: &mut PgConnection) -> Result<(), LedgerError> {
+pub(super) async fn plan_for_the_values(connection: &mut Connection) -> Result<(), LedgerError> {
     sqlx::query!("set local plan_cache_mode = force_custom_plan")
         .execute(connection)
         .await?;
@@ -317,7 +315,7 @@ pub(super) async fn plan_for_the_values(connection: &mut PgConnection) -> Result
 
 /// The payments of `rows`, each with its session.
 pub(super) async fn with_sessions(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     rows: Vec<PaymentRow>,
 ) -> Result<Vec<Entry>, LedgerError> {
     let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();

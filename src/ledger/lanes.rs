@@ -106,7 +106,7 @@ impl Ledger {
             self.process().0,
             i64::try_from(lanes).unwrap_or(i64::MAX),
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.leases)
         .await?;
         Ok(match (row.known, row.epoch, row.next_nonce) {
             (_, Some(epoch), Some(nonce)) => Claim::Owned(LaneLease {
@@ -132,7 +132,7 @@ impl Ledger {
             lane.signer.as_slice(),
             bigint(first_nonce),
         )
-        .execute(&self.pool)
+        .execute(&self.leases)
         .await?;
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Ledger {
             i64::try_from(lanes).unwrap_or(i64::MAX),
             blind,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.leases)
         .await?;
         Ok(match renewed {
             None => Renewal::Changed,
@@ -193,7 +193,7 @@ impl Ledger {
             self.process().0,
             lease.epoch,
         )
-        .execute(&self.pool)
+        .execute(&self.leases)
         .await?;
         Ok(())
     }
@@ -220,7 +220,7 @@ impl Ledger {
             why,
             bigint(next_nonce),
         )
-        .execute(&self.pool)
+        .execute(&self.leases)
         .await?;
         Ok(stopped.rows_affected() == 1)
     }

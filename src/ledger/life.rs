@@ -2,9 +2,9 @@
 
 use alloy::hex;
 use alloy::primitives::B256;
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::connections::Connection;
 use super::history::{Entry, with_sessions};
 use super::row::{hash, select_payments, shown_address};
 use super::{Ledger, LedgerError};
@@ -108,7 +108,7 @@ impl Ledger {
     }
 }
 
-async fn events(connection: &mut PgConnection, id: PaymentId) -> Result<Vec<Event>, LedgerError> {
+async fn events(connection: &mut Connection, id: PaymentId) -> Result<Vec<Event>, LedgerError> {
     let rows = sqlx::query!(
         "select at, kind, from_state, to_state, reason, transaction_hash from events where payment_id = $1 order by id",
         id.0,
@@ -128,7 +128,7 @@ async fn events(connection: &mut PgConnection, id: PaymentId) -> Result<Vec<Even
 
 /// What lanes signed for the payment.
 async fn attempts(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     id: PaymentId,
 ) -> Result<Vec<AttemptMade>, LedgerError> {
     let rows = sqlx::query!(
@@ -181,7 +181,7 @@ async fn attempts(
 
 /// What the payer sent; its gas is the payer's own business and not known.
 async fn transfer(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     id: PaymentId,
 ) -> Result<Option<AttemptMade>, LedgerError> {
     let row = sqlx::query!(

@@ -2,11 +2,12 @@
 //!
 //! Knows the domain's types. Must not know RPC, HTTP or why a payment changes; it records decisions of the rooms above. What
 //! always holds: a transition is a guarded update that repeats the state it starts from; every invariant stands here as a named
-//! constraint too; nothing needs advisory locks, `NOTIFY` or a session-bound connection, so that a pooler in transaction mode
-//! or a distributed Postgres serves as well. Time in leases is the database's, never ours.
+//! constraint too; nothing outlives a transaction (no session's lock, no `NOTIFY`), so that a pooler in transaction mode serves as
+//! well. Time in leases is the database's, never ours; every wait for the database has a limit of ours.
 
 mod acceptance;
 mod accounts;
+mod connections;
 mod error;
 mod foreign;
 mod fundings;
@@ -15,6 +16,7 @@ mod groups;
 mod history;
 mod lanes;
 mod life;
+mod migrate;
 mod outbox;
 mod payments;
 mod processes;
@@ -29,13 +31,16 @@ mod undecided;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use alloy::primitives::{Address, B256};
+use sqlx::postgres::PgConnectOptions;
+use tokio::time::timeout;
 use uuid::Uuid;
 
+use connections::{Connections, Limits, Server};
 use groups::Groups;
 
 use crate::clock::{Clock, FollowingClock};
+use crate::protocol::Network;
 
 pub use acceptance::{Accepted, MovedBefore, NewPayment};
 pub use error::{LedgerError, Unreadable};
@@ -55,69 +60,92 @@ pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 pub use undecided::{Undecided, Verdict};
 
-/// How long a lane, or a process, is thought alive after its last sign of life. Part of the SQL below as well.
-pub const LEASE: Duration = Duration::from_secs(10);
-/// How often a lease is renewed.
+/// How often a lease is renewed. The lease of a lane is 10 s: one renewal that got no answer and the next one fit into it ([`LEASES`]).
+/// That of a process is 15 s: a grant that was answered is closed before it ends, even if the first try to do so got no answer.
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
+/// How long the core path may take to look up nothing, before the ledger is called unwell.
+const CHECK_LIMIT: Duration = Duration::from_secs(4);
+
+/// The core path. Each of its statements finds its rows by an index; while a table is young the planner does not know how it grows, and
+/// would rather read all of it. Plans are never compiled to machine code: that takes longer than any statement here runs. Both limits
+/// together stay under 15 s, after which callers are told 503 at the latest.
+const CORE: Limits = Limits {
+    acquire: Duration::from_secs(4),
+    statement: Duration::from_secs(9),
+    settings: &[
+        ("statement_timeout", "8s"),
+        ("jit", "off"),
+        ("enable_seqscan", "off"),
+    ],
+};
+/// Leases, and what has to be done before one ends.
+const LEASES: Limits = Limits {
+    acquire: Duration::from_secs(2),
+    statement: Duration::from_secs(4),
+    settings: &[
+        ("statement_timeout", "3s"),
+        ("jit", "off"),
+        ("enable_seqscan", "off"),
+    ],
+};
+/// Long reads of the history.
+const HISTORY: Limits = Limits {
+    acquire: Duration::from_secs(5),
+    statement: Duration::from_secs(12),
+    settings: &[("statement_timeout", "10s"), ("jit", "off")],
+};
 
 /// The ledger, as one running process sees it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    pool: PgPool,
-    /// Long reads have connections of their own, so that no question of an operator holds up a payment.
-    history: PgPool,
+    /// What callers wait for.
+    pool: Connections,
+    /// What lanes write has connections of its own, so that no crowd of callers holds it up.
+    engine: Connections,
+    /// So have the leases.
+    leases: Connections,
+    /// So has the giving and closing of grants, which leases guard.
+    granting: Connections,
+    /// And long reads, so that no question of an operator holds up a payment.
+    history: Connections,
+    options: PgConnectOptions,
     process: ProcessId,
     groups: Groups,
     clock: Arc<FollowingClock>,
 }
 
 impl Ledger {
-    /// Connects to `url` with at most `connections_max` connections, waiting at most five seconds for one. The statements of the core path
-    /// are run, in groups, by the task that comes with it.
+    /// Connects to `url` with at most `connections_max` connections (five at least), waiting at most four seconds for one. The statements of
+    /// the core path are run, in groups, by the task that comes with it.
     ///
     /// # Errors
-    /// When the URL cannot be read or the server cannot be reached.
+    /// When the URL cannot be read or the server cannot be used; the error says why, for the operator.
     pub async fn connect(
         url: &str,
         connections_max: u32,
     ) -> Result<(Self, LedgerTask), LedgerError> {
-        let options: PgConnectOptions = url.parse()?;
-        let options = options.application_name("x402d");
-        let for_history = (connections_max / 4).max(1);
-        let pool = core(connections_max.saturating_sub(for_history).max(1))
-            .connect_with(options.clone())
-            .await?;
-        let history = limited(for_history, "on").connect_lazy_with(options);
+        let options = connections::options_of(url).map_err(LedgerError::Unusable)?;
+        let server = Server::find(options.clone(), CORE.acquire).await;
+        let server = server.map_err(|error| unusable(&error, &options))?;
+        let quarter = (connections_max / 4).max(1);
+        let for_leases = if connections_max < 8 { 1 } else { 2 };
+        let rest = connections_max.saturating_sub(2 * (quarter + for_leases));
+        let pool = Connections::new(&server, rest.max(1), CORE);
         let process = ProcessId(Uuid::now_v7());
-        let (groups, task) = groups::open(&pool, process);
+        let granting = Connections::new(&server, for_leases, LEASES);
+        let (groups, task) = groups::open(&pool, &granting, process);
         let ledger = Self {
             pool,
-            history,
+            engine: Connections::new(&server, quarter, CORE),
+            leases: Connections::new(&server, for_leases, LEASES),
+            granting,
+            history: Connections::new(&server, quarter, HISTORY),
+            options,
             process,
             groups,
             clock: Arc::default(),
         };
         Ok((ledger, task))
-    }
-
-    /// Brings the schema up to this version of the program.
-    ///
-    /// # Errors
-    /// When a migration fails; the database is then as it was before that migration.
-    pub async fn migrate(&self) -> Result<(), LedgerError> {
-        // An index over a large table may take longer than any statement of the core path.
-        let mut connection = self.pool.acquire().await?;
-        sqlx::query!("set statement_timeout = 0")
-            .execute(&mut *connection)
-            .await?;
-        sqlx::migrate!()
-            .run(&mut *connection)
-            .await
-            .map_err(LedgerError::Migration)?;
-        sqlx::query!("set statement_timeout = '10s'")
-            .execute(&mut *connection)
-            .await?;
-        Ok(())
     }
 
     /// Which process this is in the ledger's eyes.
@@ -130,45 +158,48 @@ impl Ledger {
         Arc::<FollowingClock>::clone(&self.clock)
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers and takes writes, and the core path gets through to it.
     ///
     /// # Errors
     /// When it does not.
-    pub async fn ping(&self) -> Result<(), LedgerError> {
-        sqlx::query!(r#"select 1 as "one!""#)
-            .fetch_one(&self.pool)
-            .await?;
+    pub async fn check(&self) -> Result<(), LedgerError> {
+        let read_only = sqlx::query_scalar!(
+            r#"select current_setting('transaction_read_only')::boolean as "read_only!""#
+        )
+        .fetch_one(&self.leases)
+        .await?;
+        if read_only {
+            return Err(LedgerError::TakesNoWrites);
+        }
+        let nobody = self.known(AuthorizationKey {
+            network: Network::from_chain_id(1),
+            domain: Address::ZERO,
+            payer: Address::ZERO,
+            nonce: B256::ZERO,
+        });
+        timeout(CHECK_LIMIT, nobody).await.map_err(|_| {
+            LedgerError::Unusable("statements are left without an answer".to_owned())
+        })??;
         Ok(())
     }
 
     /// Closes all connections after what is under way.
     pub async fn close(&self) {
-        tokio::join!(self.pool.close(), self.history.close());
+        tokio::join!(
+            self.pool.close(),
+            self.engine.close(),
+            self.leases.close(),
+            self.granting.close(),
+            self.history.close()
+        );
+    }
+
+    /// Why the database cannot be used, for the operator.
+    fn cannot_use(&self, error: &sqlx::Error) -> LedgerError {
+        unusable(error, &self.options)
     }
 }
 
-/// Connections of the core path. Each of its statements finds its rows by an index; while a table is young the planner does not know how
-/// it grows, and would rather read all of it.
-fn core(connections_max: u32) -> PgPoolOptions {
-    limited(connections_max, "off")
-}
-
-/// Connections that wait at most five seconds for each other, and for a statement at most ten. Plans are never compiled to machine code:
-/// that takes longer than any statement here runs. Not startup parameters, because poolers refuse those.
-fn limited(connections_max: u32, table_scans: &'static str) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections_max)
-        .acquire_timeout(Duration::from_secs(5))
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "select set_config(name, value, false)
-                    from (values ('statement_timeout', '10s'), ('jit', 'off'), ('enable_seqscan', $1)) as settings (name, value)",
-                    table_scans,
-                )
-                .fetch_all(connection)
-                .await
-                .map(drop)
-            })
-        })
+fn unusable(error: &sqlx::Error, options: &PgConnectOptions) -> LedgerError {
+    LedgerError::Unusable(connections::advice(error, options))
 }

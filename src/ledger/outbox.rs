@@ -1,9 +1,9 @@
 //! The write-ahead line: nothing leaves for the chain before its bytes, hash and nonce are committed here.
 
 use alloy::primitives::{B256, Bytes, keccak256};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::connections::Connection;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{LaneKey, Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
@@ -108,7 +108,7 @@ impl Ledger {
     /// # Errors
     /// When the database fails; the commit may then have happened, and the caller must look again before using the nonce.
     pub async fn record(&self, new: &NewTransaction<'_>) -> Result<Recorded, LedgerError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.engine.begin().await?;
         let recorded = self.write(&mut transaction, new).await?;
         if matches!(recorded, Recorded::Written(_)) {
             transaction.commit().await?;
@@ -119,7 +119,7 @@ impl Ledger {
     /// The statements of [`Self::record`]; anything but [`Recorded::Written`] has to be rolled back.
     pub(super) async fn write(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         new: &NewTransaction<'_>,
     ) -> Result<Recorded, LedgerError> {
         let (network, signer) = (new.lane.network.to_string(), new.lane.signer.as_slice());
@@ -205,7 +205,7 @@ impl Ledger {
         attempt: &Attempt,
     ) -> Result<bool, LedgerError> {
         let (LaneKey { network, signer }, epoch) = lane;
-        let mut writing = self.pool.begin().await?;
+        let mut writing = self.engine.begin().await?;
         // Held to the end, so that nobody becomes the owner between the look and the commit.
         let written = sqlx::query_scalar!(
             "with owned as (
@@ -259,7 +259,7 @@ impl Ledger {
             heard.reply,
             heard.reason,
         )
-        .execute(&self.pool)
+        .execute(&self.engine)
         .await?;
         Ok(())
     }
@@ -275,7 +275,7 @@ impl Ledger {
             lane.network.to_string(),
             lane.signer.as_slice(),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         let mut unmined: Vec<Unmined> = Vec::new();
         for row in rows {
@@ -305,7 +305,7 @@ impl Ledger {
             "join transaction_payments tp on tp.payment_id = p.id where tp.transaction_id = $1 and tp.outcome is null order by tp.position",
             transaction
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         Ok(self.readable(rows).await)
     }

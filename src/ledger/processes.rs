@@ -18,12 +18,12 @@ impl Ledger {
     /// When the database fails.
     pub async fn begin_process(&self) -> Result<(), LedgerError> {
         let now = sqlx::query_scalar!(
-            r#"insert into processes (id, version, lease_until) values ($1, $2, now() + interval '10 seconds')
+            r#"insert into processes (id, version, lease_until) values ($1, $2, now() + interval '15 seconds')
             returning now() as "now!""#,
             self.process.0,
             env!("CARGO_PKG_VERSION"),
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.leases)
         .await?;
         self.clock.set(now);
         Ok(())
@@ -36,11 +36,11 @@ impl Ledger {
     pub async fn renew_process(&self, serves: &[Network]) -> Result<(), LedgerError> {
         let serves: Vec<String> = serves.iter().map(Network::to_string).collect();
         let now = sqlx::query_scalar!(
-            r#"update processes set lease_until = now() + interval '10 seconds', serves = $2 where id = $1 returning now() as "now!""#,
+            r#"update processes set lease_until = now() + interval '15 seconds', serves = $2 where id = $1 returning now() as "now!""#,
             self.process.0,
             &serves,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.leases)
         .await?;
         if let Some(now) = now {
             self.clock.set(now);
@@ -53,7 +53,7 @@ impl Ledger {
     /// # Errors
     /// When the database fails; the leases then run out by themselves.
     pub async fn end_process(&self) -> Result<(), LedgerError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.leases.begin().await?;
         sqlx::query!(
             "update lanes set owner = null, lease_until = now() where owner = $1",
             self.process.0,

@@ -1,7 +1,6 @@
 //! Payments that wait for the operator: an assumption about them does not hold, or their rows cannot be read. Their state stays.
 
-use sqlx::{PgConnection, PgPool};
-
+use super::connections::{Connection, Connections};
 use super::error::Unreadable;
 use super::row::PaymentRow;
 use super::{Ledger, LedgerError};
@@ -13,20 +12,20 @@ impl Ledger {
     /// # Errors
     /// When the database fails.
     pub async fn set_aside(&self, id: PaymentId, why: &str) -> Result<(), LedgerError> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.engine.acquire().await?;
         quarantine(&mut connection, id, why).await.map(drop)
     }
 
     /// The payments of rows; one that cannot be read is quarantined and left out.
     pub(super) async fn readable(&self, rows: Vec<PaymentRow>) -> Vec<Payment> {
-        let payments = one_by_one(&self.pool, rows).await.into_iter();
+        let payments = one_by_one(&self.engine, rows).await.into_iter();
         payments.filter_map(|(_, payment)| payment.ok()).collect()
     }
 }
 
 /// Each row as a payment, in their order. One that cannot be read is quarantined, and is nobody's business but of who asks for it.
 pub(super) async fn one_by_one(
-    pool: &PgPool,
+    pool: &Connections,
     rows: Vec<PaymentRow>,
 ) -> Vec<(PaymentId, Result<Payment, Unreadable>)> {
     let mut payments = Vec::with_capacity(rows.len());
@@ -45,7 +44,11 @@ pub(super) async fn one_by_one(
 }
 
 /// Quarantines a payment whose row cannot be read. A database that does not let us must not hurt those who ask for other rows.
-pub(super) async fn quarantine_unreadable(pool: &PgPool, id: PaymentId, unreadable: &Unreadable) {
+pub(super) async fn quarantine_unreadable(
+    pool: &Connections,
+    id: PaymentId,
+    unreadable: &Unreadable,
+) {
     let why = unreadable.to_string();
     let done = async {
         let mut connection = pool.acquire().await?;
@@ -64,7 +67,7 @@ pub(super) async fn quarantine_unreadable(pool: &PgPool, id: PaymentId, unreadab
 
 /// Quarantines a payment. `false`: it was before.
 pub(super) async fn quarantine(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     id: PaymentId,
     why: &str,
 ) -> Result<bool, LedgerError> {

@@ -1,10 +1,10 @@
 //! What became of transactions: results, depth, reorganisations. One SQL transaction for a whole mined transaction.
 
 use alloy::primitives::B256;
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::connections::Connection;
 use super::row::bigint;
 use super::{Ledger, LedgerError};
 use crate::payment::PaymentId;
@@ -74,7 +74,7 @@ impl Ledger {
         mined: &MinedTransaction,
         moved: &[MovedRow],
     ) -> Result<usize, LedgerError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.engine.begin().await?;
         let fresh = sqlx::query!(
             "update transactions set state = 'mined', hash = $2, succeeded = $3, block_number = $4, block_hash = $5, gas_used = $6,
                 gas_price_wei = ($7::text)::numeric, further_fee_wei = ($8::text)::numeric
@@ -139,13 +139,13 @@ impl Ledger {
             network.to_string(),
             bigint(head),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         let waiting = sqlx::query_scalar!(
             r#"select exists (select from payments where network = $1 and state = 'mined') as "waiting!""#,
             network.to_string(),
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.engine)
         .await?;
         Ok((ids.into_iter().map(PaymentId).collect(), waiting))
     }
@@ -160,7 +160,7 @@ impl Ledger {
             network.to_string(),
             bigint(height),
         )
-        .execute(&self.pool)
+        .execute(&self.engine)
         .await?;
         Ok(done.rows_affected())
     }
@@ -187,7 +187,7 @@ impl Ledger {
             bigint(height),
             bigint(head),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         Ok(rows
             .iter()
@@ -214,7 +214,7 @@ impl Ledger {
     ) -> Result<usize, LedgerError> {
         let removed: Vec<Vec<u8>> = removed.iter().map(|hash| hash.to_vec()).collect();
         let (network, lowest) = (network.to_string(), bigint(lowest));
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.engine.begin().await?;
         // Lanes first, as everybody who writes a transaction does.
         sqlx::query!(
             "update lanes l set reopened = l.reopened + 1
@@ -259,7 +259,7 @@ impl Ledger {
 
 /// The payments of removed blocks, and of transactions that are open again.
 async fn take_back(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     (network, removed, lowest): (&str, &[Vec<u8>], i64),
     opened: &[Uuid],
 ) -> Result<(), LedgerError> {

@@ -1,9 +1,9 @@
 //! Sessions: what was negotiated, and which payment came of it.
 
 use alloy::primitives::B256;
-use sqlx::PgPool;
 use time::OffsetDateTime;
 
+use super::connections::Connections;
 use super::error::Unreadable;
 use super::row::{address, bigint, hash, rail};
 use super::{AuthorizationKey, Ledger, LedgerError};
@@ -107,7 +107,10 @@ impl OfNonce {
 }
 
 /// The sessions that gave authorizations their nonces.
-pub(super) async fn of_nonces(pool: &PgPool, nonces: &[B256]) -> Result<Vec<OfNonce>, LedgerError> {
+pub(super) async fn of_nonces(
+    pool: &Connections,
+    nonces: &[B256],
+) -> Result<Vec<OfNonce>, LedgerError> {
     let nonces: Vec<&[u8]> = nonces.iter().map(B256::as_slice).collect();
     let rows = select_sessions!(
         "where s.nonce = any($1) and s.rail = 'authorization'",

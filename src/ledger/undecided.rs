@@ -2,9 +2,9 @@
 //! became of them. And whatever moves a payment that no transaction of ours has settled.
 
 use alloy::primitives::B256;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::connections::Connection;
 use super::quarantine::quarantine;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{Ledger, LedgerError};
@@ -78,7 +78,7 @@ impl Ledger {
             network.to_string(),
             limit,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         if rows.is_empty() {
             return Ok(Vec::new());
@@ -86,7 +86,7 @@ impl Ledger {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.payment_id).collect();
         let payments: Vec<PaymentRow> =
             select_payments!("where p.id = any($1) and p.quarantined_at is null", &ids)
-                .fetch_all(&self.pool)
+                .fetch_all(&self.engine)
                 .await?;
         let mut undecided = Vec::with_capacity(rows.len());
         for payment in self.readable(payments).await {
@@ -113,7 +113,7 @@ impl Ledger {
     /// # Errors
     /// When the database fails; nothing is decided then.
     pub async fn decide(&self, row: &Undecided, verdict: &Verdict) -> Result<bool, LedgerError> {
-        let mut deciding = self.pool.begin().await?;
+        let mut deciding = self.engine.begin().await?;
         let outcome = if matches!(verdict, Verdict::Moved { .. }) {
             "elsewhere"
         } else {
@@ -162,7 +162,7 @@ impl Ledger {
         location: &Location,
         deep: bool,
     ) -> Result<bool, LedgerError> {
-        let mut settling = self.pool.begin().await?;
+        let mut settling = self.engine.begin().await?;
         let free = sqlx::query_scalar!(
             r#"select 1 as "free!" from payments p where p.id = $1 and p.state <> 'inflight' and not exists (
                 select from transaction_payments tp where tp.payment_id = $1 and tp.outcome is null
@@ -180,7 +180,7 @@ impl Ledger {
 /// The one way in which a payment comes to where its money moved when no lane of ours records it. A failed one does at its depth alone.
 /// `false`: it is not the payment's to move any more; where another payment has the log, it is set aside.
 pub(super) async fn move_here(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     id: PaymentId,
     location: &Location,
     deep: bool,
@@ -223,7 +223,7 @@ pub(super) async fn move_here(
 }
 
 async fn release(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     row: &Undecided,
     state: &str,
     exit: Option<&Exit>,

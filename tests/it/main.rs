@@ -23,6 +23,14 @@ mod chains;
 #[cfg(test)]
 mod clocks;
 #[cfg(test)]
+mod database_failures;
+#[cfg(test)]
+mod database_poolers;
+#[cfg(test)]
+mod database_troubles;
+#[cfg(test)]
+mod database_words;
+#[cfg(test)]
 mod demo;
 #[cfg(test)]
 mod empty_signers;

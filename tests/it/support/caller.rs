@@ -126,6 +126,16 @@ impl Caller {
         self.answer(request).await
     }
 
+    /// The same as a task of its own.
+    pub(crate) fn asking(
+        &self,
+        path: &'static str,
+        body: &Value,
+    ) -> impl Future<Output = Result<Answer, reqwest::Error>> + Send + 'static {
+        let (caller, body) = (self.clone(), body.clone());
+        async move { caller.post(path, &body).await }
+    }
+
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());

@@ -26,6 +26,10 @@ enum State {
     Down,
 }
 
+/// How a line is, and how often its connections were cut and muted so far.
+#[derive(Debug, Clone, Copy)]
+struct Now(State, u32, u32);
+
 trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
@@ -34,7 +38,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 /// nobody heard it. Or it is down.
 pub(crate) struct Line {
     address: SocketAddr,
-    state: watch::Sender<(State, u32)>,
+    state: watch::Sender<Now>,
+    /// Where new connections lead.
+    server: watch::Sender<Server>,
     _server: AbortOnDropHandle<()>,
 }
 
@@ -54,16 +60,19 @@ impl Line {
     async fn between(server: Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (state, seen) = watch::channel((State::Good, 0));
+        let (state, seen) = watch::channel(Now(State::Good, 0, 0));
+        let (server, leads_to) = watch::channel(server);
         let lines = TaskTracker::new().spawn(async move {
             let mut open = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                open.spawn(carry(client, server.clone(), seen.clone()));
+                let server = leads_to.borrow().clone();
+                open.spawn(carry(client, server, seen.clone()));
             }
         });
         Self {
             address,
             state,
+            server,
             _server: AbortOnDropHandle::new(lines),
         }
     }
@@ -96,12 +105,24 @@ impl Line {
     /// Breaks every connection and lets no new one through, until it is up again.
     pub(crate) fn down(&self, down: bool) {
         let state = if down { State::Down } else { State::Good };
-        self.state.send_modify(|now| *now = (state, now.1 + 1));
+        self.state
+            .send_modify(|now| *now = Now(state, now.1 + 1, now.2));
+    }
+
+    /// Connections that are open carry nothing from now on, and stay open; new ones pass.
+    pub(crate) fn mute(&self) {
+        self.state.send_modify(|now| now.2 += 1);
+    }
+
+    /// New connections lead to a port of this machine.
+    pub(crate) fn lead_to(&self, port: u16) {
+        let here = SocketAddr::from(([127, 0, 0, 1], port));
+        self.server.send_replace(Server::Tcp(here));
     }
 }
 
-async fn carry(mut client: TcpStream, server: Server, mut state: watch::Receiver<(State, u32)>) {
-    let (at_first, cuts) = *state.borrow_and_update();
+async fn carry(mut client: TcpStream, server: Server, mut state: watch::Receiver<Now>) {
+    let Now(at_first, cuts, mutes) = *state.borrow_and_update();
     if at_first == State::Down {
         return;
     }
@@ -118,6 +139,7 @@ async fn carry(mut client: TcpStream, server: Server, mut state: watch::Receiver
     let (mut asks, mut hears) = client.split();
     let (mut says, mut listens) = tokio::io::split(server);
     let look = state.clone();
+    let (mut silence, mut end) = (state.clone(), state.clone());
     let answers = async {
         let mut piece = vec![0; 16 * 1024];
         while let Ok(length @ 1..) = says.read(&mut piece).await {
@@ -127,9 +149,13 @@ async fn carry(mut client: TcpStream, server: Server, mut state: watch::Receiver
             }
         }
     };
-    tokio::select! {
-        () = answers => {}
-        _ = tokio::io::copy(&mut asks, &mut listens) => {}
-        _ = state.wait_for(|now| now.1 != cuts) => {}
+    let is_mute = tokio::select! {
+        () = answers => false,
+        _ = tokio::io::copy(&mut asks, &mut listens) => false,
+        _ = state.wait_for(|now| now.1 != cuts) => false,
+        () = async { drop(silence.wait_for(|now| now.2 != mutes).await) } => true,
+    };
+    if is_mute {
+        drop(end.wait_for(|now| now.1 != cuts).await);
     }
 }

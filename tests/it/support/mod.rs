@@ -2,6 +2,7 @@
 
 mod caller;
 mod chain;
+mod cluster;
 mod database;
 mod facilitator;
 mod liar;
@@ -24,6 +25,7 @@ pub(crate) use chain::{
     Chain, addressOfCall, approveCall, createWalletCall, invalidateUnorderedNoncesCall, mintCall,
     pauseCall, setModeCall,
 };
+pub(crate) use cluster::{Cluster, Pooler};
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use line::Line;

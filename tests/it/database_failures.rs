@@ -1,0 +1,329 @@
+//! The database goes silent, takes no writes, fails over, restarts: service again by itself, and nothing lost or doubled.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use nix::sys::signal::Signal;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::support::{Answer, Caller, Cluster, Line, Purchase, Setup, World, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0xdb);
+/// How long a request may take when a statement of it gets no answer.
+const SILENCE_LIMIT: Duration = Duration::from_secs(15);
+
+/// A payment whose caller asks again and again ends in this time, whatever happens.
+const PAYMENT_LIMIT: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_goes_silent_fails_its_requests_and_no_others() {
+    let setup = Setup {
+        lined: true,
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let line = world.line.as_ref().unwrap();
+    let payer = world.payer().await;
+    let mut locker = world.database.connection().await;
+    let lock = "begin; lock table payments in access exclusive mode";
+    sqlx::raw_sql(lock).execute(&mut locker).await.unwrap();
+    let mut hanging = JoinSet::new();
+    for amount in 1..=3 {
+        let body = Purchase::new(&payer, PAYEE, amount).body();
+        hanging.spawn(world.facilitator.asking("/verify", &body));
+        let body = Purchase::new(&payer, PAYEE, amount).body();
+        hanging.spawn(world.facilitator.asking("/settle", &body));
+    }
+    eventually("statements that hang", Duration::from_secs(8), async || {
+        let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+        let mut look = world.database.connection().await;
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut look).await.unwrap();
+        (waiting >= 2).then_some(())
+    })
+    .await;
+    let (began, mut unanswered) = (Instant::now(), 0);
+    line.mute();
+    sqlx::raw_sql("rollback")
+        .execute(&mut locker)
+        .await
+        .unwrap();
+    while let Some(answer) = hanging.join_next().await {
+        let answer = answer.unwrap().unwrap();
+        // Those that waited for a place behind the lost statements are served after them.
+        let served = answer.is_valid() || answer.succeeded();
+        assert!(answer.status == 503 || served, "{answer:?}");
+        unanswered += u32::from(answer.status == 503);
+    }
+    assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
+    assert!(unanswered > 0, "the line went silent on nobody");
+    let began = Instant::now();
+    let answer = world
+        .facilitator
+        .settle(&Purchase::new(&payer, PAYEE, 7).body())
+        .await;
+    assert!(answer.succeeded(), "{answer:?}");
+    assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_no_writes_is_left_and_said_so_until_it_does_again() {
+    let setup = Setup {
+        reachable: true,
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let payer = world.payer().await;
+    let mut operator = world.database.connection().await;
+    let name: String = sqlx::query_scalar("select current_database()::text")
+        .fetch_one(&mut operator)
+        .await
+        .unwrap();
+    let alter = |what: &str| AssertSqlSafe(format!("alter database \"{name}\" {what}"));
+    sqlx::raw_sql(alter("set default_transaction_read_only = on"))
+        .execute(&mut operator)
+        .await
+        .unwrap();
+    let drop_all = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'x402d' and datname = current_database()";
+    sqlx::raw_sql(drop_all)
+        .execute(&mut operator)
+        .await
+        .unwrap();
+    eventually("/readyz to say so", Duration::from_secs(30), async || {
+        let answer = world.facilitator.get("/readyz").await;
+        let told = answer.body["parts"][0]["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("takes no writes");
+        (answer.status == 503 && told).then_some(())
+    })
+    .await;
+    let refused = world
+        .facilitator
+        .settle(&Purchase::new(&payer, PAYEE, 1).body())
+        .await;
+    assert_eq!(
+        (refused.status, refused.reason()),
+        (503, "unexpected_settle_error")
+    );
+
+    sqlx::raw_sql(alter("reset default_transaction_read_only"))
+        .execute(&mut operator)
+        .await
+        .unwrap();
+    let body = Purchase::new(&payer, PAYEE, 2).body();
+    eventually("success", Duration::from_secs(15), async || {
+        world
+            .facilitator
+            .settle(&body)
+            .await
+            .succeeded()
+            .then_some(())
+    })
+    .await;
+}
+
+/// Callers who buy one thing after the other, and present each again until it is settled, or was.
+fn load(
+    world: &World,
+    payers: Vec<alloy::signers::local::PrivateKeySigner>,
+    until: Instant,
+) -> JoinSet<u64> {
+    let mut callers = JoinSet::new();
+    for payer in payers {
+        let caller = Caller::clone(&world.facilitator);
+        callers.spawn(async move {
+            let mut bought = 0;
+            while Instant::now() < until {
+                let body = Purchase::new(&payer, PAYEE, 1).body();
+                let deadline = Instant::now() + PAYMENT_LIMIT;
+                loop {
+                    let answer = caller.try_settle(&body).await;
+                    let ended = |answer: &Answer| {
+                        answer.succeeded() || answer.reason() == "duplicate_settlement"
+                    };
+                    if answer.as_ref().is_ok_and(ended) {
+                        break;
+                    }
+                    assert!(Instant::now() < deadline, "{answer:?}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                bought += 1;
+            }
+            bought
+        });
+    }
+    callers
+}
+
+async fn on_a_line(port: u16, database: &str) -> (World, Line) {
+    let line = Line::to_database(port, None).await;
+    let url = format!("postgres://postgres@127.0.0.1:{}/{database}", line.port());
+    let world = Setup {
+        block_time_s: Some(1),
+        ..Setup::default()
+    };
+    (
+        world
+            .with("DATABASE_URL", url)
+            .with("X402D_SETTLE_WAIT", "5")
+            .build()
+            .await,
+        line,
+    )
+}
+
+async fn payers(world: &World, count: usize) -> Vec<alloy::signers::local::PrivateKeySigner> {
+    let mut payers = Vec::new();
+    for _ in 0..count {
+        payers.push(world.payer().await);
+    }
+    payers
+}
+
+async fn each_was_paid_once(world: &World, mut callers: JoinSet<u64>) {
+    let mut bought = 0;
+    while let Some(count) = callers.join_next().await {
+        bought += count.unwrap();
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(bought));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_to_a_standby_payments_settle_within_seconds() {
+    let mut primary = Cluster::start().await;
+    primary.run_sql("create database ledger").await;
+    let standby = Cluster::standby_of(primary.port).await;
+    // What is committed is on both, so that nothing is lost with the first.
+    primary
+        .run_sql("alter system set synchronous_standby_names = '*'")
+        .await;
+    primary.run_sql("select pg_reload_conf()").await;
+    let (world, line) = on_a_line(primary.port, "ledger").await;
+    let payers = payers(&world, 4).await;
+    let probe = world.payer().await;
+    let callers = load(&world, payers, Instant::now() + Duration::from_secs(25));
+    let some = Duration::from_secs(20);
+    eventually("payments", some, async || {
+        (world.chain.usdc(PAYEE).await > U256::from(4)).then_some(())
+    })
+    .await;
+    primary.end(Signal::SIGKILL);
+    line.lead_to(standby.port);
+    let seconds = Duration::from_secs(2);
+    tokio::time::sleep(seconds).await;
+    standby.run_sql("select pg_promote()").await;
+    let promoted = Instant::now();
+    let body = Purchase::new(&probe, Address::repeat_byte(0xdc), 1).body();
+    eventually("service", Duration::from_secs(40), async || {
+        let answer = world.facilitator.try_settle(&body).await.ok()?;
+        (answer.succeeded() || answer.reason() == "duplicate_settlement").then_some(())
+    })
+    .await;
+    assert!(
+        promoted.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        promoted.elapsed()
+    );
+    each_was_paid_once(&world, callers).await;
+}
+
+/// A standby that lags forgets the last payments. Nothing is paid twice; what was forgotten is told from the chain.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lagging_standby_forgot_is_told_from_the_chain_and_settles_nothing_twice() {
+    let mut primary = Cluster::start().await;
+    primary.run_sql("create database ledger").await;
+    let replication = Line::to_database(primary.port, None).await;
+    let standby = Cluster::standby_of(replication.port()).await;
+    let (world, line) = on_a_line(primary.port, "ledger").await;
+    let payer = world.payer().await;
+    let bodies: Vec<_> = (0..4)
+        .map(|_| Purchase::new(&payer, PAYEE, 1).body())
+        .collect();
+    let kept = world.facilitator.settle(&bodies[0]).await;
+    assert!(kept.succeeded(), "{kept:?}");
+    let url = standby.url("ledger");
+    eventually(
+        "the standby to have it",
+        Duration::from_secs(20),
+        async || {
+            let mut look = PgConnection::connect(&url).await.ok()?;
+            let closed = "select count(*) from grants where answered_at is not null";
+            let closed: i64 = sqlx::query_scalar(closed).fetch_one(&mut look).await.ok()?;
+            (closed == 1).then_some(())
+        },
+    )
+    .await;
+    replication.mute();
+    let mut forgotten = Vec::new();
+    for body in &bodies[1..3] {
+        let answer = world.facilitator.settle(body).await;
+        assert!(answer.succeeded(), "{answer:?}");
+        forgotten.push(answer.transaction());
+    }
+    primary.end(Signal::SIGKILL);
+    line.lead_to(standby.port);
+    standby.run_sql("select pg_promote()").await;
+
+    let again = eventually("the new primary", Duration::from_secs(15), async || {
+        let answer = world.facilitator.try_settle(&bodies[0]).await.ok()?;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
+    for (body, transaction) in bodies[1..3].iter().zip(&forgotten) {
+        let told = eventually("what was forgotten", Duration::from_secs(30), async || {
+            let answer = world.facilitator.settle(body).await;
+            answer.succeeded().then_some(answer)
+        })
+        .await;
+        assert_eq!(&told.transaction(), transaction);
+    }
+    // The signer stands still until somebody has looked.
+    let waits = world.facilitator.settle(&bodies[3]).await;
+    assert!(!waits.succeeded(), "{waits:?}");
+    let ready = world.facilitator.get("/readyz").await.body.to_string();
+    assert!(ready.contains("lost its last commits"), "{ready}");
+    let mut operator = PgConnection::connect(&url).await.unwrap();
+    sqlx::query("update lanes set stopped_reason = null")
+        .execute(&mut operator)
+        .await
+        .unwrap();
+    eventually("the lane to go on", Duration::from_secs(30), async || {
+        let answer = world.facilitator.settle(&bodies[3]).await;
+        answer.succeeded().then_some(())
+    })
+    .await;
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_every_ten_seconds_loses_and_doubles_nothing() {
+    let mut server = Cluster::start().await;
+    server.run_sql("create database ledger").await;
+    let (world, _line) = on_a_line(server.port, "ledger").await;
+    let payers = payers(&world, 4).await;
+    let callers = load(&world, payers, Instant::now() + Duration::from_secs(60));
+    let mut restart = tokio::time::interval(Duration::from_secs(10));
+    restart.tick().await;
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGINT,
+    ] {
+        restart.tick().await;
+        server.end(signal);
+        server.run().await;
+    }
+    each_was_paid_once(&world, callers).await;
+    let mut look = PgConnection::connect(&server.url("ledger")).await.unwrap();
+    let open = "select count(*) from payments where state not in ('mined', 'settled', 'final')";
+    eventually("each payment's end", Duration::from_secs(30), async || {
+        let open: i64 = sqlx::query_scalar(open).fetch_one(&mut look).await.unwrap();
+        (open == 0).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,84 @@
+//! `PgBouncer` between x402d and Postgres, in each of its modes.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use sqlx::{Connection, PgConnection};
+
+use crate::support::{Cluster, Pooler, Purchase, Setup, eventually};
+
+const PAYEE: Address = Address::repeat_byte(0xb0);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
+    let server = Cluster::start().await;
+    let mut kinds = vec![
+        "pool_mode = session\ndefault_pool_size = 80",
+        "pool_mode = transaction\ndefault_pool_size = 10",
+    ];
+    if Pooler::keeps_statements() {
+        kinds
+            .push("pool_mode = transaction\nmax_prepared_statements = 200\ndefault_pool_size = 10");
+    }
+    for (number, settings) in kinds.into_iter().enumerate() {
+        let database = format!("ledger_{number}");
+        server.run_sql(&format!("create database {database}")).await;
+        let pooler = Pooler::before(server.port, settings).await;
+        let world = Setup::default()
+            .with("DATABASE_URL", pooler.url(&database))
+            .build()
+            .await;
+        let payer = world.payer().await;
+        let bodies: Vec<_> = (0..20)
+            .map(|_| Purchase::new(&payer, PAYEE, 1).body())
+            .collect();
+        let mut paying = tokio::task::JoinSet::new();
+        for body in &bodies {
+            paying.spawn(world.facilitator.asking("/settle", body));
+        }
+        let replica = world.replica().await;
+        for answer in paying.join_all().await {
+            let answer = answer.unwrap();
+            assert!(answer.succeeded(), "{settings}: {answer:?}");
+        }
+        let again = replica.settle(&bodies[0]).await;
+        assert_eq!(
+            again.reason(),
+            "duplicate_settlement",
+            "{settings}: {again:?}"
+        );
+        assert_eq!(replica.get("/payments?limit=5").await.status, 200);
+        assert_eq!(world.chain.usdc(PAYEE).await, U256::from(20));
+        let log = world.facilitator.log();
+        assert_eq!(
+            log.contains("pooler in transaction mode"),
+            settings.contains("transaction"),
+            "{log}"
+        );
+
+        let mut stranger = pooler.connection(&database).await;
+        for (setting, default) in [
+            ("statement_timeout", "0"),
+            ("enable_seqscan", "on"),
+            ("lock_timeout", "0"),
+        ] {
+            let shown: String = sqlx::query_scalar("select current_setting($1)")
+                .persistent(false)
+                .bind(setting)
+                .fetch_one(&mut stranger)
+                .await
+                .unwrap();
+            assert_eq!(shown, default, "{settings}: {setting}");
+        }
+        let mut operator = PgConnection::connect(&server.url(&database)).await.unwrap();
+        eventually("no lock of a session", Duration::from_secs(5), async || {
+            let locks = "select count(*) from pg_locks where locktype = 'advisory'";
+            let locks: i64 = sqlx::query_scalar(locks)
+                .fetch_one(&mut operator)
+                .await
+                .unwrap();
+            (locks == 0).then_some(())
+        })
+        .await;
+    }
+}

@@ -66,7 +66,14 @@ async fn a_database_that_cannot_be_used_is_named_with_the_cause() {
             "{said}"
         );
     }
-    let url = format!("postgres://poor@{address}/owned");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_not_create_databases_and_a_newer_schema_are_named() {
+    let server = Cluster::start().await;
+    server.run_sql("create role poor login").await;
+    server.run_sql("create database owned").await;
+    let url = format!("postgres://poor@127.0.0.1:{}/owned", server.port);
     let ended = run(
         &["dev", "--chain-port", "0", "--listen", "127.0.0.1:0"],
         &[("DATABASE_URL", &url)],
@@ -126,7 +133,7 @@ async fn a_migration_waits_for_its_lock_and_names_who_holds_it() {
         .execute(&mut holder)
         .await
         .unwrap();
-    let status = eventually("the end", Duration::from_secs(60), async || {
+    let status = eventually("the end", Duration::from_mins(1), async || {
         migrating.try_wait().unwrap()
     })
     .await;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::eventually;
 
 const PGBOUNCER: &str = "/usr/sbin/pgbouncer";
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// A server of its own, on a port of its own; killed on drop.
 pub(crate) struct Cluster {

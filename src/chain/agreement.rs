@@ -8,10 +8,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use alloy::primitives::{Address, B256, U64};
 use alloy::rpc::json_rpc::{RpcRecv, RpcSend};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::chain::belief::doubted;
 use crate::chain::endpoint::{Endpoint, Rank};
 use crate::chain::heads::Block;
+use crate::chain::rpc::READ_LIMIT;
+use crate::chain::trouble::Pauses;
 use crate::chain::{Head, Receipt, Rpc, RpcError};
 
 /// How many endpoints must say the same, and how far they have.
@@ -60,7 +63,8 @@ impl Rpc {
         asked
     }
 
-    /// What `confirm_with` endpoints answer alike.
+    /// What `confirm_with` endpoints answer alike. What a moment may change (a limit on calls, a node that is a block behind, a broken
+    /// connection) is asked again.
     ///
     /// # Errors
     /// [`RpcError::Unconfirmed`] when too few do; the last endpoint's error when none answers.
@@ -73,14 +77,24 @@ impl Rpc {
         if self.believes_one() {
             return self.read(method, parameters).await;
         }
+        let round = || self.agreed_in_a_round(method, parameters.clone(), &alike);
+        in_rounds(round).await
+    }
+
+    async fn agreed_in_a_round<R: RpcRecv + Clone>(
+        &self,
+        method: &'static str,
+        parameters: impl RpcSend + 'static,
+        alike: &impl Fn(&R, &R) -> bool,
+    ) -> Result<R, Errors> {
         let mut asked = self.ask_all::<R>(method, parameters);
         let mut said: Vec<(R, usize)> = Vec::new();
-        let mut last = RpcError::Unreachable;
+        let mut errors = Errors::new();
         while let Some(answer) = asked.join_next().await {
             let answer = match answer {
                 Ok((_, Ok(answer))) => answer,
                 Ok((_, Err(error))) => {
-                    last = error;
+                    errors.push(error);
                     continue;
                 }
                 Err(_) => continue,
@@ -97,11 +111,10 @@ impl Rpc {
                 return Ok(answer);
             }
         }
-        Err(if said.is_empty() {
-            last
-        } else {
-            RpcError::Unconfirmed(method)
-        })
+        if !said.is_empty() {
+            errors.push(RpcError::Unconfirmed(method));
+        }
+        Err(errors)
     }
 
     /// A receipt that a block's receipts have shown, once `confirm_with` endpoints show it.
@@ -121,25 +134,29 @@ impl Rpc {
     /// # Errors
     /// [`RpcError::Unconfirmed`] when only one of several answers; its error when none does.
     pub async fn reached_nonce(&self, account: Address, block: String) -> Result<u64, RpcError> {
+        in_rounds(|| self.reached_in_a_round(account, block.clone())).await
+    }
+
+    async fn reached_in_a_round(&self, account: Address, block: String) -> Result<u64, Errors> {
         const METHOD: &str = "eth_getTransactionCount";
         let mut asked = self.ask_all::<U64>(METHOD, (account, block));
-        let (mut counts, mut last) = (Vec::new(), RpcError::Unreachable);
+        let (mut counts, mut errors) = (Vec::new(), Errors::new());
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok((_, Ok(count))) => counts.push(count.to::<u64>()),
-                Ok((_, Err(error))) => last = error,
+                Ok((_, Err(error))) => errors.push(error),
                 Err(_) => {}
             }
         }
-        if counts.is_empty() {
-            return Err(last);
-        }
         counts.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
         let witnesses = self.endpoints.len().min(2);
-        counts
-            .get(witnesses - 1)
-            .copied()
-            .ok_or(RpcError::Unconfirmed(METHOD))
+        if let Some(count) = counts.get(witnesses - 1) {
+            return Ok(*count);
+        }
+        if !counts.is_empty() {
+            errors.push(RpcError::Unconfirmed(METHOD));
+        }
+        Err(errors)
     }
 
     /// Whether none of `transactions` can ever be mined, because their account nonce was used by another one as of the block at height `height`:
@@ -169,21 +186,25 @@ impl Rpc {
 
     /// Whether two endpoints (one, where there is one only) have no receipt of a transaction, and nobody has one.
     async fn has_no_receipt(&self, transaction: B256) -> Result<bool, RpcError> {
+        in_rounds(|| self.has_none_in_a_round(transaction)).await
+    }
+
+    async fn has_none_in_a_round(&self, transaction: B256) -> Result<bool, Errors> {
         const METHOD: &str = "eth_getTransactionReceipt";
         let mut asked = self.ask_all::<Option<Receipt>>(METHOD, (transaction,));
-        let (mut without, mut last) = (0, RpcError::Unconfirmed(METHOD));
+        let (mut without, mut errors) = (0, vec![RpcError::Unconfirmed(METHOD)]);
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok((_, Ok(Some(_)))) => return Ok(false),
                 Ok((_, Ok(None))) => without += 1,
-                Ok((_, Err(error))) => last = error,
+                Ok((_, Err(error))) => errors.push(error),
                 Err(_) => {}
             }
         }
         if without >= self.endpoints.len().min(2) {
             Ok(true)
         } else {
-            Err(last)
+            Err(errors)
         }
     }
 
@@ -271,6 +292,28 @@ impl Rpc {
         let mut others = counting.by_ref().filter_map(|(claim, _)| claim.as_ref());
         // Nobody else has shown anything: it counts.
         claims.iter().flatten().next().is_none() || others.any(|other| claim.is_near(other))
+    }
+}
+
+/// Why a round in which every endpoint was asked gave no answer; the last one is told.
+type Errors = Vec<RpcError>;
+
+/// Asks every endpoint, and every endpoint again for as long as a moment may change what one of them said.
+async fn in_rounds<T, Round>(round: impl Fn() -> Round) -> Result<T, RpcError>
+where
+    Round: Future<Output = Result<T, Errors>>,
+{
+    let (mut pauses, give_up) = (Pauses::default(), Instant::now() + READ_LIMIT);
+    loop {
+        let mut errors = match round().await {
+            Ok(answer) => return Ok(answer),
+            Err(errors) => errors,
+        };
+        let pause = errors.iter().find_map(|error| pauses.after(error));
+        match pause.filter(|pause| Instant::now() + *pause < give_up) {
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => return Err(errors.pop().unwrap_or(RpcError::Unreachable)),
+        }
     }
 }
 

@@ -128,6 +128,11 @@ impl RpcError {
         }
     }
 
+    /// Whether an endpoint does not keep, or does not serve, what was asked: it will not do so later.
+    pub fn lacks_state(&self) -> bool {
+        matches!(self.trouble(), Trouble::MissingState | Trouble::Unsupported)
+    }
+
     /// Whether whoever is asked says the same: the called contract refused, or the call cannot be carried out.
     pub(super) fn is_answer(&self) -> bool {
         matches!(self.trouble(), Trouble::Revert | Trouble::Caller)

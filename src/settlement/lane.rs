@@ -1,5 +1,6 @@
 //! A lane: one signer on one network, owned by one process at a time.
 
+mod claim;
 mod dispatch;
 mod follow;
 mod foreign;
@@ -26,19 +27,19 @@ use uuid::Uuid;
 
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::chain::{Broadcast, SignerKey};
-use crate::ledger::{Claim, Heard, LaneKey, LaneLease, LedgerError};
+use crate::ledger::{Heard, LaneKey, LaneLease, LedgerError};
 use crate::payment::PaymentId;
 use crate::protocol::Network;
 use crate::settlement::chain_view::Moved;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
+use crate::settlement::lane::claim::Claimed;
 use crate::settlement::lane::dispatch::Dispatch;
-use crate::settlement::lane::foreign::{IdleUse, Unexplained, explain};
+use crate::settlement::lane::foreign::Found;
 use crate::settlement::lane::keep::Purse;
 use crate::settlement::lane::open::Open;
 use crate::settlement::lane::timing::{at, every};
 use crate::settlement::load::Simulated;
-use crate::settlement::prepare::NotPrepared;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
@@ -80,13 +81,16 @@ struct Owned {
     until: Option<Instant>,
     /// When it was last looked whether somebody else has used nonces while nothing was open.
     idle_looked: Instant,
-    idle_looks: JoinSet<Option<IdleUse>>,
+    idle_looks: JoinSet<Option<Found>>,
+    /// Since when nothing is written, because the chain knows nonces whose transactions have yet to be in a block, or in a deep one.
+    held_since: Option<Instant>,
 }
 
 impl Owned {
     /// Whether new nonces may be written.
     const fn may_write(&self) -> bool {
-        !self.lease.stopped && !self.purse.is_empty() && self.until.is_none()
+        let held = self.lease.stopped || self.held_since.is_some();
+        !held && !self.purse.is_empty() && self.until.is_none()
     }
 
     /// Whether a lane without key has had its turn.
@@ -160,12 +164,13 @@ impl Lane {
         let mut failing_said = false;
         loop {
             match self.claim().await {
-                Ok(Some(owned)) => {
+                Ok(Claimed::Ours(owned)) => {
                     (waiting_said, failing_said) = (false, false);
                     tracing::info!(network = %self.id.network, signer = %self.id.signer, epoch = owned.lease.epoch, open = owned.open.len(), "lane claimed");
-                    self.work(owned, &stop).await;
+                    self.work(*owned, &stop).await;
                 }
-                Ok(None) => {
+                Ok(Claimed::NotNow) => self.site.lane_tried(),
+                Ok(Claimed::Others) => {
                     self.site.lane_tried();
                     if !std::mem::replace(&mut waiting_said, true) {
                         tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it");
@@ -184,98 +189,6 @@ impl Lane {
         }
     }
 
-    /// Becomes the owner, reads what is open and sends all of it again, in nonce order.
-    async fn claim(&self) -> Result<Option<Owned>, NotPrepared> {
-        if self.site.is_blind() {
-            return Ok(None);
-        }
-        let ledger = &self.site.ledger;
-        let lanes = self.shared_lanes();
-        let mut claim = ledger.claim_lane(self.id, lanes).await?;
-        if claim == Claim::Unknown {
-            let first = self.first_nonce().await?;
-            ledger.open_lane(self.id, first).await?;
-            claim = ledger.claim_lane(self.id, lanes).await?;
-        }
-        let Claim::Owned(mut lease) = claim else {
-            return Ok(None);
-        };
-        if self.key.is_none() {
-            return self.begin(lease).await.map(Some);
-        }
-        let used = match self.nonces_used(lease.next_nonce).await {
-            Ok(used) => used,
-            Err(error) => {
-                // Somebody else may hear more of the chain.
-                ledger.release_lane(self.id, lease).await?;
-                return Err(error.into());
-            }
-        };
-        if used > lease.next_nonce && !lease.stopped {
-            match explain(&self.site, self.id.signer, (lease.next_nonce, used)).await {
-                Ok(Unexplained::Foreign(foreign)) => {
-                    // Stopped, it is claimed again as such.
-                    let Some(next_nonce) = self.lose(lease, &foreign, used).await else {
-                        return Ok(None);
-                    };
-                    lease.next_nonce = next_nonce;
-                    return self.begin(lease).await.map(Some);
-                }
-                Ok(Unexplained::TooYoung) => {
-                    ledger.release_lane(self.id, lease).await?;
-                    return Ok(None);
-                }
-                Ok(Unexplained::Unknown) | Err(_) => {}
-            }
-            let why = format!(
-                "the chain has used nonce {} of this signer, the ledger knows none from {} on: the key was used elsewhere, or the database lost its last commits",
-                used - 1,
-                lease.next_nonce
-            );
-            // Nonces that are gone are not used again once the operator has explained it.
-            if !self.stop(lease, used, &why).await? {
-                return Ok(None);
-            }
-            lease.stopped = true;
-        }
-        self.begin(lease).await.map(Some)
-    }
-
-    /// Begins with a lane that was claimed: reads what is open.
-    async fn begin(&self, lease: LaneLease) -> Result<Owned, NotPrepared> {
-        let now = Instant::now();
-        let mut owned = Owned {
-            lease,
-            open: VecDeque::new(),
-            seen: Moved::default(),
-            replies: JoinSet::new(),
-            paused_until: now,
-            waiting: Vec::new(),
-            dispatches: JoinSet::new(),
-            purse: Purse::default(),
-            until: None,
-            idle_looked: now,
-            idle_looks: JoinSet::new(),
-        };
-        self.reload(&mut owned).await?;
-        Ok(owned)
-    }
-
-    /// Stops the lane. `false`: it is not ours any more.
-    async fn stop(
-        &self,
-        lease: LaneLease,
-        next_nonce: u64,
-        why: &str,
-    ) -> Result<bool, LedgerError> {
-        let ledger = &self.site.ledger;
-        let stopped = ledger.stop_lane(self.id, lease, next_nonce, why).await?;
-        if stopped {
-            self.say_stopped(why);
-        }
-        Ok(stopped)
-    }
-
     /// Reads the open transactions from the ledger and sends their bytes again.
     async fn reload(&self, owned: &mut Owned) -> Result<(), LedgerError> {
         let open = self.site.ledger.unmined(self.id).await?;
@@ -291,7 +204,8 @@ impl Lane {
     }
 
     async fn work(&self, mut owned: Owned, stop: &CancellationToken) {
-        let settles = !owned.lease.stopped && self.key.is_some();
+        let held = owned.lease.stopped || owned.held_since.is_some();
+        let settles = !held && self.key.is_some();
         if settles {
             self.site.lane_begins(self.id.signer);
         } else if self.key.is_some() {

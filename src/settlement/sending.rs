@@ -48,6 +48,8 @@ struct Sender {
     balance: Option<U256>,
     read_at: Option<Instant>,
     stopped: Option<String>,
+    /// Its lane, which this process owns, waits for something that passes by itself.
+    waiting: Option<String>,
 }
 
 impl Senders {
@@ -72,6 +74,15 @@ impl Senders {
         self.known().entry(signer).or_default().stopped = Some(why.to_owned());
     }
 
+    /// Takes note of what a lane of this process waits for; whether that is news.
+    pub fn note_waiting(&self, signer: Address, why: Option<&str>) -> bool {
+        let mut known = self.known();
+        let waiting = &mut known.entry(signer).or_default().waiting;
+        let news = waiting.as_deref() != why;
+        *waiting = why.map(str::to_owned);
+        news
+    }
+
     /// Takes note of all lanes that are stopped.
     fn note_all_stopped(&self, stopped: &[(Address, String)]) {
         let mut known = self.known();
@@ -94,6 +105,7 @@ impl Senders {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Unable {
     Stopped(String),
+    Waiting(String),
     Empty { has: U256, needs: U256 },
 }
 
@@ -115,6 +127,9 @@ impl Site {
         let all_empty = unable
             .iter()
             .all(|(_, why)| matches!(why, Unable::Empty { .. }));
+        let all_stopped = unable
+            .iter()
+            .all(|(_, why)| matches!(why, Unable::Stopped(_)));
         let network = self.policy.network;
         let begin = match (signer, all_empty) {
             (None, true) => format!("no signer of {network} has gas"),
@@ -127,10 +142,10 @@ impl Site {
         let each: Vec<_> = each.collect();
         Err(CannotSend {
             why: format!("{begin}: {}", each.join("; ")),
-            retry_after: if all_empty {
-                RETRY_EMPTY
-            } else {
+            retry_after: if all_stopped {
                 RETRY_STOPPED
+            } else {
+                RETRY_EMPTY
             },
         })
     }
@@ -163,6 +178,9 @@ impl Site {
         if let Some(why) = sender.stopped {
             return Some(Unable::Stopped(why));
         }
+        if let Some(why) = sender.waiting {
+            return Some(Unable::Waiting(why));
+        }
         let has = sender.balance?;
         let cost = self.cost_of_payment()?;
         let needs = cost.saturating_mul(U256::from(EMPTY_PAYMENTS));
@@ -177,6 +195,7 @@ impl Site {
     fn in_words(&self, signer: Address, why: &Unable) -> String {
         match why {
             Unable::Stopped(why) => format!("{signer} is stopped ({why})"),
+            Unable::Waiting(why) => format!("{signer} waits ({why})"),
             Unable::Empty { has, needs } => format!(
                 "{signer} has {}, it goes on with {} (gas for {EMPTY_PAYMENTS} payments)",
                 self.native(*has),
@@ -239,7 +258,7 @@ impl SenderWatch {
         for signer in &site.senders.order {
             let interval = match site.unable(*signer) {
                 Some(Unable::Empty { .. }) => BALANCE_INTERVAL_EMPTY,
-                Some(Unable::Stopped(_)) | None => BALANCE_INTERVAL,
+                Some(Unable::Stopped(_) | Unable::Waiting(_)) | None => BALANCE_INTERVAL,
             };
             let read_at = site.senders.of(*signer).read_at;
             if read_at.is_some_and(|at| at.elapsed() < interval) {

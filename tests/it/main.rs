@@ -21,6 +21,8 @@ mod buyer;
 #[cfg(test)]
 mod chains;
 #[cfg(test)]
+mod claims;
+#[cfg(test)]
 mod clocks;
 #[cfg(test)]
 mod database_failures;

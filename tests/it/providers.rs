@@ -58,19 +58,53 @@ fn bodies(payers: &[PrivateKeySigner], count: usize) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_that_fails_one_call_in_five_costs_no_payment_and_no_batch() {
     let world = world(Some(1)).await;
+    one_in_ten_costs_nothing(&world, &[&world.proxy]).await;
+}
+
+/// Both must show the same before anything is concluded, and each refuses as many calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_providers_that_fail_one_call_in_five_cost_no_payment_and_no_batch() {
+    let chain = Chain::with_block_time(Some(1)).await;
+    let (first, second) = (
+        Proxy::before(chain.url()).await,
+        Proxy::before(chain.url()).await,
+    );
+    let setup = Setup {
+        toml: "[networks.base-sepolia]\nconfirm_with = 2\n".to_owned(),
+        ..Setup::default()
+    };
+    let urls = format!("{},{}", first.url(), second.url());
+    let world = setup.with("X402D_RPC_URL", urls).on(chain).await;
+    one_in_ten_costs_nothing(&world, &[&first, &second]).await;
+}
+
+async fn one_in_ten_costs_nothing(world: &World, proxies: &[&Proxy]) {
     let mut payers = Vec::new();
     for _ in 0..4 {
         payers.push(world.payer().await);
     }
-    world.proxy.all(Fault::OneInTen);
-    for answer in present(&world, "/verify", bodies(&payers, 300)).await {
+    let all_meet = |fault| proxies.iter().for_each(|proxy| proxy.all(fault));
+    all_meet(Fault::OneInTen);
+    for answer in present(world, "/verify", bodies(&payers, 300)).await {
         assert!(answer.status == 200 && answer.is_valid(), "{answer:?}");
     }
-    for answer in present(&world, "/settle", bodies(&payers, 200)).await {
+    for answer in present(world, "/settle", bodies(&payers, 200)).await {
         assert!(answer.status == 200 && answer.succeeded(), "{answer:?}");
     }
-    world.proxy.all(Fault::None);
-    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(200));
+    // What somebody else has submitted is looked for on the chain.
+    for payer in &payers {
+        let used = Purchase::new(payer, PAYEE, 1);
+        world.chain.submit(&used).await;
+        for path in ["/verify", "/settle"] {
+            let answers = present(world, path, vec![used.body(); 5]).await;
+            for answer in answers {
+                let code = "invalid_exact_evm_nonce_already_used";
+                assert_eq!((answer.status, answer.reason()), (200, code), "{answer:?}");
+            }
+        }
+    }
+    all_meet(Fault::None);
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(204));
     let before = world.transactions(1).await;
     let at_once = bodies(&payers, 100);
     for answer in world.facilitator.settle_at_once(at_once).await {
@@ -79,7 +113,7 @@ async fn a_provider_that_fails_one_call_in_five_costs_no_payment_and_no_batch() 
     let rode_in = world.transactions(1).await - before;
     assert!(rode_in <= 10, "100 payments rode in {rode_in} transactions");
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
-    assert_eq!(transfers.len(), 300);
+    assert_eq!(transfers.len(), 304);
 }
 
 fn check(url: &str) -> std::process::Output {

@@ -87,9 +87,9 @@ async fn scenario_27_what_the_database_forgot_is_told_from_the_chain_and_the_lan
     assert_eq!(world.transactions(1).await, 4, "no nonce left out");
 }
 
-/// What it forgot is in no block yet: its nonce must not be used for anything else.
+/// What it forgot is in no block yet: its nonce must not be used for anything else, and may become free again.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_27_a_forgotten_transaction_that_still_waits_stops_the_lane_as_well() {
+async fn scenario_27_a_forgotten_transaction_in_the_pool_is_waited_for_and_stops_the_lane_once_it_is_mined() {
     let setup = Setup {
         reachable: true,
         ..Setup::default()
@@ -118,6 +118,13 @@ async fn scenario_27_a_forgotten_transaction_that_still_waits_stops_the_lane_as_
     world.mine_on().await;
     let told = settled(&world, &bodies[1]).await;
     assert_eq!(told.transaction(), pending.transaction());
+    eventually("the lane to stop", Duration::from_secs(30), async || {
+        let asked = world.facilitator.get("/signers").await.body;
+        let why = asked["signers"][0]["stoppedReason"].as_str()?.to_owned();
+        assert!(why.contains("nonce 1"), "{why}");
+        Some(())
+    })
+    .await;
     sqlx::query("update lanes set stopped_reason = null")
         .execute(&mut world.database.connection().await)
         .await

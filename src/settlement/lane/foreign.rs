@@ -20,28 +20,45 @@ const FOREIGN_AFTER: Duration = Duration::from_secs(10);
 const SEARCH_LIMIT: Duration = Duration::from_secs(5);
 /// How often a lane that has nothing to do looks for foreign use.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a lane that waits for such use looks whether it still has to.
+const HELD_INTERVAL: Duration = Duration::from_secs(1);
+/// Blocks take most of what is in a pool within so long; then it is told that the lane waits.
+pub(super) const POOL_SAID_AFTER: Duration = Duration::from_secs(10);
 /// Nonces that are explained one by one.
 const EXPLAINED_MAX: u64 = 8;
 
 /// What is known about nonces that the chain has used and the ledger does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unexplained {
+    /// There are none, in a block or in a pool.
+    Nothing,
+    /// Their transactions wait in a pool: they may be mined, replaced or dropped.
+    InPool,
     /// Transactions that x402d cannot have made, settled at the promised confirmations.
-    Foreign(Vec<ForeignNonce>),
+    Foreign {
+        nonces: Vec<ForeignNonce>,
+        /// How many nonces blocks have used.
+        reached: u64,
+    },
     /// At least one is above the promised confirmations.
     TooYoung,
     /// They may be our own, which a database has forgotten, or cannot be found.
-    Unknown,
+    Unknown { reached: u64 },
 }
 
-/// Foreign use that was found while nothing was open.
+/// What was found beside a lane's other work.
 #[derive(Debug)]
-pub(super) struct IdleUse {
-    /// The lane's next nonce then.
-    first: u64,
-    /// How many nonces the chain had used.
-    used: u64,
-    nonces: Vec<ForeignNonce>,
+pub(super) enum Found {
+    /// Foreign use, while nothing was open.
+    Foreign {
+        /// The lane's next nonce then.
+        first: u64,
+        nonces: Vec<ForeignNonce>,
+        /// How many nonces blocks have used.
+        reached: u64,
+    },
+    /// There is nothing left to wait for: the lane is claimed anew.
+    Decided,
 }
 
 impl Lane {
@@ -91,6 +108,9 @@ impl Lane {
     /// Looks for foreign use while nothing is open, beside everything else, so that no payment has to find out. What cannot be explained waits for
     /// a payment, or for the operator when the lane is claimed next.
     pub(super) fn look_while_idle(&self, owned: &mut Owned) {
+        if owned.held_since.is_some() {
+            return self.look_while_held(owned);
+        }
         let idle = owned.open.is_empty() && owned.dispatches.is_empty();
         let due = owned.idle_looked.elapsed() >= IDLE_INTERVAL && owned.idle_looks.is_empty();
         if !idle || !due || !owned.may_write() {
@@ -101,17 +121,44 @@ impl Lane {
         let first = owned.lease.next_nonce;
         owned.idle_looks.spawn(async move {
             let used = site.rpc.reached_nonce(signer, "latest".to_owned());
-            let used = used.await.ok()?;
-            if used <= first {
+            if used.await.ok()? <= first {
                 return None;
             }
-            match explain(&site, signer, (first, used)).await.ok()? {
-                Unexplained::Foreign(nonces) => Some(IdleUse {
+            match explain(&site, signer, first).await.ok()? {
+                Unexplained::Foreign { nonces, reached } => Some(Found::Foreign {
                     first,
-                    used,
                     nonces,
+                    reached,
                 }),
-                Unexplained::TooYoung | Unexplained::Unknown => None,
+                Unexplained::Nothing
+                | Unexplained::InPool
+                | Unexplained::TooYoung
+                | Unexplained::Unknown { .. } => None,
+            }
+        });
+    }
+
+    /// Looks whether a lane still has to wait for nonces that somebody has used.
+    fn look_while_held(&self, owned: &mut Owned) {
+        let due = owned.idle_looked.elapsed() >= HELD_INTERVAL && owned.idle_looks.is_empty();
+        let Some(since) = owned.held_since.filter(|_| due) else {
+            return;
+        };
+        owned.idle_looked = Instant::now();
+        let (site, signer) = (Arc::clone(&self.site), self.id.signer);
+        let first = owned.lease.next_nonce;
+        owned.idle_looks.spawn(async move {
+            match explain(&site, signer, first).await.ok()? {
+                Unexplained::TooYoung => None,
+                Unexplained::InPool => {
+                    if since.elapsed() >= POOL_SAID_AFTER {
+                        say_in_pool(&site, signer, first);
+                    }
+                    None
+                }
+                Unexplained::Nothing
+                | Unexplained::Foreign { .. }
+                | Unexplained::Unknown { .. } => Some(Found::Decided),
             }
         });
     }
@@ -120,13 +167,16 @@ impl Lane {
     pub(super) async fn left_out(
         &self,
         owned: &mut Owned,
-        found: Option<IdleUse>,
+        found: Option<Found>,
     ) -> Result<(), Lost> {
         match found {
-            Some(found) if owned.lease.next_nonce == found.first => {
-                self.give_up(owned, &found.nonces, found.used).await
-            }
-            Some(_) | None => Ok(()),
+            Some(Found::Foreign {
+                first,
+                nonces,
+                reached,
+            }) if owned.lease.next_nonce == first => self.give_up(owned, &nonces, reached).await,
+            Some(Found::Decided) => Err(Lost),
+            Some(Found::Foreign { .. }) | None => Ok(()),
         }
     }
 
@@ -207,39 +257,73 @@ impl Lane {
     }
 }
 
-/// Explains the nonces from `first` on that the chain has used, `used` in all, and the ledger does not know.
+/// Explains the nonces from `first` on that the chain has used and the ledger does not know.
+///
+/// # Errors
+/// When an endpoint fails in passing: nothing is known then. One that does not keep old state will not keep it later.
 pub(super) async fn explain(
     site: &Site,
     signer: Address,
-    (first, used): (u64, u64),
+    first: u64,
 ) -> Result<Unexplained, RpcError> {
     let chain = &site.rpc;
     let head = chain.newest().await?;
-    let mined = chain.reached_nonce(signer, "latest".to_owned()).await?;
-    if mined < used || used - first > EXPLAINED_MAX {
-        return Ok(Unexplained::Unknown);
+    let reached = chain.reached_nonce(signer, "latest".to_owned()).await?;
+    if reached <= first {
+        let pending = chain.reached_nonce(signer, "pending".to_owned()).await?;
+        return Ok(if pending > first {
+            Unexplained::InPool
+        } else {
+            Unexplained::Nothing
+        });
     }
-    let tokens = site.policy.tokens();
-    let mut foreign = Vec::new();
-    for nonce in first..used {
+    match mined(site, signer, (first, reached), &head).await {
+        Err(error) if error.lacks_state() => Ok(Unexplained::Unknown { reached }),
+        explained => explained,
+    }
+}
+
+/// Explains nonces that blocks have used.
+async fn mined(
+    site: &Site,
+    signer: Address,
+    (first, reached): (u64, u64),
+    head: &Head,
+) -> Result<Unexplained, RpcError> {
+    let (chain, tokens) = (&site.rpc, site.policy.tokens());
+    let mut nonces = Vec::new();
+    if reached - first > EXPLAINED_MAX {
+        return Ok(Unexplained::Unknown { reached });
+    }
+    for nonce in first..reached {
         let found = chain.nonce_used_by(signer, nonce, head.number);
         match found.await? {
-            Some(found) if !found.is_settlement_like(&tokens) => foreign.push(ForeignNonce {
+            Some(found) if !found.is_settlement_like(&tokens) => nonces.push(ForeignNonce {
                 nonce,
                 transaction: Some(found.hash),
             }),
-            Some(_) | None => return Ok(Unexplained::Unknown),
+            Some(_) | None => return Ok(Unexplained::Unknown { reached }),
         }
     }
-    let settled = settled_height(site, &head);
+    let settled = settled_height(site, head);
     let then = chain
         .reached_nonce(signer, format!("0x{settled:x}"))
         .await?;
-    Ok(if then >= used {
-        Unexplained::Foreign(foreign)
+    Ok(if then >= reached {
+        Unexplained::Foreign { nonces, reached }
     } else {
         Unexplained::TooYoung
     })
+}
+
+/// Says that a lane waits for a transaction in a pool that the ledger does not know.
+pub(super) fn say_in_pool(site: &Site, signer: Address, nonce: u64) {
+    let why = format!(
+        "a transaction in the pool has nonce {nonce} of this signer and the ledger does not know it: the key was used elsewhere, or the database lost its last commits; nothing is sent until it is mined or dropped"
+    );
+    if site.senders.note_waiting(signer, Some(&why)) {
+        tracing::warn!(network = %site.policy.network, %signer, nonce, "lane waits: {why}");
+    }
 }
 
 /// The height at which something is settled at the promised confirmations.

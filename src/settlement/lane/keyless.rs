@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Lane;
+use super::claim::Claimed;
 use crate::settlement::Site;
 use crate::telemetry::causes;
 
@@ -104,10 +105,10 @@ impl Lane {
     /// Follows what is open for a while, if no other process does.
     async fn take_a_turn(&self, stop: &CancellationToken) {
         match self.claim().await {
-            Ok(Some(mut owned)) => {
+            Ok(Claimed::Ours(mut owned)) => {
                 owned.until = Some(Instant::now() + TURN);
                 let lease = owned.lease;
-                self.work(owned, stop).await;
+                self.work(*owned, stop).await;
                 if let Err(error) = self.site.ledger.release_lane(self.id, lease).await {
                     tracing::debug!(
                         error = causes(&error),
@@ -115,7 +116,7 @@ impl Lane {
                     );
                 }
             }
-            Ok(None) => {}
+            Ok(Claimed::Others | Claimed::NotNow) => {}
             Err(error) => {
                 tracing::debug!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "cannot claim a lane without key");
             }

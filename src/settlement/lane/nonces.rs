@@ -5,6 +5,7 @@ use std::time::Duration;
 use alloy::primitives::B256;
 use uuid::Uuid;
 
+use super::foreign::{POOL_SAID_AFTER, say_in_pool};
 use super::{Lane, Owned};
 use crate::chain::RpcError;
 
@@ -39,16 +40,25 @@ impl Lane {
         Ok(least)
     }
 
-    /// The nonce that a lane begins with. One of several endpoints is believed alone only when no other answers for a while.
-    pub(super) async fn first_nonce(&self) -> Result<u64, RpcError> {
+    /// The nonce that a lane begins with. One of several endpoints is believed alone only when no other answers for a while. `None`: what is in
+    /// the pool has to be mined or dropped first; above a nonce that is dropped nothing would ever be mined.
+    pub(super) async fn first_nonce(&self) -> Result<Option<u64>, RpcError> {
         let (chain, signer) = (&self.site.rpc, self.id.signer);
-        match chain.reached_nonce(signer, "pending".to_owned()).await {
+        let mined = chain.reached_nonce(signer, "latest".to_owned()).await;
+        let pending = chain.reached_nonce(signer, "pending".to_owned()).await;
+        let both = mined.and_then(|mined| Ok((mined, pending?)));
+        let (mined, pending) = match both {
             Err(RpcError::Unconfirmed(_)) if self.began.elapsed() >= ALONE_AFTER => {
                 tracing::warn!(network = %self.id.network, %signer, "lane opened by the word of one endpoint: no other tells its nonce");
-                chain.transaction_count(signer, "pending").await
+                let mined = chain.transaction_count(signer, "latest").await?;
+                (mined, chain.transaction_count(signer, "pending").await?)
             }
-            answer => answer,
+            both => both?,
+        };
+        if pending > mined && self.began.elapsed() >= POOL_SAID_AFTER {
+            say_in_pool(&self.site, signer, mined);
         }
+        Ok((pending <= mined).then_some(mined))
     }
 
     /// Whether no attempt under a nonce can be mined any more, by the word of more than one endpoint. What cannot be asked is not so.

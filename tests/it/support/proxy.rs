@@ -68,6 +68,8 @@ pub(crate) enum Fault {
     Without(&'static str),
     /// State of blocks more than so many below the head is not kept.
     StateOf(u64),
+    /// Calls about the state at a height are refused with this text.
+    AtHeights(&'static str),
     /// A chain of before EIP-1559: blocks have no base fee, and there are no typed transactions.
     Legacy,
     /// Receipts tell of so many wei that a rollup took for data.
@@ -283,6 +285,10 @@ async fn with(
         },
         Fault::Lags(by) => lagging(by, shared, request, &body).await,
         Fault::StateOf(kept) => pruned(kept, shared, request, body).await,
+        Fault::AtHeights(message) => match request["params"][1].as_str().and_then(number) {
+            Some(_) => error(calls, message),
+            None => forward(shared, body).await,
+        },
         Fault::Null(name) => changed(shared, body, |result| spoil(result, name, false)).await,
         Fault::Without(name) => changed(shared, body, |result| spoil(result, name, true)).await,
         Fault::Legacy => legacy(shared, request, body).await,

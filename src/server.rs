@@ -1,6 +1,7 @@
 //! The composition root: configuration → ledger → networks → engine → router → sockets, and the way back.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, SaidReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError, OpenLimits};
 use crate::settlement::{
-    Approver, BatchLimits, Lane, Pickup, SenderWatch, Site, SiteParts, Transfers, Unconfigured,
-    Unmoved, Waiters, Watch,
+    Approver, BatchLimits, EngineFailed, Lane, Pickup, SenderWatch, Site, SiteParts, Supervisor,
+    Task, Transfers, Unconfigured, Unmoved, Waiters, Watch,
 };
 use crate::telemetry::causes;
 
@@ -54,6 +55,9 @@ pub enum StartError {
         source: std::io::Error,
     },
 }
+
+/// A task, ready to be run.
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What the chain says against a network's configuration.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,7 @@ pub struct Service {
     stopped: CancellationToken,
     requests: TaskTracker,
     engine: TaskTracker,
+    supervisor: Supervisor,
 }
 
 impl Service {
@@ -111,27 +116,17 @@ impl Service {
         ledger.begin_process().await?;
         let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (requests, engine) = (TaskTracker::new(), TaskTracker::new());
+        let supervisor = Supervisor::new(engine.clone(), stopped.clone());
         let waiters = Waiters::default();
         let mut sites = Vec::new();
         for network in &config.networks {
-            sites.push(open_network(network, &ledger, &waiters, &engine, &stopped).await?);
+            sites.push(open_network(network, &ledger, &waiters, &supervisor, &stopped).await?);
         }
-        engine.spawn(stopped.clone().run_until_cancelled_owned(statements.run()));
-        engine.spawn(
-            stopped
-                .clone()
-                .run_until_cancelled_owned(heartbeat(ledger.clone(), sites.clone())),
+        supervisor.run(
+            Task::of_process("statements"),
+            until(&stopped, statements.run()),
         );
-        engine.spawn(
-            stopped
-                .clone()
-                .run_until_cancelled_owned(waiters.clone().look_elsewhere(ledger.clone())),
-        );
-        engine.spawn(
-            stopped
-                .clone()
-                .run_until_cancelled_owned(forget_sessions(ledger.clone())),
-        );
+        run_process(&supervisor, &stopped, (&ledger, &sites, &waiters));
         let signers = config
             .networks
             .iter()
@@ -155,6 +150,7 @@ impl Service {
             admin_token: config.admin_token.clone().map(Arc::new),
             body_bytes_max: config.body_bytes_max,
             readiness: SaidReadiness::default(),
+            supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;
         Ok(Self {
@@ -164,7 +160,13 @@ impl Service {
             stopped,
             requests,
             engine,
+            supervisor,
         })
+    }
+
+    /// Ends when a task of the engine has died so often that only a new process can help. The service then has to be stopped.
+    pub async fn failed(&self) -> EngineFailed {
+        self.supervisor.failed().await
     }
 
     /// Where the service listens.
@@ -245,7 +247,7 @@ async fn open_network(
     config: &NetworkConfig,
     ledger: &Ledger,
     waiters: &Waiters,
-    engine: &TaskTracker,
+    supervisor: &Supervisor,
     stopped: &CancellationToken,
 ) -> Result<Arc<Site>, StartError> {
     let network = config.policy.network;
@@ -289,10 +291,10 @@ async fn open_network(
         Arc::clone(&site),
         signers,
         [for_callers, for_lanes],
-        engine.clone(),
+        supervisor.clone(),
         stopped.clone(),
     );
-    engine.spawn(work);
+    supervisor.run(Task::of(network, "start"), work);
     Ok(site)
 }
 
@@ -312,7 +314,7 @@ async fn run_network(
     site: Arc<Site>,
     signers: Vec<SignerKey>,
     facts: [FactsTask; 2],
-    engine: TaskTracker,
+    supervisor: Supervisor,
     stopped: CancellationToken,
 ) {
     let network = site.policy.network;
@@ -333,27 +335,87 @@ async fn run_network(
             () = tokio::time::sleep(RETRY) => {}
         }
     }
-    let senders = SenderWatch::new(Arc::clone(&site));
-    senders.first_look().await;
+    SenderWatch::new(Arc::clone(&site)).first_look().await;
     site.open();
     if !site.has_multicall() {
         tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not there: each payment has a transaction of its own");
     }
-    engine.spawn(senders.run(stopped.clone()));
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
     for facts in facts {
-        engine.spawn(stopped.clone().run_until_cancelled_owned(facts.run()));
+        supervisor.run(Task::of(network, "facts"), until(&stopped, facts.run()));
     }
-    let compared = site.rpc.clone().compare();
-    engine.spawn(stopped.clone().run_until_cancelled_owned(compared));
-    engine.spawn(Watch::new(Arc::clone(&site), addresses(&signers)).run(stopped.clone()));
-    engine.spawn(Transfers::new(Arc::clone(&site)).run(stopped.clone()));
-    engine.spawn(Approver::new(Arc::clone(&site)).run(stopped.clone()));
-    engine.spawn(Unmoved::new(Arc::clone(&site)).run(stopped.clone()));
-    engine.spawn(Unconfigured::new(Arc::clone(&site)).run(stopped.clone()));
-    engine.spawn(Pickup::new(Arc::clone(&site)).run(stopped.clone()));
+    keep_network(&supervisor, &site, &stopped);
     for key in signers {
-        engine.spawn(Lane::new(Arc::clone(&site), key).run(stopped.clone()));
+        let (site, stop) = (Arc::clone(&site), stopped.clone());
+        supervisor.keep(Task::lane(network, key.address()), move || {
+            Some(Lane::mortal(Arc::clone(&site), key.clone(), stop.clone()))
+        });
+    }
+    stopped.cancelled().await;
+}
+
+/// Keeps the tasks of a network alive that can be started at any time.
+fn keep_network(supervisor: &Supervisor, site: &Arc<Site>, stopped: &CancellationToken) {
+    type Begin = fn(Arc<Site>, CancellationToken) -> Running;
+    let tasks: [(&'static str, Begin); 8] = [
+        (Task::WATCH, |site, stop| {
+            Box::pin(Watch::new(site).run(stop))
+        }),
+        ("senders", |site, stop| {
+            Box::pin(SenderWatch::new(site).run(stop))
+        }),
+        ("comparison of endpoints", |site, stop| {
+            Box::pin(until(&stop, site.rpc.clone().compare()))
+        }),
+        ("transfers", |site, stop| {
+            Box::pin(Transfers::new(site).run(stop))
+        }),
+        ("approvals", |site, stop| {
+            Box::pin(Approver::new(site).run(stop))
+        }),
+        ("undecided payments", |site, stop| {
+            Box::pin(Unmoved::new(site).run(stop))
+        }),
+        ("unconfigured signers", |site, stop| {
+            Box::pin(Unconfigured::new(site).run(stop))
+        }),
+        ("pickup", |site, stop| Box::pin(Pickup::new(site).run(stop))),
+    ];
+    for (name, begin) in tasks {
+        let (site, stop) = (Arc::clone(site), stopped.clone());
+        let task = Task::of(site.policy.network, name);
+        supervisor.keep(task, move || Some(begin(Arc::clone(&site), stop.clone())));
+    }
+}
+
+/// Keeps the tasks of the process alive that belong to no network.
+fn run_process(
+    supervisor: &Supervisor,
+    stopped: &CancellationToken,
+    (ledger, sites, waiters): (&Ledger, &[Arc<Site>], &Waiters),
+) {
+    let (stop, of, sites) = (stopped.clone(), ledger.clone(), sites.to_vec());
+    supervisor.keep(Task::of_process("heartbeat"), move || {
+        Some(until(&stop, heartbeat(of.clone(), sites.clone())))
+    });
+    let (stop, of, waiters) = (stopped.clone(), ledger.clone(), waiters.clone());
+    supervisor.keep(Task::of_process("waiters"), move || {
+        Some(until(&stop, waiters.clone().look_elsewhere(of.clone())))
+    });
+    let (stop, of) = (stopped.clone(), ledger.clone());
+    supervisor.keep(Task::of_process("sessions"), move || {
+        Some(until(&stop, forget_sessions(of.clone())))
+    });
+}
+
+/// A task until `stop`.
+fn until<Task>(stop: &CancellationToken, running: Task) -> impl Future<Output = ()> + use<Task>
+where
+    Task: Future<Output = ()>,
+{
+    let ended = stop.clone().run_until_cancelled_owned(running);
+    async move {
+        ended.await;
     }
 }
 

@@ -241,10 +241,10 @@ impl Rpc {
     }
 
     /// Compares the endpoints with each other for as long as it runs: who has old blocks is read from last, who serves another chain is
-    /// not used. Ends at once where there is one endpoint only.
+    /// not used. One endpoint alone has nothing to be compared with.
     pub async fn compare(self) {
         if self.endpoints.len() < 2 {
-            return;
+            std::future::pending::<()>().await;
         }
         let mut interval = tokio::time::interval(COMPARE_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -16,10 +16,13 @@ pub(super) async fn run(flags: Flags) -> Result<(), CommandError> {
         }
     };
     tracing::info!(address = %service.address(), "x402d listens; point an SDK's facilitator URL here");
-    asked_to_stop().await;
+    let failed = tokio::select! {
+        () = asked_to_stop() => None,
+        failed = service.failed() => Some(failed),
+    };
     tracing::info!("stopping: no new requests, answers for those that wait");
     service.stop().await;
     database.close().await?;
     tracing::info!("stopped");
-    Ok(())
+    failed.map_or(Ok(()), |failed| Err(failed.into()))
 }

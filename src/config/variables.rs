@@ -18,6 +18,8 @@ const KNOWN: &[&str] = &[
     "X402D_LISTEN",
     "X402D_LOG",
     "X402D_NETWORK",
+    "X402D_PANIC",
+    "X402D_PANICS",
     "X402D_PAYEES",
     "X402D_RPC_URL",
     "X402D_SETTLE_WAIT",

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::http::error::SaidElsewhere;
 use crate::http::state::AppState;
-use crate::settlement::Site;
+use crate::settlement::{Ailing, Site, Supervisor, Task};
 
 /// A network whose RPC has been silent for longer is unwell.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -61,6 +61,15 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// One that is well but for these tasks.
+    fn of(name: String, ailing: &[Ailing]) -> Self {
+        if ailing.is_empty() {
+            Self::new(name, Condition::Ok, None)
+        } else {
+            Self::new(name, Condition::Degraded, Some(in_words(ailing)))
+        }
+    }
+
     fn new(name: String, status: Condition, detail: Option<String>) -> Self {
         Self {
             name,
@@ -86,9 +95,10 @@ pub(super) async fn healthz() -> Json<Alive> {
     (status = 503, description = "nothing can be sold; the parts say why", body = Readiness),
 ))]
 pub(super) async fn readyz(State(state): State<AppState>) -> Response {
+    let supervisor = &state.supervisor;
     let ledger = state.facilitator.ledger.check().await;
     let mut parts = vec![match &ledger {
-        Ok(()) => Part::new("ledger".to_owned(), Condition::Ok, None),
+        Ok(()) => Part::of("ledger".to_owned(), &supervisor.ailing(None)),
         Err(error) => {
             let why = if error.takes_no_writes() {
                 "the database takes no writes: it is a standby, or set to read-only"
@@ -99,7 +109,7 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
         }
     }];
     let networks = state.facilitator.sites.iter();
-    parts.extend(networks.map(|site| part_of(site)));
+    parts.extend(networks.map(|site| part_of(site, supervisor)));
     let readiness = Readiness::of(parts);
     state.readiness.note(&readiness);
     let status = if readiness.ready {
@@ -142,7 +152,8 @@ impl Readiness {
     }
 }
 
-fn part_of(site: &Site) -> Part {
+fn part_of(site: &Site, supervisor: &Supervisor) -> Part {
+    let ailing = supervisor.ailing(Some(site.policy.network));
     let health = site.health();
     let down = match health.silent_for {
         None => Some("the network is starting: its RPC has not answered yet".to_owned()),
@@ -151,7 +162,11 @@ fn part_of(site: &Site) -> Part {
             silence.as_secs()
         )),
         Some(_) if !health.settled_in => Some("its lanes are not claimed yet".to_owned()),
-        Some(_) => site.can_send(None).err().map(|cannot| cannot.why),
+        Some(_) => site
+            .can_send(None)
+            .err()
+            .map(|cannot| cannot.why)
+            .or_else(|| nothing_goes_on(&ailing, site.policy.signers.len())),
     };
     let name = site.policy.network.to_string();
     if let Some(why) = down {
@@ -159,11 +174,34 @@ fn part_of(site: &Site) -> Part {
     }
     let unable = site.unable_signers();
     if unable.is_empty() {
-        Part::new(name, Condition::Ok, None)
+        Part::of(name, &ailing)
     } else {
         let detail = format!("the others go on without {}", unable.join("; "));
         Part::new(name, Condition::Degraded, Some(detail))
     }
+}
+
+/// Whether tasks are down without which no payment of a network goes on: in words, if so.
+fn nothing_goes_on(ailing: &[Ailing], signers: usize) -> Option<String> {
+    let down = || ailing.iter().filter(|one| one.down);
+    let watch = down().any(|one| one.task.name == Task::WATCH);
+    let lanes = down().filter(|one| one.task.name == Task::LANE).count();
+    (watch || lanes >= signers.max(1)).then(|| in_words(ailing))
+}
+
+/// Tasks that have died.
+fn in_words(ailing: &[Ailing]) -> String {
+    let each = ailing.iter().map(|Ailing { task, down, deaths }| {
+        let now = if *down {
+            "is about to be started again"
+        } else {
+            "runs again"
+        };
+        format!("the {task} died ({deaths} times within a minute) and {now}")
+    });
+    let mut each: Vec<_> = each.collect();
+    each.sort();
+    format!("{}; the log says why", each.join("; "))
 }
 
 #[cfg(test)]

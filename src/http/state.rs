@@ -6,6 +6,7 @@ use secrecy::SecretString;
 
 use crate::facilitator::Facilitator;
 use crate::http::health::{Condition, Readiness};
+use crate::settlement::Supervisor;
 
 /// The state of the service. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub struct AppState {
     pub body_bytes_max: usize,
     /// What `/readyz` said last.
     pub readiness: SaidReadiness,
+    /// Knows which tasks of the engine have died.
+    pub supervisor: Supervisor,
 }
 
 /// What `/readyz` said last, so that the log has a line for each change and none for each probe.

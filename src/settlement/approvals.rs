@@ -18,8 +18,9 @@ use crate::chain::RpcError;
 use crate::chain::broadcast::{Rejection, broadcast};
 use crate::ledger::{Funded, Funding};
 use crate::payment::state::Exit;
-use crate::payment::{Approval, Payment, Signed};
+use crate::payment::{Approval, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
+use crate::settlement::supervisor::say_panicked;
 use crate::settlement::{NotNow, Queue, Queued, Site};
 use crate::telemetry::causes;
 
@@ -194,17 +195,35 @@ impl Approver {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                Some(_) = followed.join_next() => {}
+                Some(ended) = followed.join_next() => {
+                    if let Err(error) = ended {
+                        say_panicked("approval", error);
+                    }
+                }
                 payment = self.site.approvals.payments.next(), if followed.len() < FOLLOWED_MAX => {
-                    let site = Arc::clone(&self.site);
-                    followed.spawn(async move { follow(&site, payment).await });
+                    // Made before the task runs: one that dies before its first step lets go of it too.
+                    let held = Held { site: Arc::clone(&self.site), payment: payment.id };
+                    followed.spawn(follow(held, payment));
                 }
             }
         }
     }
 }
 
-async fn follow(site: &Site, payment: Payment) {
+/// A payment that is kept from the lanes until this is gone.
+struct Held {
+    site: Arc<Site>,
+    payment: PaymentId,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.site.queue.release(self.payment);
+    }
+}
+
+async fn follow(held: Held, payment: Payment) {
+    let site = &*Arc::clone(&held.site);
     let id = payment.id;
     let deadline = Instant::now() + FOLLOWED_FOR;
     let mut view = site.view.subscribe();
@@ -226,7 +245,7 @@ async fn follow(site: &Site, payment: Payment) {
         }
         let _ = tokio::time::timeout(LOOK_INTERVAL, view.changed()).await;
     };
-    site.queue.release(id);
+    drop(held);
     match next {
         Next::Pay => {
             if let Some(place) = site.queue.reserve() {

@@ -38,6 +38,24 @@ pub fn signers_are_down() -> bool {
     asked("X402D_SIGNERS_DOWN").is_some_and(|file| std::path::Path::new(&file).exists())
 }
 
+/// Panics if `X402D_PANIC` names the task, once for each byte of the file that `X402D_PANICS` names, or always without one.
+#[inline]
+pub fn panic_if_asked(task: &str) {
+    if asked("X402D_PANIC").is_none_or(|wanted| wanted != task) {
+        return;
+    }
+    if let Some(file) = asked("X402D_PANICS") {
+        let Ok(left) = std::fs::read(&file) else {
+            return;
+        };
+        let Some((_, left)) = left.split_last() else {
+            return;
+        };
+        let _ = std::fs::write(&file, left);
+    }
+    std::panic::panic_any("as a test has asked");
+}
+
 /// What a test asks for. Compiled to nothing unless the feature `failpoints` is on.
 #[inline]
 fn asked(variable: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! A lane: one signer on one network, owned by one process at a time.
 
 mod claim;
+mod death;
 mod dispatch;
 mod follow;
 mod foreign;
@@ -40,6 +41,8 @@ use crate::settlement::lane::keep::Purse;
 use crate::settlement::lane::open::Open;
 use crate::settlement::lane::timing::{at, every};
 use crate::settlement::load::Simulated;
+use crate::settlement::site::OpenCount;
+use crate::settlement::supervisor::say_panicked;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
@@ -69,6 +72,8 @@ pub struct Lane {
 struct Owned {
     lease: LaneLease,
     open: VecDeque<Open>,
+    /// How many of them the watch knows of.
+    counted: OpenCount,
     seen: Moved,
     replies: JoinSet<(Uuid, Broadcast)>,
     paused_until: Instant,
@@ -192,7 +197,7 @@ impl Lane {
     /// Reads the open transactions from the ledger and sends their bytes again.
     async fn reload(&self, owned: &mut Owned) -> Result<(), LedgerError> {
         let open = self.site.ledger.unmined(self.id).await?;
-        self.site.count_open(owned.open.len(), open.len());
+        owned.counted.set(open.len());
         let now = Instant::now();
         let long_ago = now.checked_sub(ASK_AFTER).unwrap_or(now);
         owned.open = open
@@ -243,7 +248,10 @@ impl Lane {
                 Some(dispatch) = owned.dispatches.join_next() => match dispatch {
                     Ok(dispatch) => self.dispatched(&mut owned, dispatch).await,
                     // One that panicked leaves its payments queued in the ledger.
-                    Err(_) => Ok(()),
+                    Err(error) => {
+                        say_panicked("dispatch", error);
+                        Ok(())
+                    }
                 },
                 queued = self.site.queue.next(self.id.signer, rows_max), if takes => {
                     owned.waiting.extend(queued);
@@ -262,29 +270,18 @@ impl Lane {
             }
         }
         drop(keeping);
-        self.site.count_open(owned.open.len(), 0);
+        owned.counted.set(0);
         let mut left = self.put_down(owned.waiting);
         if settles {
             left.extend(self.site.queue.lane_ends(self.id.signer).await);
         }
-        self.leave_to_anybody(&left).await;
+        self.site.leave_to_anybody(&left).await;
     }
 
     /// Lets go of payments that wait: they are queued in the ledger, and are found there.
     fn put_down(&self, waiting: impl IntoIterator<Item = Queued>) -> Vec<PaymentId> {
         let ids = waiting.into_iter().map(|queued| queued.payment.id);
         ids.inspect(|id| self.site.queue.put_down(*id)).collect()
-    }
-
-    /// Says so to all processes at once; they would find them by themselves two seconds later.
-    async fn leave_to_anybody(&self, payments: &[PaymentId]) {
-        if payments.is_empty() {
-            return;
-        }
-        if let Err(error) = self.site.ledger.put_down(payments).await {
-            tracing::debug!(error = causes(&error), "payments are left lying");
-        }
-        self.site.left_to_anybody();
     }
 
     /// Sends open transactions again in nonce order: some nodes refuse one whose predecessor they do not have.

@@ -68,7 +68,8 @@ pub struct Queue {
     anybodys: Channel,
     /// Of payments that one signer alone may settle.
     of: HashMap<Address, Channel>,
-    in_hand: StdMutex<HashSet<PaymentId>>,
+    /// With the signer whose lane has taken it, once one has.
+    in_hand: StdMutex<HashMap<PaymentId, Option<Address>>>,
     /// Not ready for a lane yet, and looked after by somebody else in this process.
     held: StdMutex<HashSet<PaymentId>>,
     lanes: StdMutex<HashSet<Address>>,
@@ -138,6 +139,15 @@ impl Queue {
         left
     }
 
+    /// The same of a lane whose task has died, with what it had taken.
+    pub async fn lane_dies(&self, signer: Address) -> Vec<PaymentId> {
+        let mut left = self.lane_ends(signer).await;
+        let mut in_hand = self.in_hand();
+        let taken = in_hand.extract_if(|_, by| *by == Some(signer));
+        left.extend(taken.map(|(payment, _)| payment));
+        left
+    }
+
     /// The lanes of the network that this process owns.
     pub fn owned(&self) -> Vec<Address> {
         self.lanes().iter().copied().collect()
@@ -160,7 +170,7 @@ impl Queue {
 
     /// The payments that wait for, or are being prepared by, a lane of this process, or are kept from its lanes.
     pub fn all_in_hand(&self) -> Vec<PaymentId> {
-        let mut all: Vec<PaymentId> = self.in_hand().iter().copied().collect();
+        let mut all: Vec<PaymentId> = self.in_hand().keys().copied().collect();
         all.extend(self.held().iter());
         all
     }
@@ -170,11 +180,11 @@ impl Queue {
         let id = queued.payment.id;
         match (queued.payment.signer(), place.0) {
             (None, Some(place)) => {
-                self.in_hand().insert(id);
+                self.in_hand().insert(id, None);
                 place.send(queued);
             }
             (Some(signer), Some(_)) if self.lanes().contains(&signer) => {
-                self.in_hand().insert(id);
+                self.in_hand().insert(id, None);
                 let channel = self.of.get(&signer);
                 if channel.is_none_or(|channel| channel.sender.try_send(queued).is_err()) {
                     self.put_down(id);
@@ -204,14 +214,18 @@ impl Queue {
         let Some(own) = self.of.get(&signer) else {
             return self.anybodys.next(room).await;
         };
-        tokio::select! {
+        let taken = tokio::select! {
             biased;
             queued = own.next(room) => queued,
             queued = self.anybodys.next(room) => queued,
-        }
+        };
+        let mut in_hand = self.in_hand();
+        in_hand.extend(taken.iter().map(|one| (one.payment.id, Some(signer))));
+        drop(in_hand);
+        taken
     }
 
-    fn in_hand(&self) -> MutexGuard<'_, HashSet<PaymentId>> {
+    fn in_hand(&self) -> MutexGuard<'_, HashMap<PaymentId, Option<Address>>> {
         self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,7 +1,7 @@
 //! One network as the engine serves it: the parts that its lanes, its watch and the facilitator share.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alloy::primitives::Address;
@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
-use crate::payment::{NetworkPolicy, Proxies};
+use crate::payment::{NetworkPolicy, PaymentId, Proxies};
 use crate::settlement::gas::{BatchLimits, GasBook};
 use crate::settlement::{Approvals, CannotSend, ChainView, Queue, Senders, Waiters};
+use crate::telemetry::causes;
 
 /// A process that has heard nothing of the chain for so long leaves its lanes to others.
 const BLIND_AFTER: Duration = Duration::from_secs(8);
@@ -109,6 +110,36 @@ pub struct Site {
     exact_proxy: AtomicBool,
     upto_proxy: AtomicBool,
     settled_in: AtomicBool,
+}
+
+/// Open transactions that one task counts, so that the watch knows whether to hurry. None, once this is gone.
+#[derive(Debug)]
+pub(super) struct OpenCount {
+    site: Arc<Site>,
+    counted: usize,
+}
+
+impl OpenCount {
+    /// None yet.
+    pub(super) fn of(site: &Arc<Site>) -> Self {
+        Self {
+            site: Arc::clone(site),
+            counted: 0,
+        }
+    }
+
+    /// Says how many there are.
+    pub(super) fn set(&mut self, now: usize) {
+        let before = std::mem::replace(&mut self.counted, now);
+        self.site.open.fetch_add(now, Ordering::Relaxed);
+        self.site.open.fetch_sub(before, Ordering::Relaxed);
+    }
+}
+
+impl Drop for OpenCount {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// How a network is doing.
@@ -303,10 +334,15 @@ impl Site {
         self.view.head().map_or(wall, |head| head.time.max(wall))
     }
 
-    /// Counts open transactions, so that the watch knows whether to hurry.
-    pub fn count_open(&self, before: usize, after: usize) {
-        self.open.fetch_add(after, Ordering::Relaxed);
-        self.open.fetch_sub(before, Ordering::Relaxed);
+    /// Leaves payments that are queued in the ledger to all processes at once; they would find them by themselves two seconds later.
+    pub(super) async fn leave_to_anybody(&self, payments: &[PaymentId]) {
+        if payments.is_empty() {
+            return;
+        }
+        if let Err(error) = self.ledger.put_down(payments).await {
+            tracing::debug!(error = causes(&error), "payments are left lying");
+        }
+        self.left_to_anybody();
     }
 
     /// Whether anything is open.

@@ -18,6 +18,7 @@ use crate::payment::state::Exit;
 use crate::payment::{Location, PaymentId, PaymentState};
 use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::site::OpenCount;
 use crate::settlement::{NotNow, Site};
 use crate::telemetry::causes;
 
@@ -48,7 +49,7 @@ pub struct Transfers {
     reorganisations: u64,
     undone_until: Option<u64>,
     /// Those that may still count: of the last whole round, and of this one so far.
-    counted: usize,
+    counted: OpenCount,
     timely: usize,
 }
 
@@ -76,13 +77,13 @@ impl Transfers {
     /// A follower for `site`.
     pub fn new(site: Arc<Site>) -> Self {
         Self {
+            counted: OpenCount::of(&site),
             site,
             followed: HashMap::new(),
             behind: None,
             round: 0,
             reorganisations: 0,
             undone_until: None,
-            counted: 0,
             timely: 0,
         }
     }
@@ -159,8 +160,7 @@ impl Transfers {
         self.round += 1;
         // The watch hurries while anything is open.
         let timely = std::mem::take(&mut self.timely);
-        self.site.count_open(self.counted, timely);
-        self.counted = timely;
+        self.counted.set(timely);
     }
 }
 

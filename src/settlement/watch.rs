@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::B256;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Advance, HeadTracker, RpcError};
 use crate::ledger::LedgerError;
 use crate::settlement::Site;
+use crate::settlement::failpoint::panic_if_asked;
 use crate::telemetry::causes;
 
 /// How often to look while nothing is in flight: often enough for fees and the chain's time to be fresh.
@@ -33,7 +34,6 @@ const GAPS_TELLING: usize = 4;
 pub struct Watch {
     site: Arc<Site>,
     tracker: HeadTracker,
-    signers: Vec<Address>,
     reconciled: Option<Instant>,
     tipped: Option<Instant>,
     priced: Option<Instant>,
@@ -77,13 +77,12 @@ impl Rhythm {
 }
 
 impl Watch {
-    /// A watch over `site`, whose transactions come from `signers`.
-    pub fn new(site: Arc<Site>, signers: Vec<Address>) -> Self {
+    /// A watch over `site`.
+    pub fn new(site: Arc<Site>) -> Self {
         let tracker = HeadTracker::new(site.rpc.clone());
         Self {
             site,
             tracker,
-            signers,
             reconciled: None,
             tipped: None,
             priced: None,
@@ -124,6 +123,7 @@ impl Watch {
 
     /// One look at the chain and all that follows from it.
     async fn step(&mut self) -> Result<(), RpcError> {
+        panic_if_asked("watch");
         let advance = self.tracker.advance().await?;
         self.site.note_seen();
         if let Some(advance) = advance {
@@ -203,7 +203,7 @@ impl Watch {
                     break;
                 };
                 let ours = receipts.into_iter();
-                let ours = ours.filter(|receipt| self.signers.contains(&receipt.from));
+                let ours = ours.filter(|receipt| self.site.policy.signers.contains(&receipt.from));
                 self.site.view.add_block(block.hash, ours.collect());
             }
         }

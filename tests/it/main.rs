@@ -35,6 +35,8 @@ mod database_words;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod dying_tasks;
+#[cfg(test)]
 mod empty_signers;
 #[cfg(test)]
 mod exactly_once;

@@ -89,7 +89,8 @@ async fn scenario_27_what_the_database_forgot_is_told_from_the_chain_and_the_lan
 
 /// What it forgot is in no block yet: its nonce must not be used for anything else, and may become free again.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_27_a_forgotten_transaction_in_the_pool_is_waited_for_and_stops_the_lane_once_it_is_mined() {
+async fn scenario_27_a_forgotten_transaction_in_the_pool_is_waited_for_and_stops_the_lane_once_it_is_mined()
+ {
     let setup = Setup {
         reachable: true,
         ..Setup::default()

@@ -11,6 +11,7 @@ use super::{Lane, Owned};
 use crate::ledger::{Claim, LaneLease, LedgerError};
 use crate::settlement::chain_view::Moved;
 use crate::settlement::prepare::NotPrepared;
+use crate::settlement::site::OpenCount;
 
 /// What came of trying to own a lane.
 #[derive(Debug)]
@@ -102,6 +103,7 @@ impl Lane {
         let mut owned = Owned {
             lease,
             open: VecDeque::new(),
+            counted: OpenCount::of(&self.site),
             seen: Moved::default(),
             replies: JoinSet::new(),
             paused_until: now,

@@ -11,9 +11,11 @@ use tokio::time::Instant;
 use super::{Lane, Lost, Open, Owned, PAUSE};
 use crate::payment::PaymentId;
 use crate::settlement::chain_view::Moved;
+use crate::settlement::failpoint::panic_if_asked;
 use crate::settlement::gas::GasRule;
 use crate::settlement::load::Load;
 use crate::settlement::prepare::{Desk, NotPrepared, Prepared, Rehearsed, rehearse, simulate};
+use crate::settlement::supervisor::say_panicked;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
@@ -87,6 +89,7 @@ impl Lane {
             site: Arc::clone(&self.site),
             payments: waiting.iter().map(|queued| queued.payment.id).collect(),
         };
+        panic_if_asked("lane");
         let rule = owned.rule(&self.site);
         owned
             .dispatches
@@ -152,7 +155,7 @@ impl Lane {
             Ok(Prepared::Ready(transaction)) => {
                 owned.lease.next_nonce += 1;
                 owned.open.push_back(Open::new(transaction, Instant::now()));
-                self.site.count_open(0, 1);
+                owned.counted.set(owned.open.len());
                 self.send(owned, owned.open.len() - 1, None);
                 Ok(())
             }
@@ -213,7 +216,7 @@ async fn ask(in_hand: InHand, signer: Address, rule: GasRule, waiting: Vec<Queue
         match simulation {
             Ok(Ok(row)) => simulated.extend(row),
             Ok(Err(error)) => failed.push(error),
-            Err(_) => {}
+            Err(error) => say_panicked("simulation", error),
         }
     }
     let mut rehearsals = JoinSet::new();
@@ -226,7 +229,7 @@ async fn ask(in_hand: InHand, signer: Address, rule: GasRule, waiting: Vec<Queue
         match rehearsal {
             Ok(Ok(load)) => rehearsed.push(load),
             Ok(Err(error)) => failed.push(error),
-            Err(_) => {}
+            Err(error) => say_panicked("rehearsal", error),
         }
     }
     Dispatch {

@@ -158,7 +158,7 @@ impl Lane {
         let Some(open) = owned.open.remove(index) else {
             return;
         };
-        self.site.count_open(1, 0);
+        owned.counted.set(owned.open.len());
         let gas = U256::from(mined.gas_used);
         let price = U256::from(mined.gas_price_wei);
         let further = U256::from(mined.further_fee_wei);

@@ -28,7 +28,7 @@ impl Lane {
             Ok(Some(Recorded::LaneLost | Recorded::PaymentsMoved(_))) => Err(Lost),
             Ok(Some(Recorded::Written(_))) => {
                 owned.lease.next_nonce += 1;
-                self.site.count_open(0, 1);
+                owned.counted.set(owned.open.len());
                 self.send(owned, owned.open.len() - 1, None);
                 Ok(())
             }

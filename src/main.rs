@@ -14,9 +14,14 @@ async fn main() -> ExitCode {
             // The whole chain of causes, each on its line: this is all that the operator sees.
             let mut out = std::io::stderr().lock();
             writeln!(out, "x402d: {error}").ok();
+            let mut said = error.to_string();
             let mut cause = error.source();
             while let Some(error) = cause {
-                writeln!(out, "  because: {error}").ok();
+                // Some libraries repeat the cause in the error itself.
+                if !said.ends_with(&error.to_string()) {
+                    writeln!(out, "  because: {error}").ok();
+                }
+                said = error.to_string();
                 cause = error.source();
             }
             ExitCode::FAILURE

@@ -99,8 +99,12 @@ pub enum RpcError {
     )]
     NoOverrides,
     /// The endpoint serves another chain.
-    #[error("the RPC serves chain {found}, configured is {configured}")]
+    #[error(
+        "RPC URL number {number} serves chain {found}, configured is chain {configured}; correct the URL or the network"
+    )]
     WrongChain {
+        /// Which of the configured URLs, from 1.
+        number: usize,
         /// From the configuration.
         configured: u64,
         /// From the endpoint.
@@ -312,11 +316,12 @@ impl Rpc {
     /// [`RpcError::WrongChain`] for one that does not; [`RpcError::Unreachable`] when none answers.
     pub async fn check_chain(&self) -> Result<(), RpcError> {
         let mut answered = false;
-        for endpoint in self.endpoints.iter() {
+        for (number, endpoint) in (1..).zip(self.endpoints.iter()) {
             if let Ok(found) = call::<U64>(&endpoint.client, READ_LIMIT, "eth_chainId", ()).await {
                 answered = true;
                 if found.to::<u64>() != self.network.chain_id() {
                     return Err(RpcError::WrongChain {
+                        number,
                         configured: self.network.chain_id(),
                         found: found.to(),
                     });

@@ -26,6 +26,16 @@ use crate::facilitator::Grant;
 /// How long to wait when the system has no file descriptor for a further connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How clients of HTTP/2 begin when they assume that the server speaks it.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+/// The answer: an empty SETTINGS frame, then GOAWAY with the code `HTTP_1_1_REQUIRED` (RFC 9113, sections 6.8 and 7).
+const HTTP2_REFUSAL: &[u8] = &[
+    0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
+    0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13, // GOAWAY
+];
+/// How long a client has to hear that, before the connection is closed.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
+
 /// A connection on which nothing was read or written for so long is closed: far longer than any request waits, and nobody keeps a
 /// place by saying nothing.
 const IDLE_LIMIT: Duration = Duration::from_secs(75);
@@ -92,11 +102,21 @@ impl Listener for BoundedListener {
     }
 }
 
+/// What a client speaks, as its first bytes tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Unknown,
+    Http1,
+    /// It was told that this is not spoken here; what it still sends is not read.
+    Http2,
+}
+
 /// A TCP stream that closes grants when it is flushed.
 #[derive(Debug)]
 pub struct TrackedStream {
     stream: TcpStream,
     unflushed: Unflushed,
+    speaks: Version,
     idle: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
 }
@@ -106,8 +126,46 @@ impl TrackedStream {
         Self {
             stream,
             unflushed: Unflushed::default(),
+            speaks: Version::Unknown,
             idle: Box::pin(tokio::time::sleep(IDLE_LIMIT)),
             _place: place,
+        }
+    }
+
+    /// Learns from the first bytes what the client speaks; one of HTTP/2 is told at once that it is not spoken here. Its preface comes in
+    /// one piece; if it does not, it is a request that HTTP/1 refuses.
+    fn listen(&mut self, came: &[u8]) -> Version {
+        if self.speaks == Version::Unknown && !came.is_empty() {
+            self.speaks = if came.starts_with(HTTP2_PREFACE) {
+                // Nothing was written before, so there is room for a few bytes.
+                self.stream.try_write(HTTP2_REFUSAL).ok();
+                self.idle.as_mut().reset(Instant::now() + REFUSAL_LIMIT);
+                Version::Http2
+            } else {
+                Version::Http1
+            };
+        }
+        self.speaks
+    }
+
+    /// Throws away what a refused client sends, until it goes: closed at once, its system could drop the refusal unread.
+    fn poll_refused(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+        earlier: usize,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let came = buffer.filled().len() > earlier;
+            buffer.set_filled(earlier);
+            if !came || self.idle.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            match Pin::new(&mut self.stream).poll_read(context, buffer) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
         }
     }
 
@@ -122,8 +180,13 @@ impl AsyncRead for TrackedStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let earlier = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_ready() {
+            let came = buffer.filled().get(earlier..).unwrap_or_default();
+            if self.listen(came) == Version::Http2 {
+                return self.poll_refused(context, buffer, earlier);
+            }
             self.touched();
         } else if self.idle.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

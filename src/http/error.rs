@@ -1,5 +1,7 @@
 //! Error to status and body: the one table.
 
+use std::time::Duration;
+
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
@@ -37,6 +39,9 @@ pub struct Problem {
     /// The request, as the log names it; also in the header `x-request-id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
+    /// When to try again, as the header `Retry-After` says it.
+    #[serde(skip)]
+    retry_after: Option<Duration>,
 }
 
 impl Problem {
@@ -50,6 +55,7 @@ impl Problem {
             retryable: status == StatusCode::SERVICE_UNAVAILABLE,
             money_may_move: None,
             request_id: None,
+            retry_after: None,
         }
     }
 
@@ -80,7 +86,10 @@ impl Problem {
     pub(super) fn outage(outage: &Outage) -> Self {
         tracing::warn!(error = causes(outage), "cannot judge a session now");
         let detail = format!("{outage}; nothing was taken up, try again");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+        Self {
+            retry_after: Some(outage.retry_after()),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+        }
     }
 
     /// The caller is not the operator.
@@ -117,6 +126,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
         None => return response,
     };
     problem.request_id = id;
+    let retry_after = problem.retry_after;
     let status = response.status();
     // What layers have added stays: without the headers of CORS a page could not read why it was refused.
     let kept = std::mem::take(response.headers_mut());
@@ -126,6 +136,9 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/problem+json"),
     );
+    if let Some(pause) = retry_after {
+        headers.insert(header::RETRY_AFTER, seconds(pause));
+    }
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -185,11 +198,14 @@ pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
     } else {
         tracing::warn!(error = causes(outage), "cannot judge a payment now");
     }
-    let seconds = outage.retry_after().as_secs().max(1);
+    let pause = seconds(outage.retry_after());
+    response.headers_mut().insert(header::RETRY_AFTER, pause);
     response
-        .headers_mut()
-        .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    response
+}
+
+/// As `Retry-After` is written: whole seconds, at least one.
+fn seconds(pause: Duration) -> HeaderValue {
+    HeaderValue::from(pause.as_secs().max(1))
 }
 
 pub(super) async fn no_such_path() -> Problem {

@@ -20,7 +20,6 @@ use crate::http::operator::Operator;
 use crate::http::{AppState, Problem};
 use crate::ledger::{Entry, HistoryFilter, Page};
 use crate::payment::PaymentId;
-use crate::protocol::Network;
 use crate::protocol::field::parse_hash;
 
 /// Rows on a page unless the caller says otherwise, and at most.
@@ -136,7 +135,7 @@ pub(super) async fn show(
 /// A list, because one transaction can carry several. Includes payments that the transaction was signed for and did not move. Empty for
 /// a transaction that this ledger does not know.
 #[utoipa::path(get, path = "/payments/by-transaction/{network}/{hash}", operation_id = "listPaymentsOfTransaction", tag = "history", params(
-        ("network" = String, Path, description = "CAIP-2, such as `eip155:8453`"),
+        ("network" = String, Path, description = "CAIP-2 or name, such as `eip155:8453` or `base`"),
         ("hash" = String, Path, description = "the transaction's hash"),
     ), security(("operator" = [])), responses(
     (status = 200, description = "the payments", body = PaymentList),
@@ -151,8 +150,8 @@ pub(super) async fn of_transaction(
 ) -> Result<Json<PaymentList>, Problem> {
     let Path((network, hash)) =
         path.map_err(|error| Problem::invalid_parameter(error.body_text()))?;
-    let network: Network =
-        parsed(&network).map_err(|why| Problem::invalid_parameter(format!("network: {why}")))?;
+    let network = question::network(&network)
+        .map_err(|why| Problem::invalid_parameter(format!("network: {why}")))?;
     let hash =
         parse_hash(&hash).map_err(|why| Problem::invalid_parameter(format!("hash: {why}")))?;
     let ledger = &state.facilitator.ledger;

@@ -244,3 +244,41 @@ async fn a_paywall_inside_a_nested_router_names_the_whole_url() {
     assert_eq!(client().get(&url, &cent()).await.unwrap().status, 200);
     assert_eq!(market.runs(), 1);
 }
+
+/// A route that is priced for every method: a browser's question costs nothing and runs nothing, and everything else costs.
+#[tokio::test]
+async fn a_preflight_is_never_asked_for_money_and_sees_nothing_that_is_sold() {
+    let mut market = Market::default();
+    let facilitator = market.facilitator().await;
+    let paywall = Paywall::new(facilitator)
+        .pay_to(Address::repeat_byte(0x22))
+        .network(BASE_SEPOLIA)
+        .route("/report", Price::dollars("0.01").unwrap());
+    let router = Router::new()
+        .route("/report", axum::routing::any(report))
+        .with_state(Arc::clone(&market.runs))
+        .layer(paywall.build().unwrap());
+    let url = format!("{}/report", market.open(router).await);
+    let options = || reqwest::Client::new().request(Method::OPTIONS, &url);
+    let preflight = options()
+        .header("origin", "https://shop.example")
+        .header("access-control-request-method", "GET")
+        .header("access-control-request-headers", "payment-signature")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(preflight.status(), 204);
+    for (name, value) in [
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-methods", "GET"),
+        ("access-control-allow-headers", "payment-signature"),
+    ] {
+        assert_eq!(preflight.headers()[name], value);
+    }
+    assert_eq!(preflight.text().await.unwrap(), "");
+    // No preflight: a request like any other.
+    assert_eq!(options().send().await.unwrap().status(), 402);
+    let challenge = reqwest::get(&url).await.unwrap();
+    assert_eq!(challenge.headers()["access-control-allow-origin"], "*");
+    assert_eq!((market.runs(), market.calls()), (0, Vec::<String>::new()));
+}

@@ -1,7 +1,11 @@
 //! What a buyer is answered: the challenge, the refusal, the receipt, the outage.
 
 use axum::Json;
-use axum::http::header::{ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD,
+    CACHE_CONTROL, VARY,
+};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Map, Value, json};
@@ -17,6 +21,9 @@ use crate::seller::announced::Announced;
 /// Browsers show scripts only the headers that are named here.
 const EXPOSED: HeaderValue =
     HeaderValue::from_static("PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE");
+
+/// Any page, without cookies.
+const ANYBODY: HeaderValue = HeaderValue::from_static("*");
 
 /// What one request is asked for, in both dialects.
 #[derive(Debug)]
@@ -133,6 +140,8 @@ impl Quote {
         let headers = response.headers_mut();
         headers.insert(HeaderName::from_static(header::PAYMENT_REQUIRED), value);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // Everybody may read a price; without this no page could, where the application's own CORS layer is inside of the paywall.
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYBODY);
         headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
         response
     }
@@ -175,6 +184,27 @@ pub(super) fn outage() -> Response {
     response
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Answers the question of a browser whether a page may send a request with these headers. The application never sees it: one that answers
+/// to every method would give away what it sells.
+pub(super) fn preflight(asked: &HeaderMap) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYBODY);
+    for (question, answer) in [
+        (ACCESS_CONTROL_REQUEST_METHOD, ACCESS_CONTROL_ALLOW_METHODS),
+        (ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_ALLOW_HEADERS),
+    ] {
+        if let Some(value) = asked.get(question) {
+            headers.insert(answer, value.clone());
+        }
+    }
+    headers.insert(
+        VARY,
+        HeaderValue::from_static("Access-Control-Request-Method, Access-Control-Request-Headers"),
+    );
     response
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::extract::{OriginalUri, Request};
+use axum::http::{Method, header};
 use axum::response::Response;
 use tower::{Layer, Service};
 
@@ -80,6 +81,9 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         match self.shop.price_of(&request) {
             Meets::Nothing => Box::pin(inner.call(request)),
+            Meets::Price(_) | Meets::Several if is_preflight(&request) => {
+                Box::pin(std::future::ready(Ok(answer::preflight(request.headers()))))
+            }
             Meets::Several => Box::pin(std::future::ready(Ok(answer::ambiguous()))),
             Meets::Price(index) => {
                 let shop = Arc::clone(&self.shop);
@@ -87,6 +91,15 @@ where
             }
         }
     }
+}
+
+/// Whether a browser asks if a page may send a request.
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ORIGIN)
+        && request
+            .headers()
+            .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 impl Shop {

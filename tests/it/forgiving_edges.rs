@@ -5,9 +5,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::bad_input::{REQUIRED, SIGNED, nothing_happened, with};
-use crate::support::{Negotiated, Purchase, World};
+use crate::support::{Negotiated, Purchase, World, run};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 const ORIGIN: &str = "https://shop.example";
@@ -308,11 +310,91 @@ async fn a_network_whose_rpc_never_answered_is_said_to_be_starting() {
     }
     let entry = Negotiated::entry(PAYEE, 10_000);
     let request = Negotiated::request(&entry, PAYEE, "transfer");
-    let opened = service.post("/sessions", &request).await.unwrap();
-    assert_eq!(opened.status, 503, "{opened:?}");
-    let said = opened.body["detail"].as_str().unwrap();
+    let url = format!("{}/sessions", service.url());
+    let opened = Client::new().post(url).json(&request).send().await.unwrap();
+    assert_eq!(opened.status(), 503, "{opened:?}");
+    assert!(opened.headers().contains_key("retry-after"), "{opened:?}");
+    let opened: Value = opened.json().await.unwrap();
+    let said = opened["detail"].as_str().unwrap();
     assert!(said.contains("network eip155:84532 is starting"), "{said}");
     let ready = service.get("/readyz").await;
     assert_eq!(ready.status, 503);
     assert!(ready.body.to_string().contains("is starting"), "{ready:?}");
+}
+
+/// Clients that assume HTTP/2 are told what to speak, and others are served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_is_refused_with_the_code_that_asks_for_http_1_1() {
+    let world = World::new().await;
+    let address = world.facilitator.url().trim_start_matches("http://");
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    client.write_all(preface).await.unwrap();
+    let mut frames = [0; 26];
+    client.read_exact(&mut frames).await.unwrap();
+    assert_eq!((frames[3], frames[12]), (4, 7), "SETTINGS, GOAWAY");
+    assert_eq!(frames[22..], [0, 0, 0, 13], "HTTP_1_1_REQUIRED");
+    // What comes after it is not answered, and the connection ends.
+    client
+        .write_all(b"GET /supported HTTP/1.1\r\n\r\n")
+        .await
+        .unwrap();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"");
+    assert_eq!(world.facilitator.get("/supported").await.status, 200);
+}
+
+/// Wherever the operator names a network, the name of the configuration does as well as CAIP-2.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_takes_the_names_of_networks() {
+    let world = World::new().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
+    let settled = world.facilitator.settle(&body).await;
+    let hash = settled.transaction();
+    for network in ["eip155:84532", "base-sepolia"] {
+        for path in [
+            format!("/payments?network={network}"),
+            format!("/payments/by-transaction/{network}/{hash}"),
+        ] {
+            let found = world.facilitator.get(&path).await;
+            let first = &found.body["payments"][0];
+            assert_eq!(first["transaction"], hash.as_str(), "{path}: {found:?}");
+        }
+        let path = format!("/stats?network={network}");
+        let stats = world.facilitator.get(&path).await;
+        assert_eq!(stats.body["groups"][0]["payments"], 1, "{path}: {stats:?}");
+    }
+    for path in [
+        "/payments?network=bsae".to_owned(),
+        format!("/payments/by-transaction/bsae/{hash}"),
+    ] {
+        let refused = world.facilitator.get(&path).await;
+        assert_eq!(refused.status, 400, "{path}");
+        let said = refused.body["detail"].as_str().unwrap();
+        assert!(said.contains("a name such as base, got \"bsae\""), "{said}");
+    }
+}
+
+/// The cause once, and before anything was started.
+#[test]
+fn a_port_that_is_taken_is_said_once() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let arguments = ["dev", "--chain-port", "0", "--listen", &address];
+    let variables: Vec<(String, String)> = std::env::vars()
+        .filter(|(name, _)| name == "DATABASE_URL")
+        .collect();
+    let variables: Vec<(&str, &str)> = variables
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let ended = run(&arguments, &variables, "");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success(), "{said}");
+    assert!(
+        said.contains(&format!("cannot listen on {address}")),
+        "{said}"
+    );
+    assert_eq!(said.matches("Address already in use").count(), 1, "{said}");
 }

@@ -59,7 +59,11 @@ fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
         (
             "avalanche-fuji",
             String::new(),
-            ["serves chain 84532", "configured is 43113", "RPC"],
+            [
+                "serves chain 84532",
+                "configured is chain 43113",
+                "RPC URL number 1",
+            ],
         ),
         (
             "base-sepolia",

@@ -45,7 +45,8 @@ async fn sells(mut seller: Command, buyer_program: &str) {
     seller
         .env_clear()
         .envs(path)
-        .env("FACILITATOR_URL", world.facilitator.url())
+        // As people write it, with a slash at the end.
+        .env("FACILITATOR_URL", format!("{}/", world.facilitator.url()))
         .env("PAY_TO", PAYEE.to_string())
         .env("PORT", port.to_string())
         .stdin(Stdio::null())

@@ -11,8 +11,8 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use crate::http::Problem;
 use crate::ledger::HistoryFilter;
 use crate::payment::PaymentState;
-use crate::protocol::Amount;
 use crate::protocol::field::{parse_address, parse_hash};
+use crate::protocol::{Amount, Network};
 
 /// The longest text that is looked for, in bytes; resources are URLs.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -28,7 +28,10 @@ pub(in crate::http) struct Filters;
 const FILTERS: [(&str, &str); 14] = [
     ("payer", "Address of the payer."),
     ("payee", "Address of the payee."),
-    ("network", "CAIP-2, such as `eip155:8453`."),
+    (
+        "network",
+        "CAIP-2 or name, such as `eip155:8453` or `base`.",
+    ),
     ("asset", "Address of the token."),
     (
         "state",
@@ -120,7 +123,7 @@ impl Question {
         Ok(HistoryFilter {
             payer: self.member("payer", parse_address)?,
             payee: self.member("payee", parse_address)?,
-            network: self.member("network", parsed)?,
+            network: self.member("network", network)?,
             asset: self.member("asset", parse_address)?,
             state: state.or(status),
             from: self.member("from", moment)?,
@@ -145,6 +148,14 @@ impl Question {
             self.known.join(", ")
         )))
     }
+}
+
+/// A network, by CAIP-2 or by the name that the configuration takes as well.
+pub(in crate::http) fn network(text: &str) -> Result<Network, String> {
+    Network::named(text).ok_or_else(|| {
+        let shown: String = text.chars().take(KEY_CHARACTERS_SHOWN).collect();
+        format!("expected CAIP-2 such as eip155:8453, or a name such as base, got {shown:?}")
+    })
 }
 
 /// What reads itself and says what it expected.

@@ -11,8 +11,8 @@ pub struct FeePolicy {
     pub priority_fee_wei: u128,
     /// Gas at most for one payment.
     pub gas_cap: u64,
-    /// What a node asks per gas, for chains without a base fee.
-    pub gas_price_wei: u128,
+    /// What a node asks per gas, for chains without a base fee; `None` as long as none has said.
+    pub gas_price_wei: Option<u128>,
 }
 
 /// The fees of one attempt.
@@ -26,14 +26,20 @@ pub struct Fees {
     pub legacy: bool,
 }
 
-/// Blocks cost more than the operator allows; nothing may be sent now.
+/// Why nothing may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("blocks cost {} gwei per gas, max_fee_wei is {} gwei", gwei(*base_fee_wei), gwei(*cap_wei))]
-pub struct TooDear {
-    /// Base fee of the newest block, or what a node asks where there is none.
-    pub base_fee_wei: u128,
-    /// The cap.
-    pub cap_wei: u128,
+pub enum TooDear {
+    /// Blocks cost more than the operator allows.
+    #[error("blocks cost {} gwei per gas, max_fee_wei is {} gwei", gwei(*base_fee_wei), gwei(*cap_wei))]
+    AboveCap {
+        /// Base fee of the newest block, or what a node asks where there is none.
+        base_fee_wei: u128,
+        /// The cap.
+        cap_wei: u128,
+    },
+    /// There is no base fee, and no node has said what gas costs.
+    #[error("blocks have no base fee, and the RPC does not say what gas costs (eth_gasPrice)")]
+    NoPrice,
 }
 
 /// An amount for people: whole gwei, or up to nine decimals.
@@ -61,7 +67,7 @@ impl FeePolicy {
     #[must_use]
     pub const fn with_gas_price(self, gas_price_wei: u128) -> Self {
         Self {
-            gas_price_wei,
+            gas_price_wei: Some(gas_price_wei),
             ..self
         }
     }
@@ -70,9 +76,9 @@ impl FeePolicy {
     /// so that there is room for a fee bump. Where there is no base fee all that is offered is paid, and an eighth above the price is enough.
     ///
     /// # Errors
-    /// [`TooDear`] when even the base fee of the next block could be above the cap.
+    /// [`TooDear`] when even the base fee of the next block could be above the cap, or nobody has said what gas costs.
     pub fn quote(&self, head: &Head) -> Result<Fees, TooDear> {
-        let needed = self.needed(head, self.priority_fee_wei);
+        let needed = self.needed(head, self.priority_fee_wei)?;
         if needed > self.max_fee_cap_wei {
             return Err(self.too_dear(head));
         }
@@ -89,26 +95,29 @@ impl FeePolicy {
     }
 
     /// Fees that take the place of `last` under the same nonce: an eighth more per gas and twice the tip, as far as the cap allows, and what a
-    /// new transaction would offer now. Nodes ask for a tenth more.
+    /// new transaction would offer now. Nodes ask for a tenth more, of both. Where `last` has one price only, its successor does too, because
+    /// nodes take that price for its tip: the price follows what blocks ask.
     ///
     /// # Errors
     /// [`TooDear`] when an eighth more is above the cap.
     pub fn outbid(&self, last: Fees, head: &Head) -> Result<Fees, TooDear> {
+        let asked = self.asked(head)?;
         let more = |fee: u128| fee.saturating_add(fee / 8).saturating_add(1);
         let least = more(last.max_fee_wei);
         let tip = more(last.max_priority_fee_wei)
             .max(last.max_priority_fee_wei.saturating_mul(2))
             .max(self.priority_fee_wei);
+        let one_price = last.legacy || head.base_fee_wei.is_none();
         let wished = match self.quote(head) {
-            Ok(now) if now.legacy => now.max_fee_wei,
-            Ok(now) => now.max_fee_wei.max(self.needed(head, tip)),
+            Ok(_) if one_price => self.needed(head, self.priority_fee_wei)?,
+            Ok(now) => now.max_fee_wei.max(self.needed(head, tip)?),
             Err(_) => least,
         };
-        if least > self.max_fee_cap_wei || self.asked(head) > self.max_fee_cap_wei {
+        if least > self.max_fee_cap_wei || asked > self.max_fee_cap_wei {
             return Err(self.too_dear(head));
         }
         let max_fee_wei = wished.min(self.max_fee_cap_wei).max(least);
-        if head.base_fee_wei.is_none() {
+        if one_price {
             return Ok(Fees::legacy(max_fee_wei));
         }
         Ok(Fees {
@@ -129,29 +138,35 @@ impl FeePolicy {
 
     /// Whether a block that costs as much as the newest takes a transaction that offers `fees`.
     pub fn suffices(&self, fees: Fees, head: &Head) -> bool {
-        fees.max_fee_wei >= self.asked(head)
+        // What nobody knows is no reason for a fee bump.
+        let asked = self.asked(head);
+        asked.map_or(true, |asked| fees.max_fee_wei >= asked)
     }
 
     /// What the newest block asks per gas, without a tip.
-    fn asked(&self, head: &Head) -> u128 {
-        head.base_fee_wei.unwrap_or(self.gas_price_wei)
+    fn asked(&self, head: &Head) -> Result<u128, TooDear> {
+        let asked = head.base_fee_wei.or(self.gas_price_wei);
+        asked.ok_or(TooDear::NoPrice)
     }
 
     /// What the next block may ask for, with a tip. Who sets a price without a base fee has the tip in it.
-    fn needed(&self, head: &Head, tip_wei: u128) -> u128 {
-        let asked = self.asked(head);
+    fn needed(&self, head: &Head, tip_wei: u128) -> Result<u128, TooDear> {
+        let asked = self.asked(head)?;
         let next = asked.saturating_add(asked / 8);
-        if head.base_fee_wei.is_some() {
+        Ok(if head.base_fee_wei.is_some() {
             next.saturating_add(tip_wei)
         } else {
             next.max(1)
-        }
+        })
     }
 
     fn too_dear(&self, head: &Head) -> TooDear {
-        TooDear {
-            base_fee_wei: self.asked(head),
-            cap_wei: self.max_fee_cap_wei,
+        match self.asked(head) {
+            Ok(base_fee_wei) => TooDear::AboveCap {
+                base_fee_wei,
+                cap_wei: self.max_fee_cap_wei,
+            },
+            Err(unknown) => unknown,
         }
     }
 }
@@ -177,7 +192,7 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
-            gas_price_wei: 0,
+            gas_price_wei: None,
         };
         let at = |base| {
             policy.quote(&Head {
@@ -190,7 +205,7 @@ mod tests {
         assert_eq!(at(800).unwrap().max_fee_wei, 910, "what is needed");
         assert_eq!(
             at(900),
-            Err(TooDear {
+            Err(TooDear::AboveCap {
                 base_fee_wei: 900,
                 cap_wei: 1000
             })
@@ -204,7 +219,7 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
-            gas_price_wei: 0,
+            gas_price_wei: None,
         };
         let last = Fees {
             max_fee_wei: 160,
@@ -241,7 +256,7 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
-            gas_price_wei: 0,
+            gas_price_wei: None,
         };
         assert_eq!(policy.with_tip(3).priority_fee_wei, 10);
         assert_eq!(policy.with_tip(30).priority_fee_wei, 30);
@@ -254,7 +269,7 @@ mod tests {
             max_fee_cap_wei: 1_000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
-            gas_price_wei: 160,
+            gas_price_wei: Some(160),
         };
         let head = Head {
             base_fee_wei: None,
@@ -274,8 +289,48 @@ mod tests {
     }
 
     #[test]
+    fn a_price_that_nobody_has_said_sends_nothing() {
+        let policy = FeePolicy {
+            max_fee_cap_wei: 1_000,
+            priority_fee_wei: 10,
+            gas_cap: 500_000,
+            gas_price_wei: None,
+        };
+        let head = Head {
+            base_fee_wei: None,
+            ..Head::default()
+        };
+        assert_eq!(policy.quote(&head), Err(TooDear::NoPrice));
+        let sent = Fees::legacy(100);
+        assert_eq!(policy.outbid(sent, &head), Err(TooDear::NoPrice));
+        assert!(policy.suffices(sent, &head));
+    }
+
+    #[test]
+    fn one_price_stays_one_price_once_there_is_a_base_fee() {
+        let policy = FeePolicy {
+            max_fee_cap_wei: 1_000,
+            priority_fee_wei: 10,
+            gas_cap: 500_000,
+            gas_price_wei: Some(160),
+        };
+        let at = |base_fee_wei| Head {
+            base_fee_wei: Some(base_fee_wei),
+            ..Head::default()
+        };
+        let last = Fees::legacy(180);
+        assert_eq!(policy.outbid(last, &at(100)), Ok(Fees::legacy(203)));
+        assert_eq!(policy.outbid(last, &at(400)), Ok(Fees::legacy(460)));
+        let (mut fees, mut times) = (last, 0);
+        while let Ok(more) = policy.outbid(fees, &at(100)) {
+            (fees, times) = (more, times + 1);
+        }
+        assert!(times > 12, "an eighth each time, not the double");
+    }
+
+    #[test]
     fn amounts_are_said_in_gwei() {
-        let dear = TooDear {
+        let dear = TooDear::AboveCap {
             base_fee_wei: 100_000_000_000,
             cap_wei: 1_500_000_000,
         };

@@ -119,6 +119,8 @@ pub struct HeadTracker {
     recent: VecDeque<Head>,
     /// Looks in a row that ended at a block which the node does not have.
     missed: u32,
+    /// The base fee of the newest block that had one.
+    base_fee_wei: Option<u128>,
 }
 
 impl HeadTracker {
@@ -128,6 +130,7 @@ impl HeadTracker {
             rpc,
             recent: VecDeque::new(),
             missed: 0,
+            base_fee_wei: None,
         }
     }
 
@@ -145,11 +148,24 @@ impl HeadTracker {
             .map(|head| head.hash)
     }
 
-    /// Looks at the newest block and walks back to the last one known. `None`: nothing new.
+    /// Looks at the newest block and walks back to the last one known. `None`: nothing new. A chain that had a base fee has one: where an endpoint
+    /// leaves it out, the last one known stands for it.
     ///
     /// # Errors
     /// When the RPC fails; the next look starts where this one did.
     pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
+        let mut advance = self.step().await?;
+        for block in advance.iter_mut().flat_map(|advance| &mut advance.added) {
+            self.base_fee_wei = block.base_fee_wei.or(self.base_fee_wei);
+            block.base_fee_wei = self.base_fee_wei;
+        }
+        if let (Some(head), Some(newest)) = (&advance, self.recent.back_mut()) {
+            newest.base_fee_wei = head.added.last().and_then(|head| head.base_fee_wei);
+        }
+        Ok(advance)
+    }
+
+    async fn step(&mut self) -> Result<Option<Advance>, RpcError> {
         let known = |block: &Head| self.recent.iter().any(|head| head.hash == block.hash);
         let newest = self.rpc.newest_after(known).await?;
         let Some(last) = self.head() else {

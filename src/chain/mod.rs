@@ -15,7 +15,7 @@ pub mod fees;
 pub mod heads;
 mod inspect;
 mod lens;
-mod nonces;
+pub mod nonces;
 mod past_logs;
 mod permit2;
 mod reads;

@@ -7,6 +7,9 @@ use crate::chain::authorization::MULTICALL3;
 use crate::chain::{Rpc, RpcError};
 use crate::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 
+/// Gas of a transfer that gives a payer gas money; some rollups count the publishing of its data in as well.
+pub const FUNDING_GAS: u64 = 200_000;
+
 /// How far back is looked, in steps that grow: the state of older blocks is kept by few nodes.
 const STEPS: [u64; 5] = [16, 128, 1_024, 8_192, 65_536];
 
@@ -20,6 +23,8 @@ pub struct UsedBy {
     nonce: U64,
     to: Option<Address>,
     #[serde(default)]
+    gas: U64,
+    #[serde(default)]
     value: U256,
     #[serde(default)]
     input: Bytes,
@@ -31,12 +36,15 @@ struct Block {
 }
 
 impl UsedBy {
-    /// Whether it could be one that x402d has made: a settlement, or an empty transaction in place of one.
+    /// Whether it could be one that x402d has made: a settlement, an empty transaction in place of one, or gas money for a payer, which has a
+    /// gas limit that no wallet gives a plain transfer.
     pub fn is_settlement_like(&self, tokens: &[Address]) -> bool {
         let Some(to) = self.to else { return false };
         let empty = to == self.from && self.value.is_zero() && self.input.is_empty();
         let contract = [MULTICALL3, EXACT_PROXY, UPTO_PROXY].contains(&to) || tokens.contains(&to);
-        empty || (contract && !self.input.is_empty())
+        let plain = self.input.is_empty();
+        let gas_money = plain && !self.value.is_zero() && self.gas.to::<u64>() == FUNDING_GAS;
+        empty || gas_money || (contract && !plain)
     }
 }
 
@@ -96,6 +104,7 @@ mod tests {
             hash: B256::ZERO,
             from: signer,
             nonce: U64::ZERO,
+            gas: U64::from(21_000),
             to,
             value: U256::from(value),
             input: Bytes::from_static(input),
@@ -107,5 +116,10 @@ mod tests {
         assert!(!ours(&sent(Some(signer), 1, &[])));
         assert!(!ours(&sent(Some(Address::repeat_byte(9)), 1, &[])));
         assert!(!ours(&sent(None, 0, &[1])));
+        let gas_money = UsedBy {
+            gas: U64::from(FUNDING_GAS),
+            ..sent(Some(Address::repeat_byte(9)), 1, &[])
+        };
+        assert!(ours(&gas_money), "which a database may have forgotten");
     }
 }

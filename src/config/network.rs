@@ -394,7 +394,7 @@ impl Reader<'_> {
             max_fee_cap_wei,
             priority_fee_wei,
             gas_cap,
-            gas_price_wei: 0,
+            gas_price_wei: None,
         }
     }
 }

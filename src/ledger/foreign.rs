@@ -8,7 +8,8 @@ use super::row::bigint;
 use super::{LaneKey, LaneLease, Ledger, LedgerError};
 use crate::payment::PaymentId;
 
-/// So many times within an hour a key may be used elsewhere; then its lane stops.
+/// So many times within an hour a key may be used elsewhere; then its lane stops. What is found within two minutes is one use: an approval,
+/// a swap and a transfer are settled block by block.
 const TIMES_MAX: i64 = 3;
 
 /// A nonce that a transaction of somebody else has used for good.
@@ -80,9 +81,16 @@ impl Ledger {
         let payments = requeue(&mut losing, (&network, signer), &nonces).await?;
         let last = foreign.last().map(said).unwrap_or_default();
         let row = sqlx::query!(
-            r#"with counted as (
-                select count(distinct found_at) as times from foreign_nonces
+            r#"with recursive uses as (
+                select min(found_at) as began from foreign_nonces
                 where network = $1 and signer = $2 and found_at > now() - interval '1 hour'
+                union all
+                select (
+                    select min(found_at) from foreign_nonces
+                    where network = $1 and signer = $2 and found_at > uses.began + interval '2 minutes'
+                ) from uses where uses.began is not null
+            ), counted as (
+                select count(began) as times from uses
             )
             update lanes set next_nonce = greatest(next_nonce, $3),
                 stopped_reason = case when counted.times >= $4 then coalesce(stopped_reason, $5) else stopped_reason end

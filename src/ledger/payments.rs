@@ -1,6 +1,7 @@
 //! Payments: acceptance, lookup, and the changes that need no transaction of the chain.
 
 use alloy::primitives::{Address, B256};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::quarantine::one_by_one;
@@ -127,6 +128,29 @@ impl Ledger {
         .execute(&self.pool)
         .await?;
         Ok(updated.rows_affected() == 1)
+    }
+
+    /// Queued payments of a network whose authorizations have ended by `now`, the longest queued first, at most `limit`. Lanes refuse theirs
+    /// before they write anything; these have no lane: their payers have named a signer that is stopped or gone.
+    ///
+    /// # Errors
+    /// When the database fails; a row that cannot be read is set aside.
+    pub async fn expired(
+        &self,
+        network: Network,
+        now: OffsetDateTime,
+        limit: i64,
+    ) -> Result<Vec<Payment>, LedgerError> {
+        let rows: Vec<PaymentRow> = select_payments!(
+            "where p.network = $1 and p.state = 'queued' and p.valid_before <= $2 and p.rail = 'authorization' and p.quarantined_at is null
+             order by p.queued_at limit $3",
+            network.to_string(),
+            now,
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(self.readable(rows).await)
     }
 
     /// Payments of a network whose authorizations have moved nothing and still could, if somebody else submits them: refused ones,

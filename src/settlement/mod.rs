@@ -7,6 +7,7 @@
 
 mod approvals;
 mod chain_view;
+mod expired;
 pub mod failpoint;
 mod gas;
 mod lane;

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::chain::fees::TooDear;
 use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, PaymentId, Proxies};
@@ -94,7 +95,7 @@ pub struct Site {
     /// Wei per gas that a node lately suggested for the producers of blocks.
     tip_wei: Mutex<u128>,
     /// What a node lately asked per gas, where there is no base fee.
-    gas_price_wei: Mutex<u128>,
+    gas_price_wei: Mutex<Option<u128>>,
     /// Whether several calls can be put into one transaction.
     multicall: AtomicBool,
     /// Whether the chain is a rollup that tells what it takes for data.
@@ -166,7 +167,7 @@ impl Site {
             gas: GasBook::new(parts.batches, parts.fees.gas_cap),
             fees: parts.fees,
             tip_wei: Mutex::new(0),
-            gas_price_wei: Mutex::new(0),
+            gas_price_wei: Mutex::new(None),
             multicall: AtomicBool::new(true),
             has_data_fee: AtomicBool::new(false),
             waiters: parts.waiters,
@@ -246,13 +247,14 @@ impl Site {
         let tip = *self.tip_wei.lock().unwrap_or_else(PoisonError::into_inner);
         let price = self.gas_price_wei.lock();
         let price = *price.unwrap_or_else(PoisonError::into_inner);
-        self.fees.with_tip(tip).with_gas_price(price)
+        let fees = self.fees.with_tip(tip);
+        price.map_or(fees, |price| fees.with_gas_price(price))
     }
 
     /// Takes note of what a node asks per gas, where there is no base fee.
     pub fn note_gas_price(&self, wei: u128) {
         let price = self.gas_price_wei.lock();
-        *price.unwrap_or_else(PoisonError::into_inner) = wei;
+        *price.unwrap_or_else(PoisonError::into_inner) = Some(wei);
     }
 
     /// Whether blocks take what the operator allows to be paid for gas.
@@ -267,8 +269,12 @@ impl Site {
             Ok(_) => Ok(()),
             Err(dear) => Err(CannotSend {
                 why: format!(
-                    "{dear} on {}, so nothing can be sent; if that lasts, raise max_fee_wei",
-                    self.policy.network
+                    "{dear} on {}, so nothing can be sent{}",
+                    self.policy.network,
+                    match dear {
+                        TooDear::AboveCap { .. } => "; if that lasts, raise max_fee_wei",
+                        TooDear::NoPrice => "",
+                    }
                 ),
                 retry_after: RETRY_DEAR,
             }),

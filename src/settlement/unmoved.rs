@@ -12,6 +12,7 @@ use crate::chain::Head;
 use crate::chain::authorization::AuthorizationUse;
 use crate::ledger::Verdict;
 use crate::payment::{Location, Payment, PaymentId};
+use crate::settlement::expired::refuse_expired;
 use crate::settlement::undecided::{is_deep, verdict};
 use crate::settlement::{NotNow, Site};
 use crate::telemetry::causes;
@@ -20,6 +21,8 @@ use crate::telemetry::causes;
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 /// Undecided payments looked at in one go.
 const UNDECIDED_MAX: i64 = 1_000;
+/// How often queued payments that have expired are looked for.
+const EXPIRED_INTERVAL: Duration = Duration::from_secs(5);
 /// How often payments that were given up are looked for.
 const GIVEN_UP_INTERVAL: Duration = Duration::from_secs(30);
 /// How many of them at a time: the newest.
@@ -36,6 +39,7 @@ pub struct Unmoved {
     /// Some are not deep enough yet.
     waits: bool,
     looked: Option<Instant>,
+    expired_looked: Option<Instant>,
     /// How many reorganisations were seen, and until which height failures are not proven any more.
     reorganisations: u64,
     undone_until: Option<u64>,
@@ -49,6 +53,7 @@ impl Unmoved {
             seen: HashMap::new(),
             waits: false,
             looked: None,
+            expired_looked: None,
             reorganisations: 0,
             undone_until: None,
         }
@@ -94,6 +99,11 @@ impl Unmoved {
             return Ok(());
         }
         self.decide(head).await?;
+        let due = |looked: Instant| looked.elapsed() >= EXPIRED_INTERVAL;
+        if self.expired_looked.is_none_or(due) {
+            refuse_expired(&self.site, head).await?;
+            self.expired_looked = Some(Instant::now());
+        }
         self.look_for_given_up(head).await
     }
 
@@ -169,7 +179,7 @@ impl Unmoved {
 }
 
 /// Settles a payment whose money a transaction of somebody else's has moved; a failed one once that is deep enough.
-async fn settle(
+pub(super) async fn settle(
     site: &Site,
     payment: &Payment,
     location: &Location,
@@ -178,7 +188,7 @@ async fn settle(
     let deep = location.is_deep(head, payment.confirmations);
     let ledger = &site.ledger;
     if ledger.settled_by_others(payment.id, location, deep).await? {
-        tracing::warn!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization of a payment that had been given up; it is settled after all");
+        tracing::warn!(payment.id = %payment.id, transaction = %location.transaction, "somebody else submitted the authorization of a payment that had been given up or had expired; it is settled after all");
         site.note_shallow();
         site.waiters.wake([payment.id]);
     }

@@ -166,3 +166,30 @@ async fn a_key_that_was_used_elsewhere_while_nothing_ran_is_no_reason_to_stop() 
     assert!(world.facilitator.log().contains(&hash));
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(3));
 }
+
+/// An approval, a swap and a transfer: one use of the key in three blocks, each found by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_use_in_three_blocks_counts_once() {
+    let world = world(1).await;
+    let payer = world.payer().await;
+    let signer = Chain::signers(1)[0].address;
+    for amount in 1..=3 {
+        let hash = used_elsewhere(&world, signer).await;
+        eventually("it to be found", AGAIN_WITHIN, async || {
+            world.facilitator.log().contains(&hash).then_some(())
+        })
+        .await;
+        assert_eq!(stopped(&world, signer).await, None, "block {amount}");
+        all_settle(&world, vec![Purchase::new(&payer, PAYEE, amount).body()]).await;
+    }
+    for time in [2, 3] {
+        five_minutes_later(&world).await;
+        let hash = used_elsewhere(&world, signer).await;
+        eventually("it to be found", AGAIN_WITHIN, async || {
+            world.facilitator.log().contains(&hash).then_some(())
+        })
+        .await;
+        let why = stopped(&world, signer).await;
+        assert_eq!(why.is_some(), time == 3, "time {time}: {why:?}");
+    }
+}

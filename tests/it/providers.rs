@@ -348,6 +348,9 @@ async fn null_or_missing_members_of_blocks_and_receipts_hold_up_nothing() {
         let body = Purchase::new(&payer, PAYEE, amount).body();
         let answer = world.facilitator.settle(&body).await;
         assert!(answer.succeeded(), "{fault:?}: {answer:?}");
+        let of = serde_json::json!([answer.transaction()]);
+        let sent = world.chain.call("eth_getTransactionByHash", of).await;
+        assert_eq!(sent["type"], "0x2", "the chain has a base fee: {sent}");
     };
     for fault in of_blocks {
         for method in block {

@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, U256};
+use alloy::signers::local::PrivateKeySigner;
 use serde_json::json;
+use x402d::clock::{Clock, SystemClock};
 use x402d::embedded::TEST_USDC;
+use x402d::protocol::Amount;
 
-use crate::support::{Chain, Purchase, Setup, eventually};
+use crate::support::{Chain, Permission, Purchase, Setup, World, eventually, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0x4b);
 
@@ -84,4 +87,67 @@ async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
     for signer in signers["signers"].as_array().unwrap() {
         assert_eq!(signer["transactionsInFlight"], 0, "{signers}");
     }
+}
+
+/// What the ledger says that a payer has promised.
+async fn held(world: &World, payer: &PrivateKeySigner) -> String {
+    let payer = payer.address();
+    let held = sqlx::query_scalar("select held::text from payer_accounts where payer = $1");
+    let held: Option<String> = held
+        .bind(payer.as_slice())
+        .fetch_optional(&mut world.database.connection().await)
+        .await
+        .unwrap();
+    held.unwrap_or_default()
+}
+
+/// An `upto` payment names its signer, and no lane of that signer is left to take it or to refuse it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_gone_signer_may_settle_binds_its_payer_until_it_expires_and_no_longer() {
+    let setup = Setup {
+        reachable: true,
+        ..Setup::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let down = folder.path().join("down");
+    std::fs::write(&down, "").unwrap();
+    let setup = setup.with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
+    let mut world = setup.build().await;
+    let payer = new_account();
+    world.chain.fund(payer.address(), 1_000).await;
+    world
+        .chain
+        .approve(TEST_USDC, payer.address(), U256::MAX)
+        .await;
+    let pinned = Permission::upto(&payer, PAYEE, 800).body();
+    let waiting = world.facilitator.settling(&pinned);
+    let limit = Duration::from_secs(30);
+    eventually("a promise", limit, async || {
+        (held(&world, &payer).await == "800").then_some(())
+    })
+    .await;
+    world.facilitator.kill();
+    drop(waiting);
+    std::fs::remove_file(&down).unwrap();
+    let new = Chain::signers(2)[1];
+    let mut rotated = world.unstarted_replica(&[("X402D_SIGNER_KEYS", new.key.to_owned())]);
+    rotated.restart(None).await;
+    let mut honest = Purchase::new(&payer, PAYEE, 500);
+    let later = U256::from(SystemClock.now().unix_timestamp() + 1_000);
+    honest.authorization.valid_before = Amount::from_atomic(later);
+    let short = rotated.settle(&honest.body()).await;
+    let code = "invalid_exact_evm_insufficient_balance";
+    assert_eq!(short.reason(), code, "{short:?}");
+
+    world.chain.call("evm_increaseTime", json!([700])).await;
+    world.chain.mine(1).await;
+    eventually("the promise to end", limit, async || {
+        (held(&world, &payer).await == "0").then_some(())
+    })
+    .await;
+    let settled = rotated.settle(&honest.body()).await;
+    assert!(settled.succeeded(), "{settled:?}");
+    let told = rotated.settle(&pinned).await;
+    assert!(!told.succeeded() && told.status == 200, "{told:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(500));
 }

@@ -4,13 +4,11 @@ use alloy::primitives::Bytes;
 use tokio::time::Instant;
 
 use super::{Lane, Lost, Open, Owned};
+use crate::chain::nonces::FUNDING_GAS;
 use crate::chain::signer::Order;
 use crate::ledger::{Attempt, Funding, NewTransaction, Recorded, TransactionKind, Unmined};
 use crate::settlement::Site;
 use crate::settlement::prepare::NotPrepared;
-
-/// Gas of a transfer to a plain account; some rollups count the publishing of its data in as well.
-const GAS_LIMIT: u64 = 200_000;
 
 impl Owned {
     /// Whether there is room for a transaction that carries no payment.
@@ -50,7 +48,7 @@ impl Lane {
         let (raw, hash) = key.sign(Order {
             network: self.id.network,
             nonce,
-            gas_limit: GAS_LIMIT,
+            gas_limit: FUNDING_GAS,
             fees,
             to: funding.payer,
             data: Bytes::new(),
@@ -59,7 +57,7 @@ impl Lane {
         let attempt = Attempt {
             hash,
             raw: raw.clone(),
-            gas_limit: GAS_LIMIT,
+            gas_limit: FUNDING_GAS,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
             empty: false,

@@ -1,7 +1,7 @@
 //! Transactions of signers that are no longer configured: they are followed to their end, for which no key is needed. The bytes that were
 //! written are sent again; nothing new is written and no fee is bumped.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,35 +39,39 @@ impl Unconfigured {
     /// Follows until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut following = JoinSet::new();
-        let mut followed = HashSet::new();
+        // By task: one that panics has to be followed again.
+        let mut followed = HashMap::new();
         loop {
             let now = self.look().await;
             self.site.note_unconfigured(now.len());
-            for signer in now {
-                if followed.insert(signer) {
+            for (signer, transactions) in now {
+                if !followed.values().any(|known| *known == signer) {
                     let lane = Lane::keyless(Arc::clone(&self.site), signer);
                     let stop = stop.clone();
-                    following.spawn(async move {
-                        lane.take_a_turn(&stop).await;
-                        signer
-                    });
+                    let news = (!self.said.contains(&signer)).then_some(transactions);
+                    let turn = async move { lane.take_a_turn(&stop, news).await };
+                    followed.insert(following.spawn(turn).id(), signer);
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
-            while let Some(ended) = following.try_join_next() {
-                if let Ok(signer) = ended {
-                    followed.remove(&signer);
-                }
+            while let Some(ended) = following.try_join_next_with_id() {
+                let (task, claimed) = match ended {
+                    Ok((task, claimed)) => (task, claimed),
+                    Err(error) => (error.id(), false),
+                };
+                let signer = followed.remove(&task);
+                self.said.extend(signer.filter(|_| claimed));
             }
         }
         while following.join_next().await.is_some() {}
     }
 
-    /// The signers that have open transactions and no key here; says so when that is news.
-    async fn look(&mut self) -> Vec<Address> {
+    /// The signers that have open transactions and no key here, with the number of these; says so when they have ended. Another process may
+    /// have the key: what this one did not follow is not its news.
+    async fn look(&mut self) -> Vec<(Address, i64)> {
         let network = self.site.policy.network;
         let ledger = &self.site.ledger;
         let found = ledger.unconfigured(network, &self.site.policy.signers);
@@ -78,20 +82,14 @@ impl Unconfigured {
                 return Vec::new();
             }
         };
-        for (signer, transactions) in &found {
-            if self.said.insert(*signer) {
-                tracing::warn!(%network, %signer, transactions, "signer not configured: its transactions are followed to their end without its key; their fees cannot be bumped");
-            }
-        }
-        let open: Vec<_> = found.iter().map(|(signer, _)| *signer).collect();
         self.said.retain(|signer| {
-            let ended = !open.contains(signer);
+            let ended = !found.iter().any(|(open, _)| open == signer);
             if ended {
                 tracing::info!(%network, %signer, "signer not configured: all its transactions have ended");
             }
             !ended
         });
-        open
+        found
     }
 }
 
@@ -102,10 +100,14 @@ impl Lane {
         Self::of(site, None, (network, signer))
     }
 
-    /// Follows what is open for a while, if no other process does.
-    async fn take_a_turn(&self, stop: &CancellationToken) {
+    /// Follows what is open for a while, if no other process does; whether this one did.
+    async fn take_a_turn(&self, stop: &CancellationToken, news: Option<i64>) -> bool {
+        let (network, signer) = (self.id.network, self.id.signer);
         match self.claim().await {
             Ok(Claimed::Ours(mut owned)) => {
+                if let Some(transactions) = news {
+                    tracing::warn!(%network, %signer, transactions, "signer not configured: its transactions are followed to their end without its key; their fees cannot be bumped");
+                }
                 owned.until = Some(Instant::now() + TURN);
                 let lease = owned.lease;
                 self.work(*owned, stop).await;
@@ -115,10 +117,12 @@ impl Lane {
                         "cannot release a lane without key; its lease runs out"
                     );
                 }
+                true
             }
-            Ok(Claimed::Others | Claimed::NotNow) => {}
+            Ok(Claimed::Others | Claimed::NotNow) => false,
             Err(error) => {
-                tracing::debug!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "cannot claim a lane without key");
+                tracing::debug!(%network, %signer, error = causes(&error), "cannot claim a lane without key");
+                false
             }
         }
     }

@@ -157,7 +157,14 @@ impl Rpc {
                 (Err(error), _) => Err(error),
                 (Ok(false), _) => Ok(AuthorizationUse::Unused),
                 (Ok(true), Method::Eip3009) => match &logs {
-                    Ok(logs) => self.token_use(*signed, logs, &mut receipts).await,
+                    Ok((logs, complete)) => {
+                        match self.token_use(*signed, logs, &mut receipts).await {
+                            Ok(AuthorizationUse::Consumed(None)) if !complete => {
+                                Err(RpcError::SearchCutShort)
+                            }
+                            told => told,
+                        }
+                    }
                     Err(error) => Err(error.clone()),
                 },
                 (Ok(true), Method::Permit2(_)) => self.permit2_use(*signed, head, tokens).await,

@@ -157,18 +157,82 @@ impl FactsTask {
     }
 }
 
+/// A question and its place among those that are answered together.
+type Row = (usize, Query);
+
+/// What the lens found of a row.
+#[derive(Debug, Clone)]
+struct Found {
+    facts: ChainFacts,
+    /// Nothing: there is no token, or the gas of the call did not suffice.
+    silent: bool,
+}
+
+/// Answers the rows of one call. Nodes grant it a bounded gas, and payers' own code may burn it: rows that got none are asked again in halves,
+/// in the end each by itself, so that nobody is answered wrongly for what another one burns.
 async fn answer(rpc: Rpc, queries: Vec<Query>, time: Option<u64>) -> Vec<Answer> {
-    let asked = queries.len();
-    match look(&rpc, queries, time).await {
-        Ok(facts) if facts.len() == asked => facts,
-        Ok(_) => vec![Err(RpcError::Malformed("eth_call")); asked],
-        Err(error) => vec![Err(error); asked],
+    let mut answers = vec![Err(RpcError::Malformed("eth_call")); queries.len()];
+    let mut groups: Vec<Vec<Row>> = vec![queries.into_iter().enumerate().collect()];
+    while let Some(rows) = groups.pop() {
+        let mut silent = answer_group(&rpc, rows, time, &mut answers).await;
+        let second = silent.split_off(silent.len().div_ceil(2));
+        let halves = [second, silent].into_iter();
+        groups.extend(halves.filter(|half| !half.is_empty()));
+    }
+    answers
+}
+
+/// Answers what one call tells; returns the rows that are to be asked again.
+async fn answer_group(
+    rpc: &Rpc,
+    rows: Vec<Row>,
+    time: Option<u64>,
+    answers: &mut [Answer],
+) -> Vec<Row> {
+    let alone = rows.len() == 1;
+    let queries = rows.iter().map(|(_, query)| query.clone()).collect();
+    let found: Vec<Result<Found, RpcError>> = match look(rpc, queries, time).await {
+        Ok(found) if found.len() == rows.len() => found.into_iter().map(Ok).collect(),
+        Err(error) if !alone && may_be_of_one_row(&error) => return rows,
+        Ok(_) => vec![Err(RpcError::Malformed("eth_call")); rows.len()],
+        Err(error) => vec![Err(error); rows.len()],
+    };
+    let mut silent = Vec::new();
+    for ((place, query), found) in rows.into_iter().zip(found) {
+        let answer = match found {
+            Ok(found) if !found.silent => Ok(found.facts),
+            Ok(found) if alone => of_silence(rpc, query.token, found.facts).await,
+            Ok(_) => {
+                silent.push((place, query));
+                continue;
+            }
+            Err(error) => Err(error),
+        };
+        if let Some(place) = answers.get_mut(place) {
+            *place = answer;
+        }
+    }
+    silent
+}
+
+/// What a row says that came back all zero although it was asked alone: the token is not there, or its payer burns all gas, which is nobody
+/// else's business.
+async fn of_silence(rpc: &Rpc, token: Address, facts: ChainFacts) -> Answer {
+    if rpc.code(token).await?.is_empty() {
+        Ok(facts)
+    } else {
+        Err(RpcError::Malformed("eth_call"))
     }
 }
 
+/// Whether a call that failed as a whole may have failed by one of its rows.
+fn may_be_of_one_row(error: &RpcError) -> bool {
+    let of_gas = |message: &str| message.to_lowercase().contains("gas");
+    error.is_revert() || matches!(error, RpcError::Refused { message, .. } if of_gas(message))
+}
+
 /// Facts as of the newest block, or, with a `time`, of a block of that time on top of it.
-async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<Answer>, RpcError> {
-    let tokens: Vec<Address> = queries.iter().map(|query| query.token).collect();
+async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<Found>, RpcError> {
     // The lens stands in for the accounts that payments want to be called by, so that proxies see their sender.
     let senders = queries.iter().map(|query| query.sender);
     let overrides = lens::placed_at(senders.filter(|sender| !sender.is_zero()));
@@ -195,16 +259,10 @@ async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<A
         return Err(malformed());
     }
     let block_time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())?;
-    let mut facts = Vec::with_capacity(answer.facts.len());
-    for (row, token) in answer.facts.into_iter().zip(tokens) {
+    let found = answer.facts.into_iter().map(|row| Found {
         // A row that the lens could not finish comes back all zero, exactly like a token that is not there.
-        let silent = row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown;
-        if silent && !rpc.code(token).await?.is_empty() {
-            // Nobody else has to do with it.
-            facts.push(Err(RpcError::Malformed("eth_call")));
-            continue;
-        }
-        facts.push(Ok(ChainFacts {
+        silent: row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown,
+        facts: ChainFacts {
             block_number,
             block_time,
             token_has_code: !row.tokenCodeSize.is_zero(),
@@ -217,7 +275,7 @@ async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<A
             transfer_succeeds: row.transferSucceeds,
             revert: row.revertData,
             gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
-        }));
-    }
-    Ok(facts)
+        },
+    });
+    Ok(found.collect())
 }

@@ -75,20 +75,33 @@ impl Rpc {
     /// blocks that this takes too many questions, each of the authorizations `of` is looked for in the block in which its nonce was used.
     ///
     /// # Errors
-    /// When the RPC fails.
+    /// When the RPC fails, or allows so little that the search has to end before it has come to its end.
     pub(super) async fn recent_logs(
+        &self,
+        filter: Filter,
+        of: (&[Signed<'_>], u64),
+        enough: impl Fn(&[Log]) -> bool,
+    ) -> Result<Vec<Log>, RpcError> {
+        match self.recent_logs_so_far(filter, of, enough).await? {
+            (logs, true) => Ok(logs),
+            (_, false) => Err(RpcError::SearchCutShort),
+        }
+    }
+
+    /// The same, with whether the search has come to its end: what an unfinished one has not found may be there.
+    pub(super) async fn recent_logs_so_far(
         &self,
         filter: Filter,
         (of, head): (&[Signed<'_>], u64),
         enough: impl Fn(&[Log]) -> bool,
-    ) -> Result<Vec<Log>, RpcError> {
+    ) -> Result<(Vec<Log>, bool), RpcError> {
         let first = (head + 1).saturating_sub(self.look_back(head).await?);
         let (mut logs, mut last, mut searched) = (Vec::new(), head, false);
         for _ in 0..QUESTIONS_MAX {
             let (found, from) = self.logs_up_to(&filter, first, last).await?;
             logs.extend(found);
             if enough(&logs) || from <= first {
-                return Ok(logs);
+                return Ok((logs, true));
             }
             last = from - 1;
             let questions = (last - first) / self.log_range.blocks();
@@ -97,7 +110,7 @@ impl Rpc {
                 match self.logs_of_uses(&filter, of, (first, last)).await {
                     Ok(found) => {
                         logs.extend(found);
-                        return Ok(logs);
+                        return Ok((logs, true));
                     }
                     // The node does not keep old state: question after question.
                     Err(error)
@@ -109,7 +122,7 @@ impl Rpc {
                 }
             }
         }
-        Ok(logs)
+        Ok((logs, false))
     }
 
     /// Logs of as many blocks as a provider takes, the newest of them at height `last`, none below `first`; and where they begin.

@@ -93,6 +93,11 @@ pub enum RpcError {
     /// Too few endpoints say the same.
     #[error("too few RPC endpoints give the same answer to {0}")]
     Unconfirmed(&'static str),
+    /// What was looked for may be further back than the endpoints let anybody look.
+    #[error(
+        "the RPC allows too few blocks in a question about logs to search the latest hour, and does not keep the state of its blocks"
+    )]
+    SearchCutShort,
     /// Nobody carries out state overrides.
     #[error(
         "no RPC endpoint carries out state overrides (the third parameter of eth_call); use a node that does, such as geth, reth, Nethermind or Erigon"

@@ -136,9 +136,9 @@ impl Rpc {
         &self,
         of: &[Signed<'_>],
         head: u64,
-    ) -> Result<Vec<Log>, RpcError> {
+    ) -> Result<(Vec<Log>, bool), RpcError> {
         if of.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), true));
         }
         let mut assets: Vec<Address> = of.iter().map(|signed| signed.asset).collect();
         let mut payers: Vec<B256> = of
@@ -155,7 +155,7 @@ impl Rpc {
             json!([[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces]),
         );
         let enough = |logs: &[Log]| of.iter().all(|signed| use_of(*signed, logs).is_some());
-        self.recent_logs(filter, (of, head), enough).await
+        self.recent_logs_so_far(filter, (of, head), enough).await
     }
 
     /// What became of an authorization whose nonce is used, by the token's `logs`. Receipts are kept: one transaction may have used many.

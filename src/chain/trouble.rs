@@ -124,6 +124,7 @@ impl RpcError {
             | Self::Malformed(_)
             | Self::OverBudget
             | Self::Unconfirmed(_)
+            | Self::SearchCutShort
             | Self::WrongChain { .. } => Trouble::Outage,
         }
     }

@@ -1,9 +1,9 @@
 //! Callers who ask much for nothing: what it costs the operator, and what it takes from others.
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use serde_json::Value;
 
-use crate::support::{Chain, Purchase, Setup, World};
+use crate::support::{Chain, Fault, Purchase, Setup, World, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0xf8);
 /// What questions about a used nonce are made of.
@@ -75,4 +75,40 @@ async fn a_used_nonce_that_is_presented_again_and_again_costs_one_look() {
     )
     .await;
     assert_eq!(world.chain.transaction_count(signer).await, 1);
+}
+
+/// Nodes give a call a bounded gas, of which each of these wallets burns a million.
+#[tokio::test(flavor = "multi_thread")]
+async fn wallets_that_burn_the_gas_of_a_shared_call_fail_nobody_else() {
+    let world = Setup::default().build().await;
+    let payer = world.payer().await;
+    let mut bodies = Vec::new();
+    for number in 1..=48_u8 {
+        let wallet = Address::repeat_byte(number);
+        world.chain.place("GasBurningWallet", wallet).await;
+        let burning = B256::with_last_byte(1);
+        world.chain.set_storage(wallet, 0, burning).await;
+        let evil = Purchase::new(&new_account(), PAYEE, 1).paid_by(wallet);
+        bodies.push(evil.body());
+    }
+    world.proxy.on("eth_call", Fault::GasOf(20_000_000));
+    for round in 0..3 {
+        let mut burning = tokio::task::JoinSet::new();
+        let mut honest = tokio::task::JoinSet::new();
+        for (number, body) in bodies.iter().enumerate() {
+            let (caller, body) = ((*world.facilitator).clone(), body.clone());
+            burning.spawn(async move { caller.verify(&body).await });
+            if number % 8 == 7 {
+                let body = Purchase::new(&payer, PAYEE, 1).body();
+                let caller = (*world.facilitator).clone();
+                honest.spawn(async move { caller.verify(&body).await });
+            }
+        }
+        for answer in honest.join_all().await {
+            assert!(answer.is_valid(), "round {round}: {answer:?}");
+        }
+        for answer in burning.join_all().await {
+            assert!(answer.status == 200 && !answer.is_valid(), "{answer:?}");
+        }
+    }
 }

@@ -269,6 +269,35 @@ async fn the_look_back_counts_time_and_not_blocks() {
     }
 }
 
+/// The node keeps no old state, and takes one block in a question about logs: what is further back is not found, and nothing follows from that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_is_cut_short_is_no_answer() {
+    let world = world(None).await;
+    let payer = world.payer().await;
+    let raced = Purchase::new(&payer, PAYEE, 2);
+    world.proxy.on(SEND, Fault::Hold);
+    let sends = world.proxy.calls(SEND);
+    let mut waiting = world.facilitator.settling(&raced.body());
+    world.proxy.called(SEND, sends).await;
+    world.chain.submit(&raced).await;
+    world.chain.mine(400).await;
+    world.proxy.on(LOGS, Fault::LogsOf(1));
+    world.proxy.on(CALL, Fault::StateOf(10));
+    world.proxy.on(SEND, Fault::None);
+    drop(waiting.join_next().await.unwrap());
+    // As many looks as take longer than a contradiction is waited for.
+    let asked = world.proxy.calls(LOGS);
+    eventually("looks in vain", Duration::from_mins(2), async || {
+        (world.proxy.calls(LOGS) > asked + 2_300).then_some(())
+    })
+    .await;
+    world.proxy.all(Fault::None);
+    for method in [LOGS, CALL] {
+        world.proxy.on(method, Fault::None);
+    }
+    is_settled(&world, &raced, Duration::from_secs(40)).await;
+}
+
 /// Nobody can say what used ten nonces: that is the trouble of ten payments, and of no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn payments_about_which_nothing_can_be_said_hold_up_no_other() {

@@ -68,6 +68,8 @@ pub(crate) enum Fault {
     Without(&'static str),
     /// State of blocks more than so many below the head is not kept.
     StateOf(u64),
+    /// A call gets so much gas at most.
+    GasOf(u64),
     /// Calls about the state at a height are refused with this text.
     AtHeights(&'static str),
     /// A chain of before EIP-1559: blocks have no base fee, and there are no typed transactions.
@@ -285,6 +287,11 @@ async fn with(
         },
         Fault::Lags(by) => lagging(by, shared, request, &body).await,
         Fault::StateOf(kept) => pruned(kept, shared, request, body).await,
+        Fault::GasOf(most) => {
+            let mut call = request.clone();
+            call["params"][0]["gas"] = format!("0x{most:x}").into();
+            forward(shared, call.to_string().into()).await
+        }
         Fault::AtHeights(message) => match request["params"][1].as_str().and_then(number) {
             Some(_) => error(calls, message),
             None => forward(shared, body).await,

@@ -11,6 +11,8 @@ use crate::telemetry::causes;
 const TRIES: u32 = 5;
 /// How long to wait between.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Longer than the database lets the statement run that takes a grant.
+const COMMITTED_BY: Duration = Duration::from_secs(10);
 
 /// A committed grant whose answer is on its way. Dropped without [`Grant::answered`], it is void and the next presenter gets it.
 #[derive(Debug)]
@@ -29,6 +31,29 @@ impl Grant {
             request_id,
             open: true,
         }
+    }
+
+    /// Whether it was committed is not known. It is void in any case, also if that happens later than this is said.
+    pub(super) fn lost(mut self) {
+        self.open = false;
+        let facilitator = self.facilitator.clone();
+        let again = Self::new(facilitator.clone(), self.payment, self.request_id.clone());
+        let first = Self::new(
+            facilitator.clone(),
+            self.payment,
+            std::mem::take(&mut self.request_id),
+        );
+        drop(first);
+        self.facilitator.tasks.spawn(async move {
+            let stopping = facilitator.stopping.cancelled();
+            drop(tokio::time::timeout(COMMITTED_BY, stopping).await);
+            drop(again);
+        });
+    }
+
+    /// Somebody else has it.
+    pub(super) fn was_not_taken(mut self) {
+        self.open = false;
     }
 
     /// The answer was flushed to the socket without error.

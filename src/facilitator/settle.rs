@@ -17,7 +17,7 @@ use crate::protocol::session::SessionId;
 use crate::protocol::{
     Amount, AuthorizationPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse,
 };
-use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::failpoint::{Step, grant_answers_are_lost, reach};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, Site};
 
@@ -35,6 +35,15 @@ pub struct Settled {
     pub response: SettleResponse,
     /// To be closed once the answer has been written, or has broken off.
     pub grant: Option<Grant>,
+}
+
+/// What a commit has answered, unless a test loses it.
+fn answer_of_the_commit<T>(answer: T) -> Result<T, LedgerError> {
+    if grant_answers_are_lost() {
+        let why = "a test has lost the answer of a commit".to_owned();
+        return Err(LedgerError::Unusable(why));
+    }
+    Ok(answer)
 }
 
 impl Facilitator {
@@ -283,12 +292,21 @@ impl Facilitator {
         answer: &Answer,
         caller: &Caller,
     ) -> Result<Option<Settled>, Outage> {
-        let granted = self.ledger.grant(payment.id, caller.clone()).await?;
+        // Before the statement: should its answer be lost, or not be readable, the grant may have been committed, and is void.
+        let grant = Grant::new(self.clone(), payment.id, caller.request_id.clone());
+        let granted = self.ledger.grant(payment.id, caller.clone()).await;
+        let granted = match granted.and_then(answer_of_the_commit) {
+            Ok(granted) => granted,
+            Err(error) => {
+                grant.lost();
+                return Err(error.into());
+            }
+        };
         let Some(payment) = granted else {
+            grant.was_not_taken();
             return Ok(None);
         };
         reach(Step::Granted);
-        let grant = Grant::new(self.clone(), payment.id, caller.request_id.clone());
         Ok(Some(Settled {
             response: answer.success(&payment),
             grant: Some(grant),

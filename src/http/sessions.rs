@@ -137,10 +137,13 @@ pub(super) async fn transfer(
     let (answer, outcome) = oneshot::channel();
     let facilitator = state.facilitator.clone();
     // What is taken up goes to its end, also when the caller goes away.
-    state.facilitator.tasks.spawn(async move {
+    let span = tracing::Span::current();
+    let work = async move {
         let outcome = facilitator.submit(&id, form, wait).await;
         drop(answer.send(outcome));
-    });
+    };
+    let tasks = &state.facilitator.tasks;
+    tasks.spawn(tracing::Instrument::instrument(work, span));
     let outcome = outcome
         .await
         .unwrap_or(Err(SessionError::Outage(Outage::Stopping)));

@@ -43,8 +43,10 @@ pub enum Funded {
     Never,
     /// Its bytes are committed.
     Sent,
-    /// Its transaction is in a block.
+    /// Its transaction is in a block, and gave the money.
     Mined,
+    /// Its transaction is in a block and gave nothing: it reverted, or an empty one took its place.
+    Failed,
 }
 
 impl Ledger {
@@ -62,16 +64,19 @@ impl Ledger {
     /// # Errors
     /// When the database fails.
     pub async fn funded(&self, payment: PaymentId) -> Result<Funded, LedgerError> {
-        let state = sqlx::query_scalar!(
-            "select t.state from fundings f join transactions t on t.id = f.transaction_id where f.payment_id = $1",
+        let row = sqlx::query!(
+            r#"select t.state, coalesce(t.succeeded and not a.empty, false) as "gave!"
+            from fundings f join transactions t on t.id = f.transaction_id left join attempts a on a.hash = t.hash
+            where f.payment_id = $1"#,
             payment.0,
         )
         .fetch_optional(&self.engine)
         .await?;
-        Ok(match state.as_deref() {
+        Ok(match row {
             None => Funded::Never,
-            Some("signed") => Funded::Sent,
-            Some(_) => Funded::Mined,
+            Some(row) if row.state == "signed" => Funded::Sent,
+            Some(row) if row.gave => Funded::Mined,
+            Some(_) => Funded::Failed,
         })
     }
 
@@ -132,7 +137,11 @@ async fn given(
 ) -> Result<Given, LedgerError> {
     let row = sqlx::query!(
         r#"select coalesce(sum(wei) filter (where payer = $2), 0)::text as "payer!", coalesce(sum(wei), 0)::text as "all!"
-        from fundings where network = $1 and created_at > now() - interval '24 hours'"#,
+        from fundings f where network = $1 and created_at > now() - interval '24 hours' and not exists (
+            -- What gave nothing: it reverted, or an empty transaction took its place.
+            select from transactions t join attempts a on a.hash = t.hash
+            where t.id = f.transaction_id and t.state = 'mined' and (a.empty or not t.succeeded)
+        )"#,
         network.to_string(),
         payer.as_slice(),
     )

@@ -59,8 +59,9 @@ impl Ledger {
         Ok(payment.map(|(_, payment)| payment).transpose()?)
     }
 
-    /// Takes payments into the hands of this process that wait for a transaction on `network` of any of `signers`: those that nobody has in hand,
-    /// and those that have waited for two seconds, unless they are in `in_hand`. At most `limit`, oldest first.
+    /// Takes payments into the hands of this process that wait for a transaction on `network` of any of `signers`: those that nobody has in hand;
+    /// after two seconds those that this process had, unless they are in `in_hand`, and those of a process that has not been heard of for five;
+    /// after ten seconds those of any other, which may be unable to send them. At most `limit`, oldest first.
     ///
     /// # Errors
     /// When the database fails; a row that cannot be read is set aside.
@@ -77,7 +78,11 @@ impl Ledger {
             "update payments set queued_by = $4, queued_at = now() where id = any(array(
                 select id from payments
                 where network = $1 and state = 'queued' and quarantined_at is null and (signer is null or signer = any($2))
-                    and (queued_by is null or queued_at < now() - interval '2 seconds') and id <> all($3)
+                    and (queued_by is null or queued_at < now() - case
+                        -- A living process renews its 15 seconds every three.
+                        when queued_by <> $4 and exists (
+                            select from processes holder where holder.id = queued_by and holder.lease_until > now() + interval '10 seconds'
+                        ) then interval '10 seconds' else interval '2 seconds' end) and id <> all($3)
                 order by queued_at limit $5 for update skip locked
             )) returning id",
             network.to_string(),

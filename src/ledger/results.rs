@@ -142,7 +142,7 @@ impl Ledger {
         .fetch_all(&self.engine)
         .await?;
         let waiting = sqlx::query_scalar!(
-            r#"select exists (select from payments where network = $1 and state = 'mined') as "waiting!""#,
+            r#"select exists (select from payments where network = $1 and state = 'mined' and quarantined_at is null) as "waiting!""#,
             network.to_string(),
         )
         .fetch_one(&self.engine)

@@ -173,12 +173,47 @@ pub struct Approver {
     site: Arc<Site>,
 }
 
+/// What an approval waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// It was not looked at yet, or the chain or the ledger could not be asked.
+    Answer,
+    /// The payer is to be given gas money.
+    GasMoney,
+    /// It was sent, and no node has said anything telling.
+    Reply,
+    /// No node takes it; why.
+    Node(&'static str),
+    /// It was sent.
+    Block,
+}
+
+impl Waits {
+    /// What is said once it has waited for too long.
+    fn too_long(self) -> String {
+        let how = match self {
+            Self::Answer => {
+                "could not be followed: the chain or the ledger did not answer; it may or may not have been sent"
+            }
+            Self::GasMoney => "was not sent: the payer's gas money is not there yet",
+            Self::Reply => "may have been sent: no node has given a telling reply",
+            Self::Node(why) => {
+                return format!(
+                    "the approval was sent and no node takes it ({why}); present the payment again"
+                );
+            }
+            Self::Block => "was sent and is in no block yet",
+        };
+        format!("the approval {how}; present the payment again")
+    }
+}
+
 /// What comes next for an approval.
 enum Next {
     /// Permit2 may take the token.
     Pay,
     /// It is on its way.
-    Wait,
+    Wait(Waits),
     /// It will never be mined.
     GiveUp(Reason, String),
 }
@@ -232,16 +267,14 @@ async fn follow(held: Held, payment: Payment) {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(payment.id = %id, error = causes(&error), "cannot follow an approval now; trying again");
-                Next::Wait
+                Next::Wait(Waits::Answer)
             }
         };
-        if !matches!(next, Next::Wait) {
+        let Next::Wait(waits) = next else {
             break next;
-        }
+        };
         if Instant::now() >= deadline {
-            let why = "the approval was sent and is in no block yet; present the payment again"
-                .to_owned();
-            break Next::GiveUp(Reason::ApprovalBroadcastFailed, why);
+            break Next::GiveUp(Reason::ApprovalBroadcastFailed, waits.too_long());
         }
         let _ = tokio::time::timeout(LOOK_INTERVAL, view.changed()).await;
     };
@@ -252,7 +285,7 @@ async fn follow(held: Held, payment: Payment) {
                 site.queue.enqueue(place, Queued::new(payment, None));
             }
         }
-        Next::Wait => {}
+        Next::Wait(_) => {}
         Next::GiveUp(reason, message) => {
             tracing::info!(payment.id = %id, code = reason.code(), "an approval is given up");
             // Should the ledger fail, the payment is found there queued, and is judged anew.
@@ -284,16 +317,20 @@ async fn step(site: &Site, payment: &Payment) -> Result<Next, NotNow> {
     }
     Ok(
         match broadcast(&site.rpc, &approval.raw, approval.hash).await {
-            Broadcast::Accepted | Broadcast::Unknown => {
+            Broadcast::Accepted => {
                 site.look_now();
-                Next::Wait
+                Next::Wait(Waits::Block)
+            }
+            Broadcast::Unknown => {
+                site.look_now();
+                Next::Wait(Waits::Reply)
             }
             Broadcast::Rejected(Rejection::Underpriced) => {
                 let why = "another transaction of the payer's holds the approval's account nonce"
                     .to_owned();
                 Next::GiveUp(Reason::ApprovalBroadcastFailed, why)
             }
-            Broadcast::Rejected(_) => Next::Wait,
+            Broadcast::Rejected(why) => Next::Wait(Waits::Node(why.text())),
         },
     )
 }
@@ -304,7 +341,13 @@ async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow>
     // In this order: what a lane writes for this payment between the two must not count as given before.
     let given = site.ledger.given(site.policy.network, payer).await?;
     match site.ledger.funded(payment.id).await? {
-        Funded::Sent => Ok(Next::Wait),
+        Funded::Sent => Ok(Next::Wait(Waits::GasMoney)),
+        Funded::Failed => {
+            let why = format!(
+                "the payer lacks {wei} wei for its approval's gas, and did not get them: the transaction that was to give them reverted or was withdrawn"
+            );
+            Ok(Next::GiveUp(Reason::ApprovalInsufficientGas, why))
+        }
         Funded::Mined => {
             let why =
                 format!("the payer was given gas money for its approval and lacks {wei} wei again");
@@ -328,7 +371,25 @@ async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow>
             };
             // Asked for again at the next look, unless it is in the ledger by then.
             let _ = site.approvals.fundings.sender.try_send(funding);
-            Ok(Next::Wait)
+            Ok(Next::Wait(Waits::GasMoney))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_approval_is_called_sent_only_if_it_was() {
+        assert!(
+            Waits::Block
+                .too_long()
+                .starts_with("the approval was sent and is in no block yet")
+        );
+        for waits in [Waits::Answer, Waits::GasMoney, Waits::Reply] {
+            let said = waits.too_long();
+            assert!(!said.contains("approval was sent"), "{said}");
         }
     }
 }

@@ -38,6 +38,12 @@ pub fn signers_are_down() -> bool {
     asked("X402D_SIGNERS_DOWN").is_some_and(|file| std::path::Path::new(&file).exists())
 }
 
+/// Whether the answer of a commit that takes a grant gets lost now: while the file exists that `X402D_GRANTS_LOST` names.
+#[inline]
+pub fn grant_answers_are_lost() -> bool {
+    asked("X402D_GRANTS_LOST").is_some_and(|file| std::path::Path::new(&file).exists())
+}
+
 /// Panics if `X402D_PANIC` names the task, once for each byte of the file that `X402D_PANICS` names, or always without one.
 #[inline]
 pub fn panic_if_asked(task: &str) {

@@ -116,7 +116,8 @@ impl Queue {
         self.lanes().insert(signer);
     }
 
-    /// Says that a lane was lost. Returns what waited for it alone, or, if it was the last, for any: its next owner finds it in the ledger.
+    /// Says that a lane was lost. Returns what it had taken and what waited for it alone, or, if it was the last, for any: its next owner finds it
+    /// in the ledger.
     pub async fn lane_ends(&self, signer: Address) -> Vec<PaymentId> {
         let last = {
             let mut lanes = self.lanes();
@@ -136,12 +137,6 @@ impl Queue {
                 left.push(queued.payment.id);
             }
         }
-        left
-    }
-
-    /// The same of a lane whose task has died, with what it had taken.
-    pub async fn lane_dies(&self, signer: Address) -> Vec<PaymentId> {
-        let mut left = self.lane_ends(signer).await;
         let mut in_hand = self.in_hand();
         let taken = in_hand.extract_if(|_, by| *by == Some(signer));
         left.extend(taken.map(|(payment, _)| payment));

@@ -55,6 +55,8 @@ mod forks;
 #[cfg(test)]
 mod four_kinds;
 #[cfg(test)]
+mod gas_money;
+#[cfg(test)]
 mod handed_over;
 #[cfg(test)]
 mod history;
@@ -72,6 +74,10 @@ mod interop_permit2;
 mod killed;
 #[cfg(test)]
 mod lanes;
+#[cfg(test)]
+mod ledger_statements;
+#[cfg(test)]
+mod lost_grants;
 #[cfg(test)]
 mod lost_sends;
 #[cfg(test)]

@@ -20,7 +20,7 @@ impl Lane {
         let Some(Err(error)) = task.join_next().await else {
             return;
         };
-        let left = site.queue.lane_dies(signer).await;
+        let left = site.queue.lane_ends(signer).await;
         site.leave_to_anybody(&left).await;
         if let Ok(panic) = error.try_into_panic() {
             std::panic::resume_unwind(panic);

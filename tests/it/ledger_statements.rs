@@ -1,0 +1,148 @@
+//! What single statements of the ledger promise, asked without a service around them.
+
+use alloy::primitives::{Address, B256, U256};
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::task::JoinSet;
+use x402d::embedded::{CHAIN_ID, TEST_USDC};
+use x402d::ledger::{GrantRequest, Ledger};
+use x402d::payment::PaymentId;
+use x402d::protocol::Network;
+
+use crate::support::{Chain, Permission, Purchase, World};
+
+const PAYEE: Address = Address::repeat_byte(0x5c);
+
+/// The ledger of a service that has ended, with one settled payment.
+struct Left {
+    connection: PgConnection,
+    payment: PaymentId,
+    network: Network,
+    world: World,
+    processes: JoinSet<()>,
+}
+
+impl Left {
+    async fn behind() -> Self {
+        let mut world = World::new().await;
+        let payer = world.payer().await;
+        let body = Purchase::new(&payer, PAYEE, 1_000).body();
+        let settled = world.facilitator.settle(&body).await;
+        let id = settled.body["extra"]["paymentId"].as_str().unwrap();
+        let payment = PaymentId(id.parse().unwrap());
+        world.facilitator.kill();
+        let mut connection = world.database.connection().await;
+        // The test puts rows into states to which no service takes them that way.
+        let free = sqlx::query("set session_replication_role = replica");
+        free.execute(&mut connection).await.unwrap();
+        Self {
+            connection,
+            payment,
+            network: Network::from_chain_id(CHAIN_ID),
+            world,
+            processes: JoinSet::new(),
+        }
+    }
+
+    /// A further process.
+    async fn process(&mut self) -> Ledger {
+        let (_, url) = self.world.database.variable();
+        let (ledger, statements) = Ledger::connect(&url, 8).await.unwrap();
+        self.processes.spawn(statements.run());
+        ledger.begin_process().await.unwrap();
+        ledger
+    }
+
+    async fn run(&mut self, sql: &str) {
+        let sql = sqlx::query(AssertSqlSafe(sql.to_owned()));
+        sql.execute(&mut self.connection).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_granted_a_payment_is_answered_from_the_row_as_it_is_then() {
+    let mut left = Left::behind().await;
+    let ledger = left.process().await;
+    let elsewhere = B256::repeat_byte(0xee);
+    left.run("delete from grants").await;
+    // A reorg, and the payment settled in another transaction, after the caller has read its row.
+    left.run(&format!(
+        "update payments set transaction_hash = '\\x{}'",
+        alloy::hex::encode(elsewhere)
+    ))
+    .await;
+    let request = GrantRequest {
+        request_id: "a request".to_owned(),
+        caller: "a caller".to_owned(),
+    };
+    let granted = ledger.grant(left.payment, request.clone()).await.unwrap();
+    let told = format!("{:?}", granted.unwrap().state);
+    assert!(told.contains(&elsewhere.to_string()), "{told}");
+    let again = ledger.grant(left.payment, request).await.unwrap();
+    assert!(again.is_none(), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_payment_is_nothing_that_waits_for_depth() {
+    let mut left = Left::behind().await;
+    let ledger = left.process().await;
+    left.run(
+        "update payments set state = 'mined', quarantined_at = now(), quarantine_reason = 'a test'",
+    )
+    .await;
+    let (settled, waits) = ledger.confirm(left.network, 1_000_000).await.unwrap();
+    assert_eq!((settled, waits), (vec![], false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_that_a_living_process_has_in_hand_is_left_to_it() {
+    let mut left = Left::behind().await;
+    let network = left.network;
+    let signers = [Chain::signers(1)[0].address];
+    let holder = left.process().await;
+    let holding = "(select id from processes order by id desc limit 1)";
+    let queue = |age: &str| {
+        format!(
+            "update payments set state = 'queued', transaction_hash = null, log_index = null, block_number = null, block_hash = null,
+            block_time = null, queued_by = {holding}, queued_at = now() - interval '{age}'"
+        )
+    };
+    left.run(&queue("3 seconds")).await;
+    let held: (String,) = sqlx::query_as("select queued_by::text from payments")
+        .fetch_one(&mut left.connection)
+        .await
+        .unwrap();
+    let other = left.process().await;
+    let queue = |age: &str| queue(age).replace(holding, &format!("'{}'", held.0));
+    let taken = async |by: &Ledger| by.take_up(network, &signers, &[], 10).await.unwrap().len();
+
+    assert_eq!(taken(&other).await, 0, "its holder lives");
+    assert_eq!(taken(&holder).await, 1, "its holder has lost sight of it");
+    left.run(&queue("11 seconds")).await;
+    assert_eq!(taken(&other).await, 1, "its holder seems unable to send it");
+    left.run(&queue("3 seconds")).await;
+    left.run(&format!(
+        "update processes set lease_until = now() + interval '9 seconds' where id = '{}'",
+        held.0
+    ))
+    .await;
+    assert_eq!(taken(&other).await, 1, "its holder has missed a heartbeat");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_many_payers_have_promised_is_counted_for_each_by_itself() {
+    let world = World::new().await;
+    let mut bodies = Vec::new();
+    for _ in 0..8 {
+        let payer = world.payer().await;
+        world
+            .chain
+            .approve(TEST_USDC, payer.address(), U256::from(10_000))
+            .await;
+        let pair = [8_000, 7_000].map(|amount| Permission::exact(&payer, PAYEE, amount).body());
+        bodies.extend(pair);
+    }
+    let answers = world.facilitator.settle_at_once(bodies).await;
+    let short = answers.iter().filter(|answer| !answer.succeeded());
+    let short: Vec<_> = short.map(|answer| answer.reason().to_owned()).collect();
+    assert_eq!(short, vec!["permit2_allowance_required"; 8], "{answers:?}");
+}

@@ -153,7 +153,11 @@ impl Rpc {
         if let Some(count) = counts.get(witnesses - 1) {
             return Ok(*count);
         }
-        if !counts.is_empty() {
+        if let Some(lacking) = errors.iter().position(RpcError::lacks_state) {
+            // Its word is missing for good, which is what the caller has to know.
+            let lasting = errors.swap_remove(lacking);
+            errors.push(lasting);
+        } else if !counts.is_empty() {
             errors.push(RpcError::Unconfirmed(METHOD));
         }
         Err(errors)

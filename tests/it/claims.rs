@@ -93,14 +93,32 @@ async fn where_old_state_is_not_kept_nothing_is_explained_and_the_operator_is_as
     world.chain.mine(4).await;
     world.proxy.on(COUNT, Fault::StateOf(1));
     world.facilitator.spawn(None).await;
-    let why = eventually("the lane to stop", LIMIT, async || stopped(&world).await).await;
+    is_stopped_until_cleared(&world).await;
+}
+
+/// The other endpoint is of no help: two have to say the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_one_of_two_endpoints_keeps_no_old_state_the_operator_is_asked_as_well() {
+    let mut world = ended().await;
+    world.chain.mine(4).await;
+    used_elsewhere(&world).await;
+    world.chain.mine(4).await;
+    world.proxy.on(COUNT, Fault::StateOf(1));
+    let both = format!("{},{}", world.proxy.url(), world.chain.url());
+    world.facilitator = world.unstarted_replica(&[("X402D_RPC_URL", both)]);
+    world.facilitator.spawn(None).await;
+    is_stopped_until_cleared(&world).await;
+}
+
+async fn is_stopped_until_cleared(world: &World) {
+    let why = eventually("the lane to stop", LIMIT, async || stopped(world).await).await;
     assert!(why.contains("nonce 1"), "{why}");
     sqlx::query("update lanes set stopped_reason = null")
         .execute(&mut world.database.connection().await)
         .await
         .unwrap();
-    settles(&world, 2).await;
-    assert_eq!(stopped(&world).await, None);
+    settles(world, 2).await;
+    assert_eq!(stopped(world).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,7 +67,8 @@ impl Rpc {
     /// connection) is asked again.
     ///
     /// # Errors
-    /// [`RpcError::Unconfirmed`] when too few do; the last endpoint's error when none answers.
+    /// [`RpcError::Unconfirmed`] when too few answer, [`RpcError::Disagreement`] when they do not say the same; the last endpoint's error
+    /// when none answers.
     pub(super) async fn agreed<R: RpcRecv + Clone>(
         &self,
         method: &'static str,
@@ -111,8 +112,10 @@ impl Rpc {
                 return Ok(answer);
             }
         }
-        if !said.is_empty() {
-            errors.push(RpcError::Unconfirmed(method));
+        match said.as_slice() {
+            [] => {}
+            [_] => errors.push(RpcError::Unconfirmed(method)),
+            [_, _, ..] => errors.push(RpcError::Disagreement(method)),
         }
         Err(errors)
     }
@@ -300,10 +303,10 @@ impl Rpc {
 }
 
 /// Why a round in which every endpoint was asked gave no answer; the last one is told.
-type Errors = Vec<RpcError>;
+pub(super) type Errors = Vec<RpcError>;
 
 /// Asks every endpoint, and every endpoint again for as long as a moment may change what one of them said.
-async fn in_rounds<T, Round>(round: impl Fn() -> Round) -> Result<T, RpcError>
+pub(super) async fn in_rounds<T, Round>(round: impl Fn() -> Round) -> Result<T, RpcError>
 where
     Round: Future<Output = Result<T, Errors>>,
 {

@@ -151,6 +151,7 @@ impl RpcError {
             | Self::Malformed(_)
             | Self::OverBudget
             | Self::Unconfirmed(_)
+            | Self::Disagreement(_)
             | Self::SearchCutShort
             | Self::NoOverrides
             | Self::WrongChain { .. } => false,

@@ -3,6 +3,7 @@
 use alloy::primitives::{Address, B256, Bytes, U64, U128};
 use serde::{Deserialize, Deserializer};
 
+use crate::chain::agreement::in_rounds;
 use crate::chain::{Rpc, RpcError};
 
 /// The receipt of a transaction.
@@ -117,11 +118,14 @@ impl Rpc {
         if receipt.transaction_hash != transaction {
             return Err(RpcError::Malformed(METHOD));
         }
-        match self.canonical(receipt.block_number.to()).await? {
-            Some(block) if block == receipt.block_hash => Ok(Some(receipt)),
-            Some(_) => Ok(None),
-            // Who was asked about the block is behind: nothing is known.
-            None => Err(RpcError::Malformed("eth_getBlockByNumber")),
-        }
+        let height = receipt.block_number.to();
+        let block = in_rounds(async || match self.canonical(height).await {
+            Ok(Some(block)) => Ok(Ok(block)),
+            // Who was asked about the block is behind.
+            Ok(None) => Err(vec![RpcError::Disagreement("eth_getBlockByNumber")]),
+            Err(error) => Ok(Err(error)),
+        })
+        .await??;
+        Ok((block == receipt.block_hash).then_some(receipt))
     }
 }

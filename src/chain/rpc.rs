@@ -98,6 +98,9 @@ pub enum RpcError {
         "the RPC allows too few blocks in a question about logs to search the latest hour, and does not keep the state of its blocks"
     )]
     SearchCutShort,
+    /// Endpoints say different things; one of them is behind, perhaps.
+    #[error("the RPC endpoints give different answers to {0}")]
+    Disagreement(&'static str),
     /// Nobody carries out state overrides.
     #[error(
         "no RPC endpoint carries out state overrides (the third parameter of eth_call); use a node that does, such as geth, reth, Nethermind or Erigon"

@@ -119,6 +119,8 @@ impl RpcError {
             Self::Status(413) => Trouble::RangeTooWide,
             Self::Status(405 | 501) | Self::NoOverrides => Trouble::Unsupported,
             Self::Unreachable => Trouble::Broken,
+            // Of what it does not have yet, a node that is a block behind says null.
+            Self::Disagreement(_) => Trouble::MissingBlock,
             Self::Timeout
             | Self::Status(_)
             | Self::Malformed(_)

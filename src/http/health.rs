@@ -176,7 +176,10 @@ fn part_of(site: &Site, supervisor: &Supervisor) -> Part {
     if unable.is_empty() {
         Part::of(name, &ailing)
     } else {
-        let detail = format!("the others go on without {}", unable.join("; "));
+        let mut detail = format!("the others go on without {}", unable.join("; "));
+        if !ailing.is_empty() {
+            detail = format!("{detail}; {}", in_words(&ailing));
+        }
         Part::new(name, Condition::Degraded, Some(detail))
     }
 }

@@ -169,12 +169,9 @@ async fn with_grants(
     let granted = sqlx::query!(
         r#"select g.payment_id, case
             when g.answered_at is not null then 'standing'
-            when g.voided_at is not null then 'free'
-            when holder.lease_until >= now() then 'undecided'
-            -- Whoever held it is gone without a word. While the payment was good its answer may be lost; after that nobody may buy with it.
-            when p.valid_before > now() then 'free'
-            else 'standing' end as "status!"
-        from grants g join processes holder on holder.id = g.process_id join payments p on p.id = g.payment_id
+            when g.voided_at is not null or holder.lease_until < now() then 'free'
+            else 'undecided' end as "status!"
+        from grants g join processes holder on holder.id = g.process_id
         where g.payment_id = any($1)"#,
         &ids,
     )
@@ -231,8 +228,7 @@ pub(super) async fn grant(
             set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,
                 granted_at = now(), voided_at = null
             where g.answered_at is null and (g.voided_at is not null or exists (
-                select from processes holder join payments p on p.id = g.payment_id
-                where holder.id = g.process_id and holder.lease_until < now() and p.valid_before > now()
+                select from processes holder where holder.id = g.process_id and holder.lease_until < now()
             ))
             returning payment_id, request_id
         ), told as (

@@ -132,7 +132,7 @@ async fn apply(
 ) -> Result<(), sqlx::Error> {
     let mut transaction = connections.begin().await?;
     // An index over a large table may take longer than any other statement; a lock may not.
-    let settings = "set local statement_timeout = 0; set local lock_timeout = '3s'";
+    let settings = "set local statement_timeout = 0; set local lock_timeout = '3s'; set local idle_in_transaction_session_timeout = '30s'";
     transaction.run(settings.to_owned()).await?;
     let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
         .fetch_one(&mut *transaction)

@@ -66,9 +66,13 @@ pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 /// How long the core path may take to look up nothing, before the ledger is called unwell.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);
 
+/// A transaction between two statements is ended by the server after this time: whoever began it may be gone without a word, and what it
+/// has locked is needed by others.
+const ABANDONED: (&str, &str) = ("idle_in_transaction_session_timeout", "5s");
+
 /// The core path. Each of its statements finds its rows by an index; while a table is young the planner does not know how it grows, and
-/// would rather read all of it. Plans are never compiled to machine code: that takes longer than any statement here runs. Both limits
-/// together stay under 15 s, after which callers are told 503 at the latest.
+/// would rather read all of it. Plans are never compiled to machine code: that takes longer than any statement here runs. A database that
+/// does not answer is a 503 after both limits together, less than 15 s.
 const CORE: Limits = Limits {
     acquire: Duration::from_secs(4),
     statement: Duration::from_secs(9),
@@ -76,6 +80,7 @@ const CORE: Limits = Limits {
         ("statement_timeout", "8s"),
         ("jit", "off"),
         ("enable_seqscan", "off"),
+        ABANDONED,
     ],
 };
 /// Leases, and what has to be done before one ends.
@@ -86,6 +91,7 @@ const LEASES: Limits = Limits {
         ("statement_timeout", "3s"),
         ("jit", "off"),
         ("enable_seqscan", "off"),
+        ABANDONED,
     ],
 };
 /// Long reads of the history.
@@ -94,6 +100,29 @@ const HISTORY: Limits = Limits {
     statement: Duration::from_secs(12),
     settings: &[("statement_timeout", "10s"), ("jit", "off")],
 };
+
+/// How connections are divided.
+#[derive(Debug, PartialEq, Eq)]
+struct Shares {
+    callers: u32,
+    /// For lanes, and as many for the history.
+    quarter: u32,
+    /// For leases, and as many for grants.
+    for_leases: u32,
+}
+
+impl Shares {
+    fn of(connections_max: u32) -> Self {
+        let quarter = (connections_max / 4).max(1);
+        let for_leases = if connections_max < 12 { 1 } else { 2 };
+        let rest = connections_max.saturating_sub(2 * (quarter + for_leases));
+        Self {
+            callers: rest.max(1),
+            quarter,
+            for_leases,
+        }
+    }
+}
 
 /// The ledger, as one running process sees it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -127,10 +156,12 @@ impl Ledger {
         let options = connections::options_of(url).map_err(LedgerError::Unusable)?;
         let server = Server::find(options.clone(), CORE.acquire).await;
         let server = server.map_err(|error| unusable(&error, &options))?;
-        let quarter = (connections_max / 4).max(1);
-        let for_leases = if connections_max < 8 { 1 } else { 2 };
-        let rest = connections_max.saturating_sub(2 * (quarter + for_leases));
-        let pool = Connections::new(&server, rest.max(1), CORE);
+        let Shares {
+            callers,
+            quarter,
+            for_leases,
+        } = Shares::of(connections_max);
+        let pool = Connections::new(&server, callers, CORE);
         let process = ProcessId(Uuid::now_v7());
         let granting = Connections::new(&server, for_leases, LEASES);
         let (groups, task) = groups::open(&pool, &granting, process);
@@ -202,4 +233,20 @@ impl Ledger {
 
 fn unusable(error: &sqlx::Error, options: &PgConnectOptions) -> LedgerError {
     LedgerError::Unusable(connections::advice(error, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_divided_without_a_remainder_and_everybody_has_one() {
+        for connections_max in 5..=256 {
+            let shares = Shares::of(connections_max);
+            let sum = shares.callers + 2 * (shares.quarter + shares.for_leases);
+            assert_eq!(sum, connections_max, "{shares:?}");
+            assert!(shares.callers > 0 && shares.callers >= shares.for_leases);
+        }
+        assert_eq!(Shares::of(32).callers, 12);
+    }
 }

@@ -278,7 +278,12 @@ async fn a_preflight_is_never_asked_for_money_and_sees_nothing_that_is_sold() {
     assert_eq!(preflight.text().await.unwrap(), "");
     // No preflight: a request like any other.
     assert_eq!(options().send().await.unwrap().status(), 402);
-    let challenge = reqwest::get(&url).await.unwrap();
-    assert_eq!(challenge.headers()["access-control-allow-origin"], "*");
+    let asked = reqwest::get(&url).await.unwrap();
+    assert_eq!(asked.headers()["access-control-allow-origin"], "*");
     assert_eq!((market.runs(), market.calls()), (0, Vec::<String>::new()));
+    // A page reads what it has paid for.
+    let paid = present(&url, &challenge(&url).await).await;
+    assert_eq!(paid.status(), 200);
+    assert_eq!(paid.headers()["access-control-allow-origin"], "*");
+    assert_eq!(market.runs(), 1);
 }

@@ -140,10 +140,8 @@ impl Quote {
         let headers = response.headers_mut();
         headers.insert(HeaderName::from_static(header::PAYMENT_REQUIRED), value);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        // Everybody may read a price; without this no page could, where the application's own CORS layer is inside of the paywall.
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYBODY);
         headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-        response
+        readable(response)
     }
 
     /// Says that a payment was not settled, with the facilitator's answer, and asks again.
@@ -174,6 +172,15 @@ pub(super) fn receipt(
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
     headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    readable(response)
+}
+
+/// A page that may pay may read what comes of it; the application's own word on that counts.
+fn readable(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers
+        .entry(ACCESS_CONTROL_ALLOW_ORIGIN)
+        .or_insert(ANYBODY);
     response
 }
 
@@ -184,7 +191,7 @@ pub(super) fn outage() -> Response {
     response
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    readable(response)
 }
 
 /// Answers the question of a browser whether a page may send a request with these headers. The application never sees it: one that answers
@@ -211,19 +218,19 @@ pub(super) fn preflight(asked: &HeaderMap) -> Response {
 /// A path that means different prices to different readers.
 pub(super) fn ambiguous() -> Response {
     let body = json!({"error": "the path is ambiguous: write it without dots, encoded slashes and the like"});
-    (StatusCode::BAD_REQUEST, Json(body)).into_response()
+    readable((StatusCode::BAD_REQUEST, Json(body)).into_response())
 }
 
 /// The body of a paid request is longer than what can be held until it is paid.
 pub(super) fn too_long(bytes_max: usize) -> Response {
     let body = json!({"error": format!("the body of a paid request may have {bytes_max} bytes; nothing was settled")});
-    (StatusCode::PAYLOAD_TOO_LARGE, Json(body)).into_response()
+    readable((StatusCode::PAYLOAD_TOO_LARGE, Json(body)).into_response())
 }
 
 /// Our own fault.
 pub(super) fn broken() -> Response {
     let body = json!({"error": "internal error"});
-    (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
+    readable((StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response())
 }
 
 fn attach(headers: &mut HeaderMap, version: X402Version, outcome: &SettleResponse) {

@@ -1,23 +1,30 @@
 //! What a proxy before this server says about the URL that buyers use. It is not believed, because anybody can say it; but where it says
 //! something else than buyers are told, the seller has forgotten something.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use axum::http::HeaderMap;
 use url::Url;
 
-/// Whether it was said already.
+/// So many outer origins are told of; strangers can name any.
+const TOLD_MAX: usize = 5;
+
+/// What was told already.
 #[derive(Debug, Default)]
-pub(super) struct Forwarded(AtomicBool);
+pub(super) struct Forwarded(Mutex<Vec<String>>);
 
 impl Forwarded {
-    /// Warns once of a request that seems to have come by another scheme or host than the URL that its buyer is told.
+    /// Warns once for each origin of a request that seems to have come by another scheme or host than the URL that its buyer is told.
     pub(super) fn compare(&self, headers: &HeaderMap, told: &str) {
         let Some(outside) = outside(headers, told) else {
             return;
         };
-        if self.0.swap(true, Ordering::Relaxed) {
-            return;
+        {
+            let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.len() >= TOLD_MAX || said.contains(&outside) {
+                return;
+            }
+            said.push(outside.clone());
         }
         let told = Url::parse(told).map_or_else(
             |_| String::new(),
@@ -26,7 +33,7 @@ impl Forwarded {
         tracing::warn!(
             told,
             forwarded = outside,
-            "resource URLs disagree with the proxy's headers: buyers and the facilitator's history are told another URL than the one in use; call .public_url(…) on the paywall with the outer URL"
+            "resource URLs disagree with the proxy's headers: buyers and the facilitator's history are told another URL than the one in use, if the headers are true; call .public_url(…) on the paywall with the outer URL"
         );
     }
 }

@@ -38,7 +38,12 @@ pub(super) async fn refuse_expired(site: &Site, head: &Head) -> Result<(), NotNo
         };
         let exit = Exit {
             reason: payment.reason(fault),
-            message: "the authorization ended while no lane could send it: the signer that it names is stopped, or not configured any more".to_owned(),
+            message: if payment.signer().is_some() {
+                "the authorization ended before it could be sent: the signer that it names is stopped, or not configured any more"
+            } else {
+                "the authorization ended before it could be sent"
+            }
+            .to_owned(),
         };
         if site.ledger.refuse(payment.id, &exit).await? {
             tracing::info!(payment.id = %payment.id, code = exit.reason.code(), "queued payment refused: it expired before it could be sent");

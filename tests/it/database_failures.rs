@@ -67,6 +67,50 @@ async fn a_line_that_goes_silent_fails_its_requests_and_no_others() {
     assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
 }
 
+/// A transaction that is left open at the other end of a silent line keeps the row of its lane locked; the server ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_goes_silent_within_a_transaction_locks_no_lane_for_long() {
+    let setup = Setup {
+        lined: true,
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let payer = world.payer().await;
+    let mut operator = world.database.connection().await;
+    let slow = "create table slow_writes (); insert into slow_writes default values;
+        create function writes_slowly() returns trigger language plpgsql as $$ begin
+            if exists (select from slow_writes) then perform pg_sleep(2); end if;
+            return new;
+        end $$;
+        create trigger writes_slowly before insert on transactions for each row execute function writes_slowly()";
+    sqlx::raw_sql(slow).execute(&mut operator).await.unwrap();
+    let mut waiting = world
+        .facilitator
+        .settling(&Purchase::new(&payer, PAYEE, 1).body());
+    eventually("the write", Duration::from_secs(15), async || {
+        let writing = "select count(*) from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
+        let writing: i64 = sqlx::query_scalar(writing)
+            .fetch_one(&mut operator)
+            .await
+            .unwrap();
+        (writing > 0).then_some(())
+    })
+    .await;
+    world.line.as_ref().unwrap().mute();
+    sqlx::raw_sql("truncate slow_writes")
+        .execute(&mut operator)
+        .await
+        .unwrap();
+    let answer = waiting.join_next().await.unwrap().unwrap();
+    assert!(!answer.is_ok_and(|answer| answer.succeeded()));
+    let body = Purchase::new(&payer, PAYEE, 2).body();
+    eventually("service", Duration::from_secs(30), async || {
+        let answer = world.facilitator.try_settle(&body).await.ok()?;
+        answer.succeeded().then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_takes_no_writes_is_left_and_said_so_until_it_does_again() {
     let setup = Setup {

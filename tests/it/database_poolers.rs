@@ -15,6 +15,7 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
     let mut kinds = vec![
         "pool_mode = session\ndefault_pool_size = 80",
         "pool_mode = transaction\ndefault_pool_size = 10",
+        "pool_mode = transaction\ndefault_pool_size = 1",
     ];
     if Pooler::keeps_statements() {
         kinds

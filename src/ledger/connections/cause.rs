@@ -10,8 +10,8 @@ use url::Url;
 const READ_ONLY: &str = "25006";
 /// The server ends this connection, crashed, or does not accept connections now.
 const SERVER_GONE: &[&str] = &["57P01", "57P02", "57P03"];
-/// A named statement is not there, or one of its name is there already.
-const FOREIGN_SESSION: &[&str] = &["26000", "42P05"];
+/// A named statement is not there, or one of its name is there already, or is another one.
+const FOREIGN_SESSION: &[&str] = &["26000", "42P05", "08P01"];
 /// A kept statement was prepared before the schema changed.
 const OUTDATED_PLAN: &str = "0A000";
 

@@ -22,6 +22,8 @@ pub(in crate::ledger) struct Connection {
     /// No statement is under way and none has broken it.
     sound: bool,
     in_transaction: bool,
+    /// A statement of the transaction has failed: Postgres answers its commit by a rollback, without an error.
+    failed: bool,
     home: Connections,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -38,6 +40,7 @@ impl Connection {
             live: Some(live),
             sound: true,
             in_transaction: false,
+            failed: false,
             home,
             permit: Some(permit),
         }
@@ -78,7 +81,7 @@ impl Connection {
 
     async fn leave(&mut self, how: &str) -> Result<(), sqlx::Error> {
         self.run(how.to_owned()).await?;
-        self.in_transaction = false;
+        (self.in_transaction, self.failed) = (false, false);
         Ok(())
     }
 
@@ -123,6 +126,7 @@ impl Connection {
                 Ok(value)
             }
             Ok(Err(error)) => {
+                self.failed = true;
                 self.sound = !cause::breaks(&error);
                 if cause::tells_of_a_pooler(&error) {
                     server.note_pooler();
@@ -165,6 +169,7 @@ impl Drop for Connection {
             live: Some(live),
             sound: true,
             in_transaction: true,
+            failed: self.failed,
             home: self.home.clone(),
             permit: self.permit.take(),
         };
@@ -190,6 +195,10 @@ impl Transaction {
 
     /// Makes it so. After an error nobody knows whether it is.
     pub(in crate::ledger) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        if self.connection.failed {
+            let problem = "a transaction is committed although one of its statements failed";
+            return Err(sqlx::Error::Protocol(problem.to_owned()));
+        }
         self.connection.leave("commit").await
     }
 

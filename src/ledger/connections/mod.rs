@@ -92,8 +92,20 @@ impl Server {
             tasks: TaskTracker::new(),
         };
         let deadline = Instant::now() + limit;
-        let first = server.connect_until(deadline, None).await?;
-        let pooled = pooler::shares_sessions(first, &server.options).await?;
+        let mut first = server.connect_until(deadline, None).await?;
+        let second = server
+            .connect_until(Instant::now() + PING_LIMIT, None)
+            .await;
+        // Without a second one it cannot be told; then a statement that is not there when it is used will tell.
+        let pooled = match second {
+            Ok(mut second) => {
+                let pooled = pooler::shares_sessions(&mut first, &mut second).await;
+                server.say_goodbye(second);
+                pooled
+            }
+            Err(_) => false,
+        };
+        server.say_goodbye(first);
         if pooled {
             tracing::info!(
                 database = server.name,
@@ -139,6 +151,8 @@ impl Server {
                 database = self.name,
                 "a prepared statement was lost: the database seems to be behind a pooler in transaction mode, and is used so from now on"
             );
+            // What they have prepared is kept under names that mean nothing any more.
+            self.distrust(self.generation(), "their statements are prepared");
         }
     }
 
@@ -306,7 +320,10 @@ impl Connections {
             return None;
         }
         match timeout(PING_LIMIT, live.raw.ping()).await {
-            Ok(Ok(())) => Some(live),
+            Ok(Ok(())) => {
+                self.server.trouble().take();
+                Some(live)
+            }
             Ok(Err(_)) => None,
             Err(_) => {
                 self.server

@@ -2,43 +2,47 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection as _, PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _};
 use tokio::time::timeout;
 
-/// A pooler with a single server connection lets the second session wait; then it is none that shares sessions.
+/// A session of its own answers at once.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Other users of a busy pooler may take the connection that would have told.
 const TRIES: u32 = 3;
 
 /// Lets a second session begin a transaction while the first is idle. Behind a pooler in transaction mode that gets the process which
-/// served the first one, or the first one gets another process afterwards. Each session of its own has its own process.
-pub(super) async fn shares_sessions(
-    mut first: PgConnection,
-    options: &PgConnectOptions,
-) -> Result<bool, sqlx::Error> {
-    let look = async {
-        let mut second = options.connect().await?;
-        for _ in 0..TRIES {
-            let before = backend(&mut first).await?;
-            sqlx::raw_sql("begin").execute(&mut second).await?;
-            let beside = backend(&mut second).await?;
-            let after = backend(&mut first).await?;
-            sqlx::raw_sql("rollback").execute(&mut second).await?;
-            if before == beside || before != after {
-                return Ok(true);
-            }
+/// served the first one, or the first one gets another process afterwards, or waits for one. Each session of its own has its own process.
+/// Where the second one has to wait it cannot be told; then a statement that is not there when it is used will tell.
+pub(super) async fn shares_sessions(first: &mut PgConnection, second: &mut PgConnection) -> bool {
+    for _ in 0..TRIES {
+        match timeout(LIMIT, begin_beside(first, second)).await {
+            Ok(Ok((before, beside))) if before == beside => return true,
+            Ok(Ok((before, _))) => match timeout(LIMIT, backend(first)).await {
+                Ok(Ok(after)) if before == after => {}
+                Ok(Ok(_)) | Err(_) => return true,
+                Ok(Err(_)) => return false,
+            },
+            Ok(Err(_)) | Err(_) => return false,
         }
-        second.close().await?;
-        Ok(false)
-    };
-    match timeout(LIMIT, look).await {
-        Ok(looked) => {
-            drop(timeout(LIMIT, first.close()).await);
-            looked
+        if sqlx::raw_sql("rollback")
+            .execute(&mut *second)
+            .await
+            .is_err()
+        {
+            return false;
         }
-        Err(_) => Ok(false),
     }
+    false
+}
+
+/// The process behind the first session, and the one in which the second has begun a transaction.
+async fn begin_beside(
+    first: &mut PgConnection,
+    second: &mut PgConnection,
+) -> Result<(i32, i32), sqlx::Error> {
+    let before = backend(first).await?;
+    sqlx::raw_sql("begin").execute(&mut *second).await?;
+    Ok((before, backend(second).await?))
 }
 
 async fn backend(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {

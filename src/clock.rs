@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
@@ -35,6 +35,14 @@ impl FollowingClock {
     /// Sets it.
     pub fn set(&self, now: OffsetDateTime) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), now));
+    }
+}
+
+impl FollowingClock {
+    /// How long ago it was set, if ever.
+    pub fn age(&self) -> Option<Duration> {
+        let set = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        set.map(|(since, _)| since.elapsed())
     }
 }
 

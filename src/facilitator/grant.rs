@@ -7,10 +7,10 @@ use crate::ledger::Closing;
 use crate::payment::PaymentId;
 use crate::telemetry::causes;
 
-/// How often a database that fails is asked to record what became of an answer.
+/// So many failures in a row are reported, and so often a stopping process still tries.
 const TRIES: u32 = 5;
-/// How long to wait between.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long to wait between: at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// Longer than the database lets the statement run that takes a grant.
 const COMMITTED_BY: Duration = Duration::from_secs(10);
 
@@ -72,16 +72,7 @@ impl Grant {
             answered,
         };
         self.facilitator.tasks.spawn(async move {
-            for tries_left in (0..TRIES).rev() {
-                match facilitator.ledger.close_grant(closing.clone()).await {
-                    Ok(()) => break,
-                    Err(error) if tries_left == 0 => {
-                        // It stays undecided until this process ends; then it is void, and the buyer gets their resource.
-                        tracing::error!(payment.id = %payment, answered, error = causes(&error), "cannot record what became of an answer");
-                    }
-                    Err(_) => tokio::time::sleep(PAUSE).await,
-                }
-            }
+            record(&facilitator, closing).await;
             facilitator.waiters.wake([payment]);
         });
     }
@@ -90,5 +81,32 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         self.close(false);
+    }
+}
+
+/// Records what became of an answer. As long as that is open nobody else is told of the payment, and this process, which lives, keeps it open:
+/// so it is tried until it succeeds, or until the process ends, after which the grant is void.
+async fn record(facilitator: &Facilitator, closing: Closing) {
+    let (mut pause, longest) = PAUSES;
+    let (mut failures, mut last_tries) = (0_u32, TRIES);
+    loop {
+        let Err(error) = facilitator.ledger.close_grant(closing.clone()).await else {
+            return;
+        };
+        failures = failures.saturating_add(1);
+        if failures == TRIES {
+            tracing::error!(payment.id = %closing.payment, closing.answered, error = causes(&error), "cannot record what became of an answer; trying on");
+        }
+        if facilitator.stopping.is_cancelled() {
+            last_tries -= 1;
+            if last_tries == 0 {
+                return;
+            }
+            tokio::time::sleep(PAUSES.0).await;
+            continue;
+        }
+        let stopping = facilitator.stopping.cancelled();
+        drop(tokio::time::timeout(pause, stopping).await);
+        pause = (pause * 2).min(longest);
     }
 }

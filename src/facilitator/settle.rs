@@ -230,7 +230,7 @@ impl Facilitator {
             // There is nothing to read before the engine has done something.
             Taken::Now(id, mut waiting) => {
                 self.wait_to_be_sent(site, None, &mut waiting, deadline)
-                    .await;
+                    .await?;
                 (id, waiting)
             }
         };
@@ -255,7 +255,7 @@ impl Facilitator {
                 Decision::Join | Decision::AwaitGrant => {
                     if !self
                         .wait_to_be_sent(site, Some(payment), &mut waiting, deadline)
-                        .await
+                        .await?
                         && let Some(settled) = self.out_of_time(&standing, answer).await?
                     {
                         return Ok(settled);
@@ -354,7 +354,15 @@ impl Facilitator {
             PaymentState::Settled(_)
             | PaymentState::Uncharged
             | PaymentState::Final(_)
-            | PaymentState::LateSettled(_) => Ok(Some(answer.duplicate(payment))),
+            | PaymentState::LateSettled(_) => {
+                // Somebody is being told, or the database cannot record that: the resource may not have been bought yet.
+                let why = "the money has moved; whether somebody was told so is not known yet; present the same payment again";
+                Ok(Some(answer.refused(
+                    payment,
+                    Reason::SettlementPending,
+                    why.to_owned(),
+                )))
+            }
             PaymentState::Refused(_) | PaymentState::Failed { .. } => Ok(None),
         }
     }

@@ -4,36 +4,51 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::facilitator::Facilitator;
+use crate::facilitator::{Facilitator, Outage};
+use crate::ledger::LedgerError;
 use crate::payment::{Payment, PaymentState};
 use crate::settlement::Site;
 use crate::settlement::waiters::Waiting;
 
-/// How often who waits for a transaction looks whether anything can be sent at all.
-const ABLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often who waits for a transaction looks whether anything can be sent at all, and whether the ledger answers.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A ledger that has not answered for so long will not tell an outcome in time: longer than one heartbeat takes that gets no answer.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 impl Facilitator {
     /// Waits for a change of `payment`, or of one that was queued just now. `false`: the deadline came first, the service stops, or nothing
     /// can be sent any more while it is still queued.
+    ///
+    /// # Errors
+    /// When the ledger is silent: nobody can say what becomes of the payment, and callers have limits of their own.
     pub(super) async fn wait_to_be_sent(
         &self,
         site: &Site,
         payment: Option<&Payment>,
         waiting: &mut Waiting,
         deadline: Instant,
-    ) -> bool {
-        if payment.is_some_and(|payment| payment.state != PaymentState::Queued) {
-            return self.wait(waiting, deadline).await;
-        }
+    ) -> Result<bool, Outage> {
+        let queued = payment.is_none_or(|payment| payment.state == PaymentState::Queued);
         let signer = payment.and_then(Payment::signer);
+        let mut silent = 0;
         loop {
-            let soon = deadline.min(Instant::now() + ABLE_INTERVAL);
+            let soon = deadline.min(Instant::now() + LOOK_INTERVAL);
             if self.wait(waiting, soon).await {
-                return true;
+                return Ok(true);
             }
             let over = Instant::now() >= deadline || self.stopping.is_cancelled();
-            if over || site.can_send(signer).is_err() {
-                return false;
+            if over || (queued && site.can_send(signer).is_err()) {
+                return Ok(false);
+            }
+            // Twice: a machine that has slept hears of the ledger in a moment.
+            let silence = self
+                .ledger
+                .silent_for()
+                .filter(|silence| *silence > SILENCE_MAX);
+            silent = silence.map_or(0, |_| silent + 1);
+            if let (Some(silence), 2..) = (silence, silent) {
+                let why = format!("the database has not answered for {} s", silence.as_secs());
+                return Err(LedgerError::Unusable(why).into());
             }
         }
     }

@@ -105,7 +105,8 @@ impl Listener for BoundedListener {
 /// What a client speaks, as its first bytes tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
-    Unknown,
+    /// So many bytes came, and all are those of the preface of HTTP/2.
+    Unknown(usize),
     Http1,
     /// It was told that this is not spoken here; what it still sends is not read.
     Http2,
@@ -126,23 +127,26 @@ impl TrackedStream {
         Self {
             stream,
             unflushed: Unflushed::default(),
-            speaks: Version::Unknown,
+            speaks: Version::Unknown(0),
             idle: Box::pin(tokio::time::sleep(IDLE_LIMIT)),
             _place: place,
         }
     }
 
-    /// Learns from the first bytes what the client speaks; one of HTTP/2 is told at once that it is not spoken here. Its preface comes in
-    /// one piece; if it does not, it is a request that HTTP/1 refuses.
+    /// Learns from the first bytes what the client speaks; one of HTTP/2 is told at once that it is not spoken here.
     fn listen(&mut self, came: &[u8]) -> Version {
-        if self.speaks == Version::Unknown && !came.is_empty() {
-            self.speaks = if came.starts_with(HTTP2_PREFACE) {
+        if let Version::Unknown(matched) = self.speaks {
+            let expected = HTTP2_PREFACE.get(matched..).unwrap_or_default();
+            let length = came.len().min(expected.len());
+            self.speaks = if came.get(..length) != expected.get(..length) {
+                Version::Http1
+            } else if length < expected.len() {
+                Version::Unknown(matched + length)
+            } else {
                 // Nothing was written before, so there is room for a few bytes.
                 self.stream.try_write(HTTP2_REFUSAL).ok();
                 self.idle.as_mut().reset(Instant::now() + REFUSAL_LIMIT);
                 Version::Http2
-            } else {
-                Version::Http1
             };
         }
         self.speaks

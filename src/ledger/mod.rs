@@ -189,6 +189,11 @@ impl Ledger {
         Arc::<FollowingClock>::clone(&self.clock)
     }
 
+    /// How long ago the database renewed the lease of this process, once it has.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.clock.age()
+    }
+
     /// Whether the database answers and takes writes, and the core path gets through to it.
     ///
     /// # Errors

@@ -67,6 +67,36 @@ async fn a_line_that_goes_silent_fails_its_requests_and_no_others() {
     assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
 }
 
+/// Who waits for a block when the database goes away is not kept until the end of the wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_waits_when_the_database_goes_hears_so_in_time() {
+    let setup = Setup {
+        lined: true,
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let line = world.line.as_ref().unwrap();
+    let body = Purchase::new(&world.payer().await, PAYEE, 1).body();
+    world.chain.automine(false).await;
+    let mut waiting = world.facilitator.settling(&body);
+    eventually("its transaction", Duration::from_secs(20), async || {
+        (world.pending(1).await > 0).then_some(())
+    })
+    .await;
+    line.down(true);
+    let began = Instant::now();
+    let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
+    line.down(false);
+    world.mine_on().await;
+    eventually("the success", Duration::from_secs(30), async || {
+        let answer = world.facilitator.try_settle(&body).await.ok()?;
+        answer.succeeded().then_some(())
+    })
+    .await;
+}
+
 /// A transaction that is left open at the other end of a silent line keeps the row of its lane locked; the server ends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_goes_silent_within_a_transaction_locks_no_lane_for_long() {

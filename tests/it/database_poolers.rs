@@ -30,7 +30,9 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             .build()
             .await;
         let payer = world.payer().await;
-        let bodies: Vec<_> = (0..20)
+        // One connection for everything is slow, and a test of recognition alone.
+        let payments = if settings.ends_with("= 1") { 1 } else { 20 };
+        let bodies: Vec<_> = (0..payments)
             .map(|_| Purchase::new(&payer, PAYEE, 1).body())
             .collect();
         let mut paying = tokio::task::JoinSet::new();
@@ -49,7 +51,7 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             "{settings}: {again:?}"
         );
         assert_eq!(replica.get("/payments?limit=5").await.status, 200);
-        assert_eq!(world.chain.usdc(PAYEE).await, U256::from(20));
+        assert_eq!(world.chain.usdc(PAYEE).await, U256::from(payments));
         let log = world.facilitator.log();
         assert_eq!(
             log.contains("pooler in transaction mode"),

@@ -329,7 +329,12 @@ async fn http_2_is_refused_with_the_code_that_asks_for_http_1_1() {
     let address = world.facilitator.url().trim_start_matches("http://");
     let mut client = TcpStream::connect(address).await.unwrap();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    client.write_all(preface).await.unwrap();
+    // In pieces, as networks deliver it.
+    for piece in [&preface[..3], &preface[3..]] {
+        client.write_all(piece).await.unwrap();
+        client.flush().await.unwrap();
+        tokio::task::yield_now().await;
+    }
     let mut frames = [0; 26];
     client.read_exact(&mut frames).await.unwrap();
     assert_eq!((frames[3], frames[12]), (4, 7), "SETTINGS, GOAWAY");

@@ -9,6 +9,11 @@ use crate::support::{Cluster, Pooler, Purchase, Setup, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xb0);
 
+/// One connection for everything is slow, and a test of recognition alone.
+fn payments_over(settings: &str) -> u64 {
+    if settings.ends_with("= 1") { 1 } else { 20 }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
     let server = Cluster::start().await;
@@ -30,8 +35,7 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             .build()
             .await;
         let payer = world.payer().await;
-        // One connection for everything is slow, and a test of recognition alone.
-        let payments = if settings.ends_with("= 1") { 1 } else { 20 };
+        let payments = payments_over(settings);
         let bodies: Vec<_> = (0..payments)
             .map(|_| Purchase::new(&payer, PAYEE, 1).body())
             .collect();

@@ -35,8 +35,7 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             .build()
             .await;
         let payer = world.payer().await;
-        let payments = payments_over(settings);
-        let bodies: Vec<_> = (0..payments)
+        let bodies: Vec<_> = (0..payments_over(settings))
             .map(|_| Purchase::new(&payer, PAYEE, 1).body())
             .collect();
         let mut paying = tokio::task::JoinSet::new();
@@ -55,7 +54,10 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             "{settings}: {again:?}"
         );
         assert_eq!(replica.get("/payments?limit=5").await.status, 200);
-        assert_eq!(world.chain.usdc(PAYEE).await, U256::from(payments));
+        assert_eq!(
+            world.chain.usdc(PAYEE).await,
+            U256::from(payments_over(settings))
+        );
         let log = world.facilitator.log();
         assert_eq!(
             log.contains("pooler in transaction mode"),

@@ -14,6 +14,24 @@ fn payments_over(settings: &str) -> u64 {
     if settings.ends_with("= 1") { 1 } else { 20 }
 }
 
+/// What somebody else finds in the sessions that x402d has used.
+async fn no_setting_leaks(pooler: &Pooler, database: &str, settings: &str) {
+    let mut stranger = pooler.connection(database).await;
+    for (setting, default) in [
+        ("statement_timeout", "0"),
+        ("enable_seqscan", "on"),
+        ("lock_timeout", "0"),
+    ] {
+        let shown: String = sqlx::query_scalar("select current_setting($1)")
+            .persistent(false)
+            .bind(setting)
+            .fetch_one(&mut stranger)
+            .await
+            .unwrap();
+        assert_eq!(shown, default, "{settings}: {setting}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
     let server = Cluster::start().await;
@@ -65,20 +83,7 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             "{log}"
         );
 
-        let mut stranger = pooler.connection(&database).await;
-        for (setting, default) in [
-            ("statement_timeout", "0"),
-            ("enable_seqscan", "on"),
-            ("lock_timeout", "0"),
-        ] {
-            let shown: String = sqlx::query_scalar("select current_setting($1)")
-                .persistent(false)
-                .bind(setting)
-                .fetch_one(&mut stranger)
-                .await
-                .unwrap();
-            assert_eq!(shown, default, "{settings}: {setting}");
-        }
+        no_setting_leaks(&pooler, &database, settings).await;
         let mut operator = PgConnection::connect(&server.url(&database)).await.unwrap();
         eventually("no lock of a session", Duration::from_secs(5), async || {
             let locks = "select count(*) from pg_locks where locktype = 'advisory'";

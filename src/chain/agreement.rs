@@ -14,7 +14,7 @@ use crate::chain::belief::doubted;
 use crate::chain::endpoint::{Endpoint, Rank};
 use crate::chain::heads::Block;
 use crate::chain::rpc::READ_LIMIT;
-use crate::chain::trouble::Pauses;
+use crate::chain::trouble::{Pauses, Trouble};
 use crate::chain::{Head, Receipt, Rpc, RpcError};
 
 /// How many endpoints must say the same, and how far they have.
@@ -156,8 +156,11 @@ impl Rpc {
         if let Some(count) = counts.get(witnesses - 1) {
             return Ok(*count);
         }
-        if let Some(lacking) = errors.iter().position(RpcError::lacks_state) {
-            // Its word is missing for good, which is what the caller has to know.
+        if let Some(lacking) = errors
+            .iter()
+            .position(|error| error.trouble() == Trouble::MissingState)
+        {
+            // It keeps no state that old: its word is missing for good, which is what the caller has to know.
             let lasting = errors.swap_remove(lacking);
             errors.push(lasting);
         } else if !counts.is_empty() {

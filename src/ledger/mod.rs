@@ -60,7 +60,7 @@ pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 pub use undecided::{Undecided, Verdict};
 
-/// How often a lease is renewed. The lease of a lane is 10 s: one renewal that got no answer and the next one fit into it ([`LEASES`]).
+/// How often a lease is renewed. The lease of a lane is 10 s: one renewal that got no answer and the next one fit into it.
 /// That of a process is 15 s: a grant that was answered is closed before it ends, even if the first try to do so got no answer.
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 /// How long the core path may take to look up nothing, before the ledger is called unwell.

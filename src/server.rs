@@ -1,5 +1,7 @@
 //! The composition root: configuration → ledger → networks → engine → router → sockets, and the way back.
 
+mod problem;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,18 +14,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chain::authorization::MULTICALL3;
-use crate::chain::fees::TooDear;
-use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey, TokenProblem};
+use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship, UsedNonces};
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, SaidReadiness, router};
-use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError, OpenLimits};
+use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
 use crate::settlement::{
     Approver, BatchLimits, EngineFailed, Lane, Pickup, SenderWatch, Site, SiteParts, Supervisor,
     Task, Transfers, Unconfigured, Unmoved, Waiters, Watch,
 };
 use crate::telemetry::causes;
+
+pub use problem::{NetworkProblem, StartError};
 
 /// How long requests may take to end once the service stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -32,64 +35,8 @@ const FORGET_INTERVAL: Duration = Duration::from_mins(1);
 /// How long to wait before an RPC that did not answer at the start is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Why the service does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The database.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// A network.
-    #[error("{network}: {problem}")]
-    Network {
-        /// CAIP-2.
-        network: String,
-        /// What is wrong with it.
-        problem: NetworkProblem,
-    },
-    /// The address.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// Why not.
-        source: std::io::Error,
-    },
-}
-
 /// A task, ready to be run.
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// What the chain says against a network's configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkProblem {
-    /// The RPC fails or serves another chain.
-    #[error(transparent)]
-    Rpc(#[from] RpcError),
-    /// The ledger was begun on another chain, or fails.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// A token is not what the configuration says.
-    #[error(transparent)]
-    Token(#[from] TokenProblem),
-    /// Blocks cost more than the operator allows.
-    #[error("{0}, so nothing can be sent; if that lasts, raise max_fee_wei")]
-    TooDear(#[from] TooDear),
-    /// A signer has code; nodes accept too few transactions from such accounts.
-    #[error("the signer {0} has code (an EIP-7702 delegation?); use a plain account")]
-    SignerHasCode(Address),
-}
-
-impl NetworkProblem {
-    /// Whether nobody has said anything against the configuration: the RPC does not answer.
-    pub fn is_outage(&self) -> bool {
-        match self {
-            Self::Rpc(error) => {
-                !matches!(error, RpcError::WrongChain { .. } | RpcError::NoOverrides)
-            }
-            Self::Ledger(_) | Self::Token(_) | Self::TooDear(_) | Self::SignerHasCode(_) => false,
-        }
-    }
-}
 
 /// A service that runs.
 #[derive(Debug)]
@@ -217,6 +164,17 @@ fn session_rules(config: &SessionsConfig) -> SessionRules {
     }
 }
 
+/// Whether an address is free, for commands that start other things before the service.
+///
+/// # Errors
+/// [`StartError::Listen`] when it is not.
+pub async fn check_address(address: SocketAddr) -> Result<(), StartError> {
+    let listener = TcpListener::bind(address).await;
+    listener
+        .map(drop)
+        .map_err(|source| StartError::Listen { address, source })
+}
+
 async fn listen(
     config: &Config,
     state: AppState,
@@ -280,16 +238,18 @@ async fn open_network(
     }));
     site.note_proxies(ledger.proxies(network).await?);
     let signers = config.signers.clone();
+    let mut said = String::new();
     match check(&site, &signers).await {
         Ok(()) => {}
         Err(problem) if problem.is_outage() => {
-            tracing::warn!(%network, %problem, "the RPC does not answer; payments of this network wait for it");
+            said = problem.to_string();
+            tracing::warn!(%network, %problem, "the RPC does not answer; the network opens once it does");
         }
         Err(problem) => return Err(named(problem)),
     }
     let work = run_network(
         Arc::clone(&site),
-        signers,
+        (signers, said),
         [for_callers, for_lanes],
         supervisor.clone(),
         stopped.clone(),
@@ -300,8 +260,13 @@ async fn open_network(
 
 /// The endpoints of a configured network.
 pub(crate) fn rpc_of(config: &NetworkConfig) -> Result<Rpc, RpcError> {
+    rpc_with(config, &config.rpc_urls)
+}
+
+/// The same with other URLs to read from.
+pub(crate) fn rpc_with(config: &NetworkConfig, urls: &[SecretString]) -> Result<Rpc, RpcError> {
     let reached = Endpoints {
-        urls: &shown(&config.rpc_urls),
+        urls: &shown(urls),
         send_urls: &shown(&config.send_urls),
         calls_per_second: config.calls_per_second,
         confirm_with: config.confirm_with,
@@ -309,16 +274,15 @@ pub(crate) fn rpc_of(config: &NetworkConfig) -> Result<Rpc, RpcError> {
     Rpc::new(config.policy.network, reached)
 }
 
-/// Runs a network once its RPC has confirmed the configuration.
+/// Runs a network once its RPC has confirmed the configuration; what was said against that already is not repeated.
 async fn run_network(
     site: Arc<Site>,
-    signers: Vec<SignerKey>,
+    (signers, mut said): (Vec<SignerKey>, String),
     facts: [FactsTask; 2],
     supervisor: Supervisor,
     stopped: CancellationToken,
 ) {
     let network = site.policy.network;
-    let mut said = String::new();
     while let Err(problem) = check(&site, &signers).await {
         let text = problem.to_string();
         // An RPC that was down may come back with another chain or token behind it, which nobody should have to guess.

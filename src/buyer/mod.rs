@@ -4,6 +4,7 @@
 //! signed above the caller's ceiling or for an unknown token; a purchase never has two payments that can land, because each is written
 //! into the [`Journal`] before it leaves and presented again until its outcome is known; a request that carries a payment follows no
 //! redirect; and every error says whether money may have moved.
+#![warn(missing_docs)]
 
 mod chain;
 mod choose;

@@ -11,7 +11,7 @@ use crate::command::ready::Database;
 use crate::command::{CommandError, asked_to_stop, say};
 use crate::config::{Config, Environment, Flags};
 use crate::embedded::{LocalChain, LocalChainOptions, SMART_WALLET_FACTORY, TEST_USDC};
-use crate::server::Service;
+use crate::server::{Service, check_address};
 
 /// Signers of the local facilitator: the last of the well-known accounts.
 const SIGNERS: usize = 3;
@@ -56,6 +56,7 @@ pub(super) struct Local {
 impl Local {
     /// Starts all three; the ledger is new, because the chain is.
     pub(super) async fn start(options: &DevOptions) -> Result<Self, CommandError> {
+        check_address(options.listen).await?;
         let port = (options.chain_port != 0).then_some(options.chain_port);
         let chain = LocalChain::start(LocalChainOptions {
             port,

@@ -1,24 +1,29 @@
 //! `x402d migrate`
 
-use crate::command::ready::Database;
+use std::path::PathBuf;
+
+use secrecy::ExposeSecret as _;
+
 use crate::command::{CommandError, say};
 use crate::config::{Config, Flags, ProcessEnvironment};
 use crate::ledger::{Ledger, LedgerError};
 
-pub(super) async fn run(flags: Flags) -> Result<(), CommandError> {
+pub(super) async fn run(file: Option<PathBuf>) -> Result<(), CommandError> {
+    let flags = Flags {
+        file,
+        ..Flags::default()
+    };
     // A schema needs no network and no key; who migrates may have neither.
-    let (url, data_dir) = Config::read_database(&flags, &ProcessEnvironment)?;
-    let database = Database::open(url.as_ref(), data_dir.as_deref()).await?;
-    let migrated = migrate(database.url()).await;
-    database.close().await?;
-    migrated?;
-    say("the database is up to date");
+    let url = Config::read_database(&flags, &ProcessEnvironment)?;
+    let database = migrate(url.expose_secret()).await?;
+    say(&format!("{database} is up to date"));
     Ok(())
 }
 
-async fn migrate(url: &str) -> Result<(), LedgerError> {
+/// Says which database it was.
+async fn migrate(url: &str) -> Result<String, LedgerError> {
     let (ledger, _) = Ledger::connect(url, 1).await?;
-    let migrated = ledger.migrate().await;
+    let (migrated, database) = (ledger.migrate().await, ledger.database());
     ledger.close().await;
-    migrated
+    migrated.map(|()| database)
 }

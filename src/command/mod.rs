@@ -38,9 +38,17 @@ enum Command {
     /// Buy a URL: pay what its seller asks for, up to a ceiling, exactly once.
     Pay(Box<pay::PayArguments>),
     /// Bring the database up to date and end.
-    Migrate(ServeOptions),
+    Migrate(MigrateOptions),
     /// Show the networks and tokens that x402d knows, or check the configured ones against their chains.
     Networks(networks::NetworksOptions),
+}
+
+/// Where the database is named, besides the environment.
+#[derive(Debug, Args)]
+struct MigrateOptions {
+    /// The configuration; x402d.toml in the working directory unless given.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// Where the configuration comes from, besides the environment.
@@ -81,7 +89,7 @@ pub async fn run(line: CommandLine) -> Result<(), CommandError> {
         Command::Dev(options) => dev::run(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::Pay(arguments) => pay::run(*arguments).await,
-        Command::Migrate(options) => migrate::run(options.flags()).await,
+        Command::Migrate(options) => migrate::run(options.config).await,
         Command::Networks(options) => networks::run(options).await,
     }
 }

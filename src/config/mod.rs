@@ -122,19 +122,25 @@ impl Config {
         Self::validated(flags, environment, File::default())
     }
 
-    /// Where the database is, read without anything else: its URL, and the folder of a private one.
+    /// The URL of the database, read without anything else.
     ///
     /// # Errors
-    /// [`ConfigError`] when the file cannot be read.
+    /// [`ConfigError`] when the file cannot be read, an unknown variable is set, or no database is named.
     pub fn read_database(
         flags: &Flags,
         environment: &dyn Environment,
-    ) -> Result<(Option<SecretString>, Option<PathBuf>), ConfigError> {
+    ) -> Result<SecretString, ConfigError> {
+        let mut problems = variables::unknown(environment);
         let file = read_file(flags.file.as_deref())?;
         let url = environment.get("DATABASE_URL").or(file.database_url);
-        let from_environment = || environment.get("X402D_DATA_DIR").map(PathBuf::from);
-        let data_dir = flags.data_dir.clone().or_else(from_environment);
-        Ok((url.map(SecretString::from), data_dir.or(file.data_dir)))
+        match url {
+            Some(url) if problems.is_empty() => return Ok(SecretString::from(url)),
+            Some(_) => {}
+            None => problems.push(
+                "DATABASE_URL: expected the database to bring up to date; a private Postgres is brought up to date by `x402d serve` itself".to_owned(),
+            ),
+        }
+        Err(ConfigError(problems))
     }
 
     fn validated(

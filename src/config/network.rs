@@ -258,16 +258,26 @@ impl Reader<'_> {
     fn addresses(&mut self, key: &str, texts: &[String]) -> Vec<Address> {
         let mut addresses = Vec::new();
         for (index, text) in texts.iter().enumerate() {
-            match parse_address(text) {
-                Ok(address) => addresses.push(address),
-                Err(why) => self.needs(
-                    false,
-                    &format!("{key}[{index}]"),
-                    &format!("an address, but {why}"),
-                ),
-            }
+            addresses.extend(self.address(&format!("{key}[{index}]"), text));
         }
         addresses
+    }
+
+    fn address(&mut self, key: &str, text: &str) -> Option<Address> {
+        match parse_address(text) {
+            Ok(address) => {
+                self.needs(
+                    has_its_checksum(text, address),
+                    key,
+                    "an address whose small and capital letters are its checksum (EIP-55); is a digit mistyped? In small letters alone it is not checked",
+                );
+                Some(address)
+            }
+            Err(why) => {
+                self.needs(false, key, &format!("an address, but {why}"));
+                None
+            }
+        }
     }
 
     fn policy(&mut self, network: Network, entry: &NetworkFile) -> NetworkPolicy {
@@ -338,14 +348,8 @@ impl Reader<'_> {
         }
         let mut assets = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
-            match parse_address(&entry.address) {
-                Ok(address) => assets.push(asset(network, address, entry)),
-                Err(why) => self.needs(
-                    false,
-                    &format!("assets[{index}].address"),
-                    &format!("an address, but {why}"),
-                ),
-            }
+            let address = self.address(&format!("assets[{index}].address"), &entry.address);
+            assets.extend(address.map(|address| asset(network, address, entry)));
         }
         assets
     }
@@ -400,6 +404,13 @@ impl Reader<'_> {
 }
 
 /// What the file leaves out about a token is what the table says of it, else what its version lets expect.
+/// Small and capital letters of an address are its checksum (EIP-55); in small or in capital letters alone there is none.
+fn has_its_checksum(text: &str, address: Address) -> bool {
+    let is = |test: fn(&char) -> bool| text.chars().skip(2).any(|letter| test(&letter));
+    let is_mixed = is(char::is_ascii_lowercase) && is(char::is_ascii_uppercase);
+    !is_mixed || address.to_checksum(None) == text
+}
+
 fn asset(network: Network, address: Address, entry: &AssetFile) -> Asset {
     let (name, version, decimals) = (&entry.name, &entry.version, entry.decimals);
     let asset = Asset::new(network, address, name, version, decimals);

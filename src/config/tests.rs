@@ -56,6 +56,44 @@ fn three_variables_are_a_configuration_for_a_test_network() {
     );
 }
 
+/// An address that is written with a checksum has to have the right one: a mistyped digit would pay somebody else.
+#[test]
+fn an_address_with_a_wrong_checksum_is_refused() {
+    for (payee, right) in [
+        ("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", true),
+        ("0x209693bc6afc0c5328ba36faf03c514ef312287c", true),
+        ("0x209693Bc6afc0C5328bA36FaF03C514EF312287D", false),
+        ("0x209693bc6afc0C5328bA36FaF03C514EF312287C", false),
+    ] {
+        let mut environment = base_sepolia();
+        environment.insert("X402D_PAYEES", payee);
+        let read = Config::read(&Flags::default(), &environment);
+        let said = read.map(|_| ()).map_err(|error| error.to_string());
+        assert_eq!(said.is_ok(), right, "{payee}: {said:?}");
+        let told =
+            said.is_err_and(|said| said.contains("(X402D_PAYEES)[0]: expected an address whose"));
+        assert_eq!(told, !right, "{payee}");
+    }
+}
+
+#[test]
+fn migrate_needs_a_database_and_known_variables() {
+    let read = |variables: &[(&'static str, &'static str)]| {
+        let environment: HashMap<_, _> = variables.iter().copied().collect();
+        let read = Config::read_database(&Flags::default(), &environment);
+        read.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let url = ("DATABASE_URL", "postgres://localhost/x402d");
+    assert_eq!(read(&[url]), Ok(()));
+    assert!(read(&[]).unwrap_err().contains("DATABASE_URL: expected"));
+    let misspelt = ("X402D_NETWROK", "base");
+    assert!(
+        read(&[url, misspelt])
+            .unwrap_err()
+            .contains("X402D_NETWORK?")
+    );
+}
+
 #[test]
 fn a_mainnet_without_payees_is_refused_and_an_unknown_chain_counts_as_one() {
     for network in ["base", "eip155:8453", "eip155:987654321"] {

@@ -4,6 +4,8 @@ use super::Environment;
 
 /// What all our variables begin with.
 const PREFIX: &str = "X402D_";
+/// The one variable without it: every tool for Postgres reads it.
+const DATABASE_URL: &str = "DATABASE_URL";
 
 /// Every variable that a part of x402d reads, the buyer's and the tests' too: one environment may serve several commands.
 const KNOWN: &[&str] = &[
@@ -37,11 +39,19 @@ pub(super) fn unknown(environment: &dyn Environment) -> Vec<String> {
     names.sort();
     names
         .iter()
-        .map(|name| match super::nearest(name, KNOWN.iter().copied()) {
+        .map(|name| match meant_by(name) {
             Some(meant) => format!("{name}: there is no such variable; did you mean {meant}?"),
             None => format!("{name}: there is no such variable; the README lists those there are"),
         })
         .collect()
+}
+
+fn meant_by(name: &str) -> Option<&'static str> {
+    let without_prefix = name.strip_prefix(PREFIX);
+    if without_prefix == Some(DATABASE_URL) {
+        return Some(DATABASE_URL);
+    }
+    super::nearest(name, KNOWN.iter().copied())
 }
 
 /// Kubernetes describes each service to each container: one that is called `x402d` gives `X402D_SERVICE_HOST`, `X402D_PORT_4402_TCP` and so
@@ -67,6 +77,7 @@ mod tests {
             ("X402D_NETWROK", Some("X402D_NETWORK")),
             ("X402D_RPC_URLS", Some("X402D_RPC_URL")),
             ("X402D_SIGNER_KEY", Some("X402D_SIGNER_KEYS")),
+            ("X402D_DATABASE_URL", Some("DATABASE_URL")),
             ("X402D_COLOUR_OF_THE_SKY", None),
         ] {
             let said = unknown(&HashMap::from([(name, "secret")])).concat();

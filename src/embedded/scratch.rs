@@ -41,13 +41,15 @@ impl ScratchDatabase {
     async fn try_create(url: &str) -> Result<Self, sqlx::Error> {
         let mut server = PgConnection::connect(url).await?;
         let left: Vec<String> = sqlx::query_scalar(
-            "select datname::text from pg_catalog.pg_database where datname like $1",
+            "select datname::text from pg_catalog.pg_database d where datname like $1
+            -- Dropping one in use is refused, but only after five seconds.
+            and not exists (select from pg_catalog.pg_stat_activity used where used.datid = d.oid)",
         )
         .bind(format!("{PREFIX}%"))
         .fetch_all(&mut server)
         .await?;
         for name in left {
-            // One that is in use refuses, and that is its right.
+            // One that has just been taken refuses.
             let dropped = sqlx::raw_sql(AssertSqlSafe(format!("drop database \"{name}\"")))
                 .execute(&mut server)
                 .await;

@@ -1,9 +1,9 @@
-//! The life of a success answer: taken before it is given, then answered or void.
+//! The life of a success answer: its grant is taken before it is given, and ends answered or void.
 
 use std::time::Duration;
 
 use crate::facilitator::Facilitator;
-use crate::ledger::Closing;
+use crate::ledger::{Closing, GrantRequest, LedgerError};
 use crate::payment::PaymentId;
 use crate::telemetry::causes;
 
@@ -11,68 +11,60 @@ use crate::telemetry::causes;
 const TRIES: u32 = 5;
 /// How long to wait between: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-/// Longer than the database lets the statement run that takes a grant.
-const COMMITTED_BY: Duration = Duration::from_secs(10);
 
 /// A committed grant whose answer is on its way. Dropped without [`Grant::answered`], it is void and the next presenter gets it.
 #[derive(Debug)]
 pub struct Grant {
     facilitator: Facilitator,
     payment: PaymentId,
-    request_id: String,
+    request: GrantRequest,
     open: bool,
 }
 
+/// How a grant ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The answer was flushed to the socket.
+    Answered,
+    /// The connection broke first.
+    BrokenOff,
+    /// The statement that takes it got no answer: it may be committed, or may yet be.
+    Lost,
+}
+
 impl Grant {
-    pub(super) fn new(facilitator: Facilitator, payment: PaymentId, request_id: String) -> Self {
+    pub(super) fn new(facilitator: Facilitator, payment: PaymentId, request: GrantRequest) -> Self {
         Self {
             facilitator,
             payment,
-            request_id,
+            request,
             open: true,
         }
     }
 
-    /// Whether it was committed is not known. It is void in any case, also if that happens later than this is said.
+    /// Whether it was committed is not known. It is void in any case.
     pub(super) fn lost(mut self) {
-        self.open = false;
-        let facilitator = self.facilitator.clone();
-        let again = Self::new(facilitator.clone(), self.payment, self.request_id.clone());
-        let first = Self::new(
-            facilitator.clone(),
-            self.payment,
-            std::mem::take(&mut self.request_id),
-        );
-        drop(first);
-        self.facilitator.tasks.spawn(async move {
-            let stopping = facilitator.stopping.cancelled();
-            drop(tokio::time::timeout(COMMITTED_BY, stopping).await);
-            drop(again);
-        });
+        self.end(End::Lost);
     }
 
-    /// Somebody else has it.
+    /// Another request has it.
     pub(super) fn was_not_taken(mut self) {
         self.open = false;
     }
 
     /// The answer was flushed to the socket without error.
     pub fn answered(mut self) {
-        self.close(true);
+        self.end(End::Answered);
     }
 
-    fn close(&mut self, answered: bool) {
+    fn end(&mut self, end: End) {
         if !std::mem::replace(&mut self.open, false) {
             return;
         }
         let (facilitator, payment) = (self.facilitator.clone(), self.payment);
-        let closing = Closing {
-            payment,
-            request_id: std::mem::take(&mut self.request_id),
-            answered,
-        };
+        let request = self.request.clone();
         self.facilitator.tasks.spawn(async move {
-            record(&facilitator, closing).await;
+            record(&facilitator, payment, request, end).await;
             facilitator.waiters.wake([payment]);
         });
     }
@@ -80,22 +72,22 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        self.close(false);
+        self.end(End::BrokenOff);
     }
 }
 
-/// Records what became of an answer. As long as that is open nobody else is told of the payment, and this process, which lives, keeps it open:
-/// so it is tried until it succeeds, or until the process ends, after which the grant is void.
-async fn record(facilitator: &Facilitator, closing: Closing) {
+/// Records how a grant ended. As long as it is open no other request is told of the payment, and this process, which lives, keeps it open: so
+/// it is tried until it succeeds, or until the process ends, after which the grant is void.
+async fn record(facilitator: &Facilitator, payment: PaymentId, request: GrantRequest, end: End) {
     let (mut pause, longest) = PAUSES;
     let (mut failures, mut last_tries) = (0_u32, TRIES);
     loop {
-        let Err(error) = facilitator.ledger.close_grant(closing.clone()).await else {
+        let Err(error) = record_once(facilitator, payment, &request, end).await else {
             return;
         };
         failures = failures.saturating_add(1);
         if failures == TRIES {
-            tracing::error!(payment.id = %closing.payment, closing.answered, error = causes(&error), "cannot record what became of an answer; trying on");
+            tracing::error!(payment.id = %payment, answered = end == End::Answered, error = causes(&error), "cannot record what became of an answer; trying on");
         }
         if facilitator.stopping.is_cancelled() {
             last_tries -= 1;
@@ -109,4 +101,21 @@ async fn record(facilitator: &Facilitator, closing: Closing) {
         drop(tokio::time::timeout(pause, stopping).await);
         pause = (pause * 2).min(longest);
     }
+}
+
+async fn record_once(
+    facilitator: &Facilitator,
+    payment: PaymentId,
+    request: &GrantRequest,
+    end: End,
+) -> Result<(), LedgerError> {
+    if end == End::Lost {
+        return facilitator.ledger.void_lost_grant(payment, request).await;
+    }
+    let closing = Closing {
+        payment,
+        request_id: request.request_id.clone(),
+        answered: end == End::Answered,
+    };
+    facilitator.ledger.close_grant(closing).await
 }

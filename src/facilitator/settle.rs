@@ -293,7 +293,7 @@ impl Facilitator {
         caller: &Caller,
     ) -> Result<Option<Settled>, Outage> {
         // Before the statement: should its answer be lost, or not be readable, the grant may have been committed, and is void.
-        let grant = Grant::new(self.clone(), payment.id, caller.request_id.clone());
+        let grant = Grant::new(self.clone(), payment.id, caller.clone());
         let granted = self.ledger.grant(payment.id, caller.clone()).await;
         let granted = match granted.and_then(answer_of_the_commit) {
             Ok(granted) => granted,

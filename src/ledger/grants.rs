@@ -230,6 +230,8 @@ pub(super) async fn grant(
             where g.answered_at is null and (g.voided_at is not null or exists (
                 select from processes holder where holder.id = g.process_id and holder.lease_until < now()
             ))
+                -- A statement that arrives after its grant was given up takes nothing.
+                and g.request_id <> excluded.request_id
             returning payment_id, request_id
         ), told as (
             insert into events (payment_id, kind, reason) select payment_id, 'granted', request_id from taken
@@ -285,6 +287,36 @@ pub(super) async fn close(
 }
 
 impl Ledger {
+    /// Voids a grant that this process asked for and got no answer about. It waits for a statement that is still taking it, and leaves a
+    /// row by which one that arrives later takes nothing.
+    ///
+    /// # Errors
+    /// When the database fails; the grant may then be open.
+    pub async fn void_lost_grant(
+        &self,
+        payment: PaymentId,
+        request: &GrantRequest,
+    ) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "with voided as (
+                insert into grants as g (payment_id, process_id, request_id, caller, voided_at) values ($1, $2, $3, $4, now())
+                on conflict on constraint grants_one_per_payment do update set voided_at = now()
+                where g.process_id = excluded.process_id and g.request_id = excluded.request_id
+                    and g.answered_at is null and g.voided_at is null
+                returning payment_id, request_id, granted_at
+            )
+            -- A row of this statement's own was never a grant.
+            insert into events (payment_id, kind, reason) select payment_id, 'voided', request_id from voided where granted_at < now()",
+            payment.0,
+            self.process.0,
+            request.request_id,
+            request.caller,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Takes the short lease of a verify over a payment that is under way. `false`: another verify holds it.
     ///
     /// # Errors

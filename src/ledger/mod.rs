@@ -230,6 +230,11 @@ impl Ledger {
         );
     }
 
+    /// Which database this is, for the operator.
+    pub fn database(&self) -> String {
+        connections::database_of(&self.options)
+    }
+
     /// Why the database cannot be used, for the operator.
     fn cannot_use(&self, error: &sqlx::Error) -> LedgerError {
         unusable(error, &self.options)

@@ -4,6 +4,7 @@
 //! compiled, because buyers and sellers need it too. What always holds: a value that exists has been parsed strictly
 //! (decimal amounts, 20-byte addresses, 32-byte nonces), so that nobody behind this room parses again. The v1 dialect is
 //! translated in [`v1`] and nowhere else.
+#![warn(missing_docs)]
 
 pub mod amount;
 pub mod assets;

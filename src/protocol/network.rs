@@ -9,10 +9,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network(u64);
 
-/// The text names no EVM network.
+/// The text names no EVM network in CAIP-2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected a network such as eip155:8453 or base, got {0:?}")]
-pub struct UnknownNetwork(String);
+#[error("expected a CAIP-2 network such as eip155:8453, got {text:?}{}", hint(.meant))]
+pub struct UnknownNetwork {
+    text: String,
+    /// The network that has this name elsewhere.
+    meant: Option<Network>,
+}
+
+fn hint(meant: &Option<Network>) -> String {
+    meant.map_or_else(String::new, |network| format!("; write {network}"))
+}
 
 impl Network {
     /// The network with this chain id.
@@ -37,7 +45,10 @@ impl FromStr for Network {
 
     /// Strictly `eip155:` and a decimal chain id, as SDK 2.27 reads it.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let shown = || UnknownNetwork(text.chars().take(40).collect());
+        let shown = || UnknownNetwork {
+            text: text.chars().take(40).collect(),
+            meant: Self::listed(text),
+        };
         let digits = text.strip_prefix("eip155:").ok_or_else(shown)?;
         let plain = !digits.is_empty()
             && digits.bytes().all(|byte| byte.is_ascii_digit())
@@ -67,6 +78,17 @@ impl<'de> Deserialize<'de> for Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_of_a_network_is_answered_with_its_id() {
+        let said = "base-sepolia".parse::<Network>().unwrap_err().to_string();
+        assert_eq!(
+            said,
+            "expected a CAIP-2 network such as eip155:8453, got \"base-sepolia\"; write eip155:84532"
+        );
+        let said = "bsae".parse::<Network>().unwrap_err().to_string();
+        assert!(said.ends_with("got \"bsae\""), "{said}");
+    }
 
     #[test]
     fn loose_spellings_of_a_network_are_refused() {

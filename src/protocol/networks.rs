@@ -124,10 +124,13 @@ impl Network {
 
     /// The network that people mean: a CAIP-2 name, or a name of the table such as `base` or `arbitrum`.
     pub fn named(text: &str) -> Option<Self> {
-        let listed = || NETWORKS.iter().find(|known| known.names.contains(&text));
-        text.parse()
-            .ok()
-            .or_else(|| listed().map(KnownNetwork::network))
+        text.parse().ok().or_else(|| Self::listed(text))
+    }
+
+    /// The network of a name in the table.
+    pub fn listed(name: &str) -> Option<Self> {
+        let listed = NETWORKS.iter().find(|known| known.names.contains(&name));
+        listed.map(KnownNetwork::network)
     }
 
     /// The name that v1 messages use, where there is one.

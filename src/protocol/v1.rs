@@ -45,8 +45,13 @@ pub struct PaymentRequirementsV1 {
 
 /// The v1 name belongs to no network that we know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected a v1 network name such as base or base-sepolia, got {0:?}")]
+#[error("expected a v1 network name such as base or base-sepolia, got {0:?}{hint}", hint = v1_hint(.0))]
 pub struct UnknownV1Name(pub String);
+
+fn v1_hint(text: &str) -> String {
+    let meant = Network::named(text).and_then(Network::v1_name);
+    meant.map_or_else(String::new, |name| format!("; write {name}"))
+}
 
 impl PaymentRequirementsV1 {
     /// The same requirement in v2's terms.

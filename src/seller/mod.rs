@@ -9,6 +9,7 @@
 //!
 //! A price may also be metered ([`Price::metered`]): the buyer lets go of a maximum, the handler says with a [`Charge`] what its work
 //! came to, and that is settled before the answer goes out.
+#![warn(missing_docs)]
 
 mod announced;
 mod answer;

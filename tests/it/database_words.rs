@@ -88,6 +88,12 @@ async fn a_role_that_may_not_create_databases_and_a_newer_schema_are_named() {
     let ours = server.url("owned");
     let ended = run(&["migrate"], &[("DATABASE_URL", &ours)], "");
     assert!(ended.status.success(), "{ended:?}");
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let expected = format!(
+        "the database owned at 127.0.0.1:{} is up to date\n",
+        server.port
+    );
+    assert_eq!(said, expected);
     let mut connection = PgConnection::connect(&ours).await.unwrap();
     let newer = "insert into _sqlx_migrations values (9999, 'newer', now(), true, 'x', 0)";
     sqlx::raw_sql(newer).execute(&mut connection).await.unwrap();

@@ -402,4 +402,6 @@ fn a_port_that_is_taken_is_said_once() {
         "{said}"
     );
     assert_eq!(said.matches("Address already in use").count(), 1, "{said}");
+    assert!(said.ends_with("or end what uses it\n"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
 }

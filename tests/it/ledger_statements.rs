@@ -1,5 +1,7 @@
 //! What single statements of the ledger promise, asked without a service around them.
 
+use std::time::Duration;
+
 use alloy::primitives::{Address, B256, U256};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
@@ -8,7 +10,7 @@ use x402d::ledger::{GrantRequest, Ledger};
 use x402d::payment::PaymentId;
 use x402d::protocol::Network;
 
-use crate::support::{Chain, Permission, Purchase, World};
+use crate::support::{Chain, Permission, Purchase, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x5c);
 
@@ -70,15 +72,74 @@ async fn who_is_granted_a_payment_is_answered_from_the_row_as_it_is_then() {
         alloy::hex::encode(elsewhere)
     ))
     .await;
-    let request = GrantRequest {
-        request_id: "a request".to_owned(),
-        caller: "a caller".to_owned(),
-    };
-    let granted = ledger.grant(left.payment, request.clone()).await.unwrap();
+    let granted = ledger.grant(left.payment, request("one")).await.unwrap();
     let told = format!("{:?}", granted.unwrap().state);
     assert!(told.contains(&elsewhere.to_string()), "{told}");
-    let again = ledger.grant(left.payment, request).await.unwrap();
+    let again = ledger
+        .grant(left.payment, request("another"))
+        .await
+        .unwrap();
     assert!(again.is_none(), "{again:?}");
+}
+
+fn request(id: &str) -> GrantRequest {
+    GrantRequest {
+        request_id: id.to_owned(),
+        caller: "a caller".to_owned(),
+    }
+}
+
+/// A commit may take long: the standby that it waits for is away. The process has given up hearing of it meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_grant_that_commits_late_is_void() {
+    let mut left = Left::behind().await;
+    let ledger = left.process().await;
+    left.run("delete from grants").await;
+    left.run("begin").await;
+    left.run(&format!(
+        "insert into grants (payment_id, process_id, request_id, caller) values ('{}', '{}', 'lost', 'a caller')",
+        left.payment.0,
+        ledger.process().0
+    ))
+    .await;
+    let (payment, voiding) = (left.payment, ledger.clone());
+    let voided = tokio::spawn(async move {
+        let lost = request("lost");
+        voiding.void_lost_grant(payment, &lost).await
+    });
+    let mut look = left.world.database.connection().await;
+    eventually("it to wait for the commit", Duration::from_secs(8), async || {
+        let waiting = "select from pg_stat_activity where wait_event = 'transactionid' and query like '%voided%' and datname = current_database()";
+        let waiting = sqlx::query(waiting).fetch_optional(&mut look).await;
+        waiting.unwrap().map(|_| ())
+    })
+    .await;
+    left.run("commit").await;
+    voided.await.unwrap().unwrap();
+    let granted = ledger.grant(payment, request("the next")).await.unwrap();
+    assert!(granted.is_some());
+    let kinds =
+        "select string_agg(kind, ',' order by id) from events where reason in ('lost', 'the next')";
+    let (kinds,): (String,) = sqlx::query_as(kinds).fetch_one(&mut look).await.unwrap();
+    assert_eq!(kinds, "voided,granted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_grant_that_arrives_late_takes_nothing() {
+    let mut left = Left::behind().await;
+    let ledger = left.process().await;
+    left.run("delete from grants").await;
+    let lost = request("lost");
+    ledger.void_lost_grant(left.payment, &lost).await.unwrap();
+    let late = ledger.grant(left.payment, lost).await.unwrap();
+    assert!(late.is_none(), "{late:?}");
+    let next = ledger.grant(left.payment, request("the next")).await;
+    assert!(next.unwrap().is_some());
+    // Another request's grant is no business of it.
+    let lost = request("lost");
+    ledger.void_lost_grant(left.payment, &lost).await.unwrap();
+    let third = ledger.grant(left.payment, request("a third")).await;
+    assert!(third.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

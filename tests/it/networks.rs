@@ -193,6 +193,21 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
     );
 }
 
+/// `serve` does without an endpoint that is down; whoever checks the configuration wants to know.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_several_rpc_urls_is_checked() {
+    let chain = Chain::start().await;
+    let urls = format!("{},http://127.0.0.1:9/secret-path", chain.url());
+    let output = checked("base-sepolia", &urls, "");
+    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
+    let text = out(&output);
+    let line = text.lines().find(|line| line.contains("UNKNOWN"));
+    let line = line.unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("RPC URL number 2"), "{line}");
+    assert!(!text.contains("secret-path"), "{text}");
+    assert!(text.contains("ok       signer"), "{text}");
+}
+
 #[test]
 fn an_rpc_that_does_not_answer_is_no_agreement_and_its_url_is_not_shown() {
     let url = "http://127.0.0.1:9/secret-path";

@@ -12,7 +12,7 @@ use crate::payment::Asset;
 use crate::protocol::assets::TransferMethod;
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 use crate::protocol::response::spelled;
-use crate::server::{NetworkProblem, rpc_of};
+use crate::server::{NetworkProblem, rpc_of, rpc_with};
 use crate::settlement::{EMPTY_PAYMENTS, native_amount, payment_cost};
 
 /// A contract that has the same address on each chain to which somebody has brought it.
@@ -128,6 +128,7 @@ pub(super) async fn look_at(config: &NetworkConfig) -> Look {
             let able = able.map(|()| "state overrides of eth_call".to_owned());
             let able = able.map_err(NetworkProblem::from);
             look.findings.push(Finding::new("rpc", None, able));
+            look.take_in_urls(config).await;
             look.take_in(&rpc, config).await;
         }
         Err(problem) => {
@@ -145,6 +146,22 @@ async fn reached(config: &NetworkConfig) -> Result<Rpc, RpcError> {
 }
 
 impl Look {
+    /// Where there are several URLs, those that `serve` would do without.
+    async fn take_in_urls(&mut self, config: &NetworkConfig) {
+        if config.rpc_urls.len() < 2 {
+            return;
+        }
+        for (index, url) in config.rpc_urls.iter().enumerate() {
+            let alone = rpc_with(config, std::slice::from_ref(url));
+            let checked = async { alone?.check_chain().await };
+            if let Err(error) = checked.await {
+                let mut finding = Finding::new("rpc", None, Err(error.into()));
+                finding.says = format!("RPC URL number {}: {}", index + 1, finding.says);
+                self.findings.push(finding);
+            }
+        }
+    }
+
     async fn take_in(&mut self, rpc: &Rpc, config: &NetworkConfig) {
         for asset in &config.policy.assets {
             let found = token(rpc, asset).await;

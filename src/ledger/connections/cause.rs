@@ -63,6 +63,14 @@ pub(super) fn name_of(options: &PgConnectOptions) -> String {
     )
 }
 
+/// The database and where it is; without a name in the URL it is the one that is called like the role.
+pub(in crate::ledger) fn database_of(options: &PgConnectOptions) -> String {
+    let name = options
+        .get_database()
+        .unwrap_or_else(|| options.get_username());
+    format!("the database {name} at {}", name_of(options))
+}
+
 /// Something took too long.
 pub(super) fn late(what: String) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(ErrorKind::TimedOut, Retold(what)))

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
-pub(super) use cause::{advice, code, options_of, takes_no_writes};
+pub(super) use cause::{advice, code, database_of, options_of, takes_no_writes};
 pub(super) use held::{Connection, Transaction};
 
 /// How long an idle connection may take to answer before it is used again.

@@ -1,4 +1,4 @@
--- A session is one negotiation: an entry of a seller's accepts, fixed before any money moves.
+-- Sessions: the terms of one purchase, fixed before any money moves. And the plain transfers that may pay them.
 create table sessions (
     id text,
     cancel_token_hash bytea not null,
@@ -42,45 +42,26 @@ create table sessions (
     constraint sessions_state_is_known check (state in ('open', 'cancelled', 'expired'))
 );
 
-comment on table sessions is 'one negotiation: the terms, how the money shall move, until when, and its payment once there is one';
+comment on table sessions is 'terms of one purchase: an entry of a seller''s accepts, its rail and expiry, and its payment once there is one';
 comment on column sessions.cancel_token_hash is 'keccak-256 of the token that the answer carried';
-comment on column sessions.client is 'network address (IPv6: its /64) of who opened it: limits of open sessions count by it';
+comment on column sessions.client is 'network address of the caller that opened it (IPv6: its /64); limits of open sessions count by it';
 comment on column sessions.rail is 'authorization: EIP-3009, we pay for gas; transfer: a plain transfer, the payer pays for gas';
 comment on column sessions.amount is 'atomic units of the asset';
 comment on column sessions.accepted is 'the entry of accepts as canonical JSON (RFC 8785)';
 comment on column sessions.requirements_hash is 'keccak-256 of accepted';
 comment on column sessions.nonce is 'keccak-256 over id and requirements_hash: nonce of the authorization, tag of the transfer';
 comment on column sessions.resource_id is 'extra.resourceId of the entry: binds the session to a route of the seller';
-comment on column sessions.resource is 'what is bought, as the buyer said; advice, never checked';
+comment on column sessions.resource is 'what is bought, as the buyer named it; never checked';
 comment on column sessions.client_reference is 'the buyer''s own name for the purchase';
 comment on column sessions.accept_from_block is 'a transfer counts from this block on';
-comment on column sessions.expires_at is 'money that moves later, by the chain''s time, does not count; validBefore of the authorization';
-comment on column sessions.state is 'what is not to be seen from its payment';
+comment on column sessions.expires_at is 'money that moves later, by the block''s time, does not count; validBefore of the authorization';
+comment on column sessions.state is 'open, cancelled or expired; whether it is paid stands in its payment';
 
 create index sessions_open_by_client on sessions (client, created_at) where state = 'open' and payment_id is null;
 create index sessions_open_by_expiry on sessions (expires_at) where state = 'open' and payment_id is null;
 create index sessions_without_payment on sessions (created_at) where payment_id is null;
-create index sessions_by_client_reference on sessions (client_reference) where client_reference is not null;
 
--- A payment may move by a transfer of the payer's own.
-alter table payments
-    add column rail text not null default 'authorization',
-    add column unmatched_reason text,
-    drop constraint payments_signature_is_bounded,
-    add constraint payments_signature_is_bounded check (
-        octet_length(signature) <= 8192 and (rail = 'transfer' or octet_length(signature) > 0)
-    ),
-    add constraint payments_rail_is_known check (rail in ('authorization', 'transfer')),
-    add constraint payments_transfers_are_sent check (rail <> 'transfer' or state not in ('queued', 'refused')),
-    add constraint payments_only_transfers_are_unmatched check (unmatched_reason is null or rail = 'transfer');
-
-comment on column payments.rail is 'authorization: submitted by a lane of ours; transfer: a plain transfer, sent with the payer''s own nonce';
-comment on column payments.nonce_domain is 'contract in which the nonce is used up: the token for EIP-3009; zero for a transfer, whose nonce is its session''s';
-comment on column payments.digest is 'the 32 bytes that the payer signed: two presentations are the same payment iff this is equal; a claim''s for a transfer';
-comment on column payments.signature is 'inner signature without an ERC-6492 wrapper; may be empty for a transfer that carries its session''s tag';
-comment on column payments.unmatched_reason is 'the money moved, but too late to count: never granted';
-
--- The payer's own transactions.
+-- Payers' own transactions.
 create table transfers (
     payment_id uuid,
     network text not null,
@@ -98,5 +79,3 @@ create table transfers (
 comment on table transfers is 'one plain ERC-20 transfer that pays one session';
 comment on column transfers.account_nonce is 'the payer''s account nonce: once another transaction has used it, this one can never be mined';
 comment on column transfers.raw is 'signed bytes, when they were handed to us: written before they are sent';
-
-create index payments_open_transfers on payments (network, id) where rail = 'transfer' and state = 'inflight';

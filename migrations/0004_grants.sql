@@ -1,4 +1,4 @@
--- Who was told that a payment bought them something. That the money moved is another fact, and stands in payments.
+-- Grants: which request was told that a payment succeeded. That the money moved is another fact, and stands in payments.
 create table grants (
     payment_id uuid,
     process_id uuid not null,
@@ -13,14 +13,14 @@ create table grants (
     constraint grants_answered_or_voided check (answered_at is null or voided_at is null)
 );
 
-comment on table grants is 'the one standing success answer of a payment';
-comment on column grants.process_id is 'who was going to answer; once it is dead, an unanswered grant is void';
+comment on table grants is 'the one success answer of a payment';
+comment on column grants.process_id is 'process that gives the answer; once it is dead, an unanswered grant is void';
 comment on column grants.request_id is 'request that was told success';
-comment on column grants.caller is 'network address of the caller, for the reader of a post-mortem';
-comment on column grants.answered_at is 'the answer reached the socket without error';
+comment on column grants.caller is 'network address of the caller';
+comment on column grants.answered_at is 'the answer was flushed to the socket';
 comment on column grants.voided_at is 'the connection broke first: the next presenter gets the grant';
 
--- Who is verifying a known payment right now: keeps a parallel copy of a header from running a handler twice.
+-- A verify of a known payment holds a short lease, so that parallel copies of one header do not run a handler twice.
 create table verify_leases (
     payment_id uuid,
     lease_until timestamptz not null,
@@ -28,4 +28,5 @@ create table verify_leases (
     constraint verify_leases_belong_to_a_payment foreign key (payment_id) references payments (id)
 );
 
-comment on table verify_leases is 'short leases taken by /verify, ended by the next /settle of the payment';
+comment on table verify_leases is 'short leases of /verify, ended by the next /settle of the payment';
+comment on column verify_leases.lease_until is 'others may verify the payment after this time';

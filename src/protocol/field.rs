@@ -211,8 +211,8 @@ fn parse_bytes(text: &str) -> Result<Bytes, String> {
     if digits.len() > 2 * SIGNATURE_BYTES_MAX {
         return Err(format!("it is longer than {SIGNATURE_BYTES_MAX} bytes"));
     }
-    let bytes =
-        alloy::hex::decode(digits).map_err(|_| "it is not hex of whole bytes".to_owned())?;
+    let bytes = alloy::hex::decode(digits)
+        .map_err(|_| "it is not an even number of hex digits".to_owned())?;
     Ok(Bytes::from(bytes))
 }
 

@@ -108,7 +108,7 @@ impl<'de> Deserialize<'de> for Version {
             let plain = text.len() <= 32 && text.split('.').all(number);
             plain
                 .then(|| Self(text.to_owned()))
-                .ok_or_else(|| "it is not numbers with points between them".to_owned())
+                .ok_or_else(|| "it is not decimal numbers joined by dots".to_owned())
         })
     }
 }

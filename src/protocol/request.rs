@@ -211,8 +211,8 @@ impl PaymentRequest {
 fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a str, EnvelopeError> {
     let found = match raw.get().as_bytes().first() {
         Some(b'{') => return Ok(raw.get()),
-        Some(b'[') => "a list",
-        Some(b'"') => "a text",
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
         Some(b'n') => "null",
         Some(b't' | b'f') => "a boolean",
         Some(_) | None => "a number",
@@ -228,7 +228,7 @@ fn decode_header(header: &str) -> Result<String, String> {
     String::from_utf8(bytes)
         .ok()
         .filter(|text| text.starts_with('{'))
-        .ok_or_else(|| format!("{expected}; it holds something else"))
+        .ok_or_else(|| format!("{expected}; it decodes to something else"))
 }
 
 /// Reads the number in a member `x402Version`.
@@ -237,7 +237,7 @@ fn version_number(place: &str, value: Option<&Value>) -> Result<Option<u64>, Str
         return Ok(None);
     };
     let number = value.as_u64().ok_or_else(|| {
-        let kind = if value.is_string() { "the text " } else { "" };
+        let kind = if value.is_string() { "the string " } else { "" };
         format!(
             "{place}: expected the number 1 or 2, got {kind}{}",
             truncate(&value.to_string())

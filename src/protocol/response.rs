@@ -31,7 +31,7 @@ pub struct VerifyResponse {
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SettleResponse {
-    /// The money has moved, and this response grants the resource. At most one response per payment does.
+    /// The money has moved, and this response grants the resource.
     pub success: bool,
     /// The stable code when `success` is false.
     #[serde(

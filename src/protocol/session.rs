@@ -83,7 +83,8 @@ impl FromStr for SessionId {
 
     fn from_str(text: &str) -> Result<Self, InvalidSessionId> {
         let letters = text.strip_prefix(ID_PREFIX).ok_or(InvalidSessionId)?;
-        let known = letters.len() == ID_CHARACTERS && letters.bytes().all(|byte| ID_ALPHABET.contains(&byte));
+        let known = letters.len() == ID_CHARACTERS
+            && letters.bytes().all(|byte| ID_ALPHABET.contains(&byte));
         known.then(|| Self(text.to_owned())).ok_or(InvalidSessionId)
     }
 }
@@ -171,14 +172,16 @@ pub fn transfer_tag(
     .abi_encode();
     match data.strip_prefix(expected.as_slice()) {
         Some([]) => Ok(None),
-        Some(tag) => B256::try_from(tag).map(Some).map_err(|_| NotSessionTransfer),
+        Some(tag) => B256::try_from(tag)
+            .map(Some)
+            .map_err(|_| NotSessionTransfer),
         None => Err(NotSessionTransfer),
     }
 }
 
 /// The calldata is not the transfer of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the calldata is not transfer(payTo, amount) with at most a 32-byte tag behind it")]
+#[error("the calldata is not transfer(payTo, amount) with at most a 32-byte tag after it")]
 pub struct NotSessionTransfer;
 
 /// The payload of a payment on rail `transfer`.

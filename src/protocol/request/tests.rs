@@ -140,7 +140,11 @@ fn unknown_or_contradicting_versions_are_rejected() {
     let mut future = changed(X402Version::V2, "/x402Version", json!(3));
     future["paymentPayload"]["x402Version"] = json!(3);
     future["paymentRequirements"] = json!({ "scheme": {} });
-    assert_eq!(reason(&future), Reason::InvalidX402Version, "the version is checked first");
+    assert_eq!(
+        reason(&future),
+        Reason::InvalidX402Version,
+        "the version is checked first"
+    );
     let alone = changed(X402Version::V1, "/x402Version", Value::Null);
     assert_eq!(parse(&alone).unwrap().unwrap().version, X402Version::V1);
 }

@@ -38,7 +38,7 @@ impl Rail {
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SessionRequest {
     /// The protocol version of `accepted`; 2 when absent.
-    #[serde(default = "newest", deserialize_with = "version")]
+    #[serde(default = "default_version", deserialize_with = "version")]
     #[cfg_attr(feature = "server", schema(value_type = u8))]
     pub x402_version: X402Version,
     /// One entry of the seller's `accepts`, verbatim.
@@ -60,12 +60,12 @@ pub struct SessionRequest {
     pub client_reference: Option<String>,
 }
 
-const fn newest() -> X402Version {
+const fn default_version() -> X402Version {
     X402Version::V2
 }
 
 fn version<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<X402Version, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(newest()))
+    Ok(Option::deserialize(deserializer)?.unwrap_or(default_version()))
 }
 
 /// The state of a session.

@@ -102,13 +102,13 @@ impl Candidate {
         } = parser.parse()?;
         let bad_signature =
             |why: String| parser.refuse(method.reason(request.version, Fault::Signature), why);
-        let (signature, wallet) =
-            signature::unwrapped(&signature).map_err(|error| bad_signature(error.to_string()))?;
+        let (signature, wallet) = signature::unwrap_erc6492(&signature)
+            .map_err(|error| bad_signature(error.to_string()))?;
         if signature.is_empty() {
             return Err(bad_signature("the signature is empty".to_owned()));
         }
         let own = signature::normalised(&signature)
-            .filter(|normal| signature::signer(normal, digest) == Some(terms.from));
+            .filter(|normal| signature::recover_signer(normal, digest) == Some(terms.from));
         let sponsoring_fault = sponsoring::attach(&mut method, &request, policy).err();
         Ok(Self {
             version: request.version,

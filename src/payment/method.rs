@@ -68,8 +68,9 @@ impl Signed<'_> {
         let recovered = || {
             let normal = signature::normalised(self.signature)?;
             let is_normalised = normal == self.signature[..];
-            (is_normalised && signature::signer(&normal, self.digest) == Some(self.terms.from))
-                .then_some(SignedBy::Payer)
+            (is_normalised
+                && signature::recover_signer(&normal, self.digest) == Some(self.terms.from))
+            .then_some(SignedBy::Payer)
         };
         self.signed_by.or_else(recovered) == Some(SignedBy::Payer)
     }

@@ -199,8 +199,8 @@ impl Session {
     /// [`Reason::SessionClaimInvalid`] with the expected form.
     pub fn is_claimed(&self, transaction: B256, claim: &[u8]) -> Result<(), Objection> {
         let digest = self.claim_digest(transaction);
-        let signer =
-            signature::normalised(claim).and_then(|normal| signature::signer(&normal, digest));
+        let signer = signature::normalised(claim)
+            .and_then(|normal| signature::recover_signer(&normal, digest));
         if signer == Some(self.payer) {
             return Ok(());
         }

@@ -33,7 +33,7 @@ pub fn normalised(signature: &[u8]) -> Option<[u8; 65]> {
 }
 
 /// Recovers the account that made a [`normalised`] signature over `digest`.
-pub fn signer(signature: &[u8; 65], digest: B256) -> Option<Address> {
+pub fn recover_signer(signature: &[u8; 65], digest: B256) -> Option<Address> {
     let (scalars, v) = signature.split_at(64);
     let recovery = if v.first() == Some(&28) {
         RecoveryId::One
@@ -51,7 +51,7 @@ pub fn signer(signature: &[u8; 65], digest: B256) -> Option<Address> {
 ///
 /// # Errors
 /// The signature ends like a wrapper, but the content cannot be decoded.
-pub fn unwrapped(signature: &Bytes) -> Result<(Bytes, Option<Wallet>), MalformedWrapper> {
+pub fn unwrap_erc6492(signature: &Bytes) -> Result<(Bytes, Option<Wallet>), MalformedWrapper> {
     let Some(body) = signature.strip_suffix(&WRAPPER_MAGIC) else {
         return Ok((signature.clone(), None));
     };
@@ -84,11 +84,14 @@ mod tests {
             raw[64] = v;
             let signature = normalised(&raw).unwrap();
             assert_eq!(signature, SIGNATURE);
-            assert_eq!(signer(&signature, DIGEST), Some(PAYER));
+            assert_eq!(recover_signer(&signature, DIGEST), Some(PAYER));
         }
         let mut other = SIGNATURE;
         other[64] = 1;
-        assert_ne!(signer(&normalised(&other).unwrap(), DIGEST), Some(PAYER));
+        assert_ne!(
+            recover_signer(&normalised(&other).unwrap(), DIGEST),
+            Some(PAYER)
+        );
     }
 
     #[test]
@@ -97,7 +100,10 @@ mod tests {
             "d5d92faa68ee8a391c1e3ad721efcdfb48d3c73c39438d353afb0357d75a96736aeccac09d31d96a64bf06c04a6110700c57f808128e95f20fc000330b8d975c1c"
         );
         let digest = b256!("5ee092a968e1122befb3e982389460ecb49eea18ae8278f2b9856bb37856e9a3");
-        assert_eq!(signer(&normalised(&exact).unwrap(), digest), Some(PAYER));
+        assert_eq!(
+            recover_signer(&normalised(&exact).unwrap(), digest),
+            Some(PAYER)
+        );
     }
 
     #[test]
@@ -123,10 +129,10 @@ mod tests {
             call,
         };
         assert_eq!(
-            unwrapped(&wrapped.into()),
+            unwrap_erc6492(&wrapped.into()),
             Ok((inner.clone(), Some(wallet)))
         );
-        assert_eq!(unwrapped(&inner), Ok((inner, None)));
-        assert_eq!(unwrapped(&WRAPPER_MAGIC.into()), Err(MalformedWrapper));
+        assert_eq!(unwrap_erc6492(&inner), Ok((inner, None)));
+        assert_eq!(unwrap_erc6492(&WRAPPER_MAGIC.into()), Err(MalformedWrapper));
     }
 }

@@ -47,7 +47,7 @@ impl FromStr for Network {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unknown = || UnknownNetwork {
             text: text.chars().take(40).collect(),
-            suggestion: Self::listed(text),
+            suggestion: Self::from_listed_name(text),
         };
         let digits = text.strip_prefix("eip155:").ok_or_else(unknown)?;
         let plain = !digits.is_empty()

@@ -128,13 +128,13 @@ impl Network {
 
     /// Finds a network by its CAIP-2 name, or by a name in the table such as `base` or `arbitrum`.
     pub fn named(text: &str) -> Option<Self> {
-        text.parse().ok().or_else(|| Self::listed(text))
+        text.parse().ok().or_else(|| Self::from_listed_name(text))
     }
 
     /// Finds a network by a name in the table.
-    pub fn listed(name: &str) -> Option<Self> {
-        let listed = NETWORKS.iter().find(|known| known.names.contains(&name));
-        listed.map(KnownNetwork::network)
+    pub fn from_listed_name(name: &str) -> Option<Self> {
+        let network = NETWORKS.iter().find(|known| known.names.contains(&name));
+        network.map(KnownNetwork::network)
     }
 
     /// The name in v1 messages; `None` if v1 has none.

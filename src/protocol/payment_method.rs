@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn scheme_and_transfer_method_give_the_payment_method() {
         let none = serde_json::Value::Null;
-        for (scheme, method, means) in [
+        for (scheme, transfer_method, expected) in [
             ("exact", none.clone(), Some(Means::Authorization)),
             ("exact", json!("eip3009"), Some(Means::Authorization)),
             ("exact", json!("permit2"), Some(Means::Permit2)),
@@ -74,11 +74,11 @@ mod tests {
             ("upto", json!("eip3009"), None),
         ] {
             let entry = json!({"scheme": scheme, "network": "eip155:84532", "amount": "1", "asset": Address::ZERO, "payTo": Address::ZERO,
-                "maxTimeoutSeconds": 60, "extra": {"assetTransferMethod": method}});
+                "maxTimeoutSeconds": 60, "extra": {"assetTransferMethod": transfer_method}});
             let requirements: PaymentRequirements = serde_json::from_value(entry).unwrap();
-            assert_eq!(requirements.means(), means, "{scheme} {method}");
-            if let Some(means) = means {
-                assert_eq!(means.scheme(), requirements.scheme);
+            assert_eq!(requirements.means(), expected, "{scheme} {transfer_method}");
+            if let Some(method) = expected {
+                assert_eq!(method.scheme(), requirements.scheme);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! A payer's own transaction that lets Permit2 take its token (`protocol.md` §3.6): read, and checked before anybody pays for it.
+//! A transaction signed by the payer that approves Permit2 (x402 extension `erc20ApprovalGasSponsoring`), checked before the facilitator
+//! funds its gas.
 
 use alloy::consensus::transaction::SignerRecoverable as _;
 use alloy::consensus::{Transaction as _, TxEnvelope};
@@ -14,73 +15,71 @@ sol! {
     function approve(address spender, uint256 value) external returns (bool);
 }
 
-/// The signed bytes of an approval, read.
+/// A decoded approval transaction.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Approval {
-    /// The bytes.
+    /// The signed bytes, EIP-2718 encoded.
     pub raw: Bytes,
-    /// Their hash.
+    /// The transaction hash.
     pub hash: B256,
-    /// The payer's account nonce: once another transaction has used it, this one can never be mined.
+    /// The payer's account nonce. If another transaction uses it, this one can never be mined.
     pub account_nonce: u64,
-    /// Gas at most.
     pub gas_limit: u64,
-    /// Wei per gas at most.
+    /// `maxFeePerGas`, in wei per gas.
     pub max_fee_wei: u128,
-    /// What the token is called with.
+    /// The calldata.
     pub call: Bytes,
 }
 
-/// Whose approval of what is expected.
+/// The terms that an approval must have.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    /// The chain.
+pub struct ExpectedApproval {
     pub network: Network,
-    /// The payer.
     pub payer: Address,
-    /// The token.
     pub token: Address,
-    /// What Permit2 is going to take.
+    /// The smallest sufficient allowance: the amount that the payment permits, in atomic units.
     pub amount: Amount,
 }
 
 impl Approval {
-    /// Reads signed bytes, and makes sure that they approve Permit2 for what is wanted, and do nothing else.
+    /// Decodes signed bytes and checks that they approve Permit2 for the expected terms and do nothing else.
     ///
     /// # Errors
-    /// The code of the first thing that is wrong with them.
-    pub fn read(raw: &Bytes, wanted: Wanted) -> Result<Self, (Reason, String)> {
-        let unreadable = || {
+    /// The code of the first check that failed.
+    pub fn read(raw: &Bytes, expected: ExpectedApproval) -> Result<Self, (Reason, String)> {
+        let undecodable = || {
             (
                 Reason::ApprovalParseFailed,
                 "expected the bytes of one signed EIP-1559 transaction".to_owned(),
             )
         };
-        let signed = TxEnvelope::decode_2718_exact(raw).map_err(|_| unreadable())?;
+        let signed = TxEnvelope::decode_2718_exact(raw).map_err(|_| undecodable())?;
         if !signed.is_eip1559() {
-            return Err(unreadable());
+            return Err(undecodable());
         }
-        if signed.chain_id() != Some(wanted.network.chain_id()) {
-            let why = format!("expected a transaction for {}", wanted.network);
+        if signed.chain_id() != Some(expected.network.chain_id()) {
+            let why = format!("expected a transaction for {}", expected.network);
             return Err((Reason::ApprovalParseFailed, why));
         }
-        if signed.to() != Some(wanted.token) {
-            let why = format!("expected a call of the token {}", wanted.token);
+        if signed.to() != Some(expected.token) {
+            let why = format!("expected a call of the token {}", expected.token);
             return Err((Reason::ApprovalWrongTarget, why));
         }
-        approves(signed.input(), wanted.amount)?;
+        check_calldata(signed.input(), expected.amount)?;
         if !signed.value().is_zero() {
-            let why = "expected an approval that moves no native money".to_owned();
+            let why = "expected an approval that transfers no native currency".to_owned();
             return Err((Reason::ApprovalInvalidCalldata, why));
         }
         let signer = signed.recover_signer().map_err(|_| {
-            let why = "the transaction's signature cannot be recovered".to_owned();
+            let why =
+                "expected a valid signature; the signer of the transaction cannot be recovered"
+                    .to_owned();
             (Reason::ApprovalInvalidSignature, why)
         })?;
-        if signer != wanted.payer {
+        if signer != expected.payer {
             let why = format!(
-                "expected a transaction of the payer {}, it is {signer}'s",
-                wanted.payer
+                "expected a transaction signed by the payer {}, got one signed by {signer}",
+                expected.payer
             );
             return Err((Reason::ApprovalSignerMismatch, why));
         }
@@ -94,33 +93,33 @@ impl Approval {
         })
     }
 
-    /// What the payer must have in native money for it to be taken by a node: its gas, and half of that again, because rollups ask for
-    /// the publishing of its data on top.
+    /// The native currency that the payer needs before a node accepts the transaction, in wei: its gas plus one half, because rollups
+    /// charge for the transaction's data on top.
     pub fn cost_wei(&self) -> U256 {
         let gas = U256::from(self.max_fee_wei).saturating_mul(U256::from(self.gas_limit));
         gas.saturating_add(gas / U256::from(2))
     }
 }
 
-fn approves(input: &Bytes, amount: Amount) -> Result<(), (Reason, String)> {
+fn check_calldata(input: &Bytes, amount: Amount) -> Result<(), (Reason, String)> {
     if input.get(..4) != Some(&approveCall::SELECTOR[..]) {
         let why = "expected a call of approve(address,uint256)".to_owned();
         return Err((Reason::ApprovalWrongSelector, why));
     }
     let call = approveCall::abi_decode_validate(input).map_err(|_| {
-        let why = "expected the two members of approve(address,uint256)".to_owned();
+        let why = "expected the two arguments of approve(address,uint256)".to_owned();
         (Reason::ApprovalInvalidCalldata, why)
     })?;
     if call.spender != PERMIT2 {
         let why = format!(
-            "expected an approval of Permit2, {PERMIT2}, it is for {}",
+            "expected an approval of Permit2, {PERMIT2}, got one of {}",
             call.spender
         );
         return Err((Reason::ApprovalWrongSpender, why));
     }
     if call.value < amount.atomic() {
         let why = format!(
-            "expected an approval of at least {amount}, it is of {}",
+            "expected an approval of at least {amount}, got {}",
             call.value
         );
         return Err((Reason::ApprovalInvalidCalldata, why));
@@ -130,7 +129,7 @@ fn approves(input: &Bytes, amount: Amount) -> Result<(), (Reason, String)> {
 
 impl std::fmt::Debug for Approval {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Whoever holds the bytes can submit them: they stay out of every log.
+        // Bearer value: anyone who holds the bytes can submit them, so they must not reach a log.
         formatter
             .debug_struct("Approval")
             .field("hash", &self.hash)

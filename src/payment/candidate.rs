@@ -1,6 +1,6 @@
-//! A payment on its way to the ledger: everything that can be judged without asking anybody.
+//! A payment before it is accepted: all checks that need neither the chain nor the ledger.
 
-mod reading;
+mod payload;
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 use time::OffsetDateTime;
@@ -11,107 +11,105 @@ use crate::protocol::{
     Authorization, AuthorizationPayload, Network, PaymentRequirements, Reason, Refusal, Scheme,
     X402Version,
 };
-use reading::{Draft, Reading};
+use payload::{ParsedPayload, PayloadParser};
 
 /// A request that carries an authorization.
 type PaymentRequest = crate::protocol::PaymentRequest<AuthorizationPayload>;
 
-/// How to deploy a wallet that has no code yet (ERC-6492).
+/// The deployment of a wallet that has no code yet (ERC-6492).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wallet {
-    /// The contract to call.
+    /// The contract that deploys the wallet.
     pub factory: Address,
-    /// With which data.
+    /// The calldata for the factory.
     pub call: Bytes,
 }
 
-/// Whose signature it is, as far as that can be told without the chain.
+/// The signer of a payment, as far as it can be determined without the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignedBy {
-    /// The payer's own key. Good enough unless the payer turns out to have code.
+    /// The payer's own key. Sufficient unless the payer's address has code.
     Payer,
-    /// Nobody that we recognise: only the payer's contract can tell.
+    /// Not the payer's key. Only the payer's contract can accept the signature (ERC-1271).
     Unknown,
 }
 
-/// What a request is about. In scheme `upto` the required amount is the most that may be charged at `/verify`, and the charge at `/settle`.
+/// The endpoint of the request. In scheme `upto` the required amount is the maximum charge at `/verify`, and the charge at `/settle`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Advice.
+    /// `POST /verify`.
     Verify,
-    /// The money.
+    /// `POST /settle`.
     Settle,
 }
 
-/// A payment of strict shape. Its signature is recovered as far as that goes without the chain.
+/// A well-formed payment. Its signature was recovered, if it is an ECDSA signature.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// The dialect to answer in.
+    /// The protocol version of the response.
     pub version: X402Version,
-    /// The network as the request names it.
+    /// The network name as the request spells it.
     pub network_name: String,
-    /// The network.
     pub network: Network,
-    /// The token.
+    /// The required token.
     pub asset: Address,
-    /// Who pays whom, when, under which nonce; and how much is to be moved.
+    /// The signed terms; `value` is the amount to transfer.
     pub authorization: Authorization,
-    /// By which contract.
+    /// The contract that makes the transfer.
     pub method: Method,
-    /// The 32 signed bytes.
+    /// The signed EIP-712 digest.
     pub digest: B256,
-    /// The signature without wrapper, `v` normalised when it is the payer's.
+    /// The signature without ERC-6492 wrapper; `v` is 27 or 28 if the payer's key made it.
     pub signature: Bytes,
-    /// The deployment that an ERC-6492 wrapper named.
+    /// The deployment named by an ERC-6492 wrapper.
     pub wallet: Option<Wallet>,
-    /// Who signed.
     pub signed_by: SignedBy,
-    /// What was bought, as somebody said.
+    /// The URL of the resource, if the request names one. No check depends on it.
     pub resource: Option<String>,
-    /// The token's domain as the requirement gives it; EIP-3009 signs in it.
+    /// The token's EIP-712 domain as the requirement gives it (EIP-3009 only).
     domain: Option<(String, String)>,
-    /// The token that the payer signed.
+    /// The token in the signed data.
     token: Address,
     purpose: Purpose,
-    /// What is wrong with what the payer adds for Permit2's sake. Said once everything that comes before is good.
+    /// The first error in the gas sponsoring extensions. Reported after the signature check, see [`Self::verified`].
     pub(super) sponsoring_fault: Option<(Reason, String)>,
-    /// What the seller asks for.
+    /// The seller's requirements.
     pub requirements: PaymentRequirements,
 }
 
 impl Candidate {
-    /// Checks the shape: scheme, domain, network, amount, signature.
+    /// Checks scheme, domain, network, amount and form of the signature.
     ///
     /// # Errors
-    /// A [`Refusal`] with the code of the first check that failed, in the order of `protocol.md` §3.2, §3.5 and §4.
+    /// A [`Refusal`] with the code of the first check that failed. The order of the checks is that of the reference implementation.
     pub fn from_request(
         request: PaymentRequest,
         policy: &NetworkPolicy,
         purpose: Purpose,
     ) -> Result<Self, Refusal> {
-        let draft = Draft {
+        let parser = PayloadParser {
             request: &request,
             policy,
             purpose,
         };
-        let Reading {
+        let ParsedPayload {
             terms,
             mut method,
             token,
             digest,
             domain,
             signature,
-        } = draft.read()?;
+        } = parser.parse()?;
         let bad_signature =
-            |why: String| draft.refuse(method.reason(request.version, Fault::Signature), why);
-        let (signature, wallet) =
-            signature::unwrapped(&signature).map_err(|error| bad_signature(error.to_string()))?;
+            |why: String| parser.refuse(method.reason(request.version, Fault::Signature), why);
+        let (signature, wallet) = signature::unwrap_erc6492(&signature)
+            .map_err(|error| bad_signature(error.to_string()))?;
         if signature.is_empty() {
             return Err(bad_signature("the signature is empty".to_owned()));
         }
         let own = signature::normalised(&signature)
-            .filter(|normal| signature::signer(normal, digest) == Some(terms.from));
-        let sponsoring_fault = sponsoring::accept(&mut method, &request, policy).err();
+            .filter(|normal| signature::recover_signer(normal, digest) == Some(terms.from));
+        let sponsoring_fault = sponsoring::attach(&mut method, &request, policy).err();
         Ok(Self {
             version: request.version,
             network: request.requirements.network,
@@ -124,7 +122,7 @@ impl Candidate {
                 SignedBy::Unknown
             },
             signature: own.map_or(signature, |normal| Bytes::copy_from_slice(&normal)),
-            // Permit2 knows no wallet that is not there yet.
+            // Permit2 cannot settle for a wallet that is not deployed yet.
             wallet: wallet.filter(|_| method == Method::Eip3009),
             method,
             domain,
@@ -137,7 +135,7 @@ impl Candidate {
         })
     }
 
-    /// Whether the token's own permit comes with it.
+    /// Whether an EIP-2612 permit is submitted together with the payment.
     pub const fn brings_a_permit(&self) -> bool {
         matches!(
             self.method,
@@ -148,7 +146,7 @@ impl Candidate {
         )
     }
 
-    /// What the payer signed, with all that settles it.
+    /// The signed terms with everything needed to settle them.
     pub const fn signed(&self) -> Signed<'_> {
         Signed {
             asset: self.asset,
@@ -161,30 +159,24 @@ impl Candidate {
         }
     }
 
-    /// Whether the authorization pays what is required: payee, amount, token. Asked of every payment, also of one that the ledger
-    /// knows already, because the requirement is the seller's word and the header only the buyer's.
-    ///
-    /// # Errors
-    /// The code of the first difference.
+    /// Checks that the authorization matches the requirement: payee, amount, token. Applies to payments already in the ledger too,
+    /// because the requirement comes from the seller and the payload from the buyer.
     pub fn pays_what_is_required(&self) -> Result<(), Refusal> {
         self.pays_the_payee()?;
-        self.pays_the_amount()
+        self.check_amount()
     }
 
-    /// The first part of [`Self::pays_what_is_required`]; [`Self::is_allowed`] asks the rest of a payment that is new.
-    ///
-    /// # Errors
-    /// When somebody else is paid.
+    /// Checks the payee, the first part of [`Self::pays_what_is_required`]. For a new payment [`Self::is_allowed`] checks the rest.
     pub fn pays_the_payee(&self) -> Result<(), Refusal> {
         let (paid, required) = (self.authorization.to, self.requirements.pay_to);
         if paid == required {
             return Ok(());
         }
-        let why = format!("expected the payee {required}, the authorization pays {paid}");
+        let why = format!("expected the payee {required}, got an authorization that pays {paid}");
         Err(self.object(Fault::Payee, why))
     }
 
-    fn pays_the_amount(&self) -> Result<(), Refusal> {
+    fn check_amount(&self) -> Result<(), Refusal> {
         let required = self.requirements.amount;
         let signed = match &self.method {
             Method::Eip3009 => self.authorization.value,
@@ -198,12 +190,12 @@ impl Candidate {
             return Err(self.refuse(Reason::UptoExceedsAmount, why));
         }
         if !charged && required != signed {
-            let why = format!("expected exactly {required}, the authorization moves {signed}");
+            let why = format!("expected exactly {required}, got an authorization of {signed}");
             return Err(self.object(Fault::Amount, why));
         }
         if self.token != self.asset {
             let why = format!(
-                "expected the token {}, the payer permitted {}",
+                "expected the token {}, got a permit for {}",
                 self.asset, self.token
             );
             return Err(self.refuse(Reason::Permit2TokenMismatch, why));
@@ -211,11 +203,8 @@ impl Candidate {
         Ok(())
     }
 
-    /// Whether the operator and the clock allow a new payment: asset, payee, domain, facilitator, window; and whether it pays the
-    /// amount. `now` is the later of the wall clock and the newest block's time.
-    ///
-    /// # Errors
-    /// The code of the first rule that is broken.
+    /// Checks a new payment against the operator's policy: asset, payee, domain, facilitator, validity window; then the amount.
+    /// `now` is the later of the wall clock and the latest block's time.
     pub fn is_allowed(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Refusal> {
         let asset = policy.asset(self.asset).ok_or_else(|| {
             let known: Vec<_> = policy
@@ -238,17 +227,14 @@ impl Candidate {
             );
             return Err(self.refuse(Reason::InvalidPaymentRequirements, why));
         }
-        self.names_the_domain_of(asset)?;
-        self.names_a_facilitator_of(policy)?;
-        self.is_in_its_window(policy, now)?;
-        self.pays_the_amount()
+        self.check_token_domain(asset)?;
+        self.check_facilitator(policy)?;
+        self.check_validity_window(policy, now)?;
+        self.check_amount()
     }
 
-    /// The same payment, with what an ERC-6492 wrapper comes to. A wallet that is deployed needs no factory, listed or not; one that is
-    /// not may be deployed at our cost by a listed factory alone.
-    ///
-    /// # Errors
-    /// When the wallet is not deployed, and its factory is not listed.
+    /// Resolves the ERC-6492 wrapper. A deployed wallet needs no factory, listed or not. An undeployed wallet must have a factory in the
+    /// policy's list, because the facilitator pays for the deployment.
     pub fn with_wallet_deployed(
         mut self,
         policy: &NetworkPolicy,
@@ -269,7 +255,7 @@ impl Candidate {
         }
     }
 
-    fn names_a_facilitator_of(&self, policy: &NetworkPolicy) -> Result<(), Refusal> {
+    fn check_facilitator(&self, policy: &NetworkPolicy) -> Result<(), Refusal> {
         let Some(named) = self.method.facilitator() else {
             return Ok(());
         };
@@ -277,13 +263,13 @@ impl Candidate {
             return Ok(());
         }
         let why = format!(
-            "expected the witness to name this facilitator, {}, it names {named}",
+            "expected the witness to name this facilitator, {}, got {named}",
             policy.facilitator().unwrap_or_default()
         );
         Err(self.refuse(Reason::UptoFacilitatorMismatch, why))
     }
 
-    fn names_the_domain_of(&self, asset: &Asset) -> Result<(), Refusal> {
+    fn check_token_domain(&self, asset: &Asset) -> Result<(), Refusal> {
         let Some((name, version)) = &self.domain else {
             return Ok(());
         };
@@ -291,7 +277,7 @@ impl Candidate {
             let why = format!(
                 "expected extra.name {:?} as the token has it, got {:?}",
                 asset.name,
-                shown(name)
+                truncate(name)
             );
             return Err(self.refuse(Reason::ExactTokenName, why));
         }
@@ -299,14 +285,18 @@ impl Candidate {
             let why = format!(
                 "expected extra.version {:?} as the token has it, got {:?}",
                 asset.version,
-                shown(version)
+                truncate(version)
             );
             return Err(self.refuse(Reason::ExactTokenVersion, why));
         }
         Ok(())
     }
 
-    fn is_in_its_window(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Refusal> {
+    fn check_validity_window(
+        &self,
+        policy: &NetworkPolicy,
+        now: OffsetDateTime,
+    ) -> Result<(), Refusal> {
         let (after, before) = (
             self.authorization.valid_after,
             self.authorization.valid_before,
@@ -319,7 +309,7 @@ impl Candidate {
         let before_s = i64::try_from(before.atomic()).unwrap_or(i64::MAX);
         if before_s < limits.0 || before_s > limits.1 {
             let why = format!(
-                "expected the authorization to end between {} and {}, at least {} s and at most {} s from now ({}), it ends at {before}; a seller's maxTimeoutSeconds must not be more than {}",
+                "expected the authorization to expire between {} and {}, at least {} s and at most {} s from now ({}), it expires at {before}; a seller's maxTimeoutSeconds must not be more than {}",
                 limits.0,
                 limits.1,
                 policy.validity_min.whole_seconds(),
@@ -342,12 +332,12 @@ impl Candidate {
         Ok(())
     }
 
-    /// A refusal with the code that the payment's method has for it.
+    /// A rejection with the code that the payment's method and version have for `fault`.
     pub fn object(&self, fault: Fault, message: String) -> Refusal {
         self.refuse(self.method.reason(self.version, fault), message)
     }
 
-    /// A refusal of this payment.
+    /// A rejection of this payment.
     pub fn refuse(&self, reason: Reason, message: String) -> Refusal {
         Refusal {
             reason,
@@ -360,17 +350,17 @@ impl Candidate {
 
 impl std::fmt::Debug for Candidate {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut shown = formatter.debug_struct("Candidate");
-        shown
+        let mut fields = formatter.debug_struct("Candidate");
+        fields
             .field("network", &self.network)
             .field("authorization", &self.authorization);
-        shown
+        fields
             .field("signed_by", &self.signed_by)
             .finish_non_exhaustive()
     }
 }
 
-fn shown(text: &str) -> String {
+fn truncate(text: &str) -> String {
     text.chars().take(60).collect()
 }
 

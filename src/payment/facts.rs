@@ -1,4 +1,4 @@
-//! What the chain knows about a payment, and the verdict that follows from it.
+//! The chain's facts about a payment, and the checks that depend on them.
 
 use alloy::primitives::{Bytes, U256};
 use time::OffsetDateTime;
@@ -8,43 +8,42 @@ use crate::payment::state::Exit;
 use crate::payment::{Candidate, Method, Payment, SignedBy, revert};
 use crate::protocol::{Reason, Refusal, X402Version};
 
-/// A permit has to last this much longer, in seconds: it is submitted with the payment (`protocol.md` §3.6).
-const PERMIT_LASTS_S: i64 = 6;
+/// The shortest remaining validity of an EIP-2612 permit, in seconds: it is submitted with the payment. The reference uses 6 as well.
+const PERMIT_VALIDITY_MIN_S: i64 = 6;
 
-/// One look at the chain, all at the same block.
+/// The facts about one payment, all read at the same block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "independent facts, not states"
 )]
 pub struct ChainFacts {
-    /// The block that was looked at.
+    /// The block at which the facts were read.
     pub block_number: u64,
-    /// Its time.
+    /// The time of that block.
     pub block_time: OffsetDateTime,
-    /// Whether the token's address has code.
     pub token_has_code: bool,
-    /// Whether the payer's address has code (a contract wallet, or an EIP-7702 account).
+    /// Whether the payer's address has code: a contract wallet or an EIP-7702 account.
     pub payer_has_code: bool,
-    /// `authorizationState`; `None` when the token does not answer it.
+    /// Whether the authorization's nonce is used; `None` if the token has no `authorizationState` (EIP-3009).
     pub nonce_used: Option<bool>,
-    /// `balanceOf`; `None` when the token does not answer it.
+    /// The payer's token balance; `None` if the token has no `balanceOf`.
     pub balance: Option<U256>,
-    /// Whether the contract that settles has code.
+    /// Whether the contract that settles has code: the token, or the proxy of the scheme.
     pub settler_has_code: bool,
-    /// What Permit2 may take of the payer's token; `None` when the token does not say, or Permit2 is not asked.
+    /// The payer's allowance to Permit2; `None` if the token has no `allowance`, or Permit2 is not used.
     pub allowance: Option<U256>,
     /// Whether the payer's code accepts the signature (ERC-1271).
     pub signature_accepted: bool,
-    /// Whether the simulated transfer went through.
+    /// Whether the simulated transfer succeeded.
     pub transfer_succeeds: bool,
-    /// What it reverted with, at most 512 bytes.
+    /// The revert data of the simulated transfer, at most 512 bytes.
     pub revert: Bytes,
-    /// Gas of the simulated inner call.
+    /// The gas used by the simulated transfer call.
     pub gas_used: u64,
 }
 
-/// A payment that passed every check: the only thing that the ledger accepts.
+/// A payment that passed every check. The ledger accepts nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     candidate: Candidate,
@@ -54,64 +53,60 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// The payment.
     pub fn candidate(&self) -> &Candidate {
         &self.candidate
     }
 
-    /// The block at which it was checked.
+    /// The block at which the payment was checked.
     pub const fn block_number(&self) -> u64 {
         self.block_number
     }
 
-    /// What its payer had then, in atomic units; `None` when the token does not tell.
+    /// The payer's balance at that block, in atomic units; `None` if the token has no `balanceOf`.
     pub const fn balance(&self) -> Option<U256> {
         self.balance
     }
 
-    /// What Permit2 might take of it then, where the payment depends on that; `None` where it does not, or the token does not tell.
+    /// The payer's allowance to Permit2 at that block. `None` if the payment does not depend on it, or the token has no `allowance`.
     pub const fn allowance(&self) -> Option<U256> {
         self.allowance
     }
 }
 
 impl Candidate {
-    /// The verdict on a payment whose local checks have passed.
-    ///
-    /// # Errors
-    /// The code of what the chain objects to.
+    /// Checks a payment against the chain's facts, after its local checks have passed.
     pub fn verified(self, facts: &ChainFacts) -> Result<Verified, Refusal> {
         self.signature_holds(facts)?;
         if let Some((reason, why)) = &self.sponsoring_fault {
             return Err(self.refuse(*reason, why.clone()));
         }
-        self.permit_lasts(facts)?;
-        // A charge of nothing moves nothing: there is nothing to simulate, but the nonce must be there to be consumed.
-        let moves_nothing = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
+        self.check_permit_deadline(facts)?;
+        // A charge of 0 needs no transfer, so there is nothing to simulate. The nonce must still be unused.
+        let zero_charge = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
         let may_wait = self.signed().awaits_approval(facts);
         let may_wait = may_wait || self.signed().waits_for_its_time(facts);
-        if !facts.transfer_succeeds && !moves_nothing && !may_wait {
-            let (reason, message) = diagnosis(self.version, self.signed(), facts);
+        if !facts.transfer_succeeds && !zero_charge && !may_wait {
+            let (reason, message) = diagnose(self.version, self.signed(), facts);
             return Err(self.refuse(reason, message));
         }
         Ok(Verified {
             block_number: facts.block_number,
             balance: facts.balance,
-            allowance: self.own_allowance(facts),
+            allowance: self.required_allowance(facts),
             candidate: self,
         })
     }
 
-    /// What the payer has allowed Permit2, where a payment may depend on it. An approval allows everything.
-    fn own_allowance(&self, facts: &ChainFacts) -> Option<U256> {
+    /// The payer's allowance to Permit2, if the payment depends on it. It does not if an approval is submitted first, or the charge is 0.
+    fn required_allowance(&self, facts: &ChainFacts) -> Option<U256> {
         let permit = self.method.permit2()?;
-        let approving = matches!(permit.sponsored, Some(Sponsored::Approval(_)));
+        let has_approval = matches!(permit.sponsored, Some(Sponsored::Approval(_)));
         facts
             .allowance
-            .filter(|_| !approving && !self.authorization.value.is_zero())
+            .filter(|_| !has_approval && !self.authorization.value.is_zero())
     }
 
-    fn permit_lasts(&self, facts: &ChainFacts) -> Result<(), Refusal> {
+    fn check_permit_deadline(&self, facts: &ChainFacts) -> Result<(), Refusal> {
         let permit = self
             .method
             .permit2()
@@ -119,7 +114,7 @@ impl Candidate {
         let Some(Sponsored::Permit { deadline, .. }) = permit else {
             return Ok(());
         };
-        let least = facts.block_time.unix_timestamp() + PERMIT_LASTS_S;
+        let least = facts.block_time.unix_timestamp() + PERMIT_VALIDITY_MIN_S;
         if i64::try_from(deadline.atomic()).unwrap_or(i64::MAX) >= least {
             return Ok(());
         }
@@ -127,11 +122,8 @@ impl Candidate {
         Err(self.refuse(Reason::Eip2612DeadlineExpired, why))
     }
 
-    /// Mirrors the tokens' own rules: an address with code answers for itself (ERC-1271), whatever its key may have signed, unless the
-    /// token takes the key's word.
-    ///
-    /// # Errors
-    /// The code of a signature that the token would not accept.
+    /// Checks the signature by the rules of the tokens. For an address with code the contract decides (ERC-1271), unless the token accepts
+    /// a signature of the address's key.
     pub fn signature_holds(&self, facts: &ChainFacts) -> Result<(), Refusal> {
         if !facts.token_has_code {
             let why = format!("there is no contract at the asset's address {}", self.asset);
@@ -139,7 +131,7 @@ impl Candidate {
         }
         let payer = self.authorization.from;
         if facts.payer_has_code {
-            // A token of the first form recovers the signature whatever code there is: its own word, the simulation, decides.
+            // Some tokens recover the signer even if the payer has code. The simulated transfer shows whether this token does.
             let recovered = self.signed_by == SignedBy::Payer && facts.transfer_succeeds;
             if !facts.signature_accepted && !recovered {
                 let why = format!(
@@ -148,7 +140,7 @@ impl Candidate {
                 return Err(self.object(Fault::Signature, why));
             }
         } else if self.wallet.is_some() {
-            let why = format!("the factory's call leaves no code at {payer}");
+            let why = format!("the factory's call does not deploy a wallet at {payer}");
             return Err(self.refuse(Reason::WalletDeploymentFailed, why));
         } else if self.signed_by == SignedBy::Unknown {
             let why = format!(
@@ -161,9 +153,9 @@ impl Candidate {
 }
 
 impl Signed<'_> {
-    /// Whether a simulation failed for nothing but its time: it was made before the authorization begins.
+    /// Whether the simulation failed only because the authorization is not valid yet.
     pub fn waits_for_its_time(&self, facts: &ChainFacts) -> bool {
-        // The version decides about the code's spelling alone.
+        // Any version will do: it affects only the spelling of other codes.
         let version = X402Version::V2;
         let early = [
             self.method.reason(version, Fault::Begins),
@@ -171,17 +163,17 @@ impl Signed<'_> {
         ];
         !facts.transfer_succeeds
             && self.is_early_for(facts)
-            && early.contains(&diagnosis(version, *self, facts).0)
+            && early.contains(&diagnose(version, *self, facts).0)
     }
 
-    /// Whether the authorization begins after the time at which the chain was looked at.
+    /// Whether the authorization becomes valid only after the block of `facts`.
     pub fn is_early_for(&self, facts: &ChainFacts) -> bool {
         let time = u64::try_from(facts.block_time.unix_timestamp()).unwrap_or_default();
         self.begins() > U256::from(time)
     }
 
-    /// Whether a token has no ear for the signature that the payer's contract accepts.
-    fn is_not_heard(&self, facts: &ChainFacts, revert: &str) -> bool {
+    /// Whether the payer's contract accepts the signature, but the token does not support contract signatures.
+    fn token_ignores_contract(&self, facts: &ChainFacts, revert: &str) -> bool {
         *self.method == Method::Eip3009
             && facts.payer_has_code
             && facts.signature_accepted
@@ -191,17 +183,17 @@ impl Signed<'_> {
 }
 
 impl Payment {
-    /// Why an accepted payment whose simulation fails now should not be sent.
+    /// Why an accepted payment is not sent, given the facts of a failed simulation.
     pub fn objection(&self, facts: &ChainFacts) -> Exit {
-        let (reason, message) = diagnosis(self.version, self.signed(), facts);
+        let (reason, message) = diagnose(self.version, self.signed(), facts);
         Exit { reason, message }
     }
 }
 
-/// The likeliest reason of a failed simulation: the first hit (`protocol.md` §3.2 and §3.5).
-fn diagnosis(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (Reason, String) {
-    let reason = |objection| signed.method.reason(version, objection);
-    if let Some(found) = deployment(signed, facts) {
+/// The most likely reason of a failed simulation: the first check that fails, in the order of the reference implementation.
+fn diagnose(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (Reason, String) {
+    let reason = |fault| signed.method.reason(version, fault);
+    if let Some(found) = missing_contract(signed, facts) {
         return found;
     }
     if facts.nonce_used == Some(true) {
@@ -218,21 +210,21 @@ fn diagnosis(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (R
     {
         return (
             Reason::Permit2AllowanceRequired,
-            lacking(allowance, permit, signed),
+            missing_allowance(allowance, permit, signed),
         );
     }
     if let Some(known) = signed
         .method
         .permit2()
-        .and_then(|_| revert::of_permit2(&facts.revert))
+        .and_then(|_| revert::permit2_reason(&facts.revert))
     {
         return known;
     }
-    let text = revert::text(&facts.revert);
+    let text = revert::printable(&facts.revert);
     match signed.method {
         Method::Eip3009 if text.contains("expired") => (reason(Fault::Ends), text),
         Method::Eip3009 if text.contains("not yet valid") => (reason(Fault::Begins), text),
-        Method::Eip3009 if signed.is_not_heard(facts, &text) => (
+        Method::Eip3009 if signed.token_ignores_contract(facts, &text) => (
             reason(Fault::Simulation),
             format!(
                 "the token {} takes plain accounts only: it has no transferWithAuthorization for the signature of the contract wallet {}",
@@ -246,8 +238,8 @@ fn diagnosis(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (R
     }
 }
 
-/// A contract that is not there, or does not speak what is needed.
-fn deployment(signed: Signed<'_>, facts: &ChainFacts) -> Option<(Reason, String)> {
+/// The rejection if a contract is not deployed, or lacks the required standard.
+fn missing_contract(signed: Signed<'_>, facts: &ChainFacts) -> Option<(Reason, String)> {
     match signed.method {
         Method::Permit2(_) if !facts.settler_has_code => {
             let proxy = signed.method.settler(signed.asset);
@@ -255,20 +247,20 @@ fn deployment(signed: Signed<'_>, facts: &ChainFacts) -> Option<(Reason, String)
             Some((Reason::Permit2ProxyNotDeployed, why))
         }
         Method::Eip3009 if facts.nonce_used.is_none() => {
-            let why = "the token does not answer authorizationState".to_owned();
+            let why = "the token has no authorizationState".to_owned();
             Some((Reason::ExactEip3009Unsupported, why))
         }
         Method::Eip3009 | Method::Permit2(_) => None,
     }
 }
 
-fn lacking(allowance: U256, permit: &Permit2, signed: Signed<'_>) -> String {
+fn missing_allowance(allowance: U256, permit: &Permit2, signed: Signed<'_>) -> String {
     let (payer, token, value) = (signed.terms.from, signed.asset, signed.terms.value);
     let mut why = format!(
         "{payer} allows Permit2 to take {allowance} of {token}, which is below {value}; it has to approve Permit2 once"
     );
     if permit.sponsored.is_some() {
-        why.push_str("; what was signed in place of that is not good: another nonce, another signer, or used already");
+        why.push_str("; the permit or approval signed for it is not usable: wrong nonce, wrong signer, or already used");
     }
     why
 }

@@ -1,81 +1,82 @@
-//! How a payment's money is moved: by the token itself, or by Permit2 through the proxy of a scheme. What differs between the two is said
-//! here and in the chain's room for each; everything else treats payments alike.
+//! The two transfer methods: EIP-3009 of the token itself, or Permit2 through the proxy of a scheme.
+//!
+//! Their differences are here and in `chain`; all other code treats payments alike.
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 
-use crate::payment::approval::Wanted;
+use crate::payment::approval::ExpectedApproval;
 use crate::payment::{Approval, ChainFacts, SignedBy, Wallet, signature};
 use crate::protocol::permit2::{PERMIT2, proxy_of};
 use crate::protocol::{Amount, Authorization, Network, Reason, Scheme, X402Version};
 
-/// By which contract an authorization moves money, and what that contract wants besides the terms.
+/// The transfer method of a payment, with the data that its contract needs besides the terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
-    /// EIP-3009: the token itself.
+    /// EIP-3009: a call of the token contract.
     Eip3009,
-    /// Permit2, through the proxy of its scheme.
+    /// Permit2: a call of the scheme's proxy.
     Permit2(Permit2),
 }
 
-/// What Permit2 wants besides the terms.
+/// The data of a Permit2 payment besides the terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit2 {
-    /// The most that the payer lets go; the terms say how much is taken.
+    /// The maximum amount that the payer signed. The terms hold the amount to transfer.
     pub permitted: Amount,
-    /// The only account that may settle, which makes it scheme `upto`; `None` in `exact`.
+    /// The only account that may settle. `Some` in scheme `upto`, `None` in `exact`.
     pub facilitator: Option<Address>,
-    /// How Permit2 comes to be allowed to take the token, if the payer has not seen to it.
+    /// The signed allowance to Permit2 that the facilitator submits, if there is one.
     pub sponsored: Option<Sponsored>,
 }
 
-/// What a payer signed so that somebody else pays for the gas of its allowance to Permit2.
+/// A signed allowance to Permit2, whose gas the facilitator pays.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Sponsored {
-    /// The token's own permit (EIP-2612), submitted together with the payment.
+    /// An EIP-2612 permit, submitted together with the payment.
     Permit {
-        /// Unix seconds.
+        /// Unix seconds. The permit must be mined by then.
         deadline: Amount,
-        /// Over exactly what the payment permits; `v` is 27 or 28.
+        /// Signed for exactly the permitted amount; `v` is 27 or 28.
         signature: [u8; 65],
     },
-    /// A transaction of the payer's that approves Permit2, submitted before the payment.
+    /// A signed `approve` transaction, submitted before the payment.
     Approval(Bytes),
 }
 
-/// A payer's word, with all that is needed to act on it.
+/// Signed terms with everything needed to settle them.
 #[derive(Debug, Clone, Copy)]
 pub struct Signed<'a> {
-    /// The token.
+    /// The token contract.
     pub asset: Address,
-    /// Who pays whom how much, and when.
+    /// Payer, payee, amount to transfer, validity window and nonce.
     pub terms: &'a Authorization,
-    /// By which contract.
     pub method: &'a Method,
-    /// The 32 signed bytes.
+    /// The signed EIP-712 digest.
     pub digest: B256,
-    /// The signature without wrapper.
+    /// The signature without ERC-6492 wrapper.
     pub signature: &'a Bytes,
-    /// How to deploy the payer's wallet first.
+    /// The deployment of the payer's wallet, if it is needed first.
     pub wallet: Option<&'a Wallet>,
-    /// Who signed, where that was worked out already.
+    /// The signer, if already known.
     pub signed_by: Option<SignedBy>,
 }
 
 impl Signed<'_> {
-    /// Whether the payer's own key made the signature, spelled with `v` 27 or 28: the only kind that `v`, `r` and `s` can carry. Any
-    /// other is for the payer's code to judge, also one of 65 bytes.
+    /// Whether the payer's key made the signature, and its `v` is 27 or 28. Only such a signature can be passed to a token as `v`, `r`
+    /// and `s`. Every other signature, also one of 65 bytes, is for the payer's contract to check.
     pub fn is_by_payers_key(&self) -> bool {
         let recovered = || {
             let normal = signature::normalised(self.signature)?;
-            let spelled = normal == self.signature[..];
-            (spelled && signature::signer(&normal, self.digest) == Some(self.terms.from))
-                .then_some(SignedBy::Payer)
+            let is_normalised = normal == self.signature[..];
+            (is_normalised
+                && signature::recover_signer(&normal, self.digest) == Some(self.terms.from))
+            .then_some(SignedBy::Payer)
         };
         self.signed_by.or_else(recovered) == Some(SignedBy::Payer)
     }
 
-    /// The first second of the chain's time at which it can move money: tokens want a later time than `validAfter`, Permit2's proxies at
-    /// least that.
+    /// The first block time, in Unix seconds, at which the payment is valid. Tokens require a time later than `validAfter`; the Permit2
+    /// proxies accept `validAfter` itself.
     pub fn begins(&self) -> U256 {
         let after = self.terms.valid_after.atomic();
         match self.method {
@@ -84,7 +85,7 @@ impl Signed<'_> {
         }
     }
 
-    /// Whether nothing but the payer's allowance to Permit2 is missing, and the payer has signed an approval that can be submitted first.
+    /// Whether only the allowance to Permit2 is missing, and the payer signed an approval that can be submitted first.
     pub fn awaits_approval(&self, facts: &ChainFacts) -> bool {
         let sponsored = self
             .method
@@ -99,53 +100,53 @@ impl Signed<'_> {
             && facts.allowance.is_some_and(|allowance| allowance < value)
     }
 
-    /// The approval that the payer has signed, read.
+    /// The decoded approval transaction, if the payment has one.
     pub fn approval(&self, network: Network) -> Option<Approval> {
         let permit = self.method.permit2()?;
         let Some(Sponsored::Approval(raw)) = &permit.sponsored else {
             return None;
         };
-        let wanted = Wanted {
+        let expected = ExpectedApproval {
             network,
             payer: self.terms.from,
             token: self.asset,
             amount: permit.permitted,
         };
-        Approval::read(raw, wanted).ok()
+        Approval::read(raw, expected).ok()
     }
 }
 
-/// What may be wrong with a payment. Each method, and each scheme, has codes of its own for it.
+/// The kinds of faults of a payment. Each method and scheme has its own code for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The schemes of buyer and seller differ.
+    /// The accepted and the required scheme differ.
     Scheme,
-    /// Their networks differ.
+    /// The accepted and the required network differ.
     Network,
     /// The signature is not the payer's.
     Signature,
-    /// Somebody else is paid.
+    /// The authorization pays another payee.
     Payee,
-    /// It has ended, ends too soon, or too late.
+    /// The authorization has expired, or expires too soon or too late.
     Ends,
-    /// It has not begun.
+    /// The authorization is not valid yet.
     Begins,
-    /// Another amount is moved.
+    /// The authorized amount is not the required one.
     Amount,
-    /// Its nonce is used up, or another payment's.
+    /// The nonce is used, or belongs to another payment.
     NonceUsed,
-    /// The payer has too little.
+    /// The payer's balance is too low.
     Balance,
-    /// The simulation failed for no reason that we recognise.
+    /// The simulation failed for an unrecognised reason.
     Simulation,
-    /// It was mined without effect.
+    /// The transaction was mined without effect.
     Transaction,
-    /// Mined, but not with exactly this transfer.
+    /// The transaction was mined without exactly this transfer.
     Transfer,
 }
 
 impl Method {
-    /// The scheme whose payments it moves.
+    /// The scheme of the payment.
     pub const fn scheme(&self) -> Scheme {
         match self {
             Self::Permit2(Permit2 {
@@ -156,7 +157,7 @@ impl Method {
         }
     }
 
-    /// The contract in which nonces are used up.
+    /// The contract that records used nonces.
     pub const fn nonce_domain(&self, asset: Address) -> Address {
         match self {
             Self::Eip3009 => asset,
@@ -172,7 +173,7 @@ impl Method {
         }
     }
 
-    /// The only account that may settle, where there is one.
+    /// The only account that may settle; `None` if any account may.
     pub const fn facilitator(&self) -> Option<Address> {
         match self {
             Self::Eip3009 => None,
@@ -180,7 +181,6 @@ impl Method {
         }
     }
 
-    /// What Permit2 wants, where it moves the money.
     pub const fn permit2(&self) -> Option<&Permit2> {
         match self {
             Self::Eip3009 => None,
@@ -188,7 +188,7 @@ impl Method {
         }
     }
 
-    /// The code for a fault (`protocol.md` §2.7).
+    /// The reason code for a fault. v1 has its own code for a wrong amount.
     pub const fn reason(&self, version: X402Version, fault: Fault) -> Reason {
         match (self, fault) {
             (Self::Eip3009, Fault::Amount) => match version {
@@ -212,13 +212,13 @@ impl Method {
             (Self::Permit2(_), Fault::Simulation) => Reason::Permit2SimulationFailed,
             (_, Fault::Transfer) => Reason::ExactTransferMismatch,
             (_, Fault::Scheme | Fault::Network | Fault::Transaction) => {
-                of_scheme(self.scheme(), fault)
+                scheme_reason(self.scheme(), fault)
             }
         }
     }
 }
 
-const fn of_scheme(scheme: Scheme, fault: Fault) -> Reason {
+const fn scheme_reason(scheme: Scheme, fault: Fault) -> Reason {
     match (scheme, fault) {
         (Scheme::Exact, Fault::Scheme) => Reason::ExactScheme,
         (Scheme::Exact, Fault::Network) => Reason::ExactNetworkMismatch,
@@ -231,7 +231,7 @@ const fn of_scheme(scheme: Scheme, fault: Fault) -> Reason {
 
 impl std::fmt::Debug for Sponsored {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Whoever holds these bytes can submit them: they stay out of every log.
+        // Bearer value: anyone who holds these bytes can submit them, so they must not reach a log.
         formatter.write_str(match self {
             Self::Permit { .. } => "Permit",
             Self::Approval(_) => "Approval",

@@ -1,8 +1,9 @@
-//! The domain: what a payment is, when it is good, how it may change. Pure functions and values.
+//! The domain: what a payment is, when it is valid, which states it has. Pure functions and values.
 //!
-//! Knows the wire's types. Must not know SQL, RPC, HTTP or tokio; nothing here is async. What always holds: a [`Candidate`]
-//! has a strict shape and a recovered or still open signature; a [`Verified`] payment has passed every check, and only it can be
-//! accepted into the ledger.
+//! Knows the types of [`protocol`](crate::protocol). Must not know SQL, RPC, HTTP or tokio; nothing here is async.
+//!
+//! Invariants: a [`Candidate`] is well-formed, and its signature is either recovered to the payer's key or left for the chain to check. A
+//! [`Verified`] payment has passed every check, and the ledger accepts nothing else.
 
 pub mod approval;
 pub mod candidate;

@@ -1,4 +1,4 @@
-//! What the operator allows on a network: the gate in front of every scheme and every rail.
+//! The operator's rules for a network. They apply to every scheme and every rail.
 
 use alloy::primitives::Address;
 use time::Duration;
@@ -6,27 +6,27 @@ use time::Duration;
 use crate::protocol::assets::{DefaultAsset, TransferMethod};
 use crate::protocol::{DomainSeparator, Network};
 
-/// A token that may be paid with.
+/// A token accepted for payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asset {
-    /// The contract.
+    /// The token contract.
     pub address: Address,
-    /// Its EIP-712 name, as the chain has it.
+    /// The EIP-712 domain name, as the token contract has it.
     pub name: String,
-    /// Its EIP-712 version, as the chain has it.
+    /// The EIP-712 domain version, as the token contract has it.
     pub version: String,
-    /// How many decimals people see.
+    /// Decimals for display: 1 token is 10^decimals atomic units.
     pub decimals: u8,
-    /// How it is paid with unless a seller says otherwise.
+    /// The transfer method when a seller names none.
     pub method: TransferMethod,
-    /// Whether a signature is enough to allow somebody to take it (EIP-2612).
+    /// Whether the token has EIP-2612, so that a signature can replace an `approve` transaction.
     pub eip2612: bool,
-    /// Computed once: hashing it anew costs four times the digest itself.
+    /// The EIP-712 domain separator. Stored, because computing it costs four times as much as the digest itself.
     pub separator: DomainSeparator,
 }
 
 impl Asset {
-    /// A token of `network` with its domain. It moves by EIP-3009; version 2 is the code of USDC, which has EIP-2612 as well.
+    /// A token with EIP-3009. Version `2` is the code of USDC, so EIP-2612 is assumed for it as well; [`Self::moved_by`] overrides both.
     pub fn new(
         network: Network,
         address: Address,
@@ -46,7 +46,7 @@ impl Asset {
         }
     }
 
-    /// The same token, paid with in another way.
+    /// The same token with another transfer method and EIP-2612 support.
     #[must_use]
     pub fn moved_by(self, method: TransferMethod, eip2612: bool) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Asset {
         }
     }
 
-    /// Whether somebody signs under its own domain, be it to pay or to permit.
+    /// Whether payers sign in the token's own EIP-712 domain: EIP-3009 authorizations or EIP-2612 permits.
     pub fn has_signatures(&self) -> bool {
         self.method == TransferMethod::Eip3009 || self.eip2612
     }
@@ -76,68 +76,63 @@ impl From<&DefaultAsset> for Asset {
     }
 }
 
-/// What payers may cost us whose approvals of Permit2 we submit for them: they are given the native money that they lack for gas, and can
-/// keep it.
+/// Limits for funding the gas of payers' approvals to Permit2. A payer receives the native currency that it lacks, and the facilitator
+/// cannot get it back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApprovalLimits {
-    /// Wei that one payer is given in 24 hours.
+    /// Wei sent to one payer in 24 hours.
     pub wei_per_payer: u64,
-    /// Wei that all payers together are given in 24 hours.
+    /// Wei sent to all payers together in 24 hours.
     pub wei_per_day: u64,
 }
 
-/// Which ways by Permit2 a network has: Permit2 and the proxies are only where somebody deployed them.
+/// The schemes that work with Permit2 on a network: true where Permit2 and the scheme's proxy are deployed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Proxies {
-    /// Scheme `exact`.
     pub exact: bool,
-    /// Scheme `upto`.
     pub upto: bool,
 }
 
 /// The rules of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPolicy {
-    /// Which network.
     pub network: Network,
-    /// Tokens that may be paid with; everything else could be a contract that burns our gas.
+    /// Accepted tokens. Any other contract could waste the facilitator's gas.
     pub assets: Vec<Asset>,
-    /// Who may be paid; empty means anybody, which a mainnet configuration refuses.
+    /// Accepted payees. Empty accepts all, which the configuration allows on test networks only.
     pub payees: Vec<Address>,
-    /// The accounts that settle. An `upto` payment names one of them.
+    /// The accounts that send settlements. An `upto` payment names one of them.
     pub signers: Vec<Address>,
-    /// Permit2's domain separator, computed once.
+    /// The domain separator of Permit2 on this network.
     pub permit2: DomainSeparator,
-    /// Whether approvals that payers have signed are submitted for them, and at what cost; `None`: they are not.
+    /// The limits for submitting payers' approval transactions; `None`: they are not submitted.
     pub approvals: Option<ApprovalLimits>,
-    /// Factories that may deploy a payer's wallet at our cost (ERC-6492).
+    /// Factories that may deploy a payer's wallet at the facilitator's cost (ERC-6492).
     pub factories: Vec<Address>,
-    /// An authorization must stay valid for at least this long.
+    /// The shortest remaining validity of an authorization.
     pub validity_min: Duration,
-    /// An authorization may not be valid for longer than this: records of it are kept until then.
+    /// The longest remaining validity of an authorization. Its records are kept until then.
     pub validity_max: Duration,
-    /// Depth at which a payment counts as settled; 1 = in a canonical block.
+    /// Confirmations that a payment needs to be settled; 1 = in a canonical block.
     pub confirmations: u32,
 }
 
 impl NetworkPolicy {
-    /// The allowed token at `address`.
+    /// The accepted token at `address`.
     pub fn asset(&self, address: Address) -> Option<&Asset> {
         self.assets.iter().find(|asset| asset.address == address)
     }
 
-    /// Where the allowed tokens are.
+    /// The addresses of the accepted tokens.
     pub fn tokens(&self) -> Vec<Address> {
         self.assets.iter().map(|asset| asset.address).collect()
     }
 
-    /// The account that sellers are told to name in `upto`: the first, so that it stays the same for as long as the operator keeps the
-    /// order of the keys.
+    /// The account that sellers name in `upto` payments: the first signer, so it changes only when the operator reorders the keys.
     pub fn facilitator(&self) -> Option<Address> {
         self.signers.first().copied()
     }
 
-    /// Whether `payee` may be paid.
     pub fn allows_payee(&self, payee: Address) -> bool {
         self.payees.is_empty() || self.payees.contains(&payee)
     }

@@ -1,4 +1,4 @@
-//! An accepted payment, as the ledger keeps it.
+//! An accepted payment, as stored in the ledger.
 
 use std::fmt;
 
@@ -11,9 +11,9 @@ use crate::payment::{Method, PaymentState, Signed, Wallet};
 use crate::protocol::session::Rail;
 use crate::protocol::{Authorization, Network, Reason, X402Version};
 
-/// The ledger's id of a payment: unique, known from the first insert, ordered by time of acceptance (UUID v7).
+/// The ledger's id of a payment: unique, assigned at acceptance, ordered by time of acceptance (UUID v7).
 ///
-/// Not the *payment id* of the field, which is the transaction hash: several payments can share one transaction.
+/// Other facilitators call the transaction hash *payment id*. Here several payments can share one transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PaymentId(pub Uuid);
 
@@ -26,44 +26,39 @@ impl fmt::Display for PaymentId {
 /// An accepted payment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payment {
-    /// The ledger's id.
     pub id: PaymentId,
-    /// The dialect in which it was presented first.
+    /// The protocol version of the first request.
     pub version: X402Version,
-    /// How its money moves.
     pub rail: Rail,
-    /// Where it moves money.
     pub network: Network,
-    /// Which token.
+    /// The token contract.
     pub asset: Address,
-    /// Payer, payee, window and nonce as the payer signed them, and the amount that is to be moved. Of a transfer: what its session asks for.
+    /// The signed payer, payee, validity window and nonce, and the amount to transfer. On rail `transfer`: the terms of the session.
     pub authorization: Authorization,
-    /// By which contract the money moves; of no meaning for a transfer.
+    /// The transfer method. Without meaning on rail `transfer`.
     pub method: Method,
-    /// The 32 signed bytes.
+    /// The signed EIP-712 digest.
     pub digest: B256,
-    /// The signature without wrapper.
+    /// The signature without ERC-6492 wrapper.
     pub signature: Bytes,
-    /// How to deploy the payer's wallet, if it has none yet.
+    /// The deployment of the payer's wallet, if it had no code at acceptance.
     pub wallet: Option<Wallet>,
-    /// What was bought, as somebody said.
+    /// The URL of the resource, if the request named one.
     pub resource: Option<String>,
-    /// How far it got.
     pub state: PaymentState,
-    /// Depth that was promised at acceptance.
+    /// The confirmations that the payment needs to be settled, fixed at acceptance.
     pub confirmations: u32,
-    /// Why it was set aside for the operator, if it was.
+    /// Why the payment is quarantined for the operator, if it is.
     pub quarantine: Option<String>,
-    /// Why its money does not count although it moved, if that is so: it is never granted.
+    /// Why the transfer does not pay for anything, such as a transfer after the session's expiry. Such a payment is never granted.
     pub unmatched: Option<String>,
-    /// When it was accepted.
     pub created_at: OffsetDateTime,
-    /// When it last changed.
+    /// When the row last changed.
     pub updated_at: OffsetDateTime,
 }
 
 impl Payment {
-    /// What the payer signed, with all that settles it.
+    /// The signed terms with everything needed to settle them.
     pub const fn signed(&self) -> Signed<'_> {
         Signed {
             asset: self.asset,
@@ -76,12 +71,12 @@ impl Payment {
         }
     }
 
-    /// The code for a fault of it.
+    /// The reason code for a fault of this payment.
     pub const fn reason(&self, fault: Fault) -> Reason {
         self.method.reason(self.version, fault)
     }
 
-    /// The only signer that may settle it; `None`: any.
+    /// The only signer that may settle this payment; `None` if any may.
     pub const fn signer(&self) -> Option<Address> {
         self.method.facilitator()
     }

@@ -1,4 +1,4 @@
-//! What contracts say when they revert.
+//! Decoding of revert data.
 
 use alloy::primitives::Bytes;
 use alloy::sol;
@@ -22,8 +22,8 @@ sol! {
     error SignatureExpired(uint256 deadline);
 }
 
-/// What the proxies and Permit2 say, by selector (`protocol.md` §3.5).
-const KNOWN: &[([u8; 4], Reason, &str)] = &[
+/// The errors of the proxies and of Permit2, by selector.
+const PERMIT2_ERRORS: &[([u8; 4], Reason, &str)] = &[
     (
         InvalidAmount::SELECTOR,
         Reason::Permit2InvalidAmount,
@@ -32,7 +32,7 @@ const KNOWN: &[([u8; 4], Reason, &str)] = &[
     (
         AmountExceedsPermitted::SELECTOR,
         Reason::UptoAmountExceedsPermitted,
-        "the proxy says that more is charged than the payer permitted",
+        "the charge exceeds the amount that the payer permitted",
     ),
     (
         InvalidDestination::SELECTOR,
@@ -47,7 +47,7 @@ const KNOWN: &[([u8; 4], Reason, &str)] = &[
     (
         PaymentTooEarly::SELECTOR,
         Reason::Permit2PaymentTooEarly,
-        "the chain's time is before the witness's validAfter",
+        "the block time is before the witness's validAfter",
     ),
     (
         Permit2612AmountMismatch::SELECTOR,
@@ -57,7 +57,7 @@ const KNOWN: &[([u8; 4], Reason, &str)] = &[
     (
         UnauthorizedFacilitator::SELECTOR,
         Reason::UptoUnauthorizedFacilitator,
-        "the proxy was called by somebody else than the facilitator of the witness",
+        "the caller of the proxy is not the facilitator named in the witness",
     ),
     (
         InvalidNonce::SELECTOR,
@@ -93,15 +93,17 @@ const KNOWN: &[([u8; 4], Reason, &str)] = &[
 
 const NOT_THE_PAYERS: &str = "Permit2 does not accept the signature as the payer's";
 
-/// The code for what a proxy or Permit2 reverted with, if it is one of theirs.
-pub(super) fn of_permit2(revert: &Bytes) -> Option<(Reason, String)> {
+/// The reason and message for an error of Permit2 or a proxy; `None` for any other revert data.
+pub(super) fn permit2_reason(revert: &Bytes) -> Option<(Reason, String)> {
     let selector = revert.get(..4)?;
-    let (_, reason, why) = KNOWN.iter().find(|(known, ..)| known == selector)?;
+    let (_, reason, why) = PERMIT2_ERRORS
+        .iter()
+        .find(|(known, ..)| known == selector)?;
     Some((*reason, (*why).to_owned()))
 }
 
-/// The text of `Error(string)`, or the first bytes of anything else; cut, and without control characters.
-pub(super) fn text(revert: &Bytes) -> String {
+/// The text of `Error(string)`, or else the data as hex. Cut at 160 characters, without control characters.
+pub(super) fn printable(revert: &Bytes) -> String {
     let text = alloy::sol_types::decode_revert_reason(revert).unwrap_or_else(|| revert.to_string());
     text.chars()
         .filter(|letter| !letter.is_control())
@@ -115,7 +117,7 @@ mod tests {
     use alloy::primitives::hex;
 
     #[test]
-    fn the_published_selectors_have_their_codes() {
+    fn permit2_error_selectors_map_to_their_codes() {
         for (selector, code) in [
             ("2c5211c6", "permit2_invalid_amount"),
             ("fe64b4c7", "upto_amount_exceeds_permitted"),
@@ -130,10 +132,10 @@ mod tests {
             ("b0669cbc", "invalid_permit2_signature"),
         ] {
             let revert = Bytes::from(hex::decode(selector).unwrap());
-            let found = of_permit2(&revert).map(|(reason, _)| reason.code());
+            let found = permit2_reason(&revert).map(|(reason, _)| reason.code());
             assert_eq!(found, Some(code), "{selector}");
         }
-        assert_eq!(of_permit2(&Bytes::from_static(&[1, 2, 3, 4])), None);
-        assert_eq!(of_permit2(&Bytes::new()), None);
+        assert_eq!(permit2_reason(&Bytes::from_static(&[1, 2, 3, 4])), None);
+        assert_eq!(permit2_reason(&Bytes::new()), None);
     }
 }

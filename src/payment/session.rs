@@ -1,4 +1,4 @@
-//! A session as the ledger keeps it, and what may pay it.
+//! A session as stored in the ledger, and the checks of a payment against it.
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 use time::OffsetDateTime;
@@ -9,59 +9,53 @@ use crate::protocol::{
     Amount, Authorization, Network, PaymentRequirements, PlainText, Reason, X402Version,
 };
 
-/// One negotiation: terms that were fixed before any money moved.
+/// A payment session: terms fixed before any money moves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// Its name.
     pub id: SessionId,
-    /// The dialect of the accepted entry.
+    /// The protocol version of the accepted entry.
     pub version: X402Version,
-    /// How the money moves.
     pub rail: Rail,
-    /// Where.
     pub network: Network,
-    /// Which token.
+    /// The token contract.
     pub asset: Address,
-    /// Whose money.
     pub payer: Address,
-    /// Who is paid.
     pub payee: Address,
-    /// How much, in atomic units.
+    /// The price in atomic units.
     pub amount: Amount,
     /// The accepted entry as canonical JSON.
     pub accepted: String,
-    /// Its keccak-256.
+    /// Keccak-256 of `accepted`.
     pub requirements_hash: B256,
-    /// Nonce of the authorization, tag of the transfer.
+    /// The nonce of the authorization, or the tag of the transfer.
     pub nonce: B256,
-    /// The seller's route, when the entry names one.
+    /// The seller's route: `extra.resourceId` of the entry, if there is one.
     pub resource_id: Option<PlainText>,
-    /// What is bought, as the buyer said.
+    /// The resource that the buyer named. No check depends on it.
     pub resource: Option<PlainText>,
-    /// The buyer's own name for the purchase.
+    /// The buyer's own reference for the purchase.
     pub client_reference: Option<PlainText>,
-    /// A transfer counts from this block on.
+    /// The first block in which a transfer counts as payment.
     pub accept_from_block: u64,
-    /// Depth that was promised.
+    /// The confirmations that the payment needs to be settled.
     pub confirmations: u32,
-    /// Money that moves later does not count.
+    /// The latest block time at which a payment counts.
     pub expires_at: OffsetDateTime,
-    /// What is not to be seen from its payment.
+    /// The part of the state that the payment does not show.
     pub standing: SessionStanding,
-    /// Its payment, once there is one.
+    /// The session's payment, once one was submitted.
     pub payment: Option<PaymentId>,
-    /// When it was opened.
     pub created_at: OffsetDateTime,
 }
 
-/// What a session itself remembers; everything else follows from its payment.
+/// The stored state of a session. The rest of the state follows from its payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionStanding {
-    /// May be paid.
+    /// The session can be paid.
     Open,
-    /// Whoever opened it wants no early broadcast any more.
+    /// The buyer cancelled: nothing is broadcast before the seller settles.
     Cancelled,
-    /// The chain's time has passed its end, and nothing had moved.
+    /// The block time passed `expires_at`, and no transfer was mined in time.
     Expired,
 }
 
@@ -76,40 +70,39 @@ impl SessionStanding {
     }
 }
 
-/// A transaction that shall pay a session, as far as it says so itself.
+/// A transaction that should pay a session; the fields are read from the signed transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transfer {
-    /// Its hash.
+    /// The transaction hash.
     pub hash: B256,
-    /// The chain that it is signed for.
+    /// The EIP-155 chain id in the signature.
     pub chain_id: Option<u64>,
-    /// Whose account sends it.
+    /// The sender, recovered from the signature.
     pub from: Address,
-    /// Its account nonce.
+    /// The sender's account nonce.
     pub account_nonce: u64,
-    /// What it calls; `None` creates a contract.
+    /// The called contract; `None` for a contract creation.
     pub to: Option<Address>,
-    /// Native currency that it moves.
+    /// Native currency transferred, in wei.
     pub value: U256,
-    /// Calldata.
+    /// The calldata.
     pub input: Bytes,
 }
 
-/// Why something does not pay a session.
+/// The reason code and message when something does not match a session.
 pub type Objection = (Reason, String);
 
 impl Session {
-    /// Whether a seller asks for what the session was opened for, by value: what sellers add to `extra` meanwhile does not matter,
-    /// except for the route.
+    /// Checks that the seller's requirements equal the session's terms. Members of `extra` are not compared, except the route.
     ///
     /// # Errors
     /// [`Reason::SessionRequirementsMismatch`] with the first difference.
     pub fn is_asked_for(&self, required: &PaymentRequirements) -> Result<(), Objection> {
-        let difference = |what: &str,
+        let difference = |field: &str,
                           opened: &dyn std::fmt::Display,
                           asked: &dyn std::fmt::Display| {
             let why = format!(
-                "the session was opened for the {what} {opened}, the seller asks for {asked}; the session stays usable"
+                "the session was opened for the {field} {opened}, the seller asks for {asked}; the session stays usable"
             );
             Err((Reason::SessionRequirementsMismatch, why))
         };
@@ -138,10 +131,10 @@ impl Session {
         Ok(())
     }
 
-    /// Whether an authorization is the one that this session asks for.
+    /// Checks that an authorization has the session's payer, nonce and expiry.
     ///
     /// # Errors
-    /// [`Reason::SessionTransferMismatch`] with what was expected.
+    /// [`Reason::SessionTransferMismatch`] with the expected value.
     pub fn is_paid_by_authorization(&self, signed: &Authorization) -> Result<(), Objection> {
         let end = U256::from(self.expires_at.unix_timestamp().max(0).unsigned_abs());
         let expected = if self.rail != Rail::Authorization {
@@ -161,11 +154,11 @@ impl Session {
         ))
     }
 
-    /// Whether a transaction is a plain transfer that pays exactly this session. Returns whether it carries the session's tag, by
-    /// which its sender has said so.
+    /// Checks that a transaction is a direct token transfer with the session's terms. Returns whether it carries the session's tag;
+    /// if so, no claim is needed, because the sender has signed the tag.
     ///
     /// # Errors
-    /// [`Reason::SessionTransferMismatch`] with what was expected.
+    /// [`Reason::SessionTransferMismatch`] with the expected value.
     pub fn is_paid_by(&self, transfer: &Transfer) -> Result<bool, Objection> {
         let tag = transfer_tag(&transfer.input, self.payee, self.amount);
         let expected = if self.rail != Rail::Transfer {
@@ -180,12 +173,12 @@ impl Session {
         } else if transfer.to != Some(self.asset) {
             format!("a direct call of the token {}", self.asset)
         } else if !transfer.value.is_zero() {
-            "a transaction that moves no native currency".to_owned()
+            "a transaction that transfers no native currency".to_owned()
         } else if let Ok(tag) = tag {
             return Ok(tag == Some(self.nonce));
         } else {
             format!(
-                "transfer({}, {}) with at most a 32-byte tag behind it",
+                "transfer({}, {}) with at most a 32-byte tag after it",
                 self.payee, self.amount
             )
         };
@@ -195,19 +188,19 @@ impl Session {
         ))
     }
 
-    /// What the payer signs to claim a transaction for this session.
+    /// The EIP-712 digest that the payer signs to claim a transaction for this session.
     pub fn claim_digest(&self, transaction: B256) -> B256 {
         claim_digest(&self.id, self.requirements_hash, transaction, self.network)
     }
 
-    /// Whether `claim` is the payer's. The payer of a transfer is an account with a key, so that nobody needs to be asked.
+    /// Checks that the payer signed `claim`. The payer of a transfer is always an account with a key, so the chain is not needed.
     ///
     /// # Errors
-    /// [`Reason::SessionClaimInvalid`] with what was expected.
+    /// [`Reason::SessionClaimInvalid`] with the expected form.
     pub fn is_claimed(&self, transaction: B256, claim: &[u8]) -> Result<(), Objection> {
         let digest = self.claim_digest(transaction);
-        let signer =
-            signature::normalised(claim).and_then(|normal| signature::signer(&normal, digest));
+        let signer = signature::normalised(claim)
+            .and_then(|normal| signature::recover_signer(&normal, digest));
         if signer == Some(self.payer) {
             return Ok(());
         }

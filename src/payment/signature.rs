@@ -1,4 +1,4 @@
-//! Signatures: ECDSA recovery by libsecp256k1 (five times faster than pure Rust), and the ERC-6492 wrapper.
+//! Signatures: ECDSA recovery with libsecp256k1 (five times faster than pure Rust), and the ERC-6492 wrapper.
 
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use alloy::sol_types::SolValue;
@@ -7,15 +7,15 @@ use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
 
 use crate::payment::Wallet;
 
-/// What an ERC-6492 signature ends with: `6492` sixteen times.
+/// The suffix of an ERC-6492 signature: `6492` sixteen times.
 const WRAPPER_MAGIC: [u8; 32] =
     alloy::hex!("6492649264926492649264926492649264926492649264926492649264926492");
 
-/// Half the order of the curve: tokens refuse the larger of the two signatures that every signature has.
+/// Half the order of the curve. Every signature has a second form with a larger `s`, which tokens reject.
 const S_MAX: [u8; 32] =
     alloy::hex!("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0");
 
-/// A 65-byte ECDSA signature with `v` as 27 or 28, if that is what the bytes are: `v` 0, 1, 27 or 28 and `s` in the lower half.
+/// Normalises a 65-byte ECDSA signature to `v` 27 or 28. `None` unless `v` is 0, 1, 27 or 28 and `s` is in the lower half.
 pub fn normalised(signature: &[u8]) -> Option<[u8; 65]> {
     let mut bytes: [u8; 65] = signature.try_into().ok()?;
     let (scalars, v) = bytes.split_at_mut(64);
@@ -32,8 +32,8 @@ pub fn normalised(signature: &[u8]) -> Option<[u8; 65]> {
     Some(bytes)
 }
 
-/// The account whose key made a [`normalised`] signature over `digest`.
-pub fn signer(signature: &[u8; 65], digest: B256) -> Option<Address> {
+/// Recovers the account that made a [`normalised`] signature over `digest`.
+pub fn recover_signer(signature: &[u8; 65], digest: B256) -> Option<Address> {
     let (scalars, v) = signature.split_at(64);
     let recovery = if v.first() == Some(&28) {
         RecoveryId::One
@@ -47,10 +47,11 @@ pub fn signer(signature: &[u8; 65], digest: B256) -> Option<Address> {
     Some(Address::from_slice(keccak256(coordinates).split_at(12).1))
 }
 
-/// Takes an ERC-6492 wrapper off: the inner signature and the deployment that it names. Other signatures come back as they are.
+/// Removes an ERC-6492 wrapper. Returns the inner signature and the wallet's deployment. Other signatures are returned unchanged.
 ///
-/// The `Err` is a wrapper whose inside cannot be read.
-pub fn unwrapped(signature: &Bytes) -> Result<(Bytes, Option<Wallet>), MalformedWrapper> {
+/// # Errors
+/// The signature ends like a wrapper, but the content cannot be decoded.
+pub fn unwrap_erc6492(signature: &Bytes) -> Result<(Bytes, Option<Wallet>), MalformedWrapper> {
     let Some(body) = signature.strip_suffix(&WRAPPER_MAGIC) else {
         return Ok((signature.clone(), None));
     };
@@ -77,30 +78,36 @@ mod tests {
     const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
 
     #[test]
-    fn the_published_vector_recovers_to_its_payer_with_each_spelling_of_v() {
+    fn published_vector_recovers_to_its_payer_for_each_v() {
         for v in [0, 27] {
-            let mut spelled = SIGNATURE;
-            spelled[64] = v;
-            let signature = normalised(&spelled).unwrap();
+            let mut raw = SIGNATURE;
+            raw[64] = v;
+            let signature = normalised(&raw).unwrap();
             assert_eq!(signature, SIGNATURE);
-            assert_eq!(signer(&signature, DIGEST), Some(PAYER));
+            assert_eq!(recover_signer(&signature, DIGEST), Some(PAYER));
         }
         let mut other = SIGNATURE;
         other[64] = 1;
-        assert_ne!(signer(&normalised(&other).unwrap(), DIGEST), Some(PAYER));
+        assert_ne!(
+            recover_signer(&normalised(&other).unwrap(), DIGEST),
+            Some(PAYER)
+        );
     }
 
     #[test]
-    fn the_permit2_vectors_recover_as_well() {
+    fn permit2_vector_recovers_to_its_payer() {
         let exact = hex!(
             "d5d92faa68ee8a391c1e3ad721efcdfb48d3c73c39438d353afb0357d75a96736aeccac09d31d96a64bf06c04a6110700c57f808128e95f20fc000330b8d975c1c"
         );
         let digest = b256!("5ee092a968e1122befb3e982389460ecb49eea18ae8278f2b9856bb37856e9a3");
-        assert_eq!(signer(&normalised(&exact).unwrap(), digest), Some(PAYER));
+        assert_eq!(
+            recover_signer(&normalised(&exact).unwrap(), digest),
+            Some(PAYER)
+        );
     }
 
     #[test]
-    fn malleable_and_odd_signatures_are_no_ecdsa_signatures() {
+    fn malleable_and_malformed_signatures_are_not_normalised() {
         let mut high = SIGNATURE;
         high[32..64].fill(0xff);
         assert_eq!(normalised(&high), None, "high s");
@@ -112,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrapper_gives_up_its_factory_and_its_inner_signature() {
+    fn wrapper_decodes_to_factory_and_inner_signature() {
         let inner = Bytes::from_static(&[1, 2, 3]);
         let call = Bytes::from_static(&[9]);
         let mut wrapped = (PAYER, call.clone(), inner.clone()).abi_encode_params();
@@ -122,10 +129,10 @@ mod tests {
             call,
         };
         assert_eq!(
-            unwrapped(&wrapped.into()),
+            unwrap_erc6492(&wrapped.into()),
             Ok((inner.clone(), Some(wallet)))
         );
-        assert_eq!(unwrapped(&inner), Ok((inner, None)));
-        assert_eq!(unwrapped(&WRAPPER_MAGIC.into()), Err(MalformedWrapper));
+        assert_eq!(unwrap_erc6492(&inner), Ok((inner, None)));
+        assert_eq!(unwrap_erc6492(&WRAPPER_MAGIC.into()), Err(MalformedWrapper));
     }
 }

@@ -1,4 +1,4 @@
-//! A payment for tests: the published vector (`protocol.md`, appendix B) in both dialects, good in every respect at [`now`].
+//! A payment for tests: the published test vector in both protocol versions. At [`now`] it passes every check.
 
 use alloy::primitives::{Address, B256, Bytes, U256, address, b256};
 use serde_json::{Value, json};
@@ -15,25 +15,23 @@ use crate::protocol::{
     AuthorizationPayload, DomainSeparator, Network, Payload, PaymentRequest, Scheme, X402Version,
 };
 
-/// The token.
 pub(crate) const USDC: Address = address!("036CbD53842c5426634e7929541eC2318f3dCF7e");
 /// The account of the private key that is 32 times 0x11.
 pub(crate) const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
-/// Who is paid.
 pub(crate) const PAYEE: Address = Address::repeat_byte(0x22);
-/// The account that settles.
+/// The signer that settles.
 pub(crate) const FACILITATOR: Address = Address::repeat_byte(0x33);
-/// What is paid, in atomic units.
+/// The price in atomic units.
 pub(crate) const AMOUNT: u64 = 10_000;
-/// When the authorization ends, in Unix seconds.
+/// The expiry of the authorization, in Unix seconds.
 pub(crate) const VALID_BEFORE: i64 = 1_900_000_000;
-/// What the payer signed.
+/// The EIP-712 digest that the payer signed.
 pub(crate) const DIGEST: B256 =
     b256!("381b86af084fb5aae332949d22d96326ab5f699c65fe1a865807217d5ecb7c86");
-/// The payer's signature over it.
+/// The payer's signature over [`DIGEST`].
 pub(crate) const SIGNATURE: &str = "0x34810545ab6517f1d4b463d8748b29fca88d3216c54eadaf5fde914d5a837b6b05d4ea2c5f87f89b5235499dd0469e3c1861a25bb8ad56e25ea8693fb73327771b";
 
-/// Five minutes before the authorization ends.
+/// Five minutes before the authorization expires.
 pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(VALID_BEFORE - 300).unwrap()
 }
@@ -69,7 +67,7 @@ pub(crate) fn body(version: X402Version) -> Value {
     })
 }
 
-/// The same by Permit2: the published vectors of both schemes.
+/// The body of a Permit2 payment: the published vectors of both schemes.
 pub(crate) fn permit2_body(scheme: Scheme) -> Value {
     let (signature, mut witness) = match scheme {
         Scheme::Exact => (
@@ -100,17 +98,17 @@ pub(crate) fn permit2_body(scheme: Scheme) -> Value {
     body
 }
 
-/// A body as it is parsed; it must be a good one.
+/// Parses a body, which must be well-formed and carry an authorization.
 pub(crate) fn request(body: &Value) -> PaymentRequest<AuthorizationPayload> {
     let parsed = PaymentRequest::parse(body.to_string().as_bytes());
     let (rest, payload) = parsed.unwrap().unwrap().replace(());
     match payload {
         Payload::Authorization(payload) => rest.replace(payload).0,
-        Payload::Proof(_) => panic!("a proof"),
+        Payload::Proof(_) => panic!("expected an authorization, got a proof"),
     }
 }
 
-/// Serves the token, anybody and no factory; six seconds to a day of validity.
+/// A policy with the token, any payee, no factory, and a validity of six seconds to one day.
 pub(crate) fn policy() -> NetworkPolicy {
     let network = Network::from_chain_id(84_532);
     NetworkPolicy {
@@ -127,17 +125,17 @@ pub(crate) fn policy() -> NetworkPolicy {
     }
 }
 
-/// The payment as v2 presents it.
+/// The candidate of the v2 body.
 pub(crate) fn candidate() -> Candidate {
     candidate_of(&body(X402Version::V2), Purpose::Settle)
 }
 
-/// The payment of a good body.
+/// The candidate of a well-formed body.
 pub(crate) fn candidate_of(body: &Value, purpose: Purpose) -> Candidate {
     Candidate::from_request(request(body), &policy(), purpose).unwrap()
 }
 
-/// What the chain says when nothing speaks against the payment.
+/// Facts with which the payment passes every check.
 pub(crate) fn facts() -> ChainFacts {
     ChainFacts {
         block_number: 100,
@@ -155,7 +153,7 @@ pub(crate) fn facts() -> ChainFacts {
     }
 }
 
-/// Where its Transfer stands, once it does.
+/// The location of the payment's transfer, once mined.
 pub(crate) fn location() -> Location {
     Location {
         transaction: B256::repeat_byte(0x71),
@@ -166,7 +164,7 @@ pub(crate) fn location() -> Location {
     }
 }
 
-/// The payment as the ledger keeps it.
+/// The accepted payment in a state.
 pub(crate) fn payment(state: PaymentState) -> Payment {
     let candidate = candidate();
     Payment {

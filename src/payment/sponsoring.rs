@@ -1,8 +1,8 @@
-//! What a payer adds so that Permit2 may take its token: checked before anybody pays for gas (`protocol.md` §3.6).
+//! The gas sponsoring extensions of a payment, checked before the facilitator pays any gas for them.
 
 use alloy::primitives::Address;
 
-use crate::payment::approval::Wanted;
+use crate::payment::approval::ExpectedApproval;
 use crate::payment::method::{Permit2, Sponsored};
 use crate::payment::{Approval, Method, NetworkPolicy, signature};
 use crate::protocol::permit2::PERMIT2;
@@ -10,18 +10,16 @@ use crate::protocol::{
     AuthorizationPayload, Eip2612Info, Erc20ApprovalInfo, Extension, PaymentRequest, Reason,
 };
 
-/// The payer and the token that an extension has to be about.
+/// The payer and the token that an extension must name.
 #[derive(Debug, Clone, Copy)]
-struct About {
+struct Subject {
     payer: Address,
     token: Address,
 }
 
-/// Takes into `method` what the payment carries for Permit2's sake.
-///
-/// # Errors
-/// What is wrong with it.
-pub(super) fn accept(
+/// Checks the sponsoring extension of a Permit2 payment and stores it in `method`. An EIP-2612 permit takes precedence over an approval,
+/// and approvals are ignored if the operator does not submit them.
+pub(super) fn attach(
     method: &mut Method,
     request: &PaymentRequest<AuthorizationPayload>,
     policy: &NetworkPolicy,
@@ -29,26 +27,26 @@ pub(super) fn accept(
     let Method::Permit2(permit) = method else {
         return Ok(());
     };
-    let about = About {
+    let subject = Subject {
         payer: request.payload.payer(),
         token: request.requirements.asset,
     };
     match &request.sponsoring.eip2612 {
         Extension::Given(info) => {
-            permit.sponsored = Some(permitted(info, about, permit)?);
+            permit.sponsored = Some(check_permit(info, subject, permit)?);
             Ok(())
         }
         Extension::Malformed(why) => Err((Reason::Eip2612Format, why.clone())),
         Extension::Absent if policy.approvals.is_none() => Ok(()),
         Extension::Absent => match &request.sponsoring.approval {
             Extension::Given(info) => {
-                let wanted = Wanted {
+                let expected = ExpectedApproval {
                     network: request.requirements.network,
-                    payer: about.payer,
-                    token: about.token,
+                    payer: subject.payer,
+                    token: subject.token,
                     amount: permit.permitted,
                 };
-                permit.sponsored = Some(approved(info, wanted)?);
+                permit.sponsored = Some(check_approval(info, expected)?);
                 Ok(())
             }
             Extension::Malformed(why) => Err((Reason::ApprovalFormat, why.clone())),
@@ -57,42 +55,46 @@ pub(super) fn accept(
     }
 }
 
-/// A signed approval. Whether it can still be mined is for the chain to say, later.
-fn approved(info: &Erc20ApprovalInfo, wanted: Wanted) -> Result<Sponsored, (Reason, String)> {
-    let differs = |what: &str, expected: Address, came: Address| {
-        format!("expected the approval's {what} to be {expected}, got {came}")
+/// Checks a signed approval. Whether it can still be mined is checked later, against the chain.
+fn check_approval(
+    info: &Erc20ApprovalInfo,
+    expected: ExpectedApproval,
+) -> Result<Sponsored, (Reason, String)> {
+    let differs = |field: &str, expected: Address, received: Address| {
+        format!("expected the approval's {field} to be {expected}, got {received}")
     };
-    if info.from != wanted.payer {
-        let why = differs("from", wanted.payer, info.from);
+    if info.from != expected.payer {
+        let why = differs("from", expected.payer, info.from);
         return Err((Reason::ApprovalFromMismatch, why));
     }
-    if info.asset != wanted.token {
-        let why = differs("asset", wanted.token, info.asset);
+    if info.asset != expected.token {
+        let why = differs("asset", expected.token, info.asset);
         return Err((Reason::ApprovalAssetMismatch, why));
     }
     if info.spender != PERMIT2 {
         let why = differs("spender", PERMIT2, info.spender);
         return Err((Reason::ApprovalSpender, why));
     }
-    let approval = Approval::read(&info.signed_transaction, wanted)?;
+    let approval = Approval::read(&info.signed_transaction, expected)?;
     Ok(Sponsored::Approval(approval.raw))
 }
 
-/// The token's own permit. Its deadline is judged by the chain's time, later.
-fn permitted(
+/// Checks an EIP-2612 permit. Its deadline is checked later, against the block time.
+fn check_permit(
     info: &Eip2612Info,
-    about: About,
+    subject: Subject,
     permit: &Permit2,
 ) -> Result<Sponsored, (Reason, String)> {
-    let differs = |what: &str, expected: &dyn std::fmt::Display, came: &dyn std::fmt::Display| {
-        format!("expected the permit's {what} to be {expected}, got {came}")
-    };
-    if info.from != about.payer {
-        let why = differs("from", &about.payer, &info.from);
+    let differs =
+        |field: &str, expected: &dyn std::fmt::Display, received: &dyn std::fmt::Display| {
+            format!("expected the permit's {field} to be {expected}, got {received}")
+        };
+    if info.from != subject.payer {
+        let why = differs("from", &subject.payer, &info.from);
         return Err((Reason::Eip2612FromMismatch, why));
     }
-    if info.asset != about.token {
-        let why = differs("asset", &about.token, &info.asset);
+    if info.asset != subject.token {
+        let why = differs("asset", &subject.token, &info.asset);
         return Err((Reason::Eip2612AssetMismatch, why));
     }
     if info.spender != PERMIT2 {

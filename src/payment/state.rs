@@ -5,67 +5,65 @@ use time::OffsetDateTime;
 
 use crate::protocol::Reason;
 
-/// Where a payment's Transfer stands on the chain.
+/// The position of a payment's `Transfer` event on the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
-    /// The transaction that moved the money: ours, or somebody else's with the same authorization.
+    /// The transaction with the transfer. It can be a foreign one that used the same authorization.
     pub transaction: B256,
-    /// Position of the Transfer log in its block.
+    /// The index of the `Transfer` log in the block.
     pub log_index: u64,
-    /// The block's height.
     pub block_number: u64,
-    /// The block's hash: another hash at this height means a reorganisation.
+    /// The block's hash. Another hash at this height means a reorg.
     pub block_hash: B256,
-    /// The block's time.
     pub block_time: OffsetDateTime,
 }
 
 impl Location {
-    /// Whether it stands at least `confirmations` deep under the block at height `head`; 1 = in a block.
+    /// Whether the block at height `head` gives it at least `confirmations` confirmations; 1 = in a block.
     pub fn is_deep(&self, head: u64, confirmations: u32) -> bool {
         head.saturating_sub(self.block_number) + 1 >= u64::from(confirmations)
     }
 }
 
-/// How far a payment got.
+/// The state of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PaymentState {
-    /// Accepted; no bytes exist.
+    /// Accepted; no transaction is signed.
     Queued,
-    /// Its bytes are committed and may be on their way; the hash is the newest attempt's.
+    /// A signed transaction is committed and may have been broadcast. The hash is that of the latest attempt.
     Inflight(B256),
-    /// In a canonical block, not yet at the promised depth.
+    /// In a canonical block, without the required confirmations.
     Mined(Location),
-    /// At the promised depth.
+    /// In a canonical block with the required confirmations.
     Settled(Location),
-    /// Settled with nothing: the seller charged 0, which no transaction can show, and the authorization is used up all the same.
+    /// Settled with a charge of 0: there is no transaction, and the authorization counts as used.
     Uncharged,
-    /// Beyond the reach of reorganisations.
+    /// In a block that can no longer be orphaned.
     Final(Location),
-    /// Called failed once, and moved money after all.
+    /// Marked failed earlier, but the transfer was mined after all.
     LateSettled(Location),
-    /// Ejected before any broadcast; good again when presented again and good.
+    /// Rejected before any broadcast. A new request with the same payload is checked again.
     Refused(Exit),
-    /// Proven unable to move money any more.
+    /// Proven unable to transfer any more.
     Failed {
-        /// Why.
+        /// Why the payment failed.
         exit: Exit,
-        /// The transaction that had no effect, if there was one.
+        /// The transaction without effect, if there was one.
         transaction: Option<B256>,
     },
 }
 
-/// Why a payment left the path to settlement.
+/// Why a payment was rejected or failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     /// The stable code.
     pub reason: Reason,
-    /// For people.
+    /// The message for people.
     pub message: String,
 }
 
 impl PaymentState {
-    /// The name in the ledger and in the history.
+    /// The state's name in the ledger and the history.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -79,7 +77,7 @@ impl PaymentState {
         }
     }
 
-    /// Every name, in the order of a payment's life.
+    /// All names, in the order of a payment's life.
     pub const NAMES: [&'static str; 8] = [
         "queued",
         "inflight",
@@ -91,7 +89,7 @@ impl PaymentState {
         "failed",
     ];
 
-    /// Where the money moved, if it did.
+    /// The position of the transfer, if it was mined.
     pub const fn location(&self) -> Option<&Location> {
         match self {
             Self::Mined(location)
@@ -106,7 +104,7 @@ impl PaymentState {
         }
     }
 
-    /// The transaction to name in an answer.
+    /// The transaction hash for a response.
     pub fn transaction(&self) -> Option<B256> {
         match self {
             Self::Inflight(hash) => Some(*hash),

@@ -1,4 +1,6 @@
-//! Amounts of money: integers of the token's smallest unit, never anything else.
+//! Amounts of money: integers in the token's smallest unit, never fractions.
+//!
+//! The other integers of the wire (timestamps, Permit2 nonces) use the same type, because they follow the same syntax.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Amount(U256);
 
-/// Why a text is not an amount. Every integer of the wire (timestamps too) is read by the same rule.
+/// Why a text is not an amount. Every integer of the wire, timestamps included, is parsed by the same rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AmountError {
     /// Empty, signed, hexadecimal, exponential, fractional or padded text.
@@ -22,25 +24,25 @@ pub enum AmountError {
 }
 
 impl Amount {
-    /// Nothing at all. `exact` payments of it are refused.
+    /// Zero. An `exact` payment of zero is refused.
     pub const ZERO: Self = Self(U256::ZERO);
 
-    /// An amount from atomic units.
+    /// Converts an integer of atomic units.
     pub const fn from_atomic(units: U256) -> Self {
         Self(units)
     }
 
-    /// The atomic units.
+    /// The integer of atomic units.
     pub const fn atomic(self) -> U256 {
         self.0
     }
 
-    /// Whether this is nothing at all.
+    /// Whether the amount is zero.
     pub fn is_zero(self) -> bool {
         self.0.is_zero()
     }
 
-    /// A price such as `$0.01` or `0.01` as atomic units of a token with `decimals` decimals.
+    /// Converts a price such as `$0.01` or `0.01` to atomic units of a token with `decimals` decimals.
     ///
     /// # Errors
     /// [`AmountError::NotDecimal`] when the text is not a plain decimal fraction or is finer than the token's smallest unit,
@@ -66,7 +68,7 @@ impl Amount {
 impl FromStr for Amount {
     type Err = AmountError;
 
-    /// Strictly `0` or `[1-9][0-9]*`: `U256::from_str` would also take `0x10`, `1_0` and the empty text.
+    /// Accepts `0` or `[1-9][0-9]*`. `U256::from_str` would also accept `0x10`, `1_0` and the empty text.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         if !plain || (text.len() > 1 && text.starts_with('0')) {
@@ -110,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_plain_decimal_integers_are_amounts() {
+    fn parse_accepts_only_plain_decimal_integers() {
         for text in [
             "", "-1", "+1", "1.0", "1e6", "0x10", "1_0", " 1", "1 ", "01", "00", "１",
         ] {
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn dollars_become_atomic_units_without_rounding() {
+    fn dollars_convert_to_atomic_units_without_rounding() {
         let cent = Amount::from_dollars("$0.01", 6).unwrap();
         assert_eq!(cent.to_string(), "10000");
         assert_eq!(Amount::from_dollars("1", 6).unwrap().to_string(), "1000000");

@@ -1,4 +1,4 @@
-//! The tokens that SDK buyers pay with by default, as data (`protocol.md` §7.1).
+//! The tokens that SDK buyers pay with by default, as data. Source: `DEFAULT_ASSETS` of the TypeScript SDK 2.27 and the chains.
 
 use std::fmt;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::Network;
 
-/// Which contract moves a token's money.
+/// The contract that transfers the token: `extra.assetTransferMethod` of scheme `exact` on EVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransferMethod {
-    /// The token itself, by an authorization that its payer signed.
+    /// The token itself, with an EIP-3009 authorization that the payer signed.
     #[default]
     Eip3009,
-    /// Permit2, which the payer has to have allowed to take the token.
+    /// Permit2. The payer needs a token allowance to it.
     Permit2,
 }
 
 impl TransferMethod {
-    /// As `extra.assetTransferMethod` spells it.
+    /// The value in `extra.assetTransferMethod`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Eip3009 => "eip3009",
@@ -37,27 +37,27 @@ impl fmt::Display for TransferMethod {
 /// A default token of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DefaultAsset {
-    /// Its chain.
+    /// The EIP-155 chain id.
     pub chain_id: u64,
-    /// The contract.
+    /// The token contract.
     pub address: Address,
-    /// What people call it.
+    /// The symbol shown to people.
     pub symbol: &'static str,
-    /// Its EIP-712 name.
+    /// The `name` of the token's EIP-712 domain.
     pub name: &'static str,
-    /// Its EIP-712 version.
+    /// The `version` of the token's EIP-712 domain.
     pub version: &'static str,
-    /// How many decimals people see.
+    /// Decimals for display: 1 token is 10^decimals atomic units.
     pub decimals: u8,
-    /// How it is paid with unless a seller says otherwise.
+    /// The transfer method when a seller names none.
     pub method: TransferMethod,
-    /// Whether a signature is enough to allow somebody to take it (EIP-2612).
+    /// Whether the token has EIP-2612, so that a signature can replace an `approve` transaction.
     pub eip2612: bool,
-    /// Whether it is in the table of SDK 2.27, whose buyers refuse any other token unless they are told to accept it.
+    /// Whether the token is in the table of SDK 2.27. Buyers of that SDK refuse any other token unless configured to accept it.
     pub in_sdk: bool,
 }
 
-/// Circle's own USDC, and what is bridged by its standard: the same code, by both EIPs.
+/// Circle's own USDC, and USDC bridged by Circle's standard: the same code, with EIP-3009 and EIP-2612.
 const fn usdc(chain_id: u64, address: Address, name: &'static str) -> DefaultAsset {
     DefaultAsset {
         chain_id,
@@ -79,7 +79,7 @@ const fn bridged(chain_id: u64, address: Address, name: &'static str) -> Default
     }
 }
 
-/// Tether's newer tokens move by both EIPs as well.
+/// Tether's newer tokens have EIP-3009 and EIP-2612 as well.
 const fn tether(
     chain_id: u64,
     address: Address,
@@ -124,9 +124,11 @@ const fn not_in_sdk(asset: DefaultAsset) -> DefaultAsset {
     }
 }
 
-/// Every default token. A wrong name is the commonest configuration error of the field: a server compares these with the chain when it
-/// starts, and refuses what differs. The second group is not in SDK 2.27's table; its names are those of v1 and of x402-rs, those of World
-/// and of XRPL EVM of third parties.
+/// Every default token.
+///
+/// A wrong `name` is the most common x402 configuration error, so the server compares these entries with the chain at start-up and refuses
+/// those that differ. The second group is not in SDK 2.27's table. Its names come from the v1 SDK and x402-rs; those of World Chain and
+/// XRPL EVM come from third parties.
 #[rustfmt::skip]
 pub const DEFAULT_ASSETS: &[DefaultAsset] = &[
     usdc(1, address!("A0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48"), "USD Coin"),
@@ -172,14 +174,14 @@ pub const DEFAULT_ASSETS: &[DefaultAsset] = &[
     not_in_sdk(without_permit(by_permit2(1_440_000, address!("DaF4556169c4F3f2231d8ab7BC8772Ddb7D4c84C"), "USDC", "USDC", 15))),
 ];
 
-/// The default tokens of a network; the first one is what a price in dollars means there.
+/// The default tokens of a network. A price in dollars means the first one.
 pub fn default_assets(network: Network) -> impl Iterator<Item = &'static DefaultAsset> {
     DEFAULT_ASSETS
         .iter()
         .filter(move |asset| asset.chain_id == network.chain_id())
 }
 
-/// Whether a network is known to be a test network.
+/// Whether the table lists the network as a test network; false for networks that are not in the table.
 pub fn is_test_network(network: Network) -> bool {
     network.is_test()
 }
@@ -192,7 +194,7 @@ mod tests {
     use crate::protocol::DomainSeparator;
 
     #[test]
-    fn every_token_stands_once_and_its_chain_is_in_the_table() {
+    fn tokens_are_unique_and_their_chains_are_known() {
         let mut seen = HashSet::new();
         for asset in DEFAULT_ASSETS {
             assert!(seen.insert((asset.chain_id, asset.address)), "{asset:?}");
@@ -202,9 +204,9 @@ mod tests {
         }
     }
 
-    /// What `protocol.md` §7.1 has from the chains.
+    /// The expected values were read from the token contracts (`DOMAIN_SEPARATOR()`).
     #[test]
-    fn the_domain_separators_are_those_of_the_chains() {
+    fn domain_separators_match_the_chains() {
         for (chain_id, separator) in [
             (
                 8453,
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_without_eip_3009_move_by_permit2() {
+    fn tokens_without_eip_3009_use_permit2() {
         let only = |chain_id| {
             let mut assets = default_assets(Network::from_chain_id(chain_id));
             (*assets.next().unwrap(), assets.next())
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_are_written_as_sellers_write_them() {
+    fn transfer_methods_round_trip_through_json() {
         for method in [TransferMethod::Eip3009, TransferMethod::Permit2] {
             let written = serde_json::to_value(method).unwrap();
             assert_eq!(written, method.name());

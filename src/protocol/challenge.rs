@@ -1,4 +1,4 @@
-//! The 402: what a seller answers before it is paid, in both dialects.
+//! The 402 response of a seller, in both protocol versions (x402 v2 specification §5.1).
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -7,42 +7,42 @@ use crate::protocol::{Network, PaymentRequirements, Scheme, X402Version, v1};
 
 /// The decoded `PAYMENT-REQUIRED` header (v2) or the body of a v1 challenge.
 ///
-/// `accepts` stays raw: a buyer must send back the chosen entry verbatim, because sellers compare it member by member.
+/// `accepts` stays raw JSON: a buyer must send the chosen entry back verbatim, because sellers compare it member by member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentRequired {
-    /// The dialect of the entries.
+    /// The protocol version of the entries.
     pub x402_version: X402Version,
-    /// Why nothing was served; sellers also put a facilitator's refusal here.
+    /// Why the resource was not served. Sellers also put a facilitator's rejection here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What is being sold (v2 only; in v1 each entry says it). One of another shape is as good as none: it is not what is paid for.
+    /// The resource for sale (v2 only; in v1 it is part of each entry). A malformed one reads as absent: no check depends on it.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "resource_if_readable"
     )]
     pub resource: Option<Resource>,
-    /// The ways to pay, in the seller's order of preference.
+    /// The payment options, in the seller's order of preference.
     pub accepts: Vec<Value>,
     /// Extensions that the seller announces (v2).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extensions: Option<Map<String, Value>>,
 }
 
-/// What is being sold.
+/// The resource for sale: `ResourceInfo` of the specification.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resource {
-    /// Its URL.
+    /// The URL of the resource.
     pub url: String,
-    /// For people and agents.
+    /// A description for people and agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The type of the body that is served once paid.
+    /// The media type of the paid response body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mime_type: Option<String>,
-    /// Members that we do not know, kept because the resource is echoed.
+    /// Unknown members, kept because a v2 payment echoes the resource.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -52,20 +52,20 @@ fn resource_if_readable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Res
     Ok(serde_json::from_value(raw).ok())
 }
 
-/// An entry of `accepts` that we understand, with the raw entry it came from.
+/// An entry of `accepts` that this crate can parse, with the raw entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Offer {
-    /// In which dialect to pay it.
+    /// The protocol version of the payment.
     pub version: X402Version,
-    /// The entry as it came.
+    /// The entry as received.
     pub raw: Value,
-    /// The same, understood.
+    /// The parsed entry.
     pub requirements: PaymentRequirements,
 }
 
 impl PaymentRequired {
-    /// The entries that this crate could pay, in the seller's order. Entries of unknown schemes, networks or payment flows are
-    /// left out, as SDK buyers do.
+    /// The entries that this crate can pay, in the seller's order. Entries with unknown schemes, networks or payment flows are
+    /// skipped, as SDK buyers do.
     pub fn offers(&self) -> Vec<Offer> {
         let known_flow = |requirements: &PaymentRequirements| {
             matches!(
@@ -76,7 +76,7 @@ impl PaymentRequired {
         self.accepts
             .iter()
             .filter_map(|raw| {
-                let requirements = self.understand(raw)?;
+                let requirements = self.parse_entry(raw)?;
                 known_flow(&requirements).then(|| Offer {
                     version: self.x402_version,
                     raw: raw.clone(),
@@ -86,22 +86,22 @@ impl PaymentRequired {
             .collect()
     }
 
-    /// Adds to an extension that the seller declared what the buyer has to say in its `info`. What the seller wrote stays as it
-    /// is, and an extension that it did not declare is not added.
+    /// Adds the buyer's members to the `info` of an extension that the seller declared. Members that the seller wrote are not
+    /// overwritten, and an undeclared extension is not added (x402 v2 specification §5.1.2).
     pub fn fill(&mut self, extension: &str, info: Map<String, Value>) {
         let declared = self
             .extensions
             .as_mut()
             .and_then(|all| all.get_mut(extension)?.as_object_mut());
         let Some(declared) = declared else { return };
-        let place = declared
+        let target = declared
             .entry("info")
             .or_insert_with(|| Value::Object(Map::new()));
-        let Some(place) = place.as_object_mut() else {
+        let Some(target) = target.as_object_mut() else {
             return;
         };
         for (member, value) in info {
-            place.entry(member).or_insert(value);
+            target.entry(member).or_insert(value);
         }
     }
 
@@ -111,7 +111,7 @@ impl PaymentRequired {
         declared.is_some_and(Value::is_object)
     }
 
-    fn understand(&self, raw: &Value) -> Option<PaymentRequirements> {
+    fn parse_entry(&self, raw: &Value) -> Option<PaymentRequirements> {
         match self.x402_version {
             X402Version::V1 => {
                 let entry: v1::PaymentRequirementsV1 = serde_json::from_value(raw.clone()).ok()?;
@@ -122,7 +122,7 @@ impl PaymentRequired {
     }
 }
 
-/// The network's name in a dialect; v1 has none for networks that came later.
+/// The network's name in a protocol version. `None` in v1 for networks that v1 has no name for.
 pub fn network_name(version: X402Version, network: Network) -> Option<String> {
     match version {
         X402Version::V1 => network.v1_name().map(str::to_owned),
@@ -130,7 +130,7 @@ pub fn network_name(version: X402Version, network: Network) -> Option<String> {
     }
 }
 
-/// The kinds of `/supported` that one network gives rise to: v2 always, v1 where the network has a v1 name.
+/// The entries of `/supported` for one network: v2 always, v1 where the network has a v1 name.
 pub fn kinds_of(
     scheme: Scheme,
     network: Network,
@@ -148,15 +148,15 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn entries_that_cannot_be_paid_are_left_out_and_the_rest_stays_verbatim() {
+    fn offers_skip_unpayable_entries_and_keep_the_rest_verbatim() {
         let entry = json!({"scheme": "exact", "network": "eip155:84532", "amount": "10000", "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e",
             "payTo": "0x2222222222222222222222222222222222222222", "maxTimeoutSeconds": 300, "extra": {"name": "USDC", "version": "2", "later": [1]}});
         let mut unknown = entry.clone();
         unknown["scheme"] = json!("barter");
-        let mut strange_flow = entry.clone();
-        strange_flow["extra"]["paymentFlow"] = json!("escrow");
+        let mut unknown_flow = entry.clone();
+        unknown_flow["extra"]["paymentFlow"] = json!("escrow");
         let challenge: PaymentRequired =
-            serde_json::from_value(json!({"x402Version": 2, "accepts": [unknown, strange_flow, entry], "resource": {"url": "https://a/b", "tags": ["x"]}})).unwrap();
+            serde_json::from_value(json!({"x402Version": 2, "accepts": [unknown, unknown_flow, entry], "resource": {"url": "https://a/b", "tags": ["x"]}})).unwrap();
         let offers = challenge.offers();
         assert_eq!(offers.len(), 1);
         assert_eq!(offers[0].raw, entry);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buyer_adds_to_what_was_declared_and_changes_nothing_of_it() {
+    fn fill_adds_members_but_overwrites_nothing() {
         let mut challenge: PaymentRequired = serde_json::from_value(
             json!({"x402Version": 2, "accepts": [], "extensions": {"gas": {"info": {"version": "1"}, "schema": {"a": 1}}, "odd": true}}),
         )

@@ -1,4 +1,4 @@
-//! Scheme `exact` over EIP-3009: the authorization, its EIP-712 digest and its payload (`protocol.md` §3.1).
+//! Scheme `exact` with EIP-3009: the authorization, its EIP-712 digest and the payload (x402 v2 specification §6.1.1).
 
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::sol;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::{Amount, Network, field};
 
 sol! {
-    /// The struct that the payer signs.
+    /// The EIP-712 struct that the payer signs (EIP-3009).
     #[derive(Debug)]
     struct TransferWithAuthorization {
         address from;
@@ -20,27 +20,28 @@ sol! {
     }
 }
 
-/// Leave to move `value` of a token from `from` to `to`, once, within a window of time. What EIP-3009 has signed; the terms of every other
-/// authorization are put in the same words.
+/// Authorizes one transfer of `value` from `from` to `to` within a time window: the signed struct of EIP-3009.
+///
+/// The terms of a Permit2 payment are stored in the same struct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     rename_all = "camelCase",
     expecting = "an object with from, to, value, validAfter, validBefore and nonce"
 )]
 pub struct Authorization {
-    /// The payer.
+    /// The payer's address.
     #[serde(with = "field::address")]
     pub from: Address,
-    /// The payee.
+    /// The payee's address.
     #[serde(with = "field::address")]
     pub to: Address,
     /// Atomic units of the token.
     pub value: Amount,
-    /// Unix seconds; the chain's time must be later.
+    /// Unix seconds. The block's time must be later than this.
     pub valid_after: Amount,
-    /// Unix seconds; the chain's time must be earlier.
+    /// Unix seconds. The block's time must be earlier than this.
     pub valid_before: Amount,
-    /// Chosen by the payer; a token accepts each of a payer's nonces once.
+    /// 32 bytes chosen by the payer. A token accepts each nonce of a payer once.
     #[serde(with = "field::hash")]
     pub nonce: B256,
 }
@@ -49,10 +50,10 @@ pub struct Authorization {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(expecting = "an object with signature and authorization")]
 pub struct ExactPayload {
-    /// 65 bytes of ECDSA for a plain account, anything for a contract wallet.
+    /// 65 bytes of ECDSA for a plain account; any bytes for a contract wallet (ERC-1271, ERC-6492).
     #[serde(with = "field::signature")]
     pub signature: Bytes,
-    /// What was signed.
+    /// The signed authorization.
     pub authorization: Authorization,
 }
 
@@ -61,7 +62,7 @@ pub struct ExactPayload {
 pub struct DomainSeparator(pub B256);
 
 impl DomainSeparator {
-    /// The separator of `{name, version, chainId, verifyingContract}`.
+    /// The separator of the domain `{name, version, chainId, verifyingContract}`.
     pub fn of_token(name: &str, version: &str, network: Network, token: Address) -> Self {
         let domain = Eip712Domain::new(
             Some(name.to_owned().into()),
@@ -73,7 +74,7 @@ impl DomainSeparator {
         Self(domain.separator())
     }
 
-    /// What is signed of a struct in this domain: `keccak256(0x1901 ‖ separator ‖ struct hash)`.
+    /// The EIP-712 digest of a struct in this domain: `keccak256(0x1901 ‖ separator ‖ struct hash)`.
     pub fn digest(self, structure_hash: B256) -> B256 {
         let mut preimage = [0_u8; 66];
         let (prefix, rest) = preimage.split_at_mut(2);
@@ -86,7 +87,7 @@ impl DomainSeparator {
 }
 
 impl Authorization {
-    /// The 32 bytes that the payer signs.
+    /// The EIP-712 digest that the payer signs. `separator` is that of the token.
     pub fn digest(&self, separator: DomainSeparator) -> B256 {
         let message = TransferWithAuthorization {
             from: self.from,
@@ -102,7 +103,7 @@ impl Authorization {
 
 impl std::fmt::Debug for ExactPayload {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The signature is the payer's money until it is used: it stays out of every log.
+        // Bearer value: anyone who holds the signature can settle the payment, so it must not reach a log.
         formatter
             .debug_struct("ExactPayload")
             .field("authorization", &self.authorization)
@@ -118,7 +119,7 @@ mod tests {
     const USDC: Address = address!("036CbD53842c5426634e7929541eC2318f3dCF7e");
 
     #[test]
-    fn the_separators_of_well_known_tokens_come_out() {
+    fn separators_match_those_of_well_known_tokens() {
         let cases = [
             (
                 8453,
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_the_one_of_the_published_vector() {
+    fn digest_matches_the_published_vector() {
         let authorization = Authorization {
             from: address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"),
             to: Address::repeat_byte(0x22),

@@ -1,4 +1,4 @@
-//! How single fields of the wire are read and written: addresses, hashes and byte strings, strictly.
+//! Strict parsing and writing of single wire fields: addresses, hashes and byte strings.
 
 use std::fmt;
 
@@ -6,22 +6,22 @@ use alloy::primitives::{Address, B256, Bytes};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// The longest signature that is read, in bytes. EOAs need 65; the longest known wallet signatures stay below 4 KiB.
+/// The longest accepted signature, in bytes. EOAs need 65; the longest known wallet signatures stay below 4 KiB.
 pub const SIGNATURE_BYTES_MAX: usize = 8 * 1024;
 
-/// How much of a text is repeated in a message.
-const CHARACTERS_SHOWN: usize = 50;
+/// How many characters of a received value an error message repeats.
+const ECHOED_CHARACTERS_MAX: usize = 50;
 
-/// Reads JSON. The error names the member by its path, says what came and what was expected, and is cut to a bearable length.
+/// Parses JSON. The error names the member by its path, with the received and the expected value, and is truncated.
 ///
 /// # Errors
-/// When the text is no JSON, or none of this type.
+/// The bytes are not JSON, or not JSON of this type.
 pub fn read_text<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let read = serde_path_to_error::deserialize(&mut deserializer);
     let value = read.map_err(|error| {
         let path = error.path().to_string();
-        let why = explained(&error.into_inner());
+        let why = error_message(&error.into_inner());
         if path == "." {
             why
         } else {
@@ -30,17 +30,17 @@ pub fn read_text<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, String>
     })?;
     match deserializer.end() {
         Ok(()) => Ok(value),
-        Err(error) => Err(explained(&error)),
+        Err(error) => Err(error_message(&error)),
     }
 }
 
-/// The same of a part of a request, `place`, which the error names too.
+/// Parses one part of a request. The error begins with the path of that part, `place`.
 ///
 /// # Errors
-/// When the text is none of this type.
+/// The text is not JSON of this type.
 pub fn read_part<'de, T: Deserialize<'de>>(place: &str, json: &'de str) -> Result<T, String> {
     read_text(json.as_bytes()).map_err(|why| {
-        // A path goes on where the place ends; what is said of the part as a whole does not.
+        // An error about a member begins with its path, which continues `place`; an error about the whole part does not.
         let of_member = why.split_once(": ").is_some_and(|(path, _)| is_path(path));
         let joint = if of_member { "." } else { ": " };
         format!("{place}{joint}{why}")
@@ -52,20 +52,20 @@ fn is_path(text: &str) -> bool {
         .all(|byte| byte.is_ascii_alphanumeric() || b"._[]".contains(&byte))
 }
 
-/// An error of the reader. Where in the text a wrong type stands is no help: the text may be a part of the request.
-fn explained(error: &serde_json::Error) -> String {
+/// The message of a JSON error. Line and column of a type error are dropped: `text` may be only a part of the request.
+fn error_message(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = match text.rsplit_once(" at line ") {
         Some((why, _)) if error.is_data() => why,
         Some(_) | None => &text,
     };
-    text.chars().take(4 * CHARACTERS_SHOWN).collect()
+    text.chars().take(4 * ECHOED_CHARACTERS_MAX).collect()
 }
 
-/// Reads a JSON string with `parse`. The error repeats the beginning of the value.
+/// Parses a JSON string with `parse`. The error repeats the beginning of the value.
 ///
 /// # Errors
-/// When the value is no string or `parse` refuses it.
+/// The value is not a string, or `parse` rejects it.
 pub fn parse_text<'de, D, T>(
     deserializer: D,
     expected: &'static str,
@@ -81,10 +81,10 @@ where
     })
 }
 
-/// The same for values that are money in the wrong hands, such as signatures: the error never repeats one.
+/// Parses a JSON string that holds a bearer value, such as a signature: the error never repeats it.
 ///
 /// # Errors
-/// When the value is no string or `parse` refuses it.
+/// The value is not a string, or `parse` rejects it.
 pub fn parse_secret<'de, D, T>(
     deserializer: D,
     expected: &'static str,
@@ -116,25 +116,25 @@ impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
     fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
         let (expected, secret) = (self.expected, self.secret);
         (self.parse)(text).map_err(|why| {
-            let shown: String = text.chars().take(CHARACTERS_SHOWN).collect();
+            let beginning: String = text.chars().take(ECHOED_CHARACTERS_MAX).collect();
             if secret {
                 E::custom(format!("expected {expected}: {why}"))
             } else {
-                E::custom(format!("expected {expected}, got {shown:?}: {why}"))
+                E::custom(format!("expected {expected}, got {beginning:?}: {why}"))
             }
         })
     }
 }
 
-/// Serde for members that may be absent: `null` and absence are the default.
+/// Serde for optional members: `null` reads as the default value.
 pub mod optional {
     use super::Deserializer;
     use serde::Deserialize;
 
-    /// Reads a value, or nothing.
+    /// Reads a value of type `T`, or its default from `null`.
     ///
     /// # Errors
-    /// When the value is anything else.
+    /// The value is neither `null` nor a `T`.
     pub fn deserialize<'de, D, T>(deserializer: D) -> Result<T, D::Error>
     where
         D: Deserializer<'de>,
@@ -144,7 +144,7 @@ pub mod optional {
     }
 }
 
-/// Serde for numbers of seconds.
+/// Serde for durations in whole seconds.
 pub mod seconds {
     use super::{Deserializer, Visitor, de, fmt};
 
@@ -167,27 +167,27 @@ pub mod seconds {
         }
     }
 
-    /// Reads a number.
+    /// Reads a JSON number.
     ///
     /// # Errors
-    /// When the value is anything else.
+    /// The value is not a whole number of at least 0.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         deserializer.deserialize_u64(Seconds)
     }
 }
 
-/// `0x` and exactly 40 hex digits of any case: checksums are not asked for, because sellers write addresses in lower case.
+/// Parses `0x` and exactly 40 hex digits of any case. The EIP-55 checksum is not verified, because sellers write lower case.
 ///
 /// # Errors
-/// Says what was expected when the text is anything else.
+/// A message with the expected form.
 pub fn parse_address(text: &str) -> Result<Address, String> {
     fixed_hex::<20>(text).map(Address::from)
 }
 
-/// `0x` and exactly 64 hex digits.
+/// Parses `0x` and exactly 64 hex digits.
 ///
 /// # Errors
-/// Says what was expected when the text is anything else.
+/// A message with the expected form.
 pub fn parse_hash(text: &str) -> Result<B256, String> {
     fixed_hex::<32>(text).map(B256::from)
 }
@@ -211,12 +211,12 @@ fn parse_bytes(text: &str) -> Result<Bytes, String> {
     if digits.len() > 2 * SIGNATURE_BYTES_MAX {
         return Err(format!("it is longer than {SIGNATURE_BYTES_MAX} bytes"));
     }
-    let bytes =
-        alloy::hex::decode(digits).map_err(|_| "it is not hex of whole bytes".to_owned())?;
+    let bytes = alloy::hex::decode(digits)
+        .map_err(|_| "it is not an even number of hex digits".to_owned())?;
     Ok(Bytes::from(bytes))
 }
 
-/// Serde for addresses: read in any case, written checksummed.
+/// Serde for addresses: any case is read, the EIP-55 checksum is written.
 pub mod address {
     use super::{Address, Deserializer, Serializer, parse_address, parse_text};
 
@@ -228,16 +228,16 @@ pub mod address {
         serializer.serialize_str(&address.to_checksum(None))
     }
 
-    /// Reads 0x and 40 hex digits.
+    /// Reads `0x` and 40 hex digits.
     ///
     /// # Errors
-    /// When the value is anything else.
+    /// The value has another form.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
         parse_text(deserializer, "an address", parse_address)
     }
 }
 
-/// Serde for addresses that may be absent; `null` is absent too.
+/// Serde for optional addresses: `null` reads as `None`.
 pub mod optional_address {
     use super::{Address, Deserializer, Serializer};
     use serde::Deserialize;
@@ -259,10 +259,10 @@ pub mod optional_address {
         }
     }
 
-    /// Reads 0x and 40 hex digits, or nothing.
+    /// Reads `0x` and 40 hex digits, or `null`.
     ///
     /// # Errors
-    /// When the value is anything else.
+    /// The value has another form.
     pub fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Address>, D::Error> {
@@ -274,7 +274,7 @@ pub mod optional_address {
 pub mod hash {
     use super::{B256, Deserializer, Serializer, parse_hash, parse_text};
 
-    /// Writes 0x and 64 lower-case digits.
+    /// Writes `0x` and 64 lower-case digits.
     ///
     /// # Errors
     /// Only those of the serializer.
@@ -282,10 +282,10 @@ pub mod hash {
         serializer.collect_str(hash)
     }
 
-    /// Reads 0x and 64 hex digits.
+    /// Reads `0x` and 64 hex digits.
     ///
     /// # Errors
-    /// When the value is anything else.
+    /// The value has another form.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<B256, D::Error> {
         parse_text(deserializer, "32 bytes", parse_hash)
     }
@@ -295,7 +295,7 @@ pub mod hash {
 pub mod signature {
     use super::{Bytes, Deserializer, Serializer, parse_bytes, parse_secret};
 
-    /// Writes 0x and hex digits.
+    /// Writes `0x` and hex digits.
     ///
     /// # Errors
     /// Only those of the serializer.
@@ -303,10 +303,10 @@ pub mod signature {
         serializer.collect_str(bytes)
     }
 
-    /// Reads 0x and an even number of hex digits.
+    /// Reads `0x` and an even number of hex digits.
     ///
     /// # Errors
-    /// When the value is anything else or too long.
+    /// The value has another form, or is longer than [`SIGNATURE_BYTES_MAX`](super::SIGNATURE_BYTES_MAX).
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
         parse_secret(deserializer, "a signature", parse_bytes)
     }

@@ -1,5 +1,7 @@
-//! The extensions by which a payer lets Permit2 take its token without paying for gas (`protocol.md` §3.6). The seller declares them, the
-//! buyer fills in `info`, the facilitator acts on it.
+//! The gas sponsoring extensions: the payer signs a token allowance to Permit2, and the facilitator pays the gas for it.
+//!
+//! Specified in `eip2612_gas_sponsoring.md` and `erc20_gas_sponsoring.md` of the x402 specification. The seller declares the extension, the
+//! buyer fills in `info`, the facilitator submits it.
 
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::sol;
@@ -10,89 +12,89 @@ use serde_json::{Map, Value};
 
 use crate::protocol::{Amount, DomainSeparator, field};
 
-/// The payer signs the token's own permit (EIP-2612); it is submitted together with the payment.
+/// Extension key: the payer signs an EIP-2612 permit, which is submitted together with the payment.
 pub const EIP2612: &str = "eip2612GasSponsoring";
-/// The payer signs a whole transaction that approves Permit2; it is submitted before the payment.
+/// Extension key: the payer signs an `approve` transaction for Permit2, which is submitted before the payment.
 pub const ERC20_APPROVAL: &str = "erc20ApprovalGasSponsoring";
 
 sol! {
-    /// The struct of EIP-2612.
+    /// The EIP-712 struct that the payer signs (EIP-2612).
     struct Permit { address owner; address spender; uint256 value; uint256 nonce; uint256 deadline; }
 }
 
-/// `info` of [`EIP2612`], filled in.
+/// `info` of [`EIP2612`], as filled in by the buyer.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eip2612Info {
-    /// Whose token may be taken.
+    /// The owner of the tokens: the payer.
     #[serde(with = "field::address")]
     pub from: Address,
-    /// The token.
+    /// The token contract.
     #[serde(with = "field::address")]
     pub asset: Address,
-    /// Who may take it: Permit2.
+    /// The account that receives the allowance: Permit2.
     #[serde(with = "field::address")]
     pub spender: Address,
-    /// Atomic units: what the payment permits, to the unit.
+    /// Atomic units. Must equal the amount that the Permit2 payment permits.
     pub amount: Amount,
-    /// The payer's permit nonce at the token.
+    /// The payer's EIP-2612 nonce in the token contract.
     pub nonce: Amount,
-    /// Unix seconds.
+    /// Unix seconds. The permit must be mined by then.
     pub deadline: Amount,
-    /// 65 bytes of ECDSA.
+    /// The payer's ECDSA signature, 65 bytes.
     #[serde(with = "field::signature")]
     pub signature: Bytes,
-    /// Version of the extension.
+    /// The version of the extension.
     pub version: Version,
 }
 
-/// `info` of [`ERC20_APPROVAL`], filled in.
+/// `info` of [`ERC20_APPROVAL`], as filled in by the buyer.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Erc20ApprovalInfo {
-    /// Whose token may be taken.
+    /// The owner of the tokens: the payer.
     #[serde(with = "field::address")]
     pub from: Address,
-    /// The token.
+    /// The token contract.
     #[serde(with = "field::address")]
     pub asset: Address,
-    /// Who may take it: Permit2.
+    /// The account that receives the allowance: Permit2.
     #[serde(with = "field::address")]
     pub spender: Address,
-    /// Atomic units; everything, in practice.
+    /// Atomic units; in practice the largest possible amount.
     pub amount: Amount,
-    /// The signed EIP-1559 transaction.
+    /// The signed EIP-1559 transaction, EIP-2718 encoded.
     #[serde(with = "field::signature")]
     pub signed_transaction: Bytes,
-    /// Version of the extension.
+    /// The version of the extension.
     pub version: Version,
 }
 
-/// The version of an extension: numbers with points between them.
+/// The version of an extension: decimal numbers joined by dots, such as `1`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Version(String);
 
-/// What a payment says in an extension.
+/// The `info` of an extension in a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Extension<T> {
-    /// Nothing, or only what the seller declared.
+    /// The extension is absent, or holds only the seller's declaration.
     Absent,
-    /// Something that cannot be read; the text says what is wrong with it.
+    /// The buyer's part cannot be parsed; the text is the error.
     Malformed(String),
-    /// This.
+    /// The buyer's part, parsed.
     Given(T),
 }
 
-/// What a payment says about gas sponsoring.
+/// Both gas sponsoring extensions of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GasSponsoring {
-    /// A permit of the token's.
+    /// The token's own permit ([`EIP2612`]).
     pub eip2612: Extension<Eip2612Info>,
-    /// A signed approval.
+    /// A signed `approve` transaction ([`ERC20_APPROVAL`]).
     pub approval: Extension<Erc20ApprovalInfo>,
 }
 
 impl Version {
-    /// The version of both extensions that is in use.
+    /// The current version of both extensions.
     pub fn current() -> Self {
         Self("1".to_owned())
     }
@@ -106,19 +108,19 @@ impl<'de> Deserialize<'de> for Version {
             let plain = text.len() <= 32 && text.split('.').all(number);
             plain
                 .then(|| Self(text.to_owned()))
-                .ok_or_else(|| "it is not numbers with points between them".to_owned())
+                .ok_or_else(|| "it is not decimal numbers joined by dots".to_owned())
         })
     }
 }
 
 impl GasSponsoring {
-    /// Neither.
+    /// Neither extension.
     pub const NONE: Self = Self {
         eip2612: Extension::Absent,
         approval: Extension::Absent,
     };
 
-    /// Reads the `extensions` of a payment.
+    /// Parses the `extensions` of a payment.
     pub fn read(extensions: &Map<String, Value>) -> Self {
         Self {
             eip2612: read(extensions, EIP2612, "signature"),
@@ -127,7 +129,7 @@ impl GasSponsoring {
     }
 }
 
-/// An extension is filled in once it holds what only the payer can make.
+/// Parses the `info` under `key`. It counts as filled in once it has the member `filled`, which only the payer can make.
 fn read<T: DeserializeOwned>(
     extensions: &Map<String, Value>,
     key: &str,
@@ -146,7 +148,7 @@ fn read<T: DeserializeOwned>(
 }
 
 impl Eip2612Info {
-    /// The 32 bytes that the payer signs for the token.
+    /// The EIP-712 digest that the payer signs, in the token's domain.
     pub fn digest(&self, token: DomainSeparator) -> B256 {
         let message = Permit {
             owner: self.from,
@@ -161,7 +163,7 @@ impl Eip2612Info {
 
 impl std::fmt::Debug for Eip2612Info {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Whoever holds the signature can submit it: it stays out of every log.
+        // Bearer value: anyone who holds the signature can submit it, so it must not reach a log.
         formatter
             .debug_struct("Eip2612Info")
             .field("from", &self.from)
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_buyer_filled_in_is_read() {
+    fn filled_in_extension_is_parsed() {
         let read = GasSponsoring::read(&extensions(|_| {}));
         let Extension::Given(info) = read.eip2612 else {
             panic!("expected a permit, got {read:?}");
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_seller_declared_alone_is_nothing() {
+    fn declaration_alone_reads_as_absent() {
         let declared = extensions(|all| {
             all[EIP2612]["info"] = json!({"description": "gas", "version": "1"});
         });
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_filled_in_wrongly_is_malformed_and_never_repeated() {
+    fn malformed_info_is_reported_without_the_signature() {
         for (member, value) in [
             ("from", json!("0x1")),
             ("amount", json!(10_000)),
@@ -233,7 +235,7 @@ mod tests {
                 all[EIP2612]["info"][member] = value;
             }));
             let Extension::Malformed(why) = read.eip2612 else {
-                panic!("{member} is taken: {read:?}");
+                panic!("{member} was accepted: {read:?}");
             };
             assert!(!why.contains("5d5"), "{why}");
         }

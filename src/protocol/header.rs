@@ -1,4 +1,4 @@
-//! The HTTP headers of a paid request and their encoding (`protocol.md` §1.1).
+//! The HTTP headers of a paid request and their encoding (x402 HTTP transport, versions 1 and 2).
 
 use base64::Engine as _;
 use base64::engine::{
@@ -7,64 +7,64 @@ use base64::engine::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// v2, response: the challenge.
+/// v2 response header: the payment requirements of a 402.
 pub const PAYMENT_REQUIRED: &str = "payment-required";
-/// v2, request: the payment.
+/// v2 request header: the payment.
 pub const PAYMENT_SIGNATURE: &str = "payment-signature";
-/// v2, response: the outcome.
+/// v2 response header: the settlement result.
 pub const PAYMENT_RESPONSE: &str = "payment-response";
-/// v1, request: the payment.
+/// v1 request header: the payment.
 pub const X_PAYMENT: &str = "x-payment";
-/// v1, response: the outcome.
+/// v1 response header: the settlement result.
 pub const X_PAYMENT_RESPONSE: &str = "x-payment-response";
 
-/// Response, from a seller's handler to its paywall and no farther: how much of a metered payment is charged.
+/// Response header from a seller's handler to its payment layer, which removes it: how much of a metered payment to charge.
 pub const SETTLEMENT_OVERRIDES: &str = "settlement-overrides";
 
-/// The longest header value that is read, in characters; a challenge with large extensions stays below.
+/// The longest accepted header value, in characters. A 402 with large extensions stays below.
 pub const HEADER_CHARACTERS_MAX: usize = 64 * 1024;
 
-/// Shipped encoders pad; some hand-written ones do not.
+/// Accepts base64 without padding: SDK encoders pad, some hand-written ones do not.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Why a header could not be read.
+/// Why a header value could not be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
-    /// More than [`HEADER_CHARACTERS_MAX`].
+    /// Longer than [`HEADER_CHARACTERS_MAX`].
     #[error("the header is longer than {HEADER_CHARACTERS_MAX} characters")]
     TooLong,
-    /// Neither alphabet of base64 (RFC 4648 §4 and §5).
+    /// Not base64 in the standard or the URL-safe alphabet (RFC 4648 §4 and §5).
     #[error("the header is not base64")]
     NotBase64,
-    /// Not the JSON that was expected.
+    /// Not JSON of the expected type.
     #[error("the header does not hold the expected JSON: {0}")]
     NotJson(#[source] serde_json::Error),
 }
 
-/// Padded standard base64 over the JSON of `value`.
+/// Encodes the JSON of `value` as padded standard base64.
 ///
 /// # Errors
-/// When `value` has no JSON form, which our own types always have.
+/// `value` has no JSON form. The types of this crate always have one.
 pub fn encode<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
     serde_json::to_vec(value).map(|json| STANDARD.encode(json))
 }
 
-/// Reads what [`encode`] wrote, with or without padding, and in the URL-safe alphabet too: no text means one thing in the one and another in
-/// the other.
+/// Decodes the output of [`encode`], with or without padding, also in the URL-safe alphabet. The two alphabets differ in two characters
+/// only, so no text has two meanings.
 ///
 /// # Errors
-/// [`HeaderError`] says which step failed.
+/// A [`HeaderError`] for the step that failed.
 pub fn decode<T: DeserializeOwned>(text: &str) -> Result<T, HeaderError> {
     serde_json::from_slice(&decode_base64(text)?).map_err(HeaderError::NotJson)
 }
 
-/// The text that the value of a header holds, which is meant to be JSON.
+/// Decodes the base64 of a header value; the result should be JSON.
 ///
 /// # Errors
-/// [`HeaderError`] says which step failed.
+/// [`HeaderError::TooLong`] or [`HeaderError::NotBase64`].
 pub(crate) fn decode_base64(text: &str) -> Result<Vec<u8>, HeaderError> {
     if text.len() > HEADER_CHARACTERS_MAX {
         return Err(HeaderError::TooLong);
@@ -87,7 +87,7 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn padding_is_written_and_not_asked_for() {
+    fn padding_is_written_but_not_required() {
         let text = encode(&json!({"a": 1})).unwrap();
         assert_eq!(text, "eyJhIjoxfQ==");
         assert_eq!(decode::<Value>("eyJhIjoxfQ").unwrap(), json!({"a": 1}));
@@ -102,8 +102,8 @@ mod tests {
     }
 
     #[test]
-    fn both_alphabets_are_read_and_the_standard_one_is_written() {
-        // Characters whose bytes need the two letters in which the alphabets differ.
+    fn both_base64_alphabets_are_decoded() {
+        // The bytes of these characters encode to the two letters in which the alphabets differ.
         let value = json!({"a": "<<???>>~~~ÿþ"});
         let standard = encode(&value).unwrap();
         assert!(

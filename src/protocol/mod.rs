@@ -1,9 +1,10 @@
-//! The wire: x402 v1 and v2 as the shipped SDKs speak it, the EIP-712 digests and the header encodings.
+//! The wire format: x402 versions 1 and 2 as the shipped SDKs implement them, EIP-712 digests and header encodings.
 //!
 //! Knows JSON, base64, hex and hashing. Must not know the network, the clock, the database or the facilitator. Always
-//! compiled, because buyers and sellers need it too. What always holds: a value that exists has been parsed strictly
-//! (decimal amounts, 20-byte addresses, 32-byte nonces), so that nobody behind this room parses again. The v1 dialect is
-//! translated in [`v1`] and nowhere else.
+//! compiled, because buyers and sellers need it too.
+//!
+//! Invariant: every value of these types was parsed strictly (decimal amounts, 20-byte addresses, 32-byte nonces), so other
+//! modules never parse again. Version 1 is translated to version 2 in [`v1`] and nowhere else.
 #![warn(missing_docs)]
 
 pub mod amount;
@@ -13,10 +14,10 @@ pub mod exact_evm;
 pub mod field;
 pub mod gas_sponsoring;
 pub mod header;
-pub mod means;
 pub mod network;
 pub mod networks;
 pub mod payment;
+pub mod payment_method;
 pub mod permit2;
 pub mod reason;
 pub mod request;
@@ -31,9 +32,9 @@ pub use amount::Amount;
 pub use challenge::PaymentRequired;
 pub use exact_evm::{Authorization, DomainSeparator, ExactPayload};
 pub use gas_sponsoring::{Eip2612Info, Erc20ApprovalInfo, Extension, GasSponsoring};
-pub use means::Means;
 pub use network::Network;
 pub use payment::{PaymentHeader, PresentedPayment};
+pub use payment_method::Means;
 pub use permit2::{Permit2Authorization, Permit2Payload};
 pub use reason::Reason;
 pub use request::{AuthorizationPayload, EnvelopeError, Payload, PaymentRequest, Refusal};

@@ -1,4 +1,4 @@
-//! Networks by their CAIP-2 names. What is known of some of them is in [`crate::protocol::networks`].
+//! EVM networks, named by CAIP-2. The table of known networks is in [`crate::protocol::networks`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network(u64);
 
-/// The text names no EVM network in CAIP-2.
+/// The text is not the CAIP-2 name of an EVM network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected a CAIP-2 network such as eip155:8453, got {text:?}{}", hint(.meant))]
+#[error("expected a CAIP-2 network such as eip155:8453, got {text:?}{}", hint(.suggestion))]
 pub struct UnknownNetwork {
     text: String,
-    /// The network that has this name elsewhere.
-    meant: Option<Network>,
+    /// The known network of this name, such as `base`.
+    suggestion: Option<Network>,
 }
 
-fn hint(meant: &Option<Network>) -> String {
-    meant.map_or_else(String::new, |network| format!("; write {network}"))
+fn hint(suggestion: &Option<Network>) -> String {
+    suggestion.map_or_else(String::new, |network| format!("; write {network}"))
 }
 
 impl Network {
@@ -43,20 +43,20 @@ impl fmt::Display for Network {
 impl FromStr for Network {
     type Err = UnknownNetwork;
 
-    /// Strictly `eip155:` and a decimal chain id, as SDK 2.27 reads it.
+    /// Accepts `eip155:` and a decimal chain id without leading zeros, as SDK 2.27 does.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let shown = || UnknownNetwork {
+        let unknown = || UnknownNetwork {
             text: text.chars().take(40).collect(),
-            meant: Self::listed(text),
+            suggestion: Self::from_listed_name(text),
         };
-        let digits = text.strip_prefix("eip155:").ok_or_else(shown)?;
+        let digits = text.strip_prefix("eip155:").ok_or_else(unknown)?;
         let plain = !digits.is_empty()
             && digits.bytes().all(|byte| byte.is_ascii_digit())
             && !digits.starts_with('0');
         if !plain {
-            return Err(shown());
+            return Err(unknown());
         }
-        digits.parse().map(Self).map_err(|_| shown())
+        digits.parse().map(Self).map_err(|_| unknown())
     }
 }
 
@@ -80,18 +80,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_of_a_network_is_answered_with_its_id() {
-        let said = "base-sepolia".parse::<Network>().unwrap_err().to_string();
+    fn error_for_a_known_name_suggests_the_caip_2_name() {
+        let error = "base-sepolia".parse::<Network>().unwrap_err().to_string();
         assert_eq!(
-            said,
+            error,
             "expected a CAIP-2 network such as eip155:8453, got \"base-sepolia\"; write eip155:84532"
         );
-        let said = "bsae".parse::<Network>().unwrap_err().to_string();
-        assert!(said.ends_with("got \"bsae\""), "{said}");
+        let error = "bsae".parse::<Network>().unwrap_err().to_string();
+        assert!(error.ends_with("got \"bsae\""), "{error}");
     }
 
     #[test]
-    fn loose_spellings_of_a_network_are_refused() {
+    fn parse_rejects_loose_spellings() {
         for text in [
             "",
             "eip155:",

@@ -1,32 +1,32 @@
-//! The networks that x402d knows by name, as data: one row each. Any other EVM network is served by its CAIP-2 name.
+//! The table of networks that x402d knows by name. Any other EVM network can be served under its CAIP-2 name.
 
 use crate::protocol::Network;
 
-/// What is known of a network.
+/// The facts about one known network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownNetwork {
-    /// EIP-155.
+    /// The EIP-155 chain id.
     pub chain_id: u64,
-    /// For people.
+    /// The name shown to people.
     pub name: &'static str,
-    /// For configuration and command line; the first one is what is shown.
+    /// The names accepted in configuration and on the command line; the first one is displayed.
     pub names: &'static [&'static str],
-    /// Whether shipped v1 clients know the first of its names (`protocol.md` §1.5). A v1 client refuses a whole 402 that holds any name
+    /// Whether shipped v1 clients know the first of the names. A v1 client rejects a whole 402 when one entry has a network name
     /// that it does not know.
     pub in_v1: bool,
-    /// Whether its money is worth nothing.
+    /// Whether this is a test network, whose tokens have no value.
     pub test: bool,
-    /// The symbol of the currency in which gas is paid.
+    /// The symbol of the native currency, in which gas is paid.
     pub native_symbol: &'static str,
-    /// Roughly how long a block takes, in milliseconds.
+    /// The approximate block time, in milliseconds.
     pub block_time_ms: u32,
-    /// The depth at which a payment counts as settled unless the operator says otherwise; 1 = in a canonical block.
+    /// Default number of confirmations for a settled payment; 1 = in a canonical block.
     pub confirmations: u32,
-    /// Where people look transactions up, without a slash at its end.
+    /// The URL of a block explorer, without a trailing slash.
     pub explorer: Option<&'static str>,
 }
 
-/// The depth on a network that is not in the table: nothing is known of its blocks, and its money is taken for real.
+/// Default confirmations of a network that is not in the table: its reorg behaviour is unknown, and it counts as a mainnet.
 const UNKNOWN_CONFIRMATIONS: u32 = 3;
 
 const V1: bool = true;
@@ -35,7 +35,7 @@ const MAIN: bool = false;
 const TEST: bool = true;
 
 macro_rules! networks {
-    ($($chain_id:literal $name:literal $names:tt $in_v1:ident $test:ident $native:literal $block:literal $depth:literal $explorer:literal;)*) => {
+    ($($chain_id:literal $name:literal $names:tt $in_v1:ident $test:ident $native:literal $block:literal $confirmations:literal $explorer:literal;)*) => {
         &[$(KnownNetwork {
             chain_id: $chain_id,
             name: $name,
@@ -44,7 +44,7 @@ macro_rules! networks {
             test: $test,
             native_symbol: $native,
             block_time_ms: $block,
-            confirmations: $depth,
+            confirmations: $confirmations,
             explorer: if $explorer.is_empty() { None } else { Some($explorer) },
         },)*]
     };
@@ -52,13 +52,17 @@ macro_rules! networks {
 
 /// Every known network by its chain id.
 ///
-/// A depth of 1 is for test networks, for chains whose blocks are final when they are seen (`CometBFT`, Snowman, Roll-DPoS) and for
-/// rollups, whose sequencer orders alone. Elsewhere: Ethereum drops single blocks every day, and peaq's can be dropped until its relay chain
-/// has them; Polygon asks for one block above; what Monad calls latest is proposed only, and final two blocks later, as it is on XDC; on
-/// Igra, whose order comes from proof of work, ten blocks are what its makers advise for small sums. More than that would outlast the
-/// patience of those who wait for an answer. Names, currencies, explorers and most block times are viem's.
+/// Confirmations:
+/// - 1 for test networks, for chains with instant finality (`CometBFT`, Snowman, Roll-DPoS) and for rollups, where one sequencer orders
+///   the blocks.
+/// - 2 for Ethereum, where single blocks are orphaned every day; for peaq, whose blocks can be orphaned until its relay chain includes
+///   them; and for Polygon, which recommends one block on top.
+/// - 3 for Monad, whose `latest` block is only proposed and becomes final two blocks later, and for XDC, where it is the same.
+/// - 10 for Igra, which is ordered by proof of work; its makers recommend ten blocks for small amounts.
+///
+/// Higher numbers would make a settlement take longer than callers wait. Names, currencies, explorers and most block times are from viem.
 pub const NETWORKS: &[KnownNetwork] = networks! {
-//  chain id  name                    names                                               dialect worth  gas    ms    depth explorer
+//  chain id  name                    names                                               version worth  gas    ms    confs explorer
     1         "Ethereum"              ["ethereum"]                                             V1 MAIN "ETH"    12_000  2 "https://etherscan.io";
     10        "OP Mainnet"            ["optimism", "op-mainnet"]                               V2 MAIN "ETH"     2_000  1 "https://optimistic.etherscan.io";
     14        "Flare"                 ["flare"]                                                V1 MAIN "FLR"     1_800  1 "https://flare-explorer.flare.network";
@@ -103,42 +107,42 @@ pub const NETWORKS: &[KnownNetwork] = networks! {
 };
 
 impl KnownNetwork {
-    /// Its CAIP-2 name.
+    /// The network as [`Network`], which displays as the CAIP-2 name.
     pub const fn network(&self) -> Network {
         Network::from_chain_id(self.chain_id)
     }
 
-    /// The name that v1 messages use, where there is one.
+    /// The name in v1 messages; `None` if v1 has none.
     pub fn v1_name(&self) -> Option<&'static str> {
         self.names.first().copied().filter(|_| self.in_v1)
     }
 }
 
 impl Network {
-    /// What is known of it, if it is in the table.
+    /// The network's entry in the table.
     pub fn known(self) -> Option<&'static KnownNetwork> {
         NETWORKS
             .iter()
             .find(|known| known.chain_id == self.chain_id())
     }
 
-    /// The network that people mean: a CAIP-2 name, or a name of the table such as `base` or `arbitrum`.
+    /// Finds a network by its CAIP-2 name, or by a name in the table such as `base` or `arbitrum`.
     pub fn named(text: &str) -> Option<Self> {
-        text.parse().ok().or_else(|| Self::listed(text))
+        text.parse().ok().or_else(|| Self::from_listed_name(text))
     }
 
-    /// The network of a name in the table.
-    pub fn listed(name: &str) -> Option<Self> {
-        let listed = NETWORKS.iter().find(|known| known.names.contains(&name));
-        listed.map(KnownNetwork::network)
+    /// Finds a network by a name in the table.
+    pub fn from_listed_name(name: &str) -> Option<Self> {
+        let network = NETWORKS.iter().find(|known| known.names.contains(&name));
+        network.map(KnownNetwork::network)
     }
 
-    /// The name that v1 messages use, where there is one.
+    /// The name in v1 messages; `None` if v1 has none.
     pub fn v1_name(self) -> Option<&'static str> {
         self.known().and_then(KnownNetwork::v1_name)
     }
 
-    /// The network of a v1 name.
+    /// Finds a network by its name in v1 messages.
     pub fn from_v1_name(name: &str) -> Option<Self> {
         let mut known = NETWORKS.iter();
         known
@@ -146,45 +150,46 @@ impl Network {
             .map(KnownNetwork::network)
     }
 
-    /// By how many seconds at least a block is younger than the one before, as far as that is certain: 0 where blocks come fast or are not
-    /// known.
+    /// A lower bound, in seconds, for the time between two blocks. 0 where the block time is below two seconds or unknown.
     pub fn steady_block_s(self) -> u64 {
-        let known = self.known().map_or(0, |known| known.block_time_ms);
-        if known >= 2_000 {
-            u64::from(known / 1_000)
+        let block_time_ms = self.known().map_or(0, |known| known.block_time_ms);
+        if block_time_ms >= 2_000 {
+            u64::from(block_time_ms / 1_000)
         } else {
             0
         }
     }
 
-    /// The symbol of the currency in which gas is paid, where it is known.
+    /// The symbol of the native currency, in which gas is paid. `None` if the network is not in the table.
     pub fn native_symbol(self) -> Option<&'static str> {
         self.known().map(|known| known.native_symbol)
     }
 
-    /// Whether it is known to be a test network. One that is not in the table counts as a mainnet.
+    /// Whether the table lists this as a test network. A network that is not in the table counts as a mainnet.
     pub fn is_test(self) -> bool {
         self.known().is_some_and(|known| known.test)
     }
 
-    /// The depth at which a payment counts as settled unless the operator says otherwise.
+    /// The number of confirmations for a settled payment when the operator configures none.
     pub fn default_confirmations(self) -> u32 {
         self.known()
             .map_or(UNKNOWN_CONFIRMATIONS, |known| known.confirmations)
     }
 
-    /// Wei per gas that may be paid at most unless the operator says otherwise. Several times what blocks of the network have cost at
-    /// the least, because below that nothing can ever be sent; elsewhere 20 gwei, above which there is a fault or an attack.
+    /// The highest gas price to pay, in wei per gas, when the operator configures none.
+    ///
+    /// Several times the lowest price seen on the network, because no transaction is mined below that. On other networks 20 gwei: a higher
+    /// price means a fault or an attack.
     pub const fn default_fee_cap_wei(self) -> u64 {
         let gwei = match self.chain_id() {
-            // Ethereum's blocks have cost hundreds of gwei. At the least: XDC 12.5, Story 16, Sei 1.
+            // Ethereum has reached hundreds of gwei. Lowest prices: XDC 12.5, Story 16, Sei 1.
             1 | 50 | 51 | 1_328 | 1_329 | 1_514 => 200,
             43_113 | 43_114 => 300,
-            // Celo: 25 at the least, 50 and more for days. Flare.
+            // Celo: lowest price 25, 50 and more for days. Flare.
             14 | 42_220 | 11_142_220 => 500,
-            // Cheap currencies make for large numbers. Polygon: 25 at the least, and hundreds when blocks are full. Monad: 100 at the least.
+            // Cheap native currencies have high prices. Polygon: lowest 25, hundreds when blocks are full. Monad: lowest 100.
             137 | 143 | 3_338 | 80_002 => 1_000,
-            // IoTeX: 1,000 at the least.
+            // IoTeX: lowest price 1,000.
             4_689 => 5_000,
             38_833 | 1_440_000 => 10_000,
             _ => 20,
@@ -192,12 +197,12 @@ impl Network {
         gwei * 1_000_000_000
     }
 
-    /// Whether a transaction pays for all the gas that it may use, and not for what it uses.
+    /// Whether a transaction is charged for its gas limit instead of the gas used (Monad).
     pub const fn charges_gas_limit(self) -> bool {
         self.chain_id() == 143
     }
 
-    /// Where people look at a transaction, where that is known.
+    /// The block explorer's page of a transaction; `None` if no explorer is known.
     pub fn explorer_url(self, transaction: impl std::fmt::Display) -> Option<String> {
         let explorer = self.known()?.explorer?;
         Some(format!("{explorer}/tx/{transaction}"))
@@ -211,13 +216,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chain_ids_and_names_stand_once_and_in_order() {
+    fn chain_ids_are_sorted_and_names_are_unique() {
         assert!(NETWORKS.is_sorted_by(|one, next| one.chain_id < next.chain_id));
         let mut seen = HashSet::new();
         for known in NETWORKS {
             assert!(!known.names.is_empty(), "{}", known.name);
             for name in known.names {
-                assert!(seen.insert(*name), "{name} stands twice");
+                assert!(seen.insert(*name), "{name} is listed twice");
                 let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
                 assert!(name.bytes().all(plain), "{name}");
                 assert_eq!(Network::named(name), Some(known.network()));
@@ -229,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_both_versions_lead_to_the_same_network() {
+    fn v1_and_caip_2_names_give_the_same_network() {
         let base_sepolia: Network = "eip155:84532".parse().unwrap();
         assert_eq!(Network::from_v1_name("base-sepolia"), Some(base_sepolia));
         assert_eq!(base_sepolia.v1_name(), Some("base-sepolia"));
@@ -241,9 +246,9 @@ mod tests {
         assert_eq!(Network::from_v1_name("ethereum-sepolia"), None);
     }
 
-    /// `protocol.md` §1.5; one name more, and v1 clients that read it refuse a whole 402.
+    /// The names that shipped v1 clients know. A v1 client that reads any other name rejects the whole 402.
     #[test]
-    fn v1_has_the_names_that_shipped_clients_know_and_no_other() {
+    fn v1_names_are_exactly_those_of_shipped_clients() {
         let names = NETWORKS.iter().filter_map(KnownNetwork::v1_name);
         let mut names: Vec<_> = names.collect();
         names.sort_unstable();
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn payments_settle_in_a_block_on_test_networks_and_unknown_chains_are_taken_for_mainnets() {
+    fn test_networks_confirm_at_once_and_unknown_count_as_mainnets() {
         for known in NETWORKS {
             assert!((1..=10).contains(&known.confirmations), "{}", known.name);
             assert!(!known.test || known.confirmations == 1, "{}", known.name);
@@ -300,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn fee_caps_leave_room_above_the_lowest_price_of_a_network() {
+    fn fee_caps_are_well_above_the_lowest_gas_prices() {
         let gwei = 1_000_000_000;
         let lowest = [
             (143, 100),
@@ -321,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn transactions_are_looked_up_at_the_explorer_where_there_is_one() {
+    fn explorer_url_is_given_where_an_explorer_is_known() {
         let base = Network::from_chain_id(8453);
         assert_eq!(
             base.explorer_url("0xab").as_deref(),

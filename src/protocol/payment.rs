@@ -1,4 +1,4 @@
-//! The payment that a buyer puts into a request header, in both dialects (`protocol.md` §1.3).
+//! The payment that a buyer puts into a request header, in both protocol versions (x402 v2 specification §5.2).
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::protocol::challenge::{Offer, Resource, network_name};
 use crate::protocol::header::{self, HeaderError};
 use crate::protocol::{Network, PaymentRequired, PaymentRequirements, X402Version, field};
 
-/// A payment, ready to be sent. Whoever holds it can have the money moved, so that it shows itself nowhere.
+/// A payment header, ready to be sent. Bearer value: anyone who holds it can settle it, so `Debug` redacts it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PaymentHeader {
     name: &'static str,
@@ -39,11 +39,11 @@ struct SentV1<'a, P> {
 }
 
 impl PaymentHeader {
-    /// Pays `offer`, an entry of `challenge`, with the scheme's payload: in v2 the entry, the resource and the extensions go back
-    /// as they came. A buyer that has something to add to an extension adds it to the challenge first ([`PaymentRequired::fill`]).
+    /// Builds the header that pays `offer`, an entry of `challenge`, with the scheme's payload. In v2 the entry, the resource and
+    /// the extensions are echoed verbatim. A buyer adds its own extension data to the challenge first ([`PaymentRequired::fill`]).
     ///
     /// # Errors
-    /// When the payment has no JSON form, which a parsed challenge always has.
+    /// `payload` has no JSON form. A parsed challenge always has one.
     pub fn present<P: Serialize>(
         challenge: &PaymentRequired,
         offer: &Offer,
@@ -73,7 +73,7 @@ impl PaymentHeader {
         }
     }
 
-    /// A payment that was made before, from its dialect and its value.
+    /// Rebuilds a header from the stored protocol version and value of an earlier payment.
     pub const fn kept(version: X402Version, value: String) -> Self {
         let name = match version {
             X402Version::V1 => header::X_PAYMENT,
@@ -82,12 +82,12 @@ impl PaymentHeader {
         Self { name, value }
     }
 
-    /// The request header that carries it.
+    /// The name of the request header.
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Its value. Keep it out of logs.
+    /// The value of the request header. Must not be logged.
     pub fn value(&self) -> &str {
         &self.value
     }
@@ -102,20 +102,20 @@ impl fmt::Debug for PaymentHeader {
     }
 }
 
-/// A payment as a seller receives it. It stays raw, because it goes to the facilitator as it came; JSON that says a member
-/// twice has become unambiguous here.
+/// A payment as a seller receives it. It stays raw JSON, because the seller forwards it to the facilitator unchanged. Parsing
+/// has removed duplicate members, so seller and facilitator read the same values.
 #[derive(Clone, PartialEq)]
 pub struct PresentedPayment {
-    /// The dialect, from the header that carried it.
+    /// The protocol version, given by the header that carried the payment.
     pub version: X402Version,
     raw: Value,
 }
 
 impl PresentedPayment {
-    /// Reads the value of `PAYMENT-SIGNATURE` (v2) or `X-PAYMENT` (v1).
+    /// Decodes the value of `PAYMENT-SIGNATURE` (v2) or `X-PAYMENT` (v1).
     ///
     /// # Errors
-    /// [`HeaderError`] when it is too long or holds no JSON object.
+    /// A [`HeaderError`] when the value is too long, not base64, or not a JSON object.
     pub fn read(version: X402Version, text: &str) -> Result<Self, HeaderError> {
         let object: Map<String, Value> = header::decode(text)?;
         Ok(Self {
@@ -124,12 +124,12 @@ impl PresentedPayment {
         })
     }
 
-    /// The payment as it came.
+    /// The payment as received.
     pub const fn raw(&self) -> &Value {
         &self.raw
     }
 
-    /// Who pays according to the authorization; nobody has checked the signature yet.
+    /// The payer named in the authorization. The signature has not been verified.
     pub fn payer(&self) -> Option<Address> {
         let from = [
             "/payload/authorization/from",
@@ -140,8 +140,8 @@ impl PresentedPayment {
         field::parse_address(from).ok()
     }
 
-    /// Whether the payment says that it is for `offered`: in v2 every core field is equal and what we put into `extra` is
-    /// still there (sellers and buyers may add to it); v1 names scheme and network alone.
+    /// Whether the payment was made for `offered`. In v2 every core field must be equal, and `extra` must still hold the offered
+    /// members; more members are allowed. A v1 payment names only scheme and network, so only these are compared.
     pub fn accepts(&self, offered: &PaymentRequirements) -> bool {
         let version = self.raw.get("x402Version").and_then(Value::as_u64);
         if version != Some(u64::from(u8::from(self.version))) {
@@ -180,10 +180,10 @@ fn same_offer(accepted: &PaymentRequirements, offered: &PaymentRequirements) -> 
             .as_ref()
             .is_some_and(|extra| extra.get(name) == Some(value))
     });
-    // Else an offer by EIP-3009 would be found in the same one by Permit2, which says more.
-    let same_means = accepted.means() == offered.means();
+    // `extra` may have more members, so an EIP-3009 offer would otherwise match the same offer by Permit2.
+    let same_method = accepted.means() == offered.means();
     extra_kept
-        && same_means
+        && same_method
         && accepted.scheme == offered.scheme
         && accepted.network == offered.network
         && accepted.amount == offered.amount
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v2_payment_echoes_entry_resource_and_extensions_verbatim() {
+    fn v2_payment_echoes_entry_resource_and_extensions() {
         let payment = sent(&entry());
         assert_eq!(payment.raw()["accepted"], entry());
         assert_eq!(payment.raw()["resource"]["tags"], json!(["x"]));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_altered_entry_is_not_the_one_that_was_offered_and_an_enriched_one_is() {
+    fn altered_entries_are_not_accepted_but_enriched_ones_are() {
         let mut offered: PaymentRequirements = serde_json::from_value(entry()).unwrap();
         offered.extra.as_mut().unwrap().remove("later");
         assert!(sent(&entry()).accepts(&offered));
@@ -266,7 +266,7 @@ mod tests {
         by_permit2["extra"]["assetTransferMethod"] = json!("permit2");
         assert!(
             !sent(&by_permit2).accepts(&offered),
-            "it accepts the same offer by other means"
+            "it accepts the same offer with another payment method"
         );
     }
 }

@@ -1,4 +1,6 @@
-//! Permit2: the authorization of scheme `exact` for tokens without EIP-3009, and of scheme `upto` (`protocol.md` §3.5 and §4).
+//! Permit2: the authorization of scheme `exact` for tokens without EIP-3009, and of scheme `upto`.
+//!
+//! Specified in `scheme_exact_evm.md` and `scheme_upto_evm.md` of the x402 specification.
 
 use alloy::primitives::{Address, B256, Bytes, U256, address};
 use alloy::sol;
@@ -7,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Amount, Authorization, DomainSeparator, Network, Scheme, field};
 
-/// Permit2, at the address that it has on every chain.
+/// The Permit2 contract; the same address on every chain.
 pub const PERMIT2: Address = address!("000000000022D473030F116dDEE9F6B43aC78BA3");
-/// The proxy of scheme `exact`: moves exactly the permitted amount to the payee of the witness; anybody may call it.
+/// The proxy of scheme `exact`. It transfers exactly the permitted amount to the witness's payee. Any account may call it.
 pub const EXACT_PROXY: Address = address!("402085c248EeA27D92E8b30b2C58ed07f9E20001");
-/// The proxy of scheme `upto`: moves up to the permitted amount; only the facilitator that the witness names may call it.
+/// The proxy of scheme `upto`. It transfers up to the permitted amount. Only the witness's facilitator may call it.
 pub const UPTO_PROXY: Address = address!("4020A4f3b7b90ccA423B9fabCc0CE57C6C240002");
 
-/// What a payer signs for each scheme. The two structs have one name, as the proxies have it, and differ in their witness.
+/// The EIP-712 structs of scheme `exact`. The proxies use one struct name for both schemes; the structs differ in the witness.
 mod exact {
     use super::sol;
 
@@ -27,6 +29,7 @@ mod exact {
     }
 }
 
+/// The EIP-712 structs of scheme `upto`.
 mod upto {
     use super::sol;
 
@@ -39,73 +42,73 @@ mod upto {
     }
 }
 
-/// Which token may be taken, and how much of it at most.
+/// `TokenPermissions` of Permit2: a token and the largest amount to transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(expecting = "an object with token and amount")]
 pub struct Permitted {
-    /// The token.
+    /// The token contract.
     #[serde(with = "field::address")]
     pub token: Address,
-    /// Atomic units: exactly these in `exact`, at most these in `upto`.
+    /// Atomic units: the exact amount in `exact`, the maximum in `upto`.
     pub amount: Amount,
 }
 
-/// What the proxy is bound to, besides Permit2's own terms.
+/// The signed terms that the proxy enforces, besides Permit2's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     rename_all = "camelCase",
     expecting = "an object with to, validAfter and, in upto, facilitator"
 )]
 pub struct Witness {
-    /// The payee.
+    /// The payee's address.
     #[serde(with = "field::address")]
     pub to: Address,
-    /// `upto`: the only account that may settle. Absent in `exact`.
+    /// The only account that may settle, in `upto`. Absent in `exact`.
     #[serde(
         default,
         with = "field::optional_address",
         skip_serializing_if = "Option::is_none"
     )]
     pub facilitator: Option<Address>,
-    /// Unix seconds; the chain's time must not be earlier.
+    /// Unix seconds. The block's time must not be earlier.
     pub valid_after: Amount,
 }
 
-/// Leave to take a payer's token through a proxy, once, until a deadline.
+/// Authorizes one transfer of a payer's token through a proxy, until a deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(expecting = "an object with from, permitted, spender, nonce, deadline and witness")]
 pub struct Permit2Authorization {
-    /// The payer.
+    /// The payer's address.
     #[serde(with = "field::address")]
     pub from: Address,
-    /// What may be taken.
+    /// The token and the amount.
     pub permitted: Permitted,
-    /// The proxy that may take it.
+    /// The proxy that may transfer it.
     #[serde(with = "field::address")]
     pub spender: Address,
-    /// Chosen by the payer; Permit2 accepts each of a payer's nonces once, whatever the token.
+    /// Chosen by the payer. Permit2 accepts each nonce of a payer once, across all tokens.
     pub nonce: Amount,
-    /// Unix seconds; the chain's time must not be later.
+    /// Unix seconds. The block's time must not be later.
     pub deadline: Amount,
-    /// What the proxy is bound to.
+    /// The terms that the proxy enforces.
     pub witness: Witness,
 }
 
-/// The payload of a payment by Permit2: an authorization and the payer's signature over its digest.
+/// The payload of a Permit2 payment: an authorization and the payer's signature over its digest.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     rename_all = "camelCase",
     expecting = "an object with signature and permit2Authorization"
 )]
 pub struct Permit2Payload {
-    /// 65 bytes of ECDSA for a plain account, anything for a contract wallet.
+    /// 65 bytes of ECDSA for a plain account; any bytes for a contract wallet (ERC-1271).
     #[serde(with = "field::signature")]
     pub signature: Bytes,
-    /// What was signed.
+    /// The signed authorization.
     pub permit2_authorization: Permit2Authorization,
 }
 
-/// The proxy that settles a scheme.
+/// The proxy contract of a scheme.
 pub const fn proxy_of(scheme: Scheme) -> Address {
     match scheme {
         Scheme::Exact => EXACT_PROXY,
@@ -114,7 +117,7 @@ pub const fn proxy_of(scheme: Scheme) -> Address {
 }
 
 impl DomainSeparator {
-    /// Permit2's own on a network: its domain has no version.
+    /// The domain separator of Permit2 on a network. The domain has no `version`.
     pub fn of_permit2(network: Network) -> Self {
         let domain = Eip712Domain::new(
             Some("Permit2".into()),
@@ -128,7 +131,7 @@ impl DomainSeparator {
 }
 
 impl Permit2Authorization {
-    /// The terms as every authorization has them; `value` is what is to be moved, at most what is permitted.
+    /// The terms in the form of an EIP-3009 authorization. `value` is the amount to transfer, at most the permitted amount.
     pub fn terms(&self, value: Amount) -> Authorization {
         Authorization {
             from: self.from,
@@ -140,7 +143,7 @@ impl Permit2Authorization {
         }
     }
 
-    /// The 32 bytes that the payer signs for a scheme.
+    /// The EIP-712 digest that the payer signs for a scheme. `separator` is that of Permit2.
     pub fn digest(&self, scheme: Scheme, separator: DomainSeparator) -> B256 {
         let (token, amount) = (self.permitted.token, self.permitted.amount.atomic());
         let (nonce, deadline) = (self.nonce.atomic(), self.deadline.atomic());
@@ -176,7 +179,7 @@ impl Permit2Authorization {
 
 impl std::fmt::Debug for Permit2Payload {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The signature is the payer's money until it is used: it stays out of every log.
+        // Bearer value: anyone who holds the signature can settle the payment, so it must not reach a log.
         formatter
             .debug_struct("Permit2Payload")
             .field("permit2_authorization", &self.permit2_authorization)
@@ -216,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn the_separator_is_the_published_one() {
+    fn separator_matches_the_published_one() {
         let expected = b256!("010f27a92fb9a32622f44f001dc4d15706a85b33499cfc2ce9033113ab26592c");
         assert_eq!(separator().0, expected);
     }
 
     #[test]
-    fn the_type_strings_are_those_of_the_proxies() {
+    fn type_strings_match_those_of_the_proxies() {
         let exact = exact::PermitWitnessTransferFrom::eip712_encode_type();
         assert_eq!(
             keccak256(exact.as_bytes()),
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digests_are_those_of_the_published_vectors() {
+    fn digests_match_the_published_vectors() {
         assert_eq!(
             authorization(None).digest(Scheme::Exact, separator()),
             b256!("5ee092a968e1122befb3e982389460ecb49eea18ae8278f2b9856bb37856e9a3")
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_witness_without_a_facilitator_is_written_without_one() {
+    fn exact_witness_is_written_without_a_facilitator() {
         let written = serde_json::to_value(authorization(None)).unwrap();
         let expected = serde_json::json!({"to": Address::repeat_byte(0x22).to_checksum(None), "validAfter": "0"});
         assert_eq!(written.pointer("/witness"), Some(&expected));

@@ -1,4 +1,4 @@
-//! The stable codes by which a payment is refused (`protocol.md` §2.7).
+//! The stable reason codes of rejected and failed payments (x402 v2 specification §9, with additions of the SDKs and of x402d).
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,19 +7,19 @@ use serde::{Serialize, Serializer};
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $code:literal,)+) => {
-        /// Why a payment was refused or failed: the closed list of codes that this facilitator utters.
+        /// Why a payment was rejected or failed: the closed list of codes that this facilitator returns.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[doc = $doc])+ $variant,)+
-            /// A code that this version does not utter by itself: a later one has written it into a ledger that both use.
+            /// A code unknown to this version, written to a shared ledger by a newer one.
             OfALaterVersion(&'static str),
         }
 
         impl Reason {
-            /// Every code, for documentation and tests.
+            /// Every code that this version returns.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
-            /// The code on the wire and in the ledger.
+            /// The code as it is written on the wire and in the ledger.
             pub const fn code(self) -> &'static str {
                 match self {
                     $(Self::$variant => $code,)+
@@ -46,23 +46,23 @@ reasons! {
     InvalidX402Version = "invalid_x402_version",
     /// The payment payload has the wrong shape.
     InvalidPayload = "invalid_payload",
-    /// The payment requirements have the wrong shape, or ask for something that cannot be paid.
+    /// The payment requirements have the wrong shape, or cannot be paid here.
     InvalidPaymentRequirements = "invalid_payment_requirements",
-    /// A scheme that this facilitator does not serve.
+    /// The scheme is not served by this facilitator.
     UnsupportedScheme = "unsupported_scheme",
-    /// A network that is unknown or not configured here.
+    /// The network is unknown or not configured.
     InvalidNetwork = "invalid_network",
-    /// A payload shape that the scheme does not know, or one that contradicts `extra.assetTransferMethod`.
+    /// The scheme has no such payload shape, or the shape contradicts `extra.assetTransferMethod`.
     UnsupportedPayloadType = "unsupported_payload_type",
     /// The token address has no code.
     AssetNotDeployedContract = "asset_not_deployed_contract",
-    /// An outage on our side while verifying; says nothing about the payment.
+    /// The facilitator could not verify the payment; it says nothing about the payment itself.
     UnexpectedVerifyError = "unexpected_verify_error",
-    /// An outage on our side while settling; nothing was broadcast.
+    /// The facilitator could not settle the payment; nothing was broadcast.
     UnexpectedSettleError = "unexpected_settle_error",
-    /// The transaction was handed to the chain and its outcome is not known yet.
+    /// The transaction was broadcast and its outcome is not known yet.
     SettlementPending = "settlement_pending",
-    /// This payment has bought its resource already, or is being bought right now.
+    /// This payment was already granted to a request, or is being granted to another one.
     DuplicateSettlement = "duplicate_settlement",
     /// The accepted or the required scheme is not `exact`.
     ExactScheme = "invalid_exact_evm_scheme",
@@ -70,11 +70,11 @@ reasons! {
     ExactNetworkMismatch = "invalid_exact_evm_network_mismatch",
     /// `extra.name` or `extra.version` is absent.
     ExactMissingDomain = "invalid_exact_evm_missing_eip712_domain",
-    /// The signature is not the payer's.
+    /// The EIP-3009 signature is not the payer's.
     ExactSignature = "invalid_exact_evm_signature",
-    /// The authorization pays somebody else than `payTo`.
+    /// The authorization's payee is not `payTo`.
     ExactRecipientMismatch = "invalid_exact_evm_recipient_mismatch",
-    /// The authorization has expired, expires too soon, or is valid for longer than we keep records.
+    /// The authorization has expired, expires too soon, or is valid for longer than records are kept.
     ExactValidBefore = "invalid_exact_evm_payload_authorization_valid_before",
     /// The authorization is not valid yet.
     ExactValidAfter = "invalid_exact_evm_payload_authorization_valid_after",
@@ -84,137 +84,137 @@ reasons! {
     ExactValueV1 = "invalid_exact_evm_authorization_value",
     /// The authorization's nonce was used or cancelled, or belongs to another payment.
     ExactNonceUsed = "invalid_exact_evm_nonce_already_used",
-    /// The payer holds less than the amount.
+    /// The payer's token balance is below the amount (EIP-3009).
     ExactInsufficientBalance = "invalid_exact_evm_insufficient_balance",
     /// `extra.name` is not the token's EIP-712 name.
     ExactTokenName = "invalid_exact_evm_token_name_mismatch",
     /// `extra.version` is not the token's EIP-712 version.
     ExactTokenVersion = "invalid_exact_evm_token_version_mismatch",
-    /// The token does not speak EIP-3009.
+    /// The token does not implement EIP-3009.
     ExactEip3009Unsupported = "invalid_exact_evm_eip3009_not_supported",
-    /// The simulated transfer reverted for no reason that we recognise.
+    /// The simulated transfer reverted for an unrecognised reason.
     ExactSimulationFailed = "invalid_exact_evm_transaction_simulation_failed",
-    /// The wallet's factory is not on this facilitator's list.
+    /// The factory of an undeployed wallet (ERC-6492) is not in the configured list.
     FactoryNotAllowed = "eip6492_factory_not_allowed",
-    /// The wallet could not be deployed by its factory.
+    /// The factory's call did not deploy the wallet (ERC-6492).
     WalletDeploymentFailed = "smart_wallet_deployment_failed",
-    /// The transaction was mined without effect.
+    /// The transaction of an `exact` payment was mined without effect.
     ExactTransactionFailed = "invalid_exact_evm_transaction_failed",
-    /// The transaction was mined, but its logs hold no transfer of exactly this payment.
+    /// The transaction was mined, but its logs do not contain exactly this payment's transfer.
     ExactTransferMismatch = "invalid_exact_evm_transfer_event_mismatch",
     /// The spender is not the proxy of the scheme.
     Permit2Spender = "invalid_permit2_spender",
-    /// The witness pays somebody else than `payTo`.
+    /// The witness's payee is not `payTo`.
     Permit2RecipientMismatch = "invalid_permit2_recipient_mismatch",
-    /// The deadline has passed, is too near, or is farther away than we keep records.
+    /// The deadline has passed, is too near, or is later than records are kept.
     Permit2DeadlineExpired = "permit2_deadline_expired",
-    /// The witness is not valid yet.
+    /// The witness's `validAfter` is in the future.
     Permit2NotYetValid = "permit2_not_yet_valid",
     /// The permitted amount is not the required one.
     Permit2AmountMismatch = "permit2_amount_mismatch",
     /// The permitted token is not the required asset.
     Permit2TokenMismatch = "permit2_token_mismatch",
-    /// The signature is not the payer's.
+    /// The Permit2 signature is not the payer's.
     Permit2Signature = "invalid_permit2_signature",
-    /// The payer has not allowed Permit2 to take this much of the token. Sellers answer 412 to it.
+    /// The payer's token allowance to Permit2 is below the amount. Sellers return HTTP 412 for it.
     Permit2AllowanceRequired = "permit2_allowance_required",
-    /// The payer holds less than the amount.
+    /// The payer's token balance is below the amount (Permit2).
     Permit2InsufficientBalance = "permit2_insufficient_balance",
     /// The proxy has no code on this network.
     Permit2ProxyNotDeployed = "permit2_proxy_not_deployed",
-    /// The simulated settlement reverted for no reason that we recognise.
+    /// The simulated settlement reverted for an unrecognised reason.
     Permit2SimulationFailed = "permit2_simulation_failed",
-    /// The proxy refuses the amount.
+    /// The proxy reverts with `InvalidAmount`.
     Permit2InvalidAmount = "permit2_invalid_amount",
-    /// The proxy refuses the payee.
+    /// The proxy reverts with `InvalidDestination`: the payee is refused.
     Permit2InvalidDestination = "permit2_invalid_destination",
-    /// The proxy refuses the payer.
+    /// The proxy reverts with `InvalidOwner`: the payer is refused.
     Permit2InvalidOwner = "permit2_invalid_owner",
-    /// The chain's time is before the witness's `validAfter`.
+    /// The proxy reverts with `PaymentTooEarly`: the block's time is before the witness's `validAfter`.
     Permit2PaymentTooEarly = "permit2_payment_too_early",
-    /// The nonce was used or invalidated, or belongs to another payment.
+    /// The Permit2 nonce was used or invalidated, or belongs to another payment.
     Permit2InvalidNonce = "permit2_invalid_nonce",
-    /// The token's permit is for another amount than Permit2's.
+    /// The EIP-2612 permit is for another amount than the Permit2 authorization.
     Permit2612AmountMismatch = "permit2_2612_amount_mismatch",
     /// The accepted or the required scheme is not `upto`.
     UptoScheme = "invalid_upto_evm_scheme",
     /// The accepted network is not the required one.
     UptoNetworkMismatch = "invalid_upto_evm_network_mismatch",
-    /// The witness names an account that is none of this facilitator's.
+    /// The witness names an account that is not a signer of this facilitator.
     UptoFacilitatorMismatch = "upto_facilitator_mismatch",
-    /// More is to be charged than the payer permitted.
+    /// The charge exceeds the amount that the payer permitted.
     UptoExceedsAmount = "invalid_upto_evm_payload_settlement_exceeds_amount",
-    /// The transaction was mined without effect.
+    /// The transaction of an `upto` payment was mined without effect.
     UptoTransactionFailed = "invalid_upto_evm_transaction_failed",
-    /// The proxy says that more was to be charged than the payer permitted.
+    /// The proxy reverts with `AmountExceedsPermitted`: the charge exceeds the permitted amount.
     UptoAmountExceedsPermitted = "upto_amount_exceeds_permitted",
-    /// The proxy was called by somebody else than the facilitator of the witness.
+    /// The proxy reverts with `UnauthorizedFacilitator`: the caller is not the witness's facilitator.
     UptoUnauthorizedFacilitator = "upto_unauthorized_facilitator",
     /// `eip2612GasSponsoring` has the wrong shape.
     Eip2612Format = "invalid_eip2612_extension_format",
-    /// The permit is another account's than the payer's.
+    /// The owner of the EIP-2612 permit is not the payer.
     Eip2612FromMismatch = "eip2612_from_mismatch",
-    /// The permit is for another token.
+    /// The EIP-2612 permit is for another token.
     Eip2612AssetMismatch = "eip2612_asset_mismatch",
-    /// The permit allows somebody else than Permit2.
+    /// The spender of the EIP-2612 permit is not Permit2.
     Eip2612Spender = "eip2612_spender_not_permit2",
-    /// The permit has expired or expires too soon.
+    /// The EIP-2612 permit has expired or expires too soon.
     Eip2612DeadlineExpired = "eip2612_deadline_expired",
     /// `erc20ApprovalGasSponsoring` has the wrong shape.
     ApprovalFormat = "invalid_erc20_approval_extension_format",
-    /// The approval is another account's than the payer's.
+    /// The owner in the approval extension is not the payer.
     ApprovalFromMismatch = "erc20_approval_from_mismatch",
-    /// The approval is for another token.
+    /// The token in the approval extension is not the required asset.
     ApprovalAssetMismatch = "erc20_approval_asset_mismatch",
-    /// The approval allows somebody else than Permit2.
+    /// The spender in the approval extension is not Permit2.
     ApprovalSpender = "erc20_approval_spender_not_permit2",
-    /// The signed transaction calls something else than the token.
+    /// The signed transaction does not call the token contract.
     ApprovalWrongTarget = "erc20_approval_tx_wrong_target",
-    /// The signed transaction calls something else than `approve`.
+    /// The signed transaction does not call `approve`.
     ApprovalWrongSelector = "erc20_approval_tx_wrong_selector",
-    /// The signed transaction approves somebody else than Permit2.
+    /// The signed transaction's spender is not Permit2.
     ApprovalWrongSpender = "erc20_approval_tx_wrong_spender",
-    /// The signed transaction's calldata is no call of `approve`.
+    /// The calldata is not a valid `approve`, its amount is too small, or the transaction transfers native currency.
     ApprovalInvalidCalldata = "erc20_approval_tx_invalid_calldata",
-    /// The signed transaction was signed by somebody else than the payer.
+    /// The signer of the signed transaction is not the payer.
     ApprovalSignerMismatch = "erc20_approval_tx_signer_mismatch",
-    /// The signed transaction's signature cannot be recovered.
+    /// The signer of the signed transaction cannot be recovered.
     ApprovalInvalidSignature = "erc20_approval_tx_invalid_signature",
-    /// The signed transaction cannot be read.
+    /// The signed transaction cannot be decoded, or is for another chain.
     ApprovalParseFailed = "erc20_approval_tx_parse_failed",
-    /// The approval can never be mined, or was mined without effect.
+    /// The approval transaction can never be mined, or was mined without effect.
     ApprovalFailed = "erc20_approval_tx_failed",
-    /// The approval could not be sent.
+    /// The approval transaction could not be broadcast.
     ApprovalBroadcastFailed = "erc20_approval_broadcast_failed",
-    /// The payer lacks the native money for its approval's gas, and this facilitator gives no more of it.
+    /// The payer lacks native currency for the gas of its approval, and this facilitator's limit for funding it is reached.
     ApprovalInsufficientGas = "erc20_approval_insufficient_eth_for_gas",
-    /// No session has this id here.
+    /// No session with this id exists.
     SessionNotFound = "session_not_found",
-    /// The session's time has passed, or its transfer was mined too late.
+    /// The session expired, or its transfer was mined after the expiry.
     SessionExpired = "session_expired",
     /// The session was cancelled.
     SessionCancelled = "session_cancelled",
-    /// Something was submitted for the session already.
+    /// A payment was already submitted for the session.
     SessionInUse = "session_in_use",
-    /// The seller asks for something else than the session was opened for.
+    /// The seller's requirements differ from the session's.
     SessionRequirementsMismatch = "session_requirements_mismatch",
     /// A transfer by the payer needs `extra.paymentFlow = "upfront"`.
     SessionFlowRequired = "session_flow_required",
-    /// The claim of a transfer is missing, or is not the payer's.
+    /// The claim signature of a transfer is missing or not the payer's.
     SessionClaimInvalid = "session_claim_invalid",
-    /// What was submitted is not what the session asks for.
+    /// The submitted authorization or transfer does not match the session's terms.
     SessionTransferMismatch = "session_transfer_mismatch",
-    /// The transfer has paid for something else already.
+    /// The transfer was already used for another payment.
     TransferAlreadyUsed = "transfer_already_used",
     /// The transfer was mined before the session was opened.
     TransferTooOld = "transfer_too_old",
-    /// The chain does not know the transfer, or another transaction has taken its place.
+    /// The transfer's transaction was not found, or was replaced by another transaction.
     TransferNotFound = "transfer_not_found",
-    /// The facilitator does not pay for gas before the seller asks.
+    /// The facilitator does not broadcast a session's authorization before the seller settles it.
     SponsorshipRefused = "sponsorship_refused",
 }
 
-/// The text is none of our codes.
+/// The text is not a reason code of this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a reason code of x402d")]
 pub struct UnknownReason;
@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_reads_back_as_itself() {
+    fn every_code_parses_to_its_reason() {
         for reason in Reason::ALL {
             assert_eq!(reason.code().parse(), Ok(*reason));
         }

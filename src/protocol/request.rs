@@ -1,8 +1,7 @@
-//! The body of `/verify` and `/settle`: read once, strictly, from either dialect into one shape.
+//! The body of `/verify` and `/settle`: parsed once, strictly, from either protocol version into one type (x402 v2 specification §7).
 //!
-//! Two kinds of trouble are told apart. What is no envelope at all is an [`EnvelopeError`] (HTTP 400). What is an envelope
-//! with something wrong inside is a [`Refusal`] with a stable code (HTTP 200), because Python and Go SDKs throw the reason
-//! away on any other status.
+//! There are two kinds of errors. A body that is not an x402 request is an [`EnvelopeError`] (HTTP 400). A request with a wrong
+//! part is a [`Refusal`] with a stable code (HTTP 200), because the Python and Go SDKs drop the reason on any other status.
 
 use alloy::primitives::Address;
 use serde::Deserialize;
@@ -16,47 +15,47 @@ use crate::protocol::{
     X402Version, field, v1,
 };
 
-/// A payment and what it is meant to pay, parsed; not yet checked against each other.
+/// A payment and the requirements that it should satisfy. Both are parsed, but not yet checked against each other.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PaymentRequest<P = Payload> {
-    /// The dialect that the answer must use.
+    /// The protocol version, which the response must use.
     pub version: X402Version,
-    /// The network as the request names it; answers echo it.
+    /// The network name as the request spells it. Responses echo it.
     pub network_name: String,
     /// The scheme that the buyer accepted.
     pub accepted_scheme: Scheme,
     /// The network that the buyer accepted.
     pub accepted_network: Network,
-    /// What pays.
+    /// The scheme's payload: an authorization or a session proof.
     pub payload: P,
-    /// What the seller asks for.
+    /// The seller's requirements.
     pub requirements: PaymentRequirements,
-    /// What the payer adds for Permit2's sake.
+    /// The gas sponsoring extensions, for an allowance to Permit2.
     pub sponsoring: GasSponsoring,
-    /// What is being sold, as far as anybody said; advice, for the history.
+    /// The URL of the resource, if the request names one. Stored in the history; no check depends on it.
     pub resource: Option<String>,
 }
 
-/// What pays: leave to move money, or the proof that the payer has moved it.
+/// The payload of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
-    /// An authorization.
+    /// A signed authorization, which the facilitator settles.
     Authorization(AuthorizationPayload),
-    /// A transfer of the payer's own, claimed for a session.
+    /// A proof that the payer made the transfer of a session.
     Proof(SessionProof),
 }
 
-/// Leave to move money, as the payer gave it.
+/// A payload with a signed authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthorizationPayload {
-    /// By EIP-3009: the token itself is asked.
+    /// EIP-3009: settled by a call of the token contract.
     Eip3009(ExactPayload),
-    /// By Permit2.
+    /// Permit2: settled by a call of the scheme's proxy.
     Permit2(Permit2Payload),
 }
 
 impl AuthorizationPayload {
-    /// Who pays.
+    /// The payer named in the authorization.
     pub const fn payer(&self) -> Address {
         match self {
             Self::Eip3009(payload) => payload.authorization.from,
@@ -65,32 +64,32 @@ impl AuthorizationPayload {
     }
 }
 
-/// A payment is refused: a stable code, and a message that says what was expected and what came.
+/// The rejection of a payment: a stable code, and a message with the expected and the received value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// The code.
+    /// The stable code.
     pub reason: Reason,
-    /// For people; never holds a signature.
+    /// The message for people. Never contains a signature.
     pub message: String,
-    /// Who would have paid, when that could be read.
+    /// The payer, when it could be read.
     pub payer: Option<Address>,
-    /// The network as the request names it, empty when it could not be read.
+    /// The network name as the request spells it; empty when it could not be read.
     pub network_name: String,
 }
 
-/// The body is no x402 request at all.
+/// The body is not an x402 request.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
-    /// Not JSON, or not of the expected outer shape.
+    /// The body is not JSON, or not an object with the expected members.
     #[error("expected a JSON object with x402Version, paymentPayload and paymentRequirements: {0}")]
     Shape(String),
     /// `paymentPayload` or `paymentRequirements` is not an object.
     #[error("{0}: expected a JSON object, got {1}")]
     NotAnObject(&'static str, &'static str),
-    /// No version in either place.
+    /// Neither the request nor its payment has `x402Version`.
     #[error("x402Version is missing; expected the number 1 or 2")]
     VersionMissing,
-    /// The version is no number.
+    /// The request's `x402Version` is not a number.
     #[error("{0}")]
     Version(String),
 }
@@ -101,16 +100,16 @@ struct Envelope<'a> {
     x402_version: Option<Value>,
     #[serde(borrow)]
     payment_payload: Option<&'a RawValue>,
-    /// The same as the buyer's header had it: how the first specification and the official Java SDK say it.
+    /// The buyer's header value instead of `paymentPayload`: the form of the first specification and the official Java SDK.
     payment_header: Option<String>,
     #[serde(borrow)]
     payment_requirements: &'a RawValue,
 }
 
-/// What is read of the payment before anything is judged, so that a refusal can name network and payer.
+/// The members of a payment that are read before any check, so that a rejection can name network and payer.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
-struct Glance {
+struct PaymentHead {
     x402_version: Option<Value>,
     scheme: Option<String>,
     network: Option<String>,
@@ -119,10 +118,10 @@ struct Glance {
     extensions: Option<Value>,
 }
 
-/// The same of the requirement.
+/// The members of the requirements that are read before any check.
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
-struct RequirementGlance {
+struct RequirementsHead {
     scheme: Option<String>,
     network: Option<String>,
     resource: Option<Value>,
@@ -136,57 +135,57 @@ struct Accepted {
 }
 
 #[derive(Deserialize)]
-struct PayloadMember<'a> {
+struct PayloadHolder<'a> {
     #[serde(borrow)]
     payload: &'a RawValue,
 }
 
-/// The members by which the payloads of other schemes and methods are recognised.
+/// The members that distinguish the payloads of schemes and transfer methods.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "an object")]
-struct PayloadMarks {
+struct PayloadMembers {
     #[serde(rename = "type")]
     kind: Option<Value>,
-    permit2_authorization: Option<AuthorizationGlance>,
+    permit2_authorization: Option<AuthorizationHead>,
     permission_context: Option<serde::de::IgnoredAny>,
-    authorization: Option<AuthorizationGlance>,
+    authorization: Option<AuthorizationHead>,
 }
 
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
-struct AuthorizationGlance {
+struct AuthorizationHead {
     from: Option<String>,
 }
 
 impl PaymentRequest {
-    /// Reads a request body.
+    /// Parses a request body.
     ///
     /// # Errors
-    /// [`EnvelopeError`] for what is no request; the inner [`Refusal`] for a request that can be answered with a code.
+    /// An [`EnvelopeError`] if the body is not an x402 request. The inner [`Refusal`] if a part of the request is wrong.
     pub fn parse(body: &[u8]) -> Result<Result<Self, Refusal>, EnvelopeError> {
         let envelope: Envelope<'_> = field::read_text(body).map_err(EnvelopeError::Shape)?;
         let required = object("paymentRequirements", envelope.payment_requirements)?;
         let outer_version = version_number("x402Version", envelope.x402_version.as_ref())
             .map_err(EnvelopeError::Version)?;
-        let glance = field::read_part::<RequirementGlance>("paymentRequirements", required);
-        let network_name = glance
+        let required_head = field::read_part::<RequirementsHead>("paymentRequirements", required);
+        let network_name = required_head
             .as_ref()
             .ok()
-            .and_then(|glance| glance.network.as_deref());
+            .and_then(|head| head.network.as_deref());
         let mut reader = Reader {
-            place: "paymentPayload",
+            member: "paymentPayload",
             payment: "",
             required,
             outer_version,
-            network_name: bounded(network_name.unwrap_or_default()),
+            network_name: truncate(network_name.unwrap_or_default()),
             payer: None,
         };
         let decoded;
         reader.payment = match (envelope.payment_payload, &envelope.payment_header) {
             (Some(payment), _) => object("paymentPayload", payment)?,
             (None, Some(header)) => {
-                reader.place = "paymentHeader";
-                decoded = match text_of_header(header) {
+                reader.member = "paymentHeader";
+                decoded = match decode_header(header) {
                     Ok(decoded) => decoded,
                     Err(why) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &why))),
                 };
@@ -197,23 +196,23 @@ impl PaymentRequest {
                 return Err(EnvelopeError::Shape(why));
             }
         };
-        let payment: Glance = match field::read_part(reader.place, reader.payment) {
+        let payment: PaymentHead = match field::read_part(reader.member, reader.payment) {
             Ok(payment) => payment,
             Err(why) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &why))),
         };
         if payment.x402_version.is_none() && outer_version.is_none() {
             return Err(EnvelopeError::VersionMissing);
         }
-        Ok(reader.read(payment, glance))
+        Ok(reader.read(payment, required_head))
     }
 }
 
-/// The text of a member that has to be an object.
+/// The JSON text of a member that must be an object.
 fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a str, EnvelopeError> {
     let found = match raw.get().as_bytes().first() {
         Some(b'{') => return Ok(raw.get()),
-        Some(b'[') => "a list",
-        Some(b'"') => "a text",
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
         Some(b'n') => "null",
         Some(b't' | b'f') => "a boolean",
         Some(_) | None => "a number",
@@ -221,34 +220,34 @@ fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a str, Envelope
     Err(EnvelopeError::NotAnObject(name, found))
 }
 
-/// The JSON in a `paymentHeader`.
-fn text_of_header(header: &str) -> Result<String, String> {
+/// Decodes the JSON text in `paymentHeader`.
+fn decode_header(header: &str) -> Result<String, String> {
     let expected =
         "paymentHeader: expected the value of the buyer's header, base64 of a JSON object";
     let bytes = decode_base64(header).map_err(|error| format!("{expected}; {error}"))?;
     String::from_utf8(bytes)
         .ok()
         .filter(|text| text.starts_with('{'))
-        .ok_or_else(|| format!("{expected}; it holds something else"))
+        .ok_or_else(|| format!("{expected}; it decodes to something else"))
 }
 
-/// The number in a member `x402Version`.
+/// Reads the number in a member `x402Version`.
 fn version_number(place: &str, value: Option<&Value>) -> Result<Option<u64>, String> {
     let Some(value) = value else {
         return Ok(None);
     };
     let number = value.as_u64().ok_or_else(|| {
-        let kind = if value.is_string() { "the text " } else { "" };
+        let kind = if value.is_string() { "the string " } else { "" };
         format!(
             "{place}: expected the number 1 or 2, got {kind}{}",
-            bounded(&value.to_string())
+            truncate(&value.to_string())
         )
     });
     number.map(Some)
 }
 
 impl<P> PaymentRequest<P> {
-    /// The same request with another payload in place of this one, which comes back too.
+    /// Replaces the payload. Returns the new request and the old payload.
     pub fn replace<Q>(self, payload: Q) -> (PaymentRequest<Q>, P) {
         let request = PaymentRequest {
             version: self.version,
@@ -265,8 +264,8 @@ impl<P> PaymentRequest<P> {
 }
 
 struct Reader<'a> {
-    /// The member that the payment came in.
-    place: &'static str,
+    /// The member that holds the payment: `paymentPayload` or `paymentHeader`.
+    member: &'static str,
     payment: &'a str,
     required: &'a str,
     outer_version: Option<u64>,
@@ -276,7 +275,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn refuse(&self, reason: Reason, why: &dyn std::fmt::Display) -> Refusal {
-        let message = bounded(&why.to_string());
+        let message = truncate(&why.to_string());
         Refusal {
             reason,
             message,
@@ -287,22 +286,22 @@ impl Reader<'_> {
 
     fn read(
         &mut self,
-        glance: Glance,
-        required: Result<RequirementGlance, String>,
+        head: PaymentHead,
+        required: Result<RequirementsHead, String>,
     ) -> Result<PaymentRequest, Refusal> {
-        let version = self.version(&glance)?;
-        let member: PayloadMember<'_> = field::read_part(self.place, self.payment)
+        let version = self.version(&head)?;
+        let holder: PayloadHolder<'_> = field::read_part(self.member, self.payment)
             .map_err(|why| self.refuse(Reason::InvalidPayload, &why))?;
-        let marks: PayloadMarks = field::read_part(&self.payload_place(), member.payload.get())
+        let members: PayloadMembers = field::read_part(&self.payload_place(), holder.payload.get())
             .map_err(|why| self.refuse(Reason::InvalidPayload, &why))?;
-        self.payer = [&marks.authorization, &marks.permit2_authorization]
+        self.payer = [&members.authorization, &members.permit2_authorization]
             .into_iter()
             .flatten()
-            .find_map(|glance| field::parse_address(glance.from.as_deref()?).ok());
+            .find_map(|authorization| field::parse_address(authorization.from.as_deref()?).ok());
 
         let (scheme, network) = match version {
-            X402Version::V1 => (glance.scheme, glance.network),
-            X402Version::V2 => glance
+            X402Version::V1 => (head.scheme, head.network),
+            X402Version::V2 => head
                 .accepted
                 .map(|accepted| (accepted.scheme, accepted.network))
                 .unzip(),
@@ -321,14 +320,14 @@ impl Reader<'_> {
         self.scheme(version, required.scheme.as_deref().unwrap_or_default())?;
         self.network(version, required.network.as_deref().unwrap_or_default())?;
         let requirements = self.requirements(version)?;
-        let resource = [glance.resource, required.resource];
-        let extensions = glance.extensions.as_ref().and_then(Value::as_object);
+        let resource = [head.resource, required.resource];
+        let extensions = head.extensions.as_ref().and_then(Value::as_object);
         Ok(PaymentRequest {
             version,
             network_name: self.network_name.clone(),
             accepted_scheme,
             accepted_network,
-            payload: self.payload(version, &marks, (member.payload, &requirements))?,
+            payload: self.payload(version, &members, (holder.payload, &requirements))?,
             requirements,
             sponsoring: extensions.map_or(GasSponsoring::NONE, GasSponsoring::read),
             resource: resource.iter().flatten().find_map(resource_url),
@@ -336,12 +335,12 @@ impl Reader<'_> {
     }
 
     fn payload_place(&self) -> String {
-        format!("{}.payload", self.place)
+        format!("{}.payload", self.member)
     }
 
-    fn version(&self, glance: &Glance) -> Result<X402Version, Refusal> {
-        let place = format!("{}.x402Version", self.place);
-        let inner = version_number(&place, glance.x402_version.as_ref())
+    fn version(&self, head: &PaymentHead) -> Result<X402Version, Refusal> {
+        let place = format!("{}.x402Version", self.member);
+        let inner = version_number(&place, head.x402_version.as_ref())
             .map_err(|why| self.refuse(Reason::InvalidX402Version, &why))?;
         let inner = inner.or(self.outer_version).unwrap_or_default();
         let outer = self.outer_version.unwrap_or(inner);
@@ -366,7 +365,7 @@ impl Reader<'_> {
         Scheme::from_name(name)
             .filter(|scheme| version == X402Version::V2 || *scheme == Scheme::Exact)
             .ok_or_else(|| {
-                let why = format!("this facilitator serves {served}, got {:?}", bounded(name));
+                let why = format!("this facilitator serves {served}, got {:?}", truncate(name));
                 self.refuse(Reason::UnsupportedScheme, &why)
             })
     }
@@ -374,7 +373,7 @@ impl Reader<'_> {
     fn network(&self, version: X402Version, name: &str) -> Result<Network, Refusal> {
         match version {
             X402Version::V1 => Network::from_v1_name(name).ok_or_else(|| {
-                self.refuse(Reason::InvalidNetwork, &v1::UnknownV1Name(bounded(name)))
+                self.refuse(Reason::InvalidNetwork, &v1::UnknownV1Name(truncate(name)))
             }),
             X402Version::V2 => name
                 .parse()
@@ -400,17 +399,18 @@ impl Reader<'_> {
         }
     }
 
-    /// The reference decides by the payload's members which method is meant; a contradicting `assetTransferMethod` is refused.
+    /// Parses the payload. Its members decide the transfer method, as in the reference implementation; a contradicting
+    /// `assetTransferMethod` is rejected.
     fn payload(
         &self,
         version: X402Version,
-        marks: &PayloadMarks,
+        members: &PayloadMembers,
         (raw, requirements): (&RawValue, &PaymentRequirements),
     ) -> Result<Payload, Refusal> {
         let method = requirements.transfer_method();
         let invalid = |why: String| self.refuse(Reason::InvalidPayload, &why);
         let place = self.payload_place();
-        let by_permit2 = marks.permit2_authorization.is_some();
+        let by_permit2 = members.permit2_authorization.is_some();
         let fits = match (requirements.scheme, version) {
             (Scheme::Exact, _) if !by_permit2 => method.is_none_or(|method| method == "eip3009"),
             (Scheme::Exact | Scheme::Upto, X402Version::V2) => {
@@ -418,12 +418,12 @@ impl Reader<'_> {
             }
             (Scheme::Exact | Scheme::Upto, X402Version::V1) => false,
         };
-        let kind = marks
+        let kind = members
             .kind
             .as_ref()
             .map(|kind| kind.as_str().unwrap_or_default());
         match kind {
-            _ if !fits || marks.permission_context.is_some() => {}
+            _ if !fits || members.permission_context.is_some() => {}
             None if by_permit2 => {
                 return field::read_part(&place, raw.get())
                     .map(|payload| Payload::Authorization(AuthorizationPayload::Permit2(payload)))
@@ -445,24 +445,25 @@ impl Reader<'_> {
             "expected an EIP-3009 payload {{signature, authorization}} or a {PROOF_TYPE} in exact, or {{signature, permit2Authorization}} in exact \
              and upto of version 2; the scheme is {} and assetTransferMethod {:?}",
             requirements.scheme.name(),
-            bounded(method.unwrap_or("not given"))
+            truncate(method.unwrap_or("not given"))
         );
         Err(self.refuse(Reason::UnsupportedPayloadType, &why))
     }
 }
 
-/// What a `resource` says is sold: a URL in v1, an object with one in v2. Anything else is passed over: nothing depends on it.
-/// Without control characters, because the ledger cannot store all of them.
+/// The URL in a `resource`: a string in v1, an object with `url` in v2. Anything else reads as absent, because no check depends on it.
+///
+/// Control characters are removed, because Postgres cannot store all of them, and the URL is cut at 2048 characters.
 pub fn resource_url(resource: &Value) -> Option<String> {
     let url = resource
         .as_str()
         .or_else(|| resource.get("url")?.as_str())?;
-    let shown = url.chars().filter(|letter| !letter.is_control());
-    Some(shown.take(2048).collect())
+    let printable = url.chars().filter(|letter| !letter.is_control());
+    Some(printable.take(2048).collect())
 }
 
-/// Texts of requests are cut before they are shown or stored.
-fn bounded(text: &str) -> String {
+/// Cuts a text of a request at 200 characters, before it is returned or stored.
+fn truncate(text: &str) -> String {
     text.chars().take(200).collect()
 }
 

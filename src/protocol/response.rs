@@ -1,4 +1,4 @@
-//! What the facilitator answers on its three standard calls (`protocol.md` §2.2).
+//! The responses of the facilitator's three standard calls (x402 v2 specification §5.3, §5.4 and §7).
 
 use std::collections::BTreeMap;
 
@@ -8,30 +8,30 @@ use serde_json::{Map, Value};
 
 use crate::protocol::{Amount, X402Version, field};
 
-/// The answer of `POST /verify`. Advice: nothing has moved, and the payer can still change their mind.
+/// The response of `POST /verify`. Advisory: no money has moved, and the payer can still invalidate the payment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct VerifyResponse {
-    /// Whether `/settle` would be expected to succeed now.
+    /// Whether `/settle` is expected to succeed now.
     pub is_valid: bool,
-    /// The stable code when it would not.
+    /// The stable code when `isValid` is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invalid_reason: Option<String>,
-    /// What was expected and what came, for people.
+    /// The expected and the received value, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invalid_message: Option<String>,
-    /// Who pays, when the payload was good enough to tell.
+    /// The payer's address, when it could be read from the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payer: Option<String>,
 }
 
-/// The answer of `POST /settle`, and what a seller puts into `PAYMENT-RESPONSE`.
+/// The response of `POST /settle`, which a seller also puts into `PAYMENT-RESPONSE`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SettleResponse {
-    /// The money has moved, and this answer is the one that buys the resource.
+    /// The money has moved, and this response grants the resource.
     pub success: bool,
     /// The stable code when `success` is false.
     #[serde(
@@ -40,61 +40,61 @@ pub struct SettleResponse {
         alias = "error_reason"
     )]
     pub error_reason: Option<String>,
-    /// What was expected, what came and what to do, for people.
+    /// What was expected, what was received and what to do, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
-    /// Who pays, when the payload was good enough to tell.
+    /// The payer's address, when it could be read from the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payer: Option<String>,
-    /// The hash of the transaction, or the empty text when there is none.
+    /// The transaction hash, or the empty string when there is none.
     #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub transaction: String,
-    /// The network in the naming of the request (CAIP-2, or a v1 name).
+    /// The network as the request names it (CAIP-2, or a v1 name).
     #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub network: String,
-    /// What was moved, in atomic units.
+    /// The transferred amount, in atomic units.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<String>))]
     pub amount: Option<Amount>,
-    /// Our own additions: `paymentId`, the ledger's id of the payment, and `sessionId` where a session was paid.
+    /// Additions of x402d: `paymentId`, the ledger's id of the payment, and `sessionId` if a session was paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<Object>))]
     pub extra: Option<Map<String, Value>>,
 }
 
-/// The answer of `GET /supported`.
+/// The response of `GET /supported`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Supported {
-    /// One entry per scheme, concrete network and version: SDK sellers look for the exact network.
+    /// One entry per scheme, network and version. No wildcards, because SDK sellers look for the exact network.
     pub kinds: Vec<SupportedKind>,
-    /// Extensions that this facilitator acts on.
+    /// The extensions that this facilitator implements.
     #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub extensions: Vec<String>,
-    /// The addresses that transactions are sent from, by CAIP-2 family.
+    /// The addresses that send transactions, by CAIP-2 namespace.
     #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub signers: BTreeMap<String, Vec<String>>,
 }
 
-/// One way of paying that the facilitator serves.
+/// A scheme on a network that the facilitator serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SupportedKind {
-    /// 1 or 2.
+    /// The protocol version: 1 or 2.
     #[cfg_attr(feature = "server", schema(value_type = u8))]
     pub x402_version: X402Version,
-    /// Such as `exact`.
+    /// The scheme, such as `exact`.
     pub scheme: String,
-    /// CAIP-2 in version 2, a friendly name in version 1.
+    /// The network: a CAIP-2 name in version 2, a name such as `base` in version 1.
     pub network: String,
-    /// Facts that a seller must copy into its requirements; none for `exact`.
+    /// Scheme-specific facts for the seller's requirements, such as `facilitatorAddress` for `upto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<Object>))]
     pub extra: Option<Map<String, Value>>,
 }
 
-/// An address as answers spell it: checksummed.
+/// The EIP-55 form of an address, as responses write it.
 pub fn spelled(address: Address) -> String {
     address.to_checksum(None)
 }

@@ -1,8 +1,8 @@
-//! Payment sessions: what a buyer and a facilitator agree on before money moves, and how it is bound to what is signed.
+//! Payment sessions: terms that buyer and facilitator fix before money moves, and how the payer's signature is bound to them.
 //!
-//! A session fixes one entry of a seller's `accepts`. On rail `authorization` its id and the hash of that entry are the nonce of an
-//! otherwise standard EIP-3009 authorization; on rail `transfer` the payer sends a plain ERC-20 `transfer` and claims it for the session
-//! with an EIP-712 signature. Everything here can be recomputed by either side, so that neither has to believe the other.
+//! A session fixes one entry of a seller's `accepts`. On rail `authorization` the nonce of an otherwise standard EIP-3009 authorization is
+//! a hash of the session's id and of that entry. On rail `transfer` the payer sends a plain ERC-20 `transfer` and claims it for the session
+//! with an EIP-712 signature. Buyer and facilitator can both recompute every value here, so neither has to trust the other.
 
 mod wire;
 
@@ -22,18 +22,18 @@ pub use wire::{
     TransferForm, TransferSubmission,
 };
 
-/// The extension under which a seller names the facilitator that offers sessions: `{"info": {"url": "https://…"}}`.
+/// The extension in which a seller names the facilitator that offers sessions: `{"info": {"url": "https://…"}}`.
 pub const EXTENSION: &str = "payment-session";
-/// `payload.type` of a payment on rail `transfer`.
+/// The value of `payload.type` in a payment on rail `transfer`.
 pub const PROOF_TYPE: &str = "session-proof";
 
-/// What every id begins with.
-const PREFIX: &str = "ps_";
-/// Characters behind the prefix: 130 random bits.
-const LENGTH: usize = 26;
+/// The prefix of every session id.
+const ID_PREFIX: &str = "ps_";
+/// The number of characters after the prefix: 130 random bits.
+const ID_CHARACTERS: usize = 26;
 /// Crockford's base32 in lower case.
-const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-/// What the nonce of a session is the hash of, before id and requirements hash.
+const ID_ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+/// The domain tag at the start of the nonce's preimage; session id and requirements hash follow.
 const NONCE_TAG: &[u8] = b"x402d/session/1";
 
 sol! {
@@ -47,26 +47,26 @@ sol! {
     function transfer(address to, uint256 value) external returns (bool);
 }
 
-/// The name of a session: `ps_` and 26 characters of Crockford's base32. Who knows it may read the session.
+/// The id of a session: `ps_` and 26 characters of Crockford's base32. Bearer value: anyone who knows it may read the session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionId(String);
 
-/// The text is no session's id.
+/// The text does not have the form of a session id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a session id: ps_ and 26 characters of lower-case Crockford base32")]
-pub struct NotASessionId;
+pub struct InvalidSessionId;
 
 impl SessionId {
-    /// The id of these random bytes, of which five bits each are used.
-    pub fn from_entropy(entropy: FixedBytes<LENGTH>) -> Self {
+    /// Builds an id from random bytes. Five bits of each byte are used.
+    pub fn from_entropy(entropy: FixedBytes<ID_CHARACTERS>) -> Self {
         let letters = entropy
             .iter()
-            .filter_map(|byte| ALPHABET.get(usize::from(byte & 31)))
+            .filter_map(|byte| ID_ALPHABET.get(usize::from(byte & 31)))
             .map(|letter| char::from(*letter));
-        Self(PREFIX.chars().chain(letters).collect())
+        Self(ID_PREFIX.chars().chain(letters).collect())
     }
 
-    /// The whole id.
+    /// The id with its prefix.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -79,12 +79,13 @@ impl fmt::Display for SessionId {
 }
 
 impl FromStr for SessionId {
-    type Err = NotASessionId;
+    type Err = InvalidSessionId;
 
-    fn from_str(text: &str) -> Result<Self, NotASessionId> {
-        let letters = text.strip_prefix(PREFIX).ok_or(NotASessionId)?;
-        let known = letters.len() == LENGTH && letters.bytes().all(|byte| ALPHABET.contains(&byte));
-        known.then(|| Self(text.to_owned())).ok_or(NotASessionId)
+    fn from_str(text: &str) -> Result<Self, InvalidSessionId> {
+        let letters = text.strip_prefix(ID_PREFIX).ok_or(InvalidSessionId)?;
+        let known = letters.len() == ID_CHARACTERS
+            && letters.bytes().all(|byte| ID_ALPHABET.contains(&byte));
+        known.then(|| Self(text.to_owned())).ok_or(InvalidSessionId)
     }
 }
 
@@ -98,7 +99,7 @@ impl<'de> Deserialize<'de> for SessionId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         field::parse_text(deserializer, "a session id", |text| {
             text.parse()
-                .map_err(|error: NotASessionId| error.to_string())
+                .map_err(|error: InvalidSessionId| error.to_string())
         })
     }
 }
@@ -106,12 +107,12 @@ impl<'de> Deserialize<'de> for SessionId {
 /// Keccak-256 of the canonical JSON (RFC 8785) of an entry of `accepts`, as the seller wrote it.
 ///
 /// # Errors
-/// When the entry holds a number that JSON's canonical form cannot have.
+/// The entry contains a number that has no canonical form.
 pub fn requirements_hash(entry: &Value) -> Result<B256, serde_json::Error> {
     serde_json_canonicalizer::to_vec(entry).map(keccak256)
 }
 
-/// The nonce of a session's authorization, and the tag of its transfer: it says which session and which terms are meant.
+/// The nonce of a session's authorization, and the tag of its transfer. It commits to the session and its terms.
 pub fn nonce(session: &SessionId, requirements_hash: B256) -> B256 {
     let mut preimage = NONCE_TAG.to_vec();
     preimage.extend_from_slice(session.0.as_bytes());
@@ -119,7 +120,7 @@ pub fn nonce(session: &SessionId, requirements_hash: B256) -> B256 {
     keccak256(preimage)
 }
 
-/// The 32 bytes that a payer signs to claim `transaction` for a session (EIP-712).
+/// The EIP-712 digest that the payer signs to claim `transaction` for a session.
 pub fn claim_digest(
     session: &SessionId,
     requirements_hash: B256,
@@ -144,7 +145,7 @@ fn claim_domain(network: Network) -> Eip712Domain {
     )
 }
 
-/// Calldata of the transfer that pays a session: `transfer(payee, amount)` and behind it the session's tag, which tokens ignore.
+/// The calldata of a session's transfer: `transfer(payee, amount)`, followed by the session's tag, which tokens ignore.
 pub fn transfer_calldata(payee: Address, amount: Amount, tag: B256) -> Bytes {
     let mut data = transferCall {
         to: payee,
@@ -155,15 +156,15 @@ pub fn transfer_calldata(payee: Address, amount: Amount, tag: B256) -> Bytes {
     data.into()
 }
 
-/// What stands behind `transfer(payee, amount)` in calldata: nothing, or a tag. The `Err` is any other calldata.
+/// Checks that calldata is `transfer(payee, amount)`, and returns the 32-byte tag after it, if there is one.
 ///
 /// # Errors
-/// When the call is another one, or pays somebody else or another amount.
+/// The calldata is another call, has another payee or amount, or ends with something other than a 32-byte tag.
 pub fn transfer_tag(
     data: &[u8],
     payee: Address,
     amount: Amount,
-) -> Result<Option<B256>, OtherCall> {
+) -> Result<Option<B256>, NotSessionTransfer> {
     let expected = transferCall {
         to: payee,
         value: amount.atomic(),
@@ -171,15 +172,17 @@ pub fn transfer_tag(
     .abi_encode();
     match data.strip_prefix(expected.as_slice()) {
         Some([]) => Ok(None),
-        Some(tag) => B256::try_from(tag).map(Some).map_err(|_| OtherCall),
-        None => Err(OtherCall),
+        Some(tag) => B256::try_from(tag)
+            .map(Some)
+            .map_err(|_| NotSessionTransfer),
+        None => Err(NotSessionTransfer),
     }
 }
 
-/// Calldata that is not the transfer of a session.
+/// The calldata is not the transfer of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the calldata is not transfer(payTo, amount) with at most a 32-byte tag behind it")]
-pub struct OtherCall;
+#[error("the calldata is not transfer(payTo, amount) with at most a 32-byte tag after it")]
+pub struct NotSessionTransfer;
 
 /// The payload of a payment on rail `transfer`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,9 +191,9 @@ pub struct SessionProof {
     /// Always [`PROOF_TYPE`].
     #[serde(rename = "type")]
     pub kind: String,
-    /// Which session.
+    /// The id of the session that the transfer pays.
     pub session_id: SessionId,
-    /// The transaction that paid it.
+    /// The hash of the transfer's transaction.
     #[serde(with = "field::hash")]
     pub transaction: B256,
     /// The payer's signature over [`claim_digest`].

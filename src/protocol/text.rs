@@ -1,17 +1,18 @@
-//! Texts of strangers that are kept and shown.
+//! Texts from requests that are stored and displayed.
 
 use std::ops::Deref;
 
-/// A text of bounded length without control characters: the ledger can store it, and a terminal, a table or a log shows it as it is.
-/// Postgres has no NUL in its texts, so that one in a statement would look like an outage.
+/// A text of bounded length without control characters, safe to store and to print in a terminal, a table or a log.
+///
+/// Postgres rejects NUL in `text`; without this check such a request would look like a database failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlainText(String);
 
 impl PlainText {
-    /// Takes a text as it is.
+    /// Accepts a text unchanged.
     ///
     /// # Errors
-    /// Says what was expected when it is too long or holds control characters.
+    /// A message with the expected form when the text is too long or contains control characters.
     pub fn parse(text: &str, characters_max: usize) -> Result<Self, String> {
         if text.chars().count() > characters_max || text.chars().any(char::is_control) {
             return Err(format!(
@@ -21,10 +22,10 @@ impl PlainText {
         Ok(Self(text.to_owned()))
     }
 
-    /// Takes what is good of a text, where nothing depends on the rest.
+    /// Removes control characters and cuts the text at `characters_max`. For texts that no check depends on.
     pub fn cleaned(text: &str, characters_max: usize) -> Self {
-        let shown = text.chars().filter(|letter| !letter.is_control());
-        Self(shown.take(characters_max).collect())
+        let printable = text.chars().filter(|letter| !letter.is_control());
+        Self(printable.take(characters_max).collect())
     }
 }
 
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_are_refused_or_left_out() {
+    fn control_characters_are_rejected_or_removed() {
         for text in ["a\0b", "a\nb", "a\u{7f}b", "a\u{85}b"] {
             assert!(PlainText::parse(text, 10).is_err(), "{text:?}");
             assert_eq!(&*PlainText::cleaned(text, 10), "ab", "{text:?}");

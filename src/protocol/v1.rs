@@ -1,4 +1,4 @@
-//! The v1 dialect, translated to v2 here and nowhere else (`protocol.md` §1.2, §1.3).
+//! Protocol version 1, translated to version 2 here and nowhere else (x402 v1 specification).
 
 use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
@@ -7,35 +7,35 @@ use serde_json::{Map, Value};
 use crate::protocol::challenge::Resource;
 use crate::protocol::{Amount, Means, Network, PaymentRequirements, Scheme, field};
 
-/// An entry of `accepts` as v1 writes it.
+/// An entry of `accepts` in the v1 form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentRequirementsV1 {
-    /// How to pay.
+    /// The payment scheme.
     pub scheme: Scheme,
-    /// A friendly name such as `base-sepolia`.
+    /// The network's v1 name, such as `base-sepolia`.
     pub network: String,
-    /// The price in atomic units.
+    /// The price in atomic units of `asset`.
     pub max_amount_required: Amount,
-    /// What is being sold.
+    /// The URL of the resource.
     #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub resource: String,
-    /// For people and agents.
+    /// A description of the resource for people and agents.
     #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub description: String,
-    /// The type of the paid body.
+    /// The media type of the paid response body.
     #[serde(default)]
     pub mime_type: Option<String>,
-    /// Who is paid.
+    /// The payee's address.
     #[serde(with = "field::address")]
     pub pay_to: Address,
-    /// For how long an authorization made now should be valid, in seconds.
+    /// How long an authorization signed now should stay valid, in seconds.
     #[serde(deserialize_with = "field::seconds::deserialize")]
     pub max_timeout_seconds: u64,
     /// The token contract.
     #[serde(with = "field::address")]
     pub asset: Address,
-    /// A description of input and output that nothing here reads.
+    /// A description of input and output. Not read by this crate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_schema: Option<Value>,
     /// The token's EIP-712 name and version.
@@ -43,21 +43,21 @@ pub struct PaymentRequirementsV1 {
     pub extra: Option<Map<String, Value>>,
 }
 
-/// The v1 name belongs to no network that we know.
+/// The name is not a v1 name of a known network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected a v1 network name such as base or base-sepolia, got {0:?}{hint}", hint = v1_hint(.0))]
 pub struct UnknownV1Name(pub String);
 
 fn v1_hint(text: &str) -> String {
-    let meant = Network::named(text).and_then(Network::v1_name);
-    meant.map_or_else(String::new, |name| format!("; write {name}"))
+    let suggestion = Network::named(text).and_then(Network::v1_name);
+    suggestion.map_or_else(String::new, |name| format!("; write {name}"))
 }
 
 impl PaymentRequirementsV1 {
-    /// The same requirement in v2's terms.
+    /// Translates to version 2.
     ///
     /// # Errors
-    /// [`UnknownV1Name`] when the network has no such name.
+    /// [`UnknownV1Name`] when no known network has this v1 name.
     pub fn translate(self) -> Result<PaymentRequirements, UnknownV1Name> {
         let network = Network::from_v1_name(&self.network).ok_or(UnknownV1Name(self.network))?;
         Ok(PaymentRequirements {
@@ -71,8 +71,9 @@ impl PaymentRequirementsV1 {
         })
     }
 
-    /// What v1 says for a v2 requirement, `None` where the network has no v1 name, and for Permit2, which v1 does not know. `description` and `mimeType` are always
-    /// written, because v1 clients insist on them; `paymentFlow` is not, because v1 knows none.
+    /// Translates a v2 requirement to v1. `None` if the network has no v1 name, and for Permit2, which v1 does not have.
+    ///
+    /// `description` and `mimeType` are always written, because v1 clients require them. `paymentFlow` is dropped, because v1 has none.
     pub fn of(requirements: &PaymentRequirements, resource: &Resource) -> Option<Self> {
         if requirements.means() != Some(Means::Authorization) {
             return None;

@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which dialect a message is written in. Inside the crate everything is v2; the version decides how an answer names its
-/// network and which header carries it (`x402Version` on the wire, a number).
+/// The protocol version of a message (`x402Version` on the wire, a number). Internally every message has the v2 form; the version
+/// decides how a response names its network and which header carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "u8", try_from = "u8")]
 pub enum X402Version {
-    /// 2025's dialect: friendly network names, `X-PAYMENT`, the challenge in the body.
+    /// Version 1, of 2025: network names such as `base`, header `X-PAYMENT`, the requirements in the 402's body.
     V1,
-    /// The current dialect: CAIP-2 networks, `PAYMENT-SIGNATURE`, the challenge in a header.
+    /// Version 2, current: CAIP-2 network names, header `PAYMENT-SIGNATURE`, the requirements in a header of the 402.
     V2,
 }
 

@@ -1,4 +1,4 @@
-//! Payments by Permit2, as far as they can be judged without the chain.
+//! The checks of Permit2 payments that do not need the chain.
 
 use serde_json::{Value, json};
 
@@ -13,16 +13,21 @@ use crate::protocol::permit2::PERMIT2;
 const SCHEMES: [Scheme; 2] = [Scheme::Exact, Scheme::Upto];
 const PURPOSES: [Purpose; 2] = [Purpose::Verify, Purpose::Settle];
 
-/// What is said of the payment of a scheme with one place of its body changed.
-fn verdict(scheme: Scheme, pointer: &str, value: Value, purpose: Purpose) -> Result<(), Reason> {
+/// The result of all local checks for a scheme's payment with one value of its body changed.
+fn check_changed(
+    scheme: Scheme,
+    pointer: &str,
+    value: Value,
+    purpose: Purpose,
+) -> Result<(), Reason> {
     let mut body = permit2_body(scheme);
     *body.pointer_mut(pointer).unwrap() = value;
     let candidate = Candidate::from_request(request(&body), &policy(), purpose);
-    let judged = candidate.and_then(|candidate| {
+    let checked = candidate.and_then(|candidate| {
         candidate.pays_the_payee()?;
         candidate.is_allowed(&policy(), now())
     });
-    judged.map_err(|refusal| refusal.reason)
+    checked.map_err(|refusal| refusal.reason)
 }
 
 fn permitted(method: &Method) -> &Permit2 {
@@ -30,7 +35,7 @@ fn permitted(method: &Method) -> &Permit2 {
 }
 
 #[test]
-fn the_published_vectors_pass_every_local_check() {
+fn published_vectors_pass_every_local_check() {
     for scheme in SCHEMES {
         for purpose in PURPOSES {
             let candidate = candidate_of(&permit2_body(scheme), purpose);
@@ -46,7 +51,7 @@ fn the_published_vectors_pass_every_local_check() {
 }
 
 #[test]
-fn in_upto_the_requirement_is_the_most_at_verify_and_the_charge_at_settle() {
+fn upto_amount_is_maximum_at_verify_and_charge_at_settle() {
     let charge = |amount: u64, purpose| {
         let mut body = permit2_body(Scheme::Upto);
         body["paymentRequirements"]["amount"] = json!(amount.to_string());
@@ -55,10 +60,10 @@ fn in_upto_the_requirement_is_the_most_at_verify_and_the_charge_at_settle() {
     for amount in [0, 1, AMOUNT] {
         let candidate = charge(amount, Purpose::Settle);
         candidate.pays_what_is_required().unwrap();
-        let moved = candidate.authorization.value.to_string();
-        assert_eq!(moved, amount.to_string());
-        let most = permitted(&candidate.method).permitted.to_string();
-        assert_eq!(most, AMOUNT.to_string());
+        let charged = candidate.authorization.value.to_string();
+        assert_eq!(charged, amount.to_string());
+        let maximum = permitted(&candidate.method).permitted.to_string();
+        assert_eq!(maximum, AMOUNT.to_string());
     }
     let above = charge(AMOUNT + 1, Purpose::Settle).pays_what_is_required();
     assert_eq!(above.unwrap_err().reason, Reason::UptoExceedsAmount);
@@ -69,14 +74,14 @@ fn in_upto_the_requirement_is_the_most_at_verify_and_the_charge_at_settle() {
 }
 
 #[test]
-fn each_fault_has_the_code_of_permit2() {
+fn each_fault_has_its_permit2_code() {
     let signed = "/paymentPayload/payload/permit2Authorization";
     let other = json!(Address::repeat_byte(0x66));
     let late = (VALID_BEFORE + 1_000_000).to_string();
     for scheme in SCHEMES {
         for purpose in PURPOSES {
             let fault = |place: &str, value: Value| {
-                verdict(scheme, &format!("{signed}{place}"), value, purpose).unwrap_err()
+                check_changed(scheme, &format!("{signed}{place}"), value, purpose).unwrap_err()
             };
             assert_eq!(fault("/spender", other.clone()), Reason::Permit2Spender);
             assert_eq!(
@@ -93,29 +98,29 @@ fn each_fault_has_the_code_of_permit2() {
             assert_eq!(token, Reason::Permit2TokenMismatch);
         }
     }
-    let stranger = verdict(
+    let unknown = check_changed(
         Scheme::Upto,
         &format!("{signed}/witness/facilitator"),
         other,
         Purpose::Settle,
     );
-    assert_eq!(stranger, Err(Reason::UptoFacilitatorMismatch));
-    let nobody = verdict(
+    assert_eq!(unknown, Err(Reason::UptoFacilitatorMismatch));
+    let absent = check_changed(
         Scheme::Upto,
         &format!("{signed}/witness/facilitator"),
         Value::Null,
         Purpose::Settle,
     );
-    assert_eq!(nobody, Err(Reason::UnsupportedPayloadType));
+    assert_eq!(absent, Err(Reason::UnsupportedPayloadType));
     assert!(policy().signers.contains(&FACILITATOR));
 }
 
 #[test]
-fn a_signature_over_another_scheme_is_nobodys() {
+fn signature_for_another_scheme_is_rejected() {
     let mut body = permit2_body(Scheme::Exact);
-    let foreign = permit2_body(Scheme::Upto);
+    let other = permit2_body(Scheme::Upto);
     let place = "/paymentPayload/payload/signature";
-    *body.pointer_mut(place).unwrap() = foreign.pointer(place).unwrap().clone();
+    *body.pointer_mut(place).unwrap() = other.pointer(place).unwrap().clone();
     let candidate = candidate_of(&body, Purpose::Settle);
     assert_eq!(candidate.signed_by, SignedBy::Unknown);
     let refusal = candidate.verified(&facts()).unwrap_err();
@@ -123,7 +128,7 @@ fn a_signature_over_another_scheme_is_nobodys() {
 }
 
 #[test]
-fn the_tokens_own_permit_rides_along_and_its_faults_are_said_after_the_signature() {
+fn eip2612_faults_are_reported_after_the_signature_check() {
     let signature = format!("0x{}1b", "11".repeat(64));
     let info = json!({
         "from": PAYER, "asset": crate::payment::specimen::USDC, "spender": PERMIT2, "amount": AMOUNT.to_string(), "nonce": "0",
@@ -141,12 +146,12 @@ fn the_tokens_own_permit_rides_along_and_its_faults_are_said_after_the_signature
     assert_eq!(
         verified.allowance(),
         None,
-        "it does not depend on the payer's own"
+        "the payment does not depend on the allowance"
     );
 
-    let mut foreign = info.clone();
-    foreign["from"] = json!(PAYEE);
-    let faulty = with(foreign.clone());
+    let mut wrong_owner = info.clone();
+    wrong_owner["from"] = json!(PAYEE);
+    let faulty = with(wrong_owner.clone());
     let refusal = faulty.clone().verified(&facts()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Eip2612FromMismatch);
     let mut forged = faulty;
@@ -158,8 +163,8 @@ fn the_tokens_own_permit_rides_along_and_its_faults_are_said_after_the_signature
         "the signature comes first"
     );
 
-    let mut over = info;
-    over["deadline"] = json!(now().unix_timestamp().to_string());
-    let refusal = with(over).verified(&facts()).unwrap_err();
+    let mut expired = info;
+    expired["deadline"] = json!(now().unix_timestamp().to_string());
+    let refusal = with(expired).verified(&facts()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Eip2612DeadlineExpired);
 }

@@ -1,4 +1,4 @@
-//! Each refusal of `protocol.md` §3.2 that needs no chain, in both dialects.
+//! The checks of EIP-3009 payments that do not need the chain, in both protocol versions.
 
 use alloy::primitives::U256;
 use alloy::sol_types::SolValue;
@@ -12,16 +12,16 @@ use crate::payment::specimen::{
 use crate::protocol::Amount;
 
 const VERSIONS: [X402Version; 2] = [X402Version::V1, X402Version::V2];
-const STRANGER: Address = Address::repeat_byte(0x55);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0x55);
 
-/// The good body of a dialect with one place changed.
+/// The good body of a protocol version with one value changed.
 fn changed(version: X402Version, pointer: &str, value: Value) -> Value {
     let mut body = body(version);
     *body.pointer_mut(pointer).unwrap() = value;
     body
 }
 
-fn shape_of(body: &Value) -> Result<Candidate, Refusal> {
+fn parse(body: &Value) -> Result<Candidate, Refusal> {
     Candidate::from_request(request(body), &policy(), Purpose::Settle)
 }
 
@@ -47,9 +47,9 @@ fn wrapped(factory: Address) -> Value {
 const SIGNATURE_MEMBER: &str = "/paymentPayload/payload/signature";
 
 #[test]
-fn the_published_payment_passes_every_local_check_in_both_dialects() {
+fn published_payment_passes_every_local_check_in_both_versions() {
     for version in VERSIONS {
-        let candidate = shape_of(&body(version)).unwrap();
+        let candidate = parse(&body(version)).unwrap();
         assert_eq!(candidate.version, version);
         assert_eq!(candidate.digest, DIGEST);
         assert_eq!(candidate.signed_by, SignedBy::Payer);
@@ -60,12 +60,12 @@ fn the_published_payment_passes_every_local_check_in_both_dialects() {
 }
 
 #[test]
-fn answers_name_the_network_as_the_request_does_and_the_payer() {
+fn rejections_name_the_payer_and_the_requested_network() {
     for (version, name) in [
         (X402Version::V1, "base-sepolia"),
         (X402Version::V2, "eip155:84532"),
     ] {
-        let refusal = shape_of(&changed(version, amount_member(version), json!("0")))
+        let refusal = parse(&changed(version, amount_member(version), json!("0")))
             .err()
             .unwrap();
         assert_eq!(refusal.network_name, name);
@@ -74,7 +74,7 @@ fn answers_name_the_network_as_the_request_does_and_the_payer() {
 }
 
 #[test]
-fn v2_needs_the_domain_in_the_requirement() {
+fn v2_requires_the_domain_in_the_requirement() {
     for (pointer, value) in [
         ("/paymentRequirements/extra", Value::Null),
         ("/paymentRequirements/extra", json!({})),
@@ -84,7 +84,7 @@ fn v2_needs_the_domain_in_the_requirement() {
     ] {
         let body = changed(X402Version::V2, pointer, value.clone());
         assert_eq!(
-            reason(shape_of(&body)),
+            reason(parse(&body)),
             Reason::ExactMissingDomain,
             "{pointer} {value}"
         );
@@ -92,16 +92,16 @@ fn v2_needs_the_domain_in_the_requirement() {
 }
 
 #[test]
-fn v1_may_leave_out_the_domain_of_a_token_that_we_know() {
+fn v1_may_omit_the_domain_of_a_configured_token() {
     let pointer = "/paymentRequirements/extra";
     let mut body = changed(X402Version::V1, pointer, Value::Null);
-    assert_eq!(shape_of(&body).unwrap().digest, DIGEST);
-    body["paymentRequirements"]["asset"] = json!(STRANGER);
-    assert_eq!(reason(shape_of(&body)), Reason::ExactMissingDomain);
+    assert_eq!(parse(&body).unwrap().digest, DIGEST);
+    body["paymentRequirements"]["asset"] = json!(OTHER_ACCOUNT);
+    assert_eq!(reason(parse(&body)), Reason::ExactMissingDomain);
 }
 
 #[test]
-fn the_accepted_network_must_be_the_required_one() {
+fn accepted_network_must_be_the_required_one() {
     let v1 = changed(X402Version::V1, "/paymentPayload/network", json!("base"));
     let v2 = changed(
         X402Version::V2,
@@ -109,75 +109,78 @@ fn the_accepted_network_must_be_the_required_one() {
         json!("eip155:8453"),
     );
     for body in [v1, v2] {
-        assert_eq!(reason(shape_of(&body)), Reason::ExactNetworkMismatch);
+        assert_eq!(reason(parse(&body)), Reason::ExactNetworkMismatch);
     }
 }
 
 #[test]
-fn an_exact_payment_of_nothing_is_refused() {
+fn exact_payment_of_zero_is_rejected() {
     for version in VERSIONS {
         let body = changed(version, amount_member(version), json!("0"));
-        assert_eq!(reason(shape_of(&body)), Reason::InvalidPaymentRequirements);
+        assert_eq!(reason(parse(&body)), Reason::InvalidPaymentRequirements);
     }
 }
 
 #[test]
-fn a_signature_that_is_empty_or_a_broken_wrapper_is_refused_at_once() {
+fn empty_or_malformed_signature_is_rejected_without_the_chain() {
     let magic = Bytes::from([0x64, 0x92].repeat(16));
     for signature in [json!("0x"), json!(magic)] {
         for version in VERSIONS {
             let body = changed(version, SIGNATURE_MEMBER, signature.clone());
-            assert_eq!(reason(shape_of(&body)), Reason::ExactSignature);
+            assert_eq!(reason(parse(&body)), Reason::ExactSignature);
         }
     }
 }
 
 #[test]
-fn what_comes_first_in_the_list_of_checks_is_what_is_said() {
+fn first_failed_check_determines_the_code() {
     let mut body = body(X402Version::V2);
     body["paymentPayload"]["payload"]["signature"] = json!("0x");
-    assert_eq!(reason(shape_of(&body)), Reason::ExactSignature);
+    assert_eq!(reason(parse(&body)), Reason::ExactSignature);
     body["paymentPayload"]["accepted"]["network"] = json!("eip155:1");
-    assert_eq!(reason(shape_of(&body)), Reason::ExactNetworkMismatch);
+    assert_eq!(reason(parse(&body)), Reason::ExactNetworkMismatch);
     body["paymentRequirements"]["extra"] = Value::Null;
-    assert_eq!(reason(shape_of(&body)), Reason::ExactMissingDomain);
+    assert_eq!(reason(parse(&body)), Reason::ExactMissingDomain);
 }
 
 #[test]
-fn a_signature_over_anything_else_is_nobodys_until_the_chain_was_asked() {
+fn signature_over_other_data_is_left_for_the_chain_to_check() {
     for (pointer, value) in [
         ("/paymentPayload/payload/authorization/value", json!("9999")),
         (
             "/paymentPayload/payload/authorization/from",
-            json!(STRANGER),
+            json!(OTHER_ACCOUNT),
         ),
-        ("/paymentPayload/payload/authorization/to", json!(STRANGER)),
+        (
+            "/paymentPayload/payload/authorization/to",
+            json!(OTHER_ACCOUNT),
+        ),
         (
             "/paymentPayload/payload/authorization/validAfter",
             json!("1"),
         ),
         ("/paymentRequirements/extra/name", json!("USD Coin")),
-        ("/paymentRequirements/asset", json!(STRANGER)),
+        ("/paymentRequirements/asset", json!(OTHER_ACCOUNT)),
         (SIGNATURE_MEMBER, json!("0x1234")),
     ] {
-        let candidate = shape_of(&changed(X402Version::V2, pointer, value)).unwrap();
+        let candidate = parse(&changed(X402Version::V2, pointer, value)).unwrap();
         assert_eq!(candidate.signed_by, SignedBy::Unknown, "{pointer}");
     }
 }
 
 #[test]
-fn the_payers_signature_is_kept_with_v_as_27_or_28() {
+fn payer_signature_is_stored_with_v_27_or_28() {
     let zero = format!("{}00", SIGNATURE.strip_suffix("1b").unwrap());
-    let candidate = shape_of(&changed(X402Version::V2, SIGNATURE_MEMBER, json!(zero))).unwrap();
+    let candidate = parse(&changed(X402Version::V2, SIGNATURE_MEMBER, json!(zero))).unwrap();
     assert_eq!(candidate.signature, SIGNATURE.parse::<Bytes>().unwrap());
     assert_eq!(candidate.signed_by, SignedBy::Payer);
 }
 
 #[test]
-fn the_authorization_must_pay_the_payee_of_the_requirement() {
+fn authorization_must_pay_the_required_payee() {
     for version in VERSIONS {
-        let body = changed(version, "/paymentRequirements/payTo", json!(STRANGER));
-        let candidate = shape_of(&body).unwrap();
+        let body = changed(version, "/paymentRequirements/payTo", json!(OTHER_ACCOUNT));
+        let candidate = parse(&body).unwrap();
         assert_eq!(
             reason(candidate.pays_what_is_required()),
             Reason::ExactRecipientMismatch
@@ -186,33 +189,33 @@ fn the_authorization_must_pay_the_payee_of_the_requirement() {
 }
 
 #[test]
-fn more_and_less_than_the_amount_are_refused_with_the_code_of_the_dialect() {
+fn wrong_amount_has_the_code_of_the_protocol_version() {
     for amount in ["9999", "10001"] {
         for (version, expected) in [
             (X402Version::V1, Reason::ExactValueV1),
             (X402Version::V2, Reason::ExactValueMismatch),
         ] {
             let body = changed(version, amount_member(version), json!(amount));
-            let candidate = shape_of(&body).unwrap();
+            let candidate = parse(&body).unwrap();
             assert_eq!(reason(candidate.pays_what_is_required()), expected);
         }
     }
 }
 
 #[test]
-fn tokens_and_payees_outside_the_policy_are_refused() {
+fn tokens_and_payees_outside_the_policy_are_rejected() {
     let body = changed(
         X402Version::V2,
         "/paymentRequirements/asset",
-        json!(STRANGER),
+        json!(OTHER_ACCOUNT),
     );
-    let foreign = shape_of(&body).unwrap();
+    let other_token = parse(&body).unwrap();
     assert_eq!(
-        reason(foreign.is_allowed(&policy(), now())),
+        reason(other_token.is_allowed(&policy(), now())),
         Reason::InvalidPaymentRequirements
     );
     let mut strict = policy();
-    strict.payees = vec![STRANGER];
+    strict.payees = vec![OTHER_ACCOUNT];
     assert_eq!(
         reason(candidate().is_allowed(&strict, now())),
         Reason::InvalidPaymentRequirements
@@ -222,34 +225,34 @@ fn tokens_and_payees_outside_the_policy_are_refused() {
 }
 
 #[test]
-fn the_domain_must_be_the_one_that_the_token_has() {
+fn domain_must_match_that_of_the_token() {
     for version in VERSIONS {
         for (member, expected) in [
             ("name", Reason::ExactTokenName),
             ("version", Reason::ExactTokenVersion),
         ] {
             let pointer = format!("/paymentRequirements/extra/{member}");
-            let candidate = shape_of(&changed(version, &pointer, json!("other"))).unwrap();
+            let candidate = parse(&changed(version, &pointer, json!("other"))).unwrap();
             assert_eq!(reason(candidate.is_allowed(&policy(), now())), expected);
         }
     }
 }
 
 #[test]
-fn a_wallet_is_deployed_only_by_a_listed_factory() {
+fn only_listed_factories_may_deploy_a_wallet() {
     for version in VERSIONS {
-        let body = changed(version, SIGNATURE_MEMBER, wrapped(STRANGER));
-        let candidate = shape_of(&body).unwrap();
+        let body = changed(version, SIGNATURE_MEMBER, wrapped(OTHER_ACCOUNT));
+        let candidate = parse(&body).unwrap();
         assert_eq!(
             candidate.wallet.as_ref().map(|wallet| wallet.factory),
-            Some(STRANGER)
+            Some(OTHER_ACCOUNT)
         );
         let mut policy = policy();
         let deploying = candidate.clone().with_wallet_deployed(&policy, false);
         assert_eq!(reason(deploying.map(drop)), Reason::FactoryNotAllowed);
         let deployed = candidate.clone().with_wallet_deployed(&policy, true);
         assert_eq!(deployed.unwrap().wallet, None, "no factory is needed");
-        policy.factories.push(STRANGER);
+        policy.factories.push(OTHER_ACCOUNT);
         let deploying = candidate.with_wallet_deployed(&policy, false).unwrap();
         assert!(deploying.wallet.is_some());
         assert_eq!(
@@ -264,7 +267,7 @@ fn a_wallet_is_deployed_only_by_a_listed_factory() {
 }
 
 #[test]
-fn the_end_of_the_window_is_neither_too_near_nor_too_far() {
+fn expiry_must_be_within_the_validity_limits() {
     let candidate = candidate();
     let end = OffsetDateTime::from_unix_timestamp(VALID_BEFORE).unwrap();
     for (before_end, good) in [
@@ -283,7 +286,7 @@ fn the_end_of_the_window_is_neither_too_near_nor_too_far() {
 }
 
 #[test]
-fn the_window_must_be_open_already() {
+fn authorization_must_already_be_valid() {
     let mut candidate = candidate();
     for (after_s, good) in [(0, true), (1, false)] {
         let after = now() + Duration::seconds(after_s);
@@ -298,16 +301,16 @@ fn the_window_must_be_open_already() {
 }
 
 #[test]
-fn times_beyond_every_calendar_are_refused_and_do_not_overflow() {
-    let forever = Amount::from_atomic(U256::MAX);
+fn times_beyond_64_bits_are_rejected_without_overflow() {
+    let maximum = Amount::from_atomic(U256::MAX);
     let mut endless = candidate();
-    endless.authorization.valid_before = forever;
+    endless.authorization.valid_before = maximum;
     assert_eq!(
         reason(endless.is_allowed(&policy(), now())),
         Reason::ExactValidBefore
     );
     let mut never = candidate();
-    never.authorization.valid_after = forever;
+    never.authorization.valid_after = maximum;
     assert_eq!(
         reason(never.is_allowed(&policy(), now())),
         Reason::ExactValidAfter
@@ -315,7 +318,7 @@ fn times_beyond_every_calendar_are_refused_and_do_not_overflow() {
 }
 
 #[test]
-fn neither_debug_nor_a_refusal_shows_a_signature() {
+fn debug_output_and_rejections_contain_no_signature() {
     let candidate = candidate();
     let digits = SIGNATURE.trim_start_matches("0x");
     assert!(!format!("{candidate:?}").contains(digits));

@@ -14,21 +14,21 @@ fn reverted(text: &str) -> ChainFacts {
     }
 }
 
-fn verdict(candidate: Candidate, facts: &ChainFacts) -> Result<(), Reason> {
+fn check(candidate: Candidate, facts: &ChainFacts) -> Result<(), Reason> {
     candidate
         .verified(facts)
         .map(drop)
         .map_err(|refusal| refusal.reason)
 }
 
-fn unrecognised() -> Candidate {
+fn with_unknown_signer() -> Candidate {
     let mut candidate = candidate();
     candidate.signed_by = SignedBy::Unknown;
     candidate
 }
 
-fn undeployed() -> Candidate {
-    let mut candidate = unrecognised();
+fn with_undeployed_wallet() -> Candidate {
+    let mut candidate = with_unknown_signer();
     candidate.wallet = Some(Wallet {
         factory: Address::repeat_byte(0x55),
         call: Bytes::new(),
@@ -37,80 +37,80 @@ fn undeployed() -> Candidate {
 }
 
 #[test]
-fn a_payment_that_nothing_speaks_against_is_verified() {
+fn payment_that_passes_every_check_is_verified() {
     let verified = candidate().verified(&facts()).unwrap();
     assert_eq!(*verified.candidate(), candidate());
 }
 
 #[test]
-fn a_token_without_code_is_named_before_any_other_trouble() {
-    let nowhere = ChainFacts {
+fn missing_token_contract_is_reported_first() {
+    let no_code = ChainFacts {
         token_has_code: false,
         nonce_used: None,
         ..reverted("no code")
     };
     let expected = Err(Reason::AssetNotDeployedContract);
-    assert_eq!(verdict(candidate(), &nowhere), expected);
-    assert_eq!(verdict(unrecognised(), &nowhere), expected);
+    assert_eq!(check(candidate(), &no_code), expected);
+    assert_eq!(check(with_unknown_signer(), &no_code), expected);
 }
 
 #[test]
-fn a_plain_account_signs_with_its_own_key() {
+fn plain_account_must_sign_with_its_own_key() {
     assert_eq!(
-        verdict(unrecognised(), &facts()),
+        check(with_unknown_signer(), &facts()),
         Err(Reason::ExactSignature)
     );
-    let said = ChainFacts {
+    let accepted = ChainFacts {
         signature_accepted: true,
         ..facts()
     };
     assert_eq!(
-        verdict(unrecognised(), &said),
+        check(with_unknown_signer(), &accepted),
         Err(Reason::ExactSignature),
-        "nobody can accept it where there is no code"
+        "an account without code cannot accept a signature"
     );
 }
 
 #[test]
-fn an_account_with_code_answers_for_itself_whatever_its_key_signed() {
-    let silent = ChainFacts {
+fn contract_of_the_payer_decides_over_the_signature() {
+    let with_code = ChainFacts {
         payer_has_code: true,
         ..facts()
     };
     let accepting = ChainFacts {
         signature_accepted: true,
-        ..silent.clone()
+        ..with_code.clone()
     };
     let refusing = ChainFacts {
         transfer_succeeds: false,
-        ..silent.clone()
+        ..with_code.clone()
     };
-    for candidate in [candidate(), unrecognised()] {
+    for candidate in [candidate(), with_unknown_signer()] {
         assert_eq!(
-            verdict(candidate.clone(), &refusing),
+            check(candidate.clone(), &refusing),
             Err(Reason::ExactSignature)
         );
-        assert_eq!(verdict(candidate, &accepting), Ok(()));
+        assert_eq!(check(candidate, &accepting), Ok(()));
     }
-    // Unless the token takes the key's word.
-    assert_eq!(verdict(candidate(), &silent), Ok(()));
+    // The token accepts a signature of the payer's key although the payer has code.
+    assert_eq!(check(candidate(), &with_code), Ok(()));
     assert_eq!(
-        verdict(unrecognised(), &silent),
+        check(with_unknown_signer(), &with_code),
         Err(Reason::ExactSignature)
     );
 }
 
 #[test]
-fn what_fails_for_nothing_but_its_time_waits_for_it() {
+fn simulation_that_fails_only_because_early_is_accepted() {
     let early = "FiatTokenV2: authorization is not yet valid";
-    let mut young = candidate();
-    young.authorization.valid_after =
+    let mut early_payment = candidate();
+    early_payment.authorization.valid_after =
         Amount::from_atomic(U256::from(facts().block_time.unix_timestamp()));
-    assert_eq!(verdict(young.clone(), &reverted(early)), Ok(()));
+    assert_eq!(check(early_payment.clone(), &reverted(early)), Ok(()));
     assert_eq!(
-        verdict(candidate(), &reverted(early)),
+        check(candidate(), &reverted(early)),
         Err(Reason::ExactValidAfter),
-        "it has begun"
+        "its validAfter has passed"
     );
     for (facts, expected) in [
         (reverted("paused"), Reason::ExactSimulationFailed),
@@ -122,33 +122,33 @@ fn what_fails_for_nothing_but_its_time_waits_for_it() {
             Reason::ExactInsufficientBalance,
         ),
     ] {
-        assert_eq!(verdict(young.clone(), &facts), Err(expected));
+        assert_eq!(check(early_payment.clone(), &facts), Err(expected));
     }
 }
 
 #[test]
-fn a_contract_wallet_hears_that_its_token_takes_plain_accounts_only() {
-    let unheard = ChainFacts {
+fn message_explains_tokens_without_contract_signatures() {
+    let ignored = ChainFacts {
         payer_has_code: true,
         signature_accepted: true,
         transfer_succeeds: false,
         ..facts()
     };
-    let refusal = unrecognised().verified(&unheard).unwrap_err();
+    let refusal = with_unknown_signer().verified(&ignored).unwrap_err();
     assert_eq!(refusal.reason, Reason::ExactSimulationFailed);
     assert!(refusal.message.contains("plain accounts only"));
     let paused = ChainFacts {
         revert: Revert::from("paused").abi_encode().into(),
-        ..unheard
+        ..ignored
     };
-    let refusal = unrecognised().verified(&paused).unwrap_err();
+    let refusal = with_unknown_signer().verified(&paused).unwrap_err();
     assert!(refusal.message.contains("paused"), "{}", refusal.message);
 }
 
 #[test]
-fn a_wallet_that_its_factory_does_not_deploy_is_refused_as_such() {
+fn wallet_that_stays_undeployed_has_its_own_code() {
     assert_eq!(
-        verdict(undeployed(), &facts()),
+        check(with_undeployed_wallet(), &facts()),
         Err(Reason::WalletDeploymentFailed)
     );
     let deployed = ChainFacts {
@@ -156,17 +156,17 @@ fn a_wallet_that_its_factory_does_not_deploy_is_refused_as_such() {
         signature_accepted: true,
         ..facts()
     };
-    assert_eq!(verdict(undeployed(), &deployed), Ok(()));
+    assert_eq!(check(with_undeployed_wallet(), &deployed), Ok(()));
 }
 
 #[test]
-fn a_failed_simulation_is_explained_by_the_first_cause_that_fits() {
-    let poor = Some(U256::from(AMOUNT - 1));
+fn first_failed_check_explains_a_failed_simulation() {
+    let too_low = Some(U256::from(AMOUNT - 1));
     let base = reverted("FiatTokenV2: invalid signature");
     let cases = [
         (None, None, Reason::ExactEip3009Unsupported),
-        (Some(true), poor, Reason::ExactNonceUsed),
-        (Some(false), poor, Reason::ExactInsufficientBalance),
+        (Some(true), too_low, Reason::ExactNonceUsed),
+        (Some(false), too_low, Reason::ExactInsufficientBalance),
         (Some(false), facts().balance, Reason::ExactSimulationFailed),
         (Some(false), None, Reason::ExactSimulationFailed),
     ];
@@ -176,14 +176,14 @@ fn a_failed_simulation_is_explained_by_the_first_cause_that_fits() {
             balance,
             ..base.clone()
         };
-        assert_eq!(verdict(candidate(), &facts), Err(expected));
+        assert_eq!(check(candidate(), &facts), Err(expected));
         let queued = payment(PaymentState::Queued);
         assert_eq!(queued.objection(&facts).reason, expected, "before sending");
     }
 }
 
 #[test]
-fn the_tokens_own_words_about_time_become_the_codes_for_time() {
+fn revert_texts_about_time_map_to_the_codes_for_time() {
     for (text, expected) in [
         (
             "FiatTokenV2: authorization is expired",
@@ -194,22 +194,22 @@ fn the_tokens_own_words_about_time_become_the_codes_for_time() {
             Reason::ExactValidAfter,
         ),
     ] {
-        assert_eq!(verdict(candidate(), &reverted(text)), Err(expected));
+        assert_eq!(check(candidate(), &reverted(text)), Err(expected));
     }
 }
 
 #[test]
-fn a_simulation_that_goes_through_outweighs_what_the_token_does_not_answer() {
-    let mute = ChainFacts {
+fn successful_simulation_outweighs_missing_token_views() {
+    let no_views = ChainFacts {
         nonce_used: None,
         balance: None,
         ..facts()
     };
-    assert_eq!(verdict(candidate(), &mute), Ok(()));
+    assert_eq!(check(candidate(), &no_views), Ok(()));
 }
 
 #[test]
-fn what_a_token_reverts_with_is_cut_and_cleaned_before_it_is_shown() {
+fn revert_text_is_cut_and_without_control_characters() {
     let long = format!("a\u{7}\nb{}", "x".repeat(1000));
     let exit = payment(PaymentState::Queued).objection(&reverted(&long));
     assert!(exit.message.chars().count() < 200, "{}", exit.message);

@@ -50,7 +50,7 @@ fn transfer(session: &Session) -> Transfer {
 }
 
 #[test]
-fn a_seller_may_add_to_extra_but_change_nothing_that_costs() {
+fn requirements_may_differ_only_in_extra_and_timeout() {
     let session = session(Rail::Transfer);
     let mut asked = required();
     asked.max_timeout_seconds = 60;
@@ -84,7 +84,7 @@ fn a_seller_may_add_to_extra_but_change_nothing_that_costs() {
 }
 
 #[test]
-fn only_a_direct_transfer_of_the_payer_pays_and_its_tag_is_seen() {
+fn only_a_direct_transfer_of_the_payer_is_accepted() {
     let session = session(Rail::Transfer);
     assert_eq!(session.is_paid_by(&transfer(&session)), Ok(true));
     let mut untagged = transfer(&session);
@@ -108,7 +108,7 @@ fn only_a_direct_transfer_of_the_payer_pays_and_its_tag_is_seen() {
 }
 
 #[test]
-fn a_claim_is_the_payers_or_it_is_none() {
+fn claim_must_be_signed_by_the_payer() {
     let session = session(Rail::Transfer);
     let (reason, why) = session
         .is_claimed(B256::repeat_byte(1), &[7; 65])

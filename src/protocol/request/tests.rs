@@ -1,4 +1,4 @@
-//! What a body may and may not be: known shapes one by one, everything else by properties.
+//! Parsing of request bodies: known shapes one by one, all other input with property tests.
 
 use alloy::primitives::{U256, address};
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ fn signed(request: &PaymentRequest) -> crate::protocol::Authorization {
     match &request.payload {
         Payload::Authorization(AuthorizationPayload::Eip3009(payload)) => payload.authorization,
         Payload::Authorization(AuthorizationPayload::Permit2(_)) | Payload::Proof(_) => {
-            panic!("no authorization of EIP-3009")
+            panic!("expected an EIP-3009 authorization")
         }
     }
 }
@@ -19,7 +19,7 @@ const VERSIONS: [X402Version; 2] = [X402Version::V1, X402Version::V2];
 const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
 const AUTHORIZATION: &str = "/paymentPayload/payload/authorization";
 
-/// 65 bytes that no other text of a test holds.
+/// A signature of 65 bytes that occurs in no other text of these tests.
 fn signature() -> String {
     format!("0x{}", "5d".repeat(65))
 }
@@ -74,22 +74,22 @@ fn price(version: X402Version) -> &'static str {
     }
 }
 
-/// Where the values of a JSON document stand.
-fn places(value: &Value) -> Vec<String> {
+/// The JSON pointers of all values in a document.
+fn pointers(value: &Value) -> Vec<String> {
     let Value::Object(members) = value else {
         return vec![String::new()];
     };
     let below = members.iter().flat_map(|(name, value)| {
-        let inside = places(value);
+        let inside = pointers(value);
         inside
             .into_iter()
-            .map(move |place| format!("/{name}{place}"))
+            .map(move |pointer| format!("/{name}{pointer}"))
     });
     below.chain([String::new()]).collect()
 }
 
 #[test]
-fn both_dialects_are_read_into_the_same_shape() {
+fn both_versions_parse_to_the_same_request() {
     for version in VERSIONS {
         let request = parse(&body(version)).unwrap().unwrap();
         assert_eq!(request.version, version);
@@ -103,7 +103,7 @@ fn both_dialects_are_read_into_the_same_shape() {
 }
 
 #[test]
-fn what_is_no_envelope_is_no_refusal_either() {
+fn bodies_that_are_not_requests_are_envelope_errors() {
     for text in ["", "[]", "null", "\"x\"", "{}", "{\"x402Version\":2}"] {
         let outcome = PaymentRequest::parse(text.as_bytes());
         assert!(matches!(outcome, Err(EnvelopeError::Shape(_))), "{text}");
@@ -126,7 +126,7 @@ fn what_is_no_envelope_is_no_refusal_either() {
 }
 
 #[test]
-fn versions_that_are_unknown_or_contradict_each_other_are_refused() {
+fn unknown_or_contradicting_versions_are_rejected() {
     for version in [0_u64, 3, 257, 258, u64::MAX] {
         let mut body = changed(X402Version::V2, "/x402Version", json!(version));
         assert_eq!(
@@ -140,13 +140,17 @@ fn versions_that_are_unknown_or_contradict_each_other_are_refused() {
     let mut future = changed(X402Version::V2, "/x402Version", json!(3));
     future["paymentPayload"]["x402Version"] = json!(3);
     future["paymentRequirements"] = json!({ "scheme": {} });
-    assert_eq!(reason(&future), Reason::InvalidX402Version, "whatever else");
+    assert_eq!(
+        reason(&future),
+        Reason::InvalidX402Version,
+        "the version is checked first"
+    );
     let alone = changed(X402Version::V1, "/x402Version", Value::Null);
     assert_eq!(parse(&alone).unwrap().unwrap().version, X402Version::V1);
 }
 
 #[test]
-fn schemes_networks_and_payloads_of_others_are_named_as_such() {
+fn unsupported_schemes_networks_and_payloads_have_their_codes() {
     let v2 = |pointer: &str, value: Value| reason(&changed(X402Version::V2, pointer, value));
     for place in ["/paymentPayload/accepted", "/paymentRequirements"] {
         assert_eq!(
@@ -184,8 +188,8 @@ fn schemes_networks_and_payloads_of_others_are_named_as_such() {
     );
 }
 
-/// The vector of `protocol.md`, appendix B, as a scheme presents it.
-fn by_permit2(scheme: &str) -> Value {
+/// A good body with a Permit2 payload of the given scheme.
+fn permit2_body(scheme: &str) -> Value {
     let mut body = body(X402Version::V2);
     let mut witness = json!({ "to": Address::repeat_byte(0x22), "validAfter": "0" });
     if scheme == "upto" {
@@ -207,9 +211,9 @@ fn by_permit2(scheme: &str) -> Value {
 }
 
 #[test]
-fn permit2_is_read_in_both_schemes_whether_the_method_is_named_or_not() {
+fn permit2_parses_in_both_schemes_with_and_without_method() {
     for (scheme, facilitator) in [("exact", None), ("upto", Some(Address::repeat_byte(0x33)))] {
-        let named = by_permit2(scheme);
+        let named = permit2_body(scheme);
         let mut unnamed = named.clone();
         unnamed["paymentRequirements"]["extra"] = Value::Null;
         for body in [named, unnamed] {
@@ -229,8 +233,8 @@ fn permit2_is_read_in_both_schemes_whether_the_method_is_named_or_not() {
 }
 
 #[test]
-fn a_method_that_contradicts_the_payload_is_refused() {
-    let mut as_eip3009 = by_permit2("exact");
+fn transfer_method_that_contradicts_the_payload_is_rejected() {
+    let mut as_eip3009 = permit2_body("exact");
     as_eip3009["paymentRequirements"]["extra"] = json!({ "assetTransferMethod": "eip3009" });
     assert_eq!(reason(&as_eip3009), Reason::UnsupportedPayloadType);
     let mut metered = body(X402Version::V2);
@@ -243,9 +247,9 @@ fn a_method_that_contradicts_the_payload_is_refused() {
     assert_eq!(
         reason(&metered),
         Reason::UnsupportedPayloadType,
-        "upto is by Permit2 alone"
+        "upto requires Permit2"
     );
-    let mut broken = by_permit2("upto");
+    let mut broken = permit2_body("upto");
     broken["paymentPayload"]["payload"]["permit2Authorization"] = json!({ "from": PAYER });
     let refusal = parse(&broken).unwrap().unwrap_err();
     assert_eq!(refusal.reason, Reason::InvalidPayload);
@@ -253,7 +257,7 @@ fn a_method_that_contradicts_the_payload_is_refused() {
 }
 
 #[test]
-fn a_requirement_of_the_wrong_shape_is_called_that() {
+fn malformed_requirements_have_their_own_code() {
     for version in VERSIONS {
         for (member, value) in [
             ("scheme", json!(1)),
@@ -276,7 +280,7 @@ fn a_requirement_of_the_wrong_shape_is_called_that() {
 }
 
 #[test]
-fn what_is_being_sold_is_advice_and_never_a_reason_to_refuse() {
+fn malformed_resource_is_never_a_reason_to_reject() {
     for value in [
         json!({}),
         json!(7),
@@ -298,20 +302,20 @@ fn what_is_being_sold_is_advice_and_never_a_reason_to_refuse() {
     assert_eq!(
         resource,
         "x".repeat(2048),
-        "the buyer's word, clean and cut"
+        "the buyer's URL, without control characters, cut"
     );
 }
 
 #[test]
-fn a_refusal_names_the_payer_once_that_can_be_read() {
+fn rejection_names_the_payer_if_it_can_be_read() {
     let refusal = |pointer: &str, value: Value| {
         parse(&changed(X402Version::V2, pointer, value))
             .unwrap()
             .unwrap_err()
     };
-    let late = refusal(&format!("{AUTHORIZATION}/nonce"), json!("0x00"));
-    assert_eq!(late.payer, Some(PAYER));
-    assert_eq!(late.network_name, "eip155:84532");
+    let readable = refusal(&format!("{AUTHORIZATION}/nonce"), json!("0x00"));
+    assert_eq!(readable.payer, Some(PAYER));
+    assert_eq!(readable.network_name, "eip155:84532");
     let unreadable = refusal(&format!("{AUTHORIZATION}/from"), json!("nobody"));
     assert_eq!(unreadable.payer, None);
     assert_eq!(unreadable.reason, Reason::InvalidPayload);
@@ -359,7 +363,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Texts around numbers: plain ones, nearly plain ones, and anything.
+/// Valid decimal integers, almost valid ones, and arbitrary texts.
 fn any_amount_text() -> impl Strategy<Value = String> {
     prop_oneof![
         "(0|[1-9][0-9]{0,90})",
@@ -371,7 +375,7 @@ fn any_amount_text() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Numbers at the edge of 256 bits.
+/// Decimal integers just below and just above 2^256.
 #[derive(Debug, Clone)]
 struct U256Text(String);
 
@@ -387,7 +391,7 @@ impl Arbitrary for U256Text {
     }
 }
 
-/// The rule, said a second time and differently.
+/// A second, independent implementation of the rule for amounts.
 fn is_plain_decimal(text: &str) -> bool {
     let digits = text.chars().all(|letter| letter.is_ascii_digit());
     digits
@@ -398,12 +402,12 @@ fn is_plain_decimal(text: &str) -> bool {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_are_never_a_payment_and_never_a_panic(bytes: Vec<u8>) {
+    fn arbitrary_bytes_never_parse_and_never_panic(bytes: Vec<u8>) {
         prop_assert!(!matches!(PaymentRequest::parse(&bytes), Ok(Ok(_))));
     }
 
     #[test]
-    fn arbitrary_json_is_never_a_payment_and_never_a_panic(
+    fn arbitrary_json_never_parses_and_never_panics(
         outer in any_json(), version in any_json(), payload in any_json(), required in any_json(),
     ) {
         let members = json!({ "x402Version": version, "paymentPayload": payload, "paymentRequirements": required });
@@ -413,14 +417,14 @@ proptest! {
     }
 
     #[test]
-    fn any_value_in_any_place_is_read_or_refused_in_few_words_without_the_signature(
-        version in any_version(), place: prop::sample::Index, value in any_json(),
+    fn any_value_anywhere_gives_a_short_error_without_signature(
+        version in any_version(), position: prop::sample::Index, value in any_json(),
     ) {
-        let places = places(&body(version));
-        let pointer: &String = place.get(&places);
+        let pointers = pointers(&body(version));
+        let pointer: &String = position.get(&pointers);
         let outcome = parse(&changed(version, pointer, value));
-        let said = format!("{outcome:?}");
-        prop_assert!(!said.contains(signature().trim_start_matches("0x")));
+        let printed = format!("{outcome:?}");
+        prop_assert!(!printed.contains(signature().trim_start_matches("0x")));
         if let Ok(Err(refusal)) = outcome {
             prop_assert!(!refusal.message.is_empty() && refusal.message.chars().count() <= 200);
             prop_assert!(refusal.network_name.chars().count() <= 200);
@@ -428,14 +432,14 @@ proptest! {
     }
 
     #[test]
-    fn a_body_that_breaks_off_is_no_payment(version in any_version(), at: prop::sample::Index) {
+    fn truncated_body_is_an_envelope_error(version in any_version(), at: prop::sample::Index) {
         let text = body(version).to_string();
         let part = text.as_bytes().split_at(at.index(text.len())).0;
         prop_assert!(matches!(PaymentRequest::parse(part), Err(EnvelopeError::Shape(_))));
     }
 
     #[test]
-    fn only_plain_decimal_texts_are_amounts_and_times(version in any_version(), text in any_amount_text()) {
+    fn amounts_and_times_must_be_plain_decimal_integers(version in any_version(), text in any_amount_text()) {
         let plain = is_plain_decimal(&text);
         let number = |member: &str| format!("{AUTHORIZATION}/{member}");
         let places = [
@@ -447,7 +451,7 @@ proptest! {
         for (place, expected) in places {
             match parse(&changed(version, &place, json!(text))).unwrap() {
                 Ok(request) => {
-                    prop_assert!(plain, "{place} took {text:?}");
+                    prop_assert!(plain, "{place} accepted {text:?}");
                     let signed = signed(&request);
                     let read = [request.requirements.amount, signed.value, signed.valid_after, signed.valid_before];
                     prop_assert!(read.iter().any(|amount| amount.to_string() == text));
@@ -461,7 +465,7 @@ proptest! {
     }
 
     #[test]
-    fn numbers_in_place_of_texts_are_refused(version in any_version(), number: u64) {
+    fn json_numbers_as_amounts_are_rejected(version in any_version(), number: u64) {
         let required = changed(version, price(version), json!(number));
         prop_assert_eq!(reason(&required), Reason::InvalidPaymentRequirements);
         let value = changed(version, &format!("{AUTHORIZATION}/value"), json!(number));

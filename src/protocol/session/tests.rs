@@ -15,7 +15,7 @@ fn id() -> SessionId {
 }
 
 #[test]
-fn an_id_reads_back_and_nothing_else_does() {
+fn session_id_round_trips_and_other_texts_are_rejected() {
     let made = SessionId::from_entropy(FixedBytes::repeat_byte(0xff));
     assert_eq!(made.as_str(), "ps_zzzzzzzzzzzzzzzzzzzzzzzzzz");
     assert_eq!(made.to_string().parse(), Ok(made));
@@ -28,12 +28,12 @@ fn an_id_reads_back_and_nothing_else_does() {
         "ps_0123456789abcdefghjkmnpqri",
         "PS_0123456789ABCDEFGHJKMNPQRS",
     ] {
-        assert_eq!(wrong.parse::<SessionId>(), Err(NotASessionId), "{wrong}");
+        assert_eq!(wrong.parse::<SessionId>(), Err(InvalidSessionId), "{wrong}");
     }
 }
 
 #[test]
-fn the_hash_is_of_the_canonical_form_whatever_the_order_of_members() {
+fn requirements_hash_ignores_the_order_of_members() {
     let text = r#"{"extra":{"version":"2","name":"USDC"},"maxTimeoutSeconds":300,"payTo":"0x2222222222222222222222222222222222222222",
         "asset":"0x036CbD53842c5426634e7929541eC2318f3dCF7e","amount":"10000","network":"eip155:84532","scheme":"exact"}"#;
     let shuffled: Value = serde_json::from_str(text).unwrap();
@@ -51,9 +51,9 @@ fn the_hash_is_of_the_canonical_form_whatever_the_order_of_members() {
     );
 }
 
-/// Computed independently with viem 2.
+/// The expected values were computed independently with viem 2.
 #[test]
-fn the_published_vectors_come_out() {
+fn hash_nonce_and_claim_match_the_published_vectors() {
     let hash = requirements_hash(&entry()).unwrap();
     assert_eq!(
         hash,
@@ -75,7 +75,7 @@ fn the_published_vectors_come_out() {
 }
 
 #[test]
-fn only_the_exact_transfer_with_at_most_a_tag_counts() {
+fn only_the_exact_transfer_with_an_optional_tag_is_accepted() {
     let payee = address!("2222222222222222222222222222222222222222");
     let (amount, tag): (Amount, _) = ("10000".parse().unwrap(), B256::repeat_byte(7));
     let tagged = transfer_calldata(payee, amount, tag);
@@ -87,20 +87,20 @@ fn only_the_exact_transfer_with_at_most_a_tag_counts() {
         &[tagged.to_vec(), vec![0]].concat(),
         &[],
     ] {
-        assert_eq!(transfer_tag(data, payee, amount), Err(OtherCall));
+        assert_eq!(transfer_tag(data, payee, amount), Err(NotSessionTransfer));
     }
     assert_eq!(
         transfer_tag(&tagged, Address::repeat_byte(0x23), amount),
-        Err(OtherCall)
+        Err(NotSessionTransfer)
     );
     assert_eq!(
         transfer_tag(&tagged, payee, "9999".parse().unwrap()),
-        Err(OtherCall)
+        Err(NotSessionTransfer)
     );
 }
 
 #[test]
-fn a_submission_is_one_of_three_forms() {
+fn submission_has_exactly_one_of_three_forms() {
     let form = |body: Value| {
         serde_json::from_value::<TransferSubmission>(body)
             .ok()

@@ -1,4 +1,4 @@
-//! The bodies of the session endpoints.
+//! The request and response bodies of the session endpoints.
 
 use std::fmt;
 
@@ -10,20 +10,20 @@ use time::OffsetDateTime;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Authorization, ExactPayload, Network, X402Version, field};
 
-/// How the money of a session moves.
+/// How a session is paid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub enum Rail {
-    /// By an EIP-3009 authorization; the facilitator pays for gas.
+    /// With an EIP-3009 authorization. The facilitator pays the gas.
     #[default]
     Authorization,
-    /// By a plain ERC-20 transfer; the payer pays for gas.
+    /// With a plain ERC-20 transfer. The payer pays the gas.
     Transfer,
 }
 
 impl Rail {
-    /// The name on the wire and in the ledger.
+    /// The rail's name on the wire and in the ledger.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Authorization => "authorization",
@@ -37,135 +37,135 @@ impl Rail {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SessionRequest {
-    /// The dialect of `accepted`: 2 when absent.
-    #[serde(default = "newest", deserialize_with = "version")]
+    /// The protocol version of `accepted`; 2 when absent.
+    #[serde(default = "default_version", deserialize_with = "version")]
     #[cfg_attr(feature = "server", schema(value_type = u8))]
     pub x402_version: X402Version,
     /// One entry of the seller's `accepts`, verbatim.
     #[cfg_attr(feature = "server", schema(value_type = Object))]
     pub accepted: Value,
-    /// Whose money it is.
+    /// The payer's address.
     #[serde(with = "field::address")]
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub payer: Address,
-    /// How it moves.
+    /// How the session will be paid; `authorization` when absent.
     #[serde(default, deserialize_with = "field::optional::deserialize")]
     pub rail: Rail,
-    /// What is bought: a URL, or an object with one. Advice, for the history.
+    /// The resource: a URL, or an object with `url`. Stored in the history; no check depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<Object>))]
     pub resource: Option<Value>,
-    /// The buyer's own name for this purchase, at most 200 characters. For the history.
+    /// The buyer's own reference for this purchase, at most 200 characters. Stored in the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_reference: Option<String>,
 }
 
-const fn newest() -> X402Version {
+const fn default_version() -> X402Version {
     X402Version::V2
 }
 
 fn version<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<X402Version, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(newest()))
+    Ok(Option::deserialize(deserializer)?.unwrap_or(default_version()))
 }
 
-/// How far a session got.
+/// The state of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub enum SessionState {
-    /// Nothing was submitted.
+    /// No payment was submitted yet.
     Open,
-    /// Cancelled before anything was submitted.
+    /// Cancelled before a payment was submitted.
     Cancelled,
-    /// Its time has passed and nothing moved in time.
+    /// The session expired and no payment was mined in time.
     Expired,
-    /// Its payment is on its way.
+    /// A payment was submitted and is not settled yet.
     Submitted,
-    /// The money has moved; nobody was told success yet.
+    /// The payment is settled; no response has granted the resource yet.
     Paid,
-    /// It has bought its resource.
+    /// The payment is settled and the resource was granted.
     Consumed,
-    /// Its payment can never succeed.
+    /// The payment failed and cannot succeed any more.
     Failed,
 }
 
-/// A session, as `GET /sessions/{id}` shows it.
+/// A session, as `GET /sessions/{id}` returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SessionView {
-    /// Its name.
+    /// The session's id: `ps_` and 26 characters.
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub session_id: SessionId,
-    /// How far it got.
+    /// The state of the session.
     pub state: SessionState,
-    /// How its money moves.
+    /// How the session is paid.
     pub rail: Rail,
-    /// CAIP-2.
+    /// The network's CAIP-2 name.
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub network: Network,
-    /// The token.
+    /// The token contract.
     #[serde(with = "field::address")]
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub asset: Address,
-    /// Who is paid.
+    /// The payee's address.
     #[serde(with = "field::address")]
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub pay_to: Address,
-    /// Who pays.
+    /// The payer's address.
     #[serde(with = "field::address")]
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub payer: Address,
-    /// Atomic units.
+    /// The amount, in atomic units.
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub amount: Amount,
-    /// Decimals of the token.
+    /// The decimals of the token, for display.
     pub decimals: u8,
     /// Keccak-256 of the canonical JSON of the accepted entry.
     #[serde(with = "field::hash")]
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub requirements_hash: B256,
-    /// Blocks that the money's block must be deep; 1 = in a block.
+    /// Confirmations that the payment needs to be settled; 1 = in a block.
     pub confirmations: u32,
-    /// A transfer counts from this block on.
+    /// The first block in which a transfer counts as payment.
     pub accept_from_block: u64,
-    /// Until when money that moves counts, in the chain's time; `validBefore` of an authorization.
+    /// The latest block time at which a payment counts; also the latest `validBefore` of an authorization.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
-    /// When it was opened.
+    /// When the session was opened.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// The buyer's own name for the purchase.
+    /// The buyer's own reference for the purchase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_reference: Option<String>,
-    /// The ledger's id of its payment.
+    /// The ledger's id of the session's payment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_id: Option<String>,
-    /// The hash of the transaction, once there is one.
+    /// The hash of the payment's transaction, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction: Option<String>,
-    /// The block of the money's move.
+    /// The number of the block with the transfer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_number: Option<u64>,
-    /// A stable code when it failed, or when the newest try was refused.
+    /// The stable code, when the payment failed or the latest attempt was rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The same for people.
+    /// The message for people that belongs to `reason`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Whether anything that was signed for it could still move money.
+    /// Whether a signature given for this session could still move money.
     pub money_may_move: bool,
 }
 
-/// The answer of `POST /sessions`: the session, and what to sign.
+/// The response of `POST /sessions`: the session, and the data to sign.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct SessionOpened {
-    /// The session.
+    /// The opened session; its members are part of this object.
     #[serde(flatten)]
     pub session: SessionView,
-    /// Whoever holds it may cancel. Told once.
+    /// The token that authorizes cancelling the session. Returned only here.
     pub cancel_token: String,
     /// Rail `authorization`: the typed data to sign (`eth_signTypedData_v4`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -174,32 +174,32 @@ pub struct SessionOpened {
     /// Rail `transfer`: the call to send.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferCall>,
-    /// Rail `transfer`: the typed data to sign once the transaction's hash is known; `message.transaction` is to be filled in.
+    /// Rail `transfer`: the typed data to sign once the transaction's hash is known. Fill the hash into `message.transaction`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<Object>))]
     pub claim: Option<Value>,
 }
 
-/// The transaction that pays a session on rail `transfer`.
+/// The transaction to send on rail `transfer`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct TransferCall {
-    /// The chain.
+    /// The EIP-155 chain id.
     pub chain_id: u64,
-    /// The token.
+    /// The token contract.
     #[serde(with = "field::address")]
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub to: Address,
-    /// Calldata: `transfer(payTo, amount)` and the session's tag.
+    /// The calldata: `transfer(payTo, amount)`, followed by the session's tag.
     #[cfg_attr(feature = "server", schema(value_type = String))]
     pub data: Bytes,
-    /// Always 0.
+    /// The native currency to send: always 0.
     pub value: String,
 }
 
-/// The body of `POST /sessions/{id}/transfer`, one of: `authorization` and `signature`; `rawTransaction`; `transaction`. The last two come
-/// with `signature`, the claim, unless the transaction carries the session's tag.
+/// The body of `POST /sessions/{id}/transfer`. One of three forms: `authorization` and `signature`; `rawTransaction`; `transaction`. The
+/// last two also need `signature`, the payer's claim, unless the transaction carries the session's tag.
 #[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
@@ -208,15 +208,15 @@ pub struct TransferSubmission {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<Object>))]
     authorization: Option<Authorization>,
-    /// A signed transaction that was not sent yet, as 0x and hex.
+    /// A signed transaction that the facilitator broadcasts, as 0x and hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<String>))]
     raw_transaction: Option<Hex>,
-    /// The hash of a transaction that was sent already.
+    /// The hash of a transaction that the payer has already broadcast.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<String>))]
     transaction: Option<Hash>,
-    /// Over the authorization, or over the claim.
+    /// The payer's signature over the authorization or the claim.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<String>))]
     signature: Option<Hex>,
@@ -230,29 +230,29 @@ struct Hex(#[serde(with = "field::signature")] Bytes);
 #[serde(transparent)]
 struct Hash(#[serde(with = "field::hash")] B256);
 
-/// What was submitted.
+/// The three forms of a [`TransferSubmission`].
 #[derive(Clone, PartialEq, Eq)]
 pub enum TransferForm {
-    /// To be broadcast by the facilitator at its own cost.
+    /// An authorization. The facilitator broadcasts it and pays the gas.
     Authorization(ExactPayload),
-    /// To be broadcast by the facilitator at the payer's cost.
+    /// A signed transaction. The facilitator broadcasts it; the payer pays the gas.
     Raw {
-        /// The signed bytes.
+        /// The signed transaction bytes.
         bytes: Bytes,
-        /// The claim.
+        /// The payer's claim signature.
         claim: Option<Bytes>,
     },
-    /// Sent by somebody already.
+    /// A transaction that was already broadcast.
     Sent {
-        /// Its hash.
+        /// The hash of the transaction.
         transaction: B256,
-        /// The claim.
+        /// The payer's claim signature.
         claim: Option<Bytes>,
     },
 }
 
 impl TransferSubmission {
-    /// Which of the three forms it is; `None` when it is none, or several.
+    /// The form of this submission. `None` if it has none of the three forms, or several.
     pub fn form(self) -> Option<TransferForm> {
         let claim = |signature: Option<Hex>| signature.map(|Hex(bytes)| bytes);
         match (
@@ -314,7 +314,7 @@ impl From<TransferForm> for TransferSubmission {
 
 impl fmt::Debug for TransferSubmission {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Signatures and signed bytes are money until they are used.
+        // Signatures and signed bytes are bearer values, so they must not reach a log.
         formatter.write_str("TransferSubmission")
     }
 }
@@ -324,7 +324,7 @@ impl fmt::Debug for TransferSubmission {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Cancellation {
-    /// From the answer that opened the session.
+    /// The `cancelToken` of the response that opened the session.
     pub cancel_token: String,
 }
 

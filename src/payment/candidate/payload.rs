@@ -1,4 +1,4 @@
-//! From a payload to terms, method and digest: the shape of each way to pay.
+//! Extracts terms, method and digest from the payload of each transfer method.
 
 use alloy::primitives::{Address, B256, Bytes};
 
@@ -11,24 +11,26 @@ use crate::protocol::{
     Refusal, Scheme, X402Version,
 };
 
-/// What is read of a payload before the signature.
-pub(super) struct Reading {
+/// The parts of a payload, before the signature is recovered.
+pub(super) struct ParsedPayload {
     pub(super) terms: Authorization,
     pub(super) method: Method,
+    /// The token in the signed data; in Permit2 it can differ from the required asset.
     pub(super) token: Address,
     pub(super) digest: B256,
+    /// EIP-712 name and version of the token (EIP-3009 only).
     pub(super) domain: Option<(String, String)>,
     pub(super) signature: Bytes,
 }
 
-/// A request that is being read.
-pub(super) struct Draft<'a> {
+/// Parses the payload of one request.
+pub(super) struct PayloadParser<'a> {
     pub(super) request: &'a PaymentRequest,
     pub(super) policy: &'a NetworkPolicy,
     pub(super) purpose: Purpose,
 }
 
-impl Draft<'_> {
+impl PayloadParser<'_> {
     pub(super) fn refuse(&self, reason: Reason, message: String) -> Refusal {
         Refusal {
             reason,
@@ -38,20 +40,20 @@ impl Draft<'_> {
         }
     }
 
-    pub(super) fn read(&self) -> Result<Reading, Refusal> {
+    pub(super) fn parse(&self) -> Result<ParsedPayload, Refusal> {
         match &self.request.payload {
-            AuthorizationPayload::Eip3009(payload) => self.read_eip3009(payload),
-            AuthorizationPayload::Permit2(payload) => self.read_permit2(payload),
+            AuthorizationPayload::Eip3009(payload) => self.parse_eip3009(payload),
+            AuthorizationPayload::Permit2(payload) => self.parse_permit2(payload),
         }
     }
 
-    fn read_eip3009(&self, payload: &ExactPayload) -> Result<Reading, Refusal> {
+    fn parse_eip3009(&self, payload: &ExactPayload) -> Result<ParsedPayload, Refusal> {
         let method = Method::Eip3009;
-        self.is_of_one_scheme(&method)?;
+        self.check_scheme(&method)?;
         let domain = self.domain()?;
-        self.is_of_one_network(&method)?;
-        self.asks_for_something()?;
-        Ok(Reading {
+        self.check_network(&method)?;
+        self.check_positive_amount()?;
+        Ok(ParsedPayload {
             terms: payload.authorization,
             method,
             token: self.request.requirements.asset,
@@ -63,14 +65,14 @@ impl Draft<'_> {
         })
     }
 
-    fn read_permit2(&self, payload: &Permit2Payload) -> Result<Reading, Refusal> {
+    fn parse_permit2(&self, payload: &Permit2Payload) -> Result<ParsedPayload, Refusal> {
         let signed = &payload.permit2_authorization;
         let required = &self.request.requirements;
         let facilitator = match (required.scheme, signed.witness.facilitator) {
             (Scheme::Exact, _) => None,
             (Scheme::Upto, Some(facilitator)) => Some(facilitator),
             (Scheme::Upto, None) => {
-                let why = "expected a witness that names the facilitator".to_owned();
+                let why = "expected a witness with the facilitator's address".to_owned();
                 return Err(self.refuse(Reason::UnsupportedPayloadType, why));
             }
         };
@@ -80,14 +82,15 @@ impl Draft<'_> {
             sponsored: None,
         });
         if required.scheme == Scheme::Exact && self.request.accepted_scheme != Scheme::Exact {
-            let why = "expected the accepted scheme to be exact as the required one is".to_owned();
+            let why = "expected the accepted scheme to be exact, like the required one".to_owned();
             return Err(self.refuse(Reason::UnsupportedPayloadType, why));
         }
-        self.is_of_one_scheme(&method)?;
-        self.is_of_one_network(&method)?;
+        self.check_scheme(&method)?;
+        self.check_network(&method)?;
+        // In `upto` the required amount of `/settle` is the charge, which may be 0.
         let charged = required.scheme == Scheme::Upto && self.purpose == Purpose::Settle;
         if !charged {
-            self.asks_for_something()?;
+            self.check_positive_amount()?;
         }
         let proxy = proxy_of(required.scheme);
         if signed.spender != proxy {
@@ -99,7 +102,7 @@ impl Draft<'_> {
         } else {
             signed.permitted.amount
         };
-        Ok(Reading {
+        Ok(ParsedPayload {
             terms: signed.terms(value),
             method,
             token: signed.permitted.token,
@@ -109,7 +112,7 @@ impl Draft<'_> {
         })
     }
 
-    fn is_of_one_scheme(&self, method: &Method) -> Result<(), Refusal> {
+    fn check_scheme(&self, method: &Method) -> Result<(), Refusal> {
         let (accepted, required) = (
             self.request.accepted_scheme,
             self.request.requirements.scheme,
@@ -118,14 +121,14 @@ impl Draft<'_> {
             return Ok(());
         }
         let why = format!(
-            "expected the required scheme {}, the buyer accepted {}",
+            "expected the required scheme {}, got the accepted scheme {}",
             required.name(),
             accepted.name()
         );
         Err(self.refuse(method.reason(self.request.version, Fault::Scheme), why))
     }
 
-    fn is_of_one_network(&self, method: &Method) -> Result<(), Refusal> {
+    fn check_network(&self, method: &Method) -> Result<(), Refusal> {
         let (accepted, required) = (
             self.request.accepted_network,
             self.request.requirements.network,
@@ -133,12 +136,13 @@ impl Draft<'_> {
         if accepted == required {
             return Ok(());
         }
-        let why =
-            format!("expected the required network {required}, the buyer accepted {accepted}");
+        let why = format!(
+            "expected the required network {required}, got the accepted network {accepted}"
+        );
         Err(self.refuse(method.reason(self.request.version, Fault::Network), why))
     }
 
-    fn asks_for_something(&self) -> Result<(), Refusal> {
+    fn check_positive_amount(&self) -> Result<(), Refusal> {
         if !self.request.requirements.amount.is_zero() {
             return Ok(());
         }
@@ -146,7 +150,7 @@ impl Draft<'_> {
         Err(self.refuse(Reason::InvalidPaymentRequirements, why))
     }
 
-    /// v2 takes the domain from the requirement alone. v1 sellers may leave it out, and then the token's own counts.
+    /// The token's EIP-712 domain. v2 requires it in `extra`; v1 sellers may omit it, and then the configured token's domain applies.
     fn domain(&self) -> Result<(String, String), Refusal> {
         let required = &self.request.requirements;
         let asset = match self.request.version {
@@ -167,7 +171,7 @@ impl Draft<'_> {
     }
 }
 
-/// The configured token's separator when the requirement names its domain, else one made for the occasion.
+/// The stored separator of the configured token if the requirement names its domain, else a newly computed one.
 fn separator(
     domain: &(String, String),
     policy: &NetworkPolicy,

@@ -1,25 +1,25 @@
-//! How a requirement is paid: its scheme and its transfer method in one word, for buyers and sellers.
+//! Scheme and transfer method of a requirement as one value, for buyers and sellers.
 
 use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{PaymentRequirements, Scheme, field};
 
-/// By what leave the money of a requirement moves, and how much of it.
+/// How a requirement is paid: which signature authorizes the transfer, and whether the amount is exact or a maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Means {
-    /// Exactly the amount, by an authorization of the token's own (EIP-3009): scheme `exact` as it is without a word.
+    /// Exactly the amount, with an EIP-3009 authorization: scheme `exact` with its default transfer method.
     #[default]
     Authorization,
-    /// Exactly the amount, by Permit2: scheme `exact` for tokens without EIP-3009.
+    /// Exactly the amount, with Permit2: scheme `exact` for tokens without EIP-3009.
     Permit2,
-    /// At most the amount, by Permit2; the seller says how much when it settles: scheme `upto`.
+    /// At most the amount, with Permit2; the seller names the charge when it settles: scheme `upto`.
     Metered,
 }
 
 impl Means {
-    /// The scheme on the wire.
+    /// The scheme that this method belongs to.
     pub const fn scheme(self) -> Scheme {
         match self {
             Self::Authorization | Self::Permit2 => Scheme::Exact,
@@ -27,7 +27,7 @@ impl Means {
         }
     }
 
-    /// `extra.assetTransferMethod`, where it has to be said.
+    /// The value of `extra.assetTransferMethod`; `None` where the scheme's default applies.
     pub const fn transfer_method(self) -> Option<&'static str> {
         match self {
             Self::Authorization => None,
@@ -37,7 +37,7 @@ impl Means {
 }
 
 impl PaymentRequirements {
-    /// By what means this is paid; `None` for a transfer method that is not known here.
+    /// The payment method of this requirement. `None` for an unknown transfer method.
     pub fn means(&self) -> Option<Means> {
         match (self.scheme, self.transfer_method()) {
             (Scheme::Exact, None | Some("eip3009")) => Some(Means::Authorization),
@@ -47,7 +47,7 @@ impl PaymentRequirements {
         }
     }
 
-    /// `extra.facilitatorAddress`: the only account that may settle a metered payment, when it is there and somebody's.
+    /// `extra.facilitatorAddress`: the only account that may settle a metered payment. `None` if absent, malformed or the zero address.
     pub fn facilitator(&self) -> Option<Address> {
         let text = self.extra_text("facilitatorAddress")?;
         field::parse_address(text)
@@ -62,9 +62,9 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn scheme_and_method_together_say_the_means() {
+    fn scheme_and_transfer_method_give_the_payment_method() {
         let none = serde_json::Value::Null;
-        for (scheme, method, means) in [
+        for (scheme, transfer_method, expected) in [
             ("exact", none.clone(), Some(Means::Authorization)),
             ("exact", json!("eip3009"), Some(Means::Authorization)),
             ("exact", json!("permit2"), Some(Means::Permit2)),
@@ -74,17 +74,17 @@ mod tests {
             ("upto", json!("eip3009"), None),
         ] {
             let entry = json!({"scheme": scheme, "network": "eip155:84532", "amount": "1", "asset": Address::ZERO, "payTo": Address::ZERO,
-                "maxTimeoutSeconds": 60, "extra": {"assetTransferMethod": method}});
+                "maxTimeoutSeconds": 60, "extra": {"assetTransferMethod": transfer_method}});
             let requirements: PaymentRequirements = serde_json::from_value(entry).unwrap();
-            assert_eq!(requirements.means(), means, "{scheme} {method}");
-            if let Some(means) = means {
-                assert_eq!(means.scheme(), requirements.scheme);
+            assert_eq!(requirements.means(), expected, "{scheme} {transfer_method}");
+            if let Some(method) = expected {
+                assert_eq!(method.scheme(), requirements.scheme);
             }
         }
     }
 
     #[test]
-    fn a_facilitator_that_is_nobody_is_none() {
+    fn zero_or_malformed_facilitator_address_is_none() {
         for (named, expected) in [
             ("0x3333333333333333333333333333333333333333", true),
             ("0x0000000000000000000000000000000000000000", false),

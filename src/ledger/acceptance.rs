@@ -1,7 +1,7 @@
 //! Acceptance: a verified payment becomes a row, and its amount counts as promised by the payer.
 //!
-//! The payer's account row ([`super::accounts`]) is locked first, so that acceptances of one payer wait for each other. The promised amount is the sum of
-//! the payer's payments that may still move money. The triggers of `payments` maintain it.
+//! The payer's account row ([`super::accounts`]) is locked first, so that acceptances of one payer wait for each other. The promised
+//! amount is the sum of the payer's payments that may still move money. The triggers of `payments` maintain it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

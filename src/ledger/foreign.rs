@@ -34,9 +34,9 @@ pub struct NoncesLost {
 }
 
 impl Ledger {
-    /// Gives up nonces that foreign transactions have used: their payments are queued again, and the lane continues at `chain_nonce`, which has
-    /// the promised confirmations, or at its own next nonce if that is higher. The third use within an hour stops the lane. `None`: this
-    /// process does not own the lane any more, and nothing was written. On an error nothing was written either.
+    /// Gives up nonces that foreign transactions have used: their payments are queued again, and the lane continues at `chain_nonce`,
+    /// which has the promised confirmations, or at its own next nonce if that is higher. The third use within an hour stops the lane.
+    /// `None`: this process does not own the lane any more, and nothing was written. On an error nothing was written either.
     pub async fn lose_nonces(
         &self,
         lane: LaneKey,

@@ -71,8 +71,8 @@ impl Ledger {
         })
     }
 
-    /// Writes the transaction of a funding. `None`: nothing was written, because the payment has a funding already, is not queued any more, or
-    /// the funding is above the limits.
+    /// Writes the transaction of a funding. `None`: nothing was written, because the payment has a funding already, is not queued any
+    /// more, or the funding is above the limits.
     ///
     /// # Errors
     /// The commit may have happened: read the lane again before using the nonce.

@@ -284,8 +284,8 @@ pub(super) async fn close(
 }
 
 impl Ledger {
-    /// Voids a grant when this process got no reply to the statement that takes it. Waits for that statement if it still runs; if it arrives
-    /// later, the row written here stops it. On an error the grant may be open.
+    /// Voids a grant when this process got no reply to the statement that takes it. Waits for that statement if it still runs; if it
+    /// arrives later, the row written here stops it. On an error the grant may be open.
     pub async fn void_lost_grant(
         &self,
         payment: PaymentId,

@@ -289,8 +289,8 @@ impl Ledger {
     }
 }
 
-/// Makes Postgres plan each statement of this SQL transaction for its actual values. A generic plan would have to read all payments, because
-/// it does not know which filters are null.
+/// Makes Postgres plan each statement of this SQL transaction for its actual values. A generic plan would have to read all payments,
+/// because it does not know which filters are null.
 pub(super) async fn use_custom_plans(connection: &mut Connection) -> Result<(), LedgerError> {
     sqlx::query!("set local plan_cache_mode = force_custom_plan")
         .execute(connection)

@@ -72,8 +72,9 @@ pub enum Claim {
 }
 
 impl Ledger {
-    /// Claims a lane that this process owns already, or that is free, or whose owner's lease has run out. Of the network's `lanes` a process
-    /// claims no more than its equal share among the processes that serve the network, unless a lane has been without an owner for four seconds.
+    /// Claims a lane that this process owns already, or that is free, or whose owner's lease has run out. Of the network's `lanes` a
+    /// process claims no more than its equal share among the processes that serve the network, unless a lane has been without an owner for
+    /// four seconds.
     pub async fn claim_lane(&self, lane: LaneKey, lanes: usize) -> Result<Claim, LedgerError> {
         let row = sqlx::query!(
             r#"with serving as (
@@ -128,7 +129,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Renews the lease for another ten seconds. `lanes`: number of lanes of the network. `blind`: this process gets no blocks of the chain.
+    /// Renews the lease for another ten seconds. `lanes`: number of lanes of the network. `blind`: this process gets no blocks of the
+    /// chain.
     pub async fn renew_lane(
         &self,
         lane: LaneKey,
@@ -183,9 +185,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stops a lane until the operator clears `stopped_reason`, because of something that only a person can explain. Nonces that the chain has
-    /// used without the ledger cannot be used again: the lane continues at `next_nonce` or above. `false`: this process does not own the lane
-    /// any more.
+    /// Stops a lane until the operator clears `stopped_reason`, because of something that only a person can explain. Nonces that the chain
+    /// has used without the ledger cannot be used again: the lane continues at `next_nonce` or above. `false`: this process does not own
+    /// the lane any more.
     pub async fn stop_lane(
         &self,
         lane: LaneKey,

@@ -26,8 +26,8 @@ const MISSES_MAX: u32 = 5;
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 impl Ledger {
-    /// Brings the schema up to this version of the program. Takes no lock when there is nothing to do. After an error the schema is as it was
-    /// before the failed migration.
+    /// Brings the schema up to this version of the program. Takes no lock when there is nothing to do. After an error the schema is as it
+    /// was before the failed migration.
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         let connections = &self.pool;
         let applied = applied(connections).await;
@@ -92,7 +92,8 @@ fn check(applied: &[Applied]) -> Result<(), LedgerError> {
     Ok(())
 }
 
-/// Applies a migration; tries again until [`LOCK_LIMIT`] while it gets no lock. The second set of connections watches the session of the first.
+/// Applies a migration; tries again until [`LOCK_LIMIT`] while it gets no lock. The second set of connections watches the session of the
+/// first.
 async fn apply_with_retries(
     connections: (&Connections, &Connections),
     migration: &Migration,

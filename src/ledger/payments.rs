@@ -126,8 +126,8 @@ impl Ledger {
     }
 
     /// Queued payments of a network whose authorizations have expired by `now`, the longest queued first, at most `limit`.
-    /// A lane refuses its own expired payments. Those found here have no running lane: their payers named a signer that is stopped or removed.
-    /// A row that cannot be read is quarantined and left out.
+    /// A lane refuses its own expired payments. Those found here have no running lane: their payers named a signer that is stopped or
+    /// removed. A row that cannot be read is quarantined and left out.
     pub async fn expired(
         &self,
         network: Network,
@@ -170,7 +170,8 @@ impl Ledger {
         Ok(self.readable(rows).await)
     }
 
-    /// Whether any failed payment of the network is in one of our transactions with an open outcome: a reorg invalidated the proof of failure.
+    /// Whether any failed payment of the network is in one of our transactions with an open outcome: a reorg invalidated the proof of
+    /// failure.
     pub async fn failed_in_flight(&self, network: Network) -> Result<bool, LedgerError> {
         let any = sqlx::query_scalar!(
             r#"select exists (

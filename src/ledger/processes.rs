@@ -62,7 +62,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Checks by the hash of the genesis block that `network` is the chain that this ledger was started on. The first call records the hash.
+    /// Checks by the hash of the genesis block that `network` is the chain that this ledger was started on. The first call records the
+    /// hash.
     ///
     /// # Errors
     /// [`LedgerError::OtherChain`] when it is another chain.

@@ -1,4 +1,5 @@
-//! Results of transactions: mined blocks, confirmations, reorgs. A mined transaction is recorded with all its payments in one SQL transaction.
+//! Results of transactions: mined blocks, confirmations, reorgs. A mined transaction is recorded with all its payments in one SQL
+//! transaction.
 
 use alloy::primitives::B256;
 use time::OffsetDateTime;
@@ -116,7 +117,8 @@ impl Ledger {
         Ok(usize::try_from(recorded.rows_affected()).unwrap_or(usize::MAX))
     }
 
-    /// Settles mined payments of a network that have their confirmations at height `head`. Returns them, and whether others are still mined.
+    /// Settles mined payments of a network that have their confirmations at height `head`. Returns them, and whether others are still
+    /// mined.
     pub async fn confirm(
         &self,
         network: Network,
@@ -151,8 +153,8 @@ impl Ledger {
         Ok(updated.rows_affected())
     }
 
-    /// The blocks above `height` and up to `head` that contain transactions or payments of the ledger, for comparison with the canonical chain.
-    /// A block whose hash cannot be read is left out.
+    /// The blocks above `height` and up to `head` that contain transactions or payments of the ledger, for comparison with the canonical
+    /// chain. A block whose hash cannot be read is left out.
     pub async fn blocks_between(
         &self,
         network: Network,
@@ -219,7 +221,8 @@ impl Ledger {
         )
         .fetch_all(&mut *transaction)
         .await?;
-        // A payment has one open row at most: if it is in a later transaction it stays there, otherwise its newest reopened row is open again.
+        // A payment has one open row at most: if it is in a later transaction it stays there, otherwise its newest reopened row is open
+        // again.
         sqlx::query!(
             "update transaction_payments tp set outcome = null
             where tp.transaction_id = any($1) and tp.outcome is not null and not exists (

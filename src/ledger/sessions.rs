@@ -12,8 +12,8 @@ use crate::payment::{PaymentId, Session};
 use crate::protocol::session::SessionId;
 use crate::protocol::{Network, PlainText, X402Version};
 
-/// Sessions without a payment are kept this long after they expire, because a payment header may still arrive. An authorization is valid without
-/// a session.
+/// Sessions without a payment are kept this long after they expire, because a payment header may still arrive. An authorization is valid
+/// without a session.
 const RETENTION_DAYS_AUTHORIZATION: i32 = 1;
 /// The same for rail `transfer`, where only the session tells what was paid for.
 const RETENTION_DAYS_TRANSFER: i32 = 30;

@@ -140,8 +140,8 @@ impl Ledger {
     }
 
     /// Transfers of a network whose outcome is open and, with `failed_too`, failed ones, because a reorg invalidates the proof of failure.
-    /// Oldest first, only those after the payment `behind`, and none whose session ended more than a day ago. Also returns the last row that
-    /// was read if there may be more after it. A row that cannot be read is quarantined and left out.
+    /// Oldest first, only those after the payment `behind`, and none whose session ended more than a day ago. Also returns the last row
+    /// that was read if there may be more after it. A row that cannot be read is quarantined and left out.
     pub async fn open_transfers(
         &self,
         network: Network,

@@ -1,5 +1,5 @@
-//! Undecided payments: their transaction was mined, and its logs show no transfer for them. The settlement engine asks the chain and records
-//! its verdict here. Also records transfers of payments by transactions that no lane of ours has sent.
+//! Undecided payments: their transaction was mined, and its logs show no transfer for them. The settlement engine asks the chain and
+//! records its verdict here. Also records transfers of payments by transactions that no lane of ours has sent.
 
 use alloy::primitives::B256;
 use uuid::Uuid;
@@ -172,8 +172,8 @@ impl Ledger {
     }
 }
 
-/// Records a transfer that no lane of ours records: the only statement that does. A failed payment becomes `late_settled` at its
-/// confirmations only. `false`: the payment's state does not allow it, or another payment has the log; then this one is quarantined.
+/// Records the transfer of an authorization that no lane has recorded; no other statement does. A failed payment becomes `late_settled` at
+/// its confirmations only. `false`: the payment's state does not allow it, or another payment has the log; then this one is quarantined.
 pub(super) async fn record_foreign_transfer(
     connection: &mut Connection,
     id: PaymentId,

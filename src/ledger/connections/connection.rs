@@ -279,7 +279,8 @@ impl Connections {
     }
 }
 
-/// Implements `Executor` for a connection and for a set of them. All rows are read before the first is returned, so that the limit covers them all.
+/// Implements `Executor` for a connection and for a set of them. All rows are read before the first is returned, so that the limit covers
+/// them all.
 macro_rules! impl_executor {
     ($executor:ty) => {
         impl<'c> Executor<'c> for $executor {

@@ -10,9 +10,10 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// Other users of a busy pooler may take the server process that would have shown it, so it is tried several times.
 const TRIES: u32 = 3;
 
-/// Whether two sessions share server processes. A second session begins a transaction while the first is idle. Behind a pooler in transaction
-/// mode it gets the process that served the first one, or the first one gets another process afterwards, or waits for one. Without a pooler
-/// each session keeps its own process. If the second one has to wait, nothing is known; the first lost prepared statement shows it then.
+/// Whether two sessions share server processes. A second session begins a transaction while the first is idle. Behind a pooler in
+/// transaction mode it gets the process that served the first one, or the first one gets another process afterwards, or waits for one.
+/// Without a pooler each session keeps its own process. If the second one has to wait, nothing is known; the first lost prepared statement
+/// shows it then.
 pub(super) async fn shares_sessions(first: &mut PgConnection, second: &mut PgConnection) -> bool {
     for _ in 0..TRIES {
         match timeout(LIMIT, begin_beside(first, second)).await {

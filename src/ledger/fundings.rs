@@ -51,7 +51,7 @@ impl Ledger {
     /// The fundings of the last 24 hours.
     pub async fn given(&self, network: Network, payer: Address) -> Result<Given, LedgerError> {
         let mut connection = self.engine.acquire().await?;
-        funding_sums(&mut connection, network, payer).await
+        funding_totals(&mut connection, network, payer).await
     }
 
     pub async fn funded(&self, payment: PaymentId) -> Result<Funded, LedgerError> {
@@ -98,7 +98,7 @@ impl Ledger {
         )
         .fetch_one(&mut *transaction)
         .await?;
-        let given = funding_sums(&mut transaction, network, funding.payer).await?;
+        let given = funding_totals(&mut transaction, network, funding.payer).await?;
         if not_wanted || !given.allows(funding.wei, limits) {
             return Ok(None);
         }
@@ -121,7 +121,7 @@ impl Ledger {
     }
 }
 
-async fn funding_sums(
+async fn funding_totals(
     connection: &mut Connection,
     network: Network,
     payer: Address,

@@ -130,7 +130,7 @@ async fn payments_by_key(
     .await?;
     let raw_keys: Vec<RawKey> = rows.iter().map(raw_key_of_row).collect();
     let payments = with_grants(pool, rows).await?;
-    let payments = payments.into_iter().map(|(_, standing)| standing);
+    let payments = payments.into_iter().map(|(_, payment)| payment);
     Ok(raw_keys.into_iter().zip(payments).collect())
 }
 
@@ -146,7 +146,7 @@ pub(super) async fn payments_with_grants(
     let by_id: HashMap<PaymentId, Result<Standing, Unreadable>> =
         with_grants(&pool, rows).await?.into_iter().collect();
     let results = ids.iter().map(|id| match by_id.get(id) {
-        Some(standing) => Ok(standing.clone()?),
+        Some(payment) => Ok(payment.clone()?),
         None => Err(LedgerError::Conflict {
             what: "an accepted payment",
         }),

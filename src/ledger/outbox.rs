@@ -243,13 +243,13 @@ impl Ledger {
     }
 
     /// Records the endpoints' reply to an attempt, if it differs from the recorded one.
-    pub async fn note_reply(&self, attempt: B256, heard: Heard) -> Result<(), LedgerError> {
+    pub async fn note_reply(&self, attempt: B256, reply: Heard) -> Result<(), LedgerError> {
         sqlx::query!(
             "update attempts set broadcast = $2, broadcast_reason = $3, broadcast_at = now()
             where hash = $1 and (broadcast, broadcast_reason) is distinct from ($2, $3)",
             attempt.as_slice(),
-            heard.reply,
-            heard.reason,
+            reply.reply,
+            reply.reason,
         )
         .execute(&self.engine)
         .await?;

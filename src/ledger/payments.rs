@@ -56,7 +56,7 @@ impl Ledger {
     /// Claimed are payments that are
     ///
     /// - unclaimed;
-    /// - claimed by this process for two seconds, unless they are in `in_hand`: memory has lost them;
+    /// - claimed by this process for two seconds, unless they are in `already_claimed`: memory has lost them;
     /// - claimed for two seconds by a process that has not renewed its lease for five;
     /// - claimed for ten seconds by another live process: it may be unable to send them.
     ///
@@ -65,11 +65,11 @@ impl Ledger {
         &self,
         network: Network,
         signers: &[Address],
-        in_hand: &[PaymentId],
+        already_claimed: &[PaymentId],
         limit: i64,
     ) -> Result<Vec<Payment>, LedgerError> {
         let signers: Vec<&[u8]> = signers.iter().map(|signer| signer.as_slice()).collect();
-        let in_hand: Vec<Uuid> = in_hand.iter().map(|id| id.0).collect();
+        let already_claimed: Vec<Uuid> = already_claimed.iter().map(|id| id.0).collect();
         let claimed = sqlx::query_scalar!(
             "update payments set queued_by = $4, queued_at = now() where id = any(array(
                 select id from payments
@@ -83,7 +83,7 @@ impl Ledger {
             )) returning id",
             network.to_string(),
             &signers as _,
-            &in_hand,
+            &already_claimed,
             self.process().0,
             limit,
         )

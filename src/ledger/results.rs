@@ -65,7 +65,7 @@ impl Ledger {
     async fn record_rows(
         &self,
         mined: &MinedTransaction,
-        moved: &[MovedRow],
+        transferred: &[MovedRow],
     ) -> Result<usize, LedgerError> {
         let mut transaction = self.engine.begin().await?;
         let updated = sqlx::query!(
@@ -84,11 +84,14 @@ impl Ledger {
         .execute(&mut *transaction)
         .await?;
         if updated.rows_affected() == 0 {
-            return Ok(moved.len());
+            return Ok(transferred.len());
         }
-        let ids: Vec<Uuid> = moved.iter().map(|row| row.payment.0).collect();
-        let log_indices: Vec<i64> = moved.iter().map(|row| bigint(row.log_index)).collect();
-        let deep: Vec<bool> = moved.iter().map(|row| row.deep).collect();
+        let ids: Vec<Uuid> = transferred.iter().map(|row| row.payment.0).collect();
+        let log_indices: Vec<i64> = transferred
+            .iter()
+            .map(|row| bigint(row.log_index))
+            .collect();
+        let confirmed: Vec<bool> = transferred.iter().map(|row| row.deep).collect();
         // `is true` makes the planner find the rows by id: the index over states would read all payments in flight.
         // A failed payment becomes `late_settled` at its confirmations and not before; until then it is undecided.
         let recorded = sqlx::query!(
@@ -105,7 +108,7 @@ impl Ledger {
             mined.id,
             &ids,
             &log_indices,
-            &deep,
+            &confirmed,
             mined.hash.as_slice(),
             bigint(mined.block.number),
             mined.block.hash.as_slice(),

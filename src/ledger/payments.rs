@@ -56,11 +56,11 @@ impl Ledger {
     /// Claimed are payments that are
     ///
     /// - unclaimed;
-    /// - claimed by this process for two seconds, unless they are in `already_claimed`: memory has lost them;
+    /// - claimed by this process for two seconds: its memory has lost them;
     /// - claimed for two seconds by a process that has not renewed its lease for five;
     /// - claimed for ten seconds by another live process: it may be unable to send them.
     ///
-    /// A row that cannot be read is quarantined and left out.
+    /// Payments in `already_claimed` are left out: this process has them in memory. A row that cannot be read is quarantined and left out.
     pub async fn take_up(
         &self,
         network: Network,

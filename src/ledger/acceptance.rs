@@ -1,7 +1,7 @@
-//! Acceptance: a payment becomes a row, and a promise of its payer.
+//! Acceptance: a verified payment becomes a row, and its amount counts as promised by the payer.
 //!
-//! A payer's account row ([`super::accounts`]) is locked first, so that acceptances of one payer wait for each other; what is promised there are its payments
-//! that may still move money. The triggers of `payments` keep that sum.
+//! The payer's account row ([`super::accounts`]) is locked first, so that acceptances of one payer wait for each other. The promised
+//! amount is the sum of the payer's payments that may still move money. The triggers of `payments` maintain it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::accounts::{Account, AccountKey, count_promises, lock};
 use super::connections::{Connection, Connections};
 use super::row::{address, allowance_columns, hash, moment};
-use super::undecided::move_here;
+use super::undecided::record_foreign_transfer;
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
 use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentState, Verified};
 use crate::protocol::session::Rail;
@@ -21,22 +21,21 @@ use crate::protocol::session::Rail;
 /// A payment that is about to be accepted.
 #[derive(Debug, Clone)]
 pub struct NewPayment {
-    /// Its id from now on.
     pub id: PaymentId,
-    /// What was checked, and against which balance.
+    /// The checked payment, with the balance that it was checked against.
     pub verified: Verified,
-    /// Depth that is promised.
+    /// Confirmations that are promised.
     pub confirmations: u32,
-    /// A lane of this process takes it from memory; otherwise whoever owns one finds it in the ledger.
+    /// Claimed by this process, whose lane takes it from memory. Otherwise a process that owns a lane claims it from the ledger.
     pub in_hand: bool,
 }
 
-/// What became of an acceptance.
+/// The result of an acceptance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accepted {
-    /// A new row: queued, or settled with nothing.
+    /// A new row: queued, or settled at once because its amount is zero.
     New(Box<Payment>),
-    /// The identity is known; look at that row.
+    /// The authorization has a row already.
     Known,
     /// The payer has promised more than is left of its balance.
     Short {
@@ -48,7 +47,7 @@ pub enum Accepted {
         /// Atomic units promised to payments by Permit2 that may still move money.
         promised: U256,
     },
-    /// The balance was read before a block in which this payer paid: read it again.
+    /// The balance was read at a block before the payer's latest settled payment: read it again.
     Stale,
 }
 
@@ -67,33 +66,30 @@ pub(super) async fn accept(
     let mut transaction = pool.begin().await?;
     let mut accounts = lock(&mut transaction, payers(&new)).await?;
     count_promises(&mut transaction, &new, &mut accounts).await?;
-    let mut verdicts = judge(&new, &accounts, &HashSet::new());
-    if verdicts.iter().any(|verdict| *verdict != Verdict::Fits) {
-        // What is known already counts in `held`, and must not be refused for lack of what it holds itself.
-        let known = known(&mut transaction, &new).await?;
-        verdicts = judge(&new, &accounts, &known);
+    let mut checks = check_balances(&new, &accounts, &HashSet::new());
+    if checks.iter().any(|check| *check != BalanceCheck::Fits) {
+        // A payment that was accepted before counts in `held` already, and must not be refused because of its own amount.
+        let known = already_accepted(&mut transaction, &new).await?;
+        checks = check_balances(&new, &accounts, &known);
     }
-    let fitting: Vec<Row<'_>> = new
+    let rows: Vec<Row<'_>> = new
         .iter()
-        .zip(&verdicts)
-        .filter(|(_, verdict)| **verdict == Verdict::Fits)
+        .zip(&checks)
+        .filter(|(_, check)| **check == BalanceCheck::Fits)
         .map(|(new, _)| new.into())
         .collect();
-    let inserted = insert(&mut transaction, process, &fitting).await?;
+    let inserted = insert(&mut transaction, process, &rows).await?;
     transaction.commit().await?;
-    let answers = new
-        .iter()
-        .zip(verdicts)
-        .map(|(new, verdict)| match verdict {
-            Verdict::Fits => match inserted.get(&new.id) {
-                Some(at) => Accepted::New(Box::new(begun(new, *at))),
-                None => Accepted::Known,
-            },
-            Verdict::Known => Accepted::Known,
-            Verdict::Short { held } => Accepted::Short { held },
-            Verdict::Unallowed { promised } => Accepted::Unallowed { promised },
-            Verdict::Stale => Accepted::Stale,
-        });
+    let answers = new.iter().zip(checks).map(|(new, check)| match check {
+        BalanceCheck::Fits => match inserted.get(&new.id) {
+            Some(at) => Accepted::New(Box::new(accepted_payment(new, *at))),
+            None => Accepted::Known,
+        },
+        BalanceCheck::AlreadyAccepted => Accepted::Known,
+        BalanceCheck::InsufficientBalance { held } => Accepted::Short { held },
+        BalanceCheck::InsufficientAllowance { promised } => Accepted::Unallowed { promised },
+        BalanceCheck::Stale => Accepted::Stale,
+    });
     Ok(answers.map(Ok).collect())
 }
 
@@ -104,63 +100,63 @@ fn payers(new: &[NewPayment]) -> Vec<AccountKey> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum BalanceCheck {
     Fits,
-    Known,
-    Short { held: U256 },
-    Unallowed { promised: U256 },
+    AlreadyAccepted,
+    InsufficientBalance { held: U256 },
+    InsufficientAllowance { promised: U256 },
     Stale,
 }
 
-/// Who fits, in the order of coming.
-fn judge(
+/// Checks each payment against its payer's account, in order of arrival: what fits counts as promised for the next ones.
+fn check_balances(
     new: &[NewPayment],
     accounts: &HashMap<AccountKey, Account>,
     known: &HashSet<AuthorizationKey>,
-) -> Vec<Verdict> {
+) -> Vec<BalanceCheck> {
     let mut accounts = accounts.clone();
     let mut seen = known.clone();
-    let verdicts = new.iter().map(|new| {
+    let checks = new.iter().map(|new| {
         if seen.contains(&new.key()) {
-            return Verdict::Known;
+            return BalanceCheck::AlreadyAccepted;
         }
         let account = accounts.get_mut(&AccountKey::from(new.verified.candidate()));
-        let verdict = account.map_or(Verdict::Stale, |account| fits(account, &new.verified));
-        if verdict == Verdict::Fits {
+        let check = account.map_or(BalanceCheck::Stale, |account| fits(account, &new.verified));
+        if check == BalanceCheck::Fits {
             seen.insert(new.key());
         }
-        verdict
+        check
     });
-    verdicts.collect()
+    checks.collect()
 }
 
-fn fits(account: &mut Account, verified: &Verified) -> Verdict {
+fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
     if verified.block_number() < account.settled_block {
-        return Verdict::Stale;
+        return BalanceCheck::Stale;
     }
     let value = verified.candidate().authorization.value.atomic();
     let held = account.held.saturating_add(value);
-    // A token that does not tell balances was simulated, which is all that can be known.
+    // A token that reports no balance: the transfer was simulated, and nothing more can be checked.
     if verified.balance().is_some_and(|balance| held > balance) {
-        return Verdict::Short { held: account.held };
+        return BalanceCheck::InsufficientBalance { held: account.held };
     }
     if let Some(allowance) = verified.allowance() {
         let promised = account.at_permit2.saturating_add(value);
-        // A permit of the token's own allows exactly its payment, and a payer's next one is good only after it.
+        // An EIP-2612 permit allows exactly its own payment. The payer's next permit is valid only after this one.
         let first = verified.candidate().brings_a_permit() && account.at_permit2.is_zero();
         if promised > allowance && !first {
-            return Verdict::Unallowed {
+            return BalanceCheck::InsufficientAllowance {
                 promised: account.at_permit2,
             };
         }
         account.at_permit2 = promised;
     }
     account.held = held;
-    Verdict::Fits
+    BalanceCheck::Fits
 }
 
 /// Which of the payments have a row already.
-async fn known(
+async fn already_accepted(
     connection: &mut Connection,
     new: &[NewPayment],
 ) -> Result<HashSet<AuthorizationKey>, LedgerError> {
@@ -215,12 +211,12 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
     }
 }
 
-/// One column of the rows to insert.
+/// The values of one column for all rows.
 fn column<T>(new: &[Row<'_>], of: impl Fn(&Candidate) -> T) -> Vec<T> {
     new.iter().map(|new| of(new.candidate)).collect()
 }
 
-/// Inserts rows, and says which are new and since when. The session that gave an authorization its nonce is paid by it from now on.
+/// Inserts rows; returns the new ones with their time of creation. A session whose nonce an authorization uses is linked to its payment.
 async fn insert(
     connection: &mut Connection,
     process: ProcessId,
@@ -293,8 +289,8 @@ async fn insert(
         .collect())
 }
 
-/// The row that was just inserted.
-fn begun(new: &NewPayment, at: OffsetDateTime) -> Payment {
+/// The payment of a row that was just inserted, without reading it again.
+fn accepted_payment(new: &NewPayment, at: OffsetDateTime) -> Payment {
     let candidate = new.verified.candidate();
     Payment {
         id: new.id,
@@ -321,26 +317,22 @@ fn begun(new: &NewPayment, at: OffsetDateTime) -> Payment {
     }
 }
 
-/// A payment whose money had moved before the ledger knew of it.
+/// A payment whose money was transferred before the ledger had a row for it.
 #[derive(Debug)]
 pub struct MovedBefore<'a> {
-    /// Its id from now on.
     pub id: PaymentId,
-    /// What was presented.
     pub candidate: &'a Candidate,
-    /// Depth that is promised.
+    /// Confirmations that are promised.
     pub confirmations: u32,
-    /// Where its money moved.
+    /// The transfer.
     pub location: &'a Location,
-    /// Whether the promised depth is reached already.
+    /// The transfer has the promised confirmations.
     pub deep: bool,
 }
 
 impl Ledger {
-    /// Writes a payment whose money has moved already; where its log is another payment's, it is set aside. `false`: it has a row meanwhile.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Accepts a payment whose money was transferred already. If its log is recorded for another payment, it is quarantined.
+    /// `false`: the authorization has got a row in the meantime.
     pub async fn adopt(&self, moved: &MovedBefore<'_>) -> Result<bool, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let row = Row {
@@ -349,7 +341,7 @@ impl Ledger {
             confirmations: moved.confirmations,
             in_hand: true,
         };
-        // Nobody promises anything of this payer while the row comes and goes as a promise.
+        // The row counts as promised for a moment: between its insert and the record of its transfer no other acceptance may read the sum.
         lock(&mut transaction, vec![moved.candidate.into()]).await?;
         if insert(&mut transaction, self.process(), &[row])
             .await?
@@ -357,31 +349,32 @@ impl Ledger {
         {
             return Ok(false);
         }
-        move_here(&mut transaction, moved.id, moved.location, moved.deep).await?;
+        record_foreign_transfer(&mut transaction, moved.id, moved.location, moved.deep).await?;
         transaction.commit().await?;
         Ok(true)
     }
 
-    /// Puts a refused payment into the queue again, because it was presented again and is good now. With the wallet, signature,
-    /// charge and allowance of the new presentation. [`Accepted::Known`]: it was not refused any more.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Queues a refused payment again, because it was presented again and is valid now, with the wallet, signature, charge and allowance of
+    /// the new presentation. [`Accepted::Known`]: it is not in state `refused` any more.
     pub async fn queue_again(&self, again: NewPayment) -> Result<Accepted, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let again = [again];
         let mut accounts = lock(&mut transaction, payers(&again)).await?;
         count_promises(&mut transaction, &again, &mut accounts).await?;
         let [new] = again;
-        match judge(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
-            Some(Verdict::Fits) => {}
-            Some(Verdict::Short { held }) => return Ok(Accepted::Short { held: *held }),
-            Some(Verdict::Unallowed { promised }) => {
+        match check_balances(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
+            Some(BalanceCheck::Fits) => {}
+            Some(BalanceCheck::InsufficientBalance { held }) => {
+                return Ok(Accepted::Short { held: *held });
+            }
+            Some(BalanceCheck::InsufficientAllowance { promised }) => {
                 return Ok(Accepted::Unallowed {
                     promised: *promised,
                 });
             }
-            Some(Verdict::Known | Verdict::Stale) | None => return Ok(Accepted::Stale),
+            Some(BalanceCheck::AlreadyAccepted | BalanceCheck::Stale) | None => {
+                return Ok(Accepted::Stale);
+            }
         }
         let candidate = new.verified.candidate();
         let wallet = candidate.wallet.as_ref();

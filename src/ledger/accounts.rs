@@ -1,4 +1,4 @@
-//! What payers have promised: their account rows, locked while promises are made.
+//! Payers' accounts: the sum of what a payer has promised per token. Rows are locked while payments are accepted.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +11,7 @@ use super::row::address;
 use crate::payment::Candidate;
 use crate::protocol::Network;
 
-/// Whose promises, in which token.
+/// One payer and one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct AccountKey {
     network: Network,
@@ -19,12 +19,14 @@ pub(super) struct AccountKey {
     payer: Address,
 }
 
-/// A payer's row, locked.
+/// A locked account row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Account {
+    /// Atomic units of payments that may still move money.
     pub(super) held: U256,
-    /// The part of it that Permit2 is to take; known only where it matters.
+    /// The part of `held` that Permit2 is to take. Counted only for payers with a limited allowance.
     pub(super) at_permit2: U256,
+    /// Height of the newest block in which this payer paid. Older balances are stale.
     pub(super) settled_block: u64,
 }
 
@@ -38,7 +40,7 @@ impl From<&Candidate> for AccountKey {
     }
 }
 
-fn key_of(network: &str, asset: &[u8], payer: &[u8]) -> Option<AccountKey> {
+fn parse_key(network: &str, asset: &[u8], payer: &[u8]) -> Option<AccountKey> {
     Some(AccountKey {
         network: network.parse().ok()?,
         asset: address(asset)?,
@@ -46,20 +48,20 @@ fn key_of(network: &str, asset: &[u8], payer: &[u8]) -> Option<AccountKey> {
     })
 }
 
-/// Locks the payers' rows, in one order for everybody.
+/// Locks the payers' rows, always in the order of their keys, so that two transactions cannot deadlock.
 pub(super) async fn lock(
     connection: &mut Connection,
     mut keys: Vec<AccountKey>,
 ) -> Result<HashMap<AccountKey, Account>, LedgerError> {
     keys.sort_unstable();
     keys.dedup();
-    let mut accounts = lock_known(connection, &keys).await?;
+    let mut accounts = lock_existing(connection, &keys).await?;
     if accounts.len() < keys.len() {
-        let unknown: Vec<AccountKey> = keys
+        let missing: Vec<AccountKey> = keys
             .into_iter()
             .filter(|key| !accounts.contains_key(key))
             .collect();
-        let (networks, assets, payers) = columns(&unknown);
+        let (networks, assets, payers) = columns(&missing);
         sqlx::query!(
             "insert into payer_accounts (network, asset, payer)
             select * from unnest($1::text[], $2::bytea[], $3::bytea[]) on conflict on constraint payer_accounts_pkey do nothing",
@@ -69,7 +71,7 @@ pub(super) async fn lock(
         )
         .execute(&mut *connection)
         .await?;
-        accounts.extend(lock_known(connection, &unknown).await?);
+        accounts.extend(lock_existing(connection, &missing).await?);
     }
     Ok(accounts)
 }
@@ -82,7 +84,7 @@ fn columns(keys: &[AccountKey]) -> (Vec<String>, Vec<&[u8]>, Vec<&[u8]>) {
     )
 }
 
-async fn lock_known(
+async fn lock_existing(
     connection: &mut Connection,
     keys: &[AccountKey],
 ) -> Result<HashMap<AccountKey, Account>, LedgerError> {
@@ -99,13 +101,13 @@ async fn lock_known(
     .await?;
     let mut accounts = HashMap::with_capacity(rows.len());
     for row in rows {
-        let Some(key) = key_of(&row.network, &row.asset, &row.payer) else {
+        let Some(key) = parse_key(&row.network, &row.asset, &row.payer) else {
             continue;
         };
-        // One that cannot be read has promised all that it has: it concerns its payer, and nobody else.
+        // An account that cannot be read counts as fully promised: only payments of this payer are refused.
         let held = row.held.parse();
         if held.is_err() || row.settled_block < 0 {
-            tracing::error!(network = row.network, payer = %key.payer, held = row.held, settled_block = row.settled_block, "payer account cannot be read: expected natural numbers; its payments are refused until payer_accounts is corrected");
+            tracing::error!(network = row.network, payer = %key.payer, asset = %key.asset, held = row.held, settled_block = row.settled_block, "payer account cannot be read: expected natural numbers; its payments are refused until payer_accounts is corrected");
         }
         let account = Account {
             held: held.unwrap_or(U256::MAX),
@@ -117,7 +119,7 @@ async fn lock_known(
     Ok(accounts)
 }
 
-/// Reads what payers have promised out of their allowances to Permit2, where that is limited: one statement for all. Their accounts are locked.
+/// Sums what payers have promised out of limited allowances to Permit2, in one statement for all. Their accounts must be locked.
 pub(super) async fn count_promises(
     connection: &mut Connection,
     new: &[NewPayment],
@@ -149,9 +151,9 @@ pub(super) async fn count_promises(
     .fetch_all(connection)
     .await?;
     for row in rows {
-        let key = key_of(&row.network, &row.asset, &row.payer);
+        let key = parse_key(&row.network, &row.asset, &row.payer);
         if let Some(account) = key.and_then(|key| accounts.get_mut(&key)) {
-            // A sum beyond any amount is beyond any allowance.
+            // A sum above `U256::MAX` is above every allowance.
             account.at_permit2 = row.amount.parse().unwrap_or(U256::MAX);
         }
     }

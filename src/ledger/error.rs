@@ -1,4 +1,4 @@
-//! What can go wrong with the ledger.
+//! Errors of the ledger.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,64 +6,57 @@ use std::time::Duration;
 use super::connections;
 use crate::coalesce::Unanswered;
 
-/// A row that holds what this version of the program cannot read. It concerns who asks for that row, and nobody else.
+/// A row that this version of the program cannot read. It fails only the request for that row.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{table}.{column} of {id} cannot be read")]
 pub struct Unreadable {
-    /// Where.
     pub table: &'static str,
-    /// Which column.
     pub column: &'static str,
-    /// Which row.
+    /// Identifies the row.
     pub id: String,
 }
 
-/// An outage or an inconsistency of the database. Never shown to callers: they get a code, the log gets this.
+/// An outage or an inconsistency of the database. It is logged; callers get a code only.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The database could not be reached or refused a statement.
-    #[error("the database failed")]
+    #[error("database statement failed")]
     Driver(#[from] sqlx::Error),
-    /// It cannot be used at all; says where it is, why, and what to do.
+    /// The database cannot be used. The text says where it is, why, and what to do.
     #[error("{0}")]
     Unusable(String),
-    /// It answers, and takes no writes.
+    /// The database answers, and takes no writes.
     #[error("the database takes no writes: it is a standby, or set to read-only")]
-    TakesNoWrites,
+    ReadOnly,
     /// A migration did not get its locks.
     #[error(
-        "migration {version} got no lock within {limit:?}; held by {holder}. End that session, or stop the other x402d processes, and start again"
+        "migration {version} got no lock within {limit:?}; it is held by {holder}. End that session, or stop the other x402d processes, and start again"
     )]
     Locked {
-        /// Which migration.
         version: i64,
-        /// Who holds it.
+        /// The session that holds the lock.
         holder: String,
-        /// How long was waited.
         limit: Duration,
     },
-    /// A newer version of the program has made the schema.
+    /// The schema was made by a newer version of the program.
     #[error(
         "the database's schema was made by a newer x402d (migration {version}): use that version, or restore a dump from before"
     )]
     NewerSchema {
-        /// Which migration this program does not know.
+        /// The first migration that this program does not know.
         version: i64,
     },
-    /// The schema is not what this program would have made.
+    /// The schema is not the one that this program's migrations make.
     #[error(
         "migration {version} of the database is not the one of this x402d: use a released version, or another database"
     )]
-    OtherSchema {
-        /// Which migration.
-        version: i64,
-    },
-    /// A row holds what no row may hold.
+    OtherSchema { version: i64 },
+    /// A row cannot be read.
     #[error(transparent)]
     Inconsistent(#[from] Unreadable),
-    /// The ledger was begun on another chain that has the same chain id.
+    /// The ledger belongs to another chain with the same chain id.
     #[error(
-        "the ledger speaks of another chain with the id of {network}: its genesis block is {recorded}, the RPC's is {found}; \
+        "the ledger belongs to another chain with the id of {network}: expected genesis block {recorded}, the RPC has {found}; \
          use another database for a chain that was started anew"
     )]
     OtherChain {
@@ -74,14 +67,11 @@ pub enum LedgerError {
         /// Genesis hash at the RPC.
         found: String,
     },
-    /// A guarded update did not find what it was guarded by: a bug, or an operator's hand.
-    #[error("{what} had changed meanwhile")]
-    Conflict {
-        /// Which guard.
-        what: &'static str,
-    },
+    /// A row was not in the state that a statement expects: a bug, or a change by the operator.
+    #[error("conflict: {what} was changed or removed by another statement")]
+    Conflict { what: &'static str },
     /// A statement for several callers failed.
-    #[error("a statement for several callers failed")]
+    #[error("batched statement failed")]
     Shared(#[source] Arc<Self>),
     /// Too many callers wait for the database, or the service is stopping.
     #[error(transparent)]
@@ -89,7 +79,7 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
-    /// The named constraint that a statement ran into, if that is what happened.
+    /// The name of the constraint that a statement violated.
     pub fn constraint(&self) -> Option<&str> {
         match self {
             Self::Driver(error) => error
@@ -98,7 +88,7 @@ impl LedgerError {
             Self::Shared(shared) => shared.constraint(),
             Self::Unanswered(_)
             | Self::Unusable(_)
-            | Self::TakesNoWrites
+            | Self::ReadOnly
             | Self::Locked { .. }
             | Self::NewerSchema { .. }
             | Self::OtherSchema { .. }
@@ -108,7 +98,7 @@ impl LedgerError {
         }
     }
 
-    /// The payment's row that cannot be read, if that is what is wrong: it waits for the operator.
+    /// The payment row that cannot be read, if that is the error. It is quarantined for the operator.
     pub fn unreadable_payment(&self) -> Option<&Unreadable> {
         match self {
             Self::Inconsistent(unreadable) if unreadable.table == "payments" => Some(unreadable),
@@ -117,7 +107,7 @@ impl LedgerError {
             | Self::Driver(_)
             | Self::Unanswered(_)
             | Self::Unusable(_)
-            | Self::TakesNoWrites
+            | Self::ReadOnly
             | Self::Locked { .. }
             | Self::NewerSchema { .. }
             | Self::OtherSchema { .. }
@@ -126,8 +116,8 @@ impl LedgerError {
         }
     }
 
-    /// Whether a single row is to blame: the others of a group are better off without it.
-    pub fn blames_a_row(&self) -> bool {
+    /// Whether one row causes the error, so that the other rows of a group may succeed without it.
+    pub fn concerns_one_row(&self) -> bool {
         match self {
             Self::Inconsistent(_)
             | Self::Conflict { .. }
@@ -136,7 +126,7 @@ impl LedgerError {
             | Self::Shared(_)
             | Self::Unanswered(_)
             | Self::Unusable(_)
-            | Self::TakesNoWrites
+            | Self::ReadOnly
             | Self::Locked { .. }
             | Self::NewerSchema { .. }
             | Self::OtherSchema { .. }
@@ -144,9 +134,9 @@ impl LedgerError {
         }
     }
 
-    /// Whether the database undid a transaction for another's sake (deadlock, serialization): nothing of it happened, and it may be tried
-    /// again.
-    pub fn is_undone(&self) -> bool {
+    /// Whether the database rolled the transaction back in favour of another one (deadlock, serialization failure). Nothing was written,
+    /// and it may be tried again.
+    pub fn was_rolled_back(&self) -> bool {
         let Self::Driver(error) = self else {
             return false;
         };
@@ -156,12 +146,12 @@ impl LedgerError {
         code.is_some_and(|code| matches!(code.as_ref(), "40P01" | "40001"))
     }
 
-    /// Whether the database is there and takes no writes.
+    /// Whether the database answers and takes no writes.
     pub fn takes_no_writes(&self) -> bool {
         match self {
-            Self::Driver(error) => connections::takes_no_writes(error),
+            Self::Driver(error) => connections::is_read_only(error),
             Self::Shared(shared) => shared.takes_no_writes(),
-            Self::TakesNoWrites => true,
+            Self::ReadOnly => true,
             Self::Unusable(_)
             | Self::Locked { .. }
             | Self::NewerSchema { .. }

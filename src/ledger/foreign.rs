@@ -1,4 +1,4 @@
-//! Nonces of our signers that somebody else has used with the same key.
+//! Foreign nonce use: nonces of our signers that another program has used with the same key.
 
 use alloy::primitives::B256;
 use uuid::Uuid;
@@ -8,39 +8,35 @@ use super::row::bigint;
 use super::{LaneKey, LaneLease, Ledger, LedgerError};
 use crate::payment::PaymentId;
 
-/// So many times within an hour a key may be used elsewhere; then its lane stops. What is found within two minutes is one use: an approval,
-/// a swap and a transfer are settled block by block.
-const TIMES_MAX: i64 = 3;
+/// A lane stops at this number of foreign uses within an hour. Nonces found within two minutes count as one use: an approval, a swap and a
+/// transfer of one person come in consecutive blocks.
+const USES_PER_HOUR_MAX: i64 = 3;
 
-/// A nonce that a transaction of somebody else has used for good.
+/// A nonce that a foreign transaction has used, with the promised confirmations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForeignNonce {
-    /// Which.
     pub nonce: u64,
-    /// The transaction, where an endpoint could show it.
+    /// The foreign transaction, if an endpoint has shown it.
     pub transaction: Option<B256>,
 }
 
-/// What followed from foreign nonces.
+/// The result of giving up nonces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoncesLost {
-    /// What rode in them, queued again.
+    /// The payments of these nonces, queued again.
     pub payments: Vec<PaymentId>,
-    /// Where the lane goes on.
+    /// The lane's next nonce.
     pub next_nonce: u64,
-    /// How often that happened within an hour, this time included.
+    /// Number of foreign uses within the last hour, including this one.
     pub times: i64,
-    /// Why the lane stops now, if it does.
+    /// Why the lane is stopped, if it is.
     pub stopped: Option<String>,
 }
 
 impl Ledger {
-    /// Gives up nonces that somebody else has used for good: what rode in them is queued again, and the lane goes on from `chain_nonce`, which
-    /// is settled at the promised confirmations, or from its own next nonce if that is higher. The third time within an hour it stops. `None`:
-    /// the lane is another process's now, and nothing was written.
-    ///
-    /// # Errors
-    /// When the database fails; nothing is given up then.
+    /// Gives up nonces that foreign transactions have used: their payments are queued again, and the lane continues at `chain_nonce`,
+    /// which has the promised confirmations, or at its own next nonce if that is higher. The third use within an hour stops the lane.
+    /// `None`: this process does not own the lane any more, and nothing was written. On an error nothing was written either.
     pub async fn lose_nonces(
         &self,
         lane: LaneKey,
@@ -51,10 +47,10 @@ impl Ledger {
         let (network, signer) = (lane.network.to_string(), lane.signer.as_slice());
         let nonces: Vec<i64> = foreign.iter().map(|one| bigint(one.nonce)).collect();
         let hashes = foreign.iter().map(|one| one.transaction);
-        // Without bytes where it is not known.
+        // An unknown hash is passed as no bytes, which the statement turns into null.
         let hashes = hashes.map(|hash| hash.map(|hash| hash.to_vec()).unwrap_or_default());
         let hashes: Vec<Vec<u8>> = hashes.collect();
-        let mut losing = self.engine.begin().await?;
+        let mut transaction = self.engine.begin().await?;
         let owned = sqlx::query!(
             "select epoch from lanes where network = $1 and signer = $2 and owner = $3 and epoch = $4 for update",
             network,
@@ -62,7 +58,7 @@ impl Ledger {
             self.process().0,
             lease.epoch,
         )
-        .fetch_optional(&mut *losing)
+        .fetch_optional(&mut *transaction)
         .await?;
         if owned.is_none() {
             return Ok(None);
@@ -76,10 +72,10 @@ impl Ledger {
             &nonces,
             &hashes,
         )
-        .execute(&mut *losing)
+        .execute(&mut *transaction)
         .await?;
-        let payments = requeue(&mut losing, (&network, signer), &nonces).await?;
-        let last = foreign.last().map(said).unwrap_or_default();
+        let payments = requeue(&mut transaction, (&network, signer), &nonces).await?;
+        let last = foreign.last().map(use_in_words).unwrap_or_default();
         let row = sqlx::query!(
             r#"with recursive uses as (
                 select min(found_at) as began from foreign_nonces
@@ -99,12 +95,12 @@ impl Ledger {
             network,
             signer,
             bigint(chain_nonce),
-            TIMES_MAX,
-            format!("{last}: the key is used elsewhere, {TIMES_MAX} times within an hour"),
+            USES_PER_HOUR_MAX,
+            format!("{last}; the key was used elsewhere {USES_PER_HOUR_MAX} times within an hour"),
         )
-        .fetch_one(&mut *losing)
+        .fetch_one(&mut *transaction)
         .await?;
-        losing.commit().await?;
+        transaction.commit().await?;
         Ok(Some(NoncesLost {
             payments,
             next_nonce: u64::try_from(row.next_nonce).unwrap_or_default(),
@@ -114,7 +110,7 @@ impl Ledger {
     }
 }
 
-/// Queues again what rode in these nonces. Gas money that was not given can be given again.
+/// Queues the payments of these nonces again. Their fundings are deleted, so that gas money that was not sent can be sent again.
 async fn requeue(
     connection: &mut Connection,
     (network, signer): (&str, &[u8]),
@@ -132,7 +128,7 @@ async fn requeue(
     sqlx::query!("delete from fundings where transaction_id = any($1)", &lost)
         .execute(&mut *connection)
         .await?;
-    let rode = sqlx::query_scalar!(
+    let carried = sqlx::query_scalar!(
         "update transaction_payments set outcome = 'without_effect'
         where transaction_id = any($1) and outcome is null returning payment_id",
         &lost,
@@ -142,21 +138,21 @@ async fn requeue(
     let queued = sqlx::query_scalar!(
         "update payments set state = 'queued', transaction_hash = null, queued_at = now(), queued_by = null
         where id = any($1) and state = 'inflight' returning id",
-        &rode,
+        &carried,
     )
     .fetch_all(&mut *connection)
     .await?;
     Ok(queued.into_iter().map(PaymentId).collect())
 }
 
-fn said(foreign: &ForeignNonce) -> String {
+fn use_in_words(foreign: &ForeignNonce) -> String {
     let nonce = foreign.nonce;
     match foreign.transaction {
         Some(hash) => {
-            format!("nonce {nonce} of this signer was used by {hash}, which is not x402d's")
+            format!("nonce {nonce} of this signer was used by the foreign transaction {hash}")
         }
         None => {
-            format!("nonce {nonce} of this signer was used by a transaction that is not x402d's")
+            format!("nonce {nonce} of this signer was used by a foreign transaction")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Gas money for payers: written before it is sent like everything else, once per payment, within the operator's limits.
+//! Gas money for payers: recorded before it is sent like every transaction, once per payment, within the operator's limits.
 
 use alloy::primitives::{Address, U256};
 
@@ -8,61 +8,52 @@ use super::{Ledger, LedgerError, Recorded, Unreadable};
 use crate::payment::{ApprovalLimits, PaymentId};
 use crate::protocol::Network;
 
-/// A payer is to be given native money.
+/// Native currency that a payer is to receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Funding {
-    /// For which payment.
+    /// The payment that needs it.
     pub payment: PaymentId,
-    /// To whom.
     pub payer: Address,
-    /// How much.
     pub wei: U256,
 }
 
-/// What was given in the last 24 hours, in wei.
+/// The fundings of the last 24 hours, in wei.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Given {
     /// To one payer.
     pub payer: U256,
-    /// To all.
+    /// To all payers of the network.
     pub all: U256,
 }
 
 impl Given {
-    /// Whether `wei` more are within the limits.
+    /// Whether another `wei` are within the limits.
     pub fn allows(&self, wei: U256, limits: ApprovalLimits) -> bool {
         let within = |given: U256, limit: u64| given.saturating_add(wei) <= U256::from(limit);
         within(self.payer, limits.wei_per_payer) && within(self.all, limits.wei_per_day)
     }
 }
 
-/// How far the funding of a payment is.
+/// The state of a payment's funding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Funded {
-    /// None was written.
+    /// None was recorded.
     Never,
-    /// Its bytes are committed.
+    /// Its transaction is recorded and open.
     Sent,
-    /// Its transaction is in a block, and gave the money.
+    /// Its transaction is in a block and has transferred the money.
     Mined,
-    /// Its transaction is in a block and gave nothing: it reverted, or an empty one took its place.
+    /// Its transaction is in a block and has transferred nothing: it reverted, or an empty transaction replaced it.
     Failed,
 }
 
 impl Ledger {
-    /// What payers were given in the last 24 hours.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// The fundings of the last 24 hours.
     pub async fn given(&self, network: Network, payer: Address) -> Result<Given, LedgerError> {
         let mut connection = self.engine.acquire().await?;
-        given(&mut connection, network, payer).await
+        funding_totals(&mut connection, network, payer).await
     }
 
-    /// How far the funding of a payment is.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn funded(&self, payment: PaymentId) -> Result<Funded, LedgerError> {
         let row = sqlx::query!(
             r#"select t.state, coalesce(t.succeeded and not a.empty, false) as "gave!"
@@ -80,11 +71,11 @@ impl Ledger {
         })
     }
 
-    /// Writes the transaction of a funding. `None`: it was written before, its payment does not wait for it any more, or
-    /// it is above the limits; nothing was written now.
+    /// Writes the transaction of a funding. `None`: nothing was written, because the payment has a funding already, is not queued any
+    /// more, or the funding is above the limits.
     ///
     /// # Errors
-    /// When the database fails; the commit may then have happened, and the caller must look again before using the nonce.
+    /// The commit may have happened: read the lane again before using the nonce.
     pub async fn record_funding(
         &self,
         new: &NewTransaction<'_>,
@@ -93,22 +84,22 @@ impl Ledger {
     ) -> Result<Option<Recorded>, LedgerError> {
         let network = new.lane.network;
         let mut transaction = self.engine.begin().await?;
-        // One funding of a network at a time, so that two lanes together stay within the limits.
+        // Locks the network's row: one funding of a network at a time, so that two lanes together stay within the limits.
         sqlx::query!(
             "select from networks where network = $1 for no key update",
             network.to_string(),
         )
         .fetch_optional(&mut *transaction)
         .await?;
-        let known = sqlx::query_scalar!(
+        let not_wanted = sqlx::query_scalar!(
             r#"select exists (select from fundings where payment_id = $1)
                 or not exists (select from payments where id = $1 and state = 'queued') as "known!""#,
             funding.payment.0,
         )
         .fetch_one(&mut *transaction)
         .await?;
-        let given = given(&mut transaction, network, funding.payer).await?;
-        if known || !given.allows(funding.wei, limits) {
+        let given = funding_totals(&mut transaction, network, funding.payer).await?;
+        if not_wanted || !given.allows(funding.wei, limits) {
             return Ok(None);
         }
         let recorded = self.write(&mut transaction, new).await?;
@@ -130,7 +121,7 @@ impl Ledger {
     }
 }
 
-async fn given(
+async fn funding_totals(
     connection: &mut Connection,
     network: Network,
     payer: Address,

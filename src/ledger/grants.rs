@@ -1,4 +1,4 @@
-//! Grants and verify leases: who was told that a payment bought them something.
+//! Grants and verify leases. A grant records which request is told that a payment succeeded: the goods are given once per payment.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,33 +8,31 @@ use uuid::Uuid;
 
 use super::connections::Connections;
 use super::error::Unreadable;
-use super::quarantine::one_by_one;
+use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId, sessions};
 use crate::payment::{Payment, PaymentId, Session};
 use crate::protocol::permit2::PERMIT2;
 
-/// What stands in the ledger about the success answer of a payment.
+/// The state of a payment's grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrantStatus {
-    /// Nobody was told yet, or the one who was never heard it: the next presenter may be told.
+    /// No request holds it, or the answer of the one that held it never arrived: the next request may take it.
     Free,
-    /// Somebody is being told right now; the answer has neither arrived nor broken off.
+    /// A request holds it; its answer has neither reached the socket nor broken off.
     Undecided,
-    /// Somebody was told, and the answer reached their socket.
+    /// The answer has reached the socket of a caller.
     Standing,
 }
 
-/// A known payment and its grant.
+/// A payment and the state of its grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// The row.
     pub payment: Payment,
-    /// Its grant.
     pub grant: GrantStatus,
 }
 
-/// Who asks to be told.
+/// The request that takes a grant.
 #[derive(Debug, Clone)]
 pub struct GrantRequest {
     /// Id of the HTTP request.
@@ -43,49 +41,48 @@ pub struct GrantRequest {
     pub caller: String,
 }
 
-/// What the ledger knows about an authorization.
+/// The result of looking up an authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// The session that gave it its nonce.
+    /// The session whose nonce the authorization uses.
     pub session: Option<Session>,
-    /// Its payment.
+    /// Its payment with the grant.
     pub standing: Option<Standing>,
 }
 
-/// What became of the answer that a grant was given with.
+/// The end of a grant.
 #[derive(Debug, Clone)]
 pub struct Closing {
-    /// Of which payment.
     pub payment: PaymentId,
     /// Id of the HTTP request that held the grant.
     pub request_id: String,
-    /// It reached the socket; otherwise it broke off.
+    /// The answer reached the socket; otherwise the connection broke before, and the grant is void.
     pub answered: bool,
 }
 
-/// What is known about authorizations, each by itself: a row that cannot be read concerns only who asks for it.
-pub(super) async fn known(
+/// Looks authorizations up, with a result for each: a row that cannot be read fails only the lookup of its own key.
+pub(super) async fn lookup(
     pool: Connections,
     keys: Arc<[AuthorizationKey]>,
 ) -> Result<Vec<Result<Known, LedgerError>>, LedgerError> {
     let nonces: Vec<B256> = keys.iter().map(|key| key.nonce).collect();
-    let (sessions, standings) = tokio::try_join!(
-        sessions::of_nonces(&pool, &nonces),
-        standings_by_key(&pool, &keys)
+    let (sessions, payments) = tokio::try_join!(
+        sessions::sessions_of_nonces(&pool, &nonces),
+        payments_by_key(&pool, &keys)
     )?;
-    let known = keys.iter().map(|key| {
+    let results = keys.iter().map(|key| {
         let mut sessions = sessions.iter();
-        let session = sessions.find(|session| session.gave_its_nonce_to(key));
-        let standing = standings.get(&raw_key(key));
+        let session = sessions.find(|session| session.gave_nonce_to(key));
+        let standing = payments.get(&raw_key(key));
         Ok(Known {
             session: session.map(|found| found.session.clone()).transpose()?,
             standing: standing.cloned().transpose()?,
         })
     });
-    Ok(known.collect())
+    Ok(results.collect())
 }
 
-/// Network, nonce domain, payer and nonce as they stand in columns: a row that cannot be read has them too.
+/// Network, nonce domain, payer and nonce as raw column values: a row that cannot be read has them too.
 type RawKey = (String, Vec<u8>, Vec<u8>, Vec<u8>);
 
 fn raw_key(key: &AuthorizationKey) -> RawKey {
@@ -97,7 +94,7 @@ fn raw_key(key: &AuthorizationKey) -> RawKey {
     )
 }
 
-fn raw_key_of(row: &PaymentRow) -> RawKey {
+fn raw_key_of_row(row: &PaymentRow) -> RawKey {
     let domain = if row.permitted.is_some() {
         PERMIT2.to_vec()
     } else {
@@ -107,7 +104,7 @@ fn raw_key_of(row: &PaymentRow) -> RawKey {
     (network, domain, payer, row.nonce.clone())
 }
 
-async fn standings_by_key(
+async fn payments_by_key(
     pool: &Connections,
     keys: &[AuthorizationKey],
 ) -> Result<HashMap<RawKey, Result<Standing, Unreadable>>, LedgerError> {
@@ -131,30 +128,30 @@ async fn standings_by_key(
     )
     .fetch_all(pool)
     .await?;
-    let raw_keys: Vec<RawKey> = rows.iter().map(raw_key_of).collect();
-    let standings = with_grants(pool, rows).await?;
-    let standings = standings.into_iter().map(|(_, standing)| standing);
-    Ok(raw_keys.into_iter().zip(standings).collect())
+    let raw_keys: Vec<RawKey> = rows.iter().map(raw_key_of_row).collect();
+    let payments = with_grants(pool, rows).await?;
+    let payments = payments.into_iter().map(|(_, payment)| payment);
+    Ok(raw_keys.into_iter().zip(payments).collect())
 }
 
-/// Payments and their grants; all of them must exist. Each by itself, like [`known`].
-pub(super) async fn standings(
+/// Payments with their grants; all of them must exist. One result for each, as in [`lookup`].
+pub(super) async fn payments_with_grants(
     pool: Connections,
     ids: Arc<[PaymentId]>,
 ) -> Result<Vec<Result<Standing, LedgerError>>, LedgerError> {
-    let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-    let rows = select_payments!("where p.id = any($1)", &wanted)
+    let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let rows = select_payments!("where p.id = any($1)", &uuids)
         .fetch_all(&pool)
         .await?;
     let by_id: HashMap<PaymentId, Result<Standing, Unreadable>> =
         with_grants(&pool, rows).await?.into_iter().collect();
-    let found = ids.iter().map(|id| match by_id.get(id) {
-        Some(standing) => Ok(standing.clone()?),
+    let results = ids.iter().map(|id| match by_id.get(id) {
+        Some(payment) => Ok(payment.clone()?),
         None => Err(LedgerError::Conflict {
-            what: "a payment that was accepted",
+            what: "an accepted payment",
         }),
     });
-    Ok(found.collect())
+    Ok(results.collect())
 }
 
 /// The payments of `rows`, in their order, with their grants.
@@ -188,24 +185,24 @@ async fn with_grants(
             (row.payment_id, status)
         })
         .collect();
-    let payments = one_by_one(pool, rows).await.into_iter();
-    let standings = payments.map(|(id, payment)| {
+    let payments = each_payment(pool, rows).await.into_iter();
+    let with_grants = payments.map(|(id, payment)| {
         let grant = granted.get(&id.0).copied().unwrap_or(GrantStatus::Free);
         (id, payment.map(|payment| Standing { payment, grant }))
     });
-    Ok(standings.collect())
+    Ok(with_grants.collect())
 }
 
-/// Takes the grants of payments whose money has moved, one asker a payment at most; who gets it, gets the row to answer from, as of the same
-/// moment: a payment may move again between two statements.
+/// Takes the grants of payments whose money was transferred, for one request per payment at most. A request that gets the grant gets the
+/// payment as of the same statement: between two statements a reorg may change it.
 pub(super) async fn grant(
     pool: Connections,
     process: ProcessId,
     asked: Arc<[(PaymentId, GrantRequest)]>,
 ) -> Result<Vec<Result<Option<Payment>, LedgerError>>, LedgerError> {
-    // A statement may touch a row once: of several askers for one payment the first is taken.
-    let mut taken = HashSet::new();
-    let firsts: Vec<bool> = asked.iter().map(|(id, _)| taken.insert(*id)).collect();
+    // A statement may touch a row once: of several requests for one payment the first is chosen.
+    let mut seen = HashSet::new();
+    let firsts: Vec<bool> = asked.iter().map(|(id, _)| seen.insert(*id)).collect();
     let chosen = || asked.iter().zip(&firsts).filter(|(_, first)| **first);
     let ids: Vec<Uuid> = chosen().map(|((id, _), _)| id.0).collect();
     let request_ids: Vec<&str> = chosen()
@@ -245,7 +242,7 @@ pub(super) async fn grant(
     .fetch_all(&pool)
     .await?;
     let granted: HashMap<PaymentId, Result<Payment, Unreadable>> =
-        one_by_one(&pool, rows).await.into_iter().collect();
+        each_payment(&pool, rows).await.into_iter().collect();
     let answers = asked.iter().zip(firsts).map(|((id, _), first)| {
         let payment = granted.get(id).filter(|_| first);
         Ok(payment.cloned().transpose()?)
@@ -253,7 +250,7 @@ pub(super) async fn grant(
     Ok(answers.collect())
 }
 
-/// Records what became of answers.
+/// Closes grants: each as answered, or as void.
 pub(super) async fn close(
     pool: Connections,
     process: ProcessId,
@@ -287,11 +284,8 @@ pub(super) async fn close(
 }
 
 impl Ledger {
-    /// Voids a grant that this process asked for and got no answer about. It waits for a statement that is still taking it, and leaves a
-    /// row by which one that arrives later takes nothing.
-    ///
-    /// # Errors
-    /// When the database fails; the grant may then be open.
+    /// Voids a grant when this process got no reply to the statement that takes it. Waits for that statement if it still runs; if it
+    /// arrives later, the row written here stops it. On an error the grant may be open.
     pub async fn void_lost_grant(
         &self,
         payment: PaymentId,
@@ -317,10 +311,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes the short lease of a verify over a payment that is under way. `false`: another verify holds it.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Takes the short lease of a verify on a payment that is being settled. `false`: another verify holds it.
     pub async fn lease_verify(&self, id: PaymentId, seconds: u32) -> Result<bool, LedgerError> {
         let leased = sqlx::query!(
             "insert into verify_leases as l (payment_id, lease_until) values ($1, now() + make_interval(secs => $2))
@@ -334,10 +325,7 @@ impl Ledger {
         Ok(leased.rows_affected() == 1)
     }
 
-    /// Ends the lease of a verify: its settle has come.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Ends the lease of a verify, because its settle has arrived.
     pub async fn end_verify_lease(&self, id: PaymentId) -> Result<(), LedgerError> {
         sqlx::query!("delete from verify_leases where payment_id = $1", id.0)
             .execute(&self.pool)

@@ -1,4 +1,4 @@
-//! The statements of the core path, grouped: callers that come together share a round trip and a commit.
+//! The statements of the core path, grouped: concurrent requests share a round trip and a commit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
 use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
 use crate::payment::{Payment, PaymentId};
 
-/// Enough for any burst to need a few statements, few enough for each to be short.
+/// A burst needs few statements, and each of them is short.
 const GATHERING: Gathering = Gathering {
     rows_max: 256,
     groups_max: 2,
@@ -18,45 +18,45 @@ const GATHERING: Gathering = Gathering {
     waiting_max: 16_384,
 };
 
-type Answer<A> = Result<A, LedgerError>;
+type Reply<A> = Result<A, LedgerError>;
 
-/// The askers' ends.
+/// The sending ends.
 #[derive(Debug, Clone)]
 pub(super) struct Groups {
-    known: Coalescer<AuthorizationKey, Answer<Known>>,
-    acceptances: Coalescer<NewPayment, Answer<Accepted>>,
-    standings: Coalescer<PaymentId, Answer<Standing>>,
-    grants: Coalescer<(PaymentId, GrantRequest), Answer<Option<Payment>>>,
-    closings: Coalescer<Closing, Answer<()>>,
+    lookups: Coalescer<AuthorizationKey, Reply<Known>>,
+    acceptances: Coalescer<NewPayment, Reply<Accepted>>,
+    payments: Coalescer<PaymentId, Reply<Standing>>,
+    grants: Coalescer<(PaymentId, GrantRequest), Reply<Option<Payment>>>,
+    closings: Coalescer<Closing, Reply<()>>,
 }
 
-/// The task behind the grouped statements of a [`Ledger`]; run it for as long as anybody may use it.
+/// The task that runs the grouped statements of a [`Ledger`]. It must run for as long as the ledger is used.
 #[derive(Debug)]
 pub struct LedgerTask {
     pool: Connections,
     granting: Connections,
     process: ProcessId,
-    known: Answering<AuthorizationKey, Answer<Known>>,
-    acceptances: Answering<NewPayment, Answer<Accepted>>,
-    standings: Answering<PaymentId, Answer<Standing>>,
-    grants: Answering<(PaymentId, GrantRequest), Answer<Option<Payment>>>,
-    closings: Answering<Closing, Answer<()>>,
+    lookups: Answering<AuthorizationKey, Reply<Known>>,
+    acceptances: Answering<NewPayment, Reply<Accepted>>,
+    payments: Answering<PaymentId, Reply<Standing>>,
+    grants: Answering<(PaymentId, GrantRequest), Reply<Option<Payment>>>,
+    closings: Answering<Closing, Reply<()>>,
 }
 
-pub(super) fn open(
+pub(super) fn new_groups(
     pool: &Connections,
     granting: &Connections,
     process: ProcessId,
 ) -> (Groups, LedgerTask) {
-    let (known, known_end) = coalescer(GATHERING);
+    let (lookups, lookups_end) = coalescer(GATHERING);
     let (acceptances, acceptances_end) = coalescer(GATHERING);
-    let (standings, standings_end) = coalescer(GATHERING);
+    let (payments, payments_end) = coalescer(GATHERING);
     let (grants, grants_end) = coalescer(GATHERING);
     let (closings, closings_end) = coalescer(GATHERING);
     let groups = Groups {
-        known,
+        lookups,
         acceptances,
-        standings,
+        payments,
         grants,
         closings,
     };
@@ -64,9 +64,9 @@ pub(super) fn open(
         pool: pool.clone(),
         granting: granting.clone(),
         process,
-        known: known_end,
+        lookups: lookups_end,
         acceptances: acceptances_end,
-        standings: standings_end,
+        payments: payments_end,
         grants: grants_end,
         closings: closings_end,
     };
@@ -74,62 +74,66 @@ pub(super) fn open(
 }
 
 impl LedgerTask {
-    /// Runs the statements until every [`Ledger`] of this connection is gone.
+    /// Runs the statements until every clone of the [`Ledger`] is dropped.
     pub async fn run(self) {
         let (pool, granting_pool, process) = (self.pool, self.granting, self.process);
-        let known = self.known.run(|keys| {
+        let lookups = self.lookups.run(|keys| {
             let pool = pool.clone();
-            each(keys, move |keys| grants::known(pool.clone(), keys))
+            run_group(keys, move |keys| grants::lookup(pool.clone(), keys))
         });
         let acceptances = self.acceptances.run(|new| {
             let pool = pool.clone();
-            each(new, move |new| {
+            run_group(new, move |new| {
                 acceptance::accept(pool.clone(), process, new)
             })
         });
-        let standings = self.standings.run(|ids| {
+        let payments = self.payments.run(|ids| {
             let pool = pool.clone();
-            each(ids, move |ids| grants::standings(pool.clone(), ids))
+            run_group(ids, move |ids| {
+                grants::payments_with_grants(pool.clone(), ids)
+            })
         });
         let granting = self.grants.run(|asked| {
             let pool = granting_pool.clone();
-            each(asked, move |asked| {
+            run_group(asked, move |asked| {
                 grants::grant(pool.clone(), process, asked)
             })
         });
         let closings = self.closings.run(|closings| {
             let pool = granting_pool.clone();
-            each(closings, move |closings| {
+            run_group(closings, move |closings| {
                 grants::close(pool.clone(), process, closings)
             })
         });
-        tokio::join!(known, acceptances, standings, granting, closings);
+        tokio::join!(lookups, acceptances, payments, granting, closings);
     }
 }
 
-/// Runs a statement for a group; once more when the database undid it because somebody else was in the way. A row that cannot be read is the
-/// answer of who asked for it alone; one that fails the statement, as it offends a constraint, takes nobody down with it: each then goes
-/// by itself.
-async fn each<Q, A, F, Done>(questions: Vec<Q>, run: F) -> Vec<Answer<A>>
+/// Runs a statement for a group of requests.
+///
+/// A row that cannot be read is an error of its own request only; the statement returns one result per request.
+async fn run_group<Q, A, F, Done>(requests: Vec<Q>, run: F) -> Vec<Reply<A>>
 where
     Q: Clone + Send + Sync,
     A: Send,
     F: Fn(Arc<[Q]>) -> Done + Send,
-    Done: Future<Output = Answer<Vec<Answer<A>>>> + Send,
+    Done: Future<Output = Reply<Vec<Reply<A>>>> + Send,
 {
-    let questions: Arc<[Q]> = questions.into();
-    let mut first = run(Arc::clone(&questions)).await;
-    if first.as_ref().is_err_and(LedgerError::is_undone) {
-        first = run(Arc::clone(&questions)).await;
+    let requests: Arc<[Q]> = requests.into();
+    let mut first = run(Arc::clone(&requests)).await;
+    // A deadlock or serialization failure: nothing was written, so it is tried once more.
+    if first.as_ref().is_err_and(LedgerError::was_rolled_back) {
+        first = run(Arc::clone(&requests)).await;
     }
     match first {
         Ok(answers) => answers,
-        Err(error) if questions.len() > 1 && error.blames_a_row() => {
-            let mut answers = Vec::with_capacity(questions.len());
-            for question in questions.iter() {
-                let alone = run(Arc::from([question.clone()])).await;
+        // One row fails the whole statement, for instance by a constraint: each request is then run alone.
+        Err(error) if requests.len() > 1 && error.concerns_one_row() => {
+            let mut answers = Vec::with_capacity(requests.len());
+            for request in requests.iter() {
+                let alone = run(Arc::from([request.clone()])).await;
                 let missing = LedgerError::Conflict {
-                    what: "a statement for one caller",
+                    what: "the result of a statement for one caller",
                 };
                 answers.push(alone.and_then(|answers| answers.into_iter().next().ok_or(missing)?));
             }
@@ -137,42 +141,33 @@ where
         }
         Err(error) => {
             let shared = Arc::new(error);
-            let each = questions.iter();
-            each.map(|_| Err(LedgerError::Shared(Arc::clone(&shared))))
+            let results = requests.iter();
+            results
+                .map(|_| Err(LedgerError::Shared(Arc::clone(&shared))))
                 .collect()
         }
     }
 }
 
 impl Ledger {
-    /// What is known about an authorization: the session that gave it its nonce, its payment and that one's grant.
-    ///
-    /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// Looks an authorization up: the session whose nonce it uses, its payment and that payment's grant.
     pub async fn known(&self, key: AuthorizationKey) -> Result<Known, LedgerError> {
-        self.groups.known.ask(key).await?
+        self.groups.lookups.ask(key).await?
     }
 
-    /// Accepts a verified payment: one row per authorization, whoever comes first, and never more than its payer has.
-    ///
-    /// # Errors
-    /// When the database fails; the row may then be there.
+    /// Accepts a verified payment: one row per authorization, and never more in total than its payer has.
+    /// On an error the row may have been written.
     pub async fn accept(&self, new: NewPayment) -> Result<Accepted, LedgerError> {
         self.groups.acceptances.ask(new).await?
     }
 
-    /// A payment and its grant; it must exist.
-    ///
-    /// # Errors
-    /// When the database fails, the row cannot be read or is gone.
+    /// A payment and its grant. [`LedgerError::Conflict`]: there is no such payment.
     pub async fn standing(&self, id: PaymentId) -> Result<Standing, LedgerError> {
-        self.groups.standings.ask(id).await?
+        self.groups.payments.ask(id).await?
     }
 
-    /// Takes the grant of a payment whose money has moved; the row to answer from. `None`: somebody else holds it, or the money has moved back.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Takes the grant of a payment whose money was transferred, and returns the payment to answer from. `None`: another request holds the
+    /// grant, or a reorg has undone the transfer.
     pub async fn grant(
         &self,
         id: PaymentId,
@@ -181,10 +176,8 @@ impl Ledger {
         self.groups.grants.ask((id, request)).await?
     }
 
-    /// Records what became of the answer that this process was giving: it reached the socket, or broke off.
-    ///
-    /// # Errors
-    /// When the database fails; the grant is then void once this process has ended.
+    /// Closes a grant that this process holds: the answer reached the socket, or the connection broke before.
+    /// On an error the grant becomes void when the lease of this process ends.
     pub async fn close_grant(&self, closing: Closing) -> Result<(), LedgerError> {
         self.groups.closings.ask(closing).await?
     }

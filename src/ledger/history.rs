@@ -1,7 +1,7 @@
 //! The payment history: filters and pages. Read-only.
 //!
-//! Newest first is the only order: by time of acceptance, then by id. Neither of them ever changes, so a walk that goes down from page
-//! to page meets every payment that was committed before its first page once, and none twice.
+//! The only order is newest first: by time of acceptance, then by id. Neither of them changes, so reading page after page returns every
+//! payment that was committed before the first page exactly once.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,21 +19,18 @@ use crate::payment::{Payment, PaymentId};
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Network};
 
-/// One transaction can carry several payments, but never more than this.
-const CARRIED_MAX: i64 = 1000;
+/// A transaction contains fewer payments than this.
+const PAYMENTS_PER_TRANSACTION_MAX: i64 = 1000;
 
-/// Which payments to list; an absent member filters nothing.
+/// Selects payments. A field that is `None` does not filter.
 #[derive(Debug, Clone, Default)]
 pub struct HistoryFilter {
-    /// Who paid.
     pub payer: Option<Address>,
-    /// Who was paid.
     pub payee: Option<Address>,
-    /// Where.
     pub network: Option<Network>,
-    /// In which token.
+    /// The token.
     pub asset: Option<Address>,
-    /// In which state now.
+    /// The current state.
     pub state: Option<&'static str>,
     /// Accepted at this time or later.
     pub from: Option<OffsetDateTime>,
@@ -43,20 +40,19 @@ pub struct HistoryFilter {
     pub amount_min: Option<Amount>,
     /// This much or less, in atomic units.
     pub amount_max: Option<Amount>,
-    /// What was bought, letter by letter.
+    /// The exact text of the resource.
     pub resource: Option<String>,
-    /// The session that it pays.
     pub session: Option<SessionId>,
-    /// The buyer's own name for the purchase.
+    /// The buyer's reference for the purchase.
     pub client_reference: Option<String>,
-    /// The transaction that moved the money or is meant to.
+    /// The transaction that has transferred the money or is meant to.
     pub transaction: Option<B256>,
 }
 
 /// Appends the filter to a statement over `payments p`: `$statement!(filter + tail, its 13 arguments, further arguments)`.
 ///
-/// One text for all combinations, so that it is checked when x402d is built. What is absent is a null, and a plan that is made for these
-/// values, as [`plan_for_the_values`] asks for, contains only what is present: conditions on nulls are folded away, and so is the join.
+/// One text for all combinations of filters, so that it is checked when x402d is built. An absent filter is a null. With
+/// [`use_custom_plans`] the planner removes the conditions on nulls, and the join if it is not needed.
 macro_rules! filtered {
     ($statement:ident!($filter:expr, $tail:literal $(, $argument:expr)* $(,)?)) => {
         $statement!(
@@ -87,21 +83,20 @@ macro_rules! filtered {
 }
 pub(super) use filtered;
 
-/// A place between two payments of a walk.
+/// The position after the last payment of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    /// When the last payment seen was accepted.
+    /// When that payment was accepted.
     pub at: OffsetDateTime,
-    /// Its id.
     pub id: PaymentId,
 }
 
-/// The text is no cursor of this ledger.
+/// The text is not a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected the nextCursor of a page")]
-pub struct NotACursor;
+pub struct InvalidCursor;
 
-/// Microseconds since 1970, which is how finely Postgres measures, and the id.
+/// Microseconds since 1970 (the resolution of Postgres), a dot, and the id.
 impl fmt::Display for Cursor {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -114,47 +109,45 @@ impl fmt::Display for Cursor {
 }
 
 impl FromStr for Cursor {
-    type Err = NotACursor;
+    type Err = InvalidCursor;
 
-    fn from_str(text: &str) -> Result<Self, NotACursor> {
-        let (micros, id) = text.split_once('.').ok_or(NotACursor)?;
+    fn from_str(text: &str) -> Result<Self, InvalidCursor> {
+        let (micros, id) = text.split_once('.').ok_or(InvalidCursor)?;
         let nanos = micros
             .parse::<i64>()
             .map(|micros| i128::from(micros) * 1000)
-            .map_err(|_| NotACursor)?;
+            .map_err(|_| InvalidCursor)?;
         Ok(Self {
-            at: OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| NotACursor)?,
-            id: PaymentId(Uuid::try_parse(id).map_err(|_| NotACursor)?),
+            at: OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| InvalidCursor)?,
+            id: PaymentId(Uuid::try_parse(id).map_err(|_| InvalidCursor)?),
         })
     }
 }
 
-/// Where a page begins and how long it may be.
+/// The start and the length of a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
-    /// Only payments behind this place.
+    /// Only payments after this position.
     pub after: Option<Cursor>,
-    /// At most this many.
+    /// Number of payments at most.
     pub limit: u16,
 }
 
-/// The session that a payment pays.
+/// The session of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionOf {
-    /// Its id.
+pub struct PaidSession {
     pub id: String,
-    /// The buyer's own name for the purchase.
+    /// The buyer's reference for the purchase.
     pub client_reference: Option<String>,
 }
 
-/// A payment as the history lists it: its columns as they stand, so that a row is shown too that the rest of the program cannot read.
+/// A payment as the history lists it: its raw columns, so that a row is shown also if it cannot be read as a [`Payment`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The ledger's id.
     pub id: PaymentId,
-    /// The dialect in which it was presented first.
+    /// The protocol version in which it was presented first.
     pub x402_version: u8,
-    /// How its money moves.
+    /// `authorization` or `transfer`.
     pub rail: String,
     /// CAIP-2.
     pub network: String,
@@ -164,19 +157,18 @@ pub struct Entry {
     pub payer: String,
     /// Address of the payee.
     pub payee: String,
-    /// Atomic units.
+    /// In atomic units.
     pub amount: String,
-    /// Permit2: the most that the payer signed.
+    /// Permit2: the maximum that the payer signed, in atomic units.
     pub permitted: Option<String>,
-    /// It names the only signer that may settle it.
+    /// The payer named the only signer that may settle it.
     pub names_its_signer: bool,
-    /// How far it got.
     pub state: String,
-    /// The code of a refusal or failure.
+    /// The reason code of a refusal or failure.
     pub reason: Option<String>,
-    /// The same for people.
+    /// The reason in words.
     pub message: Option<String>,
-    /// The hash to name in answers.
+    /// Hash of the transaction that is named in responses.
     pub transaction: Option<B256>,
     /// Position of the Transfer log in its block.
     pub log_index: Option<u64>,
@@ -184,27 +176,25 @@ pub struct Entry {
     pub block_number: Option<u64>,
     /// Time of its block.
     pub block_time: Option<OffsetDateTime>,
-    /// How many confirmations were promised when it was accepted.
+    /// The confirmations that were promised when it was accepted.
     pub confirmations: u32,
-    /// What was bought, as somebody said.
+    /// The resource, as named in the request; not verified.
     pub resource: Option<String>,
-    /// Its session, if it has one.
-    pub session: Option<SessionOf>,
-    /// Why its money does not count although it moved, if that is so.
+    pub session: Option<PaidSession>,
+    /// Why the transfer does not count, although the money was transferred.
     pub unmatched: Option<String>,
-    /// Why it waits for the operator, if it does; of a row that cannot be read, what cannot.
+    /// Why it waits for the operator. For a row that cannot be read: the column.
     pub quarantine: Option<String>,
-    /// Chosen by the payer, in hexadecimal digits.
+    /// The nonce of the authorization, in hexadecimal digits.
     pub nonce: String,
     /// When it was accepted.
     pub created_at: OffsetDateTime,
-    /// When it last changed.
     pub updated_at: OffsetDateTime,
 }
 
 impl Entry {
-    fn new(mut row: PaymentRow, session: Option<SessionOf>) -> Self {
-        let natural = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+    fn new(mut row: PaymentRow, session: Option<PaidSession>) -> Self {
+        let unsigned = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
         Self {
             id: PaymentId(row.id),
             x402_version: u8::try_from(row.x402_version).unwrap_or_default(),
@@ -220,8 +210,8 @@ impl Entry {
             reason: row.reason.clone(),
             message: row.message.clone(),
             transaction: row.transaction_hash.as_deref().and_then(hash),
-            log_index: natural(row.log_index),
-            block_number: natural(row.block_number),
+            log_index: unsigned(row.log_index),
+            block_number: unsigned(row.block_number),
             block_time: row.block_time,
             confirmations: u32::try_from(row.confirmations).unwrap_or_default(),
             resource: row.resource.clone(),
@@ -237,7 +227,7 @@ impl Entry {
         }
     }
 
-    /// The place right behind it.
+    /// The position after this payment.
     pub const fn cursor(&self) -> Cursor {
         Cursor {
             at: self.created_at,
@@ -247,17 +237,14 @@ impl Entry {
 }
 
 impl Ledger {
-    /// One page of the history, newest first.
-    ///
-    /// # Errors
-    /// When the database fails. A row that cannot be read is listed as it stands.
+    /// One page of the history, newest first. A row that cannot be read is listed with its raw columns.
     pub async fn history(
         &self,
         filter: &HistoryFilter,
         page: Page,
     ) -> Result<Vec<Entry>, LedgerError> {
         let mut snapshot = self.snapshot().await?;
-        plan_for_the_values(&mut snapshot).await?;
+        use_custom_plans(&mut snapshot).await?;
         let rows: Vec<PaymentRow> = filtered!(select_payments!(
             filter,
             "and ($14::timestamptz is null or (p.created_at, p.id) < ($14, $15::uuid)) order by p.created_at desc, p.id desc limit $16",
@@ -270,10 +257,8 @@ impl Ledger {
         with_sessions(&mut snapshot, rows).await
     }
 
-    /// The payments that this transaction moved, or was signed to move: newest first.
-    ///
-    /// # Errors
-    /// When the database fails. A row that cannot be read is listed as it stands.
+    /// The payments that a transaction has settled or was signed to settle, newest first. A row that cannot be read is listed with its raw
+    /// columns.
     pub async fn payments_of_transaction(
         &self,
         network: Network,
@@ -290,23 +275,23 @@ impl Ledger {
             ) order by p.created_at desc, p.id desc limit $3",
             network.to_string(),
             transaction.as_slice(),
-            CARRIED_MAX,
+            PAYMENTS_PER_TRANSACTION_MAX,
         )
         .fetch_all(&mut *snapshot)
         .await?;
         with_sessions(&mut snapshot, rows).await
     }
 
-    /// Several statements that see one moment.
+    /// A read-only transaction whose statements see one snapshot.
     pub(super) async fn snapshot(&self) -> Result<Transaction, LedgerError> {
         let begin = "begin isolation level repeatable read read only";
         Ok(self.history.begin_with(begin).await?)
     }
 }
 
-/// Makes this SQL transaction plan each statement for the values at hand. A plan for any values would have to read all payments, because
-/// it cannot know which of the filters are there.
-pub(super) async fn plan_for_the_values(connection: &mut Connection) -> Result<(), LedgerError> {
+/// Makes Postgres plan each statement of this SQL transaction for its actual values. A generic plan would have to read all payments,
+/// because it does not know which filters are null.
+pub(super) async fn use_custom_plans(connection: &mut Connection) -> Result<(), LedgerError> {
     sqlx::query!("set local plan_cache_mode = force_custom_plan")
         .execute(connection)
         .await?;
@@ -325,11 +310,11 @@ pub(super) async fn with_sessions(
     )
     .fetch_all(connection)
     .await?;
-    let mut sessions: HashMap<Uuid, SessionOf> = sessions
+    let mut sessions: HashMap<Uuid, PaidSession> = sessions
         .into_iter()
         .map(|row| {
             let (id, client_reference) = (row.id, row.client_reference);
-            let session = SessionOf {
+            let session = PaidSession {
                 id,
                 client_reference,
             };

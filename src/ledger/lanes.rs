@@ -1,4 +1,4 @@
-//! Lanes: who may use the next nonce of a signer.
+//! Lanes: the process that owns a lane may use the next nonce of its signer.
 
 use alloy::primitives::Address;
 use time::OffsetDateTime;
@@ -10,76 +10,71 @@ use crate::protocol::Network;
 /// One signer on one network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LaneKey {
-    /// Where.
     pub network: Network,
-    /// Whose nonces.
     pub signer: Address,
 }
 
-/// A lane that this process owns until it fails to renew.
+/// The lease of a lane that this process owns until it fails to renew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneLease {
-    /// Which ownership this is; part of every write of a nonce.
+    /// Counts the lane's owners. Every write of a nonce is fenced by it.
     pub epoch: i64,
-    /// The first nonce without bytes.
+    /// The first nonce without a signed transaction.
     pub next_nonce: u64,
-    /// The operator has to look: nothing new may be written, what was sent is followed.
+    /// The lane waits for the operator: no new transactions are written, open ones are followed.
     pub stopped: bool,
-    /// How often transactions of the lane had been opened again.
+    /// How often a reorg had reopened transactions of the lane when the lease was taken.
     pub reopened: i64,
 }
 
-/// What came of renewing a lease.
+/// The result of renewing a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lane is still ours, and as it was.
+    /// This process still owns the lane, and it is unchanged.
     Kept,
-    /// It is ours, and transactions of it were opened again: so often by now.
+    /// This process owns the lane, and a reorg has reopened transactions of it; the new value of the counter.
     Reopened(i64),
-    /// It is ours, and another process that serves the network should have it: it has fewer, or this one is blind.
+    /// This process owns the lane and should release it to another process that serves the network: that one owns fewer lanes, or this
+    /// one gets no blocks.
     Surplus,
-    /// It is another process's, or the operator has stopped it or let it go on.
+    /// Another process owns the lane, or the operator has stopped or restarted it.
     Changed,
 }
 
 /// A lane as the operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneView {
-    /// Which.
     pub lane: LaneKey,
-    /// The first nonce without bytes.
+    /// The first nonce without a signed transaction.
     pub next_nonce: u64,
-    /// Counts owners.
+    /// Counts the lane's owners.
     pub epoch: i64,
-    /// Who writes its nonces, while the lease runs.
+    /// The process that owns the lane while the lease runs.
     pub owner: Option<ProcessId>,
-    /// Until when.
     pub lease_until: OffsetDateTime,
-    /// Why it writes nothing new.
+    /// Why the lane writes no new transactions.
     pub stopped_reason: Option<String>,
-    /// Transactions whose outcome is open.
+    /// Number of transactions whose outcome is open.
     pub open: u64,
-    /// Payments that ride in them.
+    /// Number of payments in these transactions.
     pub payments: u64,
 }
 
-/// What came of trying to own a lane.
+/// The result of claiming a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// It is ours.
+    /// This process owns the lane.
     Owned(LaneLease),
-    /// Another process owns it.
+    /// Another process owns it, or should.
     Taken,
-    /// The ledger has never seen it.
+    /// The ledger has no row for it.
     Unknown,
 }
 
 impl Ledger {
-    /// Tries to become the owner of a lane: ours already, or free, or its owner's lease has run out. A process takes no more of the network's
-    /// `lanes` than is fair among those that serve it, unless nobody else has taken one for a while.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Claims a lane that this process owns already, or that is free, or whose owner's lease has run out. Of the network's `lanes` a
+    /// process claims no more than its equal share among the processes that serve the network, unless a lane has been without an owner for
+    /// four seconds.
     pub async fn claim_lane(&self, lane: LaneKey, lanes: usize) -> Result<Claim, LedgerError> {
         let row = sqlx::query!(
             r#"with serving as (
@@ -120,10 +115,7 @@ impl Ledger {
         })
     }
 
-    /// Enters a lane that the ledger does not know yet, free to be claimed; `first_nonce` is the chain's.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Inserts a lane that the ledger has no row for, without an owner. `first_nonce` is the signer's nonce on chain.
     pub async fn open_lane(&self, lane: LaneKey, first_nonce: u64) -> Result<(), LedgerError> {
         sqlx::query!(
             "insert into lanes (network, signer, next_nonce, epoch, lease_until) values ($1, $2, $3, 1, now())
@@ -137,10 +129,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stays the owner for another ten seconds, one of the network's `lanes`. `blind`: this process hears nothing of the chain.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Renews the lease for another ten seconds. `lanes`: number of lanes of the network. `blind`: this process gets no blocks of the
+    /// chain.
     pub async fn renew_lane(
         &self,
         lane: LaneKey,
@@ -180,10 +170,7 @@ impl Ledger {
         })
     }
 
-    /// Gives a lane up for another process to take at once.
-    ///
-    /// # Errors
-    /// When the database fails; the lease then runs out by itself.
+    /// Releases a lane, so that another process can claim it at once. On an error the lease runs out by itself.
     pub async fn release_lane(&self, lane: LaneKey, lease: LaneLease) -> Result<(), LedgerError> {
         sqlx::query!(
             "update lanes set owner = null, lease_until = now()
@@ -198,11 +185,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stops a lane until the operator clears `stopped_reason`: something that only a person can explain has happened. Nonces that the chain has
-    /// used without the ledger knowing are not ours to use again: the lane moves on to `next_nonce` at least. `false`: it is not ours any more.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Stops a lane until the operator clears `stopped_reason`, because of something that only a person can explain. Nonces that the chain
+    /// has used without the ledger cannot be used again: the lane continues at `next_nonce` or above. `false`: this process does not own
+    /// the lane any more.
     pub async fn stop_lane(
         &self,
         lane: LaneKey,
@@ -225,10 +210,7 @@ impl Ledger {
         Ok(stopped.rows_affected() == 1)
     }
 
-    /// Whether an account is, or ever was, one of our signers on a network.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Whether an account is, or was at any time, one of our signers on a network.
     pub async fn is_signer(&self, lane: LaneKey) -> Result<bool, LedgerError> {
         let known = sqlx::query_scalar!(
             r#"select exists (select from lanes where network = $1 and signer = $2) as "known!""#,
@@ -240,10 +222,7 @@ impl Ledger {
         Ok(known)
     }
 
-    /// All lanes that the ledger has ever seen.
-    ///
-    /// # Errors
-    /// When the database fails or a row cannot be read.
+    /// All lanes of the ledger, also those of signers that are not configured any more.
     pub async fn lanes(&self) -> Result<Vec<LaneView>, LedgerError> {
         let rows = sqlx::query!(
             r#"select l.network, l.signer, l.next_nonce, l.epoch, l.owner, l.lease_until, l.stopped_reason,
@@ -254,7 +233,7 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await?;
-        // Its constraints let no other row in; one that cannot be read all the same is nobody's lane.
+        // The table's constraints admit readable rows only. A row that cannot be read all the same is left out.
         let views = rows.into_iter().filter_map(|row| {
             Some(LaneView {
                 lane: LaneKey {
@@ -273,10 +252,7 @@ impl Ledger {
         Ok(views.collect())
     }
 
-    /// Signers of a network that are none of `configured` and have transactions whose outcome is open, with their number.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Signers of a network that are not in `configured` and have open transactions, with the number of these.
     pub async fn unconfigured(
         &self,
         network: Network,
@@ -296,10 +272,7 @@ impl Ledger {
         Ok(found.collect())
     }
 
-    /// Signers of a network whose lanes wait for the operator, with the reason.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Signers of a network whose lanes are stopped and wait for the operator, with the reason.
     pub async fn stopped_lanes(
         &self,
         network: Network,

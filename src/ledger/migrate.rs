@@ -1,7 +1,7 @@
-//! The schema is brought up to date: each migration in a transaction of its own, under a lock that ends with it.
+//! Migrations of the schema: each in its own transaction, under an advisory lock that ends with it.
 //!
-//! Locks are waited for in short turns, so that the statements of running processes are not held up behind them for long.
-//! Nothing here outlives its transaction, which is all that a pooler in transaction mode gives.
+//! Each attempt waits for locks for a short time only, so that statements of running processes do not queue behind it for long.
+//! Nothing here outlives its transaction, because a pooler in transaction mode keeps no more than that.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,20 +16,18 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// How long a migration tries to get its locks.
 const LOCK_LIMIT: Duration = Duration::from_mins(1);
-/// Between two turns, so that others get theirs.
-const PAUSE: Duration = Duration::from_millis(500);
-/// How often somebody looks what a migration waits for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(700);
-/// So often in a row the session of a migration must be missing before it is given up.
-const MISSED_MAX: u32 = 5;
-/// What Postgres says when a lock was not to be had in time.
-const NO_LOCK: &str = "55P03";
+/// Pause between two attempts, in which other statements get their locks.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How often it is read which session a migration waits for.
+const WATCH_INTERVAL: Duration = Duration::from_millis(700);
+/// A migration is given up when its session was not found more often than this in a row.
+const MISSES_MAX: u32 = 5;
+/// SQLSTATE `lock_not_available`: the lock timeout has passed.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 impl Ledger {
-    /// Brings the schema up to this version of the program. Takes no lock when there is nothing to do.
-    ///
-    /// # Errors
-    /// When a migration fails, or a newer version of the program has made the schema; the database is then as it was before that migration.
+    /// Brings the schema up to this version of the program. Takes no lock when there is nothing to do. After an error the schema is as it
+    /// was before the failed migration.
     pub async fn migrate(&self) -> Result<(), LedgerError> {
         let connections = &self.pool;
         let applied = applied(connections).await;
@@ -39,7 +37,7 @@ impl Ledger {
             .iter()
             .filter(|migration| applied.iter().all(|row| row.version != migration.version));
         for migration in missing {
-            let applied = apply_patiently((connections, &self.history), migration).await;
+            let applied = apply_with_retries((connections, &self.history), migration).await;
             if let Err(LedgerError::Driver(error)) = &applied
                 && code(error).as_deref() == Some("42501")
             {
@@ -51,20 +49,21 @@ impl Ledger {
     }
 }
 
-/// A migration that the database has had.
+/// A row of `_sqlx_migrations`.
 struct Applied {
     version: i64,
     success: bool,
     checksum: Vec<u8>,
 }
 
-// The table of migrations is made by the first one, so that statements about it cannot be checked against the schema beforehand.
+// The table `_sqlx_migrations` is not part of the checked schema, so statements about it are not checked at build time.
 
 async fn applied(connections: &Connections) -> Result<Vec<Applied>, sqlx::Error> {
-    let begun: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
-        .fetch_one(connections)
-        .await?;
-    if !begun {
+    let table_exists: bool =
+        sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+            .fetch_one(connections)
+            .await?;
+    if !table_exists {
         return Ok(Vec::new());
     }
     let statement = "select version, success, checksum from _sqlx_migrations order by version";
@@ -79,7 +78,7 @@ async fn applied(connections: &Connections) -> Result<Vec<Applied>, sqlx::Error>
     Ok(rows.collect())
 }
 
-/// Whether this program can go on from what the database has had.
+/// Checks that the applied migrations are migrations of this program.
 fn check(applied: &[Applied]) -> Result<(), LedgerError> {
     for row in applied {
         let version = row.version;
@@ -93,8 +92,9 @@ fn check(applied: &[Applied]) -> Result<(), LedgerError> {
     Ok(())
 }
 
-/// The second connections are for looking at the first.
-async fn apply_patiently(
+/// Applies a migration; tries again until [`LOCK_LIMIT`] while it gets no lock. The second set of connections watches the session of the
+/// first.
+async fn apply_with_retries(
     connections: (&Connections, &Connections),
     migration: &Migration,
 ) -> Result<(), LedgerError> {
@@ -103,7 +103,7 @@ async fn apply_patiently(
     loop {
         let holder = Mutex::new(None);
         match apply(connections, migration, &holder).await {
-            Err(error) if code(&error).as_deref() == Some(NO_LOCK) => {
+            Err(error) if code(&error).as_deref() == Some(LOCK_NOT_AVAILABLE) => {
                 let holder = holder.into_inner().unwrap_or_else(PoisonError::into_inner);
                 let holder = holder.unwrap_or_else(|| "another session".to_owned());
                 if Instant::now() >= deadline {
@@ -116,9 +116,9 @@ async fn apply_patiently(
                 tracing::warn!(
                     version,
                     holder,
-                    "migration waits for a lock that somebody else holds"
+                    "migration waits for a lock that another session holds"
                 );
-                sleep(PAUSE).await;
+                sleep(RETRY_PAUSE).await;
             }
             ended => return Ok(ended?),
         }
@@ -126,12 +126,12 @@ async fn apply_patiently(
 }
 
 async fn apply(
-    (connections, looking): (&Connections, &Connections),
+    (connections, watching): (&Connections, &Connections),
     migration: &Migration,
     holder: &Mutex<Option<String>>,
 ) -> Result<(), sqlx::Error> {
     let mut transaction = connections.begin().await?;
-    // An index over a large table may take longer than any other statement; a lock may not.
+    // Building an index over a large table may take long; waiting for a lock may not.
     let settings = "set local statement_timeout = 0; set local lock_timeout = '3s'; set local idle_in_transaction_session_timeout = '30s'";
     transaction.run(settings.to_owned()).await?;
     let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
@@ -146,13 +146,13 @@ async fn apply(
     };
     tokio::select! {
         ended = work => ended,
-        lost = watch(looking, backend, holder) => Err(lost),
+        session_lost = watch(watching, backend, holder) => Err(session_lost),
     }
 }
 
-/// `false`: another process has done it meanwhile.
+/// `false`: another process has applied it in the meantime.
 async fn write(connection: &mut Connection, migration: &Migration) -> Result<bool, sqlx::Error> {
-    // One process at a time; the number is only ours.
+    // One process at a time. The number is x402d's own.
     let lock = "select pg_advisory_xact_lock(402402402)";
     connection.run(lock.to_owned()).await?;
     let table = "create table if not exists _sqlx_migrations (
@@ -164,15 +164,15 @@ async fn write(connection: &mut Connection, migration: &Migration) -> Result<boo
         execution_time bigint not null
     )";
     connection.run(table.to_owned()).await?;
-    let known: bool =
+    let already_applied: bool =
         sqlx::query_scalar("select exists (select from _sqlx_migrations where version = $1)")
             .bind(migration.version)
             .fetch_one(&mut *connection)
             .await?;
-    if known {
+    if already_applied {
         return Ok(false);
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     connection.run_unlimited(migration.sql.clone()).await?;
     sqlx::query(
         "insert into _sqlx_migrations (version, description, success, checksum, execution_time) values ($1, $2, true, $3, $4)",
@@ -180,21 +180,21 @@ async fn write(connection: &mut Connection, migration: &Migration) -> Result<boo
     .bind(migration.version)
     .bind(migration.description.as_ref())
     .bind(migration.checksum.as_ref())
-    .bind(i64::try_from(begun.elapsed().as_nanos()).unwrap_or(i64::MAX))
+    .bind(i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX))
     .execute(connection)
     .await?;
     Ok(true)
 }
 
-/// Keeps in mind who holds what a migration waits for. Ends when the server does not know its session any more.
+/// Reads again and again which session holds the lock that a migration waits for. Ends when the server has lost the migration's session.
 async fn watch(
     connections: &Connections,
     backend: i32,
     holder: &Mutex<Option<String>>,
 ) -> sqlx::Error {
-    let mut missed = 0;
+    let mut misses = 0;
     loop {
-        sleep(LOOK_INTERVAL).await;
+        sleep(WATCH_INTERVAL).await;
         let seen = sqlx::query!(
             r#"select exists (select from pg_stat_activity where pid = $1) as "lives!", (
                 select string_agg(format('pid %s, user %s, application "%s", %s', pid, usename, application_name, state), '; ')
@@ -206,16 +206,16 @@ async fn watch(
         .await;
         match seen {
             Ok(row) if row.lives => {
-                missed = 0;
+                misses = 0;
                 if row.holder.is_some() {
                     *holder.lock().unwrap_or_else(PoisonError::into_inner) = row.holder;
                 }
             }
-            Ok(_) => missed += 1,
-            Err(_) if missed < MISSED_MAX => missed += 1,
+            Ok(_) => misses += 1,
+            Err(_) if misses < MISSES_MAX => misses += 1,
             Err(error) => return error,
         }
-        if missed > MISSED_MAX {
+        if misses > MISSES_MAX {
             return sqlx::Error::WorkerCrashed;
         }
     }

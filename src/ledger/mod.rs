@@ -1,13 +1,19 @@
 //! The only door to SQL: payments, grants, lanes, transactions and their history, in Postgres.
 //!
-//! Knows the domain's types. Must not know RPC, HTTP or why a payment changes; it records decisions of the rooms above. What
-//! always holds: a transition is a guarded update that repeats the state it starts from; every invariant stands here as a named
-//! constraint too; nothing outlives a transaction (no session's lock, no `NOTIFY`), so that a pooler in transaction mode serves as
-//! well. Time in leases is the database's, never ours; every wait for the database has a limit of ours.
+//! Knows the domain's types. Must not know RPC, HTTP or why a payment changes: it records decisions of the rooms above.
+//!
+//! What always holds:
+//!
+//! - A transition is a guarded update: it repeats the state that it starts from.
+//! - Every invariant is a named constraint of the schema too.
+//! - Nothing outlives a transaction (no session lock, no `NOTIFY`), so that a pooler in transaction mode works as well.
+//! - Leases are measured by the database's clock, never by this machine's.
+//! - Every wait for the database has a limit on this side.
 
 mod acceptance;
 mod accounts;
 mod connections;
+mod detail;
 mod error;
 mod foreign;
 mod fundings;
@@ -15,7 +21,6 @@ mod grants;
 mod groups;
 mod history;
 mod lanes;
-mod life;
 mod migrate;
 mod outbox;
 mod payments;
@@ -43,14 +48,14 @@ use crate::clock::{Clock, FollowingClock};
 use crate::protocol::Network;
 
 pub use acceptance::{Accepted, MovedBefore, NewPayment};
+pub use detail::{AttemptMade, Event, Life, Mined};
 pub use error::{LedgerError, Unreadable};
 pub use foreign::{ForeignNonce, NoncesLost};
 pub use fundings::{Funded, Funding, Given};
 pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
 pub use groups::LedgerTask;
-pub use history::{Cursor, Entry, HistoryFilter, Page, SessionOf};
+pub use history::{Cursor, Entry, HistoryFilter, Page, PaidSession};
 pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
-pub use life::{AttemptMade, Event, Life, Mined};
 pub use outbox::{Attempt, Heard, NewTransaction, Recorded, TransactionKind, Unmined};
 pub use payments::AuthorizationKey;
 pub use processes::ProcessId;
@@ -60,19 +65,19 @@ pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 pub use undecided::{Undecided, Verdict};
 
-/// How often a lease is renewed. The lease of a lane is 10 s: one renewal that got no answer and the next one fit into it.
-/// That of a process is 15 s: a grant that was answered is closed before it ends, even if the first try to do so got no answer.
+/// How often a lease is renewed. The lease of a lane is 10 s: a renewal without an answer and the next one fit into it.
+/// The lease of a process is 15 s: an answered grant is closed before it ends, even when the first try to close it gets no answer.
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
-/// How long the core path may take to look up nothing, before the ledger is called unwell.
+/// How long the core path may take to look up an absent authorization before the ledger is reported as unusable.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);
 
-/// A transaction between two statements is ended by the server after this time: whoever began it may be gone without a word, and what it
-/// has locked is needed by others.
+/// The server ends a transaction that is idle between two statements after this time: its process may have died, and others need its locks.
 const ABANDONED: (&str, &str) = ("idle_in_transaction_session_timeout", "5s");
 
-/// The core path. Each of its statements finds its rows by an index; while a table is young the planner does not know how it grows, and
-/// would rather read all of it. Plans are never compiled to machine code: that takes longer than any statement here runs. A database that
-/// does not answer is a 503 after both limits together, less than 15 s.
+/// The core path. A database that does not answer is a 503 after both limits together, in less than 15 s.
+///
+/// `enable_seqscan` is off because each statement finds its rows by an index, and the planner would read a young table as a whole.
+/// `jit` is off because compiling a plan takes longer than any statement here runs.
 const CORE: Limits = Limits {
     acquire: Duration::from_secs(4),
     statement: Duration::from_secs(9),
@@ -83,7 +88,7 @@ const CORE: Limits = Limits {
         ABANDONED,
     ],
 };
-/// Leases, and what has to be done before one ends.
+/// Leases, and statements that must end before a lease does.
 const LEASES: Limits = Limits {
     acquire: Duration::from_secs(2),
     statement: Duration::from_secs(4),
@@ -101,17 +106,17 @@ const HISTORY: Limits = Limits {
     settings: &[("statement_timeout", "10s"), ("jit", "off")],
 };
 
-/// How connections are divided.
+/// How the connections are divided.
 #[derive(Debug, PartialEq, Eq)]
-struct Shares {
+struct ConnectionShares {
     callers: u32,
-    /// For lanes, and as many for the history.
+    /// For lanes; the history gets the same number.
     quarter: u32,
-    /// For leases, and as many for grants.
+    /// For leases; grants get the same number.
     for_leases: u32,
 }
 
-impl Shares {
+impl ConnectionShares {
     fn of(connections_max: u32) -> Self {
         let quarter = (connections_max / 4).max(1);
         let for_leases = if connections_max < 12 { 1 } else { 2 };
@@ -124,18 +129,17 @@ impl Shares {
     }
 }
 
-/// The ledger, as one running process sees it. Cheap to clone.
+/// The ledger as one running process sees it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    /// What callers wait for.
+    /// For requests of callers.
     pool: Connections,
-    /// What lanes write has connections of its own, so that no crowd of callers holds it up.
+    /// For lanes, so that many callers do not delay them.
     engine: Connections,
-    /// So have the leases.
     leases: Connections,
-    /// So has the giving and closing of grants, which leases guard.
+    /// For giving and closing grants, which have to end within a lease.
     granting: Connections,
-    /// And long reads, so that no question of an operator holds up a payment.
+    /// For long reads, so that an operator's request does not delay a payment.
     history: Connections,
     options: PgConnectOptions,
     process: ProcessId,
@@ -144,11 +148,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Connects to `url` with at most `connections_max` connections (five at least), waiting at most four seconds for one. The statements of
-    /// the core path are run, in groups, by the task that comes with it.
-    ///
-    /// # Errors
-    /// When the URL cannot be read or the server cannot be used; the error says why, for the operator.
+    /// Connects to `url` with at most `connections_max` connections (five at least), waiting at most four seconds for one. The returned
+    /// task runs the statements of the core path, in groups. The error says for the operator why the URL or the server cannot be used.
     pub async fn connect(
         url: &str,
         connections_max: u32,
@@ -156,15 +157,15 @@ impl Ledger {
         let options = connections::options_of(url).map_err(LedgerError::Unusable)?;
         let server = Server::find(options.clone(), CORE.acquire).await;
         let server = server.map_err(|error| unusable(&error, &options))?;
-        let Shares {
+        let ConnectionShares {
             callers,
             quarter,
             for_leases,
-        } = Shares::of(connections_max);
+        } = ConnectionShares::of(connections_max);
         let pool = Connections::new(&server, callers, CORE);
         let process = ProcessId(Uuid::now_v7());
         let granting = Connections::new(&server, for_leases, LEASES);
-        let (groups, task) = groups::open(&pool, &granting, process);
+        let (groups, task) = groups::new_groups(&pool, &granting, process);
         let ledger = Self {
             pool,
             engine: Connections::new(&server, quarter, CORE),
@@ -179,25 +180,22 @@ impl Ledger {
         Ok((ledger, task))
     }
 
-    /// Which process this is in the ledger's eyes.
+    /// The id of this process in the ledger.
     pub const fn process(&self) -> ProcessId {
         self.process
     }
 
-    /// The database's time, as of the last sign of life and from there on by this machine's.
+    /// The database's time: set by each renewal of the process lease, and continued by this machine's clock in between.
     pub fn clock(&self) -> Arc<dyn Clock> {
         Arc::<FollowingClock>::clone(&self.clock)
     }
 
-    /// How long ago the database renewed the lease of this process, once it has.
+    /// How long ago the database renewed the lease of this process. `None`: it never did.
     pub fn silent_for(&self) -> Option<Duration> {
         self.clock.age()
     }
 
-    /// Whether the database answers and takes writes, and the core path gets through to it.
-    ///
-    /// # Errors
-    /// When it does not.
+    /// Checks that the database answers and takes writes, and that the core path reaches it.
     pub async fn check(&self) -> Result<(), LedgerError> {
         let read_only = sqlx::query_scalar!(
             r#"select current_setting('transaction_read_only')::boolean as "read_only!""#
@@ -205,21 +203,24 @@ impl Ledger {
         .fetch_one(&self.leases)
         .await?;
         if read_only {
-            return Err(LedgerError::TakesNoWrites);
+            return Err(LedgerError::ReadOnly);
         }
-        let nobody = self.known(AuthorizationKey {
+        let absent = self.known(AuthorizationKey {
             network: Network::from_chain_id(1),
             domain: Address::ZERO,
             payer: Address::ZERO,
             nonce: B256::ZERO,
         });
-        timeout(CHECK_LIMIT, nobody).await.map_err(|_| {
-            LedgerError::Unusable("statements are left without an answer".to_owned())
+        timeout(CHECK_LIMIT, absent).await.map_err(|_| {
+            LedgerError::Unusable(format!(
+                "the ledger got no answer to a lookup within {} s; check the database's load and network",
+                CHECK_LIMIT.as_secs()
+            ))
         })??;
         Ok(())
     }
 
-    /// Closes all connections after what is under way.
+    /// Closes all connections, each after the statement that is running on it.
     pub async fn close(&self) {
         tokio::join!(
             self.pool.close(),
@@ -230,19 +231,18 @@ impl Ledger {
         );
     }
 
-    /// Which database this is, for the operator.
+    /// Names the database, for the operator.
     pub fn database(&self) -> String {
         connections::database_of(&self.options)
     }
 
-    /// Why the database cannot be used, for the operator.
     fn cannot_use(&self, error: &sqlx::Error) -> LedgerError {
         unusable(error, &self.options)
     }
 }
 
 fn unusable(error: &sqlx::Error, options: &PgConnectOptions) -> LedgerError {
-    LedgerError::Unusable(connections::advice(error, options))
+    LedgerError::Unusable(connections::explain(error, options))
 }
 
 #[cfg(test)]
@@ -250,13 +250,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_are_divided_without_a_remainder_and_everybody_has_one() {
+    fn all_connections_are_divided_and_each_share_has_one() {
         for connections_max in 5..=256 {
-            let shares = Shares::of(connections_max);
+            let shares = ConnectionShares::of(connections_max);
             let sum = shares.callers + 2 * (shares.quarter + shares.for_leases);
             assert_eq!(sum, connections_max, "{shares:?}");
             assert!(shares.callers > 0 && shares.callers >= shares.for_leases);
         }
-        assert_eq!(Shares::of(32).callers, 12);
+        assert_eq!(ConnectionShares::of(32).callers, 12);
     }
 }

@@ -1,4 +1,4 @@
-//! The write-ahead line: nothing leaves for the chain before its bytes, hash and nonce are committed here.
+//! The write-ahead line: bytes, hash and nonce of a transaction are committed here before it is sent.
 
 use alloy::primitives::{B256, Bytes, keccak256};
 use uuid::Uuid;
@@ -9,29 +9,28 @@ use super::{LaneKey, Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
 use crate::protocol::Network;
 
-/// Signed bytes and what they cost at most.
+/// A signed transaction with its fee limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
     /// Keccak-256 of `raw`, computed here and never taken from an RPC.
     pub hash: B256,
     /// The EIP-2718 envelope.
     pub raw: Bytes,
-    /// Gas at most.
     pub gas_limit: u64,
-    /// Wei per gas at most.
+    /// `maxFeePerGas` in wei (EIP-1559).
     pub max_fee_wei: u128,
-    /// Wei per gas for the block's producer at most.
+    /// `maxPriorityFeePerGas` in wei (EIP-1559).
     pub max_priority_fee_wei: u128,
-    /// They do nothing but use the nonce.
+    /// An empty self-transfer, which only uses the nonce.
     pub empty: bool,
 }
 
-/// What a transaction of ours is for.
+/// The purpose of one of our transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransactionKind {
     /// One settlement.
     Direct,
-    /// Several, by Multicall3, each of which may fail alone.
+    /// Several settlements by Multicall3, each of which may fail alone.
     Batch,
     /// Gas money for a payer.
     Funding,
@@ -51,37 +50,35 @@ impl TransactionKind {
 /// A transaction about to be written.
 #[derive(Debug)]
 pub struct NewTransaction<'a> {
-    /// Its lane.
     pub lane: LaneKey,
-    /// The ownership under which it was planned.
+    /// The epoch of the lane's lease under which it was planned.
     pub epoch: i64,
-    /// Its nonce, which must be the lane's next.
+    /// Must be the lane's next nonce.
     pub nonce: u64,
-    /// What it is for.
     pub kind: TransactionKind,
-    /// Its first bytes.
+    /// Its first attempt.
     pub attempt: &'a Attempt,
-    /// What rides in it, in order.
+    /// Its payments, in the order of their calls.
     pub payments: &'a [&'a Payment],
 }
 
-/// What the endpoints said to bytes, for the history; nothing is decided by it.
+/// The endpoints' reply to a broadcast, for the history only: no decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heard {
     /// `accepted`, `rejected` or `unknown`.
     pub reply: &'static str,
-    /// Why they were rejected.
+    /// Why the transaction was rejected.
     pub reason: Option<&'static str>,
 }
 
 /// Whether a transaction was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
-    /// Committed: it may be broadcast, and will be by whoever owns the lane.
+    /// Committed, with its id: it may be broadcast, and every owner of the lane will do so.
     Written(Uuid),
     /// Another process owns the lane or has used the nonce. Nothing was written.
     LaneLost,
-    /// Not all payments are queued any more. Nothing was written; plan again with these, which are.
+    /// Not all payments are queued any more. Nothing was written; plan again with these, which still are.
     PaymentsMoved(Vec<PaymentId>),
 }
 
@@ -90,23 +87,21 @@ pub enum Recorded {
 pub struct Unmined {
     /// Its id in the ledger.
     pub id: Uuid,
-    /// On which chain.
     pub network: Network,
     /// Its account nonce.
     pub nonce: u64,
-    /// Whether its payments ride in a call of Multicall3, where one may fail without the transaction failing.
+    /// Whether its payments are calls of Multicall3, where one may fail without the transaction failing.
     pub batch: bool,
-    /// All its attempts, oldest first.
+    /// Hash and bytes of all its attempts, oldest first.
     pub attempts: Vec<(B256, Bytes)>,
-    /// What rides in it.
     pub payments: Vec<Payment>,
 }
 
 impl Ledger {
-    /// Writes a transaction, its bytes and its payments, and moves the lane on: all or nothing, in one commit.
+    /// Writes a transaction, its first attempt and its payments, and advances the lane's nonce, all in one commit.
     ///
     /// # Errors
-    /// When the database fails; the commit may then have happened, and the caller must look again before using the nonce.
+    /// The commit may have happened: read the lane again before using the nonce.
     pub async fn record(&self, new: &NewTransaction<'_>) -> Result<Recorded, LedgerError> {
         let mut transaction = self.engine.begin().await?;
         let recorded = self.write(&mut transaction, new).await?;
@@ -116,7 +111,7 @@ impl Ledger {
         Ok(recorded)
     }
 
-    /// The statements of [`Self::record`]; anything but [`Recorded::Written`] has to be rolled back.
+    /// The statements of [`Self::record`]. Any result but [`Recorded::Written`] must be rolled back.
     pub(super) async fn write(
         &self,
         connection: &mut Connection,
@@ -143,9 +138,9 @@ impl Ledger {
             .iter()
             .map(|payment| payment.authorization.value.to_string());
         let amounts: Vec<String> = amounts.collect();
-        // What was read some time ago may have been refused and presented anew with another charge: these bytes are not for that one.
-        // `is true` keeps the index over states out of it: the queue may be long, and these are known by id.
-        let moved = sqlx::query_scalar!(
+        // The amount is compared because a payment may have been refused and presented again with another charge since it was read.
+        // `is true` makes the planner find the rows by id: the index over states would read the whole queue.
+        let changed = sqlx::query_scalar!(
             "update payments p set state = 'inflight', transaction_hash = $2
             from unnest($1::uuid[], $4::text[]) as riding (id, amount)
             where p.id = riding.id and p.amount = riding.amount::numeric and (p.state = 'queued') is true and p.quarantined_at is null
@@ -158,9 +153,9 @@ impl Ledger {
         )
         .fetch_all(&mut *connection)
         .await?;
-        if moved.len() != ids.len() {
+        if changed.len() != ids.len() {
             return Ok(Recorded::PaymentsMoved(
-                moved.into_iter().map(PaymentId).collect(),
+                changed.into_iter().map(PaymentId).collect(),
             ));
         }
         let id = Uuid::now_v7();
@@ -193,11 +188,11 @@ impl Ledger {
         Ok(Recorded::Written(id))
     }
 
-    /// Writes further bytes for the nonce of an open transaction, before they are sent; its payments name the newest. `false`: the lane is
-    /// another process's now, or the transaction is not open any more.
+    /// Writes a replacement for the nonce of an open transaction, before it is sent; the transaction's payments then name its hash.
+    /// `false`: this process does not own the lane any more, or the transaction is not open.
     ///
     /// # Errors
-    /// When the database fails; the commit may then have happened.
+    /// The commit may have happened.
     pub async fn record_attempt(
         &self,
         lane: (LaneKey, i64),
@@ -206,7 +201,7 @@ impl Ledger {
     ) -> Result<bool, LedgerError> {
         let (LaneKey { network, signer }, epoch) = lane;
         let mut writing = self.engine.begin().await?;
-        // Held to the end, so that nobody becomes the owner between the look and the commit.
+        // `for share` holds the lane to the end, so that no other process claims it before the commit.
         let written = sqlx::query_scalar!(
             "with owned as (
                 select network, signer from lanes
@@ -247,27 +242,22 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Notes what the endpoints said to an attempt, when it is not what they said before.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn note_reply(&self, attempt: B256, heard: Heard) -> Result<(), LedgerError> {
+    /// Records the endpoints' reply to an attempt, if it differs from the recorded one.
+    pub async fn note_reply(&self, attempt: B256, reply: Heard) -> Result<(), LedgerError> {
         sqlx::query!(
             "update attempts set broadcast = $2, broadcast_reason = $3, broadcast_at = now()
             where hash = $1 and (broadcast, broadcast_reason) is distinct from ($2, $3)",
             attempt.as_slice(),
-            heard.reply,
-            heard.reason,
+            reply.reply,
+            reply.reason,
         )
         .execute(&self.engine)
         .await?;
         Ok(())
     }
 
-    /// The transactions of a lane whose outcome is open, in nonce order: what a new owner sends again and watches.
-    ///
-    /// # Errors
-    /// When the database fails; a payment that cannot be read is quarantined.
+    /// The open transactions of a lane in the order of their nonces, for a new owner to send again and follow.
+    /// A payment that cannot be read is quarantined and left out.
     pub async fn unmined(&self, lane: LaneKey) -> Result<Vec<Unmined>, LedgerError> {
         let rows = sqlx::query!(
             "select t.id, t.nonce, t.kind, a.hash, a.raw from transactions t join attempts a on a.transaction_id = t.id
@@ -277,14 +267,14 @@ impl Ledger {
         )
         .fetch_all(&self.engine)
         .await?;
-        let mut unmined: Vec<Unmined> = Vec::new();
+        let mut transactions: Vec<Unmined> = Vec::new();
         for row in rows {
-            // The bytes say it as well.
+            // The hash follows from the bytes.
             let hash = hash(&row.hash).unwrap_or_else(|| keccak256(&row.raw));
-            if unmined.last().map(|open| open.id) != Some(row.id) {
-                let payments = self.riding(row.id).await?;
+            if transactions.last().map(|open| open.id) != Some(row.id) {
+                let payments = self.payments_of(row.id).await?;
                 let nonce = u64::try_from(row.nonce).unwrap_or_default();
-                unmined.push(Unmined {
+                transactions.push(Unmined {
                     id: row.id,
                     network: lane.network,
                     nonce,
@@ -293,14 +283,14 @@ impl Ledger {
                     payments,
                 });
             }
-            if let Some(open) = unmined.last_mut() {
+            if let Some(open) = transactions.last_mut() {
                 open.attempts.push((hash, row.raw.into()));
             }
         }
-        Ok(unmined)
+        Ok(transactions)
     }
 
-    async fn riding(&self, transaction: Uuid) -> Result<Vec<Payment>, LedgerError> {
+    async fn payments_of(&self, transaction: Uuid) -> Result<Vec<Payment>, LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "join transaction_payments tp on tp.payment_id = p.id where tp.transaction_id = $1 and tp.outcome is null order by tp.position",
             transaction

@@ -1,26 +1,23 @@
-//! Payments: acceptance, lookup, and the changes that need no transaction of the chain.
+//! Payments: lookup, the queue, and the changes that need no transaction on chain.
 
 use alloy::primitives::{Address, B256};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::quarantine::one_by_one;
+use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
 use crate::payment::state::Exit;
 use crate::payment::{Candidate, Payment, PaymentId};
 use crate::protocol::{Network, X402Version};
 
-/// What makes an authorization unique on its chain.
+/// Identifies an authorization: unique per network, contract and payer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AuthorizationKey {
-    /// Where.
     pub network: Network,
-    /// The contract in which the nonce is used up: the token for EIP-3009, else Permit2.
+    /// The contract that records the nonce as used: the token for EIP-3009, else Permit2.
     pub domain: Address,
-    /// Whose nonce.
     pub payer: Address,
-    /// Which nonce.
     pub nonce: B256,
 }
 
@@ -47,34 +44,33 @@ impl From<&Payment> for AuthorizationKey {
 }
 
 impl Ledger {
-    /// The payment with this id.
-    ///
-    /// # Errors
-    /// When the database fails or the row cannot be read.
     pub async fn payment(&self, id: PaymentId) -> Result<Option<Payment>, LedgerError> {
         let rows = select_payments!("where p.id = $1", id.0)
             .fetch_all(&self.pool)
             .await?;
-        let payment = one_by_one(&self.pool, rows).await.pop();
+        let payment = each_payment(&self.pool, rows).await.pop();
         Ok(payment.map(|(_, payment)| payment).transpose()?)
     }
 
-    /// Takes payments into the hands of this process that wait for a transaction on `network` of any of `signers`: those that nobody has in hand;
-    /// after two seconds those that this process had, unless they are in `in_hand`, and those of a process that has not been heard of for five;
-    /// after ten seconds those of any other, which may be unable to send them. At most `limit`, oldest first.
+    /// Claims queued payments for this process that any of `signers` may settle on `network`. At most `limit`, oldest first.
+    /// Claimed are payments that are
     ///
-    /// # Errors
-    /// When the database fails; a row that cannot be read is set aside.
+    /// - unclaimed;
+    /// - claimed by this process for two seconds: its memory has lost them;
+    /// - claimed for two seconds by a process that has not renewed its lease for five;
+    /// - claimed for ten seconds by another live process: it may be unable to send them.
+    ///
+    /// Payments in `already_claimed` are left out: this process has them in memory. A row that cannot be read is quarantined and left out.
     pub async fn take_up(
         &self,
         network: Network,
         signers: &[Address],
-        in_hand: &[PaymentId],
+        already_claimed: &[PaymentId],
         limit: i64,
     ) -> Result<Vec<Payment>, LedgerError> {
         let signers: Vec<&[u8]> = signers.iter().map(|signer| signer.as_slice()).collect();
-        let in_hand: Vec<Uuid> = in_hand.iter().map(|id| id.0).collect();
-        let taken = sqlx::query_scalar!(
+        let already_claimed: Vec<Uuid> = already_claimed.iter().map(|id| id.0).collect();
+        let claimed = sqlx::query_scalar!(
             "update payments set queued_by = $4, queued_at = now() where id = any(array(
                 select id from payments
                 where network = $1 and state = 'queued' and quarantined_at is null and (signer is null or signer = any($2))
@@ -87,26 +83,23 @@ impl Ledger {
             )) returning id",
             network.to_string(),
             &signers as _,
-            &in_hand,
+            &already_claimed,
             self.process().0,
             limit,
         )
         .fetch_all(&self.pool)
         .await?;
-        if taken.is_empty() {
+        if claimed.is_empty() {
             return Ok(Vec::new());
         }
         let rows: Vec<PaymentRow> =
-            select_payments!("where p.id = any($1) order by p.created_at", &taken)
+            select_payments!("where p.id = any($1) order by p.created_at", &claimed)
                 .fetch_all(&self.pool)
                 .await?;
         Ok(self.readable(rows).await)
     }
 
-    /// Leaves queued payments to whoever owns a lane.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Releases the claims of this process on queued payments, so that any process may claim them.
     pub async fn put_down(&self, payments: &[PaymentId]) -> Result<(), LedgerError> {
         let ids: Vec<Uuid> = payments.iter().map(|id| id.0).collect();
         sqlx::query!(
@@ -119,10 +112,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes a queued payment out before any broadcast. `false`: it is not queued any more, so bytes may be on their way.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Refuses a queued payment before any broadcast. `false`: it is not queued any more, so a transaction may have been sent.
     pub async fn refuse(&self, id: PaymentId, exit: &Exit) -> Result<bool, LedgerError> {
         let updated = sqlx::query!(
             "update payments set state = 'refused', reason = $2, message = $3 where id = $1 and state = 'queued'",
@@ -135,11 +125,9 @@ impl Ledger {
         Ok(updated.rows_affected() == 1)
     }
 
-    /// Queued payments of a network whose authorizations have ended by `now`, the longest queued first, at most `limit`. Lanes refuse theirs
-    /// before they write anything; these have no lane: their payers have named a signer that is stopped or gone.
-    ///
-    /// # Errors
-    /// When the database fails; a row that cannot be read is set aside.
+    /// Queued payments of a network whose authorizations have expired by `now`, the longest queued first, at most `limit`.
+    /// A lane refuses its own expired payments. Those found here have no running lane: their payers named a signer that is stopped or
+    /// removed. A row that cannot be read is quarantined and left out.
     pub async fn expired(
         &self,
         network: Network,
@@ -158,18 +146,16 @@ impl Ledger {
         Ok(self.readable(rows).await)
     }
 
-    /// Payments of a network whose authorizations have moved nothing and still could, if somebody else submits them: refused ones,
-    /// and with `failed_too` those that were proven unable to, because a reorganisation undoes proofs. The newest, at most `limit`.
-    ///
-    /// # Errors
-    /// When the database fails; a row that cannot be read is set aside.
+    /// Payments of a network without a transfer whose authorizations a third party could still submit, the newest first, at most `limit`.
+    /// These are refused payments and, with `failed_too`, failed ones: a reorg invalidates the proof that they cannot move money.
+    /// A row that cannot be read is quarantined and left out.
     pub async fn unmoved(
         &self,
         network: Network,
         failed_too: bool,
         limit: i64,
     ) -> Result<Vec<Payment>, LedgerError> {
-        // An authorization that is accepted ends within a day; the bound on the index spares what is older.
+        // An accepted authorization expires within a day, so the bound on `created_at` keeps the index scan short.
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.state in ('refused', 'failed') and (p.state = 'refused' or $2)
                 and p.created_at > now() - interval '25 hours' and p.valid_before > now() - interval '1 hour'
@@ -184,10 +170,8 @@ impl Ledger {
         Ok(self.readable(rows).await)
     }
 
-    /// Whether payments that were called failed ride in transactions of ours whose outcome is open: a reorganisation has undone the proof.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Whether any failed payment of the network is in one of our transactions with an open outcome: a reorg invalidated the proof of
+    /// failure.
     pub async fn failed_in_flight(&self, network: Network) -> Result<bool, LedgerError> {
         let any = sqlx::query_scalar!(
             r#"select exists (
@@ -201,10 +185,7 @@ impl Ledger {
         Ok(any)
     }
 
-    /// Which of `ids` have nothing left to wait for on the chain. For callers that wait at another replica than the one that settles.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Which of `ids` have nothing left to wait for on chain. For requests that wait at another replica than the one that settles.
     pub async fn decided(&self, ids: &[PaymentId]) -> Result<Vec<PaymentId>, LedgerError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let decided = sqlx::query_scalar!(

@@ -1,4 +1,4 @@
-//! Which processes live, and which chains the ledger speaks of.
+//! Processes with their leases, and the identity of the chains that the ledger belongs to.
 
 use alloy::primitives::B256;
 use uuid::Uuid;
@@ -12,10 +12,7 @@ use crate::protocol::Network;
 pub struct ProcessId(pub Uuid);
 
 impl Ledger {
-    /// Enters this process into the ledger; everything that it writes refers to the row.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Inserts a row for this process; everything that the process writes refers to it.
     pub async fn begin_process(&self) -> Result<(), LedgerError> {
         let now = sqlx::query_scalar!(
             r#"insert into processes (id, version, lease_until) values ($1, $2, now() + interval '15 seconds')
@@ -29,10 +26,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Says that this process lives and which networks it serves, and sets its clock.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Renews the lease of this process, records the networks that it serves, and sets its clock.
     pub async fn renew_process(&self, serves: &[Network]) -> Result<(), LedgerError> {
         let serves: Vec<String> = serves.iter().map(Network::to_string).collect();
         let now = sqlx::query_scalar!(
@@ -48,10 +42,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Says that this process has ended in order: its lanes are free at once and its unanswered grants are void.
-    ///
-    /// # Errors
-    /// When the database fails; the leases then run out by themselves.
+    /// Records an orderly end of this process: its lanes can be claimed at once, and its unanswered grants are void.
+    /// On an error the leases run out by themselves.
     pub async fn end_process(&self) -> Result<(), LedgerError> {
         let mut transaction = self.leases.begin().await?;
         sqlx::query!(
@@ -70,10 +62,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// Makes sure that `network` still is the chain that this ledger was begun on.
+    /// Checks by the hash of the genesis block that `network` is the chain that this ledger was started on. The first call records the
+    /// hash.
     ///
     /// # Errors
-    /// [`LedgerError::OtherChain`] when it is not.
+    /// [`LedgerError::OtherChain`] when it is another chain.
     pub async fn recognise_network(
         &self,
         network: Network,
@@ -105,10 +98,7 @@ impl Ledger {
         })
     }
 
-    /// Which proxies a network had when its chain was last asked.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// The proxies that a network had when its chain was last asked.
     pub async fn proxies(&self, network: Network) -> Result<Proxies, LedgerError> {
         let row = sqlx::query!(
             "select exact_proxy, upto_proxy from networks where network = $1",
@@ -122,10 +112,7 @@ impl Ledger {
         }))
     }
 
-    /// Remembers which proxies a network has.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Records which proxies a network has.
     pub async fn note_proxies(&self, network: Network, found: Proxies) -> Result<(), LedgerError> {
         sqlx::query!(
             "update networks set exact_proxy = $2, upto_proxy = $3

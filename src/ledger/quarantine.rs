@@ -1,4 +1,5 @@
-//! Payments that wait for the operator: an assumption about them does not hold, or their rows cannot be read. Their state stays.
+//! Quarantine: payments that wait for the operator, because an assumption about them does not hold or their row cannot be read. Their state
+//! is kept.
 
 use super::connections::{Connection, Connections};
 use super::error::Unreadable;
@@ -7,34 +8,30 @@ use super::{Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
 
 impl Ledger {
-    /// Quarantines a payment.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn set_aside(&self, id: PaymentId, why: &str) -> Result<(), LedgerError> {
+    pub async fn quarantine(&self, id: PaymentId, why: &str) -> Result<(), LedgerError> {
         let mut connection = self.engine.acquire().await?;
         quarantine(&mut connection, id, why).await.map(drop)
     }
 
-    /// The payments of rows; one that cannot be read is quarantined and left out.
+    /// The payments of rows. A row that cannot be read is quarantined and left out.
     pub(super) async fn readable(&self, rows: Vec<PaymentRow>) -> Vec<Payment> {
-        let payments = one_by_one(&self.engine, rows).await.into_iter();
+        let payments = each_payment(&self.engine, rows).await.into_iter();
         payments.filter_map(|(_, payment)| payment.ok()).collect()
     }
 }
 
-/// Each row as a payment, in their order. One that cannot be read is quarantined, and is nobody's business but of who asks for it.
-pub(super) async fn one_by_one(
+/// The payment of each row, in their order. A row that cannot be read is quarantined; it is an error of its own payment only.
+pub(super) async fn each_payment(
     pool: &Connections,
     rows: Vec<PaymentRow>,
 ) -> Vec<(PaymentId, Result<Payment, Unreadable>)> {
     let mut payments = Vec::with_capacity(rows.len());
     for row in rows {
         let id = PaymentId(row.id);
-        let known = row.quarantine_reason.is_some();
+        let already_quarantined = row.quarantine_reason.is_some();
         let payment = Payment::try_from(row);
         if let Err(unreadable) = &payment
-            && !known
+            && !already_quarantined
         {
             quarantine_unreadable(pool, id, unreadable).await;
         }
@@ -43,35 +40,35 @@ pub(super) async fn one_by_one(
     payments
 }
 
-/// Quarantines a payment whose row cannot be read. A database that does not let us must not hurt those who ask for other rows.
+/// Quarantines a payment whose row cannot be read. A failure to do so is logged and not returned, so that other rows are still read.
 pub(super) async fn quarantine_unreadable(
     pool: &Connections,
     id: PaymentId,
     unreadable: &Unreadable,
 ) {
     let why = unreadable.to_string();
-    let done = async {
+    let quarantined = async {
         let mut connection = pool.acquire().await?;
         quarantine(&mut connection, id, &why).await
     };
-    match done.await {
+    match quarantined.await {
         Ok(true) => {
-            tracing::error!(payment.id = %id, why, "payment quarantined: its row cannot be read; the operator has to look at it");
+            tracing::error!(payment.id = %id, why, "payment quarantined: its row cannot be read; correct the row or restore it");
         }
         Ok(false) => {}
         Err(error) => {
-            tracing::error!(payment.id = %id, why, %error, "payment not quarantined, although its row cannot be read: the database failed");
+            tracing::error!(payment.id = %id, why, %error, "payment not quarantined although its row cannot be read: database statement failed");
         }
     }
 }
 
-/// Quarantines a payment. `false`: it was before.
+/// Quarantines a payment and keeps its state. `false`: it is in quarantine already.
 pub(super) async fn quarantine(
     connection: &mut Connection,
     id: PaymentId,
     why: &str,
 ) -> Result<bool, LedgerError> {
-    let done = sqlx::query!(
+    let updated = sqlx::query!(
         "with aside as (
             update payments set quarantined_at = now(), quarantine_reason = $2
             where id = $1 and quarantined_at is null returning id, transaction_hash
@@ -82,5 +79,5 @@ pub(super) async fn quarantine(
     )
     .execute(&mut *connection)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(updated.rows_affected() == 1)
 }

@@ -1,4 +1,5 @@
-//! What became of transactions: results, depth, reorganisations. One SQL transaction for a whole mined transaction.
+//! Results of transactions: mined blocks, confirmations, reorgs. A mined transaction is recorded with all its payments in one SQL
+//! transaction.
 
 use alloy::primitives::B256;
 use time::OffsetDateTime;
@@ -10,14 +11,11 @@ use super::{Ledger, LedgerError};
 use crate::payment::PaymentId;
 use crate::protocol::Network;
 
-/// A block as results refer to it.
+/// The block of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockRef {
-    /// Height.
     pub number: u64,
-    /// Hash.
     pub hash: B256,
-    /// Time.
     pub time: OffsetDateTime,
 }
 
@@ -26,42 +24,37 @@ pub struct BlockRef {
 pub struct MinedTransaction {
     /// Its id in the ledger.
     pub id: Uuid,
-    /// Which attempt was mined.
+    /// Hash of the attempt that was mined.
     pub hash: B256,
-    /// Where.
     pub block: BlockRef,
     /// Status of the receipt.
     pub succeeded: bool,
-    /// Gas used by all of it.
+    /// Gas used by the whole transaction.
     pub gas_used: u64,
-    /// Effective wei per gas.
+    /// Effective gas price in wei.
     pub gas_price_wei: u128,
-    /// Wei paid besides that.
+    /// Wei paid in addition to gas, such as a rollup's data fee.
     pub further_fee_wei: u128,
-    /// The payments whose exact Transfer is in its logs.
+    /// The payments whose exact `Transfer` is in its logs.
     pub moved: Vec<MovedRow>,
 }
 
-/// A payment whose money moved in a transaction of ours.
+/// A payment whose money was transferred by one of our transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MovedRow {
-    /// Which.
     pub payment: PaymentId,
-    /// Position of the log in the block.
+    /// Position of the `Transfer` log in the block.
     pub log_index: u64,
-    /// Whether the promised depth is reached already.
+    /// The transfer has the promised confirmations.
     pub deep: bool,
 }
 
 impl Ledger {
-    /// Records a mined transaction and the payments whose money it moved; all others that rode in it are undecided from then on
-    /// ([`Ledger::undecided`]). Repeating it changes nothing. Returns how many moved.
-    ///
-    /// # Errors
-    /// When the database fails; nothing of it is recorded then.
+    /// Records a mined transaction and the payments whose money it transferred; its other payments are undecided from then on
+    /// ([`Ledger::undecided`]). Repeating it changes nothing. Returns the number of payments transferred. On an error nothing was recorded.
     pub async fn record_mined(&self, mined: &MinedTransaction) -> Result<usize, LedgerError> {
         match self.record_rows(mined, &mined.moved).await {
-            // One of them names a log that belongs to another payment: each is looked at by itself.
+            // A log is recorded for another payment: all payments become undecided, and each is decided by itself.
             Err(error) if error.constraint() == Some("payments_one_per_log") => {
                 self.record_rows(mined, &[]).await
             }
@@ -72,10 +65,10 @@ impl Ledger {
     async fn record_rows(
         &self,
         mined: &MinedTransaction,
-        moved: &[MovedRow],
+        transferred: &[MovedRow],
     ) -> Result<usize, LedgerError> {
         let mut transaction = self.engine.begin().await?;
-        let fresh = sqlx::query!(
+        let updated = sqlx::query!(
             "update transactions set state = 'mined', hash = $2, succeeded = $3, block_number = $4, block_hash = $5, gas_used = $6,
                 gas_price_wei = ($7::text)::numeric, further_fee_wei = ($8::text)::numeric
             where id = $1 and state = 'signed'",
@@ -90,14 +83,17 @@ impl Ledger {
         )
         .execute(&mut *transaction)
         .await?;
-        if fresh.rows_affected() == 0 {
-            return Ok(moved.len());
+        if updated.rows_affected() == 0 {
+            return Ok(transferred.len());
         }
-        let ids: Vec<Uuid> = moved.iter().map(|row| row.payment.0).collect();
-        let log_indices: Vec<i64> = moved.iter().map(|row| bigint(row.log_index)).collect();
-        let deep: Vec<bool> = moved.iter().map(|row| row.deep).collect();
-        // `is true` keeps the index over states out of it: payments that many transactions hold are in flight, and these are known by id.
-        // One that had failed is called settled again at its depth, and not before: until then it is undecided.
+        let ids: Vec<Uuid> = transferred.iter().map(|row| row.payment.0).collect();
+        let log_indices: Vec<i64> = transferred
+            .iter()
+            .map(|row| bigint(row.log_index))
+            .collect();
+        let confirmed: Vec<bool> = transferred.iter().map(|row| row.deep).collect();
+        // `is true` makes the planner find the rows by id: the index over states would read all payments in flight.
+        // A failed payment becomes `late_settled` at its confirmations and not before; until then it is undecided.
         let recorded = sqlx::query!(
             "with moved as (
                 update payments p set reason = null, message = null, transaction_hash = $5, log_index = row.log_index, block_number = $6,
@@ -112,7 +108,7 @@ impl Ledger {
             mined.id,
             &ids,
             &log_indices,
-            &deep,
+            &confirmed,
             mined.hash.as_slice(),
             bigint(mined.block.number),
             mined.block.hash.as_slice(),
@@ -124,10 +120,8 @@ impl Ledger {
         Ok(usize::try_from(recorded.rows_affected()).unwrap_or(usize::MAX))
     }
 
-    /// Promotes mined payments of a network that have reached their depth under `head`; returns them, and whether others still wait.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Settles mined payments of a network that have their confirmations at height `head`. Returns them, and whether others are still
+    /// mined.
     pub async fn confirm(
         &self,
         network: Network,
@@ -150,25 +144,20 @@ impl Ledger {
         Ok((ids.into_iter().map(PaymentId).collect(), waiting))
     }
 
-    /// Marks settled payments final whose block is at or below `height`.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Marks settled payments as final whose block is at or below `height`. Returns their number.
     pub async fn finalise(&self, network: Network, height: u64) -> Result<u64, LedgerError> {
-        let done = sqlx::query!(
+        let updated = sqlx::query!(
             "update payments set state = 'final' where network = $1 and state = 'settled' and block_number <= $2",
             network.to_string(),
             bigint(height),
         )
         .execute(&self.engine)
         .await?;
-        Ok(done.rows_affected())
+        Ok(updated.rows_affected())
     }
 
-    /// The blocks above `height`, and not above `head`, in which transactions or payments of ours stand, for comparison with the canonical chain.
-    ///
-    /// # Errors
-    /// When the database fails or a hash cannot be read.
+    /// The blocks above `height` and up to `head` that contain transactions or payments of the ledger, for comparison with the canonical
+    /// chain. A block whose hash cannot be read is left out.
     pub async fn blocks_between(
         &self,
         network: Network,
@@ -200,12 +189,9 @@ impl Ledger {
             .collect())
     }
 
-    /// Takes back what stood in blocks that left the chain, none of them below `lowest`: transactions are open again, their payments in flight
-    /// again, also those that were given up because of what a removed block said; grants stay. The lanes' owners, whoever they are, find it
-    /// in the ledger. Returns how many transactions are open again.
-    ///
-    /// # Errors
-    /// When the database fails; nothing is taken back then.
+    /// Rolls back what was recorded for the orphaned blocks `removed`, none of them below `lowest`. Their transactions are open again, and
+    /// their payments in flight again, also those that were refused because of a result in an orphaned block. Grants stay. The owners of
+    /// the lanes see it in the counter `reopened`. Returns the number of transactions that are open again. On an error nothing is changed.
     pub async fn unmine(
         &self,
         network: Network,
@@ -215,7 +201,7 @@ impl Ledger {
         let removed: Vec<Vec<u8>> = removed.iter().map(|hash| hash.to_vec()).collect();
         let (network, lowest) = (network.to_string(), bigint(lowest));
         let mut transaction = self.engine.begin().await?;
-        // Lanes first, as everybody who writes a transaction does.
+        // Lanes are locked first, as by every statement that writes a transaction.
         sqlx::query!(
             "update lanes l set reopened = l.reopened + 1
             where l.network = $1 and exists (
@@ -228,7 +214,7 @@ impl Ledger {
         )
         .execute(&mut *transaction)
         .await?;
-        let opened = sqlx::query_scalar!(
+        let reopened = sqlx::query_scalar!(
             "update transactions set state = 'signed', hash = null, succeeded = null, block_number = null, block_hash = null,
                 gas_used = null, gas_price_wei = null, further_fee_wei = 0
             where network = $1 and state = 'mined' and block_number >= $3 and block_hash = any($2) returning id",
@@ -238,7 +224,8 @@ impl Ledger {
         )
         .fetch_all(&mut *transaction)
         .await?;
-        // A payment has one open row only: where it went on to another transaction it stays there, else it is back in its newest one.
+        // A payment has one open row at most: if it is in a later transaction it stays there, otherwise its newest reopened row is open
+        // again.
         sqlx::query!(
             "update transaction_payments tp set outcome = null
             where tp.transaction_id = any($1) and tp.outcome is not null and not exists (
@@ -247,21 +234,21 @@ impl Ledger {
                 select from transaction_payments newer where newer.payment_id = tp.payment_id and newer.transaction_id = any($1)
                     and newer.transaction_id > tp.transaction_id
             )",
-            &opened,
+            &reopened,
         )
         .execute(&mut *transaction)
         .await?;
-        take_back(&mut transaction, (&network, &removed, lowest), &opened).await?;
+        roll_back_payments(&mut transaction, (&network, &removed, lowest), &reopened).await?;
         transaction.commit().await?;
-        Ok(opened.len())
+        Ok(reopened.len())
     }
 }
 
-/// The payments of removed blocks, and of transactions that are open again.
-async fn take_back(
+/// Rolls back the payments of orphaned blocks and of reopened transactions.
+async fn roll_back_payments(
     connection: &mut Connection,
     (network, removed, lowest): (&str, &[Vec<u8>], i64),
-    opened: &[Uuid],
+    reopened: &[Uuid],
 ) -> Result<(), LedgerError> {
     sqlx::query!(
         "with gone as (
@@ -287,7 +274,7 @@ async fn take_back(
     )
     .execute(&mut *connection)
     .await?;
-    // Bytes of ours that may move their money are open again: they are in flight, whatever became of them since.
+    // Payments of reopened transactions may still be transferred by them: they are in flight, also if they were queued or refused since.
     sqlx::query!(
         "update payments p set state = 'inflight', reason = null, message = null, transaction_hash = riding.attempt
         from (
@@ -297,7 +284,7 @@ async fn take_back(
             from transaction_payments tp where tp.transaction_id = any($1) and tp.outcome is null
         ) riding
         where p.id = riding.payment_id and (p.state in ('queued', 'refused')) is true",
-        opened,
+        reopened,
     )
     .execute(&mut *connection)
     .await?;

@@ -1,4 +1,4 @@
-//! Rows become domain values here; a row that cannot is named, not guessed.
+//! Conversion between rows and domain values. A value that cannot be read is an error that names table, column and row, never a guess.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -17,11 +17,11 @@ use crate::protocol::response::spelled;
 use crate::protocol::session::Rail;
 use crate::protocol::{Amount, Authorization, Reason, X402Version};
 
-/// The longest code of a later version that is read, in bytes, and how many of them.
+/// Reason codes of later versions are kept for the life of the process: each at most this long, in bytes, and at most so many.
 const CODE_BYTES_MAX: usize = 64;
 const CODES_MAX: usize = 64;
 
-/// `payments`, with the amount as text: `numeric(78, 0)` is wider than any number type of the driver.
+/// A row of `payments`. The amount is text because `numeric(78, 0)` is wider than any number type of the driver.
 #[derive(Debug)]
 pub(super) struct PaymentRow {
     pub(super) id: Uuid,
@@ -59,7 +59,7 @@ pub(super) struct PaymentRow {
     pub(super) allowance_approval: Option<Vec<u8>>,
 }
 
-/// `query_as!` over all columns of `payments p`, with the rest of the statement appended; `with` puts something before it.
+/// `query_as!` over all columns of `payments p`, with the rest of the statement appended; `with` puts a text in front of the statement.
 macro_rules! select_payments {
     ($rest:literal $(+ $more:literal)* $(, $argument:expr)* $(,)?) => {
         $crate::ledger::row::select_payments!(with "", $rest $(+ $more)* $(, $argument)*)
@@ -156,7 +156,8 @@ fn permit_of(bytes: &[u8]) -> Option<Sponsored> {
     })
 }
 
-/// The columns for what the payer signed in place of an allowance: a permit, an approval.
+/// The columns for what the payer signed in place of an existing allowance to Permit2: an EIP-2612 permit or an approval transaction.
+/// A permit is stored as its deadline (32 bytes, big endian) followed by its signature.
 pub(super) fn allowance_columns(method: &Method) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
     let sponsored = method
         .permit2()
@@ -181,12 +182,15 @@ fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
         .as_deref()
         .map(|bytes| hash(bytes).ok_or_else(|| bad("transaction_hash")));
     let transaction = transaction.transpose()?;
-    let located = || location(row).ok_or_else(|| bad("log_index"));
+    let mined_at = || location(row).ok_or_else(|| bad("log_index"));
     let exit = || {
         let reason = row
             .reason
             .as_deref()
-            .map(|code| code.parse().unwrap_or_else(|_| of_a_later_version(code)))
+            .map(|code| {
+                code.parse()
+                    .unwrap_or_else(|_| reason_of_later_version(code))
+            })
             .ok_or_else(|| bad("reason"))?;
         Ok::<_, Unreadable>(Exit {
             reason,
@@ -196,11 +200,11 @@ fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
     Ok(match row.state.as_str() {
         "queued" => PaymentState::Queued,
         "inflight" => PaymentState::Inflight(transaction.ok_or_else(|| bad("transaction_hash"))?),
-        "mined" => PaymentState::Mined(located()?),
+        "mined" => PaymentState::Mined(mined_at()?),
         "settled" if row.amount == "0" => PaymentState::Uncharged,
-        "settled" => PaymentState::Settled(located()?),
-        "final" => PaymentState::Final(located()?),
-        "late_settled" => PaymentState::LateSettled(located()?),
+        "settled" => PaymentState::Settled(mined_at()?),
+        "final" => PaymentState::Final(mined_at()?),
+        "late_settled" => PaymentState::LateSettled(mined_at()?),
         "refused" => PaymentState::Refused(exit()?),
         "failed" => PaymentState::Failed {
             exit: exit()?,
@@ -210,9 +214,9 @@ fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
     })
 }
 
-/// Codes that nobody here knows, because a later version of the program, perhaps a replica beside this one, has written them. They are read
-/// and told as they are. As many as a program's life can bring, and no more: what is beyond that is no code.
-fn of_a_later_version(code: &str) -> Reason {
+/// A reason code that this version does not know, because a later version (perhaps a replica) has written it. It is passed on unchanged.
+/// Codes are leaked into static memory, so length and number are bounded; beyond the bounds the reason is `UnexpectedSettleError`.
+fn reason_of_later_version(code: &str) -> Reason {
     static SEEN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     let known = seen.get(code).copied();
@@ -250,7 +254,7 @@ pub(super) fn address(bytes: &[u8]) -> Option<Address> {
     Address::try_from(bytes).ok()
 }
 
-/// An address for the history: what is none is shown as it stands.
+/// An address for the history. Bytes that are no address are shown in hexadecimal digits.
 pub(super) fn shown_address(bytes: &[u8]) -> String {
     address(bytes).map_or_else(|| hex::encode_prefixed(bytes), spelled)
 }
@@ -265,12 +269,12 @@ fn seconds(moment: OffsetDateTime) -> Option<Amount> {
         .map(|seconds| Amount::from_atomic(U256::from(seconds)))
 }
 
-/// A moment of an authorization for a column; the checks before acceptance have bounded it.
+/// Unix seconds of an authorization, for a `timestamptz` column. The checks before acceptance have bounded them.
 pub(super) fn moment(seconds: Amount) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(i64::try_from(seconds.atomic()).ok()?).ok()
 }
 
-/// Heights, nonces, gas and log indices fit into `bigint` for longer than any chain will live.
+/// Block heights, nonces, gas and log indices fit into `bigint`.
 pub(super) fn bigint(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Sessions: what was negotiated, and which payment came of it.
+//! Sessions: negotiated terms, and the payment that was made for them.
 
 use alloy::primitives::B256;
 use time::OffsetDateTime;
@@ -12,10 +12,11 @@ use crate::payment::{PaymentId, Session};
 use crate::protocol::session::SessionId;
 use crate::protocol::{Network, PlainText, X402Version};
 
-/// Sessions that nothing came of are kept this long for the header that may still come; an authorization needs no session to be good.
-const KEPT_DAYS_AUTHORIZATION: i32 = 1;
-/// The same for rail `transfer`, where only the session says what the money was for.
-const KEPT_DAYS_TRANSFER: i32 = 30;
+/// Sessions without a payment are kept this long after they expire, because a payment header may still arrive. An authorization is valid
+/// without a session.
+const RETENTION_DAYS_AUTHORIZATION: i32 = 1;
+/// The same for rail `transfer`, where only the session tells what was paid for.
+const RETENTION_DAYS_TRANSFER: i32 = 30;
 
 /// How many sessions may be open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,27 +25,24 @@ pub struct OpenLimits {
     pub total: u32,
     /// Of one client address.
     pub client: u32,
-    /// Of one client address for one payer or one payee: beyond that its oldest gives way.
+    /// Of one client address for one payer or one payee: beyond that the oldest expires.
     pub party: u32,
 }
 
 /// A session about to be opened.
 #[derive(Debug)]
 pub struct NewSession<'a> {
-    /// The terms.
     pub session: &'a Session,
     /// Keccak-256 of the token that may cancel it.
     pub cancel_token_hash: B256,
-    /// Who opens it.
+    /// Address of the client that opens it.
     pub client: &'a str,
-    /// How many may be open.
     pub limits: OpenLimits,
 }
 
 /// Whether a session was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opened {
-    /// It was.
     Yes,
     /// Too many are open, of this client or of all.
     TooMany,
@@ -87,18 +85,18 @@ macro_rules! select_sessions {
     };
 }
 
-/// A session whose nonce was asked for.
-pub(super) struct OfNonce {
+/// A session found by its nonce. The raw columns are there also when the row cannot be read.
+pub(super) struct SessionOfNonce {
     network: String,
     asset: Vec<u8>,
     payer: Vec<u8>,
     nonce: Vec<u8>,
-    /// It cannot be read: that concerns who presents its authorization, and nobody else.
+    /// A row that cannot be read fails only the request that presents its authorization.
     pub(super) session: Result<Session, Unreadable>,
 }
 
-impl OfNonce {
-    pub(super) fn gave_its_nonce_to(&self, key: &AuthorizationKey) -> bool {
+impl SessionOfNonce {
+    pub(super) fn gave_nonce_to(&self, key: &AuthorizationKey) -> bool {
         key.nonce == self.nonce[..]
             && key.payer == self.payer[..]
             && key.domain == self.asset[..]
@@ -106,11 +104,11 @@ impl OfNonce {
     }
 }
 
-/// The sessions that gave authorizations their nonces.
-pub(super) async fn of_nonces(
+/// The sessions of rail `authorization` with these nonces.
+pub(super) async fn sessions_of_nonces(
     pool: &Connections,
     nonces: &[B256],
-) -> Result<Vec<OfNonce>, LedgerError> {
+) -> Result<Vec<SessionOfNonce>, LedgerError> {
     let nonces: Vec<&[u8]> = nonces.iter().map(B256::as_slice).collect();
     let rows = select_sessions!(
         "where s.nonce = any($1) and s.rail = 'authorization'",
@@ -118,7 +116,7 @@ pub(super) async fn of_nonces(
     )
     .fetch_all(pool)
     .await?;
-    let sessions = rows.into_iter().map(|row| OfNonce {
+    let sessions = rows.into_iter().map(|row| SessionOfNonce {
         network: row.network.clone(),
         asset: row.asset.clone(),
         payer: row.payer.clone(),
@@ -129,13 +127,10 @@ pub(super) async fn of_nonces(
 }
 
 impl Ledger {
-    /// Opens a session, unless too many are open. A client that has many for one payer or payee loses its oldest.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Opens a session, unless too many are open. If a client has too many for one payer or payee, its oldest expires first.
     pub async fn open_session(&self, new: &NewSession<'_>) -> Result<Opened, LedgerError> {
         let session = new.session;
-        self.make_room(new).await?;
+        self.expire_oldest(new).await?;
         let opened = sqlx::query!(
             "insert into sessions (id, cancel_token_hash, client, x402_version, rail, network, asset, payer, payee, amount, accepted,
                 requirements_hash, nonce, resource_id, resource, client_reference, accept_from_block, confirmations, expires_at)
@@ -175,8 +170,8 @@ impl Ledger {
         })
     }
 
-    /// Lets a client's oldest open sessions for the same payer or payee give way to a new one.
-    async fn make_room(&self, new: &NewSession<'_>) -> Result<(), LedgerError> {
+    /// Expires the client's oldest open sessions for the same payer or payee, to make room for a new one.
+    async fn expire_oldest(&self, new: &NewSession<'_>) -> Result<(), LedgerError> {
         sqlx::query!(
             "update sessions set state = 'expired' where id in (
                 select id from (
@@ -199,10 +194,6 @@ impl Ledger {
         Ok(())
     }
 
-    /// The session of this name.
-    ///
-    /// # Errors
-    /// When the database fails or the row cannot be read.
     pub async fn session(&self, id: &SessionId) -> Result<Option<Session>, LedgerError> {
         let row = select_sessions!("where s.id = $1", id.as_str())
             .fetch_optional(&self.pool)
@@ -210,10 +201,7 @@ impl Ledger {
         Ok(row.map(Session::try_from).transpose()?)
     }
 
-    /// Cancels an open session for whoever holds its token. `false`: the token is another, or it is not open any more.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Cancels an open session, if the token is the session's. `false`: it is not, or the session is not open any more.
     pub async fn cancel_session(
         &self,
         id: &SessionId,
@@ -232,28 +220,22 @@ impl Ledger {
     }
 
     /// Whether this token may cancel this session.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn may_cancel(
         &self,
         id: &SessionId,
         cancel_token_hash: B256,
     ) -> Result<bool, LedgerError> {
-        let may = sqlx::query_scalar!(
+        let allowed = sqlx::query_scalar!(
             r#"select exists (select from sessions where id = $1 and cancel_token_hash = $2) as "may!""#,
             id.as_str(),
             cancel_token_hash.as_slice(),
         )
         .fetch_one(&self.pool)
         .await?;
-        Ok(may)
+        Ok(allowed)
     }
 
-    /// Records that an open session's time has passed with nothing moved.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Expires an open session without a payment.
     pub async fn expire_session(&self, id: &SessionId) -> Result<(), LedgerError> {
         sqlx::query!(
             "update sessions set state = 'expired' where id = $1 and state = 'open' and payment_id is null",
@@ -264,38 +246,32 @@ impl Ledger {
         Ok(())
     }
 
-    /// Which of `ids` are not open any more, or are paid for: for callers that wait at another replica than the one that knows.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Which of `ids` are not open any more or have a payment. For requests that wait at another replica than the one that changed them.
     pub async fn sessions_moved(&self, ids: &[SessionId]) -> Result<Vec<SessionId>, LedgerError> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        let moved = sqlx::query_scalar!(
+        let changed = sqlx::query_scalar!(
             "select id from sessions where id = any($1) and (payment_id is not null or state <> 'open')",
             &ids,
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(moved.iter().filter_map(|id| id.parse().ok()).collect())
+        Ok(changed.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
-    /// Forgets sessions that nothing came of, a bounded number at a time.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Deletes sessions without a payment after their retention, at most 1000 at a time. Returns the number deleted.
     pub async fn forget_sessions(&self) -> Result<u64, LedgerError> {
-        let forgotten = sqlx::query!(
+        let deleted = sqlx::query!(
             "delete from sessions where id in (
                 select id from sessions where payment_id is null and expires_at < now()
                     - make_interval(days => case rail when 'transfer' then $1::integer else $2::integer end)
                 order by created_at limit 1000
             ) and payment_id is null",
-            KEPT_DAYS_TRANSFER,
-            KEPT_DAYS_AUTHORIZATION,
+            RETENTION_DAYS_TRANSFER,
+            RETENTION_DAYS_AUTHORIZATION,
         )
         .execute(&self.pool)
         .await?;
-        Ok(forgotten.rows_affected())
+        Ok(deleted.rows_affected())
     }
 }
 
@@ -336,9 +312,9 @@ impl TryFrom<SessionRow> for Session {
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             standing: standing.ok_or_else(|| bad("state"))?,
             accepted: row.accepted,
-            resource_id: row.resource_id.as_deref().map(stored),
-            resource: row.resource.as_deref().map(stored),
-            client_reference: row.client_reference.as_deref().map(stored),
+            resource_id: row.resource_id.as_deref().map(stored_text),
+            resource: row.resource.as_deref().map(stored_text),
+            client_reference: row.client_reference.as_deref().map(stored_text),
             expires_at: row.expires_at,
             payment: row.payment_id.map(PaymentId),
             created_at: row.created_at,
@@ -346,7 +322,7 @@ impl TryFrom<SessionRow> for Session {
     }
 }
 
-/// A text of a row: it was checked when it was written.
-fn stored(text: &str) -> PlainText {
+/// A text of a row. It was checked when it was written.
+fn stored_text(text: &str) -> PlainText {
     PlainText::cleaned(text, usize::MAX)
 }

@@ -2,41 +2,40 @@
 
 use time::Date;
 
-use super::history::{HistoryFilter, filtered, plan_for_the_values};
+use super::history::{HistoryFilter, filtered, use_custom_plans};
 use super::row::shown_address;
 use super::{Ledger, LedgerError};
 
-/// What besides network and token keeps payments apart; amounts of different tokens are never added.
+/// The columns to group by, besides network and token. Amounts of different tokens are never added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Grouping {
     /// The day of acceptance, UTC.
     pub day: bool,
-    /// Who was paid.
     pub payee: bool,
-    /// The state now.
+    /// The current state.
     pub state: bool,
 }
 
-/// Payments that have something in common.
+/// A group of payments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// The day of acceptance, UTC, if asked for.
+    /// The day of acceptance, UTC, if grouped by it.
     pub day: Option<Date>,
-    /// Address of who was paid, if asked for.
+    /// Address of the payee, if grouped by it.
     pub payee: Option<String>,
     /// CAIP-2.
     pub network: String,
     /// Address of the token.
     pub asset: String,
-    /// The state now, if asked for.
+    /// The current state, if grouped by it.
     pub state: Option<String>,
-    /// How many.
+    /// Number of payments.
     pub payments: u64,
     /// Their sum in atomic units, a decimal integer that may be wider than one amount.
     pub amount: String,
 }
 
-/// The statement of [`Ledger::stats`], for the filter to be appended.
+/// The statement of [`Ledger::stats`], to which the filter is appended.
 macro_rules! select_groups {
     ($rest:literal $(+ $more:literal)* $(, $argument:expr)* $(,)?) => {
         sqlx::query!(
@@ -49,10 +48,7 @@ macro_rules! select_groups {
 }
 
 impl Ledger {
-    /// At most `limit` groups of payments: the newest days first.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// At most `limit` groups of payments, the newest days first.
     pub async fn stats(
         &self,
         filter: &HistoryFilter,
@@ -60,7 +56,7 @@ impl Ledger {
         limit: u16,
     ) -> Result<Vec<Group>, LedgerError> {
         let mut snapshot = self.snapshot().await?;
-        plan_for_the_values(&mut snapshot).await?;
+        use_custom_plans(&mut snapshot).await?;
         let rows = filtered!(select_groups!(
             filter,
             "group by 1, 2, 3, 4, 5 order by 1 desc nulls last, 2, 3, 4, 5 limit $17",

@@ -1,4 +1,4 @@
-//! Transfers that payers send themselves: written before they are sent, then followed like our own.
+//! Transfers that payers sign themselves (rail `transfer`): recorded before they are sent, then followed like our own transactions.
 
 use std::collections::HashMap;
 
@@ -13,23 +13,22 @@ use crate::payment::state::Exit;
 use crate::payment::{Location, Payment, PaymentId, Session};
 use crate::protocol::{Network, Reason};
 
-/// A transfer about to be written down.
+/// A transfer about to be recorded.
 #[derive(Debug, Clone, Copy)]
 pub struct NewTransfer<'a> {
-    /// The transaction.
     pub transfer: &'a Transfer,
-    /// Its bytes, where we are to send them.
+    /// Its bytes, if x402d is to send them.
     pub raw: Option<&'a Bytes>,
-    /// The payer's claim; empty when the transaction's tag says it.
+    /// The payer's signed claim; empty when the transaction carries the session's tag.
     pub claim: &'a [u8],
 }
 
-/// Whether a transfer was written down for its session.
+/// Whether a transfer was recorded for its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Submitted {
-    /// It was, as this payment.
+    /// Recorded as this payment.
     Yes(PaymentId),
-    /// The session has another payment, or was cancelled meanwhile.
+    /// The session has another payment, or was cancelled in the meantime.
     SessionTaken,
     /// The transaction pays another session.
     TransactionTaken,
@@ -38,37 +37,35 @@ pub enum Submitted {
 /// A transfer whose outcome is open.
 #[derive(Debug, Clone)]
 pub struct OpenTransfer {
-    /// The payment.
     pub payment: Payment,
-    /// Its transaction.
+    /// Hash of its transaction.
     pub hash: B256,
-    /// The payer's nonce that it uses.
+    /// The payer's account nonce that it uses.
     pub account_nonce: u64,
-    /// Its bytes, when they were handed to us.
+    /// Its bytes, if they were submitted.
     pub raw: Option<Bytes>,
-    /// It counts from this block on.
+    /// The lowest block height at which it counts.
     pub accept_from_block: u64,
 }
 
-/// What became of a transfer.
+/// The outcome of a transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TransferOutcome {
-    /// The money moved.
+    /// The money was transferred.
     Moved {
-        /// Where.
         location: Location,
-        /// Whether the promised depth is reached already.
+        /// The transfer has the promised confirmations.
         deep: bool,
-        /// Why it does not count all the same.
+        /// Why it does not count for the session although the money was transferred.
         unmatched: Option<String>,
     },
-    /// It can never move the money.
+    /// It cannot move the money any more.
     Failed(Exit),
 }
 
-/// A transfer's transaction, and from when on it counts.
+/// The columns of `transfers`, with the session's first block.
 #[derive(Debug)]
-struct SentRow {
+struct TransferRow {
     payment_id: Uuid,
     hash: Vec<u8>,
     account_nonce: i64,
@@ -76,9 +73,9 @@ struct SentRow {
     accept_from_block: i64,
 }
 
-impl SentRow {
-    /// `None`: it cannot be read.
-    fn of(self, payment: Payment) -> Option<OpenTransfer> {
+impl TransferRow {
+    /// `None`: the row cannot be read.
+    fn into_transfer(self, payment: Payment) -> Option<OpenTransfer> {
         Some(OpenTransfer {
             hash: hash(&self.hash)?,
             account_nonce: u64::try_from(self.account_nonce).ok()?,
@@ -90,10 +87,7 @@ impl SentRow {
 }
 
 impl Ledger {
-    /// Writes down the transfer that pays a session, and its bytes where we are to send them: all or nothing, in one commit.
-    ///
-    /// # Errors
-    /// When the database fails; nothing may be sent then.
+    /// Records the transfer that pays a session, and its bytes if x402d is to send them, in one commit. On an error nothing may be sent.
     pub async fn submit_transfer(
         &self,
         session: &Session,
@@ -140,17 +134,14 @@ impl Ledger {
                 transaction.commit().await?;
                 Ok(Submitted::Yes(PaymentId(id)))
             }
-            Err(error) if is_taken(&error) => Ok(Submitted::TransactionTaken),
+            Err(error) if is_already_recorded(&error) => Ok(Submitted::TransactionTaken),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Transfers of a network whose outcome is open, and with `failed_too` those that were proven unable to move the money, because a
-    /// reorganisation undoes proofs. Oldest first, behind one of them where it is given; not those that have been expected for more than a
-    /// day past their session's end. And the last row that was read, where there may be more behind it.
-    ///
-    /// # Errors
-    /// When the database fails; a row that cannot be read is quarantined and left out.
+    /// Transfers of a network whose outcome is open and, with `failed_too`, failed ones, because a reorg invalidates the proof of failure.
+    /// Oldest first, only those after the payment `behind`, and none whose session ended more than a day ago. Also returns the last row
+    /// that was read if there may be more after it. A row that cannot be read is quarantined and left out.
     pub async fn open_transfers(
         &self,
         network: Network,
@@ -171,11 +162,16 @@ impl Ledger {
         .await?;
         let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit);
         let last = rows.last().filter(|_| full).map(|row| PaymentId(row.id));
-        let mut sent = self.sent(rows.iter().map(|row| row.id).collect()).await?;
+        let mut transactions = self
+            .transactions_of(rows.iter().map(|row| row.id).collect())
+            .await?;
         let mut open = Vec::with_capacity(rows.len());
         for payment in self.readable(rows).await {
             let id = payment.id;
-            if let Some(transfer) = sent.remove(&id.0).and_then(|sent| sent.of(payment)) {
+            if let Some(transfer) = transactions
+                .remove(&id.0)
+                .and_then(|row| row.into_transfer(payment))
+            {
                 open.push(transfer);
                 continue;
             }
@@ -189,13 +185,16 @@ impl Ledger {
         Ok((open, last))
     }
 
-    /// The transactions of transfers, by payment.
-    async fn sent(&self, ids: Vec<Uuid>) -> Result<HashMap<Uuid, SentRow>, LedgerError> {
+    /// The rows of `transfers`, by payment.
+    async fn transactions_of(
+        &self,
+        ids: Vec<Uuid>,
+    ) -> Result<HashMap<Uuid, TransferRow>, LedgerError> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
         let rows = sqlx::query_as!(
-            SentRow,
+            TransferRow,
             "select t.payment_id, t.hash, t.account_nonce, t.raw, s.accept_from_block
             from transfers t join sessions s on s.payment_id = t.payment_id where t.payment_id = any($1)",
             &ids,
@@ -205,11 +204,8 @@ impl Ledger {
         Ok(rows.into_iter().map(|row| (row.payment_id, row)).collect())
     }
 
-    /// Records what became of a transfer, unless that was done already. One whose log is another payment's has failed. One that had failed and moved
-    /// the money after all is settled late, at its depth.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Records the outcome of a transfer, once. If its log is recorded for another payment, the transfer has failed. A failed one that was
+    /// transferred after all becomes `late_settled` once it has its confirmations.
     pub async fn record_transfer(
         &self,
         id: PaymentId,
@@ -263,8 +259,8 @@ impl Ledger {
     }
 }
 
-/// Somebody else wrote the same transaction down between our look and our write.
-fn is_taken(error: &sqlx::Error) -> bool {
+/// Whether another statement recorded the same transaction between the caller's check and this insert.
+fn is_already_recorded(error: &sqlx::Error) -> bool {
     error
         .as_database_error()
         .and_then(|error| error.constraint())

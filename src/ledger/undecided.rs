@@ -1,5 +1,5 @@
-//! Payments that rode in a mined transaction which did not move their money, as far as its logs say: undecided, until the chain has told what
-//! became of them. And whatever moves a payment that no transaction of ours has settled.
+//! Undecided payments: their transaction was mined, and its logs show no transfer for them. The settlement engine asks the chain and
+//! records its verdict here. Also records transfers of payments by transactions that no lane of ours has sent.
 
 use alloy::primitives::B256;
 use uuid::Uuid;
@@ -12,59 +12,54 @@ use crate::payment::state::Exit;
 use crate::payment::{Location, Payment, PaymentId};
 use crate::protocol::Network;
 
-/// Why a payment is set aside whose log belongs to another.
-const TAKEN: &str = "its Transfer log is recorded for another payment";
+/// Reason for the quarantine of a payment whose log is recorded for another one.
+const LOG_TAKEN: &str = "its Transfer log is recorded for another payment";
 
-/// A payment whose transaction was mined and did not move its money.
+/// A payment whose transaction was mined without its transfer.
 #[derive(Debug, Clone)]
 pub struct Undecided {
-    /// The payment.
     pub payment: Payment,
-    /// The transaction that it rode in.
+    /// Id of the mined transaction in the ledger.
     pub transaction: Uuid,
-    /// The attempt that was mined.
+    /// Hash of the attempt that was mined.
     pub hash: B256,
     /// Height of its block.
     pub block_number: u64,
-    /// Its block.
+    /// Hash of its block.
     pub block_hash: B256,
-    /// The transaction was a call for this payment alone, and went through.
+    /// The transaction was a call for this payment alone, and succeeded.
     pub call_succeeded: bool,
-    /// In how many transactions the payment has ridden.
+    /// Number of transactions that the payment has been in.
     pub tries: i64,
 }
 
-/// What is decided about an undecided payment.
+/// The decision about an undecided payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Its money moved: in a transaction of somebody else's, or in ours after all.
+    /// Its money was transferred: by a foreign transaction, or by ours after all.
     Moved {
-        /// Where.
         location: Location,
-        /// Whether the promised depth is reached already.
+        /// The transfer has the promised confirmations.
         deep: bool,
     },
-    /// The authorization can still be used: plan it again, under a new nonce.
+    /// The authorization can still be used: queue it again, for a new nonce.
     Again,
-    /// It would fail again: leave it, until somebody presents it again.
+    /// It would fail again: refuse it. It may be presented again.
     Refuse(Exit),
-    /// Proven unable to move money any more.
+    /// It is proven that it cannot move money any more.
     Fail(Exit),
-    /// An assumption does not hold: leave the state, call the operator.
+    /// An assumption does not hold: keep the state, and quarantine the payment for the operator.
     SetAside(String),
 }
 
 impl Ledger {
-    /// The undecided payments of a network, at most `limit`.
-    ///
-    /// # Errors
-    /// When the database fails; a row that cannot be read is set aside.
+    /// The undecided payments of a network, at most `limit`. A row that cannot be read is quarantined and left out.
     pub async fn undecided(
         &self,
         network: Network,
         limit: i64,
     ) -> Result<Vec<Undecided>, LedgerError> {
-        // Fenced: there are few open rows, and many mined transactions.
+        // `offset 0` makes the planner begin with the open rows, which are few; mined transactions are many.
         let rows = sqlx::query!(
             r#"select open.payment_id, t.id, t.hash as "hash!", t.block_number as "block_number!", t.block_hash as "block_hash!",
                 (t.succeeded and t.kind = 'direct' and not a.empty) as "call_succeeded!",
@@ -108,10 +103,8 @@ impl Ledger {
         Ok(undecided)
     }
 
-    /// Decides about an undecided payment, unless its transaction left the chain meanwhile. `false`: it did, or somebody was faster.
-    ///
-    /// # Errors
-    /// When the database fails; nothing is decided then.
+    /// Records the verdict about an undecided payment. `false`: nothing was recorded, because a reorg has reopened its transaction, or
+    /// another process has decided it. On an error nothing was recorded either.
     pub async fn decide(&self, row: &Undecided, verdict: &Verdict) -> Result<bool, LedgerError> {
         let mut deciding = self.engine.begin().await?;
         let outcome = if matches!(verdict, Verdict::Moved { .. }) {
@@ -138,24 +131,25 @@ impl Ledger {
         let id = row.payment.id;
         match verdict {
             Verdict::Moved { location, deep } => {
-                move_here(&mut deciding, id, location, *deep).await?;
+                record_foreign_transfer(&mut deciding, id, location, *deep).await?;
             }
             Verdict::SetAside(why) => {
                 quarantine(&mut deciding, id, why).await?;
             }
-            Verdict::Again => release(&mut deciding, row, "queued", None).await?,
-            Verdict::Refuse(exit) => release(&mut deciding, row, "refused", Some(exit)).await?,
-            Verdict::Fail(exit) => release(&mut deciding, row, "failed", Some(exit)).await?,
+            Verdict::Again => update_inflight(&mut deciding, row, "queued", None).await?,
+            Verdict::Refuse(exit) => {
+                update_inflight(&mut deciding, row, "refused", Some(exit)).await?
+            }
+            Verdict::Fail(exit) => {
+                update_inflight(&mut deciding, row, "failed", Some(exit)).await?
+            }
         }
         deciding.commit().await?;
         Ok(true)
     }
 
-    /// Records that somebody else submitted the authorization of a payment that rides in no transaction of ours. `false`: it does
-    /// now, its outcome is known already, or its log is another payment's, in which case it is set aside.
-    ///
-    /// # Errors
-    /// When the database fails.
+    /// Records that a foreign transaction has used the authorization of a payment that is in no open transaction of ours. `false`: it is in
+    /// one now, its outcome is recorded already, or its log is recorded for another payment, in which case it is quarantined.
     pub async fn settled_by_others(
         &self,
         id: PaymentId,
@@ -171,15 +165,16 @@ impl Ledger {
         )
         .fetch_optional(&mut *settling)
         .await?;
-        let moved = free.is_some() && move_here(&mut settling, id, location, deep).await?;
+        let moved =
+            free.is_some() && record_foreign_transfer(&mut settling, id, location, deep).await?;
         settling.commit().await?;
         Ok(moved)
     }
 }
 
-/// The one way in which a payment comes to where its money moved when no lane of ours records it. A failed one does at its depth alone.
-/// `false`: it is not the payment's to move any more; where another payment has the log, it is set aside.
-pub(super) async fn move_here(
+/// Records the transfer of an authorization that no lane has recorded; no other statement does. A failed payment becomes `late_settled` at
+/// its confirmations only. `false`: the payment's state does not allow it, or another payment has the log; then this one is quarantined.
+pub(super) async fn record_foreign_transfer(
     connection: &mut Connection,
     id: PaymentId,
     location: &Location,
@@ -217,12 +212,13 @@ pub(super) async fn move_here(
     .fetch_one(&mut *connection)
     .await?;
     if taken {
-        quarantine(connection, id, TAKEN).await?;
+        quarantine(connection, id, LOG_TAKEN).await?;
     }
     Ok(false)
 }
 
-async fn release(
+/// Returns a payment in flight to the queue, or refuses or fails it.
+async fn update_inflight(
     connection: &mut Connection,
     row: &Undecided,
     state: &str,

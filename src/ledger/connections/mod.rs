@@ -1,12 +1,13 @@
-//! Connections to Postgres with limits of our own.
+//! Connections to Postgres with limits on this side.
 //!
-//! A server's `statement_timeout` does not help when the server, or the network before it, is gone without a word. Here every wait
-//! has a limit on this side too: for a connection, for an answer to a statement, and for a ping before a connection is used again.
-//! A connection that did not answer in time is closed, never used again, and so is every other one that was made before. The same
-//! happens when a server takes no writes any more, because a failover made it a standby.
+//! The server's `statement_timeout` does not help when the server or the network is silent. So every wait has a limit here too: for a
+//! connection, for the result of a statement, and for a ping before a connection is used again.
+//!
+//! When a connection does not answer in time, it and all connections made before that moment are closed and not used again. The same
+//! happens when the server takes no writes any more, because a failover made it a standby.
 
-mod cause;
-mod held;
+mod connection;
+mod errors;
 mod pooler;
 
 use std::collections::VecDeque;
@@ -21,28 +22,28 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
-pub(super) use cause::{advice, code, database_of, options_of, takes_no_writes};
-pub(super) use held::{Connection, Transaction};
+pub(super) use connection::{Connection, Transaction};
+pub(super) use errors::{code, database_of, explain, is_read_only, options_of};
 
 /// How long an idle connection may take to answer before it is used again.
 const PING_LIMIT: Duration = Duration::from_secs(2);
-/// How long the server has to hear that a connection is closed.
+/// How long an orderly close of a connection may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// A connection is replaced when it is older, so that a new address of the server is found.
+/// An older connection is replaced, so that a new address of the server is found.
 const AGE_MAX: Duration = Duration::from_mins(30);
-/// A connection that nobody needed for so long is closed.
+/// A connection that was idle for this long is closed.
 const IDLE_MAX: Duration = Duration::from_mins(10);
 /// Pauses between attempts to connect: the first and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// What a set of connections is for.
+/// Limits and settings of a set of connections.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Waiting for a connection, including connecting.
     pub(super) acquire: Duration,
-    /// Waiting for the answer to a statement; a little more than the server's own limit.
+    /// Waiting for the result of a statement; a little more than the server's own limit.
     pub(super) statement: Duration,
-    /// The settings of these sessions, as names and values. Never startup parameters, because poolers refuse those.
+    /// Session settings as names and values. They are not sent as startup parameters, because poolers refuse those.
     pub(super) settings: &'static [(&'static str, &'static str)],
 }
 
@@ -51,12 +52,13 @@ pub(super) struct Limits {
 pub(super) struct Server {
     options: PgConnectOptions,
     name: String,
-    /// Connections of an earlier generation are not used any more.
+    /// Connections of an earlier generation are not used again.
     generation: AtomicU64,
-    /// A pooler gives each transaction another session: settings travel with each transaction, and no statement is kept prepared.
+    /// A pooler in transaction mode may give each transaction another session: settings are sent with each transaction, and no statement is
+    /// kept prepared.
     pooled: AtomicBool,
     /// Why the latest attempt to connect failed.
-    trouble: Mutex<Option<String>>,
+    last_error: Mutex<Option<String>>,
     tasks: TaskTracker,
 }
 
@@ -66,29 +68,29 @@ pub(super) struct Connections {
     server: Arc<Server>,
     limits: Limits,
     permits: Arc<Semaphore>,
-    idle: Arc<Mutex<VecDeque<Live>>>,
+    idle: Arc<Mutex<VecDeque<OpenConnection>>>,
 }
 
 #[derive(Debug)]
-struct Live {
+struct OpenConnection {
     raw: PgConnection,
     generation: u64,
-    made: Instant,
+    connected_at: Instant,
     idle_since: Instant,
 }
 
 impl Server {
-    /// The server of a `DATABASE_URL` that was read; tells whether a pooler in transaction mode is before it.
+    /// Connects to the server, and finds out whether a pooler in transaction mode is in front of it.
     pub(super) async fn find(
         options: PgConnectOptions,
         limit: Duration,
     ) -> Result<Arc<Self>, sqlx::Error> {
         let server = Self {
-            name: cause::name_of(&options),
+            name: errors::name_of(&options),
             options,
             generation: AtomicU64::new(0),
             pooled: AtomicBool::new(false),
-            trouble: Mutex::new(None),
+            last_error: Mutex::new(None),
             tasks: TaskTracker::new(),
         };
         let deadline = Instant::now() + limit;
@@ -96,20 +98,20 @@ impl Server {
         let second = server
             .connect_until(Instant::now() + PING_LIMIT, None)
             .await;
-        // Without a second one it cannot be told; then a statement that is not there when it is used will tell.
+        // Without a second connection it cannot be detected here; the first lost prepared statement shows it then.
         let pooled = match second {
             Ok(mut second) => {
                 let pooled = pooler::shares_sessions(&mut first, &mut second).await;
-                server.say_goodbye(second);
+                server.close_in_background(second);
                 pooled
             }
             Err(_) => false,
         };
-        server.say_goodbye(first);
+        server.close_in_background(first);
         if pooled {
             tracing::info!(
                 database = server.name,
-                "the database is behind a pooler in transaction mode: settings travel with each transaction, statements are not kept prepared"
+                "database is behind a pooler in transaction mode: settings are sent with each transaction, statements are not kept prepared"
             );
         }
         server.pooled.store(pooled, Ordering::Relaxed);
@@ -129,38 +131,36 @@ impl Server {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// No connection of `generation` or before is used again.
-    fn distrust(&self, generation: u64, why: &str) {
+    /// Replaces all connections of `generation` and before.
+    fn retire_generation(&self, generation: u64, why: &str) {
         let next = generation.saturating_add(1);
         let exchanged =
             self.generation
                 .compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
         if exchanged.is_ok() {
-            tracing::warn!(
-                database = self.name,
-                why,
-                "database connections are replaced"
-            );
+            tracing::warn!(database = self.name, why, "database connections replaced");
         }
     }
 
-    /// A statement that was prepared on this connection is not there: something between us and the server shares its sessions.
-    fn note_pooler(&self) {
+    /// Records that a prepared statement is missing on its connection: a pooler shares sessions.
+    fn record_pooler(&self) {
         if !self.pooled.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 database = self.name,
-                "a prepared statement was lost: the database seems to be behind a pooler in transaction mode, and is used so from now on"
+                "prepared statement lost: the database seems to be behind a pooler in transaction mode; statements are not kept prepared from now on"
             );
-            // What they have prepared is kept under names that mean nothing any more.
-            self.distrust(self.generation(), "their statements are prepared");
+            // Their cached statement names may belong to other sessions now.
+            self.retire_generation(self.generation(), "they have prepared statements");
         }
     }
 
-    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_error(&self) -> MutexGuard<'_, Option<String>> {
+        self.last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects, again and again while the cause is one that passes: a restart, a failover, too many connections.
+    /// Connects; tries again until the deadline while the error is transient: a restart, a failover, too many connections.
     async fn connect_until(
         &self,
         deadline: Instant,
@@ -171,30 +171,30 @@ impl Server {
             let attempt = timeout_at(deadline, self.connect(limits)).await;
             let error = match attempt {
                 Ok(Ok(raw)) => {
-                    self.trouble().take();
+                    self.last_error().take();
                     return Ok(raw);
                 }
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    let earlier = self.trouble().clone();
+                    let earlier = self.last_error().clone();
                     let why = earlier.unwrap_or_else(|| "it does not answer".to_owned());
-                    return Err(cause::late(format!("{}: {why}", self.name)));
+                    return Err(errors::timed_out(format!("{}: {why}", self.name)));
                 }
             };
-            let why = cause::words(&error);
-            *self.trouble() = Some(why.clone());
-            if !cause::passes(&error) {
+            let why = errors::message_of(&error);
+            *self.last_error() = Some(why.clone());
+            if !errors::is_transient(&error) {
                 return Err(error);
             }
             if Instant::now() + pause >= deadline {
-                return Err(cause::retold(&error, format!("{}: {why}", self.name)));
+                return Err(errors::described(&error, format!("{}: {why}", self.name)));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(longest);
         }
     }
 
-    /// Connects once; to a server that takes writes.
+    /// Connects once. A server that takes no writes is an error.
     async fn connect(&self, limits: Option<Limits>) -> Result<PgConnection, sqlx::Error> {
         let mut raw = self.options.connect().await?;
         let settings = match limits {
@@ -204,14 +204,14 @@ impl Server {
         let statement = sqlx::AssertSqlSafe(format!("{settings}show transaction_read_only"));
         let shown = sqlx::raw_sql(statement).fetch_one(&mut raw).await?;
         if shown.try_get::<String, _>(0)? == "on" {
-            self.say_goodbye(raw);
-            return Err(cause::read_only());
+            self.close_in_background(raw);
+            return Err(errors::read_only());
         }
         Ok(raw)
     }
 
     /// Closes a connection in the background.
-    fn say_goodbye(&self, raw: PgConnection) {
+    fn close_in_background(&self, raw: PgConnection) {
         if let Ok(runtime) = Handle::try_current() {
             let closing = async move { drop(timeout(CLOSE_LIMIT, raw.close()).await) };
             self.tasks.spawn_on(closing, &runtime);
@@ -220,7 +220,7 @@ impl Server {
 }
 
 impl Connections {
-    /// At most `connections_max` connections to a server. None is made yet.
+    /// At most `connections_max` connections to a server, made on demand.
     pub(super) fn new(server: &Arc<Server>, connections_max: u32, limits: Limits) -> Self {
         let permits = usize::try_from(connections_max).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
@@ -236,7 +236,7 @@ impl Connections {
         self.server.name()
     }
 
-    /// A connection that answers; waits for one no longer than the limit.
+    /// A connection that answers, within the limit.
     pub(super) async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let deadline = Instant::now() + self.limits.acquire;
         let waited = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await;
@@ -244,101 +244,101 @@ impl Connections {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(sqlx::Error::PoolClosed),
             Err(_) => {
-                let trouble = self.server.trouble().clone();
-                let why = trouble
+                let last_error = self.server.last_error().clone();
+                let why = last_error
                     .unwrap_or_else(|| "all connections have been in use for too long".to_owned());
-                return Err(cause::late(format!("{}: {why}", self.name())));
+                return Err(errors::timed_out(format!("{}: {why}", self.name())));
             }
         };
-        while let Some(live) = self.pop() {
-            if let Some(live) = self.tested(live).await {
-                return Ok(Connection::new(self.clone(), live, permit));
+        while let Some(open) = self.pop() {
+            if let Some(open) = self.check_usable(open).await {
+                return Ok(Connection::new(self.clone(), open, permit));
             }
         }
-        // Read before connecting: what is learnt about the server meanwhile is about this connection too.
+        // Read before connecting: if the generation is retired in the meantime, this connection is retired too.
         let generation = self.server.generation();
         let limits = Some(self.limits);
         let raw = self.server.connect_until(deadline, limits).await?;
         let now = Instant::now();
-        let live = Live {
+        let open = OpenConnection {
             raw,
             generation,
-            made: now,
+            connected_at: now,
             idle_since: now,
         };
-        Ok(Connection::new(self.clone(), live, permit))
+        Ok(Connection::new(self.clone(), open, permit))
     }
 
-    /// A connection in a transaction. [`Transaction::commit`] ends it; dropped before, it is rolled back.
+    /// Begins a transaction. [`Transaction::commit`] ends it; dropped before that, it is rolled back.
     pub(super) async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         self.begin_with("begin").await
     }
 
-    /// The same with a `begin` of one's own.
+    /// Begins a transaction with the given `begin` statement.
     pub(super) async fn begin_with(&self, begin: &str) -> Result<Transaction, sqlx::Error> {
         Transaction::begin(self.acquire().await?, begin).await
     }
 
-    /// Closes what is idle, and what is in use when it comes back.
+    /// Closes idle connections, and those in use when they are returned.
     pub(super) async fn close(&self) {
         self.permits.close();
-        while let Some(live) = self.pop() {
-            self.server.say_goodbye(live.raw);
+        while let Some(open) = self.pop() {
+            self.server.close_in_background(open.raw);
         }
         self.server.tasks.close();
         drop(timeout(CLOSE_LIMIT, self.server.tasks.wait()).await);
     }
 
-    fn idle(&self) -> MutexGuard<'_, VecDeque<Live>> {
+    fn idle(&self) -> MutexGuard<'_, VecDeque<OpenConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection that was used last; closes one that nobody needs.
-    fn pop(&self) -> Option<Live> {
-        let (taken, unneeded) = {
+    /// Takes the connection that was used last. Closes the one that was idle longest, if that is over [`IDLE_MAX`].
+    fn pop(&self) -> Option<OpenConnection> {
+        let (taken, surplus) = {
             let mut idle = self.idle();
             let taken = idle.pop_back();
-            let unneeded = idle
+            let surplus = idle
                 .front()
-                .map(|live| live.idle_since.elapsed() > IDLE_MAX);
-            let unneeded = unneeded
+                .map(|open| open.idle_since.elapsed() > IDLE_MAX);
+            let surplus = surplus
                 .unwrap_or_default()
                 .then(|| idle.pop_front())
                 .flatten();
-            (taken, unneeded)
+            (taken, surplus)
         };
-        if let Some(live) = unneeded {
-            self.server.say_goodbye(live.raw);
+        if let Some(open) = surplus {
+            self.server.close_in_background(open.raw);
         }
         taken
     }
 
-    /// A connection that may be used: it is not too old, nothing is held against its generation, and it answers.
-    async fn tested(&self, mut live: Live) -> Option<Live> {
-        if live.generation != self.server.generation() || live.made.elapsed() > AGE_MAX {
-            self.server.say_goodbye(live.raw);
+    /// The connection, if it is not too old, its generation is not retired, and it answers a ping.
+    async fn check_usable(&self, mut open: OpenConnection) -> Option<OpenConnection> {
+        if open.generation != self.server.generation() || open.connected_at.elapsed() > AGE_MAX {
+            self.server.close_in_background(open.raw);
             return None;
         }
-        match timeout(PING_LIMIT, live.raw.ping()).await {
+        match timeout(PING_LIMIT, open.raw.ping()).await {
             Ok(Ok(())) => {
-                self.server.trouble().take();
-                Some(live)
+                self.server.last_error().take();
+                Some(open)
             }
             Ok(Err(_)) => None,
             Err(_) => {
                 self.server
-                    .distrust(live.generation, "an idle connection does not answer");
+                    .retire_generation(open.generation, "an idle connection does not answer");
                 None
             }
         }
     }
 
-    /// Takes a connection back.
-    fn put_back(&self, live: Live) {
-        if self.permits.is_closed() || live.generation != self.server.generation() {
-            self.server.say_goodbye(live.raw);
+    /// Keeps a connection for its next use, or closes it.
+    fn return_connection(&self, open: OpenConnection) {
+        if self.permits.is_closed() || open.generation != self.server.generation() {
+            self.server.close_in_background(open.raw);
         } else {
-            self.idle().push_back(live);
+            self.idle().push_back(open);
         }
     }
 }

@@ -1,18 +1,19 @@
-//! Whether a pooler in transaction mode is between us and the server.
+//! Detects a pooler in transaction mode in front of the server.
 
 use std::time::Duration;
 
 use sqlx::{PgConnection, Row as _};
 use tokio::time::timeout;
 
-/// A session of its own answers at once.
+/// A session that is not shared answers at once.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Other users of a busy pooler may take the connection that would have told.
+/// Other users of a busy pooler may take the server process that would have shown it, so it is tried several times.
 const TRIES: u32 = 3;
 
-/// Lets a second session begin a transaction while the first is idle. Behind a pooler in transaction mode that gets the process which
-/// served the first one, or the first one gets another process afterwards, or waits for one. Each session of its own has its own process.
-/// Where the second one has to wait it cannot be told; then a statement that is not there when it is used will tell.
+/// Whether two sessions share server processes. A second session begins a transaction while the first is idle. Behind a pooler in
+/// transaction mode it gets the process that served the first one, or the first one gets another process afterwards, or waits for one.
+/// Without a pooler each session keeps its own process. If the second one has to wait, nothing is known; the first lost prepared statement
+/// shows it then.
 pub(super) async fn shares_sessions(first: &mut PgConnection, second: &mut PgConnection) -> bool {
     for _ in 0..TRIES {
         match timeout(LIMIT, begin_beside(first, second)).await {
@@ -35,7 +36,7 @@ pub(super) async fn shares_sessions(first: &mut PgConnection, second: &mut PgCon
     false
 }
 
-/// The process behind the first session, and the one in which the second has begun a transaction.
+/// The process of the first session, and the one in which the second session has begun a transaction.
 async fn begin_beside(
     first: &mut PgConnection,
     second: &mut PgConnection,

@@ -1,4 +1,4 @@
-//! A connection in use, and a transaction on it: each statement has a limit.
+//! A connection in use, and a transaction on it. Each statement has a time limit.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -12,19 +12,19 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, error::Elapsed, timeout};
 
-use super::{Connections, Live, assignments, cause};
+use super::{Connections, OpenConnection, assignments, errors};
 
 type Step = Either<PgQueryResult, PgRow>;
 
-/// A connection in use. Goes back when it is dropped, if all its statements have ended and left no transaction open.
+/// A connection in use. On drop it returns to its pool if all its statements have ended; an open transaction is rolled back before.
 pub(in crate::ledger) struct Connection {
-    live: Option<Live>,
-    /// No statement is under way and none has broken it.
-    sound: bool,
+    open: Option<OpenConnection>,
+    /// No statement is running, and none has broken the connection.
+    usable: bool,
     in_transaction: bool,
-    /// A statement of the transaction has failed: Postgres answers its commit by a rollback, without an error.
+    /// A statement of the transaction has failed. Postgres would answer the commit with a rollback and without an error.
     failed: bool,
-    home: Connections,
+    pool: Connections,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -35,27 +35,31 @@ pub(in crate::ledger) struct Transaction {
 }
 
 impl Connection {
-    pub(super) fn new(home: Connections, live: Live, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(
+        pool: Connections,
+        open: OpenConnection,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         Self {
-            live: Some(live),
-            sound: true,
+            open: Some(open),
+            usable: true,
             in_transaction: false,
             failed: false,
-            home,
+            pool,
             permit: Some(permit),
         }
     }
 
-    /// Runs statements that have neither arguments nor rows.
+    /// Runs statements without arguments and rows.
     pub(in crate::ledger) async fn run(&mut self, statements: String) -> Result<(), sqlx::Error> {
-        let limit = self.home.limits.statement;
+        let limit = self.pool.limits.statement;
         let raw = self.start()?;
         let work = raw.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statements)));
         let ended = timeout(limit, work).await;
         self.finish(ended).map(drop)
     }
 
-    /// Runs a statement that may take as long as it takes, with no limit but the ones that the caller keeps.
+    /// Runs statements without a time limit here; the caller has to limit them.
     pub(in crate::ledger) async fn run_unlimited(
         &mut self,
         statements: SqlStr,
@@ -69,9 +73,9 @@ impl Connection {
         self.finish(Ok(ended)).map(drop)
     }
 
-    async fn enter(&mut self, begin: &str) -> Result<(), sqlx::Error> {
-        let settings = if self.home.server.is_pooled() {
-            assignments("set local", self.home.limits.settings)
+    async fn begin(&mut self, begin: &str) -> Result<(), sqlx::Error> {
+        let settings = if self.pool.server.is_pooled() {
+            assignments("set local", self.pool.limits.settings)
         } else {
             String::new()
         };
@@ -79,7 +83,7 @@ impl Connection {
         self.run(format!("{begin}; {settings}")).await
     }
 
-    async fn leave(&mut self, how: &str) -> Result<(), sqlx::Error> {
+    async fn end(&mut self, how: &str) -> Result<(), sqlx::Error> {
         self.run(how.to_owned()).await?;
         (self.in_transaction, self.failed) = (false, false);
         Ok(())
@@ -89,9 +93,9 @@ impl Connection {
         &mut self,
         query: E,
     ) -> Result<Vec<Step>, sqlx::Error> {
-        let (limit, persistent) = (self.home.limits.statement, !self.home.server.is_pooled());
+        let (limit, persistent) = (self.pool.limits.statement, !self.pool.server.is_pooled());
         let raw = self.start()?;
-        let query = Kept { query, persistent };
+        let query = WithPersistence { query, persistent };
         let ended = timeout(limit, raw.fetch_many(query).try_collect()).await;
         self.finish(ended)
     }
@@ -100,49 +104,51 @@ impl Connection {
         &mut self,
         query: E,
     ) -> Result<Option<PgRow>, sqlx::Error> {
-        let (limit, persistent) = (self.home.limits.statement, !self.home.server.is_pooled());
+        let (limit, persistent) = (self.pool.limits.statement, !self.pool.server.is_pooled());
         let raw = self.start()?;
-        let query = Kept { query, persistent };
+        let query = WithPersistence { query, persistent };
         let ended = timeout(limit, raw.fetch_optional(query)).await;
         self.finish(ended)
     }
 
-    /// From here on the connection is not sound, until [`Self::finish`] says so: a caller may stop waiting at any time.
+    /// Marks the connection as unusable until [`Self::finish`], because the caller may stop waiting at any time.
     fn start(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
-        self.sound = false;
-        let live = self.live.as_mut().ok_or(sqlx::Error::PoolClosed)?;
-        Ok(&mut live.raw)
+        self.usable = false;
+        let open = self.open.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        Ok(&mut open.raw)
     }
 
     fn finish<T>(
         &mut self,
         ended: Result<Result<T, sqlx::Error>, Elapsed>,
     ) -> Result<T, sqlx::Error> {
-        let server = &self.home.server;
-        let generation = self.live.as_ref().map(|live| live.generation);
+        let server = &self.pool.server;
+        let generation = self.open.as_ref().map(|open| open.generation);
         match ended {
             Ok(Ok(value)) => {
-                self.sound = true;
+                self.usable = true;
                 Ok(value)
             }
             Ok(Err(error)) => {
                 self.failed = true;
-                self.sound = !cause::breaks(&error);
-                if cause::tells_of_a_pooler(&error) {
-                    server.note_pooler();
+                self.usable = !errors::breaks_connection(&error);
+                if errors::shows_pooler(&error) {
+                    server.record_pooler();
                 }
-                if let (Some(generation), true) = (generation, cause::is_about_the_server(&error)) {
-                    server.distrust(generation, &cause::words(&error));
+                if let (Some(generation), true) =
+                    (generation, errors::affects_all_connections(&error))
+                {
+                    server.retire_generation(generation, &errors::message_of(&error));
                 }
                 Err(error)
             }
             Err(_) => {
-                let limit = self.home.limits.statement.as_secs();
+                let limit = self.pool.limits.statement.as_secs();
                 let why = format!("a statement got no answer within {limit} s");
                 if let Some(generation) = generation {
-                    server.distrust(generation, &why);
+                    server.retire_generation(generation, &why);
                 }
-                Err(cause::late(format!("{}: {why}", server.name())))
+                Err(errors::timed_out(format!("{}: {why}", server.name())))
             }
         }
     }
@@ -156,55 +162,54 @@ impl fmt::Debug for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // One that is not sound is simply dropped, which closes its socket: it may not even hear a goodbye.
-        let Some(mut live) = self.live.take().filter(|_| self.sound) else {
+        // An unusable connection is dropped, which closes its socket: the server may not answer an orderly close.
+        let Some(mut open) = self.open.take().filter(|_| self.usable) else {
             return;
         };
         if !self.in_transaction {
-            live.idle_since = Instant::now();
-            self.home.put_back(live);
+            open.idle_since = Instant::now();
+            self.pool.return_connection(open);
             return;
         }
-        let mut left_open = Self {
-            live: Some(live),
-            sound: true,
+        let mut unfinished = Self {
+            open: Some(open),
+            usable: true,
             in_transaction: true,
             failed: self.failed,
-            home: self.home.clone(),
+            pool: self.pool.clone(),
             permit: self.permit.take(),
         };
-        let tasks = self.home.server.tasks.clone();
+        let tasks = self.pool.server.tasks.clone();
         match Handle::try_current() {
             Ok(runtime) => {
-                let undoing = async move {
-                    // What fails leaves a connection that is not sound, and the server undoes it at its end.
-                    drop(left_open.leave("rollback").await);
+                let rollback = async move {
+                    // If this fails the connection is unusable; the server rolls back when its socket is closed.
+                    drop(unfinished.end("rollback").await);
                 };
-                tasks.spawn_on(undoing, &runtime);
+                tasks.spawn_on(rollback, &runtime);
             }
-            Err(_) => left_open.sound = false,
+            Err(_) => unfinished.usable = false,
         }
     }
 }
 
 impl Transaction {
     pub(super) async fn begin(mut connection: Connection, how: &str) -> Result<Self, sqlx::Error> {
-        connection.enter(how).await?;
+        connection.begin(how).await?;
         Ok(Self { connection })
     }
 
-    /// Makes it so. After an error nobody knows whether it is.
+    /// Commits. After an error the outcome is unknown.
     pub(in crate::ledger) async fn commit(mut self) -> Result<(), sqlx::Error> {
         if self.connection.failed {
-            let problem = "a transaction is committed although one of its statements failed";
+            let problem = "commit of a transaction with a failed statement; nothing was committed";
             return Err(sqlx::Error::Protocol(problem.to_owned()));
         }
-        self.connection.leave("commit").await
+        self.connection.end("commit").await
     }
 
-    /// Undoes it.
     pub(in crate::ledger) async fn rollback(mut self) -> Result<(), sqlx::Error> {
-        self.connection.leave("rollback").await
+        self.connection.end("rollback").await
     }
 }
 
@@ -222,13 +227,13 @@ impl DerefMut for Transaction {
     }
 }
 
-/// A statement that the server keeps prepared, or not.
-struct Kept<E> {
+/// A query for which the server keeps a prepared statement, or not.
+struct WithPersistence<E> {
     query: E,
     persistent: bool,
 }
 
-impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Kept<E> {
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for WithPersistence<E> {
     fn sql(self) -> SqlStr {
         self.query.sql()
     }
@@ -274,8 +279,9 @@ impl Connections {
     }
 }
 
-/// Both run statements with `query!(…).execute(…)`. Rows are read to the end before the first is given out, so that the limit counts for all.
-macro_rules! runs_statements {
+/// Implements `Executor` for a connection and for a set of them. All rows are read before the first is returned, so that the limit covers
+/// them all.
+macro_rules! impl_executor {
     ($executor:ty) => {
         impl<'c> Executor<'c> for $executor {
             type Database = Postgres;
@@ -311,7 +317,7 @@ macro_rules! runs_statements {
             where
                 'c: 'e,
             {
-                Box::pin(std::future::ready(Err(not_here())))
+                Box::pin(std::future::ready(Err(unsupported())))
             }
 
             fn describe<'e>(
@@ -321,16 +327,16 @@ macro_rules! runs_statements {
             where
                 'c: 'e,
             {
-                Box::pin(std::future::ready(Err(not_here())))
+                Box::pin(std::future::ready(Err(unsupported())))
             }
         }
     };
 }
 
-runs_statements!(&'c mut Connection);
-runs_statements!(&'c Connections);
+impl_executor!(&'c mut Connection);
+impl_executor!(&'c Connections);
 
-/// Statements are checked when x402d is built, and prepared when they are run.
-fn not_here() -> sqlx::Error {
-    sqlx::Error::Configuration("statements are neither described nor prepared by themselves".into())
+/// `sqlx` needs `describe` and `prepare` only for statements that are neither checked at build time nor run at once.
+fn unsupported() -> sqlx::Error {
+    sqlx::Error::Configuration("statements cannot be described or prepared separately".into())
 }

@@ -1,4 +1,4 @@
-//! What a database error means: for its connection, for all connections to the server, and in words for the operator.
+//! Classification of database errors: their effect on a connection or on all of them, and their text for the operator.
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind};
@@ -6,24 +6,24 @@ use std::io::{self, ErrorKind};
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
-/// What a read-only server answers to a write.
+/// SQLSTATE of a write to a read-only server.
 const READ_ONLY: &str = "25006";
-/// The server ends this connection, crashed, or does not accept connections now.
+/// SQLSTATEs: the server ends this connection, has crashed, or does not accept connections now.
 const SERVER_GONE: &[&str] = &["57P01", "57P02", "57P03"];
-/// A named statement is not there, or one of its name is there already, or is another one.
-const FOREIGN_SESSION: &[&str] = &["26000", "42P05", "08P01"];
-/// A kept statement was prepared before the schema changed.
+/// SQLSTATEs: a prepared statement is missing, exists already, or is another one.
+const MISSING_STATEMENT: &[&str] = &["26000", "42P05", "08P01"];
+/// SQLSTATE: a statement was prepared before the schema changed.
 const OUTDATED_PLAN: &str = "0A000";
 
-/// The server, or what a `DATABASE_URL` leads to, takes no writes.
+/// The server that `DATABASE_URL` names takes no writes.
 #[derive(Debug, thiserror::Error)]
 #[error("it takes no writes: it is a standby, or set to read-only")]
 struct ReadOnly;
 
-/// An error of the same kind, told with the server's name.
+/// A text with the server's name, as the source of an I/O error.
 #[derive(Debug, thiserror::Error)]
 #[error("the database at {0}")]
-struct Retold(String);
+struct Described(String);
 
 /// The SQLSTATE of an error.
 pub(in crate::ledger) fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
@@ -36,12 +36,12 @@ fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     code(error).is_some_and(|code| codes.contains(&code.as_ref()))
 }
 
-/// Reads a `DATABASE_URL`. What is wrong with it is said without repeating it: there may be a password in it.
+/// Parses a `DATABASE_URL`. An error does not repeat it, because it may contain a password.
 pub(in crate::ledger) fn options_of(url: &str) -> Result<PgConnectOptions, String> {
     const EXPECTED: &str =
         "DATABASE_URL: expected postgres://USER:PASSWORD@HOST:PORT/DATABASE, got ";
     let parsed = Url::parse(url.trim())
-        .map_err(|problem| format!("{EXPECTED}a text that is no URL ({problem})"))?;
+        .map_err(|problem| format!("{EXPECTED}a text that is not a URL ({problem})"))?;
     if !matches!(parsed.scheme(), "postgres" | "postgresql") {
         let scheme = parsed.scheme();
         return Err(format!(
@@ -50,7 +50,7 @@ pub(in crate::ledger) fn options_of(url: &str) -> Result<PgConnectOptions, Strin
     }
     let options: Result<PgConnectOptions, _> = url.trim().parse();
     let options = options.map_err(|_| format!("{EXPECTED}one with a part that cannot be read"))?;
-    // Some poolers refuse to set it, and there are no floats here.
+    // Some poolers refuse to set `extra_float_digits`, and x402d has no floats.
     Ok(options.application_name("x402d").extra_float_digits(None))
 }
 
@@ -63,7 +63,7 @@ pub(super) fn name_of(options: &PgConnectOptions) -> String {
     )
 }
 
-/// The database and where it is; without a name in the URL it is the one that is called like the role.
+/// The database and its server. Without a name in the URL the database has the name of the role.
 pub(in crate::ledger) fn database_of(options: &PgConnectOptions) -> String {
     let name = options
         .get_database()
@@ -71,9 +71,9 @@ pub(in crate::ledger) fn database_of(options: &PgConnectOptions) -> String {
     format!("the database {name} at {}", name_of(options))
 }
 
-/// Something took too long.
-pub(super) fn late(what: String) -> sqlx::Error {
-    sqlx::Error::Io(io::Error::new(ErrorKind::TimedOut, Retold(what)))
+/// A time-out of ours.
+pub(super) fn timed_out(what: String) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(ErrorKind::TimedOut, Described(what)))
 }
 
 /// The server takes no writes.
@@ -81,26 +81,26 @@ pub(super) fn read_only() -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(ErrorKind::ReadOnlyFilesystem, ReadOnly))
 }
 
-/// The error, told with what was tried. Its kind remains where anybody looks at it.
-pub(super) fn retold(error: &sqlx::Error, what: String) -> sqlx::Error {
-    let kind = if takes_no_writes(error) {
+/// The error with a description. Keeps the kind where it matters: read-only or not.
+pub(super) fn described(error: &sqlx::Error, what: String) -> sqlx::Error {
+    let kind = if is_read_only(error) {
         ErrorKind::ReadOnlyFilesystem
     } else {
         ErrorKind::ConnectionRefused
     };
-    sqlx::Error::Io(io::Error::new(kind, Retold(what)))
+    sqlx::Error::Io(io::Error::new(kind, Described(what)))
 }
 
-/// Whether the server said that it takes no writes.
-pub(in crate::ledger) fn takes_no_writes(error: &sqlx::Error) -> bool {
+/// Whether the error says that the server takes no writes.
+pub(in crate::ledger) fn is_read_only(error: &sqlx::Error) -> bool {
     if let sqlx::Error::Io(error) = error {
         return error.kind() == ErrorKind::ReadOnlyFilesystem;
     }
     has_code(error, &[READ_ONLY])
 }
 
-/// Whether connecting again may succeed by itself.
-pub(super) fn passes(error: &sqlx::Error) -> bool {
+/// Whether another attempt to connect may succeed.
+pub(super) fn is_transient(error: &sqlx::Error) -> bool {
     if let sqlx::Error::Io(error) = error {
         return matches!(
             error.kind(),
@@ -113,36 +113,36 @@ pub(super) fn passes(error: &sqlx::Error) -> bool {
                 | ErrorKind::UnexpectedEof
         );
     }
-    // Too many connections; and what a pooler says while it does not reach its server.
+    // 53300 is too many connections; a pooler answers with class 08 while it does not reach its server.
     has_code(error, SERVER_GONE)
         || has_code(error, &["53300", READ_ONLY])
         || code(error).is_some_and(|code| code.starts_with("08"))
 }
 
 /// Whether the connection must not be used again.
-pub(super) fn breaks(error: &sqlx::Error) -> bool {
+pub(super) fn breaks_connection(error: &sqlx::Error) -> bool {
     let lost = matches!(
         error,
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)
     );
-    lost || is_about_the_server(error)
-        || tells_of_a_pooler(error)
+    lost || affects_all_connections(error)
+        || shows_pooler(error)
         || has_code(error, &[OUTDATED_PLAN])
         || code(error).is_some_and(|code| code.starts_with("08"))
 }
 
-/// Whether other connections to the same server are of no use either.
-pub(super) fn is_about_the_server(error: &sqlx::Error) -> bool {
-    has_code(error, SERVER_GONE) || takes_no_writes(error)
+/// Whether the error affects all connections to the same server.
+pub(super) fn affects_all_connections(error: &sqlx::Error) -> bool {
+    has_code(error, SERVER_GONE) || is_read_only(error)
 }
 
-/// Whether a session is not the one that the statement was prepared in.
-pub(super) fn tells_of_a_pooler(error: &sqlx::Error) -> bool {
-    has_code(error, FOREIGN_SESSION)
+/// Whether the session is not the one in which the statement was prepared.
+pub(super) fn shows_pooler(error: &sqlx::Error) -> bool {
+    has_code(error, MISSING_STATEMENT)
 }
 
-/// The error itself, without the line of Postgres's source that it comes from.
-pub(super) fn words(error: &sqlx::Error) -> String {
+/// The error's text, without the position in Postgres's source.
+pub(super) fn message_of(error: &sqlx::Error) -> String {
     if let sqlx::Error::Database(error) = error {
         return error.message().to_owned();
     }
@@ -156,18 +156,18 @@ pub(super) fn words(error: &sqlx::Error) -> String {
     error.to_string()
 }
 
-/// Why the database cannot be used, and what to do about it.
-pub(in crate::ledger) fn advice(error: &sqlx::Error, options: &PgConnectOptions) -> String {
+/// Says for the operator why the database cannot be used, and what to do.
+pub(in crate::ledger) fn explain(error: &sqlx::Error, options: &PgConnectOptions) -> String {
     let server = name_of(options);
     let (role, database) = (options.get_username(), options.get_database());
     let database = database.unwrap_or(role);
     if let sqlx::Error::Io(inner) = error
-        && is_retold(inner)
+        && names_server(inner)
     {
-        // It names the server already.
-        return format!("cannot use {inner}; DATABASE_URL names it");
+        // The text names the server already.
+        return format!("cannot use {inner}; check DATABASE_URL");
     }
-    let said = words(error);
+    let message = message_of(error);
     let advice = match code(error).as_deref() {
         Some("28P01" | "28000") => "check user and password".to_owned(),
         Some("3D000") => format!("create it: createdb {database}"),
@@ -175,7 +175,7 @@ pub(in crate::ledger) fn advice(error: &sqlx::Error, options: &PgConnectOptions)
             format!("let the role own the database: alter database {database} owner to {role}")
         }
         None if matches!(error, sqlx::Error::Tls(_)) => "see sslmode in DATABASE_URL".to_owned(),
-        None if said.contains("lookup") => "is the name of the host right?".to_owned(),
+        None if message.contains("lookup") => "is the name of the host right?".to_owned(),
         Some(_) | None => String::new(),
     };
     let advice = if advice.is_empty() {
@@ -183,12 +183,12 @@ pub(in crate::ledger) fn advice(error: &sqlx::Error, options: &PgConnectOptions)
     } else {
         format!("; {advice}")
     };
-    format!("cannot use the database at {server}, which DATABASE_URL names: {said}{advice}")
+    format!("cannot use the database at {server}, which DATABASE_URL names: {message}{advice}")
 }
 
-fn is_retold(error: &io::Error) -> bool {
+fn names_server(error: &io::Error) -> bool {
     error
         .get_ref()
-        .and_then(|inner| inner.downcast_ref::<Retold>())
+        .and_then(|inner| inner.downcast_ref::<Described>())
         .is_some()
 }

@@ -1,4 +1,4 @@
-//! One payment with all that happened to it. Read-only.
+//! One payment with its events and attempts. Read-only.
 
 use alloy::hex;
 use alloy::primitives::B256;
@@ -10,10 +10,9 @@ use super::row::{hash, select_payments, shown_address};
 use super::{Ledger, LedgerError};
 use crate::payment::PaymentId;
 
-/// A payment and its life.
+/// A payment with its events and attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Life {
-    /// The payment.
     pub entry: Entry,
     /// Its timeline, oldest first.
     pub events: Vec<Event>,
@@ -24,17 +23,15 @@ pub struct Life {
 /// One entry of a payment's timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// When.
     pub at: OffsetDateTime,
-    /// What kind of thing.
     pub kind: String,
     /// State before, for changes of state.
     pub from_state: Option<String>,
     /// State after, for changes of state.
     pub to_state: Option<String>,
-    /// Code, request id or explanation, according to the kind.
+    /// Reason code, request id or explanation, according to the kind.
     pub reason: Option<String>,
-    /// The transaction that was known then.
+    /// The payment's transaction at that time.
     pub transaction: Option<B256>,
 }
 
@@ -43,52 +40,49 @@ pub struct Event {
 pub struct AttemptMade {
     /// Its hash, in hexadecimal digits.
     pub hash: String,
-    /// Address of who signed it and pays for its gas: a lane's account, or the payer on rail `transfer`.
+    /// Address of the account that signed it and pays its gas: a lane's signer, or the payer on rail `transfer`.
     pub signer: String,
     /// The signer's account nonce.
     pub nonce: u64,
-    /// When its bytes, or its hash, were written down.
+    /// When its bytes, or on rail `transfer` its hash, were recorded.
     pub written_at: OffsetDateTime,
-    /// Gas at most; of our own only, like the fees.
+    /// Gas limit. Like the fees it is known for our own transactions only.
     pub gas_limit: Option<u64>,
-    /// Wei per gas at most, a decimal integer.
+    /// `maxFeePerGas` in wei, a decimal integer.
     pub max_fee_wei: Option<String>,
-    /// Wei per gas for the block's producer at most, a decimal integer.
+    /// `maxPriorityFeePerGas` in wei, a decimal integer.
     pub max_priority_fee_wei: Option<String>,
-    /// What the endpoints said to it last: `accepted`, `rejected` or `unknown`.
+    /// The endpoints' latest reply to its broadcast: `accepted`, `rejected` or `unknown`.
     pub broadcast: Option<String>,
     /// Why it was rejected.
     pub broadcast_reason: Option<String>,
-    /// Since when they say so.
+    /// When the reply became the current one.
     pub broadcast_at: Option<OffsetDateTime>,
     /// Set for the attempt that is in a canonical block.
     pub mined: Option<Mined>,
 }
 
-/// What a mined transaction of ours cost and did.
+/// Cost and outcome of one of our mined transactions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mined {
     /// Status of its receipt.
     pub succeeded: bool,
     /// Height of its block.
     pub block_number: u64,
-    /// Gas used by all of it.
+    /// Gas used by the whole transaction.
     pub gas_used: u64,
-    /// Effective wei per gas, a decimal integer.
+    /// Effective gas price in wei, a decimal integer.
     pub gas_price_wei: String,
-    /// `gas_used` times `gas_price_wei`, and what was paid besides.
+    /// `gas_used` times `gas_price_wei` plus further fees, in wei, a decimal integer.
     pub fee_wei: String,
-    /// How many payments rode in it and share the fee.
+    /// Number of payments in the transaction, which share the fee.
     pub payments: u64,
-    /// What it did for this payment: `transferred`, `elsewhere` or `without_effect`.
+    /// Its outcome for this payment: `transferred`, `elsewhere` or `without_effect`.
     pub outcome: Option<String>,
 }
 
 impl Ledger {
-    /// A payment and what happened to it, as of one moment.
-    ///
-    /// # Errors
-    /// When the database fails. A row that cannot be read is shown as it stands.
+    /// A payment with its events and attempts, read in one snapshot. A row that cannot be read is shown with its raw columns.
     pub async fn life(&self, id: PaymentId) -> Result<Option<Life>, LedgerError> {
         let mut snapshot = self.snapshot().await?;
         let row = select_payments!("where p.id = $1", id.0)
@@ -126,7 +120,7 @@ async fn events(connection: &mut Connection, id: PaymentId) -> Result<Vec<Event>
     Ok(events.collect())
 }
 
-/// What lanes signed for the payment.
+/// The transactions that lanes signed for the payment.
 async fn attempts(
     connection: &mut Connection,
     id: PaymentId,
@@ -143,31 +137,31 @@ async fn attempts(
     )
     .fetch_all(connection)
     .await?;
-    let mut made = Vec::with_capacity(rows.len());
+    let mut details = Vec::with_capacity(rows.len());
     for row in rows {
-        let located = row
+        let result = row
             .succeeded
             .zip(row.block_number)
             .zip(row.gas_used)
             .zip(row.gas_price_wei.zip(row.fee_wei))
             .filter(|_| row.mined);
-        let mined = located.map(
+        let mined = result.map(
             |(((succeeded, block_number), gas_used), (gas_price_wei, fee_wei))| Mined {
                 succeeded,
-                block_number: natural(block_number),
-                gas_used: natural(gas_used),
+                block_number: unsigned(block_number),
+                gas_used: unsigned(gas_used),
                 gas_price_wei,
                 fee_wei,
-                payments: natural(row.payments),
+                payments: unsigned(row.payments),
                 outcome: row.outcome,
             },
         );
-        made.push(AttemptMade {
+        details.push(AttemptMade {
             hash: hex::encode_prefixed(&row.hash),
             signer: shown_address(&row.signer),
-            nonce: natural(row.nonce),
+            nonce: unsigned(row.nonce),
             written_at: row.signed_at,
-            gas_limit: Some(natural(row.gas_limit)),
+            gas_limit: Some(unsigned(row.gas_limit)),
             max_fee_wei: Some(row.max_fee_wei),
             max_priority_fee_wei: Some(row.max_priority_fee_wei),
             broadcast: row.broadcast,
@@ -176,10 +170,10 @@ async fn attempts(
             mined,
         });
     }
-    Ok(made)
+    Ok(details)
 }
 
-/// What the payer sent; its gas is the payer's own business and not known.
+/// The transaction that the payer signed, on rail `transfer`. Its gas and fees are not recorded.
 async fn transfer(
     connection: &mut Connection,
     id: PaymentId,
@@ -195,7 +189,7 @@ async fn transfer(
     Ok(Some(AttemptMade {
         hash: hex::encode_prefixed(&row.hash),
         signer: shown_address(&row.payer),
-        nonce: natural(row.account_nonce),
+        nonce: unsigned(row.account_nonce),
         written_at: row.submitted_at,
         gas_limit: None,
         max_fee_wei: None,
@@ -207,7 +201,7 @@ async fn transfer(
     }))
 }
 
-/// Heights, nonces, counts and gas are never negative: the schema or their origin sees to it.
-fn natural(number: i64) -> u64 {
+/// Heights, nonces, counts and gas are not negative, by the schema or by their origin.
+fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }

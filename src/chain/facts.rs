@@ -72,10 +72,7 @@ impl FactsReader {
         )
     }
 
-    /// The facts about a payment.
-    ///
-    /// # Errors
-    /// When the RPC fails or too many queries wait. An error says nothing about the payment.
+    /// The facts about a payment. Fails when the RPC fails or too many queries wait, which says nothing about the payment.
     pub async fn of(&self, signed: Signed<'_>) -> Answer {
         let query = self.query(signed);
         let answer = self.queries.ask(query.clone());

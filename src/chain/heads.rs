@@ -147,7 +147,7 @@ impl HeadTracker {
     /// Reads the newest block and its ancestors back to a known one. `None`: there is no new block.
     ///
     /// # Errors
-    /// When the RPC fails. The tracker is unchanged, and the next poll starts from the same block.
+    /// When the RPC fails. The kept blocks are unchanged, and the next poll starts from the same block.
     pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
         let mut advance = self.poll().await?;
         // Some endpoints leave the base fee out. A chain that has had one keeps it, so the last known one is used.

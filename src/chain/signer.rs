@@ -82,7 +82,7 @@ impl Order {
         U256::from(self.gas_limit).saturating_mul(U256::from(self.fees.max_fee_wei))
     }
 
-    /// Whether it carries no data, so that it only uses its nonce.
+    /// Whether it carries no calldata, as an empty replacement or a transfer of gas money.
     pub fn is_empty(&self) -> bool {
         self.data.is_empty()
     }

@@ -143,8 +143,8 @@ impl RpcError {
         match self {
             Self::Refused { message, .. } => {
                 let message = message.to_lowercase();
-                let contains_any = |text: &&str| message.contains(*text);
-                is_about_size(&message) || TOO_LARGE_TO_SIMULATE.iter().any(contains_any)
+                let contains = |text: &&str| message.contains(*text);
+                is_about_size(&message) || TOO_LARGE_TO_SIMULATE.iter().any(contains)
             }
             Self::Status(status) => *status == PAYLOAD_TOO_LARGE,
             Self::Timeout

@@ -1,5 +1,5 @@
-//! What every authorization can be asked, whatever contract moves its money: the call that settles it, its trace in the logs of a
-//! transaction, and what became of it.
+//! Operations common to EIP-3009 and Permit2 authorizations: the call that settles one, its transfer in the logs of a transaction,
+//! whether its nonce is used and by which transaction.
 
 use std::collections::HashMap;
 
@@ -21,10 +21,10 @@ sol! {
     }
 }
 
-/// Multicall3 at the address that it has on every chain.
+/// Multicall3; it has the same address on every chain.
 pub const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 
-/// The call that settles a payment: the token or a proxy itself, or Multicall3 when the payer's wallet has to be deployed first.
+/// The call that settles a payment: to the token or a proxy, or to Multicall3 when the payer's wallet has to be deployed first.
 pub fn settlement_call(signed: Signed<'_>) -> (Address, Bytes) {
     let settler = signed.method.settler(signed.asset);
     let data = settlement_data(signed);
@@ -32,7 +32,7 @@ pub fn settlement_call(signed: Signed<'_>) -> (Address, Bytes) {
         return (settler, data);
     };
     let calls = vec![
-        // The wallet may have been deployed meanwhile: what counts is the transfer.
+        // Deployment may fail because the wallet has been deployed in the meantime: only the transfer has to succeed.
         Multicall3::Call3 {
             target: wallet.factory,
             allowFailure: true,
@@ -50,7 +50,7 @@ pub fn settlement_call(signed: Signed<'_>) -> (Address, Bytes) {
     )
 }
 
-/// What the contract that moves the money is called with.
+/// Calldata for the contract that transfers the money: the token or a Permit2 proxy.
 pub(super) fn settlement_data(signed: Signed<'_>) -> Bytes {
     match signed.method {
         Method::Eip3009 => token::transfer_data(signed),
@@ -58,15 +58,15 @@ pub(super) fn settlement_data(signed: Signed<'_>) -> Bytes {
     }
 }
 
-/// The call that settles several payments at once; one that fails does not keep the others.
+/// The call that settles several payments at once. A payment that reverts does not affect the others.
 pub fn batch_call<'a>(payments: impl Iterator<Item = Signed<'a>>) -> (Address, Bytes) {
     let call = Multicall3::aggregate3Call {
-        calls: payments.map(call3).collect(),
+        calls: payments.map(batch_entry).collect(),
     };
     (MULTICALL3, call.abi_encode().into())
 }
 
-fn call3(signed: Signed<'_>) -> Multicall3::Call3 {
+fn batch_entry(signed: Signed<'_>) -> Multicall3::Call3 {
     Multicall3::Call3 {
         target: signed.method.settler(signed.asset),
         allowFailure: true,
@@ -74,7 +74,7 @@ fn call3(signed: Signed<'_>) -> Multicall3::Call3 {
     }
 }
 
-/// Where a payment's money moved in the logs of a transaction that settles it. Anything less than its exact trace is no success.
+/// The log index of a payment's transfer in a transaction that settles it. `None` unless the logs match the payment exactly.
 pub fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
     match signed.method {
         Method::Eip3009 => token::transfer_log(signed.asset, signed.terms, logs),
@@ -82,43 +82,39 @@ pub fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
     }
 }
 
-/// What became of an authorization, as the chain tells it.
+/// How an authorization's nonce was used on chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthorizationUse {
-    /// Its nonce is unused.
+    /// The nonce is unused.
     Unused,
-    /// It moved the money, in this transaction.
+    /// The nonce was used by a transfer of exactly this payment.
     Transferred {
-        /// Where.
         location: Location,
-        /// Who sent the transaction and paid for its gas.
+        /// The account that sent the transaction and paid for its gas.
         sender: Address,
     },
-    /// Its nonce was used up without moving this money: cancelled, used for something else, or by a token that does not keep to
-    /// the rules. The hash is the transaction that did it, where it could be found.
+    /// The nonce was used without this transfer: it was cancelled, used for another transfer, or the token does not follow the standard.
+    /// The hash is that of the transaction, if it was found.
     Consumed(Option<B256>),
 }
 
-/// How a contract is asked whether a nonce is used: the contract, the call, and the bits of the answer that say so.
-fn nonce_question(signed: Signed<'_>) -> (Address, Bytes, U256) {
+/// How to read whether a nonce is used: the contract, the calldata, and the bits of the result that are set if it is.
+fn nonce_call(signed: Signed<'_>) -> (Address, Bytes, U256) {
     let (payer, nonce) = (signed.terms.from, signed.terms.nonce);
     match signed.method {
         Method::Eip3009 => {
-            let question = token::nonce_question(payer, nonce);
-            (signed.asset, question, U256::MAX)
+            let data = token::nonce_call(payer, nonce);
+            (signed.asset, data, U256::MAX)
         }
         Method::Permit2(_) => {
-            let (question, bit) = permit2::nonce_question(payer, nonce);
-            (PERMIT2, question, bit)
+            let (data, bit) = permit2::nonce_call(payer, nonce);
+            (PERMIT2, data, bit)
         }
     }
 }
 
 impl Rpc {
-    /// What became of an authorization; see [`authorization_uses`](Self::authorization_uses).
-    ///
-    /// # Errors
-    /// When the RPC fails.
+    /// How one authorization was used; see [`authorization_uses`](Self::authorization_uses).
     pub async fn authorization_use(
         &self,
         signed: Signed<'_>,
@@ -129,30 +125,32 @@ impl Rpc {
         uses.pop().ok_or(RpcError::Malformed("aggregate3"))?
     }
 
-    /// Asks what became of authorizations, as of the block at height `head`: one call tells which nonces are used, another one where, for all
-    /// of a kind. `tokens` are those that are known to call nobody: a batch of somebody else's proves something only if nothing else could
-    /// have moved money in it.
+    /// How authorizations were used, as of the block at height `head`. One call reads which nonces are used; a second one finds the
+    /// transactions of all EIP-3009 authorizations.
+    ///
+    /// `tokens` are tokens known to call no other contract. A foreign batch proves a settlement only if no other call in it could have made
+    /// the same transfer.
     ///
     /// # Errors
-    /// When the RPC fails; where only one cannot be told, that one's.
+    /// When the nonces cannot be read. An error that concerns one authorization is returned in its place.
     pub async fn authorization_uses(
         &self,
-        asked: &[Signed<'_>],
+        authorizations: &[Signed<'_>],
         head: u64,
         tokens: &[Address],
     ) -> Result<Vec<Result<AuthorizationUse, RpcError>>, RpcError> {
-        if asked.is_empty() {
+        if authorizations.is_empty() {
             return Ok(Vec::new());
         }
-        let used = self.nonces_used(asked, head).await?;
-        let by_token = asked.iter().zip(&used).filter(|(signed, used)| {
+        let used = self.nonces_used(authorizations, head).await?;
+        let by_token = authorizations.iter().zip(&used).filter(|(signed, used)| {
             matches!(used, Ok(true)) && matches!(signed.method, Method::Eip3009)
         });
         let by_token: Vec<Signed<'_>> = by_token.map(|(signed, _)| *signed).collect();
         let logs = self.token_uses(&by_token, head).await;
         let mut receipts = HashMap::new();
-        let mut uses = Vec::with_capacity(asked.len());
-        for (signed, used) in asked.iter().zip(used) {
+        let mut uses = Vec::with_capacity(authorizations.len());
+        for (signed, used) in authorizations.iter().zip(used) {
             uses.push(match (used, signed.method) {
                 (Err(error), _) => Err(error),
                 (Ok(false), _) => Ok(AuthorizationUse::Unused),
@@ -160,9 +158,9 @@ impl Rpc {
                     Ok((logs, complete)) => {
                         match self.token_use(*signed, logs, &mut receipts).await {
                             Ok(AuthorizationUse::Consumed(None)) if !complete => {
-                                Err(RpcError::SearchCutShort)
+                                Err(RpcError::SearchIncomplete)
                             }
-                            told => told,
+                            found => found,
                         }
                     }
                     Err(error) => Err(error.clone()),
@@ -173,25 +171,25 @@ impl Rpc {
         Ok(uses)
     }
 
-    /// Which nonces are used up as of the block at height `head`.
+    /// Which nonces are used as of the block at height `head`.
     pub(super) async fn nonces_used(
         &self,
-        asked: &[Signed<'_>],
+        authorizations: &[Signed<'_>],
         head: u64,
     ) -> Result<Vec<Result<bool, RpcError>>, RpcError> {
-        let questions: Vec<_> = asked.iter().copied().map(nonce_question).collect();
-        let calls = questions.iter();
-        let calls = calls.map(|(contract, question, _)| (*contract, question.clone()));
-        let answers = self.views(calls.collect(), head).await?;
-        let used = answers.into_iter().zip(&questions).map(|(answer, asked)| {
+        let nonce_calls: Vec<_> = authorizations.iter().copied().map(nonce_call).collect();
+        let calls = nonce_calls.iter();
+        let calls = calls.map(|(contract, data, _)| (*contract, data.clone()));
+        let answers = self.call_many(calls.collect(), head).await?;
+        let used = answers.into_iter().zip(&nonce_calls).map(|(answer, call)| {
             let word = answer.as_deref().and_then(|answer| answer.get(..32));
             let word = word.ok_or(RpcError::Malformed("eth_call"))?;
-            Ok(!(U256::from_be_slice(word) & asked.2).is_zero())
+            Ok(!(U256::from_be_slice(word) & call.2).is_zero())
         });
         Ok(used.collect())
     }
 
-    /// A use that moved the money, in a transaction whose receipt is at hand.
+    /// The [`AuthorizationUse::Transferred`] for a transfer log in `receipt`; reads the time of its block.
     pub(super) async fn transferred(
         &self,
         receipt: &Receipt,
@@ -212,57 +210,58 @@ impl Rpc {
         })
     }
 
-    /// How the payments of a batch would fare in a transaction of `from` with `gas_limit`, on the newest state: whether each call goes through,
-    /// and whether each payer is a plain account. One call for both.
+    /// Simulates a batch in a transaction of `from` with `gas_limit`, on the newest state. One call returns for each payment whether it
+    /// succeeds and whether its payer has code.
     ///
     /// # Errors
-    /// When the RPC fails, or the batch as a whole does.
+    /// When the call fails or the batch reverts as a whole.
     pub async fn rehearse(
         &self,
         from: Address,
         batch: &[Signed<'_>],
         gas_limit: u64,
-    ) -> Result<Vec<Rehearsal>, RpcError> {
+    ) -> Result<Vec<CallOutcome>, RpcError> {
         let payers = batch.iter().map(|signed| signed.terms.from).collect();
         let codes = Multicall3::Call3 {
             target: lens::LENS,
             allowFailure: true,
-            callData: lens::code_sizes(payers),
+            callData: lens::code_sizes_call(payers),
         };
-        // The question comes first: who burns gas, burns it later.
-        let calls = std::iter::once(codes).chain(batch.iter().copied().map(call3));
+        // The code sizes come first, so that a payment that uses up the gas cannot affect them.
+        let calls = std::iter::once(codes).chain(batch.iter().copied().map(batch_entry));
         let data: Bytes = Multicall3::aggregate3Call {
             calls: calls.collect(),
         }
         .abi_encode()
         .into();
         let rows = u64::try_from(batch.len()).unwrap_or(u64::MAX);
-        let gas = gas_limit.saturating_add(CODES_GAS.saturating_add(rows.saturating_mul(CODE_GAS)));
+        let gas = gas_limit
+            .saturating_add(CODE_SIZES_GAS.saturating_add(rows.saturating_mul(CODE_SIZE_GAS)));
         let call =
             json!({"from": from, "to": MULTICALL3, "data": data, "gas": format!("0x{gas:x}")});
         let call = (call, "latest", lens::overrides());
-        let reads = |answer: &Bytes| sizes_and_results(answer).is_some();
+        let reads = |answer: &Bytes| decode_simulation(answer).is_some();
         let answer = self.call_overridden(call, reads).await?;
         let malformed = || RpcError::Malformed("eth_call");
-        let (sizes, results) = sizes_and_results(&answer).ok_or_else(malformed)?;
+        let (sizes, results) = decode_simulation(&answer).ok_or_else(malformed)?;
         if sizes.len() != batch.len() || results.len() != batch.len() {
             return Err(malformed());
         }
-        let rows = results.iter().zip(sizes).map(|(result, size)| Rehearsal {
+        let rows = results.iter().zip(sizes).map(|(result, size)| CallOutcome {
             goes_through: result.success,
             payer_has_code: !size.is_zero(),
         });
         Ok(rows.collect())
     }
 
-    /// Several read-only calls at the block at height `block` in one; `None` for one that reverted.
-    async fn views(
+    /// Several read-only calls at the block at height `block` in one `eth_call`; `None` for a call that reverted.
+    async fn call_many(
         &self,
         calls: Vec<(Address, Bytes)>,
         block: u64,
     ) -> Result<Vec<Option<Bytes>>, RpcError> {
-        let asked = calls.len();
-        let singly = calls.clone();
+        let count = calls.len();
+        let one_by_one = calls.clone();
         let calls = calls.into_iter().map(|(target, data)| Multicall3::Call3 {
             target,
             allowFailure: true,
@@ -275,11 +274,11 @@ impl Rpc {
         let at = (call, format!("0x{block:x}"));
         let answer: Bytes = self.agreed("eth_call", at, Bytes::eq).await?;
         if answer.is_empty() {
-            return self.views_singly(singly, block).await;
+            return self.call_one_by_one(one_by_one, block).await;
         }
         let results = Multicall3::aggregate3Call::abi_decode_returns(&answer)
             .ok()
-            .filter(|results| results.len() == asked)
+            .filter(|results| results.len() == count)
             .ok_or(RpcError::Malformed("aggregate3"))?;
         let values = results
             .into_iter()
@@ -287,8 +286,8 @@ impl Rpc {
         Ok(values.collect())
     }
 
-    /// The same call by call, where Multicall3 is not there.
-    async fn views_singly(
+    /// The same with one `eth_call` each, for chains without Multicall3.
+    async fn call_one_by_one(
         &self,
         calls: Vec<(Address, Bytes)>,
         block: u64,
@@ -306,24 +305,27 @@ impl Rpc {
     }
 }
 
-/// What a simulated batch answers: how much code each payer has, and how each call went.
-fn sizes_and_results(answer: &Bytes) -> Option<(Vec<U256>, Vec<Multicall3::Result>)> {
+/// Decodes the result of a simulated batch: the code size of each payer, and the result of each payment's call.
+fn decode_simulation(answer: &Bytes) -> Option<(Vec<U256>, Vec<Multicall3::Result>)> {
     let mut results = Multicall3::aggregate3Call::abi_decode_returns(answer)
         .ok()?
         .into_iter();
     let codes = results.next().filter(|codes| codes.success)?;
-    Some((lens::code_sizes_of(&codes.returnData)?, results.collect()))
+    Some((
+        lens::decode_code_sizes(&codes.returnData)?,
+        results.collect(),
+    ))
 }
 
-/// How one payment of a batch would fare.
+/// The simulated result of one payment of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rehearsal {
-    /// Its call goes through.
+pub struct CallOutcome {
+    /// The call of the payment succeeds.
     pub goes_through: bool,
-    /// Foreign code would run for it.
+    /// The payer's account has code, which would run in the batch.
     pub payer_has_code: bool,
 }
 
-/// Gas of the question about code, and for each account in it.
-const CODES_GAS: u64 = 50_000;
-const CODE_GAS: u64 = 4_000;
+/// Gas for reading code sizes: once, and for each account.
+const CODE_SIZES_GAS: u64 = 50_000;
+const CODE_SIZE_GAS: u64 = 4_000;

@@ -1,38 +1,39 @@
-//! What the replies to a send mean (`engine.md` §2.3). Misreading one is harmless, because every follow-up stays under the same nonce.
+//! The meaning of the replies to a broadcast (`docs/architecture.md`, Broadcast outcomes). A wrong reading is harmless, because every
+//! follow-up stays under the same nonce.
 
 use alloy::primitives::{B256, Bytes};
 
 use crate::chain::{Rpc, RpcError};
 
-/// The three outcomes of handing bytes to the network. Neither of the last two ever frees a nonce.
+/// The three outcomes of a broadcast. Neither of the last two ever frees a nonce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Broadcast {
-    /// A node has these very bytes in its pool, or had them.
+    /// A node has or had these bytes in its mempool.
     Accepted,
-    /// Every node that answered refused them; the text is the most telling refusal.
+    /// Every node rejected them; this is the first endpoint's reason.
     Rejected(Rejection),
-    /// No reply that says anything: assume that they were sent.
+    /// At least one endpoint gave no clear reply and none accepted: assume that the transaction was sent.
     Unknown,
 }
 
-/// Why nodes refuse bytes.
+/// Why a node rejected a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
-    /// The nonce is used up, by an attempt of ours or by somebody else.
+    /// The nonce is used, by an attempt of ours or by a foreign transaction.
     NonceTooLow,
-    /// A transaction before it is missing.
+    /// A transaction with a lower nonce is missing.
     NonceTooHigh,
-    /// Another transaction holds the nonce.
+    /// Another transaction with the same nonce is pending.
     Underpriced,
-    /// The fee is below what blocks, or the node, ask now.
+    /// The fee is below the current base fee or the node's minimum.
     FeeTooLow,
-    /// No node takes it as it is, ever: too much gas, too many bytes. A smaller one may do.
+    /// Too much gas or too many bytes: the same bytes are always rejected, but a smaller transaction may pass.
     TooLarge,
-    /// No node takes it as it is, ever, whatever its size.
+    /// The same bytes are always rejected, for a reason that is not their size.
     Unfit,
     /// The signer cannot pay for the gas.
     OutOfGasMoney,
-    /// The node's pool has no room for it now.
+    /// The node's mempool is full.
     PoolFull,
 }
 
@@ -40,55 +41,55 @@ impl Rejection {
     /// For log lines.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::NonceTooLow => "the nonce is used already",
-            Self::NonceTooHigh => "an earlier transaction is missing",
-            Self::Underpriced => "another transaction holds the nonce",
-            Self::FeeTooLow => "the fee is below what blocks or the node ask",
-            Self::TooLarge => "no node takes a transaction of this size",
-            Self::Unfit => "no node takes this transaction as it is",
+            Self::NonceTooLow => "the nonce is already used",
+            Self::NonceTooHigh => "a transaction with a lower nonce is missing",
+            Self::Underpriced => "another transaction with this nonce is pending",
+            Self::FeeTooLow => "the fee is below the base fee or the node's minimum",
+            Self::TooLarge => "the transaction is too large for every node",
+            Self::Unfit => "the transaction is invalid for every node",
             Self::OutOfGasMoney => "the signer has too little native currency for gas",
-            Self::PoolFull => "the node's pool is full",
+            Self::PoolFull => "the node's mempool is full",
         }
     }
 }
 
-/// Sends `raw` to every endpoint and reads the replies together: one acceptance is enough, and a rejection counts only when nobody
-/// was silent.
+/// Sends `raw` to every endpoint and combines the replies. One acceptance is enough; a rejection counts only when every endpoint
+/// rejected.
 pub async fn broadcast(rpc: &Rpc, raw: &Bytes, hash: B256) -> Broadcast {
     let replies = rpc.send_everywhere(raw).await;
-    judge(&replies, hash)
+    combine(&replies, hash)
 }
 
-fn judge(replies: &[Result<B256, RpcError>], hash: B256) -> Broadcast {
-    let readings: Vec<_> = replies.iter().map(|reply| reading(reply, hash)).collect();
-    if readings.contains(&Broadcast::Accepted) {
+fn combine(replies: &[Result<B256, RpcError>], hash: B256) -> Broadcast {
+    let outcomes: Vec<_> = replies.iter().map(|reply| classify(reply, hash)).collect();
+    if outcomes.contains(&Broadcast::Accepted) {
         return Broadcast::Accepted;
     }
-    if readings.contains(&Broadcast::Unknown) {
+    if outcomes.contains(&Broadcast::Unknown) {
         return Broadcast::Unknown;
     }
-    readings.into_iter().next().unwrap_or(Broadcast::Unknown)
+    outcomes.into_iter().next().unwrap_or(Broadcast::Unknown)
 }
 
-fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
+fn classify(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
     let message = match reply {
         Ok(answered) if *answered == hash => return Broadcast::Accepted,
         Err(RpcError::Refused { message, .. }) => message.to_lowercase(),
         Ok(_) | Err(_) => return Broadcast::Unknown,
     };
-    let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    let known = says(&["already known", "already imported"])
-        || (says(&["known transaction"]) && !says(&["unknown"]));
-    if known {
+    let contains_any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    let in_pool = contains_any(&["already known", "already imported"])
+        || (contains_any(&["known transaction"]) && !contains_any(&["unknown"]));
+    if in_pool {
         return Broadcast::Accepted;
     }
-    let rejection = if says(&["nonce too low", "nonce is too low"]) {
+    let rejection = if contains_any(&["nonce too low", "nonce is too low"]) {
         Rejection::NonceTooLow
-    } else if says(&["nonce too high", "exceeds next nonce", "nonce gap"]) {
+    } else if contains_any(&["nonce too high", "exceeds next nonce", "nonce gap"]) {
         Rejection::NonceTooHigh
-    } else if says(&["replacement"]) && says(&["underpriced", "fee too low"]) {
+    } else if contains_any(&["replacement"]) && contains_any(&["underpriced", "fee too low"]) {
         Rejection::Underpriced
-    } else if says(&[
+    } else if contains_any(&[
         "underpriced",
         "less than block base fee",
         "fee too low",
@@ -98,11 +99,11 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
         Rejection::FeeTooLow
     } else if is_about_size(&message) {
         Rejection::TooLarge
-    } else if says(&["intrinsic gas"]) {
+    } else if contains_any(&["intrinsic gas"]) {
         Rejection::Unfit
-    } else if says(&["insufficient funds"]) {
+    } else if contains_any(&["insufficient funds"]) {
         Rejection::OutOfGasMoney
-    } else if says(&[
+    } else if contains_any(&[
         "in-flight transaction limit",
         "txpool is full",
         "pool is full",
@@ -114,7 +115,7 @@ fn reading(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
     Broadcast::Rejected(rejection)
 }
 
-/// Whether a refusal is about the size of what was sent: the same bytes hear it again, fewer may not.
+/// Whether a rejection is about the size of the transaction: the same bytes would be rejected again, a smaller transaction may pass.
 fn is_about_size(message: &str) -> bool {
     TOO_LARGE.iter().any(|text| message.contains(text))
 }
@@ -127,7 +128,7 @@ const TOO_LARGE: [&str; 6] = [
     "maximum transaction gas limit",
     "oversized data",
 ];
-/// What nodes say of simulations besides.
+/// Further texts of nodes, for simulations only.
 const TOO_LARGE_TO_SIMULATE: [&str; 5] = [
     "out of gas",
     "gas limit is too high",
@@ -137,13 +138,13 @@ const TOO_LARGE_TO_SIMULATE: [&str; 5] = [
 ];
 
 impl RpcError {
-    /// Whether the answer to a simulated batch says that it is too large: too much gas, too many bytes, too long to run.
+    /// Whether the simulation of a batch failed because the batch is too large: too much gas, too many bytes, too long to run.
     pub fn is_about_size(&self) -> bool {
         match self {
             Self::Refused { message, .. } => {
                 let message = message.to_lowercase();
-                let says = |text: &&str| message.contains(*text);
-                is_about_size(&message) || TOO_LARGE_TO_SIMULATE.iter().any(says)
+                let contains = |text: &&str| message.contains(*text);
+                is_about_size(&message) || TOO_LARGE_TO_SIMULATE.iter().any(contains)
             }
             Self::Status(status) => *status == PAYLOAD_TOO_LARGE,
             Self::Timeout
@@ -152,14 +153,14 @@ impl RpcError {
             | Self::OverBudget
             | Self::Unconfirmed(_)
             | Self::Disagreement(_)
-            | Self::SearchCutShort
+            | Self::SearchIncomplete
             | Self::NoOverrides
             | Self::WrongChain { .. } => false,
         }
     }
 }
 
-/// HTTP's word for it.
+/// HTTP 413 Content Too Large.
 const PAYLOAD_TOO_LARGE: u16 = 413;
 
 #[cfg(test)]
@@ -175,26 +176,26 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_hash_or_a_pooled_copy_counts_as_accepted() {
+    fn only_own_hash_or_known_transaction_counts_as_accepted() {
         let (ours, other) = (B256::repeat_byte(1), B256::repeat_byte(2));
-        assert_eq!(judge(&[Ok(ours)], ours), Broadcast::Accepted);
+        assert_eq!(combine(&[Ok(ours)], ours), Broadcast::Accepted);
         assert_eq!(
-            judge(&[refused("transaction already imported")], ours),
+            combine(&[refused("transaction already imported")], ours),
             Broadcast::Accepted
         );
         assert_eq!(
-            judge(&[Ok(other)], ours),
+            combine(&[Ok(other)], ours),
             Broadcast::Unknown,
-            "a node that invents hashes is not believed"
+            "a reply with another hash proves nothing"
         );
         assert_eq!(
-            judge(&[refused("unknown transaction type")], ours),
+            combine(&[refused("unknown transaction type")], ours),
             Broadcast::Unknown
         );
     }
 
     #[test]
-    fn refusals_are_read_by_what_can_be_done_about_them() {
+    fn rejections_are_classified_by_the_possible_reaction() {
         for (message, meaning) in [
             (
                 "replacement transaction underpriced",
@@ -221,13 +222,13 @@ mod tests {
             ("oversized data: limit 131072", Rejection::TooLarge),
             ("insufficient funds for gas", Rejection::OutOfGasMoney),
         ] {
-            let read = judge(&[refused(message)], B256::ZERO);
+            let read = combine(&[refused(message)], B256::ZERO);
             assert_eq!(read, Broadcast::Rejected(meaning), "{message}");
         }
     }
 
     #[test]
-    fn only_what_is_said_of_its_size_makes_a_batch_smaller() {
+    fn only_size_errors_count_as_too_large() {
         let about_size = |message| refused(message).is_err_and(|error| error.is_about_size());
         for message in [
             "err: out of gas: gas exhausted (supplied gas 15000000)",
@@ -252,21 +253,21 @@ mod tests {
     }
 
     #[test]
-    fn silence_beats_refusal_and_acceptance_beats_both() {
+    fn unknown_outweighs_rejection_and_acceptance_outweighs_both() {
         let hash = B256::repeat_byte(1);
         let low = refused("Nonce too low");
         assert_eq!(
-            judge(std::slice::from_ref(&low), hash),
+            combine(std::slice::from_ref(&low), hash),
             Broadcast::Rejected(Rejection::NonceTooLow)
         );
         assert_eq!(
-            judge(&[low.clone(), Err(RpcError::Timeout)], hash),
+            combine(&[low.clone(), Err(RpcError::Timeout)], hash),
             Broadcast::Unknown
         );
         assert_eq!(
-            judge(&[low, Err(RpcError::Timeout), Ok(hash)], hash),
+            combine(&[low, Err(RpcError::Timeout), Ok(hash)], hash),
             Broadcast::Accepted
         );
-        assert_eq!(judge(&[], hash), Broadcast::Unknown);
+        assert_eq!(combine(&[], hash), Broadcast::Unknown);
     }
 }

@@ -1,4 +1,4 @@
-//! One endpoint of a network, and how it is doing.
+//! One endpoint of a network and its health.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -6,75 +6,74 @@ use std::time::Duration;
 use alloy::rpc::client::RpcClient;
 use tokio::time::Instant;
 
-use crate::chain::belief::Claim;
+use crate::chain::outliers::ReportedHead;
 
-/// Failures in a row after which an endpoint rests, and comes back only once it has shown its chain again.
+/// Failures in a row after which an endpoint is avoided and its chain must be checked again before it is used.
 const FAILURES_MAX: u32 = 3;
-/// How long an endpoint rests that kept silent, or failed too often.
-const REST: Duration = Duration::from_secs(5);
-/// How long the newest block that an endpoint has shown tells where it is.
-const CLAIM_KEPT: Duration = Duration::from_secs(15);
-/// How long others are asked first after an endpoint has said that it gets too many calls.
-const SLOWED: Duration = Duration::from_secs(1);
-/// Blocks behind the best head that are normal between nodes.
+/// How long an endpoint is avoided after it was late or failed too often.
+const AVOID_FOR: Duration = Duration::from_secs(5);
+/// How long the reported newest block of an endpoint is used for comparison.
+const REPORT_VALID_FOR: Duration = Duration::from_secs(15);
+/// How long an endpoint is avoided after it has reported a rate limit.
+const RATE_LIMITED_FOR: Duration = Duration::from_secs(1);
+/// How many blocks behind the best head an endpoint may be without a lower rank.
 const BEHIND_MAX: u64 = 2;
-/// The least and the most that a read waits before another endpoint is asked as well.
+/// Lower and upper bound of the wait before a read is sent to a second endpoint as well.
 const HEDGE_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// An answer that takes this many times as long as usual is late.
-const LATE: u32 = 4;
+/// A read is sent to a second endpoint after this many times the usual latency.
+const HEDGE_FACTOR: u32 = 4;
 
-/// One endpoint.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) client: RpcClient,
     health: Mutex<Health>,
 }
 
-/// What is known of an endpoint.
+/// Recent observations of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Health {
     failures: u32,
-    rests_until: Option<Instant>,
-    head: Option<(Claim, Instant)>,
+    avoided_until: Option<Instant>,
+    head: Option<(ReportedHead, Instant)>,
     chain: Chain,
-    /// Whether it is known to lack state overrides.
+    /// Whether it is known not to support state overrides.
     without_overrides: bool,
-    /// Moving average of good answers.
+    /// Moving average of the time of successful calls.
     latency: Duration,
 }
 
-/// Which chain an endpoint serves.
+/// The chain that an endpoint serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chain {
-    /// The configured one, when it was last asked.
-    Ours,
-    /// It was away since: another chain may have come back.
+    /// The configured chain, when it was last checked.
+    Configured,
+    /// It has failed since the last check and may serve another chain when it returns.
     Unknown,
-    /// Another one: never used.
+    /// Another chain: never used.
     Other,
 }
 
-/// How willingly an endpoint is read from; the first is the best.
+/// The preference of an endpoint for reads; the first is the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     Good,
     /// Its newest block is old.
     Behind,
-    /// It failed or kept silent just now.
-    Resting,
-    /// The newest block that it shows is far from everybody else's.
-    Doubted,
-    /// What it serves may be another chain: not read from.
-    Barred,
+    /// It recently failed, was late or reported a rate limit.
+    Avoided,
+    /// Its newest block is far from those of the other endpoints.
+    Outlier,
+    /// It may serve another chain: not read from.
+    Excluded,
 }
 
 impl Default for Health {
     fn default() -> Self {
         Self {
             failures: 0,
-            rests_until: None,
+            avoided_until: None,
             head: None,
-            chain: Chain::Ours,
+            chain: Chain::Configured,
             without_overrides: false,
             latency: Duration::from_millis(50),
         }
@@ -82,13 +81,13 @@ impl Default for Health {
 }
 
 impl Health {
-    pub(super) fn rank(&self, best_head: u64, doubted: bool, now: Instant) -> Rank {
-        if self.chain != Chain::Ours {
-            Rank::Barred
-        } else if doubted {
-            Rank::Doubted
-        } else if self.rests_until.is_some_and(|until| until > now) {
-            Rank::Resting
+    pub(super) fn rank(&self, best_head: u64, outlier: bool, now: Instant) -> Rank {
+        if self.chain != Chain::Configured {
+            Rank::Excluded
+        } else if outlier {
+            Rank::Outlier
+        } else if self.avoided_until.is_some_and(|until| until > now) {
+            Rank::Avoided
         } else if self.head().saturating_add(BEHIND_MAX) < best_head {
             Rank::Behind
         } else {
@@ -96,45 +95,45 @@ impl Health {
         }
     }
 
-    /// Height of the newest block that it has shown.
+    /// Height of the last reported newest block; 0 without one.
     pub(super) fn head(&self) -> u64 {
-        self.head.map_or(0, |(claim, _)| claim.number)
+        self.head.map_or(0, |(head, _)| head.number)
     }
 
-    /// The newest block that it has lately shown.
-    pub(super) fn claim(&self, now: Instant) -> Option<Claim> {
-        let lately = |(_, at): &(Claim, Instant)| now.duration_since(*at) < CLAIM_KEPT;
-        self.head.filter(lately).map(|(claim, _)| claim)
+    /// The reported newest block, unless the report is too old.
+    pub(super) fn reported_head(&self, now: Instant) -> Option<ReportedHead> {
+        let lately = |(_, at): &(ReportedHead, Instant)| now.duration_since(*at) < REPORT_VALID_FOR;
+        self.head.filter(lately).map(|(head, _)| head)
     }
 
-    /// How long to wait for an answer before another endpoint is asked as well.
-    pub(super) fn patience(&self) -> Duration {
-        (self.latency * LATE).clamp(HEDGE_AFTER.0, HEDGE_AFTER.1)
+    /// How long to wait for an answer before a second endpoint is asked as well.
+    pub(super) fn hedge_delay(&self) -> Duration {
+        (self.latency * HEDGE_FACTOR).clamp(HEDGE_AFTER.0, HEDGE_AFTER.1)
     }
 
-    /// Whether it carries out state overrides, as far as is known.
+    /// Whether it supports state overrides; true until the opposite is known.
     pub(super) const fn has_overrides(&self) -> bool {
         !self.without_overrides
     }
 
-    fn answered(&mut self, took: Duration) {
-        (self.failures, self.rests_until) = (0, None);
+    fn record_success(&mut self, took: Duration) {
+        (self.failures, self.avoided_until) = (0, None);
         self.latency = (self.latency * 7 + took) / 8;
     }
 
-    fn failed(&mut self, now: Instant, others: bool) {
+    fn record_failure(&mut self, now: Instant, has_others: bool) {
         self.failures = self.failures.saturating_add(1);
         if self.failures >= FAILURES_MAX {
-            self.rest(now);
-            // The only endpoint is used all the same: nobody else could be.
-            if others {
+            self.avoid(now);
+            // A single endpoint stays in use, because there is no alternative.
+            if has_others {
                 self.chain = Chain::Unknown;
             }
         }
     }
 
-    fn rest(&mut self, now: Instant) {
-        self.rests_until = Some(now + REST);
+    fn avoid(&mut self, now: Instant) {
+        self.avoided_until = Some(now + AVOID_FOR);
     }
 }
 
@@ -150,48 +149,46 @@ impl Endpoint {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The newest block that it has lately shown.
-    pub(super) fn claim(&self) -> Option<Claim> {
-        self.health().claim(Instant::now())
+    /// The reported newest block, unless the report is too old.
+    pub(super) fn reported_head(&self) -> Option<ReportedHead> {
+        self.health().reported_head(Instant::now())
     }
 
-    fn note(&self, change: impl FnOnce(&mut Health)) {
+    fn update(&self, change: impl FnOnce(&mut Health)) {
         change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// It gave an answer that counts.
-    pub(super) fn answered(&self, took: Duration) {
-        self.note(|health| health.answered(took));
+    pub(super) fn record_success(&self, took: Duration) {
+        self.update(|health| health.record_success(took));
     }
 
-    /// It failed; `others` exist.
-    pub(super) fn failed(&self, others: bool) {
-        self.note(|health| health.failed(Instant::now(), others));
+    /// `has_others`: whether the network has other endpoints.
+    pub(super) fn record_failure(&self, has_others: bool) {
+        self.update(|health| health.record_failure(Instant::now(), has_others));
     }
 
-    /// Another endpoint answered while this one kept silent.
-    pub(super) fn was_late(&self) {
-        self.note(|health| health.rest(Instant::now()));
+    /// Another endpoint answered before this one.
+    pub(super) fn record_late(&self) {
+        self.update(|health| health.avoid(Instant::now()));
     }
 
-    /// It gets more calls than it takes: others are asked first for a while. No mark against it.
-    pub(super) fn slows_down(&self) {
-        self.note(|health| health.rests_until = Some(Instant::now() + SLOWED));
+    /// It reported a rate limit. Others are preferred for a while; this does not count as a failure.
+    pub(super) fn record_rate_limit(&self) {
+        self.update(|health| health.avoided_until = Some(Instant::now() + RATE_LIMITED_FOR));
     }
 
-    /// Whether it carries out state overrides; returns what was thought before.
-    pub(super) fn overrides(&self, has: bool) -> bool {
+    /// Records whether it supports state overrides; returns the previous value.
+    pub(super) fn set_overrides(&self, has: bool) -> bool {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         !std::mem::replace(&mut health.without_overrides, !has)
     }
 
-    /// Its newest block.
-    pub(super) fn is_at(&self, head: Claim) {
-        self.note(|health| health.head = Some((head, Instant::now())));
+    pub(super) fn record_head(&self, head: ReportedHead) {
+        self.update(|health| health.head = Some((head, Instant::now())));
     }
 
-    /// Which chain it serves; returns which it was thought to serve.
-    pub(super) fn serves(&self, chain: Chain) -> Chain {
+    /// Records the chain that it serves; returns the previous value.
+    pub(super) fn set_chain(&self, chain: Chain) -> Chain {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut health.chain, chain)
     }
@@ -202,11 +199,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_rank_by_chain_then_rest_then_age_of_their_head() {
+    fn rank_follows_chain_then_failures_then_age_of_the_head() {
         let now = Instant::now();
         let good = Health {
             head: Some((
-                Claim {
+                ReportedHead {
                     number: 98,
                     time: 0,
                 },
@@ -216,45 +213,45 @@ mod tests {
         };
         assert_eq!(good.rank(100, false, now), Rank::Good);
         assert_eq!(good.rank(101, false, now), Rank::Behind);
-        assert_eq!(good.rank(100, true, now), Rank::Doubted);
+        assert_eq!(good.rank(100, true, now), Rank::Outlier);
         let mut failing = good;
-        failing.failed(now, true);
-        failing.failed(now, true);
+        failing.record_failure(now, true);
+        failing.record_failure(now, true);
         assert_eq!(
             failing.rank(100, false, now),
             Rank::Good,
-            "twice may happen"
+            "two failures are tolerated"
         );
-        failing.failed(now, true);
-        assert_eq!(failing.rank(100, false, now), Rank::Barred);
+        failing.record_failure(now, true);
+        assert_eq!(failing.rank(100, false, now), Rank::Excluded);
         let mut alone = good;
         for _ in 0..3 {
-            alone.failed(now, false);
+            alone.record_failure(now, false);
         }
         assert_eq!(
             alone.rank(100, false, now),
-            Rank::Resting,
-            "the only one is used"
+            Rank::Avoided,
+            "a single endpoint stays in use"
         );
-        assert_eq!(alone.rank(100, false, now + REST), Rank::Good);
-        alone.answered(Duration::from_millis(10));
+        assert_eq!(alone.rank(100, false, now + AVOID_FOR), Rank::Good);
+        alone.record_success(Duration::from_millis(10));
         assert_eq!(alone.rank(100, false, now), Rank::Good);
     }
 
     #[test]
-    fn patience_follows_what_answers_usually_take() {
+    fn hedge_delay_follows_the_usual_latency() {
         let mut health = Health::default();
         for _ in 0..50 {
-            health.answered(Duration::from_millis(1));
+            health.record_success(Duration::from_millis(1));
         }
-        assert_eq!(health.patience(), HEDGE_AFTER.0);
+        assert_eq!(health.hedge_delay(), HEDGE_AFTER.0);
         for _ in 0..50 {
-            health.answered(Duration::from_millis(200));
+            health.record_success(Duration::from_millis(200));
         }
-        assert!(health.patience() > Duration::from_millis(700));
+        assert!(health.hedge_delay() > Duration::from_millis(700));
         for _ in 0..50 {
-            health.answered(Duration::from_secs(4));
+            health.record_success(Duration::from_secs(4));
         }
-        assert_eq!(health.patience(), HEDGE_AFTER.1);
+        assert_eq!(health.hedge_delay(), HEDGE_AFTER.1);
     }
 }

@@ -1,7 +1,7 @@
-//! Chain facts for verification: everything about many payments in one `eth_call`.
+//! Chain facts for verification: all that is read from the chain for many payments in one `eth_call`.
 //!
-//! A small read-only contract is injected by a state override, so nothing is deployed. Questions that come while a call is under way
-//! are collected and go out together (group commit): an idle reader asks at once, a busy one asks for many.
+//! A small read-only contract is placed by a state override, so nothing is deployed. Queries that arrive while a call is in flight are
+//! collected for the next one: an idle reader calls at once, a busy one batches.
 
 use std::time::Duration;
 
@@ -17,83 +17,80 @@ use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
 use crate::payment::{ChainFacts, Method, Signed};
 use crate::protocol::permit2::PERMIT2;
 
-/// Rows in one call: below the gas that nodes grant to an `eth_call`, at 300k a row.
+/// Most rows in one call. A row takes about 300k gas; all of them stay below the gas that nodes allow for an `eth_call`.
 const ROWS_MAX: usize = 50;
-/// Calls under way at once.
+/// Most calls in flight.
 const CALLS_MAX: usize = 4;
-/// Questions waiting; beyond that callers are told that the service is busy.
+/// Most waiting queries; further ones fail, and the caller is told that the service is busy.
 const WAITING_MAX: usize = 8192;
-/// Least time between two calls that are not full: a burst costs a few calls, a payment by itself no time.
-const PACE: Duration = Duration::from_millis(10);
-/// How long a question may wait for its answer.
+/// Least time between two calls that are not full. A burst takes a few calls; a single payment does not wait.
+const CALL_INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// How long a query may wait for its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 
 type Answer = Result<ChainFacts, RpcError>;
 
-/// The handle by which questions are asked. Cheap to clone.
+/// The handle for queries. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct FactsReader {
-    questions: Coalescer<Query, Answer>,
-    /// Of payments that begin after the newest block: the first second at which each is valid.
+    queries: Coalescer<Query, Answer>,
+    /// Queries for payments that become valid after the newest block, each with the first second at which it is valid.
     early: Coalescer<(Query, u64), Answer>,
     gas_limit: u64,
 }
 
-/// The task behind [`FactsReader`]; run it for as long as questions may come.
+/// The task behind [`FactsReader`]. It must run as long as there are queries.
 #[derive(Debug)]
 pub struct FactsTask {
     rpc: Rpc,
-    questions: Answering<Query, Answer>,
+    queries: Answering<Query, Answer>,
     early: Answering<(Query, u64), Answer>,
 }
 
 impl FactsReader {
-    /// A reader over `rpc` that lets one payment use `gas_limit` gas at most, and the task to run behind it.
+    /// A reader that allows one payment at most `gas_limit` gas, and its task.
     pub fn new(rpc: Rpc, gas_limit: u64) -> (Self, FactsTask) {
         let gathering = || Gathering {
             rows_max: ROWS_MAX,
             groups_max: CALLS_MAX,
-            pace: PACE,
+            pace: CALL_INTERVAL_MIN,
             waiting_max: WAITING_MAX,
         };
-        let (sender, questions) = coalescer(gathering());
+        let (sender, queries) = coalescer(gathering());
         let (early_sender, early) = coalescer(gathering());
         (
             Self {
-                questions: sender,
+                queries: sender,
                 early: early_sender,
                 gas_limit,
             },
             FactsTask {
                 rpc,
-                questions,
+                queries,
                 early,
             },
         )
     }
 
-    /// The facts about a payment.
-    ///
-    /// # Errors
-    /// When the RPC fails or too many questions wait: an outage, which says nothing about the payment.
+    /// The facts about a payment. Fails when the RPC fails or too many queries wait, which says nothing about the payment.
     pub async fn of(&self, signed: Signed<'_>) -> Answer {
         let query = self.query(signed);
-        let asked = self.questions.ask(query.clone());
-        let facts = within_the_limit(asked).await?;
+        let answer = self.queries.ask(query.clone());
+        let facts = with_answer_limit(answer).await?;
         if facts.transfer_succeeds || !signed.is_early_for(&facts) {
             return Ok(facts);
         }
-        // The newest block is older than the authorization's beginning: what counts is the block that will take it.
+        // The newest block is before the authorization's `validAfter`: simulate it in a block at that time instead.
         let Ok(begins) = u64::try_from(signed.begins()) else {
             return Ok(facts);
         };
-        match within_the_limit(self.early.ask((query, begins))).await {
+        match with_answer_limit(self.early.ask((query, begins))).await {
             Ok(later) => Ok(ChainFacts {
                 block_time: facts.block_time,
                 ..later
             }),
             Err(error) => {
-                tracing::debug!(%error, "a call cannot be simulated at a later time; the newest block's answer stands");
+                tracing::debug!(%error, "simulation at a later block time failed; using the result at the newest block");
                 Ok(facts)
             }
         }
@@ -104,9 +101,9 @@ impl FactsReader {
         let (spender, (nonce_call, nonce_mask)) = match signed.method {
             Method::Eip3009 => (
                 Address::ZERO,
-                (token::nonce_question(payer, signed.terms.nonce), U256::ONE),
+                (token::nonce_call(payer, signed.terms.nonce), U256::ONE),
             ),
-            Method::Permit2(_) => (PERMIT2, permit2::nonce_question(payer, signed.terms.nonce)),
+            Method::Permit2(_) => (PERMIT2, permit2::nonce_call(payer, signed.terms.nonce)),
         };
         let (factory, factory_call) = signed
             .wallet
@@ -131,58 +128,60 @@ impl FactsReader {
     }
 }
 
-async fn within_the_limit<E>(asked: impl Future<Output = Result<Answer, E>>) -> Answer {
-    match tokio::time::timeout(ANSWER_LIMIT, asked).await {
+async fn with_answer_limit<E>(answer: impl Future<Output = Result<Answer, E>>) -> Answer {
+    match tokio::time::timeout(ANSWER_LIMIT, answer).await {
         Ok(Ok(facts)) => facts,
         Ok(Err(_)) | Err(_) => Err(RpcError::Timeout),
     }
 }
 
 impl FactsTask {
-    /// Answers questions until every [`FactsReader`] is gone.
+    /// Answers queries until every [`FactsReader`] is dropped.
     pub async fn run(self) {
         let Self {
             rpc,
-            questions,
+            queries,
             early,
         } = self;
-        let now = questions.run(|queries| answer(rpc.clone(), queries, None));
-        let later = early.run(|asked: Vec<(Query, u64)>| {
-            // All of them have begun when the last one has, and end seconds after that at the earliest.
-            let time = asked.iter().map(|(_, begins)| *begins).max();
-            let queries = asked.into_iter().map(|(query, _)| query).collect();
+        let now = queries.run(|queries| answer(rpc.clone(), queries, None));
+        let later = early.run(|batch: Vec<(Query, u64)>| {
+            // At the latest beginning all of them have begun, and the earliest end is seconds after it.
+            let time = batch.iter().map(|(_, begins)| *begins).max();
+            let queries = batch.into_iter().map(|(query, _)| query).collect();
             answer(rpc.clone(), queries, time)
         });
         tokio::join!(now, later);
     }
 }
 
-/// A question and its place among those that are answered together.
+/// A query and its position among those answered together.
 type Row = (usize, Query);
 
-/// What the lens found of a row.
+/// The lens's result for a row.
 #[derive(Debug, Clone)]
-struct Found {
+struct LensRow {
     facts: ChainFacts,
-    /// Nothing: there is no token, or the gas of the call did not suffice.
-    silent: bool,
+    /// All members are zero: there is no token, or the gas of the call was used up.
+    empty: bool,
 }
 
-/// Answers the rows of one call. Nodes grant it a bounded gas, and payers' own code may burn it: rows that got none are asked again in halves,
-/// in the end each by itself, so that nobody is answered wrongly for what another one burns.
+/// Answers queries with as few calls as possible.
+///
+/// A node limits the gas of a call, and the code of one payer may use it up. Rows that come back empty are queried again in halves, in the
+/// end one by one, so that no payment gets a wrong answer because of another one.
 async fn answer(rpc: Rpc, queries: Vec<Query>, time: Option<u64>) -> Vec<Answer> {
     let mut answers = vec![Err(RpcError::Malformed("eth_call")); queries.len()];
     let mut groups: Vec<Vec<Row>> = vec![queries.into_iter().enumerate().collect()];
     while let Some(rows) = groups.pop() {
-        let mut silent = answer_group(&rpc, rows, time, &mut answers).await;
-        let second = silent.split_off(silent.len().div_ceil(2));
-        let halves = [second, silent].into_iter();
+        let mut empty = answer_group(&rpc, rows, time, &mut answers).await;
+        let second = empty.split_off(empty.len().div_ceil(2));
+        let halves = [second, empty].into_iter();
         groups.extend(halves.filter(|half| !half.is_empty()));
     }
     answers
 }
 
-/// Answers what one call tells; returns the rows that are to be asked again.
+/// Makes one call and fills in the answers; returns the rows that have to be queried again.
 async fn answer_group(
     rpc: &Rpc,
     rows: Vec<Row>,
@@ -191,19 +190,19 @@ async fn answer_group(
 ) -> Vec<Row> {
     let alone = rows.len() == 1;
     let queries = rows.iter().map(|(_, query)| query.clone()).collect();
-    let found: Vec<Result<Found, RpcError>> = match look(rpc, queries, time).await {
+    let found: Vec<Result<LensRow, RpcError>> = match call_lens(rpc, queries, time).await {
         Ok(found) if found.len() == rows.len() => found.into_iter().map(Ok).collect(),
-        Err(error) if !alone && may_be_of_one_row(&error) => return rows,
+        Err(error) if !alone && may_be_caused_by_one_row(&error) => return rows,
         Ok(_) => vec![Err(RpcError::Malformed("eth_call")); rows.len()],
         Err(error) => vec![Err(error); rows.len()],
     };
-    let mut silent = Vec::new();
+    let mut empty = Vec::new();
     for ((place, query), found) in rows.into_iter().zip(found) {
         let answer = match found {
-            Ok(found) if !found.silent => Ok(found.facts),
-            Ok(found) if alone => of_silence(rpc, query.token, found.facts).await,
+            Ok(found) if !found.empty => Ok(found.facts),
+            Ok(found) if alone => facts_of_empty_row(rpc, query.token, found.facts).await,
             Ok(_) => {
-                silent.push((place, query));
+                empty.push((place, query));
                 continue;
             }
             Err(error) => Err(error),
@@ -212,12 +211,11 @@ async fn answer_group(
             *place = answer;
         }
     }
-    silent
+    empty
 }
 
-/// What a row says that came back all zero although it was asked alone: the token is not there, or its payer burns all gas, which is nobody
-/// else's business.
-async fn of_silence(rpc: &Rpc, token: Address, facts: ChainFacts) -> Answer {
+/// The answer for a row that came back empty in a call of its own: either there is no token, or the payer's code used up all gas.
+async fn facts_of_empty_row(rpc: &Rpc, token: Address, facts: ChainFacts) -> Answer {
     if rpc.code(token).await?.is_empty() {
         Ok(facts)
     } else {
@@ -225,17 +223,21 @@ async fn of_silence(rpc: &Rpc, token: Address, facts: ChainFacts) -> Answer {
     }
 }
 
-/// Whether a call that failed as a whole may have failed by one of its rows.
-fn may_be_of_one_row(error: &RpcError) -> bool {
-    let of_gas = |message: &str| message.to_lowercase().contains("gas");
-    error.is_revert() || matches!(error, RpcError::Refused { message, .. } if of_gas(message))
+/// Whether one of the rows may have made the whole call fail.
+fn may_be_caused_by_one_row(error: &RpcError) -> bool {
+    let about_gas = |message: &str| message.to_lowercase().contains("gas");
+    error.is_revert() || matches!(error, RpcError::Refused { message, .. } if about_gas(message))
 }
 
-/// Facts as of the newest block, or, with a `time`, of a block of that time on top of it.
-async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<Found>, RpcError> {
-    // The lens stands in for the accounts that payments want to be called by, so that proxies see their sender.
+/// Reads facts as of the newest block or, with a `time`, of a future block with that timestamp on top of it.
+async fn call_lens(
+    rpc: &Rpc,
+    queries: Vec<Query>,
+    time: Option<u64>,
+) -> Result<Vec<LensRow>, RpcError> {
+    // The proxy of `upto` accepts calls from the payment's facilitator only. The lens is placed at that address too, to call from it.
     let senders = queries.iter().map(|query| query.sender);
-    let overrides = lens::placed_at(senders.filter(|sender| !sender.is_zero()));
+    let overrides = lens::overrides_at(senders.filter(|sender| !sender.is_zero()));
     let data = Bytes::from(readCall { queries }.abi_encode());
     let call = json!({"to": LENS, "data": data});
     let reads = |answer: &Bytes| readCall::abi_decode_returns(answer).is_ok();
@@ -247,7 +249,7 @@ async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<F
         Some(time) => {
             let block = json!({"time": format!("0x{time:x}")});
             let parameters = (call, "latest", overrides, block);
-            rpc.call_in_a_block(parameters, reads).await?
+            rpc.call_in_future_block(parameters, reads).await?
         }
     };
     let malformed = || RpcError::Malformed("eth_call");
@@ -255,13 +257,13 @@ async fn look(rpc: &Rpc, queries: Vec<Query>, time: Option<u64>) -> Result<Vec<F
     let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;
     let seconds = i64::try_from(answer.blockTime).map_err(|_| malformed())?;
     if time.is_some_and(|time| U256::from(time) > answer.blockTime) {
-        // The endpoint has passed over the block's override.
+        // The endpoint has ignored the block override.
         return Err(malformed());
     }
     let block_time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())?;
-    let found = answer.facts.into_iter().map(|row| Found {
-        // A row that the lens could not finish comes back all zero, exactly like a token that is not there.
-        silent: row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown,
+    let found = answer.facts.into_iter().map(|row| LensRow {
+        // A row that the lens could not finish comes back all zero, like one of an address without a token.
+        empty: row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown,
         facts: ChainFacts {
             block_number,
             block_time,

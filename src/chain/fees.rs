@@ -1,48 +1,47 @@
-//! What to pay for gas: computed from the newest head, without a call per payment.
+//! Transaction fees, computed from the newest block without an RPC call per payment (`docs/architecture.md`, Fees).
 
 use crate::chain::Head;
 
-/// The operator's limits on a network.
+/// The operator's fee limits of a network, and the prices that nodes suggest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeePolicy {
-    /// Wei per gas at most, tip included; above it nothing is sent.
+    /// Cap on wei per gas, priority fee included (`max_fee_wei`). Nothing is sent above it.
     pub max_fee_cap_wei: u128,
-    /// Wei per gas for the block's producer.
+    /// Priority fee in wei per gas.
     pub priority_fee_wei: u128,
-    /// Gas at most for one payment.
+    /// Cap on the gas of one payment.
     pub gas_cap: u64,
-    /// What a node asks per gas, for chains without a base fee; `None` as long as none has said.
+    /// `eth_gasPrice` in wei, for chains without a base fee; `None` until a node has returned it.
     pub gas_price_wei: Option<u128>,
 }
 
-/// The fees of one attempt.
+/// The fees of one transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fees {
-    /// Wei per gas at most; the price of a legacy transaction.
+    /// Maximum wei per gas; in a legacy transaction the gas price.
     pub max_fee_wei: u128,
-    /// Wei per gas for the block's producer at most; of a legacy transaction, all of its price.
+    /// Maximum priority fee in wei per gas; in a legacy transaction the gas price.
     pub max_priority_fee_wei: u128,
-    /// One price in place of the two of EIP-1559, for chains without a base fee.
+    /// Whether it is a legacy transaction with one gas price, for chains without a base fee (EIP-1559).
     pub legacy: bool,
 }
 
 /// Why nothing may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TooDear {
-    /// Blocks cost more than the operator allows.
+    /// The gas price is above the operator's cap.
     #[error("blocks cost {} gwei per gas, max_fee_wei is {} gwei", gwei(*base_fee_wei), gwei(*cap_wei))]
     AboveCap {
-        /// Base fee of the newest block, or what a node asks where there is none.
+        /// Base fee of the newest block, or the node's gas price on chains without one.
         base_fee_wei: u128,
-        /// The cap.
         cap_wei: u128,
     },
-    /// There is no base fee, and no node has said what gas costs.
-    #[error("blocks have no base fee, and the RPC does not say what gas costs (eth_gasPrice)")]
+    /// There is no base fee, and no node has returned a gas price.
+    #[error("blocks have no base fee, and the RPC has returned no gas price (eth_gasPrice)")]
     NoPrice,
 }
 
-/// An amount for people: whole gwei, or up to nine decimals.
+/// Formats wei as gwei with up to nine decimals.
 fn gwei(wei: u128) -> String {
     let (whole, rest) = (wei / 1_000_000_000, wei % 1_000_000_000);
     let decimals = format!("{rest:09}");
@@ -53,17 +52,18 @@ fn gwei(wei: u128) -> String {
 }
 
 impl FeePolicy {
-    /// The same with the tip that a node suggests, if that is more: within a quarter of the cap, because a suggestion is not a bill.
+    /// The policy with a node's suggested priority fee, if that is higher. It is limited to a quarter of the cap, because a suggestion may
+    /// be far above the price that blocks require.
     #[must_use]
     pub fn with_tip(self, suggested_wei: u128) -> Self {
-        let most = self.max_fee_cap_wei / 4;
+        let limit = self.max_fee_cap_wei / 4;
         Self {
-            priority_fee_wei: self.priority_fee_wei.max(suggested_wei.min(most)),
+            priority_fee_wei: self.priority_fee_wei.max(suggested_wei.min(limit)),
             ..self
         }
     }
 
-    /// The same with the price that a node asks where there is no base fee.
+    /// The policy with a node's gas price, for chains without a base fee.
     #[must_use]
     pub const fn with_gas_price(self, gas_price_wei: u128) -> Self {
         Self {
@@ -72,51 +72,54 @@ impl FeePolicy {
         }
     }
 
-    /// Twice the base fee and the tip: enough for six full blocks in a row. No more than three quarters of the cap, as long as that is enough,
-    /// so that there is room for a fee bump. Where there is no base fee all that is offered is paid, and an eighth above the price is enough.
+    /// Fees for a new transaction.
     ///
     /// # Errors
-    /// [`TooDear`] when even the base fee of the next block could be above the cap, or nobody has said what gas costs.
+    /// [`TooDear`] when the base fee of the next block could exceed the cap, or no gas price is known.
     pub fn quote(&self, head: &Head) -> Result<Fees, TooDear> {
-        let needed = self.needed(head, self.priority_fee_wei)?;
-        if needed > self.max_fee_cap_wei {
-            return Err(self.too_dear(head));
+        let next_block_price = self.next_block_price(head, self.priority_fee_wei)?;
+        if next_block_price > self.max_fee_cap_wei {
+            return Err(self.fee_error(head));
         }
         let Some(base) = head.base_fee_wei else {
-            return Ok(Fees::legacy(needed));
+            // A legacy transaction pays its full price, so an eighth above the node's price is enough.
+            return Ok(Fees::legacy(next_block_price));
         };
-        let wished = base.saturating_mul(2).saturating_add(self.priority_fee_wei);
-        let most = self.max_fee_cap_wei - self.max_fee_cap_wei / 4;
+        // Twice the base fee covers six full blocks in a row.
+        let offer = base.saturating_mul(2).saturating_add(self.priority_fee_wei);
+        // A quarter of the cap is left for fee bumps, unless the next block may need it.
+        let limit = self.max_fee_cap_wei - self.max_fee_cap_wei / 4;
         Ok(Fees {
-            max_fee_wei: wished.min(most).max(needed),
+            max_fee_wei: offer.min(limit).max(next_block_price),
             max_priority_fee_wei: self.priority_fee_wei,
             legacy: false,
         })
     }
 
-    /// Fees that take the place of `last` under the same nonce: an eighth more per gas and twice the tip, as far as the cap allows, and what a
-    /// new transaction would offer now. Nodes ask for a tenth more, of both. Where `last` has one price only, its successor does too, because
-    /// nodes take that price for its tip: the price follows what blocks ask.
+    /// Fees of a replacement transaction for one with the fees `last`, under the same nonce: at least an eighth more per gas and, within
+    /// the cap, twice the priority fee and no less than a new transaction would offer now. Nodes require a tenth more of both.
     ///
     /// # Errors
-    /// [`TooDear`] when an eighth more is above the cap.
+    /// [`TooDear`] when an eighth more exceeds the cap.
     pub fn outbid(&self, last: Fees, head: &Head) -> Result<Fees, TooDear> {
-        let asked = self.asked(head)?;
+        let block_price = self.block_price(head)?;
         let more = |fee: u128| fee.saturating_add(fee / 8).saturating_add(1);
-        let least = more(last.max_fee_wei);
+        let minimum = more(last.max_fee_wei);
         let tip = more(last.max_priority_fee_wei)
             .max(last.max_priority_fee_wei.saturating_mul(2))
             .max(self.priority_fee_wei);
+        // The replacement of a legacy transaction stays legacy, because nodes treat its whole price as its priority fee. Its price follows
+        // that of blocks and is not doubled.
         let one_price = last.legacy || head.base_fee_wei.is_none();
-        let wished = match self.quote(head) {
-            Ok(_) if one_price => self.needed(head, self.priority_fee_wei)?,
-            Ok(now) => now.max_fee_wei.max(self.needed(head, tip)?),
-            Err(_) => least,
+        let offer = match self.quote(head) {
+            Ok(_) if one_price => self.next_block_price(head, self.priority_fee_wei)?,
+            Ok(now) => now.max_fee_wei.max(self.next_block_price(head, tip)?),
+            Err(_) => minimum,
         };
-        if least > self.max_fee_cap_wei || asked > self.max_fee_cap_wei {
-            return Err(self.too_dear(head));
+        if minimum > self.max_fee_cap_wei || block_price > self.max_fee_cap_wei {
+            return Err(self.fee_error(head));
         }
-        let max_fee_wei = wished.min(self.max_fee_cap_wei).max(least);
+        let max_fee_wei = offer.min(self.max_fee_cap_wei).max(minimum);
         if one_price {
             return Ok(Fees::legacy(max_fee_wei));
         }
@@ -127,32 +130,33 @@ impl FeePolicy {
         })
     }
 
-    /// What the newest block asks beside what is allowed, for people.
+    /// The current gas price beside the cap, as text.
     pub fn in_words(&self, head: &Head) -> String {
-        let price = self.too_dear(head);
+        let price = self.fee_error(head);
         match head.base_fee_wei {
             Some(_) => price.to_string(),
             None => format!("{price}; there is no base fee, so legacy transactions are sent"),
         }
     }
 
-    /// Whether a block that costs as much as the newest takes a transaction that offers `fees`.
+    /// Whether `fees` cover the price of the newest block.
     pub fn suffices(&self, fees: Fees, head: &Head) -> bool {
-        // What nobody knows is no reason for a fee bump.
-        let asked = self.asked(head);
-        asked.map_or(true, |asked| fees.max_fee_wei >= asked)
+        // An unknown price is no reason for a fee bump.
+        let block_price = self.block_price(head);
+        block_price.map_or(true, |block_price| fees.max_fee_wei >= block_price)
     }
 
-    /// What the newest block asks per gas, without a tip.
-    fn asked(&self, head: &Head) -> Result<u128, TooDear> {
-        let asked = head.base_fee_wei.or(self.gas_price_wei);
-        asked.ok_or(TooDear::NoPrice)
+    /// Wei per gas in the newest block, without a priority fee.
+    fn block_price(&self, head: &Head) -> Result<u128, TooDear> {
+        let block_price = head.base_fee_wei.or(self.gas_price_wei);
+        block_price.ok_or(TooDear::NoPrice)
     }
 
-    /// What the next block may ask for, with a tip. Who sets a price without a base fee has the tip in it.
-    fn needed(&self, head: &Head, tip_wei: u128) -> Result<u128, TooDear> {
-        let asked = self.asked(head)?;
-        let next = asked.saturating_add(asked / 8);
+    /// The highest possible price of the next block with the given priority fee. A base fee rises by at most an eighth per block
+    /// (EIP-1559). On chains without a base fee, the gas price includes the priority fee.
+    fn next_block_price(&self, head: &Head, tip_wei: u128) -> Result<u128, TooDear> {
+        let block_price = self.block_price(head)?;
+        let next = block_price.saturating_add(block_price / 8);
         Ok(if head.base_fee_wei.is_some() {
             next.saturating_add(tip_wei)
         } else {
@@ -160,8 +164,8 @@ impl FeePolicy {
         })
     }
 
-    fn too_dear(&self, head: &Head) -> TooDear {
-        match self.asked(head) {
+    fn fee_error(&self, head: &Head) -> TooDear {
+        match self.block_price(head) {
             Ok(base_fee_wei) => TooDear::AboveCap {
                 base_fee_wei,
                 cap_wei: self.max_fee_cap_wei,
@@ -172,7 +176,7 @@ impl FeePolicy {
 }
 
 impl Fees {
-    /// A price, all of which is paid.
+    /// Fees of a legacy transaction, which pays its full gas price.
     pub const fn legacy(price_wei: u128) -> Self {
         Self {
             max_fee_wei: price_wei,
@@ -187,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fees_follow_the_head_and_stop_at_the_cap() {
+    fn fees_follow_the_base_fee_up_to_the_cap() {
         let policy = FeePolicy {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
@@ -201,8 +205,12 @@ mod tests {
             })
         };
         assert_eq!(at(100).unwrap().max_fee_wei, 210);
-        assert_eq!(at(400).unwrap().max_fee_wei, 750, "room to outbid");
-        assert_eq!(at(800).unwrap().max_fee_wei, 910, "what is needed");
+        assert_eq!(at(400).unwrap().max_fee_wei, 750, "room for a fee bump");
+        assert_eq!(
+            at(800).unwrap().max_fee_wei,
+            910,
+            "the price of the next block"
+        );
         assert_eq!(
             at(900),
             Err(TooDear::AboveCap {
@@ -214,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replacement_offers_an_eighth_more_twice_the_tip_and_what_blocks_ask_now() {
+    fn fee_bump_raises_price_by_an_eighth_and_doubles_priority_fee() {
         let policy = FeePolicy {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
@@ -240,7 +248,7 @@ mod tests {
             ..last
         };
         assert!(policy.outbid(high, &at(50)).is_err(), "the cap holds");
-        // A tip that nobody takes doubles, however cheap blocks are, up to all that is offered.
+        // The priority fee doubles with each bump, even when the base fee is low, up to the maximum fee.
         let (mut fees, mut times) = (last, 0);
         while let Ok(better) = policy.outbid(fees, &at(1)) {
             assert!(better.max_priority_fee_wei * 8 >= fees.max_priority_fee_wei * 9);
@@ -251,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suggested_tip_is_followed_within_bounds() {
+    fn suggested_priority_fee_is_limited_to_a_quarter_of_the_cap() {
         let policy = FeePolicy {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
@@ -264,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_base_fee_a_price_is_offered_and_bumped() {
+    fn without_base_fee_legacy_price_is_quoted_and_bumped() {
         let policy = FeePolicy {
             max_fee_cap_wei: 1_000,
             priority_fee_wei: 10,
@@ -278,18 +286,18 @@ mod tests {
         let first = policy.quote(&head).unwrap();
         assert_eq!(first, Fees::legacy(180));
         assert!(policy.suffices(first, &head));
-        let dearer = policy.with_gas_price(320);
-        assert!(!dearer.suffices(first, &head));
-        assert_eq!(dearer.outbid(first, &head), Ok(Fees::legacy(360)));
+        let higher = policy.with_gas_price(320);
+        assert!(!higher.suffices(first, &head));
+        assert_eq!(higher.outbid(first, &head), Ok(Fees::legacy(360)));
         let bumped = policy.outbid(first, &head).unwrap();
         assert!(bumped.legacy && bumped.max_fee_wei * 10 >= first.max_fee_wei * 11);
-        let too_dear = policy.with_gas_price(1_001);
-        assert!(too_dear.quote(&head).is_err() && too_dear.outbid(first, &head).is_err());
+        let above_cap = policy.with_gas_price(1_001);
+        assert!(above_cap.quote(&head).is_err() && above_cap.outbid(first, &head).is_err());
         assert_eq!(policy.with_gas_price(0).quote(&head), Ok(Fees::legacy(1)));
     }
 
     #[test]
-    fn a_price_that_nobody_has_said_sends_nothing() {
+    fn unknown_gas_price_gives_no_quote() {
         let policy = FeePolicy {
             max_fee_cap_wei: 1_000,
             priority_fee_wei: 10,
@@ -307,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn one_price_stays_one_price_once_there_is_a_base_fee() {
+    fn replacement_of_legacy_transaction_stays_legacy() {
         let policy = FeePolicy {
             max_fee_cap_wei: 1_000,
             priority_fee_wei: 10,
@@ -329,12 +337,12 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_said_in_gwei() {
-        let dear = TooDear::AboveCap {
+    fn fee_errors_show_amounts_in_gwei() {
+        let above_cap = TooDear::AboveCap {
             base_fee_wei: 100_000_000_000,
             cap_wei: 1_500_000_000,
         };
-        let said = "blocks cost 100 gwei per gas, max_fee_wei is 1.5 gwei";
-        assert_eq!(dear.to_string(), said);
+        let expected = "blocks cost 100 gwei per gas, max_fee_wei is 1.5 gwei";
+        assert_eq!(above_cap.to_string(), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Our own view of the canonical chain: every new block's parent is checked, so that a reorganisation cannot pass unseen.
+//! Follows the canonical chain. The parent of every new block is checked, so that no reorg goes unnoticed.
 
 use std::collections::VecDeque;
 
@@ -8,37 +8,34 @@ use alloy::sol_types::SolCall;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use crate::chain::belief::Claim;
+use crate::chain::outliers::ReportedHead;
 use crate::chain::{Rpc, RpcError};
 
 sol! {
     function getL1Fee(bytes data) external view returns (uint256);
 }
 
-/// Tells what publishing data costs, at the address that it has on every rollup of the OP stack.
+/// The OP stack's predeploy for L1 data fees; it has the same address on every such rollup.
 const GAS_PRICE_ORACLE: Address = address!("420000000000000000000000000000000000000F");
-/// Bytes of a payment's transaction, roughly.
+/// Approximate size of a payment's transaction, in bytes.
 const PAYMENT_BYTES: usize = 500;
 
-/// How many blocks are remembered: the deepest reorganisation that is followed block by block.
-const REMEMBERED: usize = 128;
+/// How many blocks are kept: the deepest reorg that is followed block by block.
+const BLOCKS_KEPT: usize = 128;
 
-/// A block that a node does not show may come with the next look. After so many, the node will never have it (it left the chain between
-/// two questions), and everything is looked at anew.
+/// Polls in a row that may end at a parent block which the node does not return. After that many, the block counts as orphaned between two
+/// calls, and the tracker restarts at the newest block.
 const MISSED_MAX: u32 = 5;
 
-/// A block as far as we need it.
+/// The header of a block, reduced to the members that x402d uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     /// Height.
     pub number: u64,
-    /// Hash.
     pub hash: B256,
-    /// Hash of the block before.
     pub parent: B256,
-    /// The chain's time.
     pub time: OffsetDateTime,
-    /// Wei per gas that every transaction of the block pays; `None` where a chain has no base fee (EIP-1559) and takes a price instead.
+    /// Base fee in wei per gas (EIP-1559); `None` on chains without one.
     pub base_fee_wei: Option<u128>,
 }
 
@@ -55,7 +52,7 @@ impl Default for Head {
 }
 
 impl Head {
-    /// Whether both are one block, whoever has shown it.
+    /// Whether both are the same block. The base fee is not compared, because some endpoints leave it out.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let Self {
             number,
@@ -67,8 +64,8 @@ impl Head {
         (*number, *hash, *parent, *time) == (other.number, other.hash, other.parent, other.time)
     }
 
-    pub(super) const fn claim(&self) -> Claim {
-        Claim {
+    pub(super) const fn reported_head(&self) -> ReportedHead {
+        ReportedHead {
             number: self.number,
             time: self.time.unix_timestamp(),
         }
@@ -101,30 +98,29 @@ impl Block {
     }
 }
 
-/// What changed on the chain since the last look.
+/// The changes of the canonical chain since the last poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advance {
-    /// Blocks that joined the canonical chain, oldest first; the last one is the head.
+    /// New blocks of the canonical chain, oldest first; the last one is the head.
     pub added: Vec<Head>,
-    /// Hashes of blocks that left it.
+    /// Hashes of orphaned blocks.
     pub removed: Vec<B256>,
-    /// The look came so late that blocks between were skipped; receipts must be asked for by transaction.
+    /// Blocks between this poll and the last one were skipped; receipts must be read by transaction hash.
     pub skipped: bool,
 }
 
-/// Follows the newest block of a network, one look at a time.
+/// Follows the newest block of a network, one poll at a time.
 #[derive(Debug)]
 pub struct HeadTracker {
     rpc: Rpc,
     recent: VecDeque<Head>,
-    /// Looks in a row that ended at a block which the node does not have.
+    /// Polls in a row that ended at a block which the node does not have.
     missed: u32,
     /// The base fee of the newest block that had one.
     base_fee_wei: Option<u128>,
 }
 
 impl HeadTracker {
-    /// A tracker that has seen nothing.
     pub const fn new(rpc: Rpc) -> Self {
         Self {
             rpc,
@@ -134,12 +130,12 @@ impl HeadTracker {
         }
     }
 
-    /// The newest block seen.
+    /// The newest block; `None` before the first poll.
     pub fn head(&self) -> Option<Head> {
         self.recent.back().copied()
     }
 
-    /// Hash of the canonical block at a height, as far back as is remembered.
+    /// Hash of the canonical block at a height; `None` for blocks that are not kept.
     pub fn canonical(&self, number: u64) -> Option<B256> {
         self.recent
             .iter()
@@ -148,13 +144,13 @@ impl HeadTracker {
             .map(|head| head.hash)
     }
 
-    /// Looks at the newest block and walks back to the last one known. `None`: nothing new. A chain that had a base fee has one: where an endpoint
-    /// leaves it out, the last one known stands for it.
+    /// Reads the newest block and its ancestors back to a known one. `None`: there is no new block.
     ///
     /// # Errors
-    /// When the RPC fails; the next look starts where this one did.
+    /// When the RPC fails. The kept blocks are unchanged, and the next poll starts from the same block.
     pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
-        let mut advance = self.step().await?;
+        let mut advance = self.poll().await?;
+        // Some endpoints leave the base fee out. A chain that has had one keeps it, so the last known one is used.
         for block in advance.iter_mut().flat_map(|advance| &mut advance.added) {
             self.base_fee_wei = block.base_fee_wei.or(self.base_fee_wei);
             block.base_fee_wei = self.base_fee_wei;
@@ -165,17 +161,17 @@ impl HeadTracker {
         Ok(advance)
     }
 
-    async fn step(&mut self) -> Result<Option<Advance>, RpcError> {
+    async fn poll(&mut self) -> Result<Option<Advance>, RpcError> {
         let known = |block: &Head| self.recent.iter().any(|head| head.hash == block.hash);
         let newest = self.rpc.newest_after(known).await?;
         let Some(last) = self.head() else {
             return Ok(Some(self.restart(newest)));
         };
-        // A node that lags behind shows a block of our own past: no news.
+        // A node that is behind returns a block that is already known.
         if self.recent.iter().any(|head| head.hash == newest.hash) {
             return Ok(None);
         }
-        let far = u64::try_from(REMEMBERED).unwrap_or(u64::MAX);
+        let far = u64::try_from(BLOCKS_KEPT).unwrap_or(u64::MAX);
         if newest.number > last.number + far || newest.number + far < last.number {
             return Ok(Some(self.restart(newest)));
         }
@@ -187,7 +183,7 @@ impl HeadTracker {
                     .front()
                     .is_none_or(|oldest| head.number <= oldest.number)
             });
-            if below || added.len() > 2 * REMEMBERED {
+            if below || added.len() > 2 * BLOCKS_KEPT {
                 return Ok(Some(self.restart(newest)));
             }
             let Some(block) = self.rpc.block("eth_getBlockByHash", parent).await? else {
@@ -201,17 +197,17 @@ impl HeadTracker {
             added.push(block);
         }
         added.reverse();
-        Ok(Some(self.join(parent, added)))
+        Ok(Some(self.append(parent, added)))
     }
 
-    fn join(&mut self, ancestor: B256, added: Vec<Head>) -> Advance {
+    fn append(&mut self, ancestor: B256, added: Vec<Head>) -> Advance {
         self.missed = 0;
         let mut removed = Vec::new();
         while let Some(head) = self.recent.pop_back_if(|head| head.hash != ancestor) {
             removed.push(head.hash);
         }
         self.recent.extend(added.iter().copied());
-        while self.recent.len() > REMEMBERED {
+        while self.recent.len() > BLOCKS_KEPT {
             self.recent.pop_front();
         }
         Advance {
@@ -246,45 +242,33 @@ impl Rpc {
     }
 
     /// The newest block.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
     pub async fn newest(&self) -> Result<Head, RpcError> {
         self.newest_after(|_| false).await
     }
 
-    /// What one endpoint shows as the newest block.
-    pub(super) async fn newest_of_one(&self) -> Result<Head, RpcError> {
+    /// The newest block according to one endpoint.
+    pub(super) async fn newest_of_any(&self) -> Result<Head, RpcError> {
         let newest = self.block("eth_getBlockByNumber", "latest").await?;
         newest.ok_or(RpcError::Malformed("eth_getBlockByNumber"))
     }
 
-    /// What the node thinks that producers of blocks want per gas, in wei.
-    ///
-    /// # Errors
-    /// When no endpoint answers, or the chain knows no tips.
+    /// The priority fee that the node suggests, in wei per gas. Fails on chains without priority fees.
     pub async fn suggested_tip(&self) -> Result<u128, RpcError> {
         let tip: U128 = self.read("eth_maxPriorityFeePerGas", ()).await?;
         Ok(tip.to())
     }
 
-    /// What the node thinks that a transaction should pay per gas, in wei, where there is no base fee.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
+    /// The node's gas price in wei, for chains without a base fee.
     pub async fn gas_price(&self) -> Result<u128, RpcError> {
         let price: U128 = self.read("eth_gasPrice", ()).await?;
         Ok(price.to())
     }
 
-    /// Wei that a rollup of the OP stack takes at least for publishing a payment's data; `None` on other chains.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
+    /// The least L1 data fee of a payment's transaction on an OP stack rollup, in wei; `None` on other chains.
     pub async fn data_fee(&self) -> Result<Option<u128>, RpcError> {
         let data = vec![0xff; PAYMENT_BYTES].into();
-        let question = getL1FeeCall { data }.abi_encode().into();
-        match self.view(GAS_PRICE_ORACLE, question).await {
+        let call = getL1FeeCall { data }.abi_encode().into();
+        match self.view(GAS_PRICE_ORACLE, call).await {
             Ok(answer) => {
                 let fee = getL1FeeCall::abi_decode_returns(&answer).ok();
                 Ok(fee.and_then(|fee| u128::try_from(fee).ok()))
@@ -294,10 +278,10 @@ impl Rpc {
         }
     }
 
-    /// The canonical hash at a height, `None` above the head.
+    /// The agreed hash of the canonical block at a height; `None` above the head.
     ///
     /// # Errors
-    /// When no endpoint answers, or too few show the same.
+    /// When no endpoint answers, or too few agree.
     pub async fn canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
         let tag = format!("0x{number:x}");
         let same = |one: &Option<Block>, other: &Option<Block>| {

@@ -1,4 +1,4 @@
-//! Whether a chain has what a network's configuration says of it.
+//! Checks a network's configured tokens against the chain.
 
 use alloy::primitives::{Address, B256, U256};
 use alloy::sol;
@@ -8,74 +8,73 @@ use crate::chain::{Rpc, RpcError};
 use crate::payment::Asset;
 
 sol! {
-    interface Named {
-        /// By the standard a `uint8`; read whole, so that anything larger is seen.
+    interface TokenMetadata {
+        /// ERC-20 says `uint8`; decoded as `uint256`, so that a larger value is noticed.
         function decimals() external view returns (uint256);
         function name() external view returns (string);
         function version() external view returns (string);
     }
 }
 
-/// How much of a token's own words is repeated: they are the contract's, and could be anything.
-const WORDS_MAX: usize = 60;
+/// Most characters of a token's name or version in an error: they come from the contract and can be any text.
+const METADATA_CHARS_MAX: usize = 60;
 
-/// What a chain says against a configured token. Each says what was expected, what is there, and what to do.
+/// A contradiction between a configured token and the chain. Each message names what was expected, what was found, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenProblem {
-    /// Nothing is there.
+    /// There is no contract at the address.
     #[error("there is no contract at the asset's address {0}; correct assets, or the RPC URL")]
     NoCode(Address),
-    /// Something is there, but no token.
+    /// There is a contract without `decimals()`.
     #[error(
         "the contract {0} does not say how many decimals it has, as every token does; correct assets"
     )]
     NoDecimals(Address),
-    /// Its amounts mean something else.
+    /// It has other decimals than configured, so amounts would be wrong.
     #[error("the token {token} has {found} decimals, configured are {configured}; correct assets")]
     Decimals {
-        /// Which token.
         token: Address,
-        /// From the configuration.
         configured: u8,
-        /// From the chain.
         found: U256,
     },
-    /// It cannot be told what its payers sign.
+    /// It has no `DOMAIN_SEPARATOR()`, so the EIP-712 digest of its payers' signatures is unknown.
     #[error(
         "the token {0} does not say its EIP-712 domain (DOMAIN_SEPARATOR), so its signatures cannot be checked; correct assets, or say transfer_method = \"permit2\" and eip2612 = false of it"
     )]
     NoDomain(Address),
-    /// Payers would sign something else.
+    /// Its EIP-712 domain separator differs, so payers would sign another digest.
     #[error(
-        "the token {token} has another EIP-712 domain than name {name:?} and version {version:?}: its separator is {found}, expected is {expected}; correct assets{own_words}"
+        "the token {token} has another EIP-712 domain than name {name:?} and version {version:?}: its separator is {found}, expected is {expected}; correct assets{reported}"
     )]
     Domain {
-        /// Which token.
         token: Address,
-        /// Configured.
+        /// Configured name.
         name: String,
-        /// Configured.
+        /// Configured version.
         version: String,
-        /// Computed.
+        /// The domain separator computed from the configuration.
         expected: B256,
-        /// From the chain.
+        /// The domain separator that the token returned.
         found: B256,
-        /// What the token calls itself, ready to be shown.
-        own_words: String,
+        /// The end of the message with the name and version that the token returned; empty if it returned neither.
+        reported: String,
     },
 }
 
 impl Rpc {
-    /// What the chain says against a configured token, if anything.
+    /// Checks a configured token; `None` if the chain agrees with the configuration.
     ///
     /// # Errors
-    /// When the RPC fails, which says nothing of the token.
+    /// When the RPC fails, which says nothing about the token.
     pub async fn token_problem(&self, asset: &Asset) -> Result<Option<TokenProblem>, RpcError> {
         let token = asset.address;
         if !self.has_code(token).await? {
             return Ok(Some(TokenProblem::NoCode(token)));
         }
-        let Some(decimals) = self.answer(token, Named::decimalsCall {}).await? else {
+        let Some(decimals) = self
+            .call_optional(token, TokenMetadata::decimalsCall {})
+            .await?
+        else {
             return Ok(Some(TokenProblem::NoDecimals(token)));
         };
         if decimals != U256::from(asset.decimals) {
@@ -87,26 +86,30 @@ impl Rpc {
         }
         match self.domain_separator(token).await? {
             Some(found) if found == asset.separator.0 => Ok(None),
-            Some(found) => self.other_domain(asset, found).await.map(Some),
+            Some(found) => self.domain_mismatch(asset, found).await.map(Some),
             None if asset.has_signatures() => Ok(Some(TokenProblem::NoDomain(token))),
             None => Ok(None),
         }
     }
 
-    async fn other_domain(&self, asset: &Asset, found: B256) -> Result<TokenProblem, RpcError> {
+    async fn domain_mismatch(&self, asset: &Asset, found: B256) -> Result<TokenProblem, RpcError> {
         let token = asset.address;
-        let name = self.answer(token, Named::nameCall {}).await?;
-        let version = self.answer(token, Named::versionCall {}).await?;
-        let called = |what, word: Option<String>| {
-            let word: String = word?.chars().take(WORDS_MAX).collect();
-            Some(format!("{what} {word:?}"))
+        let name = self
+            .call_optional(token, TokenMetadata::nameCall {})
+            .await?;
+        let version = self
+            .call_optional(token, TokenMetadata::versionCall {})
+            .await?;
+        let quoted = |what, value: Option<String>| {
+            let value: String = value?.chars().take(METADATA_CHARS_MAX).collect();
+            Some(format!("{what} {value:?}"))
         };
-        let words = [called("name", name), called("version", version)];
-        let words: Vec<_> = words.into_iter().flatten().collect();
-        let own_words = if words.is_empty() {
+        let values = [quoted("name", name), quoted("version", version)];
+        let values: Vec<_> = values.into_iter().flatten().collect();
+        let reported = if values.is_empty() {
             String::new()
         } else {
-            format!(": the token itself says {}", words.join(" and "))
+            format!(": the token itself says {}", values.join(" and "))
         };
         Ok(TokenProblem::Domain {
             token,
@@ -114,20 +117,17 @@ impl Rpc {
             version: asset.version.clone(),
             expected: asset.separator.0,
             found,
-            own_words,
+            reported,
         })
     }
 
-    /// Whether a contract is at `account`.
-    ///
-    /// # Errors
-    /// When the RPC fails.
+    /// Whether `account` has code.
     pub async fn has_code(&self, account: Address) -> Result<bool, RpcError> {
         Ok(!self.code(account).await?.is_empty())
     }
 
-    /// What a contract answers; `None` when it does not have such a call, or answers something else.
-    async fn answer<C: SolCall>(
+    /// The result of a call; `None` when the contract reverts or returns something that cannot be decoded.
+    async fn call_optional<C: SolCall>(
         &self,
         of: Address,
         call: C,

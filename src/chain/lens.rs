@@ -1,4 +1,5 @@
-//! The lens: a read-only contract that stands on no chain. A call that needs it carries its code in a state override.
+//! The lens: a read-only contract (`contracts/src/Lens.sol`) that is deployed on no chain. Each call that needs it places its code by a
+//! state override.
 
 use alloy::primitives::{Address, Bytes, U256, address};
 use alloy::sol;
@@ -19,30 +20,30 @@ sol! {
     function codeSizes(address[] accounts) external view returns (uint256[] sizes);
 }
 
-/// Where the lens stands during a call; no contract can ever be there.
+/// The address of the lens during a call. No contract can ever be deployed there.
 pub(super) const LENS: Address = address!("0000000000000000000000000000000000402002");
 /// Its code, compiled from `contracts/src/Lens.sol`.
 const LENS_CODE: &str = include_str!("../../contracts/artifacts/Lens.runtime.hex");
 
-/// The override that puts the lens at its own address, and at those where it stands in for somebody.
-pub(super) fn placed_at(places: impl Iterator<Item = Address>) -> Map<String, Value> {
+/// The state override that places the lens at its own address and at `places`.
+pub(super) fn overrides_at(places: impl Iterator<Item = Address>) -> Map<String, Value> {
     places
         .chain([LENS])
         .map(|place| (place.to_string(), json!({ "code": LENS_CODE.trim() })))
         .collect()
 }
 
-/// The override that puts the lens at its own address.
+/// The state override that places the lens at its own address.
 pub(super) fn overrides() -> Map<String, Value> {
-    placed_at(std::iter::empty())
+    overrides_at(std::iter::empty())
 }
 
-/// The question how much code accounts have.
-pub(super) fn code_sizes(accounts: Vec<Address>) -> Bytes {
+/// Calldata to read the code sizes of accounts.
+pub(super) fn code_sizes_call(accounts: Vec<Address>) -> Bytes {
     codeSizesCall { accounts }.abi_encode().into()
 }
 
-/// Its answer.
-pub(super) fn code_sizes_of(answer: &Bytes) -> Option<Vec<U256>> {
+/// Decodes the result of [`code_sizes_call`].
+pub(super) fn decode_code_sizes(answer: &Bytes) -> Option<Vec<U256>> {
     codeSizesCall::abi_decode_returns(answer).ok()
 }

@@ -1,21 +1,22 @@
-//! The only door to RPC: reads, heads, signing, broadcasting.
+//! All access to RPC endpoints: reads, following the chain, signing, broadcasting.
 //!
-//! Knows alloy's types and transports and the domain's values. Must not know SQL or HTTP servers. What always holds: no call is
-//! without a time limit; no error, log line or `Debug` shows an RPC URL or a key; a broadcast has three outcomes, and *unknown*
-//! is one of them; hashes are computed here, never believed.
+//! Uses alloy's types and transports and the types of `payment`. Must not use SQL or an HTTP server. Invariants: every call has a
+//! time limit; no error, log line or `Debug` output contains an RPC URL or a key; a broadcast has three outcomes, of which *unknown*
+//! is one; transaction hashes are computed here and never taken from an endpoint.
 
 mod agreement;
 pub mod authorization;
-mod belief;
 pub mod broadcast;
 mod budget;
 mod endpoint;
+mod error_kind;
 mod facts;
 pub mod fees;
 pub mod heads;
 mod inspect;
 mod lens;
 pub mod nonces;
+mod outliers;
 mod past_logs;
 mod permit2;
 mod reads;
@@ -24,7 +25,6 @@ pub mod rpc;
 pub mod signer;
 pub mod token;
 pub mod transfer;
-mod trouble;
 
 pub use broadcast::Broadcast;
 pub use facts::{FactsReader, FactsTask};

@@ -1,4 +1,4 @@
-//! Which transaction has used a nonce of an account: no method of the standard tells, so it is searched for by height.
+//! Finds the transaction that used an account nonce. No JSON-RPC method returns it, so its block is found by bisection over heights.
 
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
 use serde::Deserialize;
@@ -7,17 +7,16 @@ use crate::chain::authorization::MULTICALL3;
 use crate::chain::{Rpc, RpcError};
 use crate::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 
-/// Gas of a transfer that gives a payer gas money; some rollups count the publishing of its data in as well.
+/// Gas limit of a transfer that gives a payer gas money. On some rollups it also covers the L1 data fee.
 pub const FUNDING_GAS: u64 = 200_000;
 
-/// How far back is looked, in steps that grow: the state of older blocks is kept by few nodes.
-const STEPS: [u64; 5] = [16, 128, 1_024, 8_192, 65_536];
+/// How many blocks before the newest are checked, in growing steps, because few nodes keep the state of older blocks.
+const LOOK_BACK_STEPS: [u64; 5] = [16, 128, 1_024, 8_192, 65_536];
 
-/// A transaction in a block.
+/// A mined transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct UsedBy {
-    /// Its hash.
+pub struct MinedTransaction {
     pub hash: B256,
     from: Address,
     nonce: U64,
@@ -31,13 +30,13 @@ pub struct UsedBy {
 }
 
 #[derive(Debug, Deserialize)]
-struct Block {
-    transactions: Vec<UsedBy>,
+struct FullBlock {
+    transactions: Vec<MinedTransaction>,
 }
 
-impl UsedBy {
-    /// Whether it could be one that x402d has made: a settlement, an empty transaction in place of one, or gas money for a payer, which has a
-    /// gas limit that no wallet gives a plain transfer.
+impl MinedTransaction {
+    /// Whether x402d may have made it: a settlement, an empty replacement of one, or gas money for a payer. Gas money is recognised by its
+    /// gas limit, which no wallet uses for a plain transfer.
     pub fn is_settlement_like(&self, tokens: &[Address]) -> bool {
         let Some(to) = self.to else { return false };
         let empty = to == self.from && self.value.is_zero() && self.input.is_empty();
@@ -49,22 +48,22 @@ impl UsedBy {
 }
 
 impl Rpc {
-    /// The transaction that has used `nonce` of `account`, at the height `newest` or below. `None`: it is not there, or too old to be found.
+    /// The transaction that used `nonce` of `account` at height `newest` or below. `None`: the nonce is unused, or was used too long ago.
     ///
     /// # Errors
-    /// When no endpoint answers, or none keeps the state of the blocks that are searched.
+    /// When too few endpoints answer, or none keeps the state of the searched blocks ([`RpcError::lacks_state`]).
     pub async fn nonce_used_by(
         &self,
         account: Address,
         nonce: u64,
         newest: u64,
-    ) -> Result<Option<UsedBy>, RpcError> {
+    ) -> Result<Option<MinedTransaction>, RpcError> {
         if self.transaction_count_at(account, newest).await? <= nonce {
             return Ok(None);
         }
-        // Used at `high`, and not at `low`.
+        // Invariant: the nonce is used at `high` and unused at `low`.
         let (mut low, mut high) = (None, newest);
-        for step in STEPS {
+        for step in LOOK_BACK_STEPS {
             let Some(height) = newest.checked_sub(step) else {
                 low = Some(0);
                 break;
@@ -84,10 +83,11 @@ impl Rpc {
                 low = middle;
             }
         }
-        let block: Option<Block> = self
+        let block: Option<FullBlock> = self
             .read("eth_getBlockByNumber", (format!("0x{high:x}"), true))
             .await?;
-        let used_by = |one: &UsedBy| one.from == account && one.nonce.to::<u64>() == nonce;
+        let used_by =
+            |one: &MinedTransaction| one.from == account && one.nonce.to::<u64>() == nonce;
         Ok(block.and_then(|block| block.transactions.into_iter().find(used_by)))
     }
 }
@@ -97,10 +97,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settlements_and_empty_transactions_look_like_ours_and_nothing_else_does() {
+    fn only_settlements_empty_transactions_and_gas_money_match() {
         let token = Address::repeat_byte(7);
         let signer = Address::repeat_byte(1);
-        let sent = |to: Option<Address>, value: u64, input: &'static [u8]| UsedBy {
+        let sent = |to: Option<Address>, value: u64, input: &'static [u8]| MinedTransaction {
             hash: B256::ZERO,
             from: signer,
             nonce: U64::ZERO,
@@ -109,17 +109,20 @@ mod tests {
             value: U256::from(value),
             input: Bytes::from_static(input),
         };
-        let ours = |one: &UsedBy| one.is_settlement_like(&[token]);
+        let ours = |one: &MinedTransaction| one.is_settlement_like(&[token]);
         assert!(ours(&sent(Some(token), 0, &[1])));
         assert!(ours(&sent(Some(MULTICALL3), 0, &[1])));
         assert!(ours(&sent(Some(signer), 0, &[])));
         assert!(!ours(&sent(Some(signer), 1, &[])));
         assert!(!ours(&sent(Some(Address::repeat_byte(9)), 1, &[])));
         assert!(!ours(&sent(None, 0, &[1])));
-        let gas_money = UsedBy {
+        let gas_money = MinedTransaction {
             gas: U64::from(FUNDING_GAS),
             ..sent(Some(Address::repeat_byte(9)), 1, &[])
         };
-        assert!(ours(&gas_money), "which a database may have forgotten");
+        assert!(
+            ours(&gas_money),
+            "gas money, which a restored database may lack"
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! Payments by Permit2: calldata for the proxies, the trace in the logs, and what became of a nonce (`protocol.md` §3.5, §4).
+//! Payments by Permit2: calldata for the proxies, the settlement's logs, and how a nonce was used (`docs/architecture.md`, Permit2).
 //!
-//! Permit2 says nothing when a nonce is used, and a proxy only that something was settled. So a settlement is told by the exact Transfer
-//! right before the proxy's word, and by the calldata of its transaction; where that goes to a contract of somebody's own, by state ([`wrapped`]).
+//! Permit2 emits no event when a nonce is used, and a proxy's event (`Settled`, `SettledWithPermit`) names no payment. So a settlement is
+//! recognised by the exact `Transfer` right before the proxy's event, and by the calldata of its transaction. Where the transaction calls a
+//! foreign contract, the state of the nonce is used instead ([`wrapped`]).
 
 use alloy::primitives::{Address, B256, Bytes, U256, b256};
 use alloy::sol;
@@ -53,15 +54,15 @@ const APPROVAL: B256 = b256!("8c5be1e5ebec7d5bd14f71427d1e84f3dd0314c0f7b2291e5b
 /// `UnorderedNonceInvalidation(address,uint256,uint256)`.
 const NONCES_INVALIDATED: B256 =
     b256!("3704902f963766a4e561bbaab6e6cdc1b1dd12f6e9e99648da8843b3f46b918d");
-/// Transfers between the same two accounts that are looked at for one authorization: the newest.
+/// How many transfers with the payment's accounts and amount are examined for one authorization, from the newest on.
 const CANDIDATES_MAX: usize = 8;
 
-/// What the proxy of the scheme is called with.
+/// Calldata for the proxy of the payment's scheme.
 pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
     let terms = signed.terms;
     let (owner, signature) = (terms.from, signed.signature.clone());
     let (to, valid_after) = (terms.to, terms.valid_after.atomic());
-    let leave = PermitTransferFrom {
+    let transfer_permit = PermitTransferFrom {
         permitted: TokenPermissions {
             token: signed.asset,
             amount: permit.permitted.atomic(),
@@ -70,30 +71,43 @@ pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
         deadline: terms.valid_before.atomic(),
     };
     let amount = terms.value.atomic();
-    let to_exactly = ExactWitness {
+    let exact_witness = ExactWitness {
         to,
         validAfter: valid_after,
     };
-    let by = |facilitator| UptoWitness {
+    let upto_witness = |facilitator| UptoWitness {
         to,
         facilitator,
         validAfter: valid_after,
     };
     let data = match (permit.facilitator, permit2612(permit)) {
         (None, None) => {
-            let call = (leave, owner, to_exactly, signature);
+            let call = (transfer_permit, owner, exact_witness, signature);
             ExactProxy::settleCall::from(call).abi_encode()
         }
         (None, Some(allowance)) => {
-            let call = (allowance, leave, owner, to_exactly, signature);
+            let call = (allowance, transfer_permit, owner, exact_witness, signature);
             ExactProxy::settleWithPermitCall::from(call).abi_encode()
         }
         (Some(facilitator), None) => {
-            let call = (leave, amount, owner, by(facilitator), signature);
+            let call = (
+                transfer_permit,
+                amount,
+                owner,
+                upto_witness(facilitator),
+                signature,
+            );
             UptoProxy::settleCall::from(call).abi_encode()
         }
         (Some(facilitator), Some(allowance)) => {
-            let call = (allowance, leave, amount, owner, by(facilitator), signature);
+            let call = (
+                allowance,
+                transfer_permit,
+                amount,
+                owner,
+                upto_witness(facilitator),
+                signature,
+            );
             UptoProxy::settleWithPermitCall::from(call).abi_encode()
         }
     };
@@ -119,22 +133,22 @@ fn permit2612(permit: &Permit2) -> Option<Permit2612> {
     })
 }
 
-/// The question whether a nonce is used, and the bit of the answer that says so.
-pub(super) fn nonce_question(owner: Address, nonce: B256) -> (Bytes, U256) {
+/// Calldata to read the bitmap word of a nonce, and the nonce's bit in it.
+pub(super) fn nonce_call(owner: Address, nonce: B256) -> (Bytes, U256) {
     let nonce = U256::from_be_bytes(nonce.0);
     let word: U256 = nonce >> 8;
-    let question = Nonces::nonceBitmapCall { owner, word };
+    let call = Nonces::nonceBitmapCall { owner, word };
     let bit = nonce.byte(0);
-    (question.abi_encode().into(), U256::ONE << usize::from(bit))
+    (call.abi_encode().into(), U256::ONE << usize::from(bit))
 }
 
-/// Where a payment's money moved: the exact Transfer that the token said last before its proxy said that it has settled. Two payments
-/// of the same payer, payee, token and amount look alike here: they never ride in one transaction.
+/// The log index of a payment's transfer: the exact `Transfer` that is the token's last event before the proxy's event. Two payments with
+/// the same payer, payee, token and amount cannot be distinguished, so they are never put into the same transaction.
 pub(super) fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
     transfer_logs(signed, logs).next()
 }
 
-/// The same of every payment that looks alike, in the order of the logs.
+/// The log indices for all payments with the same payer, payee, token and amount, in the order of the logs.
 fn transfer_logs(signed: Signed<'_>, logs: &[Log]) -> impl Iterator<Item = u64> {
     let proxy = signed.method.settler(signed.asset);
     let terms = signed.terms;
@@ -144,20 +158,28 @@ fn transfer_logs(signed: Signed<'_>, logs: &[Log]) -> impl Iterator<Item = u64> 
     };
     logs.split_inclusive(settled).filter_map(move |before| {
         let (_, before) = before.split_last().filter(|(last, _)| settled(last))?;
-        // Some tokens speak of the allowance as well. Whatever else was said in between belongs to another call.
-        let aside =
+        // Some tokens also emit `Approval`. Any other log between belongs to another call.
+        let is_approval =
             |log: &Log| log.address == signed.asset && log.topics.first() == Some(&APPROVAL);
-        let moved = before.iter().rev().find(|log| !aside(log))?;
-        let exact = moved.address == signed.asset
-            && moved.topics == topics
-            && moved.data[..] == terms.value.atomic().to_be_bytes::<32>();
-        exact.then(|| moved.log_index.to())
+        let transfer = before.iter().rev().find(|log| !is_approval(log))?;
+        let exact = transfer.address == signed.asset
+            && transfer.topics == topics
+            && transfer.data[..] == terms.value.atomic().to_be_bytes::<32>();
+        exact.then(|| transfer.log_index.to())
     })
 }
 
-/// Whether a call settles exactly this authorization, and nothing else that looks like it in the logs. True of a call of the proxy
-/// itself, and of a batch in which proxies and `tokens` are called alone, for payments in those tokens, of which one looks like it.
-fn settles(signed: Signed<'_>, to: Option<Address>, input: &Bytes, tokens: &[Address]) -> bool {
+/// Whether a transaction's calldata proves that it settles this authorization, and no other one with the same logs.
+///
+/// True of a direct call of the proxy for this authorization. True also of a Multicall3 batch that calls only this proxy, for payments in
+/// `tokens`, and `tokens`, for other EIP-3009 transfers. Then this authorization must be the only one in it with its payer, payee, token
+/// and amount.
+fn proves_settlement(
+    signed: Signed<'_>,
+    to: Option<Address>,
+    input: &Bytes,
+    tokens: &[Address],
+) -> bool {
     let proxy = signed.method.settler(signed.asset);
     if to == Some(proxy) {
         return is_call_for(signed, input);
@@ -168,24 +190,25 @@ fn settles(signed: Signed<'_>, to: Option<Address>, input: &Bytes, tokens: &[Add
     let Ok(batch) = Multicall3::aggregate3Call::abi_decode(input) else {
         return false;
     };
-    let harmless = |call: &Multicall3::Call3| {
+    let is_harmless = |call: &Multicall3::Call3| {
         if call.target == proxy {
             return settlement_of(&call.callData).is_some_and(|call| tokens.contains(&call.token));
         }
         tokens.contains(&call.target)
-            && token::moves_something_else(signed, call.target, &call.callData)
+            && token::is_other_transfer(signed, call.target, &call.callData)
     };
-    let alike =
-        |call: &&Multicall3::Call3| call.target == proxy && looks_like(signed, &call.callData);
-    let mut alike = batch.calls.iter().filter(alike);
-    batch.calls.iter().all(harmless)
-        && alike
+    let same_transfer = |call: &&Multicall3::Call3| {
+        call.target == proxy && has_same_transfer(signed, &call.callData)
+    };
+    let mut same_transfer = batch.calls.iter().filter(same_transfer);
+    batch.calls.iter().all(is_harmless)
+        && same_transfer
             .next()
             .is_some_and(|call| is_call_for(signed, &call.callData))
-        && alike.next().is_none()
+        && same_transfer.next().is_none()
 }
 
-/// What a call of a proxy moves: nonce, payer, payee, token, amount.
+/// The payment that a call of a proxy settles.
 struct Settlement {
     nonce: B256,
     owner: Address,
@@ -225,7 +248,7 @@ fn settlement_of(input: &Bytes) -> Option<Settlement> {
     ))
 }
 
-fn looks_like(signed: Signed<'_>, input: &Bytes) -> bool {
+fn has_same_transfer(signed: Signed<'_>, input: &Bytes) -> bool {
     let terms = signed.terms;
     settlement_of(input).is_none_or(|call| {
         call.owner == terms.from
@@ -236,15 +259,12 @@ fn looks_like(signed: Signed<'_>, input: &Bytes) -> bool {
 }
 
 fn is_call_for(signed: Signed<'_>, input: &Bytes) -> bool {
-    looks_like(signed, input)
+    has_same_transfer(signed, input)
         && settlement_of(input).is_some_and(|call| call.nonce == signed.terms.nonce)
 }
 
 impl Rpc {
-    /// Which proxies have code, where Permit2 has it as well.
-    ///
-    /// # Errors
-    /// When the RPC fails.
+    /// Which proxies are deployed; none where Permit2 is not.
     pub async fn proxies(&self) -> Result<Proxies, RpcError> {
         if self.code(PERMIT2).await?.is_empty() {
             return Ok(Proxies::default());
@@ -255,24 +275,18 @@ impl Rpc {
         })
     }
 
-    /// What Permit2 may take of an account's token.
-    ///
-    /// # Errors
-    /// When the RPC fails, or the token does not say.
+    /// The allowance of Permit2 for an account's token.
     pub async fn allowance(&self, token: Address, owner: Address) -> Result<U256, RpcError> {
-        let question = Erc20::allowanceCall {
+        let call = Erc20::allowanceCall {
             owner,
             spender: PERMIT2,
         };
-        let answer = self.view(token, question.abi_encode().into()).await?;
+        let answer = self.view(token, call.abi_encode().into()).await?;
         Erc20::allowanceCall::abi_decode_returns(&answer)
             .map_err(|_| RpcError::Malformed("allowance"))
     }
 
-    /// Whether a call would go through in a transaction of `from` with `gas_limit`, on the newest state.
-    ///
-    /// # Errors
-    /// When the RPC fails.
+    /// Whether a call would succeed in a transaction of `from` with `gas_limit`, on the newest state.
     pub async fn would_succeed(
         &self,
         from: Address,
@@ -284,8 +298,8 @@ impl Rpc {
         match self.read::<Bytes>("eth_call", (call, "latest")).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_revert() => Ok(false),
-            Err(error) if error.is_answer() => Ok(false),
-            // Nodes word it in many ways that the gas does not suffice.
+            Err(error) if error.is_final() => Ok(false),
+            // The texts of nodes for too little gas differ.
             Err(RpcError::Refused { message, .. }) if message.to_lowercase().contains("gas") => {
                 Ok(false)
             }
@@ -293,7 +307,7 @@ impl Rpc {
         }
     }
 
-    /// What became of an authorization whose nonce is used at Permit2; see [`Rpc::authorization_uses`].
+    /// How an authorization was used whose nonce is used at Permit2; see [`Rpc::authorization_uses`].
     pub(super) async fn permit2_use(
         &self,
         signed: Signed<'_>,
@@ -302,14 +316,17 @@ impl Rpc {
     ) -> Result<AuthorizationUse, RpcError> {
         let terms = signed.terms;
         let (from, to) = (terms.from.into_word(), terms.to.into_word());
-        let moves = (json!(signed.asset), json!([TRANSFER, from, to]));
-        let moved = self
-            .recent_logs(moves, (&[signed], head), |_| false)
+        let filter = (json!(signed.asset), json!([TRANSFER, from, to]));
+        let transfers = self
+            .recent_logs(filter, (&[signed], head), |_| false)
             .await?;
         let amount = terms.value.atomic().to_be_bytes::<32>();
-        let mut alike: Vec<&Log> = moved.iter().filter(|log| log.data[..] == amount).collect();
-        alike.sort_by_key(|log| std::cmp::Reverse(log.block_number));
-        for log in alike.iter().take(CANDIDATES_MAX) {
+        let mut same_transfer: Vec<&Log> = transfers
+            .iter()
+            .filter(|log| log.data[..] == amount)
+            .collect();
+        same_transfer.sort_by_key(|log| std::cmp::Reverse(log.block_number));
+        for log in same_transfer.iter().take(CANDIDATES_MAX) {
             if let Some(found) = self
                 .settled_in(signed, log.transaction_hash, tokens)
                 .await?
@@ -322,17 +339,19 @@ impl Rpc {
         let filter = (json!(PERMIT2), json!([NONCES_INVALIDATED, from]));
         let enough = |logs: &[Log]| logs.iter().any(|log| invalidates(&log.data, nonce));
         let invalidated = self.recent_logs(filter, (&[signed], head), enough).await?;
-        let Some(by) = invalidated.iter().find(of_nonce) else {
-            return self.wrapped_use(signed, &alike, tokens).await;
+        let Some(invalidation) = invalidated.iter().find(of_nonce) else {
+            return self.wrapped_use(signed, &same_transfer, tokens).await;
         };
-        let receipt = self.receipt(by.transaction_hash).await?;
-        // A node may show a log that no receipt has.
-        let said = receipt.is_some_and(|receipt| {
+        let receipt = self.receipt(invalidation.transaction_hash).await?;
+        // A node may return a log that is in no canonical receipt.
+        let in_receipt = receipt.is_some_and(|receipt| {
             let mut own = receipt.logs.iter().filter(|log| log.address == PERMIT2);
-            own.any(|log| log.topics == by.topics && log.data == by.data)
+            own.any(|log| log.topics == invalidation.topics && log.data == invalidation.data)
         });
-        if said {
-            Ok(AuthorizationUse::Consumed(Some(by.transaction_hash)))
+        if in_receipt {
+            Ok(AuthorizationUse::Consumed(Some(
+                invalidation.transaction_hash,
+            )))
         } else {
             Err(RpcError::Malformed("eth_getLogs"))
         }
@@ -344,10 +363,10 @@ impl Rpc {
         transaction: B256,
         tokens: &[Address],
     ) -> Result<Option<AuthorizationUse>, RpcError> {
-        let Some(call) = self.call_of(transaction).await? else {
+        let Some(call) = self.agreed_transaction(transaction).await? else {
             return Ok(None);
         };
-        if !settles(signed, call.to, &call.input, tokens) {
+        if !proves_settlement(signed, call.to, &call.input, tokens) {
             return Ok(None);
         }
         let Some(receipt) = self.receipt(transaction).await? else {
@@ -361,7 +380,7 @@ impl Rpc {
     }
 }
 
-/// Whether the members of an invalidation, word and mask, include a nonce.
+/// Whether an `UnorderedNonceInvalidation` with the data `members` (word and mask) includes a nonce.
 fn invalidates(members: &Bytes, nonce: U256) -> bool {
     let member = |from: usize| members.get(from..from + 32).map(U256::from_be_slice);
     let (Some(word), Some(mask)) = (member(0), member(32)) else {

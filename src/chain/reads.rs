@@ -1,87 +1,87 @@
-//! Reads: one endpoint after the other, and again where a moment may change the answer; and calls with state overrides, which not every
-//! endpoint carries out.
+//! Reads with failover, hedging and retries, and calls with state overrides, which not every endpoint supports.
 
 use alloy::primitives::Bytes;
 use alloy::rpc::json_rpc::{RpcRecv, RpcSend};
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::chain::error_kind::{ErrorKind, RetryPauses};
 use crate::chain::lens::{self, LENS};
 use crate::chain::rpc::{READ_LIMIT, call};
-use crate::chain::trouble::{Pauses, Trouble};
 use crate::chain::{Rpc, RpcError};
 
 impl Rpc {
-    /// A read: the best endpoint first. One that is late is not waited for alone, one that fails is followed by the next. A call that
-    /// reverts does so everywhere and ends the search; any other refusal (a rate limit, a method that is not served) may be one
-    /// endpoint's own. What a moment may change (a limit on calls, a node that is a block behind, a broken connection) is asked again.
+    /// A read from the best endpoint. When it is late, a second one is asked as well; when it fails, the next one is asked.
+    ///
+    /// A revert is the same on every endpoint and ends the read. Other errors (a rate limit, an unsupported method) may be specific to an
+    /// endpoint. Transient ones (a rate limit, a node that is a block behind, a broken connection) are retried.
     ///
     /// # Errors
-    /// The last endpoint's.
+    /// Of the errors of the last round, a transient one if there is one.
     pub async fn read<R: RpcRecv>(
         &self,
         method: &'static str,
         parameters: impl RpcSend,
     ) -> Result<R, RpcError> {
-        let order = || self.order();
-        self.rounds(method, parameters, order, |_, answer| answer)
+        let order = || self.ranked();
+        self.read_with_retries(method, parameters, order, |_, answer| answer)
             .await
     }
 
-    /// A call with state overrides, of endpoints that carry them out: `is_answer` tells an answer from what is said by one that passes over
-    /// them.
+    /// A call with state overrides. `is_valid` recognises the result of an endpoint that applied them: some endpoints ignore overrides
+    /// and return something else.
     ///
     /// # Errors
-    /// [`RpcError::NoOverrides`] when no endpoint carries them out.
+    /// [`RpcError::NoOverrides`] when no endpoint supports them.
     pub(super) async fn call_overridden(
         &self,
         parameters: impl RpcSend,
-        is_answer: impl Fn(&Bytes) -> bool,
+        is_valid: impl Fn(&Bytes) -> bool,
     ) -> Result<Bytes, RpcError> {
-        let order = || self.order_with_overrides();
-        let judge = |index: usize, answer: Result<Bytes, RpcError>| {
-            let passed_over = match &answer {
-                Ok(answer) => !is_answer(answer),
-                Err(error) => error.trouble() == Trouble::Unsupported,
+        let order = || self.ranked_with_overrides();
+        let check = |index: usize, answer: Result<Bytes, RpcError>| {
+            let unsupported = match &answer {
+                Ok(answer) => !is_valid(answer),
+                Err(error) => error.kind() == ErrorKind::Unsupported,
             };
-            if !passed_over {
+            if !unsupported {
                 return answer;
             }
-            self.note_overrides(index, false);
+            self.record_overrides(index, false);
             Err(RpcError::NoOverrides)
         };
-        self.rounds("eth_call", parameters, order, judge).await
+        self.read_with_retries("eth_call", parameters, order, check)
+            .await
     }
 
-    /// A call with state overrides in a block that does not exist yet, which fewer nodes can do: who refuses it may do the other.
-    ///
-    /// # Errors
-    /// When no endpoint does it.
-    pub(super) async fn call_in_a_block(
+    /// A call with state overrides in a future block (block overrides). Fewer nodes support this, so a failure does not mean that the
+    /// endpoint lacks state overrides.
+    pub(super) async fn call_in_future_block(
         &self,
         parameters: impl RpcSend,
-        is_answer: impl Fn(&Bytes) -> bool,
+        is_valid: impl Fn(&Bytes) -> bool,
     ) -> Result<Bytes, RpcError> {
-        let order = || self.order_with_overrides();
-        let judge = |_: usize, answer: Result<Bytes, RpcError>| match answer {
-            Ok(answer) if !is_answer(&answer) => Err(RpcError::NoOverrides),
+        let order = || self.ranked_with_overrides();
+        let check = |_: usize, answer: Result<Bytes, RpcError>| match answer {
+            Ok(answer) if !is_valid(&answer) => Err(RpcError::NoOverrides),
             answer => answer,
         };
-        self.rounds("eth_call", parameters, order, judge).await
+        self.read_with_retries("eth_call", parameters, order, check)
+            .await
     }
 
-    /// Asks everybody, and everybody again for as long as that may help.
-    async fn rounds<R: RpcRecv>(
+    /// Tries all endpoints, and repeats that while the error is transient, for at most [`READ_LIMIT`].
+    async fn read_with_retries<R: RpcRecv>(
         &self,
         method: &'static str,
         parameters: impl RpcSend,
         order: impl Fn() -> Vec<usize>,
-        judge: impl Fn(usize, Result<R, RpcError>) -> Result<R, RpcError>,
+        check: impl Fn(usize, Result<R, RpcError>) -> Result<R, RpcError>,
     ) -> Result<R, RpcError> {
-        let (mut pauses, give_up) = (Pauses::default(), Instant::now() + READ_LIMIT);
+        let (mut pauses, give_up) = (RetryPauses::default(), Instant::now() + READ_LIMIT);
         loop {
-            let error = match self.round(method, &parameters, order(), &judge).await {
-                Err(error) if !error.is_answer() => error,
+            let error = match self.try_each(method, &parameters, order(), &check).await {
+                Err(error) if !error.is_final() => error,
                 answer => return answer,
             };
             match pauses.after(&error) {
@@ -91,35 +91,37 @@ impl Rpc {
         }
     }
 
-    /// Asks one endpoint after the other, until one gives an answer that counts.
-    async fn round<R: RpcRecv>(
+    /// Asks one endpoint after the other until one gives a final answer.
+    async fn try_each<R: RpcRecv>(
         &self,
         method: &'static str,
         parameters: &impl RpcSend,
         order: Vec<usize>,
-        judge: &impl Fn(usize, Result<R, RpcError>) -> Result<R, RpcError>,
+        check: &impl Fn(usize, Result<R, RpcError>) -> Result<R, RpcError>,
     ) -> Result<R, RpcError> {
         let mut last = RpcError::Unreachable;
         let mut order = order.into_iter();
-        let ask = async |index| {
-            let answer = self.ask(index, method, parameters.clone()).await;
-            judge(index, answer)
+        let request = async |index| {
+            let answer = self.request(index, method, parameters.clone()).await;
+            check(index, answer)
         };
         while let Some(first) = order.next() {
-            let asked = ask(first);
-            tokio::pin!(asked);
-            let patience = self.patience(first);
-            let answer = match tokio::time::timeout(patience, &mut asked).await {
+            let pending = request(first);
+            tokio::pin!(pending);
+            let delay = self.hedge_delay(first);
+            let answer = match tokio::time::timeout(delay, &mut pending).await {
                 Ok(answer) => answer,
                 Err(_) => match order.next() {
-                    None => asked.await,
-                    Some(second) => self.race((first, asked), ask(second)).await,
+                    None => pending.await,
+                    Some(second) => self.hedge((first, pending), request(second)).await,
                 },
             };
             match answer {
-                // What is worth asking again is kept in mind.
-                Err(error) if !error.is_answer() => {
-                    if Pauses::default().after(&last).is_none() || last == RpcError::Unreachable {
+                // A transient error is kept in preference to a later one, because it makes the caller retry.
+                Err(error) if !error.is_final() => {
+                    if RetryPauses::default().after(&last).is_none()
+                        || last == RpcError::Unreachable
+                    {
                         last = error;
                     }
                 }
@@ -129,86 +131,90 @@ impl Rpc {
         Err(last)
     }
 
-    /// The first answer that counts of a late endpoint and another one.
-    async fn race<R>(
+    /// The first final answer of a late endpoint and a second one.
+    async fn hedge<R>(
         &self,
-        (late, mut asked): (usize, impl Future<Output = Result<R, RpcError>> + Unpin),
+        (late, mut pending): (usize, impl Future<Output = Result<R, RpcError>> + Unpin),
         other: impl Future<Output = Result<R, RpcError>>,
     ) -> Result<R, RpcError> {
         tokio::pin!(other);
         let counts = |answer: &Result<R, RpcError>| match answer {
             Ok(_) => true,
-            Err(error) => error.is_answer(),
+            Err(error) => error.is_final(),
         };
         tokio::select! {
-            answer = &mut asked => if counts(&answer) { answer } else { other.await },
+            answer = &mut pending => if counts(&answer) { answer } else { other.await },
             answer = &mut other => {
                 if counts(&answer) {
                     if let Some(late) = self.endpoints.get(late) {
-                        late.was_late();
+                        late.record_late();
                     }
                     answer
                 } else {
-                    asked.await
+                    pending.await
                 }
             }
         }
     }
 
-    /// Whom to ask with state overrides: who is not known to lack them, and everybody where all do.
-    fn order_with_overrides(&self) -> Vec<usize> {
-        let order = self.order();
-        let able = |index: &usize| {
+    /// Endpoints for calls with state overrides: those not known to lack them, or all, if all are known to lack them.
+    fn ranked_with_overrides(&self) -> Vec<usize> {
+        let order = self.ranked();
+        let supporting = |index: &usize| {
             let endpoint = self.endpoints.get(*index);
             endpoint.is_some_and(|endpoint| endpoint.health().has_overrides())
         };
-        let able: Vec<usize> = order.iter().copied().filter(able).collect();
-        if able.is_empty() { order } else { able }
+        let supporting: Vec<usize> = order.iter().copied().filter(supporting).collect();
+        if supporting.is_empty() {
+            order
+        } else {
+            supporting
+        }
     }
 
-    fn note_overrides(&self, index: usize, has: bool) {
+    fn record_overrides(&self, index: usize, has: bool) {
         let Some(endpoint) = self.endpoints.get(index) else {
             return;
         };
         let (network, number) = (self.network, index + 1);
-        if endpoint.overrides(has) == has {
+        if endpoint.set_overrides(has) == has {
             return;
         }
         if has {
-            tracing::info!(%network, endpoint = number, "endpoint has state overrides now; it is used for everything");
+            tracing::info!(%network, endpoint = number, "endpoint supports state overrides now; used to simulate payments");
         } else {
-            tracing::warn!(%network, endpoint = number, "endpoint without state overrides: it is not asked to simulate payments (eth_call needs its third parameter)");
+            tracing::warn!(%network, endpoint = number, "endpoint without state overrides: not used to simulate payments; use a node that takes the third parameter of eth_call");
         }
     }
 
-    /// Tries state overrides at every endpoint. One that gives no answer keeps its reputation.
+    /// Tests every endpoint for state overrides. The record of an endpoint that does not answer stays unchanged.
     ///
     /// # Errors
-    /// [`RpcError::NoOverrides`] when nobody carries them out; an outage when that cannot be told.
+    /// [`RpcError::NoOverrides`] when every endpoint lacks them; another error when none has them and one gave no answer.
     pub async fn check_overrides(&self) -> Result<(), RpcError> {
         let mut last = RpcError::NoOverrides;
-        let mut able = false;
+        let mut supporting = false;
         for index in 0..self.endpoints.len() {
-            match self.try_overrides(index).await {
-                Ok(()) => able = true,
+            match self.probe_overrides(index).await {
+                Ok(()) => supporting = true,
                 Err(RpcError::NoOverrides) => {}
                 Err(error) => last = error,
             }
         }
-        if able { Ok(()) } else { Err(last) }
+        if supporting { Ok(()) } else { Err(last) }
     }
 
-    pub(super) async fn try_overrides(&self, index: usize) -> Result<(), RpcError> {
+    pub(super) async fn probe_overrides(&self, index: usize) -> Result<(), RpcError> {
         let endpoint = self.endpoints.get(index).ok_or(RpcError::Unreachable)?;
-        let question = json!({"to": LENS, "data": lens::code_sizes(vec![LENS])});
-        let parameters = (question, "latest", lens::overrides());
+        let call_to_lens = json!({"to": LENS, "data": lens::code_sizes_call(vec![LENS])});
+        let parameters = (call_to_lens, "latest", lens::overrides());
         let answer = call::<Bytes>(&endpoint.client, READ_LIMIT, "eth_call", parameters).await;
         let has = match answer {
-            Ok(answer) => lens::code_sizes_of(&answer).is_some_and(|sizes| !sizes.is_empty()),
-            Err(error) if error.trouble() == Trouble::Unsupported || error.is_revert() => false,
+            Ok(answer) => lens::decode_code_sizes(&answer).is_some_and(|sizes| !sizes.is_empty()),
+            Err(error) if error.kind() == ErrorKind::Unsupported || error.is_revert() => false,
             Err(error) => return Err(error),
         };
-        self.note_overrides(index, has);
+        self.record_overrides(index, has);
         if has {
             Ok(())
         } else {

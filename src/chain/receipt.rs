@@ -1,81 +1,76 @@
-//! Receipts, read leniently: chains put transaction types of their own into blocks.
+//! Receipts, parsed leniently, because chains have transaction types of their own.
 
 use alloy::primitives::{Address, B256, Bytes, U64, U128};
 use serde::{Deserialize, Deserializer};
 
-use crate::chain::agreement::in_rounds;
+use crate::chain::agreement::retry_rounds;
 use crate::chain::{Rpc, RpcError};
 
-/// The receipt of a transaction.
+/// A transaction receipt; only the members that x402d uses.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
-    /// Which transaction.
     pub transaction_hash: B256,
-    /// Who sent it.
+    /// The sender.
     pub from: Address,
     /// 1 for success.
     pub status: Option<U64>,
     /// Gas used by this transaction.
     #[serde(default, deserialize_with = "or_default")]
     pub gas_used: U64,
-    /// Wei per gas that was paid.
+    /// Wei per gas that was charged.
     #[serde(default, deserialize_with = "or_default")]
     pub effective_gas_price: U128,
-    /// Wei that a rollup takes for publishing the transaction's data, besides gas.
+    /// L1 data fee in wei that a rollup charges in addition to gas.
     #[serde(default)]
     pub l1_fee: Option<U128>,
-    /// In which block.
     pub block_hash: B256,
-    /// At which height.
     pub block_number: U64,
-    /// What contracts said.
     #[serde(default, deserialize_with = "or_default")]
     pub logs: Vec<Log>,
 }
 
-/// Some nodes leave members out, others say null.
+/// Some nodes leave members out, others return null.
 fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
     member: D,
 ) -> Result<T, D::Error> {
     Option::deserialize(member).map(Option::unwrap_or_default)
 }
 
-/// What a contract said.
+/// An event in a receipt.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Log {
-    /// Which contract.
+    /// The contract that emitted it.
     pub address: Address,
-    /// Indexed members; the first is the event's signature.
+    /// The hash of the event's signature, then the indexed members.
     pub topics: Vec<B256>,
-    /// The other members.
+    /// The ABI-encoded members that are not indexed.
     pub data: Bytes,
     /// Position in the block.
     pub log_index: U64,
-    /// Height of the block.
     #[serde(default, deserialize_with = "or_default")]
     pub block_number: U64,
-    /// Which transaction.
     pub transaction_hash: B256,
 }
 
 impl Receipt {
-    /// Wei that a rollup took for publishing the transaction's data, besides gas.
+    /// L1 data fee in wei; 0 on chains without one.
     pub fn data_fee_wei(&self) -> u128 {
         self.l1_fee.map_or(0, |fee| fee.to())
     }
 
-    /// Whether the transaction as a whole went through.
+    /// Whether the transaction did not revert. Calls inside it may have.
     pub fn succeeded(&self) -> bool {
         self.status == Some(U64::from(1))
     }
 }
 
 impl Receipt {
-    /// Whether both tell the same of one transaction in one block.
+    /// Whether both describe the same transaction in the same block with the same status and logs.
     fn is_same(&self, other: &Self) -> bool {
-        let said = |receipt: &Self| (receipt.transaction_hash, receipt.block_hash, receipt.status);
+        let identity =
+            |receipt: &Self| (receipt.transaction_hash, receipt.block_hash, receipt.status);
         let log = |log: &Log| {
             (
                 log.address,
@@ -84,27 +79,26 @@ impl Receipt {
                 log.data.clone(),
             )
         };
-        said(self) == said(other)
+        identity(self) == identity(other)
             && self.block_number == other.block_number
             && self.logs.iter().map(log).eq(other.logs.iter().map(log))
     }
 }
 
 impl Rpc {
-    /// All receipts of a block: one call, however many transactions of ours it holds.
-    ///
-    /// # Errors
-    /// When no endpoint answers, or the block is unknown there.
+    /// All receipts of a block in one call. Fails if the endpoint does not know the block.
     pub async fn block_receipts(&self, block: B256) -> Result<Vec<Receipt>, RpcError> {
         let receipts: Option<Vec<Receipt>> = self.read("eth_getBlockReceipts", (block,)).await?;
         receipts.ok_or(RpcError::Malformed("eth_getBlockReceipts"))
     }
 
-    /// The receipt of one transaction, `None` while it is in no canonical block. A receipt alone does not show that: some nodes give
-    /// one for a block that is only announced (a preconfirmation), or that has left the chain.
+    /// The receipt of one transaction; `None` while it is in no canonical block.
+    ///
+    /// Some nodes return receipts of blocks that are only announced (a preconfirmation) or orphaned, so the block of the receipt is
+    /// compared with the canonical one at its height.
     ///
     /// # Errors
-    /// When no endpoint answers, or it is in a block that is not known to be canonical or not.
+    /// When no endpoint answers, or the endpoints do not agree on the receipt or the canonical block.
     pub async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, RpcError> {
         const METHOD: &str = "eth_getTransactionReceipt";
         let same = |one: &Option<Receipt>, other: &Option<Receipt>| match (one, other) {
@@ -119,9 +113,9 @@ impl Rpc {
             return Err(RpcError::Malformed(METHOD));
         }
         let height = receipt.block_number.to();
-        let block = in_rounds(async || match self.canonical(height).await {
+        let block = retry_rounds(async || match self.canonical(height).await {
             Ok(Some(block)) => Ok(Ok(block)),
-            // Who was asked about the block is behind.
+            // The endpoint that was asked for the block is behind.
             Ok(None) => Err(vec![RpcError::Disagreement("eth_getBlockByNumber")]),
             Err(error) => Ok(Err(error)),
         })

@@ -1,4 +1,4 @@
-//! JSON-RPC over HTTP: several endpoints a network, a time limit on every call, and errors that give nothing away.
+//! JSON-RPC over HTTP: several endpoints per network, a time limit on every call, and errors without secrets.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::chain::agreement::Agreement;
-use crate::chain::belief::doubted;
 use crate::chain::budget::Budget;
 use crate::chain::endpoint::{Chain, Endpoint};
+use crate::chain::error_kind::ErrorKind;
 use crate::chain::heads::Block;
+use crate::chain::outliers::outliers;
 use crate::chain::past_logs::LogRange;
-use crate::chain::trouble::Trouble;
 use crate::protocol::Network;
 
-/// Reads are small; a node that needs longer is as good as gone, and another endpoint is asked.
+/// Time limit of a read. Reads are small: a node that needs longer counts as failed, and another endpoint is tried.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
-/// A node may hold a transaction back while it looks at it.
+/// Time limit of a send. A node may delay its reply while it validates the transaction.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
-/// Calls for callers' questions that are under way at most: a flood of them takes neither connections nor the provider's patience from the engine.
+/// Most RPC calls in flight on behalf of callers, so that a flood of requests leaves connections and rate limit to the engine.
 const CALLERS_MAX: usize = 64;
 
-/// How often endpoints are compared with each other, where there are several.
+/// How often the endpoints of a network are compared with each other.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The endpoints of one network. Cheap to clone.
@@ -39,71 +39,73 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
 pub struct Rpc {
     pub(super) network: Network,
     pub(super) endpoints: Arc<[Endpoint]>,
-    /// These take transactions and are asked nothing.
-    senders: Arc<[RpcClient]>,
+    /// Endpoints that only receive transactions.
+    send_only: Arc<[RpcClient]>,
     budget: Option<Arc<Budget>>,
     preferred: Arc<AtomicUsize>,
     pub(super) agreement: Arc<Agreement>,
     pub(super) log_range: Arc<LogRange>,
-    /// Set where callers ask: their questions come behind the engine's, and so many of them are under way at most.
+    /// Set on the handle that serves callers: limits their calls in flight, and lets the engine's calls go first.
     callers: Option<Arc<Semaphore>>,
 }
 
-/// Where a network is reached.
+/// The configured endpoints of a network.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoints<'a> {
-    /// They are read from and take transactions; at least one.
+    /// URLs for reads and transactions; at least one.
     pub urls: &'a [String],
-    /// They take transactions and nothing else: a sequencer, a private relay.
+    /// URLs for transactions only, such as a sequencer or a private relay.
     pub send_urls: &'a [String],
-    /// Calls a second over all of them, where the operator has set a limit.
+    /// Calls per second over all endpoints, if the operator has set a limit.
     pub calls_per_second: Option<u32>,
-    /// Endpoints that must show the same receipt in the same block before anything is concluded from it.
+    /// How many endpoints must return the same receipt in the same block before it is acted upon.
     pub confirm_with: usize,
 }
 
-/// Why a call has no result. Holds no URL, because URLs hold keys.
+/// Why a call has no result. Contains no URL, because URLs contain API keys.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RpcError {
-    /// No answer in time: for a send, it may have arrived.
+    /// No response in time. A send may have arrived all the same.
     #[error("the RPC did not answer in time")]
     Timeout,
-    /// No connection, or it broke.
+    /// No connection, or the connection broke.
     #[error("the RPC cannot be reached")]
     Unreachable,
-    /// An HTTP status instead of an answer.
+    /// An HTTP error status instead of a JSON-RPC response.
     #[error("the RPC answered with HTTP status {0}")]
     Status(u16),
-    /// The node refused the call.
+    /// The node returned a JSON-RPC error.
     #[error("the RPC refused the call with code {code}")]
     Refused {
         /// JSON-RPC error code.
         code: i64,
-        /// The node's text: for classification, not for show.
+        /// The node's text. Used for classification only, never shown.
         message: String,
         /// Revert data of a failed call.
         data: Option<Bytes>,
     },
-    /// An answer of another shape than expected.
-    #[error("the RPC's answer to {0} cannot be read")]
+    /// A response of an unexpected shape.
+    #[error("the RPC's response to {0} is not of the expected form")]
     Malformed(&'static str),
-    /// The operator's limit on calls leaves none for this one in time.
-    #[error("the budget of RPC calls is used up")]
+    /// No turn in time for this call: the operator's limit per second, or too many calls of callers in flight.
+    #[error(
+        "no RPC call was free in time (rpc_calls_per_second, or too many calls in flight); the call was not made"
+    )]
     OverBudget,
-    /// Too few endpoints say the same.
+    /// Fewer endpoints than required gave the same answer.
     #[error("too few RPC endpoints give the same answer to {0}")]
     Unconfirmed(&'static str),
-    /// What was looked for may be further back than the endpoints let anybody look.
+    /// The endpoints' limits ended a search of logs early: the log may exist further back.
     #[error(
-        "the RPC allows too few blocks in a question about logs to search the latest hour, and does not keep the state of its blocks"
+        "the RPC allows too few blocks per eth_getLogs call to search the latest hour, and does not keep the state of old blocks; use an endpoint that allows more"
     )]
-    SearchCutShort,
-    /// Endpoints say different things; one of them is behind, perhaps.
+    SearchIncomplete,
+    /// Endpoints gave different answers, perhaps because one of them is behind.
     #[error("the RPC endpoints give different answers to {0}")]
     Disagreement(&'static str),
-    /// Nobody carries out state overrides.
+    /// No endpoint supports state overrides.
     #[error(
-        "no RPC endpoint carries out state overrides (the third parameter of eth_call); use a node that does, such as geth, reth, Nethermind or Erigon"
+        "no RPC endpoint supports state overrides (the third parameter of eth_call); use a node that does, such as geth, reth, Nethermind or Erigon"
     )]
     NoOverrides,
     /// The endpoint serves another chain.
@@ -111,28 +113,25 @@ pub enum RpcError {
         "RPC URL number {number} serves chain {found}, configured is chain {configured}; correct the URL or the network"
     )]
     WrongChain {
-        /// Which of the configured URLs, from 1.
+        /// Position of the configured URL, from 1.
         number: usize,
-        /// From the configuration.
+        /// Configured chain id.
         configured: u64,
-        /// From the endpoint.
+        /// Chain id that the endpoint returned.
         found: u64,
     },
 }
 
 impl RpcError {
-    /// Whether the called contract refused, rather than the endpoint.
+    /// Whether the called contract reverted, as opposed to an error of the endpoint.
     pub fn is_revert(&self) -> bool {
         matches!(self, Self::Refused { code, data, message } if *code == 3 || data.is_some() || message.contains("revert"))
     }
 }
 
 impl Rpc {
-    /// A pool over endpoints.
-    ///
-    /// # Errors
-    /// When a URL cannot be read; the error does not repeat it.
-    pub fn new(network: Network, reached: Endpoints<'_>) -> Result<Self, RpcError> {
+    /// Fails when a URL cannot be parsed; the error does not repeat the URL.
+    pub fn new(network: Network, configured_urls: Endpoints<'_>) -> Result<Self, RpcError> {
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(2))
             .timeout(READ_LIMIT.max(SEND_LIMIT))
@@ -145,26 +144,27 @@ impl Rpc {
             };
             urls.iter().map(client).collect()
         };
-        let endpoints = clients(reached.urls)?.into_iter().map(Endpoint::new);
-        let budget = reached.calls_per_second.map(Budget::per_second);
+        let endpoints = clients(configured_urls.urls)?
+            .into_iter()
+            .map(Endpoint::new);
+        let budget = configured_urls.calls_per_second.map(Budget::per_second);
         Ok(Self {
             network,
             endpoints: endpoints.collect(),
-            senders: clients(reached.send_urls)?.into(),
+            send_only: clients(configured_urls.send_urls)?.into(),
             budget: budget.map(Arc::new),
             preferred: Arc::default(),
-            agreement: Arc::new(Agreement::of(reached.confirm_with)),
+            agreement: Arc::new(Agreement::of(configured_urls.confirm_with)),
             log_range: Arc::default(),
             callers: None,
         })
     }
 
-    /// Which network these endpoints serve.
     pub const fn network(&self) -> Network {
         self.network
     }
 
-    /// The same endpoints for what callers ask, behind the calls of the engine.
+    /// A handle to the same endpoints for requests of callers. Its calls wait for those of the engine.
     #[must_use]
     pub fn for_callers(&self) -> Self {
         Self {
@@ -173,38 +173,38 @@ impl Rpc {
         }
     }
 
-    pub(super) async fn ask<R: RpcRecv>(
+    pub(super) async fn request<R: RpcRecv>(
         &self,
         index: usize,
         method: &'static str,
         parameters: impl RpcSend,
     ) -> Result<R, RpcError> {
         let endpoint = self.endpoints.get(index).ok_or(RpcError::Unreachable)?;
-        let _place = self.turn().await?;
-        let asked_at = Instant::now();
+        let _place = self.wait_for_turn().await?;
+        let started_at = Instant::now();
         let answer = call(&endpoint.client, READ_LIMIT, method, parameters).await;
-        let trouble = answer.as_ref().err().map(RpcError::trouble);
-        match trouble {
-            None | Some(Trouble::Revert | Trouble::Caller) => {
-                endpoint.answered(asked_at.elapsed());
+        let kind = answer.as_ref().err().map(RpcError::kind);
+        match kind {
+            None | Some(ErrorKind::Revert | ErrorKind::InvalidCall) => {
+                endpoint.record_success(started_at.elapsed());
                 self.preferred.store(index, Ordering::Relaxed);
             }
-            Some(Trouble::SlowDown) => endpoint.slows_down(),
-            Some(Trouble::Broken | Trouble::Outage) => {
-                endpoint.failed(self.endpoints.len() > 1);
+            Some(ErrorKind::RateLimited) => endpoint.record_rate_limit(),
+            Some(ErrorKind::ConnectionLost | ErrorKind::Other) => {
+                endpoint.record_failure(self.endpoints.len() > 1);
             }
             Some(
-                Trouble::MissingBlock
-                | Trouble::MissingState
-                | Trouble::RangeTooWide
-                | Trouble::Unsupported,
+                ErrorKind::MissingBlock
+                | ErrorKind::MissingState
+                | ErrorKind::RangeTooWide
+                | ErrorKind::Unsupported,
             ) => {}
         }
         answer
     }
 
-    /// Waits for the turn of a call; what is returned is held while it is under way.
-    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, RpcError> {
+    /// Waits until a call may be made. The returned permit must be held while the call is in flight.
+    async fn wait_for_turn(&self) -> Result<Option<SemaphorePermit<'_>>, RpcError> {
         let over_budget = RpcError::OverBudget;
         let Some(callers) = &self.callers else {
             if let Some(budget) = &self.budget {
@@ -217,33 +217,36 @@ impl Rpc {
             return Err(over_budget);
         };
         if let Some(budget) = &self.budget {
-            let turn = budget.wait_behind(READ_LIMIT).await;
+            let turn = budget.wait_for_caller(READ_LIMIT).await;
             turn.map_err(|_| over_budget)?;
         }
         Ok(Some(place))
     }
 
-    pub(super) fn patience(&self, index: usize) -> Duration {
+    pub(super) fn hedge_delay(&self, index: usize) -> Duration {
         self.endpoints
             .get(index)
-            .map_or(READ_LIMIT, |endpoint| endpoint.health().patience())
+            .map_or(READ_LIMIT, |endpoint| endpoint.health().hedge_delay())
     }
 
-    /// Whom to read from, the best first; among equals the one that answered last.
-    pub(super) fn order(&self) -> Vec<usize> {
+    /// Indices of the usable endpoints, the best first; among equals, the one that answered last.
+    pub(super) fn ranked(&self) -> Vec<usize> {
         let (now, preferred) = (Instant::now(), self.preferred.load(Ordering::Relaxed));
         let healths: Vec<_> = self.endpoints.iter().map(Endpoint::health).collect();
-        let claims: Vec<_> = healths.iter().map(|health| health.claim(now)).collect();
-        let doubted = doubted(&claims);
+        let reported: Vec<_> = healths
+            .iter()
+            .map(|health| health.reported_head(now))
+            .collect();
+        let outliers = outliers(&reported);
         let counting = healths
             .iter()
-            .zip(&doubted)
-            .filter(|(_, doubted)| !**doubted);
+            .zip(&outliers)
+            .filter(|(_, outlier)| !**outlier);
         let best = counting.map(|(health, _)| health.head()).max();
         let ranked = healths
             .iter()
-            .zip(doubted)
-            .map(|(health, doubted)| health.rank(best.unwrap_or_default(), doubted, now));
+            .zip(outliers)
+            .map(|(health, outlier)| health.rank(best.unwrap_or_default(), outlier, now));
         let mut order: Vec<_> = ranked
             .enumerate()
             .filter(|(_, rank)| rank.is_usable())
@@ -252,8 +255,8 @@ impl Rpc {
         order.into_iter().map(|(index, _)| index).collect()
     }
 
-    /// Compares the endpoints with each other for as long as it runs: who has old blocks is read from last, who serves another chain is
-    /// not used. One endpoint alone has nothing to be compared with.
+    /// Compares the endpoints with each other until it is dropped: an endpoint with old blocks is read from last, one that serves another
+    /// chain is not used. With a single endpoint there is nothing to compare.
     pub async fn compare(self) {
         if self.endpoints.len() < 2 {
             std::future::pending::<()>().await;
@@ -262,51 +265,51 @@ impl Rpc {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            let mut looks = tokio::task::JoinSet::new();
+            let mut checks = tokio::task::JoinSet::new();
             for index in 0..self.endpoints.len() {
                 let rpc = self.clone();
-                looks.spawn(async move { rpc.look_at(index).await });
+                checks.spawn(async move { rpc.check_endpoint(index).await });
             }
-            looks.join_all().await;
+            checks.join_all().await;
         }
     }
 
-    async fn look_at(&self, index: usize) {
+    async fn check_endpoint(&self, index: usize) {
         let Some(endpoint) = self.endpoints.get(index) else {
             return;
         };
         let chain = call::<U64>(&endpoint.client, READ_LIMIT, "eth_chainId", ()).await;
         let Ok(found) = chain else {
-            endpoint.failed(true);
+            endpoint.record_failure(true);
             return;
         };
         let (network, number) = (self.network, index + 1);
         if found.to::<u64>() != network.chain_id() {
-            if endpoint.serves(Chain::Other) != Chain::Other {
-                tracing::error!(%network, endpoint = number, chain = %found, "an endpoint serves another chain; it is not used");
+            if endpoint.set_chain(Chain::Other) != Chain::Other {
+                tracing::error!(%network, endpoint = number, chain = %found, "endpoint excluded: it serves another chain");
             }
             return;
         }
-        if endpoint.serves(Chain::Ours) != Chain::Ours {
-            tracing::info!(%network, endpoint = number, "an endpoint is used again");
+        if endpoint.set_chain(Chain::Configured) != Chain::Configured {
+            tracing::info!(%network, endpoint = number, "endpoint used again: it serves the configured chain");
         }
         let newest = ("latest", false);
         let newest = call::<Block>(&endpoint.client, READ_LIMIT, "eth_getBlockByNumber", newest);
         match newest.await.ok().and_then(|block| block.head()) {
-            Some(head) => endpoint.is_at(head.claim()),
-            None => endpoint.failed(true),
+            Some(head) => endpoint.record_head(head.reported_head()),
+            None => endpoint.record_failure(true),
         }
         if !endpoint.health().has_overrides() {
-            // An answer that does not come changes nothing.
-            self.try_overrides(index).await.ok();
+            // Without a response the endpoint keeps its current state.
+            self.probe_overrides(index).await.ok();
         }
     }
 
-    /// Hands signed bytes to every endpoint at once, also to those that are asked nothing else, and collects all replies.
+    /// Sends signed bytes to all endpoints at once, the send-only ones included, and collects all replies.
     pub async fn send_everywhere(&self, raw: &Bytes) -> Vec<Result<B256, RpcError>> {
         let mut replies = tokio::task::JoinSet::new();
-        let read_too = self.endpoints.iter().map(|endpoint| &endpoint.client);
-        for client in read_too.chain(self.senders.iter()) {
+        let readable = self.endpoints.iter().map(|endpoint| &endpoint.client);
+        for client in readable.chain(self.send_only.iter()) {
             if let Some(budget) = &self.budget {
                 budget.take();
             }
@@ -318,10 +321,10 @@ impl Rpc {
         replies.join_all().await
     }
 
-    /// Makes sure that every endpoint that answers serves the configured chain.
+    /// Checks that every endpoint that answers serves the configured chain.
     ///
     /// # Errors
-    /// [`RpcError::WrongChain`] for one that does not; [`RpcError::Unreachable`] when none answers.
+    /// [`RpcError::WrongChain`] for the first that does not; [`RpcError::Unreachable`] when none answers.
     pub async fn check_chain(&self) -> Result<(), RpcError> {
         let mut answered = false;
         for (number, endpoint) in (1..).zip(self.endpoints.iter()) {
@@ -344,9 +347,6 @@ impl Rpc {
     }
 
     /// Hash of block 0.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
     pub async fn genesis(&self) -> Result<B256, RpcError> {
         let block: Value = self.read("eth_getBlockByNumber", ("0x0", false)).await?;
         let hash = block
@@ -357,9 +357,6 @@ impl Rpc {
     }
 
     /// The account nonce of `signer` at `tag` (`latest` or `pending`).
-    ///
-    /// # Errors
-    /// When no endpoint answers.
     pub async fn transaction_count(
         &self,
         signer: Address,
@@ -371,25 +368,16 @@ impl Rpc {
     }
 
     /// Native balance in wei.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
     pub async fn balance(&self, account: Address) -> Result<U256, RpcError> {
         self.read("eth_getBalance", (account, "latest")).await
     }
 
-    /// Code at an address, empty for a plain account.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
+    /// Code at an address; empty for an account without code.
     pub async fn code(&self, account: Address) -> Result<Bytes, RpcError> {
         self.read("eth_getCode", (account, "latest")).await
     }
 
-    /// A read-only call at the newest block.
-    ///
-    /// # Errors
-    /// When no endpoint answers, or the call reverts.
+    /// A read-only call at the newest block. A revert is an error, see [`RpcError::is_revert`].
     pub async fn view(&self, to: Address, data: Bytes) -> Result<Bytes, RpcError> {
         self.read("eth_call", (json!({"to": to, "data": data}), "latest"))
             .await
@@ -405,12 +393,12 @@ pub(super) async fn call<R: RpcRecv>(
     match tokio::time::timeout(limit, endpoint.request(method, parameters)).await {
         Err(_) => Err(RpcError::Timeout),
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(discreet(error, method)),
+        Ok(Err(error)) => Err(redact(error, method)),
     }
 }
 
-/// Keeps what can be acted upon and drops the rest: transport errors carry the URL in their text.
-fn discreet(error: AlloyRpcError<TransportErrorKind>, method: &'static str) -> RpcError {
+/// Keeps the code, text and revert data of an error and drops the rest: transport errors contain the URL in their text.
+fn redact(error: AlloyRpcError<TransportErrorKind>, method: &'static str) -> RpcError {
     match error {
         AlloyRpcError::ErrorResp(payload) => RpcError::Refused {
             code: payload.code,

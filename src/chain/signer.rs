@@ -1,4 +1,4 @@
-//! Keys that pay for gas: unsigned transaction in, bytes and hash out. No clock, no RPC.
+//! Keys that pay for gas: an unsigned transaction goes in, signed bytes and their hash come out. No clock, no RPC.
 
 use std::fmt;
 
@@ -12,53 +12,47 @@ use alloy::signers::local::PrivateKeySigner;
 use crate::chain::Fees;
 use crate::protocol::Network;
 
-/// Gas allowed to a transfer of nothing to a plain account. It uses 21,000; where the chain underneath is paid in gas as well, more.
-const PLAIN_GAS: u64 = 100_000;
+/// Gas limit of an empty transfer to an account without code. It uses 21,000 gas, and more on rollups that charge for L1 data in gas.
+const EMPTY_TRANSFER_GAS: u64 = 100_000;
 
-/// The key of a lane.
+/// The private key of a lane's signer.
 #[derive(Clone)]
 pub struct SignerKey(PrivateKeySigner);
 
-/// A key that cannot be used. Never repeats the key.
+/// A key that cannot be parsed. The error never contains the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a private key of 0x and 64 hex digits")]
 pub struct InvalidKey;
 
-/// The transaction could not be signed. Nothing was written and nothing is sent.
+/// The transaction could not be signed. Nothing was recorded and nothing was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningFailed {
-    /// The key does not sign.
-    #[error("signing failed")]
+    #[error("signing failed; nothing was sent")]
     Key(#[source] alloy::signers::Error),
-    /// What came back was not made with the lane's key over these bytes: sent, it would come from a stranger's account.
-    #[error("the signature does not belong to {0}")]
+    /// The signature was not made with the lane's key over these bytes: a transaction with it would come from a foreign account.
+    #[error("the signature is not one of signer {0}; nothing was sent")]
     WrongSignature(Address),
-    /// The key cannot be asked now.
-    #[error("the key cannot be asked now")]
+    /// The key cannot be used now.
+    #[error("the key cannot be used now; nothing was sent")]
     Unavailable,
 }
 
-/// What a transaction is to do.
+/// A transaction before it is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
-    /// On which chain.
     pub network: Network,
-    /// Under which account nonce.
+    /// Account nonce of the signer.
     pub nonce: u64,
-    /// Gas at most.
     pub gas_limit: u64,
-    /// Wei per gas.
     pub fees: Fees,
-    /// Which contract.
     pub to: Address,
-    /// With which data.
     pub data: Bytes,
-    /// How much native money goes along, in wei: none, but where a payer is given gas money.
+    /// Native currency in wei. Zero, except where a payer is given gas money.
     pub value: U256,
 }
 
 impl Order {
-    /// What signed bytes of ours say; `None` for any other bytes.
+    /// Decodes signed bytes; `None` for bytes or transaction types that x402d does not make.
     pub fn of_raw(network: Network, raw: &Bytes) -> Option<Self> {
         let envelope = TxEnvelope::decode_2718_exact(raw).ok()?;
         let fees = match &envelope {
@@ -83,21 +77,21 @@ impl Order {
         })
     }
 
-    /// Wei that it may cost.
+    /// The most gas may cost, in wei.
     pub fn cost(&self) -> U256 {
         U256::from(self.gas_limit).saturating_mul(U256::from(self.fees.max_fee_wei))
     }
 
-    /// Whether it does nothing but use the nonce.
+    /// Whether it carries no calldata, as an empty replacement or a transfer of gas money.
     pub fn is_empty(&self) -> bool {
         self.data.is_empty()
     }
 
-    /// The same nonce for nothing: a transfer of 0 to the signer itself.
+    /// An empty replacement under the same nonce: a transfer of 0 wei to the signer itself.
     #[must_use]
     pub fn emptied(self, signer: Address) -> Self {
         Self {
-            gas_limit: PLAIN_GAS,
+            gas_limit: EMPTY_TRANSFER_GAS,
             to: signer,
             data: Bytes::new(),
             value: U256::ZERO,
@@ -110,64 +104,68 @@ impl SignerKey {
     /// A key from 0x and 64 hex digits.
     ///
     /// # Errors
-    /// [`InvalidKey`] for anything else.
+    /// [`InvalidKey`] for any other text.
     pub fn from_hex(text: &str) -> Result<Self, InvalidKey> {
         text.trim().parse().map(Self).map_err(|_| InvalidKey)
     }
 
-    /// The account that transactions come from.
+    /// The signer's account.
     pub const fn address(&self) -> Address {
         self.0.address()
     }
 
-    /// Signs, and computes the hash that the network will know the bytes by.
+    /// Signs a transaction; returns the encoded bytes and the transaction hash.
     ///
     /// # Errors
-    /// When the key cannot sign, which a local key always can, or signs something else.
-    pub fn sign(&self, order: Order) -> Result<(Bytes, B256), SigningFailed> {
-        let (chain_id, to) = (order.network.chain_id(), TxKind::Call(order.to));
-        let raw = if order.fees.legacy {
-            self.signed(TxLegacy {
+    /// When the key cannot sign, which a local key always can, or when the signature does not match the signer and the bytes.
+    pub fn sign(&self, transaction: Order) -> Result<(Bytes, B256), SigningFailed> {
+        let (chain_id, to) = (transaction.network.chain_id(), TxKind::Call(transaction.to));
+        let raw = if transaction.fees.legacy {
+            self.sign_and_encode(TxLegacy {
                 chain_id: Some(chain_id),
-                nonce: order.nonce,
-                gas_price: order.fees.max_fee_wei,
-                gas_limit: order.gas_limit,
+                nonce: transaction.nonce,
+                gas_price: transaction.fees.max_fee_wei,
+                gas_limit: transaction.gas_limit,
                 to,
-                value: order.value,
-                input: order.data,
+                value: transaction.value,
+                input: transaction.data,
             })?
         } else {
-            self.signed(TxEip1559 {
+            self.sign_and_encode(TxEip1559 {
                 chain_id,
-                nonce: order.nonce,
-                gas_limit: order.gas_limit,
-                max_fee_per_gas: order.fees.max_fee_wei,
-                max_priority_fee_per_gas: order.fees.max_priority_fee_wei,
+                nonce: transaction.nonce,
+                gas_limit: transaction.gas_limit,
+                max_fee_per_gas: transaction.fees.max_fee_wei,
+                max_priority_fee_per_gas: transaction.fees.max_priority_fee_wei,
                 to,
-                value: order.value,
+                value: transaction.value,
                 access_list: alloy::eips::eip2930::AccessList::default(),
-                input: order.data,
+                input: transaction.data,
             })?
         };
         let hash = keccak256(&raw);
         Ok((raw, hash))
     }
 
-    fn signed<T>(&self, transaction: T) -> Result<Bytes, SigningFailed>
+    fn sign_and_encode<T>(&self, transaction: T) -> Result<Bytes, SigningFailed>
     where
         T: SignableTransaction<Signature>,
         TxEnvelope: From<Signed<T>>,
     {
         let digest = transaction.signature_hash();
         let signature = self.0.sign_hash_sync(&digest).map_err(SigningFailed::Key)?;
-        is_made_by(self.address(), digest, &signature)?;
+        verify_signature(self.address(), digest, &signature)?;
         let envelope = TxEnvelope::from(transaction.into_signed(signature));
         Ok(envelope.encoded_2718().into())
     }
 }
 
-/// A signature is looked at before its transaction takes a nonce.
-fn is_made_by(signer: Address, digest: B256, signature: &Signature) -> Result<(), SigningFailed> {
+/// Checks that a signature is by `signer` over `digest`, before its transaction takes a nonce.
+fn verify_signature(
+    signer: Address,
+    digest: B256,
+    signature: &Signature,
+) -> Result<(), SigningFailed> {
     match signature.recover_address_from_prehash(&digest) {
         Ok(found) if found == signer => Ok(()),
         Ok(_) | Err(_) => Err(SigningFailed::WrongSignature(signer)),
@@ -188,25 +186,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scenario_42_a_signature_of_another_key_or_over_other_bytes_is_not_taken() {
+    fn scenario_42_rejects_signature_of_another_key_or_over_other_bytes() {
         let [ours, other] = ["11", "22"].map(|byte| byte.repeat(32).parse().unwrap());
         let [ours, other]: [PrivateKeySigner; 2] = [ours, other];
         let digest = B256::repeat_byte(7);
         let good = ours.sign_hash_sync(&digest).unwrap();
-        assert!(is_made_by(ours.address(), digest, &good).is_ok());
+        assert!(verify_signature(ours.address(), digest, &good).is_ok());
         for (signature, digest) in [
             (other.sign_hash_sync(&digest).unwrap(), digest),
             (good, B256::repeat_byte(8)),
         ] {
-            let refused = is_made_by(ours.address(), digest, &signature);
+            let refused = verify_signature(ours.address(), digest, &signature);
             assert!(matches!(refused, Err(SigningFailed::WrongSignature(_))));
         }
     }
 
     #[test]
-    fn legacy_transactions_are_signed_for_one_chain_and_read_back() {
+    fn legacy_transaction_is_signed_with_chain_id_and_decodes_again() {
         let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
-        let order = Order {
+        let transaction = Order {
             network: "eip155:84532".parse().unwrap(),
             nonce: 7,
             gas_limit: 90_000,
@@ -215,19 +213,22 @@ mod tests {
             data: Bytes::from_static(b"data"),
             value: U256::ZERO,
         };
-        let (raw, hash) = key.sign(order.clone()).unwrap();
-        assert!(raw[0] >= 0xc0, "a list, not a typed envelope");
+        let (raw, hash) = key.sign(transaction.clone()).unwrap();
+        assert!(raw[0] >= 0xc0, "an RLP list, not a typed envelope");
         assert_eq!(hash, keccak256(&raw));
-        assert_eq!(Order::of_raw(order.network, &raw), Some(order.clone()));
+        assert_eq!(
+            Order::of_raw(transaction.network, &raw),
+            Some(transaction.clone())
+        );
         let envelope = TxEnvelope::decode_2718_exact(&raw).unwrap();
         assert_eq!(envelope.chain_id(), Some(84_532), "EIP-155");
-        assert!(order.emptied(key.address()).fees.legacy);
+        assert!(transaction.emptied(key.address()).fees.legacy);
     }
 
     #[test]
-    fn an_order_is_read_back_from_its_bytes_and_may_be_emptied() {
+    fn signed_transaction_decodes_again_and_can_be_emptied() {
         let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
-        let order = Order {
+        let transaction = Order {
             network: "eip155:84532".parse().unwrap(),
             nonce: 7,
             gas_limit: 90_000,
@@ -240,14 +241,14 @@ mod tests {
             data: Bytes::from_static(b"data"),
             value: U256::from(5),
         };
-        let (raw, _) = key.sign(order.clone()).unwrap();
-        let read = Order::of_raw(order.network, &raw).unwrap();
-        assert_eq!(read, order);
+        let (raw, _) = key.sign(transaction.clone()).unwrap();
+        let read = Order::of_raw(transaction.network, &raw).unwrap();
+        assert_eq!(read, transaction);
         let empty = read.emptied(key.address());
         assert_eq!((empty.nonce, empty.to), (7, key.address()));
         assert!(empty.data.is_empty() && empty.value.is_zero());
         assert_eq!(
-            Order::of_raw(order.network, &Bytes::from_static(b"x")),
+            Order::of_raw(transaction.network, &Bytes::from_static(b"x")),
             None
         );
     }

@@ -1,4 +1,4 @@
-//! EIP-3009 tokens: calldata of a payment, its trace in the logs, and what a token knows of a nonce.
+//! EIP-3009 tokens: calldata and logs of a payment, and how a nonce was used.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -36,8 +36,7 @@ const AUTHORIZATION_CANCELED: B256 =
 const AUTHORIZATION_USED: B256 =
     b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5");
 
-/// The payer's own signature goes through the older overload, which every EIP-3009 token has; what only the payer's code can judge needs the
-/// newer one, also where it has 65 bytes.
+/// Calldata of `transferWithAuthorization`.
 pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     let signed = payment.terms;
     let (value, after, before) = (
@@ -45,6 +44,8 @@ pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
         signed.valid_after.atomic(),
         signed.valid_before.atomic(),
     );
+    // A signature by the payer's key uses the overload with `v`, `r` and `s`, which every EIP-3009 token has. A signature that only the
+    // payer's contract can verify (EIP-1271) needs the overload with `bytes`, also if it has 65 bytes.
     let fixed: Option<[u8; 65]> = payment.signature[..].try_into().ok();
     let data = match fixed.filter(|_| payment.is_by_payers_key()) {
         Some(bytes) => {
@@ -78,27 +79,27 @@ pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     data.into()
 }
 
-/// Whether a call of a token is a transfer by EIP-3009 which leaves no trace that looks like that of `signed`.
-pub(super) fn moves_something_else(signed: Signed<'_>, token: Address, input: &Bytes) -> bool {
+/// Whether a call of a token is an EIP-3009 transfer with another token, payer, payee or amount than `signed`.
+pub(super) fn is_other_transfer(signed: Signed<'_>, token: Address, input: &Bytes) -> bool {
     let terms = signed.terms;
-    let moved = Eip3009::transferWithAuthorization_0Call::abi_decode(input)
+    let transfer = Eip3009::transferWithAuthorization_0Call::abi_decode(input)
         .map(|call| (call.from, call.to, call.value))
         .or_else(|_| {
             Eip3009::transferWithAuthorization_1Call::abi_decode(input)
                 .map(|call| (call.from, call.to, call.value))
         });
     let ours = (terms.from, terms.to, terms.value.atomic());
-    moved.is_ok_and(|moved| token != signed.asset || moved != ours)
+    transfer.is_ok_and(|transfer| token != signed.asset || transfer != ours)
 }
 
-/// The question whether a nonce is used.
-pub(super) fn nonce_question(authorizer: Address, nonce: B256) -> Bytes {
-    let question = Eip3009::authorizationStateCall { authorizer, nonce };
-    question.abi_encode().into()
+/// Calldata to read whether a nonce is used.
+pub(super) fn nonce_call(authorizer: Address, nonce: B256) -> Bytes {
+    let call = Eip3009::authorizationStateCall { authorizer, nonce };
+    call.abi_encode().into()
 }
 
-/// Where a payment's money moved in a transaction's logs: `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it,
-/// both said by the token. Anything less is no success.
+/// The log index of a payment's transfer: the token's `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it, both
+/// emitted by the token. `None` for anything less.
 pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log]) -> Option<u64> {
     let payer = signed.from.into_word();
     let by_token =
@@ -112,9 +113,10 @@ pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log])
     let at = logs.iter().position(|log| {
         log.address == asset && log.topics == [AUTHORIZATION_USED, payer, signed.nonce]
     })?;
-    // The payer can put anything around the call in a transaction of their own. A Transfer right behind is the one that used the
-    // nonce, whatever it paid; the one before is looked at only where a token speaks in that order, and where no other
-    // authorization has a claim to it. Else one Transfer would pay twice.
+    // In a transaction of their own, the payer can put any other calls before and after. A `Transfer` of the payer right after the event is
+    // the one that used the nonce, whether it paid this payment or not. The one before is considered only if there is none after (some
+    // tokens emit `Transfer` first), and if it does not belong to an earlier authorization. Otherwise one transfer could settle two
+    // payments.
     match logs.split_at_checked(at)? {
         (_, [_, behind, ..]) if by_token(behind, &[TRANSFER, payer]) => paid(behind),
         ([.., earlier, _], _) if by_token(earlier, &[AUTHORIZATION_USED]) => None,
@@ -123,29 +125,33 @@ pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log])
     }
 }
 
-/// What a token said of an authorization.
-fn use_of<'a>(signed: Signed<'_>, logs: &'a [Log]) -> Option<&'a Log> {
+/// The token's event for an authorization: its nonce was used or cancelled.
+fn find_use<'a>(signed: Signed<'_>, logs: &'a [Log]) -> Option<&'a Log> {
     let topics = [signed.terms.from.into_word(), signed.terms.nonce];
     logs.iter()
         .find(|log| log.address == signed.asset && log.topics.get(1..) == Some(&topics))
 }
 
 impl Rpc {
-    /// The events of tokens that say of any of these authorizations that its nonce was used or cancelled, in the latest blocks up to `head`.
+    /// The events of tokens by which the nonces of these authorizations were used or cancelled, in the latest blocks up to `head`; and
+    /// whether the search is complete.
     pub(super) async fn token_uses(
         &self,
-        of: &[Signed<'_>],
+        authorizations: &[Signed<'_>],
         head: u64,
     ) -> Result<(Vec<Log>, bool), RpcError> {
-        if of.is_empty() {
+        if authorizations.is_empty() {
             return Ok((Vec::new(), true));
         }
-        let mut assets: Vec<Address> = of.iter().map(|signed| signed.asset).collect();
-        let mut payers: Vec<B256> = of
+        let mut assets: Vec<Address> = authorizations.iter().map(|signed| signed.asset).collect();
+        let mut payers: Vec<B256> = authorizations
             .iter()
             .map(|signed| signed.terms.from.into_word())
             .collect();
-        let nonces: Vec<B256> = of.iter().map(|signed| signed.terms.nonce).collect();
+        let nonces: Vec<B256> = authorizations
+            .iter()
+            .map(|signed| signed.terms.nonce)
+            .collect();
         assets.sort_unstable();
         assets.dedup();
         payers.sort_unstable();
@@ -154,32 +160,38 @@ impl Rpc {
             json!(assets),
             json!([[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces]),
         );
-        let enough = |logs: &[Log]| of.iter().all(|signed| use_of(*signed, logs).is_some());
-        self.recent_logs_so_far(filter, (of, head), enough).await
+        let enough = |logs: &[Log]| {
+            authorizations
+                .iter()
+                .all(|signed| find_use(*signed, logs).is_some())
+        };
+        self.recent_logs_partial(filter, (authorizations, head), enough)
+            .await
     }
 
-    /// What became of an authorization whose nonce is used, by the token's `logs`. Receipts are kept: one transaction may have used many.
+    /// How an authorization was used whose nonce is used, according to the token's `logs`. `receipts` caches receipts by transaction hash,
+    /// because one transaction may use many authorizations.
     pub(super) async fn token_use(
         &self,
         signed: Signed<'_>,
         logs: &[Log],
         receipts: &mut HashMap<B256, Receipt>,
     ) -> Result<AuthorizationUse, RpcError> {
-        let Some(transaction) = use_of(signed, logs).map(|log| log.transaction_hash) else {
+        let Some(transaction) = find_use(signed, logs).map(|log| log.transaction_hash) else {
             return Ok(AuthorizationUse::Consumed(None));
         };
         let receipt = match receipts.entry(transaction) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
-                // A node that has shown the logs has the receipt.
+                // A node that has returned the log should have the receipt.
                 let receipt = self.receipt(transaction).await?;
                 place.insert(receipt.ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?)
             }
         };
         let found = transfer_log(signed.asset, signed.terms, &receipt.logs);
         let Some(log_index) = found.filter(|_| receipt.succeeded()) else {
-            // A node may show a log that no receipt has.
-            return match use_of(signed, &receipt.logs) {
+            // A node may return a log that is in no canonical receipt.
+            return match find_use(signed, &receipt.logs) {
                 Some(_) => Ok(AuthorizationUse::Consumed(Some(transaction))),
                 None => Err(RpcError::Malformed("eth_getLogs")),
             };
@@ -187,25 +199,19 @@ impl Rpc {
         self.transferred(receipt, log_index).await
     }
 
-    /// Whether a payer's nonce is used up at a token: by a transfer, or by its cancellation.
-    ///
-    /// # Errors
-    /// When the RPC fails, or the token does not say.
+    /// Whether a payer's nonce is used at a token, by a transfer or a cancellation.
     pub async fn is_nonce_used(
         &self,
         token: Address,
         payer: Address,
         nonce: B256,
     ) -> Result<bool, RpcError> {
-        let answer = self.view(token, nonce_question(payer, nonce)).await?;
+        let answer = self.view(token, nonce_call(payer, nonce)).await?;
         Eip3009::authorizationStateCall::abi_decode_returns(&answer)
             .map_err(|_| RpcError::Malformed("authorizationState"))
     }
 
-    /// Time of a block; `head` is not asked for again.
-    ///
-    /// # Errors
-    /// When the RPC fails.
+    /// Time of a block; no call is made if it is `head`.
     pub async fn block_time(&self, block: B256, head: &Head) -> Result<OffsetDateTime, RpcError> {
         if block == head.hash {
             return Ok(head.time);
@@ -225,10 +231,7 @@ impl Rpc {
         OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())
     }
 
-    /// The token's EIP-712 domain separator, `None` when it does not say.
-    ///
-    /// # Errors
-    /// When the RPC fails.
+    /// The token's EIP-712 domain separator; `None` if it has no such function.
     pub async fn domain_separator(&self, token: Address) -> Result<Option<B256>, RpcError> {
         match self
             .view(token, Eip3009::DOMAIN_SEPARATORCall {}.abi_encode().into())

@@ -1,4 +1,4 @@
-//! Plain ERC-20 transfers that payers send themselves: their bytes, and their trace in the logs.
+//! Plain ERC-20 transfers that payers send themselves: decoding, look-up and logs.
 
 use alloy::consensus::transaction::SignerRecoverable as _;
 use alloy::consensus::{Transaction as _, TxEnvelope};
@@ -12,8 +12,7 @@ use crate::chain::{Rpc, RpcError};
 use crate::payment::Payment;
 use crate::payment::session::Transfer;
 
-/// The signed bytes of a transaction, read; its hash and sender are computed from them. `None` for anything else, also for bytes
-/// behind the transaction.
+/// Decodes a signed transaction; its hash and sender are computed from the bytes. `None` for any other bytes, and for trailing bytes.
 pub fn decode(raw: &Bytes) -> Option<Transfer> {
     let mut rest: &[u8] = raw;
     let signed = TxEnvelope::decode_2718(&mut rest).ok()?;
@@ -31,10 +30,10 @@ pub fn decode(raw: &Bytes) -> Option<Transfer> {
     })
 }
 
-/// A transaction as a node shows it.
+/// A transaction as a node returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct RpcTransaction {
     hash: B256,
     from: Address,
     to: Option<Address>,
@@ -46,32 +45,29 @@ struct Shown {
 }
 
 impl Rpc {
-    /// A transaction that a node has in its pool or in a block, with the height of that block.
-    ///
-    /// # Errors
-    /// When no endpoint answers.
+    /// A transaction that a node has in its mempool or in a block, and the height of that block.
     pub async fn transfer(
         &self,
         transaction: B256,
     ) -> Result<Option<(Transfer, Option<u64>)>, RpcError> {
         let shown = self.read("eth_getTransactionByHash", (transaction,));
-        read_transfer(shown.await?, transaction)
+        to_transfer(shown.await?, transaction)
     }
 
-    /// A transaction as enough endpoints show it to conclude something from its content.
-    ///
-    /// # Errors
-    /// When too few do.
-    pub(super) async fn call_of(&self, transaction: B256) -> Result<Option<Transfer>, RpcError> {
+    /// A transaction on whose content and block height enough endpoints agree. Whether the block is canonical is not checked.
+    pub(super) async fn agreed_transaction(
+        &self,
+        transaction: B256,
+    ) -> Result<Option<Transfer>, RpcError> {
         let shown = self.agreed("eth_getTransactionByHash", (transaction,), Option::eq);
-        let read = read_transfer(shown.await?, transaction)?;
+        let read = to_transfer(shown.await?, transaction)?;
         Ok(read.map(|(transfer, _)| transfer))
     }
 
-    /// The account nonce that `account` has reached for sure as of the block at height `number`.
+    /// The account nonce of `account` as of the block at height `number`; see [`Rpc::reached_nonce`].
     ///
     /// # Errors
-    /// When too few endpoints answer, or the block's state is not kept there.
+    /// When too few endpoints answer, or too few have the block's state ([`RpcError::lacks_state`]).
     pub async fn transaction_count_at(
         &self,
         account: Address,
@@ -81,8 +77,8 @@ impl Rpc {
     }
 }
 
-fn read_transfer(
-    shown: Option<Shown>,
+fn to_transfer(
+    shown: Option<RpcTransaction>,
     transaction: B256,
 ) -> Result<Option<(Transfer, Option<u64>)>, RpcError> {
     let Some(shown) = shown else { return Ok(None) };
@@ -102,7 +98,7 @@ fn read_transfer(
     Ok(Some((transfer, block)))
 }
 
-/// Where a transfer of exactly this payment stands in the logs of its transaction.
+/// The log index of a transfer with exactly the payment's token, payer, payee and amount.
 pub fn plain_transfer_log(payment: &Payment, logs: &[Log]) -> Option<u64> {
     let terms = &payment.authorization;
     let topics = [TRANSFER, terms.from.into_word(), terms.to.into_word()];

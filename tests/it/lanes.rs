@@ -170,7 +170,7 @@ async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterward
         assert_eq!(answer.transaction(), "");
     }
     let failures = world.facilitator.log();
-    let failures = failures.matches("the key cannot be asked now").count();
+    let failures = failures.matches("the key cannot be used now").count();
     assert!(
         (1..=8).contains(&failures),
         "the lanes back off: {failures}"

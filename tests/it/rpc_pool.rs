@@ -101,14 +101,14 @@ async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_
 async fn scenario_36_an_endpoint_that_comes_back_with_another_chain_is_not_used() {
     let pool = Pool::new().await;
     pool.first.on("eth_chainId", Fault::Answer("0x1"));
-    pool.logged("an endpoint serves another chain; it is not used")
+    pool.logged("endpoint excluded: it serves another chain")
         .await;
     let before = pool.first.calls(READ);
     pool.settles(1).await;
     pool.verifies().await;
     assert_eq!(pool.first.calls(READ), before);
     pool.first.on("eth_chainId", Fault::None);
-    pool.logged("an endpoint is used again").await;
+    pool.logged("endpoint used again").await;
     pool.second.all(Fault::Unavailable);
     pool.settles(2).await;
     assert!(pool.first.calls(READ) > before);

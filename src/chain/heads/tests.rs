@@ -1,4 +1,4 @@
-//! A tracker over a node that shows whatever the test wants it to.
+//! The tracker over a simulated node.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -19,14 +19,14 @@ struct Node {
     newest: Head,
 }
 
-/// A node that answers over HTTP until it is dropped.
+/// An HTTP server for the node; it stops when dropped.
 struct Chain {
     node: Arc<Mutex<Node>>,
     rpc: Rpc,
     _server: AbortOnDropHandle<()>,
 }
 
-/// The hash of the block that stands at `number` on `branch`.
+/// The hash of the block at height `number` on `branch`.
 fn hash(branch: u8, number: u64) -> B256 {
     B256::from(U256::from(branch) << 64 | U256::from(number))
 }
@@ -40,7 +40,7 @@ impl Chain {
         let server = TaskTracker::new().spawn(async move {
             axum::serve(listener, router).await.unwrap();
         });
-        let reached = crate::chain::Endpoints {
+        let endpoints = crate::chain::Endpoints {
             urls: &[url],
             send_urls: &[],
             calls_per_second: None,
@@ -48,7 +48,7 @@ impl Chain {
         };
         Self {
             node,
-            rpc: Rpc::new(Network::from_chain_id(1), reached).unwrap(),
+            rpc: Rpc::new(Network::from_chain_id(1), endpoints).unwrap(),
             _server: AbortOnDropHandle::new(server),
         }
     }
@@ -57,7 +57,7 @@ impl Chain {
         HeadTracker::new(self.rpc.clone())
     }
 
-    /// Grows `branch` by the blocks `from..=to`; the first of them stands on `parent`, the last is the newest of all.
+    /// Adds the blocks `from..=to` to `branch`; the first has the parent `parent`, the last becomes the newest block.
     fn grow(&self, branch: u8, from: u64, to: u64, parent: B256) {
         let mut node = self.node.lock().unwrap();
         let mut parent = parent;
@@ -74,7 +74,7 @@ impl Chain {
         }
     }
 
-    /// From now on the node shows this block as its newest.
+    /// Makes this block the node's newest.
     fn show(&self, newest: B256) {
         let mut node = self.node.lock().unwrap();
         node.newest = node.blocks[&newest];
@@ -97,7 +97,7 @@ async fn answer(State(node): State<Arc<Mutex<Node>>>, Json(call): Json<Value>) -
             let wanted: B256 = serde_json::from_value(call["params"][0].clone()).unwrap();
             node.blocks.get(&wanted)
         }
-        other => panic!("{other:?} is not asked for here"),
+        other => panic!("unexpected method {other:?}"),
     };
     let block = block.map(|block| {
         json!({"number": U64::from(block.number), "hash": block.hash, "parentHash": block.parent, "timestamp": "0x0"})
@@ -114,7 +114,7 @@ fn branch(branch: u8, numbers: std::ops::RangeInclusive<u64>) -> Vec<B256> {
 }
 
 #[tokio::test]
-async fn the_first_look_skips_everything_before_it() {
+async fn first_poll_skips_all_earlier_blocks() {
     let chain = Chain::start().await;
     chain.grow(0, 1, 10, B256::ZERO);
     let mut tracker = chain.tracker();
@@ -126,21 +126,21 @@ async fn the_first_look_skips_everything_before_it() {
 }
 
 #[tokio::test]
-async fn blocks_between_two_looks_are_all_seen_oldest_first() {
+async fn poll_adds_all_blocks_since_the_last_one_oldest_first() {
     let chain = Chain::start().await;
     chain.grow(0, 1, 10, B256::ZERO);
     let mut tracker = chain.tracker();
     tracker.advance().await.unwrap();
     chain.grow(0, 11, 14, hash(0, 10));
-    let seen = tracker.advance().await.unwrap().unwrap();
-    assert_eq!(hashes(&seen.added), branch(0, 11..=14));
-    assert!(seen.removed.is_empty() && !seen.skipped);
+    let advance = tracker.advance().await.unwrap().unwrap();
+    assert_eq!(hashes(&advance.added), branch(0, 11..=14));
+    assert!(advance.removed.is_empty() && !advance.skipped);
     assert_eq!(tracker.canonical(12), Some(hash(0, 12)));
     assert_eq!(tracker.canonical(15), None);
 }
 
 #[tokio::test]
-async fn a_reorganisation_removes_each_block_that_left_and_adds_each_that_came() {
+async fn reorg_removes_orphaned_blocks_and_adds_new_ones() {
     for (to, what) in [
         (15, "a longer branch"),
         (14, "one as long"),
@@ -153,12 +153,12 @@ async fn a_reorganisation_removes_each_block_that_left_and_adds_each_that_came()
         chain.grow(0, 11, 14, hash(0, 10));
         tracker.advance().await.unwrap();
         chain.grow(1, 12, to, hash(0, 11));
-        let seen = tracker.advance().await.unwrap().unwrap();
-        assert_eq!(hashes(&seen.added), branch(1, 12..=to), "{what}");
-        let mut removed = seen.removed;
+        let advance = tracker.advance().await.unwrap().unwrap();
+        assert_eq!(hashes(&advance.added), branch(1, 12..=to), "{what}");
+        let mut removed = advance.removed;
         removed.sort_unstable();
         assert_eq!(removed, branch(0, 12..=14), "{what}");
-        assert!(!seen.skipped, "{what}");
+        assert!(!advance.skipped, "{what}");
         assert_eq!(tracker.canonical(11), Some(hash(0, 11)), "{what}");
         assert_eq!(tracker.canonical(12), Some(hash(1, 12)), "{what}");
         assert_eq!(
@@ -173,7 +173,7 @@ async fn a_reorganisation_removes_each_block_that_left_and_adds_each_that_came()
 }
 
 #[tokio::test]
-async fn a_node_that_lags_behind_takes_nothing_back() {
+async fn lagging_node_causes_no_reorg() {
     let chain = Chain::start().await;
     chain.grow(0, 1, 10, B256::ZERO);
     let mut tracker = chain.tracker();
@@ -186,43 +186,43 @@ async fn a_node_that_lags_behind_takes_nothing_back() {
 }
 
 #[tokio::test]
-async fn a_branch_from_before_everything_remembered_is_a_new_start() {
+async fn reorg_below_the_kept_blocks_restarts_the_tracker() {
     let chain = Chain::start().await;
     chain.grow(0, 1, 10, B256::ZERO);
     let mut tracker = chain.tracker();
     tracker.advance().await.unwrap();
     chain.grow(1, 5, 12, hash(0, 4));
-    let seen = tracker.advance().await.unwrap().unwrap();
-    assert_eq!(hashes(&seen.added), branch(1, 12..=12));
-    assert!(seen.skipped);
+    let advance = tracker.advance().await.unwrap().unwrap();
+    assert_eq!(hashes(&advance.added), branch(1, 12..=12));
+    assert!(advance.skipped);
     assert_eq!(tracker.canonical(10), None, "nothing of the old branch");
 }
 
 #[tokio::test]
-async fn a_look_that_comes_too_late_says_so_and_memory_stays_bounded() {
-    let far = u64::try_from(REMEMBERED).unwrap();
+async fn late_poll_reports_skipped_blocks_and_memory_is_bounded() {
+    let far = u64::try_from(BLOCKS_KEPT).unwrap();
     let chain = Chain::start().await;
     chain.grow(0, 1, 10, B256::ZERO);
     let mut tracker = chain.tracker();
     tracker.advance().await.unwrap();
 
     chain.grow(0, 11, 10 + far, hash(0, 10));
-    let seen = tracker.advance().await.unwrap().unwrap();
-    assert_eq!((seen.added.len(), seen.skipped), (REMEMBERED, false));
-    assert_eq!(tracker.recent.len(), REMEMBERED);
-    assert_eq!(tracker.canonical(10), None, "the oldest made room");
+    let advance = tracker.advance().await.unwrap().unwrap();
+    assert_eq!((advance.added.len(), advance.skipped), (BLOCKS_KEPT, false));
+    assert_eq!(tracker.recent.len(), BLOCKS_KEPT);
+    assert_eq!(tracker.canonical(10), None, "the oldest block was dropped");
 
     chain.grow(0, 11 + far, 11 + 2 * far, hash(0, 10 + far));
-    let seen = tracker.advance().await.unwrap().unwrap();
-    assert_eq!((seen.added.len(), seen.skipped), (1, true));
+    let advance = tracker.advance().await.unwrap().unwrap();
+    assert_eq!((advance.added.len(), advance.skipped), (1, true));
 
     chain.show(hash(0, 3));
-    let seen = tracker.advance().await.unwrap().unwrap();
-    assert!(seen.skipped, "a chain that begins anew");
+    let advance = tracker.advance().await.unwrap().unwrap();
+    assert!(advance.skipped, "a chain that was reset");
 }
 
 #[tokio::test]
-async fn a_node_that_misses_a_block_costs_one_look_and_no_block() {
+async fn missing_parent_fails_one_poll_and_loses_no_block() {
     let chain = Chain::start().await;
     chain.grow(0, 1, 10, B256::ZERO);
     let mut tracker = chain.tracker();
@@ -233,12 +233,12 @@ async fn a_node_that_misses_a_block_costs_one_look_and_no_block() {
     assert_eq!(failed, Err(RpcError::Malformed("eth_getBlockByHash")));
     assert_eq!(tracker.head().map(|head| head.number), Some(10));
     chain.learn(missing);
-    let seen = tracker.advance().await.unwrap().unwrap();
-    assert_eq!(hashes(&seen.added), branch(0, 11..=14));
+    let advance = tracker.advance().await.unwrap().unwrap();
+    assert_eq!(hashes(&advance.added), branch(0, 11..=14));
 }
 
 #[tokio::test]
-async fn a_block_that_a_node_will_never_have_is_a_new_start() {
+async fn parent_that_stays_missing_restarts_the_tracker() {
     let chain = Chain::start().await;
     let mut tracker = chain.tracker();
     chain.grow(0, 1, 10, hash(0, 0));

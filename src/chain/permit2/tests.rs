@@ -1,4 +1,4 @@
-//! What counts as the trace of a payment by Permit2, and what does not.
+//! Which logs and calldata prove the settlement of a payment by Permit2.
 
 use alloy::primitives::{U64, keccak256};
 
@@ -19,7 +19,7 @@ fn upto() -> Candidate {
     candidate_of(&permit2_body(Scheme::Upto), Purpose::Settle)
 }
 
-fn said(address: Address, topics: Vec<B256>, data: Bytes) -> Log {
+fn emitted(address: Address, topics: Vec<B256>, data: Bytes) -> Log {
     Log {
         address,
         topics,
@@ -30,16 +30,16 @@ fn said(address: Address, topics: Vec<B256>, data: Bytes) -> Log {
     }
 }
 
-fn moved(from: Address, to: Address, amount: u64) -> Log {
+fn transfer(from: Address, to: Address, amount: u64) -> Log {
     let topics = vec![TRANSFER, from.into_word(), to.into_word()];
-    said(USDC, topics, U256::from(amount).to_be_bytes::<32>().into())
+    emitted(USDC, topics, U256::from(amount).to_be_bytes::<32>().into())
 }
 
 fn settled() -> Log {
-    said(EXACT_PROXY, vec![SETTLED], Bytes::new())
+    emitted(EXACT_PROXY, vec![SETTLED], Bytes::new())
 }
 
-/// The position that is found in these logs, which stand in their block from 40 on.
+/// The log index that is found in these logs, which have the indices from 40 on.
 fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
     let mut logs: Vec<Log> = logs.into_iter().collect();
     for (log, index) in logs.iter_mut().zip(40_u64..) {
@@ -49,7 +49,7 @@ fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
 }
 
 #[test]
-fn the_topics_are_the_hashes_of_the_events() {
+fn topics_are_the_hashes_of_the_events() {
     assert_eq!(SETTLED, keccak256("Settled()"));
     assert_eq!(SETTLED_WITH_PERMIT, keccak256("SettledWithPermit()"));
     assert_eq!(
@@ -59,7 +59,7 @@ fn the_topics_are_the_hashes_of_the_events() {
 }
 
 #[test]
-fn the_calls_have_the_published_selectors() {
+fn calls_have_the_published_selectors() {
     assert_eq!(ExactProxy::settleCall::SELECTOR, [0x13, 0xcd, 0x3b, 0x53]);
     assert_eq!(
         ExactProxy::settleWithPermitCall::SELECTOR,
@@ -73,16 +73,16 @@ fn the_calls_have_the_published_selectors() {
 }
 
 #[test]
-fn the_last_transfer_before_the_proxys_word_is_the_payments() {
-    let ours = moved(PAYER, PAYEE, AMOUNT);
+fn last_transfer_before_the_proxy_event_is_the_payments() {
+    let ours = transfer(PAYER, PAYEE, AMOUNT);
     assert_eq!(found([ours.clone(), settled()]), Some(40));
-    let with_permit = said(EXACT_PROXY, vec![SETTLED_WITH_PERMIT], Bytes::new());
-    let approval = said(USDC, vec![APPROVAL], Bytes::new());
+    let with_permit = emitted(EXACT_PROXY, vec![SETTLED_WITH_PERMIT], Bytes::new());
+    let approval = emitted(USDC, vec![APPROVAL], Bytes::new());
     assert_eq!(
         found([approval.clone(), ours.clone(), approval, with_permit]),
         Some(41)
     );
-    let another = moved(PAYER, OTHER, AMOUNT);
+    let another = transfer(PAYER, OTHER, AMOUNT);
     assert_eq!(
         found([another.clone(), settled(), ours.clone(), settled()]),
         Some(42)
@@ -94,13 +94,13 @@ fn the_last_transfer_before_the_proxys_word_is_the_payments() {
 }
 
 #[test]
-fn anything_less_is_no_trace() {
-    let ours = moved(PAYER, PAYEE, AMOUNT);
-    let by_other = said(OTHER, vec![SETTLED], Bytes::new());
-    let by_upto = said(UPTO_PROXY, vec![SETTLED], Bytes::new());
+fn incomplete_or_different_logs_prove_no_transfer() {
+    let ours = transfer(PAYER, PAYEE, AMOUNT);
+    let by_other = emitted(OTHER, vec![SETTLED], Bytes::new());
+    let by_upto = emitted(UPTO_PROXY, vec![SETTLED], Bytes::new());
     let of_other_token = || Log {
         address: OTHER,
-        ..moved(PAYER, PAYEE, AMOUNT)
+        ..transfer(PAYER, PAYEE, AMOUNT)
     };
     for logs in [
         vec![],
@@ -110,29 +110,29 @@ fn anything_less_is_no_trace() {
         vec![ours.clone(), by_other],
         vec![ours.clone(), by_upto],
         vec![of_other_token(), settled()],
-        vec![moved(PAYER, PAYEE, AMOUNT - 1), settled()],
-        vec![moved(PAYER, OTHER, AMOUNT), settled()],
-        vec![moved(OTHER, PAYEE, AMOUNT), settled()],
-        // A plain transfer of the same money, and a settlement of something else behind it.
-        vec![ours.clone(), moved(PAYER, OTHER, 1), settled()],
-        // The same money moved by another authorization, and a settlement in another token behind it.
+        vec![transfer(PAYER, PAYEE, AMOUNT - 1), settled()],
+        vec![transfer(PAYER, OTHER, AMOUNT), settled()],
+        vec![transfer(OTHER, PAYEE, AMOUNT), settled()],
+        // A plain transfer of the same amount, followed by the settlement of another payment.
+        vec![ours.clone(), transfer(PAYER, OTHER, 1), settled()],
+        // The same transfer by another authorization, followed by a settlement in another token.
         vec![ours.clone(), of_other_token(), settled()],
-        // A token that takes a fee.
-        vec![ours, moved(PAYER, OTHER, 1), settled()],
+        // A token that charges a fee by a second transfer.
+        vec![ours, transfer(PAYER, OTHER, 1), settled()],
     ] {
         assert_eq!(found(logs.clone()), None, "{logs:?}");
     }
 }
 
 #[test]
-fn a_nonce_is_a_bit_of_a_word() {
+fn nonce_maps_to_a_bit_of_a_word() {
     for (nonce, word, bit) in [
         (U256::from(7), U256::ZERO, 7),
         (U256::from(256), U256::ONE, 0),
         (U256::MAX, U256::MAX >> 8, 255),
     ] {
-        let (question, mask) = nonce_question(PAYER, B256::from(nonce));
-        let call = Nonces::nonceBitmapCall::abi_decode(&question).unwrap();
+        let (data, mask) = nonce_call(PAYER, B256::from(nonce));
+        let call = Nonces::nonceBitmapCall::abi_decode(&data).unwrap();
         assert_eq!((call.owner, call.word), (PAYER, word), "{nonce}");
         assert_eq!(mask, U256::ONE << bit, "{nonce}");
         let members = |word: U256, mask: U256| {
@@ -147,25 +147,25 @@ fn a_nonce_is_a_bit_of_a_word() {
 }
 
 #[test]
-fn a_call_of_the_proxy_settles_the_authorization_whose_nonce_it_names() {
+fn proxy_call_proves_settlement_of_the_nonce_in_its_calldata() {
     for (candidate, proxy) in [(exact(), EXACT_PROXY), (upto(), UPTO_PROXY)] {
         let signed = candidate.signed();
         let (to, data) = crate::chain::authorization::settlement_call(signed);
         assert_eq!(to, proxy);
-        assert!(settles(signed, Some(to), &data, &[]));
-        assert!(!settles(signed, Some(OTHER), &data, &[]));
-        assert!(!settles(signed, None, &data, &[]));
+        assert!(proves_settlement(signed, Some(to), &data, &[]));
+        assert!(!proves_settlement(signed, Some(OTHER), &data, &[]));
+        assert!(!proves_settlement(signed, None, &data, &[]));
         let mut other = candidate.clone();
         other.authorization.nonce = B256::repeat_byte(1);
         assert!(
-            !settles(other.signed(), Some(to), &data, &[]),
+            !proves_settlement(other.signed(), Some(to), &data, &[]),
             "another nonce"
         );
         let mut other = candidate.clone();
         other.authorization.value = "1".parse().unwrap();
         if proxy == UPTO_PROXY {
             assert!(
-                !settles(other.signed(), Some(to), &data, &[]),
+                !proves_settlement(other.signed(), Some(to), &data, &[]),
                 "another charge"
             );
         }
@@ -174,41 +174,43 @@ fn a_call_of_the_proxy_settles_the_authorization_whose_nonce_it_names() {
 }
 
 #[test]
-fn a_batch_settles_it_only_where_nothing_else_could_have_moved_the_same_money() {
+fn batch_proves_settlement_only_without_another_possible_source() {
     let ours = exact();
     let signed = ours.signed();
     let mut twin = ours.clone();
     twin.authorization.nonce = B256::repeat_byte(1);
     let batch = |of: &[Signed<'_>]| crate::chain::authorization::batch_call(of.iter().copied()).1;
-    let proves = |data: &Bytes, tokens: &[Address]| settles(signed, Some(MULTICALL3), data, tokens);
+    let proves = |data: &Bytes, tokens: &[Address]| {
+        proves_settlement(signed, Some(MULTICALL3), data, tokens)
+    };
 
     let mut other = crate::payment::specimen::candidate();
-    let alike = other.clone();
+    let same_transfer = other.clone();
     other.authorization.value = "1".parse().unwrap();
-    let mut in_nothing = twin.clone();
-    in_nothing.asset = OTHER;
+    let mut in_unknown_token = twin.clone();
+    in_unknown_token.asset = OTHER;
 
     assert!(proves(&batch(&[signed]), &[USDC]));
     assert!(proves(&batch(&[signed, other.signed()]), &[USDC]));
     for (batch, tokens, why) in [
-        (batch(&[signed]), vec![], "a token that nobody knows"),
+        (batch(&[signed]), vec![], "an unknown token"),
         (
-            batch(&[signed, in_nothing.signed()]),
+            batch(&[signed, in_unknown_token.signed()]),
             vec![USDC],
-            "the same beside it",
+            "an unknown token beside it",
         ),
         (
             batch(&[signed, twin.signed()]),
             vec![USDC],
-            "two look alike",
+            "two payments with the same transfer",
         ),
         (
-            batch(&[signed, alike.signed()]),
+            batch(&[signed, same_transfer.signed()]),
             vec![USDC],
-            "a transfer looks alike",
+            "an EIP-3009 payment with the same transfer",
         ),
         (batch(&[twin.signed()]), vec![USDC], "another nonce"),
-        (Bytes::new(), vec![USDC], "no batch"),
+        (Bytes::new(), vec![USDC], "not a batch"),
         (
             beside_a_plain_transfer(signed),
             vec![USDC],
@@ -219,7 +221,7 @@ fn a_batch_settles_it_only_where_nothing_else_could_have_moved_the_same_money() 
     }
 }
 
-/// A batch in which the token is called for something else than an authorization as well.
+/// A batch that also calls the token with `transferFrom`.
 fn beside_a_plain_transfer(signed: Signed<'_>) -> Bytes {
     let (target, data) = crate::chain::authorization::settlement_call(signed);
     let call = |target, data| Multicall3::Call3 {

@@ -1,45 +1,45 @@
-//! Payments by Permit2 that somebody has settled through a contract of their own. Its calldata proves nothing, so state and logs do: the
-//! nonce was unused one block before, and one transaction of the block in which it was used has the exact trace.
+//! Payments by Permit2 that were settled through a foreign contract, which wraps the call of the proxy. Its calldata proves nothing. State
+//! and logs do: the nonce was unused one block before, and only one transaction of the block in which it was used has the payment's logs.
 
 use alloy::primitives::{Address, B256};
 
 use crate::chain::authorization::AuthorizationUse;
+use crate::chain::error_kind::ErrorKind;
 use crate::chain::permit2::transfer_logs;
 use crate::chain::receipt::{Log, Receipt};
-use crate::chain::trouble::Trouble;
 use crate::chain::{Rpc, RpcError};
 use crate::payment::{Method, Signed};
 
-/// Transactions of one block with a Transfer that looks like the payment's: where there are more, nothing is concluded.
+/// Most transactions of one block with the payment's transfer; with more of them the result stays open.
 const TRANSACTIONS_MAX: usize = 16;
-/// Of a call of the proxy, from the permit on: token, amount, nonce, deadline, owner, payee.
+/// The words of a proxy call that are compared, from the permit on: token, amount, nonce, deadline, owner, payee.
 const WORDS: usize = 6;
 
-/// What one transaction shows of a payment whose nonce was used in its block.
+/// Evidence in one transaction for a payment whose nonce was used in its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trace {
-    /// Nothing of it.
+enum Evidence {
+    /// It did not settle the payment.
     None,
-    /// Its calldata spells out every settlement that looks like the payment's, this one among them: its Transfer.
-    Named(u64),
-    /// Its calldata does not say which payment it settled, and it settled one: that Transfer.
+    /// Its calldata contains a proxy call for every settlement with the payment's transfer, this payment's among them. Its log index.
+    Identified(u64),
+    /// It has one settlement with the payment's transfer, of an unknown nonce. Its log index.
     Possible(u64),
-    /// It settled several.
-    Several,
+    /// It has several of them, of unknown nonces.
+    Ambiguous,
 }
 
 impl Rpc {
-    /// What became of an authorization that the calldata of known contracts does not explain, by the `alike` logs of its token.
+    /// How an authorization was used that no calldata of known contracts explains. `same_transfer` are the token's logs with its transfer.
     pub(super) async fn wrapped_use(
         &self,
         signed: Signed<'_>,
-        alike: &[&Log],
+        same_transfer: &[&Log],
         tokens: &[Address],
     ) -> Result<AuthorizationUse, RpcError> {
-        let Some(block) = self.block_used(signed, alike).await? else {
+        let Some(block) = self.block_used(signed, same_transfer).await? else {
             return Ok(AuthorizationUse::Consumed(None));
         };
-        let inside = alike
+        let inside = same_transfer
             .iter()
             .filter(|log| log.block_number.to::<u64>() == block);
         let mut transactions: Vec<B256> = inside.map(|log| log.transaction_hash).collect();
@@ -48,61 +48,61 @@ impl Rpc {
         if transactions.len() > TRANSACTIONS_MAX {
             return Ok(AuthorizationUse::Consumed(None));
         }
-        let (mut receipts, mut traces) = (Vec::new(), Vec::new());
+        let (mut receipts, mut all_evidence) = (Vec::new(), Vec::new());
         for transaction in transactions {
             if let Some(found) = self.settled_in(signed, transaction, tokens).await? {
                 return Ok(found);
             }
-            let (receipt, trace) = self.trace_in(signed, (transaction, block)).await?;
+            let (receipt, evidence) = self.evidence_in(signed, (transaction, block)).await?;
             receipts.push(receipt);
-            traces.push(trace);
+            all_evidence.push(evidence);
         }
-        // The proxy of `upto` takes calls of the facilitator alone, which are known ones.
+        // The proxy of `upto` accepts calls from the facilitator only, so such a payment cannot be wrapped.
         let may_be_wrapped =
             matches!(signed.method, Method::Permit2(permit) if permit.facilitator.is_none());
-        let found = the_only_one(&traces).filter(|_| may_be_wrapped);
+        let found = single_match(&all_evidence).filter(|_| may_be_wrapped);
         match found.and_then(|(index, log_index)| Some((receipts.get(index)?, log_index))) {
             Some((receipt, log_index)) => self.transferred(receipt, log_index).await,
             None => Ok(AuthorizationUse::Consumed(None)),
         }
     }
 
-    /// The block in which a nonce was used, if it is one of these logs' and the nodes keep its state and that of the block before.
+    /// The block in which a nonce was used, if it is in the range of these logs and the nodes have its state and that of the block before.
     async fn block_used(
         &self,
         signed: Signed<'_>,
-        alike: &[&Log],
+        same_transfer: &[&Log],
     ) -> Result<Option<u64>, RpcError> {
-        let heights = alike.iter().map(|log| log.block_number.to::<u64>());
+        let heights = same_transfer.iter().map(|log| log.block_number.to::<u64>());
         let (Some(first), Some(last)) = (heights.clone().min(), heights.max()) else {
             return Ok(None);
         };
-        let kept = |error: RpcError| {
-            if error.trouble() == Trouble::MissingState {
+        let unless_missing = |error: RpcError| {
+            if error.kind() == ErrorKind::MissingState {
                 Ok(None)
             } else {
                 Err(error)
             }
         };
-        let block = match self.block_of_use(signed, (first, last)).await {
+        let block = match self.block_of_nonce_use(signed, (first, last)).await {
             Ok(Some(block)) => block,
             Ok(None) => return Ok(None),
-            Err(error) => return kept(error),
+            Err(error) => return unless_missing(error),
         };
-        let before = self.is_used_at(signed, block.saturating_sub(1)).await;
-        before.map_or_else(kept, |used| Ok((!used).then_some(block)))
+        let before = self.is_nonce_used_at(signed, block.saturating_sub(1)).await;
+        before.map_or_else(unless_missing, |used| Ok((!used).then_some(block)))
     }
 
-    async fn trace_in(
+    async fn evidence_in(
         &self,
         signed: Signed<'_>,
         (transaction, block): (B256, u64),
-    ) -> Result<(Receipt, Trace), RpcError> {
-        let call = self.call_of(transaction).await?;
+    ) -> Result<(Receipt, Evidence), RpcError> {
+        let call = self.agreed_transaction(transaction).await?;
         let receipt = self.receipt(transaction).await?;
-        // A node may show a log that no receipt has, and a reorg may have moved the transaction since.
-        let standing = receipt.filter(|receipt| receipt.block_number.to::<u64>() == block);
-        let (Some(call), Some(receipt)) = (call, standing) else {
+        // A node may return a log that is in no canonical receipt, and a reorg may have moved the transaction to another block.
+        let mined = receipt.filter(|receipt| receipt.block_number.to::<u64>() == block);
+        let (Some(call), Some(receipt)) = (call, mined) else {
             return Err(RpcError::Malformed("eth_getLogs"));
         };
         let logs: &[Log] = if receipt.succeeded() {
@@ -110,49 +110,51 @@ impl Rpc {
         } else {
             &[]
         };
-        let trace = trace(signed, &call.input, logs);
-        Ok((receipt, trace))
+        let evidence = evidence(signed, &call.input, logs);
+        Ok((receipt, evidence))
     }
 }
 
-/// Which transaction settled the payment, and its Transfer there, if only one can have.
-fn the_only_one(traces: &[Trace]) -> Option<(usize, u64)> {
-    let among = |wanted: fn(Trace) -> Option<u64>| {
-        let all = traces.iter().enumerate();
-        let mut found = all.filter_map(|(index, trace)| Some((index, wanted(*trace)?)));
+/// The index of the transaction that settled the payment and its transfer's log index, if only one transaction can have.
+fn single_match(evidence: &[Evidence]) -> Option<(usize, u64)> {
+    let single = |log_index_of: fn(Evidence) -> Option<u64>| {
+        let all = evidence.iter().enumerate();
+        let mut found = all.filter_map(|(index, evidence)| Some((index, log_index_of(*evidence)?)));
         (found.next(), found.next().is_some())
     };
-    let named = among(|trace| match trace {
-        Trace::Named(log_index) => Some(log_index),
-        Trace::None | Trace::Possible(_) | Trace::Several => None,
+    let identified = single(|evidence| match evidence {
+        Evidence::Identified(log_index) => Some(log_index),
+        Evidence::None | Evidence::Possible(_) | Evidence::Ambiguous => None,
     });
-    let possible = among(|trace| match trace {
-        Trace::Possible(log_index) => Some(log_index),
-        Trace::None | Trace::Named(_) | Trace::Several => None,
+    let possible = single(|evidence| match evidence {
+        Evidence::Possible(log_index) => Some(log_index),
+        Evidence::None | Evidence::Identified(_) | Evidence::Ambiguous => None,
     });
-    match (named, possible) {
+    match (identified, possible) {
         ((Some(one), false), _) => Some(one),
-        ((None, _), (Some(one), false)) if !traces.contains(&Trace::Several) => Some(one),
+        ((None, _), (Some(one), false)) if !evidence.contains(&Evidence::Ambiguous) => Some(one),
         _ => None,
     }
 }
 
-fn trace(signed: Signed<'_>, input: &[u8], logs: &[Log]) -> Trace {
-    let moved: Vec<u64> = transfer_logs(signed, logs).collect();
-    let named = nonces_in(signed, input);
-    if named.len() == moved.len() {
-        let mut both = named.iter().zip(&moved);
+fn evidence(signed: Signed<'_>, input: &[u8], logs: &[Log]) -> Evidence {
+    let transfers: Vec<u64> = transfer_logs(signed, logs).collect();
+    let identified = nonces_in(signed, input);
+    if identified.len() == transfers.len() {
+        let mut both = identified.iter().zip(&transfers);
         let own = both.find(|(nonce, _)| **nonce == signed.terms.nonce);
-        return own.map_or(Trace::None, |(_, log_index)| Trace::Named(*log_index));
+        return own.map_or(Evidence::None, |(_, log_index)| {
+            Evidence::Identified(*log_index)
+        });
     }
-    match moved[..] {
-        [] => Trace::None,
-        [only] => Trace::Possible(only),
-        _ => Trace::Several,
+    match transfers[..] {
+        [] => Evidence::None,
+        [only] => Evidence::Possible(only),
+        _ => Evidence::Ambiguous,
     }
 }
 
-/// The nonces of the calls of the proxy of `exact`, anywhere in some calldata, that look like the payment's in the logs.
+/// The nonces of all calls of the `exact` proxy with the payment's transfer, at any position in some calldata.
 fn nonces_in(signed: Signed<'_>, input: &[u8]) -> Vec<B256> {
     let terms = signed.terms;
     let amount = B256::from(terms.value.atomic());
@@ -166,8 +168,8 @@ fn nonces_in(signed: Signed<'_>, input: &[u8]) -> Vec<B256> {
         let [of, value, nonce, _deadline, from, payee] = words else {
             return None;
         };
-        let alike = [of, value, from, payee] == [&token.0, &amount.0, &owner.0, &to.0];
-        alike.then(|| B256::from(*nonce))
+        let same_transfer = [of, value, from, payee] == [&token.0, &amount.0, &owner.0, &to.0];
+        same_transfer.then(|| B256::from(*nonce))
     });
     calls.collect()
 }

@@ -1,4 +1,4 @@
-//! What counts as the trace of a payment, and what does not.
+//! Which logs prove the transfer of an EIP-3009 payment.
 
 use alloy::primitives::{U64, U256, keccak256};
 
@@ -10,7 +10,7 @@ use crate::payment::{PaymentState, Wallet};
 const OTHER: Address = Address::repeat_byte(0x66);
 const NONCE: B256 = B256::repeat_byte(0xab);
 
-fn said(topics: Vec<B256>, data: Bytes) -> Log {
+fn emitted(topics: Vec<B256>, data: Bytes) -> Log {
     Log {
         address: USDC,
         topics,
@@ -23,19 +23,19 @@ fn said(topics: Vec<B256>, data: Bytes) -> Log {
 
 fn used(payer: Address, nonce: B256) -> Log {
     let topics = vec![AUTHORIZATION_USED, payer.into_word(), nonce];
-    said(topics, Bytes::new())
+    emitted(topics, Bytes::new())
 }
 
-fn moved(from: Address, to: Address, amount: u64) -> Log {
+fn transfer(from: Address, to: Address, amount: u64) -> Log {
     let topics = vec![TRANSFER, from.into_word(), to.into_word()];
-    said(topics, U256::from(amount).to_be_bytes::<32>().into())
+    emitted(topics, U256::from(amount).to_be_bytes::<32>().into())
 }
 
 fn ours() -> [Log; 2] {
-    [used(PAYER, NONCE), moved(PAYER, PAYEE, AMOUNT)]
+    [used(PAYER, NONCE), transfer(PAYER, PAYEE, AMOUNT)]
 }
 
-/// The position that is found in these logs, which stand in their block from 40 on.
+/// The log index that is found in these logs, which have the indices from 40 on.
 fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
     let mut logs: Vec<Log> = logs.into_iter().collect();
     for (log, index) in logs.iter_mut().zip(40_u64..) {
@@ -46,7 +46,7 @@ fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
 }
 
 #[test]
-fn the_topics_are_the_hashes_of_the_events() {
+fn topics_are_the_hashes_of_the_events() {
     assert_eq!(TRANSFER, keccak256("Transfer(address,address,uint256)"));
     assert_eq!(
         AUTHORIZATION_USED,
@@ -59,42 +59,42 @@ fn the_topics_are_the_hashes_of_the_events() {
 }
 
 #[test]
-fn the_transfer_is_found_beside_the_use_of_the_nonce_in_either_order() {
-    let [used, moved] = ours();
-    assert_eq!(found([used.clone(), moved.clone()]), Some(41));
-    assert_eq!(found([moved, used]), Some(40));
+fn transfer_is_found_right_before_or_after_the_nonce_event() {
+    let [used, transfer] = ours();
+    assert_eq!(found([used.clone(), transfer.clone()]), Some(41));
+    assert_eq!(found([transfer, used]), Some(40));
 }
 
 #[test]
-fn it_is_found_among_what_others_say() {
-    let noise = || moved(OTHER, PAYEE, AMOUNT);
-    let [used, moved] = ours();
-    assert_eq!(found([noise(), noise(), used, moved, noise()]), Some(43));
+fn transfer_is_found_among_foreign_logs() {
+    let noise = || transfer(OTHER, PAYEE, AMOUNT);
+    let [used, transfer] = ours();
+    assert_eq!(found([noise(), noise(), used, transfer, noise()]), Some(43));
 }
 
 #[test]
-fn half_of_the_trace_is_no_trace() {
-    let [used, moved] = ours();
+fn one_of_the_two_events_proves_nothing() {
+    let [used, transfer] = ours();
     assert_eq!(found([]), None);
     assert_eq!(found([used]), None);
-    assert_eq!(found([moved.clone(), moved]), None);
+    assert_eq!(found([transfer.clone(), transfer]), None);
 }
 
 #[test]
-fn a_transfer_that_is_not_beside_its_nonce_is_somebody_elses() {
-    let [used, moved] = ours();
-    let between = said(vec![B256::ZERO], Bytes::new());
-    assert_eq!(found([used, between, moved]), None);
+fn transfer_apart_from_the_nonce_event_is_not_the_payments() {
+    let [used, transfer] = ours();
+    let between = emitted(vec![B256::ZERO], Bytes::new());
+    assert_eq!(found([used, between, transfer]), None);
 }
 
 #[test]
-fn another_amount_payee_payer_or_nonce_is_no_success() {
+fn other_amount_payee_payer_or_nonce_proves_nothing() {
     let [our_use, our_move] = ours();
     for wrong in [
-        moved(PAYER, PAYEE, AMOUNT - 1),
-        moved(PAYER, PAYEE, AMOUNT + 1),
-        moved(PAYER, OTHER, AMOUNT),
-        moved(OTHER, PAYEE, AMOUNT),
+        transfer(PAYER, PAYEE, AMOUNT - 1),
+        transfer(PAYER, PAYEE, AMOUNT + 1),
+        transfer(PAYER, OTHER, AMOUNT),
+        transfer(OTHER, PAYEE, AMOUNT),
     ] {
         assert_eq!(found([our_use.clone(), wrong.clone()]), None, "{wrong:?}");
     }
@@ -104,7 +104,7 @@ fn another_amount_payee_payer_or_nonce_is_no_success() {
 }
 
 #[test]
-fn both_events_must_be_said_by_the_token() {
+fn both_events_must_be_emitted_by_the_token() {
     for position in [0, 1] {
         let mut logs = ours();
         logs[position].address = OTHER;
@@ -113,13 +113,13 @@ fn both_events_must_be_said_by_the_token() {
 }
 
 #[test]
-fn longer_or_shorter_data_and_topics_are_other_events() {
-    let [used, moved] = ours();
-    let mut tail = moved.clone();
-    tail.data = [&moved.data[..], &[0]].concat().into();
-    let mut unindexed = moved.clone();
+fn longer_or_shorter_data_or_topics_do_not_match() {
+    let [used, transfer] = ours();
+    let mut tail = transfer.clone();
+    tail.data = [&transfer.data[..], &[0]].concat().into();
+    let mut unindexed = transfer.clone();
     unindexed.topics.pop();
-    let mut indexed = moved.clone();
+    let mut indexed = transfer.clone();
     indexed.topics.push(B256::ZERO);
     for wrong in [tail, unindexed, indexed] {
         assert_eq!(found([used.clone(), wrong.clone()]), None, "{wrong:?}");
@@ -127,24 +127,24 @@ fn longer_or_shorter_data_and_topics_are_other_events() {
 }
 
 #[test]
-fn a_transfer_made_before_does_not_stand_in_for_the_one_that_went_elsewhere() {
-    let elsewhere = [used(PAYER, NONCE), moved(PAYER, OTHER, AMOUNT)];
-    let plain = [moved(PAYER, PAYEE, AMOUNT)].into_iter();
+fn earlier_transfer_does_not_replace_one_to_another_payee() {
+    let elsewhere = [used(PAYER, NONCE), transfer(PAYER, OTHER, AMOUNT)];
+    let plain = [transfer(PAYER, PAYEE, AMOUNT)].into_iter();
     assert_eq!(found(plain.chain(elsewhere.clone())), None);
-    let authorized = [used(PAYER, B256::ZERO), moved(PAYER, PAYEE, AMOUNT)];
+    let authorized = [used(PAYER, B256::ZERO), transfer(PAYER, PAYEE, AMOUNT)];
     assert_eq!(found(authorized.into_iter().chain(elsewhere)), None);
 }
 
 #[test]
-fn one_transfer_never_pays_for_two_authorizations() {
-    let first = [used(PAYER, B256::ZERO), moved(PAYER, PAYEE, AMOUNT)];
+fn one_transfer_never_settles_two_authorizations() {
+    let first = [used(PAYER, B256::ZERO), transfer(PAYER, PAYEE, AMOUNT)];
     let second = used(PAYER, NONCE);
     assert_eq!(found(first.clone().into_iter().chain([second])), None);
     assert_eq!(found(first.into_iter().chain(ours())), Some(43));
 }
 
 #[test]
-fn a_wallet_without_code_is_deployed_in_the_transaction_that_pays() {
+fn undeployed_wallet_is_deployed_in_the_settling_transaction() {
     let mut payment = payment(PaymentState::Queued);
     let (to, data) = settlement_call(payment.signed());
     assert_eq!(to, USDC);

@@ -1,4 +1,4 @@
-//! Which transaction of a block settled a payment whose calldata nobody knows, and when nothing is concluded.
+//! Which transaction of a block settled a payment through a foreign contract, and when the result stays open.
 
 use alloy::primitives::{B256, Bytes, U64, U256};
 
@@ -16,7 +16,7 @@ fn exact(nonce: u8) -> Candidate {
     exact
 }
 
-/// The logs of so many settlements that look alike; their Transfers stand at 0, 2, 4 …
+/// The logs of `count` settlements with the same transfer; the transfers have the log indices 0, 2, 4 and so on.
 fn settlements(count: usize) -> Vec<Log> {
     let log = |address, topics: Vec<B256>, data: Bytes| Log {
         address,
@@ -26,11 +26,11 @@ fn settlements(count: usize) -> Vec<Log> {
         block_number: U64::ZERO,
         transaction_hash: B256::ZERO,
     };
-    let moved = vec![TRANSFER, PAYER.into_word(), PAYEE.into_word()];
+    let transfer = vec![TRANSFER, PAYER.into_word(), PAYEE.into_word()];
     let amount = Bytes::from(U256::from(AMOUNT).to_be_bytes::<32>());
     let mut logs = Vec::new();
     for _ in 0..count {
-        logs.push(log(USDC, moved.clone(), amount.clone()));
+        logs.push(log(USDC, transfer.clone(), amount.clone()));
         logs.push(log(EXACT_PROXY, vec![SETTLED], Bytes::new()));
     }
     for (log, index) in logs.iter_mut().zip(0_u64..) {
@@ -39,8 +39,8 @@ fn settlements(count: usize) -> Vec<Log> {
     logs
 }
 
-/// Calldata that spells out settlements of these nonces somewhere inside.
-fn spelled_out(nonces: &[u8]) -> Vec<u8> {
+/// Calldata of a foreign contract that contains proxy calls for these nonces.
+fn wrapped_calls(nonces: &[u8]) -> Vec<u8> {
     let mut input = b"wrap".to_vec();
     for nonce in nonces {
         input.extend_from_slice(&settlement_call(exact(*nonce).signed()).1);
@@ -49,45 +49,45 @@ fn spelled_out(nonces: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn calldata_that_spells_out_every_settlement_tells_which_is_whose() {
+fn calldata_with_every_settlement_identifies_the_payment() {
     let (payment, two) = (exact(1), settlements(2));
-    let of = |nonces: &[u8]| trace(payment.signed(), &spelled_out(nonces), &two);
-    assert_eq!(of(&[1, 2]), Trace::Named(0));
-    assert_eq!(of(&[2, 1]), Trace::Named(2));
-    assert_eq!(of(&[2, 3]), Trace::None, "two others");
+    let of = |nonces: &[u8]| evidence(payment.signed(), &wrapped_calls(nonces), &two);
+    assert_eq!(of(&[1, 2]), Evidence::Identified(0));
+    assert_eq!(of(&[2, 1]), Evidence::Identified(2));
+    assert_eq!(of(&[2, 3]), Evidence::None, "two other payments");
     for unclear in [&[][..], &[1], &[1, 2, 3]] {
-        assert_eq!(of(unclear), Trace::Several, "{unclear:?}");
+        assert_eq!(of(unclear), Evidence::Ambiguous, "{unclear:?}");
     }
 }
 
 #[test]
-fn calldata_that_says_nothing_leaves_one_settlement_possible() {
+fn one_settlement_without_calldata_is_possible() {
     let payment = exact(1);
     let of = |nonces: &[u8], count| {
         let logs = settlements(count);
-        trace(payment.signed(), &spelled_out(nonces), &logs)
+        evidence(payment.signed(), &wrapped_calls(nonces), &logs)
     };
-    assert_eq!(of(&[], 1), Trace::Possible(0));
-    assert_eq!(of(&[], 0), Trace::None);
-    assert_eq!(of(&[1], 1), Trace::Named(0));
-    assert_eq!(of(&[1], 0), Trace::None, "it did not go through");
-    assert_eq!(of(&[2], 1), Trace::None, "that of another payment");
+    assert_eq!(of(&[], 1), Evidence::Possible(0));
+    assert_eq!(of(&[], 0), Evidence::None);
+    assert_eq!(of(&[1], 1), Evidence::Identified(0));
+    assert_eq!(of(&[1], 0), Evidence::None, "it reverted");
+    assert_eq!(of(&[2], 1), Evidence::None, "another payment");
 }
 
 #[test]
-fn one_transaction_alone_may_be_the_payments() {
-    use Trace::{Named, None as Nothing, Possible, Several};
-    for (traces, found) in [
+fn payment_matches_only_if_one_transaction_can_have_settled_it() {
+    use Evidence::{Ambiguous, Identified, None as NoEvidence, Possible};
+    for (evidence, found) in [
         (vec![Possible(3)], Some((0, 3))),
-        (vec![Nothing, Possible(3)], Some((1, 3))),
-        (vec![Possible(3), Named(5)], Some((1, 5))),
-        (vec![Several, Named(5)], Some((1, 5))),
+        (vec![NoEvidence, Possible(3)], Some((1, 3))),
+        (vec![Possible(3), Identified(5)], Some((1, 5))),
+        (vec![Ambiguous, Identified(5)], Some((1, 5))),
         (vec![], None),
-        (vec![Several], None),
+        (vec![Ambiguous], None),
         (vec![Possible(3), Possible(5)], None),
-        (vec![Possible(3), Several], None),
-        (vec![Named(3), Named(5)], None),
+        (vec![Possible(3), Ambiguous], None),
+        (vec![Identified(3), Identified(5)], None),
     ] {
-        assert_eq!(the_only_one(&traces), found, "{traces:?}");
+        assert_eq!(single_match(&evidence), found, "{evidence:?}");
     }
 }

@@ -1,0 +1,371 @@
+//! The meaning of RPC errors: one table of the texts of nodes and providers, used by all calls.
+
+use std::time::Duration;
+
+use crate::chain::RpcError;
+
+/// What an error means for the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ErrorKind {
+    /// The called contract reverted. A final answer, the same on every endpoint.
+    Revert,
+    /// The call cannot be executed on any endpoint, because of its gas or its sender's balance. A final answer.
+    InvalidCall,
+    /// Too many calls for this endpoint: ask another one, or retry later. Does not count as a failure of the endpoint.
+    RateLimited,
+    /// This node does not have the block or its state yet: the nodes behind a load balancer are not all at the same block. Ask another one,
+    /// or retry.
+    MissingBlock,
+    /// This node has pruned the state of the block. Ask another one; a retry does not help.
+    MissingState,
+    /// An `eth_getLogs` call covers more than this provider allows.
+    RangeTooWide,
+    /// This endpoint does not support the method or its parameters.
+    Unsupported,
+    /// The connection broke. A read can be retried.
+    ConnectionLost,
+    /// Anything else.
+    Other,
+}
+
+/// Texts of providers for a limit on calls.
+const RATE_LIMITED: [&str; 14] = [
+    "rate limit",
+    "rate-limit",
+    "ratelimit",
+    "too many requests",
+    "request limit",
+    "requests per second",
+    "compute units",
+    "capacity",
+    "throttl",
+    "slow down",
+    "try again later",
+    "quota",
+    "request count exceeded",
+    "credits",
+];
+
+/// Texts of providers for too many blocks or logs in one call.
+const RANGE_TOO_WIDE: [&str; 16] = [
+    "block range",
+    "blocks range",
+    "range of blocks",
+    "range is too",
+    "range too",
+    "range limit",
+    "ranges over",
+    "max range",
+    "maximum range",
+    "too many blocks",
+    "blocks distance",
+    "block distance",
+    "query returned more than",
+    "results, try with",
+    "response size",
+    "exceed maximum",
+];
+
+/// Texts of nodes for a block range that ends above their head.
+const BEYOND_HEAD: [&str; 3] = ["beyond current head", "beyond head", "invalid block range"];
+
+/// Texts of nodes for pruned state.
+const MISSING_STATE: [&str; 5] = [
+    "missing trie node",
+    "state not available",
+    "state is not available",
+    "no state available",
+    "state histories",
+];
+
+/// Texts of nodes for blocks that they do not have.
+const MISSING_BLOCK: [&str; 10] = [
+    "header not found",
+    "block not found",
+    "block is not found",
+    "unknown block",
+    "blockoutofrange",
+    "block is out of range",
+    "could not find block",
+    "block does not exist",
+    "future block",
+    "resource not found",
+];
+
+/// Texts of nodes for calls that no valid transaction could make.
+const INVALID_CALL: [&str; 4] = [
+    "intrinsic gas",
+    "insufficient funds",
+    "gas limit is too high",
+    "exceeds block gas limit",
+];
+
+/// Texts of endpoints for unsupported methods and parameters.
+const UNSUPPORTED: [&str; 6] = [
+    "method not found",
+    "not supported",
+    "unsupported",
+    "not available",
+    "too many arguments",
+    "too many params",
+];
+
+impl RpcError {
+    pub(super) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused { .. } if self.is_revert() => ErrorKind::Revert,
+            Self::Refused { code, message, .. } => kind_of_refusal(*code, &message.to_lowercase()),
+            Self::Status(429) => ErrorKind::RateLimited,
+            Self::Status(413) => ErrorKind::RangeTooWide,
+            Self::Status(405 | 501) | Self::NoOverrides => ErrorKind::Unsupported,
+            Self::Unreachable => ErrorKind::ConnectionLost,
+            // A node that is a block behind answers null for the block it lacks, so a retry may bring agreement.
+            Self::Disagreement(_) => ErrorKind::MissingBlock,
+            Self::Timeout
+            | Self::Status(_)
+            | Self::Malformed(_)
+            | Self::OverBudget
+            | Self::Unconfirmed(_)
+            | Self::SearchIncomplete
+            | Self::WrongChain { .. } => ErrorKind::Other,
+        }
+    }
+
+    /// Whether the endpoint has pruned the state or does not support the call: a retry does not help.
+    pub fn lacks_state(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::MissingState | ErrorKind::Unsupported
+        )
+    }
+
+    /// Whether every endpoint would give this error: the called contract reverted, or the call cannot be executed.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Revert | ErrorKind::InvalidCall)
+    }
+}
+
+/// Texts are checked before codes, because providers use the same code for different errors.
+fn kind_of_refusal(code: i64, message: &str) -> ErrorKind {
+    let contains_any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    // Before RANGE_TOO_WIDE, which also matches these texts: the range ends above the node's head, its width does not matter.
+    if contains_any(&BEYOND_HEAD) {
+        return ErrorKind::MissingBlock;
+    }
+    if contains_any(&RANGE_TOO_WIDE) {
+        return ErrorKind::RangeTooWide;
+    }
+    if contains_any(&MISSING_STATE) {
+        return ErrorKind::MissingState;
+    }
+    if contains_any(&MISSING_BLOCK) {
+        return ErrorKind::MissingBlock;
+    }
+    if contains_any(&RATE_LIMITED) {
+        return ErrorKind::RateLimited;
+    }
+    if contains_any(&INVALID_CALL) {
+        return ErrorKind::InvalidCall;
+    }
+    if contains_any(&UNSUPPORTED) {
+        return ErrorKind::Unsupported;
+    }
+    match code {
+        429 | -32005 | -32029 | -32097 => ErrorKind::RateLimited,
+        -32001 => ErrorKind::MissingBlock,
+        -32601 | -32602 | -32004 => ErrorKind::Unsupported,
+        _ => ErrorKind::Other,
+    }
+}
+
+/// The pauses of one read between its rounds over all endpoints. Counted per kind of error.
+#[derive(Debug, Default)]
+pub(super) struct RetryPauses {
+    rate_limited: u32,
+    missing_block: u32,
+    connection_lost: u32,
+}
+
+impl RetryPauses {
+    /// How long to wait after `error` before the next round. `None`: a retry does not help.
+    pub(super) fn after(&mut self, error: &RpcError) -> Option<Duration> {
+        let count = match error.kind() {
+            ErrorKind::RateLimited => &mut self.rate_limited,
+            ErrorKind::MissingBlock if self.missing_block < MISSING_BLOCK_RETRIES => {
+                &mut self.missing_block
+            }
+            ErrorKind::ConnectionLost if self.connection_lost == 0 => &mut self.connection_lost,
+            ErrorKind::MissingBlock
+            | ErrorKind::ConnectionLost
+            | ErrorKind::Revert
+            | ErrorKind::InvalidCall
+            | ErrorKind::MissingState
+            | ErrorKind::RangeTooWide
+            | ErrorKind::Unsupported
+            | ErrorKind::Other => return None,
+        };
+        let pause = FIRST_PAUSE.saturating_mul(1 << (*count).min(4));
+        *count += 1;
+        Some(pause)
+    }
+}
+
+/// Pauses (about two seconds in all) after which a node that still lacks a block is assumed never to have it.
+const MISSING_BLOCK_RETRIES: u32 = 5;
+/// Doubled each time. Providers count calls by the second, and a node is a block behind for less than that.
+const FIRST_PAUSE: Duration = Duration::from_millis(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Messages of real nodes and providers.
+    const TABLE: [(i64, &str, ErrorKind); 36] = [
+        (
+            -32000,
+            "block range extends beyond current head block",
+            ErrorKind::MissingBlock,
+        ),
+        (
+            -32000,
+            "invalid block range params",
+            ErrorKind::MissingBlock,
+        ),
+        (3, "execution reverted", ErrorKind::Revert),
+        (-32000, "execution reverted: expired", ErrorKind::Revert),
+        (-32015, "VM execution error: revert", ErrorKind::Revert),
+        (-32000, "header not found", ErrorKind::MissingBlock),
+        (-32001, "block not found", ErrorKind::MissingBlock),
+        (-32000, "unknown block", ErrorKind::MissingBlock),
+        (-32001, "Resource not found.", ErrorKind::MissingBlock),
+        (
+            -32000,
+            "missing trie node 3c0e (path ) state 0x1 is not available",
+            ErrorKind::MissingState,
+        ),
+        (
+            -32602,
+            "BlockOutOfRangeError: block height is 7 but requested was 8",
+            ErrorKind::MissingBlock,
+        ),
+        (
+            -32603,
+            "could not find block: hash 0x12",
+            ErrorKind::MissingBlock,
+        ),
+        (
+            -32005,
+            "project ID request rate exceeded",
+            ErrorKind::RateLimited,
+        ),
+        (
+            429,
+            "Your app has exceeded its compute units per second capacity",
+            ErrorKind::RateLimited,
+        ),
+        (-32029, "limit reached", ErrorKind::RateLimited),
+        (
+            -32007,
+            "50/second request limit reached",
+            ErrorKind::RateLimited,
+        ),
+        (
+            -32005,
+            "daily request count exceeded, request rate limited",
+            ErrorKind::RateLimited,
+        ),
+        (
+            -32000,
+            "Too many requests, reason: call rate limit exhausted, retry in 10s",
+            ErrorKind::RateLimited,
+        ),
+        (
+            -32005,
+            "query returned more than 10000 results",
+            ErrorKind::RangeTooWide,
+        ),
+        (
+            -32600,
+            "You can make eth_getLogs requests with up to a 500 block range.",
+            ErrorKind::RangeTooWide,
+        ),
+        (
+            -32602,
+            "eth_getLogs is limited to a 5 block range",
+            ErrorKind::RangeTooWide,
+        ),
+        (-32000, "block range is too wide", ErrorKind::RangeTooWide),
+        (
+            -32614,
+            "eth_getLogs is limited to a 10,000 range limit",
+            ErrorKind::RangeTooWide,
+        ),
+        (
+            -32000,
+            "exceed maximum block range: 5000",
+            ErrorKind::RangeTooWide,
+        ),
+        (
+            -32701,
+            "Please specify an address; max range is 1000",
+            ErrorKind::RangeTooWide,
+        ),
+        (
+            -32602,
+            "Log response size exceeded.",
+            ErrorKind::RangeTooWide,
+        ),
+        (
+            -32000,
+            "intrinsic gas too low: have 1, want 21000",
+            ErrorKind::InvalidCall,
+        ),
+        (
+            -32003,
+            "Insufficient funds for gas * price + value",
+            ErrorKind::InvalidCall,
+        ),
+        (
+            -32601,
+            "the method eth_getBlockReceipts does not exist/is not available",
+            ErrorKind::Unsupported,
+        ),
+        (-32601, "Method not found", ErrorKind::Unsupported),
+        (
+            -32602,
+            "too many arguments, want at most 2",
+            ErrorKind::Unsupported,
+        ),
+        (-32004, "Method not supported", ErrorKind::Unsupported),
+        (-32603, "Internal error", ErrorKind::Other),
+        (-32000, "nonce too low", ErrorKind::Other),
+        (-32000, "execution timeout", ErrorKind::Other),
+        (-32700, "parse error", ErrorKind::Other),
+    ];
+
+    #[test]
+    fn node_and_provider_errors_are_classified() {
+        for (code, message, meaning) in TABLE {
+            let error = RpcError::Refused {
+                code,
+                message: message.to_owned(),
+                data: None,
+            };
+            assert_eq!(error.kind(), meaning, "{code} {message}");
+        }
+        assert_eq!(RpcError::Status(429).kind(), ErrorKind::RateLimited);
+        assert_eq!(RpcError::Status(503).kind(), ErrorKind::Other);
+    }
+
+    #[test]
+    fn pauses_grow_and_a_broken_connection_is_retried_once() {
+        let mut pauses = RetryPauses::default();
+        let slow = RpcError::Status(429);
+        let taken: Vec<_> = (0..6).filter_map(|_| pauses.after(&slow)).collect();
+        assert_eq!(taken.len(), 6);
+        assert!(taken.windows(2).all(|pair| pair[0] <= pair[1]), "{taken:?}");
+        assert!(pauses.after(&RpcError::Unreachable).is_some());
+        assert_eq!(pauses.after(&RpcError::Unreachable), None);
+        assert_eq!(pauses.after(&RpcError::Timeout), None);
+    }
+}

@@ -210,7 +210,7 @@ enum Next {
     /// The allowance is there: the payment goes to the lanes.
     Release,
     Wait(WaitingFor),
-    /// The approval can never be mined: the payment is refused.
+    /// The payment is refused: the approval cannot be mined, or has waited too long.
     Refuse(Reason, String),
 }
 
@@ -261,7 +261,7 @@ async fn follow_approval(on_hold: OnHold, payment: Payment) {
         let next = match step(site, &payment).await {
             Ok(next) => next,
             Err(error) => {
-                tracing::warn!(payment.id = %id, error = causes(&error), "approval not checked: trying again");
+                tracing::warn!(payment.id = %id, error = causes(&error), "approval not checked: retrying");
                 Next::Wait(WaitingFor::Answer)
             }
         };

@@ -32,7 +32,7 @@ pub(super) async fn refuse_expired(site: &Site, head: &Head) -> Result<(), NotNo
             Ok(AuthorizationUse::Unused) => Fault::Ends,
             Ok(AuthorizationUse::Consumed(_)) => Fault::NonceUsed,
             Err(error) => {
-                tracing::debug!(payment.id = %payment.id, %error, "expired payment not checked for a foreign transfer: trying again");
+                tracing::debug!(payment.id = %payment.id, %error, "expired payment not checked for a foreign transfer: retrying");
                 continue;
             }
         };

@@ -52,7 +52,7 @@ pub(super) struct GasEstimates {
 /// How many payments nodes accept in one transaction. Every learned limit expires.
 #[derive(Debug)]
 struct BatchSize {
-    /// Largest batch that a node accepts, as learned from a rejection, and when.
+    /// Batch size learned from a rejection (half of the rejected size), and when.
     limit: Option<(usize, Instant)>,
     double_after: Duration,
     /// Since when every batch simulation has failed.
@@ -137,7 +137,7 @@ impl GasEstimates {
         }
     }
 
-    /// The current limits. Learned values get a margin, and are never below the constants.
+    /// The current limits. Learned values get a margin; the value per row is never below the measured `ROW_GAS`.
     pub(super) fn rule(&self) -> GasRule {
         let learned = |average: &AtomicU64| {
             let used = average.load(Ordering::Relaxed);

@@ -183,7 +183,7 @@ impl Lane {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failure_logged, true) {
-                        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "lane claim failed: trying again");
+                        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "lane claim failed: retrying");
                     }
                 }
             }

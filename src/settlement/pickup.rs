@@ -44,7 +44,7 @@ impl Pickup {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "queued payments not read from the ledger: trying again");
+                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "queued payments not read from the ledger: retrying");
                     }
                     IDLE_INTERVAL
                 }

@@ -96,7 +96,7 @@ impl Transfers {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "payers' transfers not checked: trying again");
+                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "payers' transfers not checked: retrying");
                     }
                 }
             }

@@ -73,7 +73,7 @@ impl Unmoved {
                     Ok(()) => failing = false,
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            tracing::warn!(network = %self.site.policy.network, error = causes(&error), "payments without a transfer not reconciled: trying again");
+                            tracing::warn!(network = %self.site.policy.network, error = causes(&error), "payments without a transfer not reconciled: retrying");
                         }
                     }
                 }
@@ -124,7 +124,7 @@ impl Unmoved {
             let used = match used {
                 Ok(used) => used,
                 Err(error) => {
-                    tracing::warn!(%network, payment.id = %id, %error, "undecided payment: chain state not read, trying again");
+                    tracing::warn!(%network, payment.id = %id, %error, "undecided payment: chain state not read, retrying");
                     continue;
                 }
             };

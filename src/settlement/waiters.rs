@@ -20,7 +20,7 @@ const POLLED_MAX: usize = 256;
 /// What callers can wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// A payment changes state.
+    /// A payment reaches a state that callers wait for.
     Payment(PaymentId),
     /// A session is cancelled, or a payment is submitted for it.
     Session(SessionId),

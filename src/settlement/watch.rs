@@ -103,7 +103,7 @@ impl Watch {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%network, %error, "chain not followed: no usable RPC answer, trying again");
+                        tracing::warn!(%network, %error, "chain not followed: no usable RPC answer, retrying");
                     }
                 }
             }
@@ -144,7 +144,7 @@ impl Watch {
         if due(self.reconciled_at, RECONCILE_INTERVAL) {
             self.reconciled_at = Some(Instant::now());
             if let Err(error) = self.reconcile().await {
-                tracing::warn!(network = %self.site.policy.network, error = causes(&error), "recent blocks in the ledger not compared with the chain: trying again");
+                tracing::warn!(network = %self.site.policy.network, error = causes(&error), "recent blocks in the ledger not compared with the chain: retrying");
             }
         }
         Ok(())
@@ -228,7 +228,7 @@ impl Watch {
             }
             Err(error) => {
                 self.site.note_shallow();
-                tracing::warn!(network = %self.site.policy.network, error = causes(&error), "confirmed payments not recorded as settled: trying again");
+                tracing::warn!(network = %self.site.policy.network, error = causes(&error), "confirmed payments not recorded as settled: retrying");
             }
         }
     }

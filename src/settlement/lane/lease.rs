@@ -48,7 +48,7 @@ impl Lane {
                     }
                     // The lane is still ours: the epoch guards every write, and the next renewal may succeed.
                     Err(error) => {
-                        tracing::warn!(network = %id.network, signer = %id.signer, error = causes(&error), "lane lease not renewed: trying again");
+                        tracing::warn!(network = %id.network, signer = %id.signer, error = causes(&error), "lane lease not renewed: retrying");
                     }
                 }
             }

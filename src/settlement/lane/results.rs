@@ -68,7 +68,7 @@ impl Lane {
                 Ok(Some(receipt)) => self.record_result(owned, id, &receipt, head).await,
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(network = %self.id.network, %transaction, %error, "receipt not confirmed by enough endpoints: asking again");
+                    tracing::debug!(network = %self.id.network, %transaction, %error, "receipt not confirmed by enough endpoints: retrying");
                 }
             }
         }
@@ -151,7 +151,7 @@ impl Lane {
         {
             Ok(mined) => mined,
             Err(error) => {
-                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, %error, "mined transaction: block time not read, trying again");
+                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, %error, "mined transaction: block time not read, retrying");
                 return;
             }
         };
@@ -159,7 +159,7 @@ impl Lane {
             Ok(transferred) => transferred,
             Err(error) => {
                 let error = causes(&error);
-                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, error, "mined transaction: result not recorded, trying again");
+                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, error, "mined transaction: result not recorded, retrying");
                 return;
             }
         };

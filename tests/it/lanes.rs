@@ -131,7 +131,11 @@ async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on
     let set = "anvil_setBalance";
     chain.call(set, json!([poor, U256::from(1_000)])).await;
     let world = two_signers().on(chain).await;
-    logged(&world.facilitator, "it takes no payments until it is refilled").await;
+    logged(
+        &world.facilitator,
+        "it takes no payments until it is refilled",
+    )
+    .await;
     let payer = world.payer().await;
     for number in 0..4 {
         let body = Purchase::new(&payer, PAYEE, 340 + number).body();

@@ -1,8 +1,8 @@
-//! Approvals: transactions of payers' own that let Permit2 take their token, submitted before the payments that need them.
+//! ERC-20 approvals: the payers' own transactions that let Permit2 take their token, mined before the payments that need them.
 //!
-//! Nothing here is remembered: at each step the chain says what is next. The allowance is there, then the payment goes to the lanes; the
-//! payer lacks gas money, then a lane gives it, once and within limits; else the approval's bytes are sent, again and again. What was begun
-//! by a process that died is found as a queued payment, and begins here anew.
+//! No progress is stored; each step reads the chain. If the allowance is there, the payment goes to the lanes. If the payer lacks gas
+//! money, a lane sends it, once and within limits. Otherwise the approval's bytes are broadcast again. After a crash the payment is found
+//! queued in the ledger and starts here again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,23 +15,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::Broadcast;
 use crate::chain::RpcError;
-use crate::chain::broadcast::{Rejection, broadcast};
+use crate::chain::broadcast::{Rejection as BroadcastRejection, broadcast};
 use crate::ledger::{Funded, Funding};
 use crate::payment::state::Exit;
 use crate::payment::{Approval, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
-use crate::settlement::supervisor::say_panicked;
+use crate::settlement::supervisor::report_panic;
 use crate::settlement::{NotNow, Queue, Queued, Site};
 use crate::telemetry::causes;
 
-/// Approvals that are followed at once; beyond that payments wait in the ledger.
+/// Approvals that are followed at once; further payments wait in the ledger.
 const FOLLOWED_MAX: usize = 64;
-/// How long an approval is followed: longer than any caller waits.
-const FOLLOWED_FOR: Duration = Duration::from_mins(1);
-/// How often the chain is asked when no block comes.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an approval is followed; no caller waits longer.
+const FOLLOW_LIMIT: Duration = Duration::from_mins(1);
+/// How often the chain is read when no block comes.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where payments wait for their payers' approvals, and lanes for orders to give gas money.
+/// Payments that wait for their payers' approvals, and requests to the lanes for gas money.
 #[derive(Debug)]
 pub struct Approvals {
     payments: Channel<Payment>,
@@ -53,7 +53,7 @@ impl<T> Channel<T> {
         }
     }
 
-    /// Loses nothing when it is given up; never ends without a value, because the sender lives as long.
+    /// Cancel-safe. Always returns a value, because the sender lives as long as the receiver.
     async fn next(&self) -> T {
         match self.receiver.lock().await.recv().await {
             Some(value) => value,
@@ -72,31 +72,29 @@ impl Default for Approvals {
 }
 
 impl Approvals {
-    /// Takes up a payment that waits for nothing but its payer's approval, and keeps it from the lanes meanwhile. Where there is no room
-    /// it stays in the ledger, to be found again.
-    pub fn take_up(&self, payment: Payment, queue: &Queue) {
+    /// Follows the approval of a payment that lacks nothing else, and keeps the payment from the lanes meanwhile. Without room it stays in
+    /// the ledger, where the pickup task finds it again.
+    pub fn enqueue(&self, payment: Payment, queue: &Queue) {
         let id = payment.id;
-        if queue.hold(id) && self.payments.sender.try_send(payment).is_err() {
-            queue.release(id);
+        if queue.put_on_hold(id) && self.payments.sender.try_send(payment).is_err() {
+            queue.take_off_hold(id);
         }
     }
 
-    /// The next payer to be given gas money.
+    /// The next payer that needs gas money.
     pub async fn next_funding(&self) -> Funding {
         self.fundings.next().await
     }
 }
 
-/// What keeps an approval from being mined, as far as that can be told before anything is spent on it.
-///
-/// # Errors
-/// When it cannot be told now.
+/// Why an approval cannot be mined, checked before anything is spent on it; `None` when nothing speaks against it. Fails when the chain or
+/// the ledger does not answer.
 pub async fn approval_objection(
     site: &Site,
     signed: Signed<'_>,
 ) -> Result<Option<(Reason, String)>, NotNow> {
     let Some(approval) = signed.approval(site.policy.network) else {
-        let why = "the signed approval cannot be read any more".to_owned();
+        let why = "the signed approval cannot be decoded".to_owned();
         return Ok(Some((Reason::ApprovalParseFailed, why)));
     };
     if let Some(why) = outdated(site, signed, &approval).await? {
@@ -109,7 +107,7 @@ pub async fn approval_objection(
         .unwrap_or(0);
     if approval.max_fee_wei < base_fee {
         let why = format!(
-            "the approval offers {} wei for gas, blocks ask for {base_fee}",
+            "the approval offers {} wei per gas, the base fee is {base_fee}",
             approval.max_fee_wei
         );
         return Ok(Some((Reason::ApprovalFailed, why)));
@@ -120,10 +118,10 @@ pub async fn approval_objection(
         .would_succeed(signed.terms.from, call, approval.gas_limit)
         .await?
     {
-        let why = "the token reverts the approval, or its gas limit is too low".to_owned();
+        let why = "the approval reverts when simulated, or its gas limit is too low".to_owned();
         return Ok(Some((Reason::ApprovalFailed, why)));
     }
-    let Some(wei) = lacks(site, signed, &approval).await? else {
+    let Some(wei) = missing_wei(site, signed, &approval).await? else {
         return Ok(None);
     };
     let given = site
@@ -135,12 +133,12 @@ pub async fn approval_objection(
         .approvals
         .is_some_and(|limits| given.allows(wei, limits));
     Ok((!within).then(|| {
-        let why = format!("the payer lacks {wei} wei for its approval's gas, and this facilitator gives no more of that today");
+        let why = format!("the payer lacks {wei} wei for its approval's gas, and the limit of gas money per 24 hours is reached");
         (Reason::ApprovalInsufficientGas, why)
     }))
 }
 
-/// Why an approval can never be mined, if that is so: it has its turn only while the payer's account is at its nonce.
+/// Why an approval can never be mined, if so: its nonce must be the payer's next one.
 async fn outdated(
     site: &Site,
     signed: Signed<'_>,
@@ -152,12 +150,12 @@ async fn outdated(
         .await?;
     let own = approval.account_nonce;
     Ok((next != own).then(|| {
-        format!("the approval has the account nonce {own}, the payer's next one is {next}")
+        format!("the approval has the account nonce {own}, the payer's next nonce is {next}")
     }))
 }
 
-/// How much native money the payer lacks.
-async fn lacks(
+/// Native currency that the payer lacks for the approval's gas, in wei.
+async fn missing_wei(
     site: &Site,
     signed: Signed<'_>,
     approval: &Approval,
@@ -167,59 +165,56 @@ async fn lacks(
     Ok(lacking.filter(|wei| !wei.is_zero()))
 }
 
-/// The task that sees one network's approvals through.
+/// The task that follows the approvals of one network.
 #[derive(Debug)]
 pub struct Approver {
     site: Arc<Site>,
 }
 
-/// What an approval waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Waits {
-    /// It was not looked at yet, or the chain or the ledger could not be asked.
+enum WaitingFor {
+    /// It was not checked yet, or the chain or the ledger did not answer.
     Answer,
-    /// The payer is to be given gas money.
+    /// The payer needs gas money.
     GasMoney,
-    /// It was sent, and no node has said anything telling.
+    /// It was broadcast with an unknown outcome.
     Reply,
-    /// No node takes it; why.
+    /// No node accepts it, for this reason.
     Node(&'static str),
-    /// It was sent.
+    /// It was accepted and is not mined yet.
     Block,
 }
 
-impl Waits {
-    /// What is said once it has waited for too long.
-    fn too_long(self) -> String {
+impl WaitingFor {
+    /// The error message when it has waited too long.
+    fn timeout_message(self) -> String {
         let how = match self {
             Self::Answer => {
-                "could not be followed: the chain or the ledger did not answer; it may or may not have been sent"
+                "could not be followed: the chain or the ledger did not answer, so it may have been sent"
             }
-            Self::GasMoney => "was not sent: the payer's gas money is not there yet",
-            Self::Reply => "may have been sent: no node has given a telling reply",
+            Self::GasMoney => "was not sent: the payer has not received its gas money yet",
+            Self::Reply => "may have been sent: no node has acknowledged it",
             Self::Node(why) => {
                 return format!(
-                    "the approval was sent and no node takes it ({why}); present the payment again"
+                    "the approval was sent and no node accepts it ({why}); present the payment again"
                 );
             }
-            Self::Block => "was sent and is in no block yet",
+            Self::Block => "was sent and is not mined yet",
         };
         format!("the approval {how}; present the payment again")
     }
 }
 
-/// What comes next for an approval.
+/// The next step for an approval.
 enum Next {
-    /// Permit2 may take the token.
-    Pay,
-    /// It is on its way.
-    Wait(Waits),
-    /// It will never be mined.
-    GiveUp(Reason, String),
+    /// The allowance is there: the payment goes to the lanes.
+    Release,
+    Wait(WaitingFor),
+    /// The payment is refused: the approval cannot be mined, or has waited too long.
+    Refuse(Reason, String),
 }
 
 impl Approver {
-    /// For the approvals of `site`.
     pub const fn new(site: Arc<Site>) -> Self {
         Self { site }
     }
@@ -232,65 +227,65 @@ impl Approver {
                 () = stop.cancelled() => return,
                 Some(ended) = followed.join_next() => {
                     if let Err(error) = ended {
-                        say_panicked("approval", error);
+                        report_panic("approval", error);
                     }
                 }
                 payment = self.site.approvals.payments.next(), if followed.len() < FOLLOWED_MAX => {
-                    // Made before the task runs: one that dies before its first step lets go of it too.
-                    let held = Held { site: Arc::clone(&self.site), payment: payment.id };
-                    followed.spawn(follow(held, payment));
+                    // Made before the task runs: a task that ends before its first step takes it off hold too.
+                    let on_hold = OnHold { site: Arc::clone(&self.site), payment: payment.id };
+                    followed.spawn(follow_approval(on_hold, payment));
                 }
             }
         }
     }
 }
 
-/// A payment that is kept from the lanes until this is gone.
-struct Held {
+/// A payment kept from the lanes; dropping it ends that.
+struct OnHold {
     site: Arc<Site>,
     payment: PaymentId,
 }
 
-impl Drop for Held {
+impl Drop for OnHold {
     fn drop(&mut self) {
-        self.site.queue.release(self.payment);
+        self.site.queue.take_off_hold(self.payment);
     }
 }
 
-async fn follow(held: Held, payment: Payment) {
-    let site = &*Arc::clone(&held.site);
+async fn follow_approval(on_hold: OnHold, payment: Payment) {
+    let site = &*Arc::clone(&on_hold.site);
     let id = payment.id;
-    let deadline = Instant::now() + FOLLOWED_FOR;
+    let deadline = Instant::now() + FOLLOW_LIMIT;
     let mut view = site.view.subscribe();
     let next = loop {
         let next = match step(site, &payment).await {
             Ok(next) => next,
             Err(error) => {
-                tracing::warn!(payment.id = %id, error = causes(&error), "cannot follow an approval now; trying again");
-                Next::Wait(Waits::Answer)
+                tracing::warn!(payment.id = %id, error = causes(&error), "approval not checked: retrying");
+                Next::Wait(WaitingFor::Answer)
             }
         };
         let Next::Wait(waits) = next else {
             break next;
         };
         if Instant::now() >= deadline {
-            break Next::GiveUp(Reason::ApprovalBroadcastFailed, waits.too_long());
+            break Next::Refuse(Reason::ApprovalBroadcastFailed, waits.timeout_message());
         }
-        let _ = tokio::time::timeout(LOOK_INTERVAL, view.changed()).await;
+        let _ = tokio::time::timeout(POLL_INTERVAL, view.changed()).await;
     };
-    drop(held);
+    drop(on_hold);
     match next {
-        Next::Pay => {
+        Next::Release => {
             if let Some(place) = site.queue.reserve() {
                 site.queue.enqueue(place, Queued::new(payment, None));
             }
         }
         Next::Wait(_) => {}
-        Next::GiveUp(reason, message) => {
-            tracing::info!(payment.id = %id, code = reason.code(), "an approval is given up");
-            // Should the ledger fail, the payment is found there queued, and is judged anew.
+        Next::Refuse(reason, message) => {
+            tracing::info!(payment.id = %id, code = reason.code(), "payment refused: its approval cannot be mined");
+            // If the ledger fails, the payment is still queued there and is checked again.
             if let Err(error) = site.ledger.refuse(id, &Exit { reason, message }).await {
-                tracing::warn!(payment.id = %id, error = causes(&error), "cannot refuse a payment");
+                tracing::warn!(payment.id = %id, error = causes(&error), "refusal of a payment not recorded: it stays queued");
             }
             site.waiters.wake([id]);
         }
@@ -300,58 +295,58 @@ async fn follow(held: Held, payment: Payment) {
 async fn step(site: &Site, payment: &Payment) -> Result<Next, NotNow> {
     let signed = payment.signed();
     let Some(approval) = signed.approval(site.policy.network) else {
-        let why = "the signed approval cannot be read any more".to_owned();
-        return Ok(Next::GiveUp(Reason::ApprovalParseFailed, why));
+        let why = "the signed approval cannot be decoded".to_owned();
+        return Ok(Next::Refuse(Reason::ApprovalParseFailed, why));
     };
-    // In this order: where a block comes between the two, the allowance is the newer one.
+    // In this order: if a block comes between the two reads, the allowance is the newer one.
     let outdated = outdated(site, signed, &approval).await?;
     let allowance = site.rpc.allowance(signed.asset, signed.terms.from).await?;
     if allowance >= signed.terms.value.atomic() {
-        return Ok(Next::Pay);
+        return Ok(Next::Release);
     }
     if let Some(why) = outdated {
-        return Ok(Next::GiveUp(Reason::ApprovalFailed, why));
+        return Ok(Next::Refuse(Reason::ApprovalFailed, why));
     }
-    if let Some(wei) = lacks(site, signed, &approval).await? {
+    if let Some(wei) = missing_wei(site, signed, &approval).await? {
         return fund(site, payment, wei).await;
     }
     Ok(
         match broadcast(&site.rpc, &approval.raw, approval.hash).await {
             Broadcast::Accepted => {
-                site.look_now();
-                Next::Wait(Waits::Block)
+                site.wake_watch();
+                Next::Wait(WaitingFor::Block)
             }
             Broadcast::Unknown => {
-                site.look_now();
-                Next::Wait(Waits::Reply)
+                site.wake_watch();
+                Next::Wait(WaitingFor::Reply)
             }
-            Broadcast::Rejected(Rejection::Underpriced) => {
-                let why = "another transaction of the payer's holds the approval's account nonce"
-                    .to_owned();
-                Next::GiveUp(Reason::ApprovalBroadcastFailed, why)
+            Broadcast::Rejected(BroadcastRejection::Underpriced) => {
+                let why =
+                    "another pending transaction of the payer uses the approval's account nonce"
+                        .to_owned();
+                Next::Refuse(Reason::ApprovalBroadcastFailed, why)
             }
-            Broadcast::Rejected(why) => Next::Wait(Waits::Node(why.text())),
+            Broadcast::Rejected(why) => Next::Wait(WaitingFor::Node(why.text())),
         },
     )
 }
 
-/// Has the payer given what it lacks. Only once: a payer who spends it is left to pay for its own gas.
+/// Requests gas money for the payer. Only once per payment: a payer that spends it has to pay for its own gas.
 async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow> {
     let payer = payment.authorization.from;
-    // In this order: what a lane writes for this payment between the two must not count as given before.
+    // In this order: gas money that a lane records for this payment between the two reads must not count as given before.
     let given = site.ledger.given(site.policy.network, payer).await?;
     match site.ledger.funded(payment.id).await? {
-        Funded::Sent => Ok(Next::Wait(Waits::GasMoney)),
+        Funded::Sent => Ok(Next::Wait(WaitingFor::GasMoney)),
         Funded::Failed => {
             let why = format!(
-                "the payer lacks {wei} wei for its approval's gas, and did not get them: the transaction that was to give them reverted or was withdrawn"
+                "the payer lacks {wei} wei for its approval's gas, and did not get it: the transaction with the gas money reverted or was replaced by an empty one"
             );
-            Ok(Next::GiveUp(Reason::ApprovalInsufficientGas, why))
+            Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why))
         }
         Funded::Mined => {
-            let why =
-                format!("the payer was given gas money for its approval and lacks {wei} wei again");
-            Ok(Next::GiveUp(Reason::ApprovalInsufficientGas, why))
+            let why = format!("the payer got gas money for its approval and lacks {wei} wei again");
+            Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why))
         }
         Funded::Never => {
             if !site
@@ -360,18 +355,18 @@ async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow>
                 .is_some_and(|limits| given.allows(wei, limits))
             {
                 let why = format!(
-                    "the payer lacks {wei} wei for its approval's gas, and this facilitator gives no more of that today"
+                    "the payer lacks {wei} wei for its approval's gas, and the limit of gas money per 24 hours is reached"
                 );
-                return Ok(Next::GiveUp(Reason::ApprovalInsufficientGas, why));
+                return Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why));
             }
             let funding = Funding {
                 payment: payment.id,
                 payer,
                 wei,
             };
-            // Asked for again at the next look, unless it is in the ledger by then.
+            // Requested again at the next step, unless it is in the ledger by then.
             let _ = site.approvals.fundings.sender.try_send(funding);
-            Ok(Next::Wait(Waits::GasMoney))
+            Ok(Next::Wait(WaitingFor::GasMoney))
         }
     }
 }
@@ -381,14 +376,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_approval_is_called_sent_only_if_it_was() {
+    fn approval_is_called_sent_only_if_it_was() {
         assert!(
-            Waits::Block
-                .too_long()
-                .starts_with("the approval was sent and is in no block yet")
+            WaitingFor::Block
+                .timeout_message()
+                .starts_with("the approval was sent and is not mined yet")
         );
-        for waits in [Waits::Answer, Waits::GasMoney, Waits::Reply] {
-            let said = waits.too_long();
+        for waits in [WaitingFor::Answer, WaitingFor::GasMoney, WaitingFor::Reply] {
+            let said = waits.timeout_message();
             assert!(!said.contains("approval was sent"), "{said}");
         }
     }

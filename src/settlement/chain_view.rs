@@ -1,4 +1,4 @@
-//! What the watch has seen of the chain, for the lanes to read: the head, and receipts of our own transactions in recent blocks.
+//! The chain as the watch has read it: the head, and receipts of our own transactions in recent blocks. The lanes read it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -9,26 +9,25 @@ use tokio::time::Instant;
 
 use crate::chain::{Head, Receipt};
 
-/// Blocks whose receipts are kept.
 const BLOCKS_KEPT: usize = 64;
 
-/// A signal to the lanes that the chain moved.
+/// The newest state of the chain, sent to the lanes at each new head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Moved {
-    /// The newest block, once one was seen.
+pub struct ChainTick {
+    /// The newest block; `None` before the first one.
     pub head: Option<Head>,
-    /// Since when it is the newest.
+    /// When that block was first read.
     pub since: Option<Instant>,
-    /// Counts reorganisations: after one, a lane reads its open transactions anew.
+    /// Number of reorgs. After one, a lane reads its open transactions again from the ledger.
     pub reorganisations: u64,
-    /// Counts blocks whose receipts were not read: after one, a lane asks for its transactions by hash.
+    /// Number of blocks whose receipts were not read. After one, a lane asks for its receipts by hash.
     pub gaps: u64,
 }
 
-/// Shared between the watch, which writes, and the lanes, which read.
+/// Written by the watch, read by the lanes.
 #[derive(Debug)]
 pub struct ChainView {
-    moved: watch::Sender<Moved>,
+    tick: watch::Sender<ChainTick>,
     recent: Mutex<Recent>,
 }
 
@@ -41,29 +40,28 @@ struct Recent {
 impl Default for ChainView {
     fn default() -> Self {
         Self {
-            moved: watch::Sender::new(Moved::default()),
+            tick: watch::Sender::new(ChainTick::default()),
             recent: Mutex::default(),
         }
     }
 }
 
 impl ChainView {
-    /// The newest block seen.
     pub fn head(&self) -> Option<Head> {
-        self.moved.borrow().head
+        self.tick.borrow().head
     }
 
-    /// What was seen so far.
-    pub fn moved(&self) -> Moved {
-        *self.moved.borrow()
+    /// The newest state.
+    pub fn moved(&self) -> ChainTick {
+        *self.tick.borrow()
     }
 
-    /// A receiver that tells when the chain moves.
-    pub fn subscribe(&self) -> watch::Receiver<Moved> {
-        self.moved.subscribe()
+    /// A receiver that is notified at each new head.
+    pub fn subscribe(&self) -> watch::Receiver<ChainTick> {
+        self.tick.subscribe()
     }
 
-    /// The receipt of one of our transactions, if it stands in a recent canonical block.
+    /// The receipt of one of our transactions, if it is in a recent canonical block.
     pub fn receipt(&self, transaction: B256) -> Option<Receipt> {
         self.recent
             .lock()
@@ -91,7 +89,7 @@ impl ChainView {
         }
     }
 
-    /// Forgets what stood in blocks that left the chain.
+    /// Drops the receipts of orphaned blocks.
     pub fn remove_blocks(&self, removed: &[B256]) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent
@@ -100,15 +98,15 @@ impl ChainView {
         recent.blocks.retain(|(block, _)| !removed.contains(block));
     }
 
-    /// Tells the lanes.
+    /// Publishes a new head to the lanes.
     pub fn publish(&self, head: Head, reorganised: bool, gap: bool) {
-        self.moved.send_modify(|moved| {
-            if moved.head.is_none_or(|known| known.hash != head.hash) {
-                moved.since = Some(Instant::now());
+        self.tick.send_modify(|tick| {
+            if tick.head.is_none_or(|known| known.hash != head.hash) {
+                tick.since = Some(Instant::now());
             }
-            moved.head = Some(head);
-            moved.reorganisations += u64::from(reorganised);
-            moved.gaps += u64::from(gap);
+            tick.head = Some(head);
+            tick.reorganisations += u64::from(reorganised);
+            tick.gaps += u64::from(gap);
         });
     }
 }
@@ -117,7 +115,7 @@ impl Recent {
     fn forget_first(&mut self) {
         if let Some((block, hashes)) = self.blocks.pop_front() {
             for hash in hashes {
-                // The transaction may stand in a later block by now.
+                // The transaction may be in a later block by now.
                 if self
                     .receipts
                     .get(&hash)

@@ -1,9 +1,9 @@
-//! The numbered steps of a settlement, as places where a test can kill the process, and a key that a test can take away.
+//! Steps of a settlement at which a test can kill the process, and other faults that a test can cause.
 
-/// A step that has just been completed (`engine.md` §2.2).
+/// A step that has just been completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// A lane took the payment from the queue; nothing is written.
+    /// A lane took the payment from the queue; nothing is recorded.
     Picked,
     /// Its transfer was simulated.
     Simulated,
@@ -11,11 +11,11 @@ pub enum Step {
     Signed,
     /// Bytes, hash and nonce are committed; nothing is sent.
     Recorded,
-    /// The bytes were handed to the chain.
+    /// The bytes were broadcast.
     Broadcast,
-    /// Its receipt was seen; the result is not committed.
+    /// Its receipt was read; the result is not committed.
     Mined,
-    /// The result is committed; nobody was told.
+    /// The result is committed; no caller has an answer.
     Settled,
     /// The grant is committed; the answer is not written.
     Granted,
@@ -27,24 +27,24 @@ pub fn reach(step: Step) {
     if let Some(wanted) = asked("X402D_FAILPOINT")
         && wanted == format!("{step:?}").to_lowercase()
     {
-        // SIGKILL, not an orderly abort: nothing may be flushed or released on the way out.
+        // SIGKILL instead of an orderly abort: nothing may be flushed or released.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
     }
 }
 
-/// Whether the lanes' keys cannot be asked now: while the file exists that `X402D_SIGNERS_DOWN` names.
+/// Whether signing fails: while the file named by `X402D_SIGNERS_DOWN` exists.
 #[inline]
 pub fn signers_are_down() -> bool {
     asked("X402D_SIGNERS_DOWN").is_some_and(|file| std::path::Path::new(&file).exists())
 }
 
-/// Whether the answer of a commit that takes a grant gets lost now: while the file exists that `X402D_GRANTS_LOST` names.
+/// Whether the answer of a commit that takes a grant is lost: while the file named by `X402D_GRANTS_LOST` exists.
 #[inline]
 pub fn grant_answers_are_lost() -> bool {
     asked("X402D_GRANTS_LOST").is_some_and(|file| std::path::Path::new(&file).exists())
 }
 
-/// Panics if `X402D_PANIC` names the task, once for each byte of the file that `X402D_PANICS` names, or always without one.
+/// Panics if `X402D_PANIC` names the task: once per byte of the file named by `X402D_PANICS`, always if that is not set.
 #[inline]
 pub fn panic_if_asked(task: &str) {
     if asked("X402D_PANIC").is_none_or(|wanted| wanted != task) {
@@ -62,7 +62,7 @@ pub fn panic_if_asked(task: &str) {
     std::panic::panic_any("as a test has asked");
 }
 
-/// What a test asks for. Compiled to nothing unless the feature `failpoints` is on.
+/// The value of a test's environment variable. Always `None` unless the feature `failpoints` is on.
 #[inline]
 fn asked(variable: &str) -> Option<String> {
     #[cfg(feature = "failpoints")]

@@ -1,4 +1,4 @@
-//! How much gas transactions are given, and how many payments ride in one: from measurements, and from what nodes and blocks have shown.
+//! Gas limits and batch sizes, learned from mined transactions and from what nodes accept.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,79 +7,78 @@ use std::time::Duration;
 use alloy::primitives::U256;
 use tokio::time::Instant;
 
-/// Gas of one payment in a batch at least, with its calldata and a payee who never held the token.
+/// Least gas of one payment in a batch, with its calldata and a payee that never held the token.
 const ROW_GAS: u64 = 76_000;
-/// After this long without a refusal twice as many payments are tried in one transaction.
+/// After this long without a rejection, twice as many payments are tried in one transaction.
 const DOUBLE_AFTER: Duration = Duration::from_mins(1);
-/// The same where a node has refused each larger batch again.
+/// Longest such time, where a node has rejected each larger batch again.
 const DOUBLE_AFTER_MAX: Duration = Duration::from_hours(1);
-/// Batch simulations that have failed for this long, whatever the reason, make the payments go one by one...
-const APART_AFTER: Duration = Duration::from_secs(5);
-/// ...for this long; then a batch is simulated again.
-const APART_FOR: Duration = Duration::from_secs(10);
+/// After batch simulations have failed for this long, for whatever reason, payments are sent one by one...
+const ONE_BY_ONE_AFTER: Duration = Duration::from_secs(5);
+/// ...for this long. Then a batch is simulated again.
+const ONE_BY_ONE_FOR: Duration = Duration::from_secs(10);
 
-/// Gas of one payment by itself, as a measure of what is left.
+/// Gas of a payment with its own transaction, used to express balances in payments.
 pub(super) const PAYMENT_GAS: u64 = 100_000;
-/// Below so many payments' gas nothing new is written: what was sent may need a fee bump.
+/// Below the gas of this many payments no new transaction is written: those in flight may need a fee bump.
 pub const EMPTY_PAYMENTS: u64 = 30;
 
-/// What a payment by itself costs at most.
+/// Most that a payment with its own transaction costs, in wei.
 pub fn payment_cost(wei_per_gas: u128) -> U256 {
     U256::from(wei_per_gas).saturating_mul(U256::from(PAYMENT_GAS))
 }
 
-/// What the operator allows in one transaction.
+/// The operator's limits of one transaction.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchLimits {
-    /// Payments at most.
     pub rows_max: usize,
-    /// Gas at most, where there are several.
+    /// Most gas of a transaction with several payments.
     pub gas_max: u64,
 }
 
-/// What is known of a network's gas by now.
+/// Gas estimates of one network.
 #[derive(Debug)]
-pub(super) struct GasBook {
+pub(super) struct GasEstimates {
     limits: BatchLimits,
     gas_cap: u64,
     size: Mutex<BatchSize>,
-    /// Wei that a rollup takes for the data of one payment, as it was last seen.
+    /// Fee that a rollup charges for the data of one payment, in wei, as last seen.
     data_fee_wei: Mutex<u128>,
-    /// Moving averages of the gas that one payment used, by itself and in company.
-    alone: AtomicU64,
-    row: AtomicU64,
+    /// Moving averages of the gas that one payment used: with its own transaction, and in a batch.
+    single_gas: AtomicU64,
+    row_gas: AtomicU64,
 }
 
-/// How many payments nodes take in one transaction, as far as they have said. Every limit that was learned ends with time.
+/// How many payments nodes accept in one transaction. Every learned limit expires.
 #[derive(Debug)]
 struct BatchSize {
-    /// What a node took the size of a batch for, and when.
+    /// Batch size learned from a rejection (half of the rejected size), and when.
     limit: Option<(usize, Instant)>,
     double_after: Duration,
-    /// Since when every simulation of a batch has failed.
+    /// Since when every batch simulation has failed.
     failing_since: Option<Instant>,
-    apart_until: Option<Instant>,
-    /// Nothing is there that could make several calls.
-    single: bool,
+    one_by_one_until: Option<Instant>,
+    /// Multicall3 is not deployed.
+    no_multicall: bool,
 }
 
 impl BatchSize {
-    fn rows_max(&mut self, most: usize, now: Instant) -> usize {
-        if self.single || self.apart_until.is_some_and(|until| now < until) {
+    fn rows_max(&mut self, max: usize, now: Instant) -> usize {
+        if self.no_multicall || self.one_by_one_until.is_some_and(|until| now < until) {
             return 1;
         }
-        self.apart_until = None;
+        self.one_by_one_until = None;
         let Some((rows, since)) = self.limit else {
-            return most;
+            return max;
         };
         let periods = now.saturating_duration_since(since).as_secs() / self.double_after.as_secs();
         let doublings = u32::try_from(periods).unwrap_or(u32::MAX);
         let grown = rows.saturating_mul(2_usize.saturating_pow(doublings));
-        grown.min(most)
+        grown.min(max)
     }
 
-    fn too_many(&mut self, rows: usize, most: usize, now: Instant) {
-        let allowed = self.rows_max(most, now);
+    fn batch_too_large(&mut self, rows: usize, max: usize, now: Instant) {
+        let allowed = self.rows_max(max, now);
         if rows > allowed {
             // Planned before the limit was learned.
             return;
@@ -91,10 +90,10 @@ impl BatchSize {
         self.limit = Some(((rows / 2).max(1), now));
     }
 
-    fn not_simulated(&mut self, now: Instant) {
+    fn note_failed_simulation(&mut self, now: Instant) {
         let since = *self.failing_since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= APART_AFTER {
-            self.apart_until = Some(now + APART_FOR);
+        if now.saturating_duration_since(since) >= ONE_BY_ONE_AFTER {
+            self.one_by_one_until = Some(now + ONE_BY_ONE_FOR);
         }
     }
 }
@@ -105,40 +104,40 @@ impl Default for BatchSize {
             limit: None,
             double_after: DOUBLE_AFTER,
             failing_since: None,
-            apart_until: None,
-            single: false,
+            one_by_one_until: None,
+            no_multicall: false,
         }
     }
 }
 
-/// By which a transaction is filled and given gas.
+/// Limits by which a transaction is filled and given gas.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct GasRule {
-    /// Payments at most.
+    /// Most payments.
     pub(super) rows_max: usize,
-    /// Gas of a batch at most.
+    /// Most gas of a batch.
     pub(super) gas_max: u64,
-    /// Gas of one payment by itself at most.
+    /// Most gas of a payment with its own transaction.
     pub(super) gas_cap: u64,
-    /// Gas of one payment by itself at least.
-    pub(super) alone: u64,
-    /// Gas of one payment in a batch at least.
-    pub(super) row: u64,
+    /// Least gas of a payment with its own transaction.
+    pub(super) single_min: u64,
+    /// Least gas of a payment in a batch.
+    pub(super) row_min: u64,
 }
 
-impl GasBook {
+impl GasEstimates {
     pub(super) fn new(limits: BatchLimits, gas_cap: u64) -> Self {
         Self {
             limits,
             gas_cap,
             size: Mutex::default(),
             data_fee_wei: Mutex::default(),
-            alone: AtomicU64::new(0),
-            row: AtomicU64::new(0),
+            single_gas: AtomicU64::new(0),
+            row_gas: AtomicU64::new(0),
         }
     }
 
-    /// The rule now. What was learned comes with a margin, and is never below what was measured.
+    /// The current limits. Learned values get a margin; the value per row is never below the measured `ROW_GAS`.
     pub(super) fn rule(&self) -> GasRule {
         let learned = |average: &AtomicU64| {
             let used = average.load(Ordering::Relaxed);
@@ -148,23 +147,29 @@ impl GasBook {
             rows_max: self.size().rows_max(self.limits.rows_max, Instant::now()),
             gas_max: self.limits.gas_max,
             gas_cap: self.gas_cap,
-            alone: learned(&self.alone).min(self.gas_cap),
-            row: learned(&self.row).max(ROW_GAS).min(self.limits.gas_max / 8),
+            single_min: learned(&self.single_gas).min(self.gas_cap),
+            row_min: learned(&self.row_gas)
+                .max(ROW_GAS)
+                .min(self.limits.gas_max / 8),
         }
     }
 
-    /// A transaction of so many payments was mined. One that used up all it was given needed more.
-    pub(super) fn mined(&self, rows: usize, gas_used: u64, gas_limit: u64) {
-        let average = if rows > 1 { &self.row } else { &self.alone };
+    /// Records the gas that a transaction used. If it used its whole limit, it needed more.
+    pub(super) fn note_gas_used(&self, rows: usize, gas_used: u64, gas_limit: u64) {
+        let average = if rows > 1 {
+            &self.row_gas
+        } else {
+            &self.single_gas
+        };
         let Some(each) = u64::try_from(rows)
             .ok()
             .and_then(|rows| gas_used.checked_div(rows))
         else {
             return;
         };
-        let short = gas_used >= gas_limit - gas_limit / 64;
+        let ran_out = gas_used >= gas_limit - gas_limit / 64;
         let before = average.load(Ordering::Relaxed);
-        let after = if short {
+        let after = if ran_out {
             before.max(each.saturating_add(each / 2))
         } else if before == 0 {
             each
@@ -174,27 +179,27 @@ impl GasBook {
         average.store(after, Ordering::Relaxed);
     }
 
-    /// A node said that a batch of so many payments is too large: half as many from now on, and more again with time. What was refused for
-    /// one payment says nothing about batches.
-    pub(super) fn too_many(&self, rows: usize) {
+    /// A node rejected a batch of `rows` payments as too large: half as many from now on, more again with time. A rejection of a single
+    /// payment says nothing about batches.
+    pub(super) fn batch_too_large(&self, rows: usize) {
         if rows > 1 {
-            let most = self.limits.rows_max;
-            self.size().too_many(rows, most, Instant::now());
+            let max = self.limits.rows_max;
+            self.size().batch_too_large(rows, max, Instant::now());
         }
     }
 
-    /// Takes note of what a rollup takes for the data of one payment.
-    pub(super) fn expect_data_fee(&self, wei: u128) {
+    /// Records the fee that a rollup charges for the data of one payment.
+    pub(super) fn note_data_fee(&self, wei: u128) {
         let mut fee = self.data_fee();
         *fee = wei.max(*fee / 8 * 7);
     }
 
-    /// What a rollup takes for the data of so many payments.
+    /// The fee that a rollup charges for the data of this many payments.
     pub(super) fn data_fee_of(&self, payments: usize) -> U256 {
         U256::from(*self.data_fee()).saturating_mul(U256::from(payments.max(1)))
     }
 
-    /// What a payment may cost per gas, data included: as a rollup takes it from the same account.
+    /// Most that a payment costs per gas, in wei, with a rollup's data fee included: both come from the signer's balance.
     pub(super) fn wei_per_gas(&self, max_fee_wei: u128) -> u128 {
         max_fee_wei.saturating_add(self.data_fee().div_ceil(u128::from(ROW_GAS)))
     }
@@ -205,20 +210,20 @@ impl GasBook {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says whether Multicall3 is there.
+    /// Records whether Multicall3 is deployed.
     pub(super) fn note_multicall(&self, is_there: bool) {
-        self.size().single = !is_there;
+        self.size().no_multicall = !is_there;
     }
 
-    /// A batch was simulated, whatever came of its payments.
+    /// A batch simulation gave an answer, whatever it said about the payments.
     pub(super) fn batch_simulated(&self) {
         self.size().failing_since = None;
     }
 
-    /// A batch could not be simulated, for a reason that has nothing to do with its size. Once that has lasted, payments go one by one for a
-    /// while: somebody may serve all calls but this one.
+    /// A batch simulation failed for a reason other than size. If that lasts, payments are sent one by one for a while: a provider may
+    /// serve all calls but this one.
     pub(super) fn batch_not_simulated(&self) {
-        self.size().not_simulated(Instant::now());
+        self.size().note_failed_simulation(Instant::now());
     }
 
     fn size(&self) -> MutexGuard<'_, BatchSize> {
@@ -236,89 +241,92 @@ mod tests {
     };
 
     #[test]
-    fn what_transactions_use_is_learned_and_never_lowers_the_floor() {
-        let book = GasBook::new(LIMITS, 500_000);
-        assert_eq!((book.rule().row, book.rule().alone), (ROW_GAS, 0));
+    fn gas_used_is_learned_and_never_lowers_the_floor() {
+        let estimates = GasEstimates::new(LIMITS, 500_000);
+        assert_eq!(
+            (estimates.rule().row_min, estimates.rule().single_min),
+            (ROW_GAS, 0)
+        );
         for _ in 0..50 {
-            book.mined(100, 4_900_000, 8_000_000);
+            estimates.note_gas_used(100, 4_900_000, 8_000_000);
         }
-        assert_eq!(book.rule().row, ROW_GAS, "cheaper than the floor");
+        assert_eq!(estimates.rule().row_min, ROW_GAS, "cheaper than the floor");
         for _ in 0..50 {
-            book.mined(100, 9_000_000, 11_000_000);
+            estimates.note_gas_used(100, 9_000_000, 11_000_000);
         }
-        let learned = book.rule().row;
+        let learned = estimates.rule().row_min;
         assert!((100_000..110_000).contains(&learned), "{learned}");
-        book.mined(1, 120_000, 120_000);
-        assert_eq!(book.rule().alone, 210_000, "it ran out of gas");
-        book.mined(1, 900_000, 900_000);
-        assert_eq!(book.rule().alone, 500_000, "the cap holds");
+        estimates.note_gas_used(1, 120_000, 120_000);
+        assert_eq!(estimates.rule().single_min, 210_000, "it ran out of gas");
+        estimates.note_gas_used(1, 900_000, 900_000);
+        assert_eq!(estimates.rule().single_min, 500_000, "the cap holds");
     }
 
     #[test]
-    fn batch_too_large_for_a_node_is_halved_and_grows_again_with_time() {
+    fn rejected_batch_size_is_halved_and_grows_again_with_time() {
         let (mut size, mut now) = (BatchSize::default(), Instant::now());
-        size.too_many(190, 190, now);
-        size.too_many(190, 190, now);
+        size.batch_too_large(190, 190, now);
+        size.batch_too_large(190, 190, now);
         assert_eq!(size.rows_max(190, now), 95, "planned before it was known");
-        size.too_many(95, 190, now);
+        size.batch_too_large(95, 190, now);
         assert_eq!(size.rows_max(190, now), 47);
         now += DOUBLE_AFTER;
         assert_eq!(size.rows_max(190, now), 94);
         now += DOUBLE_AFTER * 2;
         assert_eq!(size.rows_max(190, now), 190);
         // A node that keeps to its limit is tried less and less often.
-        size.too_many(190, 190, now);
+        size.batch_too_large(190, 190, now);
         now += DOUBLE_AFTER;
         assert_eq!(size.rows_max(190, now), 95);
         now += DOUBLE_AFTER;
         assert_eq!(size.rows_max(190, now), 190);
         for _ in 0..20 {
             let rows = size.rows_max(190, now);
-            size.too_many(rows, 190, now);
+            size.batch_too_large(rows, 190, now);
             now += DOUBLE_AFTER_MAX;
             assert!(size.rows_max(190, now) > 1, "a limit is never for good");
         }
     }
 
     #[test]
-    fn data_fees_raise_the_price_of_gas_and_are_forgotten_slowly() {
-        let book = GasBook::new(LIMITS, 500_000);
-        assert_eq!(book.wei_per_gas(7), 7);
-        book.expect_data_fee(80_000_000);
-        assert_eq!(book.wei_per_gas(7), 7 + 1_053);
-        assert_eq!(book.data_fee_of(3), U256::from(240_000_000));
-        book.expect_data_fee(0);
-        assert_eq!(book.data_fee_of(1), U256::from(70_000_000));
-        book.expect_data_fee(90_000_000);
-        assert_eq!(book.data_fee_of(0), U256::from(90_000_000));
+    fn data_fees_raise_the_gas_price_and_decay_slowly() {
+        let estimates = GasEstimates::new(LIMITS, 500_000);
+        assert_eq!(estimates.wei_per_gas(7), 7);
+        estimates.note_data_fee(80_000_000);
+        assert_eq!(estimates.wei_per_gas(7), 7 + 1_053);
+        assert_eq!(estimates.data_fee_of(3), U256::from(240_000_000));
+        estimates.note_data_fee(0);
+        assert_eq!(estimates.data_fee_of(1), U256::from(70_000_000));
+        estimates.note_data_fee(90_000_000);
+        assert_eq!(estimates.data_fee_of(0), U256::from(90_000_000));
     }
 
     #[test]
-    fn one_payment_or_none_says_nothing_about_batches() {
-        let book = GasBook::new(LIMITS, 500_000);
+    fn rejection_of_a_single_payment_limits_no_batches() {
+        let estimates = GasEstimates::new(LIMITS, 500_000);
         for rows in [0, 1] {
-            book.too_many(rows);
+            estimates.batch_too_large(rows);
         }
-        assert_eq!(book.rule().rows_max, 190);
+        assert_eq!(estimates.rule().rows_max, 190);
     }
 
     #[test]
-    fn batches_that_cannot_be_simulated_are_taken_apart_for_a_while() {
+    fn failing_batch_simulations_split_batches_for_a_while() {
         let (mut size, mut now) = (BatchSize::default(), Instant::now());
-        size.not_simulated(now);
-        now += APART_AFTER / 2;
-        size.not_simulated(now);
+        size.note_failed_simulation(now);
+        now += ONE_BY_ONE_AFTER / 2;
+        size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 190, "a hiccup");
         size.failing_since = None;
-        now += APART_AFTER;
-        size.not_simulated(now);
+        now += ONE_BY_ONE_AFTER;
+        size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 190, "the next one");
-        now += APART_AFTER;
-        size.not_simulated(now);
+        now += ONE_BY_ONE_AFTER;
+        size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 1);
-        now += APART_FOR;
+        now += ONE_BY_ONE_FOR;
         assert_eq!(size.rows_max(190, now), 190, "tried again");
-        size.not_simulated(now);
+        size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 1, "as before");
     }
 }

@@ -1,16 +1,17 @@
-//! A lane: one signer on one network, owned by one process at a time.
+//! A lane: the nonces of one signer on one network, owned by one process at a time.
 
+mod batches;
 mod claim;
-mod death;
-mod dispatch;
-mod follow;
+mod cleanup;
+mod fee_bump;
 mod foreign;
 mod fund;
-mod keep;
+mod gas_balance;
 mod keyless;
+mod lease;
 mod nonces;
-mod open;
-mod outbid;
+mod open_transaction;
+mod results;
 mod timing;
 
 pub use keyless::Unconfigured;
@@ -31,124 +32,123 @@ use crate::chain::{Broadcast, SignerKey};
 use crate::ledger::{Heard, LaneKey, LaneLease, LedgerError};
 use crate::payment::PaymentId;
 use crate::protocol::Network;
-use crate::settlement::chain_view::Moved;
+use crate::settlement::batch_plan::SimulatedPayment;
+use crate::settlement::chain_view::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
-use crate::settlement::lane::claim::Claimed;
-use crate::settlement::lane::dispatch::Dispatch;
-use crate::settlement::lane::foreign::Found;
-use crate::settlement::lane::keep::Purse;
-use crate::settlement::lane::open::Open;
+use crate::settlement::lane::batches::SimulatedBatches;
+use crate::settlement::lane::claim::ClaimOutcome;
+use crate::settlement::lane::foreign::NonceFinding;
+use crate::settlement::lane::gas_balance::GasBalance;
+use crate::settlement::lane::open_transaction::OpenTransaction;
 use crate::settlement::lane::timing::{at, every};
-use crate::settlement::load::Simulated;
-use crate::settlement::site::OpenCount;
-use crate::settlement::supervisor::say_panicked;
+use crate::settlement::served_network::OpenCount;
+use crate::settlement::supervisor::report_panic;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
-/// How long to wait before trying again to become the owner.
+/// Pause between two attempts to claim the lane.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
-/// How often open transactions are looked at, besides every new block.
-const TEND_INTERVAL: Duration = Duration::from_secs(1);
-/// A transaction that the node says it cannot have is asked for by hash after this long.
-const ASK_AFTER: Duration = Duration::from_secs(3);
-/// A send waits this long at most to hear of the one before it.
-const BETWEEN_SENDS: Duration = Duration::from_millis(250);
-/// How long a lane that cannot send takes no further payments.
+/// How often open transactions are checked, besides at every new block.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
+/// After this long without a result, a transaction's receipt is asked for by hash.
+const POLL_RECEIPT_AFTER: Duration = Duration::from_secs(3);
+/// Longest wait for the reply to the previous broadcast before the next one is sent.
+const SEND_ORDER_WAIT: Duration = Duration::from_millis(250);
+/// Pause before a lane that could not send takes more payments.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// One signer on one network.
 #[derive(Debug)]
 pub struct Lane {
     site: Arc<Site>,
-    /// `None`: the signer is no longer configured, and what it has sent is followed.
+    /// `None`: the signer is no longer configured, and only its open transactions are followed.
     key: Option<SignerKey>,
     id: LaneKey,
-    began: Instant,
+    started: Instant,
 }
 
-/// What a lane knows while it is owned.
+/// State of a lane while this process owns it.
 #[derive(Debug)]
-struct Owned {
+struct OwnedLane {
     lease: LaneLease,
-    open: VecDeque<Open>,
-    /// How many of them the watch knows of.
-    counted: OpenCount,
-    seen: Moved,
+    open: VecDeque<OpenTransaction>,
+    /// The number of `open`, as the watch counts it.
+    open_count: OpenCount,
+    tick: ChainTick,
     replies: JoinSet<(Uuid, Broadcast)>,
     paused_until: Instant,
-    /// Payments that wait to ride in one transaction with others.
+    /// Payments that wait for a batch.
     waiting: Vec<Queued>,
-    /// Payments that the chain is being asked about.
-    dispatches: JoinSet<Dispatch>,
-    purse: Purse,
-    /// When the lane is given up; it also is as soon as nothing is open.
-    until: Option<Instant>,
-    /// When it was last looked whether somebody else has used nonces while nothing was open.
-    idle_looked: Instant,
-    idle_looks: JoinSet<Option<Found>>,
-    /// Since when nothing is written, because the chain knows nonces whose transactions have yet to be in a block, or in a deep one.
-    held_since: Option<Instant>,
+    /// Batches that are being simulated.
+    simulations: JoinSet<SimulatedBatches>,
+    gas_balance: GasBalance,
+    /// End of the turn of a lane without a key; the turn also ends when nothing is open.
+    owned_until: Option<Instant>,
+    /// When the chain was last checked for foreign nonce use while nothing was open.
+    nonces_checked_at: Instant,
+    nonce_checks: JoinSet<Option<NonceFinding>>,
+    /// Set while no new nonce is used: the chain knows nonces of this signer that the ledger does not, in the pool or with too few
+    /// confirmations.
+    blocked_since: Option<Instant>,
 }
 
-impl Owned {
-    /// Whether new nonces may be written.
-    const fn may_write(&self) -> bool {
-        let held = self.lease.stopped || self.held_since.is_some();
-        !held && !self.purse.is_empty() && self.until.is_none()
+impl OwnedLane {
+    /// Whether new nonces may be used.
+    const fn can_write(&self) -> bool {
+        let held = self.lease.stopped || self.blocked_since.is_some();
+        !held && !self.gas_balance.is_empty() && self.owned_until.is_none()
     }
 
-    /// Whether a lane without key has had its turn.
-    fn is_over(&self) -> bool {
-        self.until
+    /// Whether the turn of a lane without a key has ended.
+    fn is_finished(&self) -> bool {
+        self.owned_until
             .is_some_and(|until| self.open.is_empty() || until <= Instant::now())
     }
 
-    /// Whether work is taken now: only what can go on its way soon. Other lanes may be idle.
-    fn takes(&self, site: &Site) -> bool {
-        let room = self.open.len() + self.dispatches.len() < site.inflight_max;
+    /// Whether the lane takes payments now. It takes only as many as it can send soon, since other lanes may be idle.
+    fn can_take(&self, site: &Site) -> bool {
+        let room = self.open.len() + self.simulations.len() < site.inflight_max;
         let rows_max = site.gas.rule().rows_max;
-        self.may_write()
+        self.can_write()
             && room
             && self.waiting.len() < rows_max
             && self.paused_until <= Instant::now()
     }
 
-    /// How the next transactions are filled: within what nodes take, and what the signer can pay for besides those that are open.
+    /// Limits of the next batch: what nodes accept, and the gas that the signer can pay for besides its open transactions.
     fn rule(&self, site: &Site) -> GasRule {
         let rule = site.gas.rule();
-        let fees = self.seen.head.map(|head| site.fees().quote(&head));
+        let fees = self.tick.head.map(|head| site.fees().quote(&head));
         let Some(Ok(fees)) = fees else {
             return rule;
         };
         let promised = self.open.iter().fold(U256::ZERO, |sum, open| {
             let data = site.gas.data_fee_of(open.transaction.payments.len());
-            sum.saturating_add(open.cost).saturating_add(data)
+            sum.saturating_add(open.cost_wei).saturating_add(data)
         });
         let price = site.gas.wei_per_gas(fees.max_fee_wei);
-        let gas = self.purse.gas_for(promised, price);
+        let gas = self.gas_balance.gas_for(promised, price);
         GasRule {
             gas_max: rule.gas_max.min(gas),
             ..rule
         }
     }
 
-    /// Takes payments back that did not get into a transaction now.
-    fn keep(&mut self, rows: Vec<Simulated>) {
-        let kept = rows.into_iter().map(|row| Queued {
+    /// Puts payments back that did not get into a transaction.
+    fn put_back(&mut self, rows: Vec<SimulatedPayment>) {
+        let queued = rows.into_iter().map(|row| Queued {
             alone: row.alone,
             ..Queued::new(row.payment, Some(row.facts))
         });
-        self.waiting.extend(kept);
+        self.waiting.extend(queued);
     }
 }
 
-/// The lane is not ours any more, or must be looked at anew.
+/// The lane belongs to another process, or its state has to be read again from the ledger.
 #[derive(Debug)]
-struct Lost;
+struct LaneLost;
 
 impl Lane {
-    /// The lane of `key` on the site's network.
     pub fn new(site: Arc<Site>, key: SignerKey) -> Self {
         let id = (site.policy.network, key.address());
         Self::of(site, Some(key), id)
@@ -159,31 +159,31 @@ impl Lane {
             site,
             key,
             id: LaneKey { network, signer },
-            began: Instant::now(),
+            started: Instant::now(),
         }
     }
 
-    /// Claims the lane and works it until `stop`; claims again when it is lost.
+    /// Claims the lane and works it until `stop`; claims again when the lane is lost.
     pub async fn run(self, stop: CancellationToken) {
-        let mut waiting_said = false;
-        let mut failing_said = false;
+        let mut waiting_logged = false;
+        let mut failure_logged = false;
         loop {
             match self.claim().await {
-                Ok(Claimed::Ours(owned)) => {
-                    (waiting_said, failing_said) = (false, false);
+                Ok(ClaimOutcome::Owned(owned)) => {
+                    (waiting_logged, failure_logged) = (false, false);
                     tracing::info!(network = %self.id.network, signer = %self.id.signer, epoch = owned.lease.epoch, open = owned.open.len(), "lane claimed");
                     self.work(*owned, &stop).await;
                 }
-                Ok(Claimed::NotNow) => self.site.lane_tried(),
-                Ok(Claimed::Others) => {
-                    self.site.lane_tried();
-                    if !std::mem::replace(&mut waiting_said, true) {
-                        tracing::info!(network = %self.id.network, signer = %self.id.signer, "waiting for the lane: another process owns it");
+                Ok(ClaimOutcome::Later) => self.site.note_lane_owner_known(),
+                Ok(ClaimOutcome::OtherProcess) => {
+                    self.site.note_lane_owner_known();
+                    if !std::mem::replace(&mut waiting_logged, true) {
+                        tracing::info!(network = %self.id.network, signer = %self.id.signer, "lane owned by another process: waiting for it");
                     }
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut failing_said, true) {
-                        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "cannot claim the lane; trying again");
+                    if !std::mem::replace(&mut failure_logged, true) {
+                        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "lane claim failed: retrying");
                     }
                 }
             }
@@ -194,132 +194,132 @@ impl Lane {
         }
     }
 
-    /// Reads the open transactions from the ledger and sends their bytes again.
-    async fn reload(&self, owned: &mut Owned) -> Result<(), LedgerError> {
+    /// Reads the open transactions from the ledger and broadcasts their bytes again.
+    async fn reload(&self, owned: &mut OwnedLane) -> Result<(), LedgerError> {
         let open = self.site.ledger.unmined(self.id).await?;
-        owned.counted.set(open.len());
+        owned.open_count.set(open.len());
         let now = Instant::now();
-        let long_ago = now.checked_sub(ASK_AFTER).unwrap_or(now);
+        let long_ago = now.checked_sub(POLL_RECEIPT_AFTER).unwrap_or(now);
         owned.open = open
             .into_iter()
-            .map(|transaction| Open::new(transaction, long_ago))
+            .map(|transaction| OpenTransaction::new(transaction, long_ago))
             .collect();
-        self.send_again(owned, 0..owned.open.len());
+        self.rebroadcast(owned, 0..owned.open.len());
         Ok(())
     }
 
-    async fn work(&self, mut owned: Owned, stop: &CancellationToken) {
-        let held = owned.lease.stopped || owned.held_since.is_some();
+    async fn work(&self, mut owned: OwnedLane, stop: &CancellationToken) {
+        let held = owned.lease.stopped || owned.blocked_since.is_some();
         let settles = !held && self.key.is_some();
         if settles {
-            self.site.lane_begins(self.id.signer);
+            self.site.note_lane_claimed(self.id.signer);
         } else if self.key.is_some() {
-            self.site.lane_tried();
+            self.site.note_lane_owner_known();
         }
         let mut view = self.site.view.subscribe();
         view.mark_changed();
-        let keeping = self.keep(owned.lease);
-        let mut tending = every(TEND_INTERVAL);
+        let renewal = self.renew_lease(owned.lease);
+        let mut ticks = every(TICK_INTERVAL);
         loop {
-            let takes = owned.takes(&self.site);
+            let can_take = owned.can_take(&self.site);
             let rows_max = self.site.gas.rule().rows_max;
-            let due = owned.dispatch_at(&self.site);
-            let went = tokio::select! {
+            let due = owned.next_batch_at(&self.site);
+            let outcome = tokio::select! {
                 biased;
-                () = stop.cancelled() => Err(Lost),
-                () = keeping.lost.cancelled() => Err(Lost),
-                () = keeping.reopened.notified() => self.reload(&mut owned).await.map_err(|_| Lost),
+                () = stop.cancelled() => Err(LaneLost),
+                () = renewal.lost.cancelled() => Err(LaneLost),
+                () = renewal.reopened.notified() => self.reload(&mut owned).await.map_err(|_| LaneLost),
                 Some(reply) = owned.replies.join_next() => {
-                    hear(&self.site, &mut owned, reply.ok());
+                    apply_reply(&self.site, self.id, &mut owned, reply.ok());
                     Ok(())
                 }
-                Some(balance) = owned.purse.counted() => {
-                    self.count_money(&mut owned, balance);
+                Some(balance) = owned.gas_balance.next_reading() => {
+                    self.note_balance(&mut owned, balance);
                     Ok(())
                 }
-                Some(found) = owned.idle_looks.join_next() => {
-                    self.left_out(&mut owned, found.ok().flatten()).await
+                Some(found) = owned.nonce_checks.join_next() => {
+                    self.apply_finding(&mut owned, found.ok().flatten()).await
                 }
                 _ = view.changed() => {
                     let now = *view.borrow_and_update();
-                    self.follow(&mut owned, now).await
+                    self.on_chain_tick(&mut owned, now).await
                 }
-                _ = tending.tick() => self.tend(&mut owned).await,
-                Some(dispatch) = owned.dispatches.join_next() => match dispatch {
-                    Ok(dispatch) => self.dispatched(&mut owned, dispatch).await,
-                    // One that panicked leaves its payments queued in the ledger.
+                _ = ticks.tick() => self.tick(&mut owned).await,
+                Some(simulated) = owned.simulations.join_next() => match simulated {
+                    Ok(batches) => self.finish_batches(&mut owned, batches).await,
+                    // After a panic the payments are still queued in the ledger.
                     Err(error) => {
-                        say_panicked("dispatch", error);
+                        report_panic("batch", error);
                         Ok(())
                     }
                 },
-                queued = self.site.queue.next(self.id.signer, rows_max), if takes => {
+                queued = self.site.queue.next(self.id.signer, rows_max), if can_take => {
                     owned.waiting.extend(queued);
                     Ok(())
                 }
-                funding = self.site.approvals.next_funding(), if owned.may_fund(&self.site) => {
+                funding = self.site.approvals.next_funding(), if owned.can_fund(&self.site) => {
                     self.fund(&mut owned, funding).await
                 }
                 () = at(due), if due.is_some() => {
-                    self.dispatch(&mut owned);
+                    self.start_batches(&mut owned);
                     Ok(())
                 }
             };
-            if went.is_err() || owned.is_over() {
+            if outcome.is_err() || owned.is_finished() {
                 break;
             }
         }
-        drop(keeping);
-        owned.counted.set(0);
-        let mut left = self.put_down(owned.waiting);
+        drop(renewal);
+        owned.open_count.set(0);
+        let mut left = self.release(owned.waiting);
         if settles {
-            left.extend(self.site.queue.lane_ends(self.id.signer).await);
+            left.extend(self.site.queue.remove_lane(self.id.signer).await);
         }
-        self.site.leave_to_anybody(&left).await;
+        self.site.unclaim(&left).await;
     }
 
-    /// Lets go of payments that wait: they are queued in the ledger, and are found there.
-    fn put_down(&self, waiting: impl IntoIterator<Item = Queued>) -> Vec<PaymentId> {
+    /// Gives up the claims on waiting payments. They stay queued in the ledger.
+    fn release(&self, waiting: impl IntoIterator<Item = Queued>) -> Vec<PaymentId> {
         let ids = waiting.into_iter().map(|queued| queued.payment.id);
-        ids.inspect(|id| self.site.queue.put_down(*id)).collect()
+        ids.inspect(|id| self.site.queue.release(*id)).collect()
     }
 
-    /// Sends open transactions again in nonce order: some nodes refuse one whose predecessor they do not have.
-    fn send_again(&self, owned: &mut Owned, indices: impl IntoIterator<Item = usize>) {
+    /// Broadcasts open transactions again in nonce order: some nodes refuse a transaction whose predecessor they do not have.
+    fn rebroadcast(&self, owned: &mut OwnedLane, indices: impl IntoIterator<Item = usize>) {
         let mut before = None;
         for index in indices {
             before = self.send(owned, index, before);
         }
     }
 
-    /// Hands the newest bytes of an open transaction to the chain, after those `before` them; the reply comes to [`hear`]. Ends what is
-    /// returned once they are heard of.
+    /// Broadcasts the newest bytes of an open transaction, after the reply to the broadcast before it (`before`). The reply arrives at
+    /// [`apply_reply`]; the returned receiver ends when it has arrived.
     fn send(
         &self,
-        owned: &mut Owned,
+        owned: &mut OwnedLane,
         index: usize,
         before: Option<oneshot::Receiver<()>>,
     ) -> Option<oneshot::Receiver<()>> {
-        // The first after a pause makes the watch hurry; for the others it is awake.
+        // The first transaction after a pause switches the watch to its short interval.
         let first = owned.open.len() == 1;
         let open = owned.open.get_mut(index)?;
         let (hash, raw) = open.transaction.attempts.last().cloned()?;
         open.sent_at = Instant::now();
         let (site, id): (_, Uuid) = (Arc::clone(&self.site), open.transaction.id);
-        let (heard_of, next) = oneshot::channel();
+        let (replied, next) = oneshot::channel();
         owned.replies.spawn(async move {
             let raw: Bytes = raw;
             if let Some(before) = before {
-                let _ = timeout(BETWEEN_SENDS, before).await;
+                let _ = timeout(SEND_ORDER_WAIT, before).await;
             }
             let reply = broadcast(&site.rpc, &raw, hash).await;
-            drop(heard_of);
+            drop(replied);
             reach(Step::Broadcast);
             if first && reply == Broadcast::Accepted {
-                site.look_now();
+                site.wake_watch();
             }
-            if let Err(error) = site.ledger.note_reply(hash, heard(&reply)).await {
-                tracing::debug!(error = causes(&error), "a reply to a send is not noted");
+            if let Err(error) = site.ledger.note_reply(hash, reply_record(&reply)).await {
+                tracing::debug!(error = causes(&error), "broadcast reply not recorded");
             }
             (id, reply)
         });
@@ -327,38 +327,36 @@ impl Lane {
     }
 }
 
-/// What the chain's doorkeepers said about an open transaction.
-fn hear(site: &Site, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
+/// Applies the endpoints' reply to a broadcast.
+fn apply_reply(
+    site: &Site,
+    lane: LaneKey,
+    owned: &mut OwnedLane,
+    reply: Option<(Uuid, Broadcast)>,
+) {
     let Some((id, reply)) = reply else {
         return;
     };
     let Some(open) = owned.open.iter_mut().find(|open| open.transaction.id == id) else {
         return;
     };
-    open.doubtful = reply != Broadcast::Accepted;
+    open.not_accepted = reply != Broadcast::Accepted;
     match reply {
         Broadcast::Accepted => {}
         Broadcast::Unknown => {
-            tracing::warn!(
-                nonce = open.transaction.nonce,
-                "no telling reply to a send; the same bytes will be sent again"
-            );
+            tracing::warn!(network = %lane.network, signer = %lane.signer, nonce = open.transaction.nonce, "broadcast outcome unknown: the same bytes are sent again");
         }
         Broadcast::Rejected(why) => {
-            tracing::warn!(
-                nonce = open.transaction.nonce,
-                why = why.text(),
-                "a send was refused; the nonce stays in use"
-            );
+            tracing::warn!(network = %lane.network, signer = %lane.signer, nonce = open.transaction.nonce, why = why.text(), "broadcast rejected: the nonce stays in use");
             match why {
-                Rejection::FeeTooLow => open.too_cheap = true,
+                Rejection::FeeTooLow => open.fee_too_low = true,
                 Rejection::TooLarge => {
-                    open.unfit = true;
-                    site.gas.too_many(open.transaction.payments.len());
+                    open.rejected_for_good = true;
+                    site.gas.batch_too_large(open.transaction.payments.len());
                 }
-                Rejection::Unfit => open.unfit = true,
+                Rejection::Unfit => open.rejected_for_good = true,
                 Rejection::OutOfGasMoney => {
-                    owned.purse.count_soon();
+                    owned.gas_balance.read_soon();
                     owned.paused_until = Instant::now() + PAUSE;
                 }
                 Rejection::PoolFull => owned.paused_until = Instant::now() + PAUSE,
@@ -368,8 +366,8 @@ fn hear(site: &Site, owned: &mut Owned, reply: Option<(Uuid, Broadcast)>) {
     }
 }
 
-/// A reply as the history keeps it.
-const fn heard(reply: &Broadcast) -> Heard {
+/// The reply as the history stores it.
+const fn reply_record(reply: &Broadcast) -> Heard {
     let (reply, reason) = match reply {
         Broadcast::Accepted => ("accepted", None),
         Broadcast::Rejected(why) => ("rejected", Some(why.text())),

@@ -1,4 +1,5 @@
-//! Takes up payments that wait in the ledger: what a process without a lane has accepted, what was planned again, and what somebody left lying.
+//! Claims queued payments from the ledger: accepted by a process without a lane, queued again after a failure, or unclaimed by another
+//! process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,34 +10,33 @@ use crate::ledger::LedgerError;
 use crate::settlement::{Queued, Site};
 use crate::telemetry::causes;
 
-/// Payments taken up at a time.
-const TAKEN_MAX: i64 = 200;
-/// No more are taken up while so many wait here: other processes may be idle.
+/// Payments claimed per query.
+const CLAIMED_MAX: i64 = 200;
+/// No more are claimed while this many wait here: other processes may be idle.
 const WAITING_MAX: usize = 200;
-/// How often to look while there is something, and while there is nothing. The question costs an empty index.
+/// How often to query after a query that found payments, and after one that found none. An empty result costs one read of an empty index.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 const IDLE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The task that does so for one network.
+/// The task that claims the queued payments of one network.
 #[derive(Debug)]
 pub struct Pickup {
     site: Arc<Site>,
 }
 
 impl Pickup {
-    /// One for `site`.
     pub const fn new(site: Arc<Site>) -> Self {
         Self { site }
     }
 
-    /// Takes up until `stop`.
+    /// Claims payments until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut failing = false;
         loop {
-            let interval = match self.look().await {
-                Ok(taken) => {
+            let interval = match self.claim_queued().await {
+                Ok(count) => {
                     failing = false;
-                    if taken > 0 {
+                    if count > 0 {
                         BUSY_INTERVAL
                     } else {
                         IDLE_INTERVAL
@@ -44,44 +44,46 @@ impl Pickup {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "cannot look for payments that wait in the ledger; trying again");
+                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "queued payments not read from the ledger: retrying");
                     }
                     IDLE_INTERVAL
                 }
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.site.nobodys_wanted() => {}
+                () = self.site.pickup_woken() => {}
                 () = tokio::time::sleep(interval) => {}
             }
         }
     }
 
-    /// Takes up what there is room for; returns how many.
-    async fn look(&self) -> Result<usize, LedgerError> {
+    /// Claims as many payments as there is room for; returns how many.
+    async fn claim_queued(&self) -> Result<usize, LedgerError> {
         let queue = &self.site.queue;
         let owned = queue.owned();
         if owned.is_empty() || queue.waiting() >= WAITING_MAX {
             return Ok(0);
         }
-        let in_hand = queue.all_in_hand();
+        let claimed = queue.all_claimed();
         let network = self.site.policy.network;
         let ledger = &self.site.ledger;
-        let payments = ledger.take_up(network, &owned, &in_hand, TAKEN_MAX).await?;
-        let taken = payments.len();
-        let mut left = Vec::new();
+        let payments = ledger
+            .take_up(network, &owned, &claimed, CLAIMED_MAX)
+            .await?;
+        let count = payments.len();
+        let mut unclaimed = Vec::new();
         for payment in payments {
             match queue.reserve() {
                 Some(place) if place.is_in_hand(queue, payment.signer()) => {
-                    tracing::debug!(payment.id = %payment.id, "taking up a payment that waits for a transaction");
+                    tracing::debug!(payment.id = %payment.id, "queued payment claimed");
                     queue.enqueue(place, Queued::new(payment, None));
                 }
-                Some(_) | None => left.push(payment.id),
+                Some(_) | None => unclaimed.push(payment.id),
             }
         }
-        if !left.is_empty() {
-            ledger.put_down(&left).await?;
+        if !unclaimed.is_empty() {
+            ledger.put_down(&unclaimed).await?;
         }
-        Ok(taken - left.len())
+        Ok(count - unclaimed.len())
     }
 }

@@ -1,4 +1,4 @@
-//! Payments on their way to the lanes of this process. What does not fit waits in the ledger.
+//! Payments that wait for the lanes of this process. Payments without room here wait in the ledger.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex as StdMutex, MutexGuard, PoisonError};
@@ -10,24 +10,22 @@ use tokio::time::Instant;
 
 use crate::payment::{ChainFacts, Payment, PaymentId};
 
-/// Longer than any caller waits.
+/// No caller waits longer than this.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// A payment in the queue of its network.
 #[derive(Debug, Clone)]
 pub struct Queued {
-    /// The row.
     pub payment: Payment,
-    /// What the chain said when it was accepted: at an unchanged head there is no need to ask again.
+    /// Chain facts read at acceptance. They are used again while the head is unchanged.
     pub facts: Option<ChainFacts>,
-    /// When it was queued here.
+    /// When it was queued in this process.
     pub since: Instant,
-    /// It was left out of a batch: it goes by itself, or not at all.
+    /// It was left out of a batch, so it gets its own transaction or none.
     pub alone: bool,
 }
 
 impl Queued {
-    /// A payment that is queued now.
     pub fn new(payment: Payment, facts: Option<ChainFacts>) -> Self {
         Self {
             payment,
@@ -37,7 +35,7 @@ impl Queued {
         }
     }
 
-    /// One that was left out of a batch: it is looked at anew, and by itself.
+    /// A payment that was left out of a batch: it is simulated again, for its own transaction.
     pub fn alone(payment: Payment) -> Self {
         Self {
             alone: true,
@@ -45,18 +43,18 @@ impl Queued {
         }
     }
 
-    /// Whether every caller has given up on it: it lay here while another process owned the lanes, and the ledger knows better.
+    /// Whether every caller has stopped waiting for it. It lay here while another process owned the lanes; the ledger has its newer state.
     pub fn is_stale(&self) -> bool {
         self.since.elapsed() > STALE_AFTER
     }
 }
 
-/// A reserved place in the queue; empty in a process that owns no lane.
+/// A reserved place in the queue; `None` inside where this process owns no lane.
 #[derive(Debug)]
 pub struct Place<'a>(Option<mpsc::Permit<'a, Queued>>);
 
 impl Place<'_> {
-    /// Whether a lane of this process takes from it what `signer` may settle, or anybody where there is none.
+    /// Whether a lane of this process will take the payment: the lane of `signer`, or any lane where `signer` is `None`.
     pub fn is_in_hand(&self, queue: &Queue, signer: Option<Address>) -> bool {
         self.0.is_some() && signer.is_none_or(|signer| queue.lanes().contains(&signer))
     }
@@ -65,13 +63,13 @@ impl Place<'_> {
 /// The queue of one network.
 #[derive(Debug)]
 pub struct Queue {
-    anybodys: Channel,
-    /// Of payments that one signer alone may settle.
-    of: HashMap<Address, Channel>,
-    /// With the signer whose lane has taken it, once one has.
-    in_hand: StdMutex<HashMap<PaymentId, Option<Address>>>,
-    /// Not ready for a lane yet, and looked after by somebody else in this process.
-    held: StdMutex<HashSet<PaymentId>>,
+    shared: Channel,
+    /// Payments that only one signer may settle.
+    by_signer: HashMap<Address, Channel>,
+    /// Claimed payments, with the signer whose lane has taken each, if one has.
+    claimed: StdMutex<HashMap<PaymentId, Option<Address>>>,
+    /// Payments kept from the lanes while another task of this process prepares them.
+    on_hold: StdMutex<HashSet<PaymentId>>,
     lanes: StdMutex<HashSet<Address>>,
 }
 
@@ -90,7 +88,7 @@ impl Channel {
         }
     }
 
-    /// Loses nothing when it is given up.
+    /// Cancel-safe: a payment that was received is returned.
     async fn next(&self, room: usize) -> Vec<Queued> {
         let mut taken = Vec::new();
         self.receiver.lock().await.recv_many(&mut taken, room).await;
@@ -99,26 +97,26 @@ impl Channel {
 }
 
 impl Queue {
-    /// A queue for the lanes of `signers`, of at most `most` payments each way.
+    /// A queue for the lanes of `signers`, for at most `most` payments in each channel.
     pub fn new(signers: &[Address], most: usize) -> Self {
-        let of = signers.iter().map(|signer| (*signer, Channel::new(most)));
+        let by_signer = signers.iter().map(|signer| (*signer, Channel::new(most)));
         Self {
-            anybodys: Channel::new(most),
-            of: of.collect(),
-            in_hand: StdMutex::default(),
-            held: StdMutex::default(),
+            shared: Channel::new(most),
+            by_signer: by_signer.collect(),
+            claimed: StdMutex::default(),
+            on_hold: StdMutex::default(),
             lanes: StdMutex::default(),
         }
     }
 
-    /// Says that this process owns a further lane.
-    pub fn lane_begins(&self, signer: Address) {
+    /// Records that this process has claimed a lane.
+    pub fn add_lane(&self, signer: Address) {
         self.lanes().insert(signer);
     }
 
-    /// Says that a lane was lost. Returns what it had taken and what waited for it alone, or, if it was the last, for any: its next owner finds it
-    /// in the ledger.
-    pub async fn lane_ends(&self, signer: Address) -> Vec<PaymentId> {
+    /// Records that a lane was lost. Returns the payments that it had taken and those that waited for it alone; for the last lane, also
+    /// those that waited for any lane. The next owner finds them in the ledger.
+    pub async fn remove_lane(&self, signer: Address) -> Vec<PaymentId> {
         let last = {
             let mut lanes = self.lanes();
             lanes.remove(&signer);
@@ -126,106 +124,106 @@ impl Queue {
         };
         let mut left = Vec::new();
         for channel in self
-            .of
+            .by_signer
             .get(&signer)
             .into_iter()
-            .chain(last.then_some(&self.anybodys))
+            .chain(last.then_some(&self.shared))
         {
             let mut waiting = channel.receiver.lock().await;
             while let Ok(queued) = waiting.try_recv() {
-                self.put_down(queued.payment.id);
+                self.release(queued.payment.id);
                 left.push(queued.payment.id);
             }
         }
-        let mut in_hand = self.in_hand();
-        let taken = in_hand.extract_if(|_, by| *by == Some(signer));
+        let mut claimed = self.claimed();
+        let taken = claimed.extract_if(|_, by| *by == Some(signer));
         left.extend(taken.map(|(payment, _)| payment));
         left
     }
 
-    /// The lanes of the network that this process owns.
+    /// Signers whose lanes this process owns.
     pub fn owned(&self) -> Vec<Address> {
         self.lanes().iter().copied().collect()
     }
 
-    /// A place for a payment, or `None` when there is no room: taken before the ledger accepts, so that nothing accepted is without one.
+    /// Reserves a place, before the ledger accepts the payment: every accepted payment has one. `None` when the queue is full.
     pub fn reserve(&self) -> Option<Place<'_>> {
         if self.lanes().is_empty() {
-            // Nobody here empties the queue: whoever owns the lanes finds the payment in the ledger.
+            // No lane here empties the queue. The process that owns the lanes finds the payment in the ledger.
             return Some(Place(None));
         }
-        let permit = self.anybodys.sender.try_reserve().ok()?;
+        let permit = self.shared.sender.try_reserve().ok()?;
         Some(Place(Some(permit)))
     }
 
-    /// How many payments wait here that any lane may take.
+    /// Number of payments here that any lane may take.
     pub fn waiting(&self) -> usize {
-        self.anybodys.sender.max_capacity() - self.anybodys.sender.capacity()
+        self.shared.sender.max_capacity() - self.shared.sender.capacity()
     }
 
-    /// The payments that wait for, or are being prepared by, a lane of this process, or are kept from its lanes.
-    pub fn all_in_hand(&self) -> Vec<PaymentId> {
-        let mut all: Vec<PaymentId> = self.in_hand().keys().copied().collect();
-        all.extend(self.held().iter());
+    /// All payments that this process has claimed: waiting, being prepared by a lane, or on hold.
+    pub fn all_claimed(&self) -> Vec<PaymentId> {
+        let mut all: Vec<PaymentId> = self.claimed().keys().copied().collect();
+        all.extend(self.on_hold().iter());
         all
     }
 
-    /// Hands a payment to the lanes of this process, as far as there is room.
+    /// Queues a payment for the lanes of this process, if there is room.
     pub fn enqueue(&self, place: Place<'_>, queued: Queued) {
         let id = queued.payment.id;
         match (queued.payment.signer(), place.0) {
             (None, Some(place)) => {
-                self.in_hand().insert(id, None);
+                self.claimed().insert(id, None);
                 place.send(queued);
             }
             (Some(signer), Some(_)) if self.lanes().contains(&signer) => {
-                self.in_hand().insert(id, None);
-                let channel = self.of.get(&signer);
+                self.claimed().insert(id, None);
+                let channel = self.by_signer.get(&signer);
                 if channel.is_none_or(|channel| channel.sender.try_send(queued).is_err()) {
-                    self.put_down(id);
+                    self.release(id);
                 }
             }
             (None | Some(_), None) | (Some(_), Some(_)) => {}
         }
     }
 
-    /// Keeps a payment from the lanes until [`Self::release`]. `false`: it is held already.
-    pub fn hold(&self, payment: PaymentId) -> bool {
-        self.held().insert(payment)
+    /// Keeps a payment from the lanes until [`Self::take_off_hold`]. `false` when it is on hold already.
+    pub fn put_on_hold(&self, payment: PaymentId) -> bool {
+        self.on_hold().insert(payment)
     }
 
-    /// Ends [`Self::hold`].
+    /// Ends [`Self::put_on_hold`].
+    pub fn take_off_hold(&self, payment: PaymentId) {
+        self.on_hold().remove(&payment);
+    }
+
+    /// Gives up the claim on a payment: it is in a transaction, or no lane here will take it.
     pub fn release(&self, payment: PaymentId) {
-        self.held().remove(&payment);
+        self.claimed().remove(&payment);
     }
 
-    /// A lane is done with a payment: it rides in a transaction, or went no further.
-    pub fn put_down(&self, payment: PaymentId) {
-        self.in_hand().remove(&payment);
-    }
-
-    /// The next payments for the lane of `signer` with room for `room`; waits for at least one.
+    /// The next payments for the lane of `signer`, at most `room`; waits for at least one.
     pub async fn next(&self, signer: Address, room: usize) -> Vec<Queued> {
-        let Some(own) = self.of.get(&signer) else {
-            return self.anybodys.next(room).await;
+        let Some(own) = self.by_signer.get(&signer) else {
+            return self.shared.next(room).await;
         };
         let taken = tokio::select! {
             biased;
             queued = own.next(room) => queued,
-            queued = self.anybodys.next(room) => queued,
+            queued = self.shared.next(room) => queued,
         };
-        let mut in_hand = self.in_hand();
-        in_hand.extend(taken.iter().map(|one| (one.payment.id, Some(signer))));
-        drop(in_hand);
+        let mut claimed = self.claimed();
+        claimed.extend(taken.iter().map(|one| (one.payment.id, Some(signer))));
+        drop(claimed);
         taken
     }
 
-    fn in_hand(&self) -> MutexGuard<'_, HashMap<PaymentId, Option<Address>>> {
-        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    fn claimed(&self) -> MutexGuard<'_, HashMap<PaymentId, Option<Address>>> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashSet<PaymentId>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn on_hold(&self) -> MutexGuard<'_, HashSet<PaymentId>> {
+        self.on_hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashSet<Address>> {

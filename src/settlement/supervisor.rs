@@ -1,5 +1,5 @@
-//! Keeps the tasks of the engine alive: one that panics or ends is logged, counted and started again after a pause. One that keeps
-//! dying ends the process, so that whatever supervises that starts it anew.
+//! Keeps the engine's tasks running. A task that panics or ends is logged, counted and restarted after a delay. A task that keeps failing
+//! ends the process, so that the operator's process supervisor restarts it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -14,30 +14,27 @@ use tokio_util::task::TaskTracker;
 
 use crate::protocol::Network;
 
-/// A task that dies so often within [`LATELY`] is not started again.
-const DEATHS_MAX: usize = 5;
-const LATELY: Duration = Duration::from_mins(1);
-/// The pause before a task is started again; twice as long after each further death.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// A task that fails this often within [`FAILURE_WINDOW`] is not restarted.
+const FAILURES_MAX: usize = 5;
+const FAILURE_WINDOW: Duration = Duration::from_mins(1);
+/// The delay before the first restart; doubled after each further failure.
+const FIRST_RESTART_DELAY: Duration = Duration::from_millis(250);
 
-/// A task of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Task {
-    /// What it does, in a word: `lane`, `watch`.
+    /// `lane`, `watch` and so on.
     pub name: &'static str,
-    /// For which network, unless for the process.
+    /// `None` for a task of the whole process.
     pub network: Option<Network>,
-    /// For which signer, if it is a lane.
+    /// The signer of a lane.
     pub signer: Option<Address>,
 }
 
 impl Task {
-    /// The name of the tasks that follow the chain.
+    /// The task that follows the chain.
     pub const WATCH: &'static str = "watch";
-    /// The name of the lanes.
     pub const LANE: &'static str = "lane";
 
-    /// A task of the process.
     pub const fn of_process(name: &'static str) -> Self {
         Self {
             name,
@@ -46,7 +43,6 @@ impl Task {
         }
     }
 
-    /// A task of a network.
     pub const fn of(network: Network, name: &'static str) -> Self {
         Self {
             name,
@@ -55,7 +51,6 @@ impl Task {
         }
     }
 
-    /// A lane.
     pub const fn lane(network: Network, signer: Address) -> Self {
         Self {
             name: Self::LANE,
@@ -75,27 +70,26 @@ impl fmt::Display for Task {
     }
 }
 
-/// How a task is doing that has died lately.
+/// A task that has failed within the last minute, or is not running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ailing {
-    /// Which.
     pub task: Task,
-    /// Whether it does not run now.
+    /// Whether it is not running now.
     pub down: bool,
-    /// How often it has died within a minute.
+    /// Failures within the last minute.
     pub deaths: usize,
 }
 
-/// A task of the engine died again and again.
+/// A task of the engine failed too often; the process has to end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the {task} died too often (see the log for why); x402d ends, so that it is started anew: what counts is in the ledger"
+    "the {task} failed too often (the log says why); x402d exits so that it can be restarted; the ledger has the state of every payment"
 )]
 pub struct EngineFailed {
     task: String,
 }
 
-/// Starts tasks and keeps them alive. Cheap to clone.
+/// Starts tasks and restarts them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Supervisor(Arc<Inner>);
 
@@ -105,37 +99,38 @@ struct Inner {
     stopped: CancellationToken,
     failed: CancellationToken,
     failure: Mutex<Option<EngineFailed>>,
-    deaths: Mutex<HashMap<Task, Deaths>>,
+    failures: Mutex<HashMap<Task, Failures>>,
 }
 
 #[derive(Debug, Default)]
-struct Deaths {
-    /// The latest.
+struct Failures {
+    /// Times of the latest failures.
     at: VecDeque<Instant>,
     down: bool,
 }
 
-impl Deaths {
-    /// How many there were lately.
-    fn lately(&mut self, now: Instant) -> usize {
-        self.at.retain(|at| now.duration_since(*at) < LATELY);
+impl Failures {
+    /// Number of failures within [`FAILURE_WINDOW`].
+    fn recent(&mut self, now: Instant) -> usize {
+        self.at
+            .retain(|at| now.duration_since(*at) < FAILURE_WINDOW);
         self.at.len()
     }
 }
 
 impl Supervisor {
-    /// Keeps `tasks` alive until `stopped`.
+    /// Keeps `tasks` running until `stopped`.
     pub fn new(tasks: TaskTracker, stopped: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             tasks,
             stopped,
             failed: CancellationToken::new(),
             failure: Mutex::default(),
-            deaths: Mutex::default(),
+            failures: Mutex::default(),
         }))
     }
 
-    /// Starts a task, and starts it again whenever it dies. `begin` returns `None` when it cannot be started again.
+    /// Starts a task, and restarts it whenever it fails. `begin` returns `None` when the task cannot be restarted.
     pub fn keep<Running>(&self, task: Task, begin: impl FnMut() -> Option<Running> + Send + 'static)
     where
         Running: Future<Output = ()> + Send + 'static,
@@ -143,16 +138,16 @@ impl Supervisor {
         let this = self.clone();
         self.0
             .tasks
-            .spawn(async move { this.kept(task, begin).await });
+            .spawn(async move { this.restart_loop(task, begin).await });
     }
 
-    /// Starts a task that cannot be started again: its death ends the process.
+    /// Starts a task that cannot be restarted: its failure ends the process.
     pub fn run(&self, task: Task, running: impl Future<Output = ()> + Send + 'static) {
         let mut once = Some(running);
         self.keep(task, move || once.take());
     }
 
-    /// Ends when a task has died too often.
+    /// Ends when a task has failed too often.
     pub async fn failed(&self) -> EngineFailed {
         self.0.failed.cancelled().await;
         let failure = self.0.failure.lock();
@@ -162,58 +157,58 @@ impl Supervisor {
         })
     }
 
-    /// The tasks of a network, or of the process, that have died within a minute.
+    /// Tasks of a network, or of the process (`None`), that have failed within a minute.
     pub fn ailing(&self, network: Option<Network>) -> Vec<Ailing> {
         let now = Instant::now();
-        let mut all = self.deaths();
+        let mut all = self.failures();
         let mine = all.iter_mut().filter(|(task, _)| task.network == network);
         let ailing = mine.map(|(task, deaths)| Ailing {
             task: *task,
             down: deaths.down,
-            deaths: deaths.lately(now),
+            deaths: deaths.recent(now),
         });
         ailing.filter(|one| one.down || one.deaths > 0).collect()
     }
 
-    async fn kept<Running>(&self, task: Task, mut begin: impl FnMut() -> Option<Running>)
+    async fn restart_loop<Running>(&self, task: Task, mut begin: impl FnMut() -> Option<Running>)
     where
         Running: Future<Output = ()> + Send + 'static,
     {
         let mut running = begin();
-        while let Some(alive) = running {
-            let why = ended(alive).await;
+        while let Some(future) = running {
+            let why = outcome_of(future).await;
             if self.0.stopped.is_cancelled() {
                 return;
             }
-            let deaths = self.died(task);
-            running = if deaths < DEATHS_MAX { begin() } else { None };
-            let pause = FIRST_PAUSE * (1 << deaths.min(DEATHS_MAX).saturating_sub(1));
+            let deaths = self.note_failure(task);
+            running = if deaths < FAILURES_MAX { begin() } else { None };
+            let delay = FIRST_RESTART_DELAY * (1 << deaths.min(FAILURES_MAX).saturating_sub(1));
             if running.is_some() {
-                tracing::error!(%task, network = task.network.map(tracing::field::display), why, deaths, pause_ms = pause.as_millis(), "engine task died: it is started again");
+                tracing::error!(%task, network = task.network.map(tracing::field::display), why, deaths, pause_ms = delay.as_millis(), "engine task failed: restarting it");
             } else {
-                tracing::error!(%task, network = task.network.map(tracing::field::display), why, deaths, "engine task died: it is given up, and the process ends");
-                self.give_up(task);
+                tracing::error!(%task, network = task.network.map(tracing::field::display), why, deaths, "engine task failed too often: the process ends");
+                self.stop_process(task);
                 return;
             }
             tokio::select! {
                 () = self.0.stopped.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(delay) => {}
             }
-            self.deaths().entry(task).or_default().down = false;
+            self.failures().entry(task).or_default().down = false;
         }
     }
 
-    /// Takes note of a death. Returns how many there were within a minute.
-    fn died(&self, task: Task) -> usize {
+    /// Records a failure. Returns how many there were within a minute.
+    fn note_failure(&self, task: Task) -> usize {
         let now = Instant::now();
-        let mut all = self.deaths();
+        let mut all = self.failures();
         let deaths = all.entry(task).or_default();
         deaths.down = true;
         deaths.at.push_back(now);
-        deaths.lately(now)
+        deaths.recent(now)
     }
 
-    fn give_up(&self, task: Task) {
+    fn stop_process(&self, task: Task) {
         let failure = self.0.failure.lock();
         failure
             .unwrap_or_else(PoisonError::into_inner)
@@ -223,22 +218,25 @@ impl Supervisor {
         self.0.failed.cancel();
     }
 
-    fn deaths(&self) -> MutexGuard<'_, HashMap<Task, Deaths>> {
-        self.0.deaths.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failures(&self) -> MutexGuard<'_, HashMap<Task, Failures>> {
+        self.0
+            .failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs a task to its end, which is not expected. Returns why it ended.
-async fn ended(alive: impl Future<Output = ()> + Send + 'static) -> String {
+/// Runs a task to its end, which is not expected, and returns why it ended.
+async fn outcome_of(future: impl Future<Output = ()> + Send + 'static) -> String {
     let mut task = JoinSet::new();
-    task.spawn(alive);
+    task.spawn(future);
     match task.join_next().await {
         Some(Err(error)) => panic_text(error),
         Some(Ok(())) | None => "it ended by itself".to_owned(),
     }
 }
 
-/// What a task that did not come to its end said.
+/// The panic message of a failed task.
 fn panic_text(error: JoinError) -> String {
     let Ok(panic) = error.try_into_panic() else {
         return "it was cancelled".to_owned();
@@ -248,13 +246,13 @@ fn panic_text(error: JoinError) -> String {
     text.unwrap_or_else(|| "a panic without a text".to_owned())
 }
 
-/// Logs that a part of a task's work panicked. What it was about is in the ledger, and is done again.
-pub(super) fn say_panicked(part: &'static str, error: JoinError) {
+/// Logs that a part of a task's work panicked. The payments are in the ledger, and their work is done again.
+pub(super) fn report_panic(part: &'static str, error: JoinError) {
     if error.is_panic() {
         tracing::error!(
             part,
             why = panic_text(error),
-            "engine task panicked in part: what it had in hand is taken up again"
+            "engine task: a part of its work panicked and is done again"
         );
     }
 }
@@ -274,11 +272,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_ends_and_cannot_be_started_again_ends_the_engine() {
+    async fn failure_of_a_task_without_restart_ends_the_engine() {
         let (supervisor, _) = supervisor();
         supervisor.run(TASK, async {});
         let failure = supervisor.failed().await;
-        assert!(failure.to_string().contains("the test died"), "{failure}");
+        assert!(failure.to_string().contains("the test failed"), "{failure}");
         let down = Ailing {
             task: TASK,
             down: true,
@@ -288,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_ends_while_the_engine_stops_has_not_died() {
+    async fn task_that_ends_during_shutdown_has_not_failed() {
         let (supervisor, stopped) = supervisor();
         stopped.cancel();
         supervisor.run(TASK, async {});
@@ -299,19 +297,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_by_its_text() {
+    async fn panic_is_reported_with_its_message() {
         let text = |what: &'static str| async move { assert!(what.is_empty(), "it said {what}") };
-        assert_eq!(ended(text("this")).await, "it said this");
-        assert_eq!(ended(text("")).await, "it ended by itself");
+        assert_eq!(outcome_of(text("this")).await, "it said this");
+        assert_eq!(outcome_of(text("")).await, "it ended by itself");
     }
 
     #[test]
-    fn deaths_of_the_last_minute_count() {
-        let mut deaths = Deaths::default();
+    fn failures_of_the_last_minute_count() {
+        let mut deaths = Failures::default();
         let now = Instant::now();
-        deaths.at.extend([now, now + LATELY / 2]);
-        assert_eq!(deaths.lately(now + LATELY / 2), 2);
-        assert_eq!(deaths.lately(now + LATELY), 1);
-        assert_eq!(deaths.lately(now + LATELY * 2), 0);
+        deaths.at.extend([now, now + FAILURE_WINDOW / 2]);
+        assert_eq!(deaths.recent(now + FAILURE_WINDOW / 2), 2);
+        assert_eq!(deaths.recent(now + FAILURE_WINDOW), 1);
+        assert_eq!(deaths.recent(now + FAILURE_WINDOW * 2), 0);
     }
 }

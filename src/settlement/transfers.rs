@@ -1,7 +1,7 @@
-//! Follows the transfers that payers send themselves: from their bytes, or their hash, to the exact `Transfer` in a canonical block.
+//! Follows transfers that payers send themselves, from their bytes or hash to the exact `Transfer` event in a canonical block.
 //!
-//! They use the payer's nonces, so no lane owns them. Every process follows all of them: what it records is guarded by the row's state, and
-//! sending the same bytes twice is harmless.
+//! They use the payers' nonces, so no lane owns them. Every process follows all of them: each update is guarded by the row's state, and
+//! broadcasting the same bytes twice is harmless.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,94 +18,93 @@ use crate::payment::state::Exit;
 use crate::payment::{Location, PaymentId, PaymentState};
 use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach};
-use crate::settlement::site::OpenCount;
+use crate::settlement::served_network::OpenCount;
 use crate::settlement::{NotNow, Site};
 use crate::telemetry::causes;
 
-/// Transfers that are looked at in one go; each costs a call or two. The next go begins behind them, so that many which never come keep
-/// nobody waiting for ever.
-const LOOK_MAX: usize = 200;
-/// How often the ledger is asked for transfers that another process, or an earlier life of this one, wrote down.
+/// Transfers checked per query; each costs an RPC call or two. The next query continues after them, so transfers that never appear do not
+/// block others.
+const CHECKED_MAX: usize = 200;
+/// How often the ledger is read for transfers recorded by another process, or before a restart.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
-/// Bytes are sent again after this long without being mined.
+/// Bytes are broadcast again after this long without being mined.
 const RESEND_AFTER: Duration = Duration::from_secs(4);
-/// How seldom to look for a transfer whose session ended long ago: it does not count any more, and only shows up in the history.
+/// Longest interval for a transfer whose session has expired: it no longer pays for anything, and only the history shows it.
 const LATE_INTERVAL: Duration = Duration::from_secs(30);
-/// Blocks after a reorganisation in which failures are looked at again.
-const UNDONE_BLOCKS: u64 = 64;
-/// How long a nonce may be used at depth without a receipt of ours: nodes show receipts later than account nonces.
+/// Blocks after a reorg during which failed transfers are checked again.
+const RECHECK_BLOCKS: u64 = 64;
+/// How long a nonce must be used with the promised confirmations and no receipt of ours: nodes show receipts later than account nonces.
 const REPLACED_AFTER: Duration = Duration::from_secs(5);
 
-/// The task that follows one network's transfers.
 #[derive(Debug)]
 pub struct Transfers {
     site: Arc<Site>,
     followed: HashMap<PaymentId, Followed>,
-    /// Where the next look begins.
-    behind: Option<PaymentId>,
-    /// How many rounds were begun.
+    /// Where the next query starts.
+    after: Option<PaymentId>,
+    /// Number of the current round over all open transfers.
     round: u64,
-    /// How many reorganisations were seen, and until which height failures are not proven any more.
+    /// Reorgs seen, and the height until which failures are checked again after one.
     reorganisations: u64,
-    undone_until: Option<u64>,
-    /// Those that may still count: of the last whole round, and of this one so far.
-    counted: OpenCount,
-    timely: usize,
+    recheck_failed_until: Option<u64>,
+    /// Transfers that can still pay for their session: counted in the last whole round, and in this one so far.
+    open_count: OpenCount,
+    in_time: usize,
 }
 
-/// What is remembered of a transfer between two looks. Losing it costs a call, no more.
+/// Memory of a transfer between two checks. Losing it costs an RPC call, no more.
 #[derive(Debug, Default, Clone, Copy)]
 struct Followed {
-    /// The round in which it was last seen.
+    /// The round in which it was last checked.
     round: u64,
     sent_at: Option<Instant>,
-    looked_at: Option<Instant>,
+    checked_at: Option<Instant>,
     late_since: Option<Instant>,
     used_since: Option<Instant>,
 }
 
 impl Followed {
-    /// Whether to look for a transfer that comes too late to count: ever more seldom.
+    /// Whether to check a transfer of an expired session: the longer ago, the less often.
     fn is_due(&mut self) -> bool {
         let late_for = self.late_since.get_or_insert_with(Instant::now).elapsed();
-        let rest = LATE_INTERVAL.min(late_for / 4);
-        self.looked_at.is_none_or(|since| since.elapsed() >= rest)
+        let interval = LATE_INTERVAL.min(late_for / 4);
+        self.checked_at
+            .is_none_or(|since| since.elapsed() >= interval)
     }
 }
 
 impl Transfers {
-    /// A follower for `site`.
     pub fn new(site: Arc<Site>) -> Self {
         Self {
-            counted: OpenCount::of(&site),
+            open_count: OpenCount::of(&site),
             site,
             followed: HashMap::new(),
-            behind: None,
+            after: None,
             round: 0,
             reorganisations: 0,
-            undone_until: None,
-            timely: 0,
+            recheck_failed_until: None,
+            in_time: 0,
         }
     }
 
-    /// Follows until `stop`.
+    /// Follows transfers until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut view = self.site.view.subscribe();
         let mut failing = false;
         loop {
-            match self.look().await {
+            match self.check_open().await {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "cannot follow the payers' transfers; trying again");
+                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "payers' transfers not checked: retrying");
                     }
                 }
             }
             let any = !self.followed.is_empty();
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = std::future::ready(()), if self.behind.is_some() && !failing => {}
-                () = self.site.transfer_wanted() => {}
+                () = std::future::ready(()), if self.after.is_some() && !failing => {}
+                () = self.site.transfers_woken() => {}
                 changed = view.changed(), if any && !failing => {
                     if changed.is_err() {
                         return;
@@ -116,24 +115,26 @@ impl Transfers {
         }
     }
 
-    /// One look at the next open transfers. One that cannot be looked at does not keep the others waiting.
-    async fn look(&mut self) -> Result<(), NotNow> {
-        let moved = self.site.view.moved();
-        let Some(head) = moved.head else {
+    /// Checks the next open transfers. An error of one does not stop the others.
+    async fn check_open(&mut self) -> Result<(), NotNow> {
+        let tick = self.site.view.moved();
+        let Some(head) = tick.head else {
             return Ok(());
         };
-        if std::mem::replace(&mut self.reorganisations, moved.reorganisations)
-            != moved.reorganisations
+        if std::mem::replace(&mut self.reorganisations, tick.reorganisations)
+            != tick.reorganisations
         {
-            self.undone_until = Some(head.number.saturating_add(UNDONE_BLOCKS));
+            self.recheck_failed_until = Some(head.number.saturating_add(RECHECK_BLOCKS));
         }
-        self.undone_until = self.undone_until.filter(|until| head.number < *until);
+        self.recheck_failed_until = self
+            .recheck_failed_until
+            .filter(|until| head.number < *until);
         let network = self.site.policy.network;
-        let limit = i64::try_from(LOOK_MAX).unwrap_or(i64::MAX);
+        let limit = i64::try_from(CHECKED_MAX).unwrap_or(i64::MAX);
         let ledger = &self.site.ledger;
-        let undone = self.undone_until.is_some();
+        let recheck_failed = self.recheck_failed_until.is_some();
         let (open, last) = ledger
-            .open_transfers(network, undone, self.behind, limit)
+            .open_transfers(network, recheck_failed, self.after, limit)
             .await?;
         let mut result = Ok(());
         for transfer in &open {
@@ -141,14 +142,14 @@ impl Transfers {
             followed.round = self.round;
             let late = head.time.unix_timestamp() > expiry(transfer);
             let open = matches!(transfer.payment.state, PaymentState::Inflight(_));
-            self.timely += usize::from(!late && open);
+            self.in_time += usize::from(!late && open);
             if !late || followed.is_due() {
-                followed.looked_at = Some(Instant::now());
-                result = result.and(look_at(&self.site, transfer, followed, &head).await);
+                followed.checked_at = Some(Instant::now());
+                result = result.and(check_transfer(&self.site, transfer, followed, &head).await);
             }
         }
-        self.behind = last;
-        if self.behind.is_none() {
+        self.after = last;
+        if self.after.is_none() {
             self.end_round();
         }
         result
@@ -158,13 +159,13 @@ impl Transfers {
         let round = self.round;
         self.followed.retain(|_, followed| followed.round == round);
         self.round += 1;
-        // The watch hurries while anything is open.
-        let timely = std::mem::take(&mut self.timely);
-        self.counted.set(timely);
+        // The watch uses its short interval while any is open.
+        let in_time = std::mem::take(&mut self.in_time);
+        self.open_count.set(in_time);
     }
 }
 
-async fn look_at(
+async fn check_transfer(
     site: &Site,
     transfer: &OpenTransfer,
     followed: &mut Followed,
@@ -174,20 +175,20 @@ async fn look_at(
         reach(Step::Mined);
         return match outcome(site, transfer, &receipt, head).await? {
             Some(outcome) => record(site, transfer, &outcome).await,
-            // A failure is told at the depth at which success would be.
+            // A failure needs the same confirmations as success.
             None => Ok(()),
         };
     }
     if is_replaced(site, transfer, followed, head).await {
         let message = format!(
-            "another transaction has used the payer's nonce {}; this one can never be mined",
+            "another transaction has used the payer's nonce {}; this transfer can never be mined",
             transfer.account_nonce
         );
-        let exit = Exit {
+        let rejection = Exit {
             reason: Reason::TransferNotFound,
             message,
         };
-        return record(site, transfer, &TransferOutcome::Failed(exit)).await;
+        return record(site, transfer, &TransferOutcome::Failed(rejection)).await;
     }
     let due = followed
         .sent_at
@@ -197,23 +198,26 @@ async fn look_at(
         let reply = broadcast(&site.rpc, raw, transfer.hash).await;
         reach(Step::Broadcast);
         if reply != Broadcast::Accepted {
-            tracing::info!(payment.id = %transfer.payment.id, ?reply, "a payer's transfer was not taken; the same bytes will be sent again");
+            tracing::info!(network = %site.policy.network, transaction = %transfer.hash, payment.id = %transfer.payment.id, ?reply, "payer's transfer not accepted by any endpoint: the same bytes are sent again");
         }
-        site.look_now();
+        site.wake_watch();
     }
     Ok(())
 }
 
-/// Whether the payer's nonce is used by another transaction, as deep as success would have to be. What cannot be asked is not.
+/// Whether another transaction has used the payer's nonce, with the promised confirmations. `false` when this cannot be determined.
 async fn is_replaced(
     site: &Site,
     transfer: &OpenTransfer,
     followed: &mut Followed,
     head: &Head,
 ) -> bool {
-    let depth = u64::from(transfer.payment.confirmations).saturating_sub(1);
+    let below_head = u64::from(transfer.payment.confirmations).saturating_sub(1);
     let payer = transfer.payment.authorization.from;
-    let at = site.rpc.confirmed_height(head.number).saturating_sub(depth);
+    let at = site
+        .rpc
+        .confirmed_height(head.number)
+        .saturating_sub(below_head);
     let used = site.rpc.transaction_count_at(payer, at).await;
     if !used.is_ok_and(|count| count > transfer.account_nonce) {
         followed.used_since = None;
@@ -223,7 +227,7 @@ async fn is_replaced(
     since.elapsed() >= REPLACED_AFTER
 }
 
-/// What a transfer in a block came to; `None` while that is too early to say.
+/// The outcome of a mined transfer; `None` while it has too few confirmations for that.
 async fn outcome(
     site: &Site,
     transfer: &OpenTransfer,
@@ -231,8 +235,8 @@ async fn outcome(
     head: &Head,
 ) -> Result<Option<TransferOutcome>, NotNow> {
     let block_number: u64 = receipt.block_number.to();
-    let depth = (site.rpc.confirmed_height(head.number) + 1).saturating_sub(block_number);
-    let deep = depth >= u64::from(transfer.payment.confirmations);
+    let confirmations = (site.rpc.confirmed_height(head.number) + 1).saturating_sub(block_number);
+    let deep = confirmations >= u64::from(transfer.payment.confirmations);
     let fail = |reason, message: &str| {
         Ok(deep.then(|| {
             TransferOutcome::Failed(Exit {
@@ -245,7 +249,7 @@ async fn outcome(
     let Some(log_index) = log.filter(|_| receipt.succeeded()) else {
         return fail(
             Reason::SessionTransferMismatch,
-            "the transaction was mined without moving exactly this amount to the payee",
+            "the transaction was mined without transferring exactly this amount to the payee",
         );
     };
     if block_number < transfer.accept_from_block {

@@ -1,5 +1,5 @@
-//! What becomes of a payment whose transaction was mined and did not move its money, as far as the logs say: pure. The token's own state
-//! decides, as of the depth that the payment was promised; a receipt's status proves nothing by itself.
+//! Verdicts about payments whose transaction was mined without their transfer in its logs. Pure. The token's own state decides, with the
+//! confirmations that the payment was promised; a receipt's status alone proves nothing.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{Payment, PaymentState};
 
-/// A payment that was mined without effect this often, although each simulation went through, is left alone.
+/// A payment mined this often without effect, although each simulation succeeded, is refused.
 const TRIES_MAX: i64 = 3;
-/// What contradicts itself for so long is for the operator: nodes show logs a moment later than state.
+/// Contradicting answers for this long quarantine the payment for the operator: nodes show logs a moment later than state.
 const CONTRADICTION_AFTER: Duration = Duration::from_secs(20);
 
-/// Whether the transaction stands deep enough for a verdict.
-pub(super) fn is_deep(row: &Undecided, head: &Head) -> bool {
-    let depth = (head.number + 1).saturating_sub(row.block_number);
-    depth >= u64::from(row.payment.confirmations)
+/// Whether the transaction has the confirmations that a verdict needs.
+pub(super) fn is_confirmed(row: &Undecided, head: &Head) -> bool {
+    let confirmations = (head.number + 1).saturating_sub(row.block_number);
+    confirmations >= u64::from(row.payment.confirmations)
 }
 
-/// The verdict about an undecided payment of which the chain says `used` since `waited`. `None`: not yet.
+/// The verdict about a payment that has been undecided for `undecided_for` and of which the chain says `used`. `None`: not yet.
 pub(super) fn verdict(
     row: &Undecided,
     used: &AuthorizationUse,
     head: &Head,
-    waited: Duration,
+    undecided_for: Duration,
 ) -> Option<Verdict> {
     let payment = &row.payment;
     let fail = |reason, message: &str| {
@@ -35,12 +35,13 @@ pub(super) fn verdict(
             message: message.to_owned(),
         }))
     };
-    let set_aside =
-        |why: &str| (waited >= CONTRADICTION_AFTER).then(|| Verdict::SetAside(why.to_owned()));
+    let quarantine = |why: &str| {
+        (undecided_for >= CONTRADICTION_AFTER).then(|| Verdict::SetAside(why.to_owned()))
+    };
     match used {
         AuthorizationUse::Transferred { location, .. } => {
             let deep = location.is_deep(head.number, payment.confirmations);
-            // One that was called failed is called settled for good.
+            // A failed payment becomes settled only with the promised confirmations, because that is final.
             let failed = matches!(payment.state, PaymentState::Failed { .. });
             (deep || !failed).then_some(Verdict::Moved {
                 location: *location,
@@ -48,11 +49,11 @@ pub(super) fn verdict(
             })
         }
         AuthorizationUse::Consumed(None) => {
-            set_aside("the nonce is used, but the token's event about it cannot be found")
+            quarantine("the nonce is used, but the token's event for it was not found")
         }
         AuthorizationUse::Consumed(Some(by)) if *by == row.hash => fail(
             payment.reason(Fault::Transfer),
-            "the token used the nonce without moving exactly this amount to the payee",
+            "the token used the nonce without transferring exactly this amount to the payee",
         ),
         AuthorizationUse::Consumed(Some(_)) => fail(
             payment.reason(Fault::NonceUsed),
@@ -62,12 +63,12 @@ pub(super) fn verdict(
             payment.reason(Fault::Ends),
             "the authorization expired on the chain before it could be used",
         ),
-        AuthorizationUse::Unused if row.call_succeeded => set_aside(
-            "the transaction succeeded, but the token neither moved the money nor used the nonce",
+        AuthorizationUse::Unused if row.call_succeeded => quarantine(
+            "the transaction succeeded, but the token neither transferred the money nor used the nonce",
         ),
         AuthorizationUse::Unused if row.tries >= TRIES_MAX => {
             let message = format!(
-                "{} transactions were mined without effect although their simulation went through",
+                "{} transactions were mined without effect although each simulation succeeded",
                 row.tries
             );
             Some(Verdict::Refuse(Exit {
@@ -98,7 +99,7 @@ mod tests {
 
     const OURS: B256 = B256::repeat_byte(0x05);
 
-    /// Of a payment that wants two confirmations.
+    /// A payment that needs two confirmations.
     fn row(call_succeeded: bool, tries: i64) -> Undecided {
         Undecided {
             payment: payment(PaymentState::Inflight(OURS)),
@@ -131,16 +132,16 @@ mod tests {
         OffsetDateTime::from_unix_timestamp(VALID_BEFORE).unwrap() + time::Duration::SECOND
     }
 
-    /// The code with which a payment failed for good.
+    /// The code of a final failure.
     fn failure(verdict: Option<Verdict>) -> Option<Reason> {
-        if let Some(Verdict::Fail(exit)) = verdict {
-            Some(exit.reason)
+        if let Some(Verdict::Fail(rejection)) = verdict {
+            Some(rejection.reason)
         } else {
             None
         }
     }
 
-    fn moved_in(location: Location) -> AuthorizationUse {
+    fn transferred_in(location: Location) -> AuthorizationUse {
         AuthorizationUse::Transferred {
             location,
             sender: PAYER,
@@ -148,16 +149,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_before_the_promised_depth() {
+    fn no_verdict_before_the_promised_confirmations() {
         let row = row(false, 1);
         let mut head = head_at(now());
-        assert!(!is_deep(&row, &head), "one of two");
+        assert!(!is_confirmed(&row, &head), "one of two");
         head.number += 1;
-        assert!(is_deep(&row, &head));
+        assert!(is_confirmed(&row, &head));
     }
 
     #[test]
-    fn money_that_moved_in_another_transaction_is_found_there_with_its_depth() {
+    fn transfer_in_another_transaction_is_found_with_its_confirmations() {
         for (below, deep) in [(0, false), (1, true), (50, true)] {
             let location = Location {
                 block_number: location().block_number - below,
@@ -165,14 +166,14 @@ mod tests {
             };
             let expected = Some(Verdict::Moved { location, deep });
             for (succeeded, time) in [(true, now()), (false, now()), (false, expired())] {
-                let found = verdict_at(time, &moved_in(location), &row(succeeded, 9));
+                let found = verdict_at(time, &transferred_in(location), &row(succeeded, 9));
                 assert_eq!(found, expected, "{below} below");
             }
         }
     }
 
     #[test]
-    fn what_was_called_failed_is_called_settled_at_its_depth_alone() {
+    fn failed_payment_becomes_settled_only_when_confirmed() {
         let exit = Exit {
             reason: Reason::ExactNonceUsed,
             message: String::new(),
@@ -182,17 +183,17 @@ mod tests {
             exit,
             transaction: Some(OURS),
         };
-        assert_eq!(verdict_at(now(), &moved_in(location()), &row), None);
+        assert_eq!(verdict_at(now(), &transferred_in(location()), &row), None);
         let deeper = Location {
             block_number: location().block_number - 1,
             ..location()
         };
-        let late = verdict_at(now(), &moved_in(deeper), &row);
+        let late = verdict_at(now(), &transferred_in(deeper), &row);
         assert!(matches!(late, Some(Verdict::Moved { deep: true, .. })));
     }
 
     #[test]
-    fn what_contradicts_itself_is_waited_for_and_then_left_to_the_operator() {
+    fn contradicting_answers_quarantine_after_a_while() {
         let lost = AuthorizationUse::Consumed(None);
         let unused = AuthorizationUse::Unused;
         for (used, row) in [
@@ -200,15 +201,18 @@ mod tests {
             (&lost, row(true, 9)),
             (&unused, row(true, TRIES_MAX)),
         ] {
-            let after = |waited| verdict(&row, used, &head_at(now()), waited);
+            let after = |undecided_for| verdict(&row, used, &head_at(now()), undecided_for);
             assert_eq!(after(CONTRADICTION_AFTER / 2), None);
-            let aside = after(CONTRADICTION_AFTER);
-            assert!(matches!(aside, Some(Verdict::SetAside(_))), "{aside:?}");
+            let quarantined = after(CONTRADICTION_AFTER);
+            assert!(
+                matches!(quarantined, Some(Verdict::SetAside(_))),
+                "{quarantined:?}"
+            );
         }
     }
 
     #[test]
-    fn a_nonce_used_without_this_transfer_is_a_failure_for_good() {
+    fn nonce_used_without_this_transfer_is_a_final_failure() {
         let used_by = |transaction| AuthorizationUse::Consumed(Some(transaction));
         for succeeded in [true, false] {
             let row = row(succeeded, 0);
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unused_authorization_fails_only_once_the_chain_is_past_its_end() {
+    fn unused_authorization_fails_only_after_it_expired_on_chain() {
         let unused = AuthorizationUse::Unused;
         for succeeded in [true, false] {
             let late = verdict_at(expired(), &unused, &row(succeeded, 0));
@@ -242,7 +246,7 @@ mod tests {
             let mut row = row(false, TRIES_MAX);
             row.payment.method = candidate.method;
             match verdict_at(time, used, &row) {
-                Some(Verdict::Fail(exit) | Verdict::Refuse(exit)) => exit.reason,
+                Some(Verdict::Fail(rejection) | Verdict::Refuse(rejection)) => rejection.reason,
                 other => panic!("expected a code, got {other:?}"),
             }
         };
@@ -265,15 +269,16 @@ mod tests {
     }
 
     #[test]
-    fn a_revert_is_tried_again_three_times_and_then_refused() {
+    fn revert_is_tried_again_three_times_and_then_refused() {
         let unused = AuthorizationUse::Unused;
         for tries in 0..TRIES_MAX {
             let again = verdict_at(now(), &unused, &row(false, tries));
             assert_eq!(again, Some(Verdict::Again), "{tries} tries");
         }
-        let Some(Verdict::Refuse(exit)) = verdict_at(now(), &unused, &row(false, TRIES_MAX)) else {
+        let Some(Verdict::Refuse(rejection)) = verdict_at(now(), &unused, &row(false, TRIES_MAX))
+        else {
             panic!("expected a refusal, which a later presentation may undo");
         };
-        assert_eq!(exit.reason, Reason::ExactTransactionFailed);
+        assert_eq!(rejection.reason, Reason::ExactTransactionFailed);
     }
 }

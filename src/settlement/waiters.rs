@@ -1,4 +1,4 @@
-//! Who waits for which payment or session: in-process wake-ups, and a slow look into the ledger for what other replicas did.
+//! Callers that wait for a payment or session: in-process notifications, and slow polling of the ledger for changes by other processes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,33 +12,33 @@ use crate::payment::PaymentId;
 use crate::protocol::session::SessionId;
 use crate::telemetry::causes;
 
-/// How often the ledger is asked about something that somebody waits for; less often about each when many are waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// Questions to the ledger per interval: this is for what other processes did, and must not become a load.
-const LOOKS_MAX: usize = 256;
+/// How often the ledger is asked about each topic; less often when there are many.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Most topics polled per interval. Polling only finds the changes of other processes, and must not load the database.
+const POLLED_MAX: usize = 256;
 
-/// What can be waited for.
+/// What callers can wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// Something decisive happens to a payment.
+    /// A payment reaches a state that callers wait for.
     Payment(PaymentId),
-    /// A session is cancelled, or something is submitted for it.
+    /// A session is cancelled, or a payment is submitted for it.
     Session(SessionId),
 }
 
-/// What callers wait for. Cheap to clone.
+/// Topics with waiting callers. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Waiters(Arc<Mutex<HashMap<Topic, Waited>>>);
+pub struct Waiters(Arc<Mutex<HashMap<Topic, TopicEntry>>>);
 
 #[derive(Debug)]
-struct Waited {
-    bell: watch::Sender<()>,
+struct TopicEntry {
+    signal: watch::Sender<()>,
     callers: usize,
     /// When the ledger is asked next.
-    look_at: Instant,
+    poll_at: Instant,
 }
 
-/// One caller's place: it hears every change since it was taken, so take it before reading the row.
+/// One caller's subscription. It reports every change since it was made, so subscribe before reading the row.
 #[derive(Debug)]
 pub struct Waiting {
     waiters: Waiters,
@@ -59,42 +59,42 @@ impl From<SessionId> for Topic {
 }
 
 impl Waiters {
-    /// Begins to wait for changes.
+    /// Subscribes to changes.
     pub fn wait_for(&self, topic: impl Into<Topic>) -> Waiting {
         let topic = topic.into();
-        let mut waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = waited.entry(topic.clone()).or_insert_with(|| Waited {
-            bell: watch::Sender::new(()),
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.entry(topic.clone()).or_insert_with(|| TopicEntry {
+            signal: watch::Sender::new(()),
             callers: 0,
-            look_at: Instant::now() + LOOK_INTERVAL,
+            poll_at: Instant::now() + POLL_INTERVAL,
         });
         entry.callers += 1;
         Waiting {
             waiters: self.clone(),
             topic,
-            changes: entry.bell.subscribe(),
+            changes: entry.signal.subscribe(),
         }
     }
 
-    /// Wakes everybody who waits for one of `topics`.
+    /// Wakes the callers that wait for one of `topics`.
     pub fn wake(&self, topics: impl IntoIterator<Item = impl Into<Topic>>) {
-        let waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for topic in topics {
-            if let Some(entry) = waited.get(&topic.into()) {
-                entry.bell.send_replace(());
+            if let Some(entry) = entries.get(&topic.into()) {
+                entry.signal.send_replace(());
             }
         }
     }
 
-    /// What the ledger should be asked about now.
+    /// The topics to ask the ledger about now.
     fn due(&self) -> (Vec<PaymentId>, Vec<SessionId>) {
         let (mut payments, mut sessions) = (Vec::new(), Vec::new());
-        let mut waited = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let rounds = u32::try_from(waited.len() / LOOKS_MAX + 1).unwrap_or(u32::MAX);
-        let due = waited.iter_mut().filter(|(_, entry)| entry.look_at <= now);
-        for (topic, entry) in due.take(LOOKS_MAX) {
-            entry.look_at = now + LOOK_INTERVAL * rounds;
+        let rounds = u32::try_from(entries.len() / POLLED_MAX + 1).unwrap_or(u32::MAX);
+        let due = entries.iter_mut().filter(|(_, entry)| entry.poll_at <= now);
+        for (topic, entry) in due.take(POLLED_MAX) {
+            entry.poll_at = now + POLL_INTERVAL * rounds;
             match topic {
                 Topic::Payment(id) => payments.push(*id),
                 Topic::Session(id) => sessions.push(id.clone()),
@@ -103,19 +103,22 @@ impl Waiters {
         (payments, sessions)
     }
 
-    /// Wakes callers for what happened elsewhere; run it for as long as anybody may wait.
+    /// Wakes callers for changes made by other processes. Runs as long as callers may wait.
     pub async fn look_elsewhere(self, ledger: Ledger) {
-        let mut interval = tokio::time::interval(LOOK_INTERVAL);
+        let mut interval = tokio::time::interval(POLL_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            if let Err(error) = self.look(&ledger).await {
-                tracing::debug!(error = causes(&error), "cannot look for what others did");
+            if let Err(error) = self.poll(&ledger).await {
+                tracing::debug!(
+                    error = causes(&error),
+                    "changes of other processes not read from the ledger"
+                );
             }
         }
     }
 
-    async fn look(&self, ledger: &Ledger) -> Result<(), LedgerError> {
+    async fn poll(&self, ledger: &Ledger) -> Result<(), LedgerError> {
         let (payments, sessions) = self.due();
         if !payments.is_empty() {
             self.wake(ledger.decided(&payments).await?);
@@ -128,7 +131,7 @@ impl Waiters {
 }
 
 impl Waiting {
-    /// Waits for a change that was not heard yet, until `deadline`. `false`: the deadline came first.
+    /// Waits for a change that was not reported yet, until `deadline`. `false`: the deadline came first.
     pub async fn change_until(&mut self, deadline: Instant) -> bool {
         tokio::time::timeout_at(deadline, self.changes.changed())
             .await
@@ -138,15 +141,15 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut waited = self
+        let mut entries = self
             .waiters
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = waited.get_mut(&self.topic) {
+        if let Some(entry) = entries.get_mut(&self.topic) {
             entry.callers -= 1;
             if entry.callers == 0 {
-                waited.remove(&self.topic);
+                entries.remove(&self.topic);
             }
         }
     }
@@ -158,13 +161,13 @@ mod tests {
     use uuid::Uuid;
 
     #[tokio::test]
-    async fn a_wake_between_looking_and_waiting_is_not_lost() {
+    async fn wake_between_reading_and_waiting_is_not_lost() {
         let waiters = Waiters::default();
         let payment = PaymentId(Uuid::nil());
         let mut waiting = waiters.wait_for(payment);
         waiters.wake([payment]);
         assert!(waiting.change_until(Instant::now()).await);
-        assert!(!waiting.change_until(Instant::now()).await, "heard once");
+        assert!(!waiting.change_until(Instant::now()).await, "reported once");
         drop(waiting);
         assert!(waiters.0.lock().unwrap().is_empty());
     }

@@ -81,7 +81,7 @@ async fn payment_that_no_node_takes_alone_leaves_batching_as_it_was() {
     world.proxy.called(send, 0).await;
     eventually("a refusal", Duration::from_secs(20), async || {
         let log = world.facilitator.log();
-        log.contains("a send was refused").then_some(())
+        log.contains("broadcast rejected").then_some(())
     })
     .await;
     world.proxy.on(send, Fault::None);

@@ -217,8 +217,7 @@ async fn data_fees_of_rollups_are_in_the_books_and_stop_a_signer_before_it_sends
     world.chain.call(set, json!([signer, little])).await;
     let log = eventually("the warning", Duration::from_secs(40), async || {
         let log = world.facilitator.log();
-        log.contains("the signer has gas for fewer than")
-            .then_some(log)
+        log.contains("gas for fewer than").then_some(log)
     })
     .await;
     assert!(log.contains("refilled"), "{log}");

@@ -71,7 +71,7 @@ async fn a_passing_error_while_nonces_are_explained_stops_no_lane() {
     eventually("claims that fail", LIMIT, async || {
         assert_eq!(stopped(&world).await, None);
         let log = world.facilitator.log();
-        log.contains("cannot claim the lane").then_some(())
+        log.contains("lane claim failed").then_some(())
     })
     .await;
     world.proxy.on(COUNT, Fault::None);

@@ -45,7 +45,7 @@ async fn a_payment_that_a_dying_lane_had_in_hand_settles_with_the_next_lane() {
     assert_eq!(std::fs::read(&panics).unwrap(), b"", "it panicked");
 
     let log = world.facilitator.log();
-    let said = log.lines().find(|line| line.contains("engine task died"));
+    let said = log.lines().find(|line| line.contains("engine task failed"));
     let said: Value = serde_json::from_str(said.unwrap()).unwrap();
     assert_eq!(said["why"], "as a test has asked", "{said}");
     assert!(said["task"].as_str().unwrap().starts_with("lane of 0x"));
@@ -124,7 +124,7 @@ async fn a_lane_that_keeps_dying_ends_the_process_and_the_next_one_settles() {
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     let told = settling.join_next().await.unwrap().unwrap().unwrap();
     assert!(!told.succeeded(), "{told:?}");
-    assert!(world.facilitator.log().contains("died too often"));
+    assert!(world.facilitator.log().contains("failed too often"));
 
     std::fs::remove_file(&panics).unwrap();
     world.facilitator.restart(None).await;

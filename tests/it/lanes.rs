@@ -131,7 +131,11 @@ async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on
     let set = "anvil_setBalance";
     chain.call(set, json!([poor, U256::from(1_000)])).await;
     let world = two_signers().on(chain).await;
-    logged(&world.facilitator, "it takes no more until it is refilled").await;
+    logged(
+        &world.facilitator,
+        "it takes no payments until it is refilled",
+    )
+    .await;
     let payer = world.payer().await;
     for number in 0..4 {
         let body = Purchase::new(&payer, PAYEE, 340 + number).body();
@@ -143,7 +147,7 @@ async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on
 
     let plenty = U256::from(10).pow(U256::from(18));
     world.chain.call(set, json!([poor, plenty])).await;
-    logged(&world.facilitator, "the signer has enough for gas again").await;
+    logged(&world.facilitator, "signer balance sufficient again").await;
     let bodies = (0..40).map(|number| Purchase::new(&payer, PAYEE, 400 + number).body());
     for answer in world.facilitator.settle_at_once(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");

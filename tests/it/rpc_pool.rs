@@ -90,7 +90,7 @@ async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_
         5
     );
     let log = pool.world.facilitator.log();
-    assert!(!log.contains("left the chain"), "no reorganisation");
+    assert!(!log.contains("reorg:"), "no reorganisation");
     pool.first.all(Fault::None);
     pool.second.all(Fault::Unavailable);
     pool.reads_from_the_first(true).await;

@@ -1,65 +1,64 @@
-//! Becoming the owner of a lane. What the chain knows of the signer's nonces is compared with the ledger before anything is written.
+//! Claiming a lane. The signer's nonces on the chain are compared with the ledger before anything is written.
 
 use std::collections::VecDeque;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::foreign::{Unexplained, explain};
-use super::keep::Purse;
-use super::{Lane, Owned};
+use super::foreign::{UnknownNonces, identify_nonces};
+use super::gas_balance::GasBalance;
+use super::{Lane, OwnedLane};
 use crate::ledger::{Claim, LaneLease, LedgerError};
-use crate::settlement::chain_view::Moved;
-use crate::settlement::prepare::NotPrepared;
-use crate::settlement::site::OpenCount;
+use crate::settlement::batch::PrepareError;
+use crate::settlement::chain_view::ChainTick;
+use crate::settlement::served_network::OpenCount;
 
-/// What came of trying to own a lane.
+/// Result of an attempt to claim a lane.
 #[derive(Debug)]
-pub(super) enum Claimed {
-    /// It is ours.
-    Ours(Box<Owned>),
-    /// Another process owns it.
-    Others,
-    /// It is to be tried again: nothing is heard of the chain, or what was found has to be read anew.
-    NotNow,
+pub(super) enum ClaimOutcome {
+    /// This process owns the lane now.
+    Owned(Box<OwnedLane>),
+    OtherProcess,
+    /// To be tried again: the RPC does not answer, or the lane's row changed and has to be read again.
+    Later,
 }
 
-/// What the chain says of the nonces that the ledger does not know.
+/// How the chain's nonces compare with the ledger's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Nonces {
-    /// There are none, or the operator was asked.
-    Known,
-    /// Some are in the pool, or not deep enough yet: nothing is written until that is decided.
-    Held,
-    /// They were given up, or the lane was stopped.
+enum NonceCheck {
+    /// The chain knows no nonce that the ledger does not, or the lane is stopped already.
+    Matches,
+    /// Some unknown nonces are in the pool or have too few confirmations: no new nonce is used until they are identified.
+    Wait,
+    /// Unknown nonces were recorded as foreign, or the lane was stopped.
     Changed,
 }
 
 impl Lane {
-    /// Becomes the owner, reads what is open and sends all of it again, in nonce order.
-    pub(super) async fn claim(&self) -> Result<Claimed, NotPrepared> {
+    /// Claims the lane, reads its open transactions and broadcasts them again in nonce order.
+    pub(super) async fn claim(&self) -> Result<ClaimOutcome, PrepareError> {
         if self.site.is_blind() {
-            return Ok(Claimed::NotNow);
+            return Ok(ClaimOutcome::Later);
         }
         let ledger = &self.site.ledger;
         let lanes = self.shared_lanes();
         let mut claim = ledger.claim_lane(self.id, lanes).await?;
         if claim == Claim::Unknown {
             let Some(first) = self.first_nonce().await? else {
-                return Ok(Claimed::NotNow);
+                return Ok(ClaimOutcome::Later);
             };
             ledger.open_lane(self.id, first).await?;
             claim = ledger.claim_lane(self.id, lanes).await?;
         }
         let Claim::Owned(lease) = claim else {
-            return Ok(Claimed::Others);
+            return Ok(ClaimOutcome::OtherProcess);
         };
-        match self.compare(lease).await {
-            Ok(Nonces::Known) => self.begin(lease, None).await,
-            Ok(Nonces::Held) => self.begin(lease, Some(Instant::now())).await,
-            Ok(Nonces::Changed) => Ok(Claimed::NotNow),
+        match self.compare_nonces(lease).await {
+            Ok(NonceCheck::Matches) => self.begin(lease, None).await,
+            Ok(NonceCheck::Wait) => self.begin(lease, Some(Instant::now())).await,
+            Ok(NonceCheck::Changed) => Ok(ClaimOutcome::Later),
             Err(error) => {
-                // Somebody else may hear more of the chain.
+                // Another process may have a working RPC.
                 ledger.release_lane(self.id, lease).await?;
                 Err(error)
             }
@@ -67,66 +66,69 @@ impl Lane {
     }
 
     /// Compares the ledger's next nonce with the chain.
-    async fn compare(&self, lease: LaneLease) -> Result<Nonces, NotPrepared> {
+    async fn compare_nonces(&self, lease: LaneLease) -> Result<NonceCheck, PrepareError> {
         if lease.stopped || self.key.is_none() {
-            return Ok(Nonces::Known);
+            return Ok(NonceCheck::Matches);
         }
         let first = lease.next_nonce;
         if self.nonces_used(first).await? <= first {
-            return Ok(Nonces::Known);
+            return Ok(NonceCheck::Matches);
         }
-        match explain(&self.site, self.id.signer, first).await? {
-            Unexplained::Nothing | Unexplained::InPool | Unexplained::TooYoung => Ok(Nonces::Held),
-            Unexplained::Foreign { nonces, reached } => {
-                self.lose(lease, &nonces, reached).await;
-                Ok(Nonces::Changed)
+        match identify_nonces(&self.site, self.id.signer, first).await? {
+            UnknownNonces::Absent | UnknownNonces::InPool | UnknownNonces::Unconfirmed => {
+                Ok(NonceCheck::Wait)
             }
-            Unexplained::Unknown { reached } => {
+            UnknownNonces::Foreign { nonces, reached } => {
+                self.record_foreign_use(lease, &nonces, reached).await;
+                Ok(NonceCheck::Changed)
+            }
+            UnknownNonces::Unidentified { reached } => {
                 let why = format!(
-                    "the chain has used nonce {} of this signer, the ledger knows none from {first} on: the key was used elsewhere, or the database lost its last commits",
+                    "the chain has used nonce {} of this signer, the ledger has none from {first} on: the key was used elsewhere, or the database lost its last commits",
                     reached.saturating_sub(1),
                 );
-                // Nonces that are gone are not used again once the operator has explained it; one that only waits in a pool may come back.
+                // The lane resumes behind nonces that blocks have used once the operator has cleared the stop. A nonce that is only in a
+                // pool may become free again.
                 self.stop(lease, reached, &why).await?;
-                Ok(Nonces::Changed)
+                Ok(NonceCheck::Changed)
             }
         }
     }
 
-    /// Begins with a lane that was claimed: reads what is open.
+    /// Starts to work a claimed lane: reads its open transactions.
     async fn begin(
         &self,
         lease: LaneLease,
-        held_since: Option<Instant>,
-    ) -> Result<Claimed, NotPrepared> {
+        blocked_since: Option<Instant>,
+    ) -> Result<ClaimOutcome, PrepareError> {
         let now = Instant::now();
-        let mut owned = Owned {
+        let mut owned = OwnedLane {
             lease,
             open: VecDeque::new(),
-            counted: OpenCount::of(&self.site),
-            seen: Moved::default(),
+            open_count: OpenCount::of(&self.site),
+            tick: ChainTick::default(),
             replies: JoinSet::new(),
             paused_until: now,
             waiting: Vec::new(),
-            dispatches: JoinSet::new(),
-            purse: Purse::default(),
-            until: None,
-            idle_looked: now,
-            idle_looks: JoinSet::new(),
-            held_since,
+            simulations: JoinSet::new(),
+            gas_balance: GasBalance::default(),
+            owned_until: None,
+            nonces_checked_at: now,
+            nonce_checks: JoinSet::new(),
+            blocked_since,
         };
-        if held_since.is_none() {
+        if blocked_since.is_none() {
             self.site.senders.note_waiting(self.id.signer, None);
         }
         self.reload(&mut owned).await?;
-        Ok(Claimed::Ours(Box::new(owned)))
+        Ok(ClaimOutcome::Owned(Box::new(owned)))
     }
 
-    /// Stops the lane, if it is still ours.
+    /// Stops the lane, if this process still owns it.
     async fn stop(&self, lease: LaneLease, next_nonce: u64, why: &str) -> Result<(), LedgerError> {
         let ledger = &self.site.ledger;
         if ledger.stop_lane(self.id, lease, next_nonce, why).await? {
-            self.say_stopped(why);
+            self.report_stopped(why);
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Somebody else who sends with this lane's key takes its nonces: what rode in them goes on elsewhere, and the lane goes on from the
-//! chain's nonce. The third time within an hour it stops.
+//! Foreign nonce use: another program sends with this lane's key and takes its nonces. The payments in those nonces are queued again, and
+//! the lane continues from the chain's nonce. The third time within an hour it stops.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,71 +8,74 @@ use alloy::primitives::Address;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::{Lane, Lost, Owned};
+use super::{Lane, LaneLost, OwnedLane};
 use crate::chain::{Head, RpcError};
 use crate::ledger::{ForeignNonce, LaneLease};
 use crate::settlement::Site;
 use crate::telemetry::causes;
 
-/// How long every look must have shown that a nonce is used by nothing of ours: nodes show receipts later than account nonces.
+/// How long every check must show that a nonce is used and no node has a receipt of ours: nodes show receipts later than account nonces.
 const FOREIGN_AFTER: Duration = Duration::from_secs(10);
-/// How long to search for the transactions that used them: their hashes are for people, nothing waits for them for long.
+/// Time limit of the search for the transactions that used them. Their hashes are for the operator; nothing else waits for them.
 const SEARCH_LIMIT: Duration = Duration::from_secs(5);
-/// How often a lane that has nothing to do looks for foreign use.
+/// How often an idle lane checks for foreign use.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a lane that waits for such use looks whether it still has to.
-const HELD_INTERVAL: Duration = Duration::from_secs(1);
-/// Blocks take most of what is in a pool within so long; then it is told that the lane waits.
-pub(super) const POOL_SAID_AFTER: Duration = Duration::from_secs(10);
-/// Nonces that are explained one by one.
-const EXPLAINED_MAX: u64 = 8;
+/// How often a blocked lane checks whether it may go on.
+const BLOCKED_INTERVAL: Duration = Duration::from_secs(1);
+/// Most pooled transactions are mined within this time; after it the wait is logged.
+pub(super) const POOL_WARNING_AFTER: Duration = Duration::from_secs(10);
+/// Most nonces that are identified one by one.
+const IDENTIFIED_MAX: u64 = 8;
 
-/// What is known about nonces that the chain has used and the ledger does not know.
+/// Nonces that the chain has used and the ledger does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Unexplained {
-    /// There are none, in a block or in a pool.
-    Nothing,
-    /// Their transactions wait in a pool: they may be mined, replaced or dropped.
+pub(super) enum UnknownNonces {
+    /// There are none, in blocks or in the pool.
+    Absent,
+    /// Their transactions are in the pool; they may be mined, replaced or dropped.
     InPool,
-    /// Transactions that x402d cannot have made, settled at the promised confirmations.
+    /// Used by transactions that x402d cannot have made, with the promised confirmations.
     Foreign {
         nonces: Vec<ForeignNonce>,
-        /// How many nonces blocks have used.
+        /// The account's nonce in the newest block.
         reached: u64,
     },
-    /// At least one is above the promised confirmations.
-    TooYoung,
-    /// They may be our own, which a database has forgotten, or cannot be found.
-    Unknown { reached: u64 },
+    /// At least one has fewer than the promised confirmations.
+    Unconfirmed,
+    /// They may be our own transactions that the database has lost, or their transactions cannot be found.
+    Unidentified { reached: u64 },
 }
 
-/// What was found beside a lane's other work.
+/// Result of a check that ran beside the lane's other work.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum NonceFinding {
     /// Foreign use, while nothing was open.
     Foreign {
-        /// The lane's next nonce then.
+        /// The lane's next nonce at the time of the check.
         first: u64,
         nonces: Vec<ForeignNonce>,
-        /// How many nonces blocks have used.
+        /// The account's nonce in the newest block.
         reached: u64,
     },
-    /// There is nothing left to wait for: the lane is claimed anew.
-    Decided,
+    /// The lane need not wait any longer: it is claimed again.
+    Resolved,
 }
 
 impl Lane {
-    /// Looks for nonces that are gone. The evidence is of one look: no node has a receipt of ours for the transactions that are `missing`, and at
-    /// the promised confirmations the account is beyond their nonces; and of every look for a while.
-    pub(super) async fn watch_for_foreign_use(
+    /// Detects open transactions whose nonces were used by foreign transactions. Evidence: no node has a receipt for the transactions in
+    /// `missing`, and the account's nonce with the promised confirmations is beyond theirs. Every check for `FOREIGN_AFTER` must show this.
+    pub(super) async fn detect_foreign_use(
         &self,
-        owned: &mut Owned,
+        owned: &mut OwnedLane,
         missing: &[Uuid],
         head: &Head,
-    ) -> Result<(), Lost> {
-        let settled = settled_height(&self.site, head);
+    ) -> Result<(), LaneLost> {
+        let confirmed_height = confirmation_height(&self.site, head);
         let chain = &self.site.rpc;
-        let Ok(used) = chain.transaction_count_at(self.id.signer, settled).await else {
+        let Ok(used) = chain
+            .transaction_count_at(self.id.signer, confirmed_height)
+            .await
+        else {
             return Ok(());
         };
         let mut suspected = Vec::new();
@@ -82,106 +85,110 @@ impl Lane {
                 continue;
             }
             if used <= nonce {
-                open.strange_since = None;
+                open.foreign_since = None;
                 continue;
             }
-            let since = *open.strange_since.get_or_insert_with(Instant::now);
+            let since = *open.foreign_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= FOREIGN_AFTER {
                 suspected.push((nonce, open.transaction.id));
             }
         }
         let mut lost = Vec::new();
         for (nonce, id) in suspected {
-            if self.is_lost(owned, nonce, id, settled).await {
+            if self.is_lost(owned, nonce, id, confirmed_height).await {
                 lost.push(nonce);
             }
         }
         if lost.is_empty() {
             return Ok(());
         }
-        let foreign = self.explained(&lost, settled).await;
-        // What else the account may have used is believed when it is found.
+        let foreign = self.find_users(&lost, confirmed_height).await;
+        // Nonces beyond these that the account may have used are handled when they are found.
         let beyond = lost.iter().max().map_or(0, |nonce| nonce + 1);
-        self.give_up(owned, &foreign, beyond).await
+        self.requeue_foreign(owned, &foreign, beyond).await
     }
 
-    /// Looks for foreign use while nothing is open, beside everything else, so that no payment has to find out. What cannot be explained waits for
-    /// a payment, or for the operator when the lane is claimed next.
-    pub(super) fn look_while_idle(&self, owned: &mut Owned) {
-        if owned.held_since.is_some() {
-            return self.look_while_held(owned);
+    /// Checks for foreign use while nothing is open, beside the lane's other work, so that no payment is delayed by it. Nonces that cannot
+    /// be identified are handled when a payment is sent, or by stopping the lane when it is claimed next.
+    pub(super) fn check_while_idle(&self, owned: &mut OwnedLane) {
+        if owned.blocked_since.is_some() {
+            return self.check_while_blocked(owned);
         }
-        let idle = owned.open.is_empty() && owned.dispatches.is_empty();
-        let due = owned.idle_looked.elapsed() >= IDLE_INTERVAL && owned.idle_looks.is_empty();
-        if !idle || !due || !owned.may_write() {
+        let idle = owned.open.is_empty() && owned.simulations.is_empty();
+        let due =
+            owned.nonces_checked_at.elapsed() >= IDLE_INTERVAL && owned.nonce_checks.is_empty();
+        if !idle || !due || !owned.can_write() {
             return;
         }
-        owned.idle_looked = Instant::now();
+        owned.nonces_checked_at = Instant::now();
         let (site, signer) = (Arc::clone(&self.site), self.id.signer);
         let first = owned.lease.next_nonce;
-        owned.idle_looks.spawn(async move {
+        owned.nonce_checks.spawn(async move {
             let used = site.rpc.reached_nonce(signer, "latest".to_owned());
             if used.await.ok()? <= first {
                 return None;
             }
-            match explain(&site, signer, first).await.ok()? {
-                Unexplained::Foreign { nonces, reached } => Some(Found::Foreign {
+            match identify_nonces(&site, signer, first).await.ok()? {
+                UnknownNonces::Foreign { nonces, reached } => Some(NonceFinding::Foreign {
                     first,
                     nonces,
                     reached,
                 }),
-                Unexplained::Nothing
-                | Unexplained::InPool
-                | Unexplained::TooYoung
-                | Unexplained::Unknown { .. } => None,
+                UnknownNonces::Absent
+                | UnknownNonces::InPool
+                | UnknownNonces::Unconfirmed
+                | UnknownNonces::Unidentified { .. } => None,
             }
         });
     }
 
-    /// Looks whether a lane still has to wait for nonces that somebody has used.
-    fn look_while_held(&self, owned: &mut Owned) {
-        let due = owned.idle_looked.elapsed() >= HELD_INTERVAL && owned.idle_looks.is_empty();
-        let Some(since) = owned.held_since.filter(|_| due) else {
+    /// Checks whether a blocked lane still has to wait for unknown nonces.
+    fn check_while_blocked(&self, owned: &mut OwnedLane) {
+        let due =
+            owned.nonces_checked_at.elapsed() >= BLOCKED_INTERVAL && owned.nonce_checks.is_empty();
+        let Some(since) = owned.blocked_since.filter(|_| due) else {
             return;
         };
-        owned.idle_looked = Instant::now();
+        owned.nonces_checked_at = Instant::now();
         let (site, signer) = (Arc::clone(&self.site), self.id.signer);
         let first = owned.lease.next_nonce;
-        owned.idle_looks.spawn(async move {
-            match explain(&site, signer, first).await.ok()? {
-                Unexplained::TooYoung => None,
-                Unexplained::InPool => {
-                    if since.elapsed() >= POOL_SAID_AFTER {
-                        say_in_pool(&site, signer, first);
+        owned.nonce_checks.spawn(async move {
+            match identify_nonces(&site, signer, first).await.ok()? {
+                UnknownNonces::Unconfirmed => None,
+                UnknownNonces::InPool => {
+                    if since.elapsed() >= POOL_WARNING_AFTER {
+                        report_pooled_nonce(&site, signer, first);
                     }
                     None
                 }
-                Unexplained::Nothing
-                | Unexplained::Foreign { .. }
-                | Unexplained::Unknown { .. } => Some(Found::Decided),
+                UnknownNonces::Absent
+                | UnknownNonces::Foreign { .. }
+                | UnknownNonces::Unidentified { .. } => Some(NonceFinding::Resolved),
             }
         });
     }
 
-    /// Leaves nonces out that were used while nothing was open, unless the lane has moved on meanwhile.
-    pub(super) async fn left_out(
+    /// Skips nonces used while nothing was open, unless the lane has used a new nonce meanwhile.
+    pub(super) async fn apply_finding(
         &self,
-        owned: &mut Owned,
-        found: Option<Found>,
-    ) -> Result<(), Lost> {
+        owned: &mut OwnedLane,
+        found: Option<NonceFinding>,
+    ) -> Result<(), LaneLost> {
         match found {
-            Some(Found::Foreign {
+            Some(NonceFinding::Foreign {
                 first,
                 nonces,
                 reached,
-            }) if owned.lease.next_nonce == first => self.give_up(owned, &nonces, reached).await,
-            Some(Found::Decided) => Err(Lost),
-            Some(Found::Foreign { .. }) | None => Ok(()),
+            }) if owned.lease.next_nonce == first => {
+                self.requeue_foreign(owned, &nonces, reached).await
+            }
+            Some(NonceFinding::Resolved) => Err(LaneLost),
+            Some(NonceFinding::Foreign { .. }) | None => Ok(()),
         }
     }
 
-    /// The same nonces with the transactions that used them, as far as an endpoint can show them.
-    async fn explained(&self, nonces: &[u64], settled: u64) -> Vec<ForeignNonce> {
+    /// The nonces with the hashes of the transactions that used them, as far as endpoints can show them.
+    async fn find_users(&self, nonces: &[u64], confirmed_height: u64) -> Vec<ForeignNonce> {
         let mut foreign: Vec<ForeignNonce> = nonces
             .iter()
             .map(|nonce| ForeignNonce {
@@ -193,35 +200,36 @@ impl Lane {
         let search = async {
             for one in &mut foreign {
                 let found = chain
-                    .nonce_used_by(self.id.signer, one.nonce, settled)
+                    .nonce_used_by(self.id.signer, one.nonce, confirmed_height)
                     .await;
                 one.transaction = found.ok().flatten().map(|used| used.hash);
             }
         };
-        // What was not found in time stays unnamed.
+        // A transaction not found in time stays `None`.
         let _ = timeout(SEARCH_LIMIT, search).await;
         foreign
     }
 
-    /// Queues anew what rode in nonces that are lost, and goes on, or stops if that happens too often.
-    async fn give_up(
+    /// Queues the payments of lost nonces again. The lane goes on, or stops if this happened too often.
+    async fn requeue_foreign(
         &self,
-        owned: &mut Owned,
+        owned: &mut OwnedLane,
         foreign: &[ForeignNonce],
         used: u64,
-    ) -> Result<(), Lost> {
-        match self.lose(owned.lease, foreign, used).await {
-            // What of ours is behind the lost ones goes on; what is not is sent again.
+    ) -> Result<(), LaneLost> {
+        match self.record_foreign_use(owned.lease, foreign, used).await {
+            // Our own transactions behind the lost nonces stay open; all open ones are broadcast again.
             Some(next_nonce) => {
                 owned.lease.next_nonce = next_nonce;
-                self.reload(owned).await.map_err(|_| Lost)
+                self.reload(owned).await.map_err(|_| LaneLost)
             }
-            None => Err(Lost),
+            None => Err(LaneLost),
         }
     }
 
-    /// The nonce from which the lane goes on; `None`: it is not ours any more, stops, or must be looked at anew.
-    pub(super) async fn lose(
+    /// Records foreign nonces and returns the nonce from which the lane continues. `None`: the lane is lost or stopped, or has to be read
+    /// again.
+    pub(super) async fn record_foreign_use(
         &self,
         lease: LaneLease,
         foreign: &[ForeignNonce],
@@ -232,68 +240,66 @@ impl Lane {
         let lost = match ledger.lose_nonces(self.id, lease, foreign, used).await {
             Ok(lost) => lost?,
             Err(error) => {
-                tracing::warn!(%network, %signer, error = causes(&error), "cannot give up a lost nonce");
+                tracing::warn!(%network, %signer, error = causes(&error), "foreign nonce use not recorded");
                 return None;
             }
         };
         for one in foreign {
             let transaction = one.transaction.map(|hash| hash.to_string());
             let transaction = transaction.unwrap_or_else(|| "unknown".to_owned());
-            tracing::error!(%network, %signer, nonce = one.nonce, transaction, times = lost.times, "signer key used elsewhere: a foreign transaction took a nonce; what rode in it is queued again");
+            tracing::error!(%network, %signer, nonce = one.nonce, transaction, times = lost.times, "signer key used elsewhere: a foreign transaction used a nonce, its payments are queued again");
         }
-        tracing::warn!(%network, %signer, payments = lost.payments.len(), next_nonce = lost.next_nonce, "the lane goes on from the chain's nonce");
+        tracing::warn!(%network, %signer, payments = lost.payments.len(), next_nonce = lost.next_nonce, "lane continues from the chain's nonce");
         self.site.waiters.wake(lost.payments);
-        self.site.left_to_anybody();
+        self.site.wake_pickup();
         if let Some(why) = lost.stopped.filter(|_| !lease.stopped) {
-            self.say_stopped(&why);
+            self.report_stopped(&why);
             return None;
         }
         Some(lost.next_nonce)
     }
 
-    pub(super) fn say_stopped(&self, why: &str) {
+    pub(super) fn report_stopped(&self, why: &str) {
         self.site.senders.note_stopped(self.id.signer, why);
-        tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped; clear lanes.stopped_reason once this is explained");
+        tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped: find the cause, then clear lanes.stopped_reason");
     }
 }
 
-/// Explains the nonces from `first` on that the chain has used and the ledger does not know.
-///
-/// # Errors
-/// When an endpoint fails in passing: nothing is known then. One that does not keep old state will not keep it later.
-pub(super) async fn explain(
+/// Identifies the nonces from `first` on that the chain has used and the ledger does not know. Fails when an endpoint fails for now. An
+/// endpoint that keeps no old state gives [`UnknownNonces::Unidentified`], since it will not have that state later.
+pub(super) async fn identify_nonces(
     site: &Site,
     signer: Address,
     first: u64,
-) -> Result<Unexplained, RpcError> {
+) -> Result<UnknownNonces, RpcError> {
     let chain = &site.rpc;
     let head = chain.newest().await?;
     let reached = chain.reached_nonce(signer, "latest".to_owned()).await?;
     if reached <= first {
         let pending = chain.reached_nonce(signer, "pending".to_owned()).await?;
         return Ok(if pending > first {
-            Unexplained::InPool
+            UnknownNonces::InPool
         } else {
-            Unexplained::Nothing
+            UnknownNonces::Absent
         });
     }
-    match mined(site, signer, (first, reached), &head).await {
-        Err(error) if error.lacks_state() => Ok(Unexplained::Unknown { reached }),
+    match identify_mined(site, signer, (first, reached), &head).await {
+        Err(error) if error.lacks_state() => Ok(UnknownNonces::Unidentified { reached }),
         explained => explained,
     }
 }
 
-/// Explains nonces that blocks have used.
-async fn mined(
+/// Identifies nonces that blocks have used.
+async fn identify_mined(
     site: &Site,
     signer: Address,
     (first, reached): (u64, u64),
     head: &Head,
-) -> Result<Unexplained, RpcError> {
+) -> Result<UnknownNonces, RpcError> {
     let (chain, tokens) = (&site.rpc, site.policy.tokens());
     let mut nonces = Vec::new();
-    if reached - first > EXPLAINED_MAX {
-        return Ok(Unexplained::Unknown { reached });
+    if reached - first > IDENTIFIED_MAX {
+        return Ok(UnknownNonces::Unidentified { reached });
     }
     for nonce in first..reached {
         let found = chain.nonce_used_by(signer, nonce, head.number);
@@ -302,32 +308,32 @@ async fn mined(
                 nonce,
                 transaction: Some(found.hash),
             }),
-            Some(_) | None => return Ok(Unexplained::Unknown { reached }),
+            Some(_) | None => return Ok(UnknownNonces::Unidentified { reached }),
         }
     }
-    let settled = settled_height(site, head);
+    let confirmed_height = confirmation_height(site, head);
     let then = chain
-        .reached_nonce(signer, format!("0x{settled:x}"))
+        .reached_nonce(signer, format!("0x{confirmed_height:x}"))
         .await?;
     Ok(if then >= reached {
-        Unexplained::Foreign { nonces, reached }
+        UnknownNonces::Foreign { nonces, reached }
     } else {
-        Unexplained::TooYoung
+        UnknownNonces::Unconfirmed
     })
 }
 
-/// Says that a lane waits for a transaction in a pool that the ledger does not know.
-pub(super) fn say_in_pool(site: &Site, signer: Address, nonce: u64) {
+/// Logs that a lane waits for a pooled transaction that the ledger does not know.
+pub(super) fn report_pooled_nonce(site: &Site, signer: Address, nonce: u64) {
     let why = format!(
-        "a transaction in the pool has nonce {nonce} of this signer and the ledger does not know it: the key was used elsewhere, or the database lost its last commits; nothing is sent until it is mined or dropped"
+        "a transaction in the pool uses nonce {nonce} of this signer and is not in the ledger: the key was used elsewhere, or the database lost its last commits; nothing is sent until it is mined or dropped"
     );
     if site.senders.note_waiting(signer, Some(&why)) {
-        tracing::warn!(network = %site.policy.network, %signer, nonce, "lane waits: {why}");
+        tracing::warn!(network = %site.policy.network, %signer, nonce, "lane blocked: {why}");
     }
 }
 
-/// The height at which something is settled at the promised confirmations.
-fn settled_height(site: &Site, head: &Head) -> u64 {
+/// The newest height with the promised confirmations.
+fn confirmation_height(site: &Site, head: &Head) -> u64 {
     let confirmations = u64::from(site.policy.confirmations);
     let height = site.rpc.confirmed_height(head.number);
     (height + 1).saturating_sub(confirmations)

@@ -1,48 +1,52 @@
-//! Gas money for payers whose approvals have to be mined first: a plain transfer under the lane's next nonce.
+//! Gas money for payers whose ERC-20 approvals have to be mined first: a plain transfer under the lane's next nonce.
 
 use alloy::primitives::Bytes;
 use tokio::time::Instant;
 
-use super::{Lane, Lost, Open, Owned};
+use super::{Lane, LaneLost, OpenTransaction, OwnedLane};
 use crate::chain::nonces::FUNDING_GAS;
 use crate::chain::signer::Order;
 use crate::ledger::{Attempt, Funding, NewTransaction, Recorded, TransactionKind, Unmined};
 use crate::settlement::Site;
-use crate::settlement::prepare::NotPrepared;
+use crate::settlement::batch::PrepareError;
 
-impl Owned {
-    /// Whether there is room for a transaction that carries no payment.
-    pub(super) fn may_fund(&self, site: &Site) -> bool {
+impl OwnedLane {
+    /// Whether there is room for a transaction without payments.
+    pub(super) fn can_fund(&self, site: &Site) -> bool {
         let rested = self.paused_until <= Instant::now();
-        rested && self.may_write() && self.open.len() < site.inflight_max
+        rested && self.can_write() && self.open.len() < site.inflight_max
     }
 }
 
 impl Lane {
-    /// Writes and sends gas money, unless that was done before or is more than the operator gives.
-    pub(super) async fn fund(&self, owned: &mut Owned, funding: Funding) -> Result<(), Lost> {
+    /// Records and broadcasts gas money, unless the payer already got it or the operator's limit is reached.
+    pub(super) async fn fund(
+        &self,
+        owned: &mut OwnedLane,
+        funding: Funding,
+    ) -> Result<(), LaneLost> {
         match self.write_funding(owned, funding).await {
             Ok(None) => Ok(()),
-            Ok(Some(Recorded::LaneLost | Recorded::PaymentsMoved(_))) => Err(Lost),
+            Ok(Some(Recorded::LaneLost | Recorded::PaymentsMoved(_))) => Err(LaneLost),
             Ok(Some(Recorded::Written(_))) => {
                 owned.lease.next_nonce += 1;
-                owned.counted.set(owned.open.len());
+                owned.open_count.set(owned.open.len());
                 self.send(owned, owned.open.len() - 1, None);
                 Ok(())
             }
-            Err(error) => self.stumble(owned, &error),
+            Err(error) => self.back_off(owned, &error),
         }
     }
 
     async fn write_funding(
         &self,
-        owned: &mut Owned,
+        owned: &mut OwnedLane,
         funding: Funding,
-    ) -> Result<Option<Recorded>, NotPrepared> {
+    ) -> Result<Option<Recorded>, PrepareError> {
         let (Some(limits), Some(key)) = (self.site.policy.approvals, &self.key) else {
             return Ok(None);
         };
-        let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;
+        let head = self.site.view.head().ok_or(PrepareError::NoHead)?;
         let fees = self.site.fees().quote(&head)?;
         let nonce = owned.lease.next_nonce;
         let (raw, hash) = key.sign(Order {
@@ -73,7 +77,7 @@ impl Lane {
         let ledger = &self.site.ledger;
         let recorded = ledger.record_funding(&new, funding, limits).await?;
         if let Some(Recorded::Written(id)) = recorded {
-            tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "a payer is given gas money for its approval");
+            tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "gas money sent to a payer for its approval");
             let transaction = Unmined {
                 id,
                 network: self.id.network,
@@ -82,7 +86,9 @@ impl Lane {
                 attempts: vec![(hash, raw)],
                 payments: Vec::new(),
             };
-            owned.open.push_back(Open::new(transaction, Instant::now()));
+            owned
+                .open
+                .push_back(OpenTransaction::new(transaction, Instant::now()));
         }
         Ok(recorded)
     }

@@ -1,5 +1,5 @@
-//! Transactions of signers that are no longer configured: they are followed to their end, for which no key is needed. The bytes that were
-//! written are sent again; nothing new is written and no fee is bumped.
+//! Lanes of signers that are no longer configured. Their open transactions are followed to the end, which needs no key: the recorded bytes
+//! are broadcast again, but no new nonce is used and no fee is bumped.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,78 +11,77 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Lane;
-use super::claim::Claimed;
+use super::claim::ClaimOutcome;
 use crate::settlement::Site;
 use crate::telemetry::causes;
 
-/// How often the ledger is asked for such transactions: a process that has the key may end at any time.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// So long such a lane is owned at a time; a process that has its key may then claim it.
-const TURN: Duration = Duration::from_secs(30);
+/// How often the ledger is asked for such transactions. A process that has the key may end at any time.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How long such a lane is owned at a time; then a process that has its key can claim it.
+const OWNED_FOR: Duration = Duration::from_secs(30);
 
-/// The task that does so for one network.
+/// The task that follows these lanes on one network.
 #[derive(Debug)]
 pub struct Unconfigured {
     site: Arc<Site>,
-    said: HashSet<Address>,
+    announced: HashSet<Address>,
 }
 
 impl Unconfigured {
-    /// One for `site`.
     pub fn new(site: Arc<Site>) -> Self {
         Self {
             site,
-            said: HashSet::new(),
+            announced: HashSet::new(),
         }
     }
 
-    /// Follows until `stop`.
+    /// Follows such lanes until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut following = JoinSet::new();
-        // By task: one that panics has to be followed again.
+        // By task id: after a panic the signer is followed again.
         let mut followed = HashMap::new();
         loop {
-            let now = self.look().await;
+            let now = self.find_unconfigured().await;
             self.site.note_unconfigured(now.len());
             for (signer, transactions) in now {
                 if !followed.values().any(|known| *known == signer) {
                     let lane = Lane::keyless(Arc::clone(&self.site), signer);
                     let stop = stop.clone();
-                    let news = (!self.said.contains(&signer)).then_some(transactions);
-                    let turn = async move { lane.take_a_turn(&stop, news).await };
-                    followed.insert(following.spawn(turn).id(), signer);
+                    let unannounced = (!self.announced.contains(&signer)).then_some(transactions);
+                    let task = async move { lane.own_briefly(&stop, unannounced).await };
+                    followed.insert(following.spawn(task).id(), signer);
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
             while let Some(ended) = following.try_join_next_with_id() {
-                let (task, claimed) = match ended {
-                    Ok((task, claimed)) => (task, claimed),
+                let (id, claimed) = match ended {
+                    Ok((id, claimed)) => (id, claimed),
                     Err(error) => (error.id(), false),
                 };
-                let signer = followed.remove(&task);
-                self.said.extend(signer.filter(|_| claimed));
+                let signer = followed.remove(&id);
+                self.announced.extend(signer.filter(|_| claimed));
             }
         }
         while following.join_next().await.is_some() {}
     }
 
-    /// The signers that have open transactions and no key here, with the number of these; says so when they have ended. Another process may
-    /// have the key: what this one did not follow is not its news.
-    async fn look(&mut self) -> Vec<(Address, i64)> {
+    /// Signers with open transactions and no key here, and the number of these transactions. Logs when they have ended, but only for
+    /// signers that this process has followed: another process may have the key.
+    async fn find_unconfigured(&mut self) -> Vec<(Address, i64)> {
         let network = self.site.policy.network;
         let ledger = &self.site.ledger;
         let found = ledger.unconfigured(network, &self.site.policy.signers);
         let found = match found.await {
             Ok(found) => found,
             Err(error) => {
-                tracing::debug!(%network, error = causes(&error), "cannot look for transactions of signers that are not configured");
+                tracing::debug!(%network, error = causes(&error), "open transactions of unconfigured signers not read");
                 return Vec::new();
             }
         };
-        self.said.retain(|signer| {
+        self.announced.retain(|signer| {
             let ended = !found.iter().any(|(open, _)| open == signer);
             if ended {
                 tracing::info!(%network, %signer, "signer not configured: all its transactions have ended");
@@ -94,40 +93,36 @@ impl Unconfigured {
 }
 
 impl Lane {
-    /// The lane of a signer whose key is not here.
     fn keyless(site: Arc<Site>, signer: Address) -> Self {
         let network = site.policy.network;
         Self::of(site, None, (network, signer))
     }
 
-    /// Follows what is open for a while, if no other process does; whether this one did.
-    async fn take_a_turn(&self, stop: &CancellationToken, news: Option<i64>) -> bool {
+    /// Owns the lane for a while and follows its open transactions. `false`: another process owns it, or the claim failed.
+    async fn own_briefly(&self, stop: &CancellationToken, unannounced: Option<i64>) -> bool {
         let (network, signer) = (self.id.network, self.id.signer);
         match self.claim().await {
-            Ok(Claimed::Ours(mut owned)) => {
-                if let Some(transactions) = news {
-                    tracing::warn!(%network, %signer, transactions, "signer not configured: its transactions are followed to their end without its key; their fees cannot be bumped");
+            Ok(ClaimOutcome::Owned(mut owned)) => {
+                if let Some(transactions) = unannounced {
+                    tracing::warn!(%network, %signer, transactions, "signer not configured: its open transactions are followed without its key; their fees cannot be bumped");
                 }
-                owned.until = Some(Instant::now() + TURN);
+                owned.owned_until = Some(Instant::now() + OWNED_FOR);
                 let lease = owned.lease;
                 self.work(*owned, stop).await;
                 if let Err(error) = self.site.ledger.release_lane(self.id, lease).await {
-                    tracing::debug!(
-                        error = causes(&error),
-                        "cannot release a lane without key; its lease runs out"
-                    );
+                    tracing::debug!(%network, %signer, error = causes(&error), "lane without key not released: its lease runs out by itself");
                 }
                 true
             }
-            Ok(Claimed::Others | Claimed::NotNow) => false,
+            Ok(ClaimOutcome::OtherProcess | ClaimOutcome::Later) => false,
             Err(error) => {
-                tracing::debug!(%network, %signer, error = causes(&error), "cannot claim a lane without key");
+                tracing::debug!(%network, %signer, error = causes(&error), "claim of a lane without key failed");
                 false
             }
         }
     }
 
-    /// So many lanes are shared among the processes that serve the network; a lane without key is no part of anybody's share.
+    /// Number of lanes that the processes of this network share. A lane without a key counts for no process.
     pub(super) fn shared_lanes(&self) -> usize {
         if self.key.is_some() {
             self.site.lanes()

@@ -1,10 +1,10 @@
-//! When a lane does things.
+//! Timers of a lane.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Ends at a moment; never, where there is none.
+/// Waits until a moment; never ends for `None`.
 pub(super) async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
@@ -12,7 +12,7 @@ pub(super) async fn at(moment: Option<Instant>) {
     }
 }
 
-/// Ticks that come late are not made up for.
+/// An interval that does not catch up on missed ticks.
 pub(super) fn every(period: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

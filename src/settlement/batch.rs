@@ -1,4 +1,4 @@
-//! From a queued payment to committed bytes: simulate, price, sign, write.
+//! From queued payments to committed bytes: simulate, price, sign, record.
 
 use alloy::primitives::{Address, U256};
 
@@ -12,36 +12,35 @@ use crate::ledger::{
 use crate::payment::method::Fault;
 use crate::payment::state::Exit;
 use crate::payment::{ChainFacts, Payment};
+use crate::settlement::batch_plan::{BatchPlan, SimulatedPayment, min_gas};
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
-use crate::settlement::load::{Load, Simulated, least_gas};
 use crate::settlement::{Queued, Site};
 
-/// Why nothing was written for a payment.
+/// Why a payment was not put into a transaction.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotPrepared {
-    /// No chain facts: try again later.
+pub(super) enum PrepareError {
+    /// Chain facts are not available; tried again later.
     #[error(transparent)]
     Chain(#[from] RpcError),
-    /// The ledger failed: the lane has to be looked at anew.
+    /// The commit may or may not have happened: the lane has to be read again from the ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// Gas is above the cap: try again later.
+    /// Gas costs more than the cap; tried again later.
     #[error(transparent)]
     TooDear(#[from] TooDear),
-    /// The key failed.
     #[error(transparent)]
     Signing(#[from] SigningFailed),
-    /// No block was seen yet.
-    #[error("no block has been seen yet")]
+    #[error("no block has been read from the chain yet")]
     NoHead,
 }
 
-/// Simulates a queued payment on the newest state. `None`: it was ejected, and that is in the ledger.
+/// Simulates a queued payment on the newest state. `None`: it was refused, settled or put on hold, and the ledger says so where its state
+/// changed.
 pub(super) async fn simulate(
     site: &Site,
     queued: Queued,
-) -> Result<Option<Simulated>, NotPrepared> {
+) -> Result<Option<SimulatedPayment>, PrepareError> {
     let Queued {
         payment,
         facts,
@@ -49,17 +48,17 @@ pub(super) async fn simulate(
         ..
     } = queued;
     reach(Step::Picked);
-    if ends_on_the_way(site, &payment) {
-        let exit = Exit {
+    if expires_too_soon(site, &payment) {
+        let rejection = Exit {
             reason: payment.reason(Fault::Ends),
-            message: "the authorization ends before a transaction could be in a block".to_owned(),
+            message: "the authorization expires before a transaction could be mined".to_owned(),
         };
-        site.ledger.refuse(payment.id, &exit).await?;
+        site.ledger.refuse(payment.id, &rejection).await?;
         site.waiters.wake([payment.id]);
         return Ok(None);
     }
-    let payment = without_needless_factory(site, payment).await?;
-    // A batch is rehearsed as a whole before it is sent, so older facts do where only plain accounts pay.
+    let payment = drop_deployed_wallet(site, payment).await?;
+    // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
     let usable = |facts: &ChainFacts| {
         (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(site, facts)
     };
@@ -68,47 +67,48 @@ pub(super) async fn simulate(
         None => site.lane_facts.of(payment.signed()).await?,
     };
     if facts.transfer_succeeds {
-        let (least, gas_cap) = (least_gas(&facts), site.fees().gas_cap);
+        let (least, gas_cap) = (min_gas(&facts), site.fees().gas_cap);
         if least > gas_cap {
-            let exit = Exit {
+            let rejection = Exit {
                 reason: payment.reason(Fault::Simulation),
                 message: format!(
                     "the transfer needs at least {least} gas, and this facilitator pays for {gas_cap} at most"
                 ),
             };
-            site.ledger.refuse(payment.id, &exit).await?;
+            site.ledger.refuse(payment.id, &rejection).await?;
             site.waiters.wake([payment.id]);
             return Ok(None);
         }
         reach(Step::Simulated);
-        return Ok(Some(Simulated {
+        return Ok(Some(SimulatedPayment {
             payment,
             facts,
             alone,
         }));
     }
     if payment.signed().waits_for_its_time(&facts) {
-        // No endpoint simulates a later time, and the chain's has not come yet: it is found again in the ledger, a little later.
+        // No endpoint simulates a later time, and the newest block is older than `validAfter`. The pickup task finds the payment again a
+        // little later.
         return Ok(None);
     }
     if payment.signed().awaits_approval(&facts) {
-        site.approvals.take_up(payment, &site.queue);
+        site.approvals.enqueue(payment, &site.queue);
         return Ok(None);
     }
-    eject(site, &payment, &facts).await?;
+    settle_or_refuse(site, &payment, &facts).await?;
     Ok(None)
 }
 
-/// A payment whose wallet is deployed by now needs no factory.
-async fn without_needless_factory(site: &Site, mut payment: Payment) -> Result<Payment, RpcError> {
+/// Drops the factory call of a wallet that has been deployed since.
+async fn drop_deployed_wallet(site: &Site, mut payment: Payment) -> Result<Payment, RpcError> {
     if payment.wallet.is_some() && !site.rpc.code(payment.authorization.from).await?.is_empty() {
         payment.wallet = None;
     }
     Ok(payment)
 }
 
-/// Whether less than half of the time is left that is asked for at acceptance: too little for another block or two.
-fn ends_on_the_way(site: &Site, payment: &Payment) -> bool {
+/// Whether less than half of `validity_min` is left: too little for another block or two.
+fn expires_too_soon(site: &Site, payment: &Payment) -> bool {
     let end = payment.authorization.valid_before.atomic();
     let least = site.policy.validity_min.whole_seconds() / 2;
     let by = site
@@ -119,14 +119,19 @@ fn ends_on_the_way(site: &Site, payment: &Payment) -> bool {
         .is_some_and(|by| end <= U256::from(by))
 }
 
-/// Whether the chain has not moved since.
+/// Whether the head is still the block of these facts.
 fn is_fresh(site: &Site, facts: &ChainFacts) -> bool {
     let head = site.view.head();
     head.is_none_or(|head| head.number <= facts.block_number)
 }
 
-/// A payment that would fail is not sent. If its nonce is used, somebody else may have submitted the authorization.
-async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(), NotPrepared> {
+/// Handles a payment whose simulation failed: it is not sent. If its nonce is used, a foreign transaction may have submitted the
+/// authorization; then the payment is settled by that.
+async fn settle_or_refuse(
+    site: &Site,
+    payment: &Payment,
+    facts: &ChainFacts,
+) -> Result<(), PrepareError> {
     let tokens = site.policy.tokens();
     let used = if facts.nonce_used == Some(true) {
         let signed = payment.signed();
@@ -137,7 +142,7 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
         Ok(AuthorizationUse::Unused)
     };
     if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
-        tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "payment settled by somebody else's transaction");
+        tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "payment settled by a foreign transaction");
         let height = site.rpc.confirmed_height(facts.block_number);
         let deep = location.is_deep(height, payment.confirmations);
         site.ledger
@@ -145,128 +150,131 @@ async fn eject(site: &Site, payment: &Payment, facts: &ChainFacts) -> Result<(),
             .await?;
         site.note_shallow();
     } else {
-        let exit = match used {
+        let rejection = match used {
             Ok(_) => payment.objection(facts),
-            // That is this payment's trouble, and no other's. Before anybody is told, the chain is asked again.
+            // Affects this payment alone. The chain is asked again before a caller gets this answer.
             Err(error) => Exit {
                 reason: payment.reason(Fault::NonceUsed),
                 message: format!(
-                    "the authorization's nonce is used, and it could not be told by which transaction ({error})"
+                    "the authorization's nonce is used, and the transaction that used it could not be found ({error})"
                 ),
             },
         };
-        tracing::info!(payment.id = %payment.id, code = exit.reason.code(), "payment not sent: its simulation failed");
-        site.ledger.refuse(payment.id, &exit).await?;
+        tracing::info!(payment.id = %payment.id, code = rejection.reason.code(), "payment not sent: its simulation failed");
+        site.ledger.refuse(payment.id, &rejection).await?;
     }
     site.waiters.wake([payment.id]);
     Ok(())
 }
 
-/// What came of a rehearsal.
+/// Result of simulating a batch.
 #[derive(Debug)]
-pub(super) struct Rehearsed {
-    /// What went through, if anything did.
-    pub(super) load: Option<Load>,
-    /// What did not, to be looked at anew.
+pub(super) struct SimulatedBatch {
+    /// The payments that can be sent, if any.
+    pub(super) plan: Option<BatchPlan>,
+    /// Payments to be simulated again.
     pub(super) left_out: Vec<Queued>,
-    /// Why nothing can be told now, and is tried again after a pause.
-    pub(super) later: Option<RpcError>,
+    /// The simulation gave no answer; tried again after a pause.
+    pub(super) error: Option<RpcError>,
 }
 
-/// Rehearses a batch as a whole, as `signer` would send it, and leaves out what would fail in it: payers that promised more than they
-/// have, that became wallets since each was looked at, and whatever else has changed. A batch that no node can rehearse is taken apart.
-pub(super) async fn rehearse(
+/// Simulates a batch as a whole, as `signer` would send it, and leaves out the payments that would fail in it: for example a payer that
+/// promised more than its balance, or that has got code since. A batch that no node can simulate is split.
+pub(super) async fn simulate_batch(
     site: &Site,
     signer: Address,
-    load: Load,
+    plan: BatchPlan,
     rule: GasRule,
-) -> Result<Rehearsed, NotPrepared> {
-    if let [only] = load.rows.as_slice() {
-        // The simulation of a payment by itself is its rehearsal, if the chain has not moved since.
+) -> Result<SimulatedBatch, PrepareError> {
+    if let [only] = plan.rows.as_slice() {
+        // The simulation of a single payment is valid while the head is unchanged.
         let rows = if is_fresh(site, &only.facts) {
-            load.rows
+            plan.rows
         } else {
             let again = Queued::alone(only.payment.clone());
             simulate(site, again).await?.into_iter().collect()
         };
-        return Ok(Rehearsed {
-            load: (!rows.is_empty()).then_some(Load { rows }),
+        return Ok(SimulatedBatch {
+            plan: (!rows.is_empty()).then_some(BatchPlan { rows }),
             left_out: Vec::new(),
-            later: None,
+            error: None,
         });
     }
-    let gas_limit = load.gas_limit(&load.call().1, &rule);
-    let batch: Vec<_> = load.rows.iter().map(Simulated::signed).collect();
+    let gas_limit = plan.gas_limit(&plan.call().1, &rule);
+    let batch: Vec<_> = plan.rows.iter().map(SimulatedPayment::signed).collect();
     let results = match site.rpc.rehearse(signer, &batch, gas_limit).await {
         Ok(results) => results,
-        Err(error) => return Ok(not_simulated(site, load, error)),
+        Err(error) => return Ok(batch_not_simulated(site, plan, error)),
     };
     site.gas.batch_simulated();
-    let rows = load.rows.into_iter().zip(results);
+    let rows = plan.rows.into_iter().zip(results);
     let (good, bad): (Vec<_>, Vec<_>) =
         rows.partition(|(_, result)| result.goes_through && !result.payer_has_code);
     let rows: Vec<_> = good.into_iter().map(|(row, _)| row).collect();
     let left_out = bad.into_iter().map(|(row, _)| Queued::alone(row.payment));
-    Ok(Rehearsed {
-        load: (!rows.is_empty()).then_some(Load { rows }),
+    Ok(SimulatedBatch {
+        plan: (!rows.is_empty()).then_some(BatchPlan { rows }),
         left_out: left_out.collect(),
-        later: None,
+        error: None,
     })
 }
 
-/// A batch that could not be simulated as a whole: too large, then smaller ones follow; reverted as a whole, which is the doing of one of
-/// its payments, then each goes by itself; or the provider is in trouble, then it waits as it is.
-fn not_simulated(site: &Site, load: Load, error: RpcError) -> Rehearsed {
-    let (network, payments) = (site.policy.network, load.rows.len());
-    let rows = load.rows.into_iter();
-    let whole = |row: Simulated| Queued::new(row.payment, Some(row.facts));
-    let (left_out, later): (Vec<_>, _) = if error.is_about_size() {
-        tracing::warn!(%network, payments, %error, "batch too large to be simulated; smaller ones follow");
-        site.gas.too_many(payments);
+/// A batch that could not be simulated as a whole. Too large: smaller batches follow. Reverted, which one of its payments caused: each
+/// payment gets its own transaction. Any other error: the provider has trouble, and the batch waits as it is.
+fn batch_not_simulated(site: &Site, plan: BatchPlan, error: RpcError) -> SimulatedBatch {
+    let (network, payments) = (site.policy.network, plan.rows.len());
+    let rows = plan.rows.into_iter();
+    let whole = |row: SimulatedPayment| Queued::new(row.payment, Some(row.facts));
+    let (left_out, unavailable): (Vec<_>, _) = if error.is_about_size() {
+        tracing::warn!(%network, payments, %error, "batch too large to simulate: smaller batches follow");
+        site.gas.batch_too_large(payments);
         (rows.map(whole).collect(), None)
     } else if error.is_revert() {
-        tracing::warn!(%network, payments, %error, "batch reverted as a whole; its payments go one by one");
+        tracing::warn!(%network, payments, %error, "batch simulation reverted: its payments are sent one by one");
         (rows.map(|row| Queued::alone(row.payment)).collect(), None)
     } else {
         site.gas.batch_not_simulated();
         (rows.map(whole).collect(), Some(error))
     };
-    Rehearsed {
-        load: None,
+    SimulatedBatch {
+        plan: None,
         left_out,
-        later,
+        error: unavailable,
     }
 }
 
-/// A lane that is about to write a transaction.
+/// The lane state that is needed to sign a batch.
 #[derive(Debug)]
-pub(super) struct Desk<'a> {
+pub(super) struct BatchContext<'a> {
     pub(super) site: &'a Site,
     pub(super) lane: LaneKey,
     pub(super) lease: LaneLease,
     pub(super) key: &'a SignerKey,
-    /// By which the transaction was filled.
+    /// The limits by which the batch was filled.
     pub(super) rule: GasRule,
 }
 
-/// What came of an attempt to write.
+/// Result of signing and recording a batch.
 #[derive(Debug)]
-pub(super) enum Prepared {
-    /// Committed and ready to be sent.
-    Ready(Unmined),
-    /// Some payments went another way meanwhile; these are left to be planned again.
-    Moved(Vec<Simulated>),
-    /// The lane is another process's now.
+pub(super) enum SignedBatch {
+    /// Committed; ready to be broadcast.
+    Recorded(Unmined),
+    /// Some payments changed state meanwhile; these remain and are planned again.
+    PaymentsChanged(Vec<SimulatedPayment>),
+    /// Another process owns the lane.
     LaneLost,
 }
 
-impl Desk<'_> {
-    /// Signs the transaction of a load under the lane's next nonce and commits it.
-    pub(super) async fn write(&self, load: Load) -> Result<Prepared, NotPrepared> {
-        let head = self.site.view.head().ok_or(NotPrepared::NoHead)?;
+impl BatchContext<'_> {
+    /// Signs the batch under the lane's next nonce and commits bytes, hash and nonce.
+    pub(super) async fn sign_and_record(
+        &self,
+        plan: BatchPlan,
+    ) -> Result<SignedBatch, PrepareError> {
+        let head = self.site.view.head().ok_or(PrepareError::NoHead)?;
         let fees = self.site.fees().quote(&head)?;
-        let (to, data) = load.call();
-        let gas_limit = load.gas_limit(&data, &self.rule);
+        let (to, data) = plan.call();
+        let gas_limit = plan.gas_limit(&data, &self.rule);
         let nonce = self.lease.next_nonce;
         if signers_are_down() {
             return Err(SigningFailed::Unavailable.into());
@@ -289,8 +297,8 @@ impl Desk<'_> {
             max_priority_fee_wei: fees.max_priority_fee_wei,
             empty: false,
         };
-        let riding: Vec<&Payment> = load.rows.iter().map(|row| &row.payment).collect();
-        let batch = load.is_batch();
+        let payments: Vec<&Payment> = plan.rows.iter().map(|row| &row.payment).collect();
+        let batch = plan.is_batch();
         let new = NewTransaction {
             lane: self.lane,
             epoch: self.lease.epoch,
@@ -301,24 +309,24 @@ impl Desk<'_> {
                 TransactionKind::Direct
             },
             attempt: &attempt,
-            payments: &riding,
+            payments: &payments,
         };
         let recorded = self.site.ledger.record(&new).await?;
         reach(Step::Recorded);
         Ok(match recorded {
-            Recorded::Written(id) => Prepared::Ready(Unmined {
+            Recorded::Written(id) => SignedBatch::Recorded(Unmined {
                 id,
                 network: self.lane.network,
                 nonce,
                 batch,
                 attempts: vec![(hash, raw)],
-                payments: load.rows.into_iter().map(|row| row.payment).collect(),
+                payments: plan.rows.into_iter().map(|row| row.payment).collect(),
             }),
-            Recorded::LaneLost => Prepared::LaneLost,
+            Recorded::LaneLost => SignedBatch::LaneLost,
             Recorded::PaymentsMoved(left) => {
-                let mut rows = load.rows;
+                let mut rows = plan.rows;
                 rows.retain(|row| left.contains(&row.payment.id));
-                Prepared::Moved(rows)
+                SignedBatch::PaymentsChanged(rows)
             }
         })
     }

@@ -1,4 +1,4 @@
-//! What becomes of a lane's things when its task dies.
+//! Releases what a lane holds when its task panics.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::chain::SignerKey;
 use crate::settlement::Site;
 
 impl Lane {
-    /// Claims and works the lane of `key` until `stop`. Should it panic, this process does not count as its owner any more, and what it had in
-    /// hand is left to anybody; then the panic goes on.
+    /// Claims and works the lane of `key` until `stop`. After a panic the lane no longer counts as owned by this process, its payments are
+    /// unclaimed, and the panic is resumed.
     pub async fn mortal(site: Arc<Site>, key: SignerKey, stop: CancellationToken) {
         let mut task = JoinSet::new();
         let lane = Self::new(Arc::clone(&site), key);
@@ -20,8 +20,8 @@ impl Lane {
         let Some(Err(error)) = task.join_next().await else {
             return;
         };
-        let left = site.queue.lane_ends(signer).await;
-        site.leave_to_anybody(&left).await;
+        let left = site.queue.remove_lane(signer).await;
+        site.unclaim(&left).await;
         if let Ok(panic) = error.try_into_panic() {
             std::panic::resume_unwind(panic);
         }

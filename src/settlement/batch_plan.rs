@@ -1,49 +1,49 @@
-//! Which payments ride together: pure.
+//! Which payments share a transaction. Pure.
 
 use crate::chain::authorization::{batch_call, settlement_call};
 use crate::payment::{ChainFacts, Payment, Signed, SignedBy};
 use crate::settlement::gas::GasRule;
 use alloy::primitives::{Address, Bytes};
 
-/// Bytes of calldata in one transaction at most: 128 KiB is what pools take, and some sequencers take 95,000.
-const BYTES_MAX: usize = 95_000;
-/// Bytes that a payment's call takes in a batch besides its own calldata.
+/// Most bytes of calldata in one transaction: pools accept 128 KiB, some sequencers 95,000 bytes.
+const CALLDATA_BYTES_MAX: usize = 95_000;
+/// Bytes that Multicall3 needs per call besides the call's own calldata.
 const CALL_BYTES: usize = 192;
 /// Gas that a transaction costs before its first instruction.
 const BASE_GAS: u64 = 21_000;
-/// Gas for what a simulation finds warm and a transaction finds cold, and for a payee who never held the token.
+/// Gas for storage that is warm in a simulation and cold in a transaction, and for a payee that never held the token.
 const COLD_GAS: u64 = 45_000;
-/// Gas per byte of calldata, were none of them zero.
+/// Gas per byte of calldata, all bytes taken as non-zero.
 const BYTE_GAS: u64 = 16;
-/// Gas of a batch besides its payments, and what its last call must leave behind (63/64 rule).
+/// Gas of a batch besides its payments, and the part that its last call must leave behind (63/64 rule, EIP-150).
 const BATCH_GAS: u64 = 350_000;
 
-/// A payment whose simulation went through.
+/// A payment whose simulation succeeded.
 #[derive(Debug, Clone)]
-pub(super) struct Simulated {
+pub(super) struct SimulatedPayment {
     pub(super) payment: Payment,
     pub(super) facts: ChainFacts,
-    /// A rehearsal has left it out of a batch: it goes by itself, or not at all.
+    /// It was left out of a batch, so it gets its own transaction or none.
     pub(super) alone: bool,
 }
 
-impl Simulated {
-    /// Whether foreign code runs when it is settled, which could burn the gas of everybody who rides along; or whether it wants to be
-    /// called by its signer, and not by Multicall3.
-    fn rides_alone(&self) -> bool {
+impl SimulatedPayment {
+    /// Whether the payment must not share a transaction: settling it runs foreign code, which could burn the gas of the other payments, or
+    /// it has to be called by its signer instead of Multicall3.
+    fn needs_own_transaction(&self) -> bool {
         self.alone
             || self.facts.payer_has_code
             || self.payment.wallet.is_some()
             || self.payment.signer().is_some()
-            || self.is_young()
+            || self.is_early()
     }
 
-    /// Whether it was not valid yet by the time of the block that was looked at: a batch is simulated there as a whole.
-    fn is_young(&self) -> bool {
+    /// Whether it was not valid yet at the time of the block used for the simulation. A batch is simulated at that block as a whole.
+    fn is_early(&self) -> bool {
         self.payment.signed().is_early_for(&self.facts)
     }
 
-    /// What the payer signed. A payer without code has signed with its key, or its payment would not be here.
+    /// The signed terms. A payer without code has signed with its key; otherwise the payment would have been refused before.
     pub(super) fn signed(&self) -> Signed<'_> {
         let signed = self.payment.signed();
         Signed {
@@ -52,7 +52,7 @@ impl Simulated {
         }
     }
 
-    /// Whether two payments could not be told apart in the logs of one transaction: Permit2 does not say which nonce it used.
+    /// Whether the logs of one transaction could not tell the two payments apart: the Permit2 proxy's event does not contain the nonce.
     fn looks_like(&self, other: &Self) -> bool {
         let of = |row: &Self| {
             let terms = &row.payment.authorization;
@@ -63,11 +63,11 @@ impl Simulated {
     }
 
     fn gas_in_batch(&self, rule: &GasRule) -> u64 {
-        self.facts.gas_used.saturating_add(8_000).max(rule.row)
+        self.facts.gas_used.saturating_add(8_000).max(rule.row_min)
     }
 }
 
-/// What payments take of a transaction.
+/// The share of a transaction that a payment needs.
 #[derive(Debug, Clone, Copy, Default)]
 struct Size {
     gas: u64,
@@ -75,7 +75,7 @@ struct Size {
 }
 
 impl Size {
-    fn of(row: &Simulated, rule: &GasRule) -> Self {
+    fn of(row: &SimulatedPayment, rule: &GasRule) -> Self {
         let (_, data) = settlement_call(row.signed());
         Self {
             gas: row.gas_in_batch(rule),
@@ -95,73 +95,74 @@ impl std::ops::Add for Size {
     }
 }
 
-/// What rides in one transaction; never empty.
+/// The payments of one transaction; never empty.
 #[derive(Debug)]
-pub(super) struct Load {
-    pub(super) rows: Vec<Simulated>,
+pub(super) struct BatchPlan {
+    pub(super) rows: Vec<SimulatedPayment>,
 }
 
-impl Load {
-    /// Groups payments into transactions: those of one payee beside each other, and of one payer within, because what a call finds warm is
+impl BatchPlan {
+    /// Groups payments into transactions. Payments of one payee are adjacent, and within them those of one payer: warm storage makes calls
     /// cheaper.
-    pub(super) fn plan(mut simulated: Vec<Simulated>, rule: &GasRule) -> Vec<Self> {
+    pub(super) fn group(mut simulated: Vec<SimulatedPayment>, rule: &GasRule) -> Vec<Self> {
         simulated.sort_by_key(|row| {
             let terms = &row.payment.authorization;
             (
-                row.rides_alone(),
+                row.needs_own_transaction(),
                 row.payment.asset,
                 terms.to,
                 terms.from,
                 row.payment.id,
             )
         });
-        let mut loads: Vec<(Self, Size)> = Vec::new();
+        let mut plans: Vec<(Self, Size)> = Vec::new();
         for row in simulated {
             let size = Size::of(&row, rule);
-            // The newest load but for what looks like something in it, which goes to one before.
-            let room = loads
+            // The newest plan with room. A payment that looks like one in that plan goes to an earlier plan.
+            let room = plans
                 .iter_mut()
                 .rev()
-                .find(|(load, filled)| load.has_room(&row, *filled + size, rule));
+                .find(|(plan, filled)| plan.has_room(&row, *filled + size, rule));
             match room {
-                Some((load, filled)) => {
+                Some((plan, filled)) => {
                     *filled = *filled + size;
-                    load.rows.push(row);
+                    plan.rows.push(row);
                 }
-                None => loads.push((Self { rows: vec![row] }, size)),
+                None => plans.push((Self { rows: vec![row] }, size)),
             }
         }
-        loads.into_iter().map(|(load, _)| load).collect()
+        plans.into_iter().map(|(plan, _)| plan).collect()
     }
 
-    fn has_room(&self, row: &Simulated, filled: Size, rule: &GasRule) -> bool {
+    fn has_room(&self, row: &SimulatedPayment, filled: Size, rule: &GasRule) -> bool {
         self.rows.len() < rule.rows_max
             && filled.gas.saturating_add(BATCH_GAS) <= rule.gas_max
-            && filled.bytes <= BYTES_MAX
-            && !row.rides_alone()
+            && filled.bytes <= CALLDATA_BYTES_MAX
+            && !row.needs_own_transaction()
             && !self
                 .rows
                 .iter()
-                .any(|other| other.rides_alone() || other.looks_like(row))
+                .any(|other| other.needs_own_transaction() || other.looks_like(row))
     }
 
     pub(super) fn is_batch(&self) -> bool {
         self.rows.len() > 1
     }
 
-    /// Whom to call, with what.
+    /// Target and calldata of the transaction.
     pub(super) fn call(&self) -> (Address, Bytes) {
         match self.rows.as_slice() {
             [only] => settlement_call(only.signed()),
-            rows => batch_call(rows.iter().map(Simulated::signed)),
+            rows => batch_call(rows.iter().map(SimulatedPayment::signed)),
         }
     }
 
-    /// Computed, not estimated. For one payment: the simulated call, a third more for the 63/64 rule of nested calls, and what only a
-    /// transaction pays; never less than such payments have used, and never more than the cap.
+    /// Gas limit, computed and not estimated. For a single payment: the simulated call, a third more for the 63/64 rule of nested calls,
+    /// and the costs that only a transaction has; at least what such payments have used, at most the cap.
     pub(super) fn gas_limit(&self, data: &Bytes, rule: &GasRule) -> u64 {
         match self.rows.as_slice() {
-            // The simulation measures the transfer alone. The factory's part is not known, but it went through within the cap.
+            // The simulation measures the transfer alone. The gas of the factory is unknown, but simulation and factory together stayed
+            // within the cap.
             [only] if only.payment.wallet.is_some() => rule.gas_cap,
             [only] => {
                 let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
@@ -170,7 +171,7 @@ impl Load {
                 execution
                     .saturating_add(BASE_GAS + COLD_GAS)
                     .saturating_add(bytes.saturating_mul(BYTE_GAS))
-                    .max(rule.alone)
+                    .max(rule.single_min)
                     .min(rule.gas_cap)
             }
             rows => {
@@ -181,8 +182,8 @@ impl Load {
     }
 }
 
-/// What one payment's transaction costs at least.
-pub(super) fn least_gas(facts: &ChainFacts) -> u64 {
+/// Least gas that a transaction with this payment alone needs.
+pub(super) fn min_gas(facts: &ChainFacts) -> u64 {
     facts.gas_used.saturating_add(BASE_GAS)
 }
 
@@ -196,12 +197,12 @@ mod tests {
     use crate::payment::{Method, PaymentId, PaymentState, Purpose};
     use crate::protocol::Scheme;
 
-    fn row(number: u128, payee: u8) -> Simulated {
+    fn row(number: u128, payee: u8) -> SimulatedPayment {
         let mut payment = payment(PaymentState::Queued);
         payment.id = PaymentId(Uuid::from_u128(number));
         payment.authorization.to = Address::repeat_byte(payee);
         payment.authorization.nonce = B256::from(alloy::primitives::U256::from(number));
-        Simulated {
+        SimulatedPayment {
             payment,
             facts: facts(),
             alone: false,
@@ -212,16 +213,16 @@ mod tests {
         rows_max: 190,
         gas_max: 15_000_000,
         gas_cap: 500_000,
-        alone: 0,
-        row: 76_000,
+        single_min: 0,
+        row_min: 76_000,
     };
 
     #[test]
-    fn a_few_payments_ride_in_one_transaction_grouped_by_payee() {
+    fn few_payments_share_one_transaction_grouped_by_payee() {
         let rows = (0..6).map(|number| row(number, if number % 2 == 0 { 9 } else { 3 }));
-        let loads = Load::plan(rows.collect(), &RULE);
-        assert_eq!(loads.len(), 1);
-        let payees: Vec<_> = loads[0]
+        let plans = BatchPlan::group(rows.collect(), &RULE);
+        assert_eq!(plans.len(), 1);
+        let payees: Vec<_> = plans[0]
             .rows
             .iter()
             .map(|row| row.payment.authorization.to)
@@ -242,12 +243,12 @@ mod tests {
             .collect();
         rows.extend((3..6).map(|number| row(number, 9)));
         rows.extend((6..8).map(|number| by_permit2(number, Scheme::Upto)));
-        let loads = Load::plan(rows, &RULE);
-        let mut sizes: Vec<_> = loads.iter().map(|load| load.rows.len()).collect();
+        let plans = BatchPlan::group(rows, &RULE);
+        let mut sizes: Vec<_> = plans.iter().map(|plan| plan.rows.len()).collect();
         sizes.sort_unstable();
-        assert_eq!(sizes, [1, 1, 1, 1, 4], "{loads:?}");
-        for load in loads {
-            let twins = load
+        assert_eq!(sizes, [1, 1, 1, 1, 4], "{plans:?}");
+        for plan in plans {
+            let twins = plan
                 .rows
                 .iter()
                 .filter(|row| row.payment.method != Method::Eip3009);
@@ -256,40 +257,40 @@ mod tests {
     }
 
     #[test]
-    fn payers_with_code_and_what_was_left_out_ride_alone() {
+    fn payers_with_code_and_left_out_payments_get_own_transactions() {
         let mut rows: Vec<_> = (0..5).map(|number| row(number, 9)).collect();
         rows[1].facts.payer_has_code = true;
         rows[3].alone = true;
-        let sizes: Vec<_> = Load::plan(rows, &RULE)
+        let sizes: Vec<_> = BatchPlan::group(rows, &RULE)
             .iter()
-            .map(|load| load.rows.len())
+            .map(|plan| plan.rows.len())
             .collect();
         assert_eq!(sizes, [3, 1, 1]);
     }
 
     #[test]
-    fn a_transaction_stays_within_what_pools_and_blocks_take() {
-        let loads = Load::plan((0..1_000).map(|number| row(number, 9)).collect(), &RULE);
-        let rows: usize = loads.iter().map(|load| load.rows.len()).sum();
+    fn transactions_stay_within_pool_and_block_limits() {
+        let plans = BatchPlan::group((0..1_000).map(|number| row(number, 9)).collect(), &RULE);
+        let rows: usize = plans.iter().map(|plan| plan.rows.len()).sum();
         assert_eq!(rows, 1_000);
-        for load in &loads {
-            let (_, data) = load.call();
-            assert!(load.rows.len() <= 190 && data.len() <= 96_000);
-            assert!(load.gas_limit(&data, &RULE) <= 1 << 24);
+        for plan in &plans {
+            let (_, data) = plan.call();
+            assert!(plan.rows.len() <= 190 && data.len() <= 96_000);
+            assert!(plan.gas_limit(&data, &RULE) <= 1 << 24);
         }
-        assert!(loads.len() <= 1_000 / 180 + 1, "{}", loads.len());
+        assert!(plans.len() <= 1_000 / 180 + 1, "{}", plans.len());
     }
 
     #[test]
-    fn little_money_makes_small_transactions() {
+    fn low_gas_balance_makes_small_transactions() {
         let rule = GasRule {
             gas_max: 2_000_000,
             ..RULE
         };
-        let loads = Load::plan((0..100).map(|number| row(number, 9)).collect(), &rule);
-        for load in &loads {
-            assert!(load.gas_limit(&load.call().1, &rule) <= 2_000_000);
+        let plans = BatchPlan::group((0..100).map(|number| row(number, 9)).collect(), &rule);
+        for plan in &plans {
+            assert!(plan.gas_limit(&plan.call().1, &rule) <= 2_000_000);
         }
-        assert!(loads.len() <= 5, "{}", loads.len());
+        assert!(plans.len() <= 5, "{}", plans.len());
     }
 }

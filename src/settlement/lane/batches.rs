@@ -1,0 +1,253 @@
+//! From waiting payments to transactions under the lane's next nonces. Simulation runs beside the lane's other work.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Lane, LaneLost, OpenTransaction, OwnedLane, PAUSE};
+use crate::payment::PaymentId;
+use crate::settlement::batch::{
+    BatchContext, PrepareError, SignedBatch, SimulatedBatch, simulate, simulate_batch,
+};
+use crate::settlement::batch_plan::BatchPlan;
+use crate::settlement::chain_view::ChainTick;
+use crate::settlement::failpoint::panic_if_asked;
+use crate::settlement::gas::GasRule;
+use crate::settlement::supervisor::report_panic;
+use crate::settlement::{Queued, Site};
+use crate::telemetry::causes;
+
+/// Rounds of simulation that run at once: the next one is prepared while the chain simulates the first.
+const SIMULATIONS_MAX: usize = 2;
+
+/// A chain whose next block is late by this much makes blocks on demand.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// One round of simulated batches.
+#[derive(Debug)]
+pub(super) struct SimulatedBatches {
+    batches: Vec<SimulatedBatch>,
+    errors: Vec<PrepareError>,
+    rule: GasRule,
+    claims: Claims,
+}
+
+/// Claims on payments; dropping it releases them.
+#[derive(Debug)]
+struct Claims {
+    site: Arc<Site>,
+    payments: Vec<PaymentId>,
+}
+
+impl Drop for Claims {
+    fn drop(&mut self) {
+        for payment in &self.payments {
+            self.site.queue.release(*payment);
+        }
+    }
+}
+
+impl OwnedLane {
+    /// When to simulate the waiting payments. At once while nothing is in flight, so that a single payment loses no time. Otherwise when
+    /// there are enough for a full transaction, or the oldest has waited `batch_wait`.
+    pub(super) fn next_batch_at(&self, site: &Site) -> Option<Instant> {
+        let now = Instant::now();
+        let ready_at = |queued: &Queued| ready_at(site, queued, &self.tick);
+        let ready = || self.waiting.iter().filter(|one| ready_at(one) <= now);
+        let oldest = ready().map(|queued| queued.since).min();
+        let oldest = oldest.or_else(|| self.waiting.iter().map(ready_at).min())?;
+        let in_progress = self.open.len() + self.simulations.len();
+        let room = in_progress < site.inflight_max && self.simulations.len() < SIMULATIONS_MAX;
+        let full = ready().count() >= site.gas.rule().rows_max;
+        let due = if ready().next().is_none() {
+            oldest
+        } else if in_progress == 0 || full {
+            now
+        } else {
+            oldest + site.batch_wait
+        };
+        let may = room && self.tick.head.is_some() && self.can_write();
+        may.then(|| due.max(self.paused_until))
+    }
+}
+
+impl Lane {
+    /// Starts to simulate the waiting payments; the results arrive at [`finish_batches`](Self::finish_batches).
+    pub(super) fn start_batches(&self, owned: &mut OwnedLane) {
+        let now = Instant::now();
+        let (waiting, early): (Vec<_>, Vec<_>) = std::mem::take(&mut owned.waiting)
+            .into_iter()
+            .partition(|queued| ready_at(&self.site, queued, &owned.tick) <= now);
+        owned.waiting = early;
+        if waiting.is_empty() {
+            return;
+        }
+        // Made before the task runs: a task that is cancelled before its first step releases the claims too.
+        let claims = Claims {
+            site: Arc::clone(&self.site),
+            payments: waiting.iter().map(|queued| queued.payment.id).collect(),
+        };
+        panic_if_asked("lane");
+        let rule = owned.rule(&self.site);
+        owned
+            .simulations
+            .spawn(simulate_waiting(claims, self.id.signer, rule, waiting));
+    }
+
+    /// Signs, records and broadcasts the batches whose simulation succeeded.
+    pub(super) async fn finish_batches(
+        &self,
+        owned: &mut OwnedLane,
+        simulated: SimulatedBatches,
+    ) -> Result<(), LaneLost> {
+        let mut claims = simulated.claims;
+        for batch in simulated.batches {
+            self.commit_and_send(owned, batch, simulated.rule).await?;
+        }
+        let waiting: HashSet<PaymentId> = owned.waiting.iter().map(|one| one.payment.id).collect();
+        claims.payments.retain(|id| !waiting.contains(id));
+        simulated
+            .errors
+            .iter()
+            .try_for_each(|error| self.back_off(owned, error))
+    }
+
+    async fn commit_and_send(
+        &self,
+        owned: &mut OwnedLane,
+        batch: SimulatedBatch,
+        rule: GasRule,
+    ) -> Result<(), LaneLost> {
+        if !owned.can_write() {
+            // The gas balance ran out meanwhile. Other lanes find the payments in the ledger.
+            return Ok(());
+        }
+        owned.waiting.extend(batch.left_out);
+        if let Some(error) = batch.error {
+            return self.back_off(owned, &error.into());
+        }
+        let (Some(plan), Some(key)) = (batch.plan, &self.key) else {
+            return Ok(());
+        };
+        if owned.open.len() >= self.site.inflight_max {
+            owned.put_back(plan.rows);
+            return Ok(());
+        }
+        if plan.gas_limit(&plan.call().1, &rule) > owned.rule(&self.site).gas_max {
+            // Other batches of this round have used the gas balance. It grows when they are mined or the signer is refilled.
+            owned.gas_balance.read_soon();
+            owned.paused_until = Instant::now() + PAUSE;
+            owned.put_back(plan.rows);
+            return Ok(());
+        }
+        let context = BatchContext {
+            site: &self.site,
+            lane: self.id,
+            lease: owned.lease,
+            key,
+            rule,
+        };
+        let written = context.sign_and_record(plan).await;
+        match written {
+            Ok(SignedBatch::Recorded(transaction)) => {
+                owned.lease.next_nonce += 1;
+                owned
+                    .open
+                    .push_back(OpenTransaction::new(transaction, Instant::now()));
+                owned.open_count.set(owned.open.len());
+                self.send(owned, owned.open.len() - 1, None);
+                Ok(())
+            }
+            Ok(SignedBatch::PaymentsChanged(rows)) => {
+                owned.put_back(rows);
+                Ok(())
+            }
+            Ok(SignedBatch::LaneLost) => Err(LaneLost),
+            Err(error) => self.back_off(owned, &error),
+        }
+    }
+
+    /// Pauses the lane after a payment could not be prepared. The payment stays queued and is claimed again later.
+    pub(super) fn back_off(
+        &self,
+        owned: &mut OwnedLane,
+        error: &PrepareError,
+    ) -> Result<(), LaneLost> {
+        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(error), "payment not prepared: it stays queued and the lane pauses");
+        owned.paused_until = Instant::now() + PAUSE;
+        match error {
+            // The commit may have happened: read the lane again before another nonce is used.
+            PrepareError::Ledger(_) => Err(LaneLost),
+            PrepareError::Chain(_)
+            | PrepareError::TooDear(_)
+            | PrepareError::Signing(_)
+            | PrepareError::NoHead => Ok(()),
+        }
+    }
+}
+
+/// When a payment may be sent: at once, unless the next block may be older than `validAfter`, which was compared with the wall clock at
+/// acceptance. A chain that has made no block for a while after that gives its next block the clock's time.
+fn ready_at(site: &Site, queued: &Queued, tick: &ChainTick) -> Instant {
+    let begins = queued.payment.signed().begins();
+    let block_s = site.policy.network.steady_block_s();
+    let next = tick.head.map(|head| {
+        let time = u64::try_from(head.time.unix_timestamp()).unwrap_or_default();
+        U256::from(time.saturating_add(block_s))
+    });
+    if next.is_some_and(|next| next >= begins) {
+        return queued.since;
+    }
+    let quiet_since = tick
+        .since
+        .map_or(queued.since, |seen| seen.max(queued.since));
+    quiet_since + Duration::from_secs(block_s) + QUIET
+}
+
+/// Simulates each payment, groups those that succeed into batches and simulates the batches, all concurrently.
+async fn simulate_waiting(
+    claims: Claims,
+    signer: Address,
+    rule: GasRule,
+    waiting: Vec<Queued>,
+) -> SimulatedBatches {
+    let site = Arc::clone(&claims.site);
+    let mut errors = Vec::new();
+    let mut simulations = JoinSet::new();
+    for queued in waiting.into_iter().filter(|queued| !queued.is_stale()) {
+        let site = Arc::clone(&site);
+        simulations.spawn(async move { simulate(&site, queued).await });
+    }
+    let mut simulated = Vec::new();
+    while let Some(simulation) = simulations.join_next().await {
+        // After a panic the payment is still queued in the ledger.
+        match simulation {
+            Ok(Ok(row)) => simulated.extend(row),
+            Ok(Err(error)) => errors.push(error),
+            Err(error) => report_panic("simulation", error),
+        }
+    }
+    let mut batch_simulations = JoinSet::new();
+    for plan in BatchPlan::group(simulated, &rule) {
+        let site = Arc::clone(&site);
+        batch_simulations.spawn(async move { simulate_batch(&site, signer, plan, rule).await });
+    }
+    let mut batches = Vec::new();
+    while let Some(simulation) = batch_simulations.join_next().await {
+        match simulation {
+            Ok(Ok(batch)) => batches.push(batch),
+            Ok(Err(error)) => errors.push(error),
+            Err(error) => report_panic("batch simulation", error),
+        }
+    }
+    SimulatedBatches {
+        batches,
+        errors,
+        rule,
+        claims,
+    }
+}

@@ -1,0 +1,68 @@
+//! The lane's lease, renewed beside the lane's other work.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Lane;
+use super::timing::every;
+use crate::ledger::{LEASE_RENEWAL, LaneLease, Renewal};
+use crate::telemetry::causes;
+
+/// A running lease renewal; dropping it ends the renewal.
+#[derive(Debug, Default)]
+pub(super) struct LeaseRenewal {
+    /// Cancelled when the lane is lost or its row has changed.
+    pub(super) lost: CancellationToken,
+    /// Notified when transactions of the lane were opened again, by any process.
+    pub(super) reopened: Arc<Notify>,
+    _task: JoinSet<()>,
+}
+
+impl Lane {
+    /// Renews the lease until the returned value is dropped. A process without RPC answers, or with more lanes than its share, gives the
+    /// lane up instead.
+    pub(super) fn renew_lease(&self, lease: LaneLease) -> LeaseRenewal {
+        let renewal = LeaseRenewal::default();
+        let (lost, reopened) = (renewal.lost.clone(), Arc::clone(&renewal.reopened));
+        let (site, id) = (Arc::clone(&self.site), self.id);
+        let (mut lease, shared) = (lease, self.shared_lanes());
+        let renewing = async move {
+            let mut interval = every(LEASE_RENEWAL);
+            loop {
+                interval.tick().await;
+                let share = (shared, site.is_blind());
+                match site.ledger.renew_lane(id, lease, share).await {
+                    Ok(Renewal::Kept) => {}
+                    Ok(Renewal::Reopened(times)) => {
+                        lease.reopened = times;
+                        reopened.notify_one();
+                    }
+                    Ok(Renewal::Surplus) => break,
+                    Ok(Renewal::Changed) => {
+                        tracing::warn!(network = %id.network, signer = %id.signer, "lane changed in the ledger: taken by another process, stopped, or resumed; claiming it again");
+                        lost.cancel();
+                        return;
+                    }
+                    // The lane is still ours: the epoch guards every write, and the next renewal may succeed.
+                    Err(error) => {
+                        tracing::warn!(network = %id.network, signer = %id.signer, error = causes(&error), "lane lease not renewed: retrying");
+                    }
+                }
+            }
+            tracing::info!(network = %id.network, signer = %id.signer, "lane given up: another process has fewer lanes, or this one has no RPC answer");
+            if let Err(error) = site.ledger.release_lane(id, lease).await {
+                tracing::warn!(network = %id.network, signer = %id.signer, error = causes(&error), "lane not released: its lease runs out by itself");
+            }
+            lost.cancel();
+        };
+        let mut task = JoinSet::new();
+        task.spawn(renewing);
+        LeaseRenewal {
+            _task: task,
+            ..renewal
+        }
+    }
+}

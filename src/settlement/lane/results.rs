@@ -1,0 +1,274 @@
+//! Results of the transactions that a lane has sent.
+
+use std::time::Duration;
+
+use alloy::primitives::{B256, Bytes, U256};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{Lane, LaneLost, OpenTransaction, OwnedLane, POLL_RECEIPT_AFTER, TICK_INTERVAL};
+use crate::chain::authorization::transfer_log;
+use crate::chain::signer::Order;
+use crate::chain::{Head, Receipt, RpcError};
+use crate::ledger::{BlockRef, MinedTransaction, MovedRow, Unmined};
+use crate::payment::Payment;
+use crate::settlement::chain_view::ChainTick;
+use crate::settlement::failpoint::{Step, reach};
+use crate::telemetry::causes;
+
+/// Bytes are broadcast again each time this has passed without a result.
+const RESEND_AFTER: Duration = Duration::from_secs(4);
+
+/// Result of the search for a transaction's receipt.
+#[derive(Debug)]
+enum ReceiptSearch {
+    /// One of its attempts is in a canonical block.
+    Found(Box<Receipt>),
+    /// Nodes answered for each attempt and have no receipt.
+    Absent,
+    /// Some attempts could not be checked.
+    Unknown,
+}
+
+impl Lane {
+    /// Handles a new head: records results, or reads the lane again from the ledger after a reorg.
+    pub(super) async fn on_chain_tick(
+        &self,
+        owned: &mut OwnedLane,
+        now: ChainTick,
+    ) -> Result<(), LaneLost> {
+        let before = std::mem::replace(&mut owned.tick, now);
+        if before.reorganisations != now.reorganisations
+            && before.head.is_some()
+            && self.reload(owned).await.is_err()
+        {
+            return Err(LaneLost);
+        }
+        let Some(head) = now.head else { return Ok(()) };
+        owned.gas_balance.on_block();
+        self.record_seen_receipts(owned, &head).await;
+        if before.gaps != now.gaps {
+            self.poll_receipts(owned, &head).await?;
+        }
+        Ok(())
+    }
+
+    /// Records results from the receipts that the watch has read, once enough endpoints show them.
+    async fn record_seen_receipts(&self, owned: &mut OwnedLane, head: &Head) {
+        let seen = owned.open.iter().filter_map(|open| {
+            let attempts = &open.transaction.attempts;
+            let receipt = attempts
+                .iter()
+                .find_map(|(hash, _)| self.site.view.receipt(*hash))?;
+            Some((open.transaction.id, receipt))
+        });
+        for (id, receipt) in seen.collect::<Vec<_>>() {
+            let transaction = receipt.transaction_hash;
+            match self.site.rpc.confirmed(receipt).await {
+                Ok(Some(receipt)) => self.record_result(owned, id, &receipt, head).await,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(network = %self.id.network, %transaction, %error, "receipt not confirmed by enough endpoints: retrying");
+                }
+            }
+        }
+    }
+
+    /// Periodic work: broadcasts again, bumps fees, polls receipts, reads the balance.
+    pub(super) async fn tick(&self, owned: &mut OwnedLane) -> Result<(), LaneLost> {
+        let due = owned.open.iter().enumerate().filter(|(_, open)| {
+            let since = open.sent_at.elapsed();
+            since >= RESEND_AFTER || (open.not_accepted && since >= TICK_INTERVAL)
+        });
+        let due: Vec<usize> = due.map(|(index, _)| index).collect();
+        self.rebroadcast(owned, due);
+        self.read_balance_if_due(owned);
+        self.check_while_idle(owned);
+        let Some(head) = owned.tick.head else {
+            return Ok(());
+        };
+        self.record_seen_receipts(owned, &head).await;
+        self.bump_fees(owned, &head).await?;
+        self.poll_receipts(owned, &head).await
+    }
+
+    /// Asks for receipts by hash: after blocks whose receipts were not read, and periodically for old transactions.
+    async fn poll_receipts(&self, owned: &mut OwnedLane, head: &Head) -> Result<(), LaneLost> {
+        let now = Instant::now();
+        let due = owned.open.iter_mut();
+        let due = due.filter(|open| now.duration_since(open.polled_at) >= POLL_RECEIPT_AFTER);
+        let due = due.map(|open| {
+            open.polled_at = now;
+            (open.transaction.id, open.transaction.attempts.clone())
+        });
+        let mut missing = Vec::new();
+        for (id, attempts) in due.collect::<Vec<_>>() {
+            match self.find_receipt(&attempts).await {
+                ReceiptSearch::Found(receipt) => {
+                    self.record_result(owned, id, &receipt, head).await
+                }
+                ReceiptSearch::Absent => missing.push(id),
+                ReceiptSearch::Unknown => {}
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.detect_foreign_use(owned, &missing, head).await
+    }
+
+    async fn find_receipt(&self, attempts: &[(B256, Bytes)]) -> ReceiptSearch {
+        let mut unknown = false;
+        for (hash, _) in attempts {
+            match self.site.rpc.receipt(*hash).await {
+                Ok(Some(receipt)) => return ReceiptSearch::Found(Box::new(receipt)),
+                Ok(None) => {}
+                Err(_) => unknown = true,
+            }
+        }
+        if unknown {
+            ReceiptSearch::Unknown
+        } else {
+            ReceiptSearch::Absent
+        }
+    }
+
+    /// Records the result of a mined transaction and removes it from the open ones. Payments without a transfer in its logs are handled by
+    /// the reconciliation task. On an error it is tried again at the next tick.
+    async fn record_result(&self, owned: &mut OwnedLane, id: Uuid, receipt: &Receipt, head: &Head) {
+        let of_id = |open: &OpenTransaction| open.transaction.id == id;
+        let Some(index) = owned.open.iter().position(of_id) else {
+            return;
+        };
+        let Some(open) = owned.open.get_mut(index) else {
+            return;
+        };
+        open.foreign_since = None;
+        reach(Step::Mined);
+        let mined = match self
+            .mined_transaction(&open.transaction, receipt, head)
+            .await
+        {
+            Ok(mined) => mined,
+            Err(error) => {
+                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, %error, "mined transaction: block time not read, retrying");
+                return;
+            }
+        };
+        let transferred = match self.site.ledger.record_mined(&mined).await {
+            Ok(transferred) => transferred,
+            Err(error) => {
+                let error = causes(&error);
+                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, error, "mined transaction: result not recorded, retrying");
+                return;
+            }
+        };
+        reach(Step::Settled);
+        let Some(open) = owned.open.remove(index) else {
+            return;
+        };
+        owned.open_count.set(owned.open.len());
+        let gas = U256::from(mined.gas_used);
+        let price = U256::from(mined.gas_price_wei);
+        let further = U256::from(mined.further_fee_wei);
+        owned
+            .gas_balance
+            .spent(gas.saturating_mul(price).saturating_add(further));
+        self.note_data_fee(receipt, open.transaction.payments.len());
+        self.learn_gas(&open.transaction, &mined);
+        if transferred < open.transaction.payments.len() {
+            tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, transferred, payments = open.transaction.payments.len(), "transaction mined without a transfer for some of its payments");
+            self.site.wake_reconciler();
+        }
+        if mined.moved.iter().any(|row| !row.deep) {
+            self.site.note_shallow();
+        }
+        let moved = mined.moved.iter().map(|row| row.payment);
+        self.site.waiters.wake(moved);
+    }
+
+    async fn mined_transaction(
+        &self,
+        transaction: &Unmined,
+        receipt: &Receipt,
+        head: &Head,
+    ) -> Result<MinedTransaction, RpcError> {
+        let block_number: u64 = receipt.block_number.to();
+        let height = self.site.rpc.confirmed_height(head.number);
+        // A block above the confirmed height is in the chain by this receipt alone: one confirmation.
+        let confirmations = height.saturating_sub(block_number) + 1;
+        let payments = transaction.payments.iter();
+        let moved = payments
+            .filter(|_| receipt.succeeded())
+            .filter_map(|payment| {
+                Some(MovedRow {
+                    payment: payment.id,
+                    log_index: transfer_log(payment.signed(), &receipt.logs)?,
+                    deep: confirmations >= u64::from(payment.confirmations),
+                })
+            });
+        let moved = moved.collect();
+        let time = self.site.rpc.block_time(receipt.block_hash, head).await?;
+        Ok(MinedTransaction {
+            id: transaction.id,
+            hash: receipt.transaction_hash,
+            block: BlockRef {
+                number: block_number,
+                hash: receipt.block_hash,
+                time,
+            },
+            succeeded: receipt.succeeded(),
+            gas_used: receipt.gas_used.to(),
+            gas_price_wei: receipt.effective_gas_price.to(),
+            further_fee_wei: self.further_fee(transaction, receipt),
+            moved,
+        })
+    }
+
+    /// Fees besides gas used times price: a rollup's data fee, and the unused rest of the gas limit on chains that charge it.
+    fn further_fee(&self, transaction: &Unmined, receipt: &Receipt) -> u128 {
+        let price: u128 = receipt.effective_gas_price.to();
+        let unused = match self.unsigned_of(transaction, receipt.transaction_hash) {
+            Some(unsigned) if self.id.network.charges_gas_limit() => {
+                unsigned.gas_limit.saturating_sub(receipt.gas_used.to())
+            }
+            Some(_) | None => 0,
+        };
+        let unused = u128::from(unused).saturating_mul(price);
+        receipt.data_fee_wei().saturating_add(unused)
+    }
+
+    /// Records the data fee per payment.
+    fn note_data_fee(&self, receipt: &Receipt, payments: usize) {
+        let payments = u128::try_from(payments.max(1)).unwrap_or(1);
+        let fee = receipt.data_fee_wei();
+        if fee > 0 {
+            self.site.gas.note_data_fee(fee / payments);
+        }
+    }
+
+    /// The attempt with this hash, decoded.
+    fn unsigned_of(&self, transaction: &Unmined, hash: B256) -> Option<Order> {
+        let mut attempts = transaction.attempts.iter();
+        let (_, raw) = attempts.find(|(attempt, _)| *attempt == hash)?;
+        Order::of_raw(self.id.network, raw)
+    }
+
+    /// Records the gas that a transaction used. The gas of a smart wallet's own code says nothing about other payments.
+    fn learn_gas(&self, transaction: &Unmined, mined: &MinedTransaction) {
+        let own_code = |payment: &Payment| payment.wallet.is_some();
+        if self.id.network.charges_gas_limit() {
+            // Where the gas limit is charged, receipts do not show the gas that execution needed.
+            return;
+        }
+        let unsigned = self.unsigned_of(transaction, mined.hash);
+        let learnable = unsigned
+            .filter(|unsigned| !unsigned.is_empty() && !transaction.payments.iter().any(own_code));
+        if let Some(unsigned) = learnable {
+            let rows = transaction.payments.len();
+            self.site
+                .gas
+                .note_gas_used(rows, mined.gas_used, unsigned.gas_limit);
+        }
+    }
+}

@@ -136,7 +136,7 @@ fn formatted(table: &[NetworkView]) -> String {
         "WORTH",
         "GAS",
         "BLOCK",
-        "DEPTH",
+        "CONF.",
         "EXPLORER",
         "  TOKEN",
         "ADDRESS",
@@ -150,7 +150,7 @@ fn formatted(table: &[NetworkView]) -> String {
         // Writing to a `String` cannot fail.
         row.write_to(&mut text).ok();
     }
-    text + "\nNAMES are for [networks.NAME] and X402D_NETWORK, * as in x402 v1; DEPTH is the default of confirmations; SDK: whether SDK buyers pay with the token unasked."
+    text + "\nNAMES are for [networks.NAME] and X402D_NETWORK, * as in x402 v1; CONF. is the default of confirmations; SDK: whether SDK buyers pay with the token unasked."
 }
 
 impl NetworkView {

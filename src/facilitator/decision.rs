@@ -25,8 +25,8 @@ pub(super) enum Decision {
     Quarantined(String),
 }
 
-pub(super) fn decide(standing: &Standing) -> Decision {
-    let payment = &standing.payment;
+pub(super) fn decide(found: &Standing) -> Decision {
+    let payment = &found.payment;
     if let Some(why) = &payment.quarantine {
         return Decision::Quarantined(why.clone());
     }
@@ -39,7 +39,7 @@ pub(super) fn decide(standing: &Standing) -> Decision {
             if let Some(why) = &payment.unmatched {
                 return Decision::Unmatched(why.clone());
             }
-            match standing.grant {
+            match found.grant {
                 GrantStatus::Free => Decision::Grant,
                 GrantStatus::Undecided => Decision::AwaitGrant,
                 GrantStatus::Standing => Decision::Duplicate,
@@ -99,7 +99,7 @@ mod tests {
         ]
     }
 
-    fn standing(state: &PaymentState, grant: GrantStatus) -> Standing {
+    fn with_grant(state: &PaymentState, grant: GrantStatus) -> Standing {
         Standing {
             payment: payment(state.clone()),
             grant,
@@ -110,7 +110,7 @@ mod tests {
     fn each_state_under_each_grant_leads_to_one_decision() {
         for (state, decisions) in table() {
             for (grant, expected) in GRANTS.into_iter().zip(decisions) {
-                let found = decide(&standing(&state, grant));
+                let found = decide(&with_grant(&state, grant));
                 assert_eq!(found, expected, "{} under a {grant:?} grant", state.name());
             }
         }
@@ -127,10 +127,10 @@ mod tests {
     fn quarantined_payment_is_never_granted() {
         for (state, _) in table() {
             for grant in GRANTS {
-                let mut standing = standing(&state, grant);
-                standing.payment.quarantine = Some("two events".to_owned());
+                let mut found = with_grant(&state, grant);
+                found.payment.quarantine = Some("two events".to_owned());
                 let expected = Decision::Quarantined("two events".to_owned());
-                assert_eq!(decide(&standing), expected, "{} {grant:?}", state.name());
+                assert_eq!(decide(&found), expected, "{} {grant:?}", state.name());
             }
         }
     }
@@ -138,11 +138,11 @@ mod tests {
     #[test]
     fn unmatched_payment_is_never_granted() {
         for (state, decisions) in table() {
-            let mut standing = standing(&state, GrantStatus::Free);
-            standing.payment.unmatched = Some("late".to_owned());
+            let mut found = with_grant(&state, GrantStatus::Free);
+            found.payment.unmatched = Some("late".to_owned());
             let transferred = decisions.first() == Some(&Decision::Grant);
             let late = Decision::Unmatched("late".to_owned());
-            assert_eq!(decide(&standing) == late, transferred, "{}", state.name());
+            assert_eq!(decide(&found) == late, transferred, "{}", state.name());
         }
     }
 

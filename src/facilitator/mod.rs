@@ -169,7 +169,10 @@ impl Facilitator {
     /// the seller has to ask for are those of the session, without one those of the authorization. Refused are other content under the same
     /// nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
     async fn look_up(&self, site: &Site, candidate: &Candidate) -> Result<Known, Error> {
-        let Known { session, standing } = match self.ledger.known(candidate.into()).await {
+        let Known {
+            session,
+            standing: found,
+        } = match self.ledger.known(candidate.into()).await {
             Err(error) if error.unreadable_payment().is_some() => {
                 let why = unreadable_row(&error);
                 return Err(candidate.refuse(Reason::SettlementPending, why).into());
@@ -181,7 +184,7 @@ impl Facilitator {
                 .is_asked_for(&candidate.requirements)
                 .map_err(|(reason, why)| candidate.refuse(reason, why))?;
         }
-        let Some(standing) = standing else {
+        let Some(found) = found else {
             candidate.pays_the_payee()?;
             return Ok(Known {
                 session,
@@ -189,20 +192,20 @@ impl Facilitator {
             });
         };
         candidate.pays_what_is_required()?;
-        if standing.payment.digest != candidate.digest {
+        if found.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
             return Err(candidate.object(Fault::NonceUsed, why).into());
         }
         let is_proven = candidate.signed_by == SignedBy::Payer
-            || candidate.signature == standing.payment.signature;
+            || candidate.signature == found.payment.signature;
         if !is_proven {
             candidate.signature_holds(&site.facts.of(candidate.signed()).await?)?;
         }
         Ok(Known {
             session,
-            standing: Some(standing),
+            standing: Some(found),
         })
     }
 

@@ -47,8 +47,8 @@ impl Facilitator {
         let refuse = |objection| refusal(request, Some(&session), objection);
         match self.recorded_payment(&session, proof).await? {
             Some(id) => {
-                let standing = self.ledger.standing(id.map_err(refuse)?).await?;
-                if let Advice::Bad(reason, why) = self.advice(standing).await? {
+                let found = self.ledger.standing(id.map_err(refuse)?).await?;
+                if let Advice::Bad(reason, why) = self.advice(found).await? {
                     return Err(refuse((reason, why)).into());
                 }
             }

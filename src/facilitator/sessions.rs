@@ -224,12 +224,12 @@ impl Facilitator {
     async fn view(&self, session: &Session) -> Result<SessionView, Unavailable> {
         let site = self.served_network(session.network).map(AsRef::as_ref);
         let expired = site.is_some_and(|site| self.is_expired(site, session));
-        let standing = match session.payment {
+        let found = match session.payment {
             Some(id) => Some(self.payment_after_answer(id).await?),
             None => None,
         };
         let mut session = session.clone();
-        if let (Some(site), None, true) = (site, &standing, expired)
+        if let (Some(site), None, true) = (site, &found, expired)
             && session.standing == SessionStanding::Open
             && self.may_expire(site, &session).await
         {
@@ -239,8 +239,8 @@ impl Facilitator {
         let asset = site.and_then(|site| site.policy.asset(session.asset));
         let mut view = session_view(&session, asset.map_or(0, |asset| asset.decimals));
         view.money_may_move = !expired;
-        if let Some(standing) = &standing {
-            add_payment(&mut view, standing, expired);
+        if let Some(found) = &found {
+            add_payment(&mut view, found, expired);
         }
         Ok(view)
     }
@@ -251,10 +251,10 @@ impl Facilitator {
         let mut waiting = self.waiters.wait_for(id);
         let deadline = Instant::now() + ANSWER_WAIT;
         loop {
-            let standing = self.ledger.standing(id).await?;
-            let is_decided = standing.grant != GrantStatus::Undecided;
+            let found = self.ledger.standing(id).await?;
+            let is_decided = found.grant != GrantStatus::Undecided;
             if is_decided || !self.wait(&mut waiting, deadline).await {
-                return Ok(standing);
+                return Ok(found);
             }
         }
     }

@@ -101,13 +101,13 @@ impl Facilitator {
         let candidate = Candidate::from_request(request, &site.policy, Purpose::Settle)?;
         let known = self.look_up(site, &candidate).await?;
         let session = known.session.map(|session| session.id);
-        let Some(standing) = known.standing else {
+        let Some(found) = known.standing else {
             let origin = session.as_ref().map_or(Origin::New, |_| Origin::Session);
             return Ok((self.admit(site, candidate, origin).await?, session));
         };
-        let id = standing.payment.id;
+        let id = found.payment.id;
         self.ledger.end_verify_lease(id).await?;
-        let admitted = match decide(&standing) {
+        let admitted = match decide(&found) {
             Decision::CheckAgain(_) => self.admit(site, candidate, Origin::Refused(id)).await?,
             Decision::Join
             | Decision::Grant
@@ -213,14 +213,14 @@ impl Facilitator {
             return Ok(id);
         }
         let known = self.ledger.known(candidate.into()).await?;
-        let standing = known.standing.ok_or(Unavailable::Busy)?;
-        if standing.payment.digest != candidate.digest {
+        let found = known.standing.ok_or(Unavailable::Busy)?;
+        if found.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
             return Err(candidate.object(Fault::NonceUsed, why).into());
         }
-        Ok(standing.payment.id)
+        Ok(found.payment.id)
     }
 
     /// Waits until the outcome of an accepted payment is known or the time is over, and builds the answer.
@@ -241,14 +241,14 @@ impl Facilitator {
             }
         };
         loop {
-            let standing = match self.ledger.standing(id).await {
+            let found = match self.ledger.standing(id).await {
                 Err(error) if error.unreadable_payment().is_some() => {
                     return Ok(answer.unreadable(&error));
                 }
-                standing => standing?,
+                found => found?,
             };
-            let decision = decide(&standing);
-            let payment = &standing.payment;
+            let decision = decide(&found);
+            let payment = &found.payment;
             if let Some(settled) = answer.undercharged(payment) {
                 return Ok(settled);
             }
@@ -262,7 +262,7 @@ impl Facilitator {
                     if !self
                         .wait_to_be_sent(site, Some(payment), &mut waiting, deadline)
                         .await?
-                        && let Some(settled) = self.out_of_time(&standing, answer).await?
+                        && let Some(settled) = self.out_of_time(&found, answer).await?
                     {
                         return Ok(settled);
                     }
@@ -323,10 +323,10 @@ impl Facilitator {
     /// "nothing was broadcast" stays true.
     async fn out_of_time(
         &self,
-        standing: &Standing,
+        found: &Standing,
         answer: &Answer,
     ) -> Result<Option<Settled>, Unavailable> {
-        let payment = &standing.payment;
+        let payment = &found.payment;
         match &payment.state {
             PaymentState::Queued => {
                 let message = "the payment could not be sent to the chain in time; nothing was broadcast, present it again".to_owned();
@@ -405,7 +405,7 @@ impl Answer {
     }
 
     fn duplicate(&self, payment: &Payment) -> Settled {
-        let why = "this payment has bought its resource already; the transaction is the one that was told then".to_owned();
+        let why = "this payment has bought its resource already, with this transaction".to_owned();
         self.refused(payment, Reason::DuplicateSettlement, why)
     }
 

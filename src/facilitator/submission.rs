@@ -99,10 +99,10 @@ impl Facilitator {
     ) -> Result<(), Error> {
         let candidate =
             Candidate::from_request(request_of(session, payload)?, &site.policy, Purpose::Settle)?;
-        let standing = self.look_up(site, &candidate).await?.standing;
-        let origin = match &standing {
-            Some(standing) if matches!(standing.payment.state, PaymentState::Refused(_)) => {
-                Origin::Refused(standing.payment.id)
+        let found = self.look_up(site, &candidate).await?.standing;
+        let origin = match &found {
+            Some(found) if matches!(found.payment.state, PaymentState::Refused(_)) => {
+                Origin::Refused(found.payment.id)
             }
             // It is being settled, or is settled: nothing to send.
             Some(_) => return Ok(()),

@@ -48,10 +48,13 @@ impl Facilitator {
     ) -> Result<String, Error> {
         let candidate = Candidate::from_request(request, &site.policy, Purpose::Verify)?;
         let payer = spelled(candidate.authorization.from);
-        let Known { session, standing } = self.look_up(site, &candidate).await?;
-        let mut standing = standing;
+        let Known {
+            session,
+            standing: found,
+        } = self.look_up(site, &candidate).await?;
+        let mut found = found;
         loop {
-            let origin = match standing {
+            let origin = match found {
                 None if session.is_some() => Origin::Session,
                 None => Origin::New,
                 Some(known) => {
@@ -71,17 +74,17 @@ impl Facilitator {
                     return Ok(payer);
                 }
                 Preflight::AlreadyTransferred(id) => {
-                    standing = Some(self.ledger.standing(id).await?);
+                    found = Some(self.ledger.standing(id).await?);
                 }
             }
         }
     }
 
     /// The advice for a payment that the ledger has.
-    pub(super) async fn advice(&self, standing: Standing) -> Result<Advice, Unavailable> {
-        let id = standing.payment.id;
+    pub(super) async fn advice(&self, found: Standing) -> Result<Advice, Unavailable> {
+        let id = found.payment.id;
         let duplicate = |why: &str| Advice::Bad(Reason::DuplicateSettlement, why.to_owned());
-        Ok(match self.decide_after_grant(standing).await? {
+        Ok(match self.decide_after_grant(found).await? {
             Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
                 Advice::Good
             }
@@ -101,9 +104,9 @@ impl Facilitator {
     }
 
     /// The decision, once an answer that is being written has arrived or broken off.
-    async fn decide_after_grant(&self, standing: Standing) -> Result<Decision, Unavailable> {
-        let id: PaymentId = standing.payment.id;
-        let mut decision = decide(&standing);
+    async fn decide_after_grant(&self, found: Standing) -> Result<Decision, Unavailable> {
+        let id: PaymentId = found.payment.id;
+        let mut decision = decide(&found);
         let mut waiting = self.waiters.wait_for(id);
         let deadline = self.deadline();
         while decision == Decision::AwaitGrant {

@@ -43,8 +43,8 @@ pub(super) fn session_view(session: &Session, decimals: u8) -> SessionView {
 }
 
 /// Adds a session's payment to its view.
-pub(super) fn add_payment(view: &mut SessionView, standing: &Standing, expired: bool) {
-    let payment = &standing.payment;
+pub(super) fn add_payment(view: &mut SessionView, found: &Standing, expired: bool) {
+    let payment = &found.payment;
     view.payment_id = Some(payment.id.to_string());
     view.transaction = payment.state.transaction().map(|hash| hash.to_string());
     view.block_number = payment
@@ -66,7 +66,7 @@ pub(super) fn add_payment(view: &mut SessionView, standing: &Standing, expired: 
         | PaymentState::Final(_)
         | PaymentState::LateSettled(_) => {
             view.money_may_move = false;
-            view.state = match standing.grant {
+            view.state = match found.grant {
                 GrantStatus::Standing => SessionState::Consumed,
                 GrantStatus::Free | GrantStatus::Undecided => SessionState::Paid,
             };

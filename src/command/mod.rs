@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Environment as _, Flags, ProcessEnvironment};
 use crate::telemetry;
 
-/// The x402 facilitator people run themselves.
+/// A self-hosted x402 payment facilitator.
 #[derive(Debug, Parser)]
 #[command(name = "x402d", version, about)]
 pub struct CommandLine {
@@ -37,7 +37,7 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Buy a URL: pay what its seller asks for, up to a ceiling, exactly once.
     Pay(Box<pay::PayArguments>),
-    /// Bring the database up to date and end.
+    /// Migrate the database and exit.
     Migrate(MigrateOptions),
     /// Show the networks and tokens that x402d knows, or check the configured ones against their chains.
     Networks(networks::NetworksOptions),

@@ -43,7 +43,7 @@ const SECRET_BYTES_MAX: u64 = 4096;
 pub(super) struct PayArguments {
     /// What to buy.
     url: String,
-    /// The most to pay, in dollars, such as 0.01. What is metered counts with its maximum.
+    /// The most to pay, in dollars, such as 0.01. A metered price counts with its maximum.
     #[arg(long, value_name = "DOLLARS")]
     max: String,
     #[command(flatten)]
@@ -63,13 +63,13 @@ pub(super) struct PayArguments {
     /// Pay on this network alone, such as base-sepolia or eip155:84532.
     #[arg(long)]
     network: Option<String>,
-    /// Speak this version of x402 where the seller speaks both.
+    /// Use this version of x402 where the seller supports both.
     #[arg(long, value_name = "1|2")]
     x402_version: Option<u8>,
     /// Your own name for the purchase; without it method, URL and body tell purchases apart.
     #[arg(long, value_name = "NAME")]
     purchase_id: Option<String>,
-    /// This is another purchase, although a payment to the same seller over the same amount is open and may still land.
+    /// This is another purchase, although a payment to the same seller over the same amount is open and may still be settled.
     #[arg(long)]
     another: bool,
     /// An earlier payment for this purchase has expired, and you have made sure that it moved no money: sign another one.
@@ -77,20 +77,20 @@ pub(super) struct PayArguments {
     sign_again: bool,
     #[command(flatten)]
     payer: PayerArguments,
-    /// Where purchases are written down.
+    /// The folder of the purchase journal.
     #[arg(long, value_name = "FOLDER", env = "X402D_DATA_DIR")]
     data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct SessionArguments {
-    /// Negotiate a payment session and have the money moved before the paid request.
+    /// Open a payment session and pay before the paid request.
     #[arg(long)]
     session: bool,
-    /// The same, but send the money by a transaction of the payer's own.
+    /// The same, but pay with a transaction that the payer sends.
     #[arg(long, conflicts_with = "session")]
     transfer: bool,
-    /// Where to negotiate the session; the seller's facilitator unless given.
+    /// Where to open the session; the seller's facilitator unless given.
     #[arg(long, value_name = "URL")]
     facilitator: Option<Url>,
 }
@@ -229,7 +229,7 @@ impl PayerArguments {
         let key = match &self.key_file {
             Some(file) => secret(file)?,
             None => environment.get("X402D_BUYER_KEY").ok_or(
-                "who pays? set X402D_BUYER_KEY, or give --key-file, --mnemonic-file or --keystore",
+                "no payer key: set X402D_BUYER_KEY, or give --key-file, --mnemonic-file or --keystore",
             )?,
         };
         Ok(match self.wallet {
@@ -333,7 +333,7 @@ fn explain(error: &BuyerError) {
             lines.push(format!("until        {end}"));
         }
         if let Some(hash) = error.transaction() {
-            lines.push(format!("transaction  {hash}, says the seller"));
+            lines.push(format!("transaction  {hash} (named by the seller)"));
         }
     } else {
         lines.push("no money has moved".to_owned());

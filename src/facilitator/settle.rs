@@ -132,7 +132,8 @@ impl Facilitator {
             Origin::Refused(id) => Some(id),
             Origin::New | Origin::Session => None,
         };
-        let place = site.queue.reserve().ok_or(Unavailable::Busy)?;
+        let (queue, network) = (&site.queue, site.policy.network);
+        let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
@@ -148,7 +149,7 @@ impl Facilitator {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
                 confirmations: site.policy.confirmations,
-                in_hand: place.is_in_hand(&site.queue, candidate.method.facilitator()),
+                in_hand: place.is_in_hand(queue, candidate.method.facilitator()),
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -161,8 +162,7 @@ impl Facilitator {
                 Accepted::New(payment) => {
                     let waiting = self.waiters.wait_for(payment.id);
                     let id = payment.id;
-                    site.queue
-                        .enqueue(place, Queued::new(*payment, Some(facts)));
+                    queue.enqueue(place, Queued::new(*payment, Some(facts)));
                     return Ok(Admitted::Now(id, waiting));
                 }
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
@@ -190,15 +190,14 @@ impl Facilitator {
                         facts.allowance.unwrap_or_default(),
                         candidate.authorization.value
                     );
-                    return Err(candidate
-                        .refuse(Reason::Permit2AllowanceRequired, why)
-                        .into());
+                    let refusal = candidate.refuse(Reason::Permit2AllowanceRequired, why);
+                    return Err(refusal.into());
                 }
                 // The endpoint is behind a block in which this payer has paid: wait for it, or for another endpoint.
                 Accepted::Stale if Instant::now() < catch_up_deadline => {
                     tokio::time::sleep(RECORD_PAUSE).await;
                 }
-                Accepted::Stale => return Err(Unavailable::NodeBehind(site.policy.network).into()),
+                Accepted::Stale => return Err(Unavailable::NodeBehind(network).into()),
             }
         }
     }

@@ -21,7 +21,7 @@ const NOT_FOUND_FOR: Duration = Duration::from_secs(5);
 /// How long a request waits for another one that looks at the chain for the same nonce.
 const TURN_LIMIT: Duration = Duration::from_secs(10);
 
-/// A nonce, with the contract that counts it.
+/// A payer's nonce on a network, with the contract (token or Permit2) that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     network: Network,

@@ -93,7 +93,7 @@ impl Facilitator {
     }
 
     /// Finds the payment of an authorization in the ledger, or accepts a new one.
-    async fn take(
+    async fn find_or_admit(
         &self,
         site: &Site,
         request: PaymentRequest<AuthorizationPayload>,

@@ -37,7 +37,7 @@ pub(super) enum Preflight {
     /// It could be settled now.
     Good(Box<Checked>),
     /// Its money was transferred already, and this row records it.
-    AlreadyTransferred(PaymentId),
+    Transferred(PaymentId),
 }
 
 /// The state of a refused authorization on the chain.
@@ -87,7 +87,7 @@ impl Facilitator {
             return Err(refusal.into());
         }
         match self.recognise(site, candidate, origin).await? {
-            Recognised::Transferred(id) => Ok(Preflight::AlreadyTransferred(id)),
+            Recognised::Transferred(id) => Ok(Preflight::Transferred(id)),
             Recognised::Unused if used => Err(Unavailable::NodeBehind(site.policy.network).into()),
             Recognised::Unused | Recognised::Consumed => Err(refusal.into()),
         }

@@ -140,7 +140,7 @@ impl Facilitator {
             let Checked { verified, facts } = match self.preflight(site, &candidate, origin).await?
             {
                 Preflight::Good(checked) => *checked,
-                Preflight::AlreadyTransferred(id) => return Ok(Admitted::Earlier(id)),
+                Preflight::Transferred(id) => return Ok(Admitted::Earlier(id)),
             };
             if !candidate.authorization.value.is_zero() {
                 Self::can_be_sent(site, &candidate, Purpose::Settle)?;

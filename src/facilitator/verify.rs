@@ -73,7 +73,7 @@ impl Facilitator {
                     Self::can_be_sent(site, &candidate, Purpose::Verify)?;
                     return Ok(payer);
                 }
-                Preflight::AlreadyTransferred(id) => {
+                Preflight::Transferred(id) => {
                     found = Some(self.ledger.standing(id).await?);
                 }
             }

@@ -127,9 +127,9 @@ pub(super) async fn show(
     let id = Uuid::parse_str(&id).map(PaymentId).map_err(|_| {
         Problem::invalid_parameter("id: expected an id of this ledger, a UUID; for a hash there is /payments/by-transaction/{network}/{hash}")
     })?;
-    let life = state.facilitator.ledger.life(id).await?;
-    let life = life.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
-    Ok(Json(PaymentDetail::new(life, &state)))
+    let detail = state.facilitator.ledger.life(id).await?;
+    let detail = detail.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
+    Ok(Json(PaymentDetail::new(detail, &state)))
 }
 
 /// List the payments of a transaction

@@ -262,20 +262,20 @@ impl PaymentView {
 }
 
 impl PaymentDetail {
-    pub(super) fn new(life: Life, state: &AppState) -> Self {
-        let gas = gas(&life);
+    pub(super) fn new(detail: Life, state: &AppState) -> Self {
+        let gas = gas(&detail);
         Self {
-            payment: PaymentView::new(life.entry, state),
-            events: life.events.into_iter().map(EventView::from).collect(),
-            attempts: life.attempts.into_iter().map(AttemptView::from).collect(),
+            payment: PaymentView::new(detail.entry, state),
+            events: detail.events.into_iter().map(EventView::from).collect(),
+            attempts: detail.attempts.into_iter().map(AttemptView::from).collect(),
             gas,
         }
     }
 }
 
-fn gas(life: &Life) -> Option<GasView> {
-    let network: Option<Network> = life.entry.network.parse().ok();
-    let mined: Vec<_> = life
+fn gas(detail: &Life) -> Option<GasView> {
+    let network: Option<Network> = detail.entry.network.parse().ok();
+    let mined: Vec<_> = detail
         .attempts
         .iter()
         .filter_map(|attempt| attempt.mined.as_ref())

@@ -167,8 +167,9 @@ impl Facilitator {
                 }
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::Known => {
-                    let id = self.existing_payment(&candidate, refused).await?;
-                    return Ok(Admitted::Earlier(id));
+                    return Ok(Admitted::Earlier(
+                        self.existing_payment(&candidate, refused).await?,
+                    ));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.

@@ -160,16 +160,14 @@ impl Facilitator {
                     return Ok(Admitted::Earlier(payment.id));
                 }
                 Accepted::New(payment) => {
-                    let waiting = self.waiters.wait_for(payment.id);
-                    let id = payment.id;
+                    let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
                     return Ok(Admitted::Now(id, waiting));
                 }
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::Known => {
-                    return Ok(Admitted::Earlier(
-                        self.existing_payment(&candidate, refused).await?,
-                    ));
+                    let id = self.existing_payment(&candidate, refused).await?;
+                    return Ok(Admitted::Earlier(id));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.

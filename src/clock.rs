@@ -1,4 +1,4 @@
-//! The only place where wall-clock time is born.
+//! The only module that reads the wall clock.
 
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-/// Where the time comes from.
+/// A source of the time.
 pub trait Clock: Send + Sync + Debug {
-    /// The present moment, UTC.
+    /// The present time, UTC.
     fn now(&self) -> OffsetDateTime;
 }
 
-/// The machine's clock.
+/// The clock of this machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -26,20 +26,19 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that another one sets from time to time, and that goes on by itself in between; the machine's until it is set. The ledger's
-/// clock sets it, so that all processes of one ledger agree on the time whatever their machines say.
+/// A clock that is set from time to time and runs by itself in between; before it is set, the machine's. The ledger sets it to the
+/// database's time, so that all processes of one ledger agree whatever their machines' clocks show.
 #[derive(Debug, Default)]
 pub struct FollowingClock(Mutex<Option<(Instant, OffsetDateTime)>>);
 
 impl FollowingClock {
-    /// Sets it.
     pub fn set(&self, now: OffsetDateTime) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), now));
     }
 }
 
 impl FollowingClock {
-    /// How long ago it was set, if ever.
+    /// The time since it was last set, if ever.
     pub fn age(&self) -> Option<Duration> {
         let set = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         set.map(|(since, _)| since.elapsed())
@@ -55,17 +54,16 @@ impl Clock for FollowingClock {
     }
 }
 
-/// A clock that a test moves by hand.
+/// A clock for tests, which stands still until it is set.
 #[derive(Debug)]
 pub struct ManualClock(Mutex<OffsetDateTime>);
 
 impl ManualClock {
-    /// A clock that stands at `now`.
+    /// A clock that shows `now`.
     pub const fn new(now: OffsetDateTime) -> Self {
         Self(Mutex::new(now))
     }
 
-    /// Moves it.
     pub fn set(&self, now: OffsetDateTime) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }

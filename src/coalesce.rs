@@ -1,6 +1,6 @@
-//! Group commit for questions: an idle coalescer answers at once, a busy one gathers what comes meanwhile and answers it together.
+//! Groups calls: an idle coalescer answers a call at once, a busy one gathers the calls that come meanwhile and answers them together.
 //!
-//! Used where one round trip can serve many callers: chain facts, and the statements of the core path. Knows nothing of either.
+//! Used where one round trip can serve many callers: chain facts, and the statements on the path of a payment. Knows nothing of either.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,27 +9,27 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-/// How a coalescer gathers.
+/// The limits of a coalescer.
 #[derive(Debug, Clone, Copy)]
 pub struct Gathering {
-    /// Questions answered together at most.
+    /// Calls in one group, at most.
     pub rows_max: usize,
-    /// Groups being answered at once at most.
+    /// Groups in progress at once, at most.
     pub groups_max: usize,
-    /// Least time between the starts of two groups that are not full: what comes before that is gathered.
+    /// Least time between the starts of two groups that are not full; calls that come earlier are gathered.
     pub pace: Duration,
-    /// Questions waiting at most; beyond that askers are turned away.
+    /// Calls waiting, at most; further ones fail.
     pub waiting_max: usize,
 }
 
-/// There is no answer. For a write, that says nothing about whether it happened.
+/// There is no answer. A write may have happened or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unanswered {
-    /// Nothing was begun.
-    #[error("too many questions are waiting")]
+    /// The call was not begun.
+    #[error("too many calls are waiting")]
     TooMany,
-    /// The task behind the coalescer has ended, or this group's answer was lost.
-    #[error("nobody answers any more")]
+    /// The worker has stopped, or this group's answer was lost.
+    #[error("worker stopped")]
     Gone,
 }
 
@@ -38,12 +38,12 @@ struct Question<Q, A> {
     answer: oneshot::Sender<A>,
 }
 
-/// Where questions are asked. Cheap to clone.
+/// The sender of calls. Cheap to clone.
 pub struct Coalescer<Q, A> {
     questions: mpsc::Sender<Question<Q, A>>,
 }
 
-/// The other end of a [`Coalescer`]: run it for as long as questions may come.
+/// The worker behind a [`Coalescer`]: run it for as long as calls may come.
 pub struct Answering<Q, A> {
     questions: mpsc::Receiver<Question<Q, A>>,
     gathering: Gathering,
@@ -69,7 +69,7 @@ impl<Q, A> Clone for Coalescer<Q, A> {
     }
 }
 
-/// A coalescer and its other end.
+/// A coalescer and its worker.
 pub fn coalescer<Q, A>(gathering: Gathering) -> (Coalescer<Q, A>, Answering<Q, A>) {
     let (sender, questions) = mpsc::channel(gathering.waiting_max);
     let answering = Answering {
@@ -80,10 +80,7 @@ pub fn coalescer<Q, A>(gathering: Gathering) -> (Coalescer<Q, A>, Answering<Q, A
 }
 
 impl<Q, A> Coalescer<Q, A> {
-    /// Asks, and waits for the answer.
-    ///
-    /// # Errors
-    /// [`Unanswered`] when there is none.
+    /// Sends a call, and waits for its answer.
     pub async fn ask(&self, question: Q) -> Result<A, Unanswered> {
         let (answer, waiting) = oneshot::channel();
         self.questions
@@ -97,7 +94,7 @@ impl<Q, A> Coalescer<Q, A> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Answering<Q, A> {
-    /// Answers until every [`Coalescer`] is gone. `answer` gives one answer a question, in their order.
+    /// Answers until every [`Coalescer`] is dropped. `answer` returns one answer for each call, in their order.
     pub async fn run<F, Answers>(mut self, answer: F)
     where
         F: Fn(Vec<Q>) -> Answers,
@@ -118,19 +115,19 @@ impl<Q: Send + 'static, A: Send + 'static> Answering<Q, A> {
             {
                 group.push(question);
             }
-            // Who stopped waiting needs no answer.
+            // A caller that stopped waiting needs no answer.
             group.retain(|question| !question.answer.is_closed());
             if group.is_empty() {
                 continue;
             }
-            let (questions, askers): (Vec<_>, Vec<_>) = group
+            let (questions, callers): (Vec<_>, Vec<_>) = group
                 .into_iter()
-                .map(|asked| (asked.question, asked.answer))
+                .map(|waiting| (waiting.question, waiting.answer))
                 .unzip();
             let answers = answer(questions);
             groups.spawn(async move {
-                for (answer, asker) in answers.await.into_iter().zip(askers) {
-                    asker.send(answer).ok();
+                for (answer, caller) in answers.await.into_iter().zip(callers) {
+                    caller.send(answer).ok();
                 }
             });
             due = Instant::now() + self.gathering.pace;
@@ -139,7 +136,7 @@ impl<Q: Send + 'static, A: Send + 'static> Answering<Q, A> {
         groups.join_all().await;
     }
 
-    /// Waits for a question, and for more until `due` or the group is full.
+    /// Waits for a call, and then for more until `due` or until the group is full.
     async fn gather(&mut self, group: &mut Vec<Question<Q, A>>, due: Instant) -> usize {
         let full = self.gathering.rows_max;
         self.questions.recv_many(group, full).await;
@@ -168,7 +165,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn the_first_question_goes_at_once_and_the_others_together() {
+    async fn first_call_goes_alone_and_later_ones_in_groups() {
         let (asking, answering) = coalescer::<u32, u32>(GATHERING);
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&sizes);
@@ -194,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn too_many_questions_and_a_task_that_ended_are_told_apart() {
+    async fn full_queue_and_stopped_worker_are_different_errors() {
         let (asking, answering) = coalescer::<u32, u32>(GATHERING);
         let waiting: JoinSet<_> = (0..25)
             .map(|number| {

@@ -1,77 +1,86 @@
-//! x402d: the x402 facilitator people run themselves.
+//! x402d: a self-hosted x402 payment facilitator.
 //!
-//! x402 lets a program pay for an HTTP call: the server answers 402 with its price, the buyer signs a payment, and a
-//! *facilitator* verifies it, settles it on chain and gives both sides the transaction hash. x402d is that facilitator over
-//! a Postgres ledger. Its reason to exist is one sentence: an accepted payment moves money exactly once, whatever is killed,
-//! lost or repeated, and both sides can see it.
+//! x402 lets a program pay for an HTTP call: the server answers 402 with its price, the buyer signs a payment, and a *facilitator* verifies
+//! it, settles it on chain and gives both sides the transaction hash. x402d is such a facilitator, with a ledger in Postgres. Its main
+//! guarantee: an accepted payment moves money exactly once, whatever process is killed, message lost or request repeated, and both sides
+//! can see it.
 //!
-//! # The house
+//! # Two words of this code
 //!
-//! Each room may know the rooms to its left; `tests/tidy.rs` fails when one looks the other way.
+//! - A **lane** is the right to use the nonces of one signer on one network. One process at a time owns it, by a lease in the ledger, and
+//!   every new owner increases its epoch, so that an owner that lost the lease cannot commit any more. Every transaction of a signer is
+//!   signed by its lane.
+//! - A **grant** is the row that says to which request a payment's success was answered. A payment has at most one open or answered grant,
+//!   so its success is answered once, although many requests may present it. A grant whose answer was not delivered is *void*, and
+//!   the next request may take a new one.
+//!
+//! # Modules
+//!
+//! A module may use the modules to its left; `tests/tidy.rs` fails when one uses another.
 //!
 //! ```text
 //! protocol ← payment ← { chain, ledger } ← settlement ← facilitator ← http ← server ← command
 //!     ↖ buyer, seller                                             config ↗     embedded ↗
 //! ```
 //!
-//! | room | what it knows |
+//! | module | content |
 //! |---|---|
-//! | [`protocol`] | the wire: x402 v1 and v2, EIP-712 digests, headers. No I/O, always compiled |
-//! | `payment` | the domain: when a payment is good, how it may change. Pure |
-//! | `chain` | the only door to RPC: facts, heads, signing, broadcasting |
-//! | `ledger` | the only door to SQL: payments, grants, lanes, transactions, events |
-//! | `settlement` | the engine: from a queued payment to the chain and back |
-//! | `facilitator` | the three verbs, and the rule of who is told success |
-//! | `http` | routes, status codes, problem documents, the contract |
-//! | `config`, `telemetry`, `server` | read once; log; put together, take apart |
-//! | `coalesce`, `clock` | one round trip for many callers; the time |
-//! | `embedded` | a private Postgres and a local chain for who has none |
+//! | [`protocol`] | the wire format: x402 v1 and v2, EIP-712 digests, headers. No I/O, always compiled |
+//! | `payment` | the domain: when a payment is valid and how its state may change. No I/O |
+//! | `chain` | the only module with RPC calls: facts about a payment, blocks, receipts, signing, broadcasting |
+//! | `ledger` | the only module with SQL: payments, grants, lanes, transactions, events |
+//! | `settlement` | the engine: takes queued payments to the chain and records their results |
+//! | `facilitator` | verify, settle, supported and sessions; decides which request is answered success |
+//! | `http` | routes, status codes, problem documents, the API specification |
+//! | `config`, `telemetry`, `server` | configuration; log output; start and stop |
+//! | `coalesce`, `clock` | one round trip for several callers; the time |
+//! | `embedded` | a private Postgres and a local chain |
 //! | `command` | the command line |
-//! | `buyer`, `seller` | thin clients of the protocol, usable without the rest |
+//! | `buyer`, `seller` | clients of the protocol, usable without the rest |
 //!
-//! # One payment, followed to its receipt
+//! # One payment, from request to receipt
 //!
-//! 1. `POST /settle` arrives. `http::body` bounds and reads it, [`protocol::PaymentRequest::parse`] turns either dialect into one
-//!    strict value. What is malformed inside gets a stable code with HTTP 200, because SDKs drop the reason on anything else.
-//! 2. `payment::Candidate` checks the shape and recovers the signature; nobody was asked so far. Then the ledger: a known
-//!    authorization is *joined*, never judged again; the table in `facilitator::decision` says what its presenter gets.
-//! 3. A new one passes the operator's policy and the clock, then `chain::facts` looks at payer, nonce, balance and a
-//!    simulated transfer in one `eth_call`, shared with whoever else is asking. Only a `payment::Verified` can be accepted. Where the nonce
-//!    is used already, `facilitator::recognise` looks whether the money moved, and whether that was meant for us.
-//! 4. `Ledger::accept` locks the payer's account, so that nobody promises more than they have, and inserts the row: one per (network,
-//!    token or Permit2, payer, nonce), whoever comes first. It is `queued`. Statements of callers that come together are one (`ledger::groups`).
-//! 5. A `settlement::Lane`, one signer's nonces owned by lease and epoch, takes it: at once when it is idle, else together with others in
-//!    one call, rehearsed as a whole. It signs under its next nonce and commits nonce, bytes, hash and links in one SQL transaction.
-//!    **This is the write-ahead line**: above it nothing has left the process, below it nothing can be lost. The payment is `inflight`.
-//! 6. The bytes go to every endpoint. *Accepted*, *rejected* and *unknown* are the outcomes; unknown is never failure, and the same
-//!    bytes are sent again until the nonce is used; better paid ones under the same nonce when blocks ask for more.
-//! 7. The `settlement::Watch` follows the chain parent by parent. In the block's receipts the lane finds `AuthorizationUsed`, or the
-//!    proxy's `Settled`, and beside it the exact `Transfer`; anything less is no success. The result is committed: `settled`, with block and
-//!    log index. What the transaction did not move stays undecided, until `settlement::Unmoved` has asked the chain about it at the promised
-//!    depth.
-//! 8. The waiting request wakes, reads the row and takes the *grant*: a row that says who was told. It answers from the row.
-//! 9. `http::connection` sees the answer flushed to the socket and closes the grant as answered. Had the connection broken first,
-//!    the grant would be void, and the next presenter of the same header would be told success with the same hash.
+//! 1. `POST /settle` arrives. `http::body` reads it within limits, and [`protocol::PaymentRequest::parse`] turns either version of x402 into
+//!    one strict value. A malformed payment gets a stable code with HTTP 200, because SDKs drop the reason of any other status.
+//! 2. `payment::Candidate` checks the shape and recovers the signature, without I/O. Then the ledger is asked: a request for a known
+//!    authorization *joins* its payment, which is not checked again; `facilitator::decision` is the table of answers.
+//! 3. A new authorization is checked against the operator's policy and the clock. Then `chain::facts` reads payer, nonce, balance and
+//!    a simulated transfer in one `eth_call`, shared with other requests. Only a `payment::Verified` can be accepted. If the nonce is
+//!    used already, `facilitator::recognise` looks whether the money was transferred, and whether that counts for this ledger.
+//! 4. `Ledger::accept` locks the payer's account, so that a payer cannot promise more than its balance, and inserts the row: one for each
+//!    (network, token or Permit2, payer, nonce). The payment is `queued`. `ledger::groups` runs concurrent calls as one statement.
+//! 5. A `settlement::Lane` takes the payment: alone if the lane is idle, else with others in one transaction, which is simulated first. It
+//!    signs with its next nonce and commits nonce, bytes, hash and payments in one SQL transaction. **This commit is the write-ahead
+//!    point**: before it nothing was sent, after it nothing can be lost. The payment is `inflight`.
+//! 6. The bytes are sent to every endpoint. The outcome is *accepted*, *rejected* or *unknown*, and unknown is no failure: the same bytes
+//!    are sent again until the nonce is used. When blocks cost more, a replacement transaction with a higher fee uses the same nonce.
+//! 7. `settlement::Watch` follows the chain by parent hashes. In the receipts of a block, the lane looks for `AuthorizationUsed`, or for the
+//!    proxy's `Settled`, together with the exact `Transfer`; nothing less is a success. The result is committed: `settled`, with block and
+//!    log index. A payment that its transaction did not transfer stays undecided until the required confirmations are reached; then the
+//!    chain is asked what became of its authorization.
+//! 8. The waiting request wakes up, reads the row and takes the grant. The answer is built from the row.
+//! 9. `http::connection` sees that the answer was flushed to the socket, and closes the grant as answered. If the connection breaks before,
+//!    the grant is void, and the next request with the same header is answered success with the same hash.
 //!
-//! Money moves by one of two methods (`payment::Method`): the token's own authorization (EIP-3009), or Permit2 through the proxy of a scheme, whose
-//! trace `chain::permit2` reads. In scheme `upto` the requirement of `/settle` is the charge, the payment is pinned to the lane of the signer that the
-//! payer named, and a charge of nothing is settled at 4, without a transaction. What a payer signed in place of an allowance to Permit2 rides along:
-//! a permit in the call of 5, or an approval that `settlement::Approvals` has mined before.
+//! Money moves by one of two methods (`payment::Method`): the token's own authorization (EIP-3009), or Permit2 through the proxy contract
+//! of the scheme. In scheme `upto` the amount in `/settle` is the charge, only the signer that the payer named can send the payment, and
+//! a charge of zero is settled in step 4, without a transaction. A payer who has not allowed Permit2 to take the token can sign a permit,
+//! which is sent in the transaction of step 5, or an approval, which is sent and mined before.
 //!
-//! A payer may also send the money first. `POST /sessions` fixes the terms; what is then handed in is either an authorization whose nonce is
-//! the session's, which enters at 2, or a plain transfer of the payer's own (`facilitator::submission`), which is written down with its
-//! bytes and followed by `settlement::Transfers` to 7. The request comes last and finds the payment at 8.
+//! A payer may also send the money first. `POST /sessions` fixes the terms. The buyer then submits an authorization with the session's
+//! nonce, which enters at step 2, or its own transfer (`facilitator::submission`), which is recorded with its bytes and followed to step 7.
+//! The request of the seller comes last, and finds the payment in step 8.
 //!
-//! After `kill -9` at any of these points, the next start reads open transactions from the ledger, sends their bytes again and
-//! goes on at 7; payments that were only queued go on at 5, wherever `settlement::Pickup` finds that a lane has room.
+//! After `kill -9` at any of these points, the next start reads the open transactions from the ledger, sends their bytes again and
+//! continues at step 7. Payments that were only queued continue at step 5, in any process whose lanes have room.
 //!
-//! # What always holds
+//! # Invariants
 //!
-//! - Bytes, hash and nonce are committed before they are sent; a nonce gets other content only under the same nonce.
-//! - `settled` (money moved) and *granted* (a seller was told) are two facts with two rows.
-//! - A row is the truth, memory a cache; an answer is rendered from a committed row.
-//! - Every invariant stands twice: in a type, and as a named constraint in `migrations/`.
-//! - Integers only. No key, signature or RPC URL in a log line or an answer.
+//! - Bytes, hash and nonce of a transaction are committed before it is sent. A transaction is replaced only under its own nonce.
+//! - `settled` (the money was transferred) and *granted* (success was answered to a request) are two facts in two rows.
+//! - The ledger is the source of truth, memory is a cache: an answer is built from a committed row.
+//! - Every invariant is enforced twice: by a type, and by a named constraint in `migrations/`.
+//! - Amounts are integers. No key, signature or RPC URL appears in a log line or a response.
 #[cfg(feature = "buyer")]
 pub mod buyer;
 #[cfg(feature = "server")]

@@ -1,4 +1,4 @@
-//! The binary; everything that it can do is in the library.
+//! The binary: only the entry point; the commands are in the library.
 
 use std::process::ExitCode;
 
@@ -11,17 +11,17 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use std::io::Write as _;
-            // The whole chain of causes, each on its line: this is all that the operator sees.
+            // The whole chain of causes, each on its line: nothing else is shown to the operator.
             let mut out = std::io::stderr().lock();
             writeln!(out, "x402d: {error}").ok();
-            let mut said = error.to_string();
+            let mut shown = error.to_string();
             let mut cause = error.source();
             while let Some(error) = cause {
                 // Some libraries repeat the cause in the error itself.
-                if !said.ends_with(&error.to_string()) {
+                if !shown.ends_with(&error.to_string()) {
                     writeln!(out, "  because: {error}").ok();
                 }
-                said = error.to_string();
+                shown = error.to_string();
                 cause = error.source();
             }
             ExitCode::FAILURE

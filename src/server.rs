@@ -1,4 +1,4 @@
-//! The composition root: configuration → ledger → networks → engine → router → sockets, and the way back.
+//! Starts and stops everything: configuration → ledger → networks → engine → router → sockets, and back.
 
 mod problem;
 
@@ -18,7 +18,7 @@ use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship, UsedNonces};
 use crate::http::connection::{BoundedListener, Connection};
-use crate::http::{AppState, SaidReadiness, router};
+use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
 use crate::settlement::{
     Approver, BatchLimits, EngineFailed, Lane, Pickup, SenderWatch, Site, SiteParts, Supervisor,
@@ -30,15 +30,15 @@ pub use problem::{NetworkProblem, StartError};
 
 /// How long requests may take to end once the service stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// How often old sessions are cleared away.
+/// How often old sessions are deleted.
 const FORGET_INTERVAL: Duration = Duration::from_mins(1);
-/// How long to wait before an RPC that did not answer at the start is asked again.
+/// Pause before an RPC that did not answer at the start is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A task, ready to be run.
+/// A task, not started yet.
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A service that runs.
+/// A running service.
 #[derive(Debug)]
 pub struct Service {
     address: SocketAddr,
@@ -51,8 +51,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts everything. The database is brought up to date first. A network whose RPC does not answer is waited for in the background;
-    /// one that answers wrongly stops the start.
+    /// Starts everything. The database is migrated first. A network whose RPC does not answer is retried in the background; one with a
+    /// wrong configuration stops the start.
     ///
     /// # Errors
     /// [`StartError`] says what to correct.
@@ -96,7 +96,7 @@ impl Service {
             facilitator,
             admin_token: config.admin_token.clone().map(Arc::new),
             body_bytes_max: config.body_bytes_max,
-            readiness: SaidReadiness::default(),
+            readiness: LastReadiness::default(),
             supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;
@@ -111,18 +111,18 @@ impl Service {
         })
     }
 
-    /// Ends when a task of the engine has died so often that only a new process can help. The service then has to be stopped.
+    /// Returns when a task of the engine has died so often that only a new process can help. The service then has to be stopped.
     pub async fn failed(&self) -> EngineFailed {
         self.supervisor.failed().await
     }
 
-    /// Where the service listens.
+    /// The address on which the service listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops in order: no new requests, answers for those that wait, then the engine, then the leases. Whatever is cut short here is
-    /// in the ledger, and the next start goes on with it.
+    /// Stops in order: no new requests, responses for those that wait, then the engine, then the leases. Work that is interrupted here is
+    /// in the ledger, and the next start continues it.
     pub async fn stop(self) {
         self.stopping.cancel();
         self.requests.close();
@@ -130,7 +130,7 @@ impl Service {
             .await
             .is_err()
         {
-            tracing::warn!("some requests did not end in time");
+            tracing::warn!("shutdown: some requests did not end in time");
         }
         self.stopped.cancel();
         self.engine.close();
@@ -138,12 +138,12 @@ impl Service {
             .await
             .is_err()
         {
-            tracing::warn!("the engine did not end in time");
+            tracing::warn!("shutdown: the engine did not end in time");
         }
         if let Err(error) = self.ledger.end_process().await {
             tracing::warn!(
                 error = causes(&error),
-                "cannot release the leases; they run out by themselves"
+                "leases not released; they expire by themselves"
             );
         }
         self.ledger.close().await;
@@ -164,10 +164,7 @@ fn session_rules(config: &SessionsConfig) -> SessionRules {
     }
 }
 
-/// Whether an address is free, for commands that start other things before the service.
-///
-/// # Errors
-/// [`StartError::Listen`] when it is not.
+/// Checks that an address is free, for commands that start other programs before the service.
 pub async fn check_address(address: SocketAddr) -> Result<(), StartError> {
     let listener = TcpListener::bind(address).await;
     listener
@@ -195,7 +192,7 @@ async fn listen(
             .with_graceful_shutdown(stop.cancelled_owned())
             .await;
         if let Err(error) = served {
-            tracing::error!(%error, "the HTTP server ended");
+            tracing::error!(%error, "HTTP server ended");
         }
     });
     Ok(address)
@@ -213,7 +210,7 @@ async fn open_network(
         network: network.to_string(),
         problem,
     };
-    let rpc = rpc_of(config).map_err(|error| named(error.into()))?;
+    let rpc = network_rpc(config).map_err(|error| named(error.into()))?;
     let (questions, gas_cap) = (rpc.for_callers(), config.fees.gas_cap);
     let (facts, for_callers) = FactsReader::new(questions.clone(), gas_cap);
     let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
@@ -238,18 +235,18 @@ async fn open_network(
     }));
     site.note_proxies(ledger.proxies(network).await?);
     let signers = config.signers.clone();
-    let mut said = String::new();
+    let mut logged = String::new();
     match check(&site, &signers).await {
         Ok(()) => {}
-        Err(problem) if problem.is_outage() => {
-            said = problem.to_string();
-            tracing::warn!(%network, %problem, "the RPC does not answer; the network opens once it does");
+        Err(problem) if problem.is_transient() => {
+            logged = problem.to_string();
+            tracing::warn!(%network, %problem, "network not served yet: its RPC does not answer; retrying");
         }
         Err(problem) => return Err(named(problem)),
     }
     let work = run_network(
         Arc::clone(&site),
-        (signers, said),
+        (signers, logged),
         [for_callers, for_lanes],
         supervisor.clone(),
         stopped.clone(),
@@ -258,26 +255,29 @@ async fn open_network(
     Ok(site)
 }
 
-/// The endpoints of a configured network.
-pub(crate) fn rpc_of(config: &NetworkConfig) -> Result<Rpc, RpcError> {
-    rpc_with(config, &config.rpc_urls)
+/// The RPC client of a configured network.
+pub(crate) fn network_rpc(config: &NetworkConfig) -> Result<Rpc, RpcError> {
+    rpc_with_urls(config, &config.rpc_urls)
 }
 
 /// The same with other URLs to read from.
-pub(crate) fn rpc_with(config: &NetworkConfig, urls: &[SecretString]) -> Result<Rpc, RpcError> {
-    let reached = Endpoints {
-        urls: &shown(urls),
-        send_urls: &shown(&config.send_urls),
+pub(crate) fn rpc_with_urls(
+    config: &NetworkConfig,
+    urls: &[SecretString],
+) -> Result<Rpc, RpcError> {
+    let endpoints = Endpoints {
+        urls: &exposed(urls),
+        send_urls: &exposed(&config.send_urls),
         calls_per_second: config.calls_per_second,
         confirm_with: config.confirm_with,
     };
-    Rpc::new(config.policy.network, reached)
+    Rpc::new(config.policy.network, endpoints)
 }
 
-/// Runs a network once its RPC has confirmed the configuration; what was said against that already is not repeated.
+/// Runs a network once its RPC has confirmed the configuration. A problem that was logged already is not logged again.
 async fn run_network(
     site: Arc<Site>,
-    (signers, mut said): (Vec<SignerKey>, String),
+    (signers, mut logged): (Vec<SignerKey>, String),
     facts: [FactsTask; 2],
     supervisor: Supervisor,
     stopped: CancellationToken,
@@ -285,14 +285,14 @@ async fn run_network(
     let network = site.policy.network;
     while let Err(problem) = check(&site, &signers).await {
         let text = problem.to_string();
-        // An RPC that was down may come back with another chain or token behind it, which nobody should have to guess.
-        if text != said {
-            if problem.is_outage() {
-                tracing::warn!(%network, problem = text, "the network is not served yet; trying again");
+        // An RPC that was down may come back with another chain or token behind it: every new problem is logged.
+        if text != logged {
+            if problem.is_transient() {
+                tracing::warn!(%network, problem = text, "network not served yet: its RPC does not answer; retrying");
             } else {
-                tracing::error!(%network, problem = text, "the network cannot be served; trying again");
+                tracing::error!(%network, problem = text, "network not served: chain and configuration differ; retrying");
             }
-            said = text;
+            logged = text;
         }
         tokio::select! {
             () = stopped.cancelled() => return,
@@ -302,7 +302,7 @@ async fn run_network(
     SenderWatch::new(Arc::clone(&site)).first_look().await;
     site.open();
     if !site.has_multicall() {
-        tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not there: each payment has a transaction of its own");
+        tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not deployed: each payment gets its own transaction");
     }
     tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
     for facts in facts {
@@ -318,10 +318,10 @@ async fn run_network(
     stopped.cancelled().await;
 }
 
-/// Keeps the tasks of a network alive that can be started at any time.
+/// Keeps those tasks of a network alive that can be started at any time.
 fn keep_network(supervisor: &Supervisor, site: &Arc<Site>, stopped: &CancellationToken) {
-    type Begin = fn(Arc<Site>, CancellationToken) -> Running;
-    let tasks: [(&'static str, Begin); 8] = [
+    type Start = fn(Arc<Site>, CancellationToken) -> Running;
+    let tasks: [(&'static str, Start); 8] = [
         (Task::WATCH, |site, stop| {
             Box::pin(Watch::new(site).run(stop))
         }),
@@ -345,39 +345,39 @@ fn keep_network(supervisor: &Supervisor, site: &Arc<Site>, stopped: &Cancellatio
         }),
         ("pickup", |site, stop| Box::pin(Pickup::new(site).run(stop))),
     ];
-    for (name, begin) in tasks {
+    for (name, start) in tasks {
         let (site, stop) = (Arc::clone(site), stopped.clone());
         let task = Task::of(site.policy.network, name);
-        supervisor.keep(task, move || Some(begin(Arc::clone(&site), stop.clone())));
+        supervisor.keep(task, move || Some(start(Arc::clone(&site), stop.clone())));
     }
 }
 
-/// Keeps the tasks of the process alive that belong to no network.
+/// Keeps those tasks of the process alive that belong to no network.
 fn run_process(
     supervisor: &Supervisor,
     stopped: &CancellationToken,
     (ledger, sites, waiters): (&Ledger, &[Arc<Site>], &Waiters),
 ) {
-    let (stop, of, sites) = (stopped.clone(), ledger.clone(), sites.to_vec());
+    let (stop, handle, sites) = (stopped.clone(), ledger.clone(), sites.to_vec());
     supervisor.keep(Task::of_process("heartbeat"), move || {
-        Some(until(&stop, heartbeat(of.clone(), sites.clone())))
+        Some(until(&stop, heartbeat(handle.clone(), sites.clone())))
     });
-    let (stop, of, waiters) = (stopped.clone(), ledger.clone(), waiters.clone());
+    let (stop, handle, waiters) = (stopped.clone(), ledger.clone(), waiters.clone());
     supervisor.keep(Task::of_process("waiters"), move || {
-        Some(until(&stop, waiters.clone().look_elsewhere(of.clone())))
+        Some(until(&stop, waiters.clone().look_elsewhere(handle.clone())))
     });
-    let (stop, of) = (stopped.clone(), ledger.clone());
+    let (stop, handle) = (stopped.clone(), ledger.clone());
     supervisor.keep(Task::of_process("sessions"), move || {
-        Some(until(&stop, forget_sessions(of.clone())))
+        Some(until(&stop, forget_sessions(handle.clone())))
     });
 }
 
-/// A task until `stop`.
-fn until<Task>(stop: &CancellationToken, running: Task) -> impl Future<Output = ()> + use<Task>
+/// Runs a task until `stop`.
+fn until<Task>(stop: &CancellationToken, task: Task) -> impl Future<Output = ()> + use<Task>
 where
     Task: Future<Output = ()>,
 {
-    let ended = stop.clone().run_until_cancelled_owned(running);
+    let ended = stop.clone().run_until_cancelled_owned(task);
     async move {
         ended.await;
     }
@@ -417,32 +417,29 @@ async fn heartbeat(ledger: Ledger, sites: Vec<Arc<Site>>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let seeing = sites
+        let reachable = sites
             .iter()
             .filter(|site| site.is_open() && !site.is_blind());
-        let serves: Vec<_> = seeing.map(|site| site.policy.network).collect();
-        if let Err(error) = ledger.renew_process(&serves).await {
-            tracing::warn!(
-                error = causes(&error),
-                "cannot renew the lease of this process"
-            );
+        let networks: Vec<_> = reachable.map(|site| site.policy.network).collect();
+        if let Err(error) = ledger.renew_process(&networks).await {
+            tracing::warn!(error = causes(&error), "process lease not renewed");
         }
     }
 }
 
-/// Clears away sessions that nothing came of.
+/// Deletes sessions that ended without a payment.
 async fn forget_sessions(ledger: Ledger) {
     let mut interval = tokio::time::interval(FORGET_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         if let Err(error) = ledger.forget_sessions().await {
-            tracing::warn!(error = causes(&error), "cannot clear away old sessions");
+            tracing::warn!(error = causes(&error), "old sessions not deleted");
         }
     }
 }
 
-fn shown(urls: &[SecretString]) -> Vec<String> {
+fn exposed(urls: &[SecretString]) -> Vec<String> {
     let urls = urls.iter().map(|url| url.expose_secret().to_owned());
     urls.collect()
 }

@@ -1,40 +1,37 @@
-//! Log lines: to stderr, as text on a terminal, as JSON otherwise.
+//! Log output: to stderr, as text on a terminal, as JSON otherwise.
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::fmt;
 
-/// What is logged unless `X402D_LOG` says otherwise. Of a parameter that it does not know, sqlx would show the value, and a misspelt
-/// password is still a password.
+/// The filter unless `X402D_LOG` is set. `sqlx_postgres::options` would log the value of a URL parameter that it does not know, which could
+/// be a misspelt password.
 const DEFAULT_FILTER: &str =
     "info,sqlx=warn,sqlx_postgres::options=error,hyper=warn,alloy=warn,reqwest=warn";
 
-/// An error with all its causes, on one line: what a log line needs, and what no answer may hold. Some libraries repeat the cause in the
-/// error itself; it is written once.
+/// An error with all its causes, on one line: for log lines, never for responses. Some libraries repeat the cause in the error itself; it
+/// is written once.
 pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
+        let cause_text = error.to_string();
+        if !text.ends_with(&cause_text) {
             text.push_str(": ");
-            text.push_str(&said);
+            text.push_str(&cause_text);
         }
         cause = error.source();
     }
     text
 }
 
-/// The filter cannot be read.
+/// `X402D_LOG` is not a filter.
 #[derive(Debug, thiserror::Error)]
 #[error("X402D_LOG: expected a filter such as info or x402d=debug,warn")]
 pub struct InvalidFilter;
 
-/// Begins to log. `filter` is the value of `X402D_LOG`.
-///
-/// # Errors
-/// [`InvalidFilter`] when the filter cannot be read.
+/// Starts to log. `filter` is the value of `X402D_LOG`.
 pub fn begin(filter: Option<&str>) -> Result<(), InvalidFilter> {
     let filter = EnvFilter::try_new(filter.unwrap_or(DEFAULT_FILTER)).map_err(|_| InvalidFilter)?;
     let builder = fmt().with_writer(std::io::stderr).with_env_filter(filter);
@@ -43,7 +40,7 @@ pub fn begin(filter: Option<&str>) -> Result<(), InvalidFilter> {
     } else {
         builder.json().flatten_event(true).try_init()
     };
-    // Somebody who embeds the service may have begun to log already.
+    // An application that embeds the service may have set a logger already.
     begun.ok();
     Ok(())
 }

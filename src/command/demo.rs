@@ -1,4 +1,4 @@
-//! `x402d demo`: a whole economy on this machine, with real payments.
+//! `x402d demo`: database, chain, facilitator, seller and buyer on this machine, with real payments.
 
 use std::net::SocketAddr;
 
@@ -13,18 +13,18 @@ use tokio::task::JoinHandle;
 
 use crate::buyer::{Client, PayOptions, Signer};
 use crate::command::dev::{DevOptions, Local};
-use crate::command::{CommandError, asked_to_stop, say};
+use crate::command::{CommandError, say, wait_for_stop_signal};
 use crate::embedded::LocalChain;
 use crate::protocol::{Amount, Network, X402Version};
 use crate::seller::{Charge, Payment, Paywall, Price};
 
-/// Who is paid in the demonstration; nobody has its key.
+/// The payee of the demonstration; its key does not exist.
 const PAYEE: Address = Address::repeat_byte(0x5e);
-/// The price of a report, and what a metered one costs at most.
+/// The price of a report, and the most that a metered one costs.
 const PRICE: &str = "0.01";
-/// What the meter says.
+/// The charge of a metered report.
 const CHARGE: &str = "0.003";
-/// What the smart wallet gets, in atomic units: 10 USDC.
+/// The balance of the smart wallet, in atomic units: 10 USDC.
 const WALLET_ALLOWANCE: u64 = 10_000_000;
 
 /// How to run the demonstration.
@@ -43,17 +43,17 @@ pub(super) async fn run(mut options: DemoOptions) -> Result<(), CommandError> {
     }
     say("starting Postgres, a local chain and the facilitator …");
     let local = Local::start(&options.dev).await?;
-    let played = play(&local).await;
-    if played.is_ok() && !options.once {
+    let outcome = sell_reports(&local).await;
+    if outcome.is_ok() && !options.once {
         say("\nStill serving; Ctrl-C stops everything.");
-        asked_to_stop().await;
+        wait_for_stop_signal().await;
     }
     local.stop().await?;
-    played.map(drop)
+    outcome.map(drop)
 }
 
-/// Sells one report in every way. The seller serves for as long as its handle lives.
-async fn play(local: &Local) -> Result<Seller, CommandError> {
+/// Sells one report by each payment method. The seller serves for as long as its handle lives.
+async fn sell_reports(local: &Local) -> Result<Seller, CommandError> {
     let seller = Seller::open(&format!("http://{}", local.service.address())).await?;
     say(&format!("facilitator  http://{}", local.service.address()));
     say(&format!("chain        {}", local.chain.rpc_url()));
@@ -85,7 +85,7 @@ async fn play(local: &Local) -> Result<Seller, CommandError> {
 
     if after - before != expected {
         return Err(format!(
-            "the payee should have got {}, it got {}",
+            "the payee should have received {}, but received {}",
             dollars(expected),
             dollars(after - before)
         )
@@ -134,7 +134,8 @@ async fn buy(local: &Local, seller: &Seller, purchase: &Purchase) -> Result<Stri
         version: Some(purchase.version),
         ..PayOptions::up_to(ceiling)
     };
-    // The chain tells whether Permit2 may take the token already; if not, the payer's permit goes along and nobody sends an approval.
+    // The client asks the chain whether the payer has allowed Permit2 to take the token; if not, it sends the payer's permit with the
+    // payment.
     let network = Network::from_chain_id(crate::embedded::CHAIN_ID);
     let paid = Client::new(purchase.signer.clone())?
         .chain(network, local.chain.rpc_url().parse()?)
@@ -183,7 +184,7 @@ async fn show_ledger(local: &Local) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// A seller as anybody would write one with this crate.
+/// A seller, written with this crate's `seller` module.
 #[derive(Debug)]
 struct Seller {
     url: String,
@@ -230,7 +231,7 @@ async fn report(payment: Payment) -> Json<Value> {
     )
 }
 
-/// Says what it costs once it is known.
+/// A handler that returns its charge with the response.
 async fn metered() -> Result<(Charge, Json<Value>), StatusCode> {
     let charge = Charge::dollars(CHARGE).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     Ok((

@@ -1,4 +1,4 @@
-//! `x402d dev`: a local chain and a facilitator to point an SDK at.
+//! `x402d dev`: a local chain and a facilitator, for tests of SDKs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use alloy::primitives::U256;
 use clap::Args;
 
-use crate::command::ready::Database;
-use crate::command::{CommandError, asked_to_stop, say};
+use crate::command::database::Database;
+use crate::command::{CommandError, say, wait_for_stop_signal};
 use crate::config::{Config, Environment, Flags};
 use crate::embedded::{LocalChain, LocalChainOptions, SMART_WALLET_FACTORY, TEST_USDC};
 use crate::server::{Service, check_address};
@@ -17,10 +17,9 @@ use crate::server::{Service, check_address};
 const SIGNERS: usize = 3;
 /// Accounts that get test USDC: all others.
 const BUYERS: usize = 7;
-/// What each of them gets, in atomic units: 1000 USDC.
+/// The test USDC of each, in atomic units: 1000 USDC.
 const ALLOWANCE: u64 = 1_000_000_000;
 
-/// How to run the local chain and its facilitator.
 #[derive(Debug, Clone, Args)]
 pub(super) struct DevOptions {
     /// Where the facilitator listens.
@@ -54,7 +53,7 @@ pub(super) struct Local {
 }
 
 impl Local {
-    /// Starts all three; the ledger is new, because the chain is.
+    /// Starts all three. The ledger is empty, because the chain is new.
     pub(super) async fn start(options: &DevOptions) -> Result<Self, CommandError> {
         check_address(options.listen).await?;
         let port = (options.chain_port != 0).then_some(options.chain_port);
@@ -86,7 +85,6 @@ impl Local {
         }
     }
 
-    /// Stops all three.
     pub(super) async fn stop(self) -> Result<(), CommandError> {
         self.service.stop().await;
         self.database.close().await?;
@@ -95,7 +93,7 @@ impl Local {
     }
 }
 
-/// The local facilitator's configuration, as an operator would write it into the environment.
+/// The local facilitator's configuration, in the form of environment variables.
 #[derive(Debug)]
 struct LocalEnvironment(BTreeMap<&'static str, String>);
 
@@ -130,7 +128,7 @@ pub(super) async fn run(options: DevOptions) -> Result<(), CommandError> {
     let local = Local::start(&options).await?;
     say(&format!("facilitator  http://{}", local.service.address()));
     say(&format!(
-        "contract     http://{}/docs",
+        "API docs     http://{}/docs",
         local.service.address()
     ));
     say(&format!(
@@ -143,6 +141,6 @@ pub(super) async fn run(options: DevOptions) -> Result<(), CommandError> {
         say(&format!("  {}  {}", account.address, account.key));
     }
     say("\nCtrl-C stops everything; the chain and its ledger are gone then.");
-    asked_to_stop().await;
+    wait_for_stop_signal().await;
     local.stop().await
 }

@@ -13,14 +13,14 @@ pub(super) async fn run(file: Option<PathBuf>) -> Result<(), CommandError> {
         file,
         ..Flags::default()
     };
-    // A schema needs no network and no key; who migrates may have neither.
+    // A migration needs no network and no key, so only the database is read from the configuration.
     let url = Config::read_database(&flags, &ProcessEnvironment)?;
     let database = migrate(url.expose_secret()).await?;
     say(&format!("{database} is up to date"));
     Ok(())
 }
 
-/// Says which database it was.
+/// Returns the name of the database.
 async fn migrate(url: &str) -> Result<String, LedgerError> {
     let (ledger, _) = Ledger::connect(url, 1).await?;
     let (migrated, database) = (ledger.migrate().await, ledger.database());

@@ -1,13 +1,13 @@
-//! What the binary does on the command line.
+//! The command line.
 //!
-//! The only room that knows the service, the embedded parts, the buyer and the seller at once.
+//! The only module that uses the service, the embedded programs, the buyer and the seller.
 
+mod database;
 mod demo;
 mod dev;
 mod migrate;
 mod networks;
 mod pay;
-mod ready;
 mod serve;
 
 use std::io::Write as _;
@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Environment as _, Flags, ProcessEnvironment};
 use crate::telemetry;
 
-/// The x402 facilitator people run themselves.
+/// A self-hosted x402 payment facilitator.
 #[derive(Debug, Parser)]
 #[command(name = "x402d", version, about)]
 pub struct CommandLine {
@@ -33,17 +33,17 @@ enum Command {
     Serve(ServeOptions),
     /// Run a local chain with test USDC and a facilitator for it, and print funded keys.
     Dev(dev::DevOptions),
-    /// Run a whole economy on this machine: database, chain, facilitator, seller and buyer, with real payments.
+    /// Run database, chain, facilitator, seller and buyer on this machine, with real payments.
     Demo(demo::DemoOptions),
     /// Buy a URL: pay what its seller asks for, up to a ceiling, exactly once.
     Pay(Box<pay::PayArguments>),
-    /// Bring the database up to date and end.
+    /// Migrate the database and exit.
     Migrate(MigrateOptions),
     /// Show the networks and tokens that x402d knows, or check the configured ones against their chains.
     Networks(networks::NetworksOptions),
 }
 
-/// Where the database is named, besides the environment.
+/// Where the URL of the database is configured, besides the environment.
 #[derive(Debug, Args)]
 struct MigrateOptions {
     /// The configuration; x402d.toml in the working directory unless given.
@@ -51,7 +51,7 @@ struct MigrateOptions {
     config: Option<PathBuf>,
 }
 
-/// Where the configuration comes from, besides the environment.
+/// Where the configuration is, besides the environment.
 #[derive(Debug, Args)]
 struct ServeOptions {
     /// The configuration; x402d.toml in the working directory unless given.
@@ -75,13 +75,10 @@ impl ServeOptions {
     }
 }
 
-/// Why a command ended badly; shown to the operator as it is.
+/// Why a command failed; shown to the operator as it is.
 pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Runs what the command line asks for.
-///
-/// # Errors
-/// What the operator has to know.
+/// Runs the command of a command line.
 pub async fn run(line: CommandLine) -> Result<(), CommandError> {
     telemetry::begin(ProcessEnvironment.get("X402D_LOG").as_deref())?;
     match line.command {
@@ -94,14 +91,14 @@ pub async fn run(line: CommandLine) -> Result<(), CommandError> {
     }
 }
 
-/// Writes a line for the person at the terminal. A reader that has gone away is no reason to stop.
+/// Writes a line to stdout. A closed stdout is no reason to stop.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).ok();
 }
 
-/// Ends when the operator asks for it: Ctrl-C, or SIGTERM.
-async fn asked_to_stop() {
+/// Returns at Ctrl-C or SIGTERM.
+async fn wait_for_stop_signal() {
     let terminated = async {
         match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
             Ok(mut signal) => signal.recv().await,

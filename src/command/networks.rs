@@ -1,4 +1,4 @@
-//! `x402d networks`: what is known of networks and their tokens, and whether the chains agree with the configuration.
+//! `x402d networks`: the table of networks and tokens, and the check of the configured ones against their chains.
 
 mod check;
 
@@ -34,7 +34,7 @@ pub(super) async fn run(options: NetworksOptions) -> Result<(), CommandError> {
         say(&if options.json {
             json!({ "networks": table }).to_string()
         } else {
-            written(&table)
+            formatted(&table)
         });
         return Ok(());
     }
@@ -43,23 +43,21 @@ pub(super) async fn run(options: NetworksOptions) -> Result<(), CommandError> {
         ..Flags::default()
     };
     let config = Config::read(&flags, &ProcessEnvironment)?;
-    let mut looks = Vec::new();
+    let mut reports = Vec::new();
     for network in &config.networks {
-        let look = check::look_at(network).await;
+        let report = check::check(network).await;
         if !options.json {
-            say(&look.written());
+            say(&report.formatted());
         }
-        looks.push(look);
+        reports.push(report);
     }
     if options.json {
-        say(&json!({ "networks": looks }).to_string());
+        say(&json!({ "networks": reports }).to_string());
     }
-    let disagreeing = looks.iter().filter(|look| !look.agrees()).count();
-    if disagreeing > 0 {
-        let all = looks.len();
-        return Err(
-            format!("{disagreeing} of {all} networks cannot be served as configured").into(),
-        );
+    let wrong = reports.iter().filter(|report| !report.agrees()).count();
+    if wrong > 0 {
+        let all = reports.len();
+        return Err(format!("{wrong} of {all} networks cannot be served as configured").into());
     }
     Ok(())
 }
@@ -129,7 +127,7 @@ impl AssetView {
 }
 
 /// Each network on a line, its tokens below it.
-fn written(table: &[NetworkView]) -> String {
+fn formatted(table: &[NetworkView]) -> String {
     let mut text = format!(
         "{:<17} {:<21} {:<34} {:<5} {:<7} {:>7} {:>6}  {}\n{:<10} {:<43} {:>9} {:<8} {:<8} {:<3} {}\n",
         "NETWORK",
@@ -138,7 +136,7 @@ fn written(table: &[NetworkView]) -> String {
         "WORTH",
         "GAS",
         "BLOCK",
-        "DEPTH",
+        "CONF.",
         "EXPLORER",
         "  TOKEN",
         "ADDRESS",
@@ -149,10 +147,10 @@ fn written(table: &[NetworkView]) -> String {
         "EIP-712 NAME AND VERSION",
     );
     for row in table {
-        // A `String` takes whatever is written to it.
+        // Writing to a `String` cannot fail.
         row.write_to(&mut text).ok();
     }
-    text + "\nNAMES are for [networks.NAME] and X402D_NETWORK, * as in x402 v1; DEPTH is the default of confirmations; SDK: whether SDK buyers pay with the token unasked."
+    text + "\nNAMES are for [networks.NAME] and X402D_NETWORK, * as in x402 v1; CONF. is the default of confirmations; SDK: whether SDK buyers pay with the token unasked."
 }
 
 impl NetworkView {
@@ -209,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn block_times_are_written_for_people() {
+    fn block_times_are_shown_in_readable_units() {
         for (milliseconds, expected) in [
             (250, "250 ms"),
             (12_000, "12 s"),
@@ -221,9 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn every_network_and_token_has_its_line() {
+    fn every_network_and_token_has_a_line() {
         let table: Vec<_> = NETWORKS.iter().map(NetworkView::new).collect();
-        let text = written(&table);
+        let text = formatted(&table);
         for row in &table {
             let line = text
                 .lines()

@@ -1,4 +1,4 @@
-//! `x402d pay`: buys one URL. Killed and run again it presents the same payment: what it signs is in a file before it leaves.
+//! `x402d pay`: buys one URL. Killed and run again, it presents the same payment, because each payment is in a file before it is sent.
 
 use std::fs::{self, DirBuilder};
 use std::io::Write as _;
@@ -25,15 +25,14 @@ use crate::config::{Environment, ProcessEnvironment};
 use crate::embedded::{default_data_dir, running_as_root};
 use crate::protocol::{Amount, Means, Network, X402Version};
 
-/// Decimals of every token that is paid with unless the caller names others, which this command does not let them.
+/// Decimals of every token that this command pays with.
 const DECIMALS: u8 = 6;
-/// How long another purchase is waited for.
+/// How long to wait for another purchase that uses the journal, and how often to try.
 const JOURNAL_WAIT: Duration = Duration::from_mins(3);
-const JOURNAL_LOOK: Duration = Duration::from_millis(50);
+const JOURNAL_RETRY: Duration = Duration::from_millis(50);
 /// The longest key file, in bytes.
 const SECRET_BYTES_MAX: u64 = 4096;
 
-/// What to buy, for how much, and who pays.
 #[derive(Debug, Args)]
 #[command(
     after_help = "The payer's key comes from X402D_BUYER_KEY, or from one of --key-file, --mnemonic-file and --keystore; it is \
@@ -44,7 +43,7 @@ const SECRET_BYTES_MAX: u64 = 4096;
 pub(super) struct PayArguments {
     /// What to buy.
     url: String,
-    /// The most to pay, in dollars, such as 0.01. What is metered counts with its maximum.
+    /// The most to pay, in dollars, such as 0.01. A metered price counts with its maximum.
     #[arg(long, value_name = "DOLLARS")]
     max: String,
     #[command(flatten)]
@@ -64,13 +63,13 @@ pub(super) struct PayArguments {
     /// Pay on this network alone, such as base-sepolia or eip155:84532.
     #[arg(long)]
     network: Option<String>,
-    /// Speak this version of x402 where the seller speaks both.
+    /// Use this version of x402 where the seller supports both.
     #[arg(long, value_name = "1|2")]
     x402_version: Option<u8>,
     /// Your own name for the purchase; without it method, URL and body tell purchases apart.
     #[arg(long, value_name = "NAME")]
     purchase_id: Option<String>,
-    /// This is another purchase, although a payment to the same seller over the same amount is open and may still land.
+    /// This is another purchase, although a payment to the same seller over the same amount is open and may still be settled.
     #[arg(long)]
     another: bool,
     /// An earlier payment for this purchase has expired, and you have made sure that it moved no money: sign another one.
@@ -78,26 +77,24 @@ pub(super) struct PayArguments {
     sign_again: bool,
     #[command(flatten)]
     payer: PayerArguments,
-    /// Where purchases are written down.
+    /// The folder of the purchase journal.
     #[arg(long, value_name = "FOLDER", env = "X402D_DATA_DIR")]
     data_dir: Option<PathBuf>,
 }
 
-/// How the money moves.
 #[derive(Debug, Args)]
 struct SessionArguments {
-    /// Negotiate a payment session and have the money moved before the paid request.
+    /// Open a payment session and pay before the paid request.
     #[arg(long)]
     session: bool,
-    /// The same, but send the money by a transaction of the payer's own.
+    /// The same, but pay with a transaction that the payer sends.
     #[arg(long, conflicts_with = "session")]
     transfer: bool,
-    /// Where to negotiate the session; the seller's facilitator unless given.
+    /// Where to open the session; the seller's facilitator unless given.
     #[arg(long, value_name = "URL")]
     facilitator: Option<Url>,
 }
 
-/// Who pays.
 #[derive(Debug, Args)]
 #[group(multiple = true)]
 struct PayerArguments {
@@ -232,7 +229,7 @@ impl PayerArguments {
         let key = match &self.key_file {
             Some(file) => secret(file)?,
             None => environment.get("X402D_BUYER_KEY").ok_or(
-                "who pays? set X402D_BUYER_KEY, or give --key-file, --mnemonic-file or --keystore",
+                "no payer key: set X402D_BUYER_KEY, or give --key-file, --mnemonic-file or --keystore",
             )?,
         };
         Ok(match self.wallet {
@@ -242,7 +239,7 @@ impl PayerArguments {
     }
 }
 
-/// The text of a small file, without the line's end.
+/// The text of a small file, without the end of its line.
 fn secret(file: &Path) -> Result<String, CommandError> {
     let unreadable = |error: std::io::Error| format!("{}: {error}", file.display());
     if fs::metadata(file).map_err(unreadable)?.len() > SECRET_BYTES_MAX {
@@ -276,14 +273,14 @@ async fn journal(data_dir: Option<&Path>) -> Result<Journal, CommandError> {
     loop {
         match Journal::open(&path) {
             Err(JournalError::InUse(_)) if Instant::now() < deadline => {
-                tokio::time::sleep(JOURNAL_LOOK).await;
+                tokio::time::sleep(JOURNAL_RETRY).await;
             }
             opened => return Ok(opened?),
         }
     }
 }
 
-/// The body goes to the output, what it cost beside it.
+/// Writes the body to stdout and the details of the payment to stderr.
 fn show(paid: &Paid) {
     let mut out = std::io::stdout().lock();
     out.write_all(&paid.body).and_then(|()| out.flush()).ok();
@@ -309,10 +306,10 @@ fn show(paid: &Paid) {
     if let Some(session) = &paid.session {
         lines.push(format!("session      {}", session.id));
     }
-    aside(&lines);
+    write_to_stderr(&lines);
 }
 
-/// What was charged, where it is known; of what is metered also the most that was let go.
+/// The charge, where it is known; for scheme `upto` also the permitted maximum.
 fn price(handed: &Handed, charged: Option<Amount>) -> String {
     match (handed.means, charged) {
         (Means::Metered, Some(charged)) => format!("{charged} of at most {}", handed.amount),
@@ -336,22 +333,22 @@ fn explain(error: &BuyerError) {
             lines.push(format!("until        {end}"));
         }
         if let Some(hash) = error.transaction() {
-            lines.push(format!("transaction  {hash}, says the seller"));
+            lines.push(format!("transaction  {hash} (named by the seller)"));
         }
     } else {
         lines.push("no money has moved".to_owned());
     }
     lines.push(error.advice().to_owned());
-    aside(&lines);
+    write_to_stderr(&lines);
 }
 
-/// For the person at the terminal, beside what a program would read.
-fn aside(lines: &[String]) {
+/// Details for people go to stderr, so that stdout has only what a program reads.
+fn write_to_stderr(lines: &[String]) {
     let mut out = std::io::stderr().lock();
     writeln!(out, "\n{}", lines.join("\n")).ok();
 }
 
-/// Until when a payment can land.
+/// When a payment expires.
 fn until(handed: &Handed) -> Option<String> {
     let end = OffsetDateTime::from_unix_timestamp(handed.valid_before?).ok()?;
     end.format(&Rfc3339).ok()

@@ -1,7 +1,7 @@
 //! `x402d serve`
 
-use crate::command::ready::Database;
-use crate::command::{CommandError, asked_to_stop};
+use crate::command::database::Database;
+use crate::command::{CommandError, wait_for_stop_signal};
 use crate::config::{Config, Flags, ProcessEnvironment};
 use crate::server::Service;
 
@@ -17,12 +17,12 @@ pub(super) async fn run(flags: Flags) -> Result<(), CommandError> {
     };
     tracing::info!(address = %service.address(), "x402d listens; point an SDK's facilitator URL here");
     let failed = tokio::select! {
-        () = asked_to_stop() => None,
+        () = wait_for_stop_signal() => None,
         failed = service.failed() => Some(failed),
     };
-    tracing::info!("stopping: no new requests, answers for those that wait");
+    tracing::info!("x402d is stopping: no new requests; those in progress are answered");
     service.stop().await;
     database.close().await?;
-    tracing::info!("stopped");
+    tracing::info!("x402d stopped");
     failed.map_or(Ok(()), |failed| Err(failed.into()))
 }

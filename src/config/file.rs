@@ -1,4 +1,4 @@
-//! `x402d.toml`, as it is written. Unknown keys are refused: a misspelt limit would be no limit.
+//! The format of `x402d.toml`. Unknown keys are refused: a misspelt limit would not limit anything.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! The configuration: read once, at the start, into one validated value.
 //!
-//! Flags come before environment, environment before `x402d.toml`, the file before defaults. Everything wrong is said at once, each
-//! with the key, what was expected and what to write. No secret is ever repeated in an error or shown by `Debug`.
+//! Flags override the environment, the environment `x402d.toml`, the file the defaults. All problems are reported at once, each with its
+//! key, what was expected and what to write. No secret appears in an error or in `Debug` output.
 
 mod file;
 mod network;
@@ -20,28 +20,27 @@ use file::File;
 pub use network::NetworkConfig;
 pub use sessions::SessionsConfig;
 
-/// Everything that the service needs to know.
+/// The settings of the service.
 #[derive(Debug)]
 pub struct Config {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// The ledger's server; `None` runs a private one.
+    /// The URL of the ledger's database; `None` runs a private server.
     pub database_url: Option<SecretString>,
-    /// Where a private Postgres keeps its data; `None` is the default place.
+    /// The folder of the private Postgres; `None` is the default one.
     pub data_dir: Option<PathBuf>,
     /// The operator's bearer token.
     pub admin_token: Option<SecretString>,
     /// How long `/settle` waits before it answers `settlement_pending`.
     pub settle_wait: Duration,
-    /// How long a verify of a payment under way keeps others out, in seconds.
+    /// For how long one `/verify` of a payment that is being settled refuses others, in seconds.
     pub verify_lease_s: u32,
-    /// The longest body that is read.
+    /// The longest body that is read, in bytes.
     pub body_bytes_max: usize,
-    /// Connections at a time.
+    /// HTTP connections at a time, at most.
     pub connections_max: usize,
-    /// Connections to the database at most.
+    /// Connections to the database, at most.
     pub database_connections_max: u32,
-    /// What payment sessions may cost.
     pub sessions: SessionsConfig,
     /// The networks to serve; at least one.
     pub networks: Vec<NetworkConfig>,
@@ -62,7 +61,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Where values come from that are not in the file.
+/// The environment variables.
 pub trait Environment {
     /// The value of a variable, if it is set and not empty.
     fn get(&self, name: &str) -> Option<String>;
@@ -70,7 +69,7 @@ pub trait Environment {
     fn names(&self) -> Vec<String>;
 }
 
-/// The environment of the process: the only place that reads it.
+/// The environment of the process. Nothing else reads it.
 #[derive(Debug, Clone, Copy)]
 pub struct ProcessEnvironment;
 
@@ -88,7 +87,7 @@ impl Environment for ProcessEnvironment {
     }
 }
 
-/// What the command line says about the configuration.
+/// The flags of the command line that belong to the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
     /// `--config`.
@@ -99,22 +98,16 @@ pub struct Flags {
     pub data_dir: Option<PathBuf>,
 }
 
-/// The file that is read when no other is named.
+/// The file that is read if no other is named.
 const DEFAULT_FILE: &str = "x402d.toml";
 
 impl Config {
-    /// Reads and validates the whole configuration.
-    ///
-    /// # Errors
-    /// [`ConfigError`] lists all that is wrong.
+    /// Reads and validates the whole configuration. An error lists every problem.
     pub fn read(flags: &Flags, environment: &dyn Environment) -> Result<Self, ConfigError> {
         Self::validated(flags, environment, read_file(flags.file.as_deref())?)
     }
 
     /// The same from flags and environment alone.
-    ///
-    /// # Errors
-    /// [`ConfigError`] lists all that is wrong.
     pub fn read_without_file(
         flags: &Flags,
         environment: &dyn Environment,
@@ -122,10 +115,7 @@ impl Config {
         Self::validated(flags, environment, File::default())
     }
 
-    /// The URL of the database, read without anything else.
-    ///
-    /// # Errors
-    /// [`ConfigError`] when the file cannot be read, an unknown variable is set, or no database is named.
+    /// Reads only the URL of the database. Fails when the file cannot be read, an unknown variable is set, or no database is named.
     pub fn read_database(
         flags: &Flags,
         environment: &dyn Environment,
@@ -137,7 +127,7 @@ impl Config {
             Some(url) if problems.is_empty() => return Ok(SecretString::from(url)),
             Some(_) => {}
             None => problems.push(
-                "DATABASE_URL: expected the database to bring up to date; a private Postgres is brought up to date by `x402d serve` itself".to_owned(),
+                "DATABASE_URL: expected the database to migrate; a private Postgres is migrated by `x402d serve` itself".to_owned(),
             ),
         }
         Err(ConfigError(problems))
@@ -229,7 +219,7 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
     let problem = |text: String| ConfigError(vec![text]);
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            // What toml shows of the offending line could be a secret; its number is enough.
+            // The offending line, which toml would show, may hold a secret: only its number is shown.
             toml::from_str(&text).map_err(|error| {
                 let before = error.span().and_then(|span| text.get(..span.start));
                 let line = before.map(|text| text.matches('\n').count() + 1);
@@ -239,7 +229,7 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
                 let mut why = without_value(error.message());
                 if why.starts_with("invalid unquoted key") {
                     why.push_str(
-                        "; a name with a colon stands in quotes: [networks.\"eip155:84532\"]",
+                        "; write a name with a colon in quotes: [networks.\"eip155:84532\"]",
                     );
                 }
                 problem(format!("{}: {line}{why}", path.display()))
@@ -255,7 +245,7 @@ fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
     }
 }
 
-/// What serde calls the types of Rust, as the file has them.
+/// The words of TOML for serde's names of Rust types.
 fn in_plain_words(expected: &str) -> &str {
     match expected {
         "a sequence" => "a list such as [\"...\"]",
@@ -265,7 +255,7 @@ fn in_plain_words(expected: &str) -> &str {
     }
 }
 
-/// A message without the value that it repeats: a key in the wrong kind of quotes is still a key.
+/// Removes the value that a message repeats: it may be a key in the wrong kind of quotes.
 fn without_value(message: &str) -> String {
     let repeats = ["invalid type: ", "invalid value: "]
         .iter()
@@ -279,14 +269,14 @@ fn without_value(message: &str) -> String {
     }
 }
 
-/// The one of `candidates` that `word` was probably meant to be.
+/// The one of `candidates` that `word` is probably a misspelling of.
 fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let distances = candidates.map(|known| (strsim::damerau_levenshtein(word, known), known));
     let (distance, nearest) = distances.min()?;
     (distance <= 3 && distance * 3 <= word.len()).then_some(nearest)
 }
 
-/// Reads single settings and collects what is wrong with them.
+/// Reads single settings and collects their problems.
 struct Settings<'a> {
     environment: &'a dyn Environment,
     problems: &'a mut Vec<String>,
@@ -317,7 +307,7 @@ impl Settings<'_> {
         value
     }
 
-    /// An empty token would let everybody in, and one that no header can carry nobody.
+    /// An empty token would admit every caller; one that no header can hold would admit none.
     fn admin_token(&mut self, in_file: Option<String>) -> Option<SecretString> {
         let token = self.environment.get("X402D_ADMIN_TOKEN").or(in_file)?;
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {

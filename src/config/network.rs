@@ -15,41 +15,41 @@ use crate::protocol::field::parse_address;
 use crate::protocol::networks::NETWORKS;
 use crate::protocol::{DomainSeparator, Network};
 
-/// A week, which sellers ask for who think in days, and a day for what clocks and slack add. What is signed for longer stays open longer.
+/// A week, because some sellers ask for days, and a day for clock differences. An authorization that is signed for longer stays open
+/// longer.
 const VALIDITY_MAX_S: u32 = 8 * 24 * 3600;
 
-/// Everything about one network.
+/// The settings of one network.
 #[derive(Debug)]
 pub struct NetworkConfig {
-    /// What is allowed.
     pub policy: NetworkPolicy,
-    /// What gas may cost.
+    /// Limits of the gas price.
     pub fees: FeePolicy,
-    /// Endpoints; secret, because their URLs hold keys.
+    /// RPC endpoints; secret, because their URLs may hold keys.
     pub rpc_urls: Vec<SecretString>,
-    /// Endpoints for transactions alone; secret as well.
+    /// Endpoints that are used only for sending; secret as well.
     pub send_urls: Vec<SecretString>,
-    /// Calls a second at most, over all endpoints.
+    /// RPC calls a second, at most, over all endpoints.
     pub calls_per_second: Option<u32>,
-    /// Endpoints that must show the same receipt in the same block before anything is concluded from it.
+    /// Endpoints that must show the same receipt in the same block before it is used.
     pub confirm_with: usize,
-    /// One lane each.
+    /// The keys of the signers; each has a lane.
     pub signers: Vec<SignerKey>,
-    /// Payments that may wait in memory.
+    /// Payments that may wait in memory, at most.
     pub queue_max: usize,
-    /// Unmined transactions that one signer may have; nodes keep about 16 of one sender.
+    /// Unmined transactions of one signer, at most; nodes keep about 16 of one sender.
     pub inflight_max: usize,
-    /// How often to look for a new block while something is in flight.
+    /// How often to look for a new block while a transaction is open.
     pub poll: Duration,
-    /// How long a payment waits for others to ride with while transactions are under way.
+    /// How long a payment waits for others to share a transaction while other transactions are open.
     pub batch_wait: Duration,
-    /// Payments in one transaction at most.
+    /// Payments in one transaction, at most.
     pub batch_rows_max: usize,
-    /// Gas of one transaction with several payments at most.
+    /// Gas of one transaction with several payments, at most.
     pub batch_gas_max: u64,
 }
 
-/// The networks of the file, and the one of the environment, which overrides the file's entry of the same network.
+/// The networks of the file, and the one of the environment, whose values override the file's entry of the same network.
 pub(super) fn read(
     settings: &mut Settings<'_>,
     file: BTreeMap<String, NetworkFile>,
@@ -211,7 +211,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whoever has one of several endpoints must not be able to make payments out of nothing where they are worth something.
+    /// With two endpoints, the operator of one cannot invent payments. On test networks they are worth nothing, so one is enough.
     fn confirm_with(&mut self, network: Network, entry: &NetworkFile) -> usize {
         let endpoints = entry.rpc_urls.len();
         let default = if network.is_test() || endpoints < 2 {
@@ -293,7 +293,7 @@ impl Reader<'_> {
         self.needs(
             limited,
             "payees (X402D_PAYEES)",
-            "the addresses that may be paid: this is not a known test network, and without the list anybody could spend your gas",
+            "the addresses that may be paid: this is not a known test network, and without the list any caller could spend your gas",
         );
         let confirmations = entry
             .confirmations
@@ -354,7 +354,8 @@ impl Reader<'_> {
         assets
     }
 
-    /// Rows and gas of one transaction: below what pools take (128 KiB; Arbitrum's sequencer 95,000 bytes) and blocks (2^24 gas, EIP-7825).
+    /// Rows and gas of one transaction: below the limits of nodes' pools (128 KiB; Arbitrum's sequencer 95,000 bytes) and of blocks (2^24
+    /// gas, EIP-7825).
     fn batches(&mut self, network: Network, entry: &NetworkFile) -> (usize, u64) {
         let default_rows = match network.chain_id() {
             42_161 | 421_614 => 150,
@@ -403,7 +404,6 @@ impl Reader<'_> {
     }
 }
 
-/// What the file leaves out about a token is what the table says of it, else what its version lets expect.
 /// Small and capital letters of an address are its checksum (EIP-55); in small or in capital letters alone there is none.
 fn has_its_checksum(text: &str, address: Address) -> bool {
     let is = |test: fn(&char) -> bool| text.chars().skip(2).any(|letter| test(&letter));
@@ -411,6 +411,7 @@ fn has_its_checksum(text: &str, address: Address) -> bool {
     !is_mixed || address.to_checksum(None) == text
 }
 
+/// A configured token. What the file leaves out is taken from the table, else from what is usual for the token's version.
 fn asset(network: Network, address: Address, entry: &AssetFile) -> Asset {
     let (name, version, decimals) = (&entry.name, &entry.version, entry.decimals);
     let asset = Asset::new(network, address, name, version, decimals);

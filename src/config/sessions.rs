@@ -4,14 +4,14 @@ use super::Settings;
 use super::file::SessionsFile;
 use crate::protocol::Amount;
 
-/// What sessions may cost.
+/// Limits of payment sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionsConfig {
-    /// Sessions that may be open.
+    /// Open sessions, at most.
     pub open_max: u32,
-    /// Sessions that one client address may have open.
+    /// Open sessions of one client address, at most.
     pub open_max_per_client: u32,
-    /// Sessions that one client address may have open for one payer or one payee; beyond that its oldest gives way.
+    /// Open sessions of one client address for one payer or one payee; beyond that its oldest one is closed.
     pub open_max_per_party: u32,
     /// The smallest payment, in dollars, that is sent on a mainnet before its seller asks; `None` sends none.
     pub sponsor_minimum: Option<String>,

@@ -41,7 +41,7 @@ fn flags_with(text: &str) -> (Flags, tempfile::NamedTempFile) {
 }
 
 #[test]
-fn three_variables_are_a_configuration_for_a_test_network() {
+fn three_variables_configure_a_test_network() {
     let config = Config::read(&Flags::default(), &base_sepolia()).unwrap();
     assert_eq!(config.listen.to_string(), "127.0.0.1:4402");
     assert_eq!(config.settle_wait, Duration::from_secs(20));
@@ -56,10 +56,10 @@ fn three_variables_are_a_configuration_for_a_test_network() {
     );
 }
 
-/// An address that is written with a checksum has to have the right one: a mistyped digit would pay somebody else.
+/// An address with a checksum must have the right one: a mistyped digit would pay another account.
 #[test]
-fn an_address_with_a_wrong_checksum_is_refused() {
-    for (payee, right) in [
+fn address_with_wrong_checksum_is_refused() {
+    for (payee, is_valid) in [
         ("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", true),
         ("0x209693bc6afc0c5328ba36faf03c514ef312287c", true),
         ("0x209693Bc6afc0C5328bA36FaF03C514EF312287D", false),
@@ -68,11 +68,11 @@ fn an_address_with_a_wrong_checksum_is_refused() {
         let mut environment = base_sepolia();
         environment.insert("X402D_PAYEES", payee);
         let read = Config::read(&Flags::default(), &environment);
-        let said = read.map(|_| ()).map_err(|error| error.to_string());
-        assert_eq!(said.is_ok(), right, "{payee}: {said:?}");
-        let told =
-            said.is_err_and(|said| said.contains("(X402D_PAYEES)[0]: expected an address whose"));
-        assert_eq!(told, !right, "{payee}");
+        let result = read.map(|_| ()).map_err(|error| error.to_string());
+        assert_eq!(result.is_ok(), is_valid, "{payee}: {result:?}");
+        let is_named = result
+            .is_err_and(|error| error.contains("(X402D_PAYEES)[0]: expected an address whose"));
+        assert_eq!(is_named, !is_valid, "{payee}");
     }
 }
 
@@ -95,7 +95,7 @@ fn migrate_needs_a_database_and_known_variables() {
 }
 
 #[test]
-fn a_mainnet_without_payees_is_refused_and_an_unknown_chain_counts_as_one() {
+fn mainnet_or_unknown_chain_without_payees_is_refused() {
     for network in ["base", "eip155:8453", "eip155:987654321"] {
         let mut environment = base_sepolia();
         environment.insert("X402D_NETWORK", network);
@@ -111,7 +111,7 @@ fn a_mainnet_without_payees_is_refused_and_an_unknown_chain_counts_as_one() {
 }
 
 #[test]
-fn everything_wrong_is_said_at_once_and_no_secret_is_repeated() {
+fn all_problems_are_reported_and_no_secret_is_repeated() {
     let mut environment = base_sepolia();
     environment.insert("X402D_SIGNER_KEYS", "0xdeadbeefsecret");
     environment.insert("X402D_LISTEN", "nowhere");
@@ -132,7 +132,7 @@ fn everything_wrong_is_said_at_once_and_no_secret_is_repeated() {
 }
 
 #[test]
-fn unknown_keys_in_the_file_are_refused_with_their_line() {
+fn unknown_key_in_file_is_refused_with_its_line() {
     let (flags, _file) = flags_with("listen = \"127.0.0.1:1\"\nsetle_wait_s = 3\n");
     let error = Config::read(&flags, &base_sepolia())
         .unwrap_err()
@@ -144,7 +144,7 @@ fn unknown_keys_in_the_file_are_refused_with_their_line() {
 }
 
 #[test]
-fn flags_win_over_the_environment_and_the_environment_over_the_file() {
+fn flags_override_environment_which_overrides_file() {
     let (mut flags, _file) = flags_with(
         "listen = \"127.0.0.1:1\"\nsettle_wait_s = 3\n[networks.base-sepolia]\nconfirmations = 7\n",
     );
@@ -163,7 +163,7 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
 }
 
 #[test]
-fn what_stands_at_a_wrong_place_in_the_file_is_not_repeated() {
+fn misplaced_values_in_file_are_not_repeated() {
     for line in [
         "admin_token = 5e5ec2e7",
         "admin_token = 5e5ec2e7secret",
@@ -202,7 +202,7 @@ fn what_stands_at_a_wrong_place_in_the_file_is_not_repeated() {
 }
 
 #[test]
-fn a_token_that_keeps_nobody_out_and_limits_that_let_nobody_in_are_refused() {
+fn useless_admin_tokens_and_limits_are_refused() {
     for (line, key) in [
         ("admin_token = \"\"", "admin_token"),
         ("admin_token = \" \"", "admin_token"),
@@ -235,7 +235,7 @@ fn a_token_that_keeps_nobody_out_and_limits_that_let_nobody_in_are_refused() {
     );
 }
 
-/// A configuration of one network by the environment, and what it comes to.
+/// A configuration of one network by the environment and a file.
 fn network(name: &'static str, toml: &str) -> Result<NetworkConfig, ConfigError> {
     let (flags, _file) = flags_with(toml);
     let mut environment = base_sepolia();
@@ -245,8 +245,8 @@ fn network(name: &'static str, toml: &str) -> Result<NetworkConfig, ConfigError>
 }
 
 #[test]
-fn the_depth_is_the_networks_own_unless_the_operator_says_otherwise() {
-    for (name, depth) in [
+fn confirmations_default_to_the_network_and_can_be_set() {
+    for (name, confirmations) in [
         ("base-sepolia", 1),
         ("base", 1),
         ("polygon", 2),
@@ -256,7 +256,7 @@ fn the_depth_is_the_networks_own_unless_the_operator_says_otherwise() {
         ("mezo", 1),
     ] {
         let config = network(name, "").unwrap();
-        assert_eq!(config.policy.confirmations, depth, "{name}");
+        assert_eq!(config.policy.confirmations, confirmations, "{name}");
         let toml = format!("[networks.{name}]\nconfirmations = 7\n");
         let config = network(name, &toml).unwrap();
         assert_eq!(config.policy.confirmations, 7, "{name}");
@@ -266,7 +266,7 @@ fn the_depth_is_the_networks_own_unless_the_operator_says_otherwise() {
 }
 
 #[test]
-fn a_network_has_the_tokens_of_the_table_and_they_move_as_it_says() {
+fn network_has_the_tokens_and_methods_of_the_table() {
     let only = |name| network(name, "").unwrap().policy.assets.remove(0);
     let usdc = only("arbitrum");
     assert_eq!((usdc.method, usdc.eip2612), (TransferMethod::Eip3009, true));
@@ -279,22 +279,22 @@ fn a_network_has_the_tokens_of_the_table_and_they_move_as_it_says() {
 }
 
 #[test]
-fn how_a_configured_token_moves_is_said_known_or_expected_of_its_version() {
+fn token_method_is_configured_known_or_usual_for_its_version() {
     let table_usdc = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
-    let strange = "0x4444444444444444444444444444444444444444";
+    let unknown = "0x4444444444444444444444444444444444444444";
     let (by_itself, by_permit2) = (TransferMethod::Eip3009, TransferMethod::Permit2);
-    for (address, version, said, expected) in [
-        (strange, "2", "", (by_itself, true)),
-        (strange, "1", "", (by_itself, false)),
-        (strange, "1", "eip2612 = true", (by_itself, true)),
+    for (address, version, settings, expected) in [
+        (unknown, "2", "", (by_itself, true)),
+        (unknown, "1", "", (by_itself, false)),
+        (unknown, "1", "eip2612 = true", (by_itself, true)),
         (
-            strange,
+            unknown,
             "2",
             "transfer_method = \"permit2\"",
             (by_permit2, false),
         ),
         (
-            strange,
+            unknown,
             "1",
             "transfer_method = \"permit2\"\neip2612 = true",
             (by_permit2, true),
@@ -308,14 +308,14 @@ fn how_a_configured_token_moves_is_said_known_or_expected_of_its_version() {
         (table_usdc, "2", "eip2612 = false", (by_itself, false)),
     ] {
         let toml = format!(
-            "[[networks.base-sepolia.assets]]\naddress = \"{address}\"\nname = \"USDC\"\nversion = \"{version}\"\ndecimals = 6\n{said}\n"
+            "[[networks.base-sepolia.assets]]\naddress = \"{address}\"\nname = \"USDC\"\nversion = \"{version}\"\ndecimals = 6\n{settings}\n"
         );
         let config = network("base-sepolia", &toml).unwrap();
         let asset = &config.policy.assets[0];
         assert_eq!((asset.method, asset.eip2612), expected, "{toml}");
     }
     let toml = format!(
-        "[[networks.base-sepolia.assets]]\naddress = \"{strange}\"\nname = \"A\"\nversion = \"1\"\ndecimals = 6\ntransfer_method = \"erc7710\"\n"
+        "[[networks.base-sepolia.assets]]\naddress = \"{unknown}\"\nname = \"A\"\nversion = \"1\"\ndecimals = 6\ntransfer_method = \"erc7710\"\n"
     );
     let error = network("base-sepolia", &toml).unwrap_err().to_string();
     assert!(
@@ -325,7 +325,7 @@ fn how_a_configured_token_moves_is_said_known_or_expected_of_its_version() {
 }
 
 #[test]
-fn on_mainnets_two_endpoints_must_show_what_is_concluded_from() {
+fn mainnet_with_several_endpoints_requires_two_to_agree() {
     let with = |name, count: usize, line: &str| {
         let urls = vec!["\"http://127.0.0.1:1\""; count].join(", ");
         let toml = format!(
@@ -351,7 +351,7 @@ fn on_mainnets_two_endpoints_must_show_what_is_concluded_from() {
 }
 
 #[test]
-fn mistakes_are_recognised_and_told_with_what_was_meant() {
+fn common_mistakes_get_a_hint() {
     for (variable, value, says) in [
         (
             "X402D_NETWORK",

@@ -1,8 +1,8 @@
-//! The environment variables that x402d knows: a misspelt one would be a setting that nobody made.
+//! The environment variables of x402d: a misspelt one would silently keep a default.
 
 use super::Environment;
 
-/// What all our variables begin with.
+/// The prefix of the variables of x402d.
 const PREFIX: &str = "X402D_";
 /// The one variable without it: every tool for Postgres reads it.
 const DATABASE_URL: &str = "DATABASE_URL";
@@ -30,23 +30,23 @@ const KNOWN: &[&str] = &[
     "X402D_SIGNER_KEYS",
 ];
 
-/// What is wrong with the names of the environment.
+/// The problems with the names of the environment.
 pub(super) fn unknown(environment: &dyn Environment) -> Vec<String> {
     let mut names = environment.names();
     names.retain(|name| {
-        name.starts_with(PREFIX) && !KNOWN.contains(&name.as_str()) && !is_of_a_service(name)
+        name.starts_with(PREFIX) && !KNOWN.contains(&name.as_str()) && !is_set_by_kubernetes(name)
     });
     names.sort();
     names
         .iter()
-        .map(|name| match meant_by(name) {
-            Some(meant) => format!("{name}: there is no such variable; did you mean {meant}?"),
+        .map(|name| match similar_variable(name) {
+            Some(known) => format!("{name}: there is no such variable; did you mean {known}?"),
             None => format!("{name}: there is no such variable; the README lists those there are"),
         })
         .collect()
 }
 
-fn meant_by(name: &str) -> Option<&'static str> {
+fn similar_variable(name: &str) -> Option<&'static str> {
     let without_prefix = name.strip_prefix(PREFIX);
     if without_prefix == Some(DATABASE_URL) {
         return Some(DATABASE_URL);
@@ -54,9 +54,9 @@ fn meant_by(name: &str) -> Option<&'static str> {
     super::nearest(name, KNOWN.iter().copied())
 }
 
-/// Kubernetes describes each service to each container: one that is called `x402d` gives `X402D_SERVICE_HOST`, `X402D_PORT_4402_TCP` and so
-/// on.
-fn is_of_a_service(name: &str) -> bool {
+/// Kubernetes sets variables for each service in each container: for a service `x402d` it sets `X402D_SERVICE_HOST`,
+/// `X402D_PORT_4402_TCP` and so on.
+fn is_set_by_kubernetes(name: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
         || name.ends_with("_PORT")
@@ -70,8 +70,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_variable_is_named_with_the_one_that_was_meant() {
-        for (name, meant) in [
+    fn misspelt_variable_gets_the_similar_one_as_hint() {
+        for (name, similar) in [
             ("X402D_PAYEE", Some("X402D_PAYEES")),
             ("X402D_ADMIN_TOKN", Some("X402D_ADMIN_TOKEN")),
             ("X402D_NETWROK", Some("X402D_NETWORK")),
@@ -80,16 +80,19 @@ mod tests {
             ("X402D_DATABASE_URL", Some("DATABASE_URL")),
             ("X402D_COLOUR_OF_THE_SKY", None),
         ] {
-            let said = unknown(&HashMap::from([(name, "secret")])).concat();
-            assert!(said.starts_with(name) && !said.contains("secret"), "{said}");
-            let hint = meant.map(|meant| format!("did you mean {meant}?"));
-            assert_eq!(said.contains("did you mean"), meant.is_some(), "{said}");
-            assert!(hint.is_none_or(|hint| said.ends_with(&hint)), "{said}");
+            let error = unknown(&HashMap::from([(name, "secret")])).concat();
+            assert!(
+                error.starts_with(name) && !error.contains("secret"),
+                "{error}"
+            );
+            let hint = similar.map(|similar| format!("did you mean {similar}?"));
+            assert_eq!(error.contains("did you mean"), similar.is_some(), "{error}");
+            assert!(hint.is_none_or(|hint| error.ends_with(&hint)), "{error}");
         }
     }
 
     #[test]
-    fn what_is_known_and_what_kubernetes_adds_is_taken() {
+    fn known_and_kubernetes_variables_are_accepted() {
         let known = KNOWN.iter().copied();
         let added = [
             "X402D_SERVICE_HOST",
@@ -103,9 +106,9 @@ mod tests {
         assert_eq!(unknown(&all), Vec::<String>::new());
     }
 
-    /// Whoever adds a variable adds it to the list. Tests name wrong ones on purpose.
+    /// A variable that is added to the sources has to be added to the list. Tests use wrong names on purpose.
     #[test]
-    fn every_variable_that_the_sources_name_is_known() {
+    fn every_variable_in_the_sources_is_known() {
         let tests_only = ["X402D_WRITE_OPENAPI", "X402D_SOAK_SECONDS"];
         let mut folders = vec![std::path::PathBuf::from(concat!(
             env!("CARGO_MANIFEST_DIR"),

@@ -1,4 +1,4 @@
-//! Who runs Postgres: the caller, or as root somebody else, because Postgres refuses root.
+//! The account that runs Postgres: the caller's own, or another one if x402d is root, because Postgres refuses root.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, Metadata};
@@ -10,10 +10,10 @@ use tokio::process::Command;
 
 use super::error::EmbeddedError;
 
-/// The only search path that Postgres's own helpers need.
+/// The only search path that Postgres's own programs need.
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
-/// Whom root becomes for Postgres, the first that exists.
+/// The accounts that run Postgres if x402d is root; the first that exists is used.
 const STAND_INS: [&str; 2] = ["postgres", "nobody"];
 
 /// The account that owns the cluster and runs its processes.
@@ -27,7 +27,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Chooses the account; as root the owner of an existing cluster keeps it, so that its files stay readable to it.
+    /// Chooses the account. As root, the owner of an existing cluster keeps it, so that it can read its files.
     pub(super) fn choose(cluster: &Path) -> Result<Self, EmbeddedError> {
         let me = geteuid();
         if !me.is_root() {
@@ -60,7 +60,7 @@ impl Account {
         })
     }
 
-    /// A command that runs as the account, with an environment of its own: that of x402d may hold signer keys.
+    /// A command that runs as the account, without the environment of x402d, which may hold signer keys.
     pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -75,7 +75,7 @@ impl Account {
         command
     }
 
-    /// Makes sure that the folder exists, belongs to the account, and is closed to everybody else.
+    /// Makes sure that the folder exists, belongs to the account, and is closed to all other accounts.
     pub(super) fn own_folder(&self, folder: &Path) -> Result<(), EmbeddedError> {
         let failed = |what: &str| EmbeddedError::io(format!("{what} {}", folder.display()));
         if !folder.exists() {
@@ -95,7 +95,7 @@ impl Account {
         Ok(())
     }
 
-    /// Whether a folder is the account's alone, as a folder of its own in a public place has to be.
+    /// Whether a folder belongs to the account alone; required of a folder in `/tmp`.
     pub(super) fn has_alone(&self, found: &Metadata) -> bool {
         let mine = found.uid() == self.uid || (self.changes && found.uid() == 0);
         mine && found.is_dir() && !is_open(found)
@@ -126,7 +126,7 @@ impl Account {
     }
 }
 
-/// Whether anybody but the owner may do anything with it.
+/// Whether other accounts than the owner's have any permission.
 fn is_open(found: &Metadata) -> bool {
     found.permissions().mode() & 0o077 != 0
 }
@@ -140,29 +140,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parent_that_the_account_cannot_enter_is_named() {
+    fn parent_folder_that_the_account_cannot_enter_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("inner");
         fs::create_dir(&inner).unwrap();
-        let stranger = Account {
-            name: "stranger".to_owned(),
+        let other = Account {
+            name: "other".to_owned(),
             uid: 4_000_000,
             gid: 4_000_000,
             changes: true,
         };
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let closed = stranger.find_closed_folder(&inner).unwrap().to_string();
-        assert!(closed.contains("`stranger`"), "{closed}");
+        let closed = other.find_closed_folder(&inner).unwrap().to_string();
+        assert!(closed.contains("`other`"), "{closed}");
         assert!(
             closed.contains(&format!("chmod o+x {}`", folder.path().display())),
             "{closed}"
         );
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
-        assert!(stranger.find_closed_folder(&inner).is_none());
+        assert!(other.find_closed_folder(&inner).is_none());
     }
 
     #[tokio::test]
-    async fn a_child_never_sees_the_environment_and_never_runs_as_root() {
+    async fn child_process_has_no_environment_and_is_not_root() {
         let account = Account::choose(Path::new("/nonexistent")).unwrap();
         let printed = account
             .command("/bin/sh")

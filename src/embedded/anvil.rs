@@ -21,26 +21,25 @@ use super::error::EmbeddedError;
 use super::genesis::{self, CHAIN_ID, DevAccount};
 use super::json_rpc::JsonRpc;
 
-/// The program listens within a tenth of a second.
+/// How long the chain may take to answer after its start; usually a tenth of a second.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// How long one such question may take.
+/// How long one such call may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// How often a chain that is starting is asked.
+/// Pause between two calls to a chain that is starting.
 const RETRY: Duration = Duration::from_millis(20);
 /// A chain that does not end by itself in this time is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// Between looking for a free port and using it somebody else can take it.
+/// Another program can take a free port before the chain uses it.
 const PORT_ATTEMPTS: u32 = 5;
 /// Gas of one block, as much as Base allows.
 const BLOCK_GAS: &str = "400000000";
-/// How many past states the chain remembers, for calls at an earlier block and for reorgs.
+/// Past states that the chain keeps, for calls at an earlier block and for reorgs.
 const STATES_KEPT: &str = "64";
 /// For how many blocks transactions and receipts stay readable.
 const RECEIPT_BLOCKS: &str = "10000";
-/// How much of the program's complaints an error quotes, in bytes.
+/// How much of the program's error output an error quotes, in bytes.
 const QUOTE: u64 = 1_500;
 
-/// How to run a local chain.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LocalChainOptions {
     /// The port on the loopback address; `None` for a free one.
@@ -49,22 +48,19 @@ pub struct LocalChainOptions {
     pub block_time_s: Option<u64>,
 }
 
-/// A running local chain with chain id 84532 and a test USDC where Base Sepolia has its own.
+/// A running local chain with chain id 84532 and a test USDC at the address that it has on Base Sepolia.
 ///
-/// It ends with this value, in order by [`stop`](Self::stop), and also when the whole process is killed. Its state is
-/// in memory alone: the last 64 states, and transactions and receipts of the last 10 000 blocks.
+/// It ends with this value: in order by [`stop`](Self::stop), and also when the whole process is killed. Its state is in memory alone: the
+/// last 64 states, and transactions and receipts of the last 10 000 blocks.
 pub struct LocalChain {
-    // The order matters at a drop: the watch has to be gone before the program, whose number it would kill.
+    // Dropped first: the watch kills the node by its process id, which another process may have after the node was reaped.
     watch: Child,
     node: Child,
     rpc: JsonRpc,
 }
 
 impl LocalChain {
-    /// Starts the chain and places the contracts.
-    ///
-    /// # Errors
-    /// No `anvil` is installed nor to be had, the port is taken, or the chain does not do what it should in time.
+    /// Starts the chain and places the contracts. Fails when `anvil` is neither installed nor can be fetched, or when the port is in use.
     pub async fn start(options: LocalChainOptions) -> Result<Self, EmbeddedError> {
         let program = anvil_binary::find().await?;
         let mut attempt = 1;
@@ -86,38 +82,29 @@ impl LocalChain {
         self.rpc.url()
     }
 
-    /// Accounts with native money. Their keys are public knowledge: anvil and others print them for everybody.
+    /// Accounts with native money. Their keys are public: anvil prints them at every start.
     pub fn funded_keys() -> &'static [DevAccount] {
         &genesis::DEV_ACCOUNTS
     }
 
-    /// Gives test USDC, in atomic units (6 decimals), out of nothing.
-    ///
-    /// # Errors
-    /// The chain does not answer, or the transaction is not mined in time.
+    /// Mints test USDC, in atomic units (6 decimals).
     pub async fn mint(&self, to: Address, amount: U256) -> Result<(), EmbeddedError> {
         genesis::mint(&self.rpc, to, amount).await
     }
 
-    /// Creates the contract wallet of `owner` (ERC-1271, by the wallet factory) and says where it is.
-    ///
-    /// # Errors
-    /// The chain does not answer, or the transaction is not mined in time.
+    /// Creates the contract wallet of `owner` (ERC-1271, by the wallet factory) and returns its address.
     pub async fn create_wallet(&self, owner: Address) -> Result<Address, EmbeddedError> {
         genesis::create_wallet(&self.rpc, owner).await
     }
 
-    /// What an account holds of the test USDC, in atomic units.
-    ///
-    /// # Errors
-    /// The chain does not answer.
+    /// The balance of test USDC, in atomic units.
     pub async fn balance(&self, account: Address) -> Result<U256, EmbeddedError> {
         genesis::balance(&self.rpc, account).await
     }
 
-    /// Ends the chain; its state is gone.
+    /// Ends the chain; its state is lost.
     pub async fn stop(mut self) {
-        // What fails here is caught by the drop: both children are killed with their handles.
+        // If this fails, the drop does it: both children are killed with their handles.
         drop(self.watch.kill().await);
         let asked = pid_of(&self.node).is_some_and(|pid| kill(pid, Signal::SIGTERM).is_ok());
         if !asked || timeout(STOP_LIMIT, self.node.wait()).await.is_err() {
@@ -125,7 +112,7 @@ impl LocalChain {
         }
     }
 
-    /// The connection over which this room speaks to the chain.
+    /// The connection that this module uses.
     #[cfg(test)]
     pub(super) fn rpc(&self) -> &JsonRpc {
         &self.rpc
@@ -136,8 +123,8 @@ impl LocalChain {
         port: u16,
         block_time_s: Option<u64>,
     ) -> Result<Self, EmbeddedError> {
-        let mut complaints = scratch_file()?;
-        let errors = complaints
+        let mut error_output = scratch_file()?;
+        let errors = error_output
             .try_clone()
             .map_err(EmbeddedError::io("share a scratch file"))?;
         let mut command = Command::new(program);
@@ -155,7 +142,7 @@ impl LocalChain {
         if let Some(seconds) = block_time_s {
             command.args(["--block-time", &seconds.to_string()]);
         }
-        // A process group of its own: Ctrl-C is for x402d, which still needs the chain to finish what it began.
+        // A process group of its own: Ctrl-C must reach x402d alone, which still needs the chain to finish its work.
         command
             .process_group(0)
             .stdin(Stdio::null())
@@ -169,24 +156,24 @@ impl LocalChain {
             node,
             rpc: JsonRpc::local(port)?,
         };
-        chain.wait_until_ready(port, &mut complaints).await?;
+        chain.wait_until_ready(port, &mut error_output).await?;
         genesis::place(&chain.rpc).await?;
-        // Whoever answered was this node only if it still has the port.
-        chain.check_alive(port, &mut complaints)?;
+        // The answers came from this node only if it is still running and has the port.
+        chain.check_alive(port, &mut error_output)?;
         Ok(chain)
     }
 
     async fn wait_until_ready(
         &mut self,
         port: u16,
-        complaints: &mut File,
+        error_output: &mut File,
     ) -> Result<(), EmbeddedError> {
         let deadline = Instant::now() + READY_LIMIT;
         let expected = format!("{CHAIN_ID:#x}");
         loop {
-            // Short, because whoever else has the port may be mute.
+            // A short limit, because another program on the port may never answer.
             let answer = timeout(ANSWER_LIMIT, self.rpc.text("eth_chainId", json!([]))).await;
-            self.check_alive(port, complaints)?;
+            self.check_alive(port, error_output)?;
             match answer {
                 Ok(Ok(id)) if id == expected => return Ok(()),
                 Ok(Ok(_)) => return Err(EmbeddedError::PortTaken { port }),
@@ -203,7 +190,7 @@ impl LocalChain {
         }
     }
 
-    fn check_alive(&mut self, port: u16, complaints: &mut File) -> Result<(), EmbeddedError> {
+    fn check_alive(&mut self, port: u16, error_output: &mut File) -> Result<(), EmbeddedError> {
         let ended = self
             .node
             .try_wait()
@@ -212,9 +199,9 @@ impl LocalChain {
             return Ok(());
         }
         let mut output = String::new();
-        let read = complaints
+        let read = error_output
             .seek(SeekFrom::Start(0))
-            .and_then(|_| complaints.take(QUOTE).read_to_string(&mut output));
+            .and_then(|_| error_output.take(QUOTE).read_to_string(&mut output));
         if read.is_err() {
             output.push_str("(its output cannot be read)");
         }
@@ -236,9 +223,8 @@ impl fmt::Debug for LocalChain {
     }
 }
 
-/// Starts a small watch that ends the chain when this process dies, even by `kill -9`: the kernel then closes our end
-/// of the pipe on which the watch waits. The chain's number cannot come to another process meanwhile, because as long
-/// as this process lives it is the one to reap it.
+/// Starts a watch that ends the chain when this process dies, even by `kill -9`: the kernel then closes this process's end of the pipe that
+/// the watch reads. The chain's process id cannot be reused before that, because only this process can reap it.
 fn watch(node: &Child) -> Result<Child, EmbeddedError> {
     let pid = node.id().map(|pid| pid.to_string()).unwrap_or_default();
     let mut command = Command::new("/bin/sh");
@@ -262,7 +248,7 @@ fn pid_of(child: &Child) -> Option<Pid> {
         .map(Pid::from_raw)
 }
 
-/// The wanted port if nobody listens there, else a free one.
+/// The wanted port if it is free; without a wanted port, a free one.
 fn usable_port(wanted: Option<u16>) -> Result<u16, EmbeddedError> {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, wanted.unwrap_or(0)))
         .and_then(|socket| socket.local_addr());
@@ -275,7 +261,7 @@ fn usable_port(wanted: Option<u16>) -> Result<u16, EmbeddedError> {
     }
 }
 
-/// A file without a name, for output that is only read when something goes wrong.
+/// A file without a name, for output that is read only after a failure.
 fn scratch_file() -> Result<File, EmbeddedError> {
     let path = std::env::temp_dir().join(format!("x402d-{}.tmp", uuid::Uuid::now_v7()));
     let file = OpenOptions::new()
@@ -294,7 +280,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_chain_on_a_free_port_answers_and_is_gone_after_the_stop() {
+    async fn chain_on_a_free_port_answers_until_it_is_stopped() {
         let chain = LocalChain::start(LocalChainOptions::default())
             .await
             .unwrap();
@@ -315,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_taken_port_is_refused_with_the_flag_that_chooses_another() {
+    async fn port_in_use_is_refused_with_the_flag_to_change_it() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let options = LocalChainOptions {
@@ -328,17 +314,17 @@ mod tests {
             "{refused}"
         );
         let program = anvil_binary::find().await.unwrap();
-        let noticed_late = LocalChain::start_on(&program, port, None)
+        let refused_by_anvil = LocalChain::start_on(&program, port, None)
             .await
             .unwrap_err();
         assert!(
-            matches!(noticed_late, EmbeddedError::PortTaken { .. }),
-            "{noticed_late}"
+            matches!(refused_by_anvil, EmbeddedError::PortTaken { .. }),
+            "{refused_by_anvil}"
         );
     }
 
     #[tokio::test]
-    async fn the_watch_ends_the_chain_when_its_pipe_breaks_as_it_does_at_a_kill() {
+    async fn watch_ends_the_chain_when_its_pipe_breaks() {
         let mut chain = LocalChain::start(LocalChainOptions::default())
             .await
             .unwrap();

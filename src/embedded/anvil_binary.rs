@@ -1,7 +1,7 @@
-//! Where `anvil` is: in the search path, else in an npm package.
+//! Finds `anvil`: in the search path, else in an npm package.
 //!
-//! The package's own command is a script that starts the program as its child. We look for the program itself in what
-//! `npx` installed, so that a signal reaches it and a kill leaves nothing behind.
+//! The package's own command is a script that starts the program as its child. The program itself is searched in the files that `npx`
+//! installed, so that a signal reaches it and a kill leaves no process behind.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use tokio::time::timeout;
 
 use super::error::EmbeddedError;
 
-/// The npm package and its version, pinned: what the local chain does is part of our tests.
+/// The npm package and its version, pinned, because tests depend on its behaviour.
 const PACKAGE: &str = "@foundry-rs/anvil@1.7.1";
-/// A download of 15 MB at worst.
+/// Enough for a slow download of 15 MB.
 const FETCH_LIMIT: Duration = Duration::from_mins(5);
 
-/// The program, looked up once a process: several fetches at once would write to one npm cache.
+/// The program, looked up once per process: several fetches at once would write to one npm cache.
 static FOUND: OnceCell<PathBuf> = OnceCell::const_new();
 
 /// The path of the program itself.
@@ -37,20 +37,20 @@ async fn find_in(path: &OsStr) -> Result<PathBuf, EmbeddedError> {
     }
     let npx = program(path, "npx").ok_or(EmbeddedError::AnvilMissing)?;
     let inner_path = fetch(&npx, path).await?;
-    let brought = std::env::split_paths(&inner_path).find_map(|folder| packaged(folder.parent()?));
-    brought.ok_or(EmbeddedError::AnvilUnsupported { package: PACKAGE })
+    let fetched = std::env::split_paths(&inner_path).find_map(|folder| packaged(folder.parent()?));
+    fetched.ok_or(EmbeddedError::AnvilUnsupported { package: PACKAGE })
 }
 
-/// Lets `npx` install the package, and returns the search path that it gives to a command: the package is beside it.
+/// Lets `npx` install the package, and returns the search path that it gives to a command, which includes the package's folder.
 async fn fetch(npx: &Path, path: &OsStr) -> Result<String, EmbeddedError> {
-    tracing::info!(package = PACKAGE, "looking for the local chain with npx");
+    tracing::info!(package = PACKAGE, "fetching the local chain with npx");
     let mut command = Command::new(npx);
     command
         .arg("--yes")
         .arg(format!("--package={PACKAGE}"))
         .args(["--", "node", "-p", "process.env.PATH"]);
     hide_secrets(&mut command);
-    // Fetched from the root, where no project's own settings or packages are in between.
+    // Fetched from the root folder, so that no project's npm settings or packages apply.
     command
         .env("PATH", path)
         .current_dir("/")
@@ -90,7 +90,7 @@ fn packaged(modules: &Path) -> Option<PathBuf> {
     program.is_file().then_some(program)
 }
 
-/// A program in a search path. A script of the npm package is passed over, because it is not the program itself.
+/// A program in a search path. A script of the npm package is replaced by the program behind it.
 fn program(path: &OsStr, name: &str) -> Option<PathBuf> {
     let found = std::env::split_paths(path)
         .map(|folder| folder.join(name))
@@ -102,11 +102,11 @@ fn program(path: &OsStr, name: &str) -> Option<PathBuf> {
     Some(found)
 }
 
-/// npm needs much of the environment, such as its proxies; what is ours, and may be secret, it does not need.
+/// npm needs much of the environment, such as proxy settings, but not the variables of x402d, which may be secret.
 fn hide_secrets(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        let ours = name.to_string_lossy().starts_with("X402D_") || name == "DATABASE_URL";
-        if ours {
+        let is_own = name.to_string_lossy().starts_with("X402D_") || name == "DATABASE_URL";
+        if is_own {
             command.env_remove(name);
         }
     }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn without_anvil_and_npx_the_message_names_both_and_the_alternative() {
+    async fn missing_anvil_error_names_anvil_npm_and_the_alternative() {
         let message = find_in(OsStr::new("/nonexistent"))
             .await
             .unwrap_err()
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_found_is_the_program_and_not_a_script_around_it() {
+    async fn found_anvil_is_the_program_and_not_a_script() {
         let found = find().await.unwrap();
         let version = Command::new(&found)
             .arg("--version")

@@ -1,4 +1,4 @@
-//! Where the Postgres server is installed.
+//! Finds the installed Postgres server.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::account::Account;
 use super::error::EmbeddedError;
 
-/// `postgres --version` opens no file; whoever takes longer hangs.
+/// `postgres --version` opens no file; a program that takes longer hangs.
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
 
 /// The two programs of one installed server, and its major version.
@@ -34,7 +34,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Where distributions put it.
+    /// The usual places of distributions.
     pub(super) fn usual(path: Option<OsString>) -> Self {
         let homebrew = [
             "/opt/homebrew/opt",
@@ -119,7 +119,7 @@ fn below(parent: &Path, prefix: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Both programs, links resolved: Postgres finds its own files relative to where it really is.
+/// Both programs, with links resolved: Postgres finds its own files relative to its real path.
 fn programs(folder: &Path) -> Option<(PathBuf, PathBuf)> {
     let program = |name: &str| {
         fs::canonicalize(folder.join(name))
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn missing_binaries_are_one_message_with_the_package_and_the_alternative() {
+    async fn missing_postgres_error_names_package_and_alternative() {
         let account = Account::choose(Path::new("/nonexistent")).unwrap();
         let message = nowhere()
             .find(&account, None)
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cluster_of_a_version_that_is_not_installed_is_refused_with_both_versions() {
+    async fn cluster_of_a_missing_version_is_refused_with_versions() {
         let account = Account::choose(Path::new("/nonexistent")).unwrap();
         let usual = Places::usual(std::env::var_os("PATH"));
         let found = usual.find(&account, None).await.unwrap();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_version_of_a_folder_comes_first() {
+    fn newest_version_of_a_folder_comes_first() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["postgresql@9", "postgresql@16", "redis@17"] {
             fs::create_dir(folder.path().join(name)).unwrap();

@@ -1,4 +1,4 @@
-//! One cluster on disk: making it, starting its server, waiting until it answers.
+//! One cluster on disk: creates it, starts its server and waits until it answers.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -20,22 +20,22 @@ use super::{database, sockets};
 const INITDB_LIMIT: Duration = Duration::from_mins(2);
 /// A start after a crash replays the log since the last checkpoint, at most [`MAX_WAL`].
 const READY_LIMIT: Duration = Duration::from_mins(2);
-/// How often a server that is starting is asked.
+/// Pause between two tries to connect to a starting server.
 const RETRY: Duration = Duration::from_millis(40);
-/// Starts in a row: after a crash, the memory of the old server may be in use for a moment.
+/// Starts in a row: after a crash, the memory of the old server may stay in use for a moment.
 const START_ATTEMPTS: u32 = 25;
 /// Pause between such attempts.
 const START_PAUSE: Duration = Duration::from_millis(200);
-/// What Postgres says in that case.
+/// The message of Postgres in that case.
 const STILL_IN_USE: &str = "pre-existing shared memory block";
-/// The server's own log is set aside once, at a start, when it is longer than this many bytes.
+/// The server's log is renamed once, at a start, when it is longer than this many bytes.
 const LOG_MAX: u64 = 16 * 1024 * 1024;
 /// How much of a log an error quotes, in bytes.
 const QUOTE: u64 = 1_500;
 const MAX_WAL: &str = "max_wal_size=1GB";
 
-/// Durable, reachable by its socket alone, and quiet: statements and values are in no log, because what x402d writes
-/// includes signed payments.
+/// Durable, reachable by its socket alone, and with a short log: statements and values are not logged, because the ledger's statements
+/// contain signed payments.
 const SETTINGS: &[&str] = &[
     "fsync=on",
     "synchronous_commit=on",
@@ -58,7 +58,7 @@ const SETTINGS: &[&str] = &[
     "cluster_name=x402d",
 ];
 
-/// A cluster and who runs it.
+/// A cluster and the account that runs it.
 #[derive(Debug)]
 pub(super) struct Cluster {
     account: Account,
@@ -68,17 +68,17 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster in the folder `room`, which need not exist yet. The log is beside it, where only x402d writes.
-    pub(super) fn below(room: &Path) -> Result<Self, EmbeddedError> {
-        let account = Account::choose(room)?;
-        account.own_folder(room)?;
-        if let Some(closed) = account.find_closed_folder(room) {
+    /// The cluster in `folder`, which need not exist yet. The log is beside the folder, where only x402d writes.
+    pub(super) fn below(folder: &Path) -> Result<Self, EmbeddedError> {
+        let account = Account::choose(folder)?;
+        account.own_folder(folder)?;
+        if let Some(closed) = account.find_closed_folder(folder) {
             return Err(closed);
         }
         Ok(Self {
             account,
-            data: room.join("data"),
-            log: room.with_extension("log"),
+            data: folder.join("data"),
+            log: folder.with_extension("log"),
         })
     }
 
@@ -90,18 +90,18 @@ impl Cluster {
         })
     }
 
-    /// Finds the server or starts it, and waits until it answers; a child comes back if it was started here.
+    /// Finds the server or starts it, and waits until it answers. Returns the child if it was started here.
     ///
-    /// With `alone` unset another x402d uses the cluster, so a server has to be there.
+    /// Without `is_only_user` another x402d uses the cluster, so a server must be running.
     pub(super) async fn run(
         &self,
-        alone: bool,
+        is_only_user: bool,
     ) -> Result<(Postmaster, Option<Child>), EmbeddedError> {
         for _ in 0..START_ATTEMPTS {
             let mut child = None;
             let log_from = fs::metadata(&self.log).map_or(0, |log| log.len());
             if self.find_server()?.is_none() {
-                if !alone {
+                if !is_only_user {
                     return Err(EmbeddedError::InvisiblePostmaster {
                         cluster: self.data.clone(),
                     });
@@ -127,7 +127,7 @@ impl Cluster {
         })
     }
 
-    /// Starts the server, making the cluster first if there is none.
+    /// Starts the server, and creates the cluster first if there is none.
     async fn launch(&self) -> Result<Child, EmbeddedError> {
         let version = fs::read_to_string(self.data.join("PG_VERSION")).ok();
         let wanted = version
@@ -138,7 +138,7 @@ impl Cluster {
             .find(&self.account, wanted)
             .await?;
         if wanted.is_none() {
-            self.make(&binaries).await?;
+            self.create(&binaries).await?;
         }
         if matches!(PidFile::read(&self.data)?, PidFile::Stale) {
             PidFile::remove(&self.data)?;
@@ -157,7 +157,7 @@ impl Cluster {
         for setting in SETTINGS {
             command.args(["-c", setting]);
         }
-        // A process group of its own: Ctrl-C is for x402d, which stops the server when it is done with it.
+        // A process group of its own: Ctrl-C must reach x402d alone, which stops the server after its own work.
         command
             .process_group(0)
             .stdin(Stdio::null())
@@ -166,8 +166,8 @@ impl Cluster {
         spawn(&mut command, "postgres")
     }
 
-    /// Makes the cluster aside and moves it into place, so that an interrupted attempt is never taken for a cluster.
-    async fn make(&self, binaries: &Binaries) -> Result<(), EmbeddedError> {
+    /// Creates the cluster under another name and then renames it, so that an interrupted attempt never looks like a cluster.
+    async fn create(&self, binaries: &Binaries) -> Result<(), EmbeddedError> {
         let unfinished = self.data.with_extension("unfinished");
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).map_err(EmbeddedError::io(format!(
@@ -175,13 +175,13 @@ impl Cluster {
                 unfinished.display()
             )))?;
         }
-        tracing::info!(version = binaries.major, folder = %self.data.display(), "making a private Postgres cluster");
+        tracing::info!(version = binaries.major, folder = %self.data.display(), "creating a private Postgres cluster");
         let mut command = self.account.command(&binaries.initdb);
         command
             .arg("-D")
             .arg(&unfinished)
             .args(["-U", database::USER]);
-        // Nobody gets to the socket but the account and root, so a password would protect nothing.
+        // Only the account and root can reach the socket, so a password would protect nothing.
         command.args([
             "--auth=trust",
             "--encoding=UTF8",
@@ -207,17 +207,17 @@ impl Cluster {
                 output,
             });
         }
-        let moved = fs::rename(&unfinished, &self.data).and_then(|()| match self.data.parent() {
-            Some(room) => File::open(room)?.sync_all(),
+        let renamed = fs::rename(&unfinished, &self.data).and_then(|()| match self.data.parent() {
+            Some(folder) => File::open(folder)?.sync_all(),
             None => Ok(()),
         });
-        moved.map_err(EmbeddedError::io(format!(
+        renamed.map_err(EmbeddedError::io(format!(
             "move the new cluster to {}",
             self.data.display()
         )))
     }
 
-    /// Waits until the server answers; `None` when it ended instead.
+    /// Waits until the server answers; `None` when it has ended.
     async fn wait_until_ready(
         &self,
         child: &mut Option<Child>,
@@ -263,7 +263,7 @@ impl Cluster {
             .map_err(failed())
     }
 
-    /// What the server wrote since `from`, at most the last [`QUOTE`] bytes.
+    /// The server's output since byte `from`, at most the last [`QUOTE`] bytes.
     fn quote_log(&self, from: u64) -> String {
         let read = || -> std::io::Result<Vec<u8>> {
             let mut log = File::open(&self.log)?;

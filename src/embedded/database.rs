@@ -1,4 +1,4 @@
-//! The few words that are spoken with the private server before its URL is handed out.
+//! Connects to the private server before its URL is used: checks that it answers, and creates the database.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use super::error::EmbeddedError;
 pub(super) const USER: &str = "x402d";
 /// The database of the ledger.
 pub(super) const NAME: &str = "x402d";
-/// The port, which over a Unix socket is only a part of a file's name.
+/// The port; for a Unix socket it is only a part of the file's name.
 const PORT: u16 = 5432;
-/// A connection over a socket either comes at once or not at all.
+/// A connection over a Unix socket succeeds at once or not at all.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Copies a template of 7 MB and makes a checkpoint.
 const CREATE_LIMIT: Duration = Duration::from_mins(1);
 
-/// The URL of the ledger's database. Complete, so that no `PG…` variable of the environment adds anything to it.
+/// The URL of the ledger's database. Complete, so that no `PG…` variable of the environment changes it.
 pub(super) fn url(socket_folder: &Path) -> String {
     format!(
         "postgres://{USER}@localhost:{PORT}/{NAME}?host={}&sslmode=disable",
@@ -28,19 +28,19 @@ pub(super) fn url(socket_folder: &Path) -> String {
     )
 }
 
-/// Whether the server accepts a connection by now.
+/// Whether the server accepts a connection.
 pub(super) async fn answers(socket_folder: Option<&Path>) -> bool {
     let Some(folder) = socket_folder else {
         return false;
     };
     match connect(folder).await {
         Ok(connection) => {
-            // What the closing of a connection that served its purpose has to say concerns nobody.
+            // The connection was only a test, so an error while closing it does not matter.
             drop(timeout(CONNECT_LIMIT, connection.close()).await);
             true
         }
         Err(problem) => {
-            tracing::trace!(%problem, "the private Postgres does not answer yet");
+            tracing::trace!(%problem, "private Postgres does not answer yet");
             false
         }
     }

@@ -1,4 +1,4 @@
-//! What can go wrong outside x402d, each with the way out.
+//! Errors of the private Postgres and the local chain, each with what the operator can do.
 
 use std::io;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub enum EmbeddedError {
         folder = folder.display()
     )]
     ClosedFolder {
-        /// Who needs to enter.
+        /// The account.
         user: String,
         /// The first folder that is closed.
         folder: PathBuf,
@@ -51,12 +51,11 @@ pub enum EmbeddedError {
     Locked {
         /// The lock file.
         file: PathBuf,
-        /// How long was waited.
         limit: Duration,
     },
-    /// Another x402d uses the cluster, but its postmaster is not to be seen.
+    /// Another x402d uses the cluster, but its server process cannot be found.
     #[error(
-        "another x402d uses {cluster}, but its Postgres is not to be seen from here (it crashed, or runs in another \
+        "another x402d uses {cluster}, but its Postgres cannot be found from here (it crashed, or runs in another \
          container): stop that x402d, or set X402D_DATA_DIR to another folder",
         cluster = cluster.display()
     )]
@@ -67,29 +66,23 @@ pub enum EmbeddedError {
     /// A program ended with a failure.
     #[error("{program} failed: {output}")]
     Failed {
-        /// Which program.
         program: String,
         /// The end of what it printed.
         output: String,
     },
     /// Something did not happen in time.
     #[error("{what} took longer than {limit:?}")]
-    Late {
-        /// What was waited for.
-        what: String,
-        /// How long.
-        limit: Duration,
-    },
+    Late { what: String, limit: Duration },
     /// The private cluster answers, but refuses a statement.
     #[error("the private Postgres refused {what}")]
     Sql {
-        /// What was asked of it.
+        /// The refused operation.
         what: &'static str,
         /// The driver's error.
         #[source]
         source: sqlx::Error,
     },
-    /// The server on which a local chain's ledger should be refuses to make a database for it.
+    /// The server refuses to create a database for a local chain.
     #[error(
         "the database server refused to create a database for the local chain; the role needs CREATEDB (alter role NAME createdb), or \
          unset DATABASE_URL to use a private Postgres"
@@ -103,32 +96,26 @@ pub enum EmbeddedError {
     AnvilMissing,
     /// The npm package has no program for this machine.
     #[error(
-        "the npm package {package} brings no program for this machine: put `anvil` into PATH (https://getfoundry.sh)"
+        "the npm package {package} has no program for this machine: put `anvil` into PATH (https://getfoundry.sh)"
     )]
-    AnvilUnsupported {
-        /// Which package.
-        package: &'static str,
-    },
+    AnvilUnsupported { package: &'static str },
     /// The port of the local chain is in use.
     #[error(
-        "port {port} is taken, perhaps by an earlier local chain: end that, or choose another with --chain-port"
+        "port {port} is in use, perhaps by an earlier local chain: end that, or choose another with --chain-port"
     )]
-    PortTaken {
-        /// Which port.
-        port: u16,
-    },
+    PortTaken { port: u16 },
     /// The local chain answered a call with an error, or not at all.
-    #[error("the local chain did not answer {method} as it should: {detail}")]
+    #[error("the local chain did not answer {method} as expected: {detail}")]
     Chain {
         /// The JSON-RPC method.
         method: String,
-        /// What came instead.
+        /// The answer instead.
         detail: String,
     },
     /// The operating system refused something.
     #[error("cannot {action}")]
     Io {
-        /// What was tried, with the file it concerns.
+        /// The operation, with its file.
         action: String,
         /// The system's reason.
         #[source]
@@ -137,7 +124,7 @@ pub enum EmbeddedError {
 }
 
 impl EmbeddedError {
-    /// Wraps a system error with what was tried; made for `map_err`.
+    /// Wraps a system error with the operation that failed; for `map_err`.
     pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source }

@@ -1,5 +1,5 @@
-//! What is on the local chain from the start: the test USDC and the contracts that x402 relies on. What they are and
-//! why they need no constructor is said in `contracts/README.md`.
+//! The contracts of the local chain: the test USDC and the contracts that x402 uses. `contracts/README.md` says what they are and why they
+//! need no constructor.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use super::json_rpc::{JsonRpc, failed};
 /// The chain id of Base Sepolia, so that unmodified SDKs know the network.
 pub const CHAIN_ID: u64 = 84_532;
 
-/// Where Base Sepolia has its USDC, and the local chain a token of ours that behaves alike.
+/// The address of USDC on Base Sepolia; on the local chain a test token with the same behaviour.
 pub const TEST_USDC: Address = address!("0x036CbD53842c5426634e7929541eC2318f3dCF7e");
 
 /// The factory of contract wallets on the local chain, which `eip6492_factories` may list there.
 pub const SMART_WALLET_FACTORY: Address = address!("0x0000000000000000000000000000000000402003");
 
-/// A block comes at once, or after the block time.
+/// Enough for a block by the block time.
 const MINE_LIMIT: Duration = Duration::from_mins(1);
-/// How often a receipt is asked for.
+/// Pause between two queries for a receipt.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// A development account of the local chain. Its key is published and worth nothing on any other chain.
@@ -79,7 +79,7 @@ pub(super) const DEV_ACCOUNTS: [DevAccount; 10] = [
     },
 ];
 
-/// Where the token's code is; the token itself is a proxy, as the real one is, so that its gas costs are alike.
+/// The address of the token's code; the token itself is a proxy, as USDC is, so that its gas costs are similar.
 const TEST_USDC_CODE: Address = address!("0x0000000000000000000000000000000000402001");
 /// Multicall3's address on each chain.
 const MULTICALL3: Address = address!("0xcA11bde05977b3631167028862bE2a173976CA11");
@@ -89,20 +89,19 @@ const PERMIT2: Address = address!("0x000000000022D473030F116dDEE9F6B43aC78BA3");
 const EXACT_PERMIT2_PROXY: Address = address!("0x402085c248EeA27D92E8b30b2C58ed07f9E20001");
 /// The address of the proxy of `upto` payments on each chain.
 const UPTO_PERMIT2_PROXY: Address = address!("0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002");
-/// Where a proxy keeps the address of its code, by ERC-1967.
+/// The storage slot in which a proxy keeps the address of its code (ERC-1967).
 const IMPLEMENTATION: B256 =
     b256!("0x360894a13ba1a3210667c828492db98dca3e2076cc3735a920a3ca505d382bbc");
 
-/// One contract that is on the chain without ever having been deployed.
+/// A contract that is written into the chain's state instead of being deployed.
 struct Placed {
     address: Address,
-    /// Its runtime code in hexadecimal, as the compiler wrote it to the file.
+    /// Its runtime code in hexadecimal, as the compiler wrote it.
     runtime: &'static str,
     /// Storage that a constructor would have written: slot and value.
     storage: Vec<(B256, B256)>,
 }
 
-/// Everything that is placed.
 fn contracts() -> Vec<Placed> {
     let plain = |address, runtime| Placed {
         address,
@@ -149,7 +148,7 @@ sol! {
     function addressOf(address owner, bytes32 salt) returns (address);
 }
 
-/// Puts all contracts onto a fresh chain.
+/// Places all contracts on a new chain.
 pub(super) async fn place(rpc: &JsonRpc) -> Result<(), EmbeddedError> {
     for contract in contracts() {
         rpc.call(
@@ -170,7 +169,7 @@ pub(super) async fn mint(rpc: &JsonRpc, to: Address, amount: U256) -> Result<(),
     send(rpc, TEST_USDC, mintCall { to, amount }.abi_encode()).await
 }
 
-/// Creates the contract wallet of `owner` and says where it is.
+/// Creates the contract wallet of `owner` and returns its address.
 pub(super) async fn create_wallet(rpc: &JsonRpc, owner: Address) -> Result<Address, EmbeddedError> {
     let salt = B256::ZERO;
     send(
@@ -182,7 +181,7 @@ pub(super) async fn create_wallet(rpc: &JsonRpc, owner: Address) -> Result<Addre
     view(rpc, SMART_WALLET_FACTORY, addressOfCall { owner, salt }).await
 }
 
-/// What an account holds of the test USDC, in atomic units.
+/// The balance of test USDC, in atomic units.
 pub(super) async fn balance(rpc: &JsonRpc, account: Address) -> Result<U256, EmbeddedError> {
     view(rpc, TEST_USDC, balanceOfCall { account }).await
 }
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_test_token_is_where_sdks_expect_it_and_can_be_minted() {
+    async fn test_usdc_is_at_the_known_address_and_mintable() {
         let chain = LocalChain::start(LocalChainOptions::default())
             .await
             .unwrap();
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn minting_waits_for_the_block_when_blocks_come_by_the_clock() {
+    async fn mint_waits_for_the_block_with_a_block_time() {
         let options = LocalChainOptions {
             port: None,
             block_time_s: Some(1),

@@ -1,4 +1,4 @@
-//! Calls to the local chain, including those that only a development node knows.
+//! Calls to the local chain, also of methods that only a development node has.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(super) struct JsonRpc {
 }
 
 impl JsonRpc {
-    /// Of the node on a port of this machine. A proxy of the environment is not asked for it.
+    /// The node on a port of this machine, reached without any configured proxy.
     pub(super) fn local(port: u16) -> Result<Self, EmbeddedError> {
         let http = reqwest::Client::builder()
             .no_proxy()
@@ -57,7 +57,7 @@ impl JsonRpc {
         }
     }
 
-    /// Calls a method that answers with text, such as a quantity, a hash or bytes.
+    /// Calls a method whose result is a text, such as a quantity, a hash or bytes.
     pub(super) async fn text(&self, method: &str, params: Value) -> Result<String, EmbeddedError> {
         let answer = self.call(method, params).await?;
         answer
@@ -67,7 +67,6 @@ impl JsonRpc {
     }
 }
 
-/// The error of a call.
 pub(super) fn failed(method: &str, detail: &dyn std::fmt::Display) -> EmbeddedError {
     EmbeddedError::Chain {
         method: method.to_owned(),

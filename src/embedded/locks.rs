@@ -1,4 +1,4 @@
-//! Two lock files beside the cluster. The kernel releases them with the process, whatever ends it.
+//! Two lock files beside the cluster. The kernel releases them when the process ends, however it ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,10 +12,10 @@ use super::error::EmbeddedError;
 /// How often a held lock is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Takes the lock that makes starting and stopping the cluster one at a time.
+/// Takes the lock under which one process at a time starts or stops the cluster.
 ///
-/// Polled rather than waited for, so that the wait can end at `limit`.
-pub(super) async fn hold_alone(path: &Path, limit: Duration) -> Result<File, EmbeddedError> {
+/// Polled, so that the wait can end at `limit`.
+pub(super) async fn lock_exclusive(path: &Path, limit: Duration) -> Result<File, EmbeddedError> {
     let file = open(path)?;
     let deadline = Instant::now() + limit;
     while !is_free(&file, path)? {
@@ -30,31 +30,31 @@ pub(super) async fn hold_alone(path: &Path, limit: Duration) -> Result<File, Emb
     Ok(file)
 }
 
-/// Joins the users of the cluster; the second value says whether nobody else uses it.
+/// Joins the users of the cluster; the second value is whether no other process uses it.
 ///
-/// Only to be called while the lock of [`hold_alone`] is held: between the question and the joining there is a gap.
+/// Only to be called while the lock of [`lock_exclusive`] is held, because testing and joining are two steps.
 pub(super) fn join_users(path: &Path) -> Result<(File, bool), EmbeddedError> {
     let file = open(path)?;
-    let alone = is_free_soon(&file, path)?;
+    let is_only_user = is_free_soon(&file, path)?;
     file.unlock()
         .and_then(|()| file.lock_shared())
         .map_err(EmbeddedError::io(format!("lock {}", path.display())))?;
-    Ok((file, alone))
+    Ok((file, is_only_user))
 }
 
-/// How often to look whether the last other user has gone, and how long between.
-const FORK_LOOKS: u32 = 20;
+/// How often to test whether the last other user has left, and the pause in between.
+const FORK_TRIES: u32 = 20;
 const FORK_PAUSE: Duration = Duration::from_millis(20);
 
-/// Leaves the users of the cluster and says whether nobody uses it any more. The same lock has to be held.
+/// Leaves the users of the cluster, and returns whether no process uses it any more. The same lock has to be held.
 pub(super) fn leave_users(users: File, path: &Path) -> Result<bool, EmbeddedError> {
     drop(users);
     is_free_soon(&open(path)?, path)
 }
 
-/// The same as [`is_free`], with patience: a child that another thread is starting shares our locks until it runs its own program.
+/// The same as [`is_free`] with retries: a child that another thread is starting shares this process's locks until it runs its own program.
 fn is_free_soon(file: &File, path: &Path) -> Result<bool, EmbeddedError> {
-    for _ in 0..FORK_LOOKS {
+    for _ in 0..FORK_TRIES {
         if is_free(file, path)? {
             return Ok(true);
         }
@@ -63,7 +63,7 @@ fn is_free_soon(file: &File, path: &Path) -> Result<bool, EmbeddedError> {
     Ok(false)
 }
 
-/// Takes the lock if nobody has it; an exclusive lock refuses both kinds of others.
+/// Takes the lock if it is free; an exclusive lock excludes shared and exclusive ones.
 fn is_free(file: &File, path: &Path) -> Result<bool, EmbeddedError> {
     match file.try_lock() {
         Ok(()) => Ok(true),
@@ -75,7 +75,7 @@ fn is_free(file: &File, path: &Path) -> Result<bool, EmbeddedError> {
     }
 }
 
-/// Opens a lock file without touching what is in it; never inherited by a child process.
+/// Opens a lock file without changing its content; child processes do not inherit it.
 fn open(path: &Path) -> Result<File, EmbeddedError> {
     OpenOptions::new()
         .read(true)
@@ -92,27 +92,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_last_user_to_leave_is_told_that_nobody_is_left() {
+    fn only_the_last_user_to_leave_finds_the_cluster_unused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("users.lock");
-        let (first, first_alone) = join_users(&path).unwrap();
-        let (second, second_alone) = join_users(&path).unwrap();
-        assert!(first_alone);
-        assert!(!second_alone);
+        let (first, first_is_only_user) = join_users(&path).unwrap();
+        let (second, second_is_only_user) = join_users(&path).unwrap();
+        assert!(first_is_only_user);
+        assert!(!second_is_only_user);
         assert!(!leave_users(first, &path).unwrap());
         assert!(leave_users(second, &path).unwrap());
     }
 
     #[tokio::test]
-    async fn a_lock_that_is_held_too_long_is_named() {
+    async fn error_names_a_lock_that_is_held_too_long() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("starting.lock");
-        let held = hold_alone(&path, Duration::ZERO).await.unwrap();
-        let refused = hold_alone(&path, Duration::from_millis(50))
+        let held = lock_exclusive(&path, Duration::ZERO).await.unwrap();
+        let refused = lock_exclusive(&path, Duration::from_millis(50))
             .await
             .unwrap_err();
         assert!(refused.to_string().contains("starting.lock"), "{refused}");
         drop(held);
-        hold_alone(&path, Duration::from_secs(5)).await.unwrap();
+        lock_exclusive(&path, Duration::from_secs(5)).await.unwrap();
     }
 }

@@ -1,34 +1,33 @@
-//! What x402d runs for an operator who has none: a private Postgres cluster and a local chain.
+//! Programs that x402d runs itself: a private Postgres cluster and a local chain.
 //!
-//! The room knows operating-system things: where binaries are installed, users, folders, locks, child processes and
-//! their signals, and how a test token gets onto an empty chain. It must not know payments, configuration or HTTP
-//! handlers, and it imports no other room. Whoever uses it gets two URLs, and those go where an operator's own would.
+//! Handles installed binaries, accounts, folders, locks, child processes and signals, and the contracts of an empty chain. Must not know
+//! payments, configuration or HTTP handlers, and imports no other module. Callers get two URLs and use them like configured ones.
 //!
-//! What always holds:
-//! - The cluster belongs to its data directory. Whoever finds a living postmaster there shares it, and it is stopped
-//!   by the last x402d that leaves in order. One that dies by `kill -9` leaves a cluster that the next one adopts.
-//! - A child process never sees the environment of x402d, because signer keys may be in it.
-//! - Each wait has a time limit, and each error says what the operator can do about it.
+//! Always:
+//! - The cluster belongs to its data directory. An x402d that finds a running server there shares it, and the last x402d that stops in
+//! order stops it. After `kill -9` the server keeps running, and the next x402d uses it.
+//! - A child process never gets the environment of x402d, because signer keys may be in it.
+//! - Every wait has a time limit, and every error says what the operator can do.
 
 mod account;
 mod anvil;
 mod anvil_binary;
 mod binaries;
 mod cluster;
+mod data_dir;
 mod database;
 mod error;
 mod genesis;
 mod json_rpc;
 mod locks;
-mod place;
 mod postgres;
 mod postmaster;
 mod scratch;
 mod sockets;
 
 pub use anvil::{LocalChain, LocalChainOptions};
+pub use data_dir::{default_data_dir, running_as_root};
 pub use error::EmbeddedError;
 pub use genesis::{CHAIN_ID, DevAccount, SMART_WALLET_FACTORY, TEST_USDC};
-pub use place::{default_data_dir, running_as_root};
 pub use postgres::EmbeddedPostgres;
 pub use scratch::ScratchDatabase;

@@ -10,55 +10,52 @@ use tokio::process::Child;
 use tokio::time::timeout;
 
 use super::cluster::Cluster;
+use super::data_dir::running_as_root;
 use super::error::EmbeddedError;
-use super::place::running_as_root;
 use super::{database, locks, sockets};
 
-/// Longer than making and starting a cluster may last, which is what another x402d may be doing.
+/// Longer than another x402d may take to create and start a cluster.
 const LOCK_LIMIT: Duration = Duration::from_mins(5);
 /// A fast shutdown writes one checkpoint.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
 /// A use of the private cluster in a data directory.
 ///
-/// The server is not tied to this value: it outlives a process that ends without [`stop`](Self::stop), and the next
-/// one adopts it. Dropping the value is such an end.
+/// The server does not end with this value: when the process ends without [`stop`](Self::stop), or the value is dropped, the server keeps
+/// running, and the next x402d uses it.
 pub struct EmbeddedPostgres {
     url: String,
-    /// Held shared as long as this process uses the cluster; the kernel lets go of it with the process.
+    /// Locked shared as long as this process uses the cluster; the kernel unlocks it when the process ends.
     users: File,
     files: Files,
     cluster: Cluster,
-    /// The server, if it was started here: somebody has to reap it.
+    /// The server, if it was started here, to be reaped.
     child: Option<Child>,
 }
 
-/// What x402d keeps in the data directory beside the cluster, in files of its own.
+/// The files of x402d in the data directory.
 #[derive(Debug)]
 struct Files {
     /// The folder of the cluster, which belongs to the account that runs it.
-    room: PathBuf,
+    cluster: PathBuf,
     starting: PathBuf,
     users: PathBuf,
 }
 
 impl EmbeddedPostgres {
-    /// Starts the cluster in `data_dir`, or adopts or shares the one that runs there; makes it on the first use.
-    ///
-    /// # Errors
-    /// No usable Postgres is installed, a folder cannot be used, the server does not start, or it takes too long.
-    /// After an error nothing runs that was started by this call.
+    /// Starts the cluster in `data_dir`, or uses the one that runs there already; creates it at the first use. After an error, no server
+    /// runs that this call started.
     pub async fn start(data_dir: &Path) -> Result<Self, EmbeddedError> {
         let files = Files::below(data_dir)?;
-        let starting = locks::hold_alone(&files.starting, LOCK_LIMIT).await?;
-        let (users, alone) = locks::join_users(&files.users)?;
-        let cluster = Cluster::below(&files.room)?;
-        let started = Self::bring_up(&cluster, alone).await;
+        let starting = locks::lock_exclusive(&files.starting, LOCK_LIMIT).await?;
+        let (users, is_only_user) = locks::join_users(&files.users)?;
+        let cluster = Cluster::below(&files.cluster)?;
+        let started = Self::start_server(&cluster, is_only_user).await;
         if started.is_err()
-            && alone
+            && is_only_user
             && let Err(problem) = stop_server(&cluster, None).await
         {
-            tracing::warn!(%problem, "a private Postgres that is of no use goes on");
+            tracing::warn!(%problem, "private Postgres not stopped after a failed start");
         }
         drop(starting);
         let (url, child) = started?;
@@ -71,18 +68,16 @@ impl EmbeddedPostgres {
         })
     }
 
-    /// The URL of the database `x402d`, for sqlx and for `psql` alike: a Unix socket, so it works on this machine only,
-    /// for root and for the user that owns the cluster. It holds no secret.
+    /// The URL of the database `x402d`, for sqlx and for `psql`: a Unix socket, so it works on this machine only, for root and for the user
+    /// that owns the cluster. It holds no secret.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Ends this use of the cluster. The last one out stops the server, by a fast shutdown; before, others keep it.
-    ///
-    /// # Errors
-    /// The server could not be stopped in time; it then goes on, and the next start adopts it.
+    /// Ends this use of the cluster. The last user stops the server, by a fast shutdown. If that takes too long, the server keeps running,
+    /// and the next start uses it.
     pub async fn stop(self) -> Result<(), EmbeddedError> {
-        let starting = locks::hold_alone(&self.files.starting, LOCK_LIMIT).await?;
+        let starting = locks::lock_exclusive(&self.files.starting, LOCK_LIMIT).await?;
         if locks::leave_users(self.users, &self.files.users)? {
             stop_server(&self.cluster, self.child).await?;
         }
@@ -90,11 +85,11 @@ impl EmbeddedPostgres {
         Ok(())
     }
 
-    async fn bring_up(
+    async fn start_server(
         cluster: &Cluster,
-        alone: bool,
+        is_only_user: bool,
     ) -> Result<(String, Option<Child>), EmbeddedError> {
-        let (server, child) = cluster.run(alone).await?;
+        let (server, child) = cluster.run(is_only_user).await?;
         let socket_folder = server.socket_folder.unwrap_or_default();
         database::ensure(&socket_folder).await?;
         Ok((database::url(&socket_folder), child))
@@ -111,13 +106,13 @@ impl fmt::Debug for EmbeddedPostgres {
 
 impl Files {
     fn below(data_dir: &Path) -> Result<Self, EmbeddedError> {
-        // As root another user has to get through to the cluster; what is in the folder is closed by itself.
+        // As root, the account of Postgres has to pass through this folder; the files in it have modes of their own.
         let mode = if running_as_root() { 0o711 } else { 0o700 };
         let usable = DirBuilder::new()
             .recursive(true)
             .mode(mode)
             .create(data_dir);
-        // One name for one folder: processes recognise the cluster's server by it.
+        // The canonical path: processes recognise the cluster's server by the path in its arguments.
         let usable = usable.and_then(|()| fs::canonicalize(data_dir));
         let action = format!(
             "use {} as the data directory (X402D_DATA_DIR names another)",
@@ -125,21 +120,21 @@ impl Files {
         );
         let data_dir = usable.map_err(EmbeddedError::io(action))?;
         Ok(Self {
-            room: data_dir.join("postgres"),
+            cluster: data_dir.join("postgres"),
             starting: data_dir.join("postgres-starting.lock"),
             users: data_dir.join("postgres-users.lock"),
         })
     }
 }
 
-/// Stops the cluster's server, if one runs. Nobody may use it, and the lock of starting has to be held.
+/// Stops the cluster's server, if it runs. The starting lock has to be held, and no process may use the cluster.
 async fn stop_server(cluster: &Cluster, child: Option<Child>) -> Result<(), EmbeddedError> {
     let Some(server) = cluster.find_server()? else {
         return Ok(());
     };
     server.stop(STOP_LIMIT).await?;
     if let Some(mut child) = child {
-        // Only reaping is left to do, since the process has ended.
+        // The process has ended and only has to be reaped.
         drop(timeout(STOP_LIMIT, child.wait()).await);
     }
     if let Some(folder) = &server.socket_folder {
@@ -157,10 +152,10 @@ mod tests {
     use super::*;
     use crate::embedded::postmaster::Postmaster;
 
-    /// A data directory in which nothing runs any more after the test, whatever comes of it.
-    struct Place(tempfile::TempDir);
+    /// A data directory whose server is killed after the test.
+    struct TestDataDir(tempfile::TempDir);
 
-    impl Place {
+    impl TestDataDir {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
@@ -180,7 +175,7 @@ mod tests {
         }
     }
 
-    impl Drop for Place {
+    impl Drop for TestDataDir {
         fn drop(&mut self) {
             if let Some(server) = self.server() {
                 server.kill();
@@ -197,8 +192,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_first_start_makes_a_durable_cluster_and_the_last_one_out_stops_it() {
-        let place = Place::new();
+    async fn first_start_creates_durable_cluster_and_last_user_stops_it() {
+        let place = TestDataDir::new();
         let first = EmbeddedPostgres::start(&place.path()).await.unwrap();
         assert_eq!(
             run(first.url(), "select current_database()::text").await,
@@ -231,8 +226,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_survived_its_x402d_is_adopted() {
-        let place = Place::new();
+    async fn running_server_of_a_killed_process_is_used_again() {
+        let place = TestDataDir::new();
         let killed = EmbeddedPostgres::start(&place.path()).await.unwrap();
         let of_server = "select pg_postmaster_start_time()::text";
         let before = run(killed.url(), of_server).await;
@@ -244,8 +239,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_was_killed_is_started_again_with_what_was_committed() {
-        let place = Place::new();
+    async fn killed_server_restarts_with_committed_data() {
+        let place = TestDataDir::new();
         let killed = EmbeddedPostgres::start(&place.path()).await.unwrap();
         let mut connection = PgConnection::connect(killed.url()).await.unwrap();
         sqlx::raw_sql("create table kept as select 'committed' as word")
@@ -260,8 +255,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_not_to_be_seen_is_not_started_twice_beside_another_user() {
-        let place = Place::new();
+    async fn missing_server_is_not_restarted_beside_another_user() {
+        let place = TestDataDir::new();
         let first = EmbeddedPostgres::start(&place.path()).await.unwrap();
         place.server().unwrap().kill();
         let refused = EmbeddedPostgres::start(&place.path()).await.unwrap_err();
@@ -275,8 +270,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_same_folder_can_be_started_by_several_at_once() {
-        let place = Place::new();
+    async fn concurrent_starts_share_one_server() {
+        let place = TestDataDir::new();
         let path = place.path();
         let (one, two) = tokio::join!(
             EmbeddedPostgres::start(&path),
@@ -291,8 +286,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_data_directory_that_is_a_file_is_named_in_the_error() {
-        let place = Place::new();
+    async fn error_names_a_data_directory_that_is_a_file() {
+        let place = TestDataDir::new();
         fs::write(place.path(), "").unwrap();
         let refused = EmbeddedPostgres::start(&place.path())
             .await

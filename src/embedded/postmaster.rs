@@ -1,4 +1,4 @@
-//! The running server as seen from outside: its pid file, its process, and how to end it.
+//! The running server as other processes see it: its pid file, its process, and how to end it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,26 +13,26 @@ use tokio::time::{Instant, sleep};
 
 use super::error::EmbeddedError;
 
-/// How often a process that should end is looked at.
+/// Pause between two looks at a process that should end.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// What the cluster's `postmaster.pid` says, compared with the processes there are.
+/// The state of the cluster's `postmaster.pid`, compared with the running processes.
 #[derive(Debug)]
 pub(super) enum PidFile {
     /// No server, or one that was stopped in order.
     Absent,
     /// The file of a server that died without cleaning up.
     Stale,
-    /// A living server of this very cluster.
+    /// A running server of this cluster.
     Running(Postmaster),
 }
 
-/// A living server.
+/// A running server.
 #[derive(Debug)]
 pub(super) struct Postmaster {
     pid: Pid,
     cluster: PathBuf,
-    /// Absent while the server has not got as far as opening its socket.
+    /// Absent before the server has opened its socket.
     pub(super) socket_folder: Option<PathBuf>,
 }
 
@@ -74,8 +74,8 @@ impl PidFile {
         })
     }
 
-    /// Removes the file of a dead server, which Postgres itself would not do if its pid belongs to another process by
-    /// now. The caller has to know that nobody uses the cluster.
+    /// Removes the file of a dead server: Postgres itself would not do so if another process has its pid by now. The caller has to know
+    /// that no process uses the cluster.
     pub(super) fn remove(cluster: &Path) -> Result<(), EmbeddedError> {
         let path = Self::path(cluster);
         fs::remove_file(&path).map_err(EmbeddedError::io(format!("remove {}", path.display())))
@@ -87,12 +87,12 @@ impl PidFile {
 }
 
 impl Postmaster {
-    /// Whether the process lives and is the server of this cluster, not a stranger to whom its number came.
+    /// Whether the process lives and is the server of this cluster, and not another process with the same id.
     pub(super) fn is_running(&self) -> bool {
         is_server_of(self.pid, &self.cluster)
     }
 
-    /// Ends the server by a fast shutdown: clients are cut off, and what is committed is written out.
+    /// Ends the server by a fast shutdown: clients are disconnected, and committed data is written out.
     pub(super) async fn stop(&self, limit: Duration) -> Result<(), EmbeddedError> {
         match kill(self.pid, Signal::SIGINT) {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -115,15 +115,14 @@ impl Postmaster {
         Ok(())
     }
 
-    /// Kills the server as a crash would, so that a test leaves nothing behind.
+    /// Kills the server, so that a test leaves no process behind.
     #[cfg(test)]
     pub(super) fn kill(&self) {
         kill(self.pid, Signal::SIGKILL).unwrap();
     }
 }
 
-/// Looks at the process's arguments, among which is the data directory. A process that ended but was not yet reaped
-/// has none.
+/// Looks for the data directory in the arguments of the process. A process that ended and was not yet reaped has no arguments.
 fn is_server_of(pid: Pid, cluster: &Path) -> bool {
     let cluster = cluster.as_os_str().as_encoded_bytes();
     if Path::new("/proc/self/cmdline").exists() {
@@ -148,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pid_that_came_to_another_process_is_a_stale_file() {
+    fn pid_of_another_process_is_a_stale_file() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(
             PidFile::read(folder.path()).unwrap(),

@@ -1,4 +1,4 @@
-//! A database for the life of one local chain: what a ledger says of a chain that is gone is of no use to the next one.
+//! A database for the life of one local chain: the ledger of a chain that has ended is useless for the next one.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use url::Url;
 
 use super::error::EmbeddedError;
 
-/// By this the databases of local chains are recognised, so that those of killed processes can be cleared away.
+/// The prefix of these databases, by which those of killed processes are found and dropped.
 const PREFIX: &str = "x402d_local_";
-/// Copies a template and makes a checkpoint.
+/// Creating one copies a template and makes a checkpoint.
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// A database beside the one of `x402d serve`, dropped by [`ScratchDatabase::remove`].
@@ -18,16 +18,13 @@ const LIMIT: Duration = Duration::from_mins(1);
 pub struct ScratchDatabase {
     name: String,
     url: String,
-    /// Stays open, so that nobody takes the database for one that was left behind.
+    /// Kept open, so that no other process takes the database for an abandoned one.
     holder: PgConnection,
     server: PgConnection,
 }
 
 impl ScratchDatabase {
     /// Creates a database on the server of `url`, and drops those that earlier processes left behind.
-    ///
-    /// # Errors
-    /// When the URL cannot be read, or the server refuses.
     pub async fn create(url: &str) -> Result<Self, EmbeddedError> {
         match timeout(LIMIT, Self::try_create(url)).await {
             Ok(created) => created.map_err(EmbeddedError::Scratch),
@@ -49,14 +46,14 @@ impl ScratchDatabase {
         .fetch_all(&mut server)
         .await?;
         for name in left {
-            // One that has just been taken refuses.
+            // A database that was just connected to cannot be dropped.
             let dropped = sqlx::raw_sql(AssertSqlSafe(format!("drop database \"{name}\"")))
                 .execute(&mut server)
                 .await;
             tracing::debug!(
                 database = name,
                 dropped = dropped.is_ok(),
-                "a database of an earlier local chain"
+                "dropping the database of an earlier local chain"
             );
         }
         let name = format!("{PREFIX}{}", uuid::Uuid::now_v7().simple());
@@ -75,12 +72,11 @@ impl ScratchDatabase {
         })
     }
 
-    /// Where the database is.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Drops the database; who still uses it is cut off.
+    /// Drops the database; its other connections are closed.
     pub async fn remove(mut self) {
         let statement = AssertSqlSafe(format!("drop database \"{}\" with (force)", self.name));
         let work = async {
@@ -91,7 +87,7 @@ impl ScratchDatabase {
         if !matches!(timeout(LIMIT, work).await, Ok(Ok(()))) {
             tracing::warn!(
                 database = self.name,
-                "a database of the local chain stays behind; the next start drops it"
+                "database of the local chain not dropped; the next start drops it"
             );
         }
     }

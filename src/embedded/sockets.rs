@@ -1,5 +1,5 @@
-//! The folder of the Unix socket: short, because a socket's path may have at most about a hundred bytes and a data
-//! directory can be anywhere, and closed to everybody but the account.
+//! The folder of the Unix socket: short, because a socket's path is limited to about a hundred bytes and a data directory can be anywhere,
+//! and closed to all other accounts.
 
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
@@ -11,19 +11,19 @@ use alloy::primitives::keccak256;
 use super::account::Account;
 use super::error::EmbeddedError;
 
-/// Where the folder is made: the one place that is short and exists on each Unix.
+/// The parent folder: a short path that exists on every Unix.
 const PARENT: &str = "/tmp";
 
-/// How the folder's name begins; its end is taken from the cluster's path.
+/// The prefix of the folder's name; the rest is a digest of the cluster's path.
 const PREFIX: &str = "x402d-";
 
-/// How many names are tried when others have taken some, by accident or in order to annoy.
+/// Names that are tried when others are in use, by accident or by an attack.
 const NAMES: u32 = 8;
 
-/// Makes the folder for a cluster's socket, or finds the one of an earlier start. No server may run on the cluster.
+/// Creates the folder for a cluster's socket, or finds the one of an earlier start. No server may run on the cluster.
 ///
-/// A folder that exists is used only when it belongs to the account and is closed to others: `/tmp` is everybody's,
-/// and whoever could write into the folder could put a server of his own in the place of ours.
+/// An existing folder is used only if it belongs to the account and is closed to others: every account can write to `/tmp`, and one that
+/// could write into this folder could put its own server there.
 pub(super) fn own(account: &Account, cluster: &Path) -> Result<PathBuf, EmbeddedError> {
     let digest = keccak256(cluster.as_os_str().as_encoded_bytes()).to_string();
     let name: String = digest.chars().skip(2).take(16).collect();
@@ -44,13 +44,13 @@ pub(super) fn own(account: &Account, cluster: &Path) -> Result<PathBuf, Embedded
         }
     }
     let action = format!(
-        "make a folder of my own in {PARENT}: all {NAMES} names beginning {PREFIX}{name} are taken"
+        "create an own folder in {PARENT}: all {NAMES} names beginning {PREFIX}{name} are taken"
     );
     Err(EmbeddedError::io(action)(ErrorKind::AlreadyExists.into()))
 }
 
-/// Removes what a killed server left: its lock file names a pid that may be another process's by now, for which
-/// Postgres would refuse to start.
+/// Removes the files of a killed server: its lock file names a pid that another process may have by now, and then Postgres would refuse to
+/// start.
 fn clear(folder: &Path) -> Result<(), EmbeddedError> {
     let failed = || EmbeddedError::io(format!("clear {}", folder.display()));
     for entry in fs::read_dir(folder).map_err(failed())? {
@@ -59,14 +59,14 @@ fn clear(folder: &Path) -> Result<(), EmbeddedError> {
     Ok(())
 }
 
-/// Removes the folder after the last use. What cannot be removed is found again by [`own`].
+/// Removes the folder after the last use. If that fails, the next start finds it again.
 pub(super) fn release(folder: &Path) {
-    let ours = folder.parent() == Some(Path::new(PARENT))
+    let is_own = folder.parent() == Some(Path::new(PARENT))
         && folder
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
-    if ours && let Err(problem) = fs::remove_dir(folder) {
-        tracing::debug!(folder = %folder.display(), %problem, "the socket's folder stays");
+    if is_own && let Err(problem) = fs::remove_dir(folder) {
+        tracing::debug!(folder = %folder.display(), %problem, "socket folder not removed");
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_is_short_stable_and_never_one_that_others_can_enter() {
+    fn socket_folder_is_short_stable_and_private() {
         let cluster = tempfile::tempdir().unwrap();
         let account = Account::choose(cluster.path()).unwrap();
         let first = own(&account, cluster.path()).unwrap();

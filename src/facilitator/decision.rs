@@ -1,34 +1,34 @@
-//! What to answer for a known payment: the table of the grant rule, pure.
+//! The answer for a payment that the ledger has: a pure function from its state and its grant.
 
 use crate::ledger::{GrantStatus, Standing};
 use crate::payment::PaymentState;
 use crate::payment::state::Exit;
 
-/// What a presenter of a known payment gets.
+/// What the caller that presents a known payment gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Its outcome is open: join it.
+    /// Its outcome is open: wait for it.
     Join,
-    /// The money has moved and nobody was told: this presenter may be.
+    /// The money was transferred and no caller was told success: this one may be.
     Grant,
-    /// Somebody is being told right now; wait until that answer has arrived or broken off.
+    /// Another request is answering success right now; wait until that answer was written or has broken off.
     AwaitGrant,
-    /// Somebody was told.
+    /// A caller was told success before.
     Duplicate,
-    /// Ejected before any broadcast; check it anew.
+    /// Refused before any broadcast; check it anew.
     CheckAgain(Exit),
     /// Proven unable to move money.
     Failed(Exit),
-    /// The money moved, but not in a way that counts.
+    /// Money was transferred, but not in a way that counts for this payment.
     Unmatched(String),
-    /// Set aside for the operator; nothing more can be said.
-    SetAside(String),
+    /// Quarantined: only the operator can decide.
+    Quarantined(String),
 }
 
-pub(super) fn decide(standing: &Standing) -> Decision {
-    let payment = &standing.payment;
+pub(super) fn decide(found: &Standing) -> Decision {
+    let payment = &found.payment;
     if let Some(why) = &payment.quarantine {
-        return Decision::SetAside(why.clone());
+        return Decision::Quarantined(why.clone());
     }
     match &payment.state {
         PaymentState::Queued | PaymentState::Inflight(_) | PaymentState::Mined(_) => Decision::Join,
@@ -39,7 +39,7 @@ pub(super) fn decide(standing: &Standing) -> Decision {
             if let Some(why) = &payment.unmatched {
                 return Decision::Unmatched(why.clone());
             }
-            match standing.grant {
+            match found.grant {
                 GrantStatus::Free => Decision::Grant,
                 GrantStatus::Undecided => Decision::AwaitGrant,
                 GrantStatus::Standing => Decision::Duplicate,
@@ -78,18 +78,18 @@ mod tests {
         }
     }
 
-    /// Every state, with the decisions for a free, an undecided and a standing grant.
+    /// Every state, with the decisions for a free, an undecided and an answered grant.
     fn table() -> Vec<(PaymentState, [Decision; 3])> {
         let always = |decision: Decision| [decision.clone(), decision.clone(), decision];
-        let moved = || [Decision::Grant, Decision::AwaitGrant, Decision::Duplicate];
+        let settled = || [Decision::Grant, Decision::AwaitGrant, Decision::Duplicate];
         vec![
             (PaymentState::Queued, always(Decision::Join)),
             (PaymentState::Inflight(B256::ZERO), always(Decision::Join)),
             (PaymentState::Mined(location()), always(Decision::Join)),
-            (PaymentState::Settled(location()), moved()),
-            (PaymentState::Uncharged, moved()),
-            (PaymentState::Final(location()), moved()),
-            (PaymentState::LateSettled(location()), moved()),
+            (PaymentState::Settled(location()), settled()),
+            (PaymentState::Uncharged, settled()),
+            (PaymentState::Final(location()), settled()),
+            (PaymentState::LateSettled(location()), settled()),
             (
                 PaymentState::Refused(exit()),
                 always(Decision::CheckAgain(exit())),
@@ -99,7 +99,7 @@ mod tests {
         ]
     }
 
-    fn standing(state: &PaymentState, grant: GrantStatus) -> Standing {
+    fn with_grant(state: &PaymentState, grant: GrantStatus) -> Standing {
         Standing {
             payment: payment(state.clone()),
             grant,
@@ -110,56 +110,56 @@ mod tests {
     fn each_state_under_each_grant_leads_to_one_decision() {
         for (state, decisions) in table() {
             for (grant, expected) in GRANTS.into_iter().zip(decisions) {
-                let found = decide(&standing(&state, grant));
+                let found = decide(&with_grant(&state, grant));
                 assert_eq!(found, expected, "{} under a {grant:?} grant", state.name());
             }
         }
     }
 
     #[test]
-    fn the_table_leaves_no_state_out() {
+    fn table_contains_every_payment_state() {
         let mut names: Vec<_> = table().iter().map(|(state, _)| state.name()).collect();
         names.dedup();
         assert_eq!(names, PaymentState::NAMES);
     }
 
     #[test]
-    fn a_payment_set_aside_is_never_granted_whatever_its_state() {
+    fn quarantined_payment_is_never_granted() {
         for (state, _) in table() {
             for grant in GRANTS {
-                let mut standing = standing(&state, grant);
-                standing.payment.quarantine = Some("two events".to_owned());
-                let expected = Decision::SetAside("two events".to_owned());
-                assert_eq!(decide(&standing), expected, "{} {grant:?}", state.name());
+                let mut found = with_grant(&state, grant);
+                found.payment.quarantine = Some("two events".to_owned());
+                let expected = Decision::Quarantined("two events".to_owned());
+                assert_eq!(decide(&found), expected, "{} {grant:?}", state.name());
             }
         }
     }
 
     #[test]
-    fn money_that_came_too_late_is_never_granted() {
+    fn unmatched_payment_is_never_granted() {
         for (state, decisions) in table() {
-            let mut standing = standing(&state, GrantStatus::Free);
-            standing.payment.unmatched = Some("late".to_owned());
-            let moved = decisions.first() == Some(&Decision::Grant);
+            let mut found = with_grant(&state, GrantStatus::Free);
+            found.payment.unmatched = Some("late".to_owned());
+            let transferred = decisions.first() == Some(&Decision::Grant);
             let late = Decision::Unmatched("late".to_owned());
-            assert_eq!(decide(&standing) == late, moved, "{}", state.name());
+            assert_eq!(decide(&found) == late, transferred, "{}", state.name());
         }
     }
 
     #[test]
-    fn success_is_told_only_after_the_money_moved_and_to_one_alone() {
+    fn grant_requires_settled_state_and_a_free_grant() {
         for (state, decisions) in table() {
-            let told = decisions
+            let grants = decisions
                 .iter()
                 .filter(|decision| **decision == Decision::Grant);
-            let deep = matches!(
+            let settled = matches!(
                 state,
                 PaymentState::Settled(_)
                     | PaymentState::Uncharged
                     | PaymentState::Final(_)
                     | PaymentState::LateSettled(_)
             );
-            assert_eq!(told.count(), usize::from(deep), "{}", state.name());
+            assert_eq!(grants.count(), usize::from(settled), "{}", state.name());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The life of a success answer: its grant is taken before it is given, and ends answered or void.
+//! A grant from its commit to its end: taken before success is answered, closed as answered or void.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use crate::ledger::{Closing, GrantRequest, LedgerError};
 use crate::payment::PaymentId;
 use crate::telemetry::causes;
 
-/// So many failures in a row are reported, and so often a stopping process still tries.
+/// Failures in a row before they are logged, and tries that a stopping process still makes.
 const TRIES: u32 = 5;
-/// How long to wait between: at first, and at most.
+/// The pause between two tries: the first one, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
-/// A committed grant whose answer is on its way. Dropped without [`Grant::answered`], it is void and the next presenter gets it.
+/// A committed grant whose answer is being written. Dropped without [`Grant::answered`], it is void, and the next caller may take it.
 #[derive(Debug)]
 pub struct Grant {
     facilitator: Facilitator,
@@ -26,9 +26,9 @@ pub struct Grant {
 enum End {
     /// The answer was flushed to the socket.
     Answered,
-    /// The connection broke first.
+    /// The connection broke before.
     BrokenOff,
-    /// The statement that takes it got no answer: it may be committed, or may yet be.
+    /// The statement that takes the grant returned no result: it may be committed, or may be committed later.
     Lost,
 }
 
@@ -42,13 +42,13 @@ impl Grant {
         }
     }
 
-    /// Whether it was committed is not known. It is void in any case.
+    /// It is not known whether the grant was committed. It is voided in any case.
     pub(super) fn lost(mut self) {
         self.end(End::Lost);
     }
 
-    /// Another request has it.
-    pub(super) fn was_not_taken(mut self) {
+    /// Another request has the grant.
+    pub(super) fn not_taken(mut self) {
         self.open = false;
     }
 
@@ -76,8 +76,8 @@ impl Drop for Grant {
     }
 }
 
-/// Records how a grant ended. As long as it is open no other request is told of the payment, and this process, which lives, keeps it open: so
-/// it is tried until it succeeds, or until the process ends, after which the grant is void.
+/// Records how a grant ended. While the grant is open no other request is answered, and it stays open as long as this process lives: so
+/// this is tried until it succeeds or the process ends; after that the grant is void.
 async fn record(facilitator: &Facilitator, payment: PaymentId, request: GrantRequest, end: End) {
     let (mut pause, longest) = PAUSES;
     let (mut failures, mut last_tries) = (0_u32, TRIES);
@@ -87,7 +87,7 @@ async fn record(facilitator: &Facilitator, payment: PaymentId, request: GrantReq
         };
         failures = failures.saturating_add(1);
         if failures == TRIES {
-            tracing::error!(payment.id = %payment, answered = end == End::Answered, error = causes(&error), "cannot record what became of an answer; trying on");
+            tracing::error!(payment.id = %payment, answered = end == End::Answered, error = causes(&error), "grant not closed: the ledger does not record how its answer ended; retrying");
         }
         if facilitator.stopping.is_cancelled() {
             last_tries -= 1;

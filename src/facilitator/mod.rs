@@ -1,7 +1,7 @@
-//! The facilitator's verbs: verify, settle, supported; and payment sessions.
+//! The operations of the facilitator: verify, settle, supported, and payment sessions.
 //!
-//! Knows payments, the ledger and the engine. Must not know HTTP. What always holds: an answer is rendered from a committed row;
-//! success is told once per payment, and only after its grant is committed; an outage is an error, never a refusal.
+//! Uses payments, the ledger and the engine. Must not know HTTP. Always: an answer is rendered from a committed row; success is answered
+//! once per payment, and only after its grant is committed; an unavailable dependency is an error, never a refusal.
 
 mod decision;
 mod grant;
@@ -37,43 +37,38 @@ pub use sessions::{SessionError, SessionRules, Sponsorship};
 pub use settle::Settled;
 pub use used_nonces::UsedNonces;
 
-/// What the facilitator is made of.
+/// Everything that requests share.
 #[derive(Debug, Clone)]
 pub struct Facilitator {
-    /// Nonces that are used for nothing that counts here.
+    /// Nonces that are used on the chain for something that does not count here.
     pub used_nonces: UsedNonces,
-    /// The ledger.
     pub ledger: Ledger,
-    /// The networks that are served.
+    /// The served networks.
     pub sites: Arc<[Arc<Site>]>,
-    /// The addresses that transactions come from, per network.
+    /// The addresses of the signers, per network.
     pub signers: Arc<[(Network, Vec<alloy::primitives::Address>)]>,
-    /// Who waits for which payment.
+    /// Requests that wait for a change of a payment or session.
     pub waiters: Waiters,
-    /// The ledger's clock.
     pub clock: Arc<dyn Clock>,
     /// How long `/settle` waits for the chain before it answers `settlement_pending`.
     pub settle_wait: Duration,
-    /// How long a verify of a payment under way keeps others out.
+    /// For how long one `/verify` of a payment that is being settled refuses others, in seconds.
     pub verify_lease_s: u32,
-    /// What sessions may cost us.
     pub sessions: SessionRules,
     /// Ends the waits of requests when the service stops.
     pub stopping: CancellationToken,
-    /// Where work goes that outlives its request.
+    /// Tracks work that outlives its request.
     pub tasks: TaskTracker,
 }
 
-/// Who is asking, for the grant.
+/// The request that takes a grant.
 pub type Caller = GrantRequest;
 
-/// The facilitator cannot judge now: 5xx, and nothing was broadcast for this request.
+/// The payment cannot be checked now: HTTP 503, and nothing was broadcast for this request.
 #[derive(Debug, thiserror::Error)]
-pub enum Outage {
-    /// The ledger failed.
+pub enum Unavailable {
     #[error("the ledger is unavailable")]
     Ledger(#[from] LedgerError),
-    /// The chain cannot be asked.
     #[error("the network's RPC is unavailable")]
     Chain(#[from] RpcError),
     /// No signer can send now.
@@ -82,22 +77,20 @@ pub enum Outage {
     /// The network's RPC has not confirmed the configuration yet.
     #[error("network {0} is starting: its RPC has not answered yet")]
     NetworkStarting(Network),
-    /// The endpoint that answers has not seen a block that another one has.
+    /// The answering endpoint does not have a block that was seen before.
     #[error("the RPC of network {0} is behind a block that was seen already")]
     NodeBehind(Network),
-    /// Too much is under way.
+    /// Too many payments are waiting.
     #[error("too many payments are waiting")]
     Busy,
-    /// Too many sessions are open.
     #[error("too many sessions are open")]
     TooManySessions,
-    /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,
 }
 
-impl Outage {
-    /// When to ask again.
+impl Unavailable {
+    /// The value of `Retry-After`.
     pub fn retry_after(&self) -> Duration {
         match self {
             Self::CannotSend(cannot) => cannot.retry_after,
@@ -112,20 +105,20 @@ impl Outage {
     }
 }
 
-/// Either a refusal, which is an answer, or an outage.
+/// Either a refusal, which is an answer, or an unavailable dependency.
 #[derive(Debug)]
-enum Halt {
+enum Error {
     Refused(Refusal),
-    Outage(Outage),
+    Unavailable(Unavailable),
 }
 
-impl From<Refusal> for Halt {
+impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
 }
 
-impl From<NotNow> for Outage {
+impl From<NotNow> for Unavailable {
     fn from(error: NotNow) -> Self {
         match error {
             NotNow::Chain(error) => Self::Chain(error),
@@ -134,22 +127,22 @@ impl From<NotNow> for Outage {
     }
 }
 
-impl<E: Into<Outage>> From<E> for Halt {
+impl<E: Into<Unavailable>> From<E> for Error {
     fn from(error: E) -> Self {
-        Self::Outage(error.into())
+        Self::Unavailable(error.into())
     }
 }
 
 impl Facilitator {
-    fn site(&self, network: Network) -> Option<&Arc<Site>> {
+    fn served_network(&self, network: Network) -> Option<&Arc<Site>> {
         self.sites
             .iter()
             .find(|site| site.policy.network == network)
     }
 
-    fn site_of(&self, request: &PaymentRequest) -> Result<&Arc<Site>, Refusal> {
+    fn network_of(&self, request: &PaymentRequest) -> Result<&Arc<Site>, Refusal> {
         let network = request.requirements.network;
-        self.site(network).ok_or_else(|| Refusal {
+        self.served_network(network).ok_or_else(|| Refusal {
             reason: Reason::InvalidNetwork,
             message: self.not_served(network),
             payer: match &request.payload {
@@ -161,34 +154,37 @@ impl Facilitator {
     }
 
     fn not_served(&self, network: Network) -> String {
-        let served = self
+        let names = self
             .sites
             .iter()
             .map(|site| site.policy.network.to_string());
-        let served: Vec<_> = served.collect();
+        let names: Vec<_> = names.collect();
         format!(
             "this facilitator serves {}, got {network}",
-            served.join(", ")
+            names.join(", ")
         )
     }
 
-    /// The session that gave an authorization its nonce, and the ledger's row of the authorization, where there are any. A session says
-    /// what the seller must ask for; without one the authorization does. Other content under the same nonce is refused, and so is
-    /// a signature that neither was stored nor holds: the signed content of a mined payment is public.
-    async fn known(&self, site: &Site, candidate: &Candidate) -> Result<Known, Halt> {
-        let Known { session, standing } = match self.ledger.known(candidate.into()).await {
+    /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
+    /// the seller has to ask for are those of the session, without one those of the authorization. Refused are other content under the same
+    /// nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
+    async fn look_up(&self, site: &Site, candidate: &Candidate) -> Result<Known, Error> {
+        let Known {
+            session,
+            standing: found,
+        } = match self.ledger.known(candidate.into()).await {
             Err(error) if error.unreadable_payment().is_some() => {
-                let why = for_the_operator(&error);
+                let why = unreadable_row(&error);
                 return Err(candidate.refuse(Reason::SettlementPending, why).into());
             }
-            known => known?,
+            found => found?,
         };
         if let Some(session) = &session {
             session
                 .is_asked_for(&candidate.requirements)
                 .map_err(|(reason, why)| candidate.refuse(reason, why))?;
         }
-        let Some(standing) = standing else {
+        let Some(found) = found else {
             candidate.pays_the_payee()?;
             return Ok(Known {
                 session,
@@ -196,30 +192,30 @@ impl Facilitator {
             });
         };
         candidate.pays_what_is_required()?;
-        if standing.payment.digest != candidate.digest {
+        if found.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
             return Err(candidate.object(Fault::NonceUsed, why).into());
         }
-        let proven = candidate.signed_by == SignedBy::Payer
-            || candidate.signature == standing.payment.signature;
-        if !proven {
+        let is_proven = candidate.signed_by == SignedBy::Payer
+            || candidate.signature == found.payment.signature;
+        if !is_proven {
             candidate.signature_holds(&site.facts.of(candidate.signed()).await?)?;
         }
         Ok(Known {
             session,
-            standing: Some(standing),
+            standing: Some(found),
         })
     }
 
-    /// Policy and clock, then the chain.
-    async fn check(&self, site: &Site, candidate: Candidate) -> Result<Checked, Halt> {
+    /// Checks a candidate against the policy and the clock, then against the chain.
+    async fn check(&self, site: &Site, candidate: Candidate) -> Result<Checked, Error> {
         candidate.is_allowed(&site.policy, site.chain_time(self.clock.now()))?;
         if !site.is_open() {
-            return Err(Outage::NetworkStarting(site.policy.network).into());
+            return Err(Unavailable::NetworkStarting(site.policy.network).into());
         }
-        let candidate = self.unwrapped(site, candidate).await?;
+        let candidate = self.resolve_wallet(site, candidate).await?;
         let facts = site.facts.of(candidate.signed()).await?;
         let verified = candidate.verified(&facts)?;
         let candidate = verified.candidate();
@@ -236,9 +232,10 @@ impl Facilitator {
         Ok(Checked { verified, facts })
     }
 
-    /// Whether a payment that is good could be sent. One that names a signer which cannot send is refused at verify if another one can: the
+    /// Whether a valid payment could be sent now. At `/verify`, one that names a signer which cannot send is refused if another signer can:
+    /// the payer has not paid yet, and may name that one.
     /// payer has lost nothing yet, and may name that one.
-    fn can_be_sent(site: &Site, candidate: &Candidate, purpose: Purpose) -> Result<(), Halt> {
+    fn can_be_sent(site: &Site, candidate: &Candidate, purpose: Purpose) -> Result<(), Error> {
         let named = candidate.method.facilitator();
         let Err(cannot) = site.can_send(named) else {
             return Ok(());
@@ -254,8 +251,8 @@ impl Facilitator {
         }
     }
 
-    /// The payment as it is settled: an ERC-6492 wrapper says nothing about whether its wallet is deployed, so the chain is asked.
-    async fn unwrapped(&self, site: &Site, candidate: Candidate) -> Result<Candidate, Halt> {
+    /// An ERC-6492 wrapper does not say whether its wallet is deployed, so the chain is asked, and the candidate becomes what is settled.
+    async fn resolve_wallet(&self, site: &Site, candidate: Candidate) -> Result<Candidate, Error> {
         if candidate.wallet.is_none() {
             return Ok(candidate);
         }
@@ -263,7 +260,7 @@ impl Facilitator {
         Ok(candidate.with_wallet_deployed(&site.policy, !code.is_empty())?)
     }
 
-    /// Waits for a change of a payment. `false`: the deadline came first, or the service stops.
+    /// Waits for a change of a payment. `false`: the deadline passed first, or the service stops.
     async fn wait(&self, waiting: &mut Waiting, deadline: Instant) -> bool {
         let waited = waiting.change_until(deadline);
         self.stopping.run_until_cancelled(waited).await == Some(true)
@@ -274,8 +271,8 @@ impl Facilitator {
     }
 }
 
-/// What the presenter of a payment hears whose row cannot be read.
-fn for_the_operator(error: &LedgerError) -> String {
+/// The message for a payment whose row cannot be read.
+fn unreadable_row(error: &LedgerError) -> String {
     let why = causes(error);
     format!("the operator has to look at this payment: {why}. Money may have moved")
 }

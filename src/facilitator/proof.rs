@@ -1,7 +1,7 @@
-//! Payments on rail `transfer`: the header holds a hash and a claim instead of an authorization.
+//! Payments on rail `transfer`: the header holds a transaction hash and a claim instead of an authorization.
 
 use crate::facilitator::verify::Advice;
-use crate::facilitator::{Facilitator, Halt};
+use crate::facilitator::{Error, Facilitator};
 use crate::ledger::NewTransfer;
 use crate::payment::session::Objection;
 use crate::payment::{PaymentId, Session};
@@ -11,20 +11,20 @@ use crate::protocol::{PaymentRequest, Reason, Refusal};
 use crate::settlement::Site;
 
 impl Facilitator {
-    /// Finds the payment that a proof speaks of, or takes the transfer up.
-    pub(super) async fn redeem(
+    /// Finds the payment of a proof, or records the transfer.
+    pub(super) async fn payment_of_proof(
         &self,
         site: &Site,
         request: &PaymentRequest<()>,
         proof: &SessionProof,
-    ) -> Result<PaymentId, Halt> {
+    ) -> Result<PaymentId, Error> {
         let session = self.proven_session(request, proof).await?;
         let refuse = |objection| refusal(request, Some(&session), objection);
-        if let Some(id) = self.payment_of(&session, proof).await? {
+        if let Some(id) = self.recorded_payment(&session, proof).await? {
             return id.map_err(|objection| refuse(objection).into());
         }
         let transfer = self
-            .sight(site, &session, proof.transaction)
+            .find_transfer(site, &session, proof.transaction)
             .await?
             .map_err(refuse)?;
         let new = NewTransfer {
@@ -32,28 +32,28 @@ impl Facilitator {
             raw: None,
             claim: &proof.signature,
         };
-        let written = self.write_transfer(site, &session, new).await?;
-        written.map_err(|objection| refuse(objection).into())
+        let recorded = self.record_transfer(site, &session, new).await?;
+        recorded.map_err(|objection| refuse(objection).into())
     }
 
-    /// Judges a proof without writing anything.
-    pub(super) async fn judge_proof(
+    /// Checks a proof without writing anything.
+    pub(super) async fn verify_proof(
         &self,
         site: &Site,
         request: &PaymentRequest<()>,
         proof: &SessionProof,
-    ) -> Result<String, Halt> {
+    ) -> Result<String, Error> {
         let session = self.proven_session(request, proof).await?;
         let refuse = |objection| refusal(request, Some(&session), objection);
-        match self.payment_of(&session, proof).await? {
+        match self.recorded_payment(&session, proof).await? {
             Some(id) => {
-                let standing = self.ledger.standing(id.map_err(refuse)?).await?;
-                if let Advice::Bad(reason, why) = self.advice(standing).await? {
+                let found = self.ledger.standing(id.map_err(refuse)?).await?;
+                if let Advice::Bad(reason, why) = self.advice(found).await? {
                     return Err(refuse((reason, why)).into());
                 }
             }
             None => drop(
-                self.sight(site, &session, proof.transaction)
+                self.find_transfer(site, &session, proof.transaction)
                     .await?
                     .map_err(refuse)?,
             ),
@@ -61,12 +61,12 @@ impl Facilitator {
         Ok(spelled(session.payer))
     }
 
-    /// The session of a proof, once all that needs no chain has been checked.
+    /// The session of a proof, after every check that needs no chain.
     async fn proven_session(
         &self,
         request: &PaymentRequest<()>,
         proof: &SessionProof,
-    ) -> Result<Session, Halt> {
+    ) -> Result<Session, Error> {
         let Some(session) = self.ledger.session(&proof.session_id).await? else {
             let why = format!("there is no session {} here", proof.session_id);
             return Err(refusal(request, None, (Reason::SessionNotFound, why)).into());
@@ -90,12 +90,12 @@ impl Facilitator {
         }
     }
 
-    /// The payment of a session that has one; it must be of the transaction that is claimed.
-    async fn payment_of(
+    /// The payment of a session, if it has one; its transaction must be the claimed one.
+    async fn recorded_payment(
         &self,
         session: &Session,
         proof: &SessionProof,
-    ) -> Result<Option<Result<PaymentId, Objection>>, Halt> {
+    ) -> Result<Option<Result<PaymentId, Objection>>, Error> {
         let Some(id) = session.payment else {
             return Ok(None);
         };

@@ -1,122 +1,125 @@
-//! Authorizations whose money had moved when they came to be looked at: somebody else submitted them, or this facilitator itself did and
-//! its ledger lost the commit. The money is the payee's, so the payment counts, once, like any other.
+//! Authorizations whose money was already transferred when they are checked: a foreign transaction used them, or this facilitator settled
+//! them and its database lost the commit. The money is the payee's, so the payment counts once, like any other.
 //!
-//! Not every used authorization counts: what another facilitator settled may have bought its resource there. Counted are payments that
-//! this ledger accepted before, authorizations whose nonce is that of a session of ours, and transactions that came from a signer of ours.
+//! Not every used authorization counts: one that another facilitator settled may have bought its resource there. Counted are payments that
+//! this ledger accepted before, authorizations whose nonce belongs to a session of this ledger, and transactions sent by one of its
+//! signers.
 
 use alloy::primitives::{Address, B256};
 use uuid::Uuid;
 
 use crate::chain::authorization::AuthorizationUse;
 use crate::facilitator::used_nonces::UsedBy;
-use crate::facilitator::{Checked, Facilitator, Halt, Outage};
+use crate::facilitator::{Checked, Error, Facilitator, Unavailable};
 use crate::ledger::{LaneKey, MovedBefore};
 use crate::payment::method::Fault;
 use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
 use crate::settlement::Site;
 
-/// What is said of a nonce that is remembered; a look at the chain says the same.
+/// The message for a nonce that is remembered as used; the check against the chain uses the same text.
 const NONCE_USED: &str = "the authorization's nonce was used or cancelled on the chain";
 
-/// What the ledger has to do with an authorization that it does not have under way.
+/// The ledger's relation to an authorization that is not being settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bond {
-    /// Nothing.
-    None,
-    /// A session of ours gave it its nonce.
+pub(super) enum Origin {
+    /// The ledger has neither a payment nor a session for it.
+    New,
+    /// Its nonce is that of a session.
     Session,
     /// It was accepted once, and refused before it was sent.
-    Payment(PaymentId),
+    Refused(PaymentId),
 }
 
-/// A payment that is not under way, after a look at the chain.
+/// The result of checking a payment that is not being settled.
 #[derive(Debug)]
-pub(super) enum Examined {
+pub(super) enum Preflight {
     /// It could be settled now.
     Good(Box<Checked>),
-    /// Its money has moved, and this row says so.
-    Moved(PaymentId),
+    /// Its money was transferred already, and this row records it.
+    Transferred(PaymentId),
 }
 
-/// What the chain says about an authorization that is refused.
+/// The state of a refused authorization on the chain.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Recognised {
-    /// Its money has moved, and this row says so.
+    /// Its money was transferred, and this row records it.
     Transferred(PaymentId),
     /// Its nonce is used for something that does not count here.
     Consumed,
-    /// Its nonce is unused, as far as the node that was asked knows.
+    /// Its nonce is unused, as far as the answering endpoint knows.
     Unused,
 }
 
 impl Facilitator {
-    /// Checks a payment, and recognises it when its money has moved already: what the ledger knows is not refused before the chain was asked.
-    pub(super) async fn examine(
+    /// Checks a payment; where the check fails and the ledger knows the authorization, looks on the chain whether its money was transferred
+    /// already.
+    pub(super) async fn preflight(
         &self,
         site: &Site,
         candidate: &Candidate,
-        bond: Bond,
-    ) -> Result<Examined, Halt> {
-        if bond == Bond::None && self.is_known_to_be_used(site, candidate) {
+        origin: Origin,
+    ) -> Result<Preflight, Error> {
+        if origin == Origin::New && self.is_known_to_be_used(site, candidate) {
             candidate.is_allowed(&site.policy, site.chain_time(self.clock.now()))?;
             return Err(candidate
                 .object(Fault::NonceUsed, NONCE_USED.to_owned())
                 .into());
         }
         let refusal = match self.check(site, candidate.clone()).await {
-            Ok(checked) => return Ok(Examined::Good(Box::new(checked))),
-            Err(Halt::Refused(refusal)) => refusal,
-            Err(halt) => return Err(halt),
+            Ok(checked) => return Ok(Preflight::Good(Box::new(checked))),
+            Err(Error::Refused(refusal)) => refusal,
+            Err(error) => return Err(error),
         };
         let used = matches!(
             refusal.reason,
             Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
         );
-        // What was accepted once, or has a session, may have been submitted by somebody else whatever the objection is now: its money may
-        // have moved before the authorization ended, or before the operator took its payee off the list.
-        if !used && bond == Bond::None {
+        // An authorization that was accepted once or has a session may have been used by a foreign transaction, whatever the reason of the
+        // refusal is now: the transfer may be older than the end of the time window, or than the removal of the payee from the operator's
+        // list.
+        if !used && origin == Origin::New {
             return Err(refusal.into());
         }
-        let look = self.used_nonces.look(candidate).await;
-        let _look = look.ok_or(Outage::Busy)?;
-        if bond == Bond::None && self.is_known_to_be_used(site, candidate) {
+        let turn = self.used_nonces.turn(candidate).await;
+        let _turn = turn.ok_or(Unavailable::Busy)?;
+        if origin == Origin::New && self.is_known_to_be_used(site, candidate) {
             return Err(refusal.into());
         }
-        match self.recognise(site, candidate, bond).await? {
-            Recognised::Transferred(id) => Ok(Examined::Moved(id)),
-            Recognised::Unused if used => Err(Outage::NodeBehind(site.policy.network).into()),
+        match self.recognise(site, candidate, origin).await? {
+            Recognised::Transferred(id) => Ok(Preflight::Transferred(id)),
+            Recognised::Unused if used => Err(Unavailable::NodeBehind(site.policy.network).into()),
             Recognised::Unused | Recognised::Consumed => Err(refusal.into()),
         }
     }
 
-    /// Whether a look at the chain has lately shown that a candidate's nonce is used for nothing that counts here.
+    /// Whether a recent look at the chain has shown that a candidate's nonce is used for something that does not count here.
     fn is_known_to_be_used(&self, site: &Site, candidate: &Candidate) -> bool {
         let reorganisations = site.view.moved().reorganisations;
-        self.used_nonces.holds(candidate, reorganisations)
+        self.used_nonces.contains(candidate, reorganisations)
     }
 
-    /// Remembers that a candidate's nonce is used for nothing that counts here, by this transaction.
+    /// Remembers that transaction `by` has used a candidate's nonce for something that does not count here.
     async fn remember_used(
         &self,
         site: &Site,
         candidate: &Candidate,
         (by, reorganisations): (Option<B256>, u64),
-    ) -> Result<(), Halt> {
+    ) -> Result<(), Error> {
         let receipt = match by {
             Some(by) => site.questions.receipt(by).await?,
             None => None,
         };
         let used = match receipt {
             None => UsedBy::NotFound,
-            Some(receipt) if self.is_ours(site, receipt.from).await? => UsedBy::Ours,
+            Some(receipt) if self.is_own_signer(site, receipt.from).await? => UsedBy::OwnSigner,
             Some(_) => UsedBy::Foreign,
         };
         self.used_nonces.remember(candidate, used, reorganisations);
         Ok(())
     }
 
-    async fn is_ours(&self, site: &Site, sender: Address) -> Result<bool, Halt> {
+    async fn is_own_signer(&self, site: &Site, sender: Address) -> Result<bool, Error> {
         let lane = LaneKey {
             network: site.policy.network,
             signer: sender,
@@ -128,15 +131,15 @@ impl Facilitator {
         &self,
         site: &Site,
         candidate: &Candidate,
-        bond: Bond,
-    ) -> Result<Recognised, Halt> {
-        if let Bond::Payment(id) = bond {
+        origin: Origin,
+    ) -> Result<Recognised, Error> {
+        if let Origin::Refused(id) = origin {
             let payment = self.ledger.standing(id).await?.payment;
             return self.recognise_refused(site, &payment).await;
         }
-        // Before the look: a reorg meanwhile may undo what it sees.
+        // Read before the chain is asked: a reorg in between may undo the use that is found.
         let reorganisations = site.view.moved().reorganisations;
-        let (used, head) = self.look_up(site, candidate.signed()).await?;
+        let (used, head) = self.use_on_chain(site, candidate.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
             AuthorizationUse::Consumed(by) => {
@@ -147,40 +150,40 @@ impl Facilitator {
             AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
         let confirmations = site.policy.confirmations;
-        if bond == Bond::None && !self.is_ours(site, sender).await? {
+        if origin == Origin::New && !self.is_own_signer(site, sender).await? {
             let memory = &self.used_nonces;
             memory.remember(candidate, UsedBy::Foreign, reorganisations);
             return Ok(Recognised::Consumed);
         }
-        let moved = MovedBefore {
+        let transfer = MovedBefore {
             id: PaymentId(Uuid::now_v7()),
             candidate,
             confirmations,
             location: &location,
             deep: location.is_deep(head, confirmations),
         };
-        if !self.ledger.adopt(&moved).await? {
-            let id = self.overtaken(candidate, None).await?;
+        if !self.ledger.adopt(&transfer).await? {
+            let id = self.existing_payment(candidate, None).await?;
             return Ok(Recognised::Transferred(id));
         }
-        self.announce(site, moved.id, &location, sender);
-        Ok(Recognised::Transferred(moved.id))
+        self.publish(site, transfer.id, &location, sender);
+        Ok(Recognised::Transferred(transfer.id))
     }
 
-    /// Looks whether somebody else has moved the money of a payment that was accepted once and refused. By what the ledger has of it: a
-    /// metered payment may be presented with another charge than the one that moved.
+    /// Looks whether a foreign transaction has transferred the money of a payment that was accepted once and refused. Uses the terms in the
+    /// ledger: an `upto` payment may be presented with another charge than the transferred one.
     pub(super) async fn recognise_refused(
         &self,
         site: &Site,
         payment: &Payment,
-    ) -> Result<Recognised, Halt> {
-        let (used, head) = self.look_up(site, payment.signed()).await?;
+    ) -> Result<Recognised, Error> {
+        let (used, head) = self.use_on_chain(site, payment.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
             AuthorizationUse::Consumed(Some(_)) => return Ok(Recognised::Consumed),
-            // Used, and nobody shows by what: its money may have moved.
+            // The nonce is used, but the endpoint does not show the transaction: the money may have been transferred.
             AuthorizationUse::Consumed(None) => {
-                return Err(Outage::NodeBehind(site.policy.network).into());
+                return Err(Unavailable::NodeBehind(site.policy.network).into());
             }
             AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
@@ -189,16 +192,16 @@ impl Facilitator {
         ledger
             .settled_by_others(payment.id, &location, confirmed)
             .await?;
-        self.announce(site, payment.id, &location, sender);
+        self.publish(site, payment.id, &location, sender);
         Ok(Recognised::Transferred(payment.id))
     }
 
-    /// What became of an authorization, and the height of the block by which that was said.
-    async fn look_up(
+    /// The use of an authorization on the chain, and the confirmed height at the block by which it was read.
+    async fn use_on_chain(
         &self,
         site: &Site,
         signed: Signed<'_>,
-    ) -> Result<(AuthorizationUse, u64), Halt> {
+    ) -> Result<(AuthorizationUse, u64), Error> {
         let head = site.questions.newest().await?.number;
         let tokens = site.policy.tokens();
         let used = site
@@ -208,8 +211,8 @@ impl Facilitator {
         Ok((used, site.rpc.confirmed_height(head)))
     }
 
-    fn announce(&self, site: &Site, id: PaymentId, location: &Location, sender: Address) {
-        tracing::info!(payment.id = %id, transaction = %location.transaction, %sender, "payment settled by a transaction that this ledger did not have");
+    fn publish(&self, site: &Site, id: PaymentId, location: &Location, sender: Address) {
+        tracing::info!(payment.id = %id, network = %site.policy.network, transaction = %location.transaction, %sender, "payment settled by a transaction that is not in this ledger");
         site.note_shallow();
         self.waiters.wake([id]);
     }

@@ -8,9 +8,9 @@ use alloy::primitives::{FixedBytes, keccak256};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::facilitator::sessions::view::{opened, shown, tell};
+use crate::facilitator::sessions::view::{add_payment, opened, session_view};
 use crate::facilitator::submission::{accepted_terms, refusal};
-use crate::facilitator::{Facilitator, Halt, Outage};
+use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{GrantStatus, NewSession, OpenLimits, Opened, Standing};
 use crate::payment::session::{Objection, SessionStanding};
 use crate::payment::{Asset, PaymentId, Session};
@@ -23,63 +23,61 @@ use crate::protocol::{PaymentRequirements, PlainText, Reason, Refusal, X402Versi
 use crate::settlement::Site;
 use crate::settlement::waiters::Topic;
 
-/// The longest that a session's reader may wait for a change.
+/// The longest time that a reader of a session may wait for a change.
 const WAIT_MAX: Duration = Duration::from_mins(1);
 /// How long a reader waits for an answer about the same payment that is being written to another socket.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
-/// The longest name that a buyer may give a purchase, in characters.
+/// The longest `clientReference`, in characters.
 const REFERENCE_CHARACTERS_MAX: usize = 200;
-/// The longest name of a seller's route.
+/// The longest `resourceId` of a seller's route, in characters.
 const ROUTE_CHARACTERS_MAX: usize = 2048;
-/// Sessions live for as long as the seller's entry says, within these bounds, in seconds.
+/// Bounds of the lifetime that the seller's entry gives a session, in seconds.
 const LIFE_S: (u64, u64) = (30, 24 * 3600 - 60);
 
-/// What sessions may cost us.
+/// The limits of what sessions may cost the operator.
 #[derive(Debug, Clone)]
 pub struct SessionRules {
-    /// How many may be open.
     pub limits: OpenLimits,
-    /// Whether we pay for early broadcasts on networks where gas costs money.
+    /// Whether the operator pays for early broadcasts on networks where gas costs money.
     pub sponsorship: Option<Sponsorship>,
 }
 
-/// The terms of early broadcasts on networks where gas costs money.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sponsorship {
     /// The smallest payment that is sent before its seller asks, in dollars such as `0.01`.
     pub least_dollars: String,
 }
 
-/// Why a session's endpoint says no.
+/// Why a call on sessions fails.
 #[derive(Debug)]
 pub enum SessionError {
     /// A refusal with a stable code.
     Refused(Refusal),
-    /// Cannot be judged now.
-    Outage(Outage),
+    /// A dependency is unavailable.
+    Unavailable(Unavailable),
 }
 
-impl From<Outage> for SessionError {
-    fn from(outage: Outage) -> Self {
-        Self::Outage(outage)
+impl From<Unavailable> for SessionError {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
     }
 }
 
-impl From<Halt> for SessionError {
-    fn from(halt: Halt) -> Self {
-        match halt {
-            Halt::Refused(refusal) => Self::Refused(refusal),
-            Halt::Outage(outage) => Self::Outage(outage),
+impl From<Error> for SessionError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refusal) => Self::Refused(refusal),
+            Error::Unavailable(unavailable) => Self::Unavailable(unavailable),
         }
     }
 }
 
 impl Facilitator {
-    /// Opens a session for one entry of a seller's `accepts`. Asks no chain and writes no payment. `client` is the address by which open
-    /// sessions are counted.
+    /// Opens a session for one entry of a seller's `accepts`. Makes no RPC call and writes no payment. `client` is the address by which
+    /// open sessions are counted.
     ///
     /// # Errors
-    /// A refusal when such a payment could not be settled here; an outage when too many sessions are open.
+    /// A refusal when such a payment could not be settled here; [`Unavailable::TooManySessions`] when too many are open.
     pub async fn open_session(
         &self,
         request: SessionRequest,
@@ -94,14 +92,14 @@ impl Facilitator {
             })
         };
         let terms = terms_of(&request).map_err(refuse)?;
-        let Some(site) = self.site(terms.network) else {
+        let Some(site) = self.served_network(terms.network) else {
             let why = self.not_served(terms.network);
             return Err(refuse((Reason::InvalidNetwork, why)));
         };
-        let asset = payable(site, &request, &terms).map_err(refuse)?;
-        let session = self.negotiated(site, &request, &terms).map_err(refuse)?;
+        let asset = served_asset(site, &request, &terms).map_err(refuse)?;
+        let session = self.new_session(site, &request, &terms).map_err(refuse)?;
         if session.rail == Rail::Transfer && session.accept_from_block == 0 {
-            return Err(Outage::NetworkStarting(terms.network).into());
+            return Err(Unavailable::NetworkStarting(terms.network).into());
         }
         let token = format!("ct_{}", alloy::hex::encode(entropy::<24>()?));
         let new = NewSession {
@@ -110,16 +108,22 @@ impl Facilitator {
             client,
             limits: self.sessions.limits,
         };
-        if self.ledger.open_session(&new).await.map_err(Outage::from)? == Opened::TooMany {
-            return Err(Outage::TooManySessions.into());
+        if self
+            .ledger
+            .open_session(&new)
+            .await
+            .map_err(Unavailable::from)?
+            == Opened::TooMany
+        {
+            return Err(Unavailable::TooManySessions.into());
         }
         Ok(opened(&session, asset, token))
     }
 
-    /// A session, as soon as it is neither open nor under way, has changed, or `wait` is over (at most a minute).
+    /// A session, as soon as it is neither open nor submitted, has changed, or `wait` is over (at most a minute).
     ///
     /// # Errors
-    /// [`Reason::SessionNotFound`], or an outage.
+    /// [`Reason::SessionNotFound`], or an unavailable dependency.
     pub async fn session(
         &self,
         id: &SessionId,
@@ -128,7 +132,7 @@ impl Facilitator {
         let deadline = Instant::now() + wait.min(WAIT_MAX);
         let mut first = None;
         loop {
-            // Each place is taken before its row is read, so that no change between is missed.
+            // Each wait begins before its row is read, so that no change in between is missed.
             let mut of_session = self.waiters.wait_for(id.clone());
             let session = self.existing(id).await?;
             let topic = session
@@ -152,10 +156,10 @@ impl Facilitator {
         }
     }
 
-    /// Hands in what pays a session, and waits for what comes of it.
+    /// Submits a payment for a session, and waits for its outcome.
     ///
     /// # Errors
-    /// A refusal says that nothing was taken up; an outage that nothing is known about it.
+    /// After a refusal nothing was accepted; when a dependency is unavailable, the submission may have been accepted or not.
     pub async fn submit(
         &self,
         id: &SessionId,
@@ -163,15 +167,15 @@ impl Facilitator {
         wait: Duration,
     ) -> Result<SessionView, SessionError> {
         let session = self.existing(id).await?;
-        let site = self.site_of_session(&session)?;
-        self.take_up(site, &session, form).await?;
+        let site = self.network_of_session(&session)?;
+        self.accept_submission(site, &session, form).await?;
         self.session(id, wait).await
     }
 
-    /// Cancels a session for which nothing was submitted: whatever was signed for it is not sent early any more.
+    /// Cancels a session that has no submission: an authorization signed for it is not sent early any more.
     ///
     /// # Errors
-    /// [`Reason::SessionNotFound`] also for a wrong token; [`Reason::SessionInUse`] once something was submitted.
+    /// [`Reason::SessionNotFound`] also for a wrong token; [`Reason::SessionInUse`] once there is a submission.
     pub async fn cancel_session(
         &self,
         id: &SessionId,
@@ -182,12 +186,12 @@ impl Facilitator {
         if !ledger
             .may_cancel(id, token_hash)
             .await
-            .map_err(Outage::from)?
+            .map_err(Unavailable::from)?
         {
             return Err(not_found(id));
         }
         let cancelled = ledger.cancel_session(id, token_hash).await;
-        let cancelled = cancelled.map_err(Outage::from)?;
+        let cancelled = cancelled.map_err(Unavailable::from)?;
         let session = self.existing(id).await?;
         if !cancelled && session.standing != SessionStanding::Cancelled {
             let why = "something was submitted for the session, or it has expired; its state says what became of it";
@@ -195,16 +199,16 @@ impl Facilitator {
             return Err(SessionError::Refused(refusal(&session, objection)));
         }
         self.waiters.wake([id.clone()]);
-        self.view(&session).await.map_err(SessionError::Outage)
+        self.view(&session).await.map_err(SessionError::Unavailable)
     }
 
     async fn existing(&self, id: &SessionId) -> Result<Session, SessionError> {
-        let session = self.ledger.session(id).await.map_err(Outage::from)?;
+        let session = self.ledger.session(id).await.map_err(Unavailable::from)?;
         session.ok_or_else(|| not_found(id))
     }
 
-    fn site_of_session(&self, session: &Session) -> Result<&Site, SessionError> {
-        let site = self.site(session.network).ok_or_else(|| {
+    fn network_of_session(&self, session: &Session) -> Result<&Site, SessionError> {
+        let site = self.served_network(session.network).ok_or_else(|| {
             let objection = (Reason::InvalidNetwork, self.not_served(session.network));
             SessionError::Refused(refusal(session, objection))
         })?;
@@ -212,52 +216,52 @@ impl Facilitator {
     }
 
     /// Whether the chain's time has passed a session's end.
-    pub(super) fn is_over(&self, site: &Site, session: &Session) -> bool {
+    pub(super) fn is_expired(&self, site: &Site, session: &Session) -> bool {
         site.chain_time(self.clock.now()) > session.expires_at
     }
 
-    /// What the session's own row and its payment's say together.
-    async fn view(&self, session: &Session) -> Result<SessionView, Outage> {
-        let site = self.site(session.network).map(AsRef::as_ref);
-        let over = site.is_some_and(|site| self.is_over(site, session));
-        let standing = match session.payment {
-            Some(id) => Some(self.standing_told(id).await?),
+    /// The view of a session, from its own row and that of its payment.
+    async fn view(&self, session: &Session) -> Result<SessionView, Unavailable> {
+        let site = self.served_network(session.network).map(AsRef::as_ref);
+        let expired = site.is_some_and(|site| self.is_expired(site, session));
+        let found = match session.payment {
+            Some(id) => Some(self.payment_after_answer(id).await?),
             None => None,
         };
         let mut session = session.clone();
-        if let (Some(site), None, true) = (site, &standing, over)
+        if let (Some(site), None, true) = (site, &found, expired)
             && session.standing == SessionStanding::Open
-            && self.nothing_moved(site, &session).await
+            && self.may_expire(site, &session).await
         {
             self.ledger.expire_session(&session.id).await?;
             session.standing = SessionStanding::Expired;
         }
-        let decimals = site.and_then(|site| site.policy.asset(session.asset));
-        let mut view = shown(&session, decimals.map_or(0, |asset| asset.decimals));
-        view.money_may_move = !over;
-        if let Some(standing) = &standing {
-            tell(&mut view, standing, over);
+        let asset = site.and_then(|site| site.policy.asset(session.asset));
+        let mut view = session_view(&session, asset.map_or(0, |asset| asset.decimals));
+        view.money_may_move = !expired;
+        if let Some(found) = &found {
+            add_payment(&mut view, found, expired);
         }
         Ok(view)
     }
 
-    /// A payment and its grant, once an answer that is being written right now has arrived or broken off: who reads a session after the
-    /// seller's answer must not find it unspent.
-    async fn standing_told(&self, id: PaymentId) -> Result<Standing, Outage> {
+    /// A payment and its grant, once an answer that is being written has arrived or broken off: a buyer that reads its session after the
+    /// seller's answer must not see it as unspent.
+    async fn payment_after_answer(&self, id: PaymentId) -> Result<Standing, Unavailable> {
         let mut waiting = self.waiters.wait_for(id);
         let deadline = Instant::now() + ANSWER_WAIT;
         loop {
-            let standing = self.ledger.standing(id).await?;
-            let decided = standing.grant != GrantStatus::Undecided;
-            if decided || !self.wait(&mut waiting, deadline).await {
-                return Ok(standing);
+            let found = self.ledger.standing(id).await?;
+            let is_decided = found.grant != GrantStatus::Undecided;
+            if is_decided || !self.wait(&mut waiting, deadline).await {
+                return Ok(found);
             }
         }
     }
 
-    /// Whether an authorization's nonce is unused past its end. A chain that cannot be asked proves nothing. For a transfer there is nothing
-    /// to ask: one that was mined in time counts whenever we learn of it.
-    async fn nothing_moved(&self, site: &Site, session: &Session) -> bool {
+    /// Whether a session past its end can be marked expired: its authorization's nonce must be unused, as the chain says; without an answer
+    /// of the chain it stays open. A transfer needs no check: one that was mined in time counts even when it is submitted later.
+    async fn may_expire(&self, site: &Site, session: &Session) -> bool {
         match session.rail {
             Rail::Transfer => true,
             Rail::Authorization => {
@@ -269,7 +273,7 @@ impl Facilitator {
         }
     }
 
-    fn negotiated(
+    fn new_session(
         &self,
         site: &Site,
         request: &SessionRequest,
@@ -309,7 +313,7 @@ impl Facilitator {
             resource_id: route,
             resource: resource.map(|url| PlainText::cleaned(&url, usize::MAX)),
             client_reference: reference,
-            // The head's own block was there before the session was.
+            // The block at the head was made before the session was opened.
             accept_from_block: site.view.head().map_or(0, |head| head.number + 1),
             confirmations: site.policy.confirmations,
             expires_at: end.replace_nanosecond(0).unwrap_or(end),
@@ -330,14 +334,14 @@ fn not_found(id: &SessionId) -> SessionError {
     })
 }
 
-fn entropy<const N: usize>() -> Result<[u8; N], Outage> {
-    // Without randomness there are no secrets: nothing can be opened.
+fn entropy<const N: usize>() -> Result<[u8; N], Unavailable> {
+    // Without randomness no secret can be made, so no session can be opened.
     FixedBytes::<N>::try_random()
         .map(|bytes| bytes.0)
-        .map_err(|_| Outage::Busy)
+        .map_err(|_| Unavailable::Busy)
 }
 
-/// The accepted entry, understood, and what can be said against it without knowing the network.
+/// Parses the accepted entry, and checks everything that does not depend on the network.
 fn terms_of(request: &SessionRequest) -> Result<PaymentRequirements, Objection> {
     let scheme = request
         .accepted
@@ -373,8 +377,8 @@ fn terms_of(request: &SessionRequest) -> Result<PaymentRequirements, Objection> 
     Ok(terms)
 }
 
-/// Whether the operator would settle such a payment.
-fn payable<'a>(
+/// Whether the operator's policy allows such a payment.
+fn served_asset<'a>(
     site: &'a Site,
     request: &SessionRequest,
     terms: &PaymentRequirements,

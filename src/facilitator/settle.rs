@@ -1,4 +1,4 @@
-//! `settle`: accepts a payment into the ledger, waits for the chain, and tells success once.
+//! `settle`: accepts a payment into the ledger, waits for the chain, and answers success once.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::facilitator::decision::{Decision, decide};
-use crate::facilitator::recognise::{Bond, Examined, Recognised};
-use crate::facilitator::{Caller, Checked, Facilitator, Grant, Halt, Outage, for_the_operator};
+use crate::facilitator::recognise::{Origin, Preflight, Recognised};
+use crate::facilitator::{Caller, Checked, Error, Facilitator, Grant, Unavailable, unreadable_row};
 use crate::ledger::{Accepted, LedgerError, NewPayment, Standing};
 use crate::payment::method::Fault;
 use crate::payment::state::Exit;
@@ -21,121 +21,126 @@ use crate::settlement::failpoint::{Step, grant_answers_are_lost, reach};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, Site};
 
-/// How often the chain is read for one acceptance: a payer may be paying in the block that is just being recorded.
+/// How many times the balance is read for one acceptance: a transfer of the same payer may be in a block whose result is being recorded.
 const READS_MAX: u32 = 3;
-/// How long an endpoint may be behind a block that was seen: the slowest chains make one in that time.
-const CAUGHT_UP_AFTER: Duration = Duration::from_secs(15);
-/// How long such a record may take.
-const RECORDED_AFTER: Duration = Duration::from_millis(300);
+/// How long to wait for an endpoint that is behind a block that was seen before: the slowest chains make one block in that time.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
+/// Pause before the next read, in which the ledger records results or the endpoint catches up.
+const RECORD_PAUSE: Duration = Duration::from_millis(300);
 
 /// An answer to `/settle`, and the grant that it carries when it says success.
 #[derive(Debug)]
 pub struct Settled {
-    /// The body.
+    /// The response body.
     pub response: SettleResponse,
-    /// To be closed once the answer has been written, or has broken off.
+    /// To be closed once the answer was written or has broken off.
     pub grant: Option<Grant>,
 }
 
-/// What a commit has answered, unless a test loses it.
-fn answer_of_the_commit<T>(answer: T) -> Result<T, LedgerError> {
+/// The result of a commit, unless a test drops it.
+fn commit_result<T>(result: T) -> Result<T, LedgerError> {
     if grant_answers_are_lost() {
-        let why = "a test has lost the answer of a commit".to_owned();
+        let why = "a test dropped the result of a commit".to_owned();
         return Err(LedgerError::Unusable(why));
     }
-    Ok(answer)
+    Ok(result)
 }
 
 impl Facilitator {
-    /// Settles a payment, or joins its settlement. Run it to its end even if the caller goes away: what it has accepted is in the
-    /// ledger, and a grant that nobody hears is void.
+    /// Settles a payment, or joins its settlement. Run it to its end even if the caller disconnects: an accepted payment is in the ledger,
+    /// and the grant of an answer that was not delivered is void.
     ///
     /// # Errors
-    /// An [`Outage`] when it cannot be judged now; a payment that was accepted before goes on all the same.
+    /// An [`Unavailable`] when the payment cannot be checked now; a payment that was accepted before is settled all the same.
     pub async fn settle(
         &self,
         request: PaymentRequest,
         caller: &Caller,
-    ) -> Result<Settled, Outage> {
+    ) -> Result<Settled, Unavailable> {
         match Box::pin(self.try_settle(request, caller)).await {
             Ok(settled) => Ok(settled),
-            Err(Halt::Refused(refusal)) => Ok(Settled {
+            Err(Error::Refused(refusal)) => Ok(Settled {
                 response: refusal.into(),
                 grant: None,
             }),
-            Err(Halt::Outage(outage)) => Err(outage),
+            Err(Error::Unavailable(unavailable)) => Err(unavailable),
         }
     }
 
-    async fn try_settle(&self, request: PaymentRequest, caller: &Caller) -> Result<Settled, Halt> {
+    async fn try_settle(&self, request: PaymentRequest, caller: &Caller) -> Result<Settled, Error> {
         let deadline = self.deadline();
-        let site = self.site_of(&request)?;
+        let site = self.network_of(&request)?;
         let network_name = request.network_name.clone();
-        let asked = request.requirements.amount;
+        let required = request.requirements.amount;
         let (request, payload) = request.replace(());
-        let (taken, session) = match payload {
-            Payload::Authorization(payload) => self.take(site, request.replace(payload).0).await?,
+        let (admitted, session) = match payload {
+            Payload::Authorization(payload) => {
+                self.find_or_admit(site, request.replace(payload).0).await?
+            }
             Payload::Proof(proof) => {
                 let session = proof.session_id.clone();
-                let id = self.redeem(site, &request, &proof).await?;
-                (Taken::Before(id), Some(session))
+                let id = self.payment_of_proof(site, &request, &proof).await?;
+                (Admitted::Earlier(id), Some(session))
             }
         };
         let answer = Answer {
             network_name,
-            asked,
+            required,
             session,
         };
-        self.conclude(site, taken, &answer, (caller, deadline))
+        self.conclude(site, admitted, &answer, (caller, deadline))
             .await
     }
 
-    /// Finds an authorization's payment, or accepts it.
-    async fn take(
+    /// Finds the payment of an authorization in the ledger, or accepts a new one.
+    async fn find_or_admit(
         &self,
         site: &Site,
         request: PaymentRequest<AuthorizationPayload>,
-    ) -> Result<(Taken, Option<SessionId>), Halt> {
+    ) -> Result<(Admitted, Option<SessionId>), Error> {
         let candidate = Candidate::from_request(request, &site.policy, Purpose::Settle)?;
-        let known = self.known(site, &candidate).await?;
+        let known = self.look_up(site, &candidate).await?;
         let session = known.session.map(|session| session.id);
-        let Some(standing) = known.standing else {
-            let bond = session.as_ref().map_or(Bond::None, |_| Bond::Session);
-            return Ok((self.admit(site, candidate, bond).await?, session));
+        let Some(found) = known.standing else {
+            let origin = session.as_ref().map_or(Origin::New, |_| Origin::Session);
+            return Ok((self.admit(site, candidate, origin).await?, session));
         };
-        let id = standing.payment.id;
+        let id = found.payment.id;
         self.ledger.end_verify_lease(id).await?;
-        let taken = match decide(&standing) {
-            Decision::CheckAgain(_) => self.admit(site, candidate, Bond::Payment(id)).await?,
+        let admitted = match decide(&found) {
+            Decision::CheckAgain(_) => self.admit(site, candidate, Origin::Refused(id)).await?,
             Decision::Join
             | Decision::Grant
             | Decision::AwaitGrant
             | Decision::Duplicate
             | Decision::Failed(_)
             | Decision::Unmatched(_)
-            | Decision::SetAside(_) => Taken::Before(id),
+            | Decision::Quarantined(_) => Admitted::Earlier(id),
         };
-        Ok((taken, session))
+        Ok((admitted, session))
     }
 
-    /// Checks everything and puts the payment into the queue. A place is taken first, so that nothing accepted is without one.
+    /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
+    /// without one.
     pub(super) async fn admit(
         &self,
         site: &Site,
         candidate: Candidate,
-        bond: Bond,
-    ) -> Result<Taken, Halt> {
-        let refused = match bond {
-            Bond::Payment(id) => Some(id),
-            Bond::None | Bond::Session => None,
+        origin: Origin,
+    ) -> Result<Admitted, Error> {
+        let refused = match origin {
+            Origin::Refused(id) => Some(id),
+            Origin::New | Origin::Session => None,
         };
-        let place = site.queue.reserve().ok_or(Outage::Busy)?;
+        let (queue, network) = (&site.queue, site.policy.network);
+        let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
-        let give_up = Instant::now() + CAUGHT_UP_AFTER;
+        let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let Checked { verified, facts } = match self.examine(site, &candidate, bond).await? {
-                Examined::Good(checked) => *checked,
-                Examined::Moved(id) => return Ok(Taken::Before(id)),
+            let Checked { verified, facts } = match self.preflight(site, &candidate, origin).await?
+            {
+                Preflight::Good(checked) => *checked,
+                Preflight::Transferred(id) => return Ok(Admitted::Earlier(id)),
             };
             if !candidate.authorization.value.is_zero() {
                 Self::can_be_sent(site, &candidate, Purpose::Settle)?;
@@ -144,7 +149,7 @@ impl Facilitator {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
                 confirmations: site.policy.confirmations,
-                in_hand: place.is_in_hand(&site.queue, candidate.method.facilitator()),
+                in_hand: place.is_in_hand(queue, candidate.method.facilitator()),
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -152,24 +157,23 @@ impl Facilitator {
             };
             match accepted {
                 Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
-                    return Ok(Taken::Before(payment.id));
+                    return Ok(Admitted::Earlier(payment.id));
                 }
                 Accepted::New(payment) => {
-                    let waiting = self.waiters.wait_for(payment.id);
-                    let id = payment.id;
-                    site.queue
-                        .enqueue(place, Queued::new(*payment, Some(facts)));
-                    return Ok(Taken::Now(id, waiting));
+                    let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
+                    queue.enqueue(place, Queued::new(*payment, Some(facts)));
+                    return Ok(Admitted::Now(id, waiting));
                 }
-                // Somebody was faster; that row answers, after the same look at it that every known payment gets.
+                // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::Known => {
-                    let id = self.overtaken(&candidate, refused).await?;
-                    return Ok(Taken::Before(id));
+                    let id = self.existing_payment(&candidate, refused).await?;
+                    return Ok(Admitted::Earlier(id));
                 }
-                // The balance may be without money that is still counted as promised.
+                // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
+                // second time.
                 Accepted::Short { .. } | Accepted::Unallowed { .. } if reads_left > 1 => {
                     reads_left -= 1;
-                    tokio::time::sleep(RECORDED_AFTER).await;
+                    tokio::time::sleep(RECORD_PAUSE).await;
                 }
                 Accepted::Short { held } => {
                     let why = format!(
@@ -185,64 +189,64 @@ impl Facilitator {
                         facts.allowance.unwrap_or_default(),
                         candidate.authorization.value
                     );
-                    return Err(candidate
-                        .refuse(Reason::Permit2AllowanceRequired, why)
-                        .into());
+                    let refusal = candidate.refuse(Reason::Permit2AllowanceRequired, why);
+                    return Err(refusal.into());
                 }
-                // The endpoint lags behind a block in which this payer has paid: it catches up, or another one is asked.
-                Accepted::Stale if Instant::now() < give_up => {
-                    tokio::time::sleep(RECORDED_AFTER).await;
+                // The endpoint is behind a block in which this payer has paid: wait for it, or for another endpoint.
+                Accepted::Stale if Instant::now() < catch_up_deadline => {
+                    tokio::time::sleep(RECORD_PAUSE).await;
                 }
-                Accepted::Stale => return Err(Outage::NodeBehind(site.policy.network).into()),
+                Accepted::Stale => return Err(Unavailable::NodeBehind(network).into()),
             }
         }
     }
 
-    pub(super) async fn overtaken(
+    /// The payment that another request recorded for the candidate's nonce.
+    pub(super) async fn existing_payment(
         &self,
         candidate: &Candidate,
         refused: Option<PaymentId>,
-    ) -> Result<PaymentId, Halt> {
+    ) -> Result<PaymentId, Error> {
         if let Some(id) = refused {
             return Ok(id);
         }
         let known = self.ledger.known(candidate.into()).await?;
-        let standing = known.standing.ok_or(Outage::Busy)?;
-        if standing.payment.digest != candidate.digest {
+        let found = known.standing.ok_or(Unavailable::Busy)?;
+        if found.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
             return Err(candidate.object(Fault::NonceUsed, why).into());
         }
-        Ok(standing.payment.id)
+        Ok(found.payment.id)
     }
 
-    /// Waits until something can be said about an accepted payment, and says it.
+    /// Waits until the outcome of an accepted payment is known or the time is over, and builds the answer.
     async fn conclude(
         &self,
         site: &Site,
-        taken: Taken,
+        admitted: Admitted,
         answer: &Answer,
         (caller, deadline): (&Caller, Instant),
-    ) -> Result<Settled, Halt> {
-        let (id, mut waiting) = match taken {
-            Taken::Before(id) => (id, self.waiters.wait_for(id)),
-            // There is nothing to read before the engine has done something.
-            Taken::Now(id, mut waiting) => {
+    ) -> Result<Settled, Error> {
+        let (id, mut waiting) = match admitted {
+            Admitted::Earlier(id) => (id, self.waiters.wait_for(id)),
+            // The row was just written: it need not be read before it changes.
+            Admitted::Now(id, mut waiting) => {
                 self.wait_to_be_sent(site, None, &mut waiting, deadline)
                     .await?;
                 (id, waiting)
             }
         };
         loop {
-            let standing = match self.ledger.standing(id).await {
+            let found = match self.ledger.standing(id).await {
                 Err(error) if error.unreadable_payment().is_some() => {
                     return Ok(answer.unreadable(&error));
                 }
-                standing => standing?,
+                found => found?,
             };
-            let decision = decide(&standing);
-            let payment = &standing.payment;
+            let decision = decide(&found);
+            let payment = &found.payment;
             if let Some(settled) = answer.undercharged(payment) {
                 return Ok(settled);
             }
@@ -256,13 +260,13 @@ impl Facilitator {
                     if !self
                         .wait_to_be_sent(site, Some(payment), &mut waiting, deadline)
                         .await?
-                        && let Some(settled) = self.out_of_time(&standing, answer).await?
+                        && let Some(settled) = self.out_of_time(&found, answer).await?
                     {
                         return Ok(settled);
                     }
                 }
                 Decision::Duplicate => return Ok(answer.duplicate(payment)),
-                // Somebody else may have submitted it while it waited.
+                // A foreign transaction may have used the authorization while the payment waited.
                 Decision::CheckAgain(exit)
                     if exit.reason != Reason::UnexpectedSettleError
                         && self.recognise_refused(site, payment).await?
@@ -276,7 +280,7 @@ impl Facilitator {
                 Decision::Unmatched(why) => {
                     return Ok(answer.refused(payment, Reason::SessionExpired, why));
                 }
-                Decision::SetAside(why) => {
+                Decision::Quarantined(why) => {
                     let why = format!(
                         "the operator has to look at this payment: {why}. Money may have moved"
                     );
@@ -291,11 +295,11 @@ impl Facilitator {
         payment: &Payment,
         answer: &Answer,
         caller: &Caller,
-    ) -> Result<Option<Settled>, Outage> {
-        // Before the statement: should its answer be lost, or not be readable, the grant may have been committed, and is void.
+    ) -> Result<Option<Settled>, Unavailable> {
+        // Created before the statement: if its result is lost or unreadable, the grant may be committed, and has to be voided.
         let grant = Grant::new(self.clone(), payment.id, caller.clone());
         let granted = self.ledger.grant(payment.id, caller.clone()).await;
-        let granted = match granted.and_then(answer_of_the_commit) {
+        let granted = match granted.and_then(commit_result) {
             Ok(granted) => granted,
             Err(error) => {
                 grant.lost();
@@ -303,7 +307,7 @@ impl Facilitator {
             }
         };
         let Some(payment) = granted else {
-            grant.was_not_taken();
+            grant.not_taken();
             return Ok(None);
         };
         reach(Step::Granted);
@@ -313,13 +317,14 @@ impl Facilitator {
         }))
     }
 
-    /// The wait is over. What has bytes is pending; what has none is taken back, so that the answer "nothing moved" stays true.
+    /// The wait is over. A payment whose bytes were committed is pending; a queued one is refused in the ledger, so that the answer
+    /// "nothing was broadcast" stays true.
     async fn out_of_time(
         &self,
-        standing: &Standing,
+        found: &Standing,
         answer: &Answer,
-    ) -> Result<Option<Settled>, Outage> {
-        let payment = &standing.payment;
+    ) -> Result<Option<Settled>, Unavailable> {
+        let payment = &found.payment;
         match &payment.state {
             PaymentState::Queued => {
                 let message = "the payment could not be sent to the chain in time; nothing was broadcast, present it again".to_owned();
@@ -355,8 +360,9 @@ impl Facilitator {
             | PaymentState::Uncharged
             | PaymentState::Final(_)
             | PaymentState::LateSettled(_) => {
-                // Somebody is being told, or the database cannot record that: the resource may not have been bought yet.
-                let why = "the money has moved; whether somebody was told so is not known yet; present the same payment again";
+                // Another request is answering, or the database cannot record how its answer ended: the resource may not have been served
+                // yet.
+                let why = "the money was transferred, but it is not known yet whether another request was told success; present the same payment again";
                 Ok(Some(answer.refused(
                     payment,
                     Reason::SettlementPending,
@@ -368,21 +374,21 @@ impl Facilitator {
     }
 }
 
-/// A payment that an answer is owed about.
+/// The payment that the request is answered from.
 #[derive(Debug)]
-pub(super) enum Taken {
-    /// It was known.
-    Before(PaymentId),
-    /// It was accepted just now; the place hears everything that has happened since.
+pub(super) enum Admitted {
+    /// It was in the ledger before.
+    Earlier(PaymentId),
+    /// It was accepted by this request; `Waiting` has every change since.
     Now(PaymentId, Waiting),
 }
 
-/// How answers to one request are worded.
+/// The request's part of the answer.
 #[derive(Debug)]
 struct Answer {
     network_name: String,
-    /// What the requirement asks for; in `upto` the charge.
-    asked: Amount,
+    /// The amount of the requirement; in scheme `upto` the charge.
+    required: Amount,
     session: Option<SessionId>,
 }
 
@@ -397,32 +403,32 @@ impl Answer {
     }
 
     fn duplicate(&self, payment: &Payment) -> Settled {
-        let why = "this payment has bought its resource already; the transaction is the one that was told then".to_owned();
+        let why = "this payment has bought its resource already, with this transaction".to_owned();
         self.refused(payment, Reason::DuplicateSettlement, why)
     }
 
-    /// What to say to who asks for more than a known payment has moved: only then has it bought anything. Anybody who holds a header can have a small charge settled with it, its
-    /// buyer too; who charges more must not hear that as a success.
+    /// The answer to a request for more than a settled payment has transferred: only a settled payment can be a duplicate. Every holder of
+    /// a header, the buyer too, can have a small charge settled with it; a seller that charges more must not be told success.
     fn undercharged(&self, payment: &Payment) -> Option<Settled> {
-        let moves = payment.authorization.value;
-        let has_bought = matches!(
+        let transferred = payment.authorization.value;
+        let has_settled = matches!(
             payment.state,
             PaymentState::Settled(_)
                 | PaymentState::Uncharged
                 | PaymentState::Final(_)
                 | PaymentState::LateSettled(_)
         );
-        (self.asked > moves && has_bought).then(|| {
-            let why = format!("this authorization was settled for a charge of {moves} before, and can be settled once; asked for are {}", self.asked);
+        (self.required > transferred && has_settled).then(|| {
+            let why = format!("this authorization was settled for a charge of {transferred} before, and can be settled once; the required amount is {}", self.required);
             self.refused(payment, Reason::DuplicateSettlement, why)
         })
     }
 
-    /// What to say about a payment whose row cannot be read: it waits for the operator, and its caller for them.
+    /// The answer for a payment whose row cannot be read: the operator has to repair the row first.
     fn unreadable(&self, error: &LedgerError) -> Settled {
         let refusal = Refusal {
             reason: Reason::SettlementPending,
-            message: for_the_operator(error),
+            message: unreadable_row(error),
             payer: None,
             network_name: self.network_name.clone(),
         };

@@ -1,10 +1,10 @@
-//! What is handed in for a session: an authorization, signed bytes, or the hash of a transaction that was sent already.
+//! What a buyer submits for a session: an authorization, signed bytes, or the hash of a transaction that was sent already.
 
 use alloy::primitives::{B256, Bytes};
 
 use crate::chain::transfer::decode;
-use crate::facilitator::recognise::Bond;
-use crate::facilitator::{Facilitator, Halt, Outage};
+use crate::facilitator::recognise::Origin;
+use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{Objection, SessionStanding, Transfer};
 use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session};
@@ -19,14 +19,14 @@ use crate::settlement::Site;
 use crate::settlement::failpoint::{Step, reach};
 
 impl Facilitator {
-    /// Takes up what was handed in for `session`; afterwards the session has a payment.
-    pub(super) async fn take_up(
+    /// Accepts a submission for `session`; afterwards the session has a payment.
+    pub(super) async fn accept_submission(
         &self,
         site: &Site,
         session: &Session,
         form: TransferForm,
-    ) -> Result<(), Halt> {
-        let refuse = |objection| Halt::from(refusal(session, objection));
+    ) -> Result<(), Error> {
+        let refuse = |objection| Error::from(refusal(session, objection));
         if session.standing == SessionStanding::Cancelled {
             let why =
                 "the session was cancelled; a header that was signed for it is good all the same";
@@ -37,7 +37,7 @@ impl Facilitator {
                 session
                     .is_paid_by_authorization(&payload.authorization)
                     .map_err(refuse)?;
-                self.sponsor(site, session, payload).await
+                self.send_early(site, session, payload).await
             }
             TransferForm::Raw { bytes, claim } => {
                 let transfer = decode(&bytes).ok_or_else(|| {
@@ -45,7 +45,7 @@ impl Facilitator {
                     refuse((Reason::SessionTransferMismatch, why.to_owned()))
                 })?;
                 attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
-                if session.payment.is_none() && self.is_over(site, session) {
+                if session.payment.is_none() && self.is_expired(site, session) {
                     let why = "the session has expired; nothing was sent";
                     return Err(refuse((Reason::SessionExpired, why.to_owned())));
                 }
@@ -54,14 +54,14 @@ impl Facilitator {
                     raw: Some(&bytes),
                     claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
                 };
-                self.join_or_write(site, session, new).await
+                self.join_or_record(site, session, new).await
             }
             TransferForm::Sent { transaction, claim } => {
                 if let Some(claim) = &claim {
                     session.is_claimed(transaction, claim).map_err(refuse)?;
                 }
                 let transfer = self
-                    .sight(site, session, transaction)
+                    .find_transfer(site, session, transaction)
                     .await?
                     .map_err(refuse)?;
                 attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
@@ -70,52 +70,52 @@ impl Facilitator {
                     raw: None,
                     claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
                 };
-                self.join_or_write(site, session, new).await
+                self.join_or_record(site, session, new).await
             }
         }
     }
 
-    async fn join_or_write(
+    async fn join_or_record(
         &self,
         site: &Site,
         session: &Session,
         new: NewTransfer<'_>,
-    ) -> Result<(), Halt> {
-        let written = match session.payment {
+    ) -> Result<(), Error> {
+        let recorded = match session.payment {
             Some(id) => self.same_transfer(session, id, new.transfer.hash).await?,
-            None => self.write_transfer(site, session, new).await?,
+            None => self.record_transfer(site, session, new).await?,
         };
-        written
+        recorded
             .map(drop)
             .map_err(|objection| refusal(session, objection).into())
     }
 
-    /// Broadcasts an authorization before the seller has asked, where we pay for that.
-    async fn sponsor(
+    /// Broadcasts an authorization before the seller asks for it, where the operator pays the gas for that.
+    async fn send_early(
         &self,
         site: &Site,
         session: &Session,
         payload: ExactPayload,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), Error> {
         let candidate =
             Candidate::from_request(request_of(session, payload)?, &site.policy, Purpose::Settle)?;
-        let standing = self.known(site, &candidate).await?.standing;
-        let bond = match &standing {
-            Some(standing) if matches!(standing.payment.state, PaymentState::Refused(_)) => {
-                Bond::Payment(standing.payment.id)
+        let found = self.look_up(site, &candidate).await?.standing;
+        let origin = match &found {
+            Some(found) if matches!(found.payment.state, PaymentState::Refused(_)) => {
+                Origin::Refused(found.payment.id)
             }
-            // It is on its way, or has arrived: nothing to pay for.
+            // It is being settled, or is settled: nothing to send.
             Some(_) => return Ok(()),
-            None => Bond::Session,
+            None => Origin::Session,
         };
-        self.may_sponsor(site, session)
+        self.may_send_early(site, session)
             .map_err(|objection| refusal(session, objection))?;
-        self.admit(site, candidate, bond).await?;
+        self.admit(site, candidate, origin).await?;
         self.waiters.wake([session.id.clone()]);
         Ok(())
     }
 
-    fn may_sponsor(&self, site: &Site, session: &Session) -> Result<(), Objection> {
+    fn may_send_early(&self, site: &Site, session: &Session) -> Result<(), Objection> {
         let refused = |why: String| Err((Reason::SponsorshipRefused, why));
         if is_test_network(session.network) {
             return Ok(());
@@ -135,15 +135,15 @@ impl Facilitator {
         }
     }
 
-    /// A transaction that pays a session, as the chain shows it.
-    pub(super) async fn sight(
+    /// Reads a transaction that pays a session from the chain.
+    pub(super) async fn find_transfer(
         &self,
         site: &Site,
         session: &Session,
         transaction: B256,
-    ) -> Result<Result<Transfer, Objection>, Halt> {
+    ) -> Result<Result<Transfer, Objection>, Error> {
         if !site.is_open() {
-            return Err(Outage::NetworkStarting(site.policy.network).into());
+            return Err(Unavailable::NetworkStarting(site.policy.network).into());
         }
         let Some((transfer, block)) = site.questions.transfer(transaction).await? else {
             let why = format!(
@@ -165,13 +165,13 @@ impl Facilitator {
         Ok(Ok(transfer))
     }
 
-    /// Commits a transfer as its session's payment, and has it followed.
-    pub(super) async fn write_transfer(
+    /// Commits a transfer as its session's payment, and starts to follow it.
+    pub(super) async fn record_transfer(
         &self,
         site: &Site,
         session: &Session,
         new: NewTransfer<'_>,
-    ) -> Result<Result<PaymentId, Objection>, Halt> {
+    ) -> Result<Result<PaymentId, Objection>, Error> {
         let submitted = self.ledger.submit_transfer(session, new).await?;
         Ok(match submitted {
             Submitted::Yes(id) => {
@@ -197,13 +197,13 @@ impl Facilitator {
         })
     }
 
-    /// Whether a session's payment is of this very transaction.
+    /// Whether a session's payment has this transaction.
     pub(super) async fn same_transfer(
         &self,
         session: &Session,
         id: PaymentId,
         transaction: B256,
-    ) -> Result<Result<PaymentId, Objection>, Halt> {
+    ) -> Result<Result<PaymentId, Objection>, Error> {
         let payment = self.ledger.standing(id).await?.payment;
         let same =
             payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction);
@@ -216,7 +216,7 @@ impl Facilitator {
     }
 }
 
-/// Whether the payer has said that a transaction is for this session: by a claim, or by the session's tag in its calldata.
+/// Checks that the payer has assigned a transaction to this session: by a signed claim, or by the session's tag in the calldata.
 fn attributed(
     session: &Session,
     transfer: &Transfer,
@@ -230,7 +230,7 @@ fn attributed(
     }
 }
 
-/// The request that the seller would make of an authorization handed in for a session.
+/// The request that a seller would send for an authorization submitted for a session.
 fn request_of(
     session: &Session,
     payload: ExactPayload,
@@ -249,7 +249,7 @@ fn request_of(
     })
 }
 
-/// An entry of `accepts`, understood.
+/// Parses an entry of `accepts`.
 pub(super) fn accepted_terms(
     version: X402Version,
     entry: &str,

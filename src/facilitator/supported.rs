@@ -1,4 +1,4 @@
-//! `supported`: what sellers may ask for here. Fast, complete and stable: sellers read it once, when they start.
+//! `supported`: the payment kinds of this facilitator. Fast, complete and stable: sellers read it once, when they start.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::protocol::{Scheme, Supported, SupportedKind, X402Version, gas_sponsor
 use crate::settlement::Site;
 
 impl Facilitator {
-    /// Every scheme on every configured network, in both dialects; also while a network's RPC is down, because sellers that do not
-    /// find their network refuse to start.
+    /// Every scheme on every configured network, in both versions; also while a network's RPC is down, because sellers that do not find
+    /// their network refuse to start.
     pub fn supported(&self) -> Supported {
         let kinds = self.sites.iter().flat_map(|site| kinds_on(site));
         let by_permit2 = self
@@ -54,15 +54,15 @@ impl Facilitator {
     }
 }
 
-/// `exact` in each dialect that has a name for the network, whatever moves the money; `upto` in v2, where its proxy is and
-/// a signer can send.
+/// `exact` in each version that has a name for the network, by either payment method; `upto` in v2, where its proxy is deployed and a
+/// signer can send.
 fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
     let network = site.policy.network;
-    // Sellers choose how long a payment may be open; beyond this it is refused.
+    // Sellers choose the validity of a payment; beyond this it is refused.
     let longest = site.policy.validity_max.whole_seconds();
-    // Where no token speaks EIP-3009 it takes the proxy.
+    // A network on which no token has EIP-3009 needs the Permit2 proxy.
     let by_token = |asset: &Asset| asset.method == TransferMethod::Eip3009;
-    let served = site.policy.assets.iter().any(by_token) || site.proxies().exact;
+    let has_exact = site.policy.assets.iter().any(by_token) || site.proxies().exact;
     let exact =
         kinds_of(Scheme::Exact, network).map(move |(version, scheme, network)| SupportedKind {
             x402_version: version,
@@ -79,5 +79,5 @@ fn kinds_on(site: &Site) -> impl Iterator<Item = SupportedKind> {
             .as_object()
             .cloned(),
     });
-    exact.filter(move |_| served).chain(upto)
+    exact.filter(move |_| has_exact).chain(upto)
 }

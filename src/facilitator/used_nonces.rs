@@ -1,4 +1,4 @@
-//! Nonces that the chain has used up for nothing that counts here: remembered, so that presenting them again costs no call.
+//! Nonces that are used on the chain for something that does not count here: remembered, so that presenting them again costs no RPC call.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,15 +13,15 @@ use crate::protocol::Network;
 
 /// Nonces remembered at most; the oldest are forgotten first.
 const KEPT_MAX: usize = 20_000;
-/// How long one is remembered whose use was found, unless a reorg comes; it is beyond any number of confirmations by then.
+/// How long a nonce is remembered whose use was found, unless a reorg happens; by then the use has any number of confirmations.
 const FOUND_FOR: Duration = Duration::from_mins(30);
-/// The same where it was not: nodes show logs later than state.
+/// The same where the use was not found: nodes show logs later than state.
 const NOT_FOUND_FOR: Duration = Duration::from_secs(5);
 
-/// How long a caller waits for the look of another one.
+/// How long a request waits for another one that looks at the chain for the same nonce.
 const TURN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where a nonce is used up, and whose it is.
+/// A payer's nonce on a network, with the contract (token or Permit2) that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     network: Network,
@@ -42,13 +42,13 @@ impl Key {
     }
 }
 
-/// By what a nonce was used.
+/// The transaction that used a nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UsedBy {
-    /// By a transaction of somebody else: whatever else is signed under this nonce cannot be ours either.
+    /// A foreign transaction: nothing else that is signed under this nonce can be settled here either.
     Foreign,
-    /// By a transaction of a signer of ours, for another authorization.
-    Ours,
+    /// A transaction of a signer of this ledger, for another authorization.
+    OwnSigner,
     /// Not found yet.
     NotFound,
 }
@@ -61,7 +61,7 @@ struct Used {
     until: Instant,
 }
 
-/// The memory. Cheap to clone.
+/// The remembered nonces. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct UsedNonces {
     memory: Arc<Mutex<Memory>>,
@@ -71,28 +71,28 @@ pub struct UsedNonces {
 struct Memory {
     used: HashMap<Key, Used>,
     oldest_first: VecDeque<Key>,
-    looks: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
+    turns: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
 }
 
-/// A look at the chain that nobody else takes meanwhile.
+/// The right to look at the chain for one nonce, held by one request at a time.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(super) struct Turn {
     nonces: UsedNonces,
     key: Key,
-    turn: Option<OwnedMutexGuard<()>>,
+    guard: Option<OwnedMutexGuard<()>>,
 }
 
-impl Drop for Look {
+impl Drop for Turn {
     fn drop(&mut self) {
-        self.turn = None;
+        self.guard = None;
         self.nonces.with(|memory| {
-            // Whoever waits has a share of it.
+            // A waiting request has a reference of its own.
             if memory
-                .looks
+                .turns
                 .get(&self.key)
-                .is_some_and(|look| Arc::strong_count(look) == 1)
+                .is_some_and(|turn| Arc::strong_count(turn) == 1)
             {
-                memory.looks.remove(&self.key);
+                memory.turns.remove(&self.key);
             }
         });
     }
@@ -103,8 +103,9 @@ impl UsedNonces {
         change(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether a candidate's nonce is known to be used for nothing that counts here, after so many reorganisations.
-    pub(super) fn holds(&self, candidate: &Candidate, reorganisations: u64) -> bool {
+    /// Whether a candidate's nonce is remembered as used for something that does not count here. `reorganisations` is the number seen so
+    /// far: a use from before the last one is not trusted.
+    pub(super) fn contains(&self, candidate: &Candidate, reorganisations: u64) -> bool {
         let key = Key::of(candidate);
         self.with(|memory| {
             memory.used.get(&key).is_some_and(|used| {
@@ -115,7 +116,6 @@ impl UsedNonces {
         })
     }
 
-    /// Remembers it.
     pub(super) fn remember(&self, candidate: &Candidate, by: UsedBy, reorganisations: u64) {
         let (key, digest) = (Key::of(candidate), candidate.digest);
         let kept = if by == UsedBy::NotFound {
@@ -141,20 +141,20 @@ impl UsedNonces {
         });
     }
 
-    /// Waits until nobody else looks at the chain for this nonce; `None` when that takes too long.
-    pub(super) async fn look(&self, candidate: &Candidate) -> Option<Look> {
+    /// Waits until no other request looks at the chain for this nonce; `None` when that takes too long.
+    pub(super) async fn turn(&self, candidate: &Candidate) -> Option<Turn> {
         let key = Key::of(candidate);
         let turn = self.with(|memory| {
-            if memory.looks.len() >= KEPT_MAX {
-                memory.looks.retain(|_, look| Arc::strong_count(look) > 1);
+            if memory.turns.len() >= KEPT_MAX {
+                memory.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             }
-            Arc::clone(memory.looks.entry(key).or_default())
+            Arc::clone(memory.turns.entry(key).or_default())
         });
         let turn = tokio::time::timeout(TURN_LIMIT, turn.lock_owned()).await;
-        Some(Look {
+        Some(Turn {
             nonces: self.clone(),
             key,
-            turn: Some(turn.ok()?),
+            guard: Some(turn.ok()?),
         })
     }
 }
@@ -167,32 +167,35 @@ mod tests {
     use crate::protocol::Scheme;
 
     #[tokio::test]
-    async fn what_was_used_is_remembered_until_a_reorg_or_its_time() {
+    async fn used_nonce_is_remembered_until_reorg_or_expiry() {
         let nonces = UsedNonces::default();
         let candidate = candidate_of(&permit2_body(Scheme::Exact), Purpose::Verify);
-        assert!(!nonces.holds(&candidate, 0));
-        nonces.remember(&candidate, UsedBy::Ours, 0);
-        assert!(nonces.holds(&candidate, 0));
+        assert!(!nonces.contains(&candidate, 0));
+        nonces.remember(&candidate, UsedBy::OwnSigner, 0);
+        assert!(nonces.contains(&candidate, 0));
         assert!(
-            !nonces.holds(&candidate, 1),
+            !nonces.contains(&candidate, 1),
             "a reorg may have undone the use"
         );
         let mut other = candidate.clone();
         other.digest = B256::ZERO;
-        assert!(!nonces.holds(&other, 0), "ours may have moved this one");
+        assert!(
+            !nonces.contains(&other, 0),
+            "an own transaction may have settled this one"
+        );
         nonces.remember(&candidate, UsedBy::Foreign, 0);
-        assert!(nonces.holds(&other, 0));
+        assert!(nonces.contains(&other, 0));
     }
 
     #[tokio::test]
-    async fn one_looks_at_a_time_and_nothing_is_left_behind() {
+    async fn turns_exclude_each_other_and_are_removed_after_use() {
         let nonces = UsedNonces::default();
         let candidate = candidate_of(&permit2_body(Scheme::Exact), Purpose::Verify);
-        let first = nonces.look(&candidate).await.unwrap();
-        let second = tokio::time::timeout(Duration::from_millis(20), nonces.look(&candidate));
+        let first = nonces.turn(&candidate).await.unwrap();
+        let second = tokio::time::timeout(Duration::from_millis(20), nonces.turn(&candidate));
         assert!(second.await.is_err(), "the second waits");
         drop(first);
-        drop(nonces.look(&candidate).await);
-        assert!(nonces.with(|memory| memory.looks.is_empty()));
+        drop(nonces.turn(&candidate).await);
+        assert!(nonces.with(|memory| memory.turns.is_empty()));
     }
 }

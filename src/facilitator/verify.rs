@@ -1,8 +1,8 @@
-//! `verify`: advice. Writes nothing but the short lease over a payment that is under way.
+//! `verify`: checks a payment and sends nothing. Its only write is the short lease over a payment that is being settled.
 
 use crate::facilitator::decision::{Decision, decide};
-use crate::facilitator::recognise::{Bond, Examined};
-use crate::facilitator::{Facilitator, Halt, Outage};
+use crate::facilitator::recognise::{Origin, Preflight};
+use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{Known, Standing};
 use crate::payment::{Candidate, PaymentId, Purpose};
 use crate::protocol::response::spelled;
@@ -12,11 +12,11 @@ use crate::protocol::{
 use crate::settlement::Site;
 
 impl Facilitator {
-    /// Judges a payment without moving anything.
+    /// Checks a payment without sending anything.
     ///
     /// # Errors
-    /// An [`Outage`] when it cannot be judged now.
-    pub async fn verify(&self, request: PaymentRequest) -> Result<VerifyResponse, Outage> {
+    /// An [`Unavailable`] when the payment cannot be checked now.
+    pub async fn verify(&self, request: PaymentRequest) -> Result<VerifyResponse, Unavailable> {
         match self.try_verify(request).await {
             Ok(payer) => Ok(VerifyResponse {
                 is_valid: true,
@@ -24,59 +24,67 @@ impl Facilitator {
                 invalid_message: None,
                 payer: Some(payer),
             }),
-            Err(Halt::Refused(refusal)) => Ok(invalid(&refusal)),
-            Err(Halt::Outage(outage)) => Err(outage),
+            Err(Error::Refused(refusal)) => Ok(invalid(&refusal)),
+            Err(Error::Unavailable(unavailable)) => Err(unavailable),
         }
     }
 
-    async fn try_verify(&self, request: PaymentRequest) -> Result<String, Halt> {
-        let site = self.site_of(&request)?;
+    async fn try_verify(&self, request: PaymentRequest) -> Result<String, Error> {
+        let site = self.network_of(&request)?;
         let (request, payload) = request.replace(());
         match payload {
-            Payload::Authorization(payload) => self.judge(site, request.replace(payload).0).await,
-            Payload::Proof(proof) => self.judge_proof(site, &request, &proof).await,
+            Payload::Authorization(payload) => {
+                self.verify_authorization(site, request.replace(payload).0)
+                    .await
+            }
+            Payload::Proof(proof) => self.verify_proof(site, &request, &proof).await,
         }
     }
 
-    async fn judge(
+    async fn verify_authorization(
         &self,
         site: &Site,
         request: PaymentRequest<AuthorizationPayload>,
-    ) -> Result<String, Halt> {
+    ) -> Result<String, Error> {
         let candidate = Candidate::from_request(request, &site.policy, Purpose::Verify)?;
         let payer = spelled(candidate.authorization.from);
-        let Known { session, standing } = self.known(site, &candidate).await?;
-        let mut standing = standing;
+        let Known {
+            session,
+            standing: found,
+        } = self.look_up(site, &candidate).await?;
+        let mut found = found;
         loop {
-            let bond = match standing {
-                None if session.is_some() => Bond::Session,
-                None => Bond::None,
+            let origin = match found {
+                None if session.is_some() => Origin::Session,
+                None => Origin::New,
                 Some(known) => {
                     let id = known.payment.id;
                     match self.advice(known).await? {
                         Advice::Good => return Ok(payer),
-                        Advice::CheckAgain => Bond::Payment(id),
+                        Advice::CheckAgain => Origin::Refused(id),
                         Advice::Bad(reason, why) => {
                             return Err(candidate.refuse(reason, why).into());
                         }
                     }
                 }
             };
-            match self.examine(site, &candidate, bond).await? {
-                Examined::Good(_) => {
+            match self.preflight(site, &candidate, origin).await? {
+                Preflight::Good(_) => {
                     Self::can_be_sent(site, &candidate, Purpose::Verify)?;
                     return Ok(payer);
                 }
-                Examined::Moved(id) => standing = Some(self.ledger.standing(id).await?),
+                Preflight::Transferred(id) => {
+                    found = Some(self.ledger.standing(id).await?);
+                }
             }
         }
     }
 
-    /// What to say about a payment that the ledger knows.
-    pub(super) async fn advice(&self, standing: Standing) -> Result<Advice, Outage> {
-        let id = standing.payment.id;
+    /// The advice for a payment that the ledger has.
+    pub(super) async fn advice(&self, found: Standing) -> Result<Advice, Unavailable> {
+        let id = found.payment.id;
         let duplicate = |why: &str| Advice::Bad(Reason::DuplicateSettlement, why.to_owned());
-        Ok(match self.decided(standing).await? {
+        Ok(match self.decide_after_grant(found).await? {
             Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
                 Advice::Good
             }
@@ -88,17 +96,17 @@ impl Facilitator {
             Decision::CheckAgain(_) => Advice::CheckAgain,
             Decision::Failed(exit) => Advice::Bad(exit.reason, exit.message),
             Decision::Unmatched(why) => Advice::Bad(Reason::SessionExpired, why),
-            Decision::SetAside(why) => {
+            Decision::Quarantined(why) => {
                 let why = format!("the operator has to look at this payment: {why}");
                 Advice::Bad(Reason::SettlementPending, why)
             }
         })
     }
 
-    /// The decision, once an answer that is being given right now has arrived or broken off.
-    async fn decided(&self, standing: Standing) -> Result<Decision, Outage> {
-        let id: PaymentId = standing.payment.id;
-        let mut decision = decide(&standing);
+    /// The decision, once an answer that is being written has arrived or broken off.
+    async fn decide_after_grant(&self, found: Standing) -> Result<Decision, Unavailable> {
+        let id: PaymentId = found.payment.id;
+        let mut decision = decide(&found);
         let mut waiting = self.waiters.wait_for(id);
         let deadline = self.deadline();
         while decision == Decision::AwaitGrant {
@@ -111,18 +119,18 @@ impl Facilitator {
     }
 }
 
-/// What `/verify` makes of a known payment.
+/// The answer of `/verify` for a known payment.
 #[derive(Debug)]
 pub(super) enum Advice {
     /// A settle would succeed, or join.
     Good,
-    /// It was refused once: look at the chain anew.
+    /// It was refused once: check it against the chain anew.
     CheckAgain,
     /// A settle would be refused.
     Bad(Reason, String),
 }
 
-/// A refusal as `/verify` words it.
+/// A refusal in the format of `/verify`.
 pub(super) fn invalid(refusal: &Refusal) -> VerifyResponse {
     VerifyResponse {
         is_valid: false,

@@ -1,38 +1,38 @@
-//! How long a caller waits for a payment that has no transaction yet: not for a refill, and not for the operator.
+//! How long a request waits for a payment that has no transaction yet: not for a refill of gas money, and not for the operator.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::facilitator::{Facilitator, Outage};
+use crate::facilitator::{Facilitator, Unavailable};
 use crate::ledger::LedgerError;
 use crate::payment::{Payment, PaymentState};
 use crate::settlement::Site;
 use crate::settlement::waiters::Waiting;
 
-/// How often who waits for a transaction looks whether anything can be sent at all, and whether the ledger answers.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// A ledger that has not answered for so long will not tell an outcome in time: longer than one heartbeat takes that gets no answer.
+/// How often a request that waits checks whether anything can be sent at all, and whether the ledger answers.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A ledger that has not answered for so long will not record an outcome in time: longer than one heartbeat without an answer takes.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 impl Facilitator {
-    /// Waits for a change of `payment`, or of one that was queued just now. `false`: the deadline came first, the service stops, or nothing
-    /// can be sent any more while it is still queued.
+    /// Waits for a change of `payment`, or (`None`) of one that was queued just now. `false`: the deadline passed first, the service stops,
+    /// or the payment is still queued and nothing can be sent any more.
     ///
     /// # Errors
-    /// When the ledger is silent: nobody can say what becomes of the payment, and callers have limits of their own.
+    /// When the ledger is silent: the outcome cannot be known, and callers have time limits of their own.
     pub(super) async fn wait_to_be_sent(
         &self,
         site: &Site,
         payment: Option<&Payment>,
         waiting: &mut Waiting,
         deadline: Instant,
-    ) -> Result<bool, Outage> {
+    ) -> Result<bool, Unavailable> {
         let queued = payment.is_none_or(|payment| payment.state == PaymentState::Queued);
         let signer = payment.and_then(Payment::signer);
         let mut silent = 0;
         loop {
-            let soon = deadline.min(Instant::now() + LOOK_INTERVAL);
+            let soon = deadline.min(Instant::now() + CHECK_INTERVAL);
             if self.wait(waiting, soon).await {
                 return Ok(true);
             }
@@ -40,7 +40,7 @@ impl Facilitator {
             if over || (queued && site.can_send(signer).is_err()) {
                 return Ok(false);
             }
-            // Twice: a machine that has slept hears of the ledger in a moment.
+            // Two checks in a row: after a machine has slept, the first one comes before the next heartbeat.
             let silence = self
                 .ledger
                 .silent_for()

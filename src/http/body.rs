@@ -1,4 +1,4 @@
-//! Reading the body of a call: bounded in size and time, parsed once.
+//! Reads the body of a call: bounded in size and time, parsed once.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -15,16 +15,16 @@ use crate::http::error::Malformed;
 use crate::protocol::field::read_text;
 use crate::protocol::{PaymentRequest, Refusal};
 
-/// A body that trickles in slower than this is not waited for.
+/// How long a body may take to arrive.
 const READ_LIMIT: Duration = Duration::from_secs(10);
-/// How much of a body that is too long is read and thrown away: a caller who is still writing when the connection closes never sees
-/// the answer.
+/// How much of a body that is too long is read and discarded: a caller that is still writing when the connection closes does not see the
+/// response.
 const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What some editors and libraries write before a text. RFC 8259 lets a reader pass over it.
+/// The byte order mark that some editors and libraries put before a text. RFC 8259 §8.1 lets a parser ignore it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The request in a body. The `Err` is the ready answer to what is no request.
+/// Reads the request in a body. The `Err` is the response to a body that is not an x402 request.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
@@ -32,12 +32,12 @@ pub(super) async fn read(
 ) -> Result<Result<PaymentRequest, Refusal>, Response> {
     let bytes = whole(headers, body, bytes_max)
         .await
-        .map_err(|(status, why)| with_hint(status, Malformed::answer(status, why)))?;
+        .map_err(|(status, why)| with_accept_encoding(status, Malformed::answer(status, why)))?;
     PaymentRequest::parse(text(&bytes))
         .map_err(|error| Malformed::answer(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
-/// The JSON in the body of one of our own calls.
+/// Reads the JSON body of a call that is not one of the three standard ones.
 pub(super) async fn read_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
@@ -53,8 +53,8 @@ fn text(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
-/// RFC 9110 §15.5.16: the answer to an encoding that is not read says which ones are.
-pub(super) fn with_hint(status: StatusCode, mut answer: Response) -> Response {
+/// RFC 9110 §15.5.16: a response to an unsupported content encoding names the supported ones.
+pub(super) fn with_accept_encoding(status: StatusCode, mut answer: Response) -> Response {
     if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
         let identity = HeaderValue::from_static("identity");
         answer
@@ -64,8 +64,8 @@ pub(super) fn with_hint(status: StatusCode, mut answer: Response) -> Response {
     answer
 }
 
-/// `Content-Encoding`, where it is one that has to be undone. What is encoded is small and comes once: it is not worth a decoder that
-/// strangers could feed.
+/// The `Content-Encoding` of a request, unless it is `identity`. Bodies are small and come once: compression is not worth a decoder that
+/// any caller could attack.
 fn encoding(headers: &HeaderMap) -> Option<String> {
     let encodings = headers.get_all(header::CONTENT_ENCODING).iter();
     let texts = encodings.map(|value| String::from_utf8_lossy(value.as_bytes()));
@@ -84,15 +84,16 @@ async fn whole(
 ) -> Result<Vec<u8>, (StatusCode, String)> {
     if let Some(encoding) = encoding(headers) {
         let why = format!(
-            "Content-Encoding is {encoding:?}: a body is read as it comes; send it without compression"
+            "Content-Encoding is {encoding:?}, expected none: send the body without compression"
         );
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
     match tokio::time::timeout(READ_LIMIT, collect(body, bytes_max)).await {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => {
-            let why =
-                format!("the body could not be read whole; it may have {bytes_max} bytes at most");
+            let why = format!(
+                "the body could not be read completely; it may have {bytes_max} bytes at most"
+            );
             Err((StatusCode::PAYLOAD_TOO_LARGE, why))
         }
         Err(_) => {
@@ -102,7 +103,7 @@ async fn whole(
     }
 }
 
-/// The whole body, `None` when it is too long or breaks off. Never holds more than `bytes_max`.
+/// The complete body; `None` when it is too long or breaks off. Never holds more than `bytes_max`.
 async fn collect(mut body: Body, bytes_max: usize) -> Option<Vec<u8>> {
     let (mut bytes, mut discarded) = (Vec::new(), 0_usize);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {

@@ -1,9 +1,9 @@
-//! Connections that know whether an answer was written.
+//! Connections that observe whether a response was written.
 //!
-//! The end of a response's body proves nothing: the bytes may still be in a buffer when the caller goes away. So the accepted
-//! stream is wrapped. The body hands its grant over when it gives its last bytes to hyper, and hyper flushes the stream only
-//! after it has written all that it holds: the first successful flush after that closes the grant as answered. A stream that is
-//! dropped before leaves the grant void.
+//! The end of a response's body does not prove that: the bytes may still be in a buffer when the caller disconnects. So the accepted stream
+//! is wrapped. The body hands its grant to the stream together with its last bytes. hyper flushes the stream only after it has written
+//! everything that it holds, so the first successful flush after that closes the grant as answered. A stream that is dropped before leaves
+//! the grant void.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -23,24 +23,24 @@ use tokio::time::{Instant, Sleep};
 
 use crate::facilitator::Grant;
 
-/// How long to wait when the system has no file descriptor for a further connection.
+/// How long to wait when the system has no file descriptor for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How clients of HTTP/2 begin when they assume that the server speaks it.
+/// The first bytes of an HTTP/2 client that assumes a server with HTTP/2 (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
-/// The answer: an empty SETTINGS frame, then GOAWAY with the code `HTTP_1_1_REQUIRED` (RFC 9113, sections 6.8 and 7).
+/// The response: an empty SETTINGS frame, then GOAWAY with the code `HTTP_1_1_REQUIRED` (RFC 9113, sections 6.8 and 7).
 const HTTP2_REFUSAL: &[u8] = &[
     0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
     0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13, // GOAWAY
 ];
-/// How long a client has to hear that, before the connection is closed.
+/// How long a client has to read that before the connection is closed.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 
-/// A connection on which nothing was read or written for so long is closed: far longer than any request waits, and nobody keeps a
-/// place by saying nothing.
+/// A connection on which nothing was read or written for so long is closed: it is far longer than any request waits, and an idle client
+/// must not occupy a place for good.
 const IDLE_LIMIT: Duration = Duration::from_secs(75);
 
-/// Grants whose answers hyper has taken but not yet flushed.
+/// Grants whose responses hyper has taken but not yet flushed.
 #[derive(Debug, Clone, Default)]
 struct Unflushed(Arc<Mutex<Vec<Grant>>>);
 
@@ -57,7 +57,7 @@ impl Unflushed {
     }
 }
 
-/// Accepts at most so many connections at a time.
+/// Accepts a bounded number of connections at a time.
 #[derive(Debug)]
 pub struct BoundedListener {
     listener: TcpListener,
@@ -90,7 +90,7 @@ impl Listener for BoundedListener {
                     return (TrackedStream::new(stream, place), peer);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    tracing::warn!(%error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -102,13 +102,13 @@ impl Listener for BoundedListener {
     }
 }
 
-/// What a client speaks, as its first bytes tell.
+/// The HTTP version of a client, as its first bytes show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
-    /// So many bytes came, and all are those of the preface of HTTP/2.
+    /// So many bytes were received, and all match the preface of HTTP/2.
     Unknown(usize),
     Http1,
-    /// It was told that this is not spoken here; what it still sends is not read.
+    /// The refusal was sent; further bytes of the client are discarded.
     Http2,
 }
 
@@ -117,7 +117,7 @@ enum Version {
 pub struct TrackedStream {
     stream: TcpStream,
     unflushed: Unflushed,
-    speaks: Version,
+    version: Version,
     idle: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
 }
@@ -127,32 +127,33 @@ impl TrackedStream {
         Self {
             stream,
             unflushed: Unflushed::default(),
-            speaks: Version::Unknown(0),
+            version: Version::Unknown(0),
             idle: Box::pin(tokio::time::sleep(IDLE_LIMIT)),
             _place: place,
         }
     }
 
-    /// Learns from the first bytes what the client speaks; one of HTTP/2 is told at once that it is not spoken here.
-    fn listen(&mut self, came: &[u8]) -> Version {
-        if let Version::Unknown(matched) = self.speaks {
+    /// Detects the version from the first bytes, and refuses an HTTP/2 client at once.
+    fn detect_version(&mut self, received: &[u8]) -> Version {
+        if let Version::Unknown(matched) = self.version {
             let expected = HTTP2_PREFACE.get(matched..).unwrap_or_default();
-            let length = came.len().min(expected.len());
-            self.speaks = if came.get(..length) != expected.get(..length) {
+            let length = received.len().min(expected.len());
+            self.version = if received.get(..length) != expected.get(..length) {
                 Version::Http1
             } else if length < expected.len() {
                 Version::Unknown(matched + length)
             } else {
-                // Nothing was written before, so there is room for a few bytes.
+                // Nothing was written before, so the socket's buffer has room for these bytes.
                 self.stream.try_write(HTTP2_REFUSAL).ok();
                 self.idle.as_mut().reset(Instant::now() + REFUSAL_LIMIT);
                 Version::Http2
             };
         }
-        self.speaks
+        self.version
     }
 
-    /// Throws away what a refused client sends, until it goes: closed at once, its system could drop the refusal unread.
+    /// Discards the bytes of a refused client until it disconnects: if the server closed first, the client's system could drop the refusal
+    /// unread.
     fn poll_refused(
         &mut self,
         context: &mut Context<'_>,
@@ -160,9 +161,9 @@ impl TrackedStream {
         earlier: usize,
     ) -> Poll<io::Result<()>> {
         loop {
-            let came = buffer.filled().len() > earlier;
+            let received = buffer.filled().len() > earlier;
             buffer.set_filled(earlier);
-            if !came || self.idle.as_mut().poll(context).is_ready() {
+            if !received || self.idle.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             match Pin::new(&mut self.stream).poll_read(context, buffer) {
@@ -173,7 +174,7 @@ impl TrackedStream {
         }
     }
 
-    fn touched(&mut self) {
+    fn reset_idle(&mut self) {
         self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
     }
 }
@@ -187,11 +188,11 @@ impl AsyncRead for TrackedStream {
         let earlier = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_ready() {
-            let came = buffer.filled().get(earlier..).unwrap_or_default();
-            if self.listen(came) == Version::Http2 {
+            let received = buffer.filled().get(earlier..).unwrap_or_default();
+            if self.detect_version(received) == Version::Http2 {
                 return self.poll_refused(context, buffer, earlier);
             }
-            self.touched();
+            self.reset_idle();
         } else if self.idle.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -205,7 +206,7 @@ impl AsyncWrite for TrackedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.touched();
+        self.reset_idle();
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -214,7 +215,7 @@ impl AsyncWrite for TrackedStream {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.touched();
+        self.reset_idle();
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
@@ -237,15 +238,15 @@ impl AsyncWrite for TrackedStream {
 
 impl Drop for TrackedStream {
     fn drop(&mut self) {
-        // Handlers hold copies of the list; what was never flushed must not wait for them.
+        // Handlers hold clones of the list: the grants that were never flushed have to be voided now.
         drop(self.unflushed.take());
     }
 }
 
-/// What a handler knows of its connection.
+/// The connection, as handlers see it.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    /// Who called.
+    /// The address of the caller.
     pub peer: SocketAddr,
     unflushed: Unflushed,
 }
@@ -260,7 +261,7 @@ impl Connected<IncomingStream<'_, BoundedListener>> for Connection {
 }
 
 impl Connection {
-    /// A body of `json` that closes `grant` by what becomes of the answer.
+    /// A body of `json` that closes `grant` when it was flushed or has broken off.
     pub fn granting(&self, json: Bytes, grant: Grant) -> Body {
         Body::new(GrantingBody {
             json: Some(json),

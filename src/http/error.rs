@@ -1,4 +1,4 @@
-//! Error to status and body: the one table.
+//! The table from errors to status codes and bodies.
 
 use std::time::Duration;
 
@@ -11,35 +11,35 @@ use serde::Serialize;
 use tower_http::request_id::RequestId;
 use utoipa::ToSchema;
 
-use crate::facilitator::Outage;
-use crate::http::body::with_hint;
+use crate::facilitator::Unavailable;
+use crate::http::body::with_accept_encoding;
 use crate::ledger::LedgerError;
 use crate::telemetry::causes;
 
-/// An RFC 9457 problem document: how our own endpoints say no.
+/// An RFC 9457 problem document: the error format of all calls but the three standard ones.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// Always `about:blank`: the code tells the kind.
+    /// Always `about:blank`: `code` names the kind of problem.
     #[serde(rename = "type")]
     kind: &'static str,
-    /// The status, in words.
+    /// The reason phrase of the status.
     title: &'static str,
     /// The HTTP status.
     status: u16,
-    /// The stable code.
+    /// A stable code.
     code: &'static str,
-    /// What was expected, what came, what to do.
+    /// What was expected, what was received, what to do.
     detail: String,
     /// Whether the same request may succeed later.
     retryable: bool,
     /// Where money is concerned: whether any may move although the request was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     money_may_move: Option<bool>,
-    /// The request, as the log names it; also in the header `x-request-id`.
+    /// The id of the request in the log; also in the header `x-request-id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
-    /// When to try again, as the header `Retry-After` says it.
+    /// When to try again, as in the header `Retry-After`.
     #[serde(skip)]
     retry_after: Option<Duration>,
 }
@@ -59,12 +59,12 @@ impl Problem {
         }
     }
 
-    /// The same, saying whether to try again.
+    /// Says whether the same request may succeed later.
     pub(super) fn retryable(self, retryable: bool) -> Self {
         Self { retryable, ..self }
     }
 
-    /// The same, saying whether money may move all the same.
+    /// Says whether money may move although the request failed.
     pub(super) fn money_may_move(self, may: bool) -> Self {
         Self {
             money_may_move: Some(may),
@@ -72,22 +72,25 @@ impl Problem {
         }
     }
 
-    /// A parameter of the query or path cannot be read.
+    /// A parameter of the query or path is invalid.
     pub(super) fn invalid_parameter(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_parameter", detail)
     }
 
-    /// The body is not what this call takes.
+    /// The body is not what this call expects.
     pub(super) fn invalid_body(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_body", detail)
     }
 
-    /// The service cannot judge now.
-    pub(super) fn outage(outage: &Outage) -> Self {
-        tracing::warn!(error = causes(outage), "cannot judge a session now");
-        let detail = format!("{outage}; nothing was taken up, try again");
+    /// A dependency is unavailable.
+    pub(super) fn unavailable(unavailable: &Unavailable) -> Self {
+        tracing::warn!(
+            error = causes(unavailable),
+            "session request failed: dependency unavailable"
+        );
+        let detail = format!("{unavailable}; nothing was accepted, try again");
         Self {
-            retry_after: Some(outage.retry_after()),
+            retry_after: Some(unavailable.retry_after()),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
         }
     }
@@ -97,14 +100,13 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "operator_only", detail)
     }
 
-    /// There is no such thing.
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", detail)
     }
 }
 
 impl IntoResponse for Problem {
-    /// Only the status and the problem itself: `render` writes the body, because it knows the request.
+    /// Only the status and the problem: `render` writes the body, because it knows the request id.
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Extension(self)).into_response()
@@ -121,14 +123,14 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let mut problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => problem,
-        // What serves the files of /docs knows no problems.
+        // The files of /docs are served by a router that does not answer problems.
         None if response.status() == StatusCode::NOT_FOUND => no_such_path().await,
         None => return response,
     };
     problem.request_id = id;
     let retry_after = problem.retry_after;
     let status = response.status();
-    // What layers have added stays: without the headers of CORS a page could not read why it was refused.
+    // Headers that layers have added stay: without those of CORS a page could not read the problem.
     let kept = std::mem::take(response.headers_mut());
     let mut response = (status, kept, Json(problem)).into_response();
     let headers = response.headers_mut();
@@ -142,12 +144,12 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    with_hint(status, response)
+    with_accept_encoding(status, response)
 }
 
 impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
-        tracing::error!(error = causes(&error), "the ledger failed");
+        tracing::error!(error = causes(&error), "request failed: ledger unavailable");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "ledger_unavailable",
@@ -156,11 +158,11 @@ impl From<LedgerError> for Problem {
     }
 }
 
-/// How the three standard calls say that a request is no x402 request. Never holds `isValid` or `success`: an SDK would take those for
-/// a verdict on a payment.
+/// The response of the three standard calls to a body that is not an x402 request. Never contains `isValid` or `success`: an SDK would read
+/// those as a result for a payment.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Malformed {
-    /// What was expected and what came.
+    /// What was expected and what was received.
     error: String,
 }
 
@@ -176,11 +178,11 @@ impl Malformed {
     }
 }
 
-/// Marks an answer whose cause has its own line in the log, once: none is written for each answer.
+/// Marks a response whose cause is logged once elsewhere, so that it is not logged again for each request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct SaidElsewhere;
+pub(super) struct AlreadyLogged;
 
-impl IntoResponseParts for SaidElsewhere {
+impl IntoResponseParts for AlreadyLogged {
     type Error = std::convert::Infallible;
 
     fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
@@ -189,28 +191,32 @@ impl IntoResponseParts for SaidElsewhere {
     }
 }
 
-/// An outage as the standard calls answer it: 503 with the x402 shape, so that machines see an outage and SDK sellers a reason.
-pub(super) fn unavailable<T: Serialize>(outage: &Outage, body: &T) -> Response {
+/// The response of the standard calls when a dependency is unavailable: 503, so that machines see a failure, with the x402 shape, so that a
+/// seller's SDK can read a reason.
+pub(super) fn unavailable<T: Serialize>(unavailable: &Unavailable, body: &T) -> Response {
     let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
-    if let Outage::CannotSend(cannot) = outage {
-        tracing::debug!(%cannot, "a payment cannot be sent now");
-        response.extensions_mut().insert(SaidElsewhere);
+    if let Unavailable::CannotSend(cannot) = unavailable {
+        tracing::debug!(%cannot, "payment request failed: no signer can send");
+        response.extensions_mut().insert(AlreadyLogged);
     } else {
-        tracing::warn!(error = causes(outage), "cannot judge a payment now");
+        tracing::warn!(
+            error = causes(unavailable),
+            "payment request failed: dependency unavailable"
+        );
     }
-    let pause = seconds(outage.retry_after());
+    let pause = seconds(unavailable.retry_after());
     response.headers_mut().insert(header::RETRY_AFTER, pause);
     response
 }
 
-/// As `Retry-After` is written: whole seconds, at least one.
+/// The value of `Retry-After`: whole seconds, at least one.
 fn seconds(pause: Duration) -> HeaderValue {
     HeaderValue::from(pause.as_secs().max(1))
 }
 
 pub(super) async fn no_such_path() -> Problem {
     Problem::not_found(
-        "there is nothing at this path; the contract is at /openapi.json, its page at /docs",
+        "nothing is served at this path; the API specification is at /openapi.json, its page at /docs",
     )
 }
 
@@ -218,13 +224,13 @@ pub(super) async fn no_such_method() -> Problem {
     Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
-        "this path does not answer to this method; see /docs",
+        "this path does not have this method; see /docs",
     )
 }
 
 /// A panic is a bug; it ends one request, not the service.
 pub(super) fn after_panic(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
-    tracing::error!("a handler panicked");
-    let detail = "an internal error; the log has it under this request's id";
+    tracing::error!("request handler panicked");
+    let detail = "an internal error; look for this request's id in the log";
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).into_response()
 }

@@ -9,33 +9,33 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::error::SaidElsewhere;
+use crate::http::error::AlreadyLogged;
 use crate::http::state::AppState;
 use crate::settlement::{Ailing, Site, Supervisor, Task};
 
-/// A network whose RPC has been silent for longer is unwell.
+/// A network whose RPC has been silent for longer is down.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// That the process answers.
+/// The response of a process that lives.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Alive {
     /// Always `ok`.
     status: &'static str,
 }
 
-/// How well something is.
+/// The condition of the service or a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Condition {
     /// Nothing is wrong.
     Ok,
-    /// It works, and somebody should look at it.
+    /// It works, but the operator should look at it.
     Degraded,
     /// It does not work.
     Down,
 }
 
-/// What works and what does not.
+/// The condition of the service and its parts.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     /// Whether anything can be sold here.
@@ -61,12 +61,12 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// One that is well but for these tasks.
+    /// A part that works, except for these tasks.
     fn of(name: String, ailing: &[Ailing]) -> Self {
         if ailing.is_empty() {
             Self::new(name, Condition::Ok, None)
         } else {
-            Self::new(name, Condition::Degraded, Some(in_words(ailing)))
+            Self::new(name, Condition::Degraded, Some(describe(ailing)))
         }
     }
 
@@ -89,7 +89,7 @@ pub(super) async fn healthz() -> Json<Alive> {
 /// Can anything be sold?
 ///
 /// Yes while the ledger answers and one network can send: its RPC has answered lately, and one of its signers has gas and is not stopped.
-/// `status` is `degraded` when that is so and a part needs to be looked at all the same.
+/// `status` is `degraded` when that is so and a part needs attention all the same.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, description = "something can be sold; the parts say what is wrong, if anything is", body = Readiness),
     (status = 503, description = "nothing can be sold; the parts say why", body = Readiness),
@@ -109,7 +109,7 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
         }
     }];
     let networks = state.facilitator.sites.iter();
-    parts.extend(networks.map(|site| part_of(site, supervisor)));
+    parts.extend(networks.map(|site| network_part(site, supervisor)));
     let readiness = Readiness::of(parts);
     state.readiness.note(&readiness);
     let status = if readiness.ready {
@@ -117,16 +117,16 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, SaidElsewhere, Json(readiness)).into_response()
+    (status, AlreadyLogged, Json(readiness)).into_response()
 }
 
 impl Readiness {
-    /// Of the ledger, which comes first, and the networks.
+    /// From its parts: the ledger comes first, then the networks.
     fn of(parts: Vec<Part>) -> Self {
         let (ledger, networks) = parts.split_at(parts.len().min(1));
         let ready = ledger.iter().all(|part| part.ready) && networks.iter().any(|part| part.ready);
-        let well = parts.iter().all(|part| part.status == Condition::Ok);
-        let status = match (ready, well) {
+        let is_well = parts.iter().all(|part| part.status == Condition::Ok);
+        let status = match (ready, is_well) {
             (true, true) => Condition::Ok,
             (true, false) => Condition::Degraded,
             (false, _) => Condition::Down,
@@ -138,13 +138,13 @@ impl Readiness {
         }
     }
 
-    /// What is wrong, in a line.
-    pub(super) fn in_words(&self) -> String {
-        let wrong = self.parts.iter().filter_map(|part| {
+    /// The problems of all parts, in a line.
+    pub(super) fn problems(&self) -> String {
+        let problems = self.parts.iter().filter_map(|part| {
             let detail = part.detail.as_ref()?;
             Some(format!("{}: {detail}", part.name))
         });
-        wrong.collect::<Vec<_>>().join("; ")
+        problems.collect::<Vec<_>>().join("; ")
     }
 
     pub(super) const fn status(&self) -> Condition {
@@ -152,7 +152,7 @@ impl Readiness {
     }
 }
 
-fn part_of(site: &Site, supervisor: &Supervisor) -> Part {
+fn network_part(site: &Site, supervisor: &Supervisor) -> Part {
     let ailing = supervisor.ailing(Some(site.policy.network));
     let health = site.health();
     let down = match health.silent_for {
@@ -166,7 +166,7 @@ fn part_of(site: &Site, supervisor: &Supervisor) -> Part {
             .can_send(None)
             .err()
             .map(|cannot| cannot.why)
-            .or_else(|| nothing_goes_on(&ailing, site.policy.signers.len())),
+            .or_else(|| stopped_engine(&ailing, site.policy.signers.len())),
     };
     let name = site.policy.network.to_string();
     if let Some(why) = down {
@@ -178,22 +178,22 @@ fn part_of(site: &Site, supervisor: &Supervisor) -> Part {
     } else {
         let mut detail = format!("the others go on without {}", unable.join("; "));
         if !ailing.is_empty() {
-            detail = format!("{detail}; {}", in_words(&ailing));
+            detail = format!("{detail}; {}", describe(&ailing));
         }
         Part::new(name, Condition::Degraded, Some(detail))
     }
 }
 
-/// Whether tasks are down without which no payment of a network goes on: in words, if so.
-fn nothing_goes_on(ailing: &[Ailing], signers: usize) -> Option<String> {
+/// The description of the dead tasks, if a network settles no payment without them: its watch, or all of its lanes.
+fn stopped_engine(ailing: &[Ailing], signers: usize) -> Option<String> {
     let down = || ailing.iter().filter(|one| one.down);
     let watch = down().any(|one| one.task.name == Task::WATCH);
     let lanes = down().filter(|one| one.task.name == Task::LANE).count();
-    (watch || lanes >= signers.max(1)).then(|| in_words(ailing))
+    (watch || lanes >= signers.max(1)).then(|| describe(ailing))
 }
 
-/// Tasks that have died.
-fn in_words(ailing: &[Ailing]) -> String {
+/// Describes tasks that have died.
+fn describe(ailing: &[Ailing]) -> String {
     let each = ailing.iter().map(|Ailing { task, down, deaths }| {
         let now = if *down {
             "is about to be started again"
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_is_who_can_sell_anything() {
+    fn service_is_ready_with_ledger_and_one_network() {
         use Condition::{Degraded, Down, Ok};
         assert_eq!(readiness(Ok, &[Ok, Ok]), (true, Ok));
         assert_eq!(readiness(Ok, &[Ok, Degraded]), (true, Degraded));

@@ -1,8 +1,8 @@
-//! The HTTP surface: the standard facilitator, the history, health and the contract.
+//! The HTTP surface: the standard facilitator calls, sessions, the history, health and the API specification.
 //!
-//! Knows axum and the facilitator. Must not know how a payment is settled. What always holds: status codes are chosen here and
-//! nowhere else; a body is bounded before it is read and parsed once; the three standard calls answer x402 shapes, all others
-//! camelCase JSON and RFC 9457 problems; nothing here shows a cause, a key or an RPC URL.
+//! Uses axum and the facilitator. Must not know how a payment is settled. Always: status codes are chosen here and nowhere else; a body is
+//! bounded before it is read, and parsed once; the three standard calls answer x402 shapes, all others camelCase JSON and RFC 9457
+//! problems; no response contains an error's cause, a key or an RPC URL.
 
 mod body;
 pub mod connection;
@@ -37,16 +37,16 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
 pub use error::Problem;
-pub use openapi::contract;
-pub use state::{AppState, SaidReadiness};
+pub use openapi::specification;
+pub use state::{AppState, LastReadiness};
 
-/// Carries the id of a request, in answers and in the log.
+/// The header with the id of a request, in responses and in the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// How long a browser may remember what a preflight said; browsers keep it for two hours at most.
+/// How long a browser may cache a preflight response; browsers keep it for two hours at most.
 const PREFLIGHT_AGE: Duration = Duration::from_hours(2);
 
-/// The service: the same routes at `/` and below `/api`, where the hosted facilitators have them.
+/// The service: the same routes at `/` and below `/api`, where hosted facilitators have them.
 pub fn router(state: AppState) -> Router {
     let routes = Router::new()
         .merge(api())
@@ -66,19 +66,19 @@ pub fn router(state: AppState) -> Router {
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
         .layer(axum::middleware::map_request(without_foreign_id))
         .with_state(state);
-    // A layer of the routes' own router would run after the route is chosen.
+    // Outside of the routes' own router: a layer of that router would run after the route is chosen.
     Router::new()
         .fallback_service(routes)
-        .layer(axum::middleware::map_request(paths::forgive))
+        .layer(axum::middleware::map_request(paths::normalize))
 }
 
-/// Every call. Pages of any origin may make those of sellers and buyers, and never the operator's: on the operator's machine a browser
-/// would make them in the operator's name.
+/// Every call. Pages of any origin may make the calls of sellers and buyers, but never the operator's: a browser on the operator's machine
+/// would make them from the loopback address, with the operator's rights.
 fn api() -> Router<AppState> {
     let (callers, _) = callers().split_for_parts();
     let (operators, _) = operators().split_for_parts();
-    with_contract(callers)
-        // Before the layer: it replaces the answer to methods that a route does not know, which a preflight is.
+    with_specification(callers)
+        // Before the CORS layer: the fallback replaces the response to methods that a route does not have, and a preflight is one.
         .method_not_allowed_fallback(error::no_such_method)
         .layer(any_origin())
         .merge(operators)
@@ -94,7 +94,7 @@ fn any_origin() -> CorsLayer {
 }
 
 fn docs() -> Router<AppState> {
-    // The page's script looks for the contract beside itself: every asset is in the binary.
+    // The page's script loads the specification from the same origin; every asset is in the binary.
     SwaggerUi::new("/docs")
         .config(Config::new(["/openapi.json"]))
         .into()
@@ -107,7 +107,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(operators())
 }
 
-/// For everybody.
+/// Calls without authentication.
 fn callers() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         // Sellers' SDKs
@@ -122,7 +122,7 @@ fn callers() -> OpenApiRouter<AppState> {
         .routes(routes!(health::healthz))
 }
 
-/// For the operator, and for whatever keeps the service alive.
+/// Calls of the operator and of monitoring.
 fn operators() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(payments::list))
@@ -133,15 +133,15 @@ fn operators() -> OpenApiRouter<AppState> {
         .routes(routes!(health::readyz))
 }
 
-fn with_contract(callers: Router<AppState>) -> Router<AppState> {
-    let contract = contract();
+fn with_specification(callers: Router<AppState>) -> Router<AppState> {
+    let specification = specification();
     callers.route(
         "/openapi.json",
-        axum::routing::get(async move || axum::Json(contract)),
+        axum::routing::get(async move || axum::Json(specification)),
     )
 }
 
-/// Ids are always ours: one that a caller chose could be too long, or somebody else's.
+/// Request ids are always made here: one from a caller could be too long, or equal another caller's.
 #[derive(Debug, Clone, Copy)]
 struct FreshId;
 
@@ -151,7 +151,7 @@ impl MakeRequestId for FreshId {
     }
 }
 
-/// An id that came with the request would be kept instead of a fresh one.
+/// Removes an id that came with the request: it would be kept instead of a fresh one.
 async fn without_foreign_id(mut request: Request<Body>) -> Request<Body> {
     request.headers_mut().remove(REQUEST_ID);
     request
@@ -168,25 +168,25 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
 
 fn log<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {
     let milliseconds = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
-    let said = response.extensions().get::<error::SaidElsewhere>();
-    if response.status().is_server_error() && said.is_none() {
+    let logged = response.extensions().get::<error::AlreadyLogged>();
+    if response.status().is_server_error() && logged.is_none() {
         tracing::warn!(
             status = response.status().as_u16(),
             milliseconds,
-            "answered"
+            "request answered"
         );
     } else {
         tracing::debug!(
             status = response.status().as_u16(),
             milliseconds,
-            "answered"
+            "request answered"
         );
     }
 }
 
-/// An answer that breaks off; those with a status of failure have their line already.
+/// Logs a response body that fails; a response with an error status was logged by `log`.
 fn log_broken(failure: ServerErrorsFailureClass, _: std::time::Duration, _: &tracing::Span) {
     if let ServerErrorsFailureClass::Error(error) = failure {
-        tracing::error!(error, "an answer broke off");
+        tracing::error!(error, "response body failed");
     }
 }

@@ -1,4 +1,4 @@
-//! The contract: generated from the handlers, checked in as `openapi/x402d.json`.
+//! The API specification: generated from the handlers, checked in as `openapi/x402d.json`.
 
 use serde::Serialize;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -8,13 +8,13 @@ use utoipa::{Modify, OpenApi, ToSchema};
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PaymentEnvelope {
-    /// 1 or 2; the payload's own counts when this is absent.
+    /// 1 or 2; if absent, the version in the payload counts.
     #[schema(minimum = 1, maximum = 2)]
     x402_version: u8,
     /// The decoded payment header.
     #[schema(value_type = Object)]
     payment_payload: serde_json::Value,
-    /// What the seller asks for: `amount` in version 2, `maxAmountRequired` in version 1.
+    /// The seller's requirements: `amount` in version 2, `maxAmountRequired` in version 1.
     #[schema(value_type = Object)]
     payment_requirements: serde_json::Value,
 }
@@ -26,7 +26,7 @@ pub(super) struct PaymentEnvelope {
         (name = "facilitator", description = "The standard x402 calls, versions 1 and 2."),
         (name = "sessions", description = "Payment sessions, for buyers: terms first, then money, then the request."),
         (name = "history", description = "Every payment that was ever accepted, for the operator."),
-        (name = "health", description = "For whatever keeps the service alive."),
+        (name = "health", description = "For monitoring, and for the operator."),
     ),
     modifiers(&OperatorToken),
 )]
@@ -35,12 +35,12 @@ struct Frame;
 struct OperatorToken;
 
 impl Modify for OperatorToken {
-    fn modify(&self, contract: &mut utoipa::openapi::OpenApi) {
+    fn modify(&self, specification: &mut utoipa::openapi::OpenApi) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .description(Some("The token of X402D_ADMIN_TOKEN; callers on the loopback address need none unless it is set."))
             .build();
-        contract
+        specification
             .components
             .get_or_insert_default()
             .add_security_scheme("operator", SecurityScheme::Http(scheme));
@@ -52,8 +52,8 @@ pub(super) fn frame() -> utoipa::openapi::OpenApi {
     Frame::openapi()
 }
 
-/// The whole contract as the service serves it.
-pub fn contract() -> utoipa::openapi::OpenApi {
+/// The API specification as it is served.
+pub fn specification() -> utoipa::openapi::OpenApi {
     super::routes().into_openapi()
 }
 
@@ -64,8 +64,8 @@ mod tests {
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/x402d.json");
 
     #[test]
-    fn the_checked_in_contract_is_the_one_that_is_served() {
-        let mut served = contract().to_pretty_json().unwrap();
+    fn checked_in_specification_is_the_served_one() {
+        let mut served = specification().to_pretty_json().unwrap();
         served.push('\n');
         if std::env::var_os("X402D_WRITE_OPENAPI").is_some_and(|wish| wish == "1") {
             std::fs::write(FILE, &served).unwrap();
@@ -78,9 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn the_contract_names_every_call_once_and_says_who_may_make_it() {
-        let contract = contract();
-        let paths: Vec<_> = contract.paths.paths.keys().map(String::as_str).collect();
+    fn specification_has_every_call_and_the_operator_scheme() {
+        let specification = specification();
+        let paths: Vec<_> = specification
+            .paths
+            .paths
+            .keys()
+            .map(String::as_str)
+            .collect();
         assert_eq!(
             paths,
             [
@@ -100,7 +105,7 @@ mod tests {
                 "/verify"
             ]
         );
-        let components = contract.components.unwrap();
+        let components = specification.components.unwrap();
         assert!(components.security_schemes.contains_key("operator"));
     }
 }

@@ -1,4 +1,4 @@
-//! Who is the operator: a caller on the loopback address, or one with the bearer token. Once a token is set, it is always required.
+//! Recognises the operator: a caller on the loopback address, or one with the bearer token. Once a token is set, it is always required.
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::header;
@@ -32,9 +32,9 @@ impl FromRequestParts<AppState> for Operator {
                     scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()
                 })
                 .map(|(_, token)| token.as_bytes());
-            let right =
+            let is_valid =
                 given.is_some_and(|given| given.ct_eq(token.expose_secret().as_bytes()).into());
-            return if right {
+            return if is_valid {
                 Ok(Self)
             } else {
                 Err(Problem::operator_only(

@@ -1,13 +1,13 @@
-//! Which path a request means, and which paths any page may call.
+//! Normalises request paths, for calls of sellers and buyers alone.
 //!
 //! SDKs join a configured URL and a path by plain concatenation, so that a URL with a slash at its end gives `//supported`. The calls of
-//! sellers and buyers are found all the same. The operator's are not: what a proxy in front keeps out by its path must not be reachable by
-//! another spelling.
+//! sellers and buyers are found all the same. The operator's are not: a path that a proxy in front blocks must not be reachable by another
+//! spelling.
 
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Uri};
 
-/// The first segments of the calls that sellers and buyers make. Everything else is matched exactly as it came.
+/// The first segments of the calls of sellers and buyers. Every other path is matched exactly as received.
 const CALLERS: [&str; 6] = [
     "supported",
     "verify",
@@ -17,8 +17,8 @@ const CALLERS: [&str; 6] = [
     "openapi.json",
 ];
 
-/// The path that is meant by `path`: without empty segments, when it is a call of sellers and buyers. `None`: it stays as it is.
-fn meant(path: &str) -> Option<String> {
+/// `path` without empty segments, if it is a call of sellers or buyers. `None`: it stays as it is.
+fn normalized(path: &str) -> Option<String> {
     if !path.contains("//") && !path.ends_with('/') {
         return None;
     }
@@ -34,10 +34,10 @@ fn meant(path: &str) -> Option<String> {
         .then(|| format!("/{}", segments.join("/")))
 }
 
-/// Gives a request the path that it means. Runs before routing.
-pub(super) async fn forgive<B: Send>(mut request: Request<B>) -> Request<B> {
+/// Normalises the path of a request. Runs before routing.
+pub(super) async fn normalize<B: Send>(mut request: Request<B>) -> Request<B> {
     let uri = request.uri();
-    let Some(path) = meant(uri.path()) else {
+    let Some(path) = normalized(uri.path()) else {
         return request;
     };
     let path = match uri.query() {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn empty_segments_are_passed_over_in_callers_paths_alone() {
+    fn empty_segments_are_removed_from_caller_paths_only() {
         for (path, expected) in [
             ("//supported", "/supported"),
             ("/supported/", "/supported"),
@@ -65,7 +65,7 @@ mod tests {
             ("///api//verify//", "/api/verify"),
             ("/sessions//ps_1/transfer/", "/sessions/ps_1/transfer"),
         ] {
-            assert_eq!(meant(path).as_deref(), Some(expected), "{path}");
+            assert_eq!(normalized(path).as_deref(), Some(expected), "{path}");
         }
         for path in [
             "/",
@@ -79,14 +79,14 @@ mod tests {
             "/docs/",
             "//nowhere",
         ] {
-            assert_eq!(meant(path), None, "{path}");
+            assert_eq!(normalized(path), None, "{path}");
         }
     }
 
     #[tokio::test]
-    async fn the_query_stays() {
+    async fn normalized_path_keeps_its_query() {
         let request = Request::get("//sessions/ps_1/?wait=3").body(()).unwrap();
-        let request = forgive(request).await;
+        let request = normalize(request).await;
         assert_eq!(request.uri(), "/sessions/ps_1?wait=3");
     }
 }

@@ -1,7 +1,7 @@
 //! `GET /payments`, `GET /payments/{id}`, `GET /payments/by-transaction/{network}/{hash}`, `GET /stats`: the history, for the operator.
 
 mod csv;
-mod question;
+mod query;
 pub(super) mod stats;
 mod view;
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use self::question::{Filters, Question, RawQuery, parsed};
+use self::query::{Filters, QueryReader, RawQuery, parsed};
 use self::view::{PaymentDetail, PaymentView};
 use crate::http::operator::Operator;
 use crate::http::{AppState, Problem};
@@ -22,7 +22,7 @@ use crate::ledger::{Entry, HistoryFilter, Page};
 use crate::payment::PaymentId;
 use crate::protocol::field::parse_hash;
 
-/// Rows on a page unless the caller says otherwise, and at most.
+/// Default and maximum of the rows on a page.
 const PAGE_DEFAULT: u16 = 50;
 const PAGE_MAX: u16 = 500;
 
@@ -32,12 +32,12 @@ const PAGE_MAX: u16 = 500;
 pub(super) struct PaymentPage {
     /// The payments.
     payments: Vec<PaymentView>,
-    /// Give it back as `cursor` for the next page; absent on the last one.
+    /// Pass it as `cursor` to get the next page; absent on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
 }
 
-/// Payments that one transaction carried.
+/// The payments of one transaction.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PaymentList {
     /// The payments, newest first.
@@ -46,8 +46,9 @@ pub(super) struct PaymentList {
 
 /// List payments
 ///
-/// Newest first, a page at a time. A walk along `nextCursor` shows every payment once that was committed before its first page; later ones
-/// may be absent and never come twice. With `format=csv`, or `Accept: text/csv`, all that the filters let through comes as one table.
+/// Newest first, a page at a time. Following `nextCursor` shows every payment once that was committed before the first page was read; later
+/// ones may be absent and never come twice. With `format=csv`, or `Accept: text/csv`, all payments that match the filters come as one
+/// table.
 #[utoipa::path(get, path = "/payments", operation_id = "listPayments", tag = "history", params(
         Filters,
         ("cursor" = Option<String>, Query, description = "`nextCursor` of the page before."),
@@ -65,18 +66,18 @@ pub(super) async fn list(
     headers: HeaderMap,
     query: RawQuery,
 ) -> Result<Response, Problem> {
-    let mut question = Question::new(query)?;
-    let filter = question.filter()?;
+    let mut query = QueryReader::new(query)?;
+    let filter = query.filter()?;
     let (after, limit) = (
-        question.member("cursor", parsed)?,
-        question.member("limit", limit)?,
+        query.member("cursor", parsed)?,
+        query.member("limit", limit)?,
     );
-    let as_csv = question.member("format", |text| match text {
+    let as_csv = query.member("format", |text| match text {
         "csv" => Ok(true),
         "json" => Ok(false),
         _ => Err("expected csv or json".to_owned()),
     })?;
-    question.end()?;
+    query.end()?;
     if as_csv.unwrap_or_else(|| prefers_csv(&headers)) {
         if after.is_some() || limit.is_some() {
             let why = "a table has no pages: leave out cursor and limit, or ask for format=json";
@@ -107,11 +108,12 @@ async fn page(
 
 /// Show a payment
 ///
-/// With its timeline (every change of state, and who was told), every signed transaction that was to move its money, and what gas cost.
+/// With its timeline (every change of state, and every answer of success), every signed transaction that was to transfer its money, and the
+/// cost of gas.
 #[utoipa::path(get, path = "/payments/{id}", operation_id = "showPayment", tag = "history", params(("id" = String, Path, description = "the ledger's id")),
     security(("operator" = [])), responses(
     (status = 200, description = "the payment", body = PaymentDetail),
-    (status = 400, description = "no id", body = Problem, content_type = "application/problem+json"),
+    (status = 400, description = "not an id", body = Problem, content_type = "application/problem+json"),
     (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
     (status = 404, description = "no such payment", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
@@ -125,21 +127,21 @@ pub(super) async fn show(
     let id = Uuid::parse_str(&id).map(PaymentId).map_err(|_| {
         Problem::invalid_parameter("id: expected an id of this ledger, a UUID; for a hash there is /payments/by-transaction/{network}/{hash}")
     })?;
-    let life = state.facilitator.ledger.life(id).await?;
-    let life = life.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
-    Ok(Json(PaymentDetail::new(life, &state)))
+    let detail = state.facilitator.ledger.life(id).await?;
+    let detail = detail.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
+    Ok(Json(PaymentDetail::new(detail, &state)))
 }
 
 /// List the payments of a transaction
 ///
-/// A list, because one transaction can carry several. Includes payments that the transaction was signed for and did not move. Empty for
-/// a transaction that this ledger does not know.
+/// A list, because one transaction can carry several. Includes payments that the transaction was signed for and did not transfer. Empty for
+/// a transaction that this ledger does not have.
 #[utoipa::path(get, path = "/payments/by-transaction/{network}/{hash}", operation_id = "listPaymentsOfTransaction", tag = "history", params(
         ("network" = String, Path, description = "CAIP-2 or name, such as `eip155:8453` or `base`"),
         ("hash" = String, Path, description = "the transaction's hash"),
     ), security(("operator" = [])), responses(
     (status = 200, description = "the payments", body = PaymentList),
-    (status = 400, description = "no network, or no hash", body = Problem, content_type = "application/problem+json"),
+    (status = 400, description = "not a network, or not a hash", body = Problem, content_type = "application/problem+json"),
     (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
 ))]
@@ -150,7 +152,7 @@ pub(super) async fn of_transaction(
 ) -> Result<Json<PaymentList>, Problem> {
     let Path((network, hash)) =
         path.map_err(|error| Problem::invalid_parameter(error.body_text()))?;
-    let network = question::network(&network)
+    let network = query::network(&network)
         .map_err(|why| Problem::invalid_parameter(format!("network: {why}")))?;
     let hash =
         parse_hash(&hash).map_err(|why| Problem::invalid_parameter(format!("hash: {why}")))?;
@@ -173,7 +175,7 @@ fn limit(text: &str) -> Result<u16, String> {
         .ok_or_else(|| format!("expected 1 to {PAGE_MAX}"))
 }
 
-/// Whether the caller names CSV and wants it no less than JSON. Whoever takes anything gets JSON.
+/// Whether the caller names CSV and does not prefer JSON. A caller that accepts anything gets JSON.
 fn prefers_csv(headers: &HeaderMap) -> bool {
     let ranges = headers
         .get_all(header::ACCEPT)
@@ -187,7 +189,7 @@ fn prefers_csv(headers: &HeaderMap) -> bool {
         if refused {
             continue;
         }
-        // The first one that we have is what the caller gets.
+        // The first supported type in the header is used.
         if kind.eq_ignore_ascii_case("text/csv") {
             return true;
         }

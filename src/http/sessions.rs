@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use utoipa::IntoParams;
 
-use crate::facilitator::{Outage, SessionError};
+use crate::facilitator::{SessionError, Unavailable};
 use crate::http::connection::Connection;
 use crate::http::{AppState, Problem, body};
 use crate::protocol::Reason;
@@ -38,23 +38,23 @@ impl Wait {
     }
 }
 
-/// Negotiate a payment session
+/// Open a payment session
 ///
-/// Fixes one entry of a seller's `accepts` before any money moves, and answers with what to sign. Costs nothing, asks no chain.
+/// Fixes one entry of a seller's `accepts` before any money moves, and answers with the data to sign. Costs nothing, and makes no RPC call.
 #[utoipa::path(
     post,
     path = "/sessions",
     tag = "sessions",
     request_body = SessionRequest,
     responses(
-        (status = 201, description = "the session, and what to sign", body = SessionOpened),
+        (status = 201, description = "the session, and the data to sign", body = SessionOpened),
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "too many sessions are open", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "cannot be judged now; nothing was taken up", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the request cannot be checked now; nothing was accepted", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn open(
@@ -71,7 +71,7 @@ pub(super) async fn open(
 
 /// Read a session
 ///
-/// For whoever knows its id. With `wait` the answer comes when something changes.
+/// For callers that know its id. With `wait`, the response comes when something changes.
 #[utoipa::path(
     get,
     path = "/sessions/{id}",
@@ -79,7 +79,7 @@ pub(super) async fn open(
     params(("id" = String, Path, description = "the session's id"), Wait),
     responses(
         (status = 200, description = "the session", body = SessionView),
-        (status = 400, description = "wait is no number of seconds up to 60", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "wait is not a number of seconds up to 60", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
     )
@@ -95,9 +95,9 @@ pub(super) async fn show(
 
 /// Submit the transfer
 ///
-/// One of: an authorization with the session's nonce, which is sent at our cost; a signed transaction of the payer's, which is stored and
-/// sent; the hash of a transaction that was sent already. The last two come with the claim, unless the transaction carries the session's
-/// tag, as the calldata of the 201 does. Repeating it is harmless.
+/// One of: an authorization with the session's nonce, which the facilitator sends at its own cost; a signed transaction of the payer, which
+/// is stored and sent; the hash of a transaction that was sent already. The last two come with the claim, unless the transaction carries
+/// the session's tag, as the calldata of the 201 does. Repeating it is harmless.
 #[utoipa::path(
     post,
     path = "/sessions/{id}/transfer",
@@ -105,17 +105,17 @@ pub(super) async fn show(
     params(("id" = String, Path, description = "the session's id"), Wait),
     request_body = TransferSubmission,
     responses(
-        (status = 200, description = "taken up; the session says how far it got", body = SessionView),
+        (status = 200, description = "accepted; the session shows its state", body = SessionView),
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "not sent before the seller asks; the header is good all the same", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "not sent before the seller asks; the header is valid all the same", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or no such transaction yet", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "the session has expired", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "not what the session asks for; the code says why", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "cannot be judged now", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the submission cannot be checked now", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn transfer(
@@ -133,10 +133,10 @@ pub(super) async fn transfer(
             "expected one of: authorization and signature; rawTransaction; transaction",
         )
     })?;
-    let sent = matches!(form, TransferForm::Sent { .. });
+    let is_sent = matches!(form, TransferForm::Sent { .. });
     let (answer, outcome) = oneshot::channel();
     let facilitator = state.facilitator.clone();
-    // What is taken up goes to its end, also when the caller goes away.
+    // An accepted submission is processed to its end, also when the caller disconnects.
     let span = tracing::Span::current();
     let work = async move {
         let outcome = facilitator.submit(&id, form, wait).await;
@@ -146,17 +146,17 @@ pub(super) async fn transfer(
     tasks.spawn(tracing::Instrument::instrument(work, span));
     let outcome = outcome
         .await
-        .unwrap_or(Err(SessionError::Outage(Outage::Stopping)));
-    // What the payer has sent moves money whatever is said here.
+        .unwrap_or(Err(SessionError::Unavailable(Unavailable::Stopping)));
+    // A transaction that the payer has sent moves money whatever the response is.
     outcome
         .map(Json)
-        .map_err(|error| Problem::from(error).money_may_move(sent))
+        .map_err(|error| Problem::from(error).money_may_move(is_sent))
 }
 
 /// Cancel a session
 ///
-/// While nothing was submitted. It stops our early broadcast and nothing else: a header that was signed for the session stays an ordinary
-/// payment until `expiresAt`, as `moneyMayMove` says.
+/// While nothing was submitted. It stops the facilitator's early broadcast and nothing else: a header that was signed for the session stays
+/// an ordinary payment until `expiresAt`, as `moneyMayMove` says.
 #[utoipa::path(
     post,
     path = "/sessions/{id}/cancel",
@@ -204,7 +204,7 @@ fn waiting(wait: &Result<Query<Wait>, QueryRejection>) -> Result<Duration, Probl
     }
 }
 
-/// By what open sessions are counted: an IPv6 client has a whole /64 to call from.
+/// The name by which open sessions are counted: an IPv6 client has a whole /64 of addresses.
 fn client_name(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => address.to_string(),
@@ -237,13 +237,13 @@ impl From<SessionError> for Problem {
                 let problem = Self::new(status, refusal.reason.code(), refusal.message);
                 problem.retryable(refusal.reason == Reason::TransferNotFound)
             }
-            SessionError::Outage(Outage::TooManySessions) => Self::new(
+            SessionError::Unavailable(Unavailable::TooManySessions) => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_sessions",
                 "too many sessions are open; those that are not paid end by themselves, try again later",
             )
             .retryable(true),
-            SessionError::Outage(outage) => Self::outage(&outage),
+            SessionError::Unavailable(unavailable) => Self::unavailable(&unavailable),
         }
     }
 }
@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_client_counts_by_its_network() {
+    fn ipv6_client_is_counted_by_its_network() {
         let name = |text: &str| client_name(text.parse().unwrap());
         assert_eq!(name("10.1.2.3"), "10.1.2.3");
         assert_eq!(name("::ffff:10.1.2.3"), "10.1.2.3");

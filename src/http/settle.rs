@@ -8,7 +8,7 @@ use axum::{Extension, Json};
 use tokio::sync::oneshot;
 use tower_http::request_id::RequestId;
 
-use crate::facilitator::{Caller, Outage, Settled};
+use crate::facilitator::{Caller, Settled, Unavailable};
 use crate::http::connection::Connection;
 use crate::http::{AppState, body, error};
 use crate::protocol::{PaymentRequest, Reason, SettleResponse};
@@ -16,7 +16,7 @@ use crate::protocol::{PaymentRequest, Reason, SettleResponse};
 /// Settle a payment
 ///
 /// Moves the money and answers `success` once, to one caller, with the hash of the transaction. While the outcome is open, the answer is
-/// `settlement_pending` with the hash: present the same payment again. Whoever presents a payment that has bought its resource gets
+/// `settlement_pending` with the hash: present the same payment again. A caller that presents a payment which has bought its resource gets
 /// `duplicate_settlement` with the same hash.
 #[utoipa::path(
     post,
@@ -25,11 +25,11 @@ use crate::protocol::{PaymentRequest, Reason, SettleResponse};
     request_body(content = crate::http::openapi::PaymentEnvelope, description = "x402 v1 or v2"),
     responses(
         (status = 200, description = "the outcome, good or bad", body = SettleResponse),
-        (status = 400, description = "no x402 request", body = error::Malformed),
+        (status = 400, description = "not an x402 request", body = error::Malformed),
         (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
         (status = 415, description = "the body is compressed", body = error::Malformed),
-        (status = 503, description = "cannot be judged now; nothing was broadcast for this request", body = SettleResponse),
+        (status = 503, description = "the payment cannot be checked now; nothing was broadcast for this request", body = SettleResponse),
     )
 )]
 pub(super) async fn settle(
@@ -54,30 +54,30 @@ pub(super) async fn settle(
         request_id,
         caller: connection.peer.ip().to_string(),
     };
-    match run_to_its_end(&state, request, caller).await {
+    match run_detached(&state, request, caller).await {
         Ok(settled) => answer(settled, &connection),
-        Err(outage) => {
+        Err(unavailable) => {
             let response = SettleResponse {
                 success: false,
                 error_reason: Some(Reason::UnexpectedSettleError.code().to_owned()),
-                error_message: Some(format!("{outage}; present the same payment again")),
+                error_message: Some(format!("{unavailable}; present the same payment again")),
                 payer: None,
                 transaction: String::new(),
                 network: network_name,
                 amount: None,
                 extra: None,
             };
-            error::unavailable(&outage, &response)
+            error::unavailable(&unavailable, &response)
         }
     }
 }
 
-/// The settlement outlives this request: if the caller goes away, the outcome comes back here unheard and its grant is void.
-async fn run_to_its_end(
+/// Runs the settlement in a task that outlives this request: if the caller disconnects, the result is dropped unsent and its grant is void.
+async fn run_detached(
     state: &AppState,
     request: PaymentRequest,
     caller: Caller,
-) -> Result<Settled, Outage> {
+) -> Result<Settled, Unavailable> {
     let (answer, outcome) = oneshot::channel();
     let facilitator = state.facilitator.clone();
     let span = tracing::Span::current();
@@ -91,7 +91,7 @@ async fn run_to_its_end(
             },
             span,
         ));
-    outcome.await.unwrap_or(Err(Outage::Stopping))
+    outcome.await.unwrap_or(Err(Unavailable::Stopping))
 }
 
 fn answer(settled: Settled, connection: &Connection) -> Response {

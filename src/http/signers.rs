@@ -12,7 +12,7 @@ use crate::ledger::LaneView;
 use crate::protocol::response::spelled;
 use crate::settlement::Site;
 
-/// Who pays for gas, and how they are doing.
+/// The signers and their lanes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Signers {
     signers: Vec<SignerView>,
@@ -22,48 +22,48 @@ pub(super) struct Signers {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SignerView {
-    /// CAIP-2.
+    /// Network in CAIP-2.
     network: String,
-    /// Address that transactions come from.
+    /// Address that transactions are sent from.
     signer: String,
     /// Whether this process has its key.
     configured: bool,
-    /// Wei at the newest block; absent when the chain does not tell, or the key is not configured here.
+    /// Wei at the newest block; absent when the chain does not answer, or the key is not configured here.
     #[serde(skip_serializing_if = "Option::is_none")]
     balance_wei: Option<String>,
-    /// Payments that it pays for at what gas costs now, at most.
+    /// Payments that its balance pays for at the present gas price, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     payments_left: Option<u64>,
-    /// The chain's account nonce at the newest block.
+    /// The account nonce at the newest block.
     #[serde(skip_serializing_if = "Option::is_none")]
     head_nonce: Option<u64>,
-    /// The same with what waits in the node's pool.
+    /// The account nonce with the transactions in the node's pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pending_nonce: Option<u64>,
-    /// The first nonce that the ledger has no bytes for.
+    /// The lowest nonce for which the ledger has no transaction.
     next_nonce: u64,
     /// Transactions whose outcome is open.
     transactions_in_flight: u64,
-    /// Payments that ride in them.
+    /// Payments in these transactions.
     payments_in_flight: u64,
-    /// Id of the process that writes its nonces, while the lease runs.
+    /// Id of the process that owns the lane, while its lease runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
-    /// Whether that is the process that answers.
+    /// Whether that is the answering process.
     owned_here: bool,
     /// When the lease ends unless it is renewed.
     lease_until: String,
-    /// Counts owners.
+    /// Increases by one with each new owner.
     epoch: i64,
-    /// Why it writes nothing new until the operator clears `lanes.stopped_reason`.
+    /// Why the lane signs nothing new until the operator clears `lanes.stopped_reason`.
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped_reason: Option<String>,
 }
 
 /// Show the signers
 ///
-/// Every signer that the ledger has ever seen: what it has for gas, how far its nonces got, who writes them, and whether it waits for the
-/// operator. A pending nonce above the next one means that somebody else uses the key.
+/// Every signer that the ledger has ever seen: its balance, its nonces, the process that owns its lane, and whether the lane waits for the
+/// operator. A pending nonce above the next one means that the key is used outside of this ledger.
 #[utoipa::path(get, path = "/signers", operation_id = "signers", tag = "health", security(("operator" = [])), responses(
     (status = 200, description = "the signers", body = Signers),
     (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
@@ -76,14 +76,14 @@ pub(super) async fn signers(
     let facilitator = &state.facilitator;
     let mut signers = Vec::new();
     for lane in facilitator.ledger.lanes().await? {
-        let served = facilitator.signers.iter().any(|(network, signers)| {
+        let is_configured = facilitator.signers.iter().any(|(network, signers)| {
             *network == lane.lane.network && signers.contains(&lane.lane.signer)
         });
         let site = facilitator
             .sites
             .iter()
             .find(|site| site.policy.network == lane.lane.network)
-            .filter(|_| served);
+            .filter(|_| is_configured);
         let owned_here = lane.owner == Some(facilitator.ledger.process());
         signers.push(view(lane, site.map(AsRef::as_ref), owned_here).await);
     }
@@ -92,7 +92,7 @@ pub(super) async fn signers(
 
 async fn view(lane: LaneView, site: Option<&Site>, owned_here: bool) -> SignerView {
     let signer = lane.lane.signer;
-    let seen = match site {
+    let chain = match site {
         Some(site) => tokio::try_join!(
             site.rpc.balance(signer),
             site.rpc.transaction_count(signer, "latest"),
@@ -105,12 +105,12 @@ async fn view(lane: LaneView, site: Option<&Site>, owned_here: bool) -> SignerVi
         network: lane.lane.network.to_string(),
         signer: spelled(signer),
         configured: site.is_some(),
-        balance_wei: seen.map(|(balance, ..)| balance.to_string()),
-        payments_left: seen
+        balance_wei: chain.map(|(balance, ..)| balance.to_string()),
+        payments_left: chain
             .zip(site)
             .and_then(|((balance, ..), site)| site.payments_left(balance)),
-        head_nonce: seen.map(|(_, head, _)| head),
-        pending_nonce: seen.map(|(.., pending)| pending),
+        head_nonce: chain.map(|(_, head, _)| head),
+        pending_nonce: chain.map(|(.., pending)| pending),
         next_nonce: lane.next_nonce,
         transactions_in_flight: lane.open,
         payments_in_flight: lane.payments,

@@ -1,4 +1,4 @@
-//! What handlers share.
+//! The state that handlers share.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,27 +8,24 @@ use crate::facilitator::Facilitator;
 use crate::http::health::{Condition, Readiness};
 use crate::settlement::Supervisor;
 
-/// The state of the service. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AppState {
-    /// The three verbs.
     pub facilitator: Facilitator,
-    /// The operator's bearer token; without one, loopback callers are the operator.
+    /// The operator's bearer token; without one, callers on the loopback address are the operator.
     pub admin_token: Option<Arc<SecretString>>,
     /// The longest body that is read, in bytes.
     pub body_bytes_max: usize,
-    /// What `/readyz` said last.
-    pub readiness: SaidReadiness,
+    pub readiness: LastReadiness,
     /// Knows which tasks of the engine have died.
     pub supervisor: Supervisor,
 }
 
-/// What `/readyz` said last, so that the log has a line for each change and none for each probe.
+/// The last condition that `/readyz` reported, so that the log has a line for each change and none for each probe.
 #[derive(Debug, Clone, Default)]
-pub struct SaidReadiness(Arc<Mutex<Option<Condition>>>);
+pub struct LastReadiness(Arc<Mutex<Option<Condition>>>);
 
-impl SaidReadiness {
-    /// Says so if it is news.
+impl LastReadiness {
+    /// Logs the condition if it has changed.
     pub(super) fn note(&self, readiness: &Readiness) {
         let now = readiness.status();
         let before = self
@@ -36,11 +33,11 @@ impl SaidReadiness {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .replace(now);
-        let why = readiness.in_words();
+        let why = readiness.problems();
         match now {
             _ if before == Some(now) => {}
             Condition::Ok if before.is_none() => {}
-            Condition::Ok => tracing::info!("readiness changed: all is well again"),
+            Condition::Ok => tracing::info!("readiness changed: ok"),
             Condition::Degraded => tracing::warn!(why, "readiness changed: degraded"),
             Condition::Down => tracing::warn!(why, "readiness changed: nothing can be sold"),
         }

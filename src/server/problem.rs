@@ -1,5 +1,3 @@
-//! Why the service does not start, in the operator's words.
-
 use std::net::SocketAddr;
 
 use alloy::primitives::Address;
@@ -8,39 +6,32 @@ use crate::chain::fees::TooDear;
 use crate::chain::{RpcError, TokenProblem};
 use crate::ledger::LedgerError;
 
-/// Why the service does not start.
+/// Why the service does not start. The messages are written for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The database.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// A network.
     #[error("{network}: {problem}")]
     Network {
-        /// CAIP-2.
         network: String,
-        /// What is wrong with it.
         problem: NetworkProblem,
     },
-    /// The address.
     #[error(
         "cannot listen on {address}: {source}; choose another address (--listen, X402D_LISTEN), or end what uses it"
     )]
     Listen {
-        /// Where.
         address: SocketAddr,
-        /// Why not.
         source: std::io::Error,
     },
 }
 
-/// What the chain says against a network's configuration.
+/// A difference between a network and its configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkProblem {
-    /// The RPC fails or serves another chain.
+    /// The RPC fails, or serves another chain.
     #[error(transparent)]
     Rpc(#[from] RpcError),
-    /// The ledger was begun on another chain, or fails.
+    /// The ledger was created with another chain, or fails.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// A token is not what the configuration says.
@@ -55,8 +46,8 @@ pub enum NetworkProblem {
 }
 
 impl NetworkProblem {
-    /// Whether nobody has said anything against the configuration: the RPC does not answer.
-    pub fn is_outage(&self) -> bool {
+    /// Whether the RPC did not answer, so that the configuration may still be right.
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Rpc(error) => {
                 !matches!(error, RpcError::WrongChain { .. } | RpcError::NoOverrides)

@@ -233,11 +233,19 @@ async fn without_multicall_payments_settle_one_per_transaction() {
     let none = json!([MULTICALL3, "0x"]);
     chain.call("anvil_setCode", none).await;
     let world = Setup::default().on(chain).await;
-    assert!(world.facilitator.log().contains("Multicall3 is not there"));
+    assert!(
+        world
+            .facilitator
+            .log()
+            .contains("Multicall3 is not deployed")
+    );
     let found = check(&world.proxy.url());
     assert!(found.status.success(), "{found:?}");
     let found = String::from_utf8(found.stdout).unwrap();
-    assert!(found.contains("each payment has a transaction"), "{found}");
+    assert!(
+        found.contains("each payment gets its own transaction"),
+        "{found}"
+    );
 
     let payer = world.payer().await;
     let bodies: Vec<_> = (0..8)

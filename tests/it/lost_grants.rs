@@ -48,10 +48,7 @@ async fn a_lost_grant_is_void_also_after_a_long_outage() {
     std::fs::remove_file(&lost).unwrap();
     eventually("its tries to fail", Duration::from_mins(1), async || {
         let log = world.facilitator.log();
-        (log.matches("cannot record what became of an answer")
-            .count()
-            > 0)
-        .then_some(())
+        (log.matches("grant not closed").count() > 0).then_some(())
     })
     .await;
     line.down(false);

@@ -1,4 +1,4 @@
-//! What the chains say to a configuration.
+//! Compares a configuration with the chains.
 
 use std::fmt::Write as _;
 
@@ -12,14 +12,14 @@ use crate::payment::Asset;
 use crate::protocol::assets::TransferMethod;
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 use crate::protocol::response::spelled;
-use crate::server::{NetworkProblem, rpc_of, rpc_with};
+use crate::server::{NetworkProblem, network_rpc, rpc_with_urls};
 use crate::settlement::{EMPTY_PAYMENTS, native_amount, payment_cost};
 
-/// A contract that has the same address on each chain to which somebody has brought it.
+/// A contract that has the same address on every chain where it is deployed.
 struct Contract {
     name: &'static str,
     address: Address,
-    /// Whether tokens that move by Permit2 cannot do without it.
+    /// Whether payments by Permit2 need it.
     for_permit2: bool,
 }
 
@@ -46,17 +46,17 @@ const CONTRACTS: [Contract; 4] = [
     },
 ];
 
-/// What was found on a configured network.
+/// The result of checking a configured network.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Look {
+pub(super) struct Report {
     network: String,
     name: Option<&'static str>,
     confirmations: u32,
     findings: Vec<Finding>,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     about: &'static str,
@@ -69,13 +69,13 @@ struct Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Outcome {
-    /// The chain has it as configured.
+    /// The chain agrees with the configuration.
     Agrees,
-    /// It is not there, and nothing that is configured needs it.
+    /// It is not deployed, and the configuration does not need it.
     Missing,
     /// `serve` would refuse to start, or could not settle.
     Wrong,
-    /// The RPC did not say.
+    /// The RPC did not answer.
     Unanswered,
 }
 
@@ -98,7 +98,7 @@ impl Finding {
     ) -> Self {
         let (outcome, says) = match found {
             Ok(says) => (Outcome::Agrees, says),
-            Err(problem) if problem.is_outage() => (Outcome::Unanswered, problem.to_string()),
+            Err(problem) if problem.is_transient() => (Outcome::Unanswered, problem.to_string()),
             Err(problem) => (Outcome::Wrong, problem.to_string()),
         };
         Self {
@@ -110,49 +110,48 @@ impl Finding {
     }
 }
 
-/// Asks a network's endpoints about everything that is configured of it. Where they serve another chain, or nobody answers, nothing else
-/// is asked.
-pub(super) async fn look_at(config: &NetworkConfig) -> Look {
+/// Checks everything that is configured of a network. If its endpoints serve another chain or do not answer, nothing else is checked.
+pub(super) async fn check(config: &NetworkConfig) -> Report {
     let network = config.policy.network;
-    let mut look = Look {
+    let mut report = Report {
         network: network.to_string(),
         name: network.known().map(|known| known.name),
         confirmations: config.policy.confirmations,
         findings: Vec::new(),
     };
-    match reached(config).await {
+    match checked_rpc(config).await {
         Ok(rpc) => {
             let says = format!("chain id {}", network.chain_id());
-            look.findings.push(Finding::new("chain", None, Ok(says)));
-            let able = rpc.check_overrides().await;
-            let able = able.map(|()| "state overrides of eth_call".to_owned());
-            let able = able.map_err(NetworkProblem::from);
-            look.findings.push(Finding::new("rpc", None, able));
-            look.take_in_urls(config).await;
-            look.take_in(&rpc, config).await;
+            report.findings.push(Finding::new("chain", None, Ok(says)));
+            let overrides = rpc.check_overrides().await;
+            let overrides = overrides.map(|()| "state overrides of eth_call".to_owned());
+            let overrides = overrides.map_err(NetworkProblem::from);
+            report.findings.push(Finding::new("rpc", None, overrides));
+            report.check_urls(config).await;
+            report.check_all(&rpc, config).await;
         }
         Err(problem) => {
             let refused = Err(problem.into());
-            look.findings.push(Finding::new("chain", None, refused));
+            report.findings.push(Finding::new("chain", None, refused));
         }
     }
-    look
+    report
 }
 
-async fn reached(config: &NetworkConfig) -> Result<Rpc, RpcError> {
-    let rpc = rpc_of(config)?;
+async fn checked_rpc(config: &NetworkConfig) -> Result<Rpc, RpcError> {
+    let rpc = network_rpc(config)?;
     rpc.check_chain().await?;
     Ok(rpc)
 }
 
-impl Look {
-    /// Where there are several URLs, those that `serve` would do without.
-    async fn take_in_urls(&mut self, config: &NetworkConfig) {
+impl Report {
+    /// Where there are several URLs, checks each alone: `serve` starts without those that fail.
+    async fn check_urls(&mut self, config: &NetworkConfig) {
         if config.rpc_urls.len() < 2 {
             return;
         }
         for (index, url) in config.rpc_urls.iter().enumerate() {
-            let alone = rpc_with(config, std::slice::from_ref(url));
+            let alone = rpc_with_urls(config, std::slice::from_ref(url));
             let checked = async { alone?.check_chain().await };
             if let Err(error) = checked.await {
                 let mut finding = Finding::new("rpc", None, Err(error.into()));
@@ -162,7 +161,7 @@ impl Look {
         }
     }
 
-    async fn take_in(&mut self, rpc: &Rpc, config: &NetworkConfig) {
+    async fn check_all(&mut self, rpc: &Rpc, config: &NetworkConfig) {
         for asset in &config.policy.assets {
             let found = token(rpc, asset).await;
             let finding = Finding::new("token", Some(asset.address), found);
@@ -190,8 +189,8 @@ impl Look {
         })
     }
 
-    /// The network on a line, what was found below it.
-    pub(super) fn written(&self) -> String {
+    /// The network on a line, its findings below it.
+    pub(super) fn formatted(&self) -> String {
         let mut text = format!(
             "{} {}, confirmations {}",
             self.network,
@@ -201,7 +200,7 @@ impl Look {
         for finding in &self.findings {
             let (word, about, says) = (finding.outcome.word(), finding.about, &finding.says);
             let address = finding.address.as_deref().unwrap_or_default();
-            // A `String` takes whatever is written to it.
+            // Writing to a `String` cannot fail.
             write!(text, "\n  {word:<8} {about:<9} {address:<42} {says}").ok();
         }
         text
@@ -230,17 +229,17 @@ async fn token(rpc: &Rpc, asset: &Asset) -> Result<String, NetworkProblem> {
     ))
 }
 
-/// A plain account with money for gas. One that cannot pay settles nothing, although `serve` starts with it.
+/// A signer has to be a plain account with money for gas. `serve` starts with a signer without money, but it cannot send.
 async fn signer(rpc: &Rpc, config: &NetworkConfig, signer: Address) -> Finding {
     let about = "signer";
-    let looked = async {
+    let state = async {
         if rpc.has_code(signer).await? {
             return Err(NetworkProblem::SignerHasCode(signer));
         }
         Ok((rpc.balance(signer).await?, rpc.newest().await?))
     };
-    let (balance, head) = match looked.await {
-        Ok(seen) => seen,
+    let (balance, head) = match state.await {
+        Ok(state) => state,
         Err(problem) => return Finding::new(about, Some(signer), Err(problem)),
     };
     let known = config.policy.network.known();
@@ -269,7 +268,7 @@ async fn signer(rpc: &Rpc, config: &NetworkConfig, signer: Address) -> Finding {
     finding
 }
 
-/// What blocks cost beside what is allowed.
+/// Compares the price of gas in the newest block with the configured limit.
 async fn gas(rpc: &Rpc, config: &NetworkConfig) -> Result<String, NetworkProblem> {
     let head = rpc.newest().await?;
     let fees = match head.base_fee_wei {
@@ -283,17 +282,17 @@ async fn gas(rpc: &Rpc, config: &NetworkConfig) -> Result<String, NetworkProblem
 async fn contract(rpc: &Rpc, expected: &Contract, by_permit2: bool) -> Finding {
     let Contract { name, address, .. } = *expected;
     let found = rpc.has_code(address).await;
-    let is_there = *found.as_ref().unwrap_or(&true);
+    let is_deployed = *found.as_ref().unwrap_or(&true);
     let says = found.map(|_| name.to_owned()).map_err(NetworkProblem::from);
     let mut finding = Finding::new("contract", Some(address), says);
-    if !is_there && by_permit2 && expected.for_permit2 {
+    if !is_deployed && by_permit2 && expected.for_permit2 {
         finding.outcome = Outcome::Wrong;
-        finding.says = format!("{name} is not there, and a configured token moves by Permit2");
-    } else if !is_there {
+        finding.says = format!("{name} is not deployed, and a configured token moves by Permit2");
+    } else if !is_deployed {
         finding.outcome = Outcome::Missing;
         if address == MULTICALL3 {
             finding.says = format!(
-                "{name} is not there: each payment has a transaction of its own, and wallets that are not deployed yet cannot pay"
+                "{name} is not deployed: each payment gets its own transaction, and wallets that are not deployed yet cannot pay"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! How a session is shown, and what its buyer is asked to sign.
+//! The view of a session, and the data that its buyer signs.
 
 use alloy::primitives::B256;
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ use crate::protocol::session::{
     Rail, SessionOpened, SessionState, SessionView, TransferCall, transfer_calldata,
 };
 
-/// The terms of a session, and what it remembers itself.
-pub(super) fn shown(session: &Session, decimals: u8) -> SessionView {
+/// A view of a session's own row, without its payment.
+pub(super) fn session_view(session: &Session, decimals: u8) -> SessionView {
     SessionView {
         session_id: session.id.clone(),
         state: match session.standing {
@@ -42,9 +42,9 @@ pub(super) fn shown(session: &Session, decimals: u8) -> SessionView {
     }
 }
 
-/// Completes a view by what the session's payment says.
-pub(super) fn tell(view: &mut SessionView, standing: &Standing, over: bool) {
-    let payment = &standing.payment;
+/// Adds a session's payment to its view.
+pub(super) fn add_payment(view: &mut SessionView, found: &Standing, expired: bool) {
+    let payment = &found.payment;
     view.payment_id = Some(payment.id.to_string());
     view.transaction = payment.state.transaction().map(|hash| hash.to_string());
     view.block_number = payment
@@ -52,8 +52,8 @@ pub(super) fn tell(view: &mut SessionView, standing: &Standing, over: bool) {
         .location()
         .map(|location| location.block_number);
     match &payment.state {
-        // Bytes of the payer's own may be mined at any time, but what is mined from now on comes too late.
-        PaymentState::Inflight(_) if over && payment.rail == Rail::Transfer => {
+        // The payer's signed transaction may be mined at any time, but from now on it is too late for the session.
+        PaymentState::Inflight(_) if expired && payment.rail == Rail::Transfer => {
             view.state = SessionState::Expired;
             view.money_may_move = true;
         }
@@ -66,7 +66,7 @@ pub(super) fn tell(view: &mut SessionView, standing: &Standing, over: bool) {
         | PaymentState::Final(_)
         | PaymentState::LateSettled(_) => {
             view.money_may_move = false;
-            view.state = match standing.grant {
+            view.state = match found.grant {
                 GrantStatus::Standing => SessionState::Consumed,
                 GrantStatus::Free | GrantStatus::Undecided => SessionState::Paid,
             };
@@ -92,7 +92,7 @@ pub(super) fn tell(view: &mut SessionView, standing: &Standing, over: bool) {
     }
 }
 
-/// The answer that opens a session: its terms, and what to sign or send.
+/// The response that opens a session: its terms, and the data to sign or send.
 pub(super) fn opened(session: &Session, asset: &Asset, cancel_token: String) -> SessionOpened {
     let (authorization, transfer, claim) = match session.rail {
         Rail::Authorization => (Some(authorization_to_sign(session, asset)), None, None),
@@ -107,7 +107,7 @@ pub(super) fn opened(session: &Session, asset: &Asset, cancel_token: String) -> 
         }
     };
     SessionOpened {
-        session: shown(session, asset.decimals),
+        session: session_view(session, asset.decimals),
         cancel_token,
         authorization,
         transfer,

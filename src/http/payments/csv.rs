@@ -1,7 +1,7 @@
 //! The history as a stream of RFC 4180 lines, for spreadsheets.
 //!
-//! One batch of rows is in memory at a time: the next is read when the one before has been taken by the connection. A failure on the way
-//! breaks the connection off, so that no table looks whole that is not.
+//! One batch of rows is in memory at a time: the next one is read when the connection has taken the one before. A failure in between breaks
+//! the connection, so that an incomplete table does not look complete.
 
 use std::borrow::Cow;
 use std::pin::Pin;
@@ -18,16 +18,16 @@ use crate::telemetry::causes;
 
 /// Rows that are read and sent at a time.
 const BATCH: u16 = 500;
-/// A line of usual length, in bytes.
+/// The usual length of a line, in bytes.
 const LINE_BYTES: usize = 700;
-/// Beginnings that make a spreadsheet compute a cell instead of showing it.
+/// First characters of a text that a spreadsheet evaluates instead of showing it.
 const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
 
 /// The columns, in order. New ones are added at the end.
 const COLUMNS: &str = "id,createdAt,updatedAt,state,reason,network,asset,payer,payee,amount,decimals,transaction,logIndex,\
     blockNumber,blockTime,rail,session,clientReference,resource,unmatched,scheme,method,permitted\r\n";
 
-/// What the answer says about itself.
+/// The headers of a table.
 pub(super) const HEADERS: [(HeaderName, HeaderValue); 3] = [
     (
         header::CONTENT_TYPE,
@@ -42,7 +42,7 @@ pub(super) const HEADERS: [(HeaderName, HeaderValue); 3] = [
 
 type Reading = Pin<Box<dyn Future<Output = Result<Batch, LedgerError>> + Send>>;
 
-/// Some lines, and where the next begin.
+/// Some lines, and the cursor of the next ones.
 struct Batch {
     lines: String,
     next: Option<Cursor>,
@@ -55,10 +55,8 @@ struct Table {
     reading: Option<Reading>,
 }
 
-/// Every payment that `filter` lets through. The first batch is read at once.
-///
-/// # Errors
-/// When the ledger fails before anything was sent.
+/// Every payment that matches `filter`. The first batch is read at once, so that a failure of the ledger can still be answered with a
+/// status.
 pub(super) async fn table(state: AppState, filter: HistoryFilter) -> Result<Body, LedgerError> {
     let first = batch(state.clone(), filter.clone(), None).await?;
     let mut table = Table {
@@ -67,12 +65,12 @@ pub(super) async fn table(state: AppState, filter: HistoryFilter) -> Result<Body
         first: Some(Bytes::from(COLUMNS.to_owned() + &first.lines)),
         reading: None,
     };
-    table.go_on(first.next);
+    table.read_next(first.next);
     Ok(Body::new(table))
 }
 
 impl Table {
-    fn go_on(&mut self, next: Option<Cursor>) {
+    fn read_next(&mut self, next: Option<Cursor>) {
         self.reading = next.map(|next| -> Reading {
             Box::pin(batch(self.state.clone(), self.filter.clone(), Some(next)))
         });
@@ -98,16 +96,16 @@ impl HttpBody for Table {
         };
         self.reading = None;
         let frame = match read {
-            // Nothing came after a last batch that was full.
+            // The batch before was full, and was the last one.
             Ok(batch) if batch.lines.is_empty() => return Poll::Ready(None),
             Ok(batch) => {
-                self.go_on(batch.next);
+                self.read_next(batch.next);
                 Ok(Frame::data(Bytes::from(batch.lines)))
             }
             Err(error) => {
                 tracing::error!(
                     error = causes(&error),
-                    "the ledger failed; a table breaks off"
+                    "table broken off: ledger unavailable"
                 );
                 Err(error)
             }
@@ -177,17 +175,17 @@ fn write_line(lines: &mut String, payment: &PaymentView) {
     lines.push_str("\r\n");
 }
 
-/// A cell that every reader takes for the same text. What a spreadsheet would take for a formula gets an apostrophe in front, as people
-/// do it by hand; none of our own columns ever begins like that.
+/// Writes a cell that every reader takes for the same text. A text that a spreadsheet would evaluate as a formula gets an apostrophe in
+/// front, as people do by hand; no value of this ledger's own columns begins like that.
 fn write_cell(lines: &mut String, text: &str) {
-    let computed = text.trim_start_matches(' ').starts_with(FORMULA) || text.starts_with('\n');
-    let quoted = computed || text.contains(['"', ',', '\r', '\n']) || text.trim() != text;
+    let is_formula = text.trim_start_matches(' ').starts_with(FORMULA) || text.starts_with('\n');
+    let quoted = is_formula || text.contains(['"', ',', '\r', '\n']) || text.trim() != text;
     if !quoted {
         lines.push_str(text);
         return;
     }
     lines.push('"');
-    if computed {
+    if is_formula {
         lines.push('\'');
     }
     for letter in text.chars() {
@@ -204,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_are_quoted_where_rfc_4180_asks_for_it() {
+    fn cells_are_quoted_where_rfc_4180_requires_it() {
         for (text, expected) in [
             ("", ""),
             (
@@ -223,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cell_begins_a_formula() {
+    fn cell_never_starts_a_formula() {
         for text in [
             "=1+1",
             "+1",

@@ -5,16 +5,16 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::question::{Filters, Question, RawQuery};
-use super::view::site;
+use super::query::{Filters, QueryReader, RawQuery};
+use super::view::served_network;
 use crate::http::operator::Operator;
 use crate::http::{AppState, Problem};
 use crate::ledger::{Group, Grouping};
 
-/// Groups in an answer at most: three months of days for ten payees.
+/// Groups in a response at most: three months of days for ten payees.
 const GROUPS_MAX: u16 = 1000;
 
-/// What is told apart unless the caller says otherwise.
+/// The grouping if the caller gives none.
 const BY_STATE: Grouping = Grouping {
     day: false,
     payee: false,
@@ -30,36 +30,36 @@ pub(in crate::http) struct Stats {
     truncated: bool,
 }
 
-/// Payments that have something in common.
+/// Payments with the same network, token and grouping values.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::http) struct GroupView {
     /// The day on which they were accepted, in UTC; with `groupBy=day`.
     #[serde(skip_serializing_if = "Option::is_none")]
     day: Option<String>,
-    /// Who was paid; with `groupBy=payee`.
+    /// Address of the payee; with `groupBy=payee`.
     #[serde(skip_serializing_if = "Option::is_none")]
     payee: Option<String>,
-    /// CAIP-2.
+    /// Network in CAIP-2.
     network: String,
     /// Address of the token.
     asset: String,
     /// How many decimals the token has; absent for a token that is not configured any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     decimals: Option<u8>,
-    /// How far they got; with `groupBy=state`.
+    /// Their state; with `groupBy=state`.
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<String>,
-    /// How many.
+    /// Number of payments.
     payments: u64,
     /// Their sum in atomic units; may be wider than 256 bits.
     amount: String,
 }
 
-/// Count and add up
+/// Count and sum payments
 ///
-/// By network and token always, because amounts of different tokens cannot be added; further by what `groupBy` names. At most 1000 groups.
-/// `state` keeps money that moved (`mined`, `settled`, `final`, `late_settled`) apart from money that did not.
+/// By network and token always, because amounts of different tokens cannot be added; further by the values of `groupBy`. At most 1000
+/// groups. `state` separates money that was transferred (`mined`, `settled`, `final`, `late_settled`) from money that was not.
 #[utoipa::path(get, path = "/stats", operation_id = "paymentStats", tag = "history", params(
         Filters,
         ("groupBy" = Option<String>, Query, description = "Comma-separated: `day`, `payee`, `network`, `asset`, `state` (or `status`); `state` unless given."),
@@ -74,10 +74,10 @@ pub(in crate::http) async fn stats(
     State(state): State<AppState>,
     query: RawQuery,
 ) -> Result<Json<Stats>, Problem> {
-    let mut question = Question::new(query)?;
-    let filter = question.filter()?;
-    let grouping = question.member("groupBy", grouping)?;
-    question.end()?;
+    let mut query = QueryReader::new(query)?;
+    let filter = query.filter()?;
+    let grouping = query.member("groupBy", grouping)?;
+    query.end()?;
     let grouping = grouping.unwrap_or(BY_STATE);
     let ledger = &state.facilitator.ledger;
     let mut groups = ledger.stats(&filter, grouping, GROUPS_MAX + 1).await?;
@@ -97,7 +97,7 @@ fn grouping(text: &str) -> Result<Grouping, String> {
             "day" => grouping.day = true,
             "payee" => grouping.payee = true,
             "state" | "status" => grouping.state = true,
-            // Always.
+            // These two always separate.
             "network" | "asset" => {}
             _ => {
                 return Err(
@@ -112,7 +112,7 @@ fn grouping(text: &str) -> Result<Grouping, String> {
 fn group_view(group: Group, state: &AppState) -> GroupView {
     let network = group.network.parse().ok();
     let decimals = network
-        .and_then(|network| site(state, network))
+        .and_then(|network| served_network(state, network))
         .and_then(|site| site.policy.asset(group.asset.parse().ok()?))
         .map(|asset| asset.decimals);
     GroupView {

@@ -11,7 +11,7 @@ use crate::protocol::session::Rail;
 use crate::protocol::{Network, Scheme};
 use crate::settlement::Site;
 
-/// Every EVM chain counts its own currency in units of 10^-18.
+/// The currency of every EVM chain has units of 10^-18.
 const NATIVE_DECIMALS: u8 = 18;
 
 /// A payment as the history shows it.
@@ -20,15 +20,15 @@ const NATIVE_DECIMALS: u8 = 18;
 pub(in crate::http) struct PaymentView {
     /// The ledger's id, as in `extra.paymentId` of `/settle` answers.
     pub(super) id: String,
-    /// The dialect in which it was presented first.
+    /// The x402 version in which it was presented first.
     x402_version: u8,
-    /// `authorization`: we submit it; `transfer`: the payer sent it.
+    /// `authorization`: the facilitator sends it; `transfer`: the payer sent it.
     pub(super) rail: String,
-    /// `exact`, or `upto` where the seller said how much of `permitted` was charged.
+    /// `exact`, or `upto` where the seller charges a part of `permitted`.
     pub(super) scheme: &'static str,
-    /// By which contract the money moves: `eip3009`, `permit2`, or `transfer` for one that the payer sent.
+    /// The payment method: `eip3009`, `permit2`, or `transfer` for one that the payer sent.
     pub(super) method: &'static str,
-    /// CAIP-2.
+    /// Network in CAIP-2.
     pub(super) network: String,
     /// Address of the token.
     pub(super) asset: String,
@@ -36,7 +36,7 @@ pub(in crate::http) struct PaymentView {
     pub(super) payer: String,
     /// Address of the payee.
     pub(super) payee: String,
-    /// Atomic units.
+    /// In atomic units.
     pub(super) amount: String,
     /// The most that the payer permitted, in atomic units; with `permit2`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,18 +44,18 @@ pub(in crate::http) struct PaymentView {
     /// How many decimals the token has; absent for a token that is not configured any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decimals: Option<u8>,
-    /// How far it got.
+    /// Its state in the ledger.
     pub(super) state: String,
     /// The stable code of a refusal or failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
-    /// The same for people.
+    /// The reason in a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
-    /// The transaction, once there is one.
+    /// Hash of its transaction, once there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) transaction: Option<String>,
-    /// Where people look that transaction up, on networks whose explorer is known.
+    /// Page of that transaction, on networks whose explorer is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     explorer_url: Option<String>,
     /// Position of the Transfer log in its block.
@@ -67,12 +67,12 @@ pub(in crate::http) struct PaymentView {
     /// Time of its block, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) block_time: Option<String>,
-    /// How deep its block is now, 1 = the newest; absent while this process does not know the chain's head.
+    /// Confirmations of its block now, 1 = the newest; absent while this process does not know the chain's head.
     #[serde(skip_serializing_if = "Option::is_none")]
     confirmations: Option<u64>,
-    /// The depth that was promised when it was accepted.
+    /// The confirmations that were required when it was accepted.
     confirmations_required: u32,
-    /// What was bought, as the buyer or seller said.
+    /// The bought resource, as the buyer or seller named it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) resource: Option<String>,
     /// The session that it pays.
@@ -81,10 +81,10 @@ pub(in crate::http) struct PaymentView {
     /// The buyer's own name for the purchase.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) client_reference: Option<String>,
-    /// Why the money does not count although it moved, if that is so: it was never granted.
+    /// Why the money does not count although it was transferred, if that is so: the payment was never granted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unmatched: Option<String>,
-    /// Why it waits for the operator, if it does.
+    /// Why it is quarantined, if it is: the operator has to look at it.
     #[serde(skip_serializing_if = "Option::is_none")]
     quarantine: Option<String>,
     /// The payer's nonce in the authorization.
@@ -95,7 +95,7 @@ pub(in crate::http) struct PaymentView {
     pub(super) updated_at: String,
 }
 
-/// A payment and what happened to it.
+/// A payment and its history.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct PaymentDetail {
     /// The payment.
@@ -103,9 +103,9 @@ pub(in crate::http) struct PaymentDetail {
     payment: PaymentView,
     /// Its timeline, oldest first.
     events: Vec<EventView>,
-    /// Every signed transaction that was to move its money, oldest first.
+    /// Every signed transaction that was to transfer its money, oldest first.
     attempts: Vec<AttemptView>,
-    /// What its transactions have cost so far; absent before one is mined, and where the payer pays for gas.
+    /// The cost of its transactions so far; absent before one is mined, and where the payer pays for gas.
     #[serde(skip_serializing_if = "Option::is_none")]
     gas: Option<GasView>,
 }
@@ -114,7 +114,7 @@ pub(in crate::http) struct PaymentDetail {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::http) struct EventView {
-    /// When, RFC 3339.
+    /// Time of the entry, RFC 3339.
     at: String,
     /// `state`, `granted`, `answered`, `voided`, `quarantined` or `reorged`.
     kind: String,
@@ -127,7 +127,7 @@ pub(in crate::http) struct EventView {
     /// Code, request id or explanation.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// The transaction that was known then.
+    /// The transaction at that time.
     #[serde(skip_serializing_if = "Option::is_none")]
     transaction: Option<String>,
 }
@@ -138,36 +138,36 @@ pub(in crate::http) struct EventView {
 pub(in crate::http) struct AttemptView {
     /// Its hash.
     transaction: String,
-    /// Who signed it and pays for its gas.
+    /// Address that signed it and pays for its gas.
     signer: String,
     /// The signer's account nonce.
     nonce: u64,
-    /// When it was written down, RFC 3339: before it was sent.
+    /// When it was recorded, RFC 3339: before it was sent.
     written_at: String,
-    /// Gas at most.
+    /// The gas limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     gas_limit: Option<u64>,
-    /// Wei per gas at most.
+    /// The highest price in wei per gas.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_fee_wei: Option<String>,
-    /// Wei per gas for the block's producer at most.
+    /// The highest tip for the block's producer, in wei per gas.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_priority_fee_wei: Option<String>,
-    /// What the endpoints said to it last: `accepted`, `rejected`, or `unknown`, which is no failure.
+    /// The last reply of the endpoints to its broadcast: `accepted`, `rejected`, or `unknown`, which is no failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     broadcast: Option<String>,
     /// Why it was rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     broadcast_reason: Option<String>,
-    /// Since when they say so, RFC 3339.
+    /// Since when that is their reply, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     broadcast_at: Option<String>,
-    /// What it did and cost, if this one is in a block.
+    /// Its result and cost, if it is in a block.
     #[serde(skip_serializing_if = "Option::is_none")]
     mined: Option<MinedView>,
 }
 
-/// A transaction of ours in a block.
+/// A transaction of this ledger in a block.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::http) struct MinedView {
@@ -175,16 +175,16 @@ pub(in crate::http) struct MinedView {
     block_number: u64,
     /// Status of the receipt.
     succeeded: bool,
-    /// What it did for this payment: `transferred`, `elsewhere` or `without_effect`; absent while undecided.
+    /// Its result for this payment: `transferred`, `elsewhere` or `without_effect`; absent while undecided.
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<String>,
-    /// Gas used by all of it.
+    /// Gas used by the whole transaction.
     gas_used: u64,
     /// Effective wei per gas.
     gas_price_wei: String,
-    /// What all of it cost, with what a rollup takes for its data; where the gas limit is charged, all of that.
+    /// Cost of the whole transaction, with the data fee of a rollup; where the chain charges the gas limit, for all of that.
     fee_wei: String,
-    /// How many payments rode in it and share that.
+    /// Number of payments in it, which share the cost.
     payments: u64,
 }
 
@@ -194,7 +194,7 @@ pub(in crate::http) struct MinedView {
 pub(in crate::http) struct GasView {
     /// Gas used by all mined transactions of the payment.
     used: u64,
-    /// What they cost together, with what rollups take for data.
+    /// Their cost together, with the data fees of rollups.
     fee_wei: String,
     /// Decimals of the chain's own currency.
     decimals: u8,
@@ -204,10 +204,9 @@ pub(in crate::http) struct GasView {
 }
 
 impl PaymentView {
-    /// What the history shows of `entry`.
     pub(super) fn new(entry: Entry, state: &AppState) -> Self {
         let network: Option<Network> = entry.network.parse().ok();
-        let site = network.and_then(|network| site(state, network));
+        let site = network.and_then(|network| served_network(state, network));
         let head = site.and_then(|site| site.view.head());
         let transaction = entry.transaction;
         let session = entry.session;
@@ -243,8 +242,8 @@ impl PaymentView {
                 .and_then(|(network, hash)| network.explorer_url(hash)),
             log_index: entry.log_index,
             block_number: entry.block_number,
-            block_time: entry.block_time.map(written),
-            // A head below the block is older news than the ledger's.
+            block_time: entry.block_time.map(rfc3339),
+            // A head below the block is older than the ledger's knowledge.
             confirmations: entry.block_number.zip(head).and_then(|(block, head)| {
                 let above = head.number.checked_sub(block)?;
                 above.checked_add(1)
@@ -256,28 +255,27 @@ impl PaymentView {
             unmatched: entry.unmatched,
             quarantine: entry.quarantine,
             nonce: entry.nonce,
-            created_at: written(entry.created_at),
-            updated_at: written(entry.updated_at),
+            created_at: rfc3339(entry.created_at),
+            updated_at: rfc3339(entry.updated_at),
         }
     }
 }
 
 impl PaymentDetail {
-    /// What the history shows of `life`.
-    pub(super) fn new(life: Life, state: &AppState) -> Self {
-        let gas = gas(&life);
+    pub(super) fn new(detail: Life, state: &AppState) -> Self {
+        let gas = gas(&detail);
         Self {
-            payment: PaymentView::new(life.entry, state),
-            events: life.events.into_iter().map(EventView::from).collect(),
-            attempts: life.attempts.into_iter().map(AttemptView::from).collect(),
+            payment: PaymentView::new(detail.entry, state),
+            events: detail.events.into_iter().map(EventView::from).collect(),
+            attempts: detail.attempts.into_iter().map(AttemptView::from).collect(),
             gas,
         }
     }
 }
 
-fn gas(life: &Life) -> Option<GasView> {
-    let network: Option<Network> = life.entry.network.parse().ok();
-    let mined: Vec<_> = life
+fn gas(detail: &Life) -> Option<GasView> {
+    let network: Option<Network> = detail.entry.network.parse().ok();
+    let mined: Vec<_> = detail
         .attempts
         .iter()
         .filter_map(|attempt| attempt.mined.as_ref())
@@ -296,7 +294,7 @@ fn gas(life: &Life) -> Option<GasView> {
 impl From<Event> for EventView {
     fn from(event: Event) -> Self {
         Self {
-            at: written(event.at),
+            at: rfc3339(event.at),
             kind: event.kind,
             from: event.from_state,
             to: event.to_state,
@@ -307,19 +305,19 @@ impl From<Event> for EventView {
 }
 
 impl From<AttemptMade> for AttemptView {
-    fn from(made: AttemptMade) -> Self {
+    fn from(attempt: AttemptMade) -> Self {
         Self {
-            transaction: made.hash,
-            signer: made.signer,
-            nonce: made.nonce,
-            written_at: written(made.written_at),
-            gas_limit: made.gas_limit,
-            max_fee_wei: made.max_fee_wei,
-            max_priority_fee_wei: made.max_priority_fee_wei,
-            broadcast: made.broadcast,
-            broadcast_reason: made.broadcast_reason,
-            broadcast_at: made.broadcast_at.map(written),
-            mined: made.mined.map(|mined| MinedView {
+            transaction: attempt.hash,
+            signer: attempt.signer,
+            nonce: attempt.nonce,
+            written_at: rfc3339(attempt.written_at),
+            gas_limit: attempt.gas_limit,
+            max_fee_wei: attempt.max_fee_wei,
+            max_priority_fee_wei: attempt.max_priority_fee_wei,
+            broadcast: attempt.broadcast,
+            broadcast_reason: attempt.broadcast_reason,
+            broadcast_at: attempt.broadcast_at.map(rfc3339),
+            mined: attempt.mined.map(|mined| MinedView {
                 block_number: mined.block_number,
                 succeeded: mined.succeeded,
                 outcome: mined.outcome,
@@ -332,14 +330,14 @@ impl From<AttemptMade> for AttemptView {
     }
 }
 
-/// What is configured for a network, if it still is.
-pub(super) fn site(state: &AppState, network: Network) -> Option<&Site> {
+/// The configured network, if it still is configured.
+pub(super) fn served_network(state: &AppState, network: Network) -> Option<&Site> {
     let mut sites = state.facilitator.sites.iter();
     sites
         .find(|site| site.policy.network == network)
         .map(AsRef::as_ref)
 }
 
-fn written(moment: OffsetDateTime) -> String {
+fn rfc3339(moment: OffsetDateTime) -> String {
     moment.format(&Rfc3339).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What the caller asks for in the query: every key is known and given once, every value can be read, or the answer names the key.
+//! Reads a query: every key is known and given once and every value is valid, or the response names the key.
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -14,15 +14,15 @@ use crate::payment::PaymentState;
 use crate::protocol::field::{parse_address, parse_hash};
 use crate::protocol::{Amount, Network};
 
-/// The longest text that is looked for, in bytes; resources are URLs.
+/// The longest text that can be searched for, in bytes; resources are URLs.
 const TEXT_BYTES_MAX: usize = 4096;
-/// How much of an unknown key is shown.
+/// How much of an unknown key is shown, in characters.
 const KEY_CHARACTERS_SHOWN: usize = 40;
 
-/// The pairs of a query, as they come.
+/// The pairs of a query, unread.
 pub(in crate::http) type RawQuery = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
-/// The filters that every question to the history may hold, with what the contract says about them.
+/// The filters of every history query, with their text in the API specification.
 pub(in crate::http) struct Filters;
 
 const FILTERS: [(&str, &str); 14] = [
@@ -44,7 +44,7 @@ const FILTERS: [(&str, &str); 14] = [
     ("maxAmount", "This many atomic units or less."),
     (
         "resource",
-        "What was bought: exactly this text, as buyer or seller gave it.",
+        "The bought resource: exactly this text, as buyer or seller gave it.",
     ),
     ("session", "The session that the payment pays, `ps_…`."),
     (
@@ -53,7 +53,7 @@ const FILTERS: [(&str, &str); 14] = [
     ),
     (
         "transaction",
-        "Hash of the transaction that moved the money or is meant to.",
+        "Hash of the transaction that transferred the money or is meant to.",
     ),
 ];
 
@@ -77,13 +77,12 @@ impl IntoParams for Filters {
 
 /// A query that is being read, key by key.
 #[derive(Debug)]
-pub(in crate::http) struct Question {
+pub(in crate::http) struct QueryReader {
     unread: Vec<(String, String)>,
     known: Vec<&'static str>,
 }
 
-impl Question {
-    /// Begins to read.
+impl QueryReader {
     pub(in crate::http) fn new(query: RawQuery) -> Result<Self, Problem> {
         let Query(unread) = query.map_err(|error| Problem::invalid_parameter(error.body_text()))?;
         Ok(Self {
@@ -92,7 +91,7 @@ impl Question {
         })
     }
 
-    /// The value of `key`, if it is there.
+    /// The value of `key`, if it is present.
     pub(in crate::http) fn member<T>(
         &mut self,
         key: &'static str,
@@ -137,7 +136,7 @@ impl Question {
         })
     }
 
-    /// Ends: whatever was not read is unknown here.
+    /// Fails when a key was not read: it is unknown.
     pub(in crate::http) fn end(self) -> Result<(), Problem> {
         let Some((key, _)) = self.unread.first() else {
             return Ok(());
@@ -150,7 +149,7 @@ impl Question {
     }
 }
 
-/// A network, by CAIP-2 or by the name that the configuration takes as well.
+/// Parses a network: CAIP-2, or a name that the configuration knows.
 pub(in crate::http) fn network(text: &str) -> Result<Network, String> {
     Network::named(text).ok_or_else(|| {
         let shown: String = text.chars().take(KEY_CHARACTERS_SHOWN).collect();
@@ -158,7 +157,7 @@ pub(in crate::http) fn network(text: &str) -> Result<Network, String> {
     })
 }
 
-/// What reads itself and says what it expected.
+/// Parses a value by its `FromStr`, whose error says what was expected.
 pub(in crate::http) fn parsed<T>(text: &str) -> Result<T, String>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
@@ -166,20 +165,20 @@ where
     text.parse().map_err(|why: T::Err| why.to_string())
 }
 
-fn state(wanted: &str) -> Result<&'static str, String> {
-    let known = PaymentState::NAMES.into_iter().find(|name| *name == wanted);
+fn state(name: &str) -> Result<&'static str, String> {
+    let known = PaymentState::NAMES.into_iter().find(|known| *known == name);
     known.ok_or_else(|| format!("expected one of {}", PaymentState::NAMES.join(", ")))
 }
 
 fn moment(text: &str) -> Result<OffsetDateTime, String> {
-    // With its offset, a time at either end of the calendar can lie outside of it; the ledger speaks UTC.
+    // Converted to UTC, a time at either end of the calendar may not be representable.
     OffsetDateTime::parse(text, &Rfc3339)
         .ok()
         .and_then(|moment| moment.checked_to_offset(UtcOffset::UTC))
         .ok_or_else(|| "expected a time such as 2026-01-31T12:00:00Z".to_owned())
 }
 
-/// Any text that the ledger can hold.
+/// A text that the ledger can store.
 fn text(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.contains('\0') {
         return Err(format!(

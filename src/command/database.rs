@@ -9,7 +9,7 @@ use crate::config::{Environment as _, ProcessEnvironment};
 use crate::embedded::{EmbeddedPostgres, ScratchDatabase, default_data_dir, running_as_root};
 use crate::ledger::Ledger;
 
-/// A database, and what has to be stopped with it.
+/// A database, and the server or scratch database to stop with it.
 #[derive(Debug)]
 pub(super) struct Database {
     url: String,
@@ -30,7 +30,7 @@ impl Database {
                 embedded: None,
             });
         }
-        let data_dir = data_folder(data_dir);
+        let data_dir = resolve_data_dir(data_dir);
         tracing::info!(folder = %data_dir.display(), "no DATABASE_URL: running a private Postgres");
         let embedded = EmbeddedPostgres::start(&data_dir).await?;
         Ok(Self {
@@ -49,7 +49,7 @@ impl Database {
             .map(SecretString::from);
         let mut database = Self::open(configured.as_ref(), data_dir).await?;
         if configured.is_some() {
-            // Says in the operator's words what is wrong with it.
+            // The ledger's error says what is wrong with the URL.
             let (ledger, _) = Ledger::connect(&database.url, 1).await?;
             ledger.close().await;
         }
@@ -59,12 +59,11 @@ impl Database {
         Ok(database)
     }
 
-    /// Where it is.
     pub(super) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Stops what was started for it.
+    /// Stops or removes what `open` started or created.
     pub(super) async fn close(self) -> Result<(), CommandError> {
         if let Some(scratch) = self.scratch {
             scratch.remove().await;
@@ -76,7 +75,7 @@ impl Database {
     }
 }
 
-fn data_folder(configured: Option<&Path>) -> PathBuf {
+fn resolve_data_dir(configured: Option<&Path>) -> PathBuf {
     let from_environment = ProcessEnvironment.get("X402D_DATA_DIR").map(PathBuf::from);
     let configured = configured.or(from_environment.as_deref());
     default_data_dir(

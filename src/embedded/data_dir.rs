@@ -1,16 +1,16 @@
-//! Where the data directory is when nobody says.
+//! The default data directory.
 
 use std::path::{Path, PathBuf};
 
-/// Whether this process runs as root, which decides about the data directory and about who runs Postgres.
+/// Whether this process runs as root: it decides on the data directory and on the account that runs Postgres.
 pub fn running_as_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
 /// The data directory: the configured one, else `/var/lib/x402d` as root, else `x402d` in the XDG data home.
 ///
-/// `environment` looks up a variable of the process. A relative `XDG_DATA_HOME` is ignored, as its specification asks.
-/// Without any home it is `.x402d` in the working directory.
+/// `environment` looks up a variable of the process. A relative `XDG_DATA_HOME` is ignored, as the XDG Base Directory Specification
+/// requires. Without a home folder it is `.x402d` in the working directory.
 pub fn default_data_dir(
     configured: Option<&Path>,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configured_folder_wins_then_root_then_the_data_home_then_the_home() {
+    fn configured_folder_precedes_root_data_home_and_home() {
         let variables = [("XDG_DATA_HOME", "/data"), ("HOME", "/home/a")];
         assert_eq!(chosen(Some("here"), &variables, true), Path::new("here"));
         assert_eq!(chosen(None, &variables, true), Path::new("/var/lib/x402d"));
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_data_home_and_a_missing_home_are_survived() {
+    fn relative_data_home_and_missing_home_have_fallbacks() {
         assert_eq!(
             chosen(None, &[("XDG_DATA_HOME", "data"), ("HOME", "/h")], false),
             Path::new("/h/.local/share/x402d")

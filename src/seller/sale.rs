@@ -71,7 +71,7 @@ impl PaywallState {
                 internal_error()
             }
             Err(SaleError::NotRecorded(error)) => {
-                tracing::error!(%error, "purchase could not be recorded: sales stop until the file is writable");
+                tracing::error!(%error, "purchase could not be recorded, its payment may be settled: no sale until the file is writable");
                 unavailable()
             }
             Err(SaleError::Unavailable(error)) => {

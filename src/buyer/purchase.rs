@@ -40,12 +40,10 @@ struct Chosen {
 }
 
 impl Client {
-    /// Sends a request and pays for it when the answer is a 402: at most once, and at most the ceiling. Any other response is returned as
-    /// it is.
+    /// Sends a request and pays for it when the answer is a 402: once, and at most the ceiling. Any other response is returned unchanged.
     ///
     /// # Errors
-    /// [`BuyerError`]; check [`BuyerError::money_may_have_moved`] before buying elsewhere. Calling again for the same purchase with the
-    /// same journal is safe.
+    /// [`BuyerError`]; check [`BuyerError::money_may_have_moved`] before buying elsewhere. Calling again with the same journal is safe.
     pub async fn send(&self, request: Request, options: &PayOptions) -> Result<Paid, BuyerError> {
         let id = options.purchase_id.as_deref();
         let key = PurchaseKey::new(self.signer.address(), id, request.identity());
@@ -113,8 +111,7 @@ impl Client {
         })
     }
 
-    /// Whether a payment has expired. A transaction signed by the payer never expires: only the caller can know that another transaction
-    /// used its account nonce.
+    /// Whether a payment has expired. The payer's own transaction never does: only the caller can know that its account nonce is used.
     fn is_expired(&self, open: &OpenPayment, caller_asserts: bool) -> bool {
         match open.handed.valid_before {
             Some(_) => !open.may_settle(self.clock.now().unix_timestamp()),

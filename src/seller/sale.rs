@@ -76,7 +76,7 @@ impl PaywallState {
             }
             Err(SaleError::Unavailable(error)) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(%error, cause, "payment not processed: no usable response from the facilitator");
+                tracing::warn!(%error, cause, "payment not processed: no usable response from the facilitator, it may still settle");
                 unavailable()
             }
         }

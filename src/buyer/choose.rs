@@ -65,12 +65,12 @@ impl PayOptions {
         }
     }
 
-    fn knows(&self, network: Network, asset: Address) -> bool {
-        default_assets(network).any(|known| known.address == asset)
+    fn allows_token(&self, network: Network, asset: Address) -> bool {
+        default_assets(network).any(|token| token.address == asset)
             || self.assets.contains(&(network, asset))
     }
 
-    fn payable(&self, offer: &Offer) -> bool {
+    fn can_pay(&self, offer: &Offer) -> bool {
         let requirements = &offer.requirements;
         let v2 = offer.version == X402Version::V2;
         let signable = match requirements.means() {
@@ -87,7 +87,7 @@ impl PayOptions {
             && self
                 .network
                 .is_none_or(|network| network == requirements.network)
-            && self.knows(requirements.network, requirements.asset)
+            && self.allows_token(requirements.network, requirements.asset)
     }
 }
 
@@ -98,7 +98,7 @@ pub(super) fn choose(
 ) -> Result<Offer, BuyerError> {
     let mut above_ceiling = None;
     for offer in challenge.offers() {
-        if !options.payable(&offer) {
+        if !options.can_pay(&offer) {
             continue;
         }
         if offer.requirements.amount <= options.ceiling {

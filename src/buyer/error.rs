@@ -333,7 +333,7 @@ impl BuyerError {
 
     /// The transaction hash that the seller or facilitator reported for the payment. Verify it on chain.
     pub fn transaction(&self) -> Option<&str> {
-        let named = match self {
+        let reported = match self {
             Self::Pending { transaction, .. } | Self::Used { transaction, .. } => Some(transaction),
             Self::Unresolved { transaction, .. } | Self::MayBeRepeated { transaction, .. } => {
                 transaction.as_ref()
@@ -360,7 +360,7 @@ impl BuyerError {
             | Self::AllowanceRequired { .. }
             | Self::PriceChanged { .. } => None,
         };
-        named.map(String::as_str).filter(|hash| !hash.is_empty())
+        reported.map(String::as_str).filter(|hash| !hash.is_empty())
     }
 
     /// What to do next, for people.

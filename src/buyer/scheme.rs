@@ -1,6 +1,6 @@
 //! From a payment requirement to a signed payload: the only place where payment schemes differ for a buyer.
 //!
-//! A further scheme adds an arm to [`sign`] and a rule to `choose::payable`. The EIP-712 typed data is built here from the offer's fields;
+//! A further scheme adds an arm to [`sign`] and a rule to `PayOptions::can_pay`. The EIP-712 typed data is built here from the offer's fields;
 //! typed data from a seller or facilitator is never signed.
 
 use alloy::primitives::{B256, Bytes, U256};

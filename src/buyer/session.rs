@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn remote_facilitators_need_https_and_loopback_needs_a_local_seller() {
+    fn remote_facilitator_needs_https_loopback_needs_local_seller() {
         for url in [
             "http://pay.example",
             "ftp://pay.example",

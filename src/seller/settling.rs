@@ -123,26 +123,26 @@ impl Settlement {
         }
         // A charge of zero has no transaction.
         let has_hash = !outcome.transaction.is_empty();
-        let ours = self.claim.was_settling
+        let granted_here = self.claim.was_settling
             && refused_as(&outcome, Reason::DuplicateSettlement)
             && (has_hash || self.charge == Some(Amount::ZERO));
-        if ours {
+        if granted_here {
             // An earlier call of this server was granted the success, and its response was lost: serve the purchase.
             outcome.success = true;
             (outcome.error_reason, outcome.error_message) = (None, None);
         }
         let charged_less = |outcome: &SettleResponse| outcome.amount < self.charge;
-        if outcome.success && outcome.amount.is_some() && !ours && charged_less(&outcome) {
+        if outcome.success && outcome.amount.is_some() && !granted_here && charged_less(&outcome) {
             // Another caller, possibly the buyer, has settled this payment with a smaller charge.
             outcome.success = false;
             outcome.error_reason = Some(Reason::DuplicateSettlement.code().to_owned());
         }
         if !outcome.success {
-            return Err(Ends::Refused(Box::new(outcome)));
+            return Err(SaleError::Refused(Box::new(outcome)));
         }
         // The receipt must state the charge even when the facilitator's response does not. Not for a lost response with a transaction: the
         // handler's charge of that run may have been another one.
-        if !(ours && has_hash) {
+        if !(granted_here && has_hash) {
             outcome.amount = outcome.amount.or(self.charge);
         }
         Ok(outcome)

@@ -168,7 +168,7 @@ impl State {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "rewriting the file of owed purchases failed: it stays as it is")
+                tracing::warn!(%error, "rewriting the file of owed purchases failed: it stays as it is");
             }
         }
     }

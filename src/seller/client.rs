@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::protocol::{SettleResponse, Supported, VerifyResponse, X402Version};
 
-/// x402d holds `/settle` for less than this.
+/// Longer than a facilitator waits before it answers `/settle`.
 const TIMEOUT: Duration = Duration::from_secs(90);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limit of a response body, in bytes.

@@ -2,7 +2,7 @@
 //!
 //!     X402D_BUYER_KEY=0x… cargo run --example agent --features buyer -- 0.05 http://127.0.0.1:3000/report http://127.0.0.1:3001/report
 //!
-//! The ceiling bounds each purchase, the budget all of them: what was signed and may still land counts as spent.
+//! The ceiling limits each purchase, the budget all of them together: a signed payment that may still settle counts as spent.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -21,9 +21,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let client = Client::new(Signer::from_key(&std::env::var("X402D_BUYER_KEY")?)?)?
         .budget(Amount::from_dollars(&budget, 6)?)
         .before_payment(|proposed, url| {
-            // Where an agent asks its owner, or its own rules.
-            let known = proposed.network.to_string() == "eip155:84532";
-            known
+            // Here an agent applies its own rules, or asks its owner.
+            let is_testnet = proposed.network.to_string() == "eip155:84532";
+            is_testnet
                 .then_some(())
                 .ok_or_else(|| format!("no test money: {} on {}", url.path(), proposed.network))
         });
@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 break;
             }
             Err(error) if error.money_may_have_moved() => {
-                // The next call for the same URL would present the same payment; this agent rather stops.
+                // Another call for the same URL would present the same payment. This agent stops instead.
                 writeln!(out, "{url}: {error}; {}", error.advice())?;
                 break;
             }

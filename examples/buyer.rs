@@ -1,4 +1,4 @@
-//! Buys one URL, safely: what is signed is in a file before it leaves, so that running this again after a crash presents the same payment.
+//! Buys one URL. A payment is in the journal file before it is sent, so running this again after a crash presents the same payment.
 //!
 //!     X402D_BUYER_KEY=0x… cargo run --example buyer --features buyer -- http://127.0.0.1:3000/report
 

@@ -1,10 +1,10 @@
-//! Sells by the letter: what a request costs is known once it is answered, and is a cent at most.
+//! Sells a metered resource: a request is charged per letter of its response, at most a cent.
 //!
 //!     PAY_TO=0x… cargo run --example metered --features seller
-//!     export X402D_BUYER_RPC_URL=http://127.0.0.1:8545 # to see whether Permit2 needs the token's permit
+//!     export X402D_BUYER_RPC_URL=http://127.0.0.1:8545 # lets the buyer check its allowance to Permit2
 //!     x402d pay http://127.0.0.1:3000/shout -d 'how much is a word?' --max 0.01 --network base-sepolia
 //!
-//! `FACILITATOR_URL` (`http://127.0.0.1:4402`), `NETWORK` (`eip155:84532`) and `LISTEN` (`127.0.0.1:3000`) say where.
+//! Further settings: `FACILITATOR_URL` (`http://127.0.0.1:4402`), `NETWORK` (`eip155:84532`) and `LISTEN` (`127.0.0.1:3000`).
 
 use std::env::var;
 use std::error::Error;
@@ -17,10 +17,10 @@ use axum::routing::post;
 use x402d::protocol::Amount;
 use x402d::seller::{Charge, Paywall, Price};
 
-/// Millionths of a dollar.
+/// In atomic units of USDC: millionths of a dollar.
 const PRICE_OF_A_LETTER: u64 = 20;
 
-/// The longest text is worth the maximum: a charge above it would be our mistake, and bring nothing.
+/// The text is cut so that its charge never exceeds the maximum: with a higher charge nothing would be settled.
 async fn shout(text: String) -> impl IntoResponse {
     let text: String = text.chars().take(500).collect();
     let letters = u64::try_from(text.chars().count()).unwrap_or(u64::MAX);
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let paywall = Paywall::new(setting("FACILITATOR_URL", "http://127.0.0.1:4402"))
         .network(setting("NETWORK", "eip155:84532").parse()?)
         .pay_to(var("PAY_TO")?.parse()?)
-        // Buyers need no allowance to Permit2 of their own where the facilitator pays for it.
+        // Buyers need no allowance to Permit2: they sign a permit, and the facilitator pays its gas.
         .sponsors_gas()
         .route("POST /shout", Price::dollars("0.01")?.metered())
         .build()?;

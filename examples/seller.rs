@@ -1,10 +1,10 @@
-//! Sells two resources through an x402 facilitator, and forgets no purchase when it is killed.
+//! Sells two resources through an x402 facilitator. Owed purchases are in a file, so they survive a restart.
 //!
 //!     PAY_TO=0x… cargo run --example seller --features seller
 //!
-//! `FACILITATOR_URL` (`http://127.0.0.1:4402`), `NETWORK` (`eip155:84532`), `LISTEN` (`127.0.0.1:3000`) and `OWED_FILE` (`owed.jsonl`) say
-//! where. With
-//! `OUT_OF_ORDER=1` the report cannot be made: its buyers are charged, and get it for the same payment once the seller runs without it.
+//! Further settings: `FACILITATOR_URL` (`http://127.0.0.1:4402`), `NETWORK` (`eip155:84532`), `LISTEN` (`127.0.0.1:3000`) and `OWED_FILE`
+//! (`owed.jsonl`). With `OUT_OF_ORDER=1` the handler of the report fails: its buyers are charged, and get the report for the same payment
+//! once the seller runs without the variable.
 
 use std::env::var;
 use std::error::Error;
@@ -19,7 +19,7 @@ async fn report(payment: Payment) -> Result<String, StatusCode> {
     if var("OUT_OF_ORDER").is_ok() {
         return Err(StatusCode::SERVICE_UNAVAILABLE);
     }
-    // Settled before the handler runs: the hash is there.
+    // The payment was settled before the handler runs, so the hash is known.
     let hash = payment.payment_id.unwrap_or_default();
     Ok(format!(
         "the weather is fine; {} paid with {hash}",
@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .sessions_at(facilitator.parse()?)
         .owed_in(setting("OWED_FILE", "owed.jsonl"))
         .sell(Route::new("GET /report", Price::dollars("0.01")?).description("Today's weather"))
-        // Like official sellers: the answer is made first, and held back until the payment is settled.
+        // The handler runs first, as with the official x402 SDKs, and its response is held back until the payment is settled.
         .sell(Route::new("GET /joke", Price::dollars("0.001")?).flow(Flow::AfterHandler))
         .build()?;
     let router = Router::new()

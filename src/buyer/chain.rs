@@ -1,5 +1,5 @@
-//! What a payer needs of a chain, by JSON-RPC calls to an endpoint that the caller names: to send money, to prove that a payment moved none,
-//! and to know what Permit2 may take.
+//! A minimal JSON-RPC client for the payer: signs token transfers, proves that an expired payment moved no money, and reads the allowance
+//! to Permit2. The caller names the endpoint.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ sol! {
     function nonces(address owner) returns (uint256);
 }
 
-/// One chain's endpoint. Its URL, which may hold a key, is shown nowhere.
+/// The JSON-RPC endpoint of one network. The URL may contain an API key: `Debug` and errors never show it.
 #[derive(Clone)]
 pub(super) struct Chain {
     pub(super) network: Network,
@@ -33,7 +33,7 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// Signs a call of `to` as the payer's next transaction: the raw bytes, and the hash that they will be known by.
+    /// Signs an EIP-1559 transaction that calls `to` with the payer's next account nonce. Returns the raw bytes and the transaction hash.
     pub(super) async fn signed_call(
         &self,
         http: &Http,
@@ -42,19 +42,21 @@ impl Chain {
         data: Bytes,
     ) -> Result<(Bytes, B256), String> {
         let payer = signer.address();
-        let chain: U64 = self.ask(http, "eth_chainId", json!([])).await?;
+        let chain: U64 = self.request(http, "eth_chainId", json!([])).await?;
         if chain.to::<u64>() != self.network.chain_id() {
-            return Err("the endpoint is of another chain".to_owned());
+            return Err(
+                "the RPC endpoint serves another chain id than the offer's network".to_owned(),
+            );
         }
         let count = json!([payer, "pending"]);
-        let nonce: U64 = self.ask(http, "eth_getTransactionCount", count).await?;
+        let nonce: U64 = self.request(http, "eth_getTransactionCount", count).await?;
         let call = json!([{"from": payer, "to": to, "data": data}]);
-        let gas: U64 = self.ask(http, "eth_estimateGas", call).await?;
-        let price: U128 = self.ask(http, "eth_gasPrice", json!([])).await?;
+        let gas: U64 = self.request(http, "eth_estimateGas", call).await?;
+        let price: U128 = self.request(http, "eth_gasPrice", json!([])).await?;
         let tip: U128 = self
-            .ask(http, "eth_maxPriorityFeePerGas", json!([]))
+            .request(http, "eth_maxPriorityFeePerGas", json!([]))
             .await?;
-        // Twice the present price outlives six full blocks in a row.
+        // Twice the current gas price stays sufficient through six full blocks in a row (EIP-1559: at most +12.5 % each).
         let max_fee = price.to::<u128>().saturating_mul(2);
         let transaction = TxEip1559 {
             chain_id: self.network.chain_id(),
@@ -74,10 +76,11 @@ impl Chain {
         Ok((raw, hash))
     }
 
-    /// Whether the chain proves that an authorization can never move money: its time has passed there, and its nonce is unused.
+    /// Whether the chain proves that a signed payment can never move money: the latest block is past its expiry, and its nonce is unused
+    /// at that block.
     pub(super) async fn proves_unpaid(&self, http: &Http, handed: &Handed) -> Result<bool, String> {
         let block: Value = self
-            .ask(http, "eth_getBlockByNumber", json!(["latest", false]))
+            .request(http, "eth_getBlockByNumber", json!(["latest", false]))
             .await?;
         let time = block
             .get("timestamp")
@@ -87,19 +90,19 @@ impl Chain {
             .get("number")
             .and_then(Value::as_str)
             .unwrap_or("latest");
-        let time = time.ok_or("the endpoint answered with a block without time")?;
+        let time = time.ok_or("the RPC endpoint returned a block without timestamp")?;
         let time = time.to::<u64>();
         let expired = handed.valid_before.is_some_and(|end| {
             u64::try_from(end).is_ok_and(|end| match handed.means {
                 Means::Authorization => time >= end,
-                // Permit2 still takes it in its last second.
+                // Permit2 accepts a signature up to and including its deadline.
                 Means::Permit2 | Means::Metered => time > end,
             })
         });
         Ok(expired && !self.is_used(http, handed, number).await?)
     }
 
-    /// Whether an authorization's nonce was used up by this block.
+    /// Whether the payment's nonce was used at `block`.
     async fn is_used(&self, http: &Http, handed: &Handed, block: &str) -> Result<bool, String> {
         match handed.means {
             Means::Authorization => {
@@ -107,41 +110,41 @@ impl Chain {
                     authorizer: handed.payer,
                     nonce: handed.nonce,
                 };
-                self.call(http, handed.asset, call, block).await
+                self.eth_call(http, handed.asset, call, block).await
             }
-            // A word of Permit2's bitmap holds 256 nonces: the low byte says which bit.
+            // A word of Permit2's bitmap holds 256 nonces; the low byte of the nonce selects the bit.
             Means::Permit2 | Means::Metered => {
                 let nonce = U256::from_be_bytes(handed.nonce.0);
                 let call = nonceBitmapCall {
                     owner: handed.payer,
                     word: nonce >> 8,
                 };
-                let word: U256 = self.call(http, PERMIT2, call, block).await?;
+                let word: U256 = self.eth_call(http, PERMIT2, call, block).await?;
                 Ok(word.bit(usize::from(nonce.byte(0))))
             }
         }
     }
 
-    /// The nonce for the token's permit, when Permit2 may not take `amount` of the payer's without one.
+    /// The payer's nonce for an EIP-2612 permit, when the allowance to Permit2 is below `amount`; `None` when it is enough.
     pub(super) async fn permit_nonce(
         &self,
         http: &Http,
         payer: Address,
         (token, amount): (Address, Amount),
     ) -> Result<Option<U256>, String> {
-        let allowed = allowanceCall {
+        let allowance = allowanceCall {
             owner: payer,
             spender: PERMIT2,
         };
-        let allowed = self.call(http, token, allowed, "latest").await?;
-        if allowed >= amount.atomic() {
+        let allowance = self.eth_call(http, token, allowance, "latest").await?;
+        if allowance >= amount.atomic() {
             return Ok(None);
         }
         let nonces = noncesCall { owner: payer };
-        self.call(http, token, nonces, "latest").await.map(Some)
+        self.eth_call(http, token, nonces, "latest").await.map(Some)
     }
 
-    async fn call<C: SolCall>(
+    async fn eth_call<C: SolCall>(
         &self,
         http: &Http,
         to: Address,
@@ -149,22 +152,19 @@ impl Chain {
         block: &str,
     ) -> Result<C::Return, String> {
         let call = json!([{"to": to, "data": Bytes::from(call.abi_encode())}, block]);
-        let answer: Bytes = self.ask(http, "eth_call", call).await?;
+        let answer: Bytes = self.request(http, "eth_call", call).await?;
         C::abi_decode_returns(&answer).map_err(|error| error.to_string())
     }
 
-    async fn ask<T: serde::de::DeserializeOwned>(
+    async fn request<T: serde::de::DeserializeOwned>(
         &self,
         http: &Http,
         method: &str,
         params: Value,
     ) -> Result<T, String> {
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let unusable = || format!("the endpoint did not answer {method}");
-        let (_, mut answer) = http
-            .post_json(&self.rpc, &body)
-            .await
-            .ok_or_else(unusable)?;
+        let invalid = || format!("the RPC endpoint returned no valid result for {method}");
+        let (_, mut answer) = http.post_json(&self.rpc, &body).await.ok_or_else(invalid)?;
         if let Some(message) = answer.pointer("/error/message").and_then(Value::as_str) {
             let message: String = message.chars().take(200).collect();
             return Err(format!("{method}: {message}"));
@@ -173,7 +173,7 @@ impl Chain {
             .get_mut("result")
             .map(Value::take)
             .unwrap_or_default();
-        serde_json::from_value(result).map_err(|_| unusable())
+        serde_json::from_value(result).map_err(|_| invalid())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which of a seller's offers is paid, if any.
+//! Selects the offer of a challenge that is paid, within the caller's limits.
 
 use alloy::primitives::Address;
 
@@ -7,49 +7,51 @@ use crate::protocol::assets::default_assets;
 use crate::protocol::challenge::Offer;
 use crate::protocol::{Amount, Means, Network, PaymentRequired, X402Version};
 
-/// What the caller allows for one call.
+/// The caller's limits and choices for one purchase.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PayOptions {
-    /// The most that may be signed away, in atomic units of the token that is paid. What is metered counts with its maximum.
+    /// The highest amount that may be signed, in atomic units of the token. A metered offer counts with its maximum.
     pub ceiling: Amount,
-    /// The dialect to prefer when the seller speaks both; v2 when `None`.
+    /// The x402 version to prefer when the seller supports both; v2 when `None`.
     pub version: Option<X402Version>,
-    /// The only network to pay on, when there is one.
+    /// Pay only on this network; `None` allows every network.
     pub network: Option<Network>,
-    /// Tokens to pay with besides those of [`crate::protocol::assets`]. Mind that the ceiling counts their atomic units.
+    /// Tokens that may be paid with besides those of [`crate::protocol::assets`]. The ceiling counts their atomic units, so check their
+    /// decimals.
     pub assets: Vec<(Network, Address)>,
-    /// The caller's own name for the purchase. Without it a purchase is known by method, URL and body.
+    /// The caller's own id for the purchase. Without one, method, URL and body identify it.
     pub purchase_id: Option<String>,
-    /// The caller's word that this is another purchase than one which looks like it: same seller, payee, token and amount, and a payment
-    /// that may still land. Without it, and without a [`Self::purchase_id`], the call ends with
-    /// [`crate::buyer::BuyerError::MayBeRepeated`]: a retry that words its request differently looks exactly like that.
+    /// Set when this is a new purchase although an open one looks like it: same seller, payee, token and amount, and a payment that may
+    /// still settle. Without it, and without a [`Self::purchase_id`], such a call ends with
+    /// [`crate::buyer::BuyerError::MayBeRepeated`], because a retry with a slightly different request looks the same.
     pub another: bool,
-    /// Whether to negotiate a payment session, and how its money moves.
+    /// Whether to negotiate a payment session, and how the money moves.
     pub sessions: SessionUse,
-    /// The caller has made sure that an earlier payment for this purchase, which has expired, moved no money: another one may be
-    /// signed. Without it that happens only on the chain's proof, or after a refusal that names no hash. Of a transfer that the payer
-    /// sent it says that its transaction can no longer be mined.
+    /// Set when the caller has verified that an earlier, expired payment for this purchase moved no money: a new one may be signed.
+    /// Otherwise a new one is signed only after the chain proves it, or after a refusal that names no transaction hash. For a transfer by
+    /// the payer's own transaction it asserts that this transaction can no longer be mined.
     pub sign_again: bool,
 }
 
 /// When payment sessions are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SessionUse {
-    /// Where a facilitator is named and the payment is by EIP-3009: its session is bound into what is signed, and the header alone
-    /// pays. Otherwise without.
+    /// Use a session when a facilitator is known and the payment is an EIP-3009 authorization: the nonce is derived from the session,
+    /// and the payment header still pays on its own. Otherwise pay without a session.
     #[default]
     Offered,
-    /// Never.
+    /// Never use a session.
     Never,
-    /// Always, and the money moves before the paid request: the facilitator is asked to send the authorization at once. Should it
-    /// refuse to, the header pays.
+    /// Require a session, and ask the facilitator to settle the authorization before the paid request is sent. If the facilitator
+    /// refuses, the payment header pays.
     PayFirst,
-    /// Always, on rail `transfer`: the payer sends the money and pays for gas. Needs [`crate::buyer::Client::chain`].
+    /// Require a session on rail `transfer`: the payer signs a token transfer of its own and pays its gas. Needs
+    /// [`crate::buyer::Client::chain`].
     Transfer,
 }
 
 impl PayOptions {
-    /// At most `ceiling` atomic units of a well-known token, on any network, in any dialect.
+    /// Allows up to `ceiling` atomic units of a well-known token, on any network, in either x402 version.
     pub const fn up_to(ceiling: Amount) -> Self {
         Self {
             ceiling,
@@ -63,12 +65,12 @@ impl PayOptions {
         }
     }
 
-    fn knows(&self, network: Network, asset: Address) -> bool {
-        default_assets(network).any(|known| known.address == asset)
+    fn allows_token(&self, network: Network, asset: Address) -> bool {
+        default_assets(network).any(|token| token.address == asset)
             || self.assets.contains(&(network, asset))
     }
 
-    fn payable(&self, offer: &Offer) -> bool {
+    fn can_pay(&self, offer: &Offer) -> bool {
         let requirements = &offer.requirements;
         let v2 = offer.version == X402Version::V2;
         let signable = match requirements.means() {
@@ -76,7 +78,7 @@ impl PayOptions {
                 requirements.domain_name().is_some() && requirements.domain_version().is_some()
             }
             Some(Means::Permit2) => v2,
-            // Without it anybody could charge the maximum.
+            // Without a facilitator in the signed witness, any caller of the proxy could charge the maximum.
             Some(Means::Metered) => v2 && requirements.facilitator().is_some(),
             None => false,
         };
@@ -85,31 +87,31 @@ impl PayOptions {
             && self
                 .network
                 .is_none_or(|network| network == requirements.network)
-            && self.knows(requirements.network, requirements.asset)
+            && self.allows_token(requirements.network, requirements.asset)
     }
 }
 
-/// The first offer, in the seller's order, that can be paid and is not too dear.
+/// The first offer, in the seller's order, that this client can pay and that is within the ceiling.
 pub(super) fn choose(
     challenge: &PaymentRequired,
     options: &PayOptions,
 ) -> Result<Offer, BuyerError> {
-    let mut too_dear = None;
+    let mut above_ceiling = None;
     for offer in challenge.offers() {
-        if !options.payable(&offer) {
+        if !options.can_pay(&offer) {
             continue;
         }
         if offer.requirements.amount <= options.ceiling {
             return Ok(offer);
         }
-        too_dear.get_or_insert(BuyerError::TooDear {
+        above_ceiling.get_or_insert(BuyerError::TooDear {
             price: offer.requirements.amount,
             ceiling: options.ceiling,
             asset: offer.requirements.asset,
             network: offer.requirements.network,
         });
     }
-    Err(too_dear.unwrap_or(BuyerError::NothingPayable(challenge.accepts.len())))
+    Err(above_ceiling.unwrap_or(BuyerError::NothingPayable(challenge.accepts.len())))
 }
 
 #[cfg(test)]
@@ -138,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_payable_offer_within_the_ceiling_is_taken() {
+    fn first_payable_offer_within_ceiling_is_chosen() {
         let offers = [entry("11"), entry("9"), entry("1")];
         assert_eq!(chosen(&offers, &ten()).unwrap(), entry("9"));
     }
 
     #[test]
-    fn a_price_above_the_ceiling_is_refused_with_both_numbers() {
+    fn price_above_ceiling_is_refused_with_both_amounts() {
         let error = chosen(&[entry("11"), entry("12")], &ten()).unwrap_err();
         assert!(
             matches!(&error, BuyerError::TooDear { price, ceiling, .. } if price.to_string() == "11" && ceiling.to_string() == "10")
@@ -153,10 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn offers_that_could_not_be_settled_are_passed_over() {
-        let strange = "0x4444444444444444444444444444444444444444";
+    fn unpayable_offers_are_skipped() {
+        let unknown_token = "0x4444444444444444444444444444444444444444";
         let offers = [
-            changed("/asset", json!(strange)),
+            changed("/asset", json!(unknown_token)),
             changed("/extra/name", json!("")),
             changed(
                 "/extra",
@@ -170,8 +172,11 @@ mod tests {
             Err(BuyerError::NothingPayable(5))
         ));
         let mut options = ten();
-        options.assets = vec![(Network::from_chain_id(84_532), strange.parse().unwrap())];
-        let offer = changed("/asset", json!(strange));
+        options.assets = vec![(
+            Network::from_chain_id(84_532),
+            unknown_token.parse().unwrap(),
+        )];
+        let offer = changed("/asset", json!(unknown_token));
         assert_eq!(
             chosen(std::slice::from_ref(&offer), &options).unwrap(),
             offer
@@ -179,28 +184,31 @@ mod tests {
         options.network = Some(Network::from_chain_id(8453));
         assert!(
             chosen(&[offer], &options).is_err(),
-            "another network than the caller's"
+            "the caller allows another network only"
         );
     }
 
     #[test]
-    fn permit2_needs_no_domain_and_metered_offers_need_their_facilitator() {
+    fn permit2_needs_no_domain_and_upto_needs_facilitator() {
         let by = |scheme: &str, extra: Value| {
             let mut offer = entry("10");
             offer["scheme"] = json!(scheme);
             offer["extra"] = extra;
             offer
         };
-        let somebody = "0x3333333333333333333333333333333333333333";
-        let nobody = "0x0000000000000000000000000000000000000000";
+        let facilitator = "0x3333333333333333333333333333333333333333";
+        let zero_address = "0x0000000000000000000000000000000000000000";
         for (offer, payable) in [
             (by("exact", json!({"assetTransferMethod": "permit2"})), true),
             (
                 by("exact", json!({"assetTransferMethod": "eip3009"})),
                 false,
             ),
-            (by("upto", json!({"facilitatorAddress": somebody})), true),
-            (by("upto", json!({"facilitatorAddress": nobody})), false),
+            (by("upto", json!({"facilitatorAddress": facilitator})), true),
+            (
+                by("upto", json!({"facilitatorAddress": zero_address})),
+                false,
+            ),
             (by("upto", json!({"facilitatorAddress": "0x33"})), false),
             (by("upto", json!({"assetTransferMethod": "permit2"})), false),
         ] {
@@ -210,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_knows_no_permit2() {
+    fn permit2_offers_in_v1_are_not_payable() {
         let entry = json!({"scheme": "upto", "network": "base-sepolia", "maxAmountRequired": "10",
             "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "payTo": "0x2222222222222222222222222222222222222222",
             "maxTimeoutSeconds": 300, "extra": {"facilitatorAddress": "0x3333333333333333333333333333333333333333"}});

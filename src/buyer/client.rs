@@ -1,4 +1,4 @@
-//! The client: who pays, how much at most, and where it is written down.
+//! The client: payer, budget, journal and configuration.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,18 +15,19 @@ use crate::buyer::{BuyerError, Handed, PayOptions, Request, Signer};
 use crate::clock::{Clock, SystemClock};
 use crate::protocol::{Amount, Network, PaymentRequired, SettleResponse, X402Version, header};
 
-/// How often a payment whose outcome is open is presented again within one call, after growing pauses.
+/// How often a payment with unknown outcome is presented again within one call. Each pause is twice the one before.
 const RETRIES: u32 = 5;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// After this no call presents a payment once more.
+/// After this time a call presents its payment no more.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(150);
 
-/// What may be bought: asked before anything is signed.
+/// Called before a payment is signed; an error declines it.
 pub(super) type BeforePayment = dyn Fn(&Handed, &Url) -> Result<(), String> + Send + Sync;
-/// What was bought: told after each call that presented a payment.
+/// Called after each call that presented a payment.
 pub(super) type AfterPayment = dyn Fn(&Handed, Result<&Paid, &BuyerError>) + Send + Sync;
 
-/// Buys over HTTP on behalf of one payer. Clones share budget and journal.
+/// Buys over HTTP for one payer. Configure it with the methods that return `Self`, then call [`Client::get`], [`Client::post`] or
+/// [`Client::send`]. Clones share budget and journal.
 #[derive(Clone)]
 pub struct Client {
     pub(super) signer: Signer,
@@ -34,48 +35,48 @@ pub struct Client {
     pub(super) http: Http,
     pub(super) journal: Journal,
     pub(super) budget: Option<Amount>,
-    /// What purchases that are closed have cost.
+    /// The sum of all closed purchases, in atomic units.
     pub(super) spent: Arc<Mutex<U256>>,
     pub(super) before: Option<Arc<BeforePayment>>,
     pub(super) after: Option<Arc<AfterPayment>>,
     pub(super) facilitator: Option<Url>,
     pub(super) chains: Vec<Chain>,
-    /// Held while something is signed and written down.
+    /// Held from the budget check until the signed payment is in the journal.
     pub(super) signing: Arc<Mutex<()>>,
-    /// Transfers take the payer's account nonces one after the other.
+    /// Serialises transfers, because each takes the payer's next account nonce.
     pub(super) transfers: Arc<tokio::sync::Mutex<()>>,
     pub(super) retries: u32,
     pub(super) retry_pause: Duration,
     pub(super) recovery_limit: Duration,
 }
 
-/// What a call brought: the resource, or whatever else the seller answered instead of asking for money.
+/// The seller's final response: the paid resource, or any response that asked for no payment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Paid {
-    /// The HTTP status. A handler may fail after it was paid for.
+    /// The HTTP status. It may be an error after a successful payment: the handler can fail.
     pub status: StatusCode,
-    /// The seller's headers.
+    /// The seller's response headers.
     pub headers: HeaderMap,
-    /// The body.
+    /// The complete response body.
     pub body: Vec<u8>,
-    /// What became of the payment; `None` when none was asked for, or the seller says nothing.
+    /// The settlement result that the seller reports; `None` when no payment was asked for or no result was sent.
     pub payment: Option<SettleResponse>,
-    /// What was signed for it; `None` when no payment was asked for.
+    /// The terms that were signed; `None` when no payment was asked for.
     pub handed: Option<Handed>,
-    /// The session that it was bought in.
+    /// The payment session that was used, if any.
     pub session: Option<SessionReceipt>,
 }
 
-/// The session of a purchase, as its facilitator tells it.
+/// The payment session of a purchase, as the facilitator reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionReceipt {
-    /// Its name.
+    /// The session id.
     pub id: String,
-    /// Where it can be read: `GET {facilitator}/sessions/{id}`.
+    /// The facilitator's base URL; `GET {facilitator}/sessions/{id}` returns the session.
     pub facilitator: Url,
-    /// The hash that it names; the same as the seller's, or the call ended with [`BuyerError::Contradiction`].
+    /// The session's transaction hash. It equals the seller's: otherwise the call ends with [`BuyerError::Contradiction`].
     pub transaction: Option<String>,
 }
 
@@ -95,31 +96,31 @@ impl Paid {
         }
     }
 
-    /// The hash of the payment's transaction, when the seller says that it succeeded.
+    /// The payment's transaction hash, when the seller reports success.
     pub fn transaction(&self) -> Option<&str> {
         let payment = self.payment.as_ref().filter(|payment| payment.success)?;
         Some(payment.transaction.as_str()).filter(|hash| !hash.is_empty())
     }
 
-    /// What the purchase cost, in atomic units of what was handed over, when the seller says that it succeeded. At a metered price that
-    /// may be anything up to the maximum; zero has no transaction. It is the seller's word: the hash is the proof.
+    /// The amount that was charged, in atomic units of the signed token, when the seller reports success. At a metered price it is between
+    /// zero, which has no transaction, and the signed maximum. This is the seller's claim; the transaction is the proof.
     pub fn charged(&self) -> Option<Amount> {
         let payment = self.payment.as_ref().filter(|payment| payment.success)?;
         let handed = self.handed.as_ref()?;
         Some(payment.amount.unwrap_or(handed.amount))
     }
 
-    /// The body as JSON.
+    /// Parses the body as JSON.
     ///
     /// # Errors
-    /// When it is none.
+    /// When the body is not valid JSON.
     pub fn json(&self) -> Result<Value, serde_json::Error> {
         serde_json::from_slice(&self.body)
     }
 }
 
 impl Client {
-    /// A client with the machine's clock, a journal in memory and no budget.
+    /// A client with the system clock, an in-memory journal and no budget.
     ///
     /// # Errors
     /// [`BuyerError::Setup`] when the HTTP client cannot be built.
@@ -143,29 +144,30 @@ impl Client {
         })
     }
 
-    /// Takes the time for validity windows from `clock`.
+    /// Uses `clock` for validity windows and expiry.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Writes purchases down in `journal` instead of memory alone.
+    /// Records purchases in `journal` instead of in memory only.
     #[must_use]
     pub fn journal(mut self, journal: Journal) -> Self {
         self.journal = journal;
         self
     }
 
-    /// Spends at most this much in its life, in atomic units of whatever is paid with, counting what was signed and may still land. What
-    /// is metered counts with its maximum, whatever its seller says that it charged.
+    /// Limits the total of all purchases of this client and its clones, in atomic units summed over all tokens. Signed payments that may
+    /// still settle count; a metered payment counts with its maximum, even when the seller reports a smaller charge.
     #[must_use]
     pub const fn budget(mut self, budget: Amount) -> Self {
         self.budget = Some(budget);
         self
     }
 
-    /// Asks `hook` before anything is signed: what it would be, and for which URL. `Err` refuses, with the reason for the caller.
+    /// Calls `hook` before a payment is signed, with its terms and the URL. An `Err` declines it: the call ends with
+    /// [`BuyerError::Declined`] and this text.
     #[must_use]
     pub fn before_payment(
         mut self,
@@ -175,7 +177,7 @@ impl Client {
         self
     }
 
-    /// Tells `hook` how each call ended that presented a payment.
+    /// Calls `hook` after each call that presented a payment, with its result.
     #[must_use]
     pub fn after_payment(
         mut self,
@@ -185,24 +187,24 @@ impl Client {
         self
     }
 
-    /// Negotiates sessions with this facilitator, whatever sellers announce.
+    /// Negotiates payment sessions with this facilitator and ignores the one that a seller announces.
     #[must_use]
     pub fn facilitator(mut self, url: Url) -> Self {
         self.facilitator = Some(url);
         self
     }
 
-    /// Asks the JSON-RPC endpoint `rpc` about `network`: whether an expired payment is unpaid for certain, what is needed to
-    /// send a transfer ([`crate::buyer::SessionUse::Transfer`]), and whether a payment by Permit2 needs the token's permit with it, where
-    /// the seller has its gas sponsored.
+    /// Adds the JSON-RPC endpoint `rpc` for `network`. It is used to prove that an expired payment moved no money, to prepare a transfer
+    /// ([`crate::buyer::SessionUse::Transfer`]), and, where the seller announces sponsored gas, to decide whether a Permit2 payment needs
+    /// an EIP-2612 permit.
     #[must_use]
     pub fn chain(mut self, network: Network, rpc: Url) -> Self {
         self.chains.push(Chain { network, rpc });
         self
     }
 
-    /// How often, after which first pause (each is twice the one before) and for how long in all a payment whose outcome is open
-    /// is presented again within one call; 5 times, 1 s and 150 s unless set.
+    /// Sets how a payment with unknown outcome is presented again within one call: at most `retries` times, the first after
+    /// `first_pause` (each further pause is twice the one before), and never after `limit`. Defaults: 5 times, 1 s, 150 s.
     #[must_use]
     pub const fn recovery(mut self, retries: u32, first_pause: Duration, limit: Duration) -> Self {
         self.retries = retries;
@@ -211,19 +213,20 @@ impl Client {
         self
     }
 
-    /// The longest answer that is read, in bytes; 8 MiB unless set.
+    /// The longest response body that is read, in bytes; 8 MiB unless set.
     #[must_use]
     pub const fn body_bytes_max(mut self, bytes: usize) -> Self {
         self.http.body_bytes_max = bytes;
         self
     }
 
-    /// Who pays.
+    /// The payer.
     pub const fn signer(&self) -> &Signer {
         &self.signer
     }
 
-    /// What this client and its clones have paid, and what was signed and may still land, in atomic units.
+    /// The total of closed purchases of this client and its clones, plus all open signed payments of this payer in the journal, in atomic
+    /// units.
     pub fn committed(&self) -> Amount {
         let spent = *self
             .spent
@@ -232,15 +235,15 @@ impl Client {
         Amount::from_atomic(spent.saturating_add(self.journal.committed(self.signer.address())))
     }
 
-    /// Gets `url`, paying for it if asked to.
+    /// Sends `GET url` and pays for it when the answer is a 402.
     ///
     /// # Errors
-    /// [`BuyerError`]; ask [`BuyerError::money_may_have_moved`] before paying elsewhere.
+    /// [`BuyerError`]; check [`BuyerError::money_may_have_moved`] before buying elsewhere.
     pub async fn get(&self, url: &str, options: &PayOptions) -> Result<Paid, BuyerError> {
         self.send(Request::new(Method::GET, url)?, options).await
     }
 
-    /// Posts `json` to `url`, paying for it if asked to.
+    /// Sends `POST url` with a JSON body and pays for it when the answer is a 402.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -254,7 +257,7 @@ impl Client {
             .await
     }
 
-    /// Puts `json` to `url`, paying for it if asked to.
+    /// Sends `PUT url` with a JSON body and pays for it when the answer is a 402.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -268,7 +271,7 @@ impl Client {
             .await
     }
 
-    /// Deletes `url`, paying for it if asked to.
+    /// Sends `DELETE url` and pays for it when the answer is a 402.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -287,8 +290,8 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// The challenge of a 402: v2's header, else v2's form in the body, where many sellers have it alone, else v1's body; v1's first for a caller
-/// who prefers it.
+/// The challenge of a 402. Order: v2's header, v2's form in the body (many sellers send only that), v1's body. With `preferred` v1, the v1
+/// body comes first.
 pub(super) fn challenge_of(
     answer: &Answer,
     preferred: Option<X402Version>,

@@ -1,4 +1,4 @@
-//! Why nothing was bought, and whether money may have moved nevertheless.
+//! The errors of a purchase, and whether money may have moved.
 
 use alloy::primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
@@ -8,95 +8,99 @@ use crate::buyer::journal::JournalError;
 use crate::protocol::permit2::PERMIT2;
 use crate::protocol::{Amount, Means, Network, SettleResponse, field};
 
-/// What was signed and handed out. Until `valid_before` has passed on the chain, whoever got it can have it settled.
+/// The terms of a signed payment. Once it was sent, its receiver can have it settled until `valid_before` has passed on chain.
+///
+/// [`crate::buyer::Client::before_payment`] receives the same terms before they are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Handed {
-    /// Where.
+    /// The network of the token.
     pub network: Network,
-    /// In which token.
+    /// The token contract.
     #[serde(with = "field::address")]
     pub asset: Address,
-    /// Who pays.
+    /// The account that pays.
     #[serde(with = "field::address")]
     pub payer: Address,
-    /// To whom.
+    /// The account that is paid.
     #[serde(with = "field::address")]
     pub pay_to: Address,
-    /// How much, in atomic units of the token; by [`Means::Metered`] at most.
+    /// The amount in atomic units of the token; with [`Means::Metered`] the maximum.
     pub amount: Amount,
-    /// By what leave.
-    #[serde(default)]
+    /// How the money moves.
+    #[serde(rename = "means", default)]
     pub means: Means,
-    /// The authorization's nonce, by which the token knows it; by Permit2 the bytes of its number; of a transfer that the payer sends,
-    /// its session's tag.
+    /// The EIP-3009 nonce; for Permit2 its nonce as 32 big-endian bytes; for a transfer by the payer's own transaction the tag of its
+    /// session.
     #[serde(with = "field::hash")]
     pub nonce: B256,
-    /// Unix seconds after which it can no longer move money; `None` for a signed transaction, which can be sent for ever.
+    /// Unix seconds after which the payment can no longer move money; `None` for a signed transaction, which does not expire.
     pub valid_before: Option<i64>,
 }
 
-/// An exchange that brought no complete answer.
+/// An HTTP exchange without a complete response.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// The connection, the time or the protocol gave out.
-    #[error("the request was not answered")]
+    /// The connection failed, the request timed out, or the response was not valid HTTP.
+    #[error("no HTTP response was received")]
     Transport(#[source] reqwest::Error),
-    /// The answer is longer than this client reads, in bytes.
-    #[error("the answer is longer than {0} bytes")]
+    /// The body exceeds the limit that it holds, in bytes ([`crate::buyer::Client::body_bytes_max`]).
+    #[error("the response body is longer than {0} bytes")]
     TooLong(usize),
 }
 
-/// Why no session could be used.
+/// Why no payment session could be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionFailure {
-    /// Nobody names a facilitator.
+    /// Neither the seller nor the caller names a facilitator with sessions.
     #[error("neither the seller nor the caller names a facilitator with sessions")]
     NoFacilitator,
-    /// Its URL is neither https nor on this machine, or a seller elsewhere names a place on this machine.
-    #[error("the facilitator that the seller names is neither https nor on its own machine")]
+    /// The facilitator's URL is neither https nor a loopback URL, or a remote seller names a loopback URL.
+    #[error(
+        "the facilitator's URL is not usable: expected https, or a loopback URL from a loopback seller"
+    )]
     UnsafeUrl,
-    /// No answer, or none that could be understood.
-    #[error("the facilitator did not answer as one that offers sessions")]
+    /// The facilitator sent no response, or one that is not valid for sessions.
+    #[error("the facilitator returned no valid session response")]
     Unanswered,
-    /// It wants to be asked elsewhere, and nothing that is paid with follows a redirect; holds where to, without its query.
-    #[error("the facilitator redirects to {0}: name the URL that answers by itself")]
+    /// The facilitator redirects, and session requests follow no redirect. Holds the target without its query.
+    #[error("the facilitator redirects to {0}: configure its final URL")]
     Redirected(String),
-    /// Sessions are of EIP-3009 payments, and the offer is to be paid by Permit2.
-    #[error("a payment by Permit2 has no session")]
+    /// Sessions support EIP-3009 payments only, and the offer is paid by Permit2.
+    #[error("sessions do not support payments by Permit2")]
     Means,
-    /// It refused; holds its code.
+    /// The facilitator refused the session; holds its error code.
     #[error("the facilitator refused the session: {0}")]
     Refused(String),
-    /// Its terms are not ones to sign: they expire at once, or after longer than this client signs for.
+    /// The session has expired already, or ends later than the longest validity that this client signs (one hour).
     #[error("the session expires too early or too late")]
     Expiry,
-    /// A transfer by the payer needs a chain to send it to, a plain account, and an offer of the flow `upfront` in v2.
+    /// Rail `transfer` needs an RPC endpoint, a plain account, and a v2 offer with flow `upfront`; holds the missing one.
     #[error("rail transfer cannot be used here: {0}")]
     Transfer(String),
 }
 
-/// Why a call ended without its resource.
+/// Why a call ended without its resource. [`BuyerError::code`] is stable; [`BuyerError::advice`] says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuyerError {
     /// The HTTP client could not be set up.
     #[error("the HTTP client cannot start")]
     Setup(#[source] reqwest::Error),
-    /// Neither http nor https, or no URL at all.
+    /// The text is not an http or https URL.
     #[error("expected an http or https URL, got {0:?}")]
     Url(String),
-    /// The caller's headers hold a payment already; this client makes its own.
-    #[error("the request carries a payment header already")]
+    /// The caller's headers contain a payment header; this client adds its own.
+    #[error("the request already has a payment header: remove it, the client adds its own")]
     AlreadyPaid,
-    /// No answer, and nothing was signed yet.
-    #[error("the seller did not answer; nothing was signed")]
+    /// The first request got no response. Nothing was signed.
+    #[error("no response from the seller; nothing was signed")]
     Unanswered(#[source] Broken),
-    /// A 402 without a challenge in either dialect.
-    #[error("the seller asks for a payment but does not say which")]
+    /// The seller answered 402 without a readable challenge of x402 v1 or v2. Nothing was signed.
+    #[error("the seller answered 402 without a readable x402 challenge; nothing was signed")]
     Challenge,
-    /// None of the offers is one that this client can pay; holds how many there were.
+    /// This client can pay none of the offers; holds their number. Nothing was signed.
     #[error(
         "none of the seller's {0} offers can be paid: expected scheme exact, or upto with its facilitator's address, in a known token"
     )]
@@ -106,154 +110,161 @@ pub enum BuyerError {
         "the price is {price} atomic units of {asset} on {network}, above the ceiling of {ceiling}"
     )]
     TooDear {
-        /// What is asked for.
+        /// The seller's price.
         price: Amount,
-        /// What the caller allows.
+        /// The caller's limit ([`crate::buyer::PayOptions::ceiling`]).
         ceiling: Amount,
         /// The token.
         asset: Address,
         /// Its network.
         network: Network,
     },
-    /// The price does not fit into what is left of the client's budget. Nothing was signed.
+    /// The price exceeds the rest of the client's budget. Nothing was signed.
     #[error(
-        "the price is {price} atomic units, and {committed} of the budget of {budget} are spent or may still land"
+        "the price is {price} atomic units, and {committed} of the budget of {budget} are spent or may still settle"
     )]
     OverBudget {
-        /// What is asked for.
+        /// The seller's price.
         price: Amount,
-        /// What was paid or was signed and may still land.
+        /// The sum of paid purchases and of signed payments that may still settle.
         committed: Amount,
-        /// What the client may spend in its life.
+        /// The client's budget ([`crate::buyer::Client::budget`]).
         budget: Amount,
     },
-    /// The caller's hook refused. Nothing was signed.
+    /// The hook [`crate::buyer::Client::before_payment`] declined. Nothing was signed.
     #[error("the caller declined the payment: {0}")]
     Declined(String),
-    /// A session was asked for and cannot be had. Nothing was signed.
+    /// The caller requires a payment session, and none could be opened. Nothing was signed.
     #[error("no payment session could be negotiated")]
     Session(#[source] SessionFailure),
-    /// The payment could not be made; nothing left this process.
-    #[error("the payment could not be signed: {0}")]
+    /// The payment could not be signed. Nothing was sent.
+    #[error("the payment could not be signed, nothing was sent: {0}")]
     Signing(String),
-    /// The journal could not be read or written. Nothing left this process.
-    #[error("the purchase journal cannot be used")]
+    /// The journal could not be read or written. Nothing was sent.
+    #[error("the purchase journal cannot be read or written; nothing was sent")]
     Journal(#[source] JournalError),
-    /// The paid request got no answer.
-    #[error("the payment was handed over, and the seller did not answer")]
+    /// The request with the payment got no complete response. The payment may settle.
+    #[error("the payment was sent and the seller did not answer; it may still settle")]
     PaidUnanswered {
-        /// What can still be settled.
+        /// The payment that may still settle.
         handed: Box<Handed>,
-        /// What went wrong.
+        /// The failure of the exchange.
         #[source]
         broken: Broken,
     },
-    /// The seller failed after it got the payment, and does not say what became of it.
-    #[error("the payment was handed over, and the seller answered {status} without its outcome")]
+    /// The seller answered with a server error to the payment and reports no result. The payment may settle.
+    #[error(
+        "the payment was sent and the seller answered {status} without a result; it may still settle"
+    )]
     OutcomeUnknown {
-        /// What can still be settled.
+        /// The payment that may still settle.
         handed: Box<Handed>,
         /// The HTTP status.
         status: u16,
     },
-    /// The seller wants the paid request to go elsewhere. It was not sent there.
-    #[error("the payment was handed over, and the seller answered with a redirect to {location:?}")]
+    /// The seller redirects the request with the payment. The redirect was not followed; the payment may settle.
+    #[error(
+        "the payment was sent and the seller redirects to {location:?}, which was not followed; it may still settle"
+    )]
     Redirected {
-        /// What can still be settled.
+        /// The payment that may still settle.
         handed: Box<Handed>,
-        /// Where to, as the seller wrote it.
+        /// The `Location` header as sent, shortened to 200 characters.
         location: String,
     },
-    /// The transaction is under way; the same payment was presented several times without a final answer.
-    #[error("the payment is still being settled in transaction {transaction}")]
+    /// The payment's transaction is in flight, and presenting the payment again brought no final result.
+    #[error("the payment is not settled yet, its transaction is {transaction}")]
     Pending {
-        /// What is being settled.
+        /// The payment that is being settled.
         handed: Box<Handed>,
-        /// The hash that the seller names.
+        /// The transaction hash from the seller.
         transaction: String,
     },
-    /// The seller says that this payment has bought its resource already, and does not serve it.
+    /// The seller reports that this payment was used already, and serves no resource for it.
     #[error(
-        "the seller says that the payment has been used, in transaction {transaction:?}, and serves nothing for it"
+        "the seller reports that the payment was already used, in transaction {transaction:?}, and serves nothing for it"
     )]
     Used {
-        /// What was paid.
+        /// The payment.
         handed: Box<Handed>,
-        /// The hash that the seller names, empty when it names none.
+        /// The transaction hash from the seller, empty when there is none.
         transaction: String,
     },
-    /// The seller refused the payment. It holds it all the same.
+    /// The seller refused the payment, but received it: it may settle until it expires.
     #[error("the seller refused the payment: {reason}")]
     Refused {
-        /// What was offered.
+        /// The refused payment.
         handed: Box<Handed>,
-        /// The code or the text that the seller gave.
+        /// The seller's reason: a code of x402 or free text, shortened to 300 characters.
         reason: String,
-        /// The facilitator's answer, when the seller passed it on.
+        /// The facilitator's settlement response, when the seller forwarded it.
         outcome: Option<Box<SettleResponse>>,
     },
-    /// Permit2 may not take the payer's token yet, says the seller, and no permit was sponsored. Nothing can have moved then; but what was
-    /// signed can land once Permit2 is approved, until it expires.
+    /// The seller reports that the payer's allowance to Permit2 is missing, and no permit was sponsored. No money can have moved yet, but
+    /// the signed payment can settle once Permit2 is approved, until it expires.
     #[error(
         "the payer has to approve Permit2 ({PERMIT2}) for at least {} atomic units of the token {} on {} first",
         handed.amount, handed.asset, handed.network
     )]
     AllowanceRequired {
-        /// What was offered.
+        /// The refused payment.
         handed: Box<Handed>,
     },
-    /// The seller holds the payment that it asked for, and now asks for another amount. Nothing more was signed.
-    #[error("the seller got the {} atomic units that it asked for and now asks for {price}", handed.amount)]
+    /// The seller received the payment for its first price and now asks for another price. Nothing more was signed.
+    #[error(
+        "the seller received a payment of the {} atomic units that it asked for, and now asks for {price}; nothing more was signed",
+        handed.amount
+    )]
     PriceChanged {
-        /// What was offered.
+        /// The payment for the first price.
         handed: Box<Handed>,
-        /// What it asks for now.
+        /// The new price.
         price: Amount,
     },
-    /// The seller served something, but what it says about the payment is not what was signed.
-    #[error("the seller answered, but its result contradicts the payment: {what}")]
+    /// The seller answered, but its reported result does not match the signed payment.
+    #[error("the seller answered, but its result contradicts the signed payment: {what}")]
     Contradiction {
-        /// What was signed.
+        /// The signed payment.
         handed: Box<Handed>,
-        /// What does not fit.
+        /// The mismatch.
         what: String,
-        /// The answer, complete.
+        /// The complete response.
         answer: Box<Paid>,
     },
-    /// A payment of an earlier call has run out of time, and nothing proves that it did not move money.
+    /// A payment of an earlier call has expired, and nothing proves that it moved no money. Nothing more was signed.
     #[error(
-        "an earlier payment for this purchase has expired, and whether it moved money is not known"
+        "an earlier payment for this purchase has expired, and whether it moved money is unknown; nothing more was signed"
     )]
     Unresolved {
-        /// What was handed over then.
+        /// The earlier payment.
         handed: Box<Handed>,
-        /// The hash that was named for it.
+        /// The transaction hash that was reported for it.
         transaction: Option<String>,
     },
-    /// An earlier payment of the same payer to the same payee, over the same amount and for a resource of the same seller, is open and may
-    /// still land: this call may be the same purchase in other words. Nothing was signed for it.
+    /// An open payment with the same payer, payee, token, amount and seller may still settle: this call may be a retry of that purchase
+    /// with a different request. Nothing was signed for this call. See [`crate::buyer::PayOptions::another`].
     #[error(
-        "an earlier payment of {} atomic units to {} for {place} is open and may still land{}: nothing was signed for this call, which may be the same purchase in other words",
+        "an earlier payment of {} atomic units to {} for {place} is open and may still settle{}; this call may be a retry of the same purchase, so nothing was signed for it",
         earlier.amount, earlier.pay_to, until(earlier)
     )]
     MayBeRepeated {
-        /// What was handed over then.
+        /// The earlier payment.
         earlier: Box<Handed>,
-        /// What it was for: the URL without its query.
+        /// The URL of its request, without query.
         place: String,
-        /// The hash that was named for it.
+        /// The transaction hash that was reported for it.
         transaction: Option<String>,
     },
 }
 
-/// Until when something can land, in words.
+/// The expiry of a payment as text for an error message, empty when it has none.
 fn until(handed: &Handed) -> String {
     let end = handed.valid_before;
     end.map_or_else(String::new, |end| format!(" until {end} (Unix seconds)"))
 }
 
 impl BuyerError {
-    /// The stable name of the case, for programs.
+    /// A stable code of the error, for programs.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Setup(_) => "setup_failed",
@@ -282,14 +293,14 @@ impl BuyerError {
         }
     }
 
-    /// Whether the payer's money may have moved or may still move for this call: whenever something signed left this
-    /// process, also after a refusal, because the seller holds it until it expires. A further call for the same purchase
-    /// with the same journal is safe: it presents the same payment.
+    /// Whether the payer's money may have moved or may still move for this call. True whenever a signed payment was sent, also after a
+    /// refusal, because the seller holds the payment until it expires. Calling again for the same purchase with the same journal is safe:
+    /// the same payment is presented.
     pub fn money_may_have_moved(&self) -> bool {
         self.handed().is_some()
     }
 
-    /// What was signed and handed out, when anything was.
+    /// The signed payment that was sent, if any.
     pub fn handed(&self) -> Option<&Handed> {
         match self {
             Self::PaidUnanswered { handed, .. }
@@ -320,9 +331,9 @@ impl BuyerError {
         }
     }
 
-    /// The hash that was named for the payment. Look it up on the chain before you believe it.
+    /// The transaction hash that the seller or facilitator reported for the payment. Verify it on chain.
     pub fn transaction(&self) -> Option<&str> {
-        let named = match self {
+        let reported = match self {
             Self::Pending { transaction, .. } | Self::Used { transaction, .. } => Some(transaction),
             Self::Unresolved { transaction, .. } | Self::MayBeRepeated { transaction, .. } => {
                 transaction.as_ref()
@@ -349,46 +360,48 @@ impl BuyerError {
             | Self::AllowanceRequired { .. }
             | Self::PriceChanged { .. } => None,
         };
-        named.map(String::as_str).filter(|hash| !hash.is_empty())
+        reported.map(String::as_str).filter(|hash| !hash.is_empty())
     }
 
-    /// What to do now, for people.
+    /// What to do next, for people.
     pub const fn advice(&self) -> &'static str {
         match self {
             Self::Setup(_) | Self::Url(_) | Self::AlreadyPaid | Self::Challenge => {
-                "nothing was signed; correct the call or ask the seller"
+                "nothing was signed; fix the call or contact the seller"
             }
             Self::Unanswered(_) => "nothing was signed; call again",
             Self::NothingPayable(_) | Self::TooDear { .. } | Self::OverBudget { .. } => {
-                "nothing was signed; allow more, or buy elsewhere"
+                "nothing was signed; raise the limit, or buy elsewhere"
             }
             Self::Declined(_) | Self::Session(_) | Self::Signing(_) | Self::Journal(_) => {
-                "nothing left this process; remove the cause and call again"
+                "nothing was sent; fix the cause and call again"
             }
             Self::PaidUnanswered { .. }
             | Self::OutcomeUnknown { .. }
             | Self::Pending { .. }
             | Self::Refused { .. }
             | Self::Redirected { .. } => {
-                "call again with the same journal: the same payment is presented, nothing more is signed while it can land"
+                "call again with the same journal: the same payment is presented, and nothing more is signed while it may still settle"
             }
             Self::AllowanceRequired { .. } => {
-                "approve Permit2 for the token, once, by a transaction of the payer's own, then call again with the same journal: the same \
+                "approve Permit2 for the token with a transaction of the payer (once per token), then call again with the same journal: the same \
                  payment is presented"
             }
             Self::PriceChanged { .. } => {
-                "the seller holds a payment until it expires; a call after that may sign the new price"
+                "the seller holds the payment until it expires; a call after that may sign the new price"
             }
-            Self::Used { .. } => "show the hash to the seller; it owes you the resource",
+            Self::Used { .. } => {
+                "contact the seller with the transaction hash; it owes you the resource"
+            }
             Self::Contradiction { .. } => {
-                "look the payment up on the chain; the answer is in the error"
+                "check the payment on chain; the seller's response is in the error"
             }
             Self::Unresolved { .. } => {
-                "look up on the chain whether the payment's nonce was used; only if not, allow this purchase to be signed again"
+                "check on chain whether the payment's nonce was used; only if not, allow a new payment: --sign-again (PayOptions::sign_again)"
             }
             Self::MayBeRepeated { .. } => {
-                "if this is the same purchase, make the earlier call again as it was (method, URL and body): its payment is presented once \
-                 more; if it is another one, say so: --another, or a --purchase-id of its own (PayOptions::another, PayOptions::purchase_id)"
+                "if this is the same purchase, repeat the earlier call with the same method, URL and body: its payment is presented again; if it \
+                 is a new purchase, use --another or a --purchase-id (PayOptions::another, PayOptions::purchase_id)"
             }
         }
     }

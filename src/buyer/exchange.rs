@@ -1,4 +1,4 @@
-//! One HTTP exchange: a request that can be repeated, an answer that is bounded.
+//! HTTP exchanges: a repeatable request and a response with bounded length.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use serde_json::Value;
 use crate::buyer::{Broken, BuyerError};
 use crate::protocol::{PaymentHeader, header};
 
-/// The longest answer that is read, unless the caller says otherwise.
+/// The default limit of a response body.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Facilitators and endpoints answer shortly.
-const SHORT_BYTES_MAX: usize = 256 * 1024;
-/// Longer than a facilitator lets anybody wait who asks for 20 s.
-const SHORT_TIMEOUT: Duration = Duration::from_secs(45);
-/// Sellers wait up to 90 s for their facilitator, and then their handler runs.
+/// The limit of a JSON response of a facilitator or an RPC endpoint.
+const JSON_BYTES_MAX: usize = 256 * 1024;
+/// Longer than a facilitator holds a long poll of 20 s.
+const JSON_TIMEOUT: Duration = Duration::from_secs(45);
+/// Sellers wait up to 90 s for their facilitator, and their handler runs as well.
 const TIMEOUT: Duration = Duration::from_mins(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const REDIRECTS_MAX: usize = 5;
 
-/// A request that can be made twice: once to learn the price, once with the payment.
+/// An HTTP request that is sent twice: once to get the price, once with the payment.
 #[derive(Clone)]
 pub struct Request {
     pub(super) method: Method,
@@ -36,12 +36,12 @@ impl Request {
     /// A request without headers and body.
     ///
     /// # Errors
-    /// [`BuyerError::Url`] unless the URL is one of http or https.
+    /// [`BuyerError::Url`] unless `url` is an http or https URL.
     pub fn new(method: Method, url: &str) -> Result<Self, BuyerError> {
-        let shown = || BuyerError::Url(url.chars().take(200).collect());
-        let url = Url::parse(url).map_err(|_| shown())?;
+        let invalid = || BuyerError::Url(url.chars().take(200).collect());
+        let url = Url::parse(url).map_err(|_| invalid())?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(shown());
+            return Err(invalid());
         }
         Ok(Self {
             method,
@@ -51,10 +51,10 @@ impl Request {
         })
     }
 
-    /// Sends these headers too, both times.
+    /// Sets the headers of both requests.
     ///
     /// # Errors
-    /// [`BuyerError::AlreadyPaid`] when there is a payment among them.
+    /// [`BuyerError::AlreadyPaid`] when a payment header is among them.
     pub fn headers(mut self, headers: HeaderMap) -> Result<Self, BuyerError> {
         if headers.contains_key(header::PAYMENT_SIGNATURE)
             || headers.contains_key(header::X_PAYMENT)
@@ -65,20 +65,20 @@ impl Request {
         Ok(self)
     }
 
-    /// By what a purchase is known: method, URL and body.
+    /// What identifies the purchase: method, URL and body.
     pub(super) fn identity(&self) -> (&str, &Url, &[u8]) {
         (self.method.as_str(), &self.url, &self.body)
     }
 
-    /// Sends this JSON, both times, and says that it is some.
+    /// Sets a JSON body for both requests, and `content-type: application/json` unless the headers have one.
     #[must_use]
     pub fn json(mut self, body: &Value) -> Self {
-        let kind = HeaderValue::from_static("application/json");
-        self.headers.entry(CONTENT_TYPE).or_insert(kind);
+        let content_type = HeaderValue::from_static("application/json");
+        self.headers.entry(CONTENT_TYPE).or_insert(content_type);
         self.body(body.to_string())
     }
 
-    /// Sends this body, both times.
+    /// Sets the body of both requests.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
@@ -88,7 +88,7 @@ impl Request {
 
 impl fmt::Debug for Request {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Headers may hold the caller's credentials, and so may a query.
+        // Headers and query may contain the caller's credentials.
         formatter
             .debug_struct("Request")
             .field("method", &self.method)
@@ -97,7 +97,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// An answer, complete.
+/// A complete HTTP response.
 pub(super) struct Answer {
     pub(super) url: Url,
     pub(super) status: StatusCode,
@@ -105,12 +105,12 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
-/// The two ways of asking: without a payment, following redirects that stay where they are; with one, following none.
+/// Two HTTP clients: requests without a payment follow redirects within their origin, requests with a payment follow none.
 #[derive(Debug, Clone)]
 pub(super) struct Http {
-    asking: reqwest::Client,
-    paying: reqwest::Client,
-    /// The longest answer of a seller that is read.
+    unpaid_client: reqwest::Client,
+    paid_client: reqwest::Client,
+    /// The limit of a seller's response body, in bytes.
     pub(super) body_bytes_max: usize,
 }
 
@@ -125,24 +125,24 @@ impl Http {
                 .map_err(BuyerError::Setup)
         };
         Ok(Self {
-            asking: client(Policy::custom(within_the_origin))?,
-            paying: client(Policy::none())?,
+            unpaid_client: client(Policy::custom(same_origin_only))?,
+            paid_client: client(Policy::none())?,
             body_bytes_max: BODY_BYTES_MAX,
         })
     }
 
-    /// Asks without a payment.
-    pub(super) async fn ask(&self, request: &Request) -> Result<Answer, Broken> {
-        // A followed redirect can turn other methods into GET: then nobody knows what would be paid for.
+    /// Sends a request without a payment.
+    pub(super) async fn send_unpaid(&self, request: &Request) -> Result<Answer, Broken> {
+        // A followed redirect can turn other methods into GET, and the payment would then be for another request.
         let client = match request.method {
-            Method::GET | Method::HEAD => &self.asking,
-            _ => &self.paying,
+            Method::GET | Method::HEAD => &self.unpaid_client,
+            _ => &self.paid_client,
         };
         exchange(client, request, HeaderMap::new(), self.body_bytes_max).await
     }
 
-    /// Asks with a payment.
-    pub(super) async fn present(
+    /// Sends a request with a payment.
+    pub(super) async fn send_paid(
         &self,
         request: &Request,
         payment: &PaymentHeader,
@@ -152,48 +152,51 @@ impl Http {
             value.set_sensitive(true);
             headers.insert(HeaderName::from_static(payment.name()), value);
         }
-        exchange(&self.paying, request, headers, self.body_bytes_max).await
+        exchange(&self.paid_client, request, headers, self.body_bytes_max).await
     }
 
-    /// Posts JSON to a facilitator or an endpoint: status and JSON, `None` when there is no such answer. Of a redirect, which is not
-    /// followed, the JSON is its target as a text: host and path.
+    /// Sends a JSON POST to a facilitator or an RPC endpoint. Returns status and JSON body, `None` without a complete response. Redirects
+    /// are not followed: for one the JSON is a string with the target's origin and path.
     pub(super) async fn post_json<T: Serialize>(
         &self,
         url: &Url,
         body: &T,
     ) -> Option<(u16, Value)> {
-        short_json(self.paying.post(url.clone()).json(body)).await
+        json_exchange(self.paid_client.post(url.clone()).json(body)).await
     }
 
-    /// The same without a body.
+    /// The same for GET without a body.
     pub(super) async fn get_json(&self, url: &Url) -> Option<(u16, Value)> {
-        short_json(self.paying.get(url.clone())).await
+        json_exchange(self.paid_client.get(url.clone())).await
     }
 }
 
-async fn short_json(request: reqwest::RequestBuilder) -> Option<(u16, Value)> {
-    let mut response = request.timeout(SHORT_TIMEOUT).send().await.ok()?;
-    let body = bounded(&mut response, SHORT_BYTES_MAX).await.ok()?;
+async fn json_exchange(request: reqwest::RequestBuilder) -> Option<(u16, Value)> {
+    let mut response = request.timeout(JSON_TIMEOUT).send().await.ok()?;
+    let body = read_bounded(&mut response, JSON_BYTES_MAX).await.ok()?;
     let status = response.status().as_u16();
     if response.status().is_redirection() {
-        return Some((status, Value::String(target_of(&response))));
+        return Some((status, Value::String(redirect_target(&response))));
     }
     Some((status, serde_json::from_slice(&body).unwrap_or_default()))
 }
 
-/// Where a redirect leads: host and path alone, because a query may hold a key.
-fn target_of(response: &reqwest::Response) -> String {
+/// Origin and path of a redirect's target. The query is left out because it may contain a key.
+fn redirect_target(response: &reqwest::Response) -> String {
     let location = response.headers().get(reqwest::header::LOCATION);
     let location = location.and_then(|location| location.to_str().ok());
     let target = location.and_then(|location| response.url().join(location).ok());
     let Some(target) = target else {
-        return "a place that it does not name".to_owned();
+        return "an unknown target".to_owned();
     };
-    let shown = format!("{}{}", target.origin().ascii_serialization(), target.path());
-    shown.chars().take(200).collect()
+    let target = format!("{}{}", target.origin().ascii_serialization(), target.path());
+    target.chars().take(200).collect()
 }
 
-async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, Broken> {
+async fn read_bounded(
+    response: &mut reqwest::Response,
+    bytes_max: usize,
+) -> Result<Vec<u8>, Broken> {
     let broken = |error: reqwest::Error| Broken::Transport(error.without_url());
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(broken)? {
@@ -205,8 +208,8 @@ async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<V
     Ok(body)
 }
 
-/// A change from http to https of the same host counts as staying; anything else goes back to the caller as it came.
-fn within_the_origin(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+/// Follows redirects within the origin, and upgrades from http to https on the same host. Any other redirect is returned to the caller.
+fn same_origin_only(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let (before, after) = (attempt.previous().last(), attempt.url());
     let stays = before.is_some_and(|before| {
         let upgraded = before.scheme() == "http"
@@ -228,7 +231,7 @@ async fn exchange(
     payment: HeaderMap,
     bytes_max: usize,
 ) -> Result<Answer, Broken> {
-    // Errors of the client repeat the URL, which may hold the caller's secrets.
+    // reqwest's errors contain the URL, which may hold the caller's secrets.
     let broken = |error: reqwest::Error| Broken::Transport(error.without_url());
     let mut response = client
         .request(request.method.clone(), request.url.clone())
@@ -238,7 +241,7 @@ async fn exchange(
         .send()
         .await
         .map_err(broken)?;
-    let body = bounded(&mut response, bytes_max).await?;
+    let body = read_bounded(&mut response, bytes_max).await?;
     Ok(Answer {
         url: response.url().clone(),
         status: response.status(),

@@ -1,8 +1,8 @@
-//! What was signed and may still land, written down before it leaves.
+//! The journal of signed payments that may still settle, written before each payment is sent.
 //!
-//! One open payment for each purchase. It closes when its resource was got, or when it is proven that it moved nothing; until
-//! then a further call for the same purchase finds it here and presents it again. In memory it ends with the process; in a
-//! file it outlives `kill -9`, because each line is on the disk before the payment leaves.
+//! A purchase has at most one open payment. It is closed when its resource was received, or when it is proven that it moved no money;
+//! until then a further call for the same purchase finds it here and presents it again. A journal in memory ends with the process. A
+//! journal in a file survives `kill -9`, because each line is on disk before the payment is sent.
 
 mod file;
 
@@ -22,15 +22,15 @@ use crate::protocol::X402Version;
 use crate::protocol::session::TransferSubmission;
 use file::JournalFile;
 
-/// The record of a buyer's purchases. Cheap to clone; clones share it.
+/// The record of a buyer's open payments. Clones share it.
 #[derive(Clone, Default)]
 pub struct Journal(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// One call at a time for each purchase.
-    turns: Mutex<HashMap<PurchaseKey, Weak<tokio::sync::Mutex<()>>>>,
+    /// One lock per purchase: calls for the same purchase run one after the other.
+    locks: Mutex<HashMap<PurchaseKey, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Default)]
@@ -39,43 +39,43 @@ struct State {
     file: Option<JournalFile>,
 }
 
-/// Why a journal cannot be used.
+/// Why a journal cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// The file system.
+    /// A file system error.
     #[error("{}: {doing} failed", path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         doing: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// Another process has it.
-    #[error("{} is used by another process", .0.display())]
+    /// Another process has locked the file.
+    #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
-    /// A line in its middle cannot be read: what stands there may be a payment that can still land.
-    #[error("{}: line {line} cannot be read; nothing is signed before somebody has looked", path.display())]
+    /// A line before the last one is not readable. It may hold a payment that can still settle, so nothing is signed.
+    #[error("{}: line {line} is not readable and may hold an open payment; nothing is signed until the file is repaired", path.display())]
     Corrupt {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The line number, from 1.
         line: usize,
     },
-    /// The caller's purchase id stands for a request to another place.
-    #[error("this purchase id was used for another URL, and its payment is still open")]
+    /// The purchase id belongs to an open payment for another URL.
+    #[error("this purchase id belongs to an open payment for another URL; use another id")]
     OtherRequest,
 }
 
-/// By what a purchase is known again. A hash, because URLs hold secrets.
+/// Identifies a purchase. A hash, because URLs may contain secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct PurchaseKey(String);
 
 impl PurchaseKey {
-    /// The caller's own name for the purchase, or method, URL and SHA-256 of the body; each payer's purchases are apart.
+    /// SHA-256 over payer and the caller's purchase id, or over payer, method, URL and the SHA-256 of the body.
     pub(super) fn new(payer: Address, id: Option<&str>, request: (&str, &Url, &[u8])) -> Self {
         let (method, url, body) = request;
         let mut hash = Sha256::new();
@@ -83,59 +83,61 @@ impl PurchaseKey {
         if let Some(id) = id {
             hash.update([&[1], id.as_bytes()].concat());
         } else {
-            let asked = [method.as_bytes(), url.as_str().as_bytes()].join(&0);
-            hash.update([&[2], asked.as_slice(), &[0]].concat());
+            let request = [method.as_bytes(), url.as_str().as_bytes()].join(&0);
+            hash.update([&[2], request.as_slice(), &[0]].concat());
             hash.update(Sha256::digest(body));
         }
         Self(hex::encode(hash.finalize()))
     }
 }
 
-/// A payment that may still land.
+/// A signed payment that may still settle, as a line of the journal file holds it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OpenPayment {
-    /// What the caller asked for.
-    pub(super) asked: Url,
-    /// Where the payment is presented.
+    /// The URL of the caller's request.
+    #[serde(rename = "asked")]
+    pub(super) requested_url: Url,
+    /// The URL that answered 402, to which the payment is sent.
     pub(super) presented_to: Url,
     pub(super) version: X402Version,
     /// The value of the payment header.
     pub(super) header: String,
+    #[serde(rename = "handed")]
     pub(super) handed: Handed,
-    /// The session that it pays.
+    /// The payment session that it pays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) session: Option<OpenSession>,
-    /// The hash that somebody named for it.
+    /// The transaction hash that the seller or the facilitator reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) transaction: Option<String>,
 }
 
-/// Chains lag behind clocks: so long after its end a payment still counts as able to land.
+/// Block time lags behind the clock: a payment counts as able to settle until this long after its expiry.
 const EXPIRY_MARGIN_S: i64 = 60;
 
 impl OpenPayment {
-    /// Whether it may still move money. A transaction that the payer signed has no end.
-    pub(super) fn may_land(&self, now: i64) -> bool {
+    /// Whether it may still move money. A transaction signed by the payer never expires.
+    pub(super) fn may_settle(&self, now: i64) -> bool {
         let end = self.handed.valid_before;
         end.is_none_or(|end| now <= end.saturating_add(EXPIRY_MARGIN_S))
     }
 }
 
-/// Where a payment's session is.
+/// The payment session of an open payment.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OpenSession {
     pub(super) id: String,
     pub(super) facilitator: Url,
-    /// What the facilitator is asked to send before the header is presented.
+    /// What the facilitator is asked to submit before the payment header is presented.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) submission: Option<TransferSubmission>,
 }
 
 impl fmt::Debug for OpenPayment {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The header is money, and the URL may hold the caller's secrets.
+        // The header is a bearer value, and the URL may contain the caller's secrets.
         formatter
             .debug_struct("OpenPayment")
             .field("handed", &self.handed)
@@ -143,7 +145,7 @@ impl fmt::Debug for OpenPayment {
     }
 }
 
-/// A line of the file.
+/// A line of the journal file.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Line {
@@ -161,16 +163,16 @@ enum Line {
 }
 
 impl Journal {
-    /// A journal that ends with the process.
+    /// A journal in memory, which ends with the process.
     pub fn in_memory() -> Self {
         Self::default()
     }
 
-    /// The journal in a file, made when it is not there, readable for its owner alone. The file is locked while this value or a
-    /// clone lives. A last line that a killed process left unfinished is dropped: its payment has not left.
+    /// Opens the journal file at `path`, or creates it with mode 0600. The file stays locked while this value or a clone lives. An
+    /// incomplete last line, left by a killed process, is dropped: its payment was never sent.
     ///
     /// # Errors
-    /// [`JournalError`]; nothing is changed then.
+    /// [`JournalError`]; the file is unchanged then.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let (file, open) = JournalFile::open(path)?;
         let state = State {
@@ -179,11 +181,11 @@ impl Journal {
         };
         Ok(Self(Arc::new(Shared {
             state: Mutex::new(state),
-            turns: Mutex::default(),
+            locks: Mutex::default(),
         })))
     }
 
-    /// What was signed and may still land, or is not known to have bought anything.
+    /// All open payments: signed, and neither known to have bought their resource nor proven unpaid.
     pub fn unresolved(&self) -> Vec<Handed> {
         self.state()
             .open
@@ -192,7 +194,7 @@ impl Journal {
             .collect()
     }
 
-    /// The sum of what a payer has signed and may still land.
+    /// The sum of a payer's open payments, in atomic units.
     pub(super) fn committed(&self, payer: Address) -> U256 {
         let state = self.state();
         let open = state
@@ -204,19 +206,22 @@ impl Journal {
         })
     }
 
-    /// Waits for the purchase's turn: two calls for the same purchase come one after the other.
-    pub(super) async fn turn(&self, key: &PurchaseKey) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| turn.strong_count() > 0);
-            let known = turns.get(key).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let turn = Arc::default();
-                turns.insert(key.clone(), Arc::downgrade(&turn));
-                turn
+    /// Locks a purchase, so that two calls for it run one after the other.
+    pub(super) async fn lock_purchase(
+        &self,
+        key: &PurchaseKey,
+    ) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let existing = locks.get(key).and_then(Weak::upgrade);
+            existing.unwrap_or_else(|| {
+                let lock = Arc::default();
+                locks.insert(key.clone(), Arc::downgrade(&lock));
+                lock
             })
         };
-        turn.lock_owned().await
+        lock.lock_owned().await
     }
 
     /// The purchase's open payment.
@@ -224,13 +229,13 @@ impl Journal {
         self.state().open.get(key).cloned()
     }
 
-    /// An open payment of another purchase from the same seller that pays the same payee as much in the same token, that may still land at
-    /// `now`, and that no call is presenting: either this is that purchase in other words, or the caller knows better.
-    pub(super) fn alike(
+    /// An open payment of another purchase that may be the same one with a different request: same seller, payee, token and amount, able to
+    /// settle at `now`, and not being presented by another call.
+    pub(super) fn find_similar(
         &self,
         key: &PurchaseKey,
         proposed: &Handed,
-        place: &Url,
+        seller: &Url,
         now: i64,
     ) -> Option<OpenPayment> {
         let terms = |handed: &Handed| {
@@ -241,21 +246,21 @@ impl Journal {
         let mut others = state.open.iter().filter(|(other, open)| {
             *other != key
                 && terms(&open.handed) == terms(proposed)
-                && open.presented_to.origin() == place.origin()
-                && open.may_land(now)
+                && open.presented_to.origin() == seller.origin()
+                && open.may_settle(now)
                 && !self.is_being_presented(other)
         });
         others.next().map(|(_, open)| open.clone())
     }
 
-    /// Whether a call for a purchase is under way in this process.
+    /// Whether a call for this purchase is running in this process.
     fn is_being_presented(&self, key: &PurchaseKey) -> bool {
-        let turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.get(key).is_some_and(|turn| turn.strong_count() > 0)
+        let locks = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.get(key).is_some_and(|lock| lock.strong_count() > 0)
     }
 
-    /// Writes a payment down, on the disk when there is a file, before it may leave.
-    pub(super) fn begin(
+    /// Records a payment before it is sent; on return it is on disk when the journal has a file.
+    pub(super) fn record(
         &self,
         key: &PurchaseKey,
         payment: &OpenPayment,
@@ -269,8 +274,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Remembers the first hash that was named for a payment. That it was named keeps a second payment from being signed.
-    pub(super) fn name(&self, key: &PurchaseKey, transaction: &str) -> Result<(), JournalError> {
+    /// Records the first transaction hash that was reported for a payment. A reported hash prevents that a second payment is signed after a
+    /// refusal.
+    pub(super) fn record_transaction(
+        &self,
+        key: &PurchaseKey,
+        transaction: &str,
+    ) -> Result<(), JournalError> {
         let mut state = self.state();
         let Some(open) = state.open.get_mut(key) else {
             return Ok(());
@@ -285,7 +295,7 @@ impl Journal {
         })
     }
 
-    /// The purchase has its resource, or its payment moved nothing.
+    /// Closes a purchase: its resource was received, or its payment moved no money.
     pub(super) fn close(&self, key: &PurchaseKey) -> Result<(), JournalError> {
         let mut state = self.state();
         if state.open.remove(key).is_none() {

@@ -1,9 +1,13 @@
-//! Paying for HTTP resources: ask, read the 402, sign what it asks for if it is not too dear, ask again with the payment.
+//! Pays for HTTP resources: sends a request, reads the 402 challenge, signs an offer within the caller's limits, and sends the request
+//! again with the payment. Start with [`Client`], or with [`pay`] for a single call.
 //!
-//! Knows HTTP and the payer's key. Must not know the facilitator's rooms or the seller's. What always holds: nothing is
-//! signed above the caller's ceiling or for an unknown token; a purchase never has two payments that can land, because each is written
-//! into the [`Journal`] before it leaves and presented again until its outcome is known; a request that carries a payment follows no
-//! redirect; and every error says whether money may have moved.
+//! Knows HTTP and the payer's key. Must not import the facilitator's modules or the seller's. Invariants:
+//!
+//! - Nothing is signed above the caller's ceiling or for an unknown token.
+//! - A purchase never has two payments that can both settle: each payment is written to the [`Journal`] before it is sent, and is
+//!   presented again until its outcome is known.
+//! - A request that carries a payment follows no redirect.
+//! - Every error says whether money may have moved ([`BuyerError::money_may_have_moved`]).
 #![warn(missing_docs)]
 
 mod chain;
@@ -29,26 +33,26 @@ pub use exchange::Request;
 pub use journal::{Journal, JournalError};
 pub use signer::{DigestSigner, KeyError, Signer};
 
-/// Gets `url` and pays for it if asked to.
+/// Sends `GET url` and pays for it when the answer is a 402.
 ///
-/// For many calls keep a [`Client`]: it keeps its connections, and its journal makes a further call after an error safe. Here the
-/// journal ends with the call, so that after an error another call signs another payment.
+/// Use a [`Client`] for more than one call: it reuses connections, and its journal makes it safe to call again after an error. The
+/// journal of this function ends with the call, so a second call after an error signs a second payment.
 ///
 /// # Errors
-/// [`BuyerError`]; ask [`BuyerError::money_may_have_moved`] before paying again.
+/// [`BuyerError`]; check [`BuyerError::money_may_have_moved`] before paying again.
 pub async fn pay(url: &str, signer: Signer, options: &PayOptions) -> Result<Paid, BuyerError> {
     Client::new(signer)?.get(url, options).await
 }
 
-/// The hash of the transaction that a seller's answer names as its payment. Its presence proves no settlement: an answer
-/// with `settlement_pending` names one too.
+/// The transaction hash in a seller's payment response header. It is no proof of settlement: a response with `settlement_pending` names
+/// a hash too.
 pub fn extract_payment_id(headers: &HeaderMap) -> Option<String> {
     settlement(headers)
         .map(|settled| settled.transaction)
         .filter(|hash| !hash.is_empty())
 }
 
-/// What the seller's answer says about the payment, v2's header first.
+/// Decodes the seller's payment response header: v2's if it is there, else v1's.
 fn settlement(headers: &HeaderMap) -> Option<SettleResponse> {
     [header::PAYMENT_RESPONSE, header::X_PAYMENT_RESPONSE]
         .into_iter()
@@ -69,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_payment_id_is_the_transaction_of_either_result_header() {
+    fn payment_id_is_read_from_v1_and_v2_headers() {
         for name in [header::PAYMENT_RESPONSE, header::X_PAYMENT_RESPONSE] {
             assert_eq!(
                 extract_payment_id(&headers(name, "0x12")).as_deref(),

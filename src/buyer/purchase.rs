@@ -1,9 +1,9 @@
-//! One purchase: ask, choose, sign, write down, present, and find out what became of it.
+//! One purchase: request, choose an offer, sign, record, present, and determine the outcome.
 //!
-//! What is open in the journal is presented again before anything else, so that a purchase never has two payments that can land.
-//! When it has expired, another one is signed only after one of these: the chain proves that it moved nothing (the caller named an
-//! endpoint); or it was presented once more, the seller refused it without naming a hash or a use, and no hash was ever named for it; or
-//! the caller says so. A facilitator like ours answers a payment that it has settled with its hash also after its time.
+//! An open payment in the journal is presented again before anything else, so that a purchase never has two payments that can both settle.
+//! When it has expired, a new one is signed only if the chain proves that it moved no money (needs an RPC endpoint); or if the seller
+//! refused it once more without reporting a hash or an earlier use, and no hash was ever reported for it (x402d answers a settled payment
+//! with its hash also after the expiry); or if the caller asserts it ([`PayOptions::sign_again`]).
 
 use std::sync::PoisonError;
 
@@ -15,9 +15,9 @@ use crate::buyer::chain::Chain;
 use crate::buyer::choose::choose;
 use crate::buyer::client::{SessionReceipt, challenge_of};
 use crate::buyer::journal::{JournalError, OpenPayment, OpenSession, PurchaseKey};
-use crate::buyer::scheme::{self, Binding, handed};
-use crate::buyer::session::{self, Negotiated};
-use crate::buyer::verdict::{Verdict, is_hash, judge};
+use crate::buyer::scheme::{self, Binding, payment_terms};
+use crate::buyer::session::{self, NegotiatedSession};
+use crate::buyer::verdict::{Verdict, classify, is_hash};
 use crate::buyer::{
     BuyerError, Client, Handed, Paid, PayOptions, Request, SessionFailure, SessionUse,
 };
@@ -28,28 +28,26 @@ use crate::protocol::session::{
 };
 use crate::protocol::{Amount, Means, Network, PaymentHeader, PaymentRequired, X402Version};
 
-/// The longest validity that is signed, whatever a seller asks for: so long does an unanswered payment stay open.
+/// The longest validity that is signed, in seconds, even when a seller asks for more. It bounds how long an unanswered payment stays open.
 const VALIDITY_S_MAX: u64 = 3600;
 
-/// A 402 and the entry of it that is going to be paid.
+/// A 402 challenge and the offer of it that is going to be paid.
 struct Chosen {
     challenge: PaymentRequired,
     offer: Offer,
-    /// Where the payment goes.
-    place: Url,
+    /// The URL that answered 402, to which the payment is sent.
+    url: Url,
 }
 
 impl Client {
-    /// Makes a request, paying for it if asked to: at most once, and at most the ceiling. Every answer but a 402 comes
-    /// back as it is.
+    /// Sends a request and pays for it when the answer is a 402: once, and at most the ceiling. Any other response is returned unchanged.
     ///
     /// # Errors
-    /// [`BuyerError`]; ask [`BuyerError::money_may_have_moved`] before paying elsewhere. To call again for the same purchase is
-    /// safe with the same journal.
+    /// [`BuyerError`]; check [`BuyerError::money_may_have_moved`] before buying elsewhere. Calling again with the same journal is safe.
     pub async fn send(&self, request: Request, options: &PayOptions) -> Result<Paid, BuyerError> {
         let id = options.purchase_id.as_deref();
         let key = PurchaseKey::new(self.signer.address(), id, request.identity());
-        let _turn = self.journal.turn(&key).await;
+        let _guard = self.journal.lock_purchase(&key).await;
         if let Some(open) = self.journal.find(&key)
             && let Some(paid) = self.resume(&request, &key, open, options).await?
         {
@@ -57,7 +55,7 @@ impl Client {
         }
         let answer = self
             .http
-            .ask(&request)
+            .send_unpaid(&request)
             .await
             .map_err(BuyerError::Unanswered)?;
         if answer.status != StatusCode::PAYMENT_REQUIRED {
@@ -68,13 +66,13 @@ impl Client {
         let chosen = Chosen {
             challenge,
             offer,
-            place: answer.url,
+            url: answer.url,
         };
-        let open = self.pay(&request, &key, &chosen, options).await?;
+        let open = self.sign_payment(&request, &key, &chosen, options).await?;
         self.present(request, &key, &open).await
     }
 
-    /// Presents what an earlier call has signed for this purchase. `None` when that moved nothing and never will.
+    /// Presents the open payment of an earlier call for this purchase. `None` when it moved no money and never will: it is closed then.
     async fn resume(
         &self,
         request: &Request,
@@ -82,18 +80,18 @@ impl Client {
         open: OpenPayment,
         options: &PayOptions,
     ) -> Result<Option<Paid>, BuyerError> {
-        let place = |url: &Url| (url.origin(), url.path().to_owned());
-        if place(&open.asked) != place(&request.url) {
+        let target = |url: &Url| (url.origin(), url.path().to_owned());
+        if target(&open.requested_url) != target(&request.url) {
             return Err(BuyerError::Journal(JournalError::OtherRequest));
         }
-        let over = self.is_over(&open, options.sign_again);
-        if over && self.is_proven_unpaid(&open).await {
-            self.forget(key)?;
+        let expired = self.is_expired(&open, options.sign_again);
+        if expired && self.is_proven_unpaid(&open).await {
+            self.close(key)?;
             return Ok(None);
         }
         let error = match self.present(request.clone(), key, &open).await {
             Ok(paid) => return Ok(Some(paid)),
-            Err(error) if !over => return Err(error),
+            Err(error) if !expired => return Err(error),
             Err(error) => error,
         };
         let hash = self.journal.find(key).and_then(|open| open.transaction);
@@ -104,7 +102,7 @@ impl Client {
                 | BuyerError::PriceChanged { .. }
         );
         if options.sign_again || (refused && hash.is_none()) {
-            self.forget(key)?;
+            self.close(key)?;
             return Ok(None);
         }
         Err(BuyerError::Unresolved {
@@ -113,12 +111,11 @@ impl Client {
         })
     }
 
-    /// Whether a payment's time has passed. A transaction that the payer signed has no end: only the caller can know that it is
-    /// void, by another one under its account nonce.
-    fn is_over(&self, open: &OpenPayment, caller_says_so: bool) -> bool {
+    /// Whether a payment has expired. The payer's own transaction never does: only the caller can know that its account nonce is used.
+    fn is_expired(&self, open: &OpenPayment, caller_asserts: bool) -> bool {
         match open.handed.valid_before {
-            Some(_) => !open.may_land(self.clock.now().unix_timestamp()),
-            None => caller_says_so,
+            Some(_) => !open.may_settle(self.clock.now().unix_timestamp()),
+            None => caller_asserts,
         }
     }
 
@@ -133,12 +130,12 @@ impl Client {
         self.chains.iter().find(|chain| chain.network == network)
     }
 
-    fn forget(&self, key: &PurchaseKey) -> Result<(), BuyerError> {
+    fn close(&self, key: &PurchaseKey) -> Result<(), BuyerError> {
         self.journal.close(key).map_err(BuyerError::Journal)
     }
 
-    /// Signs for `chosen` and writes it down. Nothing has left when this returns.
-    async fn pay(
+    /// Signs a payment for `chosen` and records it in the journal. No payment was sent yet when this returns, except on rail `transfer`.
+    async fn sign_payment(
         &self,
         request: &Request,
         key: &PurchaseKey,
@@ -152,13 +149,13 @@ impl Client {
             nonce: B256::try_random().map_err(|error| BuyerError::Signing(error.to_string()))?,
             valid_before: now.saturating_add(validity),
         };
-        let end = i64::try_from(random.valid_before).ok();
-        let proposed = handed(&self.signer, &chosen.offer, random.nonce, end);
+        let valid_before = i64::try_from(random.valid_before).ok();
+        let proposed = payment_terms(&self.signer, &chosen.offer, random.nonce, valid_before);
         if let Some(hook) = &self.before {
-            hook(&proposed, &chosen.place).map_err(BuyerError::Declined)?;
+            hook(&proposed, &chosen.url).map_err(BuyerError::Declined)?;
         }
-        self.affordable(requirements.amount)?;
-        self.is_no_repetition(key, &proposed, chosen, options)?;
+        self.check_budget(requirements.amount)?;
+        self.check_duplicate(key, &proposed, chosen, options)?;
         let negotiated = self.negotiate(chosen, options, now).await?;
         match negotiated {
             Some(session) if options.sessions == SessionUse::Transfer => {
@@ -166,23 +163,23 @@ impl Client {
             }
             session => {
                 let binding = session.as_ref().map_or(random, |session| session.binding);
-                let first = options.sessions == SessionUse::PayFirst;
+                let pay_first = options.sessions == SessionUse::PayFirst;
                 let permit = self.permit_nonce(chosen).await;
-                self.begin(key, requirements.amount, || {
+                self.sign_and_record(key, requirements.amount, || {
                     let (challenge, offer) = (&chosen.challenge, &chosen.offer);
-                    let signed = scheme::sign(&self.signer, challenge, offer, binding, permit)?;
-                    let early = signed.early.filter(|_| first);
+                    let prepared = scheme::sign(&self.signer, challenge, offer, binding, permit)?;
+                    let early = prepared.authorization.filter(|_| pay_first);
                     let submission =
                         early.map(|payload| TransferForm::Authorization(payload).into());
-                    let session = session.as_ref().map(|session| session.kept(submission));
-                    Ok(chosen.open(request, &signed.header, signed.handed, session))
+                    let session = session.as_ref().map(|session| session.record(submission));
+                    Ok(chosen.open(request, &prepared.header, prepared.handed, session))
                 })
             }
         }
     }
 
-    /// Whether nothing that looks like this purchase is open, or the caller has named it, or says that it is another one.
-    fn is_no_repetition(
+    /// Fails when an open payment looks like this purchase, unless the caller identifies the purchase or declares it a new one.
+    fn check_duplicate(
         &self,
         key: &PurchaseKey,
         proposed: &Handed,
@@ -193,11 +190,11 @@ impl Client {
             return Ok(());
         }
         let now = self.clock.now().unix_timestamp();
-        let Some(open) = self.journal.alike(key, proposed, &chosen.place, now) else {
+        let Some(open) = self.journal.find_similar(key, proposed, &chosen.url, now) else {
             return Ok(());
         };
-        // A query may hold the caller's secrets.
-        let mut place = open.asked.clone();
+        // The query may contain the caller's secrets.
+        let mut place = open.requested_url.clone();
         place.set_query(None);
         place.set_fragment(None);
         Err(BuyerError::MayBeRepeated {
@@ -207,31 +204,33 @@ impl Client {
         })
     }
 
-    /// The nonce of the token's permit, where one helps: the seller has its gas sponsored, and Permit2 may not take the amount yet. What
-    /// cannot be looked up is left out; the seller will ask for the allowance then.
+    /// The nonce of an EIP-2612 permit, when one is useful: the seller announces sponsored gas, and the allowance to Permit2 is too low.
+    /// `None` also when the look-up fails; the seller then refuses with `permit2_allowance_required`.
     async fn permit_nonce(&self, chosen: &Chosen) -> Option<U256> {
         let requirements = &chosen.offer.requirements;
-        let named = requirements.domain_name().is_some() && requirements.domain_version().is_some();
-        let wanted = chosen.is_by_permit2() && named && chosen.challenge.declares(EIP2612);
-        // Tokens take a permit from a plain account alone.
-        if !wanted || !self.signer.is_plain_account() {
+        let domain =
+            requirements.domain_name().is_some() && requirements.domain_version().is_some();
+        let sponsored = chosen.is_by_permit2() && domain && chosen.challenge.declares(EIP2612);
+        // Tokens accept permits of plain accounts only.
+        if !sponsored || !self.signer.is_plain_account() {
             return None;
         }
         let chain = self.chain_of(requirements.network)?;
-        let wanted = (requirements.asset, requirements.amount);
-        let asked = chain.permit_nonce(&self.http, self.signer.address(), wanted);
-        asked.await.unwrap_or_else(|error| {
-            tracing::debug!(%error, "the allowance to Permit2 could not be looked up");
+        let needed = (requirements.asset, requirements.amount);
+        let nonce = chain.permit_nonce(&self.http, self.signer.address(), needed);
+        nonce.await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "reading the Permit2 allowance failed: no permit is attached to the payment");
             None
         })
     }
 
+    /// Opens a payment session where the options ask for one.
     async fn negotiate(
         &self,
         chosen: &Chosen,
         options: &PayOptions,
         now: u64,
-    ) -> Result<Option<Negotiated>, BuyerError> {
+    ) -> Result<Option<NegotiatedSession>, BuyerError> {
         let rail = match options.sessions {
             SessionUse::Never => return Ok(None),
             SessionUse::Offered if chosen.is_by_permit2() => return Ok(None),
@@ -244,40 +243,40 @@ impl Client {
         let opened = async {
             let (challenge, offer) = (&chosen.challenge, &chosen.offer);
             let configured = self.facilitator.as_ref();
-            let url = session::facilitator(configured, challenge, offer, &chosen.place)?;
+            let url = session::facilitator(configured, challenge, offer, &chosen.url)?;
             let terms = (&self.signer, offer, rail);
-            session::open(&self.http, url, terms, &chosen.place, (now, VALIDITY_S_MAX)).await
+            session::open(&self.http, url, terms, &chosen.url, (now, VALIDITY_S_MAX)).await
         };
         match opened.await {
             Ok(session) => Ok(Some(session)),
             Err(failure) if options.sessions == SessionUse::Offered => {
-                tracing::debug!(%failure, "no session: the header alone pays");
+                tracing::debug!(%failure, "opening a payment session failed: paying without one");
                 Ok(None)
             }
             Err(failure) => Err(BuyerError::Session(failure)),
         }
     }
 
-    /// Rail `transfer`: signs the payer's own transaction and the claim that makes it this session's.
+    /// Rail `transfer`: signs the payer's own transaction, and the claim that assigns it to this session.
     async fn sign_transfer(
         &self,
         request: &Request,
         key: &PurchaseKey,
         chosen: &Chosen,
-        session: &Negotiated,
+        session: &NegotiatedSession,
     ) -> Result<OpenPayment, BuyerError> {
         let unusable = |why: &str| BuyerError::Session(SessionFailure::Transfer(why.to_owned()));
         let requirements = &chosen.offer.requirements;
         let chain = self.chain_of(requirements.network);
-        let chain = chain.ok_or_else(|| unusable("the caller names no endpoint of the network"))?;
+        let chain = chain.ok_or_else(|| unusable("no RPC endpoint for this network"))?;
         if chosen.offer.version != X402Version::V2 || requirements.payment_flow() != Some("upfront")
         {
-            return Err(unusable("the seller's flow is not upfront"));
+            return Err(unusable("the offer is not x402 v2 with flow upfront"));
         }
         if !self.signer.is_plain_account() {
-            return Err(unusable("a contract wallet sends no transactions"));
+            return Err(unusable("a contract wallet cannot send transactions"));
         }
-        let _turn = self.transfers.lock().await;
+        let _guard = self.transfers.lock().await;
         let tag = session.binding.nonce;
         let data = transfer_calldata(requirements.pay_to, requirements.amount, tag);
         let call = chain
@@ -303,19 +302,19 @@ impl Client {
         };
         let header = PaymentHeader::present(&chosen.challenge, &chosen.offer, &proof)
             .map_err(|error| BuyerError::Signing(error.to_string()))?;
-        let handed = handed(&self.signer, &chosen.offer, tag, None);
-        let kept = session.kept(Some(form.into()));
-        let open = self.begin(key, requirements.amount, || {
-            let mut open = chosen.open(request, &header, handed, Some(kept));
+        let handed = payment_terms(&self.signer, &chosen.offer, tag, None);
+        let recorded = session.record(Some(form.into()));
+        let open = self.sign_and_record(key, requirements.amount, || {
+            let mut open = chosen.open(request, &header, handed, Some(recorded));
             open.transaction = Some(transaction.to_string());
             Ok(open)
         })?;
-        // Before the next transfer takes an account nonce, this one has to be in the facilitator's hands.
+        // The facilitator must have this transaction before the next transfer reads the pending account nonce.
         self.pay_first(key, &open, Instant::now()).await;
         Ok(open)
     }
 
-    fn affordable(&self, price: Amount) -> Result<(), BuyerError> {
+    fn check_budget(&self, price: Amount) -> Result<(), BuyerError> {
         let Some(budget) = self.budget else {
             return Ok(());
         };
@@ -331,23 +330,23 @@ impl Client {
         Ok(())
     }
 
-    /// Signs and writes down, unless the budget forbids it: one at a time, so that two purchases do not spend the same rest.
-    fn begin(
+    /// Checks the budget, then signs and records. One purchase at a time, so that two cannot spend the same rest of the budget.
+    fn sign_and_record(
         &self,
         key: &PurchaseKey,
         price: Amount,
-        make: impl FnOnce() -> Result<OpenPayment, BuyerError>,
+        sign: impl FnOnce() -> Result<OpenPayment, BuyerError>,
     ) -> Result<OpenPayment, BuyerError> {
-        let _one = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.affordable(price)?;
-        let open = make()?;
+        let _guard = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_budget(price)?;
+        let open = sign()?;
         self.journal
-            .begin(key, &open)
+            .record(key, &open)
             .map_err(BuyerError::Journal)?;
         Ok(open)
     }
 
-    /// Presents one payment until its outcome is known, for a bounded time; never another one.
+    /// Presents one payment until its outcome is known, for a bounded time. Signs nothing.
     async fn present(
         &self,
         mut request: Request,
@@ -359,14 +358,16 @@ impl Client {
         let deadline = Instant::now() + self.recovery_limit;
         self.pay_first(key, open, deadline).await;
         request.url = open.presented_to.clone();
-        let result = self.until_decided(&request, key, open, deadline).await;
+        let result = self
+            .present_until_final(&request, key, open, deadline)
+            .await;
         if let Some(hook) = &self.after {
             hook(handed, result.as_ref());
         }
         result
     }
 
-    async fn until_decided(
+    async fn present_until_final(
         &self,
         request: &Request,
         key: &PurchaseKey,
@@ -377,16 +378,16 @@ impl Client {
         let mut pause = self.retry_pause;
         let mut retries = self.retries;
         loop {
-            let verdict = judge(self.http.present(request, &payment).await, &open.handed);
-            self.remember(key, &verdict);
+            let verdict = classify(self.http.send_paid(request, &payment).await, &open.handed);
+            self.record_hash(key, &verdict);
             let last = retries == 0 || Instant::now() + pause >= deadline;
             match verdict {
-                Verdict::Served(paid) => return self.served(key, open, paid).await,
-                Verdict::Unserved(paid) => return Ok(paid),
-                Verdict::Owed(paid) if last => return Ok(paid),
+                Verdict::Served(paid) => return self.finish(key, open, paid).await,
+                Verdict::NotServed(paid) => return Ok(paid),
+                Verdict::PaidNotServed(paid) if last => return Ok(paid),
                 Verdict::Undecided(error) if last => return Err(error),
                 Verdict::Final(error) => return Err(error),
-                Verdict::Owed(_) | Verdict::Undecided(_) => {}
+                Verdict::PaidNotServed(_) | Verdict::Undecided(_) => {}
             }
             retries = retries.saturating_sub(1);
             tokio::time::sleep(pause).await;
@@ -394,22 +395,22 @@ impl Client {
         }
     }
 
-    /// A hash that was named once keeps another payment from being signed.
-    fn remember(&self, key: &PurchaseKey, verdict: &Verdict) {
-        let named = match verdict {
-            Verdict::Served(paid) | Verdict::Unserved(paid) | Verdict::Owed(paid) => paid
+    /// Records a reported transaction hash in the journal: it prevents that another payment is signed after a refusal.
+    fn record_hash(&self, key: &PurchaseKey, verdict: &Verdict) {
+        let reported = match verdict {
+            Verdict::Served(paid) | Verdict::NotServed(paid) | Verdict::PaidNotServed(paid) => paid
                 .payment
                 .as_ref()
                 .map(|payment| payment.transaction.as_str()),
             Verdict::Undecided(error) | Verdict::Final(error) => error.transaction(),
         };
-        if let Some(hash) = named.filter(|hash| is_hash(hash)) {
-            written(self.journal.name(key, hash));
+        if let Some(hash) = reported.filter(|hash| is_hash(hash)) {
+            warn_unless_recorded(self.journal.record_transaction(key, hash));
         }
     }
 
-    /// The purchase has its resource: compares what seller and session say, and closes it.
-    async fn served(
+    /// The resource was received: compares the hashes of seller and session, then closes the purchase.
+    async fn finish(
         &self,
         key: &PurchaseKey,
         open: &OpenPayment,
@@ -418,11 +419,11 @@ impl Client {
         if let Some(session) = &open.session {
             let view = session::read(&self.http, session, 0).await;
             let transaction = view.and_then(|view| view.transaction);
-            if let (Some(theirs), Some(ours)) = (paid.transaction(), &transaction)
-                && !theirs.eq_ignore_ascii_case(ours)
+            if let (Some(reported), Some(expected)) = (paid.transaction(), &transaction)
+                && !reported.eq_ignore_ascii_case(expected)
             {
                 let what =
-                    format!("it names the transaction {theirs}, and the session names {ours}");
+                    format!("it names the transaction {reported}, the session names {expected}");
                 let (handed, answer) = (Box::new(open.handed), Box::new(paid));
                 return Err(BuyerError::Contradiction {
                     handed,
@@ -436,17 +437,17 @@ impl Client {
                 transaction,
             });
         }
-        // First counted as spent, then no longer as open: the budget is never too large. What was metered counts with its maximum: that
-        // less was charged is the seller's word, and what was signed stays good until it expires.
+        // Added to `spent` before it is closed, so that the budget never appears too large. A metered payment counts with its maximum: a
+        // smaller charge is only the seller's claim, and the signature stays valid until it expires.
         {
             let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
             *spent = spent.saturating_add(open.handed.amount.atomic());
         }
-        written(self.journal.close(key));
+        warn_unless_recorded(self.journal.close(key));
         Ok(paid)
     }
 
-    /// Has a session's transfer sent, when that is wanted before the header. Repeating it is harmless.
+    /// Submits a session's transfer to the facilitator, when it is to be sent before the payment header. Safe to repeat.
     async fn pay_first(&self, key: &PurchaseKey, open: &OpenPayment, deadline: Instant) {
         let Some(session) = &open.session else { return };
         let Some(submission) = &session.submission else {
@@ -454,15 +455,15 @@ impl Client {
         };
         let hash = session::pay_first(&self.http, session, submission, deadline).await;
         if let Some(hash) = hash.filter(|hash| is_hash(hash)) {
-            written(self.journal.name(key, &hash));
+            warn_unless_recorded(self.journal.record_transaction(key, &hash));
         }
     }
 }
 
-/// What cannot be written now leaves the purchase open: the next call presents the same payment.
-fn written(result: Result<(), JournalError>) {
+/// Logs a failed journal write. The purchase stays open then, and the next call presents the same payment.
+fn warn_unless_recorded(result: Result<(), JournalError>) {
     if let Err(error) = result {
-        tracing::warn!(%error, "the purchase journal could not be brought up to date");
+        tracing::warn!(%error, "purchase journal update failed: the purchase stays open, and the next call presents the same payment");
     }
 }
 
@@ -478,12 +479,12 @@ impl Chosen {
         &self,
         request: &Request,
         header: &PaymentHeader,
-        handed: crate::buyer::Handed,
+        handed: Handed,
         session: Option<OpenSession>,
     ) -> OpenPayment {
         OpenPayment {
-            asked: request.url.clone(),
-            presented_to: self.place.clone(),
+            requested_url: request.url.clone(),
+            presented_to: self.url.clone(),
             version: self.offer.version,
             header: header.value().to_owned(),
             handed,

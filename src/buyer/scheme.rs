@@ -1,7 +1,7 @@
-//! From a requirement to a payload: the one place where schemes differ for a buyer.
+//! From a payment requirement to a signed payload: the only place where payment schemes differ for a buyer.
 //!
-//! A further one adds its arm to [`sign`] and its rule to `choose::payable`. The typed data is built here, from the offer's
-//! fields; nothing that came is signed.
+//! A further scheme adds an arm to [`sign`] and a rule to `PayOptions::can_pay`. The EIP-712 typed data is built here from the offer's fields;
+//! typed data from a seller or facilitator is never signed.
 
 use alloy::primitives::{B256, Bytes, U256};
 use serde::Serialize;
@@ -17,57 +17,60 @@ use crate::protocol::{
 };
 
 /// A signed payment, ready to be presented.
-pub(super) struct Signed {
+pub(super) struct PreparedPayment {
     pub(super) header: PaymentHeader,
     pub(super) handed: Handed,
-    /// What a facilitator can send early: an authorization by EIP-3009.
-    pub(super) early: Option<ExactPayload>,
+    /// The EIP-3009 payload, which a facilitator can settle before the paid request.
+    pub(super) authorization: Option<ExactPayload>,
 }
 
-/// By what a payment is bound to its purchase.
+/// The nonce and expiry that bind a payment to its purchase.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Binding {
     pub(super) nonce: B256,
-    /// Unix seconds.
+    /// In Unix seconds.
     pub(super) valid_before: u64,
 }
 
-/// Signs what `offer`, an entry of `challenge`, asks for. With a `permit_nonce` the token's own permit goes with it.
+/// Signs a payment for `offer`, an entry of `challenge`. With a `permit_nonce` an EIP-2612 permit is attached.
 pub(super) fn sign(
     signer: &Signer,
     challenge: &PaymentRequired,
     offer: &Offer,
     binding: Binding,
     permit_nonce: Option<U256>,
-) -> Result<Signed, BuyerError> {
+) -> Result<PreparedPayment, BuyerError> {
     let valid_before = i64::try_from(binding.valid_before).unwrap_or(i64::MAX);
-    let signed = |header, early| Signed {
+    let prepared = |header, authorization| PreparedPayment {
         header,
-        handed: handed(signer, offer, binding.nonce, Some(valid_before)),
-        early,
+        handed: payment_terms(signer, offer, binding.nonce, Some(valid_before)),
+        authorization,
     };
     match offer.requirements.means() {
         Some(Means::Authorization) => {
-            let payload = authorization(signer, &offer.requirements, binding)?;
-            Ok(signed(present(challenge, offer, &payload)?, Some(payload)))
+            let payload = eip3009_payload(signer, &offer.requirements, binding)?;
+            Ok(prepared(
+                present(challenge, offer, &payload)?,
+                Some(payload),
+            ))
         }
-        Some(means @ (Means::Permit2 | Means::Metered)) => {
-            let payload = permission(signer, &offer.requirements, means, binding)?;
+        Some(method @ (Means::Permit2 | Means::Metered)) => {
+            let payload = permit2_payload(signer, &offer.requirements, method, binding)?;
             let mut challenge = challenge.clone();
             if let Some(nonce) = permit_nonce {
-                let permit = permit(signer, &offer.requirements, binding, nonce)?;
+                let permit = eip2612_permit(signer, &offer.requirements, binding, nonce)?;
                 if let Ok(Value::Object(info)) = serde_json::to_value(permit) {
                     challenge.fill(EIP2612, info);
                 }
             }
-            Ok(signed(present(&challenge, offer, &payload)?, None))
+            Ok(prepared(present(&challenge, offer, &payload)?, None))
         }
-        None => Err(unsignable("the offer's transfer method is not known")),
+        None => Err(signing_error("the offer's transfer method is unknown")),
     }
 }
 
-/// What `offer` would have the payer hand over.
-pub(super) fn handed(
+/// The terms of a payment for `offer`.
+pub(super) fn payment_terms(
     signer: &Signer,
     offer: &Offer,
     nonce: B256,
@@ -94,26 +97,28 @@ fn present<P: Serialize>(
         .map_err(|error| BuyerError::Signing(error.to_string()))
 }
 
-fn unsignable(why: &str) -> BuyerError {
+fn signing_error(why: &str) -> BuyerError {
     BuyerError::Signing(why.to_owned())
 }
 
-/// The token's domain, as the offer names it.
-fn token(requirements: &PaymentRequirements) -> Result<DomainSeparator, BuyerError> {
+/// The EIP-712 domain of the token, as the offer names it.
+fn token_domain(requirements: &PaymentRequirements) -> Result<DomainSeparator, BuyerError> {
     let (Some(name), Some(version)) = (requirements.domain_name(), requirements.domain_version())
     else {
-        return Err(unsignable("the offer does not name its token's domain"));
+        return Err(signing_error(
+            "the offer does not name the EIP-712 domain of its token (extra.name, extra.version)",
+        ));
     };
     let (network, asset) = (requirements.network, requirements.asset);
     Ok(DomainSeparator::of_token(name, version, network, asset))
 }
 
-fn sealed(signer: &Signer, digest: B256) -> Result<Bytes, BuyerError> {
+fn sign_digest(signer: &Signer, digest: B256) -> Result<Bytes, BuyerError> {
     signer.sign(digest).map_err(BuyerError::Signing)
 }
 
 /// Scheme `exact` by EIP-3009.
-fn authorization(
+fn eip3009_payload(
     signer: &Signer,
     requirements: &PaymentRequirements,
     binding: Binding,
@@ -126,24 +131,27 @@ fn authorization(
         valid_before: Amount::from_atomic(U256::from(binding.valid_before)),
         nonce: binding.nonce,
     };
-    let digest = authorization.digest(token(requirements)?);
+    let digest = authorization.digest(token_domain(requirements)?);
     Ok(ExactPayload {
-        signature: sealed(signer, digest)?,
+        signature: sign_digest(signer, digest)?,
         authorization,
     })
 }
 
-/// Schemes `exact` and `upto` by Permit2: through the scheme's proxy, to the payee; by `upto` for the seller's facilitator alone.
-fn permission(
+/// Schemes `exact` and `upto` by Permit2: through the scheme's proxy, to the payee. In `upto` the witness allows only the seller's
+/// facilitator to settle.
+fn permit2_payload(
     signer: &Signer,
     requirements: &PaymentRequirements,
-    means: Means,
+    method: Means,
     binding: Binding,
 ) -> Result<Permit2Payload, BuyerError> {
-    let facilitator = match means {
+    let facilitator = match method {
         Means::Metered => {
             let named = requirements.facilitator();
-            Some(named.ok_or_else(|| unsignable("the offer does not name its facilitator"))?)
+            Some(named.ok_or_else(|| {
+                signing_error("the offer does not name its facilitator (extra.facilitatorAddress)")
+            })?)
         }
         Means::Authorization | Means::Permit2 => None,
     };
@@ -153,7 +161,7 @@ fn permission(
             token: requirements.asset,
             amount: requirements.amount,
         },
-        spender: proxy_of(means.scheme()),
+        spender: proxy_of(method.scheme()),
         nonce: Amount::from_atomic(binding.nonce.into()),
         deadline: Amount::from_atomic(U256::from(binding.valid_before)),
         witness: Witness {
@@ -163,15 +171,15 @@ fn permission(
         },
     };
     let separator = DomainSeparator::of_permit2(requirements.network);
-    let digest = authorization.digest(means.scheme(), separator);
+    let digest = authorization.digest(method.scheme(), separator);
     Ok(Permit2Payload {
-        signature: sealed(signer, digest)?,
+        signature: sign_digest(signer, digest)?,
         permit2_authorization: authorization,
     })
 }
 
-/// The token's own permit (EIP-2612): lets Permit2 take what the payment takes, and for no longer.
-fn permit(
+/// The token's permit (EIP-2612): an allowance to Permit2 over the amount of the payment, with the same deadline.
+fn eip2612_permit(
     signer: &Signer,
     requirements: &PaymentRequirements,
     binding: Binding,
@@ -187,7 +195,7 @@ fn permit(
         signature: Bytes::new(),
         version: Version::current(),
     };
-    info.signature = sealed(signer, info.digest(token(requirements)?))?;
+    info.signature = sign_digest(signer, info.digest(token_domain(requirements)?))?;
     Ok(info)
 }
 
@@ -199,7 +207,7 @@ mod tests {
 
     const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 
-    /// The terms of the published vectors.
+    /// Signs an offer with the terms of the published Permit2 test vectors.
     fn presented(scheme: &str, permit_nonce: Option<U256>) -> (Value, Handed) {
         let facilitator =
             (scheme == "upto").then_some("0x3333333333333333333333333333333333333333");
@@ -218,15 +226,15 @@ mod tests {
             valid_before: 1_900_000_000,
         };
         let signer = Signer::from_key(KEY).unwrap();
-        let signed = sign(&signer, &challenge, &offer, binding, permit_nonce).unwrap();
-        assert!(signed.early.is_none());
-        let payment = PresentedPayment::read(X402Version::V2, signed.header.value()).unwrap();
-        (payment.raw().clone(), signed.handed)
+        let prepared = sign(&signer, &challenge, &offer, binding, permit_nonce).unwrap();
+        assert!(prepared.authorization.is_none());
+        let payment = PresentedPayment::read(X402Version::V2, prepared.header.value()).unwrap();
+        (payment.raw().clone(), prepared.handed)
     }
 
     #[test]
-    fn what_is_signed_for_permit2_is_what_was_published() {
-        for (scheme, means, signature) in [
+    fn permit2_signatures_match_published_vectors() {
+        for (scheme, method, signature) in [
             (
                 "exact",
                 Means::Permit2,
@@ -240,16 +248,16 @@ mod tests {
         ] {
             let (payment, handed) = presented(scheme, None);
             assert_eq!(payment["payload"]["signature"], signature, "{scheme}");
-            let signed = &payment["payload"]["permit2Authorization"];
-            assert_eq!(signed["nonce"], "7");
-            assert_eq!(signed["witness"]["validAfter"], "0");
+            let authorization = &payment["payload"]["permit2Authorization"];
+            assert_eq!(authorization["nonce"], "7");
+            assert_eq!(authorization["witness"]["validAfter"], "0");
             assert_eq!(
-                signed["witness"].get("facilitator").is_some(),
+                authorization["witness"].get("facilitator").is_some(),
                 scheme == "upto"
             );
             assert_eq!(
                 (handed.means, handed.amount.to_string().as_str()),
-                (means, "10000")
+                (method, "10000")
             );
             assert!(
                 payment["extensions"][EIP2612]["info"]
@@ -260,16 +268,16 @@ mod tests {
     }
 
     #[test]
-    fn the_tokens_permit_is_for_what_the_payment_takes_and_stands_beside_what_was_declared() {
+    fn permit_covers_the_payment_and_keeps_declared_members() {
         let (payment, _) = presented("exact", Some(U256::from(5)));
         let declared = &payment["extensions"][EIP2612];
         assert_eq!(declared["schema"], json!({"type": "object"}));
         let info = &declared["info"];
         assert_eq!(info["description"], "gas");
         let permit: Eip2612Info = serde_json::from_value(info.clone()).unwrap();
-        let signed = &payment["payload"]["permit2Authorization"];
-        assert_eq!(info["amount"], signed["permitted"]["amount"]);
-        assert_eq!(info["deadline"], signed["deadline"]);
+        let authorization = &payment["payload"]["permit2Authorization"];
+        assert_eq!(info["amount"], authorization["permitted"]["amount"]);
+        assert_eq!(info["deadline"], authorization["deadline"]);
         assert_eq!(
             (info["nonce"].as_str(), permit.spender),
             (Some("5"), PERMIT2)

@@ -1,4 +1,5 @@
-//! Payment sessions from the buyer's side. From a facilitator's answers come id, expiry and hash, and nothing that is signed.
+//! Payment sessions from the buyer's side. Only id, expiry and transaction hash are taken from a facilitator's responses: the nonce is
+//! computed here, and typed data from a facilitator is never signed.
 
 use std::time::Duration;
 
@@ -21,22 +22,22 @@ use crate::protocol::session::{
     nonce, requirements_hash,
 };
 
-/// How long one question about a session is left waiting, in seconds.
+/// The wait of one long poll of a session, in seconds.
 const LONG_POLL_S: u64 = 20;
-/// Between two looks at a session whose facilitator answers at once.
-const LOOK_PAUSE: Duration = Duration::from_millis(250);
+/// The pause between two polls, for a facilitator that does not hold long polls.
+const POLL_PAUSE: Duration = Duration::from_millis(250);
 
-/// A session that a payment is going to be bound to.
-pub(super) struct Negotiated {
+/// An open session, to which a payment is going to be bound.
+pub(super) struct NegotiatedSession {
     pub(super) id: SessionId,
     pub(super) facilitator: Url,
     pub(super) requirements_hash: B256,
     pub(super) binding: Binding,
 }
 
-impl Negotiated {
-    /// What the journal keeps of it.
-    pub(super) fn kept(&self, submission: Option<TransferSubmission>) -> OpenSession {
+impl NegotiatedSession {
+    /// The session as the journal records it.
+    pub(super) fn record(&self, submission: Option<TransferSubmission>) -> OpenSession {
         OpenSession {
             id: self.id.to_string(),
             facilitator: self.facilitator.clone(),
@@ -45,16 +46,16 @@ impl Negotiated {
     }
 }
 
-/// Of the answer that opens a session, all that is used.
+/// The used members of the response that opens a session.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Opened {
+struct OpenResponse {
     session_id: SessionId,
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
 }
 
-/// The facilitator to negotiate with: the one that the caller names, else the seller's.
+/// The facilitator's base URL: the caller's, else the one in the seller's challenge.
 pub(super) fn facilitator(
     configured: Option<&Url>,
     challenge: &PaymentRequired,
@@ -62,7 +63,7 @@ pub(super) fn facilitator(
     seller: &Url,
 ) -> Result<Url, SessionFailure> {
     if let Some(url) = configured {
-        return allowed(url.clone(), true);
+        return checked(url.clone(), true);
     }
     let extension = challenge
         .extensions
@@ -73,15 +74,16 @@ pub(super) fn facilitator(
         .or_else(|| offer.requirements.extra_text("sessionUrl"))
         .ok_or(SessionFailure::NoFacilitator)?;
     let url = Url::parse(announced).map_err(|_| SessionFailure::UnsafeUrl)?;
-    // Only a seller on this machine may send this machine to itself.
-    allowed(url, is_loopback(seller))
+    // A remote seller must not make this machine send requests to itself.
+    checked(url, is_loopback(seller))
 }
 
-fn allowed(url: Url, loopback_too: bool) -> Result<Url, SessionFailure> {
-    let here = is_loopback(&url);
+/// Accepts https URLs, and loopback URLs with `allow_loopback`; none with credentials or a query.
+fn checked(url: Url, allow_loopback: bool) -> Result<Url, SessionFailure> {
+    let loopback = is_loopback(&url);
     let safe = match url.scheme() {
-        "https" => loopback_too || !here,
-        "http" => loopback_too && here,
+        "https" => allow_loopback || !loopback,
+        "http" => allow_loopback && loopback,
         _ => false,
     };
     let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
@@ -104,17 +106,17 @@ fn endpoint(facilitator: &Url, path: &str) -> Option<Url> {
     Url::parse(&format!("{base}/{path}")).ok()
 }
 
-/// Opens a session for `offer`. Costs nothing and commits to nothing.
+/// Opens a session for `offer`. Costs nothing and commits the payer to nothing.
 pub(super) async fn open(
     http: &Http,
     facilitator: Url,
     (signer, offer, rail): (&Signer, &Offer, Rail),
     resource: &Url,
     (now, validity_max_s): (u64, u64),
-) -> Result<Negotiated, SessionFailure> {
+) -> Result<NegotiatedSession, SessionFailure> {
     let terms = requirements_hash(&offer.raw).map_err(|_| SessionFailure::Unanswered)?;
     let mut resource = resource.clone();
-    // A query may hold the caller's secrets; the facilitator needs to know the place alone.
+    // The query may contain the caller's secrets, and the facilitator does not need it.
     resource.set_query(None);
     resource.set_fragment(None);
     let request = SessionRequest {
@@ -139,12 +141,13 @@ pub(super) async fn open(
             .unwrap_or("no code given");
         return Err(SessionFailure::Refused(code.chars().take(100).collect()));
     }
-    let opened: Opened = serde_json::from_value(body).map_err(|_| SessionFailure::Unanswered)?;
+    let opened: OpenResponse =
+        serde_json::from_value(body).map_err(|_| SessionFailure::Unanswered)?;
     let valid_before = u64::try_from(opened.expires_at.unix_timestamp()).unwrap_or_default();
     if valid_before <= now || valid_before > now.saturating_add(validity_max_s) {
         return Err(SessionFailure::Expiry);
     }
-    Ok(Negotiated {
+    Ok(NegotiatedSession {
         binding: Binding {
             nonce: nonce(&opened.session_id, terms),
             valid_before,
@@ -155,8 +158,8 @@ pub(super) async fn open(
     })
 }
 
-/// Submits the session's transfer and waits until its money has moved or cannot, at most until `deadline`. The hash, once there
-/// is one. Whatever goes wrong here, the header still decides.
+/// Submits the session's transfer and waits until it is settled or has failed, at most until `deadline`. Returns the transaction hash,
+/// once there is one. A failure here is no error: the payment header is presented next in any case.
 pub(super) async fn pay_first(
     http: &Http,
     session: &OpenSession,
@@ -171,7 +174,7 @@ pub(super) async fn pay_first(
         tracing::debug!(
             status,
             code,
-            "the facilitator does not send the transfer early"
+            "early transfer refused by the facilitator: the payment header pays"
         );
         return None;
     }
@@ -181,13 +184,13 @@ pub(super) async fn pay_first(
     {
         view = read(http, session, LONG_POLL_S).await?;
         if matches!(view.state, SessionState::Open | SessionState::Submitted) {
-            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::time::sleep(POLL_PAUSE).await;
         }
     }
     view.transaction
 }
 
-/// The session as its facilitator tells it.
+/// Reads the session from its facilitator, waiting up to `wait_s` seconds for a change.
 pub(super) async fn read(http: &Http, session: &OpenSession, wait_s: u64) -> Option<SessionView> {
     let path = format!("sessions/{}?wait={wait_s}", session.id);
     let (status, body) = http
@@ -202,7 +205,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn named(
+    fn chosen(
         seller: &str,
         extension: Option<&str>,
         extra: Option<&str>,
@@ -223,15 +226,15 @@ mod tests {
     }
 
     #[test]
-    fn a_facilitator_is_found_in_the_extension_and_in_the_entry() {
+    fn facilitator_url_is_read_from_extension_and_offer() {
         let shop = "https://shop.example/report";
-        assert_eq!(named(shop, None, None), Err(SessionFailure::NoFacilitator));
+        assert_eq!(chosen(shop, None, None), Err(SessionFailure::NoFacilitator));
         assert_eq!(
-            named(shop, Some("https://pay.example"), None).unwrap(),
+            chosen(shop, Some("https://pay.example"), None).unwrap(),
             "https://pay.example/"
         );
         assert_eq!(
-            named(shop, None, Some("https://pay.example/api")).unwrap(),
+            chosen(shop, None, Some("https://pay.example/api")).unwrap(),
             "https://pay.example/api"
         );
         let url = "https://pay.example/api/".parse().unwrap();
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_facilitator_elsewhere_is_https_and_only_a_local_seller_may_name_this_machine() {
+    fn remote_facilitator_needs_https_loopback_needs_local_seller() {
         for url in [
             "http://pay.example",
             "ftp://pay.example",
@@ -253,7 +256,7 @@ mod tests {
             "http://[::ffff:127.0.0.1]:80",
             "nothing",
         ] {
-            let answer = named("https://shop.example/report", Some(url), None);
+            let answer = chosen("https://shop.example/report", Some(url), None);
             assert_eq!(answer, Err(SessionFailure::UnsafeUrl), "{url}");
         }
         for url in [
@@ -261,7 +264,7 @@ mod tests {
             "http://localhost:4402",
             "http://[::1]:4402",
         ] {
-            named("http://127.0.0.1:3000/report", Some(url), None).unwrap();
+            chosen("http://127.0.0.1:3000/report", Some(url), None).unwrap();
         }
     }
 }

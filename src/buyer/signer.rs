@@ -1,4 +1,4 @@
-//! Who pays, and how their leave is signed.
+//! The payer and its key.
 
 use std::fmt;
 use std::path::Path;
@@ -8,36 +8,36 @@ use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::SignerSync as _;
 use alloy::signers::local::{MnemonicBuilder, PrivateKeySigner};
 
-/// Signs digests with one key, wherever that is. Implement it for a key that never enters this process.
+/// Signs digests with one key. Implement it for a key outside this process, such as an HSM or a remote signer.
 pub trait DigestSigner: Send + Sync {
     /// The account of the key.
     fn account(&self) -> Address;
 
-    /// 65 bytes over `digest` as it is, without a prefix: `r ‖ s ‖ v` with `v` 27 or 28, as tokens want it.
+    /// Signs `digest` without a message prefix. Returns 65 bytes, `r ‖ s ‖ v` with `v` 27 or 28, as tokens expect.
     ///
     /// # Errors
-    /// What went wrong, for people.
+    /// The cause as text, which becomes [`crate::buyer::BuyerError::Signing`]. It must not contain key material.
     fn sign_digest(&self, digest: B256) -> Result<Bytes, String>;
 }
 
-/// A payer: a plain account with its key, or a contract wallet with its owner's key. Shows its address alone.
+/// A payer: a plain account with its key, or a contract wallet with its owner's key. `Debug` shows only the address.
 #[derive(Clone)]
 pub struct Signer {
     key: Arc<dyn DigestSigner>,
     payer: Address,
 }
 
-/// Why there is no key. Nothing of what was given is repeated.
+/// Why a key could not be loaded. Messages contain nothing of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// The text is no private key.
+    /// The text is not a private key.
     #[error("expected a private key: 32 bytes in hex, within the range of secp256k1")]
     Key,
-    /// The text is no mnemonic.
-    #[error("expected a BIP-39 mnemonic: 12 to 24 English words with a right checksum")]
+    /// The text is not a BIP-39 mnemonic.
+    #[error("expected a BIP-39 mnemonic: 12 to 24 English words with a valid checksum")]
     Mnemonic,
-    /// The keystore file is not there, is no Web3 keystore of version 3, or has another password.
+    /// The keystore file is missing, is not a Web3 v3 keystore, or has another password.
     #[error(
         "the keystore cannot be opened: expected a readable Web3 v3 JSON file and its password"
     )]
@@ -48,9 +48,9 @@ impl Signer {
     /// A plain account, from its private key in hex, with or without `0x`.
     ///
     /// # Errors
-    /// [`KeyError::Key`] when the text is no key.
+    /// [`KeyError::Key`] when the text is not a private key.
     pub fn from_key(hex: &str) -> Result<Self, KeyError> {
-        // The library's own error would quote a character of the key.
+        // The library's error quotes a character of the key, so it is dropped.
         let key: PrivateKeySigner = hex.trim().parse().map_err(|_| KeyError::Key)?;
         Ok(Self::from_signer(Arc::new(key)))
     }
@@ -58,9 +58,9 @@ impl Signer {
     /// The account `m/44'/60'/0'/0/index` of a BIP-39 mnemonic without passphrase.
     ///
     /// # Errors
-    /// [`KeyError::Mnemonic`] when the words are none.
+    /// [`KeyError::Mnemonic`] when the words are not a BIP-39 mnemonic.
     pub fn from_mnemonic(words: &str, index: u32) -> Result<Self, KeyError> {
-        // Words may stand on several lines.
+        // The words may be on several lines.
         let words: Vec<&str> = words.split_whitespace().collect();
         let key = MnemonicBuilder::try_from_phrase_nth(words.join(" "), index)
             .map_err(|_| KeyError::Mnemonic)?;
@@ -71,23 +71,23 @@ impl Signer {
     /// computation by design.
     ///
     /// # Errors
-    /// [`KeyError::Keystore`] when the file or its password is not right.
+    /// [`KeyError::Keystore`] when the file cannot be read or the password is wrong.
     pub fn from_keystore(file: &Path, password: &str) -> Result<Self, KeyError> {
         let key =
             PrivateKeySigner::decrypt_keystore(file, password).map_err(|_| KeyError::Keystore)?;
         Ok(Self::from_signer(Arc::new(key)))
     }
 
-    /// A plain account whose key is somewhere else.
+    /// A plain account whose key is held by `key`.
     pub fn from_signer(key: Arc<dyn DigestSigner>) -> Self {
         let payer = key.account();
         Self { key, payer }
     }
 
-    /// A deployed contract wallet (ERC-1271) that accepts its owner's plain signature over the digest.
+    /// A deployed contract wallet (ERC-1271) that accepts its owner's plain signature over the digest. The payer is `wallet`.
     ///
     /// # Errors
-    /// [`KeyError::Key`] when the owner's text is no key.
+    /// [`KeyError::Key`] when `owner_hex` is not a private key.
     pub fn for_wallet(owner_hex: &str, wallet: Address) -> Result<Self, KeyError> {
         let owner = Self::from_key(owner_hex)?;
         Ok(Self {
@@ -96,17 +96,17 @@ impl Signer {
         })
     }
 
-    /// Whose money it is.
+    /// The account whose money is paid.
     pub const fn address(&self) -> Address {
         self.payer
     }
 
-    /// Whether the payer is the key's own account, which can send transactions.
+    /// Whether the payer is the account of the key, which can send transactions and sign permits.
     pub(super) fn is_plain_account(&self) -> bool {
         self.key.account() == self.payer
     }
 
-    /// 65 bytes, `r ‖ s ‖ v` with `v` 27 or 28.
+    /// Signs as [`DigestSigner::sign_digest`].
     pub(super) fn sign(&self, digest: B256) -> Result<Bytes, String> {
         self.key.sign_digest(digest)
     }
@@ -139,7 +139,7 @@ mod tests {
     const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 
     #[test]
-    fn the_published_digest_gets_the_published_signature() {
+    fn published_digest_gets_published_signature() {
         let signer = Signer::from_key(KEY).unwrap();
         assert_eq!(
             signer.address(),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wallet_pays_from_its_own_address_and_no_key_is_shown() {
+    fn wallet_address_is_the_payer_and_no_key_is_shown() {
         let wallet = Address::repeat_byte(0x77);
         let signer = Signer::for_wallet(KEY, wallet).unwrap();
         assert_eq!(signer.address(), wallet);
@@ -162,15 +162,15 @@ mod tests {
         assert!(!error.to_string().contains("zz"));
         assert!(
             Signer::from_key(&"0".repeat(64)).is_err(),
-            "zero is no key of the curve"
+            "zero is not a valid key of the curve"
         );
     }
 
-    /// The words that every development chain is born with.
+    /// The mnemonic of the default accounts of local development chains.
     const WORDS: &str = "test test test test test test test test test test test junk";
 
     #[test]
-    fn a_mnemonic_gives_the_accounts_that_every_wallet_derives() {
+    fn mnemonic_derives_standard_accounts() {
         let first = Signer::from_mnemonic(WORDS, 0).unwrap();
         assert_eq!(
             first.address(),
@@ -186,14 +186,14 @@ mod tests {
         assert!(!error.to_string().contains("junk"));
     }
 
-    /// The example of the Web3 secret storage definition, with its published key and password.
+    /// The example of the Web3 secret storage definition; its key and password are public.
     const KEYSTORE: &str = r#"{"crypto": {"cipher": "aes-128-ctr", "cipherparams": {"iv": "6087dab2f9fdbbfaddc31a909735c1e6"},
         "ciphertext": "5318b4d5bcd28de64ee5559e671353e16f075ecae9f99c7a79a38af5f869aa46", "kdf": "pbkdf2",
         "kdfparams": {"c": 262144, "dklen": 32, "prf": "hmac-sha256", "salt": "ae3cd4e7013836a3df6bd7241b12db061dbe2c6785853cce422d148a624ce0bd"},
         "mac": "517ead924a9d0dc3124507e3393d175ce3ff7c1e96529c6c555ce9e51205e9b2"}, "id": "3198bc9c-6672-5ab3-d995-4942343ae5b6", "version": 3}"#;
 
     #[test]
-    fn a_keystore_opens_with_its_password_alone() {
+    fn keystore_opens_only_with_its_password() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key.json");
         std::fs::write(&file, KEYSTORE).unwrap();

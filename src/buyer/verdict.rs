@@ -1,4 +1,4 @@
-//! What a seller's answer to a payment means.
+//! Classifies a seller's response to a payment.
 
 use reqwest::StatusCode;
 use reqwest::header::LOCATION;
@@ -12,22 +12,22 @@ use crate::protocol::challenge::network_name;
 use crate::protocol::header;
 use crate::protocol::{Amount, Means, Reason, SettleResponse, X402Version};
 
-/// How to go on after the payment was presented.
+/// The meaning of a response to a presented payment.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// The purchase has its resource.
+    /// The resource was served.
     Served(Paid),
-    /// The seller answered something else than the resource, and does not say that money moved. The payment may still land.
-    Unserved(Paid),
-    /// It was paid, and its handler failed: the same payment may bring the resource.
-    Owed(Paid),
-    /// Not decided. Present the same payment again; when there is no time left, this is the error.
+    /// The seller answered without the resource and without a successful payment result. The payment may still settle.
+    NotServed(Paid),
+    /// The payment settled and the seller's handler failed: presenting the payment again may return the resource.
+    PaidNotServed(Paid),
+    /// The outcome is open: present the same payment again. When the time is up, the call ends with this error.
     Undecided(BuyerError),
-    /// Presenting it again would bring nothing.
+    /// The call ends with this error; presenting the payment again now would not help.
     Final(BuyerError),
 }
 
-/// Refusals by which the payment may be, or may become, good all the same.
+/// Refusals after which the payment may still be, or become, valid.
 const UNDECIDED: &[Reason] = &[
     Reason::UnexpectedVerifyError,
     Reason::UnexpectedSettleError,
@@ -35,7 +35,8 @@ const UNDECIDED: &[Reason] = &[
     Reason::TransferNotFound,
 ];
 
-pub(super) fn judge(answer: Result<Answer, Broken>, handed: &Handed) -> Verdict {
+/// Classifies the response to the payment `handed`.
+pub(super) fn classify(answer: Result<Answer, Broken>, handed: &Handed) -> Verdict {
     let answer = match answer {
         Ok(answer) => answer,
         Err(broken) => {
@@ -50,12 +51,12 @@ pub(super) fn judge(answer: Result<Answer, Broken>, handed: &Handed) -> Verdict 
         }
     };
     let outcome = settlement(&answer.headers);
-    let moved = outcome.as_ref().is_some_and(|outcome| outcome.success);
+    let settled = outcome.as_ref().is_some_and(|outcome| outcome.success);
     let status = answer.status;
-    // Sellers tell a missing allowance by another status; of other causes a 412 is an answer like any.
-    let asks_again = status == StatusCode::PRECONDITION_FAILED
+    // Sellers signal a missing allowance to Permit2 by 412 with a new challenge. Any other 412 is the handler's own response.
+    let allowance_missing = status == StatusCode::PRECONDITION_FAILED
         && answer.headers.contains_key(header::PAYMENT_REQUIRED);
-    if status == StatusCode::PAYMENT_REQUIRED || asks_again {
+    if status == StatusCode::PAYMENT_REQUIRED || allowance_missing {
         return refused(&answer, outcome, handed);
     }
     if status.is_redirection() {
@@ -67,7 +68,7 @@ pub(super) fn judge(answer: Result<Answer, Broken>, handed: &Handed) -> Verdict 
         let handed = Box::new(*handed);
         return Verdict::Final(BuyerError::Redirected { handed, location });
     }
-    if status.is_server_error() && !moved {
+    if status.is_server_error() && !settled {
         let (handed, status) = (Box::new(*handed), status.as_u16());
         return Verdict::Undecided(BuyerError::OutcomeUnknown { handed, status });
     }
@@ -84,82 +85,87 @@ pub(super) fn judge(answer: Result<Answer, Broken>, handed: &Handed) -> Verdict 
         });
     }
     if status.is_server_error() {
-        Verdict::Owed(paid)
-    } else if status.is_success() || moved {
+        Verdict::PaidNotServed(paid)
+    } else if status.is_success() || settled {
         Verdict::Served(paid)
     } else {
-        Verdict::Unserved(paid)
+        Verdict::NotServed(paid)
     }
 }
 
-/// What a result says that cannot be true of this payment.
+/// The first statement of a successful result that contradicts the payment.
 fn contradiction(outcome: &SettleResponse, handed: &Handed) -> Option<String> {
     if !outcome.success {
         return None;
     }
     let names =
         [X402Version::V2, X402Version::V1].map(|version| network_name(version, handed.network));
-    let known = |name: &String| names.iter().flatten().any(|known| known == name);
-    let shown = |text: &str| text.chars().take(80).collect::<String>();
-    if !outcome.network.is_empty() && !known(&outcome.network) {
+    let is_own = |name: &String| names.iter().flatten().any(|own| own == name);
+    let short = |text: &str| text.chars().take(80).collect::<String>();
+    if !outcome.network.is_empty() && !is_own(&outcome.network) {
         return Some(format!(
             "it names the network {:?}, not {}",
-            shown(&outcome.network),
+            short(&outcome.network),
             handed.network
         ));
     }
-    let (signed, metered) = (handed.amount, handed.means == Means::Metered);
+    let (maximum, metered) = (handed.amount, handed.means == Means::Metered);
     if let Some(amount) = outcome.amount {
-        if metered && amount > signed {
+        if metered && amount > maximum {
             return Some(format!(
-                "it names the amount {amount}, above the maximum of {signed}"
+                "it names the amount {amount}, above the maximum of {maximum}"
             ));
         }
-        if !metered && amount != signed {
-            return Some(format!("it names the amount {amount}, not {signed}"));
+        if !metered && amount != maximum {
+            return Some(format!("it names the amount {amount}, not {maximum}"));
         }
     }
     let payer = outcome.payer.as_deref().filter(|payer| !payer.is_empty());
     if let Some(payer) = payer.filter(|payer| payer.parse::<Address>().ok() != Some(handed.payer)) {
         return Some(format!(
             "it names the payer {:?}, not {}",
-            shown(payer),
+            short(payer),
             handed.payer
         ));
     }
     let hash = &outcome.transaction;
-    (!hash.is_empty() && !is_hash(hash))
-        .then(|| format!("it names {:?}, which is no transaction hash", shown(hash)))
+    (!hash.is_empty() && !is_hash(hash)).then(|| {
+        format!(
+            "it names {:?}, which is not a transaction hash",
+            short(hash)
+        )
+    })
 }
 
-/// Whether a text is the hash of a transaction: 0x and 64 hex digits.
+/// Whether a text is a transaction hash: `0x` and 64 hex digits.
 pub(super) fn is_hash(text: &str) -> bool {
     text.len() == 66 && text.starts_with("0x") && text.parse::<B256>().is_ok()
 }
 
+/// Classifies a response that asks for a payment again.
 fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) -> Verdict {
     let challenge = challenge_of(answer, None);
-    let told = outcome
+    let text = outcome
         .as_ref()
         .and_then(|outcome| outcome.error_reason.clone());
-    let told = told.or_else(|| challenge.as_ref()?.error.clone());
-    let reason: String = told
+    let text = text.or_else(|| challenge.as_ref()?.error.clone());
+    let reason: String = text
         .as_deref()
         .unwrap_or("no reason given")
         .chars()
         .take(300)
         .collect();
-    let known: Option<Reason> = reason.parse().ok();
-    let named = outcome
+    let code: Option<Reason> = reason.parse().ok();
+    let reported_hash = outcome
         .as_ref()
         .map(|outcome| outcome.transaction.clone())
         .unwrap_or_default();
     let handed = Box::new(*handed);
-    match known {
+    match code {
         Some(Reason::SettlementPending) => {
             return Verdict::Undecided(BuyerError::Pending {
                 handed,
-                transaction: named,
+                transaction: reported_hash,
             });
         }
         Some(
@@ -167,10 +173,10 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) ->
         ) => {
             return Verdict::Undecided(BuyerError::Used {
                 handed,
-                transaction: named,
+                transaction: reported_hash,
             });
         }
-        Some(Reason::Permit2AllowanceRequired) if named.is_empty() => {
+        Some(Reason::Permit2AllowanceRequired) if reported_hash.is_empty() => {
             return Verdict::Final(BuyerError::AllowanceRequired { handed });
         }
         _ => {}
@@ -193,7 +199,7 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) ->
     if let (None, Some(price)) = (price(true), price(false)) {
         return Verdict::Final(BuyerError::PriceChanged { handed, price });
     }
-    let decided = known.is_some_and(|known| !UNDECIDED.contains(&known)) && named.is_empty();
+    let decided = code.is_some_and(|code| !UNDECIDED.contains(&code)) && reported_hash.is_empty();
     let error = BuyerError::Refused {
         handed,
         reason,

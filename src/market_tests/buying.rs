@@ -1,9 +1,9 @@
-//! The buyer's side.
+//! Purchases from the buyer's side.
 
 use super::*;
 
 #[tokio::test]
-async fn a_v2_purchase_is_settled_before_the_handler_runs_and_both_sides_hold_the_hash() {
+async fn v2_purchase_settles_before_handler_and_both_sides_get_hash() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let url = format!("{seller}/report?day=7");
@@ -13,15 +13,15 @@ async fn a_v2_purchase_is_settled_before_the_handler_runs_and_both_sides_hold_th
     assert_eq!(extract_payment_id(&paid.headers).as_deref(), Some(HASH));
     assert_eq!(paid.headers["cache-control"], "private");
     assert!(paid.payment.as_ref().unwrap().success);
-    let seen = json_of(&paid);
-    assert_eq!(seen["paymentId"], HASH);
-    assert_eq!(seen["id"], "0190-payment");
-    assert_eq!(seen["payer"], PAYER.to_string());
-    assert_eq!(seen["amount"], "10000");
+    let served = json_of(&paid);
+    assert_eq!(served["paymentId"], HASH);
+    assert_eq!(served["id"], "0190-payment");
+    assert_eq!(served["payer"], PAYER.to_string());
+    assert_eq!(served["amount"], "10000");
 
-    let asked = market.asked();
-    assert_eq!(market.calls(), ["settle"]);
-    let body = &asked[0].1;
+    let calls = market.calls();
+    assert_eq!(market.call_names(), ["settle"]);
+    let body = &calls[0].1;
     assert_eq!(body["x402Version"], 2);
     assert_eq!(body["paymentPayload"]["resource"]["url"], url);
     assert_eq!(
@@ -35,14 +35,14 @@ async fn a_v2_purchase_is_settled_before_the_handler_runs_and_both_sides_hold_th
 }
 
 #[tokio::test]
-async fn what_the_buyer_signs_is_the_offer_for_as_long_as_the_seller_asks() {
+async fn authorization_matches_offer_amount_payee_and_validity() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     client()
         .get(&format!("{seller}/report"), &cent())
         .await
         .unwrap();
-    let body = market.asked().remove(0).1;
+    let body = market.calls().remove(0).1;
     let payload: ExactPayload =
         serde_json::from_value(body["paymentPayload"]["payload"].clone()).unwrap();
     let offer: PaymentRequirements =
@@ -70,7 +70,7 @@ async fn what_the_buyer_signs_is_the_offer_for_as_long_as_the_seller_asks() {
 }
 
 #[tokio::test]
-async fn a_v1_purchase_uses_v1_names_and_headers_on_both_legs() {
+async fn v1_purchase_uses_v1_names_and_headers() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let options = PayOptions {
@@ -85,7 +85,7 @@ async fn a_v1_purchase_uses_v1_names_and_headers_on_both_legs() {
     assert!(paid.headers.contains_key(X_PAYMENT_RESPONSE));
     assert!(!paid.headers.contains_key(PAYMENT_RESPONSE));
     assert_eq!(extract_payment_id(&paid.headers).as_deref(), Some(HASH));
-    let body = market.asked().remove(0).1;
+    let body = market.calls().remove(0).1;
     assert_eq!(body["x402Version"], 1);
     assert_eq!(body["paymentPayload"]["network"], "base-sepolia");
     assert_eq!(body["paymentRequirements"]["network"], "base-sepolia");
@@ -93,7 +93,7 @@ async fn a_v1_purchase_uses_v1_names_and_headers_on_both_legs() {
 }
 
 #[tokio::test]
-async fn a_price_above_the_ceiling_is_never_signed() {
+async fn price_above_ceiling_is_not_signed() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let options = PayOptions::up_to("9999".parse().unwrap());
@@ -103,12 +103,12 @@ async fn a_price_above_the_ceiling_is_never_signed() {
         .unwrap_err();
     assert!(matches!(error, BuyerError::TooDear { .. }), "{error}");
     assert!(!error.money_may_have_moved());
-    assert!(market.calls().is_empty());
+    assert!(market.call_names().is_empty());
     assert_eq!(market.runs(), 0);
 }
 
 #[tokio::test]
-async fn what_asks_for_no_money_comes_back_untouched() {
+async fn unpriced_response_is_returned_unchanged() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let paid = client()
@@ -119,36 +119,36 @@ async fn what_asks_for_no_money_comes_back_untouched() {
     assert_eq!(paid.body, b"free");
     assert!(paid.payment.is_none());
     assert!(!paid.headers.contains_key("cache-control"));
-    assert!(market.calls().is_empty());
+    assert!(market.call_names().is_empty());
 }
 
 #[tokio::test]
-async fn a_pending_payment_is_presented_again_and_never_signed_twice() {
+async fn pending_payment_is_presented_again_unchanged() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let pending = || (200, failed("settlement_pending", HASH));
-    // The seller repeats each settlement once: two presentations end pending, the third one succeeds.
-    market.answers([pending(), pending(), (500, pending().1), pending()]);
-    let paid = patient()
+    // The seller calls `/settle` twice per presentation: two presentations end pending, the third one succeeds.
+    market.respond([pending(), pending(), (500, pending().1), pending()]);
+    let paid = retrying_client()
         .get(&format!("{seller}/report"), &cent())
         .await
         .unwrap();
     assert_eq!(paid.status, 200);
-    let asked = market.asked();
-    assert_eq!(asked.len(), 5);
+    let calls = market.calls();
+    assert_eq!(calls.len(), 5);
     assert!(
-        asked.iter().all(|(_, body)| *body == asked[0].1),
+        calls.iter().all(|(_, body)| *body == calls[0].1),
         "one payment, presented unchanged"
     );
     assert_eq!(market.runs(), 1);
 }
 
 #[tokio::test]
-async fn a_payment_that_stays_pending_is_reported_with_its_hash() {
+async fn payment_that_stays_pending_is_reported_with_hash() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
-    market.answers((0..40).map(|_| (200, failed("settlement_pending", HASH))));
-    let error = patient()
+    market.respond((0..40).map(|_| (200, failed("settlement_pending", HASH))));
+    let error = retrying_client()
         .get(&format!("{seller}/report"), &cent())
         .await
         .unwrap_err();
@@ -163,15 +163,15 @@ async fn a_payment_that_stays_pending_is_reported_with_its_hash() {
     assert_eq!(handed.amount.to_string(), "10000");
     assert!(error.money_may_have_moved());
     assert_eq!(
-        market.asked().len(),
+        market.calls().len(),
         12,
-        "six presentations, each asked twice"
+        "six presentations with two calls each"
     );
     assert_eq!(market.runs(), 0);
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_the_buyer_with_its_code_and_its_consequence() {
+async fn refusal_has_its_code_and_money_may_have_moved() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let url = format!("{seller}/report");
@@ -184,11 +184,11 @@ async fn a_refusal_reaches_the_buyer_with_its_code_and_its_consequence() {
         ("duplicate_settlement", HASH, "payment_used"),
         ("unexpected_settle_error", "", "payment_refused"),
     ] {
-        market.answers([(200, failed(reason, transaction))]);
+        market.respond([(200, failed(reason, transaction))]);
         let error = client().get(&url, &cent()).await.unwrap_err();
         assert_eq!(error.code(), code, "{error}");
-        if let BuyerError::Refused { reason: told, .. } = &error {
-            assert_eq!(told, reason);
+        if let BuyerError::Refused { reason: text, .. } = &error {
+            assert_eq!(text, reason);
         }
         assert_eq!(error.transaction().unwrap_or_default(), transaction);
         assert!(
@@ -200,7 +200,7 @@ async fn a_refusal_reaches_the_buyer_with_its_code_and_its_consequence() {
 }
 
 #[tokio::test]
-async fn a_payment_never_follows_a_redirect_and_an_unpaid_request_stays_with_its_origin() {
+async fn paid_requests_follow_no_redirect_and_unpaid_stay_in_origin() {
     let mut market = Market::default();
     let hits: Arc<Mutex<Vec<HeaderMap>>> = Arc::default();
     let elsewhere = Router::new().fallback({
@@ -213,12 +213,12 @@ async fn a_payment_never_follows_a_redirect_and_an_unpaid_request_stays_with_its
     let elsewhere = market.open(elsewhere).await;
     let target = format!("{elsewhere}/caught");
     let seller = market.seller(Flow::Upfront).await;
-    let asked = challenge(&format!("{seller}/report")).await;
-    let required = header::encode(&asked).unwrap();
-    let away = move |headers: &HeaderMap| -> Response {
+    let challenge = challenge(&format!("{seller}/report")).await;
+    let required = header::encode(&challenge).unwrap();
+    let redirect_payments = move |headers: &HeaderMap| -> Response {
         if headers.contains_key("payment-signature") {
-            let place = format!("{elsewhere}/caught");
-            (StatusCode::TEMPORARY_REDIRECT, [("location", place)]).into_response()
+            let location = format!("{elsewhere}/caught");
+            (StatusCode::TEMPORARY_REDIRECT, [("location", location)]).into_response()
         } else {
             (
                 StatusCode::PAYMENT_REQUIRED,
@@ -227,8 +227,11 @@ async fn a_payment_never_follows_a_redirect_and_an_unpaid_request_stays_with_its
                 .into_response()
         }
     };
-    let thief = Router::new()
-        .route("/paid", get(async move |headers: HeaderMap| away(&headers)))
+    let redirecting = Router::new()
+        .route(
+            "/paid",
+            get(async move |headers: HeaderMap| redirect_payments(&headers)),
+        )
         .route(
             "/gone",
             get(async move || (StatusCode::FOUND, [("location", target)])),
@@ -237,10 +240,10 @@ async fn a_payment_never_follows_a_redirect_and_an_unpaid_request_stays_with_its
             "/moved",
             get(async || (StatusCode::FOUND, [("location", "/paid")])),
         );
-    let thief = market.open(thief).await;
+    let redirecting = market.open(redirecting).await;
     for path in ["/paid", "/moved"] {
         let error = client()
-            .get(&format!("{thief}{path}"), &cent())
+            .get(&format!("{redirecting}{path}"), &cent())
             .await
             .unwrap_err();
         assert!(
@@ -250,7 +253,7 @@ async fn a_payment_never_follows_a_redirect_and_an_unpaid_request_stays_with_its
         assert!(error.money_may_have_moved());
     }
     let unpaid = client()
-        .get(&format!("{thief}/gone"), &cent())
+        .get(&format!("{redirecting}/gone"), &cent())
         .await
         .unwrap();
     assert_eq!(unpaid.status, 302);

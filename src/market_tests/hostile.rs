@@ -1,45 +1,45 @@
-//! Sellers that want more than they are owed. Whatever they do, they hold one payment, and the caller is told what happened.
+//! Hostile sellers. In every case they get one payment at most, and the caller gets an error that describes the outcome.
 
 use std::collections::HashSet;
 
 use super::*;
 use crate::protocol::PresentedPayment;
 
-/// What a seller saw of its buyer.
+/// The payments that a seller received.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<Value>>>);
+struct Received(Arc<Mutex<Vec<Value>>>);
 
-impl Seen {
-    fn note(&self, headers: &HeaderMap) {
+impl Received {
+    fn push(&self, headers: &HeaderMap) {
         let text = headers["payment-signature"].to_str().unwrap();
         let payment = PresentedPayment::read(X402Version::V2, text).unwrap();
         self.0.lock().unwrap().push(payment.raw().clone());
     }
 
-    fn times(&self) -> usize {
+    fn count(&self) -> usize {
         self.0.lock().unwrap().len()
     }
 
     fn nonces(&self) -> HashSet<String> {
-        let seen = self.0.lock().unwrap();
+        let received = self.0.lock().unwrap();
         let nonce = |payment: &Value| payment["payload"]["authorization"]["nonce"].to_string();
-        seen.iter().map(nonce).collect()
+        received.iter().map(nonce).collect()
     }
 
     fn assert_one_payment_of_a_cent(&self) {
         assert_eq!(
             self.nonces().len(),
             1,
-            "one authorization, however often it is presented"
+            "one authorization for all presentations"
         );
-        let seen = self.0.lock().unwrap();
-        for payment in seen.iter() {
+        let received = self.0.lock().unwrap();
+        for payment in received.iter() {
             assert_eq!(payment["payload"]["authorization"]["value"], "10000");
         }
     }
 }
 
-fn asking(amount: &str) -> Value {
+fn challenge_for(amount: &str) -> Value {
     json!({"x402Version": 2, "resource": {"url": "http://shop/report"}, "accepts": [{"scheme": "exact", "network": "eip155:84532",
         "amount": amount, "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "payTo": "0x2222222222222222222222222222222222222222",
         "maxTimeoutSeconds": 300, "extra": {"name": "USDC", "version": "2"}}]})
@@ -56,28 +56,28 @@ fn result(status: u16, outcome: &Value) -> Response {
     (status, headers, "the report").into_response()
 }
 
-/// A seller that asks for a cent and then answers what `paid` says.
+/// A seller that asks for a cent and answers a payment with `paid`.
 async fn seller(
     market: &mut Market,
     paid: impl Fn() -> Response + Clone + Send + Sync + 'static,
-) -> (String, Seen) {
-    let seen = Seen::default();
-    let noted = seen.clone();
+) -> (String, Received) {
+    let received = Received::default();
+    let recorder = received.clone();
     let router = Router::new().fallback(async move |headers: HeaderMap| {
         if headers.contains_key("payment-signature") {
-            noted.note(&headers);
+            recorder.push(&headers);
             paid()
         } else {
-            required(&asking("10000"))
+            required(&challenge_for("10000"))
         }
     });
-    (format!("{}/report", market.open(router).await), seen)
+    (format!("{}/report", market.open(router).await), received)
 }
 
-/// Of the services that are listed as v2, a good part say so in the body alone, or leave out or rename what is not needed to pay.
+/// Many listed v2 services send the challenge in the body only, or omit or rename members that are not needed to pay.
 #[tokio::test]
-async fn challenges_in_the_body_alone_and_of_odd_headers_are_paid() {
-    let good = asking("10000");
+async fn body_only_and_malformed_header_challenges_are_paid() {
+    let good = challenge_for("10000");
     let changed = |change: fn(&mut serde_json::Map<String, Value>)| {
         let mut challenge = good.clone();
         change(challenge.as_object_mut().unwrap());
@@ -123,65 +123,66 @@ async fn challenges_in_the_body_alone_and_of_odd_headers_are_paid() {
 }
 
 #[tokio::test]
-async fn a_raised_price_on_the_retry_is_not_paid() {
+async fn price_raised_after_payment_is_not_paid() {
     let mut market = Market::default();
-    let (url, seen) = seller(&mut market, || required(&asking("10001"))).await;
-    let buyer = patient();
-    let generous = PayOptions::up_to("1000000".parse().unwrap());
+    let (url, received) = seller(&mut market, || required(&challenge_for("10001"))).await;
+    let buyer = retrying_client();
+    let high_ceiling = PayOptions::up_to("1000000".parse().unwrap());
     for _ in 0..2 {
-        let error = buyer.get(&url, &generous).await.unwrap_err();
+        let error = buyer.get(&url, &high_ceiling).await.unwrap_err();
         assert!(
             matches!(&error, BuyerError::PriceChanged { price, .. } if price.to_string() == "10001"),
             "{error}"
         );
         assert!(error.money_may_have_moved());
     }
-    assert_eq!(seen.times(), 2, "no use in asking again within a call");
-    seen.assert_one_payment_of_a_cent();
+    assert_eq!(received.count(), 2, "not presented again within a call");
+    received.assert_one_payment_of_a_cent();
     assert_eq!(buyer.committed().to_string(), "10000");
 }
 
 #[tokio::test]
-async fn a_402_for_ever_gets_one_payment_and_an_end() {
+async fn endless_402_gets_one_payment_and_an_error() {
     let mut market = Market::default();
-    let (url, seen) = seller(&mut market, || required(&asking("10000"))).await;
-    let buyer = patient();
+    let (url, received) = seller(&mut market, || required(&challenge_for("10000"))).await;
+    let buyer = retrying_client();
     for _ in 0..3 {
         let error = buyer.get(&url, &cent()).await.unwrap_err();
         assert_eq!(error.code(), "payment_refused", "{error}");
         assert!(error.money_may_have_moved());
         assert_eq!(error.transaction(), None);
     }
-    assert_eq!(seen.times(), 18);
-    seen.assert_one_payment_of_a_cent();
+    assert_eq!(received.count(), 18);
+    received.assert_one_payment_of_a_cent();
 }
 
 #[tokio::test]
-async fn pending_for_ever_and_a_hash_that_does_not_exist_end_with_what_was_said() {
+async fn endless_pending_or_used_results_end_with_their_code() {
     let mut market = Market::default();
     for (status, reason, code) in [
         (402, "settlement_pending", "settlement_pending"),
         (402, "duplicate_settlement", "payment_used"),
         (500, "settlement_pending", "outcome_unknown"),
     ] {
-        let (url, seen) = seller(&mut market, move || result(status, &failed(reason, HASH))).await;
-        let buyer = patient();
+        let (url, received) =
+            seller(&mut market, move || result(status, &failed(reason, HASH))).await;
+        let buyer = retrying_client();
         for _ in 0..2 {
             let error = buyer.get(&url, &cent()).await.unwrap_err();
             assert_eq!(error.code(), code, "{error}");
             assert!(
                 error.handed().unwrap().valid_before.is_some(),
-                "it says until when"
+                "the error has the expiry"
             );
             assert!(!error.advice().is_empty());
         }
-        assert_eq!(seen.times(), 12);
-        seen.assert_one_payment_of_a_cent();
+        assert_eq!(received.count(), 12);
+        received.assert_one_payment_of_a_cent();
     }
 }
 
 #[tokio::test]
-async fn a_result_of_another_network_amount_payer_or_shape_is_reported_with_the_answer() {
+async fn contradicting_result_is_reported_with_the_response() {
     let mut market = Market::default();
     for (member, value) in [
         ("network", json!("eip155:1")),
@@ -191,8 +192,8 @@ async fn a_result_of_another_network_amount_payer_or_shape_is_reported_with_the_
     ] {
         let mut outcome = settled();
         outcome[member] = value;
-        let (url, seen) = seller(&mut market, move || result(200, &outcome)).await;
-        let error = patient().get(&url, &cent()).await.unwrap_err();
+        let (url, received) = seller(&mut market, move || result(200, &outcome)).await;
+        let error = retrying_client().get(&url, &cent()).await.unwrap_err();
         let BuyerError::Contradiction { what, answer, .. } = &error else {
             panic!("{member}: {error}")
         };
@@ -205,15 +206,15 @@ async fn a_result_of_another_network_amount_payer_or_shape_is_reported_with_the_
             "{what}"
         );
         assert_eq!(answer.body, b"the report");
-        seen.assert_one_payment_of_a_cent();
+        received.assert_one_payment_of_a_cent();
     }
 }
 
 #[tokio::test]
-async fn an_enormous_body_is_not_read_and_costs_no_second_payment() {
+async fn oversized_body_is_not_read_and_costs_no_second_payment() {
     let mut market = Market::default();
-    let (url, seen) = seller(&mut market, || vec![0_u8; 100_001].into_response()).await;
-    let buyer = patient().body_bytes_max(100_000);
+    let (url, received) = seller(&mut market, || vec![0_u8; 100_001].into_response()).await;
+    let buyer = retrying_client().body_bytes_max(100_000);
     for _ in 0..2 {
         let error = buyer.get(&url, &cent()).await.unwrap_err();
         assert!(
@@ -227,8 +228,8 @@ async fn an_enormous_body_is_not_read_and_costs_no_second_payment() {
             "{error}"
         );
     }
-    assert_eq!(seen.times(), 2);
-    seen.assert_one_payment_of_a_cent();
+    assert_eq!(received.count(), 2);
+    received.assert_one_payment_of_a_cent();
     let huge = Router::new().fallback(async || (StatusCode::PAYMENT_REQUIRED, vec![b' '; 100_001]));
     let huge = market.open(huge).await;
     let error = buyer.get(&huge, &cent()).await.unwrap_err();
@@ -237,26 +238,26 @@ async fn an_enormous_body_is_not_read_and_costs_no_second_payment() {
 }
 
 #[tokio::test]
-async fn a_seller_cannot_have_its_payment_sent_to_a_facilitator_of_its_choice_that_is_unsafe() {
+async fn unsafe_facilitator_url_from_seller_is_rejected() {
     let mut market = Market::default();
-    let caught = Arc::new(AtomicUsize::new(0));
-    let hits = Arc::clone(&caught);
+    let challenges = Arc::new(AtomicUsize::new(0));
+    let hits = Arc::clone(&challenges);
     let router = Router::new().fallback(async move |headers: HeaderMap| {
         if headers.contains_key("payment-signature") {
             return result(200, &settled());
         }
-        let mut challenge = asking("10000");
+        let mut challenge = challenge_for("10000");
         challenge["extensions"] =
             json!({"payment-session": {"info": {"url": "http://pay.example"}}});
         hits.fetch_add(1, Ordering::SeqCst);
         required(&challenge)
     });
     let url = market.open(router).await;
-    let first = PayOptions {
+    let pay_first = PayOptions {
         sessions: crate::buyer::SessionUse::PayFirst,
         ..cent()
     };
-    let error = client().get(&url, &first).await.unwrap_err();
+    let error = client().get(&url, &pay_first).await.unwrap_err();
     assert!(
         matches!(
             error,
@@ -270,12 +271,13 @@ async fn a_seller_cannot_have_its_payment_sent_to_a_facilitator_of_its_choice_th
         200,
         "the header pays without a session"
     );
-    assert_eq!(caught.load(Ordering::SeqCst), 2);
+    assert_eq!(challenges.load(Ordering::SeqCst), 2);
 }
 
 const SESSION: &str = "ps_0123456789abcdefghjkmnpqrs";
 
-/// A facilitator whose sessions expire at `expires_at` and are paid by `transaction`, with typed data that nobody should sign.
+/// A facilitator whose sessions expire at `expires_at` and are paid by `transaction`. Its responses contain typed data that must not be
+/// signed.
 async fn facilitator(
     market: &mut Market,
     expires_at: &'static str,
@@ -298,13 +300,13 @@ async fn facilitator(
 }
 
 #[tokio::test]
-async fn of_a_facilitators_answer_nothing_is_signed_and_its_hash_is_compared_with_the_sellers() {
+async fn session_nonce_is_computed_here_and_hashes_are_compared() {
     let mut market = Market::default();
-    let (url, seen) = seller(&mut market, || result(200, &settled())).await;
+    let (url, received) = seller(&mut market, || result(200, &settled())).await;
     let end = "2026-01-02T03:09:05Z";
-    let liar = facilitator(&mut market, end, "0xbbbb").await;
+    let lying = facilitator(&mut market, end, "0xbbbb").await;
     let error = client()
-        .facilitator(liar)
+        .facilitator(lying)
         .get(&url, &cent())
         .await
         .unwrap_err();
@@ -312,13 +314,13 @@ async fn of_a_facilitators_answer_nothing_is_signed_and_its_hash_is_compared_wit
         matches!(&error, BuyerError::Contradiction { what, .. } if what.contains("0xbbbb")),
         "{error}"
     );
-    seen.assert_one_payment_of_a_cent();
+    received.assert_one_payment_of_a_cent();
     let terms =
-        crate::protocol::session::requirements_hash(&asking("10000")["accepts"][0]).unwrap();
+        crate::protocol::session::requirements_hash(&challenge_for("10000")["accepts"][0]).unwrap();
     let nonce = crate::protocol::session::nonce(&SESSION.parse().unwrap(), terms);
     assert!(
-        seen.nonces().contains(&format!("\"{nonce}\"")),
-        "the nonce is computed here"
+        received.nonces().contains(&format!("\"{nonce}\"")),
+        "the nonce is computed by the buyer"
     );
 
     let honest = facilitator(&mut market, end, HASH).await;
@@ -329,7 +331,7 @@ async fn of_a_facilitators_answer_nothing_is_signed_and_its_hash_is_compared_wit
         .unwrap();
     assert_eq!(paid.session.unwrap().transaction.as_deref(), Some(HASH));
 
-    let must = PayOptions {
+    let pay_first = PayOptions {
         sessions: crate::buyer::SessionUse::PayFirst,
         ..cent()
     };
@@ -337,7 +339,7 @@ async fn of_a_facilitators_answer_nothing_is_signed_and_its_hash_is_compared_wit
         let facilitator = facilitator(&mut market, wrong, HASH).await;
         let error = client()
             .facilitator(facilitator)
-            .get(&url, &must)
+            .get(&url, &pay_first)
             .await
             .unwrap_err();
         let expiry = crate::buyer::SessionFailure::Expiry;

@@ -1,16 +1,16 @@
-//! One purchase, one payment that can land: across calls, clients, and lives of the process.
+//! One purchase has at most one payment that can settle: across calls, clients, and restarts of the process.
 
 use std::collections::HashSet;
 
 use super::*;
 use crate::buyer::{Journal, JournalError};
 
-/// The nonces that the facilitator was asked to settle.
+/// The nonces of all payments that the facilitator received.
 fn nonces(market: &Market) -> HashSet<String> {
-    let asked = market.asked();
+    let calls = market.calls();
     let nonce =
         |body: &Value| body["paymentPayload"]["payload"]["authorization"]["nonce"].to_string();
-    asked.iter().map(|(_, body)| nonce(body)).collect()
+    calls.iter().map(|(_, body)| nonce(body)).collect()
 }
 
 fn at(unix: i64) -> Arc<ManualClock> {
@@ -20,16 +20,16 @@ fn at(unix: i64) -> Arc<ManualClock> {
 }
 
 const NOW: i64 = 1_767_323_045;
-/// Offers are valid for 300 s, and the buyer waits 60 s longer.
+/// Offers are valid for 300 s, and the buyer adds a margin of 60 s.
 const LATER: i64 = NOW + 361;
 
-/// A facilitator's outage, as the seller tells it: with the repetition that the seller makes.
+/// The facilitator fails its next two calls.
 fn outage(market: &Market) {
-    market.answers([(503, json!({})), (503, json!({}))]);
+    market.respond([(503, json!({})), (503, json!({}))]);
 }
 
 #[tokio::test]
-async fn a_call_after_a_lost_answer_presents_the_same_payment_also_in_another_life() {
+async fn lost_response_presents_same_payment_even_after_restart() {
     let mut market = Market::default();
     let url = format!("{}/report", market.seller(Flow::Upfront).await);
     let folder = tempfile::tempdir().unwrap();
@@ -50,13 +50,13 @@ async fn a_call_after_a_lost_answer_presents_the_same_payment_also_in_another_li
     assert_eq!(
         nonces(&market).len(),
         2,
-        "the first purchase is closed: this is another one"
+        "the first purchase is closed, so this is a new one"
     );
     assert_eq!(buyer.committed().to_string(), "20000");
 }
 
 #[tokio::test]
-async fn other_bodies_methods_and_ids_are_other_purchases_and_an_id_stays_at_its_place() {
+async fn request_or_id_identifies_purchase_and_id_keeps_its_url() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let report = format!("{seller}/report");
@@ -83,7 +83,7 @@ async fn other_bodies_methods_and_ids_are_other_purchases_and_an_id_stays_at_its
         buyer.get(&url, &options).await.unwrap_err();
     }
     assert_eq!(nonces(&market).len(), 4);
-    let asked = market.asked().len();
+    let calls = market.calls().len();
     let elsewhere = buyer
         .get(&format!("{seller}/broken"), &named("first"))
         .await;
@@ -92,11 +92,11 @@ async fn other_bodies_methods_and_ids_are_other_purchases_and_an_id_stays_at_its
         matches!(error, BuyerError::Journal(JournalError::OtherRequest)),
         "{error}"
     );
-    assert_eq!(market.asked().len(), asked);
+    assert_eq!(market.calls().len(), calls);
 }
 
 #[tokio::test]
-async fn a_retry_in_other_words_signs_nothing_without_the_callers_word() {
+async fn similar_open_purchase_blocks_signing_unless_declared_new() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let report = |query: &str| format!("{seller}/report{query}");
@@ -105,20 +105,26 @@ async fn a_retry_in_other_words_signs_nothing_without_the_callers_word() {
     outage(&market);
     let lost = buyer(NOW).get(&report("?ts=1"), &cent()).await.unwrap_err();
     market.script.lock().unwrap().answers.clear();
-    let asked = nonces(&market);
+    let nonces_before = nonces(&market);
     for again in ["?ts=2", "/", "?ts=1&page=1"] {
         let error = buyer(NOW).get(&report(again), &cent()).await.unwrap_err();
         assert_eq!(error.code(), "may_be_repeated", "{again}: {error}");
         assert_eq!(error.handed(), lost.handed());
         assert!(error.money_may_have_moved());
-        let said = error.to_string();
+        let message = error.to_string();
         let until = error.handed().unwrap().valid_before.unwrap().to_string();
-        assert!(said.contains("/report") && said.contains(&until), "{said}");
-        assert!(!said.contains("ts=1"), "a query may be secret: {said}");
+        assert!(
+            message.contains("/report") && message.contains(&until),
+            "{message}"
+        );
+        assert!(
+            !message.contains("ts=1"),
+            "a query may be secret: {message}"
+        );
         assert!(error.advice().contains("--purchase-id"));
     }
-    assert_eq!(nonces(&market), asked, "nothing was signed");
-    // Another seller, another price, the caller's word, and time: each makes another purchase of it.
+    assert_eq!(nonces(&market), nonces_before, "nothing was signed");
+    // Not similar: another seller. Declared new: `another` or a purchase id. Below: an expired payment.
     let elsewhere = format!("{other_seller}/report");
     assert_eq!(
         buyer(NOW).get(&elsewhere, &cent()).await.unwrap().status,
@@ -135,7 +141,7 @@ async fn a_retry_in_other_words_signs_nothing_without_the_callers_word() {
         let paid = buyer(NOW).get(&report("?ts=3"), &options).await.unwrap();
         assert_eq!(paid.status, 200);
     }
-    // The call as it was presents its payment again, and closes it.
+    // The identical call presents its payment again, and closes it.
     let same = buyer(NOW).get(&report("?ts=1"), &cent()).await.unwrap();
     assert_eq!(same.status, 200);
     assert_eq!(same.handed.as_ref(), lost.handed());
@@ -161,7 +167,7 @@ async fn a_retry_in_other_words_signs_nothing_without_the_callers_word() {
 }
 
 #[tokio::test]
-async fn calls_that_are_under_way_together_are_no_repetitions_of_each_other() {
+async fn concurrent_similar_calls_are_separate_purchases() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let (buyer, options) = (client(), cent());
@@ -180,9 +186,8 @@ async fn calls_that_are_under_way_together_are_no_repetitions_of_each_other() {
 }
 
 #[tokio::test]
-async fn after_its_time_a_payment_is_presented_once_more_and_only_a_plain_refusal_lets_another_be_signed()
- {
-    for (told, hash, again) in [
+async fn expired_payment_is_replaced_only_after_refusal_without_hash() {
+    for (reason, hash, replaced) in [
         (
             Some("invalid_exact_evm_payload_authorization_valid_before"),
             "",
@@ -203,8 +208,8 @@ async fn after_its_time_a_payment_is_presented_once_more_and_only_a_plain_refusa
         let signed = nonces(&market);
         market.script.lock().unwrap().answers.clear();
         let later = client().journal(journal.clone()).clock(at(LATER));
-        match told {
-            Some(reason) => market.answers(
+        match reason {
+            Some(reason) => market.respond(
                 (0..2)
                     .map(|_| (200, failed(reason, hash)))
                     .take(if reason == "settlement_pending" { 2 } else { 1 }),
@@ -212,64 +217,68 @@ async fn after_its_time_a_payment_is_presented_once_more_and_only_a_plain_refusa
             None => outage(&market),
         }
         let outcome = later.get(&url, &cent()).await;
-        let told = told.unwrap_or("an outage");
-        if again {
-            assert_eq!(outcome.unwrap().status, 200, "{told}");
-            assert_eq!(nonces(&market).len(), 2, "{told}");
+        let reason = reason.unwrap_or("an outage");
+        if replaced {
+            assert_eq!(outcome.unwrap().status, 200, "{reason}");
+            assert_eq!(nonces(&market).len(), 2, "{reason}");
             continue;
         }
         let error = outcome.unwrap_err();
-        assert_eq!(error.code(), "unresolved", "{told}: {error}");
-        assert_eq!(error.transaction().unwrap_or_default(), hash, "{told}");
-        assert_eq!(nonces(&market), signed, "{told}");
-        // The caller has looked the nonce up, and says so.
+        assert_eq!(error.code(), "unresolved", "{reason}: {error}");
+        assert_eq!(error.transaction().unwrap_or_default(), hash, "{reason}");
+        assert_eq!(nonces(&market), signed, "{reason}");
+        // The caller has verified on chain that the nonce is unused.
         market.script.lock().unwrap().answers.clear();
-        market.answers([(
+        market.respond([(
             200,
             failed("invalid_exact_evm_payload_authorization_valid_before", ""),
         )]);
-        let sure = PayOptions {
+        let sign_again = PayOptions {
             sign_again: true,
             ..cent()
         };
-        assert_eq!(later.get(&url, &sure).await.unwrap().status, 200, "{told}");
-        assert_eq!(nonces(&market).len(), 2, "{told}");
+        assert_eq!(
+            later.get(&url, &sign_again).await.unwrap().status,
+            200,
+            "{reason}"
+        );
+        assert_eq!(nonces(&market).len(), 2, "{reason}");
     }
 }
 
 #[tokio::test]
-async fn a_payment_that_can_land_is_not_replaced_even_when_the_caller_says_so() {
+async fn unexpired_payment_is_not_replaced_even_with_sign_again() {
     let mut market = Market::default();
     let url = format!("{}/report", market.seller(Flow::Upfront).await);
     let buyer = client();
-    let sure = PayOptions {
+    let sign_again = PayOptions {
         sign_again: true,
         ..cent()
     };
     for _ in 0..2 {
-        market.answers([(200, failed("invalid_exact_evm_insufficient_balance", ""))]);
-        buyer.get(&url, &sure).await.unwrap_err();
+        market.respond([(200, failed("invalid_exact_evm_insufficient_balance", ""))]);
+        buyer.get(&url, &sign_again).await.unwrap_err();
     }
     assert_eq!(nonces(&market).len(), 1);
 }
 
 #[tokio::test]
-async fn copies_of_one_call_take_turns_and_each_pays_once() {
+async fn identical_calls_run_in_turn_and_each_pays_once() {
     let mut market = Market::default();
     let url = format!("{}/report", market.seller(Flow::Upfront).await);
-    let buyer = patient();
+    let buyer = retrying_client();
     let mut calls = JoinSet::new();
     for _ in 0..8 {
         let (buyer, url) = (buyer.clone(), url.clone());
         calls.spawn(async move { buyer.get(&url, &cent()).await.unwrap().status });
     }
     assert!(calls.join_all().await.iter().all(|status| *status == 200));
-    assert_eq!(nonces(&market).len(), 8, "eight purchases were asked for");
+    assert_eq!(nonces(&market).len(), 8, "eight separate purchases");
     assert_eq!(buyer.committed().to_string(), "80000");
 }
 
 #[tokio::test]
-async fn the_budget_counts_what_was_paid_and_what_may_still_land() {
+async fn budget_counts_paid_and_open_payments() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let url = |day: u8| format!("{seller}/report?day={day}");
@@ -288,14 +297,14 @@ async fn the_budget_counts_what_was_paid_and_what_may_still_land() {
     assert_eq!(
         buyer.get(&url(2), &cent()).await.unwrap().status,
         200,
-        "what is signed already fits"
+        "a payment that is already signed needs no further budget"
     );
 
-    let rush = client().budget("30000".parse().unwrap());
+    let hurried = client().budget("30000".parse().unwrap());
     let mut calls = JoinSet::new();
     for day in 10..20 {
-        let (rush, url) = (rush.clone(), url(day));
-        calls.spawn(async move { rush.get(&url, &cent()).await.is_ok() });
+        let (hurried, url) = (hurried.clone(), url(day));
+        calls.spawn(async move { hurried.get(&url, &cent()).await.is_ok() });
     }
     let bought = calls
         .join_all()
@@ -303,18 +312,15 @@ async fn the_budget_counts_what_was_paid_and_what_may_still_land() {
         .into_iter()
         .filter(|bought| *bought)
         .count();
-    assert_eq!(
-        bought, 3,
-        "ten at once spend no more than one after the other"
-    );
+    assert_eq!(bought, 3, "ten concurrent calls stay within the budget");
 }
 
 #[tokio::test]
-async fn hooks_see_the_payment_before_it_is_signed_and_after_it_ended() {
+async fn hooks_run_before_signing_and_after_the_call() {
     let mut market = Market::default();
     let url = format!("{}/report", market.seller(Flow::Upfront).await);
-    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
-    let (before, after) = (Arc::clone(&heard), Arc::clone(&heard));
+    let events: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (before, after) = (Arc::clone(&events), Arc::clone(&events));
     let buyer = client()
         .before_payment(move |proposed, url| {
             before
@@ -327,15 +333,15 @@ async fn hooks_see_the_payment_before_it_is_signed_and_after_it_ended() {
                 Ok(())
             }
         })
-        .after_payment(move |_, ended| {
-            let text = match ended {
+        .after_payment(move |_, result| {
+            let text = match result {
                 Ok(paid) => paid.transaction().unwrap_or("no hash").to_owned(),
                 Err(error) => error.code().to_owned(),
             };
             after.lock().unwrap().push(text);
         });
     buyer.get(&url, &cent()).await.unwrap();
-    market.answers([(200, failed("invalid_exact_evm_insufficient_balance", ""))]);
+    market.respond([(200, failed("invalid_exact_evm_insufficient_balance", ""))]);
     buyer.get(&url, &cent()).await.unwrap_err();
     let error = buyer
         .get(&format!("{url}?dear"), &cent())
@@ -343,13 +349,16 @@ async fn hooks_see_the_payment_before_it_is_signed_and_after_it_ended() {
         .unwrap_err();
     assert!(matches!(&error, BuyerError::Declined(why) if why == "not today"));
     assert!(!error.money_may_have_moved());
-    let heard = heard.lock().unwrap().clone();
-    let asked = "10000 for /report";
-    assert_eq!(heard, [asked, HASH, asked, "payment_refused", asked]);
+    let events = events.lock().unwrap().clone();
+    let proposed = "10000 for /report";
+    assert_eq!(
+        events,
+        [proposed, HASH, proposed, "payment_refused", proposed]
+    );
 }
 
 #[tokio::test]
-async fn every_method_carries_its_body_twice() {
+async fn every_method_sends_its_body_with_both_requests() {
     let mut market = Market::default();
     let echo = Router::new().fallback(async |method: axum::http::Method, headers: HeaderMap, body: String| {
         if headers.contains_key("payment-signature") {
@@ -367,24 +376,21 @@ async fn every_method_carries_its_body_twice() {
     let put = buyer.put(&url, &order, &cent()).await.unwrap();
     let deleted = buyer.delete(&url, &cent()).await.unwrap();
     for (paid, method) in [(&posted, "POST"), (&put, "PUT")] {
-        let seen = json_of(paid);
-        assert_eq!(seen["method"], method);
-        assert_eq!(seen["body"], order.to_string());
-        assert_eq!(seen["kind"], "application/json");
+        let received = json_of(paid);
+        assert_eq!(received["method"], method);
+        assert_eq!(received["body"], order.to_string());
+        assert_eq!(received["kind"], "application/json");
     }
     assert_eq!(json_of(&deleted)["method"], "DELETE");
 }
 
-/// An endpoint of a chain at `time`, on which the payer's nonces are `used` or not.
+/// An RPC endpoint whose latest block has the timestamp `time`, and on which the payer's nonces are `used` or not.
 async fn chain(market: &mut Market, time: i64, used: bool) -> reqwest::Url {
     let answer = async move |Json(call): Json<Value>| {
         let result = if call["method"] == "eth_getBlockByNumber" {
             json!({"number": "0x10", "timestamp": format!("{time:#x}")})
         } else {
-            assert_eq!(
-                call["params"][1], "0x10",
-                "the nonce is looked up at that block"
-            );
+            assert_eq!(call["params"][1], "0x10", "the nonce is read at that block");
             json!(format!("0x{:064x}", u8::from(used)))
         };
         Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result}))
@@ -394,7 +400,7 @@ async fn chain(market: &mut Market, time: i64, used: bool) -> reqwest::Url {
 }
 
 #[tokio::test]
-async fn the_chain_proves_that_an_expired_payment_moved_nothing_or_that_it_may_have() {
+async fn chain_proves_an_expired_authorization_unpaid() {
     for (time, used, proven) in [
         (NOW + 300, false, true),
         (NOW + 299, false, false),
@@ -407,7 +413,7 @@ async fn the_chain_proves_that_an_expired_payment_moved_nothing_or_that_it_may_h
         outage(&market);
         let early = client().journal(journal.clone());
         early.get(&url, &cent()).await.unwrap_err();
-        let before = market.asked().len();
+        let before = market.calls().len();
         market.script.lock().unwrap().answers.clear();
         let later = client()
             .journal(journal)
@@ -416,9 +422,9 @@ async fn the_chain_proves_that_an_expired_payment_moved_nothing_or_that_it_may_h
         if proven {
             assert_eq!(later.get(&url, &cent()).await.unwrap().status, 200);
             assert_eq!(
-                market.asked().len(),
+                market.calls().len(),
                 before + 1,
-                "the old payment is left alone"
+                "the old payment is not presented again"
             );
             assert_eq!(nonces(&market).len(), 2);
         } else {

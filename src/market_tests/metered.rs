@@ -1,4 +1,4 @@
-//! Metered purchases: the buyer lets go of a maximum, the handler says how much of it is taken.
+//! Metered purchases: the buyer signs a maximum, the handler sets the charge.
 
 use std::collections::HashMap;
 
@@ -12,19 +12,19 @@ fn price() -> Price {
     Price::dollars("0.01").unwrap().metered()
 }
 
-/// A handler that charges what its caller wishes: `typed` in our own type, `stock` in the header of official sellers.
-async fn generous(uri: Uri, payment: Payment) -> Response {
+/// A handler whose charge is set by the query: `typed` as a [`Charge`], `stock` in the header of the official SDKs, `status` as status.
+async fn charging_handler(uri: Uri, payment: Payment) -> Response {
     let url = reqwest::Url::parse("http://shop").unwrap();
     let url = url.join(&uri.to_string()).unwrap();
-    let wish: HashMap<_, _> = url.query_pairs().into_owned().collect();
-    let status = wish.get("status").map_or("200", String::as_str);
+    let query: HashMap<_, _> = url.query_pairs().into_owned().collect();
+    let status = query.get("status").map_or("200", String::as_str);
     let status: StatusCode = status.parse().unwrap();
-    let seen = json!({"amount": payment.amount, "paymentId": payment.payment_id});
-    let mut response = match wish.get("typed") {
-        Some(typed) => (status, typed.parse::<Charge>().unwrap(), Json(seen)).into_response(),
-        None => (status, Json(seen)).into_response(),
+    let body = json!({"amount": payment.amount, "paymentId": payment.payment_id});
+    let mut response = match query.get("typed") {
+        Some(typed) => (status, typed.parse::<Charge>().unwrap(), Json(body)).into_response(),
+        None => (status, Json(body)).into_response(),
     };
-    if let Some(stock) = wish.get("stock") {
+    if let Some(stock) = query.get("stock") {
         let headers = response.headers_mut();
         headers.insert("Settlement-Overrides", stock.parse().unwrap());
     }
@@ -32,25 +32,25 @@ async fn generous(uri: Uri, payment: Payment) -> Response {
 }
 
 async fn shop(market: &mut Market) -> String {
-    market.sells(price(), Flow::Upfront, generous).await
+    market.sell(price(), Flow::Upfront, charging_handler).await
 }
 
-/// The amount that the last call named.
-fn asked_for(market: &Market) -> (String, Value) {
-    let (call, body) = market.asked().pop().unwrap();
+/// Name and amount of the last call.
+fn last_call(market: &Market) -> (String, Value) {
+    let (call, body) = market.calls().pop().unwrap();
     (call, body["paymentRequirements"]["amount"].clone())
 }
 
-fn wishing(url: &str, wish: &[(&str, &str)]) -> String {
-    reqwest::Url::parse_with_params(url, wish).unwrap().into()
+fn with_query(url: &str, query: &[(&str, &str)]) -> String {
+    reqwest::Url::parse_with_params(url, query).unwrap().into()
 }
 
 #[tokio::test]
-async fn the_handler_says_how_much_of_the_maximum_is_charged() {
+async fn handler_sets_the_charge_up_to_the_maximum() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     let buyer = client();
-    for (wish, charged) in [
+    for (query, charged) in [
         (vec![("typed", "1000")], "1000"),
         (vec![("typed", "50%")], "5000"),
         (vec![("typed", "$0.002")], "2000"),
@@ -62,34 +62,34 @@ async fn the_handler_says_how_much_of_the_maximum_is_charged() {
         (vec![("typed", "10000")], "10000"),
         (vec![], "10000"),
     ] {
-        let paid = buyer.get(&wishing(&url, &wish), &cent()).await.unwrap();
+        let paid = buyer.get(&with_query(&url, &query), &cent()).await.unwrap();
         assert_eq!(paid.status, 200);
-        assert_eq!(paid.charged(), Some(charged.parse().unwrap()), "{wish:?}");
+        assert_eq!(paid.charged(), Some(charged.parse().unwrap()), "{query:?}");
         assert_eq!(paid.transaction(), Some(HASH));
         assert!(
             !paid.headers.contains_key("settlement-overrides"),
-            "{wish:?}"
+            "{query:?}"
         );
-        assert_eq!(asked_for(&market), ("settle".to_owned(), json!(charged)));
-        let seen = json_of(&paid);
-        assert_eq!(seen["amount"], "10000", "before it is settled: the maximum");
-        assert_eq!(seen["paymentId"], Value::Null);
+        assert_eq!(last_call(&market), ("settle".to_owned(), json!(charged)));
+        let served = json_of(&paid);
+        assert_eq!(served["amount"], "10000", "before settlement: the maximum");
+        assert_eq!(served["paymentId"], Value::Null);
     }
 }
 
 #[tokio::test]
-async fn the_maximum_is_signed_for_the_facilitators_account_and_verified_before_the_handler() {
+async fn maximum_is_signed_for_facilitator_and_verified_first() {
     let mut market = Market::default();
-    let url = wishing(&shop(&mut market).await, &[("typed", "1")]);
+    let url = with_query(&shop(&mut market).await, &[("typed", "1")]);
     client().get(&url, &cent()).await.unwrap();
-    let asked = market.asked();
-    assert_eq!(market.calls(), ["supported", "verify", "settle"]);
-    for (_, body) in &asked[1..] {
+    let calls = market.calls();
+    assert_eq!(market.call_names(), ["supported", "verify", "settle"]);
+    for (_, body) in &calls[1..] {
         let payload: Permit2Payload =
             serde_json::from_value(body["paymentPayload"]["payload"].clone()).unwrap();
         let authorization = payload.permit2_authorization;
         assert_eq!(authorization.spender, UPTO_PROXY);
-        assert_eq!(authorization.witness.facilitator, Some(SETTLER));
+        assert_eq!(authorization.witness.facilitator, Some(FACILITATOR));
         assert_eq!(authorization.permitted.amount.to_string(), "10000");
         let separator = DomainSeparator::of_permit2(BASE_SEPOLIA);
         let digest = authorization.digest(Scheme::Upto, separator);
@@ -100,27 +100,30 @@ async fn the_maximum_is_signed_for_the_facilitators_account_and_verified_before_
         assert_eq!(body["paymentPayload"]["accepted"]["scheme"], "upto");
         let extra = &body["paymentRequirements"]["extra"];
         assert_eq!(extra["assetTransferMethod"], "permit2");
-        assert_eq!(extra["facilitatorAddress"], SETTLER.to_string());
+        assert_eq!(extra["facilitatorAddress"], FACILITATOR.to_string());
         assert_eq!(
             (extra["name"].as_str(), extra["version"].as_str()),
             (Some("USDC"), Some("2"))
         );
         assert_eq!(extra.get("paymentFlow"), None);
     }
-    assert_eq!(asked[1].1["paymentRequirements"]["amount"], "10000");
+    assert_eq!(calls[1].1["paymentRequirements"]["amount"], "10000");
 }
 
 #[tokio::test]
-async fn a_charge_of_nothing_is_settled_and_has_no_transaction() {
+async fn zero_charge_is_settled_without_transaction() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     let buyer = client();
-    for wish in [
+    for query in [
         ("typed", "0"),
         ("stock", r#"{"amount":"0%"}"#),
         ("typed", "$0"),
     ] {
-        let paid = buyer.get(&wishing(&url, &[wish]), &cent()).await.unwrap();
+        let paid = buyer
+            .get(&with_query(&url, &[query]), &cent())
+            .await
+            .unwrap();
         assert_eq!(
             (paid.status.as_u16(), paid.charged()),
             (200, Some(Amount::ZERO))
@@ -128,17 +131,17 @@ async fn a_charge_of_nothing_is_settled_and_has_no_transaction() {
         assert_eq!(paid.transaction(), None);
         assert!(paid.payment.as_ref().unwrap().success);
         assert_eq!(extract_payment_id(&paid.headers), None);
-        assert_eq!(asked_for(&market), ("settle".to_owned(), json!("0")));
+        assert_eq!(last_call(&market), ("settle".to_owned(), json!("0")));
     }
     assert_eq!(
         buyer.committed().to_string(),
         "30000",
-        "a seller's word gives no budget back: what was signed is good until it expires"
+        "a reported charge releases no budget: the signed maximum stays valid until it expires"
     );
 }
 
 #[tokio::test]
-async fn what_cannot_be_charged_is_the_sellers_fault_and_settles_nothing() {
+async fn invalid_charge_is_a_500_and_settles_nothing() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     let buyer = client();
@@ -146,7 +149,7 @@ async fn what_cannot_be_charged_is_the_sellers_fault_and_settles_nothing() {
         another: true,
         ..cent()
     };
-    for wish in [
+    for query in [
         ("typed", "10001"),
         ("typed", "$0.010001"),
         ("stock", r#"{"amount":"10001"}"#),
@@ -155,178 +158,191 @@ async fn what_cannot_be_charged_is_the_sellers_fault_and_settles_nothing() {
         ("stock", r#"{"amount":"a little"}"#),
         ("stock", "1000"),
     ] {
-        market.script.lock().unwrap().asked.clear();
+        market.script.lock().unwrap().calls.clear();
         let error = buyer
-            .get(&wishing(&url, &[wish]), &another)
+            .get(&with_query(&url, &[query]), &another)
             .await
             .unwrap_err();
         assert!(
             matches!(error, BuyerError::OutcomeUnknown { status: 500, .. }),
-            "{wish:?}: {error}"
+            "{query:?}: {error}"
         );
-        assert!(!market.calls().contains(&"settle".to_owned()), "{wish:?}");
+        assert!(
+            !market.call_names().contains(&"settle".to_owned()),
+            "{query:?}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_handler_that_fails_is_not_paid_and_its_answer_passes() {
+async fn failing_handler_is_not_paid_and_its_response_passes() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     for status in [400, 404, 500, 503] {
-        market.script.lock().unwrap().asked.clear();
+        market.script.lock().unwrap().calls.clear();
         let status = status.to_string();
         let overrides = ("stock", r#"{"amount":"junk"}"#);
-        let url = wishing(&url, &[("status", &status), overrides]);
+        let url = with_query(&url, &[("status", &status), overrides]);
         let challenge = challenge(&url).await;
         let response = present(&url, &challenge).await;
         assert_eq!(response.status().as_str(), status);
         assert!(!response.headers().contains_key("settlement-overrides"));
         assert!(!response.headers().contains_key(PAYMENT_RESPONSE));
         assert_eq!(response.json::<Value>().await.unwrap()["amount"], "10000");
-        assert!(!market.calls().contains(&"settle".to_owned()));
+        assert!(!market.call_names().contains(&"settle".to_owned()));
     }
 }
 
 #[tokio::test]
-async fn the_hook_hears_what_was_charged() {
+async fn hook_gets_the_charged_amount() {
     let mut market = Market::default();
     let facilitator = market.facilitator().await;
-    let heard: Arc<Mutex<Vec<Payment>>> = Arc::default();
-    let noted = Arc::clone(&heard);
+    let settled_payments: Arc<Mutex<Vec<Payment>>> = Arc::default();
+    let recorder = Arc::clone(&settled_payments);
     let paywall = Paywall::new(facilitator)
         .pay_to(Address::repeat_byte(0x22))
         .network(BASE_SEPOLIA)
         .on_settled(move |payment: &Payment| {
-            noted.lock().unwrap().push(payment.clone());
+            recorder.lock().unwrap().push(payment.clone());
         })
         .route("/sold", price());
     let router = Router::new().route("/sold", get(generous));
     let url = market.open(router.layer(paywall.build().unwrap())).await + "/sold";
     for charge in ["12%", "0"] {
         client()
-            .get(&wishing(&url, &[("typed", charge)]), &cent())
+            .get(&with_query(&url, &[("typed", charge)]), &cent())
             .await
             .unwrap();
     }
-    // A facilitator that does not repeat the amount.
-    let mut silent = settled();
-    silent.as_object_mut().unwrap().remove("amount");
-    market.answers([(200, valid()), (200, silent)]);
+    // A facilitator whose response has no amount.
+    let mut without_amount = settled();
+    without_amount.as_object_mut().unwrap().remove("amount");
+    market.respond([(200, valid()), (200, without_amount)]);
     let paid = client()
-        .get(&wishing(&url, &[("typed", "34")]), &cent())
+        .get(&with_query(&url, &[("typed", "34")]), &cent())
         .await
         .unwrap();
     assert_eq!(paid.charged(), Some("34".parse().unwrap()));
-    let heard = heard.lock().unwrap().clone();
-    let told: Vec<_> = heard
+    let settled_payments = settled_payments.lock().unwrap().clone();
+    let charges: Vec<_> = settled_payments
         .iter()
         .map(|payment| (payment.amount.to_string(), payment.payment_id.as_deref()))
         .collect();
     let expected = [("1200", Some(HASH)), ("0", None), ("34", Some(HASH))];
     assert_eq!(
-        told,
+        charges,
         expected.map(|(amount, hash)| (amount.to_owned(), hash))
     );
 }
 
 #[tokio::test]
-async fn a_failed_settlement_serves_no_body() {
+async fn failed_settlement_serves_no_body() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     let refusal = failed("invalid_upto_evm_transaction_failed", "");
-    market.answers([(200, valid()), (200, refusal)]);
+    market.respond([(200, valid()), (200, refusal)]);
     let response = present(&url, &challenge(&url).await).await;
     assert_eq!(response.status(), 402);
     assert!(response.headers().contains_key(PAYMENT_RESPONSE));
     assert_eq!(
         response.json::<Value>().await.unwrap(),
         json!({}),
-        "v1 is offered nothing"
+        "no offer in v1"
     );
 }
 
 #[tokio::test]
-async fn a_fixed_price_is_no_meter() {
+async fn charge_cannot_change_a_fixed_price() {
     let mut market = Market::default();
     let exact = || Price::dollars("0.01").unwrap();
-    let last = market.sells(exact(), Flow::AfterHandler, generous).await;
+    let after = market
+        .sell(exact(), Flow::AfterHandler, charging_handler)
+        .await;
     let half = [("typed", "50%")];
     let error = client()
-        .get(&wishing(&last, &half), &cent())
+        .get(&with_query(&after, &half), &cent())
         .await
         .unwrap_err();
     assert!(
         matches!(error, BuyerError::OutcomeUnknown { status: 500, .. }),
         "{error}"
     );
-    assert_eq!(market.calls(), ["verify"], "nothing was settled");
+    assert_eq!(market.call_names(), ["verify"], "nothing was settled");
     let all = [("stock", r#"{"amount":"100%"}"#)];
-    let paid = client().get(&wishing(&last, &all), &cent()).await.unwrap();
-    assert_eq!(
-        (paid.status.as_u16(), asked_for(&market).1),
-        (200, json!("10000"))
-    );
-
-    let first = market.sells(exact(), Flow::Upfront, generous).await;
-    let stock = [("stock", r#"{"amount":"1"}"#)];
     let paid = client()
-        .get(&wishing(&first, &stock), &cent())
+        .get(&with_query(&after, &all), &cent())
         .await
         .unwrap();
     assert_eq!(
-        (paid.status.as_u16(), asked_for(&market).1),
+        (paid.status.as_u16(), last_call(&market).1),
+        (200, json!("10000"))
+    );
+
+    let upfront = market.sell(exact(), Flow::Upfront, charging_handler).await;
+    let stock = [("stock", r#"{"amount":"1"}"#)];
+    let paid = client()
+        .get(&with_query(&upfront, &stock), &cent())
+        .await
+        .unwrap();
+    assert_eq!(
+        (paid.status.as_u16(), last_call(&market).1),
         (200, json!("10000"))
     );
     assert!(!paid.headers.contains_key("settlement-overrides"));
 }
 
 #[tokio::test]
-async fn the_settling_account_is_asked_for_until_it_is_known_and_anew_when_it_is_refused() {
+async fn facilitator_address_is_cached_and_refreshed_on_mismatch() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     let other = json!({"kinds": [{"x402Version": 1, "scheme": "upto", "network": "base-sepolia"},
-        {"x402Version": 2, "scheme": "upto", "network": "eip155:8453", "extra": {"facilitatorAddress": SETTLER.to_string()}},
+        {"x402Version": 2, "scheme": "upto", "network": "eip155:8453", "extra": {"facilitatorAddress": FACILITATOR.to_string()}},
         {"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {}}]});
-    let nobody = Address::ZERO.to_string();
-    let nobody = json!({"kinds": [{"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {"facilitatorAddress": nobody}}]});
-    let none = [(503, json!({})), (200, other), (200, nobody)];
-    market.script.lock().unwrap().kinds.extend(none);
-    for missing in ["an outage", "no kind of this network", "nobody's address"] {
+    let zero = Address::ZERO.to_string();
+    let zero = json!({"kinds": [{"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {"facilitatorAddress": zero}}]});
+    let none = [(503, json!({})), (200, other), (200, zero)];
+    market.script.lock().unwrap().supported.extend(none);
+    for missing in ["an outage", "no kind of this network", "the zero address"] {
         let response = reqwest::get(&url).await.unwrap();
         assert_eq!(response.status(), 502, "{missing}");
         assert!(!response.headers().contains_key(PAYMENT_REQUIRED));
     }
     for _ in 0..3 {
         let named = challenge(&url).await.offers().remove(0).requirements;
-        assert_eq!(named.facilitator(), Some(SETTLER));
+        assert_eq!(named.facilitator(), Some(FACILITATOR));
     }
     assert_eq!(
-        market.calls(),
+        market.call_names(),
         ["supported"; 4],
-        "once it is known it is not asked for again"
+        "a known address is not requested again"
     );
 
     let mismatch = json!({"isValid": false, "invalidReason": "upto_facilitator_mismatch"});
-    market.answers([(200, mismatch)]);
-    let moved = Address::repeat_byte(0x44).to_string();
-    let moved = json!({"kinds": [{"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {"facilitatorAddress": moved}}]});
-    market.script.lock().unwrap().kinds.push_back((200, moved));
+    market.respond([(200, mismatch)]);
+    let changed = Address::repeat_byte(0x44).to_string();
+    let changed = json!({"kinds": [{"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {"facilitatorAddress": changed}}]});
+    market
+        .script
+        .lock()
+        .unwrap()
+        .supported
+        .push_back((200, changed));
     client().get(&url, &cent()).await.unwrap_err();
     let named = challenge(&url).await.offers().remove(0).requirements;
     assert_eq!(named.facilitator(), Some(Address::repeat_byte(0x44)));
 }
 
 #[tokio::test]
-async fn a_payment_for_another_account_than_the_sellers_fits_no_offer() {
+async fn payment_for_another_facilitator_matches_no_offer() {
     let mut market = Market::default();
     let url = shop(&mut market).await;
     let mut challenge = challenge(&url).await;
     challenge.accepts[0]["extra"]["facilitatorAddress"] = json!(PAYER.to_string());
     assert_eq!(present(&url, &challenge).await.status(), 402);
-    assert_eq!(market.calls(), ["supported"]);
+    assert_eq!(market.call_names(), ["supported"]);
 }
 
-/// A seller that asks for a metered cent and then answers `paid`.
+/// A seller of a metered resource for a cent that answers a payment with `paid`.
 async fn hostile(market: &mut Market, extra: Value, paid: Value) -> String {
     let challenge = json!({"x402Version": 2, "accepts": [{"scheme": "upto", "network": "eip155:84532", "amount": "10000", "asset": USDC,
         "payTo": "0x2222222222222222222222222222222222222222", "maxTimeoutSeconds": 300, "extra": extra}]});
@@ -342,31 +358,31 @@ async fn hostile(market: &mut Market, extra: Value, paid: Value) -> String {
 }
 
 #[tokio::test]
-async fn a_hostile_seller_gets_no_signature_for_anybody_and_none_above_the_ceiling() {
+async fn metered_offer_without_facilitator_is_not_signed() {
     let mut market = Market::default();
     for extra in [
         json!({"assetTransferMethod": "permit2"}),
         json!({"facilitatorAddress": Address::ZERO.to_string()}),
-        json!({"facilitatorAddress": "somebody"}),
-        json!({"assetTransferMethod": "eip3009", "facilitatorAddress": SETTLER.to_string(), "name": "USDC", "version": "2"}),
+        json!({"facilitatorAddress": "not an address"}),
+        json!({"assetTransferMethod": "eip3009", "facilitatorAddress": FACILITATOR.to_string(), "name": "USDC", "version": "2"}),
     ] {
         let url = hostile(&mut market, extra.clone(), settled()).await;
         let error = client().get(&url, &cent()).await.unwrap_err();
         assert_eq!(error.code(), "nothing_payable", "{extra}: {error}");
         assert!(!error.money_may_have_moved());
     }
-    let named = json!({"facilitatorAddress": SETTLER.to_string()});
+    let named = json!({"facilitatorAddress": FACILITATOR.to_string()});
     let url = hostile(&mut market, named, settled()).await;
     let less = PayOptions::up_to("9999".parse().unwrap());
     let error = client().get(&url, &less).await.unwrap_err();
-    assert_eq!(error.code(), "above_ceiling", "the maximum is what counts");
+    assert_eq!(error.code(), "above_ceiling", "the maximum counts");
     assert!(!error.money_may_have_moved());
 }
 
 #[tokio::test]
-async fn a_result_above_the_maximum_contradicts_and_one_below_does_not() {
+async fn result_above_maximum_contradicts_and_below_does_not() {
     let mut market = Market::default();
-    let named = json!({"facilitatorAddress": SETTLER.to_string()});
+    let named = json!({"facilitatorAddress": FACILITATOR.to_string()});
     for (amount, fits) in [("10001", false), ("10000", true), ("1", true), ("0", true)] {
         let url = hostile(&mut market, named.clone(), settled_for(amount)).await;
         let outcome = client().get(&url, &cent()).await;
@@ -384,16 +400,16 @@ async fn a_result_above_the_maximum_contradicts_and_one_below_does_not() {
 }
 
 #[tokio::test]
-async fn a_raised_maximum_on_the_retry_is_not_paid() {
+async fn maximum_raised_after_payment_is_not_paid() {
     let mut market = Market::default();
-    let asking = |amount: &str| {
+    let challenge_for = |amount: &str| {
         json!({"x402Version": 2, "accepts": [{"scheme": "upto", "network": "eip155:84532", "amount": amount, "asset": USDC,
             "payTo": "0x2222222222222222222222222222222222222222", "maxTimeoutSeconds": 300,
-            "extra": {"facilitatorAddress": SETTLER.to_string()}}]})
+            "extra": {"facilitatorAddress": FACILITATOR.to_string()}}]})
     };
-    let (first, raised) = (asking("10000"), asking("10001"));
-    let seen = Arc::new(AtomicUsize::new(0));
-    let presented = Arc::clone(&seen);
+    let (first, raised) = (challenge_for("10000"), challenge_for("10001"));
+    let count = Arc::new(AtomicUsize::new(0));
+    let presented = Arc::clone(&count);
     let router = Router::new().fallback(async move |headers: HeaderMap| {
         let paid = headers.contains_key("payment-signature");
         presented.fetch_add(usize::from(paid), Ordering::SeqCst);
@@ -404,72 +420,78 @@ async fn a_raised_maximum_on_the_retry_is_not_paid() {
         )
     });
     let url = market.open(router).await;
-    let generous = PayOptions::up_to("1000000".parse().unwrap());
-    let error = patient().get(&url, &generous).await.unwrap_err();
+    let high_ceiling = PayOptions::up_to("1000000".parse().unwrap());
+    let error = retrying_client()
+        .get(&url, &high_ceiling)
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), "price_changed", "{error}");
-    assert_eq!(seen.load(Ordering::SeqCst), 1);
+    assert_eq!(count.load(Ordering::SeqCst), 1);
 }
 
-/// A payment of the offer, as a buyer would sign it; nobody here looks at the signature.
+/// A payment for the first offer, with an invalid signature that the scripted facilitator does not check.
 fn payment(challenge: &PaymentRequired) -> PaymentHeader {
     let offer = challenge.offers().remove(0);
     let payload: Permit2Payload = serde_json::from_value(json!({"signature": "0x07", "permit2Authorization": {"from": PAYER.to_string(),
         "permitted": {"token": USDC, "amount": "10000"}, "spender": UPTO_PROXY.to_string(), "nonce": "7", "deadline": "1900000000",
-        "witness": {"to": Address::repeat_byte(0x22).to_string(), "facilitator": SETTLER.to_string(), "validAfter": "0"}}}))
+        "witness": {"to": Address::repeat_byte(0x22).to_string(), "facilitator": FACILITATOR.to_string(), "validAfter": "0"}}}))
     .unwrap();
     PaymentHeader::present(challenge, &offer, &payload).unwrap()
 }
 
 #[tokio::test]
-async fn an_answer_that_broke_off_is_made_again_for_what_was_charged_first() {
+async fn interrupted_response_is_served_again_for_first_charge() {
     let mut market = Market::default();
     let runs = Arc::clone(&market.runs);
-    // Longer than what a connection swallows without a reader.
+    // Longer than the buffers of a connection that is not read.
     let handler = async move || {
         let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
         let charge: Charge = (1000 * run).to_string().parse().unwrap();
         (charge, vec![b'x'; 15 * 1024 * 1024])
     };
-    let url = market.sells(price(), Flow::Upfront, handler).await;
+    let url = market.sell(price(), Flow::Upfront, handler).await;
     let payment = payment(&challenge(&url).await);
-    let asking = reqwest::Client::new();
-    let ask = || asking.get(&url).header(payment.name(), payment.value());
-    let broken = ask().send().await.unwrap();
+    let client = reqwest::Client::new();
+    let send = || client.get(&url).header(payment.name(), payment.value());
+    let broken = send().send().await.unwrap();
     assert_eq!(broken.status(), 200);
     drop(broken);
-    // Until the server has seen that nobody reads, the payment is in hand.
-    let mut again = ask().send().await.unwrap();
+    // The payment stays claimed until the server has noticed the closed connection.
+    let mut again = send().send().await.unwrap();
     for _ in 0..10_000 {
         if again.status() != 402 {
             break;
         }
-        again = ask().send().await.unwrap();
+        again = send().send().await.unwrap();
     }
-    let told = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
-    let told: crate::protocol::SettleResponse = header::decode(told).unwrap();
-    assert_eq!(told.amount, Some("1000".parse().unwrap()));
+    let receipt = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
+    let receipt: crate::protocol::SettleResponse = header::decode(receipt).unwrap();
+    assert_eq!(receipt.amount, Some("1000".parse().unwrap()));
     assert_eq!(again.bytes().await.unwrap().len(), 15 * 1024 * 1024);
-    assert_eq!((market.runs(), asked_for(&market).1), (2, json!("1000")));
-    assert_eq!(market.calls(), ["supported", "verify", "settle"]);
+    assert_eq!((market.runs(), last_call(&market).1), (2, json!("1000")));
+    assert_eq!(market.call_names(), ["supported", "verify", "settle"]);
 }
 
 #[tokio::test]
-async fn a_lost_answer_about_nothing_is_known_again_without_a_hash() {
+async fn lost_zero_charge_response_is_recognised_without_hash() {
     for (charge, status) in [("0", 200), ("1", 402)] {
         let mut market = Market::default();
-        let url = wishing(&shop(&mut market).await, &[("typed", charge)]);
+        let url = with_query(&shop(&mut market).await, &[("typed", charge)]);
         let payment = payment(&challenge(&url).await);
-        let asking = reqwest::Client::new();
-        let ask = || asking.get(&url).header(payment.name(), payment.value());
-        market.answers([(200, valid()), (502, json!({}))]);
-        assert_eq!(ask().send().await.unwrap().status(), 502);
-        market.answers([(200, failed("duplicate_settlement", ""))]);
-        let again = ask().send().await.unwrap();
+        let client = reqwest::Client::new();
+        let send = || client.get(&url).header(payment.name(), payment.value());
+        market.respond([(200, valid()), (502, json!({}))]);
+        assert_eq!(send().send().await.unwrap().status(), 502);
+        market.respond([(200, failed("duplicate_settlement", ""))]);
+        let again = send().send().await.unwrap();
         assert_eq!(again.status(), status, "{charge}");
         if status == 200 {
-            let told = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
-            let told: crate::protocol::SettleResponse = header::decode(told).unwrap();
-            assert_eq!((told.success, told.amount), (true, Some(Amount::ZERO)));
+            let receipt = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
+            let receipt: crate::protocol::SettleResponse = header::decode(receipt).unwrap();
+            assert_eq!(
+                (receipt.success, receipt.amount),
+                (true, Some(Amount::ZERO))
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Buyer and seller over real sockets, with a facilitator that answers what a test tells it to.
+//! Tests of buyer and seller over real sockets, with a facilitator that returns scripted responses.
 
 mod buying;
 mod hostile;
@@ -36,27 +36,30 @@ use crate::seller::{Flow, Payment, Paywall, Price};
 const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
 const HASH: &str = "0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-/// The account by which the facilitator settles what is metered.
-const SETTLER: Address = Address::repeat_byte(0x33);
+/// The facilitator's account for metered payments.
+const FACILITATOR: Address = Address::repeat_byte(0x33);
 const USDC: &str = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
 const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
 
-/// What the facilitator was asked, and what it is going to answer.
+/// The calls that the facilitator received, and the responses that it is going to return.
 #[derive(Default)]
 struct Script {
-    asked: Vec<(String, Value)>,
+    /// Name and body of each call.
+    calls: Vec<(String, Value)>,
+    /// Responses of `/verify` and `/settle`, in order; a success once there are no more.
     answers: VecDeque<(u16, Value)>,
-    /// What `/supported` answers, one after the other; the usual once there is no more.
-    kinds: VecDeque<(u16, Value)>,
+    /// Responses of `/supported`, in order; the default once there are no more.
+    supported: VecDeque<(u16, Value)>,
 }
 
 type Shared = Arc<Mutex<Script>>;
 
-/// Servers on loopback ports, gone with this value.
+/// Servers on loopback ports; they stop when this value is dropped.
 #[derive(Default)]
 struct Market {
     servers: JoinSet<()>,
     script: Shared,
+    /// How often a handler ran.
     runs: Arc<AtomicUsize>,
 }
 
@@ -78,7 +81,7 @@ impl Market {
         self.open(router).await
     }
 
-    /// A seller of `/report` with a public page beside it.
+    /// A seller of `/report` and `/broken`, with an unpriced page `/public`.
     async fn seller(&mut self, flow: Flow) -> String {
         let facilitator = self.facilitator().await;
         self.seller_with(&facilitator, flow).await
@@ -102,7 +105,7 @@ impl Market {
     }
 
     /// Sells `handler` at `/sold` for `price`.
-    async fn sells<H, T>(&mut self, price: Price, flow: Flow, handler: H) -> String
+    async fn sell<H, T>(&mut self, price: Price, flow: Flow, handler: H) -> String
     where
         H: axum::handler::Handler<T, ()>,
         T: 'static,
@@ -119,17 +122,17 @@ impl Market {
         format!("{url}/sold")
     }
 
-    fn answers(&self, answers: impl IntoIterator<Item = (u16, Value)>) {
+    fn respond(&self, answers: impl IntoIterator<Item = (u16, Value)>) {
         self.script.lock().unwrap().answers.extend(answers);
     }
 
-    /// The calls so far, with their bodies.
-    fn asked(&self) -> Vec<(String, Value)> {
-        self.script.lock().unwrap().asked.clone()
+    /// Name and body of each call so far.
+    fn calls(&self) -> Vec<(String, Value)> {
+        self.script.lock().unwrap().calls.clone()
     }
 
-    fn calls(&self) -> Vec<String> {
-        self.asked().into_iter().map(|(call, _)| call).collect()
+    fn call_names(&self) -> Vec<String> {
+        self.calls().into_iter().map(|(call, _)| call).collect()
     }
 
     fn runs(&self) -> usize {
@@ -143,8 +146,8 @@ async fn answer_by_script(
     Json(body): Json<Value>,
 ) -> Response {
     let mut script = script.lock().unwrap();
-    script.asked.push((call.clone(), body.clone()));
-    let usual = || match call.as_str() {
+    script.calls.push((call.clone(), body.clone()));
+    let default = || match call.as_str() {
         "verify" => valid(),
         _ => settled_for(
             body["paymentRequirements"]["amount"]
@@ -152,16 +155,19 @@ async fn answer_by_script(
                 .unwrap_or("10000"),
         ),
     };
-    let (status, answer) = script.answers.pop_front().unwrap_or_else(|| (200, usual()));
+    let (status, answer) = script
+        .answers
+        .pop_front()
+        .unwrap_or_else(|| (200, default()));
     (StatusCode::from_u16(status).unwrap(), Json(answer)).into_response()
 }
 
 async fn supported_by_script(State(script): State<Shared>) -> Response {
     let mut script = script.lock().unwrap();
-    script.asked.push(("supported".to_owned(), Value::Null));
-    let usual = json!({"kinds": [{"x402Version": 2, "scheme": "exact", "network": "eip155:84532"},
-        {"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {"facilitatorAddress": SETTLER.to_string()}}]});
-    let (status, answer) = script.kinds.pop_front().unwrap_or((200, usual));
+    script.calls.push(("supported".to_owned(), Value::Null));
+    let default = json!({"kinds": [{"x402Version": 2, "scheme": "exact", "network": "eip155:84532"},
+        {"x402Version": 2, "scheme": "upto", "network": "eip155:84532", "extra": {"facilitatorAddress": FACILITATOR.to_string()}}]});
+    let (status, answer) = script.supported.pop_front().unwrap_or((200, default));
     (StatusCode::from_u16(status).unwrap(), Json(answer)).into_response()
 }
 
@@ -174,7 +180,7 @@ fn settled() -> Value {
         "extra": {"paymentId": "0190-payment"}})
 }
 
-/// The same for another amount; nothing is moved without a transaction.
+/// A success for another amount; a charge of zero has no transaction.
 fn settled_for(amount: &str) -> Value {
     let mut settled = settled();
     settled["amount"] = json!(amount);
@@ -201,7 +207,7 @@ async fn broken(State(runs): State<Arc<AtomicUsize>>) -> StatusCode {
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
-/// A client that gives up at once.
+/// A client without retries.
 fn client() -> Client {
     let clock = ManualClock::new(datetime!(2026-01-02 03:04:05 UTC));
     Client::new(Signer::from_key(KEY).unwrap())
@@ -210,8 +216,8 @@ fn client() -> Client {
         .recovery(0, Duration::ZERO, Duration::from_mins(1))
 }
 
-/// One that presents an open payment five times more.
-fn patient() -> Client {
+/// A client with five retries.
+fn retrying_client() -> Client {
     client().recovery(5, Duration::ZERO, Duration::from_mins(1))
 }
 
@@ -229,7 +235,7 @@ async fn challenge(url: &str) -> PaymentRequired {
     header::decode(response.headers()[PAYMENT_REQUIRED].to_str().unwrap()).unwrap()
 }
 
-/// Sends a payment as it is, without the buyer's own judgement.
+/// Sends a payment for the first offer of `challenge` directly, without the buyer's checks.
 async fn present(url: &str, challenge: &PaymentRequired) -> reqwest::Response {
     let offer = challenge.offers().remove(0);
     let payload: ExactPayload = serde_json::from_value(json!({"signature": "0x07", "authorization": {"from": PAYER.to_string(),

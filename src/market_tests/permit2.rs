@@ -1,4 +1,4 @@
-//! Exact payments by Permit2: what is signed, what stands in their way, and how it is cleared.
+//! Exact payments by Permit2: signatures, missing allowances and EIP-2612 permits.
 
 use std::collections::HashSet;
 
@@ -22,19 +22,19 @@ fn signed(body: &Value) -> Permit2Payload {
     serde_json::from_value(body["paymentPayload"]["payload"].clone()).unwrap()
 }
 
-/// The nonces that the facilitator was asked about.
+/// The nonces of all payments that the facilitator received.
 fn nonces(market: &Market) -> HashSet<Amount> {
-    let asked = market.asked();
-    let signed = asked.iter().map(|(_, body)| signed(body));
+    let calls = market.calls();
+    let signed = calls.iter().map(|(_, body)| signed(body));
     signed
         .map(|payload| payload.permit2_authorization.nonce)
         .collect()
 }
 
 #[tokio::test]
-async fn a_purchase_by_permit2_is_signed_for_the_proxy_and_settled_before_the_handler_runs() {
+async fn permit2_purchase_is_signed_for_proxy_and_settled_first() {
     let mut market = Market::default();
-    let url = market.sells(price(), Flow::Upfront, hash_of).await;
+    let url = market.sell(price(), Flow::Upfront, hash_of).await;
     let paid = client().get(&url, &cent()).await.unwrap();
     assert_eq!(
         (paid.status.as_u16(), paid.body.as_slice()),
@@ -42,8 +42,8 @@ async fn a_purchase_by_permit2_is_signed_for_the_proxy_and_settled_before_the_ha
     );
     assert_eq!(paid.charged(), Some("10000".parse().unwrap()));
 
-    assert_eq!(market.calls(), ["settle"]);
-    let body = market.asked().remove(0).1;
+    assert_eq!(market.call_names(), ["settle"]);
+    let body = market.calls().remove(0).1;
     let extra = &body["paymentRequirements"]["extra"];
     assert_eq!(extra["assetTransferMethod"], "permit2");
     assert_eq!(extra["paymentFlow"], "upfront");
@@ -63,9 +63,9 @@ async fn a_purchase_by_permit2_is_signed_for_the_proxy_and_settled_before_the_ha
 }
 
 #[tokio::test]
-async fn version_1_is_offered_nothing_that_it_does_not_know() {
+async fn v1_challenge_omits_permit2_offers() {
     let mut market = Market::default();
-    let url = market.sells(price(), Flow::Upfront, hash_of).await;
+    let url = market.sell(price(), Flow::Upfront, hash_of).await;
     let response = reqwest::get(&url).await.unwrap();
     assert_eq!(response.status(), 402);
     assert_eq!(response.json::<Value>().await.unwrap(), json!({}));
@@ -73,7 +73,7 @@ async fn version_1_is_offered_nothing_that_it_does_not_know() {
 }
 
 #[tokio::test]
-async fn of_two_offers_by_different_means_the_accepted_one_is_settled() {
+async fn accepted_offer_of_two_methods_is_settled() {
     let mut market = Market::default();
     let facilitator = market.facilitator().await;
     let terms = |price| crate::seller::Terms::new(BASE_SEPOLIA, Address::repeat_byte(0x22), price);
@@ -87,21 +87,21 @@ async fn of_two_offers_by_different_means_the_accepted_one_is_settled() {
     let mut challenge = challenge(&url).await;
     challenge.accepts.remove(0);
     assert_eq!(present(&url, &challenge).await.status(), 200);
-    let body = market.asked().remove(0).1;
+    let body = market.calls().remove(0).1;
     let extra = &body["paymentRequirements"]["extra"];
     assert_eq!(extra["assetTransferMethod"], "permit2");
 }
 
 #[tokio::test]
-async fn a_missing_allowance_is_told_by_412_and_says_what_to_approve() {
+async fn missing_allowance_is_412_and_names_the_approval() {
     let invalid = json!({"isValid": false, "invalidReason": "permit2_allowance_required"});
     for (flow, answer) in [
         (Flow::Upfront, failed("permit2_allowance_required", "")),
         (Flow::AfterHandler, invalid),
     ] {
         let mut market = Market::default();
-        let url = market.sells(price(), flow, hash_of).await;
-        market.answers([(200, answer.clone())]);
+        let url = market.sell(price(), flow, hash_of).await;
+        market.respond([(200, answer.clone())]);
         let response = present(&url, &challenge(&url).await).await;
         assert_eq!(response.status(), 412);
         assert_eq!(response.headers()["cache-control"], "no-store");
@@ -110,9 +110,9 @@ async fn a_missing_allowance_is_told_by_412_and_says_what_to_approve() {
         assert_eq!(again.error.as_deref(), Some("permit2_allowance_required"));
         assert_eq!(again.offers().len(), 1);
 
-        let buyer = patient();
-        let before = market.asked().len();
-        market.answers([(200, answer.clone())]);
+        let buyer = retrying_client();
+        let before = market.calls().len();
+        market.respond([(200, answer.clone())]);
         let error = buyer.get(&url, &cent()).await.unwrap_err();
         assert_eq!(error.code(), "allowance_required", "{error}");
         let text = error.to_string();
@@ -121,48 +121,48 @@ async fn a_missing_allowance_is_told_by_412_and_says_what_to_approve() {
         }
         assert!(
             error.money_may_have_moved(),
-            "what was signed is good until it expires"
+            "the signed payment is valid until it expires"
         );
         assert!(error.handed().unwrap().valid_before.is_some());
         assert_eq!(
-            market.asked().len(),
+            market.calls().len(),
             before + 1,
-            "asking again brings nothing"
+            "not presented again within the call"
         );
         assert_eq!(buyer.get(&url, &cent()).await.unwrap().status, 200);
-        let nonces: HashSet<_> = market.asked()[before..]
+        let nonces: HashSet<_> = market.calls()[before..]
             .iter()
             .map(|(_, body)| signed(body).permit2_authorization.nonce)
             .collect();
         assert_eq!(
             nonces.len(),
             1,
-            "the same payment, once Permit2 was approved"
+            "the same payment is presented once Permit2 is approved"
         );
     }
 }
 
 #[tokio::test]
-async fn other_refusals_stay_402_and_a_412_of_the_handlers_is_an_answer() {
+async fn other_refusals_are_402_and_handler_412_is_a_response() {
     let mut market = Market::default();
     let handler = async || StatusCode::PRECONDITION_FAILED;
-    let url = market.sells(price(), Flow::AfterHandler, handler).await;
-    market.answers([(200, failed("permit2_insufficient_balance", ""))]);
-    let settled_first = market.sells(price(), Flow::Upfront, hash_of).await;
+    let url = market.sell(price(), Flow::AfterHandler, handler).await;
+    market.respond([(200, failed("permit2_insufficient_balance", ""))]);
+    let settled_first = market.sell(price(), Flow::Upfront, hash_of).await;
     let refused = present(&settled_first, &challenge(&settled_first).await).await;
     assert_eq!(refused.status(), 402);
 
     let paid = client().get(&url, &cent()).await.unwrap();
     assert_eq!(paid.status, 412);
     assert_eq!(paid.charged(), None);
-    assert_eq!(market.calls(), ["settle", "verify"]);
+    assert_eq!(market.call_names(), ["settle", "verify"]);
 }
 
 #[tokio::test]
-async fn a_used_permit2_nonce_is_a_payment_that_was_used() {
+async fn used_permit2_nonce_is_reported_as_payment_used() {
     let mut market = Market::default();
-    let url = market.sells(price(), Flow::Upfront, hash_of).await;
-    market.answers([(200, failed("permit2_invalid_nonce", HASH))]);
+    let url = market.sell(price(), Flow::Upfront, hash_of).await;
+    market.respond([(200, failed("permit2_invalid_nonce", HASH))]);
     let error = client().get(&url, &cent()).await.unwrap_err();
     assert_eq!(
         (error.code(), error.transaction()),
@@ -171,9 +171,9 @@ async fn a_used_permit2_nonce_is_a_payment_that_was_used() {
 }
 
 #[tokio::test]
-async fn a_payment_by_permit2_needs_no_session_and_gets_none() {
+async fn permit2_payment_opens_no_session() {
     let mut market = Market::default();
-    let url = market.sells(price(), Flow::Upfront, hash_of).await;
+    let url = market.sell(price(), Flow::Upfront, hash_of).await;
     let sessions = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&sessions);
     let router = Router::new().fallback(async move || {
@@ -185,50 +185,53 @@ async fn a_payment_by_permit2_needs_no_session_and_gets_none() {
     for sessions in [SessionUse::PayFirst, SessionUse::Transfer] {
         let options = PayOptions { sessions, ..cent() };
         let error = buyer.get(&url, &options).await.unwrap_err();
-        let means = SessionFailure::Means;
+        let expected = SessionFailure::Means;
         assert!(
-            matches!(&error, BuyerError::Session(failure) if *failure == means),
+            matches!(&error, BuyerError::Session(failure) if *failure == expected),
             "{error}"
         );
         assert_eq!(error.code(), "session_unavailable");
         assert!(!error.money_may_have_moved());
     }
-    assert!(market.calls().is_empty());
+    assert!(market.call_names().is_empty());
     assert_eq!(buyer.get(&url, &cent()).await.unwrap().status, 200);
     assert_eq!(sessions.load(Ordering::SeqCst), 0);
 }
 
-/// An endpoint of a chain on which Permit2 may take `allowed` of the payer's USDC; its permit nonce is 5.
-async fn chain_allowing(market: &mut Market, allowed: u64) -> (reqwest::Url, Arc<AtomicUsize>) {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&asked);
+/// An RPC endpoint with an allowance of `allowance` atomic units of USDC to Permit2 and the permit nonce 5. Also returns the call counter.
+async fn chain_with_allowance(
+    market: &mut Market,
+    allowance: u64,
+) -> (reqwest::Url, Arc<AtomicUsize>) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
     let answer = async move |Json(call): Json<Value>| {
         counted.fetch_add(1, Ordering::SeqCst);
         assert_eq!(call["params"][0]["to"], USDC.to_lowercase());
         let data = call["params"][0]["data"].as_str().unwrap();
-        let who = |address: Address| format!("{:0>64}", alloy::hex::encode(address));
-        let allowance = format!("0xdd62ed3e{}{}", who(PAYER), who(PERMIT2));
+        let word = |address: Address| format!("{:0>64}", alloy::hex::encode(address));
+        let allowance_call = format!("0xdd62ed3e{}{}", word(PAYER), word(PERMIT2));
         let result = match data {
-            data if data == allowance => allowed,
-            data if data == format!("0x7ecebe00{}", who(PAYER)) => 5,
+            data if data == allowance_call => allowance,
+            data if data == format!("0x7ecebe00{}", word(PAYER)) => 5,
             other => panic!("{other}"),
         };
         Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": format!("0x{result:064x}")}))
     };
     let url = market.open(Router::new().fallback(answer)).await;
-    (url.parse().unwrap(), asked)
+    (url.parse().unwrap(), calls)
 }
 
-/// What stands in `eip2612GasSponsoring` of the payment that was settled last.
-fn sponsored(market: &Market) -> Value {
-    let body = market.asked().pop().unwrap().1;
+/// The member `eip2612GasSponsoring.info` of the last payment.
+fn sponsoring_info(market: &Market) -> Value {
+    let body = market.calls().pop().unwrap().1;
     body["paymentPayload"]["extensions"][EIP2612]["info"].clone()
 }
 
 #[tokio::test]
-async fn the_tokens_permit_goes_with_a_payment_that_needs_it_and_with_no_other() {
+async fn permit_is_attached_only_when_allowance_is_too_low() {
     let mut market = Market::default();
-    let url = market.sells(price(), Flow::Upfront, hash_of).await;
+    let url = market.sell(price(), Flow::Upfront, hash_of).await;
     let declared = challenge(&url).await.extensions.unwrap();
     assert_eq!(declared[EIP2612]["info"]["version"], "1");
     assert_eq!(
@@ -239,13 +242,13 @@ async fn the_tokens_permit_goes_with_a_payment_that_needs_it_and_with_no_other()
         8
     );
 
-    let (poor, _) = chain_allowing(&mut market, 9_999).await;
+    let (low, _) = chain_with_allowance(&mut market, 9_999).await;
     client()
-        .chain(BASE_SEPOLIA, poor.clone())
+        .chain(BASE_SEPOLIA, low.clone())
         .get(&url, &cent())
         .await
         .unwrap();
-    let info = sponsored(&market);
+    let info = sponsoring_info(&market);
     let permit: Eip2612Info = serde_json::from_value(info.clone()).unwrap();
     assert_eq!(
         info["description"],
@@ -256,45 +259,57 @@ async fn the_tokens_permit_goes_with_a_payment_that_needs_it_and_with_no_other()
         (permit.amount.to_string(), permit.nonce.to_string()),
         ("10000".to_owned(), "5".to_owned())
     );
-    let payment = signed(&market.asked().pop().unwrap().1);
+    let payment = signed(&market.calls().pop().unwrap().1);
     assert_eq!(permit.deadline, payment.permit2_authorization.deadline);
     let separator = DomainSeparator::of_token("USDC", "2", BASE_SEPOLIA, permit.asset);
     let signature = Signature::from_raw(&permit.signature).unwrap();
     let owner = signature.recover_address_from_prehash(&permit.digest(separator));
     assert_eq!(owner.unwrap(), PAYER);
 
-    let bare = &declared[EIP2612]["info"];
-    let (rich, _) = chain_allowing(&mut market, 10_000).await;
+    let without_permit = &declared[EIP2612]["info"];
+    let (sufficient, _) = chain_with_allowance(&mut market, 10_000).await;
     client()
-        .chain(BASE_SEPOLIA, rich)
+        .chain(BASE_SEPOLIA, sufficient)
         .get(&url, &cent())
         .await
         .unwrap();
-    assert_eq!(&sponsored(&market), bare, "the allowance is enough");
+    assert_eq!(
+        &sponsoring_info(&market),
+        without_permit,
+        "the allowance is sufficient"
+    );
     client().get(&url, &cent()).await.unwrap();
-    assert_eq!(&sponsored(&market), bare, "there is no endpoint to ask");
+    assert_eq!(&sponsoring_info(&market), without_permit, "no RPC endpoint");
     let elsewhere = Network::from_chain_id(8453);
     client()
-        .chain(elsewhere, poor)
+        .chain(elsewhere, low)
         .get(&url, &cent())
         .await
         .unwrap();
-    assert_eq!(&sponsored(&market), bare, "there is none of this network");
+    assert_eq!(
+        &sponsoring_info(&market),
+        without_permit,
+        "no RPC endpoint for this network"
+    );
     let broken = market.open(Router::new()).await.parse().unwrap();
     client()
         .chain(BASE_SEPOLIA, broken)
         .get(&url, &cent())
         .await
         .unwrap();
-    assert_eq!(&sponsored(&market), bare, "it does not answer");
+    assert_eq!(
+        &sponsoring_info(&market),
+        without_permit,
+        "the RPC endpoint fails"
+    );
 }
 
 #[tokio::test]
-async fn no_permit_is_signed_for_who_did_not_ask_for_one_or_could_not_use_it() {
+async fn permit_is_not_signed_when_unannounced_or_unusable() {
     let mut market = Market::default();
-    let (chain, asked) = chain_allowing(&mut market, 0).await;
+    let (chain, chain_calls) = chain_with_allowance(&mut market, 0).await;
     let by_token = market
-        .sells(Price::dollars("0.01").unwrap(), Flow::Upfront, hash_of)
+        .sell(Price::dollars("0.01").unwrap(), Flow::Upfront, hash_of)
         .await;
     assert_eq!(
         challenge(&by_token).await.extensions,
@@ -308,36 +323,39 @@ async fn no_permit_is_signed_for_who_did_not_ask_for_one_or_could_not_use_it() {
         .unwrap();
 
     let facilitator = market.facilitator().await;
-    let silent = Paywall::new(facilitator)
+    let unannounced = Paywall::new(facilitator)
         .pay_to(Address::repeat_byte(0x22))
         .network(BASE_SEPOLIA)
         .route("/sold", price());
     let router = Router::new().route("/sold", get(hash_of));
-    let silent = market.open(router.layer(silent.build().unwrap())).await + "/sold";
+    let unannounced = market
+        .open(router.layer(unannounced.build().unwrap()))
+        .await
+        + "/sold";
     client()
         .chain(BASE_SEPOLIA, chain.clone())
-        .get(&silent, &cent())
+        .get(&unannounced, &cent())
         .await
         .unwrap();
-    let body = market.asked().pop().unwrap().1;
+    let body = market.calls().pop().unwrap().1;
     assert_eq!(body["paymentPayload"].get("extensions"), None);
 
-    let sponsoring = market.sells(price(), Flow::Upfront, hash_of).await;
+    let sponsoring = market.sell(price(), Flow::Upfront, hash_of).await;
     let wallet = Signer::for_wallet(KEY, Address::repeat_byte(0x77)).unwrap();
     let mut by_wallet = settled();
     by_wallet["payer"] = json!(wallet.address().to_string());
-    market.answers([(200, by_wallet)]);
+    market.respond([(200, by_wallet)]);
     let wallet = Client::new(wallet).unwrap().chain(BASE_SEPOLIA, chain);
     wallet.get(&sponsoring, &cent()).await.unwrap();
     assert_eq!(
-        sponsored(&market).get("signature"),
+        sponsoring_info(&market).get("signature"),
         None,
-        "tokens ask contract wallets nothing"
+        "tokens accept no permit of a contract wallet"
     );
-    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    assert_eq!(chain_calls.load(Ordering::SeqCst), 0);
 }
 
-/// An endpoint of a chain at `time`, on which the nonces of a payer have been used as `bitmap` says of each.
+/// An RPC endpoint whose latest block has the timestamp `time`; `bitmap` returns the word of Permit2's nonce bitmap.
 async fn chain_at(
     market: &mut Market,
     time: i64,
@@ -363,7 +381,7 @@ async fn chain_at(
 }
 
 #[tokio::test]
-async fn the_chain_proves_by_permit2s_bitmap_that_an_expired_payment_moved_nothing() {
+async fn permit2_bitmap_proves_an_expired_payment_unpaid() {
     const NOW: i64 = 1_767_323_045;
     for (time, used, proven) in [
         (NOW + 301, false, true),
@@ -371,9 +389,9 @@ async fn the_chain_proves_by_permit2s_bitmap_that_an_expired_payment_moved_nothi
         (NOW + 301, true, false),
     ] {
         let mut market = Market::default();
-        let url = market.sells(price(), Flow::Upfront, hash_of).await;
+        let url = market.sell(price(), Flow::Upfront, hash_of).await;
         let journal = Journal::in_memory();
-        let outage = || market.answers([(503, json!({})), (503, json!({}))]);
+        let outage = || market.respond([(503, json!({})), (503, json!({}))]);
         outage();
         client()
             .journal(journal.clone())
@@ -386,7 +404,7 @@ async fn the_chain_proves_by_permit2s_bitmap_that_an_expired_payment_moved_nothi
         let bit = U256::from(1) << nonce.byte(0);
         let rpc = chain_at(&mut market, time, move |word| {
             assert_eq!(word, nonce >> 8);
-            // Whatever else was used of the same word says nothing about this one.
+            // The other bits of the word must not matter.
             if used { bit } else { !bit }
         })
         .await;

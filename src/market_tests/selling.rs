@@ -1,9 +1,9 @@
-//! The seller's side.
+//! Sales from the seller's side.
 
 use super::*;
 
 #[tokio::test]
-async fn the_challenge_speaks_both_dialects_and_is_not_to_be_stored() {
+async fn challenge_has_both_versions_and_is_not_cacheable() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let response = reqwest::get(format!("{seller}/report")).await.unwrap();
@@ -21,7 +21,7 @@ async fn the_challenge_speaks_both_dialects_and_is_not_to_be_stored() {
 }
 
 #[tokio::test]
-async fn an_altered_offer_is_refused_without_asking_the_facilitator() {
+async fn altered_offer_is_refused_without_facilitator_call() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let url = format!("{seller}/report");
@@ -41,13 +41,13 @@ async fn an_altered_offer_is_refused_without_asking_the_facilitator() {
             Some("No matching payment requirements")
         );
     }
-    assert!(market.calls().is_empty());
+    assert!(market.call_names().is_empty());
     let untouched = challenge(&url).await;
     assert_eq!(present(&url, &untouched).await.status(), 200);
 }
 
 #[tokio::test]
-async fn without_a_facilitator_nothing_is_served_and_nothing_is_told_about_it() {
+async fn unreachable_facilitator_serves_nothing_and_leaks_no_url() {
     let mut market = Market::default();
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -71,24 +71,24 @@ async fn without_a_facilitator_nothing_is_served_and_nothing_is_told_about_it() 
 }
 
 #[tokio::test]
-async fn a_facilitator_that_redirects_serves_nothing_and_is_named_with_the_redirects_target() {
+async fn redirecting_facilitator_serves_nothing_and_names_target() {
     let mut market = Market::default();
-    let away = Router::new().fallback(async || {
+    let redirecting = Router::new().fallback(async || {
         let target = "https://www.facilitator.example/v1/?key=secret";
         (StatusCode::PERMANENT_REDIRECT, [("location", target)])
     });
-    let facilitator = market.open(away).await;
+    let facilitator = market.open(redirecting).await;
     let paywall = Paywall::new(&facilitator)
         .pay_to(Address::repeat_byte(0x22))
         .network(BASE_SEPOLIA)
         .route("GET /report", Price::dollars("0.01").unwrap());
     let error = paywall.build().unwrap().check().await.unwrap_err();
-    let said = error.to_string();
+    let message = error.to_string();
     assert!(
-        said.contains("https://www.facilitator.example/v1/"),
-        "{said}"
+        message.contains("https://www.facilitator.example/v1/"),
+        "{message}"
     );
-    assert!(!said.contains("secret"), "{said}");
+    assert!(!message.contains("secret"), "{message}");
     for flow in [Flow::Upfront, Flow::AfterHandler] {
         let url = format!("{}/report", market.seller_with(&facilitator, flow).await);
         let response = present(&url, &challenge(&url).await).await;
@@ -113,7 +113,7 @@ async fn a_facilitator_that_redirects_serves_nothing_and_is_named_with_the_redir
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_x402_answer_is_an_outage_too() {
+async fn invalid_facilitator_response_is_502() {
     let mut market = Market::default();
     for flow in [Flow::Upfront, Flow::AfterHandler] {
         let seller = market.seller(flow).await;
@@ -124,7 +124,7 @@ async fn an_answer_that_is_no_x402_answer_is_an_outage_too() {
             (500, settled()),
             (500, valid()),
         ] {
-            market.answers([(status, body)]);
+            market.respond([(status, body)]);
             let response = present(&url, &challenge(&url).await).await;
             assert_eq!(response.status(), 502, "{status}");
             assert!(!response.text().await.unwrap().contains("secret"));
@@ -134,7 +134,7 @@ async fn an_answer_that_is_no_x402_answer_is_an_outage_too() {
 }
 
 #[tokio::test]
-async fn a_handler_that_answers_first_is_paid_only_if_it_succeeds() {
+async fn after_handler_flow_settles_only_successful_responses() {
     let mut market = Market::default();
     let seller = market.seller(Flow::AfterHandler).await;
     let paid = client()
@@ -147,7 +147,7 @@ async fn a_handler_that_answers_first_is_paid_only_if_it_succeeds() {
         "not settled yet when the handler runs"
     );
     assert_eq!(extract_payment_id(&paid.headers).as_deref(), Some(HASH));
-    assert_eq!(market.calls(), ["verify", "settle"]);
+    assert_eq!(market.call_names(), ["verify", "settle"]);
 
     let request = Request::new(Method::POST, &format!("{seller}/broken")).unwrap();
     let error = client()
@@ -158,16 +158,16 @@ async fn a_handler_that_answers_first_is_paid_only_if_it_succeeds() {
         matches!(error, BuyerError::OutcomeUnknown { status: 500, .. }),
         "{error}"
     );
-    assert_eq!(market.calls(), ["verify", "settle", "verify"]);
+    assert_eq!(market.call_names(), ["verify", "settle", "verify"]);
     assert_eq!(market.runs(), 2);
 }
 
 #[tokio::test]
-async fn an_invalid_payment_runs_no_handler_and_a_failed_settlement_serves_no_body() {
+async fn invalid_payment_runs_no_handler_failed_settle_no_body() {
     let mut market = Market::default();
     let seller = market.seller(Flow::AfterHandler).await;
     let url = format!("{seller}/report");
-    market.answers([(
+    market.respond([(
         200,
         json!({"isValid": false, "invalidReason": "invalid_exact_evm_signature"}),
     )]);
@@ -177,7 +177,7 @@ async fn an_invalid_payment_runs_no_handler_and_a_failed_settlement_serves_no_bo
     );
     assert_eq!(market.runs(), 0);
 
-    market.answers([
+    market.respond([
         (200, valid()),
         (200, failed("invalid_exact_evm_transaction_failed", "")),
     ]);
@@ -190,7 +190,7 @@ async fn an_invalid_payment_runs_no_handler_and_a_failed_settlement_serves_no_bo
 }
 
 #[tokio::test]
-async fn no_spelling_and_no_method_of_a_priced_route_is_free() {
+async fn every_spelling_of_a_priced_route_is_402() {
     let mut market = Market::default();
     let seller = market.seller(Flow::Upfront).await;
     let address = seller.trim_start_matches("http://").to_owned();
@@ -211,7 +211,7 @@ async fn no_spelling_and_no_method_of_a_priced_route_is_free() {
     assert_eq!(market.runs(), 0);
 }
 
-/// Asks with a path as it is; HTTP clients would tidy it first.
+/// Sends a request with an unmodified path; an HTTP client would normalise it.
 async fn status_of(address: &str, target: &str) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -227,7 +227,7 @@ async fn status_of(address: &str, target: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_paywall_inside_a_nested_router_names_the_whole_url() {
+async fn paywall_in_nested_router_advertises_the_whole_url() {
     let mut market = Market::default();
     let facilitator = market.facilitator().await;
     let paywall = Paywall::new(facilitator)
@@ -245,9 +245,9 @@ async fn a_paywall_inside_a_nested_router_names_the_whole_url() {
     assert_eq!(market.runs(), 1);
 }
 
-/// A route that is priced for every method: a browser's question costs nothing and runs nothing, and everything else costs.
+/// The route is priced for every method: a CORS preflight needs no payment and runs no handler, any other request needs one.
 #[tokio::test]
-async fn a_preflight_is_never_asked_for_money_and_sees_nothing_that_is_sold() {
+async fn preflight_is_answered_without_payment_or_handler() {
     let mut market = Market::default();
     let facilitator = market.facilitator().await;
     let paywall = Paywall::new(facilitator)
@@ -276,12 +276,15 @@ async fn a_preflight_is_never_asked_for_money_and_sees_nothing_that_is_sold() {
         assert_eq!(preflight.headers()[name], value);
     }
     assert_eq!(preflight.text().await.unwrap(), "");
-    // No preflight: a request like any other.
+    // OPTIONS without the preflight headers is priced.
     assert_eq!(options().send().await.unwrap().status(), 402);
-    let asked = reqwest::get(&url).await.unwrap();
-    assert_eq!(asked.headers()["access-control-allow-origin"], "*");
-    assert_eq!((market.runs(), market.calls()), (0, Vec::<String>::new()));
-    // A page reads what it has paid for.
+    let challenged = reqwest::get(&url).await.unwrap();
+    assert_eq!(challenged.headers()["access-control-allow-origin"], "*");
+    assert_eq!(
+        (market.runs(), market.call_names()),
+        (0, Vec::<String>::new())
+    );
+    // A page may read the paid response.
     let paid = present(&url, &challenge(&url).await).await;
     assert_eq!(paid.status(), 200);
     assert_eq!(paid.headers()["access-control-allow-origin"], "*");

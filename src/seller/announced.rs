@@ -1,4 +1,4 @@
-//! What a challenge announces beside its offers: the extensions of `PaymentRequired`.
+//! The extensions that a challenge announces beside its offers (`PaymentRequired.extensions`).
 
 use serde_json::{Map, Value, json};
 use url::Url;
@@ -6,17 +6,17 @@ use url::Url;
 use crate::protocol::gas_sponsoring::EIP2612;
 use crate::protocol::{Means, PaymentRequirements, session};
 
-/// The extensions of a shop.
+/// The extensions of a paywall.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Announced {
-    /// Where payment sessions are offered.
+    /// The URL of the facilitator's payment sessions.
     pub(super) sessions: Option<Url>,
-    /// The facilitator pays for the gas of the buyer's allowance to Permit2.
+    /// Whether the facilitator pays the gas of a buyer's EIP-2612 permit for Permit2.
     pub(super) gas: bool,
 }
 
 impl Announced {
-    /// What is announced with these offers; `None` when there is nothing.
+    /// The extensions for these offers; `None` when there are none.
     pub(super) fn with(&self, offers: &[PaymentRequirements]) -> Option<Map<String, Value>> {
         let mut extensions = Map::new();
         if let Some(url) = &self.sessions {
@@ -33,7 +33,7 @@ impl Announced {
     }
 }
 
-/// The declaration of official sellers.
+/// The declaration that the official x402 SDKs send.
 fn eip2612() -> Value {
     let address = |what: &str| text("^0x[a-fA-F0-9]{40}$", what);
     let number = |what: &str| text("^[0-9]+$", what);

@@ -1,4 +1,4 @@
-//! What a buyer is answered: the challenge, the refusal, the receipt, the outage.
+//! The paywall's responses: challenge, refusal, receipt and errors.
 
 use axum::Json;
 use axum::http::header::{
@@ -18,32 +18,32 @@ use crate::protocol::{
 use crate::seller::Priced;
 use crate::seller::announced::Announced;
 
-/// Browsers show scripts only the headers that are named here.
-const EXPOSED: HeaderValue =
+/// Browsers let scripts read only the response headers that are listed here.
+const EXPOSED_HEADERS: HeaderValue =
     HeaderValue::from_static("PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE");
 
-/// Any page, without cookies.
-const ANYBODY: HeaderValue = HeaderValue::from_static("*");
+/// Any origin may read the response, but without credentials.
+const ANY_ORIGIN: HeaderValue = HeaderValue::from_static("*");
 
-/// What one request is asked for, in both dialects.
+/// The offers for one request, in both x402 versions.
 #[derive(Debug)]
 pub(super) struct Quote {
-    offers: Vec<Asked>,
+    offers: Vec<QuotedOffer>,
     resource: Resource,
     extensions: Option<Map<String, Value>>,
 }
 
-/// One way to pay, as it is written.
+/// One offer and its JSON forms.
 #[derive(Debug)]
-struct Asked {
-    terms: PaymentRequirements,
+struct QuotedOffer {
+    requirements: PaymentRequirements,
     v2: Value,
-    /// `None` where v1 has no name for the network, or does not know the means.
+    /// `None` when v1 has no name for the network or does not support the payment method.
     v1: Option<Value>,
 }
 
 impl Quote {
-    /// What `priced` costs for the resource at `url`.
+    /// The quote of the route `priced` for the resource at `url`.
     pub(super) fn new(
         priced: &Priced,
         offers: Vec<PaymentRequirements>,
@@ -60,12 +60,12 @@ impl Quote {
         let extensions = announced.with(&offers);
         let offers: Result<Vec<_>, serde_json::Error> = offers
             .into_iter()
-            .map(|terms| {
-                let v1 = PaymentRequirementsV1::of(&terms, &resource);
-                Ok(Asked {
-                    v2: serde_json::to_value(&terms)?,
+            .map(|requirements| {
+                let v1 = PaymentRequirementsV1::of(&requirements, &resource);
+                Ok(QuotedOffer {
+                    v2: serde_json::to_value(&requirements)?,
                     v1: v1.map(serde_json::to_value).transpose()?,
-                    terms,
+                    requirements,
                 })
             })
             .collect();
@@ -76,17 +76,17 @@ impl Quote {
         })
     }
 
-    /// The ways to pay in a dialect, understood and as the facilitator is told.
+    /// The offers in an x402 version: parsed, and as JSON for the facilitator.
     pub(super) fn offers(
         &self,
         version: X402Version,
     ) -> impl Iterator<Item = (&PaymentRequirements, &Value)> {
-        self.offers.iter().filter_map(move |asked| {
-            let written = match version {
-                X402Version::V2 => Some(&asked.v2),
-                X402Version::V1 => asked.v1.as_ref(),
+        self.offers.iter().filter_map(move |offer| {
+            let json = match version {
+                X402Version::V2 => Some(&offer.v2),
+                X402Version::V1 => offer.v1.as_ref(),
             };
-            Some((&asked.terms, written?))
+            Some((&offer.requirements, json?))
         })
     }
 
@@ -95,17 +95,17 @@ impl Quote {
             x402_version: X402Version::V2,
             error: Some(error.unwrap_or("Payment required").to_owned()),
             resource: Some(self.resource.clone()),
-            accepts: self.offers.iter().map(|asked| asked.v2.clone()).collect(),
+            accepts: self.offers.iter().map(|offer| offer.v2.clone()).collect(),
             extensions: self.extensions.clone(),
         }
     }
 
-    /// Asks for the payment in both dialects at once. `error` says what was wrong with the one that came, if one came.
+    /// The challenge for a payment, in both x402 versions at once. `error` describes the presented payment's error, if there was one.
     pub(super) fn challenge(&self, error: Option<&str>) -> Response {
         let entries: Vec<_> = self
             .offers
             .iter()
-            .filter_map(|asked| asked.v1.clone())
+            .filter_map(|offer| offer.v1.clone())
             .collect();
         let body = if entries.is_empty() {
             json!({})
@@ -116,23 +116,24 @@ impl Quote {
                 "accepts": entries,
             })
         };
-        Self::asking(&self.required(error), Json(body).into_response())
+        Self::payment_required(&self.required(error), Json(body).into_response())
     }
 
-    /// The same for a person with a browser.
+    /// The challenge as an HTML page, for browsers.
     pub(super) fn page(&self) -> Response {
         let required = self.required(None);
         let page = crate::seller::page::of(&required);
-        Self::asking(&required, Html(page).into_response())
+        Self::payment_required(&required, Html(page).into_response())
     }
 
-    fn asking(required: &PaymentRequired, mut response: Response) -> Response {
-        let Some(value) = value_of(required) else {
-            return broken();
+    fn payment_required(required: &PaymentRequired, mut response: Response) -> Response {
+        let Some(value) = header_value(required) else {
+            return internal_error();
         };
-        // The one refusal that the buyer mends outside of the payment: official sellers tell it by its status.
-        let allowance = required.error.as_deref() == Some(Reason::Permit2AllowanceRequired.code());
-        *response.status_mut() = if allowance {
+        // The official x402 SDKs use 412 for a missing allowance, which the buyer must fix on chain before it can pay.
+        let allowance_missing =
+            required.error.as_deref() == Some(Reason::Permit2AllowanceRequired.code());
+        *response.status_mut() = if allowance_missing {
             StatusCode::PRECONDITION_FAILED
         } else {
             StatusCode::PAYMENT_REQUIRED
@@ -140,72 +141,72 @@ impl Quote {
         let headers = response.headers_mut();
         headers.insert(HeaderName::from_static(header::PAYMENT_REQUIRED), value);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-        readable(response)
+        headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
+        allow_any_origin(response)
     }
 
-    /// Says that a payment was not settled, with the facilitator's answer, and asks again.
+    /// The challenge after a refused settlement, with the facilitator's response in a header.
     pub(super) fn refuse(&self, version: X402Version, outcome: &SettleResponse) -> Response {
         let reason = outcome.error_reason.as_deref();
         let mut response = self.challenge(Some(reason.unwrap_or("settlement failed")));
-        attach(response.headers_mut(), version, outcome);
+        insert_outcome(response.headers_mut(), version, outcome);
         response
     }
 }
 
-/// Adds the outcome to the answer of a handler. What was paid for is nobody else's to keep.
+/// Adds the settlement result to a handler's response, and `cache-control: private` unless the handler restricts caching, because shared
+/// caches must not store paid content.
 pub(super) fn receipt(
     mut response: Response,
     version: X402Version,
     outcome: &SettleResponse,
 ) -> Response {
     let headers = response.headers_mut();
-    attach(headers, version, outcome);
-    let kept = headers
+    insert_outcome(headers, version, outcome);
+    let restricted = headers
         .get(CACHE_CONTROL)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| {
             let value = value.to_ascii_lowercase();
             value.contains("no-store") || value.contains("private")
         });
-    if !kept {
+    if !restricted {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
-    headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-    readable(response)
+    headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
+    allow_any_origin(response)
 }
 
-/// A page that may pay may read what comes of it; the application's own word on that counts.
-fn readable(mut response: Response) -> Response {
+/// Lets pages of any origin read the response, unless the application sets the header itself.
+fn allow_any_origin(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers
         .entry(ACCESS_CONTROL_ALLOW_ORIGIN)
-        .or_insert(ANYBODY);
+        .or_insert(ANY_ORIGIN);
     response
 }
 
-/// No facilitator, no verdict: nothing is served, and the buyer is told nothing about the inside.
-pub(super) fn outage() -> Response {
-    let body = json!({"error": "the payment could not be processed now; present the same payment again later"});
+/// 502: the facilitator or the file of owed purchases is unavailable. Nothing is served; the body has no internal details.
+pub(super) fn unavailable() -> Response {
+    let body = json!({"error": "the payment could not be processed; present the same payment again later"});
     let mut response = (StatusCode::BAD_GATEWAY, Json(body)).into_response();
     response
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    readable(response)
+    allow_any_origin(response)
 }
 
-/// Answers the question of a browser whether a page may send a request with these headers. The application never sees it: one that answers
-/// to every method would give away what it sells.
-pub(super) fn preflight(asked: &HeaderMap) -> Response {
+/// Answers a CORS preflight for a priced route. It is not passed on: a handler that accepts every method would serve its resource unpaid.
+pub(super) fn preflight(request: &HeaderMap) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYBODY);
-    for (question, answer) in [
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANY_ORIGIN);
+    for (requested, allowed) in [
         (ACCESS_CONTROL_REQUEST_METHOD, ACCESS_CONTROL_ALLOW_METHODS),
         (ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_ALLOW_HEADERS),
     ] {
-        if let Some(value) = asked.get(question) {
-            headers.insert(answer, value.clone());
+        if let Some(value) = request.get(requested) {
+            headers.insert(allowed, value.clone());
         }
     }
     headers.insert(
@@ -215,34 +216,35 @@ pub(super) fn preflight(asked: &HeaderMap) -> Response {
     response
 }
 
-/// A path that means different prices to different readers.
+/// 400: different readings of the path match different prices.
 pub(super) fn ambiguous() -> Response {
     let body = json!({"error": "the path is ambiguous: write it without dots, encoded slashes and the like"});
-    readable((StatusCode::BAD_REQUEST, Json(body)).into_response())
+    allow_any_origin((StatusCode::BAD_REQUEST, Json(body)).into_response())
 }
 
-/// The body of a paid request is longer than what can be held until it is paid.
-pub(super) fn too_long(bytes_max: usize) -> Response {
-    let body = json!({"error": format!("the body of a paid request may have {bytes_max} bytes; nothing was settled")});
-    readable((StatusCode::PAYLOAD_TOO_LARGE, Json(body)).into_response())
+/// 413: the body of a paid request exceeds the limit.
+pub(super) fn body_too_long(bytes_max: usize) -> Response {
+    let body = json!({"error": format!("the body of a paid request may have at most {bytes_max} bytes; nothing was settled")});
+    allow_any_origin((StatusCode::PAYLOAD_TOO_LARGE, Json(body)).into_response())
 }
 
-/// Our own fault.
-pub(super) fn broken() -> Response {
+/// 500, without internal details.
+pub(super) fn internal_error() -> Response {
     let body = json!({"error": "internal error"});
-    readable((StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response())
+    allow_any_origin((StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response())
 }
 
-fn attach(headers: &mut HeaderMap, version: X402Version, outcome: &SettleResponse) {
+/// Sets the payment response header of the version.
+fn insert_outcome(headers: &mut HeaderMap, version: X402Version, outcome: &SettleResponse) {
     let name = match version {
         X402Version::V1 => header::X_PAYMENT_RESPONSE,
         X402Version::V2 => header::PAYMENT_RESPONSE,
     };
-    if let Some(value) = value_of(outcome) {
+    if let Some(value) = header_value(outcome) {
         headers.insert(HeaderName::from_static(name), value);
     }
 }
 
-fn value_of<T: serde::Serialize>(value: &T) -> Option<HeaderValue> {
+fn header_value<T: serde::Serialize>(value: &T) -> Option<HeaderValue> {
     HeaderValue::from_str(&header::encode(value).ok()?).ok()
 }

@@ -1,8 +1,8 @@
-//! How much of a metered payment a handler charges.
+//! The amount that a handler charges for a metered request.
 //!
-//! The handler says it once its work is done: with a [`Charge`] in front of its answer, or, like the handlers of official sellers, with the
-//! header `Settlement-Overrides`. The header goes no farther than the paywall. What cannot be understood, and what is more than
-//! the payer let go, is the seller's mistake: nothing is settled then.
+//! The handler returns it with its response: as a [`Charge`], or in the header `Settlement-Overrides` of the official x402 SDKs. The
+//! paywall removes the header before the response goes to the buyer. An unreadable charge, or one above the signed maximum, is an error of
+//! the seller: nothing is settled then.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,11 +16,11 @@ use crate::protocol::amount::AmountError;
 use crate::protocol::header::SETTLEMENT_OVERRIDES;
 use crate::protocol::{Amount, Means, PaymentRequirements, assets};
 
-/// All of a maximum, in hundredths of a percent.
+/// The whole maximum, in hundredths of a percent.
 const WHOLE: u16 = 10_000;
 
-/// What a handler charges for a metered request, at most the price of its route ([`crate::seller::Price::metered`]); without one all of the
-/// price is charged. It is answered in front of the body:
+/// The amount that a handler charges for a metered request: at most the price of its route ([`crate::seller::Price::metered`]). Without a
+/// `Charge` the whole price is charged. It is a response part, returned in front of the body:
 ///
 /// ```ignore
 /// async fn generate(payment: Payment) -> impl IntoResponse {
@@ -29,7 +29,7 @@ const WHOLE: u16 = 10_000;
 /// }
 /// ```
 ///
-/// To charge nothing is allowed: the payment is settled with 0, which uses it up without a transaction.
+/// A charge of zero is allowed: the payment is settled with amount 0, so it cannot be used again, and has no transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge(Kind);
 
@@ -37,51 +37,51 @@ pub struct Charge(Kind);
 enum Kind {
     Atomic(Amount),
     /// In hundredths of a percent of the maximum.
-    Share(u16),
-    /// A plain decimal number.
+    Percent(u16),
+    /// A plain decimal number, without `$`.
     Dollars(String),
 }
 
-/// Why a charge cannot be made. Nothing is settled then.
+/// Why a charge is invalid. Nothing is settled then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChargeError {
-    /// The text is none of the three forms.
+    /// The text has none of the three forms.
     #[error(
         "expected atomic units (\"1000\"), a share of at most 100 % with two decimals (\"12.5%\") or dollars (\"$0.05\")"
     )]
     Form,
-    /// The header is given twice, or is no JSON object whose `amount` is a text.
-    #[error("the header Settlement-Overrides is not {{\"amount\": \"…\"}}, once")]
+    /// The header occurs twice, or is not a JSON object whose `amount` is a string.
+    #[error("expected one header Settlement-Overrides: {{\"amount\": \"…\"}}")]
     Header,
-    /// Dollars of a token that is not a default token: how many of its units they are is not known.
-    #[error("the token's decimals are not known: charge atomic units or a share")]
+    /// A charge in dollars for a token that is not a default token, so that its decimals are unknown.
+    #[error("the token's decimals are unknown: charge atomic units or a percentage")]
     Decimals,
-    /// More than the payer let go.
-    #[error("{charge} is more than the maximum of {maximum} atomic units")]
+    /// The charge exceeds the signed maximum.
+    #[error("the charge of {charge} atomic units exceeds the maximum of {maximum}")]
     AboveMaximum {
-        /// What was to be charged.
+        /// The charge in atomic units.
         charge: Amount,
-        /// The price of the route.
+        /// The signed maximum in atomic units: the price of the route.
         maximum: Amount,
     },
-    /// The route is not metered: its price is its price.
-    #[error("the route costs {price} atomic units, which no charge can change")]
+    /// The route is not metered, and the charge differs from its price.
+    #[error("the route is not metered: its price is {price} atomic units")]
     NotMetered {
-        /// The price of the route.
+        /// The price of the route in atomic units.
         price: Amount,
     },
 }
 
 impl Charge {
-    /// This many atomic units of the token.
+    /// Charges atomic units of the token.
     pub const fn atomic(amount: Amount) -> Self {
         Self(Kind::Atomic(amount))
     }
 
-    /// A share of the maximum in percent, such as `12.5`, with at most two decimals; what it comes to is rounded down.
+    /// Charges a percentage of the maximum, such as `12.5`, with at most two decimals. The result is rounded down to atomic units.
     ///
     /// # Errors
-    /// [`ChargeError::Form`] for any other text, and above 100.
+    /// [`ChargeError::Form`] for any other text, and for a percentage above 100.
     pub fn percent(text: &str) -> Result<Self, ChargeError> {
         let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
         let plain = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
@@ -91,11 +91,11 @@ impl Charge {
         let hundredths = format!("{whole}{decimals:0<2}").parse().ok();
         hundredths
             .filter(|hundredths| *hundredths <= WHOLE)
-            .map(|hundredths| Self(Kind::Share(hundredths)))
+            .map(|hundredths| Self(Kind::Percent(hundredths)))
             .ok_or(ChargeError::Form)
     }
 
-    /// Dollars, such as `0.05` or `$0.05`, in a network's default token; what is finer than its smallest unit is left out.
+    /// Charges dollars, such as `0.05` or `$0.05`, in a network's default token. The result is rounded down to atomic units.
     ///
     /// # Errors
     /// [`ChargeError::Form`] for any other text.
@@ -109,35 +109,35 @@ impl Charge {
         Ok(Self(Kind::Dollars(text.to_owned())))
     }
 
-    /// What a handler's answer says, taken out of it: the buyer sees nothing of this.
-    pub(super) fn taken_from(response: &mut Response) -> Result<Option<Self>, ChargeError> {
-        let said = response.extensions_mut().remove::<Self>();
+    /// Removes the charge from a handler's response, so that the buyer does not see it. A [`Charge`] wins over the header.
+    pub(super) fn take_from(response: &mut Response) -> Result<Option<Self>, ChargeError> {
+        let typed = response.extensions_mut().remove::<Self>();
         let mut headers = response.headers().get_all(SETTLEMENT_OVERRIDES).iter();
         let header = headers.next().map(|first| {
             let text = first.to_str().map_err(|_| ChargeError::Header)?;
-            let alone = headers.next().is_none();
-            alone
+            let is_single = headers.next().is_none();
+            is_single
                 .then_some(text)
                 .ok_or(ChargeError::Header)
                 .and_then(from_header)
         });
         response.headers_mut().remove(SETTLEMENT_OVERRIDES);
-        match (said, header) {
-            (Some(said), _) => Ok(Some(said)),
+        match (typed, header) {
+            (Some(typed), _) => Ok(Some(typed)),
             (None, Some(header)) => header,
             (None, None) => Ok(None),
         }
     }
 
-    /// How many atomic units that is of what `terms` ask for.
-    pub(super) fn on(&self, terms: &PaymentRequirements) -> Result<Amount, ChargeError> {
+    /// The charge in atomic units, checked against the offer `terms`.
+    pub(super) fn resolve(&self, terms: &PaymentRequirements) -> Result<Amount, ChargeError> {
         let maximum = terms.amount;
         let charge = match &self.0 {
             Kind::Atomic(amount) => *amount,
-            Kind::Share(hundredths) => share(maximum, *hundredths),
+            Kind::Percent(hundredths) => share(maximum, *hundredths),
             Kind::Dollars(text) => {
                 let token = assets::default_assets(terms.network)
-                    .find(|known| known.address == terms.asset)
+                    .find(|token| token.address == terms.asset)
                     .ok_or(ChargeError::Decimals)?;
                 dollars(text, token.decimals)?
             }
@@ -152,13 +152,14 @@ impl Charge {
     }
 }
 
-/// Floor of the product, without a number beyond 256 bits on the way.
+/// `floor(maximum * hundredths / 10 000)`, computed without a 256-bit overflow.
 fn share(maximum: Amount, hundredths: u16) -> Amount {
     let (whole, part) = (U256::from(WHOLE), U256::from(hundredths));
     let (quotient, rest) = maximum.atomic().div_rem(whole);
     Amount::from_atomic(quotient * part + rest * part / whole)
 }
 
+/// Converts dollars to atomic units, cutting decimals beyond the token's.
 fn dollars(text: &str, decimals: u8) -> Result<Amount, ChargeError> {
     let places = usize::from(decimals);
     let kept = match text.split_once('.') {
@@ -170,7 +171,7 @@ fn dollars(text: &str, decimals: u8) -> Result<Amount, ChargeError> {
     })
 }
 
-/// The stock header. Without an `amount` it says nothing.
+/// Parses the header `Settlement-Overrides`; `None` when it has no `amount`.
 fn from_header(text: &str) -> Result<Option<Charge>, ChargeError> {
     let overrides: Map<String, Value> =
         serde_json::from_str(text).map_err(|_| ChargeError::Header)?;
@@ -213,7 +214,7 @@ impl fmt::Display for Charge {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Atomic(amount) => amount.fmt(formatter),
-            Kind::Share(hundredths) => {
+            Kind::Percent(hundredths) => {
                 write!(formatter, "{}.{:02}%", hundredths / 100, hundredths % 100)
             }
             Kind::Dollars(text) => write!(formatter, "${text}"),
@@ -240,15 +241,15 @@ mod tests {
         assert_eq!(
             charge.to_string().parse::<Charge>().as_ref(),
             Ok(&charge),
-            "it is written as it is read"
+            "Display and FromStr are inverse"
         );
         charge
-            .on(&terms("upto", USDC, maximum))
+            .resolve(&terms("upto", USDC, maximum))
             .map(|amount| amount.to_string())
     }
 
     #[test]
-    fn units_shares_and_dollars_come_to_atomic_units() {
+    fn units_percentages_and_dollars_become_atomic_units() {
         for (text, maximum, expected) in [
             ("0", "10000", "0"),
             ("1000", "10000", "1000"),
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_of_the_forms_or_more_than_the_maximum_is_no_charge() {
+    fn invalid_forms_and_charges_above_maximum_are_rejected() {
         for text in [
             "",
             "%",
@@ -305,54 +306,61 @@ mod tests {
                 "{text}: {error}"
             );
         }
-        let strange = terms(
+        let unknown_token = terms(
             "upto",
             "0x4444444444444444444444444444444444444444",
             "10000",
         );
         let cent = Charge::dollars("0.01").unwrap();
-        assert_eq!(cent.on(&strange), Err(ChargeError::Decimals));
+        assert_eq!(cent.resolve(&unknown_token), Err(ChargeError::Decimals));
         let exact = terms("exact", USDC, "10000");
-        assert_eq!(cent.on(&exact), Ok(exact.amount), "it is the price");
+        assert_eq!(cent.resolve(&exact), Ok(exact.amount), "equal to the price");
         let half = Charge::percent("50").unwrap();
         assert!(matches!(
-            half.on(&exact),
+            half.resolve(&exact),
             Err(ChargeError::NotMetered { .. })
         ));
     }
 
-    fn said(headers: &[&str]) -> Result<Option<Charge>, ChargeError> {
+    fn from_headers(headers: &[&str]) -> Result<Option<Charge>, ChargeError> {
         let mut response = "body".into_response();
         for value in headers {
             let value = value.parse().unwrap();
             response.headers_mut().append("Settlement-Overrides", value);
         }
-        let said = Charge::taken_from(&mut response);
+        let charge = Charge::take_from(&mut response);
         assert!(!response.headers().contains_key("settlement-overrides"));
-        said
+        charge
     }
 
     #[test]
-    fn the_stock_header_is_read_and_taken_away_whatever_it_says() {
+    fn overrides_header_is_parsed_and_always_removed() {
         let thousand = Charge::atomic("1000".parse().unwrap());
-        assert_eq!(said(&[r#"{"amount":"1000"}"#]), Ok(Some(thousand)));
-        assert_eq!(said(&[]), Ok(None));
-        assert_eq!(said(&["{}"]), Ok(None));
+        assert_eq!(from_headers(&[r#"{"amount":"1000"}"#]), Ok(Some(thousand)));
+        assert_eq!(from_headers(&[]), Ok(None));
+        assert_eq!(from_headers(&["{}"]), Ok(None));
         for header in ["", "1000", "null", "{\"amount\": 1000}", "[\"1000\"]"] {
-            assert_eq!(said(&[header]), Err(ChargeError::Header), "{header}");
+            assert_eq!(
+                from_headers(&[header]),
+                Err(ChargeError::Header),
+                "{header}"
+            );
         }
-        assert_eq!(said(&[r#"{"amount":"all"}"#]), Err(ChargeError::Form));
+        assert_eq!(
+            from_headers(&[r#"{"amount":"all"}"#]),
+            Err(ChargeError::Form)
+        );
         let once = r#"{"amount":"1"}"#;
-        assert_eq!(said(&[once, once]), Err(ChargeError::Header));
+        assert_eq!(from_headers(&[once, once]), Err(ChargeError::Header));
     }
 
     #[test]
-    fn a_typed_charge_goes_before_the_header() {
+    fn typed_charge_wins_over_the_header() {
         let typed = Charge::percent("50").unwrap();
         let header = [("Settlement-Overrides", Value::from("junk").to_string())];
         let mut response = (typed.clone(), header, "body").into_response();
-        assert_eq!(Charge::taken_from(&mut response), Ok(Some(typed)));
+        assert_eq!(Charge::take_from(&mut response), Ok(Some(typed)));
         assert!(!response.headers().contains_key("settlement-overrides"));
-        assert_eq!(Charge::taken_from(&mut response), Ok(None));
+        assert_eq!(Charge::take_from(&mut response), Ok(None));
     }
 }

@@ -1,4 +1,4 @@
-//! The facilitator, as a seller sees it: three calls to any x402 facilitator.
+//! HTTP client for the three calls of any x402 facilitator: `/verify`, `/settle` and `/supported`.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use url::Url;
 
 use crate::protocol::{SettleResponse, Supported, VerifyResponse, X402Version};
 
-/// A facilitator bounds its own waiting below this.
+/// Longer than a facilitator waits before it answers `/settle`.
 const TIMEOUT: Duration = Duration::from_secs(90);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer that is read.
+/// The limit of a response body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// Calls a facilitator.
+/// A client of one facilitator.
 #[derive(Clone)]
 pub struct FacilitatorClient {
     base: Url,
@@ -31,36 +31,34 @@ pub(crate) struct Call<'a> {
     pub(crate) payment_requirements: &'a Value,
 }
 
-/// The facilitator gave no usable answer, which says nothing about the payment. Never shows the facilitator's URL.
+/// The facilitator returned no usable response. It says nothing about the payment. Messages never contain the facilitator's URL.
 #[derive(Debug, thiserror::Error)]
 pub enum FacilitatorError {
-    /// The URL is not one of http or https.
+    /// The URL is not an http or https URL.
     #[error("expected an http or https URL for the facilitator")]
     Url,
     /// The HTTP client could not be set up.
     #[error("the HTTP client cannot start")]
     Setup(#[source] reqwest::Error),
-    /// No connection, no answer in time, or an answer that broke off.
+    /// The connection failed, the call timed out, or the response was incomplete.
     #[error("the facilitator did not answer")]
     Unreachable(#[source] reqwest::Error),
-    /// It wants to be asked elsewhere, and a payment follows no redirect. Holds the HTTP status and the place, without its query.
-    #[error(
-        "the facilitator redirects (HTTP {status}) to {target}: configure the URL that answers by itself"
-    )]
+    /// The facilitator redirects, and calls with a payment follow no redirect.
+    #[error("the facilitator redirects (HTTP {status}) to {target}: configure its final URL")]
     Redirected {
         /// The HTTP status.
         status: u16,
-        /// Where to.
+        /// The target's origin and path, without its query.
         target: String,
     },
-    /// An answer without the member that makes it one; holds the HTTP status.
-    #[error("the facilitator answered {0} with something else than an x402 answer")]
+    /// The response is not a valid x402 response; holds the HTTP status.
+    #[error("the facilitator returned HTTP {0} with a body that is not a valid x402 response")]
     Unintelligible(u16),
 }
 
 impl FacilitatorError {
-    /// Whether the facilitator may have said success to this very request, and nobody heard it: the request was sent, and neither refused
-    /// nor answered by the facilitator itself.
+    /// Whether the facilitator may have answered this request with a success that was lost: the request was sent, and the facilitator
+    /// itself neither refused nor answered it.
     pub(super) fn may_have_been_success(&self) -> bool {
         match self {
             Self::Unreachable(error) => !error.is_connect() && !error.is_builder(),
@@ -71,10 +69,10 @@ impl FacilitatorError {
 }
 
 impl FacilitatorClient {
-    /// A client for the facilitator at `url`, with or without a slash at its end.
+    /// A client for the facilitator at `url`, with or without a trailing slash.
     ///
     /// # Errors
-    /// [`FacilitatorError::Url`] unless the URL is one of http or https.
+    /// [`FacilitatorError::Url`] unless the URL is an http or https URL.
     pub fn new(url: &str) -> Result<Self, FacilitatorError> {
         let mut base = Url::parse(url).map_err(|_| FacilitatorError::Url)?;
         if !matches!(base.scheme(), "http" | "https") {
@@ -93,10 +91,10 @@ impl FacilitatorClient {
         Ok(Self { base, http })
     }
 
-    /// `POST /verify`
+    /// Calls `POST /verify`. A refused payment is an `Ok` with `is_valid` false.
     ///
     /// # Errors
-    /// [`FacilitatorError`] when there is no verdict.
+    /// [`FacilitatorError`] when there is no usable response.
     pub async fn verify(
         &self,
         version: X402Version,
@@ -113,15 +111,15 @@ impl FacilitatorClient {
                 },
             )
             .await?;
-        verdict(&answer)
+        parse_verify(&answer)
             .filter(|verdict| !verdict.is_valid || status.is_success())
             .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
     }
 
-    /// `POST /settle`
+    /// Calls `POST /settle`. A refused payment is an `Ok` with `success` false.
     ///
     /// # Errors
-    /// [`FacilitatorError`] when there is no outcome. The money may have moved then: repeat the call with the same payment.
+    /// [`FacilitatorError`] when there is no usable response. The money may have moved then: repeat the call with the same payment.
     pub async fn settle(
         &self,
         version: X402Version,
@@ -138,24 +136,24 @@ impl FacilitatorClient {
                 },
             )
             .await?;
-        outcome(&answer)
+        parse_settle(&answer)
             .filter(|outcome| !outcome.success || status.is_success())
             .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
     }
 
-    /// `GET /supported`. Kinds that cannot be read are left out: they are of schemes that we do not speak.
+    /// Calls `GET /supported`. Kinds that cannot be parsed are left out: they belong to schemes that this crate does not support.
     ///
     /// # Errors
-    /// [`FacilitatorError`] when there is no list.
+    /// [`FacilitatorError`] when there is no usable response.
     pub async fn supported(&self) -> Result<Supported, FacilitatorError> {
-        let (status, body) = self.send(self.http.get(self.at("supported"))).await?;
+        let (status, body) = self.send(self.http.get(self.endpoint("supported"))).await?;
         serde_json::from_slice(&body)
             .ok()
-            .and_then(|answer| supported(&answer))
+            .and_then(|answer| parse_supported(&answer))
             .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
     }
 
-    fn at(&self, call: &str) -> Url {
+    fn endpoint(&self, call: &str) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.push(call);
@@ -163,13 +161,15 @@ impl FacilitatorClient {
         url
     }
 
-    /// The status and the members of the answer; which ones count is the caller's to say.
+    /// Returns the HTTP status and the members of the JSON body; the caller decides which members are required.
     async fn post(
         &self,
         name: &str,
         call: Call<'_>,
     ) -> Result<(reqwest::StatusCode, Map<String, Value>), FacilitatorError> {
-        let (status, body) = self.send(self.http.post(self.at(name)).json(&call)).await?;
+        let (status, body) = self
+            .send(self.http.post(self.endpoint(name)).json(&call))
+            .await?;
         let answer = serde_json::from_slice(&body)
             .map_err(|_| FacilitatorError::Unintelligible(status.as_u16()))?;
         Ok((status, answer))
@@ -185,7 +185,7 @@ impl FacilitatorClient {
         if response.status().is_redirection() {
             return Err(FacilitatorError::Redirected {
                 status: response.status().as_u16(),
-                target: target_of(&response),
+                target: redirect_target(&response),
             });
         }
         let mut body = Vec::new();
@@ -199,36 +199,36 @@ impl FacilitatorClient {
     }
 }
 
-/// Where a redirect leads: host and path alone, because a query may hold a key.
-fn target_of(response: &reqwest::Response) -> String {
+/// Origin and path of a redirect's target. The query is left out because it may contain a key.
+fn redirect_target(response: &reqwest::Response) -> String {
     let location = response.headers().get(reqwest::header::LOCATION);
     let location = location.and_then(|location| location.to_str().ok());
     let target = location.and_then(|location| response.url().join(location).ok());
     let Some(target) = target else {
-        return "a place that it does not name".to_owned();
+        return "an unknown target".to_owned();
     };
-    let shown = format!("{}{}", target.origin().ascii_serialization(), target.path());
-    shown.chars().take(200).collect()
+    let target = format!("{}{}", target.origin().ascii_serialization(), target.path());
+    target.chars().take(200).collect()
 }
 
 impl fmt::Debug for FacilitatorClient {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may hold an API key.
+        // The URL may contain an API key.
         formatter
             .debug_struct("FacilitatorClient")
             .finish_non_exhaustive()
     }
 }
 
-// The answers of other facilitators hold nulls, numbers and members of their own: only the deciding member must be right, because
-// an answer that is thrown away may be the one about money that moved.
+// Responses of other facilitators contain nulls, numbers and members of their own. Only the deciding member must be valid, because a
+// discarded response may be the one that reports moved money.
 
 fn text(answer: &Map<String, Value>, member: &str) -> Option<String> {
     let text = answer.get(member)?.as_str()?;
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn verdict(answer: &Map<String, Value>) -> Option<VerifyResponse> {
+fn parse_verify(answer: &Map<String, Value>) -> Option<VerifyResponse> {
     Some(VerifyResponse {
         is_valid: answer.get("isValid")?.as_bool()?,
         invalid_reason: text(answer, "invalidReason"),
@@ -237,7 +237,7 @@ fn verdict(answer: &Map<String, Value>) -> Option<VerifyResponse> {
     })
 }
 
-fn outcome(answer: &Map<String, Value>) -> Option<SettleResponse> {
+fn parse_settle(answer: &Map<String, Value>) -> Option<SettleResponse> {
     Some(SettleResponse {
         success: answer.get("success")?.as_bool()?,
         error_reason: text(answer, "errorReason").or_else(|| text(answer, "error_reason")),
@@ -250,7 +250,7 @@ fn outcome(answer: &Map<String, Value>) -> Option<SettleResponse> {
     })
 }
 
-fn supported(answer: &Map<String, Value>) -> Option<Supported> {
+fn parse_supported(answer: &Map<String, Value>) -> Option<Supported> {
     let member = |name: &str| answer.get(name).cloned().unwrap_or_default();
     let kinds = answer.get("kinds")?.as_array()?.iter();
     Some(Supported {
@@ -268,7 +268,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_calls_are_found_below_a_url_with_or_without_a_slash() {
+    fn endpoints_are_built_with_and_without_trailing_slash() {
         for (url, expected) in [
             ("http://a", "http://a/settle"),
             ("http://a/", "http://a/settle"),
@@ -276,7 +276,10 @@ mod tests {
             ("https://a/api/?key=1", "https://a/api/settle?key=1"),
         ] {
             assert_eq!(
-                FacilitatorClient::new(url).unwrap().at("settle").as_str(),
+                FacilitatorClient::new(url)
+                    .unwrap()
+                    .endpoint("settle")
+                    .as_str(),
                 expected
             );
         }
@@ -284,25 +287,25 @@ mod tests {
     }
 
     #[test]
-    fn an_outcome_is_read_however_odd_its_other_members_are() {
+    fn outcome_is_parsed_despite_invalid_other_members() {
         let answer = json!({"success": true, "transaction": "0x12", "payer": null, "amount": 5, "extra": {"paymentId": "p"}});
-        let outcome = outcome(answer.as_object().unwrap()).unwrap();
+        let outcome = parse_settle(answer.as_object().unwrap()).unwrap();
         assert!(outcome.success);
         assert_eq!(outcome.transaction, "0x12");
         assert_eq!(outcome.extra.unwrap()["paymentId"], "p");
         let error = json!({"error": "not here"});
-        assert!(super::outcome(error.as_object().unwrap()).is_none());
-        assert!(verdict(error.as_object().unwrap()).is_none());
+        assert!(parse_settle(error.as_object().unwrap()).is_none());
+        assert!(parse_verify(error.as_object().unwrap()).is_none());
     }
 
     #[test]
-    fn kinds_of_another_world_do_not_hide_those_of_ours() {
-        let ours = json!({"x402Version": 2, "scheme": "exact", "network": "eip155:8453"});
+    fn unknown_kinds_are_skipped() {
+        let known = json!({"x402Version": 2, "scheme": "exact", "network": "eip155:8453"});
         let answer =
-            json!({"kinds": [{"x402Version": 3, "scheme": "barter"}, ours], "signers": null});
-        let supported = supported(answer.as_object().unwrap()).unwrap();
+            json!({"kinds": [{"x402Version": 3, "scheme": "barter"}, known], "signers": null});
+        let supported = parse_supported(answer.as_object().unwrap()).unwrap();
         assert_eq!(supported.kinds.len(), 1);
         assert_eq!(supported.kinds[0].network, "eip155:8453");
-        assert!(super::supported(&Map::new()).is_none());
+        assert!(parse_supported(&Map::new()).is_none());
     }
 }

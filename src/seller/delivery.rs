@@ -1,4 +1,4 @@
-//! Knows whether an answer went out whole.
+//! Detects whether a response was sent completely.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,52 +8,52 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
 
-use crate::seller::owed::Serving;
+use crate::seller::owed::ClaimedPurchase;
 
-/// Data goes out in pieces of this size at most, in bytes: servers take the next one once there is room, so that the last one is taken
-/// when nearly everything has left.
-const PIECE_BYTES_MAX: usize = 64 * 1024;
+/// The limit of one data frame, in bytes. A server polls the next frame only when its write buffer has room, so the last frame is polled
+/// when nearly everything was sent.
+const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// A body that strikes its purchase out once it was read to its end; dropped before, the purchase stays owed.
-struct Delivery {
+/// A body that closes its purchase once it was read to its end. If it is dropped before, the purchase stays owed.
+struct TrackedBody {
     body: Body,
-    /// Data of the body that was not taken yet.
-    rest: Bytes,
-    serving: Option<Arc<Serving>>,
+    /// The part of the last data frame that was not polled yet.
+    pending: Bytes,
+    claim: Option<Arc<ClaimedPurchase>>,
 }
 
-/// Watches over the answer of a purchase. What is handed to a connection and lost behind it cannot be seen from here.
-pub(super) fn watched(response: Response, serving: Arc<Serving>) -> Response {
+/// Tracks the delivery of a purchase's response. Data that was given to the connection and lost on the network cannot be detected here.
+pub(super) fn track_delivery(response: Response, claim: Arc<ClaimedPurchase>) -> Response {
     let (parts, body) = response.into_parts();
-    let mut delivery = Delivery {
+    let mut tracked = TrackedBody {
         body,
-        rest: Bytes::new(),
-        serving: Some(serving),
+        pending: Bytes::new(),
+        claim: Some(claim),
     };
-    delivery.note_end();
-    Response::from_parts(parts, Body::new(delivery))
+    tracked.close_at_end();
+    Response::from_parts(parts, Body::new(tracked))
 }
 
-impl Delivery {
-    /// Servers do not ask a body for more that says it has ended, and one without any is written with its head.
-    fn note_end(&mut self) {
+impl TrackedBody {
+    /// Closes the purchase when the body has ended. A server stops polling a body that reports its end, and never polls an empty one.
+    fn close_at_end(&mut self) {
         if self.is_end_stream()
-            && let Some(serving) = self.serving.take()
+            && let Some(claim) = self.claim.take()
         {
-            serving.delivered();
+            claim.record_delivered();
         }
     }
 
-    /// The next piece of `data`; what is behind it waits.
-    fn piece(&mut self, mut data: Bytes) -> Frame<Bytes> {
-        let piece = data.split_to(data.len().min(PIECE_BYTES_MAX));
-        self.rest = data;
-        self.note_end();
-        Frame::data(piece)
+    /// The next frame of `data`; the rest becomes `pending`.
+    fn next_frame(&mut self, mut data: Bytes) -> Frame<Bytes> {
+        let frame = data.split_to(data.len().min(FRAME_BYTES_MAX));
+        self.pending = data;
+        self.close_at_end();
+        Frame::data(frame)
     }
 }
 
-impl HttpBody for Delivery {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -61,28 +61,28 @@ impl HttpBody for Delivery {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if !self.rest.is_empty() {
-            let rest = std::mem::take(&mut self.rest);
-            return Poll::Ready(Some(Ok(self.piece(rest))));
+        if !self.pending.is_empty() {
+            let pending = std::mem::take(&mut self.pending);
+            return Poll::Ready(Some(Ok(self.next_frame(pending))));
         }
         let polled = Pin::new(&mut self.body).poll_frame(context);
         match polled {
             Poll::Ready(None) => {
-                if let Some(serving) = self.serving.take() {
-                    serving.delivered();
+                if let Some(claim) = self.claim.take() {
+                    claim.record_delivered();
                 }
                 Poll::Ready(None)
             }
-            // A body that broke off has not been delivered.
+            // An incomplete body was not delivered: the purchase stays owed.
             Poll::Ready(Some(Err(error))) => {
-                drop(self.serving.take());
+                drop(self.claim.take());
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 let frame = match frame.into_data() {
-                    Ok(data) => self.piece(data),
+                    Ok(data) => self.next_frame(data),
                     Err(other) => {
-                        self.note_end();
+                        self.close_at_end();
                         other
                     }
                 };
@@ -93,16 +93,16 @@ impl HttpBody for Delivery {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.pending.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (inner, rest) = (self.body.size_hint(), self.rest.len());
-        let rest = u64::try_from(rest).unwrap_or(u64::MAX);
+        let (inner, pending) = (self.body.size_hint(), self.pending.len());
+        let pending = u64::try_from(pending).unwrap_or(u64::MAX);
         let mut hint = SizeHint::new();
-        hint.set_lower(inner.lower().saturating_add(rest));
+        hint.set_lower(inner.lower().saturating_add(pending));
         if let Some(upper) = inner.upper() {
-            hint.set_upper(upper.saturating_add(rest));
+            hint.set_upper(upper.saturating_add(pending));
         }
         hint
     }

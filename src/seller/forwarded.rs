@@ -1,60 +1,60 @@
-//! What a proxy before this server says about the URL that buyers use. It is not believed, because anybody can say it; but where it says
-//! something else than buyers are told, the seller has forgotten something.
+//! Compares a proxy's forwarding headers with the advertised resource URL. The headers are not trusted, because any client can send them;
+//! a difference only causes a warning, as the seller may have forgotten [`crate::seller::Paywall::public_url`].
 
 use std::sync::{Mutex, PoisonError};
 
 use axum::http::HeaderMap;
 use url::Url;
 
-/// So many outer origins are told of; strangers can name any.
-const TOLD_MAX: usize = 5;
+/// The limit of warnings, because a client can send any origin.
+const WARNINGS_MAX: usize = 5;
 
-/// What was told already.
+/// The origins that were warned about already.
 #[derive(Debug, Default)]
-pub(super) struct Forwarded(Mutex<Vec<String>>);
+pub(super) struct ForwardedCheck(Mutex<Vec<String>>);
 
-impl Forwarded {
-    /// Warns once for each origin of a request that seems to have come by another scheme or host than the URL that its buyer is told.
-    pub(super) fn compare(&self, headers: &HeaderMap, told: &str) {
-        let Some(outside) = outside(headers, told) else {
+impl ForwardedCheck {
+    /// Warns once per origin, when the headers name another scheme or host than the advertised URL.
+    pub(super) fn compare(&self, headers: &HeaderMap, advertised: &str) {
+        let Some(forwarded) = forwarded_origin(headers, advertised) else {
             return;
         };
         {
-            let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if said.len() >= TOLD_MAX || said.contains(&outside) {
+            let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if warned.len() >= WARNINGS_MAX || warned.contains(&forwarded) {
                 return;
             }
-            said.push(outside.clone());
+            warned.push(forwarded.clone());
         }
-        let told = Url::parse(told).map_or_else(
+        let advertised = Url::parse(advertised).map_or_else(
             |_| String::new(),
-            |told| told.origin().ascii_serialization(),
+            |advertised| advertised.origin().ascii_serialization(),
         );
         tracing::warn!(
-            told,
-            forwarded = outside,
-            "resource URLs disagree with the proxy's headers: buyers and the facilitator's history are told another URL than the one in use, if the headers are true; call .public_url(…) on the paywall with the outer URL"
+            advertised,
+            forwarded,
+            "advertised resource URLs differ from the proxy's forwarding headers: if the headers are right, buyers and the facilitator's history get a wrong URL; call .public_url(…) on the paywall with the outer URL"
         );
     }
 }
 
-/// The outer origin that a proxy names, where that is not the one of `told`.
-fn outside(headers: &HeaderMap, told: &str) -> Option<String> {
-    let told = Url::parse(told).ok()?;
+/// The origin in the proxy's headers, when it differs from the one of `advertised`.
+fn forwarded_origin(headers: &HeaderMap, advertised: &str) -> Option<String> {
+    let advertised = Url::parse(advertised).ok()?;
     let scheme = first(headers, "x-forwarded-proto").or_else(|| parameter(headers, "proto"));
     let host = first(headers, "x-forwarded-host").or_else(|| parameter(headers, "host"));
     if scheme.is_none() && host.is_none() {
         return None;
     }
-    let scheme = scheme.unwrap_or_else(|| told.scheme().to_owned());
-    let told_host = told.origin().ascii_serialization();
-    let told_host = told_host.split_once("://").map(|(_, host)| host.to_owned());
-    let host = host.or(told_host)?;
-    let outside = Url::parse(&format!("{scheme}://{host}")).ok()?;
-    (outside.origin() != told.origin()).then(|| outside.origin().ascii_serialization())
+    let scheme = scheme.unwrap_or_else(|| advertised.scheme().to_owned());
+    let own_host = advertised.origin().ascii_serialization();
+    let own_host = own_host.split_once("://").map(|(_, host)| host.to_owned());
+    let host = host.or(own_host)?;
+    let forwarded = Url::parse(&format!("{scheme}://{host}")).ok()?;
+    (forwarded.origin() != advertised.origin()).then(|| forwarded.origin().ascii_serialization())
 }
 
-/// The value that the outermost proxy wrote.
+/// The first value of a header, which the outermost proxy wrote.
 fn first(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?.to_str().ok()?;
     plain(value.split(',').next()?)
@@ -88,8 +88,8 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_heard_where_it_names_another_scheme_or_host_and_nowhere_else() {
-        let told = "http://127.0.0.1:3000/report?day=7";
+    fn forwarded_origin_is_found_only_when_scheme_or_host_differ() {
+        let advertised = "http://127.0.0.1:3000/report?day=7";
         for (pairs, expected) in [
             (vec![], None),
             (vec![("x-forwarded-for", "10.0.0.1")], None),
@@ -121,7 +121,7 @@ mod tests {
             ),
             (vec![("x-forwarded-proto", "not a scheme")], None),
         ] {
-            let found = outside(&headers(&pairs), told);
+            let found = forwarded_origin(&headers(&pairs), advertised);
             assert_eq!(found.as_deref(), expected, "{pairs:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! The tower layer: finds the price of a request and lets it through, or into the sale.
+//! The tower layer: finds the price of a request, and passes unpriced requests through.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,41 +12,41 @@ use axum::http::{Method, header};
 use axum::response::Response;
 use tower::{Layer, Service};
 
-use crate::seller::path::{Meets, find};
-use crate::seller::sale::Shop;
+use crate::seller::path::{PriceMatch, find};
+use crate::seller::sale::PaywallState;
 use crate::seller::{FacilitatorError, answer};
 
-/// Guards the priced routes of the router that it is layered on.
+/// The paywall as a tower layer. It guards the priced routes of the router that it is layered on; see [`crate::seller::Paywall::build`].
 #[derive(Clone)]
 pub struct PaywallLayer {
-    shop: Arc<Shop>,
+    state: Arc<PaywallState>,
 }
 
-/// A service behind a paywall.
+/// The service that [`PaywallLayer`] wraps around a router.
 #[derive(Clone)]
 pub struct PaywallService<S> {
-    shop: Arc<Shop>,
+    state: Arc<PaywallState>,
     inner: S,
 }
 
 impl PaywallLayer {
-    pub(super) fn new(shop: Shop) -> Self {
+    pub(super) fn new(state: PaywallState) -> Self {
         Self {
-            shop: Arc::new(shop),
+            state: Arc::new(state),
         }
     }
 }
 
 impl PaywallLayer {
-    /// Asks the facilitator for its `/supported`, so that one that is not there, redirects or is something else is found when the server
-    /// starts, and not by the first buyer. Nothing depends on it.
+    /// Requests the facilitator's `/supported`. Call it when the server starts, to find a facilitator that is unreachable, redirects or is
+    /// not an x402 facilitator before the first buyer does. Calling it is optional.
     ///
     /// # Errors
-    /// [`FacilitatorError`] says what is wrong; it is logged too.
+    /// [`FacilitatorError`], which is logged too.
     pub async fn check(&self) -> Result<(), FacilitatorError> {
-        let answer = self.shop.facilitator.supported().await;
+        let answer = self.state.facilitator.supported().await;
         answer.map(drop).inspect_err(|error| {
-            tracing::error!(%error, "facilitator cannot be used; no payment will be taken");
+            tracing::error!(%error, "facilitator check failed: payments will be refused");
         })
     }
 }
@@ -56,7 +56,7 @@ impl<S> Layer<S> for PaywallLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         PaywallService {
-            shop: Arc::clone(&self.shop),
+            state: Arc::clone(&self.state),
             inner,
         }
     }
@@ -76,24 +76,24 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        // The clone is not ready yet, the service that was polled is: that one goes.
+        // Only the polled service is ready, so it takes the request and the clone replaces it (see `tower::Service`).
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        match self.shop.price_of(&request) {
-            Meets::Nothing => Box::pin(inner.call(request)),
-            Meets::Price(_) | Meets::Several if is_preflight(&request) => {
+        match self.state.price_of(&request) {
+            PriceMatch::Unpriced => Box::pin(inner.call(request)),
+            PriceMatch::Route(_) | PriceMatch::Ambiguous if is_preflight(&request) => {
                 Box::pin(std::future::ready(Ok(answer::preflight(request.headers()))))
             }
-            Meets::Several => Box::pin(std::future::ready(Ok(answer::ambiguous()))),
-            Meets::Price(index) => {
-                let shop = Arc::clone(&self.shop);
-                Box::pin(async move { Ok(shop.sell(index, request, inner).await) })
+            PriceMatch::Ambiguous => Box::pin(std::future::ready(Ok(answer::ambiguous()))),
+            PriceMatch::Route(index) => {
+                let state = Arc::clone(&self.state);
+                Box::pin(async move { Ok(state.sell(index, request, inner).await) })
             }
         }
     }
 }
 
-/// Whether a browser asks if a page may send a request.
+/// Whether the request is a CORS preflight.
 fn is_preflight(request: &Request) -> bool {
     request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ORIGIN)
@@ -102,16 +102,16 @@ fn is_preflight(request: &Request) -> bool {
             .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-impl Shop {
-    /// The path that the router below sees comes first; a layer inside a nested router may be priced by the whole path too.
-    fn price_of(&self, request: &Request) -> Meets {
+impl PaywallState {
+    /// Matches the path that the inner router sees first. A paywall inside a nested router may also be priced by the whole path.
+    fn price_of(&self, request: &Request) -> PriceMatch {
         let patterns = self.routes.iter().map(|route| &route.pattern);
-        let seen = find(&patterns, request.method(), request.uri().path());
-        match (seen, request.extensions().get::<OriginalUri>()) {
-            (Meets::Nothing, Some(OriginalUri(uri))) => {
+        let matched = find(&patterns, request.method(), request.uri().path());
+        match (matched, request.extensions().get::<OriginalUri>()) {
+            (PriceMatch::Unpriced, Some(OriginalUri(uri))) => {
                 find(&patterns, request.method(), uri.path())
             }
-            (seen, _) => seen,
+            (matched, _) => matched,
         }
     }
 }
@@ -120,7 +120,7 @@ impl fmt::Debug for PaywallLayer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("PaywallLayer")
-            .field("routes", &self.shop.routes.len())
+            .field("routes", &self.state.routes.len())
             .finish_non_exhaustive()
     }
 }
@@ -129,7 +129,7 @@ impl<S> fmt::Debug for PaywallService<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("PaywallService")
-            .field("routes", &self.shop.routes.len())
+            .field("routes", &self.state.routes.len())
             .finish_non_exhaustive()
     }
 }

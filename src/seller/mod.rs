@@ -1,14 +1,17 @@
-//! Selling HTTP resources: a tower layer for axum that asks for payment, has it settled, and tells the handler who paid.
+//! Sells HTTP resources: a tower layer for axum that asks for a payment, has it settled by a facilitator, and gives the handler the
+//! [`Payment`]. Start with [`Paywall`].
 //!
-//! Knows HTTP and the three standard calls of any x402 facilitator. Must not know keys, chains or the ledger. What always
-//! holds: a priced route is never served unpaid, whatever fails and however its path is spelled; routes without a price pass
-//! untouched; and a buyer sees neither the facilitator's URL nor the text of our errors.
+//! Knows HTTP and the three standard calls of any x402 facilitator. Must not know keys, chains or the ledger. Invariants:
 //!
-//! By default a payment is settled before the handler runs ([`Flow::Upfront`]), so that the handler holds the hash. The price of
-//! that order: money that was settled is not given back when the handler fails.
+//! - A priced route is never served unpaid, after any failure and for any spelling of its path.
+//! - Routes without a price pass unchanged.
+//! - A buyer sees neither the facilitator's URL nor the text of internal errors.
 //!
-//! A price may also be metered ([`Price::metered`]): the buyer lets go of a maximum, the handler says with a [`Charge`] what its work
-//! came to, and that is settled before the answer goes out.
+//! By default a payment is settled before the handler runs ([`Flow::Upfront`]), so that the handler gets the transaction hash. Settled
+//! money is not refunded when the handler fails.
+//!
+//! A price may also be metered ([`Price::metered`]): the buyer signs a maximum, the handler sets the actual amount with a [`Charge`], and
+//! this amount is settled before the response is sent.
 #![warn(missing_docs)]
 
 mod announced;
@@ -16,8 +19,10 @@ mod answer;
 mod charge;
 mod client;
 mod delivery;
+mod facilitator_address;
 mod forwarded;
 mod layer;
+mod matching;
 mod offer;
 mod owed;
 mod page;
@@ -25,9 +30,7 @@ mod path;
 mod payment;
 mod price;
 mod sale;
-mod settlers;
 mod settling;
-mod tender;
 
 pub use charge::{Charge, ChargeError};
 pub use client::{FacilitatorClient, FacilitatorError};
@@ -48,25 +51,25 @@ use url::Url;
 use crate::protocol::Network;
 use crate::protocol::amount::AmountError;
 use crate::seller::announced::Announced;
-use crate::seller::forwarded::Forwarded;
-use crate::seller::offer::{Manner, Offers, Source};
+use crate::seller::facilitator_address::FacilitatorAddresses;
+use crate::seller::forwarded::ForwardedCheck;
+use crate::seller::offer::{OfferSettings, Offers, Source};
 use crate::seller::owed::Purchases;
 use crate::seller::path::Pattern;
-use crate::seller::sale::Shop;
-use crate::seller::settlers::Settlers;
+use crate::seller::sale::PaywallState;
 
-/// When a payment is settled.
+/// When a payment is settled, relative to the handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Flow {
-    /// Before the handler, which sees the hash. `extra.paymentFlow` says so to the buyer.
+    /// Before the handler, which gets the transaction hash. The offer announces it as `extra.paymentFlow`.
     #[default]
     Upfront,
-    /// After the handler, unless it answers 400 or above; its answer is held back until then. The handler runs for payments
-    /// that have been verified and may still fail to settle. The only flow of metered prices.
+    /// After the handler, unless it answers 400 or above. Its response is held back until the payment is settled. The handler runs for a
+    /// verified payment that may still fail to settle. Metered prices always use this flow.
     AfterHandler,
 }
 
-/// A resource and its price.
+/// A priced route.
 #[derive(Debug, Clone)]
 pub struct Route {
     spec: String,
@@ -79,14 +82,14 @@ pub struct Route {
 }
 
 impl Route {
-    /// `spec` is a path with or without a method before it: `GET /report`, `/files/{*path}`. Segments in braces stand for
-    /// anything, as in axum; without a method every method is priced. `HEAD` counts as `GET`.
+    /// A route with a fixed price. `spec` is a path, optionally with a method: `GET /report`, `/files/{*path}`. Segments in braces match
+    /// anything, as in axum. Without a method every method is priced. `HEAD` counts as `GET`.
     pub fn new(spec: impl Into<String>, price: Price) -> Self {
         Self::of(spec, Source::Price(price))
     }
 
-    /// A route whose price or payee depends on the request. `terms` is asked again for the paid request: it must say the same then, or
-    /// the payment does not fit.
+    /// A route whose price or payee depends on the request. `terms` is called for the unpaid request and again for the paid one; it must
+    /// return the same terms for both, otherwise the payment is refused.
     pub fn computed(
         spec: impl Into<String>,
         terms: impl Fn(&Parts) -> Vec<Terms> + Send + Sync + 'static,
@@ -106,35 +109,35 @@ impl Route {
         }
     }
 
-    /// A further way to pay, behind those named before.
+    /// Adds another way to pay. Offers are listed in the order in which they were added.
     #[must_use]
     pub fn or(mut self, terms: Terms) -> Self {
         self.further.push(terms);
         self
     }
 
-    /// Binds payment sessions to this route: one that was negotiated for it pays for no other.
+    /// Sets `extra.resourceId`, which binds payment sessions to this route: a session opened for it cannot pay for another one.
     #[must_use]
     pub fn resource_id(mut self, id: impl Into<String>) -> Self {
         self.resource_id = Some(id.into());
         self
     }
 
-    /// Tells people and agents what they get.
+    /// A description of the resource, shown to buyers in the challenge.
     #[must_use]
     pub fn description(mut self, text: impl Into<String>) -> Self {
         self.description = Some(text.into());
         self
     }
 
-    /// The type of the paid body; `application/json` unless set.
+    /// The MIME type of the paid response; `application/json` unless set.
     #[must_use]
     pub fn mime_type(mut self, text: impl Into<String>) -> Self {
         self.mime_type = Some(text.into());
         self
     }
 
-    /// Another flow than the paywall's; metered prices keep theirs.
+    /// Overrides the paywall's flow. Metered prices ignore it.
     #[must_use]
     pub const fn flow(mut self, flow: Flow) -> Self {
         self.flow = Some(flow);
@@ -142,7 +145,7 @@ impl Route {
     }
 }
 
-/// Describes what is sold, to whom the money goes and who settles it; [`Paywall::build`] makes the layer.
+/// Builder of a paywall: routes, payee, network and facilitator. [`Paywall::build`] returns the layer.
 #[derive(Clone)]
 pub struct Paywall {
     facilitator: String,
@@ -157,48 +160,48 @@ pub struct Paywall {
     routes: Vec<Route>,
 }
 
-/// Called for each payment that was settled.
+/// Called for each settled payment.
 type Hook = Arc<dyn Fn(&Payment) + Send + Sync>;
 
-/// A paywall that cannot be built.
+/// Why a paywall cannot be built, or a route cannot be priced.
 #[derive(Debug, thiserror::Error)]
 pub enum PaywallError {
-    /// The facilitator cannot be used; its URL is not repeated, because it may hold a key.
+    /// The facilitator's URL is not usable. The URL is not part of the message, because it may contain a key.
     #[error("the facilitator cannot be used")]
     Facilitator(#[source] FacilitatorError),
-    /// Nobody was named to be paid.
-    #[error("the paywall needs an address to be paid to: call pay_to")]
+    /// No payee is set ([`Paywall::pay_to`]).
+    #[error("the paywall has no payee: call pay_to")]
     PayTo,
-    /// No network was named.
-    #[error("the paywall needs a network to be paid on: call network")]
+    /// No network is set ([`Paywall::network`]).
+    #[error("the paywall has no network: call network")]
     Network,
-    /// The text describes no route.
+    /// The text is not a route.
     #[error("expected a route such as \"GET /report\", got {0:?}")]
     Route(String),
-    /// Two prices for one route.
+    /// A route was added twice.
     #[error("the route {0:?} is priced twice")]
     Twice(String),
-    /// A price in dollars on a network without a default token.
-    #[error("{0} has no default token: give the price in a token of your own")]
+    /// A price in the default token, on a network that has none.
+    #[error("{0} has no default token: use Price::in_token")]
     NoDefaultToken(Network),
-    /// The price does not fit the token.
-    #[error("the price of {route:?} cannot be asked for in its token")]
+    /// The price has more decimals than the token, or is too large.
+    #[error("the price of {route:?} cannot be expressed in its token")]
     Price {
-        /// Whose price.
+        /// The route.
         route: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: AmountError,
     },
-    /// The file of owed purchases.
+    /// The file of owed purchases cannot be used ([`Paywall::owed_in`]).
     #[error(transparent)]
     Owed(#[from] OwedFileError),
-    /// Payments of nothing are refused by facilitators, and so is leave to take nothing at most.
+    /// The price is zero, or a computed route returned no terms. Facilitators refuse payments of zero.
     #[error("the price of {0:?} is zero: leave the route out instead")]
     Free(String),
 }
 
-/// A route, ready to be asked about.
+/// A route with its compiled pattern and offers.
 #[derive(Debug)]
 struct Priced {
     pattern: Pattern,
@@ -208,7 +211,7 @@ struct Priced {
 }
 
 impl Paywall {
-    /// A paywall whose payments are settled by the facilitator at `url`, such as `http://127.0.0.1:4402`.
+    /// A paywall whose payments are settled by the facilitator at `url`, for example `http://127.0.0.1:4402`.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             facilitator: url.into(),
@@ -224,90 +227,90 @@ impl Paywall {
         }
     }
 
-    /// Tells buyers that the facilitator at `url`, as they reach it, offers payment sessions.
+    /// Announces that the facilitator offers payment sessions at `url`, the URL at which buyers reach it.
     #[must_use]
     pub fn sessions_at(mut self, url: Url) -> Self {
         self.announced.sessions = Some(url);
         self
     }
 
-    /// Tells buyers who pay by Permit2 that they need not have approved it: with the payment they may sign the token's own permit
-    /// (EIP-2612), and the facilitator pays for its gas. Announced as it is set here: the facilitator has to list
-    /// `eip2612GasSponsoring` in its `/supported`, and one that does not refuses such payments for want of the allowance.
+    /// Announces that buyers need no earlier allowance to Permit2: they may sign the token's permit (EIP-2612) with the payment, and the
+    /// facilitator pays its gas. The paywall does not check it: the facilitator must list `eip2612GasSponsoring` in `/supported`;
+    /// otherwise it refuses such payments because the allowance is missing.
     #[must_use]
     pub const fn sponsors_gas(mut self) -> Self {
         self.announced.gas = true;
         self
     }
 
-    /// Keeps purchases that were settled and not delivered in a file too, so that a restart leaves no buyer with a hash and no
-    /// resource. Each process needs a file of its own.
+    /// Keeps owed purchases (settled, but not delivered) in `file` as well as in memory, so that a buyer can still get the resource for the
+    /// same payment after a restart. Each process needs its own file.
     #[must_use]
     pub fn owed_in(mut self, file: impl Into<PathBuf>) -> Self {
         self.owed_file = Some(file.into());
         self
     }
 
-    /// Calls `hook` for each payment that was settled; in [`Flow::AfterHandler`] it is the first to know the hash, and at a metered
-    /// price what was charged.
+    /// Calls `hook` for each settled payment. In [`Flow::AfterHandler`] only the hook gets the transaction hash and, at a metered price,
+    /// the charged amount: the handler has run before.
     #[must_use]
     pub fn on_settled(mut self, hook: impl Fn(&Payment) + Send + Sync + 'static) -> Self {
         self.settled = Some(Arc::new(hook));
         self
     }
 
-    /// Who is paid.
+    /// Sets the account that is paid.
     #[must_use]
     pub const fn pay_to(mut self, address: Address) -> Self {
         self.pay_to = Some(address);
         self
     }
 
-    /// Where.
+    /// Sets the network on which payments are made.
     #[must_use]
     pub const fn network(mut self, network: Network) -> Self {
         self.network = Some(network);
         self
     }
 
-    /// Under which URL buyers reach this server; otherwise the `Host` of each request is believed.
+    /// Sets the URL at which buyers reach this server. Without it the `Host` header of each request is used.
     #[must_use]
     pub fn public_url(mut self, url: Url) -> Self {
         self.public_url = Some(url);
         self
     }
 
-    /// When payments are settled; [`Flow::Upfront`] unless set.
+    /// Sets when payments are settled; [`Flow::Upfront`] unless set.
     #[must_use]
     pub const fn flow(mut self, flow: Flow) -> Self {
         self.flow = flow;
         self
     }
 
-    /// For how long a buyer's authorization should be valid, in seconds; 300 unless set, and at least 60 is wise.
+    /// Sets the validity of a buyer's payment in seconds (`maxTimeoutSeconds`); 300 unless set, at least 60 is recommended.
     #[must_use]
     pub const fn timeout_s(mut self, seconds: u64) -> Self {
         self.timeout_s = seconds;
         self
     }
 
-    /// Sells `spec` (see [`Route::new`]) at `price`.
+    /// Adds the route `spec` (see [`Route::new`]) at `price`.
     #[must_use]
     pub fn route(self, spec: impl Into<String>, price: Price) -> Self {
         self.sell(Route::new(spec, price))
     }
 
-    /// Sells a route with all its details.
+    /// Adds a route.
     #[must_use]
     pub fn sell(mut self, route: Route) -> Self {
         self.routes.push(route);
         self
     }
 
-    /// The layer for [`axum::Router::layer`].
+    /// Builds the layer for [`axum::Router::layer`].
     ///
     /// # Errors
-    /// [`PaywallError`] says what is missing or wrong. The facilitator is not asked here but by [`PaywallLayer::check`].
+    /// [`PaywallError`]. The facilitator is not contacted; [`PaywallLayer::check`] does that.
     pub fn build(self) -> Result<PaywallLayer, PaywallError> {
         let facilitator =
             FacilitatorClient::new(&self.facilitator).map_err(PaywallError::Facilitator)?;
@@ -323,21 +326,21 @@ impl Paywall {
             Some(path) => Purchases::in_file(path)?,
             None => Purchases::default(),
         };
-        Ok(PaywallLayer::new(Shop {
+        Ok(PaywallLayer::new(PaywallState {
             facilitator,
             routes,
             purchases,
             tasks: TaskTracker::new(),
             public_url: self.public_url,
-            forwarded: Forwarded::default(),
+            forwarded: ForwardedCheck::default(),
             announced: self.announced,
-            settlers: Settlers::default(),
+            facilitator_addresses: FacilitatorAddresses::default(),
             settled: self.settled,
         }))
     }
 
     fn priced(&self, route: &Route) -> Result<Priced, PaywallError> {
-        let manner = Manner {
+        let settings = OfferSettings {
             flow: route.flow.unwrap_or(self.flow),
             timeout_s: self.timeout_s,
             resource_id: route.resource_id.clone(),
@@ -345,23 +348,24 @@ impl Paywall {
         Ok(Priced {
             pattern: Pattern::parse(&route.spec)
                 .ok_or_else(|| PaywallError::Route(route.spec.clone()))?,
-            offers: self.offers(route, manner)?,
+            offers: self.offers(route, settings)?,
             description: route.description.clone(),
             mime_type: route.mime_type.clone(),
         })
     }
 
-    fn offers(&self, route: &Route, manner: Manner) -> Result<Offers, PaywallError> {
+    fn offers(&self, route: &Route, settings: OfferSettings) -> Result<Offers, PaywallError> {
         match &route.source {
-            Source::Computed(compute) => Ok(Offers::Computed(Arc::clone(compute), manner)),
+            Source::Computed(compute) => Ok(Offers::Computed(Arc::clone(compute), settings)),
             Source::Price(price) => {
                 let network = self.network.ok_or(PaywallError::Network)?;
                 let pay_to = self.pay_to.ok_or(PaywallError::PayTo)?;
                 let first = Terms::new(network, pay_to, price.clone());
                 let all = [first].into_iter().chain(route.further.iter().cloned());
-                let asked: Result<_, _> =
-                    all.map(|terms| manner.ask(&terms, &route.spec)).collect();
-                Ok(Offers::Fixed(asked?))
+                let requirements: Result<_, _> = all
+                    .map(|terms| settings.requirements(&terms, &route.spec))
+                    .collect();
+                Ok(Offers::Fixed(requirements?))
             }
         }
     }
@@ -369,7 +373,7 @@ impl Paywall {
 
 impl std::fmt::Debug for Paywall {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The facilitator's URL may hold a key.
+        // The facilitator's URL may contain a key.
         formatter
             .debug_struct("Paywall")
             .field("routes", &self.routes)
@@ -389,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_price_in_dollars_is_asked_for_in_the_networks_default_token() {
+    fn dollar_price_uses_the_networks_default_token() {
         let paywall = paywall();
         let priced = |flow| {
             let route = Route::new("GET /report", Price::dollars("$0.01").unwrap()).flow(flow);
@@ -410,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn how_a_price_is_taken_decides_scheme_method_and_flow() {
+    fn price_determines_scheme_method_and_flow() {
         let cent = || Price::dollars("0.01").unwrap();
         for (price, scheme, method, flow) in [
             (cent(), Scheme::Exact, None, Some("upfront")),
@@ -450,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paywall_with_a_mistake_is_not_built() {
+    fn invalid_paywall_is_not_built() {
         let cent = || Price::dollars("0.01").unwrap();
         let error = |paywall: Paywall| paywall.build().unwrap_err();
         let twice = paywall().route("GET /a", cent()).route("GET /a/", cent());
@@ -463,10 +467,10 @@ mod tests {
             .network(Network::from_chain_id(31_337))
             .route("/a", cent());
         assert!(matches!(error(unpriced), PaywallError::NoDefaultToken(_)));
-        let nobody = Paywall::new("http://127.0.0.1:1")
+        let no_payee = Paywall::new("http://127.0.0.1:1")
             .network(Network::from_chain_id(1))
             .route("/a", cent());
-        assert!(matches!(error(nobody), PaywallError::PayTo));
+        assert!(matches!(error(no_payee), PaywallError::PayTo));
         assert!(matches!(
             error(Paywall::new("ftp://secret@host")),
             PaywallError::Facilitator(_)

@@ -1,4 +1,4 @@
-//! The ways in which a route can be paid.
+//! The offers of a route: from prices to payment requirements.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,19 +9,19 @@ use axum::http::request::Parts;
 use crate::protocol::{Means, Network, PaymentRequirements};
 use crate::seller::{Flow, PaywallError, Price};
 
-/// One way to pay: on which network, to whom, how much.
+/// One way to pay for a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
-    /// Where.
+    /// The network on which the payment is made.
     pub network: Network,
-    /// Who is paid.
+    /// The account that is paid.
     pub pay_to: Address,
-    /// How much, in which token.
+    /// The price and its token.
     pub price: Price,
 }
 
 impl Terms {
-    /// `price` on `network`, to `pay_to`.
+    /// Terms with `price` on `network`, paid to `pay_to`.
     pub const fn new(network: Network, pay_to: Address, price: Price) -> Self {
         Self {
             network,
@@ -34,71 +34,71 @@ impl Terms {
 /// Computes terms from a request.
 pub(super) type Compute = Arc<dyn Fn(&Parts) -> Vec<Terms> + Send + Sync>;
 
-/// Where a route's terms come from.
+/// The source of a route's terms.
 #[derive(Clone)]
 pub(super) enum Source {
-    /// The price on the paywall's network, to the paywall's payee.
+    /// A fixed price on the paywall's network, paid to the paywall's payee.
     Price(Price),
-    /// From the request.
+    /// Computed from the request.
     Computed(Compute),
 }
 
-/// What all requirements of a route have in common.
+/// The settings that all offers of a route share.
 #[derive(Debug, Clone)]
-pub(super) struct Manner {
+pub(super) struct OfferSettings {
     pub(super) flow: Flow,
     pub(super) timeout_s: u64,
     pub(super) resource_id: Option<String>,
 }
 
-/// The terms of a route, ready to be asked for.
+/// The offers of a route, or how to compute them.
 #[derive(Clone)]
 pub(super) enum Offers {
     Fixed(Vec<PaymentRequirements>),
-    Computed(Compute, Manner),
+    Computed(Compute, OfferSettings),
 }
 
 impl Offers {
-    /// What a request is asked for, in the order of preference.
+    /// The offers for a request, in the seller's order of preference.
     pub(super) fn of(&self, request: &Parts) -> Result<Vec<PaymentRequirements>, PaywallError> {
         match self {
             Self::Fixed(requirements) => Ok(requirements.clone()),
-            Self::Computed(compute, manner) => {
+            Self::Computed(compute, settings) => {
                 let terms = compute(request);
                 if terms.is_empty() {
                     return Err(PaywallError::Free(request.uri.path().to_owned()));
                 }
                 terms
                     .iter()
-                    .map(|terms| manner.ask(terms, request.uri.path()))
+                    .map(|terms| settings.requirements(terms, request.uri.path()))
                     .collect()
             }
         }
     }
 }
 
-impl Manner {
-    /// The requirement of some terms, for the route `spec`.
-    pub(super) fn ask(
+impl OfferSettings {
+    /// The payment requirements of `terms`, for the route `spec`.
+    pub(super) fn requirements(
         &self,
         terms: &Terms,
         spec: &str,
     ) -> Result<PaymentRequirements, PaywallError> {
-        let (amount, token, means) = terms.price.on(terms.network, spec)?;
+        let (amount, token, method) = terms.price.resolve(terms.network, spec)?;
         if amount.is_zero() {
             return Err(PaywallError::Free(spec.to_owned()));
         }
-        // What a metered payment costs is known after the handler.
-        let flow = match means {
+        // The charge of a metered payment is known only after the handler.
+        let flow = match method {
             Means::Metered => Flow::AfterHandler,
             Means::Authorization | Means::Permit2 => self.flow,
         };
-        let mut extra = token.extra(means, flow);
+        let mut extra = token.extra(method, flow);
         if let Some(id) = &self.resource_id {
             extra.insert("resourceId".to_owned(), id.clone().into());
         }
         Ok(PaymentRequirements {
-            scheme: means.scheme(),
+            scheme: method.scheme(),
             network: terms.network,
             amount,
             asset: token.address,

@@ -1,8 +1,8 @@
-//! Purchases that were settled and not delivered yet: the same payment gets its resource without being settled again.
+//! Owed purchases: settled, but not delivered. The same payment gets its resource without a second settlement.
 //!
-//! A purchase is known by its payment's payload, however its header is spelled, and belongs to one request: method, URL and body. It is
-//! written down before the handler runs and struck out when the answer went out whole. With a file it survives the process;
-//! without one a restart leaves a buyer with a hash and no resource.
+//! A purchase is identified by its payment's payload, for any encoding of the header, and belongs to one request: method, URL and body. It
+//! is recorded before the handler runs and removed once the response was sent completely. With a file it survives a restart; without one,
+//! a restart leaves a buyer with a transaction hash and no resource.
 
 mod file;
 
@@ -18,101 +18,108 @@ use crate::seller::owed::file::OwedFile;
 
 pub use file::OwedFileError;
 
-/// Purchases that are remembered; beyond that the oldest is forgotten, with an error in the log.
+/// The limit of purchases in memory. Beyond it the oldest is dropped, with an error in the log.
 const OWED_MAX: usize = 10_000;
 
-/// What a purchase is known by.
+/// Identifies a purchase: the hash of its payment's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct PurchaseKey(pub(super) B256);
 
-/// How far a purchase got that this server has not delivered.
+/// The state of a purchase that is not delivered. The names are part of the file format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Stage {
-    /// The facilitator was asked, and what it said is not known here: this server died, or the answer was lost on its way.
+    /// `/settle` was called and its result is unknown here: the process ended, or the response was lost.
     Settling,
-    /// The money moved; the facilitator's answer.
+    /// The payment is settled; holds the facilitator's response.
     Owed(Box<SettleResponse>),
 }
 
-/// A purchase that this server has not delivered.
+/// A purchase that is not delivered, as the file stores it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Purchase {
+    /// The hash of the request that the payment belongs to.
     request: B256,
     stage: Stage,
 }
 
 #[derive(Debug, Default)]
-struct Book {
+struct OpenPurchases {
     open: HashMap<PurchaseKey, Purchase>,
+    /// Keys in the order of insertion; may contain keys that are no longer open.
     order: VecDeque<PurchaseKey>,
-    in_hand: HashSet<PurchaseKey>,
+    claimed: HashSet<PurchaseKey>,
 }
 
-/// All purchases of a shop that are not delivered. Cheap to clone.
+/// All purchases of a paywall that are not delivered. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Purchases {
-    book: Arc<Mutex<Book>>,
+    state: Arc<Mutex<OpenPurchases>>,
     file: Option<Arc<OwedFile>>,
 }
 
-/// Why a payment is not taken up.
+/// Why a purchase cannot be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// A copy of it is being served right now.
-    InHand,
-    /// It was paid for another request.
+pub(super) enum ClaimError {
+    /// Another request with the same payment is being served.
+    AlreadyClaimed,
+    /// The payment belongs to another request.
     OtherRequest,
 }
 
-/// A payment that is being served; dropped, its purchase stays as it stands in the book, and the next copy may come.
+/// A purchase that is claimed by one request. Dropping it releases the claim and leaves the recorded state unchanged.
 #[derive(Debug)]
-pub(super) struct Serving {
+pub(super) struct ClaimedPurchase {
     purchases: Purchases,
     key: PurchaseKey,
     request: B256,
-    /// What was settled before, when the purchase is owed.
+    /// The earlier settlement, when the purchase is owed.
     pub(super) owed: Option<SettleResponse>,
-    /// What the facilitator said is not known: its word that the payment was granted already is about us.
+    /// An earlier result is unknown: if the facilitator reports that the payment was already granted, it was granted to this server.
     pub(super) was_settling: bool,
 }
 
 impl Purchases {
-    /// Remembers purchases in a file as well.
+    /// Keeps purchases in a file as well as in memory.
     pub(super) fn in_file(path: &Path) -> Result<Self, OwedFileError> {
         let (file, open) = OwedFile::open(path)?;
         let order = open.keys().copied().collect();
-        let book = Book {
+        let state = OpenPurchases {
             open,
             order,
-            in_hand: HashSet::new(),
+            claimed: HashSet::new(),
         };
         Ok(Self {
-            book: Arc::new(Mutex::new(book)),
+            state: Arc::new(Mutex::new(state)),
             file: Some(Arc::new(file)),
         })
     }
 
-    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> std::sync::MutexGuard<'_, OpenPurchases> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a payment in hand for one request.
-    pub(super) fn take(&self, key: PurchaseKey, request: B256) -> Result<Serving, Refused> {
-        let mut book = self.book();
-        let known = book.open.get(&key).cloned();
-        if known.as_ref().is_some_and(|known| known.request != request) {
-            return Err(Refused::OtherRequest);
+    /// Claims the purchase of a payment for one request.
+    pub(super) fn claim(
+        &self,
+        key: PurchaseKey,
+        request: B256,
+    ) -> Result<ClaimedPurchase, ClaimError> {
+        let mut state = self.state();
+        let recorded = state.open.get(&key).cloned();
+        let belongs_to_other = |recorded: &Purchase| recorded.request != request;
+        if recorded.as_ref().is_some_and(belongs_to_other) {
+            return Err(ClaimError::OtherRequest);
         }
-        if !book.in_hand.insert(key) {
-            return Err(Refused::InHand);
+        if !state.claimed.insert(key) {
+            return Err(ClaimError::AlreadyClaimed);
         }
-        let (owed, was_settling) = match known.map(|known| known.stage) {
+        let (owed, was_settling) = match recorded.map(|recorded| recorded.stage) {
             Some(Stage::Owed(outcome)) => (Some(*outcome), false),
             Some(Stage::Settling) => (None, true),
             None => (None, false),
         };
-        Ok(Serving {
+        Ok(ClaimedPurchase {
             purchases: self.clone(),
             key,
             request,
@@ -129,16 +136,16 @@ impl Purchases {
         let Some(file) = self.file.clone() else {
             return Ok(());
         };
-        // Disks are slow, and the threads of the runtime are few.
+        // File writes block, so they must not run on a thread of the async runtime.
         let written =
             tokio::task::spawn_blocking(move || file.append(key, purchase.as_ref(), true));
         written.await.map_err(|_| OwedFileError::Interrupted)?
     }
 }
 
-impl Serving {
-    /// Says, before the facilitator is asked, that it will be. Nothing to do without a file: what dies with the process needs no record.
-    pub(super) async fn settling(&self) -> Result<(), OwedFileError> {
+impl ClaimedPurchase {
+    /// Records, before `/settle` is called, that it will be. Only in the file: a record in memory would be lost with the process.
+    pub(super) async fn record_settling(&self) -> Result<(), OwedFileError> {
         let purchase = Purchase {
             request: self.request,
             stage: Stage::Settling,
@@ -146,51 +153,54 @@ impl Serving {
         self.purchases.write(self.key, Some(purchase)).await
     }
 
-    /// The facilitator gave no success to this server: nothing is owed.
-    pub(super) async fn not_settled(&self) -> Result<(), OwedFileError> {
-        self.purchases.book().open.remove(&self.key);
+    /// Removes the record: the facilitator granted no success, so nothing is owed.
+    pub(super) async fn record_not_settled(&self) -> Result<(), OwedFileError> {
+        self.purchases.state().open.remove(&self.key);
         self.purchases.write(self.key, None).await
     }
 
-    /// The facilitator's answer was lost, and may have been a success.
-    pub(super) fn unheard(&self) {
+    /// Keeps the purchase as [`Stage::Settling`]: the facilitator's response was lost and may have been a success.
+    pub(super) fn keep_settling(&self) {
         let purchase = Purchase {
             request: self.request,
             stage: Stage::Settling,
         };
-        self.purchases.book().remember(self.key, purchase);
+        self.purchases.state().insert(self.key, purchase);
     }
 
-    /// The money moved: the resource is owed from now on.
-    pub(super) async fn settled(&self, outcome: &SettleResponse) -> Result<(), OwedFileError> {
+    /// Records the settlement: the resource is owed from now on.
+    pub(super) async fn record_settled(
+        &self,
+        outcome: &SettleResponse,
+    ) -> Result<(), OwedFileError> {
         let purchase = Purchase {
             request: self.request,
             stage: Stage::Owed(Box::new(outcome.clone())),
         };
-        self.purchases.book().remember(self.key, purchase.clone());
+        self.purchases.state().insert(self.key, purchase.clone());
         self.purchases.write(self.key, Some(purchase)).await
     }
 
-    /// The answer went out whole.
-    pub(super) fn delivered(&self) {
-        let mut book = self.purchases.book();
-        book.open.remove(&self.key);
-        if book.order.len() > 2 * OWED_MAX {
-            let Book { open, order, .. } = &mut *book;
+    /// Removes the purchase: the response was sent completely.
+    pub(super) fn record_delivered(&self) {
+        let mut state = self.purchases.state();
+        state.open.remove(&self.key);
+        if state.order.len() > 2 * OWED_MAX {
+            let OpenPurchases { open, order, .. } = &mut *state;
             order.retain(|key| open.contains_key(key));
         }
-        drop(book);
-        // Not forced to the disk: a record that a crash swallows serves a buyer twice, not never.
+        drop(state);
+        // Not synced to disk: if a crash loses this line, the buyer can get the resource a second time.
         if let Some(file) = &self.purchases.file
             && let Err(error) = file.append(self.key, None, false)
         {
-            tracing::warn!(%error, "a delivery could not be written down");
+            tracing::warn!(%error, "delivery could not be recorded: the purchase stays owed in the file");
         }
     }
 }
 
-impl Book {
-    fn remember(&mut self, key: PurchaseKey, purchase: Purchase) {
+impl OpenPurchases {
+    fn insert(&mut self, key: PurchaseKey, purchase: Purchase) {
         self.open.insert(key, purchase);
         self.order.push_back(key);
         while self.open.len() > OWED_MAX {
@@ -200,16 +210,16 @@ impl Book {
             if self.open.remove(&oldest).is_some() {
                 tracing::error!(
                     owed = OWED_MAX,
-                    "too many purchases are owed; the oldest is forgotten"
+                    "too many owed purchases: the oldest is dropped, its payment will get no resource"
                 );
             }
         }
     }
 }
 
-impl Drop for Serving {
+impl Drop for ClaimedPurchase {
     fn drop(&mut self) {
-        self.purchases.book().in_hand.remove(&self.key);
+        self.purchases.state().claimed.remove(&self.key);
     }
 }
 

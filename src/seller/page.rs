@@ -1,26 +1,26 @@
-//! What a person sees who opens a priced route in a browser.
+//! The HTML page for a priced route that is opened in a browser.
 
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, USER_AGENT};
 
 use crate::protocol::{PaymentRequired, Scheme};
 
-/// Whether a browser asks for a page, as official sellers tell it.
-pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
-    let holds = |name, text: &str| {
+/// Whether a browser requests a page, by the same rule as the official x402 SDKs.
+pub(super) fn is_requested(headers: &HeaderMap) -> bool {
+    let contains = |name, text: &str| {
         let value = headers.get(name).and_then(|value| value.to_str().ok());
         value.is_some_and(|value| value.contains(text))
     };
-    holds(ACCEPT, "text/html") && holds(USER_AGENT, "Mozilla")
+    contains(ACCEPT, "text/html") && contains(USER_AGENT, "Mozilla")
 }
 
-/// A page that loads nothing: the price, and the challenge for whatever wallet reads pages.
+/// A page without external resources: the offers as text, and the challenge as JSON for wallets that read pages.
 pub(super) fn of(challenge: &PaymentRequired) -> String {
     let url = challenge
         .resource
         .as_ref()
         .map(|resource| resource.url.as_str());
-    let what = challenge
+    let description = challenge
         .resource
         .as_ref()
         .and_then(|resource| resource.description.as_deref());
@@ -49,7 +49,7 @@ pub(super) fn of(challenge: &PaymentRequired) -> String {
          overflow-wrap:anywhere}}</style><h1>Payment required</h1><p>{}</p><p><code>{}</code></p><ul>{offers}</ul>\
          <p>This resource is sold to programs that speak x402: open it with an x402 client.</p>\
          <script type=\"application/json\" id=\"payment-required\">{}</script></html>",
-        escaped(what.unwrap_or("This resource has a price.")),
+        escaped(description.unwrap_or("This resource has a price.")),
         escaped(url.unwrap_or_default()),
         json.replace('<', "\\u003c"),
     )
@@ -76,7 +76,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn nothing_that_a_seller_or_a_url_says_becomes_markup() {
+    fn challenge_texts_are_escaped() {
         let challenge: PaymentRequired = serde_json::from_value(
             json!({"x402Version": 2, "error": "</script><b>", "accepts": [],
             "resource": {"url": "https://a/<script>alert(1)</script>", "description": "\"<i>'&"}}),

@@ -1,5 +1,5 @@
-//! Which price a request meets. A path can be spelled in many ways and the handlers behind us may understand more of them than
-//! we do, so that every reading of a path is asked, and one that is priced is enough.
+//! Matches requests to priced routes. A path has many spellings (percent encoding, dots, double slashes), and a router behind the paywall
+//! may normalise more of them than axum does. So every reading of a path is matched, and a request is priced if any reading is.
 
 use axum::http::Method;
 
@@ -10,7 +10,7 @@ pub(crate) struct Pattern {
     segments: Vec<Segment>,
 }
 
-/// In the order in which they win over each other.
+/// In order of precedence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Segment {
     Literal(String),
@@ -18,19 +18,19 @@ enum Segment {
     Rest,
 }
 
-/// What a request has to pay.
+/// The price of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Meets {
-    /// Nothing.
-    Nothing,
-    /// The price with this index.
-    Price(usize),
-    /// Different prices, depending on who reads the path.
-    Several,
+pub(crate) enum PriceMatch {
+    /// No reading of the path is priced.
+    Unpriced,
+    /// The route with this index.
+    Route(usize),
+    /// Different readings of the path match different routes.
+    Ambiguous,
 }
 
 impl Pattern {
-    /// Reads `GET /report` or `/report`.
+    /// Parses `GET /report` or `/report`.
     pub(crate) fn parse(spec: &str) -> Option<Self> {
         let spec = spec.trim();
         let (method, path) = match spec.split_once(char::is_whitespace) {
@@ -38,7 +38,7 @@ impl Pattern {
             None => (None, spec),
         };
         let method = match method.as_deref() {
-            // A handler for GET answers HEAD as well.
+            // axum answers HEAD with the handler of GET.
             Some("HEAD") => Some(Method::GET),
             Some(name) => Some(Method::from_bytes(name.as_bytes()).ok()?),
             None => None,
@@ -57,13 +57,13 @@ impl Pattern {
         Some(Self { method, segments })
     }
 
-    fn takes(&self, method: &Method) -> bool {
-        let asked = if method == Method::HEAD {
+    fn accepts(&self, method: &Method) -> bool {
+        let method = if method == Method::HEAD {
             &Method::GET
         } else {
             method
         };
-        self.method.as_ref().is_none_or(|own| own == asked)
+        self.method.as_ref().is_none_or(|own| own == method)
     }
 
     fn matches(&self, path: &[&str]) -> bool {
@@ -86,7 +86,7 @@ impl Pattern {
         rest.next().is_none()
     }
 
-    /// Smaller wins: literals over placeholders, a named method over any.
+    /// The smallest value wins: literals before placeholders, a named method before any.
     fn precedence(&self) -> (Vec<u8>, bool) {
         let ranks = self.segments.iter().map(|segment| match segment {
             Segment::Literal(_) => 0,
@@ -114,39 +114,40 @@ impl Segment {
     }
 }
 
-/// Finds the price of `method path` among `patterns`.
+/// Finds the pattern that prices `method path`, among all readings of the path.
 pub(crate) fn find<'a>(
     patterns: &(impl Iterator<Item = &'a Pattern> + Clone),
     method: &Method,
     path: &str,
-) -> Meets {
-    let mut met = Meets::Nothing;
+) -> PriceMatch {
+    let mut result = PriceMatch::Unpriced;
     let decoded = decoded(path);
     for spelling in [path, decoded.as_str()] {
-        let kept: Vec<&str> = split(spelling).collect();
-        let resolved = without_dots(&kept);
-        for reading in [kept, resolved] {
+        let literal: Vec<&str> = split(spelling).collect();
+        let resolved = without_dots(&literal);
+        for reading in [literal, resolved] {
             let best = patterns
                 .clone()
                 .enumerate()
-                .filter(|(_, pattern)| pattern.takes(method) && pattern.matches(&reading))
+                .filter(|(_, pattern)| pattern.accepts(method) && pattern.matches(&reading))
                 .min_by_key(|(_, pattern)| pattern.precedence());
-            met = match (met, best) {
-                (met, None) => met,
-                (Meets::Nothing, Some((index, _))) => Meets::Price(index),
-                (Meets::Price(known), Some((index, _))) if known == index => met,
-                (Meets::Price(_) | Meets::Several, Some(_)) => Meets::Several,
+            result = match (result, best) {
+                (result, None) => result,
+                (PriceMatch::Unpriced, Some((index, _))) => PriceMatch::Route(index),
+                (PriceMatch::Route(found), Some((index, _))) if found == index => result,
+                (PriceMatch::Route(_) | PriceMatch::Ambiguous, Some(_)) => PriceMatch::Ambiguous,
             };
         }
     }
-    met
+    result
 }
 
-/// The segments, without the empty ones of double and trailing slashes.
+/// The segments of a path, without the empty ones of double and trailing slashes.
 fn split(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|segment| !segment.is_empty())
 }
 
+/// Resolves `.` and `..` segments.
 fn without_dots<'a>(segments: &[&'a str]) -> Vec<&'a str> {
     let mut resolved = Vec::with_capacity(segments.len());
     for segment in segments {
@@ -161,7 +162,7 @@ fn without_dots<'a>(segments: &[&'a str]) -> Vec<&'a str> {
     resolved
 }
 
-/// Undoes percent encoding once; what is no encoding stays.
+/// Percent-decodes once. Invalid escapes stay as they are.
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -197,7 +198,7 @@ const fn hex(digit: u8) -> Option<u8> {
 mod tests {
     use super::*;
 
-    fn met(specs: &[&str], method: &Method, path: &str) -> Meets {
+    fn matched(specs: &[&str], method: &Method, path: &str) -> PriceMatch {
         let patterns: Vec<Pattern> = specs
             .iter()
             .map(|spec| Pattern::parse(spec).unwrap())
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn no_spelling_of_a_priced_path_is_free() {
+    fn every_spelling_of_a_priced_path_is_priced() {
         let specs = ["GET /report/today", "/files/{name}", "/tree/{*rest}"];
         for path in [
             "/report/today",
@@ -217,43 +218,59 @@ mod tests {
             "/./report/x/../today",
             "/report/%2e/today",
         ] {
-            assert_eq!(met(&specs, &Method::GET, path), Meets::Price(0), "{path}");
-            assert_eq!(met(&specs, &Method::HEAD, path), Meets::Price(0), "{path}");
             assert_eq!(
-                met(&specs, &Method::POST, path),
-                Meets::Nothing,
+                matched(&specs, &Method::GET, path),
+                PriceMatch::Route(0),
+                "{path}"
+            );
+            assert_eq!(
+                matched(&specs, &Method::HEAD, path),
+                PriceMatch::Route(0),
+                "{path}"
+            );
+            assert_eq!(
+                matched(&specs, &Method::POST, path),
+                PriceMatch::Unpriced,
                 "{path}: only GET is priced"
             );
         }
         for path in ["/files/a", "/files/a%2Fb", "/files/..", "/files/%2e%2e"] {
-            assert_eq!(met(&specs, &Method::PUT, path), Meets::Price(1), "{path}");
+            assert_eq!(
+                matched(&specs, &Method::PUT, path),
+                PriceMatch::Route(1),
+                "{path}"
+            );
         }
         for path in ["/tree", "/tree/a/b", "/tree/../public"] {
             assert_eq!(
-                met(&specs, &Method::DELETE, path),
-                Meets::Price(2),
+                matched(&specs, &Method::DELETE, path),
+                PriceMatch::Route(2),
                 "{path}"
             );
         }
         for path in ["/", "/report", "/report/today/x", "/Report/today"] {
-            assert_eq!(met(&specs, &Method::GET, path), Meets::Nothing, "{path}");
+            assert_eq!(
+                matched(&specs, &Method::GET, path),
+                PriceMatch::Unpriced,
+                "{path}"
+            );
         }
     }
 
     #[test]
-    fn the_most_specific_price_counts_and_two_readings_with_two_prices_are_told() {
+    fn most_specific_route_wins_and_two_prices_are_ambiguous() {
         let specs = ["/a/{x}", "/a/b", "GET /a/b", "/dear"];
-        assert_eq!(met(&specs, &Method::GET, "/a/b"), Meets::Price(2));
-        assert_eq!(met(&specs, &Method::POST, "/a/b"), Meets::Price(1));
-        assert_eq!(met(&specs, &Method::GET, "/a/c"), Meets::Price(0));
+        assert_eq!(matched(&specs, &Method::GET, "/a/b"), PriceMatch::Route(2));
+        assert_eq!(matched(&specs, &Method::POST, "/a/b"), PriceMatch::Route(1));
+        assert_eq!(matched(&specs, &Method::GET, "/a/c"), PriceMatch::Route(0));
         assert_eq!(
-            met(&specs, &Method::GET, "/a/%2e%2e%2fdear"),
-            Meets::Several
+            matched(&specs, &Method::GET, "/a/%2e%2e%2fdear"),
+            PriceMatch::Ambiguous
         );
     }
 
     #[test]
-    fn what_is_no_route_is_not_read_as_one() {
+    fn invalid_route_specs_are_rejected() {
         for spec in [
             "",
             "report",

@@ -1,4 +1,4 @@
-//! What a handler learns about the payment that opened its door.
+//! The payment of a request, as its handler gets it.
 
 use alloy::primitives::Address;
 use axum::Json;
@@ -10,30 +10,30 @@ use serde_json::json;
 
 use crate::protocol::{Amount, Network};
 
-/// The payment of the request, for handlers of priced routes.
+/// The payment of the request. Handlers of priced routes get it as an axum extractor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Payment {
-    /// The id in the facilitator's ledger, unique per payment; `None` before settlement, and with facilitators that have none.
+    /// The facilitator's payment id, unique per payment; `None` before settlement, and with facilitators that send none.
     pub id: Option<String>,
-    /// The hash of the transaction; `None` in [`crate::seller::Flow::AfterHandler`], where nothing is settled yet, and for a metered
-    /// payment that was charged nothing.
+    /// The transaction hash; `None` before settlement ([`crate::seller::Flow::AfterHandler`]), and for a metered payment with a charge of
+    /// zero.
     pub payment_id: Option<String>,
-    /// Who pays.
+    /// The account that pays.
     pub payer: Address,
-    /// How much, in atomic units of `asset`; at a metered price the most that can be charged, until it is settled.
+    /// The amount in atomic units of `asset`. At a metered price it is the maximum before settlement, and the charge after it.
     pub amount: Amount,
-    /// Where.
+    /// The network of the payment.
     pub network: Network,
-    /// In which token.
+    /// The token contract.
     pub asset: Address,
-    /// The payment session that the payment belongs to, when there is one.
+    /// The id of the payment session that the payment belongs to, if any.
     pub session_id: Option<String>,
 }
 
-/// A handler asked for a [`Payment`] on a route that no paywall guards: a mistake of the server's.
+/// The rejection of the [`Payment`] extractor on a route without a paywall. It answers 500: the server is misconfigured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the handler of an unpriced route asks for its payment")]
+#[error("handler extracts a Payment on a route without a price: add the route to the paywall")]
 pub struct Unpaid;
 
 impl IntoResponse for Unpaid {

@@ -1,4 +1,4 @@
-//! Prices: dollars of a network's default token, or atomic units of any.
+//! Prices: dollars in a network's default token, or atomic units of any token.
 
 use alloy::primitives::Address;
 use serde_json::{Map, Value};
@@ -8,27 +8,27 @@ use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::{Amount, Means, Network};
 use crate::seller::{Flow, PaywallError};
 
-/// The decimals of every default token that moves by EIP-3009; a price is checked against them before its network is known.
+/// The decimals of every default token with EIP-3009. A price in dollars is checked against them before its network is known.
 const DOLLAR_DECIMALS: u8 = 6;
 
-/// A token to be paid in. Its name and version are those of its EIP-712 domain: a wrong one makes every payment fail.
+/// A token that prices can be given in. Name and version are those of its EIP-712 domain; with a wrong one every payment fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
-    /// The contract.
+    /// The token contract.
     pub address: Address,
-    /// Its EIP-712 name.
+    /// The name in its EIP-712 domain.
     pub name: String,
-    /// Its EIP-712 version.
+    /// The version in its EIP-712 domain.
     pub version: String,
 }
 
 impl Token {
-    /// What a requirement says about it, and about how it is taken.
-    pub(super) fn extra(&self, means: Means, flow: Flow) -> Map<String, Value> {
+    /// The members of `extra` in an offer: the token's domain, transfer method and flow.
+    pub(super) fn extra(&self, method: Means, flow: Flow) -> Map<String, Value> {
         let mut extra = Map::new();
         extra.insert("name".to_owned(), self.name.clone().into());
         extra.insert("version".to_owned(), self.version.clone().into());
-        if let Some(method) = means.transfer_method() {
+        if let Some(method) = method.transfer_method() {
             extra.insert("assetTransferMethod".to_owned(), method.into());
         }
         if flow == Flow::Upfront {
@@ -38,11 +38,12 @@ impl Token {
     }
 }
 
-/// What a resource costs: exactly this, taken by the token's own authorization (EIP-3009), unless it is said otherwise.
+/// The price of a resource. By default the buyer pays exactly this amount with an EIP-3009 authorization; see [`Price::metered`] and
+/// [`Price::by_permit2`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Price {
     kind: Kind,
-    means: Means,
+    method: Means,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,21 +54,21 @@ enum Kind {
 }
 
 impl Price {
-    /// Dollars, such as `0.01` or `$0.01`, in the default token of the network.
+    /// A price in dollars, such as `0.01` or `$0.01`, paid in the default token of the network.
     ///
     /// # Errors
-    /// [`AmountError`] when the text is no plain decimal number, or finer than a millionth of a dollar.
+    /// [`AmountError`] when the text is not a plain decimal number, or has more than six decimals.
     pub fn dollars(text: &str) -> Result<Self, AmountError> {
         Amount::from_dollars(text, DOLLAR_DECIMALS)?;
         Ok(Self::of(Kind::Dollars(text.to_owned())))
     }
 
-    /// Atomic units of the network's default token: 10 000 are a cent of USDC.
+    /// A price in atomic units of the network's default token: 10 000 are a cent of USDC.
     pub const fn atomic(amount: Amount) -> Self {
         Self::of(Kind::Atomic(amount))
     }
 
-    /// Atomic units of `token`.
+    /// A price in atomic units of `token`.
     pub const fn in_token(amount: Amount, token: Token) -> Self {
         Self::of(Kind::Token(amount, token))
     }
@@ -75,45 +76,44 @@ impl Price {
     const fn of(kind: Kind) -> Self {
         Self {
             kind,
-            means: Means::Authorization,
+            method: Means::Authorization,
         }
     }
 
-    /// At most this much: the handler says how much of it with a [`crate::seller::Charge`], and all of it when it says nothing. Scheme
-    /// `upto`: such a payment is always settled after the handler, whose answer is held back until then, and taken by Permit2, which
-    /// the buyer has to have approved for the token (see [`crate::seller::Paywall::sponsors_gas`]). Version 2 of x402 alone.
+    /// Makes this the maximum (scheme `upto`): the handler sets the charge with a [`crate::seller::Charge`]; without one the maximum is
+    /// charged. The payment is always settled after the handler, whose response is held back until then. It uses Permit2, so the buyer
+    /// needs an allowance to Permit2 for the token (see [`crate::seller::Paywall::sponsors_gas`]). Offered in x402 v2 only.
     #[must_use]
     pub const fn metered(mut self) -> Self {
-        self.means = Means::Metered;
+        self.method = Means::Metered;
         self
     }
 
-    /// Exactly this much, but taken by Permit2: for tokens without EIP-3009. The buyer has to have approved Permit2 for the token (see
-    /// [`crate::seller::Paywall::sponsors_gas`]). Version 2 of x402 alone. A metered price is taken by Permit2 anyway.
+    /// Uses Permit2 instead of EIP-3009, for tokens without EIP-3009. The buyer needs an allowance to Permit2 for the token (see
+    /// [`crate::seller::Paywall::sponsors_gas`]). Offered in x402 v2 only. A metered price always uses Permit2.
     #[must_use]
     pub const fn by_permit2(mut self) -> Self {
-        if matches!(self.means, Means::Authorization) {
-            self.means = Means::Permit2;
+        if matches!(self.method, Means::Authorization) {
+            self.method = Means::Permit2;
         }
         self
     }
 
-    /// The price on a network, for the route `spec`: how much of which token, and by what leave of the buyer's. A default token that
-    /// does not speak EIP-3009 is taken by Permit2.
-    pub(super) fn on(
+    /// Amount, token and payment method of the price on a network, for the route `spec`. A default token without EIP-3009 uses Permit2.
+    pub(super) fn resolve(
         &self,
         network: Network,
         spec: &str,
     ) -> Result<(Amount, Token, Means), PaywallError> {
         if let Kind::Token(amount, token) = &self.kind {
-            return Ok((*amount, token.clone(), self.means));
+            return Ok((*amount, token.clone(), self.method));
         }
         let asset = default_assets(network)
             .next()
             .ok_or(PaywallError::NoDefaultToken(network))?;
-        let means = match (self.means, asset.method) {
+        let method = match (self.method, asset.method) {
             (Means::Authorization, TransferMethod::Permit2) => Means::Permit2,
-            (means, TransferMethod::Eip3009 | TransferMethod::Permit2) => means,
+            (method, TransferMethod::Eip3009 | TransferMethod::Permit2) => method,
         };
         let token = Token {
             address: asset.address,
@@ -131,6 +131,6 @@ impl Price {
             }
             Kind::Atomic(amount) | Kind::Token(amount, _) => *amount,
         };
-        Ok((amount, token, means))
+        Ok((amount, token, method))
     }
 }

@@ -1,5 +1,5 @@
-//! The facilitator's part of a sale: a settlement that is written down before it is asked for and goes on when the buyer is gone; and the
-//! ways in which a sale ends without its resource.
+//! Settlement through the facilitator: recorded before `/settle` is called, and continued when the buyer disconnects. Also the errors that
+//! end a sale without its resource.
 
 use std::sync::Arc;
 
@@ -7,142 +7,142 @@ use serde_json::Value;
 
 use crate::protocol::challenge::network_name;
 use crate::protocol::{Amount, Network, PresentedPayment, Reason, SettleResponse};
-use crate::seller::owed::Serving;
+use crate::seller::owed::ClaimedPurchase;
 use crate::seller::{ChargeError, FacilitatorClient, FacilitatorError, OwedFileError};
 
-/// Why a sale ends before its resource is served.
-pub(super) enum Ends {
-    /// Ask for a payment, saying what was wrong with this one.
-    Ask(Option<String>),
+/// Why a sale ends without serving its resource.
+pub(super) enum SaleError {
+    /// Answer with the challenge; holds the error of the presented payment, if there was one.
+    PaymentRequired(Option<String>),
     /// The facilitator refused to settle.
     Refused(Box<SettleResponse>),
-    /// The facilitator gave no answer.
-    Outage(FacilitatorError),
-    /// What is owed cannot be written down: nothing may be settled.
-    Unwritten(OwedFileError),
-    /// The request's body is longer than what can be held.
-    TooLong,
-    /// The handler's answer cannot be used.
-    Broken,
-    /// The handler charges what cannot be charged.
-    Misjudged(ChargeError),
+    /// The facilitator returned no usable response.
+    Unavailable(FacilitatorError),
+    /// The purchase could not be written to the file of owed purchases.
+    NotRecorded(OwedFileError),
+    /// The request's body exceeds the limit.
+    BodyTooLong,
+    /// An internal error, such as a handler response that could not be read.
+    Internal,
+    /// The handler's charge is invalid.
+    InvalidCharge(ChargeError),
 }
 
-impl Ends {
-    /// Whether the facilitator may still say success to this payment.
-    fn are_open(&self) -> bool {
+impl SaleError {
+    /// Whether the facilitator may still settle this payment.
+    fn may_still_settle(&self) -> bool {
         match self {
             Self::Refused(outcome) => {
                 outcome.error_reason.as_deref() == Some(Reason::SettlementPending.code())
             }
-            Self::Outage(_) => true,
-            Self::Ask(_)
-            | Self::Unwritten(_)
-            | Self::TooLong
-            | Self::Broken
-            | Self::Misjudged(_) => false,
+            Self::Unavailable(_) => true,
+            Self::PaymentRequired(_)
+            | Self::NotRecorded(_)
+            | Self::BodyTooLong
+            | Self::Internal
+            | Self::InvalidCharge(_) => false,
         }
     }
 
-    /// Whether a success may have been said to us that we did not hear.
-    fn hide_a_success(&self) -> bool {
+    /// Whether the facilitator may have answered with a success that was lost.
+    fn may_hide_a_success(&self) -> bool {
         match self {
-            Self::Outage(error) => error.may_have_been_success(),
+            Self::Unavailable(error) => error.may_have_been_success(),
             Self::Refused(_)
-            | Self::Ask(_)
-            | Self::Unwritten(_)
-            | Self::TooLong
-            | Self::Broken
-            | Self::Misjudged(_) => false,
+            | Self::PaymentRequired(_)
+            | Self::NotRecorded(_)
+            | Self::BodyTooLong
+            | Self::Internal
+            | Self::InvalidCharge(_) => false,
         }
     }
 }
 
-impl From<FacilitatorError> for Ends {
+impl From<FacilitatorError> for SaleError {
     fn from(error: FacilitatorError) -> Self {
-        Self::Outage(error)
+        Self::Unavailable(error)
     }
 }
 
-impl From<OwedFileError> for Ends {
+impl From<OwedFileError> for SaleError {
     fn from(error: OwedFileError) -> Self {
-        Self::Unwritten(error)
+        Self::NotRecorded(error)
     }
 }
 
-/// A settlement on its way.
-pub(super) struct Settling {
+/// One settlement of a payment.
+pub(super) struct Settlement {
     pub(super) facilitator: FacilitatorClient,
     pub(super) payment: PresentedPayment,
     pub(super) requirements: Value,
     pub(super) network: Network,
-    /// What a metered payment is charged.
+    /// The charge of a metered payment; `None` at a fixed price.
     pub(super) charge: Option<Amount>,
-    pub(super) serving: Arc<Serving>,
+    pub(super) claim: Arc<ClaimedPurchase>,
 }
 
-impl Settling {
-    /// Writes the purchase down before the facilitator is asked, and what came of it before anything is handed over.
-    pub(super) async fn run(self) -> Result<SettleResponse, Ends> {
-        self.serving.settling().await?;
+impl Settlement {
+    /// Records the purchase before `/settle` is called, and the result before anything is served.
+    pub(super) async fn run(self) -> Result<SettleResponse, SaleError> {
+        self.claim.record_settling().await?;
         match self.settle().await {
             Ok(outcome) => {
-                self.serving.settled(&outcome).await?;
+                self.claim.record_settled(&outcome).await?;
                 Ok(outcome)
             }
-            Err(ends) => {
-                if ends.hide_a_success() {
-                    self.serving.unheard();
-                } else if !(self.serving.was_settling && ends.are_open()) {
-                    self.serving.not_settled().await?;
+            Err(error) => {
+                if error.may_hide_a_success() {
+                    self.claim.keep_settling();
+                } else if !(self.claim.was_settling && error.may_still_settle()) {
+                    self.claim.record_not_settled().await?;
                 }
-                Err(ends)
+                Err(error)
             }
         }
     }
 
-    /// Has the payment settled; an outcome that is not known yet is asked for once more.
-    async fn settle(&self) -> Result<SettleResponse, Ends> {
+    /// Calls `/settle`, once more when the first response is `settlement_pending`.
+    async fn settle(&self) -> Result<SettleResponse, SaleError> {
         let payment = &self.payment;
-        let ask = || {
+        let call = || {
             self.facilitator
                 .settle(payment.version, payment.raw(), &self.requirements)
         };
         let refused_as = |outcome: &SettleResponse, reason: Reason| {
             !outcome.success && outcome.error_reason.as_deref() == Some(reason.code())
         };
-        let mut outcome = ask().await?;
+        let mut outcome = call().await?;
         if refused_as(&outcome, Reason::SettlementPending) {
-            // The first answer names a transaction: it must not be lost to a failing second call.
-            if let Ok(second) = ask().await {
+            // The first response names a transaction, which must not be lost when the second call fails.
+            if let Ok(second) = call().await {
                 outcome = second;
             }
         }
         if outcome.network.is_empty() {
             outcome.network = network_name(payment.version, self.network).unwrap_or_default();
         }
-        // What was charged nothing has no transaction, and owes nothing either.
-        let named = !outcome.transaction.is_empty();
-        let ours = self.serving.was_settling
+        // A charge of zero has no transaction.
+        let has_hash = !outcome.transaction.is_empty();
+        let granted_here = self.claim.was_settling
             && refused_as(&outcome, Reason::DuplicateSettlement)
-            && (named || self.charge == Some(Amount::ZERO));
-        if ours {
-            // This server died between asking and hearing: the one who was told success was it.
+            && (has_hash || self.charge == Some(Amount::ZERO));
+        if granted_here {
+            // An earlier call of this server was granted the success, and its response was lost: serve the purchase.
             outcome.success = true;
             (outcome.error_reason, outcome.error_message) = (None, None);
         }
         let charged_less = |outcome: &SettleResponse| outcome.amount < self.charge;
-        if outcome.success && outcome.amount.is_some() && !ours && charged_less(&outcome) {
-            // Somebody else has had a smaller charge settled with this payment, the buyer perhaps.
+        if outcome.success && outcome.amount.is_some() && !granted_here && charged_less(&outcome) {
+            // Another caller, possibly the buyer, has settled this payment with a smaller charge.
             outcome.success = false;
             outcome.error_reason = Some(Reason::DuplicateSettlement.code().to_owned());
         }
         if !outcome.success {
-            return Err(Ends::Refused(Box::new(outcome)));
+            return Err(SaleError::Refused(Box::new(outcome)));
         }
-        // The buyer has to learn what it was charged, also from a facilitator that does not repeat it; but what the handler says now need
-        // not be what it said when the payment was settled.
-        if !(ours && named) {
+        // The receipt must state the charge even when the facilitator's response does not. Not for a lost response with a transaction: the
+        // handler's charge of that run may have been another one.
+        if !(granted_here && has_hash) {
             outcome.amount = outcome.amount.or(self.charge);
         }
         Ok(outcome)

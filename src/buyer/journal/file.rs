@@ -1,4 +1,4 @@
-//! The journal's file: one JSON object a line, appended and on the disk before anybody goes on.
+//! The journal file: one JSON object per line. A line is on disk before the call continues.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -8,32 +8,32 @@ use std::time::Duration;
 
 use super::{JournalError, Line, OpenPayment, PurchaseKey};
 
-/// A file, locked for as long as this value lives; the kernel gives the lock back whatever ends the process.
+/// A journal file, locked while this value lives. The kernel releases the lock when the process ends in any way.
 pub(super) struct JournalFile {
     path: PathBuf,
     file: File,
-    /// Beside the journal, which is replaced when it is tidied.
+    /// A file of its own, because the journal file is replaced when it is compacted.
     _lock: File,
 }
 
 type Open = HashMap<PurchaseKey, OpenPayment>;
 
 impl JournalFile {
-    /// Locks, reads, and writes it anew without what is closed and what a killed process left unfinished.
+    /// Locks and reads the file, and rewrites it without closed purchases and an incomplete last line.
     pub(super) fn open(path: &Path) -> Result<(Self, Open), JournalError> {
-        let io = |doing| failed(path, doing);
-        let lock = private(&beside(path, "lock")).map_err(io("opening its lock"))?;
-        if !is_locked(&lock).map_err(io("locking"))? {
+        let io = |doing| io_error(path, doing);
+        let lock = open_private(&with_suffix(path, "lock")).map_err(io("opening its lock"))?;
+        if !try_lock(&lock).map_err(io("locking"))? {
             return Err(JournalError::InUse(path.to_owned()));
         }
-        let mut file = private(path).map_err(io("opening"))?;
+        let mut file = open_private(path).map_err(io("opening"))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io("reading"))?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n');
-        let whole = whole.map_or(0, |end| end + 1);
-        let (open, lines) = replay(path, bytes.get(..whole).unwrap_or_default())?;
-        if whole != bytes.len() || lines != open.len() {
-            file = tidied(path, &open).map_err(io("tidying"))?;
+        let complete = bytes.iter().rposition(|byte| *byte == b'\n');
+        let complete = complete.map_or(0, |end| end + 1);
+        let (open, lines) = replay(path, bytes.get(..complete).unwrap_or_default())?;
+        if complete != bytes.len() || lines != open.len() {
+            file = compact(path, &open).map_err(io("compacting"))?;
         }
         sync_folder(path).map_err(io("syncing its folder"))?;
         let journal = Self {
@@ -44,10 +44,10 @@ impl JournalFile {
         Ok((journal, open))
     }
 
-    /// On return the line is on the disk. After a failure the file ends as before, so that no later line joins a torn one.
+    /// On return the line is on disk. After a failure the file is cut back to its length before, so that no later line joins a torn one.
     pub(super) fn append(&mut self, line: &Line) -> Result<(), JournalError> {
-        let io = |doing| failed(&self.path, doing);
-        let bytes = written(line).map_err(io("writing"))?;
+        let io = |doing| io_error(&self.path, doing);
+        let bytes = encode(line).map_err(io("writing"))?;
         let before = self.file.stream_position().map_err(io("writing"))?;
         let appended = self
             .file
@@ -61,8 +61,8 @@ impl JournalFile {
     }
 }
 
-/// Opens a file that its owner alone may read.
-fn private(path: &Path) -> std::io::Result<File> {
+/// Opens or creates a file with mode 0600.
+fn open_private(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
@@ -70,28 +70,28 @@ fn private(path: &Path) -> std::io::Result<File> {
     options.open(path)
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
-    name.push(ending);
+    name.push(suffix);
     PathBuf::from(name)
 }
 
-/// A new file with what is open, in the old one's place once it is on the disk.
-fn tidied(path: &Path, open: &Open) -> std::io::Result<File> {
-    let fresh = beside(path, "new");
-    let mut file = private(&fresh)?;
+/// Writes a new file with the open payments, and replaces the old one by it once it is on disk.
+fn compact(path: &Path, open: &Open) -> std::io::Result<File> {
+    let fresh = with_suffix(path, "new");
+    let mut file = open_private(&fresh)?;
     file.set_len(0)?;
     for (key, payment) in open {
         let (key, payment) = (key.clone(), Box::new(payment.clone()));
-        file.write_all(&written(&Line::Opened { key, payment })?)?;
+        file.write_all(&encode(&Line::Opened { key, payment })?)?;
     }
     file.sync_all()?;
     std::fs::rename(&fresh, path)?;
     Ok(file)
 }
 
-/// The name of a new file has to be on the disk as well.
+/// Syncs the folder, so that the name of a new file is on disk as well.
 fn sync_folder(path: &Path) -> std::io::Result<()> {
     let folder = path
         .parent()
@@ -99,13 +99,13 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-fn written(line: &Line) -> std::io::Result<Vec<u8>> {
+fn encode(line: &Line) -> std::io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(line)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-fn failed(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> JournalError {
+fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> JournalError {
     let path = path.to_owned();
     move |source| JournalError::Io {
         path,
@@ -114,7 +114,7 @@ fn failed(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> Jo
     }
 }
 
-/// What is open, and how many lines it took to say so.
+/// The open payments after all lines, and the number of lines.
 fn replay(path: &Path, bytes: &[u8]) -> Result<(Open, usize), JournalError> {
     let (mut open, mut read) = (Open::new(), 0);
     let lines = bytes.split(|byte| *byte == b'\n').enumerate();
@@ -141,8 +141,8 @@ fn replay(path: &Path, bytes: &[u8]) -> Result<(Open, usize), JournalError> {
     Ok((open, read))
 }
 
-/// Takes the lock, with a little patience: a child that another thread is just starting shares our locks until it runs its own program.
-fn is_locked(lock: &File) -> std::io::Result<bool> {
+/// Takes the lock, retrying for 200 ms: a child process that another thread is starting shares our locks until it executes its own program.
+fn try_lock(lock: &File) -> std::io::Result<bool> {
     for _ in 0..20 {
         match lock.try_lock() {
             Ok(()) => return Ok(true),

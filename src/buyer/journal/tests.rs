@@ -10,7 +10,7 @@ fn key(id: &str) -> PurchaseKey {
 fn payment(amount: &str) -> OpenPayment {
     let url: Url = "https://shop.example/report?key=secret".parse().unwrap();
     OpenPayment {
-        asked: url.clone(),
+        requested_url: url.clone(),
         presented_to: url,
         version: X402Version::V2,
         header: "aGVhZGVy".to_owned(),
@@ -30,12 +30,12 @@ fn payment(amount: &str) -> OpenPayment {
 }
 
 #[test]
-fn a_purchase_is_known_by_payer_method_url_and_body_or_by_its_name() {
+fn purchase_key_covers_payer_and_request_or_purchase_id() {
     let url: Url = "https://a.example/x".parse().unwrap();
     let other: Url = "https://a.example/y".parse().unwrap();
     let payer = Address::ZERO;
-    let known = PurchaseKey::new(payer, None, ("GET", &url, b"1"));
-    assert_eq!(known, PurchaseKey::new(payer, None, ("GET", &url, b"1")));
+    let key = PurchaseKey::new(payer, None, ("GET", &url, b"1"));
+    assert_eq!(key, PurchaseKey::new(payer, None, ("GET", &url, b"1")));
     for different in [
         PurchaseKey::new(Address::repeat_byte(1), None, ("GET", &url, b"1")),
         PurchaseKey::new(payer, None, ("POST", &url, b"1")),
@@ -43,7 +43,7 @@ fn a_purchase_is_known_by_payer_method_url_and_body_or_by_its_name() {
         PurchaseKey::new(payer, None, ("GET", &url, b"2")),
         PurchaseKey::new(payer, Some("order"), ("GET", &url, b"1")),
     ] {
-        assert_ne!(known, different);
+        assert_ne!(key, different);
     }
     let named = PurchaseKey::new(payer, Some("order"), ("GET", &url, b"1"));
     assert_eq!(
@@ -53,14 +53,14 @@ fn a_purchase_is_known_by_payer_method_url_and_body_or_by_its_name() {
 }
 
 #[test]
-fn what_is_open_survives_and_what_is_closed_is_gone() {
+fn open_payments_survive_reopening_and_closed_ones_are_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("purchases.jsonl");
     let journal = Journal::open(&path).unwrap();
-    journal.begin(&key("one"), &payment("10")).unwrap();
-    journal.begin(&key("two"), &payment("20")).unwrap();
-    journal.name(&key("one"), "0xaa").unwrap();
-    journal.name(&key("one"), "0xbb").unwrap();
+    journal.record(&key("one"), &payment("10")).unwrap();
+    journal.record(&key("two"), &payment("20")).unwrap();
+    journal.record_transaction(&key("one"), "0xaa").unwrap();
+    journal.record_transaction(&key("one"), "0xbb").unwrap();
     journal.close(&key("two")).unwrap();
     drop(journal);
     let journal = Journal::open(&path).unwrap();
@@ -68,11 +68,11 @@ fn what_is_open_survives_and_what_is_closed_is_gone() {
     assert_eq!(
         found.transaction.as_deref(),
         Some("0xaa"),
-        "the first one stays"
+        "the first recorded hash stays"
     );
     assert_eq!(found.header, "aGVhZGVy");
     let text = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(text.lines().count(), 1, "what is closed is not kept");
+    assert_eq!(text.lines().count(), 1, "closed purchases are dropped");
     assert!(journal.find(&key("two")).is_none());
     assert_eq!(journal.committed(Address::repeat_byte(2)), U256::from(10));
     assert_eq!(journal.committed(Address::repeat_byte(9)), U256::ZERO);
@@ -82,18 +82,18 @@ fn what_is_open_survives_and_what_is_closed_is_gone() {
     assert_eq!(
         std::fs::read(&path).unwrap(),
         b"",
-        "nothing is open: nothing is kept"
+        "no open purchase, empty file"
     );
 }
 
 #[test]
-fn a_torn_last_line_is_dropped_wherever_it_broke_and_a_broken_middle_is_not() {
+fn torn_last_line_is_dropped_and_corrupt_middle_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("purchases.jsonl");
     let journal = Journal::open(&path).unwrap();
-    journal.begin(&key("one"), &payment("10")).unwrap();
+    journal.record(&key("one"), &payment("10")).unwrap();
     let first = std::fs::read(&path).unwrap().len();
-    journal.begin(&key("two"), &payment("20")).unwrap();
+    journal.record(&key("two"), &payment("20")).unwrap();
     drop(journal);
     let whole = std::fs::read(&path).unwrap();
     for end in first..whole.len() {
@@ -103,7 +103,7 @@ fn a_torn_last_line_is_dropped_wherever_it_broke_and_a_broken_middle_is_not() {
             journal.find(&key("one")).is_some() && journal.find(&key("two")).is_none(),
             "{end}"
         );
-        journal.begin(&key("three"), &payment("30")).unwrap();
+        journal.record(&key("three"), &payment("30")).unwrap();
         drop(journal);
         assert_eq!(Journal::open(&path).unwrap().unresolved().len(), 2, "{end}");
     }
@@ -114,11 +114,15 @@ fn a_torn_last_line_is_dropped_wherever_it_broke_and_a_broken_middle_is_not() {
         Journal::open(&path),
         Err(JournalError::Corrupt { line: 1, .. })
     ));
-    assert_eq!(std::fs::read(&path).unwrap(), broken, "nothing is changed");
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        broken,
+        "the file is unchanged"
+    );
 }
 
 #[test]
-fn one_process_at_a_time_has_the_file_and_only_its_owner_may_read_it() {
+fn file_is_locked_and_readable_by_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("purchases.jsonl");
     let journal = Journal::open(&path).unwrap();

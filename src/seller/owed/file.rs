@@ -1,4 +1,4 @@
-//! The file of owed purchases: one JSON object a line, appended, and written anew at each start.
+//! The file of owed purchases: one JSON object per line, appended, and rewritten at each start.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -11,47 +11,49 @@ use serde::{Deserialize, Serialize};
 
 use super::{Purchase, PurchaseKey};
 
-/// The file of owed purchases cannot be used.
+/// Why the file of owed purchases cannot be used ([`crate::seller::Paywall::owed_in`]).
 #[derive(Debug, thiserror::Error)]
 pub enum OwedFileError {
-    /// Another process sells with this file.
-    #[error("{0} is in use by another process; each seller needs a file of its own")]
+    /// Another process has locked the file.
+    #[error("{0} is in use by another process: each process needs its own file")]
     InUse(PathBuf),
-    /// The disk.
+    /// A file system error.
     #[error("{path} cannot be read or written")]
     Disk {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Something else was written into it.
-    #[error("line {line} of {path} is no purchase; move the file away if it is not x402d's")]
+    /// A line is not a purchase: the file belongs to another program, or is damaged.
+    #[error(
+        "line {line} of {path} is not a purchase: move the file away if it belongs to another program"
+    )]
     Strange {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Which line, from 1.
+        /// The line number, from 1.
         line: usize,
     },
-    /// The runtime is shutting down.
+    /// The write was cancelled because the tokio runtime is shutting down.
     #[error("the server is stopping")]
     Interrupted,
 }
 
-/// A line: what stands about a purchase from now on, nothing once it is delivered.
+/// A line: the new state of a purchase, `None` once it is delivered or was not settled.
 #[derive(Serialize, Deserialize)]
 struct Line {
     key: PurchaseKey,
     purchase: Option<Purchase>,
 }
 
-/// Lines after which the file is written anew, when most of them speak of what is delivered.
+/// The number of lines after which the file is rewritten, if most of them are about closed purchases.
 const LINES_MAX: usize = 20_000;
 
 #[derive(Debug)]
 pub(super) struct OwedFile {
-    /// Held for as long as this lives. On a file of its own, because the other one is replaced.
+    /// Held while this value lives. A file of its own, because the purchase file is replaced when it is rewritten.
     _lock: File,
     path: PathBuf,
     state: Mutex<State>,
@@ -60,17 +62,17 @@ pub(super) struct OwedFile {
 #[derive(Debug)]
 struct State {
     file: File,
-    /// Where the last whole line ends.
+    /// The offset behind the last complete line, in bytes.
     end: u64,
-    /// A line behind that was begun and not finished, and could not be taken back yet.
+    /// An incomplete line follows `end`, and could not be cut off yet.
     torn: bool,
     lines: usize,
-    /// What a reader of the file would find open.
+    /// The open purchases after all lines of the file.
     open: HashMap<PurchaseKey, Purchase>,
 }
 
 impl OwedFile {
-    /// Opens the file for this process alone, and reads what is owed. What it says of delivered purchases is cleared away.
+    /// Locks the file, reads the open purchases, and rewrites it without closed ones.
     pub(super) fn open(
         path: &Path,
     ) -> Result<(Self, HashMap<PurchaseKey, Purchase>), OwedFileError> {
@@ -78,12 +80,12 @@ impl OwedFile {
             path: path.to_owned(),
             source,
         };
-        let lock = appending(&path.with_extension("lock")).map_err(failed)?;
-        if !is_locked(&lock).map_err(failed)? {
+        let lock = open_append(&path.with_extension("lock")).map_err(failed)?;
+        if !try_lock(&lock).map_err(failed)? {
             return Err(OwedFileError::InUse(path.to_owned()));
         }
         let open = read(path)?;
-        let (file, end) = rewritten(path, &open).map_err(failed)?;
+        let (file, end) = rewrite(path, &open).map_err(failed)?;
         sync_folder(path).map_err(failed)?;
         let state = State {
             file,
@@ -100,15 +102,15 @@ impl OwedFile {
         Ok((file, open))
     }
 
-    /// Adds what stands about a purchase from now on; with `durably` it is on the disk afterwards.
+    /// Appends the new state of a purchase; with `sync` it is on disk on return.
     pub(super) fn append(
         &self,
         key: PurchaseKey,
         purchase: Option<&Purchase>,
-        durably: bool,
+        sync: bool,
     ) -> Result<(), OwedFileError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = state.append(&self.path, key, purchase, durably);
+        let written = state.append(&self.path, key, purchase, sync);
         written.map_err(|source| OwedFileError::Disk {
             path: self.path.clone(),
             source,
@@ -122,34 +124,32 @@ impl State {
         path: &Path,
         key: PurchaseKey,
         purchase: Option<&Purchase>,
-        durably: bool,
+        sync: bool,
     ) -> io::Result<()> {
-        self.add(&line(key, purchase)?, durably)?;
+        self.write_line(&encode(key, purchase)?, sync)?;
         self.lines += 1;
         match purchase {
             Some(purchase) => drop(self.open.insert(key, purchase.clone())),
             None => drop(self.open.remove(&key)),
         }
         if self.lines > LINES_MAX && self.lines > 4 * self.open.len() {
-            // Strangers can present what nobody settles, and each leaves its lines.
-            self.tidy(path);
+            // Every payment that is presented and not settled leaves lines too, so any client can make the file grow.
+            self.compact(path);
         }
         Ok(())
     }
 
-    /// Writes a line behind the last whole one. After a failure the file ends as before, so that no later line joins a torn one.
-    fn add(&mut self, line: &[u8], durably: bool) -> io::Result<()> {
+    /// Writes a line behind the last complete one. After a failure the file is cut back to its length before, so that no later line joins a
+    /// torn one.
+    fn write_line(&mut self, line: &[u8], sync: bool) -> io::Result<()> {
         if self.torn {
             self.file.set_len(self.end)?;
             self.torn = false;
         }
-        let written = self.file.write_all(line).and_then(|()| {
-            if durably {
-                self.file.sync_data()
-            } else {
-                Ok(())
-            }
-        });
+        let written = self
+            .file
+            .write_all(line)
+            .and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         match written {
             Ok(()) => self.end += u64::try_from(line.len()).unwrap_or_default(),
             Err(_) => self.torn = self.file.set_len(self.end).is_err(),
@@ -157,23 +157,25 @@ impl State {
         written
     }
 
-    /// Writes the file anew. What cannot be tidied now goes on as it is.
-    fn tidy(&mut self, path: &Path) {
-        match rewritten(path, &self.open) {
+    /// Rewrites the file with the open purchases only. After a failure the old file stays in use.
+    fn compact(&mut self, path: &Path) {
+        match rewrite(path, &self.open) {
             Ok((file, end)) => {
                 (self.file, self.end, self.torn) = (file, end, false);
                 self.lines = self.open.len();
                 if let Err(error) = sync_folder(path) {
-                    tracing::warn!(%error, "the folder of the owed purchases cannot be synced");
+                    tracing::warn!(%error, "folder sync failed after rewriting the file of owed purchases");
                 }
             }
-            Err(error) => tracing::warn!(%error, "the file of owed purchases cannot be tidied"),
+            Err(error) => {
+                tracing::warn!(%error, "rewriting the file of owed purchases failed: it stays as it is");
+            }
         }
     }
 }
 
-/// Opens a file to append to, for its owner alone.
-fn appending(path: &Path) -> io::Result<File> {
+/// Opens or creates a file for appending, with mode 0600.
+fn open_append(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true);
     #[cfg(unix)]
@@ -181,7 +183,7 @@ fn appending(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// The name of a new file has to be on the disk as well.
+/// Syncs the folder, so that the name of a new file is on disk as well.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path
         .parent()
@@ -189,17 +191,17 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-/// Replaces the file by one that holds what is open, and opens it; with its length.
-fn rewritten(path: &Path, open: &HashMap<PurchaseKey, Purchase>) -> io::Result<(File, u64)> {
+/// Replaces the file by one with the open purchases. Returns the new file and its length in bytes.
+fn rewrite(path: &Path, open: &HashMap<PurchaseKey, Purchase>) -> io::Result<(File, u64)> {
     let fresh = path.with_extension("new");
     if let Err(error) = std::fs::remove_file(&fresh)
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(error);
     }
-    let (mut file, mut end) = (appending(&fresh)?, 0);
+    let (mut file, mut end) = (open_append(&fresh)?, 0);
     for (key, purchase) in open {
-        let line = line(*key, Some(purchase))?;
+        let line = encode(*key, Some(purchase))?;
         file.write_all(&line)?;
         end += u64::try_from(line.len()).unwrap_or_default();
     }
@@ -208,7 +210,7 @@ fn rewritten(path: &Path, open: &HashMap<PurchaseKey, Purchase>) -> io::Result<(
     Ok((file, end))
 }
 
-fn line(key: PurchaseKey, purchase: Option<&Purchase>) -> io::Result<Vec<u8>> {
+fn encode(key: PurchaseKey, purchase: Option<&Purchase>) -> io::Result<Vec<u8>> {
     let line = Line {
         key,
         purchase: purchase.cloned(),
@@ -224,7 +226,7 @@ fn read(path: &Path) -> Result<HashMap<PurchaseKey, Purchase>, OwedFileError> {
         source,
     };
     let mut open = HashMap::new();
-    let mut lines = BufReader::new(appending(path).map_err(failed)?);
+    let mut lines = BufReader::new(open_append(path).map_err(failed)?);
     let mut text = Vec::new();
     for number in 1.. {
         text.clear();
@@ -240,7 +242,7 @@ fn read(path: &Path) -> Result<HashMap<PurchaseKey, Purchase>, OwedFileError> {
                 key,
                 purchase: None,
             }) => drop(open.remove(&key)),
-            // The process died while it wrote the last line: what it was about to say had not happened yet.
+            // The process ended while it wrote the last line: the recorded event had not happened yet.
             Err(_) if !text.ends_with(b"\n") => {}
             Err(_) => {
                 return Err(OwedFileError::Strange {
@@ -253,8 +255,8 @@ fn read(path: &Path) -> Result<HashMap<PurchaseKey, Purchase>, OwedFileError> {
     Ok(open)
 }
 
-/// Takes the lock, with a little patience: a child that another thread is just starting shares our locks until it runs its own program.
-fn is_locked(lock: &File) -> io::Result<bool> {
+/// Takes the lock, retrying for 200 ms: a child process that another thread is starting shares our locks until it executes its own program.
+fn try_lock(lock: &File) -> io::Result<bool> {
     for _ in 0..20 {
         match lock.try_lock() {
             Ok(()) => return Ok(true),

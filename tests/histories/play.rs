@@ -46,7 +46,7 @@ impl Stage {
     pub(crate) async fn new() -> Self {
         let setup = Setup {
             signers: 2,
-            lined: true,
+            database_proxied: true,
             ..Setup::default()
         };
         let setup = setup.with("X402D_SETTLE_WAIT", "3");
@@ -77,7 +77,7 @@ impl Stage {
     /// No faults, blocks as they come, and a process that serves.
     async fn calm_down(&mut self) -> Result<(), String> {
         self.no_faults();
-        self.world.mine_on().await;
+        self.world.resume_mining().await;
         self.world.chain.mine(1).await;
         let deadline = Instant::now() + Duration::from_mins(1);
         eventually(
@@ -155,7 +155,7 @@ impl Stage {
             Step::Fault(method, fault) => self.world.proxy.on(method, *fault),
             Step::Calm => self.no_faults(),
             Step::Forget => drop(chain.call("anvil_dropAllTransactions", json!([])).await),
-            Step::Reorganise(depth) => chain.reorganise(u64::from(*depth)).await,
+            Step::Reorganise(depth) => chain.reorg(u64::from(*depth)).await,
             Step::Submit(which) => {
                 let purchase = &scene.payments[scene.number(*which)].purchase;
                 pool(chain, Chain::submission(purchase)).await;
@@ -171,7 +171,7 @@ impl Stage {
                 all.authorization.valid_before = self.in_ten_minutes().await;
                 pool(chain, Chain::submission(&all)).await;
             }
-            Step::Cut => self.world.line.as_ref().unwrap().cut(),
+            Step::Cut => self.world.database_proxy.as_ref().unwrap().cut(),
             Step::Kill => {
                 scene.killed = true;
                 self.world.facilitator.kill();

@@ -49,7 +49,7 @@ fn fault() -> impl Strategy<Value = Step> {
         Just(Fault::Unavailable),
         Just(Fault::AnswerLost),
         Just(Fault::RequestLost),
-        Just(Fault::Nonsense),
+        Just(Fault::NotJson),
         Just(Fault::Error("nonce too low")),
         Just(Fault::Error("already known")),
         Just(Fault::Error("replacement transaction underpriced")),

@@ -22,7 +22,7 @@ fn with_amount(body: &Value, amount: &Value) -> Value {
     with(&changed, "/paymentPayload/accepted/amount", amount.clone())
 }
 
-async fn both(facilitator: &Facilitator, body: &Value) -> [Answer; 2] {
+async fn verify_and_settle(facilitator: &Facilitator, body: &Value) -> [Answer; 2] {
     [
         facilitator.verify(body).await,
         facilitator.settle(body).await,
@@ -30,7 +30,7 @@ async fn both(facilitator: &Facilitator, body: &Value) -> [Answer; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_request_is_answered_400_without_a_verdict() {
+async fn malformed_requests_get_400_without_verdict() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
@@ -65,7 +65,7 @@ async fn what_is_no_request_is_answered_400_without_a_verdict() {
             assert!(answer.body.get("isValid").is_none() && answer.body.get("success").is_none());
         }
     }
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
 pub(crate) const REQUIRED: &str = "/paymentRequirements";
@@ -215,7 +215,7 @@ const NO_AMOUNTS: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
+async fn each_invalid_member_has_its_code() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
@@ -256,7 +256,7 @@ async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
         "invalid_exact_evm_authorization_value",
     ));
     for (body, code) in cases {
-        for answer in both(&world.facilitator, &body).await {
+        for answer in verify_and_settle(&world.facilitator, &body).await {
             assert_eq!(
                 (answer.status, answer.reason()),
                 (200, code),
@@ -268,7 +268,7 @@ async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
             assert!(message.is_some_and(|text| text.len() > 10), "{answer:?}");
         }
     }
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
 /// A good body without one member.
@@ -281,7 +281,7 @@ fn without(body: &Value, place: &str, member: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_member_that_is_missing_has_its_code() {
+async fn each_missing_member_has_its_code() {
     let world = World::new().await;
     let payer = world.payer().await;
     let v2 = Purchase::new(&payer, PAYEE, 10_000).body();
@@ -310,16 +310,16 @@ async fn each_member_that_is_missing_has_its_code() {
     cases.push((&v2, "/paymentRequirements/extra", "name", no_domain));
     cases.push((&v2, "/paymentRequirements/extra", "version", no_domain));
     for (body, place, member, code) in cases {
-        for answer in both(&world.facilitator, &without(body, place, member)).await {
+        for answer in verify_and_settle(&world.facilitator, &without(body, place, member)).await {
             let found = (answer.status, answer.reason());
             assert_eq!(found, (200, code), "{place}/{member}: {answer:?}");
         }
     }
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_is_its_bytes_whatever_its_letters_look_like() {
+async fn addresses_compare_by_bytes_not_spelling() {
     let world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let wrong_checksum = "0x5E5e5E5e5E5e5E5e5E5e5E5e5E5e5E5e5E5e5E5e";
@@ -333,11 +333,11 @@ async fn an_address_is_its_bytes_whatever_its_letters_look_like() {
     assert!(answer.succeeded(), "{answer:?}");
     let again = world.facilitator.settle(&body).await;
     assert_eq!(again.reason(), "duplicate_settlement");
-    nothing_happened(&world, 1).await;
+    assert_payment_count(&world, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thousands_of_bad_requests_leave_the_memory_as_it_was() {
+async fn thousands_of_bad_requests_do_not_grow_memory() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let bodies = [
@@ -367,11 +367,11 @@ async fn thousands_of_bad_requests_leave_the_memory_as_it_was() {
         after < before + 8 * 1024,
         "{before} KiB before, {after} KiB after"
     );
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
 /// The service lives, no handler panicked, and the ledger and the chain hold `payments`.
-pub(crate) async fn nothing_happened(world: &World, payments: usize) {
+pub(crate) async fn assert_payment_count(world: &World, payments: usize) {
     assert_eq!(world.facilitator.get("/healthz").await.status, 200);
     let log = world.facilitator.log();
     assert!(!log.contains("panicked"), "{log}");

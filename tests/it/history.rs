@@ -52,7 +52,7 @@ async fn walk(facilitator: &Facilitator, path: &str) -> (Vec<Value>, Vec<usize>)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_token_set_nobody_reads_the_history_without_it() {
+async fn history_requires_the_configured_token() {
     let world = Setup::default()
         .with("X402D_ADMIN_TOKEN", TOKEN)
         .build()
@@ -97,7 +97,7 @@ async fn with_a_token_set_nobody_reads_the_history_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_token_only_callers_on_this_machine_read_the_history() {
+async fn history_without_a_token_is_local_only() {
     let world = World::new().await;
     let client = Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/payments", world.facilitator.url());
@@ -113,7 +113,7 @@ async fn without_a_token_only_callers_on_this_machine_read_the_history() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_walk_shows_each_payment_once_also_while_new_ones_come() {
+async fn paging_shows_each_payment_once_while_new_ones_arrive() {
     let world = World::new().await;
     let payer = world.payer().await;
     let bodies = |from: u64, to: u64| {
@@ -122,9 +122,9 @@ async fn a_walk_shows_each_payment_once_also_while_new_ones_come() {
             .map(|amount| Purchase::new(&payer, PAYEE, amount).body())
             .collect()
     };
-    let before = settled(&world.facilitator.settle_at_once(bodies(100, 108)).await);
+    let before = settled(&world.facilitator.settle_all(bodies(100, 108)).await);
     let (first, next) = page(&world.facilitator, "/payments?limit=3").await;
-    let later = settled(&world.facilitator.settle_at_once(bodies(200, 204)).await);
+    let later = settled(&world.facilitator.settle_all(bodies(200, 204)).await);
     let (rest, sizes) = walk(&world.facilitator, &next.unwrap()).await;
     assert_eq!((first.len(), sizes), (3, vec![3, 2]));
     let seen: Vec<&Value> = first.iter().chain(&rest).collect();
@@ -148,14 +148,14 @@ async fn a_walk_shows_each_payment_once_also_while_new_ones_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_filter_holds_alone_together_and_along_a_walk() {
+async fn filters_hold_alone_combined_and_across_pages() {
     let world = World::new().await;
     let (first, second) = (world.payer().await, world.payer().await);
     let mut bodies: Vec<_> = (0..5)
         .map(|number| Purchase::new(&first, PAYEE, 100 + number).body())
         .collect();
     bodies.extend((0..3).map(|number| Purchase::new(&second, OTHER, 200 + number).v1().body()));
-    world.facilitator.settle_at_once(bodies).await;
+    world.facilitator.settle_all(bodies).await;
     let (all, _) = walk(&world.facilitator, "/payments?limit=500").await;
     assert_eq!(all.len(), 8);
     let (first, second) = (first.address(), second.address());
@@ -205,7 +205,7 @@ async fn each_filter_holds_alone_together_and_along_a_walk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_shows_its_members_and_its_life() {
+async fn payment_shows_its_members_and_events() {
     let world = World::new().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 123);
     let answer = world.facilitator.settle(&purchase.body()).await;
@@ -302,7 +302,7 @@ const UNREADABLE: [&str; 39] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_that_cannot_be_read_is_answered_by_a_problem_that_says_why() {
+async fn invalid_query_is_answered_with_a_problem_document() {
     let world = World::new().await;
     let client = Client::builder().no_proxy().build().unwrap();
     let unknown = format!("/payments/{NOBODY}");

@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Chain, Facilitator, Fault, Permission, Purchase, Setup, eventually};
+use crate::support::{Chain, Facilitator, Fault, Permit2Purchase, Purchase, Setup, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x1a);
 const SEND: &str = "eth_sendRawTransaction";
@@ -30,7 +30,7 @@ async fn signer(facilitator: &Facilitator, address: Address) -> Value {
     found.unwrap().clone()
 }
 
-async fn logged(facilitator: &Facilitator, text: &str) {
+async fn wait_for_log(facilitator: &Facilitator, text: &str) {
     eventually(text, Duration::from_secs(30), async || {
         facilitator.log().contains(text).then_some(())
     })
@@ -38,7 +38,7 @@ async fn logged(facilitator: &Facilitator, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_14_a_nonce_that_a_foreign_transaction_used_is_left_out_and_its_payment_goes_on() {
+async fn scenario_14_foreign_nonce_is_skipped_and_payment_settles() {
     let world = two_signers().build().await;
     let payer = world.payer().await;
     world.chain.automine(false).await;
@@ -61,7 +61,7 @@ async fn scenario_14_a_nonce_that_a_foreign_transaction_used_is_left_out_and_its
     world.chain.call("eth_sendTransaction", foreign).await;
     world.chain.mine(1).await;
     world.proxy.on(SEND, Fault::None);
-    world.mine_on().await;
+    world.resume_mining().await;
 
     let settled = eventually("success", Duration::from_secs(40), async || {
         let answer = world.facilitator.settle(&body).await;
@@ -73,28 +73,28 @@ async fn scenario_14_a_nonce_that_a_foreign_transaction_used_is_left_out_and_its
     let robbed = signer(&world.facilitator, robbed).await;
     assert_eq!(robbed["stoppedReason"], json!(null), "once is no reason");
     assert_eq!(robbed["transactionsInFlight"], 0);
-    logged(&world.facilitator, "signer key used elsewhere").await;
+    wait_for_log(&world.facilitator, "signer key used elsewhere").await;
     let row = world.facilitator.payment(&settled).await;
     assert_eq!(row["attempts"].as_array().unwrap().len(), 2);
 }
 
 /// Payments of the kinds that name their signer; here the test names it, while they wait for cheaper gas.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone() {
+async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..two_signers()
     };
     let world = setup.build().await;
-    let payer = world.permitting_payer().await;
+    let payer = world.approved_payer().await;
     let named = Chain::signers(2)[1].address;
     let bodies = (0..8).map(|number| {
-        let permission = Permission::upto(&payer, PAYEE, 1 << number);
+        let permission = Permit2Purchase::upto(&payer, PAYEE, 1 << number);
         permission
             .with(|signed| signed.witness.facilitator = Some(named))
             .body()
     });
-    for answer in world.facilitator.settle_at_once(bodies.collect()).await {
+    for answer in world.facilitator.settle_all(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");
         let receipt = world.chain.receipt(&answer.transaction()).await;
         let from: Address = receipt["from"].as_str().unwrap().parse().unwrap();
@@ -124,14 +124,13 @@ async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on_and_resumes_when_refilled()
- {
+async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
     let chain = Chain::start().await;
     let poor = Chain::signers(2)[0].address;
     let set = "anvil_setBalance";
     chain.call(set, json!([poor, U256::from(1_000)])).await;
     let world = two_signers().on(chain).await;
-    logged(&world.facilitator, "it takes no more until it is refilled").await;
+    wait_for_log(&world.facilitator, "it takes no more until it is refilled").await;
     let payer = world.payer().await;
     for number in 0..4 {
         let body = Purchase::new(&payer, PAYEE, 340 + number).body();
@@ -143,9 +142,9 @@ async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on
 
     let plenty = U256::from(10).pow(U256::from(18));
     world.chain.call(set, json!([poor, plenty])).await;
-    logged(&world.facilitator, "the signer has enough for gas again").await;
+    wait_for_log(&world.facilitator, "the signer has enough for gas again").await;
     let bodies = (0..40).map(|number| Purchase::new(&payer, PAYEE, 400 + number).body());
-    for answer in world.facilitator.settle_at_once(bodies.collect()).await {
+    for answer in world.facilitator.settle_all(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");
     }
     assert!(
@@ -155,7 +154,7 @@ async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterwards_all_settles() {
+async fn scenario_42_unavailable_keys_write_nothing_then_settle_all() {
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
@@ -165,7 +164,7 @@ async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterward
     let bodies: Vec<_> = (0..5)
         .map(|number| Purchase::new(&payer, PAYEE, 1 << number).body())
         .collect();
-    for answer in world.facilitator.settle_at_once(bodies.clone()).await {
+    for answer in world.facilitator.settle_all(bodies.clone()).await {
         assert_eq!(answer.reason(), "unexpected_settle_error", "{answer:?}");
         assert_eq!(answer.transaction(), "");
     }
@@ -192,7 +191,7 @@ async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterward
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operator_sees_each_signer_with_its_nonces_balance_and_owner() {
+async fn signers_endpoint_shows_nonces_balance_and_owner() {
     let world = two_signers().build().await;
     let payer = world.payer().await;
     let settled = world

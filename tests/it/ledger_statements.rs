@@ -10,7 +10,7 @@ use x402d::ledger::{GrantRequest, Ledger};
 use x402d::payment::PaymentId;
 use x402d::protocol::Network;
 
-use crate::support::{Chain, Permission, Purchase, World, eventually};
+use crate::support::{Chain, Permit2Purchase, Purchase, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x5c);
 
@@ -61,7 +61,7 @@ impl Left {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_granted_a_payment_is_answered_from_the_row_as_it_is_then() {
+async fn grant_answers_from_the_current_row() {
     let mut left = Left::behind().await;
     let ledger = left.process().await;
     let elsewhere = B256::repeat_byte(0xee);
@@ -91,7 +91,7 @@ fn request(id: &str) -> GrantRequest {
 
 /// A commit may take long: the standby that it waits for is away. The process has given up hearing of it meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_grant_that_commits_late_is_void() {
+async fn late_committed_lost_grant_is_void() {
     let mut left = Left::behind().await;
     let ledger = left.process().await;
     left.run("delete from grants").await;
@@ -125,7 +125,7 @@ async fn a_lost_grant_that_commits_late_is_void() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_grant_that_arrives_late_takes_nothing() {
+async fn late_arriving_lost_grant_takes_nothing() {
     let mut left = Left::behind().await;
     let ledger = left.process().await;
     left.run("delete from grants").await;
@@ -143,7 +143,7 @@ async fn a_lost_grant_that_arrives_late_takes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quarantined_payment_is_nothing_that_waits_for_depth() {
+async fn quarantined_payment_awaits_no_confirmations() {
     let mut left = Left::behind().await;
     let ledger = left.process().await;
     left.run(
@@ -155,7 +155,7 @@ async fn a_quarantined_payment_is_nothing_that_waits_for_depth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_that_a_living_process_has_in_hand_is_left_to_it() {
+async fn payment_claimed_by_live_process_is_left_to_it() {
     let mut left = Left::behind().await;
     let network = left.network;
     let signers = [Chain::signers(1)[0].address];
@@ -190,7 +190,7 @@ async fn a_payment_that_a_living_process_has_in_hand_is_left_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_many_payers_have_promised_is_counted_for_each_by_itself() {
+async fn holds_are_counted_per_payer() {
     let world = World::new().await;
     let mut bodies = Vec::new();
     for _ in 0..8 {
@@ -199,10 +199,11 @@ async fn what_many_payers_have_promised_is_counted_for_each_by_itself() {
             .chain
             .approve(TEST_USDC, payer.address(), U256::from(10_000))
             .await;
-        let pair = [8_000, 7_000].map(|amount| Permission::exact(&payer, PAYEE, amount).body());
+        let pair =
+            [8_000, 7_000].map(|amount| Permit2Purchase::exact(&payer, PAYEE, amount).body());
         bodies.extend(pair);
     }
-    let answers = world.facilitator.settle_at_once(bodies).await;
+    let answers = world.facilitator.settle_all(bodies).await;
     let short = answers.iter().filter(|answer| !answer.succeeded());
     let short: Vec<_> = short.map(|answer| answer.reason().to_owned()).collect();
     assert_eq!(short, vec!["permit2_allowance_required"; 8], "{answers:?}");

@@ -34,15 +34,15 @@ fn reached<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
 }
 
 /// Runs `x402d networks --check` on a network with these tokens.
-fn checked(network: &str, url: &str, toml: &str) -> Output {
+fn run_check(network: &str, url: &str, toml: &str) -> Output {
     run(&["networks", "--check"], &reached(network, url), toml)
 }
 
-fn out(output: &Output) -> String {
+fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn complaint(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     assert!(!output.status.success());
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -95,17 +95,17 @@ fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_chain_contradicts_does_not_start_and_is_found_by_the_check() {
+async fn config_contradicted_by_the_chain_is_rejected() {
     let (chain, database) = (Chain::start().await, Database::fresh().await);
     chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
     let (variable, place) = database.variable();
     for (network, toml, telling) in contradictions() {
         let serving = [("X402D_LISTEN", "127.0.0.1:0"), (variable, place.as_str())];
         let serving = [&reached(network, chain.url())[..], &serving].concat();
-        let said = complaint(&run(&["serve"], &serving, &toml));
-        let found = checked(network, chain.url(), &toml);
-        assert!(complaint(&found).contains("1 of 1 networks"), "{found:?}");
-        let found = out(&found);
+        let said = stderr(&run(&["serve"], &serving, &toml));
+        let found = run_check(network, chain.url(), &toml);
+        assert!(stderr(&found).contains("1 of 1 networks"), "{found:?}");
+        let found = stdout(&found);
         let wrong = found.lines().find(|line| line.contains("WRONG"));
         let wrong = wrong.unwrap_or_else(|| panic!("{found}"));
         for text in telling {
@@ -116,11 +116,11 @@ async fn what_the_chain_contradicts_does_not_start_and_is_found_by_the_check() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_agrees_with_the_chain_is_said_line_by_line() {
+async fn check_reports_each_matching_fact() {
     let chain = Chain::start().await;
     chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
-    let output = checked("base-sepolia", chain.url(), "");
-    let text = out(&output);
+    let output = run_check("base-sepolia", chain.url(), "");
+    let text = stdout(&output);
     assert!(output.status.success(), "{output:?}");
     let usdc = TEST_USDC.to_checksum(None);
     for (about, says) in [
@@ -151,10 +151,10 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
 
     // Nobody signs under this token's own domain.
     let by_permit2 = token(MUTE, "USDC", 6, "transfer_method = \"permit2\"");
-    let output = checked("base-sepolia", chain.url(), &by_permit2);
+    let output = run_check("base-sepolia", chain.url(), &by_permit2);
     assert!(output.status.success(), "{output:?}");
     assert!(
-        out(&output).contains("code, 6 decimals; permit2"),
+        stdout(&output).contains("code, 6 decimals; permit2"),
         "{output:?}"
     );
 
@@ -176,16 +176,16 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
     assert_eq!(outcome(proxy), "missing");
     assert_eq!(outcome(&usdc), "agrees");
     let output = run(&arguments, &variables, &by_permit2);
-    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
-    assert!(out(&output).contains("moves by Permit2"), "{output:?}");
+    assert!(stderr(&output).contains("1 of 1"), "{output:?}");
+    assert!(stdout(&output).contains("moves by Permit2"), "{output:?}");
 
     // A signer that cannot pay for gas settles nothing.
     let signer = findings.iter().find(|finding| finding["about"] == "signer");
     let signer = &signer.unwrap()["address"];
     chain.call("anvil_setBalance", json!([signer, "0x0"])).await;
-    let output = checked("base-sepolia", chain.url(), "");
-    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
-    let text = out(&output);
+    let output = run_check("base-sepolia", chain.url(), "");
+    assert!(stderr(&output).contains("1 of 1"), "{output:?}");
+    let text = stdout(&output);
     let line = text.lines().find(|line| line.contains("WRONG")).unwrap();
     assert!(
         line.contains("has 0 ETH, and a payment costs about"),
@@ -198,9 +198,9 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
 async fn each_of_several_rpc_urls_is_checked() {
     let chain = Chain::start().await;
     let urls = format!("{},http://127.0.0.1:9/secret-path", chain.url());
-    let output = checked("base-sepolia", &urls, "");
-    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
-    let text = out(&output);
+    let output = run_check("base-sepolia", &urls, "");
+    assert!(stderr(&output).contains("1 of 1"), "{output:?}");
+    let text = stdout(&output);
     let line = text.lines().find(|line| line.contains("UNKNOWN"));
     let line = line.unwrap_or_else(|| panic!("{text}"));
     assert!(line.contains("RPC URL number 2"), "{line}");
@@ -209,10 +209,10 @@ async fn each_of_several_rpc_urls_is_checked() {
 }
 
 #[test]
-fn an_rpc_that_does_not_answer_is_no_agreement_and_its_url_is_not_shown() {
+fn silent_rpc_fails_the_check_without_showing_its_url() {
     let url = "http://127.0.0.1:9/secret-path";
-    let output = checked("base-sepolia", url, "");
-    let text = out(&output) + &complaint(&output);
+    let output = run_check("base-sepolia", url, "");
+    let text = stdout(&output) + &stderr(&output);
     assert!(
         text.contains("UNKNOWN") && text.contains("cannot be reached"),
         "{text}"
@@ -224,7 +224,7 @@ fn an_rpc_that_does_not_answer_is_no_agreement_and_its_url_is_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_rpc_that_comes_back_with_another_token_is_not_served_and_that_is_said() {
+async fn rpc_returning_with_another_token_is_not_served() {
     let (chain, database) = (Chain::start().await, Database::fresh().await);
     let proxy = Proxy::before(chain.url()).await;
     proxy.all(Fault::Unavailable);
@@ -251,10 +251,10 @@ async fn an_rpc_that_comes_back_with_another_token_is_not_served_and_that_is_sai
 }
 
 #[test]
-fn the_table_shows_every_network_with_its_tokens() {
+fn table_shows_every_network_with_its_tokens() {
     let shown = run(&["networks"], &[], "");
     assert!(shown.status.success(), "{shown:?}");
-    let text = out(&shown);
+    let text = stdout(&shown);
     for parts in [
         &[
             "eip155:8453 ",
@@ -316,7 +316,7 @@ fn the_table_shows_every_network_with_its_tokens() {
 
 /// A buyer of the SDK pays by default with what is in its own table; one token more or less there would go unnoticed.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_table_has_the_default_tokens_of_the_official_sdk_and_says_of_no_other_that_it_does() {
+async fn table_marks_exactly_the_sdk_default_tokens() {
     let script =
         "import { DEFAULT_ASSETS } from '@x402/evm'; console.log(JSON.stringify(DEFAULT_ASSETS))";
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");

@@ -18,7 +18,7 @@ const SEND: &str = "eth_sendRawTransaction";
 async fn settle_while(world: &World, purchase: &Purchase, meanwhile: impl AsyncFnOnce()) -> Answer {
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.settling(&purchase.body());
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, sends).await;
     meanwhile().await;
     world.proxy.on(SEND, Fault::None);
@@ -31,8 +31,7 @@ async fn patient_world() -> World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_21_an_authorization_that_somebody_else_submits_is_a_success_with_their_transaction()
- {
+async fn scenario_21_foreign_submission_succeeds_with_its_transaction() {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 71);
     let answer = settle_while(&world, &purchase, async || {
@@ -52,7 +51,7 @@ async fn scenario_21_an_authorization_that_somebody_else_submits_is_a_success_wi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_nonce_that_the_payer_uses_for_another_transfer_fails_for_good() {
+async fn nonce_used_for_another_transfer_fails_for_good() {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 72);
     let mut other = purchase.clone();
@@ -69,7 +68,7 @@ async fn a_nonce_that_the_payer_uses_for_another_transfer_fails_for_good() {
 
 /// Nothing was moved and the authorization is as good as before: it is refused, not failed, and pays once there is money.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payer_who_spends_the_money_first_is_refused_and_can_pay_later() {
+async fn payer_spending_first_is_refused_and_can_pay_later() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 73);
@@ -98,7 +97,7 @@ async fn a_payer_who_spends_the_money_first_is_refused_and_can_pay_later() {
 
 /// What the ledger knows is not refused before the chain was asked: neither by the clock, nor because of a balance that went where it should.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_payment_that_somebody_else_submitted_is_a_success_after_its_window_has_closed() {
+async fn refused_payment_submitted_elsewhere_succeeds_after_window() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 76);
@@ -131,7 +130,7 @@ async fn a_refused_payment_that_somebody_else_submitted_is_a_success_after_its_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authorization_that_expires_on_the_way_fails_once_the_chain_has_said_so() {
+async fn authorization_expiring_inflight_fails_by_chain_time() {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 74);
     let answer = settle_while(&world, &purchase, async || {
@@ -147,16 +146,16 @@ async fn an_authorization_that_expires_on_the_way_fails_once_the_chain_has_said_
 
 /// A known payment needs no fresh window: its header is good after it has expired.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_that_nobody_was_told_of_is_told_after_its_window_has_closed() {
+async fn ungranted_payment_is_granted_after_its_window() {
     let world = patient_world().await;
     let mut purchase = Purchase::new(&world.payer().await, PAYEE, 75);
     let soon = U256::from(SystemClock.now().unix_timestamp() + 60);
     purchase.authorization.valid_before = Amount::from_atomic(soon);
     world.chain.automine(false).await;
-    let unheard = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
+    let unheard = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
     drop(unheard);
-    world.mine_on().await;
+    world.resume_mining().await;
     eventually("the block", Duration::from_secs(10), async || {
         (world.transactions(1).await == 1).then_some(())
     })
@@ -173,7 +172,7 @@ async fn a_payment_that_nobody_was_told_of_is_told_after_its_window_has_closed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_22_a_cancelled_authorization_fails_for_good_before_and_after_it_is_sent() {
+async fn scenario_22_cancelled_authorization_fails_for_good() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let never = Purchase::new(&payer, PAYEE, 221);
@@ -199,7 +198,7 @@ async fn scenario_22_a_cancelled_authorization_fails_for_good_before_and_after_i
 
 /// The facilitator gave the payment up; its payer, or anybody else who saw the authorization, did not.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_refused_and_is_submitted_by_somebody_else_is_settled_after_all() {
+async fn refused_payment_submitted_elsewhere_is_settled() {
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();

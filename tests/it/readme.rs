@@ -36,7 +36,7 @@ fn free_port() -> u16 {
 }
 
 /// Runs a seller and buys its report once.
-async fn sells(mut seller: Command, buyer_program: &str) {
+async fn assert_sells(mut seller: Command, buyer_program: &str) {
     let world = World::new().await;
     let buyer = &LocalChain::funded_keys()[9];
     world.chain.fund(buyer.address, 1_000_000).await;
@@ -70,7 +70,7 @@ async fn sells(mut seller: Command, buyer_program: &str) {
 }
 
 /// A folder with a snippet in it, beside the installed packages.
-fn written(file: &str, text: &str) -> (TempDir, PathBuf) {
+fn write_snippet(file: &str, text: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let packages = root().join("tests/interop/node_modules");
     std::os::unix::fs::symlink(packages, folder.path().join("node_modules")).unwrap();
@@ -86,26 +86,26 @@ fn run(program: impl AsRef<Path>, file: &Path) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_javascript_seller_sells() {
-    let (_folder, file) = written("seller.mjs", &snippet("// seller.mjs"));
-    sells(run("node", &file), "buyer_v2.mjs").await;
+async fn javascript_seller_sells() {
+    let (_folder, file) = write_snippet("seller.mjs", &snippet("// seller.mjs"));
+    assert_sells(run("node", &file), "buyer_v2.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_javascript_seller_of_version_1_sells() {
-    let (_folder, file) = written("seller_v1.mjs", &snippet("// seller_v1.mjs"));
-    sells(run("node", &file), "buyer_v1.mjs").await;
+async fn javascript_v1_seller_sells() {
+    let (_folder, file) = write_snippet("seller_v1.mjs", &snippet("// seller_v1.mjs"));
+    assert_sells(run("node", &file), "buyer_v1.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_python_seller_sells() {
-    let (_folder, file) = written("seller.py", &snippet("# seller.py"));
+async fn python_seller_sells() {
+    let (_folder, file) = write_snippet("seller.py", &snippet("# seller.py"));
     let python = root().join("tests/interop/.venv/bin/python");
-    sells(run(python, &file), "buyer_v2.mjs").await;
+    assert_sells(run(python, &file), "buyer_v2.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rust_seller_sells() {
+async fn rust_seller_sells() {
     let shown = snippet("//! The seller of the README");
     let compiled = std::fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
     assert_eq!(
@@ -113,11 +113,11 @@ async fn the_rust_seller_sells() {
         compiled.trim_end(),
         "README.md and examples/quickstart.rs"
     );
-    sells(Command::new(example("quickstart").await), "buyer_v2.mjs").await;
+    assert_sells(Command::new(example("quickstart").await), "buyer_v2.mjs").await;
 }
 
 #[test]
-fn the_go_seller_asks_this_facilitator_for_the_same_report() {
+fn go_seller_names_the_same_report_and_facilitator() {
     // There is no Go where these tests run: what can be held against the others is what it says.
     let go = snippet("// seller.go");
     for part in [

@@ -9,12 +9,12 @@ use x402d::clock::{Clock, SystemClock};
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::Amount;
 
-use crate::support::{Chain, Permission, Purchase, Setup, World, eventually, new_account};
+use crate::support::{Chain, Permit2Purchase, Purchase, Setup, World, eventually, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0x4b);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
+async fn sent_transactions_are_followed_without_their_key() {
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
     let mut world = setup.build().await;
     let payer = world.payer().await;
@@ -52,7 +52,7 @@ async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
         (world.chain.pending_count(old.address).await == 3).then_some(())
     })
     .await;
-    world.mine_on().await;
+    world.resume_mining().await;
     let began = Instant::now();
     for (body, hash) in bodies.iter().zip(&hashes) {
         let settled = eventually("success", Duration::from_secs(30), async || {
@@ -90,7 +90,7 @@ async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
 }
 
 /// What the ledger says that a payer has promised.
-async fn held(world: &World, payer: &PrivateKeySigner) -> String {
+async fn held_amount(world: &World, payer: &PrivateKeySigner) -> String {
     let payer = payer.address();
     let held = sqlx::query_scalar("select held::text from payer_accounts where payer = $1");
     let held: Option<String> = held
@@ -103,9 +103,9 @@ async fn held(world: &World, payer: &PrivateKeySigner) -> String {
 
 /// An `upto` payment names its signer, and no lane of that signer is left to take it or to refuse it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_a_gone_signer_may_settle_binds_its_payer_until_it_expires_and_no_longer() {
+async fn payment_for_removed_signer_is_held_until_it_expires() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let folder = tempfile::tempdir().unwrap();
@@ -119,11 +119,11 @@ async fn what_only_a_gone_signer_may_settle_binds_its_payer_until_it_expires_and
         .chain
         .approve(TEST_USDC, payer.address(), U256::MAX)
         .await;
-    let pinned = Permission::upto(&payer, PAYEE, 800).body();
-    let waiting = world.facilitator.settling(&pinned);
+    let pinned = Permit2Purchase::upto(&payer, PAYEE, 800).body();
+    let waiting = world.facilitator.spawn_settle(&pinned);
     let limit = Duration::from_secs(30);
     eventually("a promise", limit, async || {
-        (held(&world, &payer).await == "800").then_some(())
+        (held_amount(&world, &payer).await == "800").then_some(())
     })
     .await;
     world.facilitator.kill();
@@ -142,7 +142,7 @@ async fn what_only_a_gone_signer_may_settle_binds_its_payer_until_it_expires_and
     world.chain.call("evm_increaseTime", json!([700])).await;
     world.chain.mine(1).await;
     eventually("the promise to end", limit, async || {
-        (held(&world, &payer).await == "0").then_some(())
+        (held_amount(&world, &payer).await == "0").then_some(())
     })
     .await;
     let settled = rotated.settle(&honest.body()).await;

@@ -71,7 +71,7 @@ impl Pool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_storm() {
+async fn scenario_35_stale_endpoint_is_not_read_and_causes_no_storm() {
     let pool = Pool::new().await;
     pool.settles(1).await;
     let height = pool
@@ -98,7 +98,7 @@ async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_36_an_endpoint_that_comes_back_with_another_chain_is_not_used() {
+async fn scenario_36_endpoint_returning_with_other_chain_is_not_used() {
     let pool = Pool::new().await;
     pool.first.on("eth_chainId", Fault::Answer("0x1"));
     pool.logged("an endpoint serves another chain; it is not used")
@@ -115,7 +115,7 @@ async fn scenario_36_an_endpoint_that_comes_back_with_another_chain_is_not_used(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_37_a_silent_endpoint_costs_one_hedge_and_is_avoided() {
+async fn scenario_37_silent_endpoint_costs_one_hedge_then_is_avoided() {
     let pool = Pool::new().await;
     pool.settles(1).await;
     pool.first.all(Fault::RequestLost);
@@ -142,7 +142,7 @@ async fn scenario_37_a_silent_endpoint_costs_one_hedge_and_is_avoided() {
 
 /// A sequencer's own endpoint, or a private relay: it takes transactions and answers nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_for_sends_gets_every_transaction_and_no_question() {
+async fn send_only_endpoint_gets_transactions_and_no_reads() {
     let chain = Chain::start().await;
     let sequencer = Proxy::before(chain.url()).await;
     let setup = Setup {
@@ -168,7 +168,7 @@ async fn an_endpoint_for_sends_gets_every_transaction_and_no_question() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_keep_to_their_budget_and_wait_for_their_turn() {
+async fn calls_keep_to_their_budget() {
     const A_SECOND: u32 = 10;
     let setup = Setup {
         toml: format!("[networks.base-sepolia]\nrpc_calls_per_second = {A_SECOND}\n"),

@@ -29,7 +29,7 @@ const LITTLE: u64 = 1_000;
 const GROWTH_KIB: u64 = 16 * 1024;
 
 /// What all take part in.
-struct Fair {
+struct Shared {
     caller: Caller,
     payers: Vec<PrivateKeySigner>,
     ends: Instant,
@@ -52,11 +52,11 @@ fn seconds() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_chains_sums() {
+async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
     let setup = Setup {
         signers: SIGNERS,
         block_time_s: Some(1),
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let world = setup.with("X402D_SETTLE_WAIT", "5").build().await;
@@ -64,7 +64,7 @@ async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_cha
     for _ in 0..PAYERS {
         payers.push(world.payer().await);
     }
-    let fair = Arc::new(Fair {
+    let fair = Arc::new(Shared {
         caller: world.facilitator.clone(),
         payers,
         ends: Instant::now() + Duration::from_secs(seconds()),
@@ -78,15 +78,15 @@ async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_cha
     for _ in 0..BUYERS {
         visitors.spawn(buy(Arc::clone(&fair)));
     }
-    visitors.spawn(talk_nonsense(Arc::clone(&fair)));
+    visitors.spawn(send_invalid_requests(Arc::clone(&fair)));
     let memory = tokio::select! {
         memory = watch_memory(&world, &fair) => memory,
-        () = drain(&world, &fair) => unreachable!("it goes on"),
-        () = trouble(&world.proxy, &fair) => unreachable!("it goes on"),
+        () = spend_promised_funds(&world, &fair) => unreachable!("it goes on"),
+        () = inject_faults(&world.proxy, &fair) => unreachable!("it goes on"),
     };
-    no_trouble(&world.proxy);
+    clear_faults(&world.proxy);
     visitors.join_all().await;
-    everything_adds_up(&world, &fair).await;
+    assert_sums(&world, &fair).await;
     let third = memory.len() / 3;
     let (settled_down, at_the_end) = (memory[third], *memory.last().unwrap());
     let paid = fair.paid.lock().unwrap().len();
@@ -105,7 +105,7 @@ async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_cha
 }
 
 /// Buys one thing after another; each is presented until the answer is final, and every fourth by two at once.
-async fn buy(fair: Arc<Fair>) {
+async fn buy(fair: Arc<Shared>) {
     while Instant::now() < fair.ends {
         let amount = 1 + u64::try_from(random(250)).unwrap();
         let purchase = Purchase::new(&fair.payers[random(PAYERS)], PAYEE, amount);
@@ -143,7 +143,7 @@ async fn buy(fair: Arc<Fair>) {
     }
 }
 
-async fn talk_nonsense(fair: Arc<Fair>) {
+async fn send_invalid_requests(fair: Arc<Shared>) {
     let mut pace = interval(Duration::from_millis(20));
     let stranger = new_account();
     while Instant::now() < fair.ends {
@@ -181,14 +181,14 @@ async fn talk_nonsense(fair: Arc<Fair>) {
 }
 
 /// Payers who promise three times what they have, and spend it elsewhere.
-async fn drain(world: &World, fair: &Fair) {
+async fn spend_promised_funds(world: &World, fair: &Shared) {
     loop {
         let payer = new_account();
         world.chain.fund(payer.address(), LITTLE).await;
         let promises = (0..3).map(|_| Purchase::new(&payer, SOMEBODY_ELSE, LITTLE * 2 / 3).body());
         let all = Purchase::new(&payer, SOMEBODY_ELSE, LITTLE);
         let (answers, ()) = tokio::join!(
-            world.facilitator.settle_at_once(promises.collect()),
+            world.facilitator.settle_all(promises.collect()),
             world.chain.submit(&all)
         );
         let good = answers.iter().filter(|answer| answer.succeeded()).count();
@@ -206,12 +206,12 @@ const METHODS: [&str; 5] = [
 ];
 
 /// A second of trouble in every three.
-async fn trouble(proxy: &Proxy, fair: &Fair) {
+async fn inject_faults(proxy: &Proxy, fair: &Shared) {
     let faults = [
         Fault::Unavailable,
         Fault::AnswerLost,
         Fault::RequestLost,
-        Fault::Nonsense,
+        Fault::NotJson,
         Fault::Slow(300),
         Fault::Error("internal error"),
         Fault::Error("txpool is full"),
@@ -223,19 +223,19 @@ async fn trouble(proxy: &Proxy, fair: &Fair) {
         proxy.on(METHODS[random(METHODS.len())], faults[random(faults.len())]);
         fair.faults.fetch_add(1, Ordering::Relaxed);
         pace.tick().await;
-        no_trouble(proxy);
+        clear_faults(proxy);
         pace.tick().await;
     }
 }
 
-fn no_trouble(proxy: &Proxy) {
+fn clear_faults(proxy: &Proxy) {
     for method in METHODS {
         proxy.on(method, Fault::None);
     }
 }
 
 /// What the service holds, in KiB, once a second until the end.
-async fn watch_memory(world: &World, fair: &Fair) -> Vec<u64> {
+async fn watch_memory(world: &World, fair: &Shared) -> Vec<u64> {
     let mut pace = interval(Duration::from_secs(1));
     let mut memory = Vec::new();
     while Instant::now() < fair.ends {
@@ -245,7 +245,7 @@ async fn watch_memory(world: &World, fair: &Fair) -> Vec<u64> {
     memory
 }
 
-async fn everything_adds_up(world: &World, fair: &Fair) {
+async fn assert_sums(world: &World, fair: &Shared) {
     let mut ledger = world.database.connection().await;
     let open = "select (select count(*) from payments where state in ('queued', 'inflight', 'mined') or quarantined_at is not null)
         + (select count(*) from transactions where state <> 'mined') + (select count(*) from payer_accounts where held <> 0)";

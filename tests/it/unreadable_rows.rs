@@ -5,7 +5,7 @@ use std::time::Duration;
 use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Negotiated, Purchase, Setup, World, eventually};
+use crate::support::{Answer, OpenSession, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x1e);
 /// What a later version might write.
@@ -21,18 +21,18 @@ async fn change(world: &World, set: &str, amount: u64) {
 }
 
 /// Makes the row of a payment one that no version of the program has written.
-async fn spoil(world: &World, amount: u64) {
+async fn make_unreadable(world: &World, amount: u64) {
     change(world, "valid_after = timestamptz '1960-01-01'", amount).await;
 }
 
 /// Presents one payment many times, each beside an honest one; returns the answers for it. Every honest one succeeds.
-async fn among_others(world: &World, payer: &Payer, odd: &Value) -> Vec<Answer> {
+async fn present_among_others(world: &World, payer: &Payer, odd: &Value) -> Vec<Answer> {
     let mut bodies = Vec::new();
     for _ in 0..16 {
         bodies.push(Purchase::new(payer, PAYEE, 1).body());
         bodies.push(odd.clone());
     }
-    let answers = world.facilitator.settle_at_once(bodies).await;
+    let answers = world.facilitator.settle_all(bodies).await;
     let (good, odd): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::succeeded);
     assert_eq!(good.len(), 16, "an honest one failed: {odd:?}");
     odd
@@ -41,9 +41,9 @@ async fn among_others(world: &World, payer: &Payer, odd: &Value) -> Vec<Answer> 
 type Payer = alloy::signers::local::PrivateKeySigner;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_row_hurts_nobody_else_and_is_shown_with_the_reason() {
+async fn unreadable_row_affects_no_other_and_is_shown() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
@@ -52,9 +52,9 @@ async fn an_unreadable_row_hurts_nobody_else_and_is_shown_with_the_reason() {
     let settled = world.facilitator.settle(&odd).await;
     assert!(settled.succeeded(), "{settled:?}");
     let id = settled.body["extra"]["paymentId"].as_str().unwrap();
-    spoil(&world, 7_000).await;
+    make_unreadable(&world, 7_000).await;
     for _ in 0..2 {
-        for answer in among_others(&world, &payer, &odd).await {
+        for answer in present_among_others(&world, &payer, &odd).await {
             let said = (answer.status, answer.reason());
             assert_eq!(said, (200, "settlement_pending"), "{answer:?}");
         }
@@ -104,9 +104,9 @@ async fn an_unreadable_row_hurts_nobody_else_and_is_shown_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_of_a_later_version_is_read_and_told() {
+async fn code_of_a_later_version_is_read_and_returned() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     // Keys that cannot be asked keep payments queued, for as long as the file is there.
@@ -139,7 +139,7 @@ async fn a_code_of_a_later_version_is_read_and_told() {
         },
     )
     .await;
-    for answer in among_others(&world, &payer, &failed).await {
+    for answer in present_among_others(&world, &payer, &failed).await {
         assert_eq!(answer.reason(), NEWER_CODE, "{answer:?}");
     }
     let page = world.facilitator.get("/payments?state=refused").await;
@@ -153,28 +153,28 @@ async fn a_code_of_a_later_version_is_read_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_transfer_keeps_no_other_payers_waiting() {
+async fn unreadable_transfer_delays_no_other_payer() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let world = setup.build().await;
-    let (odd, honest) = (world.rich_payer().await, world.rich_payer().await);
+    let (odd, honest) = (world.payer_with_gas().await, world.payer_with_gas().await);
     world.chain.automine(false).await;
     let mut sessions = Vec::new();
     for (payer, amount) in [(&odd, 7_000), (&honest, 40)] {
         let caller = &world.facilitator;
-        let session = Negotiated::open(caller, payer, "transfer", PAYEE, amount).await;
+        let session = OpenSession::open(caller, payer, "transfer", PAYEE, amount).await;
         let raw = json!({"rawTransaction": session.transaction(0, None).0});
         let path = format!("/sessions/{}/transfer", session.id);
         let submitted = caller.post(&path, &raw).await.unwrap();
         assert_eq!(submitted.status, 200, "{submitted:?}");
         if amount == 7_000 {
-            spoil(&world, amount).await;
+            make_unreadable(&world, amount).await;
         }
         sessions.push(session);
     }
-    world.mine_on().await;
+    world.resume_mining().await;
     let outcome = sessions[1].outcome(&world.facilitator).await;
     assert_eq!(outcome["state"], "paid", "{outcome}");
     let page = world.facilitator.get("/payments?state=inflight").await;

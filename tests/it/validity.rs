@@ -29,7 +29,7 @@ async fn block_time(world: &World) -> i64 {
 
 /// With blocks every six seconds the newest block is nearly always older than an authorization that begins now.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authorization_that_begins_now_is_valid_and_waits_for_the_block_that_can_take_it() {
+async fn authorization_starting_now_waits_for_its_block() {
     let setup = Setup {
         block_time_s: Some(6),
         ..Setup::default()
@@ -56,7 +56,7 @@ async fn an_authorization_that_begins_now_is_valid_and_waits_for_the_block_that_
     purchases.push(Purchase::new(&payer, PAYEE, 80));
     let mut settling: Vec<_> = purchases
         .iter()
-        .map(|purchase| world.facilitator.settling(&purchase.body()))
+        .map(|purchase| world.facilitator.spawn_settle(&purchase.body()))
         .collect();
     for (settling, purchase) in settling.iter_mut().zip(&purchases) {
         let answer = settling.join_next().await.unwrap().unwrap().unwrap();
@@ -73,7 +73,7 @@ async fn an_authorization_that_begins_now_is_valid_and_waits_for_the_block_that_
 
 /// The same with an endpoint that takes no block overrides, and with one that passes over them.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_valid_also_where_a_call_cannot_be_simulated_at_a_later_time() {
+async fn starting_now_is_valid_without_block_overrides() {
     let setup = Setup {
         block_time_s: Some(4),
         ..Setup::default()
@@ -105,7 +105,7 @@ async fn it_is_valid_also_where_a_call_cannot_be_simulated_at_a_later_time() {
 
 /// A chain that makes blocks only for transactions has an old newest block for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_are_judged_by_the_clock_and_said_with_their_limits() {
+async fn windows_are_judged_by_clock_and_reported_with_limits() {
     let world = World::new().await;
     let payer = world.payer().await;
     let mut begun_now = Purchase::new(&payer, PAYEE, 5);

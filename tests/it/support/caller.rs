@@ -52,7 +52,7 @@ impl Answer {
 
 impl Caller {
     /// Asks at `url` from now on, over no connection of before.
-    pub(super) fn turn_to(&mut self, url: String) {
+    pub(super) fn connect_to(&mut self, url: String) {
         self.url = url;
         let fresh = Client::builder().no_proxy().pool_max_idle_per_host(0);
         self.http = fresh.build().unwrap();
@@ -82,7 +82,7 @@ impl Caller {
     }
 
     /// Begins to settle; the outcome is the only one of the set. Dropped, it breaks the connection.
-    pub(crate) fn settling(&self, body: &Value) -> JoinSet<Result<Answer, reqwest::Error>> {
+    pub(crate) fn spawn_settle(&self, body: &Value) -> JoinSet<Result<Answer, reqwest::Error>> {
         let mut one = JoinSet::new();
         let (caller, body) = (self.clone(), body.clone());
         one.spawn(async move { caller.try_settle(&body).await });
@@ -90,7 +90,7 @@ impl Caller {
     }
 
     /// Settles all at once.
-    pub(crate) async fn settle_at_once(&self, bodies: Vec<Value>) -> Vec<Answer> {
+    pub(crate) async fn settle_all(&self, bodies: Vec<Value>) -> Vec<Answer> {
         let mut settling = JoinSet::new();
         for body in bodies {
             let caller = self.clone();
@@ -127,7 +127,7 @@ impl Caller {
     }
 
     /// The same as a task of its own.
-    pub(crate) fn asking(
+    pub(crate) fn post_task(
         &self,
         path: &'static str,
         body: &Value,

@@ -122,15 +122,15 @@ impl Chain {
     }
 
     /// Makes a call of a stranger's, who pays better than we do, and waits for its block unless blocks have to be made.
-    pub(crate) async fn call_dearly(&self, call: (Address, Bytes)) {
-        self.call_dearly_as(LocalChain::funded_keys()[0].address, call)
+    pub(crate) async fn call_with_high_fee(&self, call: (Address, Bytes)) {
+        self.call_with_high_fee_as(LocalChain::funded_keys()[0].address, call)
             .await;
     }
 
     /// The same as any account.
-    pub(crate) async fn call_dearly_as(&self, from: Address, (to, data): (Address, Bytes)) {
+    pub(crate) async fn call_with_high_fee_as(&self, from: Address, (to, data): (Address, Bytes)) {
         self.call("anvil_impersonateAccount", json!([from])).await;
-        let mut transaction = errand(to, &data);
+        let mut transaction = test_call(to, &data);
         transaction["from"] = json!(from);
         transaction["gas"] = json!("0x7a120");
         for fee in ["maxFeePerGas", "maxPriorityFeePerGas"] {
@@ -199,7 +199,7 @@ impl Chain {
     /// The transaction that would do that.
     pub(crate) fn submission(purchase: &Purchase) -> Value {
         let data = Bytes::from(Self::transfer(purchase).abi_encode());
-        errand(purchase.asset, &data)
+        test_call(purchase.asset, &data)
     }
 
     fn transfer(purchase: &Purchase) -> transferWithAuthorizationCall {
@@ -233,7 +233,7 @@ impl Chain {
             nonce,
             signature: signature.as_bytes().into(),
         };
-        errand(purchase.asset, &call.abi_encode().into())
+        test_call(purchase.asset, &call.abi_encode().into())
     }
 
     /// Transactions that wait in the pool vanish from it.
@@ -289,19 +289,19 @@ impl Chain {
     }
 
     /// Replaces the newest blocks by empty ones; their transactions are gone, not pending.
-    pub(crate) async fn reorganise(&self, depth: u64) {
-        self.reorganise_with(depth, &[]).await;
+    pub(crate) async fn reorg(&self, depth: u64) {
+        self.reorg_with(depth, &[]).await;
     }
 
     /// The same, but the first of the new blocks holds these transactions: raw, or as `eth_sendTransaction` takes them.
     ///
     /// Nothing is mined meanwhile: anvil takes blocks away beside the block that it makes, and has no state of some afterwards.
-    pub(crate) async fn reorganise_with(&self, depth: u64, transactions: &[Value]) {
+    pub(crate) async fn reorg_with(&self, depth: u64, transactions: &[Value]) {
         let pairs: Vec<Value> = transactions.iter().map(|one| json!([one, 0])).collect();
         let mines = self.call("anvil_getAutomine", json!([])).await == json!(true);
         if mines {
             self.automine(false).await;
-            self.last_blocks().await;
+            self.wait_for_last_blocks().await;
         }
         self.call("anvil_reorg", json!([depth, pairs])).await;
         if mines {
@@ -310,7 +310,7 @@ impl Chain {
     }
 
     /// Waits for the blocks that were being made when transactions ceased to make them.
-    async fn last_blocks(&self) {
+    async fn wait_for_last_blocks(&self) {
         eventually("no new block", Duration::from_secs(20), async || {
             let before = self.call("eth_blockNumber", json!([])).await;
             // Is made of the state that a block under way leaves behind.
@@ -340,6 +340,6 @@ impl Chain {
 }
 
 /// A call by the test's own account, with gas for one that fails.
-fn errand(to: Address, data: &Bytes) -> Value {
+fn test_call(to: Address, data: &Bytes) -> Value {
     json!({"from": LocalChain::funded_keys()[0].address, "to": to, "data": data, "gas": "0x30d40"})
 }

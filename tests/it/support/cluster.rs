@@ -81,7 +81,7 @@ impl Cluster {
 
     fn empty() -> Self {
         let folder = TempDir::with_prefix("x402d-it-cluster-").unwrap();
-        give_away(folder.path());
+        chown_to_postgres(folder.path());
         Self {
             folder,
             port: free_port(),
@@ -163,7 +163,7 @@ pub(crate) struct Pooler {
 
 impl Pooler {
     /// Whether the installed one knows `max_prepared_statements`, as 1.21 and later do.
-    pub(crate) fn keeps_statements() -> bool {
+    pub(crate) fn supports_prepared_statements() -> bool {
         let output = Command::new(PGBOUNCER).arg("--version").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let version = text.lines().next().unwrap().rsplit(' ').next().unwrap();
@@ -183,7 +183,7 @@ impl Pooler {
             listen_port = {port}\nauth_type = any\nunix_socket_dir =\n{settings}\n"
         );
         std::fs::write(&file, text).unwrap();
-        give_away(folder.path());
+        chown_to_postgres(folder.path());
         let mut pooler = as_postgres(PathBuf::from(PGBOUNCER));
         let server = pooler
             .arg(&file)
@@ -241,7 +241,7 @@ fn postgres() -> Option<User> {
     root.then(|| User::from_name("postgres").unwrap().unwrap())
 }
 
-fn give_away(folder: &Path) {
+fn chown_to_postgres(folder: &Path) {
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
     if let Some(user) = postgres() {
         chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();

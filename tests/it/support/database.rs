@@ -10,7 +10,7 @@ use url::Url;
 use uuid::Uuid;
 use x402d::embedded::EmbeddedPostgres;
 
-use super::Line;
+use super::TcpProxy;
 
 /// A fresh database on the server of `DATABASE_URL`, or a data directory in which x402d runs its private Postgres.
 pub(crate) enum Database {
@@ -21,7 +21,7 @@ pub(crate) enum Database {
     },
     Private(TempDir),
     /// A private Postgres that the test itself runs, so that it can speak SQL with it.
-    Kept {
+    TestOwned {
         postgres: Option<Box<EmbeddedPostgres>>,
         url: String,
         /// Held for its end.
@@ -38,11 +38,11 @@ impl Database {
     }
 
     /// The same where the test wants to write into the ledger, or look into it, by itself.
-    pub(crate) async fn reachable() -> Self {
+    pub(crate) async fn queryable() -> Self {
         let Some(server) = server() else {
             let folder = private_folder();
             let postgres = EmbeddedPostgres::start(folder.path()).await.unwrap();
-            return Self::Kept {
+            return Self::TestOwned {
                 url: postgres.url().to_owned(),
                 postgres: Some(Box::new(postgres)),
                 _folder: folder,
@@ -51,31 +51,31 @@ impl Database {
         Self::on(server).await
     }
 
-    /// A connection of the test's own; only to a reachable one.
+    /// A connection of the test's own; only to a queryable one.
     pub(crate) async fn connection(&self) -> PgConnection {
         PgConnection::connect(self.url()).await.unwrap()
     }
 
-    /// A line to it, and the variable by which x402d finds the database over that line; only to a reachable one.
-    pub(crate) async fn line(&self) -> (Line, (&'static str, String)) {
+    /// A line to it, and the variable by which x402d finds the database over that line; only to a queryable one.
+    pub(crate) async fn proxied(&self) -> (TcpProxy, (&'static str, String)) {
         let options: PgConnectOptions = self.url().parse().unwrap();
         let port = options.get_port();
         let socket = options.get_socket();
         let socket = socket.map(|folder| folder.join(format!(".s.PGSQL.{port}")));
-        let line = Line::to_database(port, socket).await;
+        let proxy = TcpProxy::to_database(port, socket).await;
         let url = format!(
             "postgres://{}@127.0.0.1:{}/{}",
             options.get_username(),
-            line.port(),
+            proxy.port(),
             options.get_database().unwrap()
         );
-        (line, ("DATABASE_URL", url))
+        (proxy, ("DATABASE_URL", url))
     }
 
-    /// Copies it as it is now, while nobody is connected; only a reachable one.
+    /// Copies it as it is now, while nobody is connected; only a queryable one.
     pub(crate) async fn copy(&self) -> String {
         let copy = format!("{}_copy", self.name());
-        self.administer(&[format!(
+        self.run_admin_sql(&[format!(
             "create database \"{copy}\" template \"{}\"",
             self.name()
         )])
@@ -86,14 +86,14 @@ impl Database {
     /// Makes it what it was when it was copied.
     pub(crate) async fn restore(&self, copy: &str) {
         let name = self.name();
-        self.administer(&[
+        self.run_admin_sql(&[
             format!("drop database \"{name}\" with (force)"),
             format!("alter database \"{copy}\" rename to \"{name}\""),
         ])
         .await;
     }
 
-    async fn administer(&self, statements: &[String]) {
+    async fn run_admin_sql(&self, statements: &[String]) {
         let options: PgConnectOptions = self.url().parse().unwrap();
         let options = options.database("template1");
         let mut connection = PgConnection::connect_with(&options).await.unwrap();
@@ -112,8 +112,8 @@ impl Database {
     }
 
     fn url(&self) -> &str {
-        let (Self::Server { url, .. } | Self::Kept { url, .. }) = self else {
-            panic!("ask for a reachable database");
+        let (Self::Server { url, .. } | Self::TestOwned { url, .. }) = self else {
+            panic!("ask for a queryable database");
         };
         url
     }
@@ -139,7 +139,7 @@ impl Database {
     /// The variable by which x402d finds it.
     pub(crate) fn variable(&self) -> (&'static str, String) {
         match self {
-            Self::Server { url, .. } | Self::Kept { url, .. } => ("DATABASE_URL", url.clone()),
+            Self::Server { url, .. } | Self::TestOwned { url, .. } => ("DATABASE_URL", url.clone()),
             Self::Private(folder) => ("X402D_DATA_DIR", folder.path().display().to_string()),
         }
     }
@@ -155,7 +155,7 @@ impl Drop for Database {
                 Box::pin(stop_postgres(folder.path().to_owned()))
             }
             Self::Private(_) => return,
-            Self::Kept { postgres, .. } => match postgres.take() {
+            Self::TestOwned { postgres, .. } => match postgres.take() {
                 Some(postgres) => Box::pin(async move {
                     if let Err(error) = postgres.stop().await {
                         eprintln!("a Postgres of a test may still run: {error}");

@@ -29,7 +29,7 @@ pub(crate) struct Facilitator {
     /// Asks it, since its latest start.
     caller: Caller,
     /// How long the log was before the latest start.
-    log_before: usize,
+    log_start: usize,
 }
 
 impl Facilitator {
@@ -42,7 +42,7 @@ impl Facilitator {
             folder,
             child: None,
             caller: Caller::default(),
-            log_before: 0,
+            log_start: 0,
         }
     }
 
@@ -63,7 +63,7 @@ impl Facilitator {
     /// The same without waiting for `/readyz`: only until it listens.
     pub(crate) async fn spawn(&mut self, failpoint: Option<&str>) {
         assert!(self.child.is_none(), "it runs");
-        self.log_before = self.log().len();
+        self.log_start = self.log().len();
         let log = File::options()
             .create(true)
             .append(true)
@@ -88,23 +88,23 @@ impl Facilitator {
             .stderr(log);
         self.child = Some(command.spawn().unwrap());
         let url = eventually("x402d to listen", START_LIMIT, async || {
-            self.must_live();
-            self.listens_at()
+            self.assert_running();
+            self.listen_url()
         })
         .await;
-        self.caller.turn_to(url);
+        self.caller.connect_to(url);
     }
 
     pub(crate) async fn wait_until_ready(&mut self) {
         eventually("x402d to be ready", START_LIMIT, async || {
-            self.must_live();
+            self.assert_running();
             let asked = self.caller.try_get("/readyz").await;
             asked.is_ok_and(|answer| answer.status == 200).then_some(())
         })
         .await;
     }
 
-    fn must_live(&mut self) {
+    fn assert_running(&mut self) {
         let ended = self
             .child
             .as_mut()
@@ -112,10 +112,10 @@ impl Facilitator {
         assert!(ended.is_none(), "x402d ended while it started: {ended:?}");
     }
 
-    fn listens_at(&self) -> Option<String> {
+    fn listen_url(&self) -> Option<String> {
         let log = self.log();
         let line = log
-            .get(self.log_before..)?
+            .get(self.log_start..)?
             .lines()
             .find(|line| line.contains("x402d listens"))?;
         let line: Value = serde_json::from_str(line).ok()?;

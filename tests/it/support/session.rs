@@ -13,7 +13,7 @@ use x402d::protocol::{Amount, Authorization, Network};
 use super::{Answer, Caller, Purchase, World};
 
 /// An open session and everything that its buyer computes without believing the answer.
-pub(crate) struct Negotiated {
+pub(crate) struct OpenSession {
     pub(crate) payer: PrivateKeySigner,
     /// The seller's entry.
     pub(crate) entry: Value,
@@ -24,7 +24,7 @@ pub(crate) struct Negotiated {
     amount: u64,
 }
 
-impl Negotiated {
+impl OpenSession {
     /// An entry of `accepts` in v2, with the flow that both rails can have.
     pub(crate) fn entry(payee: Address, amount: u64) -> Value {
         json!({"scheme": "exact", "network": format!("eip155:{CHAIN_ID}"), "amount": amount.to_string(), "asset": TEST_USDC,
@@ -170,7 +170,7 @@ impl Negotiated {
 
 impl World {
     /// A payer with a hundred test USDC, and native currency for gas.
-    pub(crate) async fn rich_payer(&self) -> PrivateKeySigner {
+    pub(crate) async fn payer_with_gas(&self) -> PrivateKeySigner {
         let payer = self.payer().await;
         let wei = U256::from(10).pow(U256::from(18));
         self.chain

@@ -7,7 +7,9 @@ use alloy::signers::local::PrivateKeySigner;
 use serde_json::Value;
 use x402d::embedded::TEST_USDC;
 
-use super::{Answer, Chain, Database, Facilitator, Fault, Line, Proxy, eventually, new_account};
+use super::{
+    Answer, Chain, Database, Facilitator, Fault, Proxy, TcpProxy, eventually, new_account,
+};
 
 /// How to set the scene. The default: one signer, a block for each transaction, no further configuration.
 #[derive(Clone)]
@@ -19,9 +21,9 @@ pub(crate) struct Setup {
     /// `x402d.toml`.
     pub(crate) toml: String,
     /// The test wants to look into the ledger by itself.
-    pub(crate) reachable: bool,
+    pub(crate) queryable: bool,
     /// The database is reached over a line that the test can break.
-    pub(crate) lined: bool,
+    pub(crate) database_proxied: bool,
     /// The step at which the first life ends.
     pub(crate) failpoint: Option<&'static str>,
     /// What the proxy does from the beginning.
@@ -35,8 +37,8 @@ impl Default for Setup {
             block_time_s: None,
             variables: Vec::new(),
             toml: String::new(),
-            reachable: false,
-            lined: false,
+            queryable: false,
+            database_proxied: false,
             failpoint: None,
             fault: Fault::None,
         }
@@ -50,7 +52,7 @@ pub(crate) struct World {
     pub(crate) proxy: Proxy,
     pub(crate) chain: Chain,
     /// To the database, where the test asked for one.
-    pub(crate) line: Option<Line>,
+    pub(crate) database_proxy: Option<TcpProxy>,
     variables: Vec<(&'static str, String)>,
     toml: String,
 }
@@ -83,7 +85,7 @@ impl World {
     }
 
     /// The same, who lets Permit2 take all of it.
-    pub(crate) async fn permitting_payer(&self) -> PrivateKeySigner {
+    pub(crate) async fn approved_payer(&self) -> PrivateKeySigner {
         let payer = self.payer().await;
         self.chain
             .approve(TEST_USDC, payer.address(), U256::MAX)
@@ -92,7 +94,12 @@ impl World {
     }
 
     /// A payment settled by exactly one Transfer of `amount` to `payee`, which both answer and ledger name.
-    pub(crate) async fn moved_once(&self, payee: Address, answer: &Answer, amount: u64) {
+    pub(crate) async fn assert_transferred_once(
+        &self,
+        payee: Address,
+        answer: &Answer,
+        amount: u64,
+    ) {
         assert!(answer.succeeded(), "{answer:?}");
         assert_eq!(answer.body["amount"], amount.to_string(), "{answer:?}");
         let transfers = self.chain.transfers_to(TEST_USDC, payee).await;
@@ -106,7 +113,7 @@ impl World {
     }
 
     /// Whoever presents the same header later gets the hash and nothing else.
-    pub(crate) async fn buys_nothing_twice(&self, body: &Value, first: &Answer) {
+    pub(crate) async fn assert_duplicate_rejected(&self, body: &Value, first: &Answer) {
         let verdict = self.facilitator.verify(body).await;
         assert_eq!(verdict.reason(), "duplicate_settlement", "{verdict:?}");
         let again = self.facilitator.settle(body).await;
@@ -115,7 +122,7 @@ impl World {
     }
 
     /// A body is refused with `code` at verify and at settle, with a message for people, and nothing is sent for it.
-    pub(crate) async fn is_refused_at_both(&self, body: &Value, code: &str) {
+    pub(crate) async fn assert_rejected_at_both(&self, body: &Value, code: &str) {
         let verdict = self.facilitator.verify(body).await;
         assert_eq!(
             (verdict.status, verdict.reason()),
@@ -159,7 +166,7 @@ impl World {
     }
 
     /// Waits until the first signer has `count` transactions, mined or in the pool.
-    pub(crate) async fn has_sent(&self, count: u64) {
+    pub(crate) async fn wait_until_sent(&self, count: u64) {
         let signer = Chain::signers(1)[0].address;
         eventually(
             "a transaction in the pool",
@@ -170,7 +177,7 @@ impl World {
     }
 
     /// Lets a block ask for much, and waits until the service has seen it.
-    pub(crate) async fn becomes_dear(&self, gwei: u64) {
+    pub(crate) async fn raise_base_fee(&self, gwei: u64) {
         self.chain.next_base_fee(gwei).await;
         // The second look after it begins when the first has ended; one more, because a look may be two questions.
         let looks = self.proxy.calls("eth_getBlockByNumber");
@@ -178,7 +185,7 @@ impl World {
     }
 
     /// Makes blocks again after a pause.
-    pub(crate) async fn mine_on(&self) {
+    pub(crate) async fn resume_mining(&self) {
         self.chain.automine(true).await;
         self.chain.mine(1).await;
     }
@@ -204,14 +211,14 @@ impl Setup {
 
     /// On a chain that the test has prepared.
     pub(crate) async fn on(self, chain: Chain) -> World {
-        let database = if self.reachable || self.lined {
-            Database::reachable().await
+        let database = if self.queryable || self.database_proxied {
+            Database::queryable().await
         } else {
             Database::fresh().await
         };
-        let (line, database_variable) = if self.lined {
-            let (line, variable) = database.line().await;
-            (Some(line), variable)
+        let (database_proxy, database_variable) = if self.database_proxied {
+            let (proxy, variable) = database.proxied().await;
+            (Some(proxy), variable)
         } else {
             (None, database.variable())
         };
@@ -235,7 +242,7 @@ impl Setup {
             database,
             proxy,
             chain,
-            line,
+            database_proxy,
             variables,
             toml: self.toml,
         }

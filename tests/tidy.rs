@@ -1,9 +1,9 @@
-//! Guards of the house: who may know whom, who may touch SQL and the environment, how long a file is, how the schema names things.
+//! Rules of the source tree: imports between modules, access to SQL and the environment, file lengths, names in the schema.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// Each room and what it may import besides itself; the picture of it stands in `src/lib.rs`. `*` is everything.
+/// Each top-level module and the modules it may import; `src/lib.rs` shows the picture. `*` is everything.
 const ROOMS: &[(&str, &str)] = &[
     ("protocol", ""),
     ("clock", ""),
@@ -32,7 +32,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("market_tests", "protocol clock buyer seller"),
     ("command", "*"),
 ];
-/// What only some files may touch: the root of a path, how its next name begins, and where below `src` that may stand.
+/// Restricted dependencies: the root of a path, the prefix of its next name, and the files below `src` that may use it.
 const DOORS: &[(&str, &str, &[&str])] = &[
     (
         "sqlx::",
@@ -53,13 +53,13 @@ const DOORS: &[(&str, &str, &[&str])] = &[
         &[
             "config/",
             "settlement/failpoint.rs",
-            // Where programs are looked for, and what the local chain must not inherit.
+            // Where programs are looked up, and the variables that the local chain must not inherit.
             "embedded/anvil_binary.rs",
             "embedded/cluster.rs",
         ],
     ),
 ];
-/// Features are chosen at the modules of `lib.rs`. The exceptions: file, how many lines, why.
+/// Feature gates stand at the modules of `lib.rs`. The exceptions: file, number of lines, reason.
 const FEATURES_ELSEWHERE: &[(&str, usize, &str)] = &[
     (
         "protocol/response.rs",
@@ -79,7 +79,7 @@ const FEATURES_ELSEWHERE: &[(&str, usize, &str)] = &[
 ];
 const LINES_MAX: usize = 500;
 const VAGUE_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "common", "misc"];
-/// What makes a constraint in SQL, named or not.
+/// Keywords of a SQL constraint, named or not.
 const CONSTRAINING: &[&str] = &[
     "primary key",
     "foreign key",
@@ -89,12 +89,12 @@ const CONSTRAINING: &[&str] = &[
     "exclude ",
 ];
 
-/// Every file below `folder` of the repository, in order, with its path from there.
+/// Every file below `folder` of the repository, in order, with its path relative to it.
 fn files(folder: &str) -> io::Result<Vec<(String, String)>> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            // What package managers put beside the interop programs is not ours.
+            // Installed packages beside the interop programs are not ours.
             let foreign = ["node_modules", ".venv", "__pycache__"]
                 .iter()
                 .any(|name| path.ends_with(name));
@@ -125,7 +125,7 @@ fn code(text: &str) -> String {
     lines.fold(String::new(), |code, line| code + line + "\n")
 }
 
-/// The same without the tests that stand at its end.
+/// The same without the test module at its end.
 fn without_tests(mut code: String) -> String {
     code.truncate(code.find("#[cfg(test)]\nmod ").unwrap_or(code.len()));
     code
@@ -322,7 +322,7 @@ fn sql_is_written_in_lower_case() -> io::Result<()> {
             .filter(|line| !line.trim_start().starts_with("--"))
             .map(|line| line.to_owned() + "\n")
             .collect();
-        // Every second piece between quotes is a text, in which letters may be what they like.
+        // Every second piece between quotes is a string literal, in which upper case is allowed.
         for code in statements.split('\'').step_by(2) {
             let shouted = code
                 .lines()
@@ -366,7 +366,7 @@ fn every_constraint_has_a_name_and_every_table_a_comment() -> io::Result<()> {
     Ok(())
 }
 
-/// The failure catalogue has 43 scenarios; each is a test that names its number.
+/// Failure scenarios are numbered from 1 to 43; each has a test that carries its number.
 #[test]
 fn every_scenario_of_the_failure_catalogue_has_a_test() -> io::Result<()> {
     let tests: String = files("tests/it")?

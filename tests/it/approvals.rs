@@ -1,4 +1,4 @@
-//! `erc20ApprovalGasSponsoring`: payers without native money whose approvals of Permit2 are submitted for them, within limits.
+//! `erc20ApprovalGasSponsoring`: approvals of Permit2 are submitted for payers without native currency, within limits.
 
 use alloy::consensus::TxEip1559;
 use alloy::primitives::{Address, Bytes, TxKind, U64, U256};
@@ -13,11 +13,11 @@ use crate::support::{Permit2Purchase, Setup, World, approveCall, new_account, pa
 const PAYEE: Address = Address::repeat_byte(0x2e);
 const OTHER: Address = Address::repeat_byte(0x66);
 const PRICE: u64 = 10_000;
-/// What one approval of the tests costs at most: 70,000 gas at 5 gwei, and half of that for what rollups add.
+/// Maximum cost of one approval in wei: 70,000 gas at 5 gwei, plus half of that for rollup data fees.
 const COST: u64 = 525_000_000_000_000;
 const INFO: &str = "/paymentPayload/extensions/erc20ApprovalGasSponsoring/info";
 
-/// How a payment of a scheme is made.
+/// Constructor of a payment of one scheme.
 type Build = fn(&PrivateKeySigner, Address, u64) -> Permit2Purchase;
 
 fn setup(per_payer: u64, per_day: u64) -> Setup {
@@ -30,7 +30,7 @@ fn setup(per_payer: u64, per_day: u64) -> Setup {
     }
 }
 
-/// A world that gives each payer gas money for one approval, and all of them together for two.
+/// A world with a gas budget for one approval per payer and two per day.
 async fn world() -> World {
     setup(COST, 2 * COST).build().await
 }
@@ -70,7 +70,7 @@ async fn payer_without_gas_pays_by_permit2_after_sponsored_approval() {
         let paid = world.chain.usdc(PAYEE).await;
         assert_eq!(paid, U256::from(PRICE) * U256::from(index + 1));
         assert!(native_balance(&world, payer.address()).await < U256::from(COST));
-        // The allowance is there now: the next payment needs no sponsoring.
+        // The allowance exists now, so the next payment needs no sponsoring.
         let next = world
             .facilitator
             .verify(&build(&payer, PAYEE, PRICE).body())
@@ -115,7 +115,7 @@ async fn funded_payer_gets_no_gas_and_excess_request_is_refused() {
         .await;
 }
 
-/// Approvals that each have one fault, with its code.
+/// Approvals with one fault each, and the expected code.
 fn invalid_approvals(plain: &TxEip1559) -> [(TxEip1559, &'static str); 10] {
     let approve = |spender, value| Bytes::from(approveCall { spender, value }.abi_encode());
     let with = |change: &dyn Fn(&mut TxEip1559)| {
@@ -264,7 +264,7 @@ async fn overtaken_or_reverted_approval_ends_with_its_code() {
     world.chain.automine(false).await;
     let mut settling = world.facilitator.spawn_settle(&payment.body());
     world.wait_until_sent(1).await;
-    // Its gas money is under way; meanwhile the token is paused, so that the approval will be mined in vain.
+    // The gas money is in flight. Pausing the token now makes the approval revert when it is mined.
     let pause = (TEST_USDC, pauseCall { on: true }.abi_encode().into());
     world.chain.call_with_high_fee(pause).await;
     world.resume_mining().await;
@@ -302,7 +302,7 @@ async fn approval_with_occupied_nonce_is_not_sent() {
         "erc20_approval_broadcast_failed",
         "{ended:?}"
     );
-    // It is an approval as well: once it is mined, the payment needs no other.
+    // The pending transaction is an approval too: once mined, the payment needs no other.
     world.resume_mining().await;
     let settled = world.facilitator.settle(&payment.body()).await;
     assert!(settled.succeeded(), "{settled:?}");

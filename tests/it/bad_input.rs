@@ -1,4 +1,4 @@
-//! Whatever is sent, the answer is the documented one, nothing panics, and nothing grows.
+//! Invalid input gets the documented answer, causes no panic and does not grow memory.
 
 use alloy::primitives::Address;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::support::{Answer, Facilitator, Purchase, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 
-/// A good body with one member changed; the path is that of a JSON pointer.
+/// A valid body with one member changed; the path is a JSON pointer.
 pub(crate) fn with(body: &Value, pointer: &str, value: Value) -> Value {
     let mut changed = body.clone();
     *changed
@@ -16,7 +16,7 @@ pub(crate) fn with(body: &Value, pointer: &str, value: Value) -> Value {
     changed
 }
 
-/// A good body with the price changed on both sides.
+/// A valid body with the price changed in `accepted` and in the requirement.
 fn with_amount(body: &Value, amount: &Value) -> Value {
     let changed = with(body, "/paymentRequirements/amount", amount.clone());
     with(&changed, "/paymentPayload/accepted/amount", amount.clone())
@@ -73,7 +73,7 @@ pub(crate) const ACCEPTED: &str = "/paymentPayload/accepted";
 pub(crate) const PAYLOAD: &str = "/paymentPayload/payload";
 pub(crate) const SIGNED: &str = "/paymentPayload/payload/authorization";
 
-/// Where in a good v2 body, the member, the JSON in its place, and the code that follows.
+/// Place in a valid v2 body, member, replacement JSON, expected code.
 const WRONG: &[(&str, &str, &str, &str)] = &[
     ("", "/x402Version", "1", "invalid_x402_version"),
     (
@@ -199,7 +199,7 @@ const WRONG: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-/// What is no amount.
+/// Values that are not valid amounts.
 const NO_AMOUNTS: &[&str] = &[
     r#""-1""#,
     r#""0x10""#,
@@ -271,7 +271,7 @@ async fn each_invalid_member_has_its_code() {
     assert_payment_count(&world, 0).await;
 }
 
-/// A good body without one member.
+/// A valid body with one member removed.
 fn without(body: &Value, place: &str, member: &str) -> Value {
     let mut changed = body.clone();
     let members = changed.pointer_mut(place).and_then(Value::as_object_mut);
@@ -370,7 +370,7 @@ async fn thousands_of_bad_requests_do_not_grow_memory() {
     assert_payment_count(&world, 0).await;
 }
 
-/// The service lives, no handler panicked, and the ledger and the chain hold `payments`.
+/// The service runs, no handler has panicked, and ledger and chain hold `payments` payments.
 pub(crate) async fn assert_payment_count(world: &World, payments: usize) {
     assert_eq!(world.facilitator.get("/healthz").await.status, 200);
     let log = world.facilitator.log();

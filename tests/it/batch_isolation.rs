@@ -1,4 +1,4 @@
-//! What changes between acceptance and the block, for one payment of several that ride together: it alone pays for it.
+//! One payment of a batch changes between acceptance and the block: only that payment fails.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::support::{
 const PAYEE: Address = Address::repeat_byte(0x9f);
 const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
 const WALLET: Address = Address::repeat_byte(0x3b);
-/// Transactions that the lane may have under way.
+/// Maximum number of open transactions of the lane.
 const ROOM: u64 = 2;
 const SEND: &str = "eth_sendRawTransaction";
 const POOR: &str = "invalid_exact_evm_insufficient_balance";
 
-/// Payments that are accepted and wait for room in the lane, to ride together.
+/// Accepted payments that wait for room in the lane, to be sent in one batch.
 struct Waiting {
     world: World,
     payments: Vec<JoinSet<Result<Answer, reqwest::Error>>>,
@@ -49,7 +49,7 @@ impl Waiting {
         Self { world, payments }
     }
 
-    /// They are rehearsed and sent, and reach the node after `meanwhile`.
+    /// The batch is simulated and sent; its transaction reaches the node after `meanwhile`.
     async fn go(self, meanwhile: impl AsyncFnOnce(&World)) -> (World, Vec<Answer>) {
         self.world.proxy.on(SEND, Fault::Hold);
         let sends = self.world.proxy.calls(SEND);
@@ -60,7 +60,7 @@ impl Waiting {
         self.end().await
     }
 
-    /// There is room for them.
+    /// Makes room in the lane.
     async fn go_at_once(self) -> (World, Vec<Answer>) {
         self.world.resume_mining().await;
         self.end().await
@@ -83,7 +83,7 @@ async fn world() -> World {
     setup.with("X402D_SETTLE_WAIT", "25").build().await
 }
 
-/// Three payers with a payment each; the second one is in for trouble.
+/// Three payers with one payment each; the tests let the second one fail.
 async fn three_payers(world: &World) -> [(PrivateKeySigner, Purchase); 3] {
     let [one, two, three] = [10, 20, 40].map(async |amount| {
         let payer = world.payer().await;
@@ -93,7 +93,7 @@ async fn three_payers(world: &World) -> [(PrivateKeySigner, Purchase); 3] {
     [one.await, two.await, three.await]
 }
 
-/// All succeeded in one transaction but the second one, which ended with `code` and without a hash.
+/// All succeeded in one transaction except the second, which ended with `code` and without a hash.
 async fn assert_all_but_second_succeed(world: &World, answers: &[Answer], code: &str) {
     assert!(
         answers[0].succeeded() && answers[2].succeeded(),
@@ -151,7 +151,7 @@ async fn scenario_32_payer_becoming_a_wallet_is_checked_again() {
     let world = world().await;
     let [(_, one), (payer, two), (_, last)] = three_payers(&world).await;
     let waiting = Waiting::with(world, &[&one, &two, &last]).await;
-    // A wallet of somebody else's, which does not take the account's own signature.
+    // A wallet of another owner, which rejects the account's own signature.
     waiting.world.chain.place("SmartWallet", WALLET).await;
     let code = Bytes::from([hex!("ef0100").as_slice(), WALLET.as_slice()].concat());
     let params = json!([payer.address(), code]);
@@ -168,7 +168,7 @@ async fn scenario_32_payer_becoming_a_wallet_is_checked_again() {
     assert_eq!(world.transactions(1).await, ROOM + 1);
 }
 
-/// The wallet that the account becomes takes its signature: it could do anything with the gas of those who ride along.
+/// The new wallet accepts its signature. It is sent alone, because its code could use up the gas of the other payments in a batch.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_32_payer_becoming_agreeing_wallet_is_sent_alone() {
     let world = world().await;

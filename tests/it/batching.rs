@@ -1,4 +1,4 @@
-//! How many payments ride in one transaction: what keeps them apart for a while, and that it does not last.
+//! Size of batches: a failure that splits payments is temporary.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
 const PAYEE: Address = Address::repeat_byte(0xba);
 const MULTICALL3: &str = "0xca11bde05977b3631167028862be2a173976ca11";
 
-/// Settles so many payments at once and tells how many transactions that took.
+/// Settles this many payments concurrently and returns the number of transactions used.
 async fn transactions_to_settle(world: &World, payments: u64) -> u64 {
     let payer = world.payer().await;
     let bodies: Vec<Value> = (0..payments)
@@ -25,7 +25,7 @@ async fn transactions_to_settle(world: &World, payments: u64) -> u64 {
     world.transactions(1).await - before
 }
 
-/// The first payment finds an idle lane and goes alone; the others wait for it.
+/// The first payment finds an idle lane and is sent alone; the others wait for it.
 const FEW: u64 = 4;
 
 #[tokio::test(flavor = "multi_thread")]

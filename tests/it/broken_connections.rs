@@ -1,4 +1,4 @@
-//! A caller who goes away before the answer: the success is not used up.
+//! Callers that disconnect before the answer do not use up the success.
 
 use alloy::primitives::Address;
 use tokio::io::AsyncWriteExt;

@@ -1,4 +1,4 @@
-//! `x402d pay` against official sellers: killed, cut off and run again, it pays once.
+//! `x402d pay` against official sellers pays once even when it is killed, disconnected and run again.
 
 use alloy::primitives::{Address, U256};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::support::{BuyerProcess, Interception, PayOutput, Seller, SellerProxy,
 const PAYEE: Address = Address::repeat_byte(0x5e);
 const PRICE: u64 = 10_000;
 
-/// A world with an official seller in it, a man in the middle before that, and a buyer with money.
+/// A world with an official seller, a proxy before it, and a buyer with funds.
 struct Market {
     world: World,
     proxy: SellerProxy,
@@ -40,7 +40,7 @@ impl Market {
         self.proxy.url(self.route)
     }
 
-    /// The hash of the only transfer that the payee ever got.
+    /// The hash of the only transfer to the payee.
     async fn only_transfer(&self) -> String {
         let transfers = self.world.chain.transfers_to(TEST_USDC, PAYEE).await;
         assert_eq!(transfers.len(), 1);
@@ -83,7 +83,7 @@ async fn rerun_after_kill_after_payment_signs_nothing_more() {
     market.proxy.wait_until_held().await;
     run.kill().await.unwrap();
     market.proxy.set(Interception::Open);
-    // This seller keeps no answers: it says that the payment has been used, and the buyer says so.
+    // This seller stores no answers: it reports the payment as used, and the buyer reports that.
     let shown = market.buyer.buy(&market.url(), &[]).await;
     assert!(!shown.success, "{shown:?}");
     assert_eq!(shown.json["error"]["code"], "payment_used", "{shown:?}");
@@ -112,7 +112,7 @@ async fn lost_answer_is_recovered_within_the_same_call() {
     market.assert_bought_once(&shown).await;
 }
 
-/// The hash in the session, in the ledger and on the chain is the one that the buyer was told.
+/// The session, the ledger and the chain have the hash that the buyer received.
 async fn assert_hash_everywhere(market: &Market, shown: &PayOutput) {
     let hash = market.assert_bought_once(shown).await;
     assert_eq!(shown.json["session"]["transaction"], hash);
@@ -138,7 +138,7 @@ async fn session_pays_before_request_with_same_hash_everywhere() {
             market.proxy.wait_until_held().await;
             market.only_transfer().await;
         };
-        // Killed with the money moved and the request unanswered: the next run brings the resource.
+        // Killed after the transfer and before the request was answered: the next run returns the resource.
         tokio::select! {
             shown = buying => panic!("the seller has not answered: {shown:?}"),
             () = watching => {}

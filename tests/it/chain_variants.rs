@@ -1,4 +1,4 @@
-//! Chains as they are: high floors of the gas price, no base fee, fees besides gas, no Multicall3. A payment settles on each.
+//! Properties of real chains: minimum gas prices, no base fee, data fees besides gas, no Multicall3. A payment settles on each.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const PAYEE: Address = Address::repeat_byte(0xc4);
 const MULTICALL3: &str = "0xcA11bde05977b3631167028862bE2a173976CA11";
 const GWEI: u64 = 1_000_000_000;
 
-/// Keeps blocks from costing less.
+/// Keeps the base fee from falling below `gwei`.
 fn keep_base_fee_floor(chain: &Chain, gwei: u64) -> AbortOnDropHandle<()> {
     let (url, fee) = (chain.url().to_owned(), U64::from(gwei * GWEI));
     let task = TaskTracker::new().spawn(async move {
@@ -30,7 +30,7 @@ fn keep_base_fee_floor(chain: &Chain, gwei: u64) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(task)
 }
 
-/// A payment of the test token on another network, whose copy of it knows the chain it is on.
+/// A payment in the test token of another network, whose EIP-712 domain has that network's chain id.
 fn on_network(purchase: &Purchase, network: Network) -> Value {
     let separator = DomainSeparator::of_token("USDC", "2", network, TEST_USDC);
     let digest = purchase.authorization.digest(separator);
@@ -71,7 +71,7 @@ async fn minimum_gas_prices_of_monad_and_celo_are_met() {
         let price: U256 = serde_json::from_value(receipt["effectiveGasPrice"].clone()).unwrap();
         assert!(price >= U256::from(gwei * GWEI), "{name}: {price}");
         if chain_id == 143 {
-            // All of the limit is charged there.
+            // This chain charges the whole gas limit.
             let row = world.facilitator.payment(&settled).await;
             let limit = row["attempts"][0]["gasLimit"].as_u64().unwrap();
             let fee = U256::from(limit) * price;
@@ -204,7 +204,7 @@ async fn rollup_data_fees_are_recorded_and_stop_unfunded_signer() {
     }
     let transactions = world.transactions(1).await;
     assert_eq!(u64::try_from(fees.len()).unwrap(), transactions);
-    // What the rollup would have taken.
+    // The data fees that the rollup would have charged.
     let taken = U256::from(DATA_FEE) * U256::from(transactions);
     let left = balance().await - taken;
     let set = "anvil_setBalance";
@@ -212,7 +212,7 @@ async fn rollup_data_fees_are_recorded_and_stop_unfunded_signer() {
     let spent = fees.values().fold(U256::ZERO, |sum, fee| sum + fee);
     assert_eq!(before - balance().await, spent);
 
-    // Enough for hundreds of payments by gas, and for two of them with their data.
+    // Enough for the gas of hundreds of payments, but for the data fees of two.
     let little = U256::from(2 * DATA_FEE + 1_000_000 * GWEI);
     world.chain.call(set, json!([signer, little])).await;
     let log = eventually("the warning", Duration::from_secs(40), async || {
@@ -250,7 +250,7 @@ async fn without_multicall_payments_settle_one_per_transaction() {
     assert_eq!(world.transactions(1).await, 8);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(255));
 
-    // One that rode in vain is decided about without it.
+    // A payment whose transaction transferred nothing is decided without Multicall3 too.
     world.chain.automine(false).await;
     let purchase = Purchase::new(&payer, PAYEE, 256);
     let mut settling = world.facilitator.spawn_settle(&purchase.body());

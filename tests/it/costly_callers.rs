@@ -1,4 +1,4 @@
-//! Callers who ask much for nothing: what it costs the operator, and what it takes from others.
+//! Callers that cause cost without paying: bounded cost for the operator and no effect on other callers.
 
 use alloy::primitives::{Address, B256, U256};
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::support::{Chain, Fault, Purchase, Setup, World, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0xf8);
-/// What questions about a used nonce are made of.
+/// RPC methods used to look up a used nonce.
 const LOOKS: [&str; 4] = [
     "eth_call",
     "eth_getLogs",
@@ -50,18 +50,18 @@ async fn repeated_used_nonce_costs_one_lookup() {
     let cost = nonce_lookups(&world) - before;
     assert!(cost <= 20, "{cost} calls for 200 verifies");
 
-    // Other terms under the same nonce cost nothing either: it is somebody else's for good.
+    // Other terms under the same nonce cost nothing either: the nonce is used for good.
     let before = nonce_lookups(&world);
     for amount in 2..20 {
         let mut other = Purchase::new(&payer, PAYEE, amount);
         other.authorization.nonce = used.authorization.nonce;
         assert_refused_as_used(&world, &other.body()).await;
     }
-    // The engine has looks of its own now and then.
+    // The engine makes some of these calls by itself.
     let cost = nonce_lookups(&world) - before;
     assert!(cost < 6, "{cost} calls for 18 verifies");
 
-    // A reorg may have undone the use: then the chain is asked again.
+    // A reorg may have undone the use, so the chain is asked again.
     world.chain.reorg(1).await;
     world.chain.mine(3).await;
     let signer = Chain::signers(1)[0].address;
@@ -77,7 +77,7 @@ async fn repeated_used_nonce_costs_one_lookup() {
     assert_eq!(world.chain.transaction_count(signer).await, 1);
 }
 
-/// Nodes give a call a bounded gas, of which each of these wallets burns a million.
+/// Nodes bound the gas of one call; each of these wallets burns a million of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn gas_burning_wallets_fail_no_other_caller() {
     let world = Setup::default().build().await;

@@ -1,4 +1,4 @@
-//! The database goes silent, takes no writes, fails over, restarts: service again by itself, and nothing lost or doubled.
+//! The database goes silent, becomes read-only, fails over or restarts: service resumes by itself, and nothing is lost or doubled.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use crate::support::{Answer, Caller, Cluster, Purchase, Setup, TcpProxy, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xdb);
-/// How long a request may take when a statement of it gets no answer.
+/// Maximum time of a request when one of its statements gets no answer.
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
-/// A payment whose caller asks again and again ends in this time, whatever happens.
+/// A payment whose caller retries ends within this time.
 const PAYMENT_LIMIT: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +51,7 @@ async fn silent_connections_fail_only_their_requests() {
         .unwrap();
     while let Some(answer) = hanging.join_next().await {
         let answer = answer.unwrap().unwrap();
-        // Those that waited for a place behind the lost statements are served after them.
+        // Requests that queued for a connection behind the lost statements are served after them.
         let served = answer.is_valid() || answer.succeeded();
         assert!(answer.status == 503 || served, "{answer:?}");
         unanswered += u32::from(answer.status == 503);
@@ -67,7 +67,7 @@ async fn silent_connections_fail_only_their_requests() {
     assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
 }
 
-/// Who waits for a block when the database goes away is not kept until the end of the wait.
+/// A caller waiting for a block is answered early when the database goes away, not at the end of the wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_caller_is_told_of_database_outage_in_time() {
     let setup = Setup {
@@ -97,7 +97,7 @@ async fn waiting_caller_is_told_of_database_outage_in_time() {
     .await;
 }
 
-/// A transaction that is left open at the other end of a silent link keeps the row of its lane locked; the server ends it.
+/// A transaction left open at the other end of a silent connection keeps its lane's row locked until the server ends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_open_transaction_releases_its_lane_in_time() {
     let setup = Setup {
@@ -198,7 +198,7 @@ async fn read_only_server_is_reported_until_writable_again() {
     .await;
 }
 
-/// Callers who buy one thing after the other, and present each again until it is settled, or was.
+/// Callers that buy repeatedly and present each payment until it is settled.
 fn spawn_callers(
     world: &World,
     payers: Vec<alloy::signers::local::PrivateKeySigner>,
@@ -269,7 +269,7 @@ async fn payments_settle_within_seconds_after_failover() {
     let mut primary = Cluster::start().await;
     primary.run_sql("create database ledger").await;
     let standby = Cluster::standby_of(primary.port).await;
-    // What is committed is on both, so that nothing is lost with the first.
+    // Synchronous replication: a commit is on both servers, so losing the primary loses nothing.
     primary
         .run_sql("alter system set synchronous_standby_names = '*'")
         .await;
@@ -303,7 +303,7 @@ async fn payments_settle_within_seconds_after_failover() {
     assert_each_paid_once(&world, callers).await;
 }
 
-/// A standby that lags forgets the last payments. Nothing is paid twice; what was forgotten is told from the chain.
+/// A lagging standby lacks the last payments. They are found on the chain, and nothing is paid twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn payments_lost_by_standby_are_found_on_chain_once() {
     let mut primary = Cluster::start().await;
@@ -354,7 +354,7 @@ async fn payments_lost_by_standby_are_found_on_chain_once() {
         .await;
         assert_eq!(&told.transaction(), transaction);
     }
-    // The signer stands still until somebody has looked.
+    // The lane stays stopped until the operator clears it.
     let waits = world.facilitator.settle(&bodies[3]).await;
     assert!(!waits.succeeded(), "{waits:?}");
     let ready = world.facilitator.get("/readyz").await.body.to_string();

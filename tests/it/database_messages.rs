@@ -1,4 +1,4 @@
-//! What an operator reads when the database cannot be used, and what `x402d migrate` needs.
+//! Messages for the operator when the database cannot be used, and the requirements of `x402d migrate`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::support::{Cluster, eventually, run};
 
-/// The name of the server, the cause and the way out; each once, and never the password.
+/// The message names the server, the cause and the remedy once each, and never the password.
 #[tokio::test(flavor = "multi_thread")]
 async fn unusable_database_is_named_with_its_cause() {
     let server = Cluster::start().await;

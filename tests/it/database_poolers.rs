@@ -9,12 +9,12 @@ use crate::support::{Cluster, Pooler, Purchase, Setup, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xb0);
 
-/// One connection for everything is slow, and a test of recognition alone.
+/// With one connection for everything payments are slow, so this mode tests only that it works.
 fn payment_count_for(settings: &str) -> u64 {
     if settings.ends_with("= 1") { 1 } else { 20 }
 }
 
-/// What somebody else finds in the sessions that x402d has used.
+/// Settings that a foreign session finds in the server connections that x402d has used.
 async fn assert_no_setting_leaks(pooler: &Pooler, database: &str, settings: &str) {
     let mut stranger = pooler.connection(database).await;
     for (setting, default) in [

@@ -1,4 +1,4 @@
-//! The database refuses, or breaks off in the middle: callers are told 503, nothing is lost, and service comes back by itself.
+//! The database refuses or fails half-way: callers get 503, nothing is lost, and service resumes by itself.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::support::{Answer, Cluster, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xd7);
-/// Within this time a caller hears that the database is in trouble, and a payment settles once it is over.
+/// Maximum time until a caller is told of the outage, and until a payment settles after it.
 const LIMIT: Duration = Duration::from_secs(15);
 
 async fn run_sql(connection: &mut PgConnection, statements: &str) {
@@ -19,7 +19,7 @@ async fn run_sql(connection: &mut PgConnection, statements: &str) {
     sqlx::raw_sql(statements).execute(connection).await.unwrap();
 }
 
-/// The answer to a payment while the database is in trouble: in time, retryable, without a word of the database's own.
+/// The answer during an outage: in time, retryable, and without the database's error text.
 async fn assert_retryable(world: &World, body: &Value) {
     let began = Instant::now();
     let answer = world.facilitator.settle(body).await;
@@ -33,7 +33,7 @@ async fn assert_retryable(world: &World, body: &Value) {
     assert!(!message.contains("postgres://"), "{message}");
 }
 
-/// The same payment settles soon after the end of the trouble, and no process was started for it.
+/// The same payment settles soon after the outage, in the same process.
 async fn settle_soon(world: &World, body: &Value) -> Answer {
     eventually("the payment to settle", LIMIT, async || {
         let answer = world.facilitator.try_settle(body).await.ok()?;
@@ -63,7 +63,7 @@ async fn assert_paid(world: &World, count: u64) {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(count));
 }
 
-/// A write that fails as it does when the disk is full, wherever it is made.
+/// Writes fail with the error of a full disk, in one table after the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_is_outage_and_loses_nothing() {
     let (world, bodies) = world().await;
@@ -82,7 +82,7 @@ async fn full_disk_is_outage_and_loses_nothing() {
     run_sql(&mut operator, "drop trigger is_full on payments").await;
     settle_soon(&world, &bodies[0]).await;
 
-    // It was accepted, and cannot be signed: that is no failure.
+    // Accepted but not signed: the payment is pending, not failed.
     run_sql(&mut operator, &trigger("transactions")).await;
     let answer = world.facilitator.settle(&bodies[1]).await;
     assert!(
@@ -156,7 +156,7 @@ async fn locked_table_is_outage_until_unlocked() {
     assert_paid(&world, 2).await;
 }
 
-/// The server dies while it commits: nobody knows whether it has. First what accepts a payment, then what writes its transaction down.
+/// The server dies during a commit, so its outcome is unknown: first the acceptance, then the write of the transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn crash_during_commit_still_settles_once() {
     let mut server = Cluster::start().await;

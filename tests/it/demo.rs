@@ -1,4 +1,4 @@
-//! `x402d demo`, as somebody sees it who has just cloned the repository.
+//! `x402d demo`, run as in a fresh clone.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A payment moves money once and buys one resource, however many present it and however many come at a time.
+//! A payment transfers money once and buys one resource, for any number of concurrent presentations.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! What breaks other facilitators (the figures are in `benches/README.md`), on blocks of two seconds and with sixteen callers at a time.
+//! Faults that break other facilitators (figures in `benches/README.md`), with blocks of two seconds and sixteen concurrent callers.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const PAYEE: Address = Address::repeat_byte(0xfa);
 const SEND: &str = "eth_sendRawTransaction";
 const CALLERS: usize = 16;
 const BLOCK_S: u64 = 2;
-/// How long the node is in trouble.
+/// Duration of the node's fault.
 const TROUBLE: Duration = Duration::from_millis(2_200);
 
 async fn world() -> World {
@@ -28,7 +28,7 @@ async fn world() -> World {
     setup.build().await
 }
 
-/// A failure at our cost: a transaction that failed, or a row that moved nothing.
+/// Number of failures at the operator's cost: reverted transactions and payments without a transfer.
 async fn failures_at_our_cost(world: &World) -> usize {
     let mut wasted = 0;
     let newest = world.chain.call("eth_blockNumber", json!([])).await;
@@ -112,12 +112,12 @@ async fn duplicates_cost_no_gas_and_get_the_first_transaction() {
     assert_eq!(failures_at_our_cost(&world).await, 0);
 }
 
-/// Callers in a closed loop, none of whom asks twice, while the node is in trouble for a while.
+/// Callers in a closed loop that never retry, while the node fails for a while.
 struct Loop {
     world: World,
     took: Arc<AtomicU64>,
     answers: Vec<Answer>,
-    /// Blocks between the first and the last with payments in them that hold none.
+    /// Blocks without payments between the first and the last block with payments.
     empty_blocks: u64,
 }
 
@@ -171,7 +171,7 @@ impl Loop {
         }
     }
 
-    /// Every caller heard success at the first time of asking, and nothing else moved.
+    /// Every caller received success at the first request, and no other transfer happened.
     async fn assert_all_told_success(&self) {
         assert!(
             self.answers.iter().all(Answer::succeeded),
@@ -210,7 +210,7 @@ async fn buy(
     answers
 }
 
-/// The trouble is longer than a block, so one block stays empty whatever anybody does; at most one more is the price of finding out.
+/// The fault lasts longer than a block, so one empty block is unavoidable. At most one more is needed to notice the end of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_seconds_of_503_cost_at_most_one_block() {
     let run = Loop::run_through(Fault::Unavailable).await;

@@ -1,4 +1,4 @@
-//! Transactions that blocks leave out: better paid bytes under the same nonce, and nothing for what can do nothing any more.
+//! Transactions that blocks leave out: fee bumps under the same nonce, and an empty self-transfer once the content has expired.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const PAYEE: Address = Address::repeat_byte(0xfe);
 const SEND: &str = "eth_sendRawTransaction";
 const GWEI: u64 = 1_000_000_000;
 
-/// A world whose blocks come by the test's hand.
+/// A world whose blocks the test mines.
 async fn world(toml: &str) -> (World, PrivateKeySigner) {
     let setup = Setup {
         toml: format!("[networks.base-sepolia]\n{toml}\n"),
@@ -26,7 +26,7 @@ async fn world(toml: &str) -> (World, PrivateKeySigner) {
     (world, payer)
 }
 
-/// A block in which gas costs so much; true once it holds a transaction.
+/// Mines a block with this base fee; true if it holds a transaction.
 async fn block_at(world: &World, gwei: u64) -> bool {
     let fee = json!([U64::from(gwei * GWEI)]);
     let next = "anvil_setNextBlockBaseFeePerGas";
@@ -51,7 +51,7 @@ async fn attempts(world: &World, answer: &Answer) -> Vec<Value> {
     row["attempts"].as_array().unwrap().clone()
 }
 
-/// Mines dear blocks until the payment has another attempt, whose bytes do not reach the node as long as sends are lost.
+/// Mines expensive blocks until the payment has another attempt. While sends are lost, its bytes do not reach the node.
 async fn mine_until_bumped(world: &World, pending: &Answer, gwei: u64) -> Vec<Value> {
     world.proxy.on(SEND, Fault::RequestLost);
     eventually("better paid bytes", Duration::from_secs(30), async || {
@@ -108,7 +108,7 @@ async fn scenario_11_original_may_be_mined_instead_of_replacement() {
     let settled = settle_until_final(&world, &body).await;
     assert!(settled.succeeded(), "{settled:?}");
     assert_eq!(settled.transaction(), attempts[0]["transaction"]);
-    // What came too late is refused by the chain, whoever sends it again.
+    // The chain rejects the late bytes, whichever client sends them.
     world.proxy.on(SEND, Fault::None);
     let next = Purchase::new(&payer, PAYEE, 12).body();
     world.resume_mining().await;

@@ -1,4 +1,4 @@
-//! A signer's key that is used elsewhere: an event that payments survive, until it happens too often.
+//! A signer's key used elsewhere: payments survive it, until it happens too often.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use x402d::embedded::TEST_USDC;
 use crate::support::{Chain, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xf0);
-/// Within this time payments settle again without anybody's help.
+/// Payments settle again within this time without an operator.
 const AGAIN_WITHIN: Duration = Duration::from_mins(1);
 
 async fn world(signers: usize) -> World {
@@ -21,7 +21,7 @@ async fn world(signers: usize) -> World {
     setup.with("X402D_SETTLE_WAIT", "3").build().await
 }
 
-/// Sends one transaction with a signer's key past the service, and tells its hash.
+/// Sends one transaction with a signer's key, not through the service, and returns its hash.
 async fn send_foreign_transaction(world: &World, signer: Address) -> String {
     let foreign = json!([{"from": signer, "to": PAYEE, "value": "0x1"}]);
     let before = world.chain.transaction_count(signer).await;
@@ -33,7 +33,7 @@ async fn send_foreign_transaction(world: &World, signer: Address) -> String {
     hash.as_str().unwrap().to_owned()
 }
 
-/// In the ledger's time five minutes go by.
+/// Moves the ledger's timestamps five minutes into the past.
 async fn advance_five_minutes(world: &World) {
     sqlx::query("update foreign_nonces set found_at = found_at - interval '5 minutes'")
         .execute(&mut world.database.connection().await)
@@ -49,7 +49,7 @@ async fn stopped_reason(world: &World, signer: Address) -> Option<String> {
     found.unwrap()["stoppedReason"].as_str().map(str::to_owned)
 }
 
-/// Presents all until each has moved its money, and tells how long that took.
+/// Presents all payments until each has settled, and returns how long that took.
 async fn settle_all(world: &World, bodies: Vec<Value>) -> Duration {
     let began = Instant::now();
     let mut open = bodies;
@@ -155,7 +155,7 @@ async fn third_foreign_use_within_an_hour_stops_that_lane_alone() {
     assert_eq!(world.chain.usdc(PAYEE).await, sum);
 }
 
-/// The use is found when the lane is claimed, too: a restart is no reason to stop.
+/// The use is also found when the lane is claimed; then it stops no lane.
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_use_while_not_running_stops_no_lane() {
     let mut world = world(1).await;
@@ -171,7 +171,7 @@ async fn foreign_use_while_not_running_stops_no_lane() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(3));
 }
 
-/// An approval, a swap and a transfer: one use of the key in three blocks, each found by itself.
+/// An approval, a swap and a transfer: one use of the key in three blocks, each found separately.
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_use_spread_over_three_blocks_counts_once() {
     let world = world(1).await;

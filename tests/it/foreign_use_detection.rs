@@ -1,4 +1,4 @@
-//! What looks like somebody else's use of a signer's key and is none: the alarm stays silent, and the lane goes on.
+//! Events that resemble foreign use of a signer's key: no lane stops without proof on the chain.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const SEND: &str = "eth_sendRawTransaction";
 const LOGS: &str = "eth_getLogs";
 const RECEIPT: &str = "eth_getTransactionReceipt";
 
-/// Why a lane is stopped, if one is.
+/// The reason why a lane is stopped, if one is.
 async fn stopped_reason(world: &World) -> Option<String> {
     let signers = world.facilitator.get("/signers").await.body;
     let signers = signers["signers"].as_array().unwrap().clone();
@@ -25,7 +25,7 @@ async fn world() -> World {
     setup.build().await
 }
 
-/// A payer cancels while our transaction is on the way, and nobody can say what used the nonce.
+/// A payer cancels while our transaction is in flight, and the logs that show what used the nonce are unreadable.
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_logs_stop_no_lane_and_fail_no_payment() {
     let world = world().await;
@@ -40,7 +40,7 @@ async fn unreadable_logs_stop_no_lane_and_fail_no_payment() {
     world.proxy.on(SEND, Fault::None);
     let pending = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
-    // Nodes that say "nonce too low" to the same bytes for twenty seconds prove nothing.
+    // "nonce too low" for the same bytes over twenty seconds proves nothing.
     let limit = Duration::from_mins(1);
     let asked = world.proxy.calls(LOGS);
     eventually("twenty seconds of trouble", limit, async || {
@@ -76,7 +76,7 @@ async fn log_queries_stay_within_provider_ranges() {
     let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, sends).await;
     world.chain.submit(&purchase).await;
-    // What another one submitted lies deep below by the time that we look.
+    // The foreign submission is many blocks old when the service looks for it.
     world.chain.mine(1_200).await;
     world.proxy.on(SEND, Fault::None);
     drop(waiting.join_next().await.unwrap());
@@ -92,7 +92,7 @@ async fn log_queries_stay_within_provider_ranges() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(4));
 }
 
-/// The receipts of one transaction cannot be read for twenty seconds, although its nonce is used.
+/// The receipts of one transaction are unreadable for twenty seconds, although its nonce is used.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_43_unreadable_receipts_are_not_foreign_use() {
     let world = world().await;
@@ -122,7 +122,7 @@ async fn scenario_43_unreadable_receipts_are_not_foreign_use() {
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// A private relay takes everything and tells nothing: the chain itself shows that the nonce is gone.
+/// A private relay accepts everything and reports nothing: only the chain shows that the nonce is used.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_14_foreign_use_is_detected_only_once_confirmed() {
     let setup = Setup {

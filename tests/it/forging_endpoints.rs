@@ -18,7 +18,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// The forger begins to lie once the service runs.
+    /// The forger begins once the service runs.
     async fn new(forger_first: bool) -> Self {
         let chain = Chain::with_block_time(Some(1)).await;
         let honest = Proxy::before(chain.url()).await;
@@ -57,7 +57,7 @@ impl Pair {
         assert_eq!(moved, U256::from(amount));
     }
 
-    /// No lane is stopped, and every nonce that was given out is used.
+    /// No lane is stopped, and every assigned nonce is used.
     async fn assert_lanes_intact(&self) {
         let signers = self.world.facilitator.get("/signers").await;
         let lane = &signers.body["signers"][0];
@@ -71,7 +71,7 @@ impl Pair {
     }
 }
 
-/// What both endpoints took and no block ever held is no success, whatever one of them shows.
+/// A transaction that both endpoints accepted but no block holds is no success, whatever one of them shows.
 async fn assert_no_success_without_transfer(forger_first: bool) {
     let mut pair = Pair::new(forger_first).await;
     pair.assert_settles(1).await;
@@ -96,7 +96,7 @@ async fn assert_no_success_without_transfer(forger_first: bool) {
     }
     pair.assert_lanes_intact().await;
 
-    // Who claims a lane anew asks for its nonce first.
+    // A lane that is claimed again first asks for its account nonce.
     pair.world.facilitator.kill();
     pair.world.facilitator.restart(None).await;
     pair.assert_settles(6).await;

@@ -1,4 +1,4 @@
-//! Blocks that come and go while the ledger is shared, or while a payment has been tried more than once.
+//! Reorgs while several processes share the ledger, or after a payment was tried more than once.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ fn queryable_setup() -> Setup {
     }
 }
 
-/// Two replicas, and the node of one is a block behind.
+/// Two replicas; the node of one is a block behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_35_block_unseen_by_another_process_is_no_reorg() {
     let world = World::new().await;
@@ -61,7 +61,7 @@ async fn scenario_35_block_unseen_by_another_process_is_no_reorg() {
     let body = Purchase::new(&payer, PAYEE, 1).body();
     let told = world.facilitator.settle(&body).await;
     assert!(told.succeeded(), "{told:?}");
-    // Its watch compares the ledger with what it sees every three seconds, and looks every second.
+    // Its watch reads the head every second and compares it with the ledger every three seconds.
     let looks = lagging.calls(HEADS);
     let limit = Duration::from_secs(40);
     eventually("the replica's comparison", limit, async || {
@@ -73,7 +73,7 @@ async fn scenario_35_block_unseen_by_another_process_is_no_reorg() {
     assert_eq!(row["state"], "settled", "{row}");
 }
 
-/// Only another process has seen a fork: the lane's own process learns of it from the ledger alone.
+/// Only another process has seen the reorg: the lane's own process learns of it from the ledger.
 #[tokio::test(flavor = "multi_thread")]
 async fn lane_notices_transactions_reopened_by_another_process() {
     let world = queryable_setup().build().await;
@@ -97,7 +97,7 @@ async fn lane_notices_transactions_reopened_by_another_process() {
     assert_eq!(held_amount(&world).await, "0");
 }
 
-/// A world in which the odd token is the only asset, and a payment of 30 that was tried twice.
+/// A world with the odd token as its only asset, and a payment of 30 that was tried twice.
 async fn world_with_payment_tried_twice(purchase_of: impl Fn() -> Setup) -> (World, Answer) {
     let chain = Chain::start().await;
     chain.place("OddToken", TOKEN).await;
@@ -145,7 +145,7 @@ async fn reorg_of_both_transactions_of_a_payment_is_rolled_back() {
     assert_eq!(signers["signers"][0]["stoppedReason"], json!(null));
 }
 
-/// A transaction did nothing, its payment was refused; then the block is gone, and those bytes may do it after all.
+/// A transaction transferred nothing and its payment was refused. After a reorg the same bytes may still transfer.
 #[tokio::test(flavor = "multi_thread")]
 async fn reorg_reopens_refused_payment_without_blocking_others() {
     let setup = queryable_setup().with("X402D_SETTLE_WAIT", "6");
@@ -187,7 +187,7 @@ async fn reorg_reopens_refused_payment_without_blocking_others() {
     assert_eq!(held_amount(&world).await, "0");
 }
 
-/// Settles while the payer's cancellation reaches the chain first.
+/// Settles while the payer's cancellation is mined first.
 async fn settle_cancelled(world: &World, amount: u64) -> (Purchase, Answer) {
     let purchase = Purchase::new(&world.payer().await, PAYEE, amount);
     world.proxy.on(SEND, Fault::Hold);
@@ -216,7 +216,7 @@ async fn scenario_22_cancelled_payment_fails_only_once_confirmed() {
     assert_eq!(held_amount(&world).await, "0");
 }
 
-/// The proof of a failure leaves the chain, and our own bytes move the money long after the watch has seen it.
+/// The proof of a failure is orphaned, and our own bytes transfer the money long after the watch has passed that block.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_22_orphaned_failure_is_settled_late() {
     let setup = queryable_setup().with("X402D_SETTLE_WAIT", "25");
@@ -241,7 +241,7 @@ async fn scenario_22_orphaned_failure_is_settled_late() {
     assert!(told.succeeded(), "{told:?}");
     assert_eq!(held_amount(&world).await, "0");
 
-    // And what was settled late can leave the chain like anything else.
+    // A late settlement can be orphaned like any other.
     world.chain.reorg(1).await;
     let row = eventually("settled again", Duration::from_secs(30), async || {
         let row = world.facilitator.payment(&failed).await;
@@ -252,7 +252,7 @@ async fn scenario_22_orphaned_failure_is_settled_late() {
     assert_eq!(held_amount(&world).await, "0");
 }
 
-/// The node that tells logs is a moment behind the one that tells state.
+/// The node that serves logs is slightly behind the one that serves state.
 #[tokio::test(flavor = "multi_thread")]
 async fn nonce_use_without_event_is_waited_for() {
     const LOGS: &str = "eth_getLogs";

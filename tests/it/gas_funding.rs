@@ -1,4 +1,4 @@
-//! Gas money for payers that did not arrive.
+//! Sponsored gas transfers that revert.
 
 use alloy::primitives::{Address, U256};
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{Permit2Purchase, Setup};
 
 const PAYEE: Address = Address::repeat_byte(0x9a);
-/// What one approval of the tests costs at most: 70,000 gas at 5 gwei, and half of that for what rollups add.
+/// Maximum cost of one approval in wei: 70,000 gas at 5 gwei, plus half of that for rollup data fees.
 const COST: u64 = 525_000_000_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +24,7 @@ async fn reverted_gas_funding_is_not_counted() {
     world.chain.automine(false).await;
     let mut settling = world.facilitator.spawn_settle(&payment.body());
     world.wait_until_sent(1).await;
-    // Meanwhile the payer's account becomes one that takes no money.
+    // Meanwhile the payer's account gets code that rejects native currency.
     world.chain.place("RevertBomb", payer.address()).await;
     world.resume_mining().await;
     let ended = settling.join_next().await.unwrap().unwrap().unwrap();
@@ -41,7 +41,7 @@ async fn reverted_gas_funding_is_not_counted() {
     let balance: U256 = serde_json::from_value(balance).unwrap();
     assert_eq!(balance, U256::ZERO);
 
-    // It does not count as given today.
+    // The reverted transfer does not count against the daily budget.
     let other = world.payer().await;
     let payment = Permit2Purchase::exact(&other, PAYEE, 10_000);
     let payment = payment.clone().with_approval(&payment.approval());

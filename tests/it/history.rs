@@ -1,4 +1,4 @@
-//! The payment history: who may read it, what it lists, how one walks through it, and what it says to a question that it cannot read.
+//! The payment history: access, contents, paging, and answers to invalid queries.
 
 use std::collections::HashSet;
 
@@ -11,14 +11,14 @@ use crate::support::{Answer, Facilitator, Purchase, Setup, World};
 const PAYEE: Address = Address::repeat_byte(0x5e);
 const OTHER: Address = Address::repeat_byte(0x6f);
 const TOKEN: &str = "a-long-token";
-/// An id of the right shape that no ledger has given.
+/// A well-formed id that no ledger has assigned.
 const NOBODY: &str = "01a2094f-ebfa-75a9-8017-f2460b126937";
 
 fn id(row: &Value) -> String {
     row["id"].as_str().unwrap().to_owned()
 }
 
-/// The ledger's ids of what was settled.
+/// Payment ids of settled answers.
 fn settled(answers: &[Answer]) -> HashSet<String> {
     let ids = answers
         .iter()
@@ -26,7 +26,7 @@ fn settled(answers: &[Answer]) -> HashSet<String> {
     ids.map(str::to_owned).collect()
 }
 
-/// One page: its rows, and the path of the next one.
+/// One page: its rows and the path of the next page.
 async fn page(facilitator: &Facilitator, path: &str) -> (Vec<Value>, Option<String>) {
     let answer = facilitator.get(path).await;
     assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -175,7 +175,7 @@ async fn filters_hold_alone_combined_and_across_pages() {
         (format!("asset={OTHER}"), 0),
         ("to=2020-01-01T00:00:00Z".to_owned(), 0),
         ("from=2020-01-01T00:00:00Z".to_owned(), 8),
-        // The ends of what RFC 3339 can say, and an offset.
+        // The limits of RFC 3339, and an offset.
         (
             "from=0000-01-01T00:00:00Z&to=9999-12-31T23:59:59Z".to_owned(),
             8,
@@ -257,7 +257,7 @@ async fn payment_shows_its_members_and_events() {
     );
 }
 
-/// Questions that nobody can answer.
+/// Invalid queries.
 const UNREADABLE: [&str; 39] = [
     "/payments?limit=0",
     "/payments?limit=501",
@@ -275,7 +275,7 @@ const UNREADABLE: [&str; 39] = [
     "/payments?from=yesterday",
     "/payments?from=2026-02-30T00:00:00Z",
     "/payments?to=1700000000",
-    // Past the last year that can be said, in UTC.
+    // In UTC this is after the last representable year.
     "/payments?from=9999-12-31T23:59:59-23:59",
     "/payments?network=nowhere",
     "/payments?minAmount=-1",

@@ -1,4 +1,4 @@
-//! The history as CSV, and what it holds of a payment's life on a chain: session, attempts, gas, depth.
+//! The history as CSV, and the chain data of a payment: session, attempts, gas, confirmations.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::support::{Answer, FilledLedger, Purchase, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 
-/// Reads RFC 4180 strictly: CRLF ends a line, quotes are doubled, nothing follows a closing quote but a comma or an end.
+/// Strict RFC 4180: CRLF ends a line, quotes are doubled, only a comma or a line end follows a closing quote.
 fn parse(text: &str) -> Vec<Vec<String>> {
     let (mut rows, mut row, mut cell) = (Vec::new(), Vec::new(), String::new());
     let mut letters = text.chars().peekable();
@@ -44,7 +44,7 @@ fn parse(text: &str) -> Vec<Vec<String>> {
     rows
 }
 
-/// A member of a row as its cell shows it.
+/// A row's member as its CSV cell shows it.
 fn shown(member: &Value) -> String {
     match member {
         Value::Null => String::new(),
@@ -139,7 +139,7 @@ async fn accept_header_selects_csv_without_pages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_row_breaks_the_csv_off() {
-    // More than fits between the ledger and a reader that has read one piece.
+    // More rows than the buffers hold between the ledger and a reader that has read one chunk.
     let ledger = FilledLedger::of(60_000).await;
     let client = Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/payments?format=csv", ledger.facilitator.url());
@@ -189,7 +189,7 @@ async fn in_session(world: &World, mut purchase: Purchase, reference: &str) -> (
     )
 }
 
-/// Compares what a payment says of its only attempt with the receipt.
+/// Compares the payment's only attempt with its receipt.
 async fn assert_attempt_shown(world: &World, transaction: &str, shown: &Value) {
     let receipt = world.chain.receipt(transaction).await;
     let number =
@@ -267,7 +267,7 @@ async fn payment_shows_session_attempts_and_gas_cost() {
         std::time::Duration::from_secs(10),
         async || {
             let shown = world.facilitator.get(&format!("/payments/{id}")).await.body;
-            // The second payment's block, and five more.
+            // The second payment's block and five more follow.
             (shown["confirmations"] == 7).then_some(())
         },
     )

@@ -1,4 +1,4 @@
-//! What the history answers, compared with what all its rows say: every filter, alone and together, sums, and payments by transaction.
+//! History answers compared with all rows: every filter, alone and in pairs, sums, and payments by transaction.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::FilledLedger;
 
-/// A key of the query, a value for it, and whether a row fits.
+/// Query key, value, and whether a row matches.
 type Case = (
     &'static str,
     String,
@@ -21,7 +21,7 @@ fn amount(row: &Value) -> u64 {
     row["amount"].as_str().unwrap().parse().unwrap()
 }
 
-/// Filters taken from `row`, so that each lets something through, and some that nothing fits.
+/// Filters taken from `row`, so that each matches something, and some that match nothing.
 fn cases(row: &Value) -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     for (key, member) in [
@@ -143,7 +143,7 @@ async fn transaction_lists_its_payments_even_without_transfer() {
         ids(&all[..1])
     );
     assert_eq!(one.body["payments"][0], *first);
-    // A second payment rode in the same transaction, without effect, and was moved by another one.
+    // A second payment was in the same transaction without a transfer, and was settled by another transaction.
     ledger.run(format!(
         "insert into transaction_payments (transaction_id, position, payment_id, outcome) values ('{}', 1, '{}', 'without_effect')",
         first["id"].as_str().unwrap(),
@@ -175,12 +175,12 @@ async fn transaction_lists_its_payments_even_without_transfer() {
     }
 }
 
-/// Count and sum by day, payee, network, asset and state; what is not told apart is empty.
+/// Count and sum by day, payee, network, asset and state; members that are not grouped by are empty.
 type Sums = BTreeMap<[String; 5], (u64, u128)>;
 
 const KEYS: [&str; 5] = ["day", "payee", "network", "asset", "state"];
 
-/// What `/stats` should say of the network that has most of `rows`.
+/// The sums that `/stats` should report for the network that has most of `rows`.
 fn summed(rows: &[Value], members: &[&str]) -> Sums {
     let mut sums = Sums::new();
     for row in rows.iter().filter(|row| row["network"] == "eip155:84532") {
@@ -200,7 +200,7 @@ fn summed(rows: &[Value], members: &[&str]) -> Sums {
     sums
 }
 
-/// What it says.
+/// The sums that `/stats` reports.
 fn reported(stats: &Value) -> Sums {
     let groups = stats["groups"].as_array().unwrap();
     let group = |group: &Value| {
@@ -214,7 +214,7 @@ fn reported(stats: &Value) -> Sums {
 #[tokio::test(flavor = "multi_thread")]
 async fn sums_equal_the_rows_in_every_grouping() {
     let ledger = FilledLedger::of(3000).await;
-    // So wide that their sum is wider than any number but Postgres's.
+    // Amounts whose sum only Postgres's `numeric` can hold.
     ledger.run(
         "update payments set amount = 2::numeric ^ 256 - 1 where id in (select id from payments where network = 'eip155:8453' limit 3)",
     )

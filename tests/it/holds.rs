@@ -1,4 +1,4 @@
-//! What payers have promised: never more than they have, and nothing once it is paid or given up.
+//! Held amounts: never more than the payer's balance, and nothing once a payment is settled or abandoned.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn payer_with(world: &World, amount: u64) -> PrivateKeySigner {
     payer
 }
 
-/// What the ledger says that a payer has promised.
+/// The amount that the ledger holds for a payer.
 async fn held_amount(world: &World, payer: &PrivateKeySigner) -> String {
     let row = sqlx::query("select held::text from payer_accounts where payer = $1")
         .bind(payer.address().as_slice())
@@ -138,7 +138,7 @@ async fn abandoned_payment_frees_its_hold() {
         queryable: true,
         ..Setup::default()
     };
-    // The keys cannot be asked: nothing is sent, and the caller's time runs out.
+    // The keys are unavailable: nothing is sent, and the caller's wait ends.
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();

@@ -8,10 +8,10 @@ use x402d::embedded::{LocalChain, TEST_USDC};
 use crate::support::{BuyerReport, Seller, Setup, World, buy, buy_with, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
-/// What a report costs, in atomic units.
+/// Price of a report, in atomic units.
 const PRICE: u64 = 10_000;
 
-/// A world with a seller in it, and the key of a buyer with money.
+/// A world with a seller, and the key of a funded buyer.
 async fn market(seller: &str) -> (World, Seller, &'static str) {
     market_of(Setup::default(), seller).await
 }
@@ -121,7 +121,7 @@ async fn same_header_completes_purchase_after_kill() {
     assert_eq!(first.status, 402, "{first:?}");
     world.facilitator.wait_for_end().await;
     world.facilitator.restart_at(&facilitator, None).await;
-    // The seller's first request may go over a connection of the life before.
+    // The seller's first request may use a connection to the killed process.
     let limit = Duration::from_secs(40);
     let second = eventually("the resource for the same header", limit, async || {
         let again = buy("buyer_v2.mjs", &url, key, Some(&first.header)).await;

@@ -10,13 +10,13 @@ use x402d::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 use crate::support::{BuyerReport, Seller, World, buy, buy_with};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
-/// What a report costs, in atomic units; where the seller meters, at most.
+/// Price of a report in atomic units; the maximum where the seller meters.
 const PRICE: u64 = 10_000;
 const BUYERS: [&str; 2] = ["buyer_schemes.mjs", "buyer.py"];
-/// Sellers, and the status with which each says that Permit2 may not take enough: the Python package has no 412.
+/// Sellers and their status for a missing Permit2 allowance. The Python package does not use 412.
 const SELLERS: [(&str, u64); 2] = [("seller_schemes.mjs", 412), ("seller.py", 402)];
 
-/// A way to pay: how the ledger names it, and the contract that moves the money.
+/// A payment method as the ledger names it, and the contract that transfers.
 struct Way {
     scheme: &'static str,
     method: &'static str,
@@ -39,18 +39,18 @@ const METERED: Way = Way {
     contract: UPTO_PROXY,
 };
 
-/// A world with every seller in it.
+/// A world with every seller.
 struct Market {
     world: World,
     sellers: Vec<(Seller, u64)>,
 }
 
-/// A buyer at a seller.
+/// One buyer at one seller.
 struct Visit<'a> {
     market: &'a Market,
     buyer: &'static str,
     seller: &'a Seller,
-    /// How the seller says that Permit2 may not take enough.
+    /// The seller's status for a missing Permit2 allowance.
     unallowed: u64,
     key: String,
 }
@@ -80,12 +80,12 @@ impl Market {
         BUYERS.into_iter().flat_map(at)
     }
 
-    /// Each buyer at the seller of its own language: enough where it is the sellers who differ.
+    /// Each buyer at the seller of its own language, for tests in which only the sellers differ.
     fn same_language_visits(&self, key: &str) -> impl Iterator<Item = Visit<'_>> {
         self.visits(key).step_by(SELLERS.len() + 1)
     }
 
-    /// An account with test USDC that lets Permit2 take it, by the transaction that the official package makes for it.
+    /// A funded account that has approved Permit2, by the approval transaction of the official package.
     async fn approved_key(&self) -> &'static str {
         let account = &LocalChain::funded_keys()[9];
         self.world.chain.fund(account.address, 1_000_000).await;
@@ -96,8 +96,8 @@ impl Market {
         account.key
     }
 
-    /// The newest purchase moved `amount` by one Transfer, the `sold`th of all, in a transaction in which the contract of `way` had its say; buyer and
-    /// ledger hold its hash.
+    /// The newest purchase transferred `amount` by one Transfer, the `sold`th in total, in a transaction that called the contract of `way`.
+    /// Buyer and ledger have its hash.
     async fn assert_charged(&self, bought: &BuyerReport, amount: u64, way: Way, sold: usize) {
         assert_eq!(bought.status, 200, "{bought:?}");
         assert_eq!(bought.body["report"], "the weather is fine", "{bought:?}");
@@ -143,7 +143,7 @@ impl Visit<'_> {
         buy(self.buyer, &self.url(path), &self.key, None).await
     }
 
-    /// The same with a view of the chain.
+    /// Like `buy`, with an RPC endpoint for the buyer.
     async fn buy_with_rpc(&self, path: &str) -> BuyerReport {
         let variables = [("RPC_URL", self.market.world.chain.url())];
         buy_with(self.buyer, &self.url(path), &self.key, None, &variables).await
@@ -247,7 +247,7 @@ async fn zero_charge_succeeds_and_its_header_buys_nothing_again() {
         assert_eq!(row["state"], "settled", "{row}");
         assert_eq!(row.get("transaction"), None, "{row}");
 
-        // Neither for nothing nor for the whole price, which the payer has signed.
+        // A replay cannot change the charge: neither to zero nor to the whole price, which the payer has signed.
         for path in ["/metered?charge=0", "/metered"] {
             let again = visit.replay(path, &free).await;
             assert_eq!(again.status, 402, "{again:?}");

@@ -11,7 +11,7 @@ use crate::support::{Purchase, Setup, World};
 const PAYEE: Address = Address::repeat_byte(0x4b);
 const SIGKILL: i32 = 9;
 
-/// Kills the service at `step` of a payment, starts it again and presents the payment as a stock seller does. `sent`: whether the
+/// Kills the service at `step` of a payment, restarts it and presents the payment as a stock seller does. `sent`: whether the
 /// transaction has left the process by then.
 async fn assert_settles_once_after_kill_at(step: &'static str, sent: bool) {
     let setup = Setup {
@@ -84,7 +84,7 @@ async fn kill_after_result_commit_settles_once() {
     assert_settles_once_after_kill_at("settled", true).await;
 }
 
-/// Here the first presenter after the restart waits until the dead process's lease has run out.
+/// The first presentation after the restart waits until the dead process's lease has expired.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_05_kill_between_grant_and_answer_grants_next_caller() {
     assert_settles_once_after_kill_at("granted", true).await;
@@ -96,7 +96,7 @@ async fn restart_continues_with_pending_transaction() {
     let payer = world.payer().await;
     let bodies = [1, 2, 3].map(|amount| Purchase::new(&payer, PAYEE, amount).body());
     world.chain.automine(false).await;
-    // The first finds its lane idle and is sent alone, the others ride together.
+    // The first finds its lane idle and is sent alone, the others share a batch.
     let first = world.facilitator.spawn_settle(&bodies[0]);
     world.wait_until_sent(1).await;
     let [second, third] = [1, 2].map(|number| world.facilitator.spawn_settle(&bodies[number]));

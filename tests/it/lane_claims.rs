@@ -1,4 +1,4 @@
-//! A lane that is claimed while the chain knows nonces of its signer that the ledger does not: what passes by itself is waited for.
+//! A lane claimed while the chain has nonces of its signer that the ledger lacks: it waits for what may resolve by itself.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn assert_settles(world: &World, amount: u64) {
     .await;
 }
 
-/// Sends a transaction with the signer's key past the service; it may wait in the pool.
+/// Sends a transaction with the signer's key, not through the service; it may stay in the pool.
 async fn send_foreign_transaction(world: &World) -> B256 {
     let foreign = json!([{"from": signer(), "to": PAYEE, "value": "0x1"}]);
     let hash = world.chain.call("eth_sendTransaction", foreign).await;
@@ -51,7 +51,7 @@ async fn stopped_reason(world: &World) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Waits until the lane says why it sends nothing, without being stopped.
+/// Waits until the lane reports why it is paused, without being stopped.
 async fn wait_until_paused(world: &World) {
     let why = eventually("the lane to wait", LIMIT, async || {
         assert_eq!(stopped_reason(world).await, None);
@@ -98,7 +98,7 @@ async fn pruned_node_stops_lane_for_the_operator() {
     assert_stopped_until_cleared(&world).await;
 }
 
-/// The other endpoint is of no help: two have to say the same.
+/// The second endpoint does not help: two endpoints have to agree.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_pruned_endpoint_of_two_stops_lane_for_operator() {
     let mut world = ended_world().await;
@@ -152,7 +152,7 @@ async fn pending_foreign_transaction_is_waited_for() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(5));
 }
 
-/// What is in the pool when a lane is opened for the first time may be dropped: nothing is sent above it.
+/// Pending transactions may be dropped from the pool, so a new lane sends nothing above their nonces.
 #[tokio::test(flavor = "multi_thread")]
 async fn new_lane_starts_at_first_unmined_nonce() {
     let setup = Setup {

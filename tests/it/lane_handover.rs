@@ -1,4 +1,4 @@
-//! Replicas that share the work: lanes are spread, given up by who is blind, and fed with what others accepted.
+//! Replicas share the work: lanes are spread, handed over by a process without RPC, and settle payments accepted by other processes.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn process_without_rpc_hands_its_lane_over() {
     assert_eq!(lanes_of(&replica).await, 1);
 }
 
-/// When a payment came to a state, by the clock of the database.
+/// Time at which a payment entered a state, by the database's clock.
 fn entered_at(row: &Value, state: &str) -> OffsetDateTime {
     let events = row["events"].as_array().unwrap();
     let event = events.iter().find(|event| event["to"] == state).unwrap();

@@ -1,4 +1,4 @@
-//! Signers in trouble: a key that somebody else uses, and too little money for gas.
+//! Signers in trouble: a key that is used elsewhere, and too little gas money.
 
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ async fn scenario_14_foreign_nonce_is_skipped_and_payment_settles() {
     assert_eq!(row["attempts"].as_array().unwrap().len(), 2);
 }
 
-/// Payments of the kinds that name their signer; here the test names it, while they wait for cheaper gas.
+/// Payments of methods that name their signer. The test sets the signer by SQL, while gas is too expensive to send.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
     let setup = Setup {
@@ -103,7 +103,7 @@ async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(255));
     let mut ledger = world.database.connection().await;
 
-    // The schema itself refuses a row in another signer's transaction.
+    // The schema rejects a payment in another signer's transaction.
     let smuggled = sqlx::query(
         "with other as (
             insert into transactions (id, network, signer, nonce, epoch, kind, state)
@@ -199,7 +199,7 @@ async fn signers_endpoint_shows_nonces_balance_and_owner() {
         .settle(&Purchase::new(&payer, PAYEE, 1).body())
         .await;
     assert!(settled.succeeded(), "{settled:?}");
-    // It is ready as soon as one of its lanes is.
+    // The service is ready as soon as one of its lanes is.
     let signers = eventually("both lanes", Duration::from_secs(20), async || {
         let answer = world.facilitator.get("/signers").await;
         let signers = answer.body["signers"].as_array().unwrap().clone();

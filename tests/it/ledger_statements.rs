@@ -1,4 +1,4 @@
-//! What single statements of the ledger promise, asked without a service around them.
+//! Guarantees of single ledger statements, tested without a running service.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl Left {
         let payment = PaymentId(id.parse().unwrap());
         world.facilitator.kill();
         let mut connection = world.database.connection().await;
-        // The test puts rows into states to which no service takes them that way.
+        // Disables the triggers, so that the test can write states that no transition reaches.
         let free = sqlx::query("set session_replication_role = replica");
         free.execute(&mut connection).await.unwrap();
         Self {
@@ -45,7 +45,7 @@ impl Left {
         }
     }
 
-    /// A further process.
+    /// A further process on the ledger.
     async fn process(&mut self) -> Ledger {
         let (_, url) = self.world.database.variable();
         let (ledger, statements) = Ledger::connect(&url, 8).await.unwrap();
@@ -66,7 +66,7 @@ async fn grant_answers_from_the_current_row() {
     let ledger = left.process().await;
     let elsewhere = B256::repeat_byte(0xee);
     left.run("delete from grants").await;
-    // A reorg, and the payment settled in another transaction, after the caller has read its row.
+    // After the caller has read its row, a reorg happens and the payment settles in another transaction.
     left.run(&format!(
         "update payments set transaction_hash = '\\x{}'",
         alloy::hex::encode(elsewhere)
@@ -89,7 +89,7 @@ fn request(id: &str) -> GrantRequest {
     }
 }
 
-/// A commit may take long: the standby that it waits for is away. The process has given up hearing of it meanwhile.
+/// A commit may take long while its synchronous standby is away. The process has stopped waiting for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_committed_lost_grant_is_void() {
     let mut left = Left::behind().await;
@@ -135,7 +135,7 @@ async fn late_arriving_lost_grant_takes_nothing() {
     assert!(late.is_none(), "{late:?}");
     let next = ledger.grant(left.payment, request("the next")).await;
     assert!(next.unwrap().is_some());
-    // Another request's grant is no business of it.
+    // Another request's grant is not affected.
     let lost = request("lost");
     ledger.void_lost_grant(left.payment, &lost).await.unwrap();
     let third = ledger.grant(left.payment, request("a third")).await;

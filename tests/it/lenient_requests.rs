@@ -1,4 +1,4 @@
-//! Requests that are a little off: the answer is the one that was meant, or it says in plain words what to change.
+//! Slightly wrong requests: the answer is the intended one, or says what to change.
 
 use alloy::primitives::Address;
 use base64::Engine as _;
@@ -33,7 +33,7 @@ async fn doubled_and_trailing_slashes_are_accepted() {
         let verdict = service.post_text(path, body.to_string()).await;
         assert!(verdict.is_valid(), "{path}: {verdict:?}");
     }
-    // The operator's are found under their own names alone: a proxy may keep strangers from those.
+    // Operator paths match exactly, because a reverse proxy may restrict access to them by path.
     for path in ["//payments", "/payments/", "//api//stats"] {
         assert_eq!(service.get(path).await.status, 404, "{path}");
     }
@@ -221,7 +221,7 @@ async fn cors_allows_only_buyer_and_seller_paths() {
         assert!(allowed("access-control-allow-methods").contains(method));
         assert_eq!(allowed("access-control-allow-headers"), "*", "{path}");
     }
-    // What is refused has to be readable, too.
+    // Browsers must be able to read rejections too.
     let url = format!("{}/sessions/ps_1", world.facilitator.url());
     let refused = Client::new()
         .get(url)
@@ -322,14 +322,14 @@ async fn network_without_rpc_answer_is_reported_as_starting() {
     assert!(ready.body.to_string().contains("is starting"), "{ready:?}");
 }
 
-/// Clients that assume HTTP/2 are told what to speak, and others are served meanwhile.
+/// Clients that assume HTTP/2 are told what to use, and other clients are served meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn http_2_is_rejected_asking_for_http_1_1() {
     let world = World::new().await;
     let address = world.facilitator.url().trim_start_matches("http://");
     let mut client = TcpStream::connect(address).await.unwrap();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    // In pieces, as networks deliver it.
+    // In several pieces, as networks deliver it.
     for piece in [&preface[..3], &preface[3..]] {
         client.write_all(piece).await.unwrap();
         client.flush().await.unwrap();
@@ -339,7 +339,7 @@ async fn http_2_is_rejected_asking_for_http_1_1() {
     client.read_exact(&mut frames).await.unwrap();
     assert_eq!((frames[3], frames[12]), (4, 7), "SETTINGS, GOAWAY");
     assert_eq!(frames[22..], [0, 0, 0, 13], "HTTP_1_1_REQUIRED");
-    // What comes after it is not answered, and the connection ends.
+    // Later bytes are not answered, and the connection ends.
     client
         .write_all(b"GET /supported HTTP/1.1\r\n\r\n")
         .await
@@ -350,7 +350,7 @@ async fn http_2_is_rejected_asking_for_http_1_1() {
     assert_eq!(world.facilitator.get("/supported").await.status, 200);
 }
 
-/// Wherever the operator names a network, the name of the configuration does as well as CAIP-2.
+/// Operator paths accept the configured network name as well as CAIP-2.
 #[tokio::test(flavor = "multi_thread")]
 async fn history_accepts_network_names() {
     let world = World::new().await;
@@ -381,7 +381,7 @@ async fn history_accepts_network_names() {
     }
 }
 
-/// The cause once, and before anything was started.
+/// The cause is reported once, before anything is started.
 #[test]
 fn occupied_port_is_reported_once() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,4 +1,4 @@
-//! What is limited, and what is answered when a limit is reached.
+//! Limits, and the answers when a limit is reached.
 
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,6 @@ async fn verifies_share_rpc_round_trips() {
         asking.spawn(async move { caller.verify(&body).await.is_valid() });
     }
     assert!(asking.join_all().await.into_iter().all(|valid| valid));
-    // The watch looks at the chain meanwhile.
+    // The watch reads the chain meanwhile.
     assert!(world.proxy.all_calls() - before < 15);
 }

@@ -1,5 +1,5 @@
-//! A database that lost its last commits: nothing is paid twice, nobody who paid is sent away, and the operator is asked before the lane
-//! goes on.
+//! A database that lost its last commits: nothing is paid twice, no payer is rejected, and the lane stays stopped until the operator
+//! clears it.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ async fn settled(world: &World, body: &Value) -> Answer {
     answer
 }
 
-/// Why the service is not ready.
+/// The reason why the service is not ready.
 async fn stopped_reason(world: &World) -> String {
     eventually("the lane to stop", Duration::from_secs(30), async || {
         let asked = world.facilitator.get("/readyz").await;
@@ -55,11 +55,11 @@ async fn scenario_27_lost_payments_are_found_on_chain_and_lane_stops() {
     let why = stopped_reason(&world).await;
     assert!(why.contains("nonce 2"), "{why}");
 
-    // What is remembered is remembered.
+    // Payments that the ledger still has are known.
     let again = world.facilitator.settle(&bodies[0]).await;
     assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
     assert_eq!(again.transaction(), kept.transaction());
-    // What was forgotten was paid through our own keys: it counts, and once.
+    // Lost payments were settled by our own keys: each counts, and once.
     for (body, before) in bodies[1..3].iter().zip(&forgotten) {
         assert!(world.facilitator.verify(body).await.is_valid());
         let told = settled(&world, body).await;
@@ -67,7 +67,7 @@ async fn scenario_27_lost_payments_are_found_on_chain_and_lane_stops() {
         let again = world.facilitator.settle(body).await;
         assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
     }
-    // Until somebody has looked, nothing new is sent.
+    // Nothing new is sent until the operator clears the lane.
     let waits = world.facilitator.settle(&bodies[3]).await;
     assert_eq!(waits.reason(), "unexpected_settle_error", "{waits:?}");
     assert_eq!(world.transactions(1).await, 3);
@@ -86,7 +86,7 @@ async fn scenario_27_lost_payments_are_found_on_chain_and_lane_stops() {
     assert_eq!(world.transactions(1).await, 4, "no nonce left out");
 }
 
-/// What it forgot is in no block yet: its nonce must not be used for anything else, and may become free again.
+/// The lost transaction is in no block yet: its nonce must not be reused, and becomes free if the transaction is dropped.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_27_lost_pending_transaction_stops_lane_once_mined() {
     let setup = Setup {
@@ -137,7 +137,7 @@ async fn scenario_27_lost_pending_transaction_stops_lane_once_mined() {
     assert_eq!(world.transactions(1).await, 3, "no nonce left out");
 }
 
-/// What another facilitator settled bought its resource there.
+/// A payment settled by another facilitator has bought its resource there.
 #[tokio::test(flavor = "multi_thread")]
 async fn transfer_settled_elsewhere_first_buys_nothing() {
     let world = World::new().await;

@@ -1,4 +1,4 @@
-//! A grant that was committed and whose commit's answer was lost: nobody was told, so the next presenter is.
+//! A grant was committed but the answer to its commit was lost: no caller was told of success, so the next one is.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ async fn grant_with_unknown_commit_is_void_at_once() {
     world.assert_duplicate_rejected(&body, &told).await;
 }
 
-/// The database is gone for longer than a few tries take: the grant is void once it is back, and not only when the process ends.
+/// The outage outlasts the retries: the grant is void once the database is back, not only when the process ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_grant_is_void_after_a_long_outage() {
     let folder = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! Sends whose fate is unknown: the same bytes go out again, and no second nonce is used.
+//! Sends with unknown outcome: the same bytes are sent again, and no second nonce is used.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn scenario_06_timed_out_but_accepted_send_settles_once() {
     world.proxy.on(SEND, Fault::AnswerLost);
     let mut waiting = world.facilitator.spawn_settle(&body);
     world.wait_until_sent(1).await;
-    // Sent again: the first send was given up.
+    // Sent again after the first send timed out.
     world.proxy.called(SEND, 1).await;
     world.proxy.on(SEND, Fault::None);
     world.resume_mining().await;
@@ -74,7 +74,7 @@ async fn send_with_errors_and_invalid_answers_settles_once() {
     assert_one_transfer(&world, 33).await;
 }
 
-/// Payments that wait in the pool, each in a transaction of its own.
+/// Pending payments, each in its own transaction.
 struct Pooled {
     world: World,
     /// In nonce order.
@@ -102,7 +102,7 @@ impl Pooled {
         }
     }
 
-    /// All are sent again, once each and in nonce order, within `limit`, and settle.
+    /// All are sent again within `limit`, once each and in nonce order, and settle.
     async fn assert_settled_after_loss(mut self, limit: Duration) {
         let count = self.hashes.len();
         let again = eventually("the same bytes", limit, async || {
@@ -126,7 +126,7 @@ impl Pooled {
     }
 }
 
-/// Two blocks of the networks that are served most.
+/// Two block times of the most used networks.
 const TWO_BLOCKS: Duration = Duration::from_secs(6);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,7 +151,7 @@ async fn scenario_15_lowest_of_five_lost_nonces_is_resent_first() {
     pooled.assert_settled_after_loss(TWO_BLOCKS).await;
 }
 
-/// The block's receipts cannot be read, and the answer to the send was lost: only the attempt's own hash tells.
+/// The block's receipts are unreadable and the answer to the send was lost: only the attempt's own hash identifies it.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_13_nonce_too_low_finds_our_own_mined_transaction() {
     let world = patient_world().await;

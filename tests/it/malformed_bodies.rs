@@ -1,4 +1,4 @@
-//! Bodies that no client would write: too long, too deep, no text, the same member twice, letters that nobody can show.
+//! Malformed bodies: too long, too deep, not UTF-8, duplicate members, control characters.
 
 use alloy::primitives::Address;
 use serde_json::json;
@@ -10,7 +10,7 @@ use crate::support::{Facilitator, Purchase, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 
-/// Sends bytes as they are and reads what comes until the head and the body of an answer are there, or the connection ends.
+/// Sends raw bytes and reads until a complete answer or the end of the connection.
 async fn send_raw(facilitator: &Facilitator, request: Vec<u8>) -> String {
     let address = facilitator.url().trim_start_matches("http://");
     let stream = TcpStream::connect(address).await.unwrap();
@@ -27,7 +27,7 @@ async fn send_raw(facilitator: &Facilitator, request: Vec<u8>) -> String {
                 .is_ok_and(|read| read > 0)
         {}
     };
-    // The service may well answer, and close, before it has read everything.
+    // The service may answer and close before it has read everything.
     tokio::select! {
         () = read => {}
         () = async { writer.write_all(&request).await.ok(); std::future::pending().await } => {}
@@ -119,12 +119,12 @@ async fn duplicate_members_that_matter_are_rejected() {
         (REQUIRED, "payTo", "invalid_payment_requirements"),
         (REQUIRED, "network", "invalid_payment_requirements"),
     ] {
-        // The object with the member once more at its end, as text, because a JSON value cannot hold it twice.
+        // The object with the member repeated at its end, as text, because a JSON value cannot hold it twice.
         let object = good.pointer(place).unwrap().to_string();
         let value = good.pointer(&format!("{place}/{member}")).unwrap();
         let open = object.strip_suffix('}').unwrap();
         let twice = format!("{open},\"{member}\":{value}}}");
-        // `accepted` and the requirement look the same; the requirement comes last.
+        // `accepted` and the requirement are equal; the requirement comes last.
         let at = if place == REQUIRED {
             text.rfind(&object)
         } else {

@@ -1,4 +1,4 @@
-//! Tokens that lie: success is told for money that moved, and for nothing else.
+//! Tokens that misbehave: success is reported only for money that was transferred.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const DOES_NOTHING: u8 = 3;
 const PAYS_SOMEBODY_ELSE: u8 = 4;
 const WASTES_GAS: u8 = 5;
 
-/// A world in which the odd token is the only asset.
+/// A world with the odd token as its only asset.
 async fn odd_world() -> World {
     odd_world_with(Setup::default()).await
 }
@@ -31,7 +31,7 @@ async fn odd_world_with(setup: Setup) -> World {
     Setup { toml, ..setup }.on(chain).await
 }
 
-/// Settles one payment of 1000 while the token is in `mode`, and another after it has come to its senses.
+/// Settles one payment of 1000 while the token is in `mode`, and another after the token is back to normal.
 async fn settle_in_mode(world: &World, mode: u8) -> (Purchase, Answer) {
     let payer = new_account();
     let amount = U256::from(5_000);
@@ -51,7 +51,7 @@ async fn settle_in_mode(world: &World, mode: u8) -> (Purchase, Answer) {
     (purchase, answer)
 }
 
-/// Asked again, the answer is the same and nothing more is sent.
+/// A repeated request gets the same answer, and nothing more is sent.
 async fn assert_failed_for_good(world: &World, purchase: &Purchase, answer: &Answer, code: &str) {
     assert_eq!(answer.reason(), code, "{answer:?}");
     let receipt = world.chain.receipt(&answer.transaction()).await;
@@ -91,7 +91,7 @@ async fn token_paying_another_account_yields_no_success() {
     assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1));
 }
 
-/// The authorization is still unused: it could move money later, so this is not called failed.
+/// The authorization is unused and could transfer later, so the payment is not failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_38_token_doing_nothing_waits_for_the_operator() {
     let world = odd_world().await;
@@ -105,8 +105,8 @@ async fn scenario_38_token_doing_nothing_waits_for_the_operator() {
     assert_eq!(world.chain.balance(TOKEN, PAYEE).await, U256::from(1));
 }
 
-/// What was measured before the send is too little by the time of the block: the transaction fails as a whole, and the payment settles with
-/// what it needs now, under another nonce.
+/// The gas measured before the send is too little when the block is made: the transaction reverts as a whole, and the payment settles
+/// under another nonce with the gas it needs now.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_30_out_of_gas_is_retried_with_enough_gas() {
     let world = odd_world().await;
@@ -139,7 +139,8 @@ async fn scenario_30_out_of_gas_is_retried_with_enough_gas() {
     assert_eq!(world.transactions(1).await, 2);
 }
 
-/// Three in one transaction, which runs out of gas: they are tried again in another one, once the first is as deep as a success would have to be.
+/// Three payments in one transaction that runs out of gas are retried in another, once the first has the confirmations that a success
+/// needs.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_30_out_of_gas_batch_is_retried_once_confirmed() {
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "4");

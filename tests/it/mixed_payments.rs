@@ -9,10 +9,10 @@ use crate::support::{Answer, Permit2Purchase, Purchase, Setup, World};
 
 const PAYEE: Address = Address::repeat_byte(0x4d);
 const PAYMENTS: u64 = 80;
-/// What is permitted in `upto`; less is charged.
+/// Permitted amount in `upto`; less is charged.
 const PERMITTED: u64 = 50_000;
 
-/// One Transfer: in which transaction, at which place of its block, how much.
+/// One Transfer: transaction hash, log index, amount.
 type Transfer = (String, u64, U256);
 
 /// The bodies of a payment's `/verify` and `/settle`.
@@ -37,12 +37,12 @@ async fn eighty_mixed_payments_each_settle_once() {
         block_time_s: Some(1),
         ..Setup::default()
     };
-    // Patient, because a busy machine makes its blocks late.
+    // A long wait, because a busy machine makes its blocks late.
     let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
-    // One payer, so that all of them share its balance, and those by Permit2 its allowance.
+    // One payer, so that all payments share its balance and those by Permit2 its allowance.
     let payer = world.approved_payer().await;
     let payments = (0..PAYMENTS).map(|number| {
-        // Two of each kind cost the same and look alike in the logs.
+        // Two of each kind have the same amount and look alike in the logs.
         let amount = 1_000 + number % (PAYMENTS / 2);
         match number % 4 {
             0 => Bodies::same(Purchase::new(&payer, PAYEE, amount).v1().body()),

@@ -1,4 +1,4 @@
-//! Networks and tokens: the table as it is shown, and configurations that the chain contradicts.
+//! Networks and tokens: the printed table, and configurations that the chain contradicts.
 
 use std::process::Output;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use crate::support::{Chain, Database, Facilitator, Fault, Proxy, SECRET, eventua
 const KEY: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
 const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 const NOTHING: Address = Address::repeat_byte(0xaa);
-/// Says that it has six decimals and reverts everything else.
+/// A contract that reports six decimals and reverts every other call.
 const MUTE: Address = Address::repeat_byte(0x3d);
 const MUTE_CODE: &str = "0x60003560e01c63313ce56714601357600080fd5b600660005260206000f3";
 
-/// One token as `x402d.toml` describes it.
+/// One token in `x402d.toml`.
 fn token(address: Address, name: &str, decimals: u8, further: &str) -> String {
     format!(
         "[[networks.base-sepolia.assets]]\naddress = \"{address}\"\nname = \"{name}\"\nversion = \"2\"\ndecimals = {decimals}\n{further}\n"
     )
 }
 
-/// A network by the environment.
+/// Environment variables of a network.
 fn reached<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
     [
         ("X402D_NETWORK", network),
@@ -47,7 +47,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// What a chain contradicts: network, file, and what has to be said about it.
+/// Configurations that the chain contradicts: network, file, and expected messages.
 fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
     let silent = [
         "DOMAIN_SEPARATOR",
@@ -149,7 +149,7 @@ async fn check_reports_each_matching_fact() {
         );
     }
 
-    // Nobody signs under this token's own domain.
+    // By Permit2 nothing is signed under this token's own EIP-712 domain.
     let by_permit2 = token(MUTE, "USDC", 6, "transfer_method = \"permit2\"");
     let output = run_check("base-sepolia", chain.url(), &by_permit2);
     assert!(output.status.success(), "{output:?}");
@@ -158,7 +158,7 @@ async fn check_reports_each_matching_fact() {
         "{output:?}"
     );
 
-    // The first proxy is needed by a token that moves by Permit2, and by no other.
+    // Only a token that transfers by Permit2 needs the proxy.
     let proxy = "0x402085c248EeA27D92E8b30b2C58ed07f9E20001";
     chain.call("anvil_setCode", json!([proxy, "0x"])).await;
     let arguments = ["networks", "--check", "--json"];
@@ -193,7 +193,7 @@ async fn check_reports_each_matching_fact() {
     );
 }
 
-/// `serve` does without an endpoint that is down; whoever checks the configuration wants to know.
+/// `serve` tolerates an endpoint that is down; the check reports it.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_several_rpc_urls_is_checked() {
     let chain = Chain::start().await;
@@ -314,7 +314,7 @@ fn table_shows_every_network_with_its_tokens() {
     assert_eq!(base["assets"][0]["transferMethod"], "eip3009");
 }
 
-/// A buyer of the SDK pays by default with what is in its own table; one token more or less there would go unnoticed.
+/// SDK buyers pay by default with tokens of the SDK's own table, so a difference between the tables must be noticed.
 #[tokio::test(flavor = "multi_thread")]
 async fn table_marks_exactly_the_sdk_default_tokens() {
     let script =
@@ -337,7 +337,7 @@ async fn table_marks_exactly_the_sdk_default_tokens() {
                 asset["version"],
                 asset["decimals"],
                 method,
-                // The SDK says it of tokens that move by Permit2 alone.
+                // The SDK sets it only for tokens that transfer by Permit2.
                 method == "permit2" && asset["supportsEip2612"] == true,
             ]));
         }

@@ -1,4 +1,4 @@
-//! The RPC is down: an outage is not a refusal, nothing is lost, and nothing secret is said about it.
+//! RPC outages: an outage is not a rejection, nothing is lost, and no secret is shown.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{Chain, Fault, Purchase, SECRET, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x0f);
 
-/// Answers within seconds, and logs all that it would ever log.
+/// Short waits, and the most verbose log level.
 fn verbose_setup() -> Setup {
     Setup::default()
         .with("X402D_SETTLE_WAIT", "3")
@@ -36,7 +36,7 @@ async fn rpc_outage_is_no_rejection_and_payment_settles_later() {
     assert_eq!(part(&format!("eip155:{CHAIN_ID}"))["ready"], false);
     assert_eq!(part("ledger")["ready"], true);
 
-    // What was accepted before is known without the chain.
+    // Payments accepted before are known without the chain.
     assert!(world.facilitator.verify(&purchase.body()).await.is_valid());
     world.resume_mining().await;
     world.proxy.all(Fault::None);
@@ -121,7 +121,7 @@ async fn scenario_28_ledger_outage_accepts_and_loses_nothing() {
     assert_outage_for(&world, &payer).await;
     let unsure = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(!unsure.succeeded() && unsure.status == 503, "{unsure:?}");
-    // It is mined while nothing can be written, for long enough to look like somebody else's.
+    // Mined while the ledger cannot be written, for long enough to resemble foreign use.
     world.resume_mining().await;
     let receipts = "eth_getTransactionReceipt";
     let asked = world.proxy.calls(receipts);
@@ -173,7 +173,7 @@ async fn scenario_43_unreadable_receipts_leave_payment_pending() {
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// The ledger has committed, and its answer is lost: whether it has is unknown.
+/// The ledger has committed but its answer is lost, so the outcome is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_43_result_with_unknown_commit_is_recorded_once() {
     let setup = Setup {
@@ -203,7 +203,7 @@ async fn scenario_43_result_with_unknown_commit_is_recorded_once() {
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// A new payment can be judged by nobody now.
+/// A new payment cannot be judged during the outage.
 async fn assert_outage_for(world: &World, payer: &PrivateKeySigner) {
     let body = Purchase::new(payer, PAYEE, 1).body();
     let verdict = world.facilitator.verify(&body).await;

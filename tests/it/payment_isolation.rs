@@ -1,4 +1,4 @@
-//! One odd payment, and everybody else's.
+//! One payment's trouble affects no other payment.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn queryable_setup(toml: &str) -> Setup {
     }
 }
 
-/// Keys that cannot be asked keep payments queued, for as long as the file is there.
+/// While this file exists the keys are unavailable, which keeps payments queued.
 fn signers_down() -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
@@ -33,7 +33,7 @@ async fn wait_for_queued(world: &World, count: usize) {
     .await;
 }
 
-/// Makes the row of a payment one that no version of the program has written.
+/// Changes a payment's row to a state that no version of the program writes.
 async fn make_unreadable(world: &World, amount: u64) {
     let spoiled = sqlx::query(
         "update payments set valid_after = timestamptz '1960-01-01' where amount = $1::text::numeric",
@@ -83,7 +83,7 @@ async fn unreadable_queued_row_is_quarantined_and_others_settle() {
     make_unreadable(&world, 2).await;
     std::fs::remove_file(&down).unwrap();
     world.facilitator.restart(None).await;
-    // The spoiled one beside the honest ones, at once.
+    // The unreadable payment together with the readable ones.
     let answers = world.facilitator.settle_all(bodies.clone()).await;
     let (good, odd): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.succeeded());
     assert_eq!((good.len(), odd.len()), (2, 1), "{answers:?}");
@@ -115,7 +115,7 @@ async fn unreadable_inflight_row_is_quarantined_and_lane_goes_on() {
     assert_settled(&world, &after).await;
 }
 
-/// Free questions whose simulations burn all the gas that a call may use.
+/// Unpaid `/verify` requests whose simulations burn all the gas of a call.
 #[tokio::test(flavor = "multi_thread")]
 async fn gas_burning_wallets_do_not_affect_other_answers() {
     let world = Setup::default().build().await;
@@ -132,7 +132,7 @@ async fn gas_burning_wallets_do_not_affect_other_answers() {
         let evil = Purchase::new(&new_account(), PAYEE, 1).paid_by(wallet);
         bodies.push(evil.body());
     }
-    // One call after the other, so that those that wait are asked about together.
+    // Slow calls make the waiting requests share the next one.
     world.proxy.on("eth_call", Fault::Slow(100));
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..3 {
@@ -146,7 +146,7 @@ async fn gas_burning_wallets_do_not_affect_other_answers() {
     asking.join_all().await;
 }
 
-/// Its first payment is in a block that is just being read: the balance is lower, and the promise still stands.
+/// The first payment is in the block that is just being read: the balance is already lower and the hold still exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn just_paid_amount_is_not_counted_twice() {
     const RECEIPTS: &str = "eth_getBlockReceipts";
@@ -165,7 +165,7 @@ async fn just_paid_amount_is_not_counted_twice() {
     let looks = world.proxy.calls("eth_call");
     let mut second = world.facilitator.spawn_settle(&two);
     world.proxy.called("eth_call", looks).await;
-    // The second look: the first has found too little.
+    // The second check: the first found too little.
     let again = tokio::time::timeout(
         Duration::from_millis(250),
         world.proxy.called("eth_call", looks + 1),
@@ -179,7 +179,7 @@ async fn just_paid_amount_is_not_counted_twice() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(200));
 }
 
-/// What ends in two seconds would end on the way.
+/// A payment that ends within two seconds would expire before its block.
 #[tokio::test(flavor = "multi_thread")]
 async fn nearly_expired_payment_is_not_sent() {
     let setup = queryable_setup("inflight_max = 4");
@@ -203,7 +203,7 @@ async fn nearly_expired_payment_is_not_sent() {
     assert_eq!(world.transactions(1).await, 0, "nothing was sent in vain");
 }
 
-/// A payment whose money our own signer had moved is written down while its payer makes the first promise.
+/// A transfer sent with our own signer's key is recorded while the payer's account gets its first hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_foreign_transfer_leaves_holds_unchanged() {
     let world = queryable_setup("").build().await;
@@ -219,7 +219,7 @@ async fn recorded_foreign_transfer_leaves_holds_unchanged() {
         (!world.chain.receipt(&hash).await.is_null()).then_some(())
     })
     .await;
-    // As an acceptance of another process would, that has not committed yet.
+    // Like an acceptance in another process that has not committed yet.
     let mut ledger = world.database.connection().await;
     sqlx::raw_sql("begin").execute(&mut ledger).await.unwrap();
     sqlx::query("insert into payer_accounts (network, asset, payer, held) values ('eip155:84532', $1, $2, 7)")

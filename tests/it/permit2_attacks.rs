@@ -1,4 +1,4 @@
-//! The published attacks that payments by Permit2 are open to (`peers.md` part C), each with the test that it asks for.
+//! Published attacks on payments by Permit2, each with a test.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use x402d::protocol::Amount;
 use crate::support::{Permit2Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x2f);
-/// How a payment of each scheme is made.
+/// Constructors of a payment of each scheme.
 const SCHEMES: [fn(&PrivateKeySigner, Address, u64) -> Permit2Purchase; 2] =
     [Permit2Purchase::exact, Permit2Purchase::upto];
 
@@ -116,7 +116,7 @@ async fn one_header_at_two_sellers_buys_one_resource() {
     let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|one| one.succeeded());
     assert_eq!((good.len(), bad.len()), (1, 1), "{answers:?}");
     assert_eq!(bad[0].reason(), "duplicate_settlement");
-    // Who asks for more than the other does not wait for the other's transaction.
+    // A request for a larger charge does not wait for the smaller charge's transaction.
     let named = bad[0].transaction();
     assert!(
         named.is_empty() || named == good[0].transaction(),
@@ -150,7 +150,7 @@ async fn self_settled_small_charge_does_not_pay_a_larger_one() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::ONE);
 }
 
-/// The code for a payment that has bought something is told of none that has not.
+/// `duplicate_settlement` is answered only for payments that have bought something.
 #[tokio::test(flavor = "multi_thread")]
 async fn inflight_small_charge_is_pending_for_a_larger_one() {
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
@@ -176,7 +176,7 @@ async fn inflight_small_charge_is_pending_for_a_larger_one() {
     assert_eq!(told.transaction(), small.transaction());
 }
 
-/// Here the buyer's own settlement is one that nobody was told of, so that the next presenter may be.
+/// The buyer's own settlement was not granted, so the next presenter may be.
 #[tokio::test(flavor = "multi_thread")]
 async fn ungranted_small_charge_does_not_pay_a_larger_one() {
     for charge in [0, 1] {

@@ -1,4 +1,4 @@
-//! Every refusal code of `protocol.md` §2.7 for Permit2, `upto` and gas sponsoring, at verify and at settle.
+//! Every rejection code for Permit2, `upto` and gas sponsoring, at verify and at settle.
 
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
@@ -13,11 +13,11 @@ const PAYEE: Address = Address::repeat_byte(0x2d);
 const OTHER: Address = Address::repeat_byte(0x66);
 const PRICE: u64 = 10_000;
 
-/// How a payment of a scheme is made.
+/// Constructor of a payment of one scheme.
 type Build = fn(&PrivateKeySigner, Address, u64) -> Permit2Purchase;
 const SCHEMES: [Build; 2] = [Permit2Purchase::exact, Permit2Purchase::upto];
 
-/// One place of a body changed.
+/// A body with one member changed.
 fn changed(payment: &Permit2Purchase, pointer: &str, value: Value) -> Value {
     let mut body = payment.body();
     *body
@@ -30,7 +30,7 @@ fn seconds(text: &str) -> Amount {
     text.parse().unwrap()
 }
 
-/// Payments of a scheme that each have one fault, with its code.
+/// Payments of a scheme with one fault each, and the expected code.
 fn invalid_payments(
     build: Build,
     payer: &PrivateKeySigner,
@@ -215,12 +215,12 @@ async fn each_invalid_eip2612_permit_has_its_code() {
             let body = changed(&good, &format!("{info}/{member}"), value);
             world.assert_rejected_at_both(&body, code).await;
         }
-        // A permit that the token does not take: another nonce than the payer's next.
+        // A permit that the token rejects: its nonce is not the payer's next.
         let used = build(&payer, PAYEE, PRICE).with_permit(7);
         world
             .assert_rejected_at_both(&used.body(), "permit2_allowance_required")
             .await;
-        // What the seller declared alone is no permit, and an unfilled one is nothing.
+        // The seller's declaration alone is no permit, and an unfilled one counts as absent.
         let mut declared = good.body();
         *declared.pointer_mut(info).unwrap() = json!({"description": "gas", "version": "1"});
         world
@@ -229,7 +229,7 @@ async fn each_invalid_eip2612_permit_has_its_code() {
     }
 }
 
-/// Code that reverts with these four bytes, whatever it is called with.
+/// Code that reverts every call with these four bytes.
 fn reverting_with(error: &str) -> Bytes {
     let selector = &keccak256(error)[..4];
     [

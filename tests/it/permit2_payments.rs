@@ -1,4 +1,5 @@
-//! Payments by Permit2: `exact` and `upto`, from the payer's signature to the Transfer, through repetitions, kills and strangers.
+//! Payments by Permit2 in `exact` and `upto`, from the payer's signature to the Transfer, including repetitions, kills and foreign
+//! submissions.
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::support::{
 
 const PAYEE: Address = Address::repeat_byte(0x2c);
 const SIGKILL: i32 = 9;
-/// How a payment of each scheme is made.
+/// Constructors of a payment of each scheme.
 const SCHEMES: [fn(&PrivateKeySigner, Address, u64) -> Permit2Purchase; 2] =
     [Permit2Purchase::exact, Permit2Purchase::upto];
 
@@ -234,7 +235,7 @@ async fn refused_payment_submitted_elsewhere_is_granted_once() {
     let world = World::new().await;
     let payer = world.approved_payer().await;
     let payment = Permit2Purchase::exact(&payer, PAYEE, 6_000);
-    // Sent, mined without effect, and refused: the token was paused just before.
+    // The token is paused just before: the transaction is mined without a transfer and the payment is refused.
     world.chain.automine(false).await;
     let mut settling = world.facilitator.spawn_settle(&payment.body());
     world.wait_until_sent(1).await;

@@ -1,4 +1,4 @@
-//! Payments by Permit2 that a stranger settles first, through a contract of their own: the money has moved, so the payment counts.
+//! Payments by Permit2 that another account settles first, through its own contract: the transfer counts.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn world(setup: Setup) -> World {
     world
 }
 
-/// The calls of these payments, spelled out in one transaction to the stranger's contract.
+/// The calls of these payments, in one transaction to the foreign contract.
 fn forwarding(payments: &[&Permit2Purchase]) -> (Address, Bytes) {
     let call = |(target, data)| Call { target, data };
     let calls = payments.iter().map(|payment| call(payment.call()));
@@ -40,14 +40,14 @@ fn forwarding(payments: &[&Permit2Purchase]) -> (Address, Bytes) {
     (FORWARDER, forward.abi_encode().into())
 }
 
-/// A stranger's contract keeps the call of a payment, so that the transaction that settles it does not name it.
+/// A foreign contract stores the call of a payment, so that the transaction that settles it does not contain it.
 async fn store_call(world: &World, payment: &Permit2Purchase) -> (Address, Bytes) {
     let (target, data) = payment.call();
     world.chain.send(FORWARDER, keepCall { target, data }).await;
     (FORWARDER, forwardKeptCall {}.abi_encode().into())
 }
 
-/// Settles payments while strangers make these calls, which pay better, in the same block.
+/// Settles payments while other accounts make these calls with higher fees in the same block.
 async fn settled_after(
     world: &World,
     payments: &[&Permit2Purchase],
@@ -130,7 +130,7 @@ async fn similar_payments_are_told_apart_in_one_block() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(4_000));
 }
 
-/// Nobody but the facilitator can settle `upto`, whatever the call goes through.
+/// Only the named facilitator can settle `upto`, also through a contract.
 #[tokio::test(flavor = "multi_thread")]
 async fn upto_cannot_be_settled_through_a_contract() {
     let world = world(Setup::default()).await;
@@ -146,7 +146,7 @@ async fn upto_cannot_be_settled_through_a_contract() {
     assert_eq!(receipt["from"], json!(signer), "{receipt}");
 }
 
-/// The money of one payment is no proof for another that looks alike, whose nonce was used in another block.
+/// A transfer of one payment does not prove another with equal terms, whose nonce was used in another block.
 #[tokio::test(flavor = "multi_thread")]
 async fn traceless_nonce_use_takes_no_other_transfer() {
     let world = world(Setup::default().with("X402D_SETTLE_WAIT", "3")).await;
@@ -157,7 +157,7 @@ async fn traceless_nonce_use_takes_no_other_transfer() {
     );
     let call = store_call(&world, &paid).await;
     world.chain.call_with_high_fee(call).await;
-    // What is put into storage counts from the newest block on.
+    // Storage set by `anvil_setStorageAt` is visible from the newest block on.
     world.chain.mine(2).await;
 
     world.chain.automine(false).await;

@@ -1,4 +1,4 @@
-//! What others do on the chain between our look at it and our transaction.
+//! Events on the chain between our preflight and our transaction.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const PAYEE: Address = Address::repeat_byte(0x4a);
 const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
 const SEND: &str = "eth_sendRawTransaction";
 
-/// Settles `purchase` while its transaction is on the way to the node, as long as `meanwhile` takes.
+/// Settles `purchase`; its transaction reaches the node after `meanwhile`.
 async fn settle_while(world: &World, purchase: &Purchase, meanwhile: impl AsyncFnOnce()) -> Answer {
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
@@ -66,7 +66,7 @@ async fn nonce_used_for_another_transfer_fails_for_good() {
     assert_eq!(row["state"], "failed", "{row}");
 }
 
-/// Nothing was moved and the authorization is as good as before: it is refused, not failed, and pays once there is money.
+/// Nothing was transferred and the authorization is unused: the payment is refused, not failed, and settles once there is money.
 #[tokio::test(flavor = "multi_thread")]
 async fn payer_spending_first_is_refused_and_can_pay_later() {
     let world = patient_world().await;
@@ -95,7 +95,8 @@ async fn payer_spending_first_is_refused_and_can_pay_later() {
     );
 }
 
-/// What the ledger knows is not refused before the chain was asked: neither by the clock, nor because of a balance that went where it should.
+/// A payment in the ledger is not refused before the chain was asked: neither by its window nor for a balance that its own transfer
+/// reduced.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_payment_submitted_elsewhere_succeeds_after_window() {
     let world = patient_world().await;
@@ -111,7 +112,7 @@ async fn refused_payment_submitted_elsewhere_succeeds_after_window() {
     world.chain.fund(payer.address(), 76).await;
     world.chain.submit(&purchase).await;
     world.chain.call("evm_increaseTime", json!([3_600])).await;
-    // Once this one is settled, the facilitator has seen blocks of after the window.
+    // Once this one is settled, the facilitator has seen blocks after the window.
     let mut other = Purchase::new(&world.payer().await, SOMEBODY_ELSE, 1);
     let later = U256::from(SystemClock.now().unix_timestamp() + 4_200);
     other.authorization.valid_before = Amount::from_atomic(later);
@@ -144,7 +145,7 @@ async fn authorization_expiring_inflight_fails_by_chain_time() {
     assert_eq!(row["state"], "failed", "{row}");
 }
 
-/// A known payment needs no fresh window: its header is good after it has expired.
+/// A known payment needs no open window: its header stays valid after it has expired.
 #[tokio::test(flavor = "multi_thread")]
 async fn ungranted_payment_is_granted_after_its_window() {
     let world = patient_world().await;
@@ -196,7 +197,7 @@ async fn scenario_22_cancelled_authorization_fails_for_good() {
     assert_eq!(world.transactions(1).await, 1, "not tried again");
 }
 
-/// The facilitator gave the payment up; its payer, or anybody else who saw the authorization, did not.
+/// The facilitator has given the payment up, but its payer or another account can still submit the authorization.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_payment_submitted_elsewhere_is_settled() {
     let folder = tempfile::tempdir().unwrap();
@@ -217,7 +218,7 @@ async fn refused_payment_submitted_elsewhere_is_settled() {
     assert!(world.facilitator.verify(&presented.body()).await.is_valid());
     let told = world.facilitator.settle(&presented.body()).await;
     assert!(told.succeeded(), "{told:?}");
-    // Nobody asks for the other, and the ledger learns of it all the same.
+    // The other is not presented again, and the watch records it.
     let row = eventually("the watch", Duration::from_mins(1), async || {
         let row = world.facilitator.payment(&refused[1]).await;
         (row["state"] == "settled").then_some(row)

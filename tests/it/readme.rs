@@ -1,4 +1,4 @@
-//! The sellers of the README, as they stand there.
+//! The README's sellers, run as printed.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -45,7 +45,7 @@ async fn assert_sells(mut seller: Command, buyer_program: &str) {
     seller
         .env_clear()
         .envs(path)
-        // As people write it, with a slash at the end.
+        // With a trailing slash, as people write it.
         .env("FACILITATOR_URL", format!("{}/", world.facilitator.url()))
         .env("PAY_TO", PAYEE.to_string())
         .env("PORT", port.to_string())
@@ -69,7 +69,7 @@ async fn assert_sells(mut seller: Command, buyer_program: &str) {
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
 }
 
-/// A folder with a snippet in it, beside the installed packages.
+/// A folder with the snippet, beside the installed packages.
 fn write_snippet(file: &str, text: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let packages = root().join("tests/interop/node_modules");
@@ -118,7 +118,7 @@ async fn rust_seller_sells() {
 
 #[test]
 fn go_seller_names_the_same_report_and_facilitator() {
-    // There is no Go where these tests run: what can be held against the others is what it says.
+    // The tests have no Go toolchain: the snippet is only compared with the others.
     let go = snippet("// seller.go");
     for part in [
         "FACILITATOR_URL",

@@ -1,4 +1,4 @@
-//! Blocks that leave the chain after money was seen in them.
+//! Reorgs after a payment was seen in a block.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn reorg_returns_payment_to_inflight_and_it_settles_again() {
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(900));
     assert_eq!(world.transactions(1).await, 1);
-    // The grant stays: the buyer has their resource.
+    // The grant stays: the buyer has the resource.
     let again = world.facilitator.settle(&body).await;
     assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
 }
@@ -82,14 +82,14 @@ fn has_event(row: &Value, kind: &str) -> bool {
     events.iter().any(|event| event["kind"] == kind)
 }
 
-/// The states that the payment went through, oldest first.
+/// The payment's states, oldest first.
 fn states(row: &Value) -> Vec<String> {
     let events = row["events"].as_array().unwrap();
     let states = events.iter().filter_map(|event| event["to"].as_str());
     states.map(str::to_owned).collect()
 }
 
-/// Success at depth 1, and the row of the payment once the watch has seen the block go and the money come back.
+/// Success after one confirmation, then a reorg: returns the row once the payment has settled again.
 async fn settled_again(world: &World, told: &Answer) -> Value {
     eventually("a second settlement", Duration::from_secs(30), async || {
         let row = world.facilitator.payment(told).await;
@@ -137,7 +137,7 @@ async fn scenario_17_same_bytes_settle_again_after_five_block_reorg() {
     assert_eq!(world.transactions(1).await, 3);
 }
 
-/// In the new chain somebody else has the payer's money first.
+/// In the new chain another transfer takes the payer's money first.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_18_payer_without_funds_after_reorg_is_refused() {
     let setup = Setup {
@@ -155,7 +155,7 @@ async fn scenario_18_payer_without_funds_after_reorg_is_refused() {
 
     let spend = Chain::submission(&everything);
     world.chain.reorg_with(1, &[spend]).await;
-    // The same bytes come again, and can do nothing now: that is told at depth three, as success would be.
+    // The same bytes are mined again and revert. That is final after three confirmations, like a success.
     let limit = Duration::from_secs(30);
     eventually("the same bytes in vain", limit, async || {
         let row = world.facilitator.payment(&pending).await;
@@ -188,7 +188,7 @@ async fn scenario_18_payer_without_funds_after_reorg_is_refused() {
     assert_eq!(held, "0");
 }
 
-/// Some nodes give receipts for blocks that are only announced. Here one keeps to its announcement although the block never came.
+/// Some nodes return receipts of blocks that are only announced. This one keeps returning it although the block was never mined.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_39_receipt_of_unmined_block_is_no_success() {
     const RECEIPT: &str = "eth_getTransactionReceipt";

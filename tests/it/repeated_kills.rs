@@ -1,4 +1,4 @@
-//! Many payments, and a service that is killed again and again in the midst of them.
+//! Many payments, and a service that is killed repeatedly among them.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -33,7 +33,7 @@ async fn sixty_payments_settle_once_through_three_kills() {
     let mut told = HashSet::new();
     for life in 1..=3 {
         let before = world.proxy.calls(SEND);
-        // New ones in each life, so that each has something to send when it is killed.
+        // New payments in each round, so that each process has something to send when it is killed.
         let mut presented = open.clone();
         presented.retain(|number, _| *number < life * PAYMENTS / 3);
         let mut asking = ask(&world, &presented);
@@ -87,7 +87,7 @@ async fn sixty_payments_settle_once_through_three_kills() {
     }
 }
 
-/// Presents payments, all at once.
+/// Presents payments concurrently.
 fn ask(world: &World, payments: &HashMap<u64, Value>) -> Vec<(u64, Asking)> {
     let ask = |(number, body): (&u64, &Value)| (*number, world.facilitator.spawn_settle(body));
     payments.iter().map(ask).collect()

@@ -29,7 +29,7 @@ async fn payment_at_two_processes_gets_one_transfer_and_success() {
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// The survivor takes the lane over when the lease of the dead has run out, and sends what the dead had only written down.
+/// The survivor claims the lane when the dead process's lease has expired, and sends the bytes that were only recorded.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_02_other_process_sends_bytes_of_a_killed_one() {
     let setup = Setup {
@@ -54,7 +54,7 @@ async fn scenario_02_other_process_sends_bytes_of_a_killed_one() {
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// A stopped process is not dead: when it goes on, its lane belongs to another one, and it must not use a nonce of its own.
+/// A suspended process is not dead: when it resumes, its lane belongs to another process, and it must not use a nonce.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_26_process_resuming_without_its_lane_sends_nothing() {
     let world = World::new().await;
@@ -80,7 +80,7 @@ async fn scenario_26_process_resuming_without_its_lane_sends_nothing() {
     );
 }
 
-/// Its own queue is full at once, because nobody empties it there: the payments wait in the ledger for the owner of the lane.
+/// Its own queue is full at once, because it has no lane. The payments wait in the ledger for the owner of the lane.
 #[tokio::test(flavor = "multi_thread")]
 async fn process_without_lane_accepts_beyond_its_queue() {
     let setup = Setup {

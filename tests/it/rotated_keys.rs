@@ -1,4 +1,4 @@
-//! A signer's key that is taken out of the configuration while its transactions are in flight: nothing is stranded.
+//! A signer's key is removed from the configuration while its transactions are in flight: no payment is stranded.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ async fn sent_transactions_are_followed_without_their_key() {
     let pending = rotated.settle(&bodies[0]).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
 
-    // What nodes have dropped is sent again: the same bytes.
+    // Dropped transactions are sent again with the same bytes.
     let dropped = json!([]);
     world.chain.call("anvil_dropAllTransactions", dropped).await;
     eventually("the same bytes", Duration::from_secs(30), async || {
@@ -89,7 +89,7 @@ async fn sent_transactions_are_followed_without_their_key() {
     }
 }
 
-/// What the ledger says that a payer has promised.
+/// The amount that the ledger holds for a payer.
 async fn held_amount(world: &World, payer: &PrivateKeySigner) -> String {
     let payer = payer.address();
     let held = sqlx::query_scalar("select held::text from payer_accounts where payer = $1");
@@ -101,7 +101,7 @@ async fn held_amount(world: &World, payer: &PrivateKeySigner) -> String {
     held.unwrap_or_default()
 }
 
-/// An `upto` payment names its signer, and no lane of that signer is left to take it or to refuse it.
+/// An `upto` payment names its signer, and no lane of that signer is left to claim or refuse it.
 #[tokio::test(flavor = "multi_thread")]
 async fn payment_for_removed_signer_is_held_until_it_expires() {
     let setup = Setup {

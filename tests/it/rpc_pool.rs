@@ -1,4 +1,4 @@
-//! Several endpoints of one network, of which one is in trouble.
+//! Several endpoints of one network, one of which fails.
 
 use std::time::{Duration, Instant};
 
@@ -140,7 +140,7 @@ async fn scenario_37_silent_endpoint_costs_one_hedge_then_is_avoided() {
     pool.settles(3).await;
 }
 
-/// A sequencer's own endpoint, or a private relay: it takes transactions and answers nothing else.
+/// A sequencer's own endpoint or a private relay: it accepts transactions and answers nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn send_only_endpoint_gets_transactions_and_no_reads() {
     let chain = Chain::start().await;

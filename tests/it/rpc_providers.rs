@@ -1,4 +1,4 @@
-//! Providers of RPC as they are: they limit, they lag, their pools are not of one mind, and some of their nodes lack abilities.
+//! Behaviour of real RPC providers: rate limits, lag, inconsistent pools, missing abilities.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ async fn provider_failing_one_call_in_five_costs_nothing() {
     assert_failures_cost_nothing(&world, &[&world.proxy]).await;
 }
 
-/// Both must show the same before anything is concluded, and each refuses as many calls.
+/// Conclusions need two endpoints that agree, and each fails as many calls.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_providers_failing_one_call_in_five_cost_nothing() {
     let chain = Chain::with_block_time(Some(1)).await;
@@ -91,7 +91,7 @@ async fn assert_failures_cost_nothing(world: &World, proxies: &[&Proxy]) {
     for answer in present(world, "/settle", bodies(&payers, 200)).await {
         assert!(answer.status == 200 && answer.succeeded(), "{answer:?}");
     }
-    // What somebody else has submitted is looked for on the chain.
+    // Payments that another account has submitted are looked up on the chain.
     for payer in &payers {
         let used = Purchase::new(payer, PAYEE, 1);
         world.chain.submit(&used).await;
@@ -157,7 +157,7 @@ async fn endpoint_without_state_overrides_is_used_for_the_rest() {
             assert!(verdict.is_valid(), "{fault:?}: {verdict:?}");
             assert!(world.facilitator.settle(&body).await.succeeded());
         }
-        // It is asked for the rest, and for everything once it has learnt.
+        // It is used for the remaining calls, and for all of them once it supports overrides.
         good.all(Fault::Unavailable);
         lacking.on(CALL, Fault::None);
         eventually(
@@ -204,7 +204,7 @@ async fn log_queries_of_five_blocks_suffice() {
     let world = world(None).await;
     let payer = world.payer().await;
     world.proxy.on(LOGS, Fault::LogRangeLimit(5));
-    // Used by a stranger, a while ago.
+    // Used by a foreign transaction a while ago.
     let used = Purchase::new(&payer, PAYEE, 1);
     world.chain.submit(&used).await;
     world.chain.mine(300).await;
@@ -222,7 +222,7 @@ async fn log_queries_of_five_blocks_suffice() {
         "{settled:?}"
     );
 
-    // Submitted by a stranger while ours was on the way, and deep below when it is looked at.
+    // Submitted by another account while ours was in flight, and many blocks old when it is looked up.
     let raced = Purchase::new(&payer, PAYEE, 2);
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
@@ -248,7 +248,7 @@ async fn assert_settled(world: &World, purchase: &Purchase, limit: Duration) {
     );
 }
 
-/// The chain is fast, the node keeps the state of a few blocks only, or all of it: both find what happened minutes ago.
+/// Fast chain; one node keeps the state of a few blocks, the other all of it: both find a transfer of minutes ago.
 #[tokio::test(flavor = "multi_thread")]
 async fn lookback_counts_time_not_blocks() {
     let world = world(None).await;
@@ -269,7 +269,7 @@ async fn lookback_counts_time_not_blocks() {
     }
 }
 
-/// The node keeps no old state, and takes one block in a question about logs: what is further back is not found, and nothing follows from that.
+/// The node keeps no old state and allows one block per log query: older events are not found, and nothing is concluded from that.
 #[tokio::test(flavor = "multi_thread")]
 async fn truncated_log_search_decides_nothing() {
     let world = world(None).await;
@@ -285,7 +285,7 @@ async fn truncated_log_search_decides_nothing() {
     world.proxy.on(CALL, Fault::PrunedState(10));
     world.proxy.on(SEND, Fault::None);
     drop(waiting.join_next().await.unwrap());
-    // As many looks as take longer than a contradiction is waited for.
+    // As many lookups as take longer than the wait for a contradiction.
     let asked = world.proxy.calls(LOGS);
     eventually("looks in vain", Duration::from_mins(2), async || {
         (world.proxy.calls(LOGS) > asked + 2_300).then_some(())
@@ -298,7 +298,7 @@ async fn truncated_log_search_decides_nothing() {
     assert_settled(&world, &raced, Duration::from_secs(40)).await;
 }
 
-/// Nobody can say what used ten nonces: that is the trouble of ten payments, and of no other.
+/// What used ten nonces is unknown: that affects ten payments and no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn undecidable_payments_block_no_other() {
     let setup = Setup {
@@ -311,7 +311,7 @@ async fn undecidable_payments_block_no_other() {
         .map(|amount| Purchase::new(&payer, PAYEE, amount))
         .collect();
     world.proxy.on(LOGS, Fault::Error("query limit"));
-    // Accepted, and submitted by a stranger before they can be sent.
+    // Accepted, and submitted by another account before they can be sent.
     world.proxy.on("eth_getBlockByNumber", Fault::Hold);
     let mut waiting: Vec<_> = stolen
         .iter()
@@ -396,7 +396,7 @@ async fn null_or_missing_rpc_members_block_nothing() {
         }
         settles(fault, 2).await;
     }
-    // Without logs nothing is proven by a receipt; the money has moved all the same, and that is found.
+    // A receipt without logs proves nothing. The transfer has happened, and is found by other means.
     world.proxy.on(receipts, Fault::Null("logs"));
     let body = Purchase::new(&payer, PAYEE, 3).body();
     let answer = world.facilitator.settle(&body).await;

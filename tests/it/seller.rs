@@ -1,4 +1,4 @@
-//! Our own seller module with a real facilitator: whoever paid gets what they paid for, once.
+//! Our own seller module with a real facilitator: every paid request gets its resource once.
 
 use std::time::Duration;
 
@@ -65,8 +65,8 @@ async fn fifty_copies_of_a_header_at_two_sellers_buy_one_resource() {
     let world = World::new().await;
     let payer = world.payer().await;
     for route in ["report", "after"] {
-        let stalls = [open_seller(&world).await, open_seller(&world).await];
-        let url = |index: usize| format!("{}/{route}", stalls[index % 2].url);
+        let sellers = [open_seller(&world).await, open_seller(&world).await];
+        let url = |index: usize| format!("{}/{route}", sellers[index % 2].url);
         let header = payment_header(&url(0), &payer).await;
         let mut asking = JoinSet::new();
         for index in 0..50 {

@@ -1,4 +1,4 @@
-//! Sessions on rail `authorization`: terms first, then money, then the request.
+//! Sessions on rail `authorization`: terms first, then the transfer, then the request.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ async fn unsubmitted_session_is_paid_by_its_header() {
     );
 }
 
-/// The nonce is the session's alone, so that nobody else can have been paid with it.
+/// The nonce belongs to this session, so the transfer cannot have paid anything else.
 #[tokio::test(flavor = "multi_thread")]
 async fn session_authorization_submitted_elsewhere_pays_once() {
     let world = World::new().await;
@@ -344,7 +344,7 @@ async fn open_sessions_are_bounded_evicting_that_payees_oldest() {
     let payer = new_account();
     let mut sessions = Vec::new();
     for payee in [0xc1, 0xc2, 0xc3, 0xc4_u8] {
-        // Two payers, so that no party has more than two.
+        // Two payers, so that no payer or payee has more than two.
         let payer = if payee < 0xc3 { &payer } else { &new_account() };
         let payee = Address::repeat_byte(payee);
         sessions.push(OpenSession::open(&world.facilitator, payer, RAIL, payee, 1).await);

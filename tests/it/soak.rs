@@ -1,5 +1,5 @@
-//! Everything at once, for a while: payments, their copies, nonsense, payers who spend what they promised, and a node in trouble every
-//! few seconds. `X402D_SOAK_SECONDS` says for how long; CI takes less time than the figures in `benches/README.md` did.
+//! Mixed load for a while: payments, duplicates, invalid requests, payers that spend held money, and a node that fails every few
+//! seconds. `X402D_SOAK_SECONDS` sets the duration; the default is shorter than the run in `benches/README.md`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,17 +23,17 @@ const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
 const SIGNERS: usize = 2;
 const BUYERS: usize = 32;
 const PAYERS: usize = 16;
-/// What a payer who will not pay has.
+/// Balance of a payer that does not pay.
 const LITTLE: u64 = 1_000;
-/// Memory may grow by this much after the first third, in KiB: what the allocator keeps differs from moment to moment.
+/// Permitted growth of memory after the first third, in KiB. The allocator's share varies.
 const GROWTH_KIB: u64 = 16 * 1024;
 
-/// What all take part in.
+/// State shared by all tasks.
 struct Shared {
     caller: Caller,
     payers: Vec<PrivateKeySigner>,
     ends: Instant,
-    /// The hash that callers were told of each payment that succeeded, by nonce.
+    /// By nonce: the hash and amount of each success that callers received.
     paid: Mutex<HashMap<B256, (String, u64)>>,
     duplicates: AtomicUsize,
     nonsense: AtomicUsize,
@@ -104,7 +104,7 @@ async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
     assert!(paid > 100, "{paid}");
 }
 
-/// Buys one thing after another; each is presented until the answer is final, and every fourth by two at once.
+/// Buys repeatedly; each payment is presented until its answer is final, every fourth by two callers at once.
 async fn buy(fair: Arc<Shared>) {
     while Instant::now() < fair.ends {
         let amount = 1 + u64::try_from(random(250)).unwrap();
@@ -133,7 +133,7 @@ async fn buy(fair: Arc<Shared>) {
                     .insert(purchase.authorization.nonce, told);
                 break;
             }
-            // An outage, or still pending: a good payment is never refused for good.
+            // An outage or still pending: a valid payment is never refused for good.
             for answer in answers {
                 let open = ["settlement_pending", "unexpected_settle_error"];
                 assert!(open.contains(&answer.reason()), "{answer:?}");
@@ -180,7 +180,7 @@ async fn send_invalid_requests(fair: Arc<Shared>) {
     }
 }
 
-/// Payers who promise three times what they have, and spend it elsewhere.
+/// Payers promise three times their balance, and spend it elsewhere.
 async fn spend_promised_funds(world: &World, fair: &Shared) {
     loop {
         let payer = new_account();
@@ -205,7 +205,7 @@ const METHODS: [&str; 5] = [
     "eth_getTransactionReceipt",
 ];
 
-/// A second of trouble in every three.
+/// One second of faults in every three.
 async fn inject_faults(proxy: &Proxy, fair: &Shared) {
     let faults = [
         Fault::Unavailable,
@@ -234,7 +234,7 @@ fn clear_faults(proxy: &Proxy) {
     }
 }
 
-/// What the service holds, in KiB, once a second until the end.
+/// Resident memory in KiB, once a second until the end.
 async fn watch_memory(world: &World, fair: &Shared) -> Vec<u64> {
     let mut pace = interval(Duration::from_secs(1));
     let mut memory = Vec::new();

@@ -1,4 +1,4 @@
-//! Transactions that nodes or blocks do not take for another reason than the base fee.
+//! Transactions that nodes or blocks do not take, for reasons other than the base fee.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually};
 const PAYEE: Address = Address::repeat_byte(0x57);
 const SEND: &str = "eth_sendRawTransaction";
 
-/// A world whose blocks come by the test's hand.
+/// A world whose blocks the test mines.
 async fn world(toml: &str) -> (World, PrivateKeySigner) {
     let setup = Setup {
         toml: format!("[networks.base-sepolia]\n{toml}\n"),
@@ -29,7 +29,7 @@ async fn attempts(world: &World, answer: &Answer) -> Vec<Value> {
     row["attempts"].as_array().unwrap().clone()
 }
 
-/// Both fields, in wei.
+/// `maxFeeWei` and `maxPriorityFeeWei`, in wei.
 fn fees(attempt: &Value) -> [u128; 2] {
     ["maxFeeWei", "maxPriorityFeeWei"].map(|name| attempt[name].as_str().unwrap().parse().unwrap())
 }
@@ -58,7 +58,7 @@ async fn settle_until_final(world: &World, body: &Value) -> Answer {
     .await
 }
 
-/// So speaks a node of Polygon.
+/// The error is that of Polygon's nodes.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_10_priority_fee_is_raised_under_the_same_nonce() {
     let (world, payer) = world("").await;
@@ -75,7 +75,7 @@ async fn scenario_10_priority_fee_is_raised_under_the_same_nonce() {
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// Nodes take it, its fee covers the base fee, and blocks leave it out all the same.
+/// Nodes accept it and its fee covers the base fee, but blocks leave it out.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_10_long_unmined_transaction_gets_a_fee_bump() {
     let (world, payer) = world("").await;
@@ -103,7 +103,7 @@ async fn scenario_29_expired_payment_frees_nonce_by_self_transfer() {
     let end = purchase.authorization.valid_before.atomic().to::<u64>();
     let after = json!([end + 60]);
     world.chain.call("evm_setNextBlockTimestamp", after).await;
-    // One block, and no more: there is nothing to wait for.
+    // One block suffices: there is nothing to wait for.
     world.chain.mine(1).await;
     eventually(
         "nothing in its place",
@@ -123,7 +123,7 @@ async fn scenario_29_expired_payment_frees_nonce_by_self_transfer() {
     assert_eq!(row["gas"]["used"], json!(21_000), "{row}");
 }
 
-/// No node takes so much at once, ever: the nonce is used for nothing, and the payments ride in smaller company.
+/// No node accepts a transaction of this size: its nonce is freed by an empty self-transfer, and the payments go into smaller batches.
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_batch_is_split_and_lane_goes_on() {
     let setup = Setup {
@@ -163,12 +163,12 @@ async fn oversized_batch_is_split_and_lane_goes_on() {
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 14);
 }
 
-/// Enough for thirty payments by themselves, and not for as many as wait.
+/// Gas money for thirty payments sent alone, and not for one batch of all that wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_34_low_gas_signer_sends_smaller_batches() {
     let chain = Chain::start().await;
     let poor = Chain::signers(1)[0].address;
-    // Blocks by themselves for a while, so that gas costs next to nothing but its tip.
+    // Empty blocks lower the base fee, so that gas costs little more than the priority fee.
     chain.mine(80).await;
     let setup = Setup {
         toml: "[networks.base-sepolia]\npriority_fee_wei = 1000000000\n".to_owned(),

@@ -1,4 +1,4 @@
-//! What the service shows: its paths, its documents, who may read what, and how it refuses to start.
+//! The service's surface: its paths, its documents, access to them, and refusals to start.
 
 use alloy::primitives::Address;
 use serde_json::{Value, json};
@@ -138,7 +138,7 @@ async fn unknown_paths_get_a_problem_with_request_id() {
     }
 }
 
-/// Runs `x402d serve` with nothing but `variables` and `toml`, and says what it complained of; it must not start.
+/// Runs `x402d serve` with only `variables` and `toml`, and returns its error output; it must not start.
 fn start_error(variables: &[(&str, &str)], toml: &str) -> String {
     let always = [("X402D_LISTEN", "127.0.0.1:0"), ("X402D_SIGNER_KEYS", KEY)];
     let output = run(&["serve"], &[&always, variables].concat(), toml);

@@ -1,4 +1,4 @@
-//! A task of the engine that panics is started again; one that keeps doing so ends the process, which whoever supervises it starts anew.
+//! An engine task that panics is restarted. One that keeps panicking ends the process, for its supervisor to restart.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::support::{Purchase, Setup, World, eventually};
 const PAYEE: Address = Address::repeat_byte(0x6d);
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A service whose `task` panics as often as the file has bytes.
+/// A service whose `task` panics as many times as the file has bytes.
 async fn world_with_panicking(task: &'static str, panics: &Path, signers: usize) -> World {
     let setup = Setup {
         signers,
@@ -25,7 +25,7 @@ async fn world_with_panicking(task: &'static str, panics: &Path, signers: usize)
         .await
 }
 
-/// What `/readyz` says of the network.
+/// The network's entry of `/readyz`.
 fn network(readiness: &Value) -> &Value {
     &readiness["parts"][1]
 }

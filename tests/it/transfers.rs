@@ -452,7 +452,7 @@ async fn transfer_counts_once_confirmed_and_survives_reorg() {
 async fn unmined_transfers_delay_no_other() {
     let world = World::new().await;
     for _ in 0..230 {
-        // Nobody gave this payer anything: its bytes can never be mined.
+        // This payer has no funds: its bytes can never be mined.
         let session = open(&world, &new_account(), 5).await;
         let (bytes, _) = session.transaction(0, None);
         let path = format!("/sessions/{}/transfer", session.id);

@@ -1,4 +1,4 @@
-//! Two processes over one database, both killed at random, and two thousand payments that know nothing of it.
+//! Two processes on one database, both killed at random, under two thousand payments.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,10 +17,10 @@ const PAYEE: Address = Address::repeat_byte(0x2f);
 const PAYMENTS: usize = 2_000;
 const CALLERS: usize = 96;
 const SIGNERS: usize = 4;
-/// How often each of the two is killed.
+/// Kills of each process.
 const KILLS: usize = 5;
 
-/// What the callers share.
+/// State shared by the callers.
 struct Market {
     purchases: Vec<Purchase>,
     next: AtomicUsize,
@@ -33,7 +33,7 @@ impl Market {
         self.decided.lock().unwrap().len()
     }
 
-    /// Presents a payment, here and there, until its outcome is final.
+    /// Presents a payment to both processes until its outcome is final.
     async fn buy(&self, replicas: &[Caller; 2], number: usize) {
         let body = self.purchases[number].body();
         let deadline = Instant::now() + Duration::from_mins(3);
@@ -148,7 +148,7 @@ async fn assert_sums(world: &World, replica: &Facilitator, market: &Market) {
     }
     assert_eq!(moved, hashes, "the callers know what the chain knows");
 
-    // Whoever asks again, anywhere, gets the same answer.
+    // A repeated request gets the same answer from either process.
     for (caller, numbers) in [
         (&*world.facilitator, 0..PAYMENTS / 2),
         (&**replica, PAYMENTS / 2..PAYMENTS),

@@ -1,4 +1,4 @@
-//! Signers without gas money: callers hear so at once, nothing else suffers, and a refill is seen within seconds.
+//! Signers without gas money: callers are told at once, nothing else is affected, and a refill is noticed within seconds.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use x402d::embedded::TEST_USDC;
 use crate::support::{Answer, Chain, Permit2Purchase, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x6a);
-/// Nobody waits so long for an answer that is known.
+/// Maximum time of an answer that needs no waiting.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 fn setup(signers: usize) -> Setup {
@@ -40,7 +40,7 @@ async fn signer(world: &World, address: Address) -> Value {
     found.unwrap()
 }
 
-/// An answer that says what is missing, with a time to come back.
+/// The answer says what is missing, with a `Retry-After`.
 fn assert_missing_gas_reported(world: &World, answer: &Answer) {
     assert_eq!(answer.status, 503, "{answer:?}");
     let text = answer.body["invalidMessage"].as_str();
@@ -162,7 +162,7 @@ async fn signer_without_gas_under_load_strands_no_payment() {
         }
         let began = Instant::now();
         let settled = world.facilitator.settle_all(bodies.clone()).await;
-        // What is in flight when the money is gone stays so; nobody else waits for a refill.
+        // Payments in flight when the money runs out stay in flight; no other caller waits for a refill.
         let took = began.elapsed();
         assert!(round != 3 || took < AT_ONCE, "round {round} took {took:?}");
         answers.extend(bodies);
@@ -174,7 +174,7 @@ async fn signer_without_gas_under_load_strands_no_payment() {
             assert!(fine, "{answer:?}");
         }
     }
-    // Whoever was sent away comes again, and everything that was accepted has an end.
+    // Rejected callers retry, and every accepted payment ends.
     for body in &answers {
         eventually("an outcome", Duration::from_mins(1), async || {
             let answer = world.facilitator.settle(body).await;

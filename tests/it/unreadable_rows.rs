@@ -1,4 +1,4 @@
-//! Rows that this version of the program cannot read: each is quarantined and shown, and nobody else notices.
+//! Rows that this version of the program cannot read: each is quarantined and shown, and no other payment is affected.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{Answer, OpenSession, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x1e);
-/// What a later version might write.
+/// A code that a later version might write.
 const NEWER_CODE: &str = "a_code_of_a_later_version";
 
 async fn change(world: &World, set: &str, amount: u64) {
@@ -20,12 +20,12 @@ async fn change(world: &World, set: &str, amount: u64) {
     assert_eq!(changed.rows_affected(), 1);
 }
 
-/// Makes the row of a payment one that no version of the program has written.
+/// Changes a payment's row to a state that no version of the program writes.
 async fn make_unreadable(world: &World, amount: u64) {
     change(world, "valid_after = timestamptz '1960-01-01'", amount).await;
 }
 
-/// Presents one payment many times, each beside an honest one; returns the answers for it. Every honest one succeeds.
+/// Presents one payment many times, each time beside a readable one, and returns its answers. Every readable one succeeds.
 async fn present_among_others(world: &World, payer: &Payer, odd: &Value) -> Vec<Answer> {
     let mut bodies = Vec::new();
     for _ in 0..16 {
@@ -66,7 +66,7 @@ async fn unreadable_row_affects_no_other_and_is_shown() {
     );
     assert_eq!(verdict.reason(), "settlement_pending", "{verdict:?}");
     assert!(judged.is_valid(), "{judged:?}");
-    // The operator sees all of them, and why this one waits.
+    // The operator sees all of them, and why this one is quarantined.
     let page = world.facilitator.get("/payments").await;
     assert_eq!(page.status, 200, "{page:?}");
     let rows = page.body["payments"].as_array().unwrap();
@@ -109,7 +109,7 @@ async fn code_of_a_later_version_is_read_and_returned() {
         queryable: true,
         ..Setup::default()
     };
-    // Keys that cannot be asked keep payments queued, for as long as the file is there.
+    // While this file exists the keys are unavailable, which keeps payments queued.
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();

@@ -1,5 +1,5 @@
-//! Wallets that sign in a way of their own: wrapped although deployed, 65 bytes that are no ECDSA, and delegated accounts whose token
-//! knows nothing but ecrecover.
+//! Signatures of contract wallets: wrapped although deployed, 65 bytes that are not ECDSA, and delegated accounts whose token
+//! supports only `ecrecover`.
 
 use alloy::primitives::{Address, B256, Bytes, U256, hex};
 use alloy::signers::local::PrivateKeySigner;
@@ -15,7 +15,7 @@ const PAYEE: Address = Address::repeat_byte(0xcb);
 const SALT: B256 = B256::repeat_byte(0x02);
 const PLAIN_TOKEN: Address = Address::repeat_byte(0x7b);
 
-/// EIP-6492 wrappers say nothing about deployment: SDKs wrap for as long as they believe that the wallet is not there.
+/// An ERC-6492 wrapper does not mean undeployed: SDKs wrap as long as they believe that the wallet does not exist.
 #[tokio::test(flavor = "multi_thread")]
 async fn wrapped_signature_of_deployed_wallet_pays() {
     let unlisted = World::new().await;
@@ -26,7 +26,7 @@ async fn wrapped_signature_of_deployed_wallet_pays() {
     assert_wrapped_deployed_settles(&setup.build().await).await;
 }
 
-/// The wallet's wrapped signature settles, by a call of the token alone.
+/// The wrapped signature settles by a call of the token alone.
 async fn assert_wrapped_deployed_settles(world: &World) {
     let owner = new_account();
     let (owner_address, salt) = (owner.address(), SALT);
@@ -48,7 +48,7 @@ async fn assert_wrapped_deployed_settles(world: &World) {
     assert_eq!(to, TEST_USDC, "the factory is not called at our cost");
 }
 
-/// Safe's signature of an approved hash has 65 bytes as well. The payer's code decides about them, not their number.
+/// Safe's approved-hash signature has 65 bytes as well. The payer's code decides how to verify, not the length.
 #[tokio::test(flavor = "multi_thread")]
 async fn wallet_pays_with_65_bytes_that_are_not_ecdsa() {
     let world = World::new().await;
@@ -68,14 +68,14 @@ async fn wallet_pays_with_65_bytes_that_are_not_ecdsa() {
     world.assert_rejected_at_both(&stranger.body(), code).await;
 }
 
-/// The owner, nothing, and a last byte: what a Safe takes for a hash that its owner has approved.
+/// Owner, zeros and a last byte: Safe's form of a hash that its owner has approved.
 fn approved_hash_signature(owner: Address, last: u8) -> Bytes {
     [owner.into_word().as_slice(), &[0; 32], &[last]]
         .concat()
         .into()
 }
 
-/// A token of the first form recovers the signature, whatever code the payer has: only its own word counts.
+/// A token with the (v, r, s) form recovers the signer whatever code the payer has, so only the token's own simulation counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn ecrecover_only_token_serves_delegated_accounts_only() {
     let chain = Chain::start().await;
@@ -93,7 +93,7 @@ async fn ecrecover_only_token_serves_delegated_accounts_only() {
         let amount = U256::from(1_000);
         world.chain.send(PLAIN_TOKEN, mintCall { to, amount }).await;
     }
-    // The delegation's target has no isValidSignature, and no code at all.
+    // The delegation's target has no code, and so no `isValidSignature`.
     let target = Address::repeat_byte(0x99);
     let code = Bytes::from([hex!("ef0100").as_slice(), target.as_slice()].concat());
     let params = json!([payer.address(), code]);
@@ -101,7 +101,7 @@ async fn ecrecover_only_token_serves_delegated_accounts_only() {
     let by_its_key = |amount| in_plain_token(&payer, amount);
     assert_settles(&world, &by_its_key(10), PLAIN_TOKEN).await;
 
-    // Several at once: whoever has code rides by itself, and is paid for exactly.
+    // Sent together: each payer with code is sent alone and pays the exact amount.
     let purchases: Vec<_> = (1..=4).map(|amount| by_its_key(amount * 10)).collect();
     let mut settling: Vec<_> = purchases
         .iter()
@@ -144,7 +144,7 @@ async fn assert_settles(world: &World, purchase: &Purchase, token: Address) -> A
     answer
 }
 
-/// Whom the transaction of a settlement called.
+/// The contract that a settlement's transaction called.
 async fn called_contract(world: &World, answer: &Answer) -> Address {
     let receipt = world.chain.receipt(&answer.transaction()).await;
     receipt["to"].as_str().unwrap().parse().unwrap()

@@ -1,4 +1,4 @@
-//! Payers of each kind: contract wallets, wallets that do not exist yet, delegated accounts, and the spellings of plain signatures.
+//! Kinds of payers: contract wallets, undeployed wallets, delegated accounts, and forms of plain signatures.
 
 use alloy::primitives::{Address, B256, Bytes, U256, hex};
 use serde_json::json;
@@ -36,7 +36,7 @@ async fn delegated_account_pays_as_its_wallet_decides() {
     let world = World::new().await;
     let (owner, payer) = (new_account(), world.payer().await);
     world.chain.place("SmartWallet", WALLET).await;
-    // EIP-7702: the code of a delegated account is this prefix and whose code it runs.
+    // EIP-7702: a delegated account's code is this prefix and the address whose code it runs.
     let code = Bytes::from([hex!("ef0100").as_slice(), WALLET.as_slice()].concat());
     let params = json!([payer.address(), code]);
     world.chain.call("anvil_setCode", params).await;
@@ -73,7 +73,7 @@ async fn wallet_of_listed_factory_is_deployed_and_pays() {
         .await;
     assert!(code.as_str().unwrap().len() > 2, "it is deployed");
 
-    // The wallet exists now; wallets that do not know it yet wrap their signature all the same.
+    // The wallet is deployed now; some clients still wrap its signature.
     let mut again = Purchase::new(&purchase.signer, PAYEE, 50).paid_by(wallet);
     again.signature = Some(wrapped(&again, SALT));
     assert_settles(&world, &again).await;
@@ -121,7 +121,7 @@ async fn undeployed(world: &World) -> Purchase {
     purchase
 }
 
-/// The other signature that is as true in mathematics, and that tokens refuse.
+/// The mathematically equivalent signature with a high `s`, which tokens reject.
 fn with_high_s(signature: &Bytes) -> Bytes {
     let order = U256::from_be_bytes(hex!(
         "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"

@@ -1,4 +1,4 @@
-//! Machines whose clocks are wrong.
+//! Processes whose clocks are wrong.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::support::{Facilitator, Purchase, Setup};
 
 const PAYEE: Address = Address::repeat_byte(0x41);
 
-/// A library that shifts what a process thinks the time is, and nothing else.
+/// A preloaded library that shifts the wall clock of a process.
 fn build_wrong_clock(folder: &Path) -> String {
     let library = folder.join("wrong_clock.so");
     let source = concat!(
@@ -40,7 +40,7 @@ async fn with_clock_off_by(seconds: i64) {
     ]);
     wrong.restart(None).await;
     let payer = world.payer().await;
-    // While the other one owns the lane, and after it has died and the lane has moved.
+    // First while the other process owns the lane, then after it has died and the lane was claimed here.
     let here = Purchase::new(&payer, PAYEE, 1).body();
     let verdict = wrong.verify(&here).await;
     assert!(verdict.is_valid(), "{verdict:?}");
@@ -49,7 +49,7 @@ async fn with_clock_off_by(seconds: i64) {
     world.facilitator.kill();
     let answer = wrong.settle(&Purchase::new(&payer, PAYEE, 2).body()).await;
     assert!(answer.succeeded(), "{answer:?}");
-    // And the one with the right time takes it back.
+    // The process with the right clock claims the lane again.
     drop(wrong);
     world.facilitator.restart(None).await;
     let answer = world

@@ -1,4 +1,4 @@
-//! `x402d pay` as a child process, and a man in the middle between it and its seller.
+//! `x402d pay` as a child process, and a proxy between it and its seller.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -22,20 +22,19 @@ use super::interop_programs::example;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Somebody with a key and a data directory, who buys with `x402d pay`.
+/// A key and a data directory with which `x402d pay` buys.
 pub(crate) struct BuyerProcess {
     key: String,
     rpc: Option<String>,
     pub(crate) folder: TempDir,
 }
 
-/// What a run ended with.
+/// Output of one run.
 #[derive(Debug)]
 pub(crate) struct PayOutput {
     pub(crate) success: bool,
     /// The line of `--json`.
     pub(crate) json: Value,
-    /// What stood beside it.
     pub(crate) stderr: String,
 }
 
@@ -48,13 +47,13 @@ impl BuyerProcess {
         }
     }
 
-    /// With an endpoint of the chain.
+    /// With an RPC endpoint.
     pub(crate) fn with_chain(mut self, rpc: &str) -> Self {
         self.rpc = Some(rpc.to_owned());
         self
     }
 
-    /// Runs an example that buys, with the same key.
+    /// Runs an example that buys with the same key.
     pub(crate) async fn run_example(&self, name: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(example(name).await);
         command
@@ -92,14 +91,14 @@ impl BuyerProcess {
         command
     }
 
-    /// Begins to buy `url` for a cent at most.
+    /// Starts to buy `url` for at most one cent.
     pub(crate) fn begin(&self, url: &str) -> Child {
         self.command(&[url, "--max", "0.01", "--json"])
             .spawn()
             .unwrap()
     }
 
-    /// Buys `url`, for a cent at most unless `more` says otherwise.
+    /// Buys `url`, for at most one cent unless `more` sets `--max`.
     pub(crate) async fn buy(&self, url: &str, more: &[&str]) -> PayOutput {
         let cent: &[&str] = if more.contains(&"--max") {
             &[]
@@ -118,20 +117,20 @@ impl BuyerProcess {
     }
 }
 
-/// What happens to requests on their way to the seller.
+/// What the proxy does with requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interception {
-    /// They pass.
+    /// Forwards everything.
     Open,
-    /// The unpaid request is kept, for ever.
+    /// Keeps the unpaid request for ever.
     UnpaidHeld,
-    /// The paid request is kept, for ever.
+    /// Keeps the paid request for ever.
     PaidHeld,
-    /// The paid request passes, and its answer is kept, for ever.
+    /// Forwards the paid request and keeps its answer for ever.
     AnswerHeld,
 }
 
-/// Stands between buyer and seller.
+/// An HTTP proxy between buyer and seller.
 pub(crate) struct SellerProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -146,7 +145,7 @@ struct Shared {
 
 struct Traffic {
     interception: Interception,
-    /// Requests that are kept.
+    /// Requests and answers kept so far.
     held: usize,
     payments: Vec<String>,
 }
@@ -185,7 +184,7 @@ impl SellerProxy {
         state.held = 0;
     }
 
-    /// Waits until something is kept.
+    /// Waits until the proxy keeps a request or an answer.
     pub(crate) async fn wait_until_held(&self) {
         eventually("a request that is kept", LIMIT, async || {
             (self.shared.state.lock().unwrap().held > 0).then_some(())
@@ -193,7 +192,7 @@ impl SellerProxy {
         .await;
     }
 
-    /// The different payments that came by.
+    /// The distinct payment headers that passed.
     pub(crate) fn payments(&self) -> HashSet<String> {
         let state = self.shared.state.lock().unwrap();
         state.payments.iter().cloned().collect()

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-/// Runs x402d with nothing but `variables` in its environment and `toml` as its file, until it ends.
+/// Runs x402d with only `variables` in its environment and `toml` as its file, until it ends.
 pub(crate) fn run(arguments: &[&str], variables: &[(&str, &str)], toml: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("x402d.toml"), toml).unwrap();

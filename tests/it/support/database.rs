@@ -1,4 +1,4 @@
-//! A ledger of its own for each test.
+//! A fresh ledger for each test.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -20,11 +20,11 @@ pub(crate) enum Database {
         url: String,
     },
     Private(TempDir),
-    /// A private Postgres that the test itself runs, so that it can speak SQL with it.
+    /// A private Postgres that the test itself runs, so that it can send SQL to it.
     TestOwned {
         postgres: Option<Box<EmbeddedPostgres>>,
         url: String,
-        /// Held for its end.
+        /// Kept until drop.
         _folder: TempDir,
     },
 }
@@ -37,7 +37,7 @@ impl Database {
         }
     }
 
-    /// The same where the test wants to write into the ledger, or look into it, by itself.
+    /// A database to which the test can send SQL.
     pub(crate) async fn queryable() -> Self {
         let Some(server) = server() else {
             let folder = private_folder();
@@ -51,12 +51,12 @@ impl Database {
         Self::on(server).await
     }
 
-    /// A connection of the test's own; only to a queryable one.
+    /// The test's own connection; only to a queryable database.
     pub(crate) async fn connection(&self) -> PgConnection {
         PgConnection::connect(self.url()).await.unwrap()
     }
 
-    /// A line to it, and the variable by which x402d finds the database over that line; only to a queryable one.
+    /// A TCP proxy to the database, and the variable with which x402d connects through it; only for a queryable database.
     pub(crate) async fn proxied(&self) -> (TcpProxy, (&'static str, String)) {
         let options: PgConnectOptions = self.url().parse().unwrap();
         let port = options.get_port();
@@ -72,7 +72,7 @@ impl Database {
         (proxy, ("DATABASE_URL", url))
     }
 
-    /// Copies it as it is now, while nobody is connected; only a queryable one.
+    /// Copies the database while no process is connected; only a queryable one.
     pub(crate) async fn copy(&self) -> String {
         let copy = format!("{}_copy", self.name());
         self.run_admin_sql(&[format!(
@@ -83,7 +83,7 @@ impl Database {
         copy
     }
 
-    /// Makes it what it was when it was copied.
+    /// Replaces the database by its copy.
     pub(crate) async fn restore(&self, copy: &str) {
         let name = self.name();
         self.run_admin_sql(&[
@@ -136,7 +136,7 @@ impl Database {
         }
     }
 
-    /// The variable by which x402d finds it.
+    /// The variable with which x402d connects.
     pub(crate) fn variable(&self) -> (&'static str, String) {
         match self {
             Self::Server { url, .. } | Self::TestOwned { url, .. } => ("DATABASE_URL", url.clone()),
@@ -164,7 +164,7 @@ impl Drop for Database {
                 None => return,
             },
         };
-        // A thread of its own, because the runtime of the test may be unwinding.
+        // A separate thread, because the test's runtime may be unwinding.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
@@ -182,7 +182,7 @@ fn server() -> Option<String> {
 
 fn private_folder() -> TempDir {
     let folder = TempDir::with_prefix("x402d-it-").unwrap();
-    // Another user, who runs Postgres when the tests run as root, has to get through.
+    // The `postgres` user, which runs Postgres when the tests run as root, needs access.
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
     folder
 }
@@ -198,7 +198,7 @@ async fn drop_database(server: String, name: String) {
     }
 }
 
-/// A killed x402d leaves its Postgres to the next one. There is no next one here, so this adopts it and stops it.
+/// A killed x402d leaves its Postgres running for the next process. Here none follows, so this adopts it and stops it.
 async fn stop_postgres(folder: std::path::PathBuf) {
     let stopped = async { EmbeddedPostgres::start(&folder).await?.stop().await };
     if let Err(error) = stopped.await {

@@ -1,4 +1,4 @@
-//! A service with a past: a ledger full of payments, and no chain.
+//! A service over a ledger full of payments, without a chain.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -6,20 +6,20 @@ use x402d::ledger::Ledger;
 
 use super::{Database, Facilitator};
 
-/// The same payments as the benchmark reads, but fewer.
+/// The same payments as the benchmark's, but fewer.
 const FILL: &str = include_str!("../../../benches/history/fill.sql");
 const ALL: &str = "generate_series(1, 100000)";
-/// Any key: nothing is ever signed.
+/// Any key: nothing is signed.
 const KEY: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
 
-/// The order of the fields is the order of their end.
+/// The fields are dropped in order: the service before its database.
 pub(crate) struct FilledLedger {
     pub(crate) facilitator: Facilitator,
     database: Database,
 }
 
 impl FilledLedger {
-    /// A ledger with so many payments.
+    /// A ledger with this many payments.
     pub(crate) async fn of(payments: u32) -> Self {
         let database = Database::queryable().await;
         let (_, url) = database.variable();
@@ -45,12 +45,12 @@ impl FilledLedger {
         }
     }
 
-    /// Changes the ledger.
+    /// Runs SQL on the ledger.
     pub(crate) async fn run(&self, sql: impl Into<String>) {
         run(&mut self.database.connection().await, sql.into()).await;
     }
 
-    /// Every payment that the query lets through, by pages of `limit`.
+    /// Every payment that matches the query, by pages of `limit`.
     pub(crate) async fn walk(&self, query: &str, limit: usize) -> Vec<Value> {
         let (mut rows, mut cursor) = (Vec::new(), String::new());
         loop {

@@ -1,4 +1,4 @@
-//! What a node says that forges heads, account nonces, and receipts of transactions that no block holds.
+//! A node that forges heads, account nonces, and receipts of unmined transactions.
 
 use alloy::consensus::transaction::SignerRecoverable as _;
 use alloy::consensus::{Transaction as _, TxEnvelope};
@@ -6,16 +6,16 @@ use alloy::eips::eip2718::Decodable2718 as _;
 use alloy::primitives::{B256, Bytes, b256};
 use serde_json::{Value, json};
 
-/// How far ahead its head is.
+/// How far the forged head is ahead, in blocks.
 const HEAD_AHEAD: u64 = 1_000_000;
-/// How many transactions more than there are each account has sent.
+/// How far forged account nonces are ahead.
 const NONCES_AHEAD: u64 = 5;
 /// `Transfer(address,address,uint256)` and `AuthorizationUsed(address,bytes32)`.
 const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 const AUTHORIZATION_USED: B256 =
     b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5");
 
-/// The lie that stands in for the `truth`; `None` where it would lie about nothing. `raw` are bytes that it was sent and has kept, `newest` is the
+/// The forged answer in place of `truth`; `None` where the node forges nothing. `raw` are the bytes it has received, `newest` is the
 /// chain's newest block.
 pub(super) fn forged_answer(
     truth: &Value,

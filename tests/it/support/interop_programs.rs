@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// A paid request waits for a block; an interpreter that starts on a busy machine takes its time.
+/// A paid request waits for a block, and an interpreter starts slowly on a busy machine.
 const LIMIT: Duration = Duration::from_secs(90);
 
 fn program(file: &str) -> Command {
@@ -33,7 +33,7 @@ fn program(file: &str) -> Command {
     command
 }
 
-/// A seller that runs; killed on drop.
+/// A running seller; killed on drop.
 pub(crate) struct Seller {
     pub(crate) url: String,
     child: Child,
@@ -91,7 +91,7 @@ impl Seller {
     }
 }
 
-/// Builds an example and says where it is: a run of one test target builds none.
+/// Builds an example and returns its path: a run of one test target builds none.
 pub(crate) async fn example(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build
@@ -104,7 +104,7 @@ pub(crate) async fn example(name: &str) -> PathBuf {
     target.join("examples").join(name)
 }
 
-/// What a buyer reports.
+/// A buyer's report.
 #[derive(Debug)]
 pub(crate) struct BuyerReport {
     pub(crate) status: u64,
@@ -122,7 +122,7 @@ pub(crate) async fn buy(file: &str, url: &str, key: &str, replayed: Option<&str>
     buy_with(file, url, key, replayed, &[]).await
 }
 
-/// The same with further environment variables.
+/// The same with additional environment variables.
 pub(crate) async fn buy_with(
     file: &str,
     url: &str,

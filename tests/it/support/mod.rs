@@ -1,4 +1,4 @@
-//! What the tests stand on: a chain, a database, a proxy that misbehaves, and the service as a child process.
+//! Parts that the tests are built from: a chain, a database, a faulty RPC proxy, and the service as a child process.
 
 mod buyer_process;
 mod caller;

@@ -17,10 +17,10 @@ use x402d::seller::{Flow, Payment, Paywall, Price, Route};
 
 use super::Purchase;
 
-/// Longer than what sockets hold back.
+/// More than socket buffers hold.
 const LARGE: usize = 64 * 1024 * 1024;
 
-/// A seller of `/report` and `/large` (settled first) and `/after` (settled last).
+/// A seller of `/report` and `/large` (settled before the handler) and `/after` (settled after it).
 pub(crate) struct PaywallSeller {
     pub(crate) url: String,
     counter: Counter,
@@ -34,7 +34,7 @@ struct Counter {
 }
 
 impl PaywallSeller {
-    /// Opens one that is paid at `pay_to` through `facilitator`; `adjust` may change it.
+    /// Opens a seller that is paid at `pay_to` through `facilitator`; `adjust` may change its paywall.
     pub(crate) async fn open(
         facilitator: &str,
         pay_to: Address,
@@ -67,12 +67,12 @@ impl PaywallSeller {
         }
     }
 
-    /// How often the handler ran.
+    /// Number of handler runs.
     pub(crate) fn runs(&self) -> usize {
         self.counter.runs.load(Ordering::SeqCst)
     }
 
-    /// Whether the handler fails from now on.
+    /// Sets whether the handler fails.
     pub(crate) fn set_broken(&self, broken: bool) {
         self.counter.broken.store(broken, Ordering::SeqCst);
     }
@@ -91,7 +91,7 @@ async fn report(
     ))
 }
 
-/// Asks `url` for its price and signs a payment of it: the value of `PAYMENT-SIGNATURE`.
+/// Requests `url`, and signs a payment of its price: the value of `PAYMENT-SIGNATURE`.
 pub(crate) async fn payment_header(url: &str, payer: &PrivateKeySigner) -> String {
     let asked = reqwest::get(url).await.unwrap();
     assert_eq!(asked.status(), 402);
@@ -114,7 +114,7 @@ pub(crate) async fn present(url: &str, payment: &str) -> Result<reqwest::Respons
     request.header("PAYMENT-SIGNATURE", payment).send().await
 }
 
-/// What a paid answer says in `PAYMENT-RESPONSE`.
+/// The decoded `PAYMENT-RESPONSE` of a paid answer.
 pub(crate) fn receipt(response: &reqwest::Response) -> Value {
     let receipt = response.headers()["payment-response"].to_str().unwrap();
     header::decode(receipt).unwrap()

@@ -1,4 +1,4 @@
-//! A payment by Permit2 as a buyer makes it, with a knob for everything.
+//! A payment by Permit2 as a buyer makes it; every part can be changed.
 
 use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
 use alloy::eips::eip2718::Encodable2718;
@@ -19,7 +19,7 @@ use x402d::protocol::{Amount, DomainSeparator, Network, Permit2Authorization, Sc
 use super::Chain;
 use super::chain::approveCall;
 
-/// The bytes of a transaction that `signer` has signed.
+/// The bytes of a transaction signed by `signer`.
 pub(crate) fn signed(transaction: &TxEip1559, signer: &PrivateKeySigner) -> Bytes {
     let signature = signer
         .sign_hash_sync(&transaction.signature_hash())
@@ -28,30 +28,30 @@ pub(crate) fn signed(transaction: &TxEip1559, signer: &PrivateKeySigner) -> Byte
     signed.encoded_2718().into()
 }
 
-/// One payment by Permit2 and the requirement that it is presented with. The constructors make good ones.
+/// One payment by Permit2 and the requirement that it is presented with. The constructors make valid ones.
 #[derive(Clone)]
 pub(crate) struct Permit2Purchase {
-    /// Who signs; not always who pays.
+    /// The signing key; not always the payer's.
     pub(crate) signer: PrivateKeySigner,
     pub(crate) scheme: Scheme,
     pub(crate) authorization: Permit2Authorization,
-    /// What the seller asks for: at `/verify` the most, at `/settle` the charge.
+    /// The seller's requirement: at `/verify` the maximum, at `/settle` the charge.
     pub(crate) asset: Address,
     pub(crate) pay_to: Address,
     pub(crate) amount: U256,
-    /// What the payer adds.
+    /// The payload's extensions.
     pub(crate) extensions: Value,
-    /// Instead of the payer's own signature.
+    /// Replaces the payer's own signature.
     pub(crate) signature: Option<Bytes>,
 }
 
 impl Permit2Purchase {
-    /// An `exact` payment of test USDC that is good for ten minutes.
+    /// An `exact` payment of test USDC, valid for ten minutes.
     pub(crate) fn exact(payer: &PrivateKeySigner, pay_to: Address, amount: u64) -> Self {
         Self::new(payer, Scheme::Exact, pay_to, amount)
     }
 
-    /// The same in `upto`, of `most` at most, for the first signer.
+    /// The same in `upto`, with a maximum of `most`, for the first signer.
     pub(crate) fn upto(payer: &PrivateKeySigner, pay_to: Address, most: u64) -> Self {
         let mut permission = Self::new(payer, Scheme::Upto, pay_to, most);
         permission.authorization.witness.facilitator = Some(Chain::signers(1)[0].address);
@@ -96,7 +96,7 @@ impl Permit2Purchase {
         }
     }
 
-    /// Changes what is signed.
+    /// Changes the signed fields.
     pub(crate) fn with(mut self, change: impl FnOnce(&mut Permit2Authorization)) -> Self {
         change(&mut self.authorization);
         self
@@ -108,14 +108,14 @@ impl Permit2Purchase {
         self
     }
 
-    /// With the token's own permit, signed over its `nonce`, in place of an allowance.
+    /// With an EIP-2612 permit over its `nonce`, in place of an allowance.
     pub(crate) fn with_permit(mut self, nonce: u64) -> Self {
         let info = self.permit(nonce);
         self.extensions = json!({ EIP2612: { "info": info, "schema": {} } });
         self
     }
 
-    /// The token's own permit for exactly this payment.
+    /// An EIP-2612 permit for exactly this payment.
     pub(crate) fn permit(&self, nonce: u64) -> Eip2612Info {
         let mut info = Eip2612Info {
             from: self.authorization.from,
@@ -134,7 +134,7 @@ impl Permit2Purchase {
         info
     }
 
-    /// With a signed transaction of the payer's that approves Permit2, in place of an allowance.
+    /// With a transaction signed by the payer that approves Permit2, in place of an allowance.
     pub(crate) fn with_approval(mut self, approval: &TxEip1559) -> Self {
         let info = json!({
             "from": self.authorization.from, "asset": self.authorization.permitted.token, "spender": PERMIT2,
@@ -144,7 +144,7 @@ impl Permit2Purchase {
         self
     }
 
-    /// The first transaction of a new account: lets Permit2 take everything, as official buyers write it.
+    /// The first transaction of a new account: an unlimited approval of Permit2, as official buyers write it.
     pub(crate) fn approval(&self) -> TxEip1559 {
         let call = approveCall {
             spender: PERMIT2,
@@ -185,7 +185,7 @@ impl Permit2Purchase {
         json!({"x402Version": 2, "paymentPayload": payment, "paymentRequirements": self.requirements(self.amount)})
     }
 
-    /// The call that settles it, as its signers or anybody else would make it: whom, with what.
+    /// Target and calldata of the call that settles it, from a signer or another account.
     pub(crate) fn call(&self) -> (Address, Bytes) {
         let method = Method::Permit2(Permit2 {
             permitted: self.authorization.permitted.amount,

@@ -1,4 +1,4 @@
-//! What providers of RPC do to calls: limits, lag, nodes of a pool that are not alike.
+//! Faults of RPC providers: rate limits, lag, inconsistent nodes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::Fault;
 
-/// Calls of a provider in trouble so far, over all proxies.
+/// Calls to flaky proxies so far, over all proxies.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// One read in ten is answered with a block that is not found, one in ten with 429, and one call in fifty is dropped. `None`: it passes.
+/// One read in ten is answered with a missing block, one call in ten with 429, and one in fifty is dropped. `None`: forward it.
 fn flaky_answer(request: &Value) -> Option<Response> {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let sends = request["method"] == "eth_sendRawTransaction";
@@ -35,7 +35,7 @@ const BLOCK_NOT_FOUND: [(i64, &str); 3] = [
     (-32001, "block not found"),
 ];
 
-/// The connection breaks before the answer: whoever serves it is gone, without a word.
+/// Breaks the connection before the answer, by unwinding its task.
 fn break_connection() -> Response {
     std::panic::resume_unwind(Box::new("dropped"))
 }
@@ -46,17 +46,17 @@ pub(super) fn refusal(request: &Value, code: i64, message: &str) -> Response {
     axum::Json(json!({"jsonrpc": "2.0", "id": request["id"], "error": error})).into_response()
 }
 
-/// What is done in place of passing a call on.
+/// What replaces a call.
 pub(super) enum Substitute {
-    /// It is answered.
+    /// This answer.
     Answer(Response),
-    /// Another call is passed on.
+    /// The answer to another call.
     Call(Value),
-    /// Nothing: it passes.
+    /// Nothing: the call is forwarded.
     Nothing,
 }
 
-/// What a fault makes of a call.
+/// What a fault does to a call.
 pub(super) fn substitute(fault: Fault, request: &Value) -> Substitute {
     let shorter = |members: usize| {
         let mut request = request.clone();
@@ -82,7 +82,7 @@ pub(super) fn substitute(fault: Fault, request: &Value) -> Substitute {
     }
 }
 
-/// Lets receipts tell of a fee for data.
+/// Adds a data fee to receipts.
 pub(super) fn add_data_fee(result: &mut Value, wei: u64) {
     if let Value::Array(receipts) = result {
         for receipt in receipts {
@@ -93,7 +93,7 @@ pub(super) fn add_data_fee(result: &mut Value, wei: u64) {
     }
 }
 
-/// Sets every member of that name to null, or takes it out.
+/// Sets every member of that name to null, or removes it.
 pub(super) fn blank_member(value: &mut Value, name: &str, remove: bool) {
     if let Value::Object(members) = value {
         if remove {

@@ -1,4 +1,4 @@
-//! A JSON-RPC proxy before the chain that misbehaves on demand.
+//! A JSON-RPC proxy before the chain, with faults on demand.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,69 +20,69 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::provider_faults::{self, Substitute, blank_member};
 use super::{eventually, forger};
 
-/// Part of the URL, as a hosted RPC has its key there: it must not appear anywhere.
+/// Part of the URL, like the API key of a hosted RPC: it must appear in no log and no answer.
 pub(crate) const SECRET: &str = "rpc-key-0a1b2c3d4e5f";
 
-/// What happens to the calls of a method.
+/// What the proxy does with the calls of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// They pass.
+    /// Forwards them.
     None,
     /// HTTP 503, not forwarded.
     Unavailable,
-    /// Forwarded, and the answer is kept back for ever.
+    /// Forwarded, but the answer is kept back for ever.
     AnswerLost,
     /// Not forwarded, and never answered.
     RequestLost,
-    /// They wait until the fault changes, and then meet the new one.
+    /// Waits until the fault changes, then applies the new one.
     Hold,
-    /// They pass after this long, in milliseconds.
+    /// Forwarded after this many milliseconds.
     Slow(u64),
     /// A JSON-RPC error with this text, not forwarded.
     Error(&'static str),
     /// HTTP 200 with something that is not JSON, not forwarded.
     NotJson,
-    /// This result, not forwarded: JSON, or else a text.
+    /// This result, not forwarded: JSON, or else a string.
     Answer(&'static str),
-    /// The node seems to have stopped at this height.
+    /// The node's head stays at this height.
     StoppedAt(u64),
-    /// A send is answered with its hash, and goes nowhere.
+    /// A send is answered with its hash, but not forwarded.
     AcceptAndDrop,
-    /// A question about logs over more blocks than this is refused.
+    /// Log queries over more blocks than this are rejected.
     LogRangeLimit(u64),
-    /// Calls to this contract (lower case) are refused with this text.
+    /// Calls to this contract (lower case) are rejected with this text.
     RejectCallsTo(&'static str, &'static str),
-    /// Heads, account nonces and receipts are forged, and no transaction passes; see [`forger`].
+    /// Heads, account nonces and receipts are forged, and no transaction is forwarded; see [`forger`].
     Forges,
-    /// One read in ten finds no block, one in ten comes too soon (429), and one call in fifty is dropped.
+    /// One read in ten finds no block, one call in ten gets 429, and one in fifty is dropped.
     Flaky,
-    /// Calls with state overrides are refused.
+    /// Calls with state overrides are rejected.
     OverridesRefused,
-    /// State overrides are passed over in silence.
+    /// State overrides are ignored.
     OverridesIgnored,
-    /// Calls are answered as of this many blocks ago; newer blocks are not found.
+    /// Calls are answered with the state of this many blocks ago; newer blocks are not found.
     Lags(u64),
-    /// Every member of this name is null.
+    /// Every member with this name is null.
     Null(&'static str),
-    /// No answer has a member of this name.
+    /// Every member with this name is removed.
     Without(&'static str),
-    /// State of blocks more than so many below the head is not kept.
+    /// The state of blocks more than this far below the head is missing.
     PrunedState(u64),
-    /// A call gets so much gas at most.
+    /// The gas of a call is capped at this.
     CallGasCap(u64),
-    /// Calls about the state at a height are refused with this text.
+    /// Calls for the state at a height are rejected with this text.
     RejectCallsAtHeights(&'static str),
-    /// A chain of before EIP-1559: blocks have no base fee, and there are no typed transactions.
+    /// A chain before EIP-1559: no base fee and no typed transactions.
     Legacy,
-    /// Receipts tell of so many wei that a rollup took for data.
+    /// Receipts contain this rollup data fee, in wei.
     DataFee(u64),
-    /// A call with block overrides is refused, as by a node that knows none.
+    /// Calls with block overrides are rejected, as by a node that does not know them.
     BlockOverridesRefused,
-    /// A call's block overrides are passed over.
+    /// Block overrides are ignored.
     BlockOverridesIgnored,
 }
 
-/// The proxy; it ends with this value.
+/// The proxy; it ends when dropped.
 pub(crate) struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -94,11 +94,11 @@ struct Shared {
     http: Client,
     faults: watch::Sender<Faults>,
     calls: Mutex<HashMap<String, usize>>,
-    /// Hashes of the transactions that were sent, in the order of their coming.
+    /// Hashes of the transactions sent, in order of arrival.
     sent: Mutex<Vec<B256>>,
-    /// How many calls [`Fault::RejectCallsTo`] has refused.
+    /// Calls rejected by [`Fault::RejectCallsTo`].
     refused: AtomicUsize,
-    /// Their bytes.
+    /// The bytes of those transactions.
     raw: Mutex<Vec<alloy::primitives::Bytes>>,
 }
 
@@ -134,47 +134,47 @@ impl Proxy {
         }
     }
 
-    /// Where x402d is told to find the chain.
+    /// The RPC URL for x402d.
     pub(crate) fn url(&self) -> String {
         format!("http://{}/v2/{SECRET}", self.address)
     }
 
-    /// The port, which is as telling as the whole URL.
+    /// The port: like the URL, it must not be shown.
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// From now on all methods meet `fault`, but for those that have their own.
+    /// Sets the fault of all methods that have none of their own.
     pub(crate) fn all(&self, fault: Fault) {
         self.shared
             .faults
             .send_modify(|faults| faults.all = Some(fault));
     }
 
-    /// From now on one method meets `fault`.
+    /// Sets the fault of one method.
     pub(crate) fn on(&self, method: &str, fault: Fault) {
         self.shared.faults.send_modify(|faults| {
             faults.of.insert(method.to_owned(), fault);
         });
     }
 
-    /// The transactions that were sent so far, each as often as it came.
+    /// The transactions sent so far, with repetitions.
     pub(crate) fn sent(&self) -> Vec<B256> {
         self.shared.sent.lock().unwrap().clone()
     }
 
-    /// How many calls to one contract were refused.
+    /// Calls rejected by [`Fault::RejectCallsTo`].
     pub(crate) fn refused(&self) -> usize {
         self.shared.refused.load(Ordering::Relaxed)
     }
 
-    /// How often a method was called.
+    /// Calls of one method.
     pub(crate) fn calls(&self, method: &str) -> usize {
         let calls = self.shared.calls.lock().unwrap();
         calls.get(method).copied().unwrap_or_default()
     }
 
-    /// How often anything was called.
+    /// Calls of all methods.
     pub(crate) fn all_calls(&self) -> usize {
         self.shared.calls.lock().unwrap().values().sum()
     }
@@ -226,7 +226,7 @@ fn raw_of(request: &Value) -> alloy::primitives::Bytes {
     serde_json::from_value(request["params"][0].clone()).unwrap()
 }
 
-/// The answer to calls that meet a fault.
+/// Answers calls that meet a fault.
 async fn with(
     fault: Fault,
     shared: &Shared,
@@ -270,7 +270,7 @@ async fn with(
         }
         Fault::LogRangeLimit(most) => {
             let bound = |name: &str| request["params"][0][name].as_str().and_then(number);
-            // A range that ends at the head is as long as the node makes it.
+            // A range that ends at the head has no fixed length, so it is rejected.
             match (bound("fromBlock"), bound("toBlock")) {
                 (Some(from), Some(to)) if to < from + most => forward(shared, body).await,
                 _ => error(calls, "query exceeds the range of blocks that is allowed"),
@@ -314,7 +314,7 @@ async fn with(
     }
 }
 
-/// What a node would say that has no block above this height.
+/// Answers of a node that has no block above this height.
 async fn stopped_at(height: u64, shared: &Shared, request: &Value, body: &Bytes) -> Response {
     let asked = request["params"][0].as_str().and_then(number);
     if request["method"] == "eth_getBlockByNumber" && asked.is_some_and(|asked| asked > height) {
@@ -329,7 +329,7 @@ async fn stopped_at(height: u64, shared: &Shared, request: &Value, body: &Bytes)
     forward(shared, then.into()).await
 }
 
-/// What a node would say that is somebody's tool; see [`forger`].
+/// Answers of a node that forges; see [`forger`].
 async fn forge(shared: &Shared, request: &Value, body: Bytes) -> Response {
     let truth = ask(shared, body.clone()).await;
     let latest = json!({"jsonrpc": "2.0", "id": 1, "method": "eth_getBlockByNumber", "params": ["latest", false]});
@@ -354,7 +354,7 @@ async fn ask(shared: &Shared, body: Bytes) -> Value {
     }
 }
 
-/// What a node would say to a call that has not seen the latest blocks yet.
+/// Answers of a node that has not seen the latest blocks yet.
 async fn lagging(by: u64, shared: &Shared, request: &Value, body: &Bytes) -> Response {
     let height = height(shared).await.saturating_sub(by);
     let block = request["params"][1].as_str().and_then(number);
@@ -366,7 +366,7 @@ async fn lagging(by: u64, shared: &Shared, request: &Value, body: &Bytes) -> Res
     forward(shared, then.into()).await
 }
 
-/// What a node would say that keeps the state of its latest blocks only.
+/// Answers of a node that keeps only the state of its latest blocks.
 async fn pruned(kept: u64, shared: &Shared, request: &Value, body: Bytes) -> Response {
     let block = request["params"][1].as_str().and_then(number);
     let oldest = height(shared).await.saturating_sub(kept);
@@ -387,7 +387,7 @@ async fn height(shared: &Shared) -> u64 {
     answer["result"].as_str().and_then(number).unwrap()
 }
 
-/// What a node would say that knows no EIP-1559.
+/// Answers of a node without EIP-1559.
 async fn legacy(shared: &Shared, request: &Value, body: Bytes) -> Response {
     let typed = request["params"][0]
         .as_str()
@@ -412,7 +412,7 @@ async fn legacy(shared: &Shared, request: &Value, body: Bytes) -> Response {
     }
 }
 
-/// The node's answer with another result.
+/// Forwards the call and changes the result.
 async fn changed(shared: &Shared, body: Bytes, change: impl FnOnce(&mut Value)) -> Response {
     let sent = shared.http.post(&shared.chain);
     let sent = sent.header("content-type", "application/json").body(body);

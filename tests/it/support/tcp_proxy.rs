@@ -1,4 +1,4 @@
-//! Lines to servers, for tests that break them.
+//! A TCP proxy whose connections a test can break.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,24 +9,24 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-/// Where a line leads.
+/// Target of a proxy.
 #[derive(Clone)]
 enum Server {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// How a line is.
+/// State of a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Good,
-    /// The server has said everything, and nobody hears it.
+    /// The server's answers are read and dropped.
     Swallowing,
-    /// Nobody gets through.
+    /// No connection is accepted.
     Down,
 }
 
-/// How a line is, and how often its connections were cut and muted so far.
+/// The state, the number of times connections were cut, and the number of times they were stalled.
 #[derive(Debug, Clone, Copy)]
 struct Now(State, u32, u32);
 
@@ -34,12 +34,11 @@ trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
-/// A line to a server that can be cut: every connection over it breaks at once. Or it swallows answers: the server has said everything, and
-/// nobody heard it. Or it is down.
+/// A TCP proxy. It can cut all connections, drop the server's answers, stall open connections, or refuse new ones.
 pub(crate) struct TcpProxy {
     address: SocketAddr,
     state: watch::Sender<Now>,
-    /// Where new connections lead.
+    /// Target of new connections.
     server: watch::Sender<Server>,
     _server: AbortOnDropHandle<()>,
 }
@@ -51,7 +50,7 @@ impl TcpProxy {
         Self::between(Server::Tcp(server)).await
     }
 
-    /// To a server on this machine: by its port, or by the path of its socket.
+    /// To a database server on this machine: by its port, or by the path of its socket.
     pub(crate) async fn to_database(port: u16, socket: Option<PathBuf>) -> Self {
         let here = SocketAddr::from(([127, 0, 0, 1], port));
         Self::between(socket.map_or(Server::Tcp(here), Server::Unix)).await
@@ -77,17 +76,15 @@ impl TcpProxy {
         }
     }
 
-    /// Where it begins.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The port at which it begins.
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// From now on answers are read and lost, or pass again.
+    /// Drops the server's answers, or forwards them again.
     pub(crate) fn swallow(&self, answers: bool) {
         let state = if answers {
             State::Swallowing
@@ -97,24 +94,24 @@ impl TcpProxy {
         self.state.send_modify(|now| now.0 = state);
     }
 
-    /// Breaks every connection; new ones pass.
+    /// Breaks every connection; new ones are accepted.
     pub(crate) fn cut(&self) {
         self.state.send_modify(|now| now.1 += 1);
     }
 
-    /// Breaks every connection and lets no new one through, until it is up again.
+    /// Breaks every connection and accepts no new one while down.
     pub(crate) fn down(&self, down: bool) {
         let state = if down { State::Down } else { State::Good };
         self.state
             .send_modify(|now| *now = Now(state, now.1 + 1, now.2));
     }
 
-    /// Connections that are open carry nothing from now on, and stay open; new ones pass.
+    /// Open connections stay open but carry nothing any more; new ones are forwarded.
     pub(crate) fn stall(&self) {
         self.state.send_modify(|now| now.2 += 1);
     }
 
-    /// New connections lead to a port of this machine.
+    /// New connections go to this local port.
     pub(crate) fn redirect_to(&self, port: u16) {
         let here = SocketAddr::from(([127, 0, 0, 1], port));
         self.server.send_replace(Server::Tcp(here));

@@ -95,8 +95,8 @@ async fn recorded(ledger: &mut PgConnection, scene: &Scene) -> HashMap<u64, Reco
     .await
     .unwrap();
     let rows = rows.into_iter().map(|row| {
-        let aside: Option<String> = row.get(3);
-        assert_eq!(aside, None, "nothing here is a riddle");
+        let quarantined: Option<String> = row.get(3);
+        assert_eq!(quarantined, None, "every payment can be decided");
         let recorded = Recorded {
             id: row.get(5),
             state: row.get(1),

@@ -17,7 +17,7 @@ use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually, n
 const FUNDS: u64 = 1_000_000;
 /// A payment's amount is this plus its number, so that the amount identifies it.
 pub(crate) const LEAST: u64 = 1_000;
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 
 /// A world that plays one history after another.
 pub(crate) struct Stage {
@@ -167,7 +167,7 @@ impl Stage {
             Step::Spend(payer) => {
                 let payer = &scene.payers[usize::from(*payer)];
                 let left = chain.usdc(payer.address()).await.to::<u64>();
-                let mut all = Purchase::new(payer, SOMEBODY_ELSE, left);
+                let mut all = Purchase::new(payer, OTHER_ACCOUNT, left);
                 all.authorization.valid_before = self.in_ten_minutes().await;
                 pool(chain, Chain::submission(&all)).await;
             }

@@ -104,14 +104,14 @@ async fn funded_payer_gets_no_gas_and_excess_request_is_refused() {
     assert!(settled.succeeded(), "{settled:?}");
     assert_eq!(world.transactions(1).await, 1, "the settlement alone");
 
-    let greedy = Permit2Purchase::exact(&world.payer().await, PAYEE, PRICE);
+    let excessive = Permit2Purchase::exact(&world.payer().await, PAYEE, PRICE);
     let dear = TxEip1559 {
         max_fee_per_gas: 6_000_000_000,
-        ..greedy.approval()
+        ..excessive.approval()
     };
     let code = "erc20_approval_insufficient_eth_for_gas";
     world
-        .assert_rejected_at_both(&greedy.with_approval(&dear).body(), code)
+        .assert_rejected_at_both(&excessive.with_approval(&dear).body(), code)
         .await;
 }
 
@@ -218,7 +218,11 @@ async fn each_invalid_approval_has_its_code() {
     world
         .assert_rejected_at_both(&foreign, "erc20_approval_tx_invalid_signature")
         .await;
-    assert_eq!(world.transactions(1).await, 0, "nobody was given anything");
+    assert_eq!(
+        world.transactions(1).await,
+        0,
+        "no payer was given gas money"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,7 +74,7 @@ pub(crate) const PAYLOAD: &str = "/paymentPayload/payload";
 pub(crate) const SIGNED: &str = "/paymentPayload/payload/authorization";
 
 /// Place in a valid v2 body, member, replacement JSON, expected code.
-const WRONG: &[(&str, &str, &str, &str)] = &[
+const INVALID_MEMBERS: &[(&str, &str, &str, &str)] = &[
     ("", "/x402Version", "1", "invalid_x402_version"),
     (
         "/paymentPayload",
@@ -200,7 +200,7 @@ const WRONG: &[(&str, &str, &str, &str)] = &[
 ];
 
 /// Values that are not valid amounts.
-const NO_AMOUNTS: &[&str] = &[
+const INVALID_AMOUNTS: &[&str] = &[
     r#""-1""#,
     r#""0x10""#,
     r#""1e6""#,
@@ -219,13 +219,13 @@ async fn each_invalid_member_has_its_code() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-    let mut cases: Vec<(Value, &str)> = WRONG
+    let mut cases: Vec<(Value, &str)> = INVALID_MEMBERS
         .iter()
         .map(|(place, member, value, code)| {
             (with(&good, &format!("{place}{member}"), json(value)), *code)
         })
         .collect();
-    for amount in NO_AMOUNTS {
+    for amount in INVALID_AMOUNTS {
         cases.push((
             with_amount(&good, &json(amount)),
             "invalid_payment_requirements",
@@ -275,8 +275,8 @@ async fn each_invalid_member_has_its_code() {
 fn without(body: &Value, place: &str, member: &str) -> Value {
     let mut changed = body.clone();
     let members = changed.pointer_mut(place).and_then(Value::as_object_mut);
-    let gone = members.and_then(|members| members.remove(member));
-    assert!(gone.is_some(), "{place}/{member} is not there");
+    let removed = members.and_then(|members| members.remove(member));
+    assert!(removed.is_some(), "{place}/{member} is not there");
     changed
 }
 

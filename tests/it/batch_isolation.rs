@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 const PAYEE: Address = Address::repeat_byte(0x9f);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const WALLET: Address = Address::repeat_byte(0x3b);
 /// Maximum number of open transactions of the lane.
 const ROOM: u64 = 2;
@@ -31,7 +31,7 @@ impl Waiting {
         let payer = world.payer().await;
         world.chain.automine(false).await;
         for sent in 1..=ROOM {
-            let before = Purchase::new(&payer, SOMEBODY_ELSE, sent).body();
+            let before = Purchase::new(&payer, OTHER_ACCOUNT, sent).body();
             let unheard = world.facilitator.spawn_settle(&before);
             world.wait_until_sent(sent).await;
             drop(unheard);
@@ -110,9 +110,9 @@ async fn assert_all_but_second_succeed(world: &World, answers: &[Answer], code: 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_19_payer_spending_before_send_is_left_out() {
     let world = world().await;
-    let [(_, one), (poor, two), (_, last)] = three_payers(&world).await;
+    let [(_, one), (spender, two), (_, last)] = three_payers(&world).await;
     let waiting = Waiting::with(world, &[&one, &two, &last]).await;
-    let everything = Purchase::new(&poor, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&spender, OTHER_ACCOUNT, 100_000_000);
     let spend = json!([Chain::submission(&everything)]);
     waiting.world.chain.call("eth_sendTransaction", spend).await;
     let (world, answers) = waiting.go_at_once().await;
@@ -120,16 +120,16 @@ async fn scenario_19_payer_spending_before_send_is_left_out() {
     assert_eq!(
         world.transactions(1).await,
         ROOM + 1,
-        "nothing was sent in vain"
+        "no transaction was wasted"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_20_payer_spending_after_simulation_fails_alone() {
     let world = world().await;
-    let [(_, one), (poor, two), (_, last)] = three_payers(&world).await;
+    let [(_, one), (spender, two), (_, last)] = three_payers(&world).await;
     let waiting = Waiting::with(world, &[&one, &two, &last]).await;
-    let everything = Purchase::new(&poor, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&spender, OTHER_ACCOUNT, 100_000_000);
     let spend = async |world: &World| world.chain.submit(&everything).await;
     let (world, answers) = waiting.go(spend).await;
     assert_all_but_second_succeed(&world, &answers, POOR).await;
@@ -142,7 +142,7 @@ async fn scenario_20_payer_spending_after_simulation_fails_alone() {
     assert_eq!(
         world.transactions(1).await,
         ROOM + 1,
-        "and was not tried in vain again"
+        "and was not retried without effect"
     );
 }
 
@@ -214,7 +214,7 @@ async fn scenario_31_gas_burning_wallet_burns_only_its_own_limit() {
     assert_eq!(
         answers[0].transaction(),
         answers[2].transaction(),
-        "they ride together"
+        "one batch"
     );
     assert!(!answers[1].succeeded(), "{answers:?}");
     let row = world.facilitator.payment(&answers[1]).await;
@@ -222,7 +222,7 @@ async fn scenario_31_gas_burning_wallet_burns_only_its_own_limit() {
     assert_ne!(
         attempt["transaction"],
         answers[0].transaction().as_str(),
-        "it rode alone"
+        "sent alone"
     );
     assert_eq!(
         row["attempts"].as_array().unwrap().len(),
@@ -257,7 +257,7 @@ async fn scenario_40_paused_token_is_invalid_and_not_retried() {
     assert_eq!(
         world.transactions(1).await,
         ROOM + 1,
-        "one transaction in vain, no storm"
+        "one transaction wasted, no retries"
     );
     let fresh = Purchase::new(&payer, PAYEE, 80);
     assert_eq!(world.facilitator.verify(&fresh.body()).await.reason(), code);

@@ -26,7 +26,7 @@ async fn transactions_to_settle(world: &World, payments: u64) -> u64 {
 }
 
 /// The first payment finds an idle lane and is sent alone; the others wait for it.
-const FEW: u64 = 4;
+const PAYMENTS: u64 = 4;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_batch_simulations_do_not_disable_batching() {
@@ -36,7 +36,7 @@ async fn rejected_batch_simulations_do_not_disable_batching() {
     };
     let world = setup.build().await;
     let before = transactions_to_settle(&world, 100).await;
-    assert!(before <= FEW, "{before} transactions");
+    assert!(before <= PAYMENTS, "{before} transactions");
     for refusal in [
         "too many requests, limit is 25/s",
         "header not found",
@@ -62,7 +62,10 @@ async fn rejected_batch_simulations_do_not_disable_batching() {
         assert!(answers.iter().all(Answer::succeeded), "{answers:?}");
     }
     let after = transactions_to_settle(&world, 100).await;
-    assert!(after <= FEW, "{before} transactions before, {after} after");
+    assert!(
+        after <= PAYMENTS,
+        "{before} transactions before, {after} after"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,5 +91,5 @@ async fn payment_rejected_alone_does_not_disable_batching() {
     drop(settling);
     world.wait_until_sent(1).await;
     let after = transactions_to_settle(&world, 100).await;
-    assert!(after <= FEW + 1, "{after} transactions");
+    assert!(after <= PAYMENTS + 1, "{after} transactions");
 }

@@ -182,12 +182,12 @@ async fn price_above_maximum_costs_nothing_and_shows_no_key() {
     assert_eq!(dear.json["error"]["code"], "above_ceiling", "{dear:?}");
     assert_eq!(dear.json["error"]["moneyMayHaveMoved"], false);
     assert!(market.proxy.payments().is_empty());
-    let nobody = BuyerProcess::new("0x11").buy(&url, &[]).await;
+    let without_key = BuyerProcess::new("0x11").buy(&url, &[]).await;
     assert!(
-        !nobody.success && nobody.stderr.contains("private key"),
-        "{nobody:?}"
+        !without_key.success && without_key.stderr.contains("private key"),
+        "{without_key:?}"
     );
-    assert!(!nobody.stderr.contains("0x11"), "{nobody:?}");
+    assert!(!without_key.stderr.contains("0x11"), "{without_key:?}");
     let words = market.buyer.folder.path().join("words");
     std::fs::write(
         &words,

@@ -7,7 +7,7 @@ use crate::support::{Chain, Fault, Purchase, Setup, World, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0xf8);
 /// RPC methods used to look up a used nonce.
-const LOOKS: [&str; 4] = [
+const LOOKUP_METHODS: [&str; 4] = [
     "eth_call",
     "eth_getLogs",
     "eth_getTransactionReceipt",
@@ -15,7 +15,10 @@ const LOOKS: [&str; 4] = [
 ];
 
 fn nonce_lookups(world: &World) -> usize {
-    LOOKS.iter().map(|method| world.proxy.calls(method)).sum()
+    LOOKUP_METHODS
+        .iter()
+        .map(|method| world.proxy.calls(method))
+        .sum()
 }
 
 async fn assert_refused_as_used(world: &World, body: &Value) {
@@ -94,17 +97,17 @@ async fn gas_burning_wallets_fail_no_other_caller() {
     world.proxy.on("eth_call", Fault::CallGasCap(20_000_000));
     for round in 0..3 {
         let mut burning = tokio::task::JoinSet::new();
-        let mut honest = tokio::task::JoinSet::new();
+        let mut verifies = tokio::task::JoinSet::new();
         for (number, body) in bodies.iter().enumerate() {
             let (caller, body) = ((*world.facilitator).clone(), body.clone());
             burning.spawn(async move { caller.verify(&body).await });
             if number % 8 == 7 {
                 let body = Purchase::new(&payer, PAYEE, 1).body();
                 let caller = (*world.facilitator).clone();
-                honest.spawn(async move { caller.verify(&body).await });
+                verifies.spawn(async move { caller.verify(&body).await });
             }
         }
-        for answer in honest.join_all().await {
+        for answer in verifies.join_all().await {
             assert!(answer.is_valid(), "round {round}: {answer:?}");
         }
         for answer in burning.join_all().await {

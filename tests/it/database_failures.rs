@@ -38,8 +38,8 @@ async fn silent_connections_fail_only_their_requests() {
     }
     eventually("statements that hang", Duration::from_secs(8), async || {
         let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
-        let mut look = world.database.connection().await;
-        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut look).await.unwrap();
+        let mut connection = world.database.connection().await;
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut connection).await.unwrap();
         (waiting >= 2).then_some(())
     })
     .await;
@@ -57,7 +57,10 @@ async fn silent_connections_fail_only_their_requests() {
         unanswered += u32::from(answer.status == 503);
     }
     assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
-    assert!(unanswered > 0, "the line went silent on nobody");
+    assert!(
+        unanswered > 0,
+        "no request was waiting when the connections went silent"
+    );
     let began = Instant::now();
     let answer = world
         .facilitator
@@ -322,9 +325,12 @@ async fn payments_lost_by_standby_are_found_on_chain_once() {
         "the standby to have it",
         Duration::from_secs(20),
         async || {
-            let mut look = PgConnection::connect(&url).await.ok()?;
+            let mut connection = PgConnection::connect(&url).await.ok()?;
             let closed = "select count(*) from grants where answered_at is not null";
-            let closed: i64 = sqlx::query_scalar(closed).fetch_one(&mut look).await.ok()?;
+            let closed: i64 = sqlx::query_scalar(closed)
+                .fetch_one(&mut connection)
+                .await
+                .ok()?;
             (closed == 1).then_some(())
         },
     )
@@ -393,10 +399,13 @@ async fn restart_every_ten_seconds_loses_and_doubles_nothing() {
         server.run().await;
     }
     assert_each_paid_once(&world, callers).await;
-    let mut look = PgConnection::connect(&server.url("ledger")).await.unwrap();
+    let mut connection = PgConnection::connect(&server.url("ledger")).await.unwrap();
     let open = "select count(*) from payments where state not in ('mined', 'settled', 'final')";
     eventually("each payment's end", Duration::from_secs(30), async || {
-        let open: i64 = sqlx::query_scalar(open).fetch_one(&mut look).await.unwrap();
+        let open: i64 = sqlx::query_scalar(open)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
         (open == 0).then_some(())
     })
     .await;

@@ -16,7 +16,7 @@ fn payment_count_for(settings: &str) -> u64 {
 
 /// Settings that a foreign session finds in the server connections that x402d has used.
 async fn assert_no_setting_leaks(pooler: &Pooler, database: &str, settings: &str) {
-    let mut stranger = pooler.connection(database).await;
+    let mut foreign = pooler.connection(database).await;
     for (setting, default) in [
         ("statement_timeout", "0"),
         ("enable_seqscan", "on"),
@@ -25,7 +25,7 @@ async fn assert_no_setting_leaks(pooler: &Pooler, database: &str, settings: &str
         let shown: String = sqlx::query_scalar("select current_setting($1)")
             .persistent(false)
             .bind(setting)
-            .fetch_one(&mut stranger)
+            .fetch_one(&mut foreign)
             .await
             .unwrap();
         assert_eq!(shown, default, "{settings}: {setting}");

@@ -9,7 +9,7 @@ use x402d::protocol::Amount;
 use crate::support::{Answer, Chain, Purchase, Setup, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_24_hundred_presenters_get_one_success_and_one_hash() {
@@ -69,7 +69,7 @@ async fn assert_two_hundred_settle(block_time_s: Option<u64>) {
     let hashes: HashSet<_> = answers.iter().map(Answer::transaction).collect();
     assert!(
         hashes.len() <= 50,
-        "{} transactions: payments ride together",
+        "{} transactions: payments share batches",
         hashes.len()
     );
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
@@ -79,7 +79,7 @@ async fn assert_two_hundred_settle(block_time_s: Option<u64>) {
     for signer in Chain::signers(3) {
         let mined = world.chain.transaction_count(signer.address).await;
         let known = world.chain.pending_count(signer.address).await;
-        assert_eq!(mined, known, "nothing waits behind a gap");
+        assert_eq!(mined, known, "no transaction waits behind a nonce gap");
     }
     assert_eq!(
         world.transactions(3).await,
@@ -93,9 +93,9 @@ async fn ungranted_payment_pays_for_no_other_requirement() {
     let world = World::new().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 5_000);
     world.chain.automine(false).await;
-    let unheard = world.facilitator.spawn_settle(&purchase.body());
+    let ungranted = world.facilitator.spawn_settle(&purchase.body());
     world.wait_until_sent(1).await;
-    drop(unheard);
+    drop(ungranted);
     world.resume_mining().await;
 
     let mut dearer = purchase.clone();
@@ -103,7 +103,7 @@ async fn ungranted_payment_pays_for_no_other_requirement() {
     let mut cheaper = purchase.clone();
     cheaper.amount = U256::from(1);
     let mut elsewhere = purchase.clone();
-    elsewhere.pay_to = SOMEBODY_ELSE;
+    elsewhere.pay_to = OTHER_ACCOUNT;
     let mismatch = "invalid_exact_evm_payload_authorization_value_mismatch";
     let refused = [
         (dearer, mismatch),
@@ -166,9 +166,9 @@ async fn known_payment_without_its_signature_is_rejected() {
     let world = World::new().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 9_000);
     world.chain.automine(false).await;
-    let unheard = world.facilitator.spawn_settle(&purchase.body());
+    let ungranted = world.facilitator.spawn_settle(&purchase.body());
     world.wait_until_sent(1).await;
-    drop(unheard);
+    drop(ungranted);
     world.resume_mining().await;
     let mut stolen = purchase.clone();
     stolen.signature = Some(Purchase::new(&world.payer().await, PAYEE, 1).own_signature());

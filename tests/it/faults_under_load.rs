@@ -18,7 +18,7 @@ const SEND: &str = "eth_sendRawTransaction";
 const CALLERS: usize = 16;
 const BLOCK_S: u64 = 2;
 /// Duration of the node's fault.
-const TROUBLE: Duration = Duration::from_millis(2_200);
+const FAULT_DURATION: Duration = Duration::from_millis(2_200);
 
 async fn world() -> World {
     let setup = Setup {
@@ -113,7 +113,7 @@ async fn duplicates_cost_no_gas_and_get_the_first_transaction() {
 }
 
 /// Callers in a closed loop that never retry, while the node fails for a while.
-struct Loop {
+struct ClosedLoop {
     world: World,
     took: Arc<AtomicU64>,
     answers: Vec<Answer>,
@@ -121,8 +121,8 @@ struct Loop {
     empty_blocks: u64,
 }
 
-impl Loop {
-    async fn run_through(fault: Fault) -> Self {
+impl ClosedLoop {
+    async fn run_under(fault: Fault) -> Self {
         let world = world().await;
         let payer = world.payer().await;
         let over = Arc::new(AtomicBool::new(false));
@@ -147,8 +147,8 @@ impl Loop {
         };
         rounds(2).await;
         world.proxy.on(SEND, fault);
-        let until = Instant::now() + TROUBLE;
-        eventually("the trouble to end", TROUBLE * 2, async || {
+        let until = Instant::now() + FAULT_DURATION;
+        eventually("the trouble to end", FAULT_DURATION * 2, async || {
             (Instant::now() >= until).then_some(())
         })
         .await;
@@ -213,7 +213,7 @@ async fn buy(
 /// The fault lasts longer than a block, so one empty block is unavoidable. At most one more is needed to notice the end of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_seconds_of_503_cost_at_most_one_block() {
-    let run = Loop::run_through(Fault::Unavailable).await;
+    let run = ClosedLoop::run_under(Fault::Unavailable).await;
     run.assert_all_told_success().await;
     println!("empty blocks: {}", run.empty_blocks);
     assert!(run.empty_blocks <= 2, "{} blocks", run.empty_blocks);
@@ -221,7 +221,7 @@ async fn two_seconds_of_503_cost_at_most_one_block() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_send_answers_leave_no_unreported_settlement() {
-    let run = Loop::run_through(Fault::AnswerLost).await;
+    let run = ClosedLoop::run_under(Fault::AnswerLost).await;
     run.assert_all_told_success().await;
     assert_eq!(run.empty_blocks, 0, "the node had everything");
 }

@@ -10,7 +10,7 @@ use crate::support::{Chain, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xf0);
 /// Payments settle again within this time without an operator.
-const AGAIN_WITHIN: Duration = Duration::from_mins(1);
+const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
 
 async fn world(signers: usize) -> World {
     let setup = Setup {
@@ -33,7 +33,7 @@ async fn send_foreign_transaction(world: &World, signer: Address) -> String {
     hash.as_str().unwrap().to_owned()
 }
 
-/// Moves the ledger's timestamps five minutes into the past.
+/// Moves the recorded foreign uses five minutes into the past.
 async fn advance_five_minutes(world: &World) {
     sqlx::query("update foreign_nonces set found_at = found_at - interval '5 minutes'")
         .execute(&mut world.database.connection().await)
@@ -53,7 +53,7 @@ async fn stopped_reason(world: &World, signer: Address) -> Option<String> {
 async fn settle_all(world: &World, bodies: Vec<Value>) -> Duration {
     let began = Instant::now();
     let mut open = bodies;
-    eventually("all to settle", AGAIN_WITHIN, async || {
+    eventually("all to settle", RECOVERY_LIMIT, async || {
         let answers = world.facilitator.settle_all(open.clone()).await;
         let done = |reason: &str| reason.is_empty() || reason == "duplicate_settlement";
         let all = answers.iter().all(|answer| done(answer.reason()));
@@ -103,8 +103,8 @@ async fn third_foreign_use_within_an_hour_stops_that_lane_alone() {
         let some = bodies(12);
         sold += some.len();
         let took = settle_all(&world, some).await;
-        assert!(took < AGAIN_WITHIN, "{took:?}");
-        eventually("both to be found", AGAIN_WITHIN, async || {
+        assert!(took < RECOVERY_LIMIT, "{took:?}");
+        eventually("both to be found", RECOVERY_LIMIT, async || {
             let log = world.facilitator.log();
             hashes.iter().all(|hash| log.contains(hash)).then_some(())
         })
@@ -124,8 +124,8 @@ async fn third_foreign_use_within_an_hour_stops_that_lane_alone() {
     let some = bodies(12);
     sold += some.len();
     let took = settle_all(&world, some).await;
-    assert!(took < AGAIN_WITHIN, "{took:?}");
-    let why = eventually("the lane to stop", AGAIN_WITHIN, async || {
+    assert!(took < RECOVERY_LIMIT, "{took:?}");
+    let why = eventually("the lane to stop", RECOVERY_LIMIT, async || {
         stopped_reason(&world, signers[0].address).await
     })
     .await;
@@ -179,7 +179,7 @@ async fn foreign_use_spread_over_three_blocks_counts_once() {
     let signer = Chain::signers(1)[0].address;
     for amount in 1..=3 {
         let hash = send_foreign_transaction(&world, signer).await;
-        eventually("it to be found", AGAIN_WITHIN, async || {
+        eventually("it to be found", RECOVERY_LIMIT, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;
@@ -189,7 +189,7 @@ async fn foreign_use_spread_over_three_blocks_counts_once() {
     for time in [2, 3] {
         advance_five_minutes(&world).await;
         let hash = send_foreign_transaction(&world, signer).await;
-        eventually("it to be found", AGAIN_WITHIN, async || {
+        eventually("it to be found", RECOVERY_LIMIT, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;

@@ -147,7 +147,7 @@ async fn scenario_14_foreign_use_is_detected_only_once_confirmed() {
     world.chain.mine(1).await;
     let asked = world.proxy.calls(RECEIPT);
     let limit = Duration::from_mins(1);
-    eventually("looks at depth 1", limit, async || {
+    eventually("reads after one confirmation", limit, async || {
         (world.proxy.calls(RECEIPT) > asked + 5).then_some(())
     })
     .await;

@@ -48,7 +48,7 @@ impl Pair {
     async fn assert_settles(&self, amount: u64) {
         let body = Purchase::new(&self.payer, PAYEE, amount).body();
         let before = self.world.chain.usdc(PAYEE).await;
-        eventually("an honest payment", Duration::from_mins(1), async || {
+        eventually("a payment to settle", Duration::from_mins(1), async || {
             let answer = self.world.facilitator.settle(&body).await;
             answer.succeeded().then_some(())
         })

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 const PAYEE: Address = Address::repeat_byte(0xf0);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const TOKEN: Address = Address::repeat_byte(0x70);
 const SEND: &str = "eth_sendRawTransaction";
 const HEADS: &str = "eth_getBlockByNumber";
@@ -152,22 +152,22 @@ async fn reorg_reopens_refused_payment_without_blocking_others() {
     let world = setup.build().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 73);
-    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&payer, OTHER_ACCOUNT, 100_000_000);
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
     let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, sends).await;
     world.chain.submit(&everything).await;
     world.proxy.on(SEND, Fault::None);
-    let poor = waiting.join_next().await.unwrap().unwrap().unwrap();
+    let refused = waiting.join_next().await.unwrap().unwrap().unwrap();
     let code = "invalid_exact_evm_insufficient_balance";
-    assert_eq!(poor.reason(), code, "{poor:?}");
+    assert_eq!(refused.reason(), code, "{refused:?}");
 
     world.proxy.on(SEND, Fault::RequestLost);
     world.chain.reorg(1).await;
     let limit = Duration::from_secs(20);
     let row = eventually("the reorganisation", limit, async || {
-        let row = world.facilitator.payment(&poor).await;
+        let row = world.facilitator.payment(&refused).await;
         (row["state"] == "inflight").then_some(row)
     })
     .await;

@@ -12,7 +12,7 @@ const PAYEE: Address = Address::repeat_byte(0x5e);
 const OTHER: Address = Address::repeat_byte(0x6f);
 const TOKEN: &str = "a-long-token";
 /// A well-formed id that no ledger has assigned.
-const NOBODY: &str = "01a2094f-ebfa-75a9-8017-f2460b126937";
+const UNKNOWN_ID: &str = "01a2094f-ebfa-75a9-8017-f2460b126937";
 
 fn id(row: &Value) -> String {
     row["id"].as_str().unwrap().to_owned()
@@ -58,7 +58,7 @@ async fn history_requires_the_configured_token() {
         .build()
         .await;
     let client = Client::builder().no_proxy().build().unwrap();
-    let one = format!("/payments/{NOBODY}");
+    let one = format!("/payments/{UNKNOWN_ID}");
     for (path, allowed) in [
         ("/payments", 200),
         ("/api/payments", 200),
@@ -107,7 +107,7 @@ async fn history_without_a_token_is_local_only() {
         let status = proxied.send().await.unwrap().status();
         assert_eq!(
             status, 401,
-            "{header}: behind a proxy everybody seems to be here"
+            "{header}: behind a proxy every caller seems to be local"
         );
     }
 }
@@ -258,7 +258,7 @@ async fn payment_shows_its_members_and_events() {
 }
 
 /// Invalid queries.
-const UNREADABLE: [&str; 39] = [
+const INVALID: [&str; 39] = [
     "/payments?limit=0",
     "/payments?limit=501",
     "/payments?limit=-1",
@@ -305,8 +305,8 @@ const UNREADABLE: [&str; 39] = [
 async fn invalid_query_is_answered_with_a_problem_document() {
     let world = World::new().await;
     let client = Client::builder().no_proxy().build().unwrap();
-    let unknown = format!("/payments/{NOBODY}");
-    let unreadable = UNREADABLE.into_iter().map(|path| (path, 400));
+    let unknown = format!("/payments/{UNKNOWN_ID}");
+    let unreadable = INVALID.into_iter().map(|path| (path, 400));
     let cases = unreadable.chain([(unknown.as_str(), 404)]);
     for (path, status) in cases {
         let url = format!("{}{path}", world.facilitator.url());

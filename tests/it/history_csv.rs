@@ -263,7 +263,7 @@ async fn payment_shows_session_attempts_and_gas_cost() {
     .await;
     world.chain.mine(5).await;
     crate::support::eventually(
-        "the depth to grow",
+        "more confirmations",
         std::time::Duration::from_secs(10),
         async || {
             let shown = world.facilitator.get(&format!("/payments/{id}")).await.body;
@@ -291,9 +291,9 @@ async fn paging_under_load_shows_earlier_payments_once() {
             .settle_all((100..110).map(body).collect())
             .await,
     );
-    let mut rush = JoinSet::new();
+    let mut payments = JoinSet::new();
     let (caller, bodies) = (world.facilitator.clone(), (200..240).map(body).collect());
-    rush.spawn(async move { caller.settle_all(bodies).await });
+    payments.spawn(async move { caller.settle_all(bodies).await });
     let mut walks = 0;
     let mut sizes = HashSet::new();
     let answers = loop {
@@ -315,13 +315,13 @@ async fn paging_under_load_shows_earlier_payments_once() {
         assert!(before.is_subset(&distinct), "each earlier one is there");
         walks += 1;
         sizes.insert(seen.len());
-        if let Some(answers) = rush.try_join_next() {
+        if let Some(answers) = payments.try_join_next() {
             break answers.unwrap();
         }
     };
     assert!(
         walks > 1 && sizes.len() > 1,
-        "the rush came while walking: {walks} walks of {sizes:?}"
+        "the payments came while walking: {walks} walks of {sizes:?}"
     );
     assert_eq!(settled(&answers).len(), 40);
 }

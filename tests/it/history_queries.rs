@@ -87,10 +87,10 @@ async fn every_filter_matches_alone_and_in_pairs() {
         all.is_sorted_by(|newer, older| newer["createdAt"].as_str() >= older["createdAt"].as_str()),
         "newest first"
     );
-    let odd = all
+    let with_session = all
         .iter()
         .find(|row| row["clientReference"] == "a&b=c d'\"; drop");
-    let cases = cases(odd.unwrap());
+    let cases = cases(with_session.unwrap());
     assert_eq!(cases.len(), 19, "every member is there");
     let mut fits_some = HashSet::new();
     for (index, (key, value, fits)) in cases.iter().enumerate() {

@@ -53,7 +53,7 @@ async fn scenario_25_balance_for_one_accepts_one_of_many() {
         assert_eq!(answer.reason(), code, "{answer:?}");
     }
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
-    assert_eq!(world.transactions(1).await, 1, "nothing was sent in vain");
+    assert_eq!(world.transactions(1).await, 1, "no transaction was wasted");
     assert_eq!(held_amount(&world, &payer).await, "0");
 }
 
@@ -118,7 +118,7 @@ async fn reorg_holds_the_paid_amount_again() {
     world.chain.automine(false).await;
     world.proxy.on(SEND, Fault::Hold);
     world.chain.reorg(1).await;
-    eventually("a promise", Duration::from_secs(20), async || {
+    eventually("a hold", Duration::from_secs(20), async || {
         (held_amount(&world, &payer).await == "1000").then_some(())
     })
     .await;

@@ -89,8 +89,8 @@ async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
     let payer = world.approved_payer().await;
     let named = Chain::signers(2)[1].address;
     let bodies = (0..8).map(|number| {
-        let permission = Permit2Purchase::upto(&payer, PAYEE, 1 << number);
-        permission
+        let payment = Permit2Purchase::upto(&payer, PAYEE, 1 << number);
+        payment
             .with(|signed| signed.witness.facilitator = Some(named))
             .body()
     });
@@ -104,7 +104,7 @@ async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
     let mut ledger = world.database.connection().await;
 
     // The schema rejects a payment in another signer's transaction.
-    let smuggled = sqlx::query(
+    let insertion = sqlx::query(
         "with other as (
             insert into transactions (id, network, signer, nonce, epoch, kind, state)
             select gen_random_uuid(), network, signer, 999, 1, 'direct', 'signed' from lanes where signer <> $1 returning id
@@ -115,7 +115,7 @@ async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
     .bind(named.as_slice())
     .execute(&mut ledger)
     .await;
-    let refused = smuggled.unwrap_err();
+    let refused = insertion.unwrap_err();
     let constraint = refused.as_database_error().unwrap().constraint();
     assert_eq!(
         constraint,
@@ -126,9 +126,9 @@ async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
     let chain = Chain::start().await;
-    let poor = Chain::signers(2)[0].address;
+    let unfunded = Chain::signers(2)[0].address;
     let set = "anvil_setBalance";
-    chain.call(set, json!([poor, U256::from(1_000)])).await;
+    chain.call(set, json!([unfunded, U256::from(1_000)])).await;
     let world = two_signers().on(chain).await;
     wait_for_log(&world.facilitator, "it takes no more until it is refilled").await;
     let payer = world.payer().await;
@@ -137,18 +137,21 @@ async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
         let answer = world.facilitator.settle(&body).await;
         assert!(answer.succeeded(), "{answer:?}");
     }
-    assert_eq!(world.chain.transaction_count(poor).await, 0);
-    assert_eq!(signer(&world.facilitator, poor).await["balanceWei"], "1000");
+    assert_eq!(world.chain.transaction_count(unfunded).await, 0);
+    assert_eq!(
+        signer(&world.facilitator, unfunded).await["balanceWei"],
+        "1000"
+    );
 
     let plenty = U256::from(10).pow(U256::from(18));
-    world.chain.call(set, json!([poor, plenty])).await;
+    world.chain.call(set, json!([unfunded, plenty])).await;
     wait_for_log(&world.facilitator, "the signer has enough for gas again").await;
     let bodies = (0..40).map(|number| Purchase::new(&payer, PAYEE, 400 + number).body());
     for answer in world.facilitator.settle_all(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");
     }
     assert!(
-        world.chain.transaction_count(poor).await > 0,
+        world.chain.transaction_count(unfunded).await > 0,
         "it works again"
     );
 }

@@ -15,7 +15,7 @@ use crate::support::{Chain, Permit2Purchase, Purchase, World, eventually};
 const PAYEE: Address = Address::repeat_byte(0x5c);
 
 /// The ledger of a service that has ended, with one settled payment.
-struct Left {
+struct EndedService {
     connection: PgConnection,
     payment: PaymentId,
     network: Network,
@@ -23,8 +23,8 @@ struct Left {
     processes: JoinSet<()>,
 }
 
-impl Left {
-    async fn behind() -> Self {
+impl EndedService {
+    async fn new() -> Self {
         let mut world = World::new().await;
         let payer = world.payer().await;
         let body = Purchase::new(&payer, PAYEE, 1_000).body();
@@ -62,21 +62,22 @@ impl Left {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grant_answers_from_the_current_row() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
     let elsewhere = B256::repeat_byte(0xee);
-    left.run("delete from grants").await;
+    ended.run("delete from grants").await;
     // After the caller has read its row, a reorg happens and the payment settles in another transaction.
-    left.run(&format!(
-        "update payments set transaction_hash = '\\x{}'",
-        alloy::hex::encode(elsewhere)
-    ))
-    .await;
-    let granted = ledger.grant(left.payment, request("one")).await.unwrap();
+    ended
+        .run(&format!(
+            "update payments set transaction_hash = '\\x{}'",
+            alloy::hex::encode(elsewhere)
+        ))
+        .await;
+    let granted = ledger.grant(ended.payment, request("one")).await.unwrap();
     let told = format!("{:?}", granted.unwrap().state);
     assert!(told.contains(&elsewhere.to_string()), "{told}");
     let again = ledger
-        .grant(left.payment, request("another"))
+        .grant(ended.payment, request("another"))
         .await
         .unwrap();
     assert!(again.is_none(), "{again:?}");
@@ -92,74 +93,77 @@ fn request(id: &str) -> GrantRequest {
 /// A commit may take long while its synchronous standby is away. The process has stopped waiting for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_committed_lost_grant_is_void() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
-    left.run("delete from grants").await;
-    left.run("begin").await;
-    left.run(&format!(
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
+    ended.run("delete from grants").await;
+    ended.run("begin").await;
+    ended.run(&format!(
         "insert into grants (payment_id, process_id, request_id, caller) values ('{}', '{}', 'lost', 'a caller')",
-        left.payment.0,
+        ended.payment.0,
         ledger.process().0
     ))
     .await;
-    let (payment, voiding) = (left.payment, ledger.clone());
+    let (payment, voiding) = (ended.payment, ledger.clone());
     let voided = tokio::spawn(async move {
         let lost = request("lost");
         voiding.void_lost_grant(payment, &lost).await
     });
-    let mut look = left.world.database.connection().await;
+    let mut connection = ended.world.database.connection().await;
     eventually("it to wait for the commit", Duration::from_secs(8), async || {
         let waiting = "select from pg_stat_activity where wait_event = 'transactionid' and query like '%voided%' and datname = current_database()";
-        let waiting = sqlx::query(waiting).fetch_optional(&mut look).await;
+        let waiting = sqlx::query(waiting).fetch_optional(&mut connection).await;
         waiting.unwrap().map(|_| ())
     })
     .await;
-    left.run("commit").await;
+    ended.run("commit").await;
     voided.await.unwrap().unwrap();
     let granted = ledger.grant(payment, request("the next")).await.unwrap();
     assert!(granted.is_some());
     let kinds =
         "select string_agg(kind, ',' order by id) from events where reason in ('lost', 'the next')";
-    let (kinds,): (String,) = sqlx::query_as(kinds).fetch_one(&mut look).await.unwrap();
+    let (kinds,): (String,) = sqlx::query_as(kinds)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
     assert_eq!(kinds, "voided,granted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn late_arriving_lost_grant_takes_nothing() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
-    left.run("delete from grants").await;
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
+    ended.run("delete from grants").await;
     let lost = request("lost");
-    ledger.void_lost_grant(left.payment, &lost).await.unwrap();
-    let late = ledger.grant(left.payment, lost).await.unwrap();
+    ledger.void_lost_grant(ended.payment, &lost).await.unwrap();
+    let late = ledger.grant(ended.payment, lost).await.unwrap();
     assert!(late.is_none(), "{late:?}");
-    let next = ledger.grant(left.payment, request("the next")).await;
+    let next = ledger.grant(ended.payment, request("the next")).await;
     assert!(next.unwrap().is_some());
     // Another request's grant is not affected.
     let lost = request("lost");
-    ledger.void_lost_grant(left.payment, &lost).await.unwrap();
-    let third = ledger.grant(left.payment, request("a third")).await;
+    ledger.void_lost_grant(ended.payment, &lost).await.unwrap();
+    let third = ledger.grant(ended.payment, request("a third")).await;
     assert!(third.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn quarantined_payment_awaits_no_confirmations() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
-    left.run(
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
+    ended.run(
         "update payments set state = 'mined', quarantined_at = now(), quarantine_reason = 'a test'",
     )
     .await;
-    let (settled, waits) = ledger.confirm(left.network, 1_000_000).await.unwrap();
+    let (settled, waits) = ledger.confirm(ended.network, 1_000_000).await.unwrap();
     assert_eq!((settled, waits), (vec![], false));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn payment_claimed_by_live_process_is_left_to_it() {
-    let mut left = Left::behind().await;
-    let network = left.network;
+    let mut ended = EndedService::new().await;
+    let network = ended.network;
     let signers = [Chain::signers(1)[0].address];
-    let holder = left.process().await;
+    let holder = ended.process().await;
     let holding = "(select id from processes order by id desc limit 1)";
     let queue = |age: &str| {
         format!(
@@ -167,25 +171,26 @@ async fn payment_claimed_by_live_process_is_left_to_it() {
             block_time = null, queued_by = {holding}, queued_at = now() - interval '{age}'"
         )
     };
-    left.run(&queue("3 seconds")).await;
+    ended.run(&queue("3 seconds")).await;
     let held: (String,) = sqlx::query_as("select queued_by::text from payments")
-        .fetch_one(&mut left.connection)
+        .fetch_one(&mut ended.connection)
         .await
         .unwrap();
-    let other = left.process().await;
+    let other = ended.process().await;
     let queue = |age: &str| queue(age).replace(holding, &format!("'{}'", held.0));
     let taken = async |by: &Ledger| by.take_up(network, &signers, &[], 10).await.unwrap().len();
 
     assert_eq!(taken(&other).await, 0, "its holder lives");
     assert_eq!(taken(&holder).await, 1, "its holder has lost sight of it");
-    left.run(&queue("11 seconds")).await;
+    ended.run(&queue("11 seconds")).await;
     assert_eq!(taken(&other).await, 1, "its holder seems unable to send it");
-    left.run(&queue("3 seconds")).await;
-    left.run(&format!(
-        "update processes set lease_until = now() + interval '9 seconds' where id = '{}'",
-        held.0
-    ))
-    .await;
+    ended.run(&queue("3 seconds")).await;
+    ended
+        .run(&format!(
+            "update processes set lease_until = now() + interval '9 seconds' where id = '{}'",
+            held.0
+        ))
+        .await;
     assert_eq!(taken(&other).await, 1, "its holder has missed a heartbeat");
 }
 

@@ -190,9 +190,9 @@ async fn deep_or_long_members_get_a_short_answer() {
 async fn ignored_members_may_be_anything_and_output_is_clean() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let odd = "https://seller.test/\u{0}\r\n\u{1b}[31m\u{202e}ö";
+    let unusual = "https://seller.test/\u{0}\r\n\u{1b}[31m\u{202e}ö";
     let mut body = Purchase::new(&payer, PAYEE, 10_000).body();
-    body["paymentPayload"]["resource"]["url"] = json!(odd);
+    body["paymentPayload"]["resource"]["url"] = json!(unusual);
     body["paymentPayload"]["extensions"] = json!({"a": ["\u{0}", 1e300, -1, null]});
     body["paymentRequirements"]["extra"]["more"] = json!("\u{0}");
     let text = body.to_string().replacen("1e300", "1e999999", 1);

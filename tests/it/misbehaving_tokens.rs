@@ -18,11 +18,11 @@ const PAYS_SOMEBODY_ELSE: u8 = 4;
 const WASTES_GAS: u8 = 5;
 
 /// A world with the odd token as its only asset.
-async fn odd_world() -> World {
-    odd_world_with(Setup::default()).await
+async fn world_with_odd_token() -> World {
+    world_with_odd_token_and(Setup::default()).await
 }
 
-async fn odd_world_with(setup: Setup) -> World {
+async fn world_with_odd_token_and(setup: Setup) -> World {
     let chain = Chain::start().await;
     chain.place("OddToken", TOKEN).await;
     let toml = format!(
@@ -66,7 +66,7 @@ async fn assert_failed_for_good(world: &World, purchase: &Purchase, answer: &Ans
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_without_transfer_yields_no_success() {
-    let world = odd_world().await;
+    let world = world_with_odd_token().await;
     let (purchase, answer) = settle_in_mode(&world, MOVES_NOTHING).await;
     let code = "invalid_exact_evm_transfer_event_mismatch";
     assert_failed_for_good(&world, &purchase, &answer, code).await;
@@ -75,7 +75,7 @@ async fn token_without_transfer_yields_no_success() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_transferring_one_unit_less_yields_no_success() {
-    let world = odd_world().await;
+    let world = world_with_odd_token().await;
     let (purchase, answer) = settle_in_mode(&world, MOVES_LESS).await;
     let code = "invalid_exact_evm_transfer_event_mismatch";
     assert_failed_for_good(&world, &purchase, &answer, code).await;
@@ -84,7 +84,7 @@ async fn token_transferring_one_unit_less_yields_no_success() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_paying_another_account_yields_no_success() {
-    let world = odd_world().await;
+    let world = world_with_odd_token().await;
     let (purchase, answer) = settle_in_mode(&world, PAYS_SOMEBODY_ELSE).await;
     let code = "invalid_exact_evm_transfer_event_mismatch";
     assert_failed_for_good(&world, &purchase, &answer, code).await;
@@ -94,7 +94,7 @@ async fn token_paying_another_account_yields_no_success() {
 /// The authorization is unused and could transfer later, so the payment is not failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_38_token_doing_nothing_waits_for_the_operator() {
-    let world = odd_world().await;
+    let world = world_with_odd_token().await;
     let (purchase, answer) = settle_in_mode(&world, DOES_NOTHING).await;
     assert_failed_for_good(&world, &purchase, &answer, "settlement_pending").await;
     eventually("the quarantine", Duration::from_mins(1), async || {
@@ -109,7 +109,7 @@ async fn scenario_38_token_doing_nothing_waits_for_the_operator() {
 /// under another nonce with the gas it needs now.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_30_out_of_gas_is_retried_with_enough_gas() {
-    let world = odd_world().await;
+    let world = world_with_odd_token().await;
     let payer = new_account();
     let (to, amount) = (payer.address(), U256::from(5_000));
     world.chain.send(TOKEN, mintCall { to, amount }).await;
@@ -144,7 +144,7 @@ async fn scenario_30_out_of_gas_is_retried_with_enough_gas() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_30_out_of_gas_batch_is_retried_once_confirmed() {
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "4");
-    let world = odd_world_with(setup.with("X402D_CONFIRMATIONS", "3")).await;
+    let world = world_with_odd_token_and(setup.with("X402D_CONFIRMATIONS", "3")).await;
     let send = "eth_sendRawTransaction";
     let mut purchases = Vec::new();
     for amount in [1, 2, 4, 8] {
@@ -194,7 +194,11 @@ async fn scenario_30_out_of_gas_batch_is_retried_once_confirmed() {
         let answer = world.facilitator.settle(body).await;
         assert_ne!(answer.reason(), "unexpected_settle_error", "{answer:?}");
     }
-    assert_eq!(world.transactions(1).await, sent, "nothing at depth one");
+    assert_eq!(
+        world.transactions(1).await,
+        sent,
+        "nothing after one confirmation"
+    );
     for body in &bodies[1..] {
         eventually("success", Duration::from_secs(40), async || {
             world.chain.mine(1).await;

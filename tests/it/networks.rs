@@ -14,7 +14,7 @@ const KEY: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b7
 const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 const NOTHING: Address = Address::repeat_byte(0xaa);
 /// A contract that reports six decimals and reverts every other call.
-const MUTE: Address = Address::repeat_byte(0x3d);
+const DECIMALS_ONLY: Address = Address::repeat_byte(0x3d);
 const MUTE_CODE: &str = "0x60003560e01c63313ce56714601357600080fd5b600660005260206000f3";
 
 /// One token in `x402d.toml`.
@@ -25,7 +25,7 @@ fn token(address: Address, name: &str, decimals: u8, further: &str) -> String {
 }
 
 /// Environment variables of a network.
-fn reached<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
+fn network_variables<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
     [
         ("X402D_NETWORK", network),
         ("X402D_RPC_URL", url),
@@ -35,7 +35,11 @@ fn reached<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
 
 /// Runs `x402d networks --check` on a network with these tokens.
 fn run_check(network: &str, url: &str, toml: &str) -> Output {
-    run(&["networks", "--check"], &reached(network, url), toml)
+    run(
+        &["networks", "--check"],
+        &network_variables(network, url),
+        toml,
+    )
 }
 
 fn stdout(output: &Output) -> String {
@@ -89,19 +93,25 @@ fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
             token(MULTICALL3, "USDC", 6, ""),
             ["how many decimals", "every token", "correct assets"],
         ),
-        ("base-sepolia", token(MUTE, "USDC", 6, ""), silent),
-        ("base-sepolia", token(MUTE, "USDC", 6, by_permit2), silent),
+        ("base-sepolia", token(DECIMALS_ONLY, "USDC", 6, ""), silent),
+        (
+            "base-sepolia",
+            token(DECIMALS_ONLY, "USDC", 6, by_permit2),
+            silent,
+        ),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn config_contradicted_by_the_chain_is_rejected() {
     let (chain, database) = (Chain::start().await, Database::fresh().await);
-    chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
+    chain
+        .call("anvil_setCode", json!([DECIMALS_ONLY, MUTE_CODE]))
+        .await;
     let (variable, place) = database.variable();
     for (network, toml, telling) in contradictions() {
         let serving = [("X402D_LISTEN", "127.0.0.1:0"), (variable, place.as_str())];
-        let serving = [&reached(network, chain.url())[..], &serving].concat();
+        let serving = [&network_variables(network, chain.url())[..], &serving].concat();
         let said = stderr(&run(&["serve"], &serving, &toml));
         let found = run_check(network, chain.url(), &toml);
         assert!(stderr(&found).contains("1 of 1 networks"), "{found:?}");
@@ -118,7 +128,9 @@ async fn config_contradicted_by_the_chain_is_rejected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn check_reports_each_matching_fact() {
     let chain = Chain::start().await;
-    chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
+    chain
+        .call("anvil_setCode", json!([DECIMALS_ONLY, MUTE_CODE]))
+        .await;
     let output = run_check("base-sepolia", chain.url(), "");
     let text = stdout(&output);
     assert!(output.status.success(), "{output:?}");
@@ -150,7 +162,7 @@ async fn check_reports_each_matching_fact() {
     }
 
     // By Permit2 nothing is signed under this token's own EIP-712 domain.
-    let by_permit2 = token(MUTE, "USDC", 6, "transfer_method = \"permit2\"");
+    let by_permit2 = token(DECIMALS_ONLY, "USDC", 6, "transfer_method = \"permit2\"");
     let output = run_check("base-sepolia", chain.url(), &by_permit2);
     assert!(output.status.success(), "{output:?}");
     assert!(
@@ -162,7 +174,7 @@ async fn check_reports_each_matching_fact() {
     let proxy = "0x402085c248EeA27D92E8b30b2C58ed07f9E20001";
     chain.call("anvil_setCode", json!([proxy, "0x"])).await;
     let arguments = ["networks", "--check", "--json"];
-    let variables = reached("base-sepolia", chain.url());
+    let variables = network_variables("base-sepolia", chain.url());
     let output = run(&arguments, &variables, "");
     assert!(output.status.success(), "{output:?}");
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();

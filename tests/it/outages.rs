@@ -125,7 +125,7 @@ async fn scenario_28_ledger_outage_accepts_and_loses_nothing() {
     world.resume_mining().await;
     let receipts = "eth_getTransactionReceipt";
     let asked = world.proxy.calls(receipts);
-    eventually("looks in vain", Duration::from_mins(1), async || {
+    eventually("failed reads", Duration::from_mins(1), async || {
         (world.proxy.calls(receipts) > asked + 2).then_some(())
     })
     .await;
@@ -235,7 +235,7 @@ fn assert_no_secrets(world: &World, purchases: &[&Purchase]) {
     let said = (world.facilitator.log() + &world.facilitator.answers()).to_lowercase();
     assert!(
         said.contains("settlement") && said.len() > 1_000,
-        "there is something to look at"
+        "the text is not empty"
     );
     let mut secrets = vec![
         SECRET.to_owned(),

@@ -35,14 +35,14 @@ async fn wait_for_queued(world: &World, count: usize) {
 
 /// Changes a payment's row to a state that no version of the program writes.
 async fn make_unreadable(world: &World, amount: u64) {
-    let spoiled = sqlx::query(
+    let changed = sqlx::query(
         "update payments set valid_after = timestamptz '1960-01-01' where amount = $1::text::numeric",
     )
     .bind(amount.to_string())
     .execute(&mut world.database.connection().await)
     .await
     .unwrap();
-    assert_eq!(spoiled.rows_affected(), 1);
+    assert_eq!(changed.rows_affected(), 1);
 }
 
 async fn wait_until_quarantined(world: &World, amount: u64) -> bool {
@@ -85,9 +85,9 @@ async fn unreadable_queued_row_is_quarantined_and_others_settle() {
     world.facilitator.restart(None).await;
     // The unreadable payment together with the readable ones.
     let answers = world.facilitator.settle_all(bodies.clone()).await;
-    let (good, odd): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.succeeded());
-    assert_eq!((good.len(), odd.len()), (2, 1), "{answers:?}");
-    assert_eq!(odd[0].reason(), "settlement_pending", "{odd:?}");
+    let (good, failed): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.succeeded());
+    assert_eq!((good.len(), failed.len()), (2, 1), "{answers:?}");
+    assert_eq!(failed[0].reason(), "settlement_pending", "{failed:?}");
     assert!(wait_until_quarantined(&world, 2).await);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(5));
 }
@@ -120,7 +120,7 @@ async fn unreadable_inflight_row_is_quarantined_and_lane_goes_on() {
 async fn gas_burning_wallets_do_not_affect_other_answers() {
     let world = Setup::default().build().await;
     let payer = world.payer().await;
-    let honest = Purchase::new(&payer, PAYEE, 1).body();
+    let ordinary = Purchase::new(&payer, PAYEE, 1).body();
     let mut bodies = Vec::new();
     for number in 1..=48_u8 {
         let wallet = Address::repeat_byte(number);
@@ -140,7 +140,7 @@ async fn gas_burning_wallets_do_not_affect_other_answers() {
             let (caller, body) = ((*world.facilitator).clone(), body.clone());
             asking.spawn(async move { drop(caller.verify(&body).await) });
         }
-        let answer = world.facilitator.verify(&honest).await;
+        let answer = world.facilitator.verify(&ordinary).await;
         assert!(answer.is_valid(), "{answer:?}");
     }
     asking.join_all().await;
@@ -200,7 +200,7 @@ async fn nearly_expired_payment_is_not_sent() {
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     let code = "invalid_exact_evm_payload_authorization_valid_before";
     assert_eq!((answer.reason(), answer.transaction().as_str()), (code, ""));
-    assert_eq!(world.transactions(1).await, 0, "nothing was sent in vain");
+    assert_eq!(world.transactions(1).await, 0, "no transaction was sent");
 }
 
 /// A transfer sent with our own signer's key is recorded while the payer's account gets its first hold.
@@ -230,7 +230,7 @@ async fn recorded_foreign_transfer_leaves_holds_unchanged() {
         .unwrap();
     let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     let mut other = world.database.connection().await;
-    eventually("who waits, or is done", Duration::from_secs(20), async || {
+    eventually("a lock wait, or the recorded payment", Duration::from_secs(20), async || {
         let waits: bool = sqlx::query_scalar(
             "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')",
         )

@@ -55,10 +55,10 @@ async fn foreign_settlement_through_proxy_is_settled_once() {
     let settled = settling.join_next().await.unwrap().unwrap().unwrap();
     world.assert_transferred_once(PAYEE, &settled, 6_000).await;
     let receipt = world.chain.receipt(&settled.transaction()).await;
-    let stranger = LocalChain::funded_keys()[0].address;
+    let sender = LocalChain::funded_keys()[0].address;
     assert_eq!(
         receipt["from"],
-        json!(stranger),
+        json!(sender),
         "their transaction: {receipt}"
     );
     world

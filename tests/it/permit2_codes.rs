@@ -91,9 +91,9 @@ async fn each_invalid_permit2_payment_has_its_code() {
         for (payment, code) in invalid_payments(build, &payer) {
             world.assert_rejected_at_both(&payment.body(), code).await;
         }
-        let poor = build(&world.payer().await, PAYEE, PRICE);
+        let unapproved = build(&world.payer().await, PAYEE, PRICE);
         world
-            .assert_rejected_at_both(&poor.body(), "permit2_allowance_required")
+            .assert_rejected_at_both(&unapproved.body(), "permit2_allowance_required")
             .await;
         let elsewhere = Permit2Purchase {
             asset: OTHER,
@@ -175,11 +175,11 @@ async fn mismatched_scheme_network_or_charge_has_its_code() {
     ] {
         world.assert_rejected_at_both(&body, code).await;
     }
-    let strange = upto
+    let foreign = upto
         .clone()
         .with(|signed| signed.witness.facilitator = Some(OTHER));
     world
-        .assert_rejected_at_both(&strange.body(), "upto_facilitator_mismatch")
+        .assert_rejected_at_both(&foreign.body(), "upto_facilitator_mismatch")
         .await;
     let above = world
         .facilitator

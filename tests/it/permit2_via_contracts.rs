@@ -73,8 +73,8 @@ async fn settled_after(
 
 async fn assert_sent_by_another_account(world: &World, answer: &Answer) {
     let receipt = world.chain.receipt(&answer.transaction()).await;
-    let stranger = LocalChain::funded_keys()[0].address;
-    assert_eq!(receipt["from"], json!(stranger), "{receipt}");
+    let sender = LocalChain::funded_keys()[0].address;
+    assert_eq!(receipt["from"], json!(sender), "{receipt}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use x402d::protocol::Amount;
 use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x4a);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const SEND: &str = "eth_sendRawTransaction";
 
 /// Settles `purchase`; its transaction reaches the node after `meanwhile`.
@@ -55,7 +55,7 @@ async fn nonce_used_for_another_transfer_fails_for_good() {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 72);
     let mut other = purchase.clone();
-    other.authorization.to = SOMEBODY_ELSE;
+    other.authorization.to = OTHER_ACCOUNT;
     let answer = settle_while(&world, &purchase, async || world.chain.submit(&other).await).await;
     assert_eq!(answer.reason(), "invalid_exact_evm_nonce_already_used");
     let again = world.facilitator.settle(&purchase.body()).await;
@@ -72,7 +72,7 @@ async fn payer_spending_first_is_refused_and_can_pay_later() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 73);
-    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&payer, OTHER_ACCOUNT, 100_000_000);
     let answer = settle_while(&world, &purchase, async || {
         world.chain.submit(&everything).await;
     })
@@ -91,7 +91,7 @@ async fn payer_spending_first_is_refused_and_can_pay_later() {
     assert_eq!(
         world.transactions(1).await,
         2,
-        "one in vain, one for the money"
+        "one without effect, one settled"
     );
 }
 
@@ -102,7 +102,7 @@ async fn refused_payment_submitted_elsewhere_succeeds_after_window() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 76);
-    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&payer, OTHER_ACCOUNT, 100_000_000);
     let refused = settle_while(&world, &purchase, async || {
         world.chain.submit(&everything).await;
     })
@@ -113,7 +113,7 @@ async fn refused_payment_submitted_elsewhere_succeeds_after_window() {
     world.chain.submit(&purchase).await;
     world.chain.call("evm_increaseTime", json!([3_600])).await;
     // Once this one is settled, the facilitator has seen blocks after the window.
-    let mut other = Purchase::new(&world.payer().await, SOMEBODY_ELSE, 1);
+    let mut other = Purchase::new(&world.payer().await, OTHER_ACCOUNT, 1);
     let later = U256::from(SystemClock.now().unix_timestamp() + 4_200);
     other.authorization.valid_before = Amount::from_atomic(later);
     let other = world.facilitator.settle(&other.body()).await;
@@ -153,9 +153,9 @@ async fn ungranted_payment_is_granted_after_its_window() {
     let soon = U256::from(SystemClock.now().unix_timestamp() + 60);
     purchase.authorization.valid_before = Amount::from_atomic(soon);
     world.chain.automine(false).await;
-    let unheard = world.facilitator.spawn_settle(&purchase.body());
+    let ungranted = world.facilitator.spawn_settle(&purchase.body());
     world.wait_until_sent(1).await;
-    drop(unheard);
+    drop(ungranted);
     world.resume_mining().await;
     eventually("the block", Duration::from_secs(10), async || {
         (world.transactions(1).await == 1).then_some(())

@@ -157,14 +157,18 @@ async fn scenario_18_payer_without_funds_after_reorg_is_refused() {
     world.chain.reorg_with(1, &[spend]).await;
     // The same bytes are mined again and revert. That is final after three confirmations, like a success.
     let limit = Duration::from_secs(30);
-    eventually("the same bytes in vain", limit, async || {
+    eventually("the same bytes to revert", limit, async || {
         let row = world.facilitator.payment(&pending).await;
         (row["attempts"][0]["mined"]["succeeded"] == false).then_some(())
     })
     .await;
-    for depth in 1..3 {
+    for confirmations in 1..3 {
         let answer = world.facilitator.settle(&body).await;
-        assert_eq!(answer.reason(), "settlement_pending", "depth {depth}");
+        assert_eq!(
+            answer.reason(),
+            "settlement_pending",
+            "{confirmations} confirmations"
+        );
         assert_eq!(answer.transaction(), pending.transaction());
         world.chain.mine(1).await;
     }

@@ -40,8 +40,8 @@ async fn sixty_payments_settle_once_through_three_kills() {
         world.proxy.called(SEND, before + 1).await;
         world.facilitator.kill();
         for (number, one) in &mut asking {
-            let heard = one.join_next().await.unwrap().unwrap();
-            if heard.is_ok_and(|answer| answer.succeeded()) {
+            let answer_or_error = one.join_next().await.unwrap().unwrap();
+            if answer_or_error.is_ok_and(|answer| answer.succeeded()) {
                 told.insert(*number);
             }
         }
@@ -63,7 +63,7 @@ async fn sixty_payments_settle_once_through_three_kills() {
     }
     assert!(open.is_empty(), "never decided: {:?}", open.keys());
     assert_eq!(hashes.len(), 60, "each has a transaction");
-    assert_eq!(told.len(), 60, "somebody was told of each");
+    assert_eq!(told.len(), 60, "each success was reported");
     for (number, mut one) in ask(&world, &all) {
         let again = one.join_next().await.unwrap().unwrap().unwrap();
         assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");

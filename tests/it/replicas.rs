@@ -62,12 +62,12 @@ async fn scenario_26_process_resuming_without_its_lane_sends_nothing() {
     let replica = world.replica().await;
     world.facilitator.signal(nix::sys::signal::Signal::SIGSTOP);
     let asleep = Purchase::new(&payer, PAYEE, 100).body();
-    let unheard = world.facilitator.spawn_settle(&asleep);
+    let ungranted = world.facilitator.spawn_settle(&asleep);
     let awake = Purchase::new(&payer, PAYEE, 10).body();
     let answer = replica.settle(&awake).await;
     assert!(answer.succeeded(), "{answer:?}");
     world.facilitator.signal(nix::sys::signal::Signal::SIGCONT);
-    drop(unheard);
+    drop(ungranted);
     for body in [&asleep, &Purchase::new(&payer, PAYEE, 1).body()] {
         let answer = world.facilitator.settle(body).await;
         assert!(answer.succeeded(), "{answer:?}");

@@ -122,7 +122,7 @@ async fn payment_for_removed_signer_is_held_until_it_expires() {
     let pinned = Permit2Purchase::upto(&payer, PAYEE, 800).body();
     let waiting = world.facilitator.spawn_settle(&pinned);
     let limit = Duration::from_secs(30);
-    eventually("a promise", limit, async || {
+    eventually("a hold", limit, async || {
         (held_amount(&world, &payer).await == "800").then_some(())
     })
     .await;
@@ -132,20 +132,20 @@ async fn payment_for_removed_signer_is_held_until_it_expires() {
     let new = Chain::signers(2)[1];
     let mut rotated = world.unstarted_replica(&[("X402D_SIGNER_KEYS", new.key.to_owned())]);
     rotated.restart(None).await;
-    let mut honest = Purchase::new(&payer, PAYEE, 500);
+    let mut next = Purchase::new(&payer, PAYEE, 500);
     let later = U256::from(SystemClock.now().unix_timestamp() + 1_000);
-    honest.authorization.valid_before = Amount::from_atomic(later);
-    let short = rotated.settle(&honest.body()).await;
+    next.authorization.valid_before = Amount::from_atomic(later);
+    let short = rotated.settle(&next.body()).await;
     let code = "invalid_exact_evm_insufficient_balance";
     assert_eq!(short.reason(), code, "{short:?}");
 
     world.chain.call("evm_increaseTime", json!([700])).await;
     world.chain.mine(1).await;
-    eventually("the promise to end", limit, async || {
+    eventually("the hold to end", limit, async || {
         (held_amount(&world, &payer).await == "0").then_some(())
     })
     .await;
-    let settled = rotated.settle(&honest.body()).await;
+    let settled = rotated.settle(&next.body()).await;
     assert!(settled.succeeded(), "{settled:?}");
     let told = rotated.settle(&pinned).await;
     assert!(!told.succeeded() && told.status == 200, "{told:?}");

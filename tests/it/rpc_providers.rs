@@ -110,8 +110,11 @@ async fn assert_failures_cost_nothing(world: &World, proxies: &[&Proxy]) {
     for answer in world.facilitator.settle_all(at_once).await {
         assert!(answer.succeeded(), "{answer:?}");
     }
-    let rode_in = world.transactions(1).await - before;
-    assert!(rode_in <= 10, "100 payments rode in {rode_in} transactions");
+    let transactions = world.transactions(1).await - before;
+    assert!(
+        transactions <= 10,
+        "100 payments took {transactions} transactions"
+    );
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
     assert_eq!(transfers.len(), 304);
 }
@@ -287,7 +290,7 @@ async fn truncated_log_search_decides_nothing() {
     drop(waiting.join_next().await.unwrap());
     // As many lookups as take longer than the wait for a contradiction.
     let asked = world.proxy.calls(LOGS);
-    eventually("looks in vain", Duration::from_mins(2), async || {
+    eventually("unsuccessful lookups", Duration::from_mins(2), async || {
         (world.proxy.calls(LOGS) > asked + 2_300).then_some(())
     })
     .await;
@@ -321,9 +324,9 @@ async fn undecidable_payments_block_no_other() {
         world.chain.submit(purchase).await;
     }
     world.proxy.on("eth_getBlockByNumber", Fault::None);
-    let honest = world.payer().await;
+    let other = world.payer().await;
     for amount in [100, 200, 300] {
-        let body = Purchase::new(&honest, PAYEE, amount).body();
+        let body = Purchase::new(&other, PAYEE, amount).body();
         let answer = world.facilitator.settle(&body).await;
         assert!(answer.succeeded(), "{answer:?}");
     }

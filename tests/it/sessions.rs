@@ -168,13 +168,13 @@ async fn cancelled_session_leaves_its_header_an_ordinary_payment() {
     let payer = world.payer().await;
     let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 3).await;
     let path = format!("/sessions/{}/cancel", session.id);
-    let stranger = world
+    let other = world
         .facilitator
         .post(&path, &json!({"cancelToken": "ct_00"}))
         .await
         .unwrap();
     assert_eq!(
-        (stranger.status, &stranger.body["code"]),
+        (other.status, &other.body["code"]),
         (404, &json!("session_not_found"))
     );
     let cancelled = session.cancel(&world.facilitator).await;
@@ -210,18 +210,18 @@ async fn cancelled_session_leaves_its_header_an_ordinary_payment() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_sessions_own_authorization_is_accepted() {
     let world = World::new().await;
-    let (payer, stranger) = (world.payer().await, world.payer().await);
+    let (payer, other) = (world.payer().await, world.payer().await);
     let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 4).await;
     let ours = session.purchase();
     let mut other_nonce = Purchase::new(&payer, PAYEE, 4);
     other_nonce.authorization.valid_before = ours.authorization.valid_before;
     let mut other_payer = ours.clone();
-    other_payer.signer = stranger.clone();
-    other_payer.authorization.from = stranger.address();
+    other_payer.signer = other.clone();
+    other_payer.authorization.from = other.address();
     let mut longer = ours.clone();
     longer.authorization.valid_before = "9999999999".parse().unwrap();
     let mut forged = ours.clone();
-    forged.signer = stranger;
+    forged.signer = other;
     for (purchase, code) in [
         (other_nonce, "session_transfer_mismatch"),
         (other_payer, "session_transfer_mismatch"),
@@ -394,10 +394,7 @@ async fn session_expires_by_chain_time_without_a_transfer() {
     .await;
     assert_eq!(expired["moneyMayMove"], false);
     let view = used.read(&world.facilitator).await;
-    assert_eq!(
-        view["state"], "open",
-        "its money moved by somebody else's hand: {view}"
-    );
+    assert_eq!(view["state"], "open", "settled by another account: {view}");
     let late = session
         .submit(&world.facilitator, &session.authorization())
         .await;

@@ -19,12 +19,12 @@ use crate::support::{
 };
 
 const PAYEE: Address = Address::repeat_byte(0x50);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const SIGNERS: usize = 2;
 const BUYERS: usize = 32;
 const PAYERS: usize = 16;
 /// Balance of a payer that does not pay.
-const LITTLE: u64 = 1_000;
+const SMALL_BALANCE: u64 = 1_000;
 /// Permitted growth of memory after the first third, in KiB. The allocator's share varies.
 const GROWTH_KIB: u64 = 16 * 1024;
 
@@ -64,7 +64,7 @@ async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
     for _ in 0..PAYERS {
         payers.push(world.payer().await);
     }
-    let fair = Arc::new(Shared {
+    let shared = Arc::new(Shared {
         caller: world.facilitator.clone(),
         payers,
         ends: Instant::now() + Duration::from_secs(seconds()),
@@ -76,27 +76,27 @@ async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
     });
     let mut visitors = JoinSet::new();
     for _ in 0..BUYERS {
-        visitors.spawn(buy(Arc::clone(&fair)));
+        visitors.spawn(buy(Arc::clone(&shared)));
     }
-    visitors.spawn(send_invalid_requests(Arc::clone(&fair)));
+    visitors.spawn(send_invalid_requests(Arc::clone(&shared)));
     let memory = tokio::select! {
-        memory = watch_memory(&world, &fair) => memory,
-        () = spend_promised_funds(&world, &fair) => unreachable!("it goes on"),
-        () = inject_faults(&world.proxy, &fair) => unreachable!("it goes on"),
+        memory = watch_memory(&world, &shared) => memory,
+        () = spend_promised_funds(&world, &shared) => unreachable!("it goes on"),
+        () = inject_faults(&world.proxy, &shared) => unreachable!("it goes on"),
     };
     clear_faults(&world.proxy);
     visitors.join_all().await;
-    assert_sums(&world, &fair).await;
+    assert_sums(&world, &shared).await;
     let third = memory.len() / 3;
     let (settled_down, at_the_end) = (memory[third], *memory.last().unwrap());
-    let paid = fair.paid.lock().unwrap().len();
+    let paid = shared.paid.lock().unwrap().len();
     println!(
         "{} s: {paid} paid, {} copies, {} pieces of nonsense, {} drained payers, {} faults; memory {} KiB after a third, {} at most, {at_the_end} at the end",
         seconds(),
-        fair.duplicates.load(Ordering::Relaxed),
-        fair.nonsense.load(Ordering::Relaxed),
-        fair.drained.load(Ordering::Relaxed),
-        fair.faults.load(Ordering::Relaxed),
+        shared.duplicates.load(Ordering::Relaxed),
+        shared.nonsense.load(Ordering::Relaxed),
+        shared.drained.load(Ordering::Relaxed),
+        shared.faults.load(Ordering::Relaxed),
         settled_down,
         memory.iter().max().unwrap(),
     );
@@ -105,16 +105,16 @@ async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
 }
 
 /// Buys repeatedly; each payment is presented until its answer is final, every fourth by two callers at once.
-async fn buy(fair: Arc<Shared>) {
-    while Instant::now() < fair.ends {
+async fn buy(shared: Arc<Shared>) {
+    while Instant::now() < shared.ends {
         let amount = 1 + u64::try_from(random(250)).unwrap();
-        let purchase = Purchase::new(&fair.payers[random(PAYERS)], PAYEE, amount);
+        let purchase = Purchase::new(&shared.payers[random(PAYERS)], PAYEE, amount);
         let body = purchase.body();
         let copies = if random(4) == 0 { 2 } else { 1 };
         loop {
             let mut asking = JoinSet::new();
             for _ in 0..copies {
-                let (caller, body) = (fair.caller.clone(), body.clone());
+                let (caller, body) = (shared.caller.clone(), body.clone());
                 asking.spawn(async move { caller.try_settle(&body).await });
             }
             let answers = asking.join_all().await;
@@ -122,12 +122,15 @@ async fn buy(fair: Arc<Shared>) {
             let copied = answers
                 .iter()
                 .filter(|answer| answer.reason() == "duplicate_settlement");
-            fair.duplicates.fetch_add(copied.count(), Ordering::Relaxed);
+            shared
+                .duplicates
+                .fetch_add(copied.count(), Ordering::Relaxed);
             let told =
                 |answer: &&Answer| answer.succeeded() || answer.reason() == "duplicate_settlement";
             if let Some(told) = answers.iter().find(told) {
                 let told = (told.transaction(), amount);
-                fair.paid
+                shared
+                    .paid
                     .lock()
                     .unwrap()
                     .insert(purchase.authorization.nonce, told);
@@ -143,12 +146,12 @@ async fn buy(fair: Arc<Shared>) {
     }
 }
 
-async fn send_invalid_requests(fair: Arc<Shared>) {
+async fn send_invalid_requests(shared: Arc<Shared>) {
     let mut pace = interval(Duration::from_millis(20));
-    let stranger = new_account();
-    while Instant::now() < fair.ends {
+    let unfunded = new_account();
+    while Instant::now() < shared.ends {
         pace.tick().await;
-        let purchase = Purchase::new(&fair.payers[random(PAYERS)], PAYEE, 7);
+        let purchase = Purchase::new(&shared.payers[random(PAYERS)], PAYEE, 7);
         let mut body = purchase.body();
         let text = match random(5) {
             0 => "[".repeat(5_000),
@@ -156,7 +159,7 @@ async fn send_invalid_requests(fair: Arc<Shared>) {
                 body["paymentRequirements"]["amount"] = json!("-1");
                 body.to_string()
             }
-            2 => Purchase::new(&stranger, PAYEE, 7).body().to_string(),
+            2 => Purchase::new(&unfunded, PAYEE, 7).body().to_string(),
             3 => {
                 body["paymentPayload"]["payload"]["signature"] = json!(
                     purchase
@@ -174,26 +177,27 @@ async fn send_invalid_requests(fair: Arc<Shared>) {
             }
         };
         let path = if random(2) == 0 { "/verify" } else { "/settle" };
-        let answer = fair.caller.post_text(path, text).await;
+        let answer = shared.caller.post_text(path, text).await;
         assert!(!answer.succeeded() && !answer.is_valid(), "{answer:?}");
-        fair.nonsense.fetch_add(1, Ordering::Relaxed);
+        shared.nonsense.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Payers promise three times their balance, and spend it elsewhere.
-async fn spend_promised_funds(world: &World, fair: &Shared) {
+async fn spend_promised_funds(world: &World, shared: &Shared) {
     loop {
         let payer = new_account();
-        world.chain.fund(payer.address(), LITTLE).await;
-        let promises = (0..3).map(|_| Purchase::new(&payer, SOMEBODY_ELSE, LITTLE * 2 / 3).body());
-        let all = Purchase::new(&payer, SOMEBODY_ELSE, LITTLE);
+        world.chain.fund(payer.address(), SMALL_BALANCE).await;
+        let payments =
+            (0..3).map(|_| Purchase::new(&payer, OTHER_ACCOUNT, SMALL_BALANCE * 2 / 3).body());
+        let all = Purchase::new(&payer, OTHER_ACCOUNT, SMALL_BALANCE);
         let (answers, ()) = tokio::join!(
-            world.facilitator.settle_all(promises.collect()),
+            world.facilitator.settle_all(payments.collect()),
             world.chain.submit(&all)
         );
         let good = answers.iter().filter(|answer| answer.succeeded()).count();
         assert!(good <= 1, "{answers:?}");
-        fair.drained.fetch_add(1, Ordering::Relaxed);
+        shared.drained.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -206,7 +210,7 @@ const METHODS: [&str; 5] = [
 ];
 
 /// One second of faults in every three.
-async fn inject_faults(proxy: &Proxy, fair: &Shared) {
+async fn inject_faults(proxy: &Proxy, shared: &Shared) {
     let faults = [
         Fault::Unavailable,
         Fault::AnswerLost,
@@ -221,7 +225,7 @@ async fn inject_faults(proxy: &Proxy, fair: &Shared) {
     loop {
         pace.tick().await;
         proxy.on(METHODS[random(METHODS.len())], faults[random(faults.len())]);
-        fair.faults.fetch_add(1, Ordering::Relaxed);
+        shared.faults.fetch_add(1, Ordering::Relaxed);
         pace.tick().await;
         clear_faults(proxy);
         pace.tick().await;
@@ -235,17 +239,17 @@ fn clear_faults(proxy: &Proxy) {
 }
 
 /// Resident memory in KiB, once a second until the end.
-async fn watch_memory(world: &World, fair: &Shared) -> Vec<u64> {
+async fn watch_memory(world: &World, shared: &Shared) -> Vec<u64> {
     let mut pace = interval(Duration::from_secs(1));
     let mut memory = Vec::new();
-    while Instant::now() < fair.ends {
+    while Instant::now() < shared.ends {
         pace.tick().await;
         memory.push(world.facilitator.resident_kib());
     }
     memory
 }
 
-async fn assert_sums(world: &World, fair: &Shared) {
+async fn assert_sums(world: &World, shared: &Shared) {
     let mut ledger = world.database.connection().await;
     let open = "select (select count(*) from payments where state in ('queued', 'inflight', 'mined') or quarantined_at is not null)
         + (select count(*) from transactions where state <> 'mined') + (select count(*) from payer_accounts where held <> 0)";
@@ -264,7 +268,7 @@ async fn assert_sums(world: &World, fair: &Shared) {
         *on_chain.entry(hash).or_default() += amount.to::<u64>();
     }
     let mut told: HashMap<String, u64> = HashMap::new();
-    for (hash, amount) in fair.paid.lock().unwrap().values() {
+    for (hash, amount) in shared.paid.lock().unwrap().values() {
         *told.entry(hash.clone()).or_default() += amount;
     }
     assert_eq!(told, on_chain, "what callers were told, by transaction");

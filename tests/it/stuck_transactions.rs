@@ -41,7 +41,7 @@ fn is_replacement(before: &Value, after: &Value) -> bool {
 }
 
 /// Mines until the payment has another attempt.
-async fn until_replaced(world: &World, pending: &Answer) -> Vec<Value> {
+async fn mine_until_replaced(world: &World, pending: &Answer) -> Vec<Value> {
     eventually("other bytes", Duration::from_secs(40), async || {
         world.chain.mine(1).await;
         let attempts = attempts(world, pending).await;
@@ -67,7 +67,7 @@ async fn scenario_10_priority_fee_is_raised_under_the_same_nonce() {
     let body = Purchase::new(&payer, PAYEE, 1).body();
     let pending = world.facilitator.settle(&body).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
-    let attempts = until_replaced(&world, &pending).await;
+    let attempts = mine_until_replaced(&world, &pending).await;
     assert!(is_replacement(&attempts[0], &attempts[1]), "{attempts:?}");
     world.proxy.on(SEND, Fault::None);
     world.resume_mining().await;
@@ -83,7 +83,7 @@ async fn scenario_10_long_unmined_transaction_gets_a_fee_bump() {
     let body = Purchase::new(&payer, PAYEE, 2).body();
     let pending = world.facilitator.settle(&body).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
-    let attempts = until_replaced(&world, &pending).await;
+    let attempts = mine_until_replaced(&world, &pending).await;
     assert!(is_replacement(&attempts[0], &attempts[1]), "{attempts:?}");
     world.proxy.on(SEND, Fault::None);
     world.resume_mining().await;
@@ -135,9 +135,9 @@ async fn oversized_batch_is_split_and_lane_goes_on() {
     world.chain.automine(false).await;
     for sent in 1..=2 {
         let before = Purchase::new(&payer, PAYEE, 1).body();
-        let unheard = world.facilitator.spawn_settle(&before);
+        let ungranted = world.facilitator.spawn_settle(&before);
         world.wait_until_sent(sent).await;
-        drop(unheard);
+        drop(ungranted);
     }
     let bodies = (0..12).map(|number: u64| Purchase::new(&payer, PAYEE, 100 + number).body());
     let mut waiting: Vec<_> = bodies
@@ -167,7 +167,7 @@ async fn oversized_batch_is_split_and_lane_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_34_low_gas_signer_sends_smaller_batches() {
     let chain = Chain::start().await;
-    let poor = Chain::signers(1)[0].address;
+    let signer = Chain::signers(1)[0].address;
     // Empty blocks lower the base fee, so that gas costs little more than the priority fee.
     chain.mine(80).await;
     let setup = Setup {
@@ -175,7 +175,7 @@ async fn scenario_34_low_gas_signer_sends_smaller_batches() {
         ..Setup::default()
     };
     let gas = U256::from(5_000_000) * U256::from(1_000_000_000);
-    chain.call("anvil_setBalance", json!([poor, gas])).await;
+    chain.call("anvil_setBalance", json!([signer, gas])).await;
     let world = setup.with("X402D_SETTLE_WAIT", "25").on(chain).await;
     let payer = world.payer().await;
     world.chain.automine(false).await;

@@ -122,7 +122,7 @@ async fn fifty_copies_of_a_proof_at_two_processes_buy_one_resource() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transfer_not_matching_session_has_its_code() {
     let world = World::new().await;
-    let (payer, stranger) = (world.payer_with_gas().await, world.payer_with_gas().await);
+    let (payer, other_payer) = (world.payer_with_gas().await, world.payer_with_gas().await);
     let old = open(&world, &payer, 10).await;
     let (bytes, old_hash) = old.transaction(0, Some(old.untagged()));
     world.send_raw(&bytes).await;
@@ -139,8 +139,8 @@ async fn transfer_not_matching_session_has_its_code() {
     let other =
         |payee: Address, amount: &str| transfer_calldata(payee, amount.parse().unwrap(), tag);
     let (dear, dear_hash) = session.transaction(1, Some(other(PAYEE, "11")));
-    let (astray, astray_hash) = session.transaction(2, Some(other(stranger.address(), "10")));
-    let foreign = open(&world, &stranger, 10).await;
+    let (astray, astray_hash) = session.transaction(2, Some(other(other_payer.address(), "10")));
+    let foreign = open(&world, &other_payer, 10).await;
     let (theirs, their_hash) = foreign.transaction(0, Some(foreign.untagged()));
     for bytes in [&dear, &astray, &theirs] {
         world.send_raw(bytes).await;
@@ -170,12 +170,12 @@ async fn transfer_not_matching_session_has_its_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_without_payers_claim_are_refused() {
     let world = World::new().await;
-    let (payer, stranger) = (world.payer_with_gas().await, new_account());
+    let (payer, other_payer) = (world.payer_with_gas().await, new_account());
     let session = open(&world, &payer, 10).await;
     let (untagged, untagged_hash) = session.transaction(0, Some(session.untagged()));
     for claim in [
         None,
-        Some(session.claim_by(&stranger, untagged_hash)),
+        Some(session.claim_by(&other_payer, untagged_hash)),
         Some(session.claim(B256::ZERO)),
     ] {
         let mut body = raw(&untagged);
@@ -190,7 +190,7 @@ async fn bytes_without_payers_claim_are_refused() {
     }
     let mut forged = session.proof(untagged_hash);
     forged["paymentPayload"]["payload"]["signature"] =
-        json!(session.claim_by(&stranger, untagged_hash));
+        json!(session.claim_by(&other_payer, untagged_hash));
     assert_eq!(
         world.facilitator.settle(&forged).await.reason(),
         "session_claim_invalid"

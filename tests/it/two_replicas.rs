@@ -33,7 +33,7 @@ impl Market {
         self.decided.lock().unwrap().len()
     }
 
-    /// Presents a payment to both processes until its outcome is final.
+    /// Presents a payment to one process after the other until its outcome is final.
     async fn buy(&self, replicas: &[Caller; 2], number: usize) {
         let body = self.purchases[number].body();
         let deadline = Instant::now() + Duration::from_mins(3);
@@ -170,7 +170,7 @@ async fn assert_sums(world: &World, replica: &Facilitator, market: &Market) {
     let mut ledger = world.database.connection().await;
     for (what, sql) in [
         (
-            "promises",
+            "holds",
             "select coalesce(sum(held), 0)::bigint from payer_accounts",
         ),
         (

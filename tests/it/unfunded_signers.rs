@@ -215,8 +215,8 @@ async fn upto_for_stopped_signer_is_refused_naming_another() {
     })
     .await;
     let named = |signer: Address, amount| {
-        let permission = Permit2Purchase::upto(&payer, PAYEE, amount);
-        permission
+        let payment = Permit2Purchase::upto(&payer, PAYEE, amount);
+        payment
             .with(move |signed| signed.witness.facilitator = Some(signer))
             .body()
     };

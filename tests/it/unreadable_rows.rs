@@ -26,16 +26,16 @@ async fn make_unreadable(world: &World, amount: u64) {
 }
 
 /// Presents one payment many times, each time beside a readable one, and returns its answers. Every readable one succeeds.
-async fn present_among_others(world: &World, payer: &Payer, odd: &Value) -> Vec<Answer> {
+async fn present_among_others(world: &World, payer: &Payer, unreadable: &Value) -> Vec<Answer> {
     let mut bodies = Vec::new();
     for _ in 0..16 {
         bodies.push(Purchase::new(payer, PAYEE, 1).body());
-        bodies.push(odd.clone());
+        bodies.push(unreadable.clone());
     }
     let answers = world.facilitator.settle_all(bodies).await;
-    let (good, odd): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::succeeded);
-    assert_eq!(good.len(), 16, "an honest one failed: {odd:?}");
-    odd
+    let (good, failed): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::succeeded);
+    assert_eq!(good.len(), 16, "another payment failed: {failed:?}");
+    failed
 }
 
 type Payer = alloy::signers::local::PrivateKeySigner;
@@ -48,21 +48,21 @@ async fn unreadable_row_affects_no_other_and_is_shown() {
     };
     let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
     let payer = world.payer().await;
-    let odd = Purchase::new(&payer, PAYEE, 7_000).body();
-    let settled = world.facilitator.settle(&odd).await;
+    let unreadable = Purchase::new(&payer, PAYEE, 7_000).body();
+    let settled = world.facilitator.settle(&unreadable).await;
     assert!(settled.succeeded(), "{settled:?}");
     let id = settled.body["extra"]["paymentId"].as_str().unwrap();
     make_unreadable(&world, 7_000).await;
     for _ in 0..2 {
-        for answer in present_among_others(&world, &payer, &odd).await {
+        for answer in present_among_others(&world, &payer, &unreadable).await {
             let said = (answer.status, answer.reason());
             assert_eq!(said, (200, "settlement_pending"), "{answer:?}");
         }
     }
-    let honest = Purchase::new(&payer, PAYEE, 1).body();
+    let readable = Purchase::new(&payer, PAYEE, 1).body();
     let (verdict, judged) = tokio::join!(
-        world.facilitator.verify(&odd),
-        world.facilitator.verify(&honest)
+        world.facilitator.verify(&unreadable),
+        world.facilitator.verify(&readable)
     );
     assert_eq!(verdict.reason(), "settlement_pending", "{verdict:?}");
     assert!(judged.is_valid(), "{judged:?}");
@@ -159,10 +159,10 @@ async fn unreadable_transfer_delays_no_other_payer() {
         ..Setup::default()
     };
     let world = setup.build().await;
-    let (odd, honest) = (world.payer_with_gas().await, world.payer_with_gas().await);
+    let (unreadable, readable) = (world.payer_with_gas().await, world.payer_with_gas().await);
     world.chain.automine(false).await;
     let mut sessions = Vec::new();
-    for (payer, amount) in [(&odd, 7_000), (&honest, 40)] {
+    for (payer, amount) in [(&unreadable, 7_000), (&readable, 40)] {
         let caller = &world.facilitator;
         let session = OpenSession::open(caller, payer, "transfer", PAYEE, amount).await;
         let raw = json!({"rawTransaction": session.transaction(0, None).0});

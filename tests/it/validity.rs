@@ -92,9 +92,9 @@ async fn starting_now_is_valid_without_block_overrides() {
         let answer = world.facilitator.settle(&purchase.body()).await;
         assert!(answer.succeeded(), "{answer:?}");
         // Other errors of the token are still reported.
-        let mut poor = Purchase::new(&crate::support::new_account(), PAYEE, amount);
-        poor.authorization.valid_after = at(now());
-        let verdict = world.facilitator.verify(&poor.body()).await;
+        let mut unfunded = Purchase::new(&crate::support::new_account(), PAYEE, amount);
+        unfunded.authorization.valid_after = at(now());
+        let verdict = world.facilitator.verify(&unfunded.body()).await;
         assert_eq!(
             verdict.reason(),
             "invalid_exact_evm_insufficient_balance",

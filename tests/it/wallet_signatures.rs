@@ -62,10 +62,10 @@ async fn wallet_pays_with_65_bytes_that_are_not_ecdsa() {
         purchase.signature = Some(approved_hash_signature(owner.address(), last));
         assert_settles(&world, &purchase, TEST_USDC).await;
     }
-    let mut stranger = Purchase::new(&owner, PAYEE, 10).paid_by(wallet);
-    stranger.signature = Some(approved_hash_signature(PAYEE, 1));
+    let mut foreign = Purchase::new(&owner, PAYEE, 10).paid_by(wallet);
+    foreign.signature = Some(approved_hash_signature(PAYEE, 1));
     let code = "invalid_exact_evm_signature";
-    world.assert_rejected_at_both(&stranger.body(), code).await;
+    world.assert_rejected_at_both(&foreign.body(), code).await;
 }
 
 /// Owner, zeros and a last byte: Safe's form of a hash that its owner has approved.

@@ -27,8 +27,8 @@ async fn contract_wallet_pays() {
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(500));
 
-    let stranger = Purchase::new(&new_account(), PAYEE, 100).paid_by(WALLET);
-    assert_refused(&world, &stranger, INVALID_SIGNATURE).await;
+    let foreign = Purchase::new(&new_account(), PAYEE, 100).paid_by(WALLET);
+    assert_refused(&world, &foreign, INVALID_SIGNATURE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

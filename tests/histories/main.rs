@@ -34,7 +34,7 @@ const WORLDS: u8 = 4;
 const HISTORIES: u32 = 50;
 
 #[test]
-fn two_hundred_random_histories_end_with_callers_ledger_and_chain_of_one_mind() {
+fn random_histories_leave_callers_ledger_and_chain_in_agreement() {
     let worlds: Vec<_> = (0..WORLDS)
         .map(|world| std::thread::spawn(move || play_in_world(world)))
         .collect();

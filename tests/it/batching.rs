@@ -44,7 +44,7 @@ async fn rejected_batch_simulations_do_not_disable_batching() {
     ] {
         world
             .proxy
-            .on("eth_call", Fault::RejectCallsTo(MULTICALL3, refusal));
+            .on("eth_call", Fault::RejectTo(MULTICALL3, refusal));
         let payer = world.payer().await;
         let bodies: Vec<Value> = (0..12)
             .map(|number| Purchase::new(&payer, PAYEE, 10 + number).body())

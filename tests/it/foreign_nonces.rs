@@ -10,7 +10,7 @@ use crate::support::{Chain, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xf0);
 /// Payments settle again within this time without an operator.
-const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
+const RECOVERY: Duration = Duration::from_mins(1);
 
 async fn world(signers: usize) -> World {
     let setup = Setup {
@@ -22,7 +22,7 @@ async fn world(signers: usize) -> World {
 }
 
 /// Sends one transaction with a signer's key, not through the service, and returns its hash.
-async fn send_foreign_transaction(world: &World, signer: Address) -> String {
+async fn use_key(world: &World, signer: Address) -> String {
     let foreign = json!([{"from": signer, "to": PAYEE, "value": "0x1"}]);
     let before = world.chain.transaction_count(signer).await;
     let hash = world.chain.call("eth_sendTransaction", foreign).await;
@@ -34,14 +34,14 @@ async fn send_foreign_transaction(world: &World, signer: Address) -> String {
 }
 
 /// Moves the recorded foreign uses five minutes into the past.
-async fn advance_five_minutes(world: &World) {
+async fn skip_five_minutes(world: &World) {
     sqlx::query("update foreign_nonces set found_at = found_at - interval '5 minutes'")
         .execute(&mut world.database.connection().await)
         .await
         .unwrap();
 }
 
-async fn stopped_reason(world: &World, signer: Address) -> Option<String> {
+async fn stop_reason(world: &World, signer: Address) -> Option<String> {
     let signers = world.facilitator.get("/signers").await.body;
     let named = signer.to_checksum(None);
     let signers = signers["signers"].as_array().unwrap().clone();
@@ -53,7 +53,7 @@ async fn stopped_reason(world: &World, signer: Address) -> Option<String> {
 async fn settle_all(world: &World, bodies: Vec<Value>) -> Duration {
     let began = Instant::now();
     let mut open = bodies;
-    eventually("all to settle", RECOVERY_LIMIT, async || {
+    eventually("all to settle", RECOVERY, async || {
         let answers = world.facilitator.settle_all(open.clone()).await;
         let done = |reason: &str| reason.is_empty() || reason == "duplicate_settlement";
         let all = answers.iter().all(|answer| done(answer.reason()));
@@ -97,43 +97,39 @@ async fn third_foreign_use_within_an_hour_stops_that_lane_alone() {
     for time in 1..=2 {
         let mut hashes = Vec::new();
         for signer in signers {
-            hashes.push(send_foreign_transaction(&world, signer.address).await);
+            hashes.push(use_key(&world, signer.address).await);
         }
         // Each lane has something to send, so that each meets the foreign transaction.
         let some = bodies(12);
         sold += some.len();
         let took = settle_all(&world, some).await;
-        assert!(took < RECOVERY_LIMIT, "{took:?}");
-        eventually("both to be found", RECOVERY_LIMIT, async || {
+        assert!(took < RECOVERY, "{took:?}");
+        eventually("both to be found", RECOVERY, async || {
             let log = world.facilitator.log();
             hashes.iter().all(|hash| log.contains(hash)).then_some(())
         })
         .await;
         for signer in signers {
-            assert_eq!(
-                stopped_reason(&world, signer.address).await,
-                None,
-                "time {time}"
-            );
+            assert_eq!(stop_reason(&world, signer.address).await, None, "{time}");
         }
-        advance_five_minutes(&world).await;
+        skip_five_minutes(&world).await;
     }
     assert_use_logged(&world);
 
-    let third = send_foreign_transaction(&world, signers[0].address).await;
+    let third = use_key(&world, signers[0].address).await;
     let some = bodies(12);
     sold += some.len();
     let took = settle_all(&world, some).await;
-    assert!(took < RECOVERY_LIMIT, "{took:?}");
-    let why = eventually("the lane to stop", RECOVERY_LIMIT, async || {
-        stopped_reason(&world, signers[0].address).await
+    assert!(took < RECOVERY, "{took:?}");
+    let why = eventually("the lane to stop", RECOVERY, async || {
+        stop_reason(&world, signers[0].address).await
     })
     .await;
     assert!(
         why.contains("3 times within an hour") && why.contains(&third),
         "{why}"
     );
-    assert_eq!(stopped_reason(&world, signers[1].address).await, None);
+    assert_eq!(stop_reason(&world, signers[1].address).await, None);
     let ready = world.facilitator.get("/readyz").await;
     assert_eq!(
         (ready.status, &ready.body["status"]),
@@ -163,10 +159,10 @@ async fn foreign_use_while_not_running_stops_no_lane() {
     let signer = Chain::signers(1)[0].address;
     settle_all(&world, vec![Purchase::new(&payer, PAYEE, 1).body()]).await;
     world.facilitator.terminate().await;
-    let hash = send_foreign_transaction(&world, signer).await;
+    let hash = use_key(&world, signer).await;
     world.facilitator.restart(None).await;
     settle_all(&world, vec![Purchase::new(&payer, PAYEE, 2).body()]).await;
-    assert_eq!(stopped_reason(&world, signer).await, None);
+    assert_eq!(stop_reason(&world, signer).await, None);
     assert!(world.facilitator.log().contains(&hash));
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(3));
 }
@@ -178,22 +174,22 @@ async fn foreign_use_spread_over_three_blocks_counts_once() {
     let payer = world.payer().await;
     let signer = Chain::signers(1)[0].address;
     for amount in 1..=3 {
-        let hash = send_foreign_transaction(&world, signer).await;
-        eventually("it to be found", RECOVERY_LIMIT, async || {
+        let hash = use_key(&world, signer).await;
+        eventually("it to be found", RECOVERY, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;
-        assert_eq!(stopped_reason(&world, signer).await, None, "block {amount}");
+        assert_eq!(stop_reason(&world, signer).await, None, "block {amount}");
         settle_all(&world, vec![Purchase::new(&payer, PAYEE, amount).body()]).await;
     }
     for time in [2, 3] {
-        advance_five_minutes(&world).await;
-        let hash = send_foreign_transaction(&world, signer).await;
-        eventually("it to be found", RECOVERY_LIMIT, async || {
+        skip_five_minutes(&world).await;
+        let hash = use_key(&world, signer).await;
+        eventually("it to be found", RECOVERY, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;
-        let why = stopped_reason(&world, signer).await;
+        let why = stop_reason(&world, signer).await;
         assert_eq!(why.is_some(), time == 3, "time {time}: {why:?}");
     }
 }

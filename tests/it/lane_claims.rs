@@ -68,7 +68,7 @@ async fn transient_error_during_nonce_check_stops_no_lane() {
     send_foreign_transaction(&world).await;
     world
         .proxy
-        .on(COUNT, Fault::RejectCallsAtHeights("Internal error"));
+        .on(COUNT, Fault::RejectAtHeights("Internal error"));
     world.facilitator.spawn(None).await;
     eventually("claims that fail", LIMIT, async || {
         assert_eq!(stopped_reason(&world).await, None);

@@ -61,7 +61,7 @@ async fn handler_has_the_hash_and_delivered_header_buys_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_copies_of_a_header_at_two_sellers_buy_one_resource() {
+async fn fifty_copies_of_a_header_at_two_sellers_buy_once() {
     let world = World::new().await;
     let payer = world.payer().await;
     for route in ["report", "after"] {
@@ -290,7 +290,7 @@ async fn killed_seller_serves_owed_purchase_after_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn official_buyers_and_sessions_on_both_rails_buy_from_our_seller() {
+async fn official_buyers_and_sessions_buy_from_our_seller() {
     let world = World::new().await;
     let buyer = &LocalChain::funded_keys()[9];
     world.chain.fund(buyer.address, 1_000_000).await;

@@ -90,7 +90,7 @@ async fn session_authorization_submitted_elsewhere_pays_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_copies_of_a_paid_header_at_two_processes_buy_one_resource() {
+async fn fifty_copies_of_a_paid_header_at_two_processes_buy_once() {
     let world = World::new().await;
     let payer = world.payer().await;
     let replica = world.replica().await;

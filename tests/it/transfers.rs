@@ -96,7 +96,7 @@ async fn header_alone_suffices_after_payers_transfer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_copies_of_a_proof_at_two_processes_buy_one_resource() {
+async fn fifty_copies_of_a_proof_at_two_processes_buy_once() {
     let world = World::new().await;
     let payer = world.payer_with_gas().await;
     let replica = world.replica().await;

@@ -12,7 +12,7 @@ mod forger;
 mod interop_programs;
 mod paywall_seller;
 mod permit2_purchase;
-mod provider_faults;
+mod provider;
 mod purchase;
 mod rpc_proxy;
 mod session;

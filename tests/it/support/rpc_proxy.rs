@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::provider_faults::{self, Substitute, blank_member};
+use super::provider::{self, Substitute, blank};
 use super::{eventually, forger};
 
 /// Part of the URL, like the API key of a hosted RPC: it must appear in no log and no answer.
@@ -51,7 +51,7 @@ pub(crate) enum Fault {
     /// Log queries over more blocks than this are rejected.
     LogRangeLimit(u64),
     /// Calls to this contract (lower case) are rejected with this text.
-    RejectCallsTo(&'static str, &'static str),
+    RejectTo(&'static str, &'static str),
     /// Heads, account nonces and receipts are forged, and no transaction is forwarded; see [`forger`].
     Forges,
     /// One read in ten finds no block, one call in ten gets 429, and one in fifty is dropped.
@@ -71,7 +71,7 @@ pub(crate) enum Fault {
     /// The gas of a call is capped at this.
     CallGasCap(u64),
     /// Calls for the state at a height are rejected with this text.
-    RejectCallsAtHeights(&'static str),
+    RejectAtHeights(&'static str),
     /// A chain before EIP-1559: no base fee and no typed transactions.
     Legacy,
     /// Receipts contain this rollup data fee, in wei.
@@ -96,7 +96,7 @@ struct Shared {
     calls: Mutex<HashMap<String, usize>>,
     /// Hashes of the transactions sent, in order of arrival.
     sent: Mutex<Vec<B256>>,
-    /// Calls rejected by [`Fault::RejectCallsTo`].
+    /// Calls rejected by [`Fault::RejectTo`].
     refused: AtomicUsize,
     /// The bytes of those transactions.
     raw: Mutex<Vec<alloy::primitives::Bytes>>,
@@ -163,7 +163,7 @@ impl Proxy {
         self.shared.sent.lock().unwrap().clone()
     }
 
-    /// Calls rejected by [`Fault::RejectCallsTo`].
+    /// Calls rejected by [`Fault::RejectTo`].
     pub(crate) fn refused(&self) -> usize {
         self.shared.refused.load(Ordering::Relaxed)
     }
@@ -260,7 +260,7 @@ async fn with(
         }
         Fault::StoppedAt(height) => stopped_at(height, shared, request, &body).await,
         Fault::AcceptAndDrop => result_of(request, &json!(keccak256(raw_of(request)))),
-        Fault::RejectCallsTo(contract, message) => {
+        Fault::RejectTo(contract, message) => {
             let to = request["params"][0]["to"].as_str().unwrap_or_default();
             if to.to_lowercase() != contract {
                 return forward(shared, body).await;
@@ -280,7 +280,7 @@ async fn with(
         | Fault::OverridesRefused
         | Fault::OverridesIgnored
         | Fault::BlockOverridesRefused
-        | Fault::BlockOverridesIgnored => match provider_faults::substitute(fault, request) {
+        | Fault::BlockOverridesIgnored => match provider::substitute(fault, request) {
             Substitute::Answer(answer) => answer,
             Substitute::Call(call) => forward(shared, call.to_string().into()).await,
             Substitute::Nothing => forward(shared, body).await,
@@ -292,25 +292,14 @@ async fn with(
             call["params"][0]["gas"] = format!("0x{most:x}").into();
             forward(shared, call.to_string().into()).await
         }
-        Fault::RejectCallsAtHeights(message) => {
-            match request["params"][1].as_str().and_then(number) {
-                Some(_) => error(calls, message),
-                None => forward(shared, body).await,
-            }
-        }
-        Fault::Null(name) => {
-            changed(shared, body, |result| blank_member(result, name, false)).await
-        }
-        Fault::Without(name) => {
-            changed(shared, body, |result| blank_member(result, name, true)).await
-        }
+        Fault::RejectAtHeights(message) => match request["params"][1].as_str().and_then(number) {
+            Some(_) => error(calls, message),
+            None => forward(shared, body).await,
+        },
+        Fault::Null(name) => changed(shared, body, |result| blank(result, name, false)).await,
+        Fault::Without(name) => changed(shared, body, |result| blank(result, name, true)).await,
         Fault::Legacy => legacy(shared, request, body).await,
-        Fault::DataFee(wei) => {
-            changed(shared, body, |result| {
-                provider_faults::add_data_fee(result, wei)
-            })
-            .await
-        }
+        Fault::DataFee(wei) => changed(shared, body, |result| provider::charge(result, wei)).await,
     }
 }
 
@@ -359,7 +348,7 @@ async fn lagging(by: u64, shared: &Shared, request: &Value, body: &Bytes) -> Res
     let height = height(shared).await.saturating_sub(by);
     let block = request["params"][1].as_str().and_then(number);
     if block.is_some_and(|block| block > height) {
-        return provider_faults::refusal(request, -32000, "header not found");
+        return provider::refusal(request, -32000, "header not found");
     }
     let text = String::from_utf8_lossy(body);
     let then = text.replace("\"latest\"", &format!("\"0x{height:x}\""));
@@ -371,7 +360,7 @@ async fn pruned(kept: u64, shared: &Shared, request: &Value, body: Bytes) -> Res
     let block = request["params"][1].as_str().and_then(number);
     let oldest = height(shared).await.saturating_sub(kept);
     if block.is_some_and(|block| block < oldest) {
-        return provider_faults::refusal(
+        return provider::refusal(
             request,
             -32000,
             "missing trie node 3c0e (path ) state is not available",

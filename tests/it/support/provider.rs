@@ -83,10 +83,10 @@ pub(super) fn substitute(fault: Fault, request: &Value) -> Substitute {
 }
 
 /// Adds a data fee to receipts.
-pub(super) fn add_data_fee(result: &mut Value, wei: u64) {
+pub(super) fn charge(result: &mut Value, wei: u64) {
     if let Value::Array(receipts) = result {
         for receipt in receipts {
-            add_data_fee(receipt, wei);
+            charge(receipt, wei);
         }
     } else if let Value::Object(receipt) = result {
         receipt.insert("l1Fee".to_owned(), format!("0x{wei:x}").into());
@@ -94,7 +94,7 @@ pub(super) fn add_data_fee(result: &mut Value, wei: u64) {
 }
 
 /// Sets every member of that name to null, or removes it.
-pub(super) fn blank_member(value: &mut Value, name: &str, remove: bool) {
+pub(super) fn blank(value: &mut Value, name: &str, remove: bool) {
     if let Value::Object(members) = value {
         if remove {
             members.remove(name);
@@ -102,11 +102,11 @@ pub(super) fn blank_member(value: &mut Value, name: &str, remove: bool) {
             *member = Value::Null;
         }
         for member in members.values_mut() {
-            blank_member(member, name, remove);
+            blank(member, name, remove);
         }
     } else if let Value::Array(items) = value {
         for item in items {
-            blank_member(item, name, remove);
+            blank(item, name, remove);
         }
     }
 }

@@ -3,28 +3,17 @@
 use std::time::Duration;
 
 use alloy::primitives::{Address, U64, U256};
-use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::Amount;
 
-use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
+use crate::support::{
+    Answer, Fault, Purchase, World, attempts, eventually, manually_mined, settle_until_final,
+};
 
 const PAYEE: Address = Address::repeat_byte(0xfe);
 const SEND: &str = "eth_sendRawTransaction";
 const GWEI: u64 = 1_000_000_000;
-
-/// A world whose blocks the test mines.
-async fn world(toml: &str) -> (World, PrivateKeySigner) {
-    let setup = Setup {
-        toml: format!("[networks.base-sepolia]\n{toml}\n"),
-        ..Setup::default()
-    };
-    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
-    let payer = world.payer().await;
-    world.chain.automine(false).await;
-    (world, payer)
-}
 
 /// Mines a block with this base fee; true if it holds a transaction.
 async fn block_at(world: &World, gwei: u64) -> bool {
@@ -35,20 +24,6 @@ async fn block_at(world: &World, gwei: u64) -> bool {
     let block = json!(["latest", false]);
     let block = world.chain.call("eth_getBlockByNumber", block).await;
     !block["transactions"].as_array().unwrap().is_empty()
-}
-
-/// Settles until the answer is final.
-async fn settle_until_final(world: &World, body: &Value) -> Answer {
-    eventually("an outcome", Duration::from_secs(30), async || {
-        let answer = world.facilitator.settle(body).await;
-        (answer.reason() != "settlement_pending").then_some(answer)
-    })
-    .await
-}
-
-async fn attempts(world: &World, answer: &Answer) -> Vec<Value> {
-    let row = world.facilitator.payment(answer).await;
-    row["attempts"].as_array().unwrap().clone()
 }
 
 /// Mines expensive blocks until the payment has another attempt. While sends are lost, its bytes do not reach the node.
@@ -68,7 +43,7 @@ fn fee(attempt: &Value) -> u128 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_10_rising_base_fee_bumps_fee_under_same_nonce() {
-    let (world, payer) = world("max_fee_wei = 100000000000").await;
+    let (world, payer) = manually_mined("max_fee_wei = 100000000000").await;
     let body = Purchase::new(&payer, PAYEE, 10).body();
     let pending = world.facilitator.settle(&body).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
@@ -90,7 +65,7 @@ async fn scenario_10_rising_base_fee_bumps_fee_under_same_nonce() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_11_original_may_be_mined_instead_of_replacement() {
-    let (world, payer) = world("max_fee_wei = 100000000000").await;
+    let (world, payer) = manually_mined("max_fee_wei = 100000000000").await;
     let body = Purchase::new(&payer, PAYEE, 11).body();
     let pending = world.facilitator.settle(&body).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
@@ -119,7 +94,7 @@ async fn scenario_11_original_may_be_mined_instead_of_replacement() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_12_replacement_underpriced_error_proves_nothing() {
-    let (world, payer) = world("").await;
+    let (world, payer) = manually_mined("").await;
     let body = Purchase::new(&payer, PAYEE, 13).body();
     world
         .proxy
@@ -137,7 +112,7 @@ async fn scenario_12_replacement_underpriced_error_proves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_29_expired_inflight_payment_fails_and_frees_nonce() {
-    let (world, payer) = world("max_fee_wei = 100000000000").await;
+    let (world, payer) = manually_mined("max_fee_wei = 100000000000").await;
     let purchase = Purchase::new(&payer, PAYEE, 29);
     let pending = world.facilitator.settle(&purchase.body()).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");

@@ -9,8 +9,8 @@ use x402d::ledger::Ledger;
 use x402d::protocol::Network;
 
 use crate::support::{
-    Answer, Chain, Fault, Proxy, Purchase, Setup, World, eventually, mintCall, new_account,
-    setModeCall,
+    Answer, Chain, Fault, Proxy, Purchase, Setup, World, eventually, has_event, mintCall,
+    new_account, setModeCall,
 };
 
 const PAYEE: Address = Address::repeat_byte(0xf0);
@@ -18,11 +18,6 @@ const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const TOKEN: Address = Address::repeat_byte(0x70);
 const SEND: &str = "eth_sendRawTransaction";
 const HEADS: &str = "eth_getBlockByNumber";
-
-fn has_event(row: &Value, kind: &str) -> bool {
-    let events = row["events"].as_array().unwrap();
-    events.iter().any(|event| event["kind"] == kind)
-}
 
 async fn wait_for_state(world: &World, told: &Answer, state: &str) -> Value {
     eventually(state, Duration::from_secs(40), async || {

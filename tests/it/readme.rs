@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use x402d::embedded::{LocalChain, TEST_USDC};
 
-use crate::support::{World, buy, eventually, example};
+use crate::support::{World, buy, eventually, example, free_port};
 
 const PAYEE: Address = Address::repeat_byte(0x4e);
 
@@ -28,11 +28,6 @@ fn snippet(title: &str) -> String {
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Runs a seller and buys its report once.

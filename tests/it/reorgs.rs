@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually};
+use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually, has_event};
 
 const PAYEE: Address = Address::repeat_byte(0x4e);
 
@@ -75,11 +75,6 @@ async fn success_waits_for_confirmations_across_a_reorg() {
 
 async fn block_hash(world: &World, told: &Answer) -> Value {
     world.chain.receipt(&told.transaction()).await["blockHash"].take()
-}
-
-fn has_event(row: &Value, kind: &str) -> bool {
-    let events = row["events"].as_array().unwrap();
-    events.iter().any(|event| event["kind"] == kind)
 }
 
 /// The payment's states, oldest first.

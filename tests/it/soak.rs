@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use x402d::embedded::TEST_USDC;
 
 use crate::support::{
-    Answer, Caller, Chain, Fault, Proxy, Purchase, Setup, World, eventually, new_account,
+    Answer, Caller, Chain, Fault, Proxy, Purchase, Setup, World, eventually, new_account, random,
 };
 
 const PAYEE: Address = Address::repeat_byte(0x50);
@@ -36,14 +36,9 @@ struct Shared {
     /// By nonce: the hash and amount of each success that callers received.
     paid: Mutex<HashMap<B256, (String, u64)>>,
     duplicates: AtomicUsize,
-    nonsense: AtomicUsize,
+    invalid: AtomicUsize,
     drained: AtomicUsize,
     faults: AtomicUsize,
-}
-
-/// A number below `limit`.
-fn random(limit: usize) -> usize {
-    usize::from(B256::random()[0]) * limit / 256
 }
 
 fn seconds() -> u64 {
@@ -70,7 +65,7 @@ async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
         ends: Instant::now() + Duration::from_secs(seconds()),
         paid: Mutex::default(),
         duplicates: AtomicUsize::new(0),
-        nonsense: AtomicUsize::new(0),
+        invalid: AtomicUsize::new(0),
         drained: AtomicUsize::new(0),
         faults: AtomicUsize::new(0),
     });
@@ -91,10 +86,10 @@ async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
     let (settled_down, at_the_end) = (memory[third], *memory.last().unwrap());
     let paid = shared.paid.lock().unwrap().len();
     println!(
-        "{} s: {paid} paid, {} copies, {} pieces of nonsense, {} drained payers, {} faults; memory {} KiB after a third, {} at most, {at_the_end} at the end",
+        "{} s: {paid} paid, {} duplicates, {} invalid requests, {} drained payers, {} faults; memory {} KiB after a third, {} at most, {at_the_end} at the end",
         seconds(),
         shared.duplicates.load(Ordering::Relaxed),
-        shared.nonsense.load(Ordering::Relaxed),
+        shared.invalid.load(Ordering::Relaxed),
         shared.drained.load(Ordering::Relaxed),
         shared.faults.load(Ordering::Relaxed),
         settled_down,
@@ -179,7 +174,7 @@ async fn send_invalid_requests(shared: Arc<Shared>) {
         let path = if random(2) == 0 { "/verify" } else { "/settle" };
         let answer = shared.caller.post_text(path, text).await;
         assert!(!answer.succeeded() && !answer.is_valid(), "{answer:?}");
-        shared.nonsense.fetch_add(1, Ordering::Relaxed);
+        shared.invalid.fetch_add(1, Ordering::Relaxed);
     }
 }
 

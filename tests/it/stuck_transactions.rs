@@ -3,31 +3,16 @@
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
-use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually};
+use crate::support::{
+    Answer, Chain, Fault, Purchase, Setup, World, attempts, eventually, manually_mined,
+    settle_until_final,
+};
 
 const PAYEE: Address = Address::repeat_byte(0x57);
 const SEND: &str = "eth_sendRawTransaction";
-
-/// A world whose blocks the test mines.
-async fn world(toml: &str) -> (World, PrivateKeySigner) {
-    let setup = Setup {
-        toml: format!("[networks.base-sepolia]\n{toml}\n"),
-        ..Setup::default()
-    };
-    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
-    let payer = world.payer().await;
-    world.chain.automine(false).await;
-    (world, payer)
-}
-
-async fn attempts(world: &World, answer: &Answer) -> Vec<Value> {
-    let row = world.facilitator.payment(answer).await;
-    row["attempts"].as_array().unwrap().clone()
-}
 
 /// `maxFeeWei` and `maxPriorityFeeWei`, in wei.
 fn fees(attempt: &Value) -> [u128; 2] {
@@ -50,18 +35,10 @@ async fn mine_until_replaced(world: &World, pending: &Answer) -> Vec<Value> {
     .await
 }
 
-async fn settle_until_final(world: &World, body: &Value) -> Answer {
-    eventually("an outcome", Duration::from_secs(30), async || {
-        let answer = world.facilitator.settle(body).await;
-        (answer.reason() != "settlement_pending").then_some(answer)
-    })
-    .await
-}
-
 /// The error is that of Polygon's nodes.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_10_priority_fee_is_raised_under_the_same_nonce() {
-    let (world, payer) = world("").await;
+    let (world, payer) = manually_mined("").await;
     let low = "transaction underpriced: gas tip cap 1000000, minimum needed 25000000000";
     world.proxy.on(SEND, Fault::Error(low));
     let body = Purchase::new(&payer, PAYEE, 1).body();
@@ -78,7 +55,7 @@ async fn scenario_10_priority_fee_is_raised_under_the_same_nonce() {
 /// Nodes accept it and its fee covers the base fee, but blocks leave it out.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_10_long_unmined_transaction_gets_a_fee_bump() {
-    let (world, payer) = world("").await;
+    let (world, payer) = manually_mined("").await;
     world.proxy.on(SEND, Fault::AcceptAndDrop);
     let body = Purchase::new(&payer, PAYEE, 2).body();
     let pending = world.facilitator.settle(&body).await;
@@ -95,7 +72,7 @@ async fn scenario_10_long_unmined_transaction_gets_a_fee_bump() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_29_expired_payment_frees_nonce_by_self_transfer() {
-    let (world, payer) = world("").await;
+    let (world, payer) = manually_mined("").await;
     world.proxy.on(SEND, Fault::AcceptAndDrop);
     let purchase = Purchase::new(&payer, PAYEE, 3);
     let pending = world.facilitator.settle(&purchase.body()).await;

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, U256};
 use sqlx::Row;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Answer, Caller, Chain, Facilitator, Purchase, Setup, World, eventually};
+use crate::support::{
+    Answer, Caller, Chain, Facilitator, Purchase, Setup, World, eventually, random,
+};
 
 const PAYEE: Address = Address::repeat_byte(0x2f);
 const PAYMENTS: usize = 2_000;
@@ -62,11 +64,6 @@ impl Market {
 
 fn is_final(answer: &Answer) -> bool {
     answer.succeeded() || answer.reason() == "duplicate_settlement"
-}
-
-/// A number below `limit`.
-fn random(limit: usize) -> usize {
-    usize::from(B256::random()[0]) * limit / 256
 }
 
 #[tokio::test(flavor = "multi_thread")]

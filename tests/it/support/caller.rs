@@ -146,3 +146,9 @@ impl Caller {
         Ok(Answer { status, body })
     }
 }
+
+/// Whether a payment, as the operator sees it, has an event of this kind.
+pub(crate) fn has_event(row: &Value, kind: &str) -> bool {
+    let events = row["events"].as_array().unwrap();
+    events.iter().any(|event| event["kind"] == kind)
+}

@@ -21,12 +21,12 @@ mod wait;
 mod world;
 
 pub(crate) use buyer_process::{BuyerProcess, Interception, PayOutput, SellerProxy};
-pub(crate) use caller::{Answer, Caller};
+pub(crate) use caller::{Answer, Caller, has_event};
 pub(crate) use chain::{
     Chain, addressOfCall, approveCall, createWalletCall, invalidateUnorderedNoncesCall, mintCall,
     pauseCall, setModeCall,
 };
-pub(crate) use cluster::{Cluster, Pooler};
+pub(crate) use cluster::{Cluster, Pooler, free_port};
 pub(crate) use command::run;
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
@@ -34,9 +34,9 @@ pub(crate) use filled_ledger::FilledLedger;
 pub(crate) use interop_programs::{BuyerReport, Seller, buy, buy_with, example};
 pub(crate) use paywall_seller::{PaywallSeller, payment_header, present, receipt};
 pub(crate) use permit2_purchase::{Permit2Purchase, signed};
-pub(crate) use purchase::{Purchase, new_account, wrapped};
+pub(crate) use purchase::{Purchase, new_account, random, wrapped};
 pub(crate) use rpc_proxy::{Fault, Proxy, SECRET};
 pub(crate) use session::OpenSession;
 pub(crate) use tcp_proxy::TcpProxy;
 pub(crate) use wait::eventually;
-pub(crate) use world::{Setup, World};
+pub(crate) use world::{Setup, World, attempts, manually_mined, settle_until_final};

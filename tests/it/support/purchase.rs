@@ -21,6 +21,11 @@ fn unused() -> B256 {
     keccak256([Uuid::now_v7().into_bytes(), Uuid::now_v7().into_bytes()].concat())
 }
 
+/// A number below `limit`.
+pub(crate) fn random(limit: usize) -> usize {
+    usize::from(B256::random()[0]) * limit / 256
+}
+
 /// The owner's signature in an ERC-6492 wrapper, with the call that creates the owner's wallet.
 pub(crate) fn wrapped(purchase: &Purchase, salt: B256) -> Bytes {
     let create = createWalletCall {

@@ -248,3 +248,30 @@ impl Setup {
         }
     }
 }
+
+/// A world whose blocks the test mines.
+pub(crate) async fn manually_mined(toml: &str) -> (World, PrivateKeySigner) {
+    let setup = Setup {
+        toml: format!("[networks.base-sepolia]\n{toml}\n"),
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let payer = world.payer().await;
+    world.chain.automine(false).await;
+    (world, payer)
+}
+
+/// Settles until the answer is final.
+pub(crate) async fn settle_until_final(world: &World, body: &Value) -> Answer {
+    eventually("an outcome", Duration::from_secs(30), async || {
+        let answer = world.facilitator.settle(body).await;
+        (answer.reason() != "settlement_pending").then_some(answer)
+    })
+    .await
+}
+
+/// The payment's attempts, as the operator sees them.
+pub(crate) async fn attempts(world: &World, answer: &Answer) -> Vec<Value> {
+    let row = world.facilitator.payment(answer).await;
+    row["attempts"].as_array().unwrap().clone()
+}

@@ -50,23 +50,23 @@ impl Waiting {
     }
 
     /// The batch is simulated and sent; its transaction reaches the node after `meanwhile`.
-    async fn go(self, meanwhile: impl AsyncFnOnce(&World)) -> (World, Vec<Answer>) {
+    async fn send_while(self, meanwhile: impl AsyncFnOnce(&World)) -> (World, Vec<Answer>) {
         self.world.proxy.on(SEND, Fault::Hold);
         let sends = self.world.proxy.calls(SEND);
         self.world.resume_mining().await;
         self.world.proxy.called(SEND, sends).await;
         meanwhile(&self.world).await;
         self.world.proxy.on(SEND, Fault::None);
-        self.end().await
+        self.answers().await
     }
 
     /// Makes room in the lane.
-    async fn go_at_once(self) -> (World, Vec<Answer>) {
+    async fn send(self) -> (World, Vec<Answer>) {
         self.world.resume_mining().await;
-        self.end().await
+        self.answers().await
     }
 
-    async fn end(self) -> (World, Vec<Answer>) {
+    async fn answers(self) -> (World, Vec<Answer>) {
         let mut answers = Vec::new();
         for mut payment in self.payments {
             answers.push(payment.join_next().await.unwrap().unwrap().unwrap());
@@ -115,7 +115,7 @@ async fn scenario_19_payer_spending_before_send_is_left_out() {
     let everything = Purchase::new(&spender, OTHER_ACCOUNT, 100_000_000);
     let spend = json!([Chain::submission(&everything)]);
     waiting.world.chain.call("eth_sendTransaction", spend).await;
-    let (world, answers) = waiting.go_at_once().await;
+    let (world, answers) = waiting.send().await;
     assert_all_but_second_succeed(&world, &answers, POOR).await;
     assert_eq!(
         world.transactions(1).await,
@@ -131,7 +131,7 @@ async fn scenario_20_payer_spending_after_simulation_fails_alone() {
     let waiting = Waiting::with(world, &[&one, &two, &last]).await;
     let everything = Purchase::new(&spender, OTHER_ACCOUNT, 100_000_000);
     let spend = async |world: &World| world.chain.submit(&everything).await;
-    let (world, answers) = waiting.go(spend).await;
+    let (world, answers) = waiting.send_while(spend).await;
     assert_all_but_second_succeed(&world, &answers, POOR).await;
     let row = world.facilitator.payment(&answers[1]).await;
     assert_eq!(
@@ -162,7 +162,7 @@ async fn scenario_32_payer_becoming_a_wallet_is_checked_again() {
         .chain
         .set_storage(payer.address(), 0, owner)
         .await;
-    let (world, answers) = waiting.go_at_once().await;
+    let (world, answers) = waiting.send().await;
     let code = "invalid_exact_evm_transaction_simulation_failed";
     assert_all_but_second_succeed(&world, &answers, code).await;
     assert_eq!(world.transactions(1).await, ROOM + 1);
@@ -184,7 +184,7 @@ async fn scenario_32_payer_becoming_agreeing_wallet_is_sent_alone() {
         .chain
         .set_storage(payer.address(), 0, owner)
         .await;
-    let (world, answers) = waiting.go_at_once().await;
+    let (world, answers) = waiting.send().await;
     assert!(answers.iter().all(Answer::succeeded), "{answers:?}");
     assert_eq!(answers[0].transaction(), answers[2].transaction());
     assert_ne!(answers[0].transaction(), answers[1].transaction());
@@ -206,7 +206,7 @@ async fn scenario_31_gas_burning_wallet_burns_only_its_own_limit() {
             .set_storage(WALLET, 0, B256::with_last_byte(1))
             .await;
     };
-    let (world, answers) = waiting.go(burn).await;
+    let (world, answers) = waiting.send_while(burn).await;
     assert!(
         answers[0].succeeded() && answers[2].succeeded(),
         "{answers:?}"
@@ -242,7 +242,7 @@ async fn scenario_40_paused_token_is_invalid_and_not_retried() {
     let pause = async |world: &World| {
         world.chain.send(TEST_USDC, pauseCall { on: true }).await;
     };
-    let (world, answers) = waiting.go(pause).await;
+    let (world, answers) = waiting.send_while(pause).await;
     let code = "invalid_exact_evm_transaction_simulation_failed";
     for answer in &answers {
         assert_eq!((answer.reason(), answer.transaction().as_str()), (code, ""));

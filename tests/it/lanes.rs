@@ -30,7 +30,7 @@ async fn signer(facilitator: &Facilitator, address: Address) -> Value {
     found.unwrap().clone()
 }
 
-async fn wait_for_log(facilitator: &Facilitator, text: &str) {
+async fn logged(facilitator: &Facilitator, text: &str) {
     eventually(text, Duration::from_secs(30), async || {
         facilitator.log().contains(text).then_some(())
     })
@@ -73,7 +73,7 @@ async fn scenario_14_foreign_nonce_is_skipped_and_payment_settles() {
     let robbed = signer(&world.facilitator, robbed).await;
     assert_eq!(robbed["stoppedReason"], json!(null), "once is no reason");
     assert_eq!(robbed["transactionsInFlight"], 0);
-    wait_for_log(&world.facilitator, "signer key used elsewhere").await;
+    logged(&world.facilitator, "signer key used elsewhere").await;
     let row = world.facilitator.payment(&settled).await;
     assert_eq!(row["attempts"].as_array().unwrap().len(), 2);
 }
@@ -130,7 +130,7 @@ async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
     let set = "anvil_setBalance";
     chain.call(set, json!([unfunded, U256::from(1_000)])).await;
     let world = two_signers().on(chain).await;
-    wait_for_log(&world.facilitator, "it takes no more until it is refilled").await;
+    logged(&world.facilitator, "it takes no more until it is refilled").await;
     let payer = world.payer().await;
     for number in 0..4 {
         let body = Purchase::new(&payer, PAYEE, 340 + number).body();
@@ -145,7 +145,7 @@ async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
 
     let plenty = U256::from(10).pow(U256::from(18));
     world.chain.call(set, json!([unfunded, plenty])).await;
-    wait_for_log(&world.facilitator, "the signer has enough for gas again").await;
+    logged(&world.facilitator, "the signer has enough for gas again").await;
     let bodies = (0..40).map(|number| Purchase::new(&payer, PAYEE, 400 + number).body());
     for answer in world.facilitator.settle_all(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");

@@ -37,13 +37,13 @@ impl Pool {
         }
     }
 
-    async fn settles(&self, amount: u64) {
+    async fn assert_settles(&self, amount: u64) {
         let body = Purchase::new(&self.payer, PAYEE, amount).body();
         let answer = self.world.facilitator.settle(&body).await;
         assert!(answer.succeeded(), "{answer:?}");
     }
 
-    async fn verifies(&self) -> Duration {
+    async fn time_verify(&self) -> Duration {
         let began = Instant::now();
         let body = Purchase::new(&self.payer, PAYEE, 1).body();
         let answer = self.world.facilitator.verify(&body).await;
@@ -52,11 +52,11 @@ impl Pool {
     }
 
     /// Waits until payments are verified without the first endpoint, or with it again.
-    async fn reads_from_the_first(&self, wanted: bool) {
+    async fn wait_until_first_is_read(&self, wanted: bool) {
         let what = format!("reads from the first endpoint: {wanted}");
         eventually(&what, Duration::from_secs(30), async || {
             let before = self.first.calls(READ);
-            self.verifies().await;
+            self.time_verify().await;
             ((self.first.calls(READ) > before) == wanted).then_some(())
         })
         .await;
@@ -73,7 +73,7 @@ impl Pool {
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_35_stale_endpoint_is_not_read_and_causes_no_storm() {
     let pool = Pool::new().await;
-    pool.settles(1).await;
+    pool.assert_settles(1).await;
     let height = pool
         .world
         .chain
@@ -81,9 +81,9 @@ async fn scenario_35_stale_endpoint_is_not_read_and_causes_no_storm() {
         .await;
     pool.world.chain.mine(12).await;
     pool.first.all(Fault::StoppedAt(height));
-    pool.reads_from_the_first(false).await;
+    pool.wait_until_first_is_read(false).await;
     for amount in 2..6 {
-        pool.settles(amount).await;
+        pool.assert_settles(amount).await;
     }
     assert_eq!(
         pool.world.chain.transfers_to(TEST_USDC, PAYEE).await.len(),
@@ -93,8 +93,8 @@ async fn scenario_35_stale_endpoint_is_not_read_and_causes_no_storm() {
     assert!(!log.contains("left the chain"), "no reorganisation");
     pool.first.all(Fault::None);
     pool.second.all(Fault::Unavailable);
-    pool.reads_from_the_first(true).await;
-    pool.settles(6).await;
+    pool.wait_until_first_is_read(true).await;
+    pool.assert_settles(6).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,40 +104,40 @@ async fn scenario_36_endpoint_returning_with_other_chain_is_not_used() {
     pool.logged("an endpoint serves another chain; it is not used")
         .await;
     let before = pool.first.calls(READ);
-    pool.settles(1).await;
-    pool.verifies().await;
+    pool.assert_settles(1).await;
+    pool.time_verify().await;
     assert_eq!(pool.first.calls(READ), before);
     pool.first.on("eth_chainId", Fault::None);
     pool.logged("an endpoint is used again").await;
     pool.second.all(Fault::Unavailable);
-    pool.settles(2).await;
+    pool.assert_settles(2).await;
     assert!(pool.first.calls(READ) > before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_37_silent_endpoint_costs_one_hedge_then_is_avoided() {
     let pool = Pool::new().await;
-    pool.settles(1).await;
+    pool.assert_settles(1).await;
     pool.first.all(Fault::RequestLost);
-    let took = pool.verifies().await;
+    let took = pool.time_verify().await;
     assert!(took < Duration::from_millis(2_500), "{took:?}");
     let began = Instant::now();
-    pool.settles(2).await;
+    pool.assert_settles(2).await;
     assert!(
         began.elapsed() < Duration::from_secs(5),
         "{:?}",
         began.elapsed()
     );
-    pool.reads_from_the_first(false).await;
+    pool.wait_until_first_is_read(false).await;
     let mut slowest = Duration::ZERO;
     for _ in 0..10 {
-        slowest = slowest.max(pool.verifies().await);
+        slowest = slowest.max(pool.time_verify().await);
     }
     assert!(slowest < Duration::from_millis(2_500), "{slowest:?}");
     pool.first.all(Fault::None);
     pool.second.all(Fault::RequestLost);
-    pool.reads_from_the_first(true).await;
-    pool.settles(3).await;
+    pool.wait_until_first_is_read(true).await;
+    pool.assert_settles(3).await;
 }
 
 /// A sequencer's own endpoint or a private relay: it accepts transactions and answers nothing else.

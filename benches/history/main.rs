@@ -3,10 +3,7 @@
 //!     DATABASE_URL=postgres://…/postgres cargo bench --bench history
 //!
 //! Creates a database on that server and drops it afterwards. Fails when the median of any page reaches 20 ms.
-#![expect(
-    clippy::print_stdout,
-    reason = "a benchmark is read where it is started"
-)]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 mod pages;
 mod table;

@@ -5,17 +5,14 @@
 //!
 //! `+100` runs only with 100 ms between x402d and the chain. Each line is one run: that many callers, each with one request at a time,
 //! for eight blocks of two seconds. The generator, x402d, Postgres and the chain share the machine.
-#![expect(
-    clippy::print_stdout,
-    reason = "a benchmark is read where it is started"
-)]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 #![expect(
     clippy::print_stderr,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::as_conversions,
-    reason = "a benchmark may end at the first surprise, as a test does"
+    reason = "a benchmark may panic like a test"
 )]
 
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
@@ -112,7 +109,7 @@ fn report(callers: usize, latency_ms: u64, run: &Run) {
     );
     assert_eq!(
         run.transfers, run.settled,
-        "every success is one transfer, and nothing else moved"
+        "every success is one transfer, and there are no others"
     );
 }
 

@@ -146,11 +146,13 @@ fn one(
     }
     // Success after one confirmation can be undone by a reorg, and only by a reorg.
     if !settled && (!told.is_empty() || good) && !recorded.reorganised {
-        return Err(format!("told {told:?}, then {last:?}, and nothing moved"));
+        return Err(format!(
+            "successes {told:?}, then {last:?}, and no transfer"
+        ));
     }
     // A kill between the socket flush and the commit permits one more success.
     if told.len() > 1 + usize::from(killed) {
-        return Err(format!("success was told {} times", told.len()));
+        return Err(format!("success was answered {} times", told.len()));
     }
     Ok(())
 }
@@ -186,7 +188,7 @@ async fn nonces_have_no_gap(world: &World, ledger: &mut PgConnection) -> Result<
         .await
         .unwrap();
         let Some(next) = next else {
-            return Err(format!("the lane of {} stands still", signer.address));
+            return Err(format!("the lane of {} is stopped", signer.address));
         };
         let mined = world.chain.transaction_count(signer.address).await;
         let pending = world.chain.pending_count(signer.address).await;

@@ -134,10 +134,7 @@ async fn scenario_20_payer_spending_after_simulation_fails_alone() {
     let (world, answers) = waiting.send_while(spend).await;
     assert_all_but_second_succeed(&world, &answers, POOR).await;
     let row = world.facilitator.payment(&answers[1]).await;
-    assert_eq!(
-        row["state"], "refused",
-        "its authorization is as good as before"
-    );
+    assert_eq!(row["state"], "refused", "its authorization is still valid");
     assert_eq!(row["attempts"][0]["mined"]["outcome"], "without_effect");
     assert_eq!(
         world.transactions(1).await,

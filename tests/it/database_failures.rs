@@ -36,7 +36,7 @@ async fn silent_connections_fail_only_their_requests() {
         let body = Purchase::new(&payer, PAYEE, amount).body();
         hanging.spawn(world.facilitator.post_task("/settle", &body));
     }
-    eventually("statements that hang", Duration::from_secs(8), async || {
+    eventually("hanging statements", Duration::from_secs(8), async || {
         let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
         let mut connection = world.database.connection().await;
         let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut connection).await.unwrap();
@@ -167,14 +167,18 @@ async fn read_only_server_is_reported_until_writable_again() {
         .execute(&mut operator)
         .await
         .unwrap();
-    eventually("/readyz to say so", Duration::from_secs(30), async || {
-        let answer = world.facilitator.get("/readyz").await;
-        let told = answer.body["parts"][0]["detail"]
-            .as_str()
-            .unwrap_or_default()
-            .contains("takes no writes");
-        (answer.status == 503 && told).then_some(())
-    })
+    eventually(
+        "/readyz to report it",
+        Duration::from_secs(30),
+        async || {
+            let answer = world.facilitator.get("/readyz").await;
+            let told = answer.body["parts"][0]["detail"]
+                .as_str()
+                .unwrap_or_default()
+                .contains("takes no writes");
+            (answer.status == 503 && told).then_some(())
+        },
+    )
     .await;
     let refused = world
         .facilitator
@@ -322,7 +326,7 @@ async fn payments_lost_by_standby_are_found_on_chain_once() {
     assert!(kept.succeeded(), "{kept:?}");
     let url = standby.url("ledger");
     eventually(
-        "the standby to have it",
+        "the standby to catch up",
         Duration::from_secs(20),
         async || {
             let mut connection = PgConnection::connect(&url).await.ok()?;
@@ -353,7 +357,7 @@ async fn payments_lost_by_standby_are_found_on_chain_once() {
     .await;
     assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
     for (body, transaction) in bodies[1..3].iter().zip(&forgotten) {
-        let told = eventually("what was forgotten", Duration::from_secs(30), async || {
+        let told = eventually("the lost payments", Duration::from_secs(30), async || {
             let answer = world.facilitator.settle(body).await;
             answer.succeeded().then_some(answer)
         })
@@ -370,10 +374,14 @@ async fn payments_lost_by_standby_are_found_on_chain_once() {
         .execute(&mut operator)
         .await
         .unwrap();
-    eventually("the lane to go on", Duration::from_secs(30), async || {
-        let answer = world.facilitator.settle(&bodies[3]).await;
-        answer.succeeded().then_some(())
-    })
+    eventually(
+        "the lane to continue",
+        Duration::from_secs(30),
+        async || {
+            let answer = world.facilitator.settle(&bodies[3]).await;
+            answer.succeeded().then_some(())
+        },
+    )
     .await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(4));
 }

@@ -57,7 +57,7 @@ async fn unusable_database_is_named_with_its_cause() {
             .lines()
             .skip_while(|line| !line.starts_with("x402d: "))
             .collect();
-        assert_eq!(last.len(), 1, "{url} is told once: {said}");
+        assert_eq!(last.len(), 1, "{url} is named once: {said}");
         for word in words {
             assert_eq!(last[0].matches(word).count(), 1, "{url}: {word}: {said}");
         }

@@ -91,7 +91,11 @@ async fn full_disk_is_outage_and_loses_nothing() {
             .is_some_and(|text| text.contains("nothing was broadcast")),
         "{answer:?}"
     );
-    assert_eq!(world.transactions(1).await, 1, "nothing is sent unwritten");
+    assert_eq!(
+        world.transactions(1).await,
+        1,
+        "nothing is sent before it is recorded"
+    );
     run_sql(&mut operator, "drop trigger is_full on transactions").await;
     settle_soon(&world, &bodies[1]).await;
     assert_paid(&world, 2).await;
@@ -110,7 +114,7 @@ async fn exhausted_connections_are_outage_until_freed() {
         .await
         .unwrap();
     let mut others = vec![first];
-    eventually("all to be taken", LIMIT, async || {
+    eventually("all connections to be taken", LIMIT, async || {
         let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'x402d'";
         let ended: i64 = sqlx::query_scalar(end)
             .fetch_one(&mut others[0])

@@ -84,7 +84,7 @@ async fn assert_two_hundred_settle(block_time_s: Option<u64>) {
     assert_eq!(
         world.transactions(3).await,
         u64::try_from(hashes.len()).unwrap(),
-        "nothing was spent on anything else"
+        "no other gas was spent"
     );
 }
 
@@ -116,10 +116,17 @@ async fn ungranted_payment_pays_for_no_other_requirement() {
         assert_eq!((verdict.is_valid(), verdict.reason()), (false, code));
         let answer = world.facilitator.settle(&other.body()).await;
         assert_eq!((answer.succeeded(), answer.reason()), (false, code));
-        assert_eq!(answer.transaction(), "", "another's hash is not theirs");
+        assert_eq!(
+            answer.transaction(),
+            "",
+            "the hash of another payment is not shown"
+        );
     }
     let answer = world.facilitator.settle(&purchase.body()).await;
-    assert!(answer.succeeded(), "its own requirement does: {answer:?}");
+    assert!(
+        answer.succeeded(),
+        "its own requirement is paid: {answer:?}"
+    );
     assert_eq!(world.transactions(1).await, 1);
 }
 

@@ -148,7 +148,7 @@ impl ClosedLoop {
         rounds(2).await;
         world.proxy.on(SEND, fault);
         let until = Instant::now() + FAULT_DURATION;
-        eventually("the trouble to end", FAULT_DURATION * 2, async || {
+        eventually("the fault to end", FAULT_DURATION * 2, async || {
             (Instant::now() >= until).then_some(())
         })
         .await;
@@ -223,5 +223,5 @@ async fn two_seconds_of_503_cost_at_most_one_block() {
 async fn lost_send_answers_leave_no_unreported_settlement() {
     let run = ClosedLoop::run_under(Fault::AnswerLost).await;
     run.assert_all_told_success().await;
-    assert_eq!(run.empty_blocks, 0, "the node had everything");
+    assert_eq!(run.empty_blocks, 0, "the node received everything");
 }

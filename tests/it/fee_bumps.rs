@@ -29,8 +29,11 @@ async fn block_at(world: &World, gwei: u64) -> bool {
 /// Mines expensive blocks until the payment has another attempt. While sends are lost, its bytes do not reach the node.
 async fn mine_until_bumped(world: &World, pending: &Answer, gwei: u64) -> Vec<Value> {
     world.proxy.on(SEND, Fault::RequestLost);
-    eventually("better paid bytes", Duration::from_secs(30), async || {
-        assert!(!block_at(world, gwei).await, "nothing of ours pays that");
+    eventually("a fee bump", Duration::from_secs(30), async || {
+        assert!(
+            !block_at(world, gwei).await,
+            "our fee does not cover this base fee"
+        );
         let attempts = attempts(world, pending).await;
         (attempts.len() == 2).then_some(attempts)
     })

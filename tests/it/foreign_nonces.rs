@@ -104,7 +104,7 @@ async fn third_foreign_use_within_an_hour_stops_that_lane_alone() {
         sold += some.len();
         let took = settle_all(&world, some).await;
         assert!(took < RECOVERY, "{took:?}");
-        eventually("both to be found", RECOVERY, async || {
+        eventually("both foreign uses to be found", RECOVERY, async || {
             let log = world.facilitator.log();
             hashes.iter().all(|hash| log.contains(hash)).then_some(())
         })
@@ -175,7 +175,7 @@ async fn foreign_use_spread_over_three_blocks_counts_once() {
     let signer = Chain::signers(1)[0].address;
     for amount in 1..=3 {
         let hash = use_key(&world, signer).await;
-        eventually("it to be found", RECOVERY, async || {
+        eventually("the foreign use to be found", RECOVERY, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;
@@ -185,7 +185,7 @@ async fn foreign_use_spread_over_three_blocks_counts_once() {
     for time in [2, 3] {
         skip_five_minutes(&world).await;
         let hash = use_key(&world, signer).await;
-        eventually("it to be found", RECOVERY, async || {
+        eventually("the foreign use to be found", RECOVERY, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;

@@ -43,7 +43,7 @@ async fn unreadable_logs_stop_no_lane_and_fail_no_payment() {
     // "nonce too low" for the same bytes over twenty seconds proves nothing.
     let limit = Duration::from_mins(1);
     let asked = world.proxy.calls(LOGS);
-    eventually("twenty seconds of trouble", limit, async || {
+    eventually("twenty seconds of errors", limit, async || {
         (world.proxy.calls(LOGS) > asked + 7).then_some(())
     })
     .await;
@@ -52,7 +52,7 @@ async fn unreadable_logs_stop_no_lane_and_fail_no_payment() {
     assert_eq!(still.reason(), "settlement_pending", "{still:?}");
     let other = Purchase::new(&payer, PAYEE, 2);
     let answer = world.facilitator.settle(&other.body()).await;
-    assert!(answer.succeeded(), "the lane goes on: {answer:?}");
+    assert!(answer.succeeded(), "the lane continues: {answer:?}");
 
     world.proxy.on(LOGS, Fault::None);
     let limit = Duration::from_secs(20);
@@ -105,7 +105,7 @@ async fn scenario_43_unreadable_receipts_are_not_foreign_use() {
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
     let asked = world.proxy.calls(RECEIPT);
     let limit = Duration::from_mins(1);
-    eventually("twenty seconds of trouble", limit, async || {
+    eventually("twenty seconds of errors", limit, async || {
         (world.proxy.calls(RECEIPT) > asked + 6).then_some(())
     })
     .await;
@@ -151,7 +151,11 @@ async fn scenario_14_foreign_use_is_detected_only_once_confirmed() {
         (world.proxy.calls(RECEIPT) > asked + 5).then_some(())
     })
     .await;
-    assert_eq!(stopped_reason(&world).await, None, "one block may still go");
+    assert_eq!(
+        stopped_reason(&world).await,
+        None,
+        "one block may still be replaced"
+    );
     world.chain.mine(3).await;
     eventually("the alarm", Duration::from_secs(40), async || {
         let log = world.facilitator.log();
@@ -166,6 +170,10 @@ async fn scenario_14_foreign_use_is_detected_only_once_confirmed() {
     })
     .await;
     assert_ne!(settled.transaction(), pending.transaction());
-    assert_eq!(stopped_reason(&world).await, None, "once is no reason");
+    assert_eq!(
+        stopped_reason(&world).await,
+        None,
+        "one foreign use stops no lane"
+    );
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(16));
 }

@@ -152,7 +152,7 @@ async fn unreadable_row_breaks_the_csv_off() {
     let ended = loop {
         match answer.chunk().await {
             Ok(Some(chunk)) => lines += chunk.split(|byte| *byte == b'\n').count() - 1,
-            Ok(None) => break "as if complete",
+            Ok(None) => break "complete",
             Err(_) => break "broken off",
         }
     };
@@ -165,7 +165,7 @@ async fn unreadable_row_breaks_the_csv_off() {
         .facilitator
         .get("/payments?to=2026-01-01T00:02:00Z")
         .await;
-    assert_eq!(page.status, 503, "a page says so: {page:?}");
+    assert_eq!(page.status, 503, "a page reports it: {page:?}");
     assert!(past.facilitator.log().contains("a table breaks off"));
 }
 
@@ -311,7 +311,10 @@ async fn paging_under_load_shows_earlier_payments_once() {
         }
         let distinct: HashSet<String> = seen.iter().cloned().collect();
         assert_eq!(distinct.len(), seen.len(), "none twice: {seen:?}");
-        assert!(before.is_subset(&distinct), "each earlier one is there");
+        assert!(
+            before.is_subset(&distinct),
+            "each earlier payment is listed"
+        );
         walks += 1;
         sizes.insert(seen.len());
         if let Some(answers) = payments.try_join_next() {

@@ -123,7 +123,7 @@ async fn every_filter_matches_alone_and_in_pairs() {
     assert_eq!(
         fits_some.len(),
         14,
-        "each filter was seen at work: {fits_some:?}"
+        "each filter matched some rows: {fits_some:?}"
     );
 }
 
@@ -158,7 +158,10 @@ async fn transaction_lists_its_payments_even_without_transfer() {
     let detail = format!("/payments/{}", second["id"].as_str().unwrap());
     let detail = ledger.facilitator.get(&detail).await.body;
     assert_eq!(detail["attempts"].as_array().unwrap().len(), 2, "{detail}");
-    assert_eq!(detail["gas"]["used"], 130_000, "both cost gas: {detail}");
+    assert_eq!(
+        detail["gas"]["used"], 130_000,
+        "both transactions cost gas: {detail}"
+    );
     assert_eq!(detail["gas"]["feeWei"], "130000000910000");
     let elsewhere = ledger.facilitator.get(&path("eip155:1", first)).await;
     assert_eq!(elsewhere.status, 200);

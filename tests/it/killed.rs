@@ -22,7 +22,7 @@ async fn assert_settles_once_after_kill_at(step: &'static str, sent: bool) {
     let body = Purchase::new(&world.payer().await, PAYEE, 123_456).body();
     assert!(world.facilitator.verify(&body).await.is_valid());
     let broken = world.facilitator.try_settle(&body).await;
-    assert!(broken.is_err(), "it died and yet answered {broken:?}");
+    assert!(broken.is_err(), "it was killed, but answered {broken:?}");
     let ended = world.facilitator.wait_for_end().await;
     assert_eq!(ended.signal(), Some(SIGKILL));
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;

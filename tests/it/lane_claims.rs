@@ -146,7 +146,7 @@ async fn pending_foreign_transaction_is_waited_for() {
         assert_settles(&world, 2).await;
         assert_eq!(stopped_reason(&world).await, None);
         let used = world.chain.transaction_count(signer()).await - before;
-        assert_eq!(used, 1 + u64::from(mined), "no nonce left out");
+        assert_eq!(used, 1 + u64::from(mined), "no nonce skipped");
         world.facilitator.terminate().await;
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(5));

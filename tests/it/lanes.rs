@@ -71,7 +71,11 @@ async fn scenario_14_foreign_nonce_is_skipped_and_payment_settles() {
     assert_ne!(settled.transaction(), pending.transaction());
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
     let robbed = signer(&world.facilitator, robbed).await;
-    assert_eq!(robbed["stoppedReason"], json!(null), "once is no reason");
+    assert_eq!(
+        robbed["stoppedReason"],
+        json!(null),
+        "one foreign use stops no lane"
+    );
     assert_eq!(robbed["transactionsInFlight"], 0);
     logged(&world.facilitator, "signer key used elsewhere").await;
     let row = world.facilitator.payment(&settled).await;
@@ -149,7 +153,7 @@ async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
     }
     assert!(
         world.chain.transaction_count(poor).await > 0,
-        "it works again"
+        "the signer sends again"
     );
 }
 

@@ -180,10 +180,18 @@ async fn payment_claimed_by_live_process_is_left_to_it() {
     let queue = |age: &str| queue(age).replace(holding, &format!("'{}'", held.0));
     let taken = async |by: &Ledger| by.take_up(network, &signers, &[], 10).await.unwrap().len();
 
-    assert_eq!(taken(&other).await, 0, "its holder lives");
-    assert_eq!(taken(&holder).await, 1, "its holder has lost sight of it");
+    assert_eq!(taken(&other).await, 0, "its claiming process is alive");
+    assert_eq!(
+        taken(&holder).await,
+        1,
+        "its claiming process has forgotten it"
+    );
     ended.run(&queue("11 seconds")).await;
-    assert_eq!(taken(&other).await, 1, "its holder seems unable to send it");
+    assert_eq!(
+        taken(&other).await,
+        1,
+        "its claiming process seems unable to send it"
+    );
     ended.run(&queue("3 seconds")).await;
     ended
         .run(&format!(
@@ -191,7 +199,11 @@ async fn payment_claimed_by_live_process_is_left_to_it() {
             held.0
         ))
         .await;
-    assert_eq!(taken(&other).await, 1, "its holder has missed a heartbeat");
+    assert_eq!(
+        taken(&other).await,
+        1,
+        "its claiming process has missed a heartbeat"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

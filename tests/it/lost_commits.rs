@@ -76,14 +76,18 @@ async fn scenario_27_lost_payments_are_found_on_chain_and_lane_stops() {
         .execute(&mut world.database.connection().await)
         .await
         .unwrap();
-    eventually("the lane to go on", Duration::from_secs(30), async || {
-        let answer = world.facilitator.settle(&bodies[3]).await;
-        answer.succeeded().then_some(())
-    })
+    eventually(
+        "the lane to continue",
+        Duration::from_secs(30),
+        async || {
+            let answer = world.facilitator.settle(&bodies[3]).await;
+            answer.succeeded().then_some(())
+        },
+    )
     .await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(15));
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 4);
-    assert_eq!(world.transactions(1).await, 4, "no nonce left out");
+    assert_eq!(world.transactions(1).await, 4, "no nonce skipped");
 }
 
 /// The lost transaction is in no block yet: its nonce must not be reused, and becomes free if the transaction is dropped.
@@ -128,13 +132,17 @@ async fn scenario_27_lost_pending_transaction_stops_lane_once_mined() {
         .execute(&mut world.database.connection().await)
         .await
         .unwrap();
-    eventually("the lane to go on", Duration::from_secs(30), async || {
-        let answer = world.facilitator.settle(&bodies[2]).await;
-        answer.succeeded().then_some(())
-    })
+    eventually(
+        "the lane to continue",
+        Duration::from_secs(30),
+        async || {
+            let answer = world.facilitator.settle(&bodies[2]).await;
+            answer.succeeded().then_some(())
+        },
+    )
     .await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(7));
-    assert_eq!(world.transactions(1).await, 3, "no nonce left out");
+    assert_eq!(world.transactions(1).await, 3, "no nonce skipped");
 }
 
 /// A payment settled by another facilitator has bought its resource there.

@@ -46,7 +46,7 @@ async fn lost_grant_is_void_after_a_long_outage() {
     link.down(true);
     assert_eq!(answer.status, 503, "{answer:?}");
     std::fs::remove_file(&lost).unwrap();
-    eventually("its tries to fail", Duration::from_mins(1), async || {
+    eventually("its retries to fail", Duration::from_mins(1), async || {
         let log = world.facilitator.log();
         (log.matches("cannot record what became of an answer")
             .count()

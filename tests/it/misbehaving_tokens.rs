@@ -47,7 +47,7 @@ async fn settle_in_mode(world: &World, mode: u8) -> (Purchase, Answer) {
     world.chain.send(TOKEN, setModeCall { mode }).await;
     let other = Purchase::new(&payer, PAYEE, 1).in_token(TOKEN, "USDC");
     let good = world.facilitator.settle(&other.body()).await;
-    assert!(good.succeeded(), "the lane goes on: {good:?}");
+    assert!(good.succeeded(), "the lane continues: {good:?}");
     (purchase, answer)
 }
 
@@ -131,7 +131,7 @@ async fn scenario_30_out_of_gas_is_retried_with_enough_gas() {
     assert_eq!(short["mined"]["succeeded"], false);
     assert_eq!(
         short["mined"]["gasUsed"], short["gasLimit"],
-        "all of it burned"
+        "all of its gas was used"
     );
     assert_eq!(enough["mined"]["outcome"], "transferred");
     assert_ne!(short["nonce"], enough["nonce"]);

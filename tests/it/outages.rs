@@ -68,7 +68,7 @@ async fn hanging_or_invalid_rpc_is_an_outage() {
     assert_eq!(
         world.transactions(1).await,
         1,
-        "the refused ones left nothing"
+        "refused payments leave no row"
     );
     assert_no_secrets(&world, &[&purchase]);
 }
@@ -141,7 +141,7 @@ async fn scenario_28_ledger_outage_accepts_and_loses_nothing() {
     assert_eq!(
         world.transactions(1).await,
         1,
-        "what was refused left nothing"
+        "refused payments leave no row"
     );
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(628));
     assert_no_secrets(&world, &[&purchase]);
@@ -224,10 +224,14 @@ async fn assert_outage_for(world: &World, payer: &PrivateKeySigner) {
 }
 
 async fn unready_body(world: &World) -> Value {
-    eventually("/readyz to tell", Duration::from_secs(20), async || {
-        let answer = world.facilitator.get("/readyz").await;
-        (answer.status == 503).then_some(answer.body)
-    })
+    eventually(
+        "/readyz to report it",
+        Duration::from_secs(20),
+        async || {
+            let answer = world.facilitator.get("/readyz").await;
+            (answer.status == 503).then_some(answer.body)
+        },
+    )
     .await
 }
 

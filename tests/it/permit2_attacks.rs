@@ -37,7 +37,7 @@ async fn parallel_payments_never_exceed_one_allowance() {
         assert_eq!(
             world.transactions(1).await,
             1,
-            "nothing was spent on the other"
+            "no gas was spent on the other"
         );
     }
 }
@@ -198,7 +198,7 @@ async fn ungranted_small_charge_does_not_pay_a_larger_one() {
         assert_eq!(seller.reason(), "duplicate_settlement", "{seller:?}");
         assert_eq!(seller.body["amount"], charge.to_string());
         let told = world.facilitator.settle(&body).await;
-        assert!(told.succeeded(), "who asks for no more is told: {told:?}");
+        assert!(told.succeeded(), "an equal charge is granted: {told:?}");
     }
 }
 
@@ -222,6 +222,6 @@ async fn one_eip2612_permit_backs_one_payment_at_a_time() {
     assert_eq!(
         world.transactions(1).await,
         1,
-        "nothing was spent on the other"
+        "no gas was spent on the other"
     );
 }

@@ -118,7 +118,7 @@ async fn each_invalid_permit2_payment_has_its_code() {
     assert_eq!(
         verdict.reason(),
         "permit2_amount_mismatch",
-        "at verify the most is asked for"
+        "at verify the requirement is the maximum"
     );
     assert_eq!(world.transactions(1).await, 0);
 }
@@ -311,6 +311,6 @@ async fn paused_token_missing_code_and_used_nonce_differ() {
     assert_eq!(
         world.chain.transaction_count(signer).await,
         2,
-        "nothing but the two"
+        "only the two transactions"
     );
 }

@@ -74,7 +74,7 @@ async fn upto_charges_the_asked_amount_within_the_maximum() {
     assert_eq!(dearer.reason(), "duplicate_settlement");
     assert_eq!(
         dearer.body["amount"], "1234",
-        "what was charged: {dearer:?}"
+        "the amount charged: {dearer:?}"
     );
 }
 

@@ -226,5 +226,9 @@ async fn refused_payment_submitted_elsewhere_is_settled() {
     .await;
     assert_eq!(row["transaction"].as_str().unwrap().len(), 66);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(463));
-    assert_eq!(world.transactions(1).await, 0, "nothing of ours was sent");
+    assert_eq!(
+        world.transactions(1).await,
+        0,
+        "no transaction of ours was sent"
+    );
 }

@@ -51,7 +51,7 @@ async fn success_waits_for_confirmations_across_a_reorg() {
 
     world.chain.reorg(1).await;
     eventually(
-        "the reorganisation to be seen",
+        "the reorg to be seen",
         Duration::from_secs(20),
         async || {
             let row = world.facilitator.payment(&pending).await;

@@ -78,7 +78,7 @@ async fn sixty_payments_settle_once_through_three_kills() {
         assert_eq!(
             hash,
             hashes.remove(&number).as_deref(),
-            "its own hash, and once"
+            "its own hash, once"
         );
     }
     for signer in Chain::signers(3) {

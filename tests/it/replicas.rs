@@ -76,7 +76,7 @@ async fn scenario_26_process_resuming_without_its_lane_sends_nothing() {
     assert_eq!(
         world.transactions(1).await,
         3,
-        "no nonce twice, none left out"
+        "no nonce used twice or skipped"
     );
 }
 

@@ -108,7 +108,7 @@ async fn failed_handler_runs_again_for_the_same_header_only() {
     assert_eq!(
         elsewhere.status(),
         402,
-        "it is owed for the request that it was paid for"
+        "it is owed only for the request that was paid"
     );
     let served = present(&url, &header).await.unwrap();
     assert_eq!(served.status(), 200);
@@ -131,7 +131,7 @@ async fn disconnected_buyer_gets_the_resource_on_retry() {
     };
     world.wait_until_sent(1).await;
     link.cut();
-    assert!(asking.await.unwrap().is_err(), "the buyer hears nothing");
+    assert!(asking.await.unwrap().is_err(), "the buyer gets no answer");
     world.resume_mining().await;
     let url = format!("{}/report", seller.url);
     let served = eventually("the resource", Duration::from_secs(20), async || {
@@ -285,7 +285,7 @@ async fn killed_seller_serves_owed_purchase_after_restart() {
     let again = present(&format!("{}/report", third.url), &header)
         .await
         .unwrap();
-    assert_eq!(again.status(), 402, "what was delivered is not owed");
+    assert_eq!(again.status(), 402, "a delivered resource is not owed");
     assert_eq!(only_transfer(&world).await, hash);
 }
 

@@ -86,7 +86,11 @@ async fn session_authorization_submitted_elsewhere_pays_once() {
         assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(12));
-    assert_eq!(world.transactions(1).await, 0, "nothing of ours was needed");
+    assert_eq!(
+        world.transactions(1).await,
+        0,
+        "no transaction of ours was needed"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,11 +186,14 @@ async fn cancelled_session_leaves_its_header_an_ordinary_payment() {
         (cancelled.status, &cancelled.body["state"]),
         (200, &json!("cancelled"))
     );
-    assert_eq!(cancelled.body["moneyMayMove"], true, "a header may be out");
+    assert_eq!(
+        cancelled.body["moneyMayMove"], true,
+        "a header may be in use"
+    );
     assert_eq!(
         session.cancel(&world.facilitator).await.status,
         200,
-        "twice is once"
+        "cancelling twice is harmless"
     );
 
     let refused = session
@@ -301,7 +308,11 @@ async fn unsettleable_terms_are_refused_before_payment() {
         .await
         .unwrap();
     assert_eq!(opened.status, 201);
-    assert_eq!(world.proxy.calls("eth_call"), calls, "no chain was asked");
+    assert_eq!(
+        world.proxy.calls("eth_call"),
+        calls,
+        "no chain call was made"
+    );
     let unknown = world
         .facilitator
         .get("/sessions/ps_00000000000000000000000000")
@@ -368,7 +379,7 @@ async fn open_sessions_are_bounded_evicting_that_payees_oldest() {
         .unwrap();
     assert_eq!(
         opened.status, 201,
-        "the payer's own oldest gave way: {}",
+        "the payer's own oldest was evicted: {}",
         opened.body
     );
     assert_eq!(
@@ -421,7 +432,7 @@ async fn reader_waits_for_a_change_by_another_process() {
     assert_eq!(seen["state"], "cancelled");
     assert!(
         began.elapsed() < Duration::from_secs(10),
-        "it did not wait its time out"
+        "it did not wait for the whole time"
     );
     for wait in ["61", "-1", "x"] {
         let path = format!("/sessions/{}?wait={wait}", session.id);

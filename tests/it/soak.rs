@@ -266,7 +266,7 @@ async fn assert_sums(world: &World, shared: &Shared) {
     for (hash, amount) in shared.paid.lock().unwrap().values() {
         *told.entry(hash.clone()).or_default() += amount;
     }
-    assert_eq!(told, on_chain, "what callers were told, by transaction");
+    assert_eq!(told, on_chain, "the successes of callers, by transaction");
     let rows = sqlx::query(
         "select '0x' || encode(transaction_hash, 'hex'), sum(amount)::bigint from payments
         where payee = $1 and state in ('settled', 'final', 'late_settled') group by transaction_hash",

@@ -27,11 +27,15 @@ fn is_replacement(before: &Value, after: &Value) -> bool {
 
 /// Mines until the payment has another attempt.
 async fn mine_until_replaced(world: &World, pending: &Answer) -> Vec<Value> {
-    eventually("other bytes", Duration::from_secs(40), async || {
-        world.chain.mine(1).await;
-        let attempts = attempts(world, pending).await;
-        (attempts.len() > 1).then_some(attempts)
-    })
+    eventually(
+        "a replacement transaction",
+        Duration::from_secs(40),
+        async || {
+            world.chain.mine(1).await;
+            let attempts = attempts(world, pending).await;
+            (attempts.len() > 1).then_some(attempts)
+        },
+    )
     .await
 }
 
@@ -82,14 +86,10 @@ async fn scenario_29_expired_payment_frees_nonce_by_self_transfer() {
     world.chain.call("evm_setNextBlockTimestamp", after).await;
     // One block suffices: there is nothing to wait for.
     world.chain.mine(1).await;
-    eventually(
-        "nothing in its place",
-        Duration::from_secs(20),
-        async || {
-            let attempts = attempts(&world, &pending).await;
-            (attempts.len() > 1).then_some(())
-        },
-    )
+    eventually("no replacement", Duration::from_secs(20), async || {
+        let attempts = attempts(&world, &pending).await;
+        (attempts.len() > 1).then_some(())
+    })
     .await;
     world.proxy.on(SEND, Fault::None);
     world.resume_mining().await;

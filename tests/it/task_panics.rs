@@ -79,7 +79,7 @@ async fn panicked_watch_restarts_and_catches_up() {
     let mut settling = world.facilitator.spawn_settle(&body);
     world.wait_until_sent(1).await;
     std::fs::write(&panics, "xxx").unwrap();
-    eventually("a dead watch in /readyz", LIMIT, async || {
+    eventually("a failed watch in /readyz", LIMIT, async || {
         let readiness = world.facilitator.get("/readyz").await;
         let part = network(&readiness.body);
         let detail = part["detail"].as_str().unwrap_or_default();
@@ -114,7 +114,7 @@ async fn repeatedly_panicking_lane_ends_the_process() {
     std::fs::write(&panics, [b'x'; 100]).unwrap();
     let body = Purchase::new(&world.payer().await, PAYEE, 1_000).body();
     let mut settling = world.facilitator.spawn_settle(&body);
-    eventually("a dead lane in /readyz", LIMIT, async || {
+    eventually("a failed lane in /readyz", LIMIT, async || {
         let readiness = world.facilitator.try_get("/readyz").await.ok()?;
         let detail = network(&readiness.body)["detail"].as_str()?;
         (readiness.status == 503 && detail.contains("the lane of 0x")).then_some(())

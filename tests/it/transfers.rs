@@ -163,7 +163,7 @@ async fn transfer_not_matching_session_has_its_code() {
     assert_eq!(
         session.read(&world.facilitator).await["state"],
         "open",
-        "none of it was taken up"
+        "none of it was accepted"
     );
 }
 
@@ -202,7 +202,7 @@ async fn bytes_without_payers_claim_are_refused() {
     assert_eq!(
         session.read(&world.facilitator).await["state"],
         "open",
-        "none of it was taken up"
+        "none of it was accepted"
     );
 }
 

@@ -135,7 +135,7 @@ async fn assert_sums(world: &World, replica: &Facilitator, market: &Market) {
     let hashes = market.decided.lock().unwrap().clone();
     assert_eq!(hashes.len(), PAYMENTS);
     let told = market.told.load(Ordering::Relaxed);
-    assert!(told <= PAYMENTS, "{told} successes were told");
+    assert!(told <= PAYMENTS, "{told} successes were answered");
     let mut moved: HashMap<usize, String> = HashMap::new();
     for transfer in world.chain.transfers_to(TEST_USDC, PAYEE).await {
         let amount: U256 = transfer["data"].as_str().unwrap().parse().unwrap();
@@ -143,7 +143,7 @@ async fn assert_sums(world: &World, replica: &Facilitator, market: &Market) {
         let twice = moved.insert(amount.to::<usize>() - 1_000, hash);
         assert_eq!(twice, None, "paid twice: {amount}");
     }
-    assert_eq!(moved, hashes, "the callers know what the chain knows");
+    assert_eq!(moved, hashes, "callers and chain have the same hashes");
 
     // A repeated request gets the same answer from either process.
     for (caller, numbers) in [
@@ -179,7 +179,7 @@ async fn assert_sums(world: &World, replica: &Facilitator, market: &Market) {
             "select count(*) from payments where state not in ('settled', 'final')",
         ),
         (
-            "lanes with a gap",
+            "lanes with a nonce gap",
             "select count(*) from lanes l where l.next_nonce <> (select count(*) from transactions t where (t.network, t.signer) = (l.network, l.signer))",
         ),
     ] {

@@ -66,7 +66,7 @@ async fn assert_probes_logged_once(world: &World) {
     let told = log
         .lines()
         .filter(|line| line.contains("nothing can be sold") && line.contains("no signer of"));
-    assert_eq!(told.count(), 1, "one line for a change");
+    assert_eq!(told.count(), 1, "one log line per change");
     assert_eq!(log.matches("response failed").count(), 0);
 }
 
@@ -85,9 +85,11 @@ async fn unfunded_signers_are_reported_and_refill_is_seen() {
         set_balance(&world.chain, account.address, U256::ZERO).await;
     }
     world.chain.mine(1).await;
-    eventually("/readyz to tell", Duration::from_secs(30), async || {
-        (readyz(&world).await.status == 503).then_some(())
-    })
+    eventually(
+        "/readyz to report it",
+        Duration::from_secs(30),
+        async || (readyz(&world).await.status == 503).then_some(()),
+    )
     .await;
 
     let body = Purchase::new(&payer, PAYEE, 2).body();

@@ -125,19 +125,15 @@ async fn code_of_a_later_version_is_read_and_returned() {
     let state = format!("state = 'failed', reason = '{NEWER_CODE}'");
     change(&world, &state, 8_000).await;
     std::fs::remove_file(&down).unwrap();
-    eventually(
-        "keys that can be asked",
-        Duration::from_secs(30),
-        async || {
-            let body = Purchase::new(&payer, PAYEE, 3).body();
-            world
-                .facilitator
-                .settle(&body)
-                .await
-                .succeeded()
-                .then_some(())
-        },
-    )
+    eventually("available keys", Duration::from_secs(30), async || {
+        let body = Purchase::new(&payer, PAYEE, 3).body();
+        world
+            .facilitator
+            .settle(&body)
+            .await
+            .succeeded()
+            .then_some(())
+    })
     .await;
     for answer in present_among_others(&world, &payer, &failed).await {
         assert_eq!(answer.reason(), NEWER_CODE, "{answer:?}");
@@ -149,7 +145,10 @@ async fn code_of_a_later_version_is_read_and_returned() {
     assert_eq!(row["reason"], NEWER_CODE, "{row}");
     assert_eq!(row["quarantine"], Value::Null, "{row}");
     let settled = world.facilitator.settle(&again).await;
-    assert!(settled.succeeded(), "refused is not for ever: {settled:?}");
+    assert!(
+        settled.succeeded(),
+        "a refused payment can settle later: {settled:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -186,7 +186,7 @@ impl SellerProxy {
 
     /// Waits until the proxy keeps a request or an answer.
     pub(crate) async fn wait_until_held(&self) {
-        eventually("a request that is kept", LIMIT, async || {
+        eventually("a kept request", LIMIT, async || {
             (self.shared.state.lock().unwrap().held > 0).then_some(())
         })
         .await;

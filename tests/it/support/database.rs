@@ -158,7 +158,7 @@ impl Drop for Database {
             Self::TestOwned { postgres, .. } => match postgres.take() {
                 Some(postgres) => Box::pin(async move {
                     if let Err(error) = postgres.stop().await {
-                        eprintln!("a Postgres of a test may still run: {error}");
+                        eprintln!("a test's Postgres may still run: {error}");
                     }
                 }),
                 None => return,
@@ -170,7 +170,7 @@ impl Drop for Database {
             .build();
         let cleaner = std::thread::spawn(move || runtime.map(|runtime| runtime.block_on(work)));
         if !matches!(cleaner.join(), Ok(Ok(()))) {
-            eprintln!("a database of a test stays behind");
+            eprintln!("a test's database was not dropped");
         }
     }
 }
@@ -194,7 +194,7 @@ async fn drop_database(server: String, name: String) {
         sqlx::raw_sql(statement).execute(&mut connection).await
     };
     if let Err(error) = dropped.await {
-        eprintln!("the database {name} stays behind: {error}");
+        eprintln!("the database {name} was not dropped: {error}");
     }
 }
 

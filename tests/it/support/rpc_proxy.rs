@@ -246,7 +246,7 @@ async fn with(
         }
         Fault::RequestLost | Fault::Hold => std::future::pending().await,
         Fault::Error(message) => error(calls, message),
-        Fault::NotJson => "<html>nobody is here</html>".into_response(),
+        Fault::NotJson => "<html>not found</html>".into_response(),
         Fault::Answer(result) => {
             let result = serde_json::from_str(result).unwrap_or_else(|_| result.into());
             result_of(request, &result)

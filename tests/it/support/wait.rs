@@ -18,10 +18,7 @@ pub(crate) async fn eventually<T>(
         if let Some(found) = look().await {
             return found;
         }
-        assert!(
-            Instant::now() < deadline,
-            "waited {limit:?} in vain for {what}"
-        );
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }

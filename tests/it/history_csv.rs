@@ -165,7 +165,7 @@ async fn unreadable_row_breaks_the_csv_off() {
         .facilitator
         .get("/payments?to=2026-01-01T00:02:00Z")
         .await;
-    assert_eq!(page.status, 503, "a page reports it: {page:?}");
+    assert_eq!(page.status, 503, "a page says so: {page:?}");
     assert!(past.facilitator.log().contains("a table breaks off"));
 }
 

@@ -67,16 +67,12 @@ async fn sent_transactions_are_followed_without_their_key() {
         "{:?}",
         began.elapsed()
     );
-    eventually(
-        "the end to be recorded",
-        Duration::from_secs(30),
-        async || {
-            rotated
-                .log()
-                .contains("all its transactions have ended")
-                .then_some(())
-        },
-    )
+    eventually("the recorded end", Duration::from_secs(30), async || {
+        rotated
+            .log()
+            .contains("all its transactions have ended")
+            .then_some(())
+    })
     .await;
     let fresh = rotated
         .settle(&Purchase::new(&payer, PAYEE, 4).body())

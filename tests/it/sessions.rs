@@ -186,10 +186,7 @@ async fn cancelled_session_leaves_its_header_an_ordinary_payment() {
         (cancelled.status, &cancelled.body["state"]),
         (200, &json!("cancelled"))
     );
-    assert_eq!(
-        cancelled.body["moneyMayMove"], true,
-        "a header may be in use"
-    );
+    assert_eq!(cancelled.body["moneyMayMove"], true, "a header may exist");
     assert_eq!(
         session.cancel(&world.facilitator).await.status,
         200,
@@ -308,11 +305,7 @@ async fn unsettleable_terms_are_refused_before_payment() {
         .await
         .unwrap();
     assert_eq!(opened.status, 201);
-    assert_eq!(
-        world.proxy.calls("eth_call"),
-        calls,
-        "no chain call was made"
-    );
+    assert_eq!(world.proxy.calls("eth_call"), calls, "no chain call");
     let unknown = world
         .facilitator
         .get("/sessions/ps_00000000000000000000000000")

@@ -35,24 +35,24 @@ struct Recorded {
 }
 
 /// Checks every invariant and returns the first violation.
-pub(crate) async fn all(world: &World, scene: &Scene) -> Result<(), String> {
+pub(crate) async fn check_all(world: &World, scene: &Scene) -> Result<(), String> {
     let mut ledger = world.database.connection().await;
     let moved = moved(world, scene).await;
     let recorded = recorded(&mut ledger, scene).await;
     for (number, payment) in scene.payments.iter().enumerate() {
         let amount = LEAST + u64::try_from(number).unwrap();
         let (moved, recorded) = (moved.get(&amount), recorded.get(&amount));
-        if let Err(why) = one(payment, moved, recorded, scene.killed) {
+        if let Err(why) = check_payment(payment, moved, recorded, scene.killed) {
             let life = life(world, recorded).await;
             return Err(format!("payment {number}: {why}; {life}"));
         }
     }
-    money_is_where_it_should_be(world, scene, &moved, &recorded).await?;
-    nonces_have_no_gap(world, &mut ledger).await
+    check_balance(world, scene, &moved, &recorded).await?;
+    check_nonces(world, &mut ledger).await
 }
 
 /// Waits until no transaction and no payment is open and no balance is held.
-pub(crate) async fn nothing_is_open(world: &World) {
+pub(crate) async fn wait_until_nothing_is_open(world: &World) {
     let mut ledger = world.database.connection().await;
     let open = "select (select count(*) from transactions where state = 'signed')
         + (select count(*) from payments where state in ('queued', 'inflight', 'mined'))
@@ -109,7 +109,7 @@ async fn recorded(ledger: &mut PgConnection, scene: &Scene) -> HashMap<u64, Reco
 }
 
 /// Compares the callers' answers, the ledger and the chain for one payment.
-fn one(
+fn check_payment(
     payment: &Presented,
     moved: Option<&HashSet<String>>,
     recorded: Option<&Recorded>,
@@ -158,7 +158,7 @@ fn one(
 }
 
 /// The sum that the ledger calls settled is the payee's balance.
-async fn money_is_where_it_should_be(
+async fn check_balance(
     world: &World,
     scene: &Scene,
     moved: &HashMap<u64, HashSet<String>>,
@@ -178,7 +178,7 @@ async fn money_is_where_it_should_be(
     Ok(())
 }
 
-async fn nonces_have_no_gap(world: &World, ledger: &mut PgConnection) -> Result<(), String> {
+async fn check_nonces(world: &World, ledger: &mut PgConnection) -> Result<(), String> {
     for signer in Chain::signers(2) {
         let next: Option<i64> = sqlx::query_scalar(
             "select next_nonce from lanes where signer = $1 and stopped_reason is null",

@@ -57,25 +57,25 @@ impl Stage {
 
     /// Plays a history to its end and returns the first violated invariant.
     pub(crate) async fn play(&mut self, history: &[Step]) -> Result<(), String> {
-        self.calm_down().await?;
+        self.restore_service().await?;
         let mut scene = self.open().await;
         for step in history {
             self.take(&mut scene, step).await;
         }
-        self.calm_down().await?;
+        self.restore_service().await?;
         while scene.callers.join_next().await.is_some() {}
         self.conclude(&mut scene).await?;
-        checks::nothing_is_open(&self.world).await;
+        checks::wait_until_nothing_is_open(&self.world).await;
         // Nothing changes any more: the answers from here on are the last.
         for payment in &mut scene.payments {
             payment.last = None;
         }
         self.conclude(&mut scene).await?;
-        checks::all(&self.world, &scene).await
+        checks::check_all(&self.world, &scene).await
     }
 
     /// Removes all faults, mines blocks automatically and waits for a ready process.
-    async fn calm_down(&mut self) -> Result<(), String> {
+    async fn restore_service(&mut self) -> Result<(), String> {
         self.no_faults();
         self.world.resume_mining().await;
         self.world.chain.mine(1).await;
@@ -150,12 +150,12 @@ impl Stage {
                 })
                 .await;
             }
-            Step::Blocks { by_themselves } => chain.automine(*by_themselves).await,
+            Step::Blocks { automatic } => chain.automine(*automatic).await,
             Step::Mine(blocks) => chain.mine(u64::from(*blocks)).await,
             Step::Fault(method, fault) => self.world.proxy.on(method, *fault),
             Step::Calm => self.no_faults(),
             Step::Forget => drop(chain.call("anvil_dropAllTransactions", json!([])).await),
-            Step::Reorganise(depth) => chain.reorg(u64::from(*depth)).await,
+            Step::Reorg(depth) => chain.reorg(u64::from(*depth)).await,
             Step::Submit(which) => {
                 let purchase = &scene.payments[scene.number(*which)].purchase;
                 pool(chain, Chain::submission(purchase)).await;

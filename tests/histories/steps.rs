@@ -17,7 +17,7 @@ pub(crate) enum Step {
     /// Waits until the service has made this many more RPC calls.
     Progress(u8),
     /// Blocks are mined automatically with each transaction, or manually.
-    Blocks { by_themselves: bool },
+    Blocks { automatic: bool },
     /// Mines this many blocks.
     Mine(u8),
     /// Calls of a method meet a fault until the next change.
@@ -27,7 +27,7 @@ pub(crate) enum Step {
     /// The pool drops all transactions.
     Forget,
     /// The newest blocks are replaced by empty ones.
-    Reorganise(u8),
+    Reorg(u8),
     /// Another account submits a payment's authorization.
     Submit(u8),
     /// The payer cancels a payment's authorization.
@@ -70,12 +70,12 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..PAYERS, 1..6_u8).prop_map(|(payer, count)| Step::Pay { payer, count }),
         4 => any::<u8>().prop_map(Step::Again),
         5 => (1..12_u8).prop_map(Step::Progress),
-        2 => any::<bool>().prop_map(|by_themselves| Step::Blocks { by_themselves }),
+        2 => any::<bool>().prop_map(|automatic| Step::Blocks { automatic }),
         3 => (1..4_u8).prop_map(Step::Mine),
         4 => fault(),
         2 => Just(Step::Calm),
         1 => Just(Step::Forget),
-        2 => (1..4_u8).prop_map(Step::Reorganise),
+        2 => (1..4_u8).prop_map(Step::Reorg),
         2 => any::<u8>().prop_map(Step::Submit),
         1 => any::<u8>().prop_map(Step::Cancel),
         1 => (0..PAYERS).prop_map(Step::Spend),

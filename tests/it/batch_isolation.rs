@@ -32,9 +32,9 @@ impl Waiting {
         world.chain.automine(false).await;
         for sent in 1..=ROOM {
             let before = Purchase::new(&payer, OTHER_ACCOUNT, sent).body();
-            let unheard = world.facilitator.spawn_settle(&before);
+            let ungranted = world.facilitator.spawn_settle(&before);
             world.wait_until_sent(sent).await;
-            drop(unheard);
+            drop(ungranted);
         }
         let payments = purchases
             .iter()

@@ -15,7 +15,7 @@ const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11")
 const NOTHING: Address = Address::repeat_byte(0xaa);
 /// A contract that reports six decimals and reverts every other call.
 const DECIMALS_ONLY: Address = Address::repeat_byte(0x3d);
-const MUTE_CODE: &str = "0x60003560e01c63313ce56714601357600080fd5b600660005260206000f3";
+const DECIMALS_ONLY_CODE: &str = "0x60003560e01c63313ce56714601357600080fd5b600660005260206000f3";
 
 /// One token in `x402d.toml`.
 fn token(address: Address, name: &str, decimals: u8, further: &str) -> String {
@@ -106,7 +106,7 @@ fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
 async fn config_contradicted_by_the_chain_is_rejected() {
     let (chain, database) = (Chain::start().await, Database::fresh().await);
     chain
-        .call("anvil_setCode", json!([DECIMALS_ONLY, MUTE_CODE]))
+        .call("anvil_setCode", json!([DECIMALS_ONLY, DECIMALS_ONLY_CODE]))
         .await;
     let (variable, place) = database.variable();
     for (network, toml, telling) in contradictions() {
@@ -129,7 +129,7 @@ async fn config_contradicted_by_the_chain_is_rejected() {
 async fn check_reports_each_matching_fact() {
     let chain = Chain::start().await;
     chain
-        .call("anvil_setCode", json!([DECIMALS_ONLY, MUTE_CODE]))
+        .call("anvil_setCode", json!([DECIMALS_ONLY, DECIMALS_ONLY_CODE]))
         .await;
     let output = run_check("base-sepolia", chain.url(), "");
     let text = stdout(&output);

@@ -12,7 +12,7 @@ const settings = {
   evmVersion: "cancun",
   optimizer: { enabled: true, runs: 10_000 },
   viaIR: true,
-  // Without the metadata trailer the bytecode depends on nothing but the code and these settings.
+  // Without the metadata trailer the bytecode depends only on the code and these settings.
   metadata: { appendCBOR: false, bytecodeHash: "none" },
   outputSelection: { "*": { "*": ["abi", "evm.bytecode.object", "evm.deployedBytecode"] } },
 };
@@ -34,12 +34,12 @@ function compile() {
   const output = JSON.parse(solc.compile(JSON.stringify(input)));
   const problems = (output.errors ?? []).filter((problem) => problem.errorCode !== TRANSIENT_STORAGE_NOTICE);
   for (const problem of problems) console.error(problem.formattedMessage);
-  // Warnings fail the build too: a new one deserves a look.
+  // Warnings fail the build too: a new one must be examined.
   if (problems.length > 0) process.exit(1);
   return output.contracts;
 }
 
-/** File name to text of everything that belongs in the artifacts directory. */
+/** Maps file names of the artifacts directory to their contents. */
 function artifacts(contracts) {
   const files = new Map();
   for (const perFile of Object.values(contracts)) {
@@ -63,7 +63,7 @@ function artifacts(contracts) {
   return files;
 }
 
-/** The local chain as a genesis file, for an anvil that nobody places contracts on afterwards (`anvil --init`). */
+/** The local chain as a genesis file, for an anvil on which no contracts are placed later (`anvil --init`). */
 function genesis(files) {
   const place = (name, storage) => ({ balance: "0x0", code: files.get(`${name}.runtime.hex`).trim(), storage });
   const implementationSlot = "0x360894a13ba1a3210667c828492db98dca3e2076cc3735a920a3ca505d382bbc";

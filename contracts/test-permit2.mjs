@@ -136,7 +136,7 @@ test("an upto row fails inside Multicall3 although the outer call succeeds", asy
   assert.deepEqual(result, [{ success: false, returnData: "0x0f6fae87" }]);
 });
 
-/** What the lens is asked about a payment; `sender` is who calls the proxy. */
+/** The lens row of a payment; `sender` is the account that calls the proxy. */
 function row(signed, sender) {
   const nonce = signed.permit.nonce;
   const call = (name, functionName, args) => encodeFunctionData({ abi: artifact(name).abi, functionName, args });
@@ -158,7 +158,7 @@ async function look(rows) {
   return result[2];
 }
 
-test("the lens calls a proxy as the account that a payment wants to be called by", async () => {
+test("the lens calls a proxy from the sender that a payment names", async () => {
   const used = await permit(exact);
   await settle(used);
   const metered = { ...(await permit(upto)), amount: 2_500n };

@@ -126,7 +126,7 @@ test("the bytes overload settles an ECDSA signature too", async () => {
   assert.equal((await settle(payment, bytesArgs(payment))).status, "success");
 });
 
-test("a used, expired, early, forged or malformed authorisation is refused with USDC's words", async () => {
+test("a used, expired, early, forged or malformed authorisation is refused with USDC's messages", async () => {
   const used = await pay();
   await settle(used);
   await refused(used, "FiatTokenV2: authorization is used or canceled");
@@ -262,7 +262,7 @@ test("the factory creates a wallet once at the address it names", async () => {
   assert.equal(await chain.view(wallet, "SmartWallet", "owner", []), payer.address);
 });
 
-test("the lens tells a good payment from a forged and a used one", async () => {
+test("the lens distinguishes valid, forged and used payments", async () => {
   const [good, used, poor] = [await pay(), await pay(), await pay({ value: 10n ** 30n })];
   const receipt = await settle(used);
   const forged = { ...(await pay()), value: 10_001n };
@@ -283,7 +283,7 @@ test("the lens tells a good payment from a forged and a used one", async () => {
   assert.match(revertText(facts[1].revertData), /invalid signature/);
   assert.match(revertText(facts[2].revertData), /authorization is used or canceled/);
   assert.match(revertText(facts[3].revertData), /transfer amount exceeds balance/);
-  // A transaction costs 21,000 and its calldata on top of the call that the lens measures.
+  // A transaction costs 21,000 gas and its calldata on top of the call that the lens measures.
   assert.ok(facts[0].gasUsed > 40_000n && facts[0].gasUsed < receipt.gasUsed);
 });
 
@@ -297,7 +297,7 @@ test("rows of one payer do not disturb each other", async () => {
   assert.equal(new Set(facts.slice(0, 2).map((fact) => fact.gasUsed)).size, 1);
 });
 
-test("the lens asks a contract payer for its opinion", async () => {
+test("the lens checks the signature with a contract payer", async () => {
   const { wallet, create } = await newWallet();
   await create();
   const good = await pay({ from: wallet });
@@ -308,10 +308,10 @@ test("the lens asks a contract payer for its opinion", async () => {
   assert.ok(facts.every((fact) => fact.payerCodeSize > 0n && !fact.payerDelegated));
 });
 
-test("the lens sees a counterfactual payer as it will be after its factory call", async () => {
+test("the lens simulates an undeployed payer after its factory call", async () => {
   const { wallet, factoryCall } = await newWallet();
   const payment = await pay({ from: wallet });
-  // Creating this wallet takes about 320,000 gas, more than a transfer may.
+  // Creating this wallet takes about 320,000 gas, more than the limit of a transfer.
   const created = row(payment, { factory: WALLET_FACTORY, factoryCall, gasLimit: 500_000n });
   const [, , facts] = await look([created, row(payment)]);
   assert.ok(facts[0].payerCodeSize > 0n && facts[0].signatureValid && facts[0].transferSucceeds);
@@ -417,7 +417,7 @@ test("aggregate3Value passes on value and demands that all of it is spent", asyn
   await assert.rejects(wrong, /Multicall3: value mismatch/);
 });
 
-test("an odd token lies in each of its modes", async () => {
+test("the odd token misbehaves in each of its modes", async () => {
   const odd = freshAddress();
   await chain.place("OddToken", odd);
   await chain.send(odd, "OddToken", "mint", [payer.address, 1_000_000n]);

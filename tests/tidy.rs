@@ -1,10 +1,10 @@
-//! Guards of the house: who may know whom, who may touch SQL and the environment, how long a file is, how the schema names things.
+//! Rules of the source tree: imports between modules, access to SQL and the environment, file lengths, names in the schema.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// Each room and what it may import besides itself; the picture of it stands in `src/lib.rs`. `*` is everything.
-const ROOMS: &[(&str, &str)] = &[
+/// Each top-level module and the modules it may import; `src/lib.rs` shows the picture. `*` is everything.
+const MODULES: &[(&str, &str)] = &[
     ("protocol", ""),
     ("clock", ""),
     ("telemetry", ""),
@@ -32,8 +32,8 @@ const ROOMS: &[(&str, &str)] = &[
     ("market_tests", "protocol clock buyer seller"),
     ("command", "*"),
 ];
-/// What only some files may touch: the root of a path, how its next name begins, and where below `src` that may stand.
-const DOORS: &[(&str, &str, &[&str])] = &[
+/// Restricted dependencies: the root of a path, the prefix of its next name, and the files below `src` that may use it.
+const RESTRICTED: &[(&str, &str, &[&str])] = &[
     (
         "sqlx::",
         "",
@@ -53,34 +53,34 @@ const DOORS: &[(&str, &str, &[&str])] = &[
         &[
             "config/",
             "settlement/failpoint.rs",
-            // Where programs are looked for, and what the local chain must not inherit.
+            // Where programs are looked up, and the variables that the local chain must not inherit.
             "embedded/anvil_binary.rs",
             "embedded/cluster.rs",
         ],
     ),
 ];
-/// Features are chosen at the modules of `lib.rs`. The exceptions: file, how many lines, why.
-const FEATURES_ELSEWHERE: &[(&str, usize, &str)] = &[
+/// Feature gates stand at the modules of `lib.rs`. The exceptions: file, number of lines, reason.
+const OTHER_FEATURE_GATES: &[(&str, usize, &str)] = &[
     (
         "protocol/response.rs",
         8,
-        "the contract shows the answers, and only a server has a contract",
+        "the API specification shows the answers, and only a server has one",
     ),
     (
         "protocol/session/wire.rs",
         27,
-        "the contract shows the sessions, and only a server has a contract",
+        "the API specification shows the sessions, and only a server has one",
     ),
     (
         "settlement/failpoint.rs",
         2,
-        "a release must not hold the ways to die on purpose",
+        "a release must not contain failpoints",
     ),
 ];
 const LINES_MAX: usize = 500;
 const VAGUE_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "common", "misc"];
-/// What makes a constraint in SQL, named or not.
-const CONSTRAINING: &[&str] = &[
+/// Keywords of a SQL constraint, named or not.
+const CONSTRAINT_WORDS: &[&str] = &[
     "primary key",
     "foreign key",
     "references ",
@@ -89,12 +89,12 @@ const CONSTRAINING: &[&str] = &[
     "exclude ",
 ];
 
-/// Every file below `folder` of the repository, in order, with its path from there.
+/// Every file below `folder` of the repository, in order, with its path relative to it.
 fn files(folder: &str) -> io::Result<Vec<(String, String)>> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            // What package managers put beside the interop programs is not ours.
+            // Installed packages beside the interop programs are not ours.
             let foreign = ["node_modules", ".venv", "__pycache__"]
                 .iter()
                 .any(|name| path.ends_with(name));
@@ -125,7 +125,7 @@ fn code(text: &str) -> String {
     lines.fold(String::new(), |code, line| code + line + "\n")
 }
 
-/// The same without the tests that stand at its end.
+/// The same without the test module at its end.
 fn without_tests(mut code: String) -> String {
     code.truncate(code.find("#[cfg(test)]\nmod ").unwrap_or(code.len()));
     code
@@ -167,12 +167,12 @@ fn named_after(root: &str, code: &str) -> Vec<String> {
     names
 }
 
-fn nothing(found: &[String]) {
+fn assert_none(found: &[String]) {
     assert!(found.is_empty(), "\n{}\n", found.join("\n"));
 }
 
 #[test]
-fn a_path_names_its_room_alone_and_in_groups() {
+fn paths_and_groups_name_their_modules() {
     let code = "use crate::{chain::{Rpc, facts}, ledger,\n    http::Problem,\n};\ncrate::clock::now(); crate::*";
     assert_eq!(
         named_after("crate::", code),
@@ -185,58 +185,62 @@ fn a_path_names_its_room_alone_and_in_groups() {
 }
 
 #[test]
-fn each_room_knows_only_the_rooms_to_its_left() -> io::Result<()> {
-    let is_room = |name: &str| ROOMS.iter().any(|(room, _)| *room == name);
+fn modules_import_only_modules_to_their_left() -> io::Result<()> {
+    let is_module = |name: &str| MODULES.iter().any(|(module, _)| *module == name);
     let mut wrong = Vec::new();
     for (path, text) in files("src")? {
-        let room = path.split(['/', '.']).next().unwrap_or_default();
-        if ["lib", "main"].contains(&room) {
+        let module = path.split(['/', '.']).next().unwrap_or_default();
+        if ["lib", "main"].contains(&module) {
             continue;
         }
-        let Some((_, known)) = ROOMS.iter().find(|(name, _)| *name == room) else {
-            wrong.push(format!("src/{path}: {room} is no room in tests/tidy.rs"));
+        let Some((_, imports)) = MODULES.iter().find(|(name, _)| *name == module) else {
+            wrong.push(format!(
+                "src/{path}: {module} is not in MODULES of tests/tidy.rs"
+            ));
             continue;
         };
-        let code = match room {
+        let code = match module {
             "embedded" => without_tests(code(&text)),
             _ => code(&text),
         };
         let from_super = named_after("super::", &code);
         let named = named_after("crate::", &code)
             .into_iter()
-            .chain(from_super.into_iter().filter(|name| is_room(name)));
+            .chain(from_super.into_iter().filter(|name| is_module(name)));
         let foreign = named.filter(|name| {
-            name != room && *known != "*" && !known.split(' ').any(|known| known == name)
+            name != module && *imports != "*" && !imports.split(' ').any(|imports| imports == name)
         });
         wrong.extend(
-            foreign.map(|name| format!("src/{path}: {room} must not know {name:?}, only: {known}")),
+            foreign.map(|name| {
+                format!("src/{path}: {module} must not import {name:?}, only: {imports}")
+            }),
         );
     }
-    nothing(&wrong);
+    assert_none(&wrong);
     Ok(())
 }
 
 #[test]
-fn sql_rpc_and_the_environment_have_one_door_each() -> io::Result<()> {
+fn sql_rpc_and_environment_are_used_in_few_files() -> io::Result<()> {
     let mut wrong = Vec::new();
     for (path, text) in files("src")? {
         let code = without_tests(code(&text));
-        for (root, what, doors) in DOORS {
-            let is_door = doors.iter().any(|door| path.starts_with(door));
-            let passes = named_after(root, &code)
+        for (root, what, allowed) in RESTRICTED {
+            let is_allowed = allowed.iter().any(|file| path.starts_with(file));
+            let uses = named_after(root, &code)
                 .iter()
                 .any(|name| name.starts_with(what));
-            if passes && !is_door {
-                wrong.push(format!("src/{path}: {root}{what} belongs into {doors:?}"));
+            if uses && !is_allowed {
+                wrong.push(format!("src/{path}: {root}{what} belongs in {allowed:?}"));
             }
         }
     }
-    nothing(&wrong);
+    assert_none(&wrong);
     Ok(())
 }
 
 #[test]
-fn features_are_chosen_where_modules_are_declared() -> io::Result<()> {
+fn features_are_gated_at_module_declarations() -> io::Result<()> {
     let mut wrong = Vec::new();
     for (path, text) in files("src")? {
         let code = code(&text);
@@ -252,20 +256,20 @@ fn features_are_chosen_where_modules_are_declared() -> io::Result<()> {
                 elsewhere += 1;
             }
         }
-        let exception = FEATURES_ELSEWHERE.iter().find(|(file, ..)| *file == path);
+        let exception = OTHER_FEATURE_GATES.iter().find(|(file, ..)| *file == path);
         let expected = exception.map_or(0, |(_, count, _)| *count);
         if elsewhere != expected {
             wrong.push(format!(
-                "src/{path}: {elsewhere} lines choose by feature, expected {expected}"
+                "src/{path}: {elsewhere} feature gates, expected {expected}"
             ));
         }
     }
-    nothing(&wrong);
+    assert_none(&wrong);
     Ok(())
 }
 
 #[test]
-fn files_are_short_and_their_names_say_something() -> io::Result<()> {
+fn files_are_short_and_not_vaguely_named() -> io::Result<()> {
     let mut wrong = Vec::new();
     for folder in ["src", "tests"] {
         for (path, text) in files(folder)? {
@@ -284,11 +288,11 @@ fn files_are_short_and_their_names_say_something() -> io::Result<()> {
                 .split(['/', '.'])
                 .chain(modules.iter().map(String::as_str));
             for name in names.filter(|name| VAGUE_NAMES.contains(name)) {
-                wrong.push(format!("{folder}/{path}: {name:?} says nothing"));
+                wrong.push(format!("{folder}/{path}: the name {name:?} is vague"));
             }
         }
     }
-    nothing(&wrong);
+    assert_none(&wrong);
     Ok(())
 }
 
@@ -309,7 +313,7 @@ fn migrations_are_numbered_without_gaps() -> io::Result<()> {
             wrong.push(format!("migrations/{path}: expected {number:04}_words.sql"));
         }
     }
-    nothing(&wrong);
+    assert_none(&wrong);
     Ok(())
 }
 
@@ -322,15 +326,15 @@ fn sql_is_written_in_lower_case() -> io::Result<()> {
             .filter(|line| !line.trim_start().starts_with("--"))
             .map(|line| line.to_owned() + "\n")
             .collect();
-        // Every second piece between quotes is a text, in which letters may be what they like.
+        // Every second piece between quotes is a string literal, in which upper case is allowed.
         for code in statements.split('\'').step_by(2) {
-            let shouted = code
+            let upper_case = code
                 .lines()
                 .filter(|line| line.chars().any(char::is_uppercase));
-            wrong.extend(shouted.map(|line| format!("migrations/{path}: {}", line.trim())));
+            wrong.extend(upper_case.map(|line| format!("migrations/{path}: {}", line.trim())));
         }
     }
-    nothing(&wrong);
+    assert_none(&wrong);
     Ok(())
 }
 
@@ -346,7 +350,10 @@ fn every_constraint_has_a_name_and_every_table_a_comment() -> io::Result<()> {
         let is_text = ["--", "comment on ", "create unique index "]
             .iter()
             .any(|start| line.starts_with(start));
-        let constraining = CONSTRAINING.iter().filter_map(|word| line.find(word)).min();
+        let constraining = CONSTRAINT_WORDS
+            .iter()
+            .filter_map(|word| line.find(word))
+            .min();
         let name = constraining
             .and_then(|at| line.get(..at)?.split_once("constraint "))
             .is_some_and(|(_, name)| !name.trim().is_empty());
@@ -362,13 +369,13 @@ fn every_constraint_has_a_name_and_every_table_a_comment() -> io::Result<()> {
             wrong.push(format!("the table {table} has no comment"));
         }
     }
-    nothing(&wrong);
+    assert_none(&wrong);
     Ok(())
 }
 
-/// The failure catalogue has 43 scenarios; each is a test that names its number.
+/// Failure scenarios are numbered from 1 to 43; each has a test that carries its number.
 #[test]
-fn every_scenario_of_the_failure_catalogue_has_a_test() -> io::Result<()> {
+fn every_numbered_scenario_has_a_test() -> io::Result<()> {
     let tests: String = files("tests/it")?
         .into_iter()
         .chain(files("src")?)
@@ -377,6 +384,6 @@ fn every_scenario_of_the_failure_catalogue_has_a_test() -> io::Result<()> {
     let wrong = (1..=43)
         .map(|number| format!("fn scenario_{number:02}_"))
         .filter(|name| !tests.contains(name));
-    nothing(&wrong.collect::<Vec<_>>());
+    assert_none(&wrong.collect::<Vec<_>>());
     Ok(())
 }

@@ -1,6 +1,6 @@
--- A ledger with 100,000 payments of ninety days, as an operator with some busy sellers has it: 5,000 payers, 20 payees, two networks,
--- 200 resources, a session for three payments of ten, a third of them
--- with the same reference, as of a buyer that uses one for all it does. The triggers of the schema write the events.
+-- A ledger with 100,000 payments over ninety days, like an operator's with some busy sellers: 5,000 payers, 20 payees, two networks,
+-- 200 resources, and a session for three payments of ten. A third of the sessions have the same reference, like a buyer's that uses
+-- one for everything. The triggers of the schema write the events.
 insert into processes (id, version, lease_until) values ('01900000-0000-7000-8000-000000000001', 'bench', now());
 
 insert into lanes (network, signer, next_nonce, epoch, lease_until)
@@ -17,7 +17,7 @@ select
     case when n % 20 = 0 then 'eip155:8453' else 'eip155:84532' end as network,
     case when n % 20 = 0 then decode(repeat('83', 20), 'hex') else decode(repeat('03', 20), 'hex') end as asset,
     decode(lpad(lpad(to_hex(abs(hashint8(n)) % 5000), 8, '0'), 40, 'a'), 'hex') as payer,
-    -- The first payee has half of all; the twentieth has thirty, all of them old.
+    -- The first payee has half of all payments; the twentieth has the thirty oldest.
     decode(lpad(lpad(to_hex(case
         when n <= 30 then 20 when n % 2 = 0 then 1 else 2 + abs(hashint8(n + 7)) % 18 end), 2, '0'), 40, 'e'), 'hex') as payee,
     case when n = 77 then 987654321 else 1000 + abs(hashint8(n + 13)) % 1000000 end as amount,

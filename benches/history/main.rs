@@ -1,12 +1,9 @@
-//! The history over 100,000 payments: how long each kind of page takes, and how much memory a table of all of them needs.
+//! Benchmark of the history over 100,000 payments: time of each kind of page, and memory used by the CSV of all payments.
 //!
 //!     DATABASE_URL=postgres://…/postgres cargo bench --bench history
 //!
-//! Makes a database of its own on that server and drops it afterwards. Fails when a page takes 20 ms or more.
-#![expect(
-    clippy::print_stdout,
-    reason = "a benchmark is read where it is started"
-)]
+//! Creates a database on that server and drops it afterwards. Fails when the median of any page reaches 20 ms.
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 mod pages;
 mod table;
@@ -17,7 +14,7 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use x402d::ledger::{Grouping, HistoryFilter, Ledger};
 
-/// What a page may take, in microseconds.
+/// Upper bound for the median of a page, in microseconds.
 const PAGE_LIMIT_MICROS: u128 = 20_000;
 const FILL: &str = include_str!("fill.sql");
 
@@ -92,7 +89,7 @@ async fn stats(ledger: &Ledger) -> Outcome {
     Ok(())
 }
 
-/// With two decimals.
+/// Milliseconds with two decimals.
 fn milliseconds(duration: Duration) -> String {
     let micros = duration.as_micros();
     format!("{}.{:02}", micros / 1000, micros % 1000 / 10)

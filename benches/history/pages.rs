@@ -1,4 +1,4 @@
-//! Every filter: the first page, one from the middle on, and the widest page.
+//! Times every filter: the first page, a page from the middle and the widest page.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use x402d::payment::{PaymentId, PaymentState};
 
 use super::{Outcome, milliseconds};
 
-/// How often each page is read; the median and the slowest count.
+/// Reads per page; the median and the slowest are reported.
 const RUNS: usize = 15;
 const LIMIT: u16 = 50;
 const LIMIT_MAX: u16 = 500;
@@ -20,8 +20,8 @@ const SECOND_DAY: &str = "1767312000";
 const THIRD_DAY: &str = "1767398400";
 const MIDDLE: &str = "1771113600";
 
-/// Each filter where it matches most, some, few and none, and the combinations that are hard on an index. `one` is a payment of the second
-/// day with a session of its own; payees and payers are numbers.
+/// Each filter with many, some, few and no matches, and the combinations that are hard on an index. `one` is a payment of the second
+/// day with its own session; payees and payers are given by number.
 const FILTERS: &[(&str, &str)] = &[
     ("none", ""),
     ("payer", "payer=one"),
@@ -91,7 +91,7 @@ const FILTERS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Measures all; the slowest median.
+/// Times all filters and returns the slowest median.
 pub(crate) async fn measure(ledger: &Ledger) -> Outcome<Duration> {
     println!(
         "{:<44} {:>4} {:>14} {:>4} {:>14} {:>4} {:>14}",
@@ -181,11 +181,11 @@ fn filter(text: &str, one: &Entry) -> Outcome<HistoryFilter> {
     Ok(filter)
 }
 
-/// The address that `fill.sql` gives to a number: its last two bytes, after `fill`.
+/// The address that `fill.sql` derives from a number: `fill` repeated, then the number.
 fn numbered(fill: u8, number: u16) -> Address {
     let [high, low] = number.to_be_bytes();
     let mut bytes = [fill; 20];
-    // Payers have four bytes of number, payees one.
+    // The number takes four bytes in a payer's address and one in a payee's.
     if fill == 0xaa {
         bytes[16..].copy_from_slice(&[0, 0, high, low]);
     } else {

@@ -1,4 +1,4 @@
-//! The table of all payments, from a process of its own: how long it takes and how much memory.
+//! Times the CSV of all payments, served by a separate process, and measures the memory of that process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::{Outcome, milliseconds};
 
-/// Any key: nothing is signed, because the RPC is not there.
+/// Any key: nothing is signed, because there is no RPC endpoint.
 const KEY: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
-/// How often the table is read.
+/// Times the CSV is read.
 const RUNS: u32 = 3;
 
 struct Served(Child);
@@ -22,7 +22,7 @@ impl Drop for Served {
     }
 }
 
-/// Starts the service on the database at `url` and reads the table.
+/// Starts the service on the database at `url` and reads the CSV.
 pub(crate) async fn measure(url: &str) -> Outcome {
     let folder = tempfile::tempdir()?;
     let child = Command::new(env!("CARGO_BIN_EXE_x402d"))
@@ -67,7 +67,7 @@ pub(crate) async fn measure(url: &str) -> Outcome {
     Ok(())
 }
 
-/// Where the log says that the service listens. The rest of the log is read away, so that it never fills its pipe.
+/// Reads the listen address from the log. A thread keeps draining the log, so that the pipe never fills.
 fn address(mut log: impl BufRead + Send + 'static) -> Outcome<String> {
     let mut line = String::new();
     while log.read_line(&mut line)? > 0 {

@@ -1,21 +1,18 @@
-//! Settlement end to end: callers in a closed loop, real Postgres, a local chain with blocks by the clock, every answer audited
-//! against the chain.
+//! Settlement end to end: callers in a closed loop, real Postgres and a local chain with timed blocks. Every answer is compared with
+//! the chain.
 //!
 //!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- callers… [+latency]]
 //!
-//! `+100` means: only with 100 ms between x402d and the chain. Each line is one run: so many callers, each with one request at a time, for eight blocks of two seconds. The generator, x402d,
-//! Postgres and the chain share the machine.
-#![expect(
-    clippy::print_stdout,
-    reason = "a benchmark is read where it is started"
-)]
+//! `+100` runs only with 100 ms between x402d and the chain. Each line is one run: that many callers, each with one request at a time,
+//! for eight blocks of two seconds. The generator, x402d, Postgres and the chain share the machine.
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 #![expect(
     clippy::print_stderr,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::as_conversions,
-    reason = "a benchmark may end at the first surprise, as a test does"
+    reason = "a benchmark may panic like a test"
 )]
 
 #[expect(dead_code, unused_imports, reason = "the tests use the rest")]
@@ -42,12 +39,12 @@ sol! {
 const PAYEE: Address = Address::repeat_byte(0xbe);
 const BLOCK_S: u64 = 2;
 const BLOCKS: u64 = 8;
-/// Lanes; a node keeps about 16 transactions of one sender.
+/// Number of lanes; a node keeps about 16 pending transactions of one sender.
 const SIGNERS: usize = 4;
-/// Who pays, at most.
+/// Maximum number of payers.
 const PAYERS: usize = 1_000;
 
-/// What one run showed.
+/// Result of one run.
 struct Run {
     settled: usize,
     failed: usize,
@@ -112,7 +109,7 @@ fn report(callers: usize, latency_ms: u64, run: &Run) {
     );
     assert_eq!(
         run.transfers, run.settled,
-        "every success is one transfer, and nothing else moved"
+        "every success is one transfer, and there are no others"
     );
 }
 
@@ -166,7 +163,7 @@ async fn measure(callers: usize, latency_ms: u64) -> Run {
     audit(&world, &answers, Audited { first, calls, took }).await
 }
 
-/// Where a run began and how long it took.
+/// Start and duration of a run.
 struct Audited {
     first: u64,
     calls: usize,
@@ -227,14 +224,14 @@ async fn height(chain: &Chain) -> u64 {
     height.to()
 }
 
-/// As many payments as can be asked for, signed before the clock runs.
+/// Signs as many payments as the run can use, before the clock starts.
 async fn signed(world: &World, callers: usize) -> Vec<String> {
     let payers: Vec<_> = (0..PAYERS.min(callers.max(2)))
         .map(|_| support::new_account())
         .collect();
     let (last, others) = payers.split_last().unwrap();
     for payer in others {
-        // Sent and not waited for: they share a block with the last one.
+        // Not waited for: they share a block with the last payer's.
         let (to, amount) = (payer.address(), U256::from(100_000_000));
         let data = Bytes::from(mintCall { to, amount }.abi_encode());
         let from = LocalChain::funded_keys()[0].address;

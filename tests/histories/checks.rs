@@ -1,4 +1,4 @@
-//! What holds after every history.
+//! Invariants that hold after every history.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use x402d::embedded::TEST_USDC;
 use crate::play::{LEAST, Presented, Scene};
 use crate::support::{Chain, World, eventually};
 
-/// What the ledger tells of a payment.
+/// The payment as the API shows it, or null when the ledger has no row.
 async fn life(world: &World, recorded: Option<&Recorded>) -> Value {
     match recorded {
         Some(row) => {
@@ -26,7 +26,7 @@ async fn life(world: &World, recorded: Option<&Recorded>) -> Value {
     }
 }
 
-/// A payment as the ledger has it.
+/// A payment's row in the ledger.
 struct Recorded {
     id: Uuid,
     state: String,
@@ -34,25 +34,25 @@ struct Recorded {
     reorganised: bool,
 }
 
-/// Everything; the first thing that does not hold.
-pub(crate) async fn all(world: &World, scene: &Scene) -> Result<(), String> {
+/// Checks every invariant and returns the first violation.
+pub(crate) async fn check_all(world: &World, scene: &Scene) -> Result<(), String> {
     let mut ledger = world.database.connection().await;
     let moved = moved(world, scene).await;
     let recorded = recorded(&mut ledger, scene).await;
     for (number, payment) in scene.payments.iter().enumerate() {
         let amount = LEAST + u64::try_from(number).unwrap();
         let (moved, recorded) = (moved.get(&amount), recorded.get(&amount));
-        if let Err(why) = one(payment, moved, recorded, scene.killed) {
+        if let Err(why) = check_payment(payment, moved, recorded, scene.killed) {
             let life = life(world, recorded).await;
             return Err(format!("payment {number}: {why}; {life}"));
         }
     }
-    money_is_where_it_should_be(world, scene, &moved, &recorded).await?;
-    nonces_have_no_gap(world, &mut ledger).await
+    check_balance(world, scene, &moved, &recorded).await?;
+    check_nonces(world, &mut ledger).await
 }
 
-/// No lane waits for a transaction, and nothing is promised.
-pub(crate) async fn nothing_is_open(world: &World) {
+/// Waits until no transaction and no payment is open and no balance is held.
+pub(crate) async fn wait_until_nothing_is_open(world: &World) {
     let mut ledger = world.database.connection().await;
     let open = "select (select count(*) from transactions where state = 'signed')
         + (select count(*) from payments where state in ('queued', 'inflight', 'mined'))
@@ -67,12 +67,12 @@ pub(crate) async fn nothing_is_open(world: &World) {
     .await;
 }
 
-/// The transfers to the scene's payee: by amount, the transactions that show one.
+/// Transfers to the scene's payee: for each amount, the hashes of the transactions with such a Transfer.
 async fn moved(world: &World, scene: &Scene) -> HashMap<u64, HashSet<String>> {
     let mut moved: HashMap<u64, HashSet<String>> = HashMap::new();
     for transfer in world.chain.transfers_to(TEST_USDC, scene.payee).await {
-        // The local chain goes on showing logs of blocks that it has replaced, also of transactions that fail in the new one: the
-        // payee's balance says how much there really was.
+        // anvil keeps returning logs of blocks that it has replaced, including logs of transactions that fail in the new block. The
+        // payee's balance is the actual sum.
         let block = json!([transfer["blockNumber"], false]);
         let block = world.chain.call("eth_getBlockByNumber", block).await;
         if block["hash"] == transfer["blockHash"] {
@@ -95,8 +95,8 @@ async fn recorded(ledger: &mut PgConnection, scene: &Scene) -> HashMap<u64, Reco
     .await
     .unwrap();
     let rows = rows.into_iter().map(|row| {
-        let aside: Option<String> = row.get(3);
-        assert_eq!(aside, None, "nothing here is a riddle");
+        let quarantined: Option<String> = row.get(3);
+        assert_eq!(quarantined, None, "every payment can be decided");
         let recorded = Recorded {
             id: row.get(5),
             state: row.get(1),
@@ -108,8 +108,8 @@ async fn recorded(ledger: &mut PgConnection, scene: &Scene) -> HashMap<u64, Reco
     rows.collect()
 }
 
-/// Callers, ledger and chain agree about one payment.
-fn one(
+/// Compares the callers' answers, the ledger and the chain for one payment.
+fn check_payment(
     payment: &Presented,
     moved: Option<&HashSet<String>>,
     recorded: Option<&Recorded>,
@@ -118,7 +118,7 @@ fn one(
     let told = payment.told.lock().unwrap().clone();
     let last = payment.last.as_ref().unwrap();
     let Some(recorded) = recorded else {
-        // Never accepted; whatever others did with it bought nothing here.
+        // Never accepted: a submission by another account buys nothing here.
         let refused = told.is_empty() && !last.succeeded();
         return refused
             .then_some(())
@@ -144,19 +144,21 @@ fn one(
             ));
         }
     }
-    // A promise of one confirmation can be broken by the chain, and by nothing else.
+    // Success after one confirmation can be undone by a reorg, and only by a reorg.
     if !settled && (!told.is_empty() || good) && !recorded.reorganised {
-        return Err(format!("told {told:?}, then {last:?}, and nothing moved"));
+        return Err(format!(
+            "successes {told:?}, then {last:?}, and no transfer"
+        ));
     }
-    // Killed between flush and commit, one further success is possible.
+    // A kill between the socket flush and the commit permits one more success.
     if told.len() > 1 + usize::from(killed) {
-        return Err(format!("success was told {} times", told.len()));
+        return Err(format!("success was answered {} times", told.len()));
     }
     Ok(())
 }
 
-/// What the ledger calls settled is what the payee has.
-async fn money_is_where_it_should_be(
+/// The sum that the ledger calls settled is the payee's balance.
+async fn check_balance(
     world: &World,
     scene: &Scene,
     moved: &HashMap<u64, HashSet<String>>,
@@ -176,7 +178,7 @@ async fn money_is_where_it_should_be(
     Ok(())
 }
 
-async fn nonces_have_no_gap(world: &World, ledger: &mut PgConnection) -> Result<(), String> {
+async fn check_nonces(world: &World, ledger: &mut PgConnection) -> Result<(), String> {
     for signer in Chain::signers(2) {
         let next: Option<i64> = sqlx::query_scalar(
             "select next_nonce from lanes where signer = $1 and stopped_reason is null",
@@ -186,7 +188,7 @@ async fn nonces_have_no_gap(world: &World, ledger: &mut PgConnection) -> Result<
         .await
         .unwrap();
         let Some(next) = next else {
-            return Err(format!("the lane of {} stands still", signer.address));
+            return Err(format!("the lane of {} is stopped", signer.address));
         };
         let mined = world.chain.transaction_count(signer.address).await;
         let pending = world.chain.pending_count(signer.address).await;

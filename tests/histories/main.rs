@@ -1,10 +1,10 @@
-//! Random histories: payments, and everything that goes wrong around them, in any order. Whatever happened, afterwards the callers, the
-//! ledger and the chain say the same, and every authorization has moved its money once or not at all.
+//! Random histories: payments and the faults around them in random order. Afterwards callers, ledger and chain must agree, and every
+//! authorization has transferred its amount once or not at all.
 //!
 //!     DATABASE_URL=postgres://…/postgres cargo test --features failpoints --test histories
 //!
-//! Two hundred histories over four worlds, each with its own chain, ledger and process. They are the same at every run; a history that
-//! fails is shortened before it is shown.
+//! Two hundred histories over four worlds, each with its own chain, ledger and process. Every run plays the same histories; one that
+//! fails is shrunk before it is shown.
 
 #[cfg(test)]
 mod checks;
@@ -26,15 +26,15 @@ use std::sync::Mutex;
 #[cfg(test)]
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
-/// Worlds in which histories are played side by side.
+/// Worlds that play histories in parallel.
 #[cfg(test)]
 const WORLDS: u8 = 4;
-/// Histories in each.
+/// Histories per world.
 #[cfg(test)]
 const HISTORIES: u32 = 50;
 
 #[test]
-fn two_hundred_random_histories_end_with_callers_ledger_and_chain_of_one_mind() {
+fn random_histories_leave_callers_ledger_and_chain_in_agreement() {
     let worlds: Vec<_> = (0..WORLDS)
         .map(|world| std::thread::spawn(move || play_in_world(world)))
         .collect();
@@ -45,7 +45,7 @@ fn two_hundred_random_histories_end_with_callers_ledger_and_chain_of_one_mind() 
     assert_eq!(played.iter().sum::<u32>(), 200);
 }
 
-/// Plays the histories of one world; how many those were.
+/// Plays the histories of one world and returns how many were played.
 #[cfg(test)]
 fn play_in_world(number: u8) -> u32 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -63,7 +63,7 @@ fn play_in_world(number: u8) -> u32 {
     let seed = TestRng::from_seed(RngAlgorithm::ChaCha, &[number; 32]);
     let mut runner = TestRunner::new_with_rng(config, seed);
     let outcome = runner.run(&steps::history(), |history| {
-        // A world in which something went wrong is not used again.
+        // A world in which a history failed is not used again.
         let used: Option<play::Stage> = stage.lock().unwrap().take();
         runtime.block_on(async {
             let mut current = match used {

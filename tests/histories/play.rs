@@ -1,4 +1,4 @@
-//! Playing a history.
+//! Plays one history against a world.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use crate::checks;
 use crate::steps::{PAYERS, Step};
 use crate::support::{Answer, Chain, Fault, Purchase, Setup, World, eventually, new_account};
 
-/// What each payer of a history has.
+/// Initial balance of each payer of a history.
 const FUNDS: u64 = 1_000_000;
-/// Payments are 1000 and their number, so that each is known by its amount.
+/// A payment's amount is this plus its number, so that the amount identifies it.
 pub(crate) const LEAST: u64 = 1_000;
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 
-/// A world in which one history after another is played.
+/// A world that plays one history after another.
 pub(crate) struct Stage {
     pub(crate) world: World,
 }
@@ -27,13 +27,13 @@ pub(crate) struct Stage {
 /// One payment of a history.
 pub(crate) struct Presented {
     pub(crate) purchase: Purchase,
-    /// Successes that a caller heard.
+    /// Transaction hashes of the successes that callers received.
     pub(crate) told: Arc<Mutex<Vec<String>>>,
-    /// What it came to.
+    /// The last answer, once it is final.
     pub(crate) last: Option<Answer>,
 }
 
-/// A history that is being played.
+/// A history while it is played.
 pub(crate) struct Scene {
     pub(crate) payee: Address,
     pub(crate) payers: Vec<PrivateKeySigner>,
@@ -46,7 +46,7 @@ impl Stage {
     pub(crate) async fn new() -> Self {
         let setup = Setup {
             signers: 2,
-            lined: true,
+            database_proxied: true,
             ..Setup::default()
         };
         let setup = setup.with("X402D_SETTLE_WAIT", "3");
@@ -55,29 +55,29 @@ impl Stage {
         }
     }
 
-    /// Plays a history to its end. What does not hold afterwards, if anything.
+    /// Plays a history to its end and returns the first violated invariant.
     pub(crate) async fn play(&mut self, history: &[Step]) -> Result<(), String> {
-        self.calm_down().await?;
+        self.restore_service().await?;
         let mut scene = self.open().await;
         for step in history {
             self.take(&mut scene, step).await;
         }
-        self.calm_down().await?;
+        self.restore_service().await?;
         while scene.callers.join_next().await.is_some() {}
         self.conclude(&mut scene).await?;
-        checks::nothing_is_open(&self.world).await;
-        // Nothing changes any more: these are the last answers.
+        checks::wait_until_nothing_is_open(&self.world).await;
+        // Nothing changes any more: the answers from here on are the last.
         for payment in &mut scene.payments {
             payment.last = None;
         }
         self.conclude(&mut scene).await?;
-        checks::all(&self.world, &scene).await
+        checks::check_all(&self.world, &scene).await
     }
 
-    /// No faults, blocks as they come, and a process that serves.
-    async fn calm_down(&mut self) -> Result<(), String> {
+    /// Removes all faults, mines blocks automatically and waits for a ready process.
+    async fn restore_service(&mut self) -> Result<(), String> {
         self.no_faults();
-        self.world.mine_on().await;
+        self.world.resume_mining().await;
         self.world.chain.mine(1).await;
         let deadline = Instant::now() + Duration::from_mins(1);
         eventually(
@@ -113,7 +113,7 @@ impl Stage {
         for payer in &payers {
             self.world.chain.fund(payer.address(), FUNDS).await;
         }
-        // No reorganisation takes that away.
+        // Deep enough that no reorg of a history removes it.
         self.world.chain.mine(8).await;
         Scene {
             payee: new_account().address(),
@@ -141,7 +141,7 @@ impl Stage {
             Step::Again(which) => self.present(scene, scene.number(*which)),
             Step::Progress(calls) => {
                 let wanted = self.world.proxy.all_calls() + usize::from(*calls);
-                // While nothing is under way it makes few.
+                // The service makes few calls while no payment is open, so the wait is bounded.
                 let _ = tokio::time::timeout(Duration::from_millis(400), async {
                     eventually("calls", Duration::from_secs(5), async || {
                         (self.world.proxy.all_calls() >= wanted).then_some(())
@@ -150,12 +150,12 @@ impl Stage {
                 })
                 .await;
             }
-            Step::Blocks { by_themselves } => chain.automine(*by_themselves).await,
+            Step::Blocks { automatic } => chain.automine(*automatic).await,
             Step::Mine(blocks) => chain.mine(u64::from(*blocks)).await,
             Step::Fault(method, fault) => self.world.proxy.on(method, *fault),
             Step::Calm => self.no_faults(),
             Step::Forget => drop(chain.call("anvil_dropAllTransactions", json!([])).await),
-            Step::Reorganise(depth) => chain.reorganise(u64::from(*depth)).await,
+            Step::Reorg(depth) => chain.reorg(u64::from(*depth)).await,
             Step::Submit(which) => {
                 let purchase = &scene.payments[scene.number(*which)].purchase;
                 pool(chain, Chain::submission(purchase)).await;
@@ -167,11 +167,11 @@ impl Stage {
             Step::Spend(payer) => {
                 let payer = &scene.payers[usize::from(*payer)];
                 let left = chain.usdc(payer.address()).await.to::<u64>();
-                let mut all = Purchase::new(payer, SOMEBODY_ELSE, left);
+                let mut all = Purchase::new(payer, OTHER_ACCOUNT, left);
                 all.authorization.valid_before = self.in_ten_minutes().await;
                 pool(chain, Chain::submission(&all)).await;
             }
-            Step::Cut => self.world.line.as_ref().unwrap().cut(),
+            Step::Cut => self.world.database_proxy.as_ref().unwrap().cut(),
             Step::Kill => {
                 scene.killed = true;
                 self.world.facilitator.kill();
@@ -188,7 +188,7 @@ impl Stage {
         purchase
     }
 
-    /// By the chain's clock, which histories move on.
+    /// Relative to the chain's time, which histories advance.
     async fn in_ten_minutes(&self) -> Amount {
         let newest = json!(["pending", false]);
         let newest = self.world.chain.call("eth_getBlockByNumber", newest).await;
@@ -196,7 +196,7 @@ impl Stage {
         Amount::from_atomic(time + U256::from(600))
     }
 
-    /// Somebody presents a payment and goes away after one answer.
+    /// A caller presents a payment and disconnects after one answer.
     fn present(&self, scene: &mut Scene, number: usize) {
         let payment = &scene.payments[number];
         let (body, told) = (payment.purchase.body(), Arc::clone(&payment.told));
@@ -210,7 +210,7 @@ impl Stage {
         });
     }
 
-    /// Every payment is presented until its answer is one that will not change by itself.
+    /// Presents every payment until its answer is final.
     async fn conclude(&self, scene: &mut Scene) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_mins(2);
         let limit = Duration::from_mins(4);
@@ -233,7 +233,7 @@ impl Stage {
         Err(format!("never decided: {answer:?}; {row}; {signers}"))
     }
 
-    /// Presents what is undecided once. An answer about what still is, if anything.
+    /// Presents each undecided payment once. Returns the answer of one that is still undecided, if any.
     async fn ask_all(&self, scene: &mut Scene) -> Option<Answer> {
         let mut asking = JoinSet::new();
         for (number, payment) in scene.payments.iter().enumerate() {
@@ -272,7 +272,7 @@ fn is_final(answer: &Answer) -> bool {
     answer.status == 200 && !open.contains(&answer.reason())
 }
 
-/// Into the pool; it is mined with the next block, if at all.
+/// Sends to the pool; the transaction is mined with the next block, if at all.
 async fn pool(chain: &Chain, transaction: Value) {
     chain
         .call("eth_sendTransaction", json!([transaction]))

@@ -1,44 +1,44 @@
-//! What can happen.
+//! Steps of a history.
 
 use proptest::prelude::*;
 
 use crate::support::Fault;
 
-/// Payers of a history.
+/// Payers per history.
 pub(crate) const PAYERS: u8 = 3;
 
-/// One thing that happens. Numbers of payments are taken modulo how many there are.
+/// One step. Payment numbers are taken modulo the number of payments so far.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    /// A payer makes so many payments, presented at once.
+    /// A payer creates this many payments, presented concurrently.
     Pay { payer: u8, count: u8 },
     /// A payment is presented again.
     Again(u8),
-    /// The service gets on by so many calls to the chain.
+    /// Waits until the service has made this many more RPC calls.
     Progress(u8),
-    /// From now on blocks come with transactions, or by hand.
-    Blocks { by_themselves: bool },
-    /// By hand.
+    /// Blocks are mined automatically with each transaction, or manually.
+    Blocks { automatic: bool },
+    /// Mines this many blocks.
     Mine(u8),
-    /// Calls of a method meet a fault from now on.
+    /// Calls of a method meet a fault until the next change.
     Fault(&'static str, Fault),
     /// All faults end.
     Calm,
-    /// The pool forgets everything.
+    /// The pool drops all transactions.
     Forget,
     /// The newest blocks are replaced by empty ones.
-    Reorganise(u8),
-    /// Somebody else submits a payment's authorization.
+    Reorg(u8),
+    /// Another account submits a payment's authorization.
     Submit(u8),
-    /// Its payer cancels it.
+    /// The payer cancels a payment's authorization.
     Cancel(u8),
-    /// A payer gives all that they have to somebody else.
+    /// A payer transfers its whole balance to another account.
     Spend(u8),
-    /// All connections to the database break.
+    /// Every connection to the database breaks.
     Cut,
     /// The process is killed and started again.
     Kill,
-    /// What has been signed so far expires.
+    /// Advances the chain's time past the end of everything signed so far.
     Expire,
 }
 
@@ -49,7 +49,7 @@ fn fault() -> impl Strategy<Value = Step> {
         Just(Fault::Unavailable),
         Just(Fault::AnswerLost),
         Just(Fault::RequestLost),
-        Just(Fault::Nonsense),
+        Just(Fault::NotJson),
         Just(Fault::Error("nonce too low")),
         Just(Fault::Error("already known")),
         Just(Fault::Error("replacement transaction underpriced")),
@@ -70,12 +70,12 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..PAYERS, 1..6_u8).prop_map(|(payer, count)| Step::Pay { payer, count }),
         4 => any::<u8>().prop_map(Step::Again),
         5 => (1..12_u8).prop_map(Step::Progress),
-        2 => any::<bool>().prop_map(|by_themselves| Step::Blocks { by_themselves }),
+        2 => any::<bool>().prop_map(|automatic| Step::Blocks { automatic }),
         3 => (1..4_u8).prop_map(Step::Mine),
         4 => fault(),
         2 => Just(Step::Calm),
         1 => Just(Step::Forget),
-        2 => (1..4_u8).prop_map(Step::Reorganise),
+        2 => (1..4_u8).prop_map(Step::Reorg),
         2 => any::<u8>().prop_map(Step::Submit),
         1 => any::<u8>().prop_map(Step::Cancel),
         1 => (0..PAYERS).prop_map(Step::Spend),
@@ -85,7 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A history begins with payments, and dies once at most: another process has to wait for the leases of the dead.
+/// A history begins with payments and contains at most one kill, because a new process has to wait for the dead one's leases.
 pub(crate) fn history() -> impl Strategy<Value = Vec<Step>> {
     let first = (0..PAYERS, 1..6_u8).prop_map(|(payer, count)| Step::Pay { payer, count });
     (first, prop::collection::vec(step(), 4..16)).prop_map(|(first, others)| {

@@ -1,5 +1,5 @@
-"""Buys URL once with the Python x402 client, in whichever scheme the seller asks for. With RPC_URL set it can read the
-chain, and so let the facilitator pay for its allowance to Permit2. With RAW_HEADER set it sends that header and signs nothing."""
+"""Buys URL once with the Python x402 client, in the scheme that the seller asks for. With RPC_URL it reads the chain, so that
+the facilitator can pay for its Permit2 allowance. With RAW_HEADER it sends that header and signs nothing."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def decoded(header, decode):
 def main():
     url, raw = sys.argv[1], os.environ.get("RAW_HEADER")
     with requests.Session() as session:
-        session.trust_env = False  # the seller is on this machine, whatever proxy is configured
+        session.trust_env = False  # the seller is on this machine: no proxy
         headers = {"PAYMENT-SIGNATURE": raw} if raw else {}
         if not raw:
             wrapRequestsWithPayment(session, paying_client())

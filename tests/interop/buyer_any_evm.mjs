@@ -1,5 +1,5 @@
-// A buyer as wrappers around the official client are built: schemes exact and upto on every EVM network, a signer that signs typed
-// data and nothing else, no v1, and the payment's id taken from the decoded PAYMENT-RESPONSE.
+// A buyer built like wrappers around the official client: schemes exact and upto on every EVM network, a signer for typed data
+// only, no v1, and the payment's id taken from the decoded PAYMENT-RESPONSE.
 import { decodePaymentResponseHeader, wrapFetchWithPayment, x402Client } from "@x402/fetch";
 import { ExactEvmScheme } from "@x402/evm/exact/client";
 import { UptoEvmScheme } from "@x402/evm/upto/client";

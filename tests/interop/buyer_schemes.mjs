@@ -1,6 +1,6 @@
-// Buys URL once with @x402/fetch in whichever scheme the seller asks for. With RPC_URL set it can read the chain, and so let the
-// facilitator pay for its allowance to Permit2; with APPROVE set as well it pays for that itself first. With RAW_HEADER set it sends
-// that payment header and signs nothing.
+// Buys URL once with @x402/fetch in the scheme that the seller asks for. With RPC_URL it reads the chain, so that the facilitator can
+// pay for its Permit2 allowance; with APPROVE as well it first pays for the allowance itself. With RAW_HEADER it sends that payment
+// header and signs nothing.
 import { decodePaymentRequiredHeader } from "@x402/core/http";
 import { ExactEvmScheme } from "@x402/evm/exact/client";
 import { createPermit2ApprovalTx, UptoEvmScheme } from "@x402/evm/upto/client";

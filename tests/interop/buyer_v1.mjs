@@ -1,4 +1,4 @@
-// Buys URL once with x402-fetch (protocol version 1). With RAW_HEADER set it sends that and signs nothing.
+// Buys URL once with x402-fetch (protocol version 1). With RAW_HEADER it sends that header and signs nothing.
 import { decodeXPaymentResponse, wrapFetchWithPayment } from "x402-fetch";
 import { createWalletClient, custom } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
@@ -9,7 +9,7 @@ const url = process.argv[2];
 const { PRIVATE_KEY, RAW_HEADER } = process.env;
 const { sent, fetchAndRecord } = recordingFetch("X-PAYMENT");
 
-// The wallet signs locally: a transport that refuses every call shows that nothing leaves the machine.
+// The wallet signs locally: a transport that rejects every call proves that nothing leaves the machine.
 const offline = custom({ request: ({ method }) => Promise.reject(new Error(`offline wallet asked for ${method}`)) });
 
 function pay() {

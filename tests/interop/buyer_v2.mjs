@@ -1,4 +1,4 @@
-// Buys URL once with @x402/fetch. With RAW_HEADER set it sends that payment header and signs nothing.
+// Buys URL once with @x402/fetch. With RAW_HEADER it sends that payment header and signs nothing.
 import { decodePaymentResponseHeader, wrapFetchWithPayment, x402Client } from "@x402/fetch";
 import { ExactEvmScheme } from "@x402/evm/exact/client";
 import { privateKeyToAccount } from "viem/accounts";

@@ -1,4 +1,4 @@
-// What both buyers share: a fetch that remembers the payment header it sent, and the line they print.
+// Shared by the buyers: a fetch that records the payment header it sent, and the line they print.
 
 /** Wraps the global fetch; `sent.header` is the last value of the header `name` that went out. */
 export function recordingFetch(name) {
@@ -11,7 +11,7 @@ export function recordingFetch(name) {
   return { sent, fetchAndRecord };
 }
 
-/** Prints one line: the answer's status and body, its decoded receipt or null, the payment header sent, and what the buyer adds. */
+/** Prints one line: the answer's status and body, its decoded receipt or null, the payment header sent, and further members. */
 export async function print(response, receiptName, decode, header, more = {}) {
   const text = await response.text();
   const receipt = response.headers.get(receiptName);

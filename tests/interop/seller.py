@@ -1,5 +1,5 @@
 """A seller on Flask with the Python x402 package: /report by EIP-3009, /permit2 and /sponsored by Permit2, /metered and
-/metered-sponsored by scheme upto, which charges the query's `charge`, or the whole price without one."""
+/metered-sponsored by scheme upto. They charge the query's `charge`, or the whole price without one."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ payments.register(NETWORK, ExactEvmScheme()).register(NETWORK, UptoEvmScheme())
 exact = PaymentOption(scheme="exact", **TERMS)
 permit2 = PaymentOption(scheme="exact", extra={"assetTransferMethod": "permit2"}, **TERMS)
 upto = PaymentOption(scheme="upto", **TERMS)
-# The payer need not have let Permit2 take its tokens: it signs a permit, and the facilitator pays for the gas.
+# The payer needs no Permit2 allowance: it signs an EIP-2612 permit, and the facilitator pays for the gas.
 sponsored = declare_eip2612_gas_sponsoring_extension()
 routes = {
     "GET /report": RouteConfig(accepts=exact),

@@ -1,5 +1,5 @@
-// A seller on @x402/express with every way to pay: /report by EIP-3009, /permit2 and /sponsored by Permit2, /metered and
-// /metered-sponsored by scheme upto, which charges the query's `charge`, or the whole price without one.
+// A seller on @x402/express with every payment method: /report by EIP-3009, /permit2 and /sponsored by Permit2, /metered and
+// /metered-sponsored by scheme upto. They charge the query's `charge`, or the whole price without one.
 import express from "express";
 import { HTTPFacilitatorClient } from "@x402/core/server";
 import { ExactEvmScheme } from "@x402/evm/exact/server";
@@ -18,7 +18,7 @@ const exact = { scheme: "exact", network: NETWORK, payTo: PAY_TO, price: PRICE }
 const permit2 = { ...exact, extra: { assetTransferMethod: "permit2" } };
 const upto = { ...exact, scheme: "upto" };
 
-// The payer need not have let Permit2 take its tokens: it signs a permit, and the facilitator pays for the gas.
+// The payer needs no Permit2 allowance: it signs an EIP-2612 permit, and the facilitator pays for the gas.
 const extensions = declareEip2612GasSponsoringExtension();
 const routes = {
   "GET /report": { accepts: exact, description: "A report" },

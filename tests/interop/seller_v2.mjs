@@ -1,4 +1,4 @@
-// A seller on @x402/express: GET /report costs PRICE, GET /upfront too but is settled before it is made, GET /free costs nothing.
+// A seller on @x402/express: GET /report costs PRICE, GET /upfront too but is settled before the handler runs, GET /free costs nothing.
 import express from "express";
 import { HTTPFacilitatorClient } from "@x402/core/server";
 import { ExactEvmScheme } from "@x402/evm/exact/server";

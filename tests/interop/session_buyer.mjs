@@ -1,5 +1,5 @@
-// Buys URL over a payment session: terms, then money, then the request. RAIL is "authorization" or "transfer"; with RAW_HEADER set it
-// sends that payment header and signs nothing. Written from the contract (/openapi.json) with viem alone: no client of x402d's.
+// Buys URL with a payment session: terms, then the transfer, then the request. RAIL is "authorization" or "transfer"; with RAW_HEADER
+// it sends that payment header and signs nothing. Written from the API specification (/openapi.json) with viem alone, without x402d's client.
 import { createPublicClient, http } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { baseSepolia } from "viem/chains";

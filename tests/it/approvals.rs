@@ -1,4 +1,4 @@
-//! `erc20ApprovalGasSponsoring`: payers without native money whose approvals of Permit2 are submitted for them, within limits.
+//! `erc20ApprovalGasSponsoring`: approvals of Permit2 are submitted for payers without native currency, within limits.
 
 use alloy::consensus::TxEip1559;
 use alloy::primitives::{Address, Bytes, TxKind, U64, U256};
@@ -8,17 +8,17 @@ use serde_json::json;
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::permit2::PERMIT2;
 
-use crate::support::{Permission, Setup, World, approveCall, new_account, pauseCall, signed};
+use crate::support::{Permit2Purchase, Setup, World, approveCall, new_account, pauseCall, signed};
 
 const PAYEE: Address = Address::repeat_byte(0x2e);
 const OTHER: Address = Address::repeat_byte(0x66);
 const PRICE: u64 = 10_000;
-/// What one approval of the tests costs at most: 70,000 gas at 5 gwei, and half of that for what rollups add.
+/// Maximum cost of one approval in wei: 70,000 gas at 5 gwei, plus half of that for rollup data fees.
 const COST: u64 = 525_000_000_000_000;
 const INFO: &str = "/paymentPayload/extensions/erc20ApprovalGasSponsoring/info";
 
-/// How a payment of a scheme is made.
-type Build = fn(&PrivateKeySigner, Address, u64) -> Permission;
+/// Constructor of a payment of one scheme.
+type Build = fn(&PrivateKeySigner, Address, u64) -> Permit2Purchase;
 
 fn setup(per_payer: u64, per_day: u64) -> Setup {
     let toml = format!(
@@ -30,18 +30,18 @@ fn setup(per_payer: u64, per_day: u64) -> Setup {
     }
 }
 
-/// A world that gives each payer gas money for one approval, and all of them together for two.
+/// A world with a gas budget for one approval per payer and two per day.
 async fn world() -> World {
     setup(COST, 2 * COST).build().await
 }
 
-fn approving(build: Build, payer: &PrivateKeySigner) -> Permission {
+fn approving(build: Build, payer: &PrivateKeySigner) -> Permit2Purchase {
     let payment = build(payer, PAYEE, PRICE);
     let approval = payment.approval();
     payment.with_approval(&approval)
 }
 
-async fn native(world: &World, account: Address) -> U256 {
+async fn native_balance(world: &World, account: Address) -> U256 {
     let balance = world
         .chain
         .call("eth_getBalance", json!([account, "latest"]))
@@ -50,7 +50,7 @@ async fn native(world: &World, account: Address) -> U256 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn payers_without_native_money_pay_by_permit2_after_an_approval_that_is_submitted_for_them() {
+async fn payer_without_gas_pays_by_permit2_after_sponsored_approval() {
     let world = world().await;
     let supported = world.facilitator.get("/supported").await.body;
     let extensions = supported["extensions"].as_array().unwrap();
@@ -58,10 +58,10 @@ async fn payers_without_native_money_pay_by_permit2_after_an_approval_that_is_su
         extensions.contains(&json!("erc20ApprovalGasSponsoring")),
         "{supported}"
     );
-    let schemes: [Build; 2] = [Permission::exact, Permission::upto];
+    let schemes: [Build; 2] = [Permit2Purchase::exact, Permit2Purchase::upto];
     for (index, build) in schemes.into_iter().enumerate() {
         let payer = world.payer().await;
-        assert_eq!(native(&world, payer.address()).await, U256::ZERO);
+        assert_eq!(native_balance(&world, payer.address()).await, U256::ZERO);
         let payment = approving(build, &payer);
         let verdict = world.facilitator.verify(&payment.body()).await;
         assert!(verdict.is_valid(), "{verdict:?}");
@@ -69,8 +69,8 @@ async fn payers_without_native_money_pay_by_permit2_after_an_approval_that_is_su
         assert!(settled.succeeded(), "{settled:?}");
         let paid = world.chain.usdc(PAYEE).await;
         assert_eq!(paid, U256::from(PRICE) * U256::from(index + 1));
-        assert!(native(&world, payer.address()).await < U256::from(COST));
-        // The allowance is there now: the next payment needs no sponsoring.
+        assert!(native_balance(&world, payer.address()).await < U256::from(COST));
+        // The allowance exists now, so the next payment needs no sponsoring.
         let next = world
             .facilitator
             .verify(&build(&payer, PAYEE, PRICE).body())
@@ -85,38 +85,38 @@ async fn payers_without_native_money_pay_by_permit2_after_an_approval_that_is_su
         "gas money and settlement, twice"
     );
 
-    let third = approving(Permission::exact, &world.payer().await);
+    let third = approving(Permit2Purchase::exact, &world.payer().await);
     world
-        .is_refused_at_both(&third.body(), "erc20_approval_insufficient_eth_for_gas")
+        .assert_rejected_at_both(&third.body(), "erc20_approval_insufficient_eth_for_gas")
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_gas_money_is_given_none_and_who_wants_too_much_gets_nothing() {
+async fn funded_payer_gets_no_gas_and_excess_request_is_refused() {
     let world = world().await;
     let payer = world.payer().await;
     let rich = json!([payer.address(), U256::from(COST)]);
     world.chain.call("anvil_setBalance", rich).await;
     let settled = world
         .facilitator
-        .settle(&approving(Permission::exact, &payer).body())
+        .settle(&approving(Permit2Purchase::exact, &payer).body())
         .await;
     assert!(settled.succeeded(), "{settled:?}");
     assert_eq!(world.transactions(1).await, 1, "the settlement alone");
 
-    let greedy = Permission::exact(&world.payer().await, PAYEE, PRICE);
+    let excessive = Permit2Purchase::exact(&world.payer().await, PAYEE, PRICE);
     let dear = TxEip1559 {
         max_fee_per_gas: 6_000_000_000,
-        ..greedy.approval()
+        ..excessive.approval()
     };
     let code = "erc20_approval_insufficient_eth_for_gas";
     world
-        .is_refused_at_both(&greedy.with_approval(&dear).body(), code)
+        .assert_rejected_at_both(&excessive.with_approval(&dear).body(), code)
         .await;
 }
 
-/// Approvals that each have one fault, with its code.
-fn faulty(plain: &TxEip1559) -> [(TxEip1559, &'static str); 10] {
+/// Approvals with one fault each, and the expected code.
+fn invalid_approvals(plain: &TxEip1559) -> [(TxEip1559, &'static str); 10] {
     let approve = |spender, value| Bytes::from(approveCall { spender, value }.abi_encode());
     let with = |change: &dyn Fn(&mut TxEip1559)| {
         let mut changed = plain.clone();
@@ -165,10 +165,10 @@ fn faulty(plain: &TxEip1559) -> [(TxEip1559, &'static str); 10] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
+async fn each_invalid_approval_has_its_code() {
     let world = world().await;
     let payer = world.payer().await;
-    let good = approving(Permission::exact, &payer);
+    let good = approving(Permit2Purchase::exact, &payer);
     for (member, value, code) in [
         (
             "version",
@@ -195,19 +195,19 @@ async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
     ] {
         let mut body = good.body();
         *body.pointer_mut(&format!("{INFO}/{member}")).unwrap() = value;
-        world.is_refused_at_both(&body, code).await;
+        world.assert_rejected_at_both(&body, code).await;
     }
     let plain = good.approval();
-    for (transaction, code) in faulty(&plain) {
+    for (transaction, code) in invalid_approvals(&plain) {
         let payment = good.clone().with_approval(&transaction);
-        world.is_refused_at_both(&payment.body(), code).await;
+        world.assert_rejected_at_both(&payment.body(), code).await;
     }
     let mut foreign = good.body();
     *foreign
         .pointer_mut(&format!("{INFO}/signedTransaction"))
         .unwrap() = json!(signed(&plain, &new_account()));
     world
-        .is_refused_at_both(&foreign, "erc20_approval_tx_signer_mismatch")
+        .assert_rejected_at_both(&foreign, "erc20_approval_tx_signer_mismatch")
         .await;
     let mut broken = signed(&plain, &payer).to_vec();
     let r = broken.len() - 65;
@@ -216,27 +216,31 @@ async fn what_is_wrong_with_an_approval_is_said_by_its_code() {
         .pointer_mut(&format!("{INFO}/signedTransaction"))
         .unwrap() = json!(Bytes::from(broken));
     world
-        .is_refused_at_both(&foreign, "erc20_approval_tx_invalid_signature")
+        .assert_rejected_at_both(&foreign, "erc20_approval_tx_invalid_signature")
         .await;
-    assert_eq!(world.transactions(1).await, 0, "nobody was given anything");
+    assert_eq!(
+        world.transactions(1).await,
+        0,
+        "no payer was given gas money"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_operators_consent_approvals_are_not_looked_at() {
+async fn approvals_are_ignored_unless_enabled() {
     let world = World::new().await;
     let supported = world.facilitator.get("/supported").await.body;
     assert!(
         !supported.to_string().contains("erc20Approval"),
         "{supported}"
     );
-    let payment = approving(Permission::exact, &world.payer().await);
+    let payment = approving(Permit2Purchase::exact, &world.payer().await);
     world
-        .is_refused_at_both(&payment.body(), "permit2_allowance_required")
+        .assert_rejected_at_both(&payment.body(), "permit2_allowance_required")
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_step_a_payer_is_given_gas_money_once_and_pays_once() {
+async fn kill_at_any_step_funds_once_and_pays_once() {
     for step in ["recorded", "broadcast", "mined"] {
         let mut world = Setup {
             failpoint: Some(step),
@@ -244,7 +248,7 @@ async fn killed_at_any_step_a_payer_is_given_gas_money_once_and_pays_once() {
         }
         .build()
         .await;
-        let payment = approving(Permission::exact, &world.payer().await);
+        let payment = approving(Permit2Purchase::exact, &world.payer().await);
         let broken = world.facilitator.try_settle(&payment.body()).await;
         assert!(broken.is_err(), "{step}: {broken:?}");
         world.facilitator.wait_for_end().await;
@@ -257,17 +261,17 @@ async fn killed_at_any_step_a_payer_is_given_gas_money_once_and_pays_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_approval_that_is_overtaken_or_fails_in_its_block_ends_with_its_code() {
+async fn overtaken_or_reverted_approval_ends_with_its_code() {
     let world = world().await;
     let payer = world.payer().await;
-    let payment = approving(Permission::exact, &payer);
+    let payment = approving(Permit2Purchase::exact, &payer);
     world.chain.automine(false).await;
-    let mut settling = world.facilitator.settling(&payment.body());
-    world.has_sent(1).await;
-    // Its gas money is under way; meanwhile the token is paused, so that the approval will be mined in vain.
+    let mut settling = world.facilitator.spawn_settle(&payment.body());
+    world.wait_until_sent(1).await;
+    // The gas money is in flight. Pausing the token now makes the approval revert when it is mined.
     let pause = (TEST_USDC, pauseCall { on: true }.abi_encode().into());
-    world.chain.call_dearly(pause).await;
-    world.mine_on().await;
+    world.chain.call_with_high_fee(pause).await;
+    world.resume_mining().await;
     let ended = settling.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(ended.reason(), "erc20_approval_tx_failed", "{ended:?}");
     let count = world
@@ -282,10 +286,10 @@ async fn an_approval_that_is_overtaken_or_fails_in_its_block_ends_with_its_code(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_approval_whose_nonce_another_transaction_of_the_payers_holds_cannot_be_sent() {
+async fn approval_with_occupied_nonce_is_not_sent() {
     let world = world().await;
     let payer = world.payer().await;
-    let payment = approving(Permission::exact, &payer);
+    let payment = approving(Permit2Purchase::exact, &payer);
     let rich = json!([payer.address(), U256::from(10 * COST)]);
     world.chain.call("anvil_setBalance", rich).await;
     world.chain.automine(false).await;
@@ -302,8 +306,8 @@ async fn an_approval_whose_nonce_another_transaction_of_the_payers_holds_cannot_
         "erc20_approval_broadcast_failed",
         "{ended:?}"
     );
-    // It is an approval as well: once it is mined, the payment needs no other.
-    world.mine_on().await;
+    // The pending transaction is an approval too: once mined, the payment needs no other.
+    world.resume_mining().await;
     let settled = world.facilitator.settle(&payment.body()).await;
     assert!(settled.succeeded(), "{settled:?}");
 }

@@ -1,4 +1,4 @@
-//! Whatever is sent, the answer is the documented one, nothing panics, and nothing grows.
+//! Invalid input gets the documented answer, causes no panic and does not grow memory.
 
 use alloy::primitives::Address;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::support::{Answer, Facilitator, Purchase, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 
-/// A good body with one member changed; the path is that of a JSON pointer.
+/// A valid body with one member changed; the path is a JSON pointer.
 pub(crate) fn with(body: &Value, pointer: &str, value: Value) -> Value {
     let mut changed = body.clone();
     *changed
@@ -16,13 +16,13 @@ pub(crate) fn with(body: &Value, pointer: &str, value: Value) -> Value {
     changed
 }
 
-/// A good body with the price changed on both sides.
+/// A valid body with the price changed in `accepted` and in the requirement.
 fn with_amount(body: &Value, amount: &Value) -> Value {
     let changed = with(body, "/paymentRequirements/amount", amount.clone());
     with(&changed, "/paymentPayload/accepted/amount", amount.clone())
 }
 
-async fn both(facilitator: &Facilitator, body: &Value) -> [Answer; 2] {
+async fn verify_and_settle(facilitator: &Facilitator, body: &Value) -> [Answer; 2] {
     [
         facilitator.verify(body).await,
         facilitator.settle(body).await,
@@ -30,7 +30,7 @@ async fn both(facilitator: &Facilitator, body: &Value) -> [Answer; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_request_is_answered_400_without_a_verdict() {
+async fn malformed_requests_get_400_without_verdict() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
@@ -65,7 +65,7 @@ async fn what_is_no_request_is_answered_400_without_a_verdict() {
             assert!(answer.body.get("isValid").is_none() && answer.body.get("success").is_none());
         }
     }
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
 pub(crate) const REQUIRED: &str = "/paymentRequirements";
@@ -73,8 +73,8 @@ pub(crate) const ACCEPTED: &str = "/paymentPayload/accepted";
 pub(crate) const PAYLOAD: &str = "/paymentPayload/payload";
 pub(crate) const SIGNED: &str = "/paymentPayload/payload/authorization";
 
-/// Where in a good v2 body, the member, the JSON in its place, and the code that follows.
-const WRONG: &[(&str, &str, &str, &str)] = &[
+/// Place in a valid v2 body, member, replacement JSON, expected code.
+const INVALID_MEMBERS: &[(&str, &str, &str, &str)] = &[
     ("", "/x402Version", "1", "invalid_x402_version"),
     (
         "/paymentPayload",
@@ -199,8 +199,8 @@ const WRONG: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-/// What is no amount.
-const NO_AMOUNTS: &[&str] = &[
+/// Values that are not valid amounts.
+const INVALID_AMOUNTS: &[&str] = &[
     r#""-1""#,
     r#""0x10""#,
     r#""1e6""#,
@@ -215,17 +215,17 @@ const NO_AMOUNTS: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
+async fn each_invalid_member_has_its_code() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-    let mut cases: Vec<(Value, &str)> = WRONG
+    let mut cases: Vec<(Value, &str)> = INVALID_MEMBERS
         .iter()
         .map(|(place, member, value, code)| {
             (with(&good, &format!("{place}{member}"), json(value)), *code)
         })
         .collect();
-    for amount in NO_AMOUNTS {
+    for amount in INVALID_AMOUNTS {
         cases.push((
             with_amount(&good, &json(amount)),
             "invalid_payment_requirements",
@@ -256,7 +256,7 @@ async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
         "invalid_exact_evm_authorization_value",
     ));
     for (body, code) in cases {
-        for answer in both(&world.facilitator, &body).await {
+        for answer in verify_and_settle(&world.facilitator, &body).await {
             assert_eq!(
                 (answer.status, answer.reason()),
                 (200, code),
@@ -268,20 +268,20 @@ async fn each_thing_that_is_wrong_inside_a_request_has_its_code() {
             assert!(message.is_some_and(|text| text.len() > 10), "{answer:?}");
         }
     }
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
-/// A good body without one member.
+/// A valid body with one member removed.
 fn without(body: &Value, place: &str, member: &str) -> Value {
     let mut changed = body.clone();
     let members = changed.pointer_mut(place).and_then(Value::as_object_mut);
-    let gone = members.and_then(|members| members.remove(member));
-    assert!(gone.is_some(), "{place}/{member} is not there");
+    let removed = members.and_then(|members| members.remove(member));
+    assert!(removed.is_some(), "{place}/{member} is not there");
     changed
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_member_that_is_missing_has_its_code() {
+async fn each_missing_member_has_its_code() {
     let world = World::new().await;
     let payer = world.payer().await;
     let v2 = Purchase::new(&payer, PAYEE, 10_000).body();
@@ -310,16 +310,16 @@ async fn each_member_that_is_missing_has_its_code() {
     cases.push((&v2, "/paymentRequirements/extra", "name", no_domain));
     cases.push((&v2, "/paymentRequirements/extra", "version", no_domain));
     for (body, place, member, code) in cases {
-        for answer in both(&world.facilitator, &without(body, place, member)).await {
+        for answer in verify_and_settle(&world.facilitator, &without(body, place, member)).await {
             let found = (answer.status, answer.reason());
             assert_eq!(found, (200, code), "{place}/{member}: {answer:?}");
         }
     }
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_is_its_bytes_whatever_its_letters_look_like() {
+async fn addresses_compare_by_bytes_not_spelling() {
     let world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let wrong_checksum = "0x5E5e5E5e5E5e5E5e5E5e5E5e5E5e5E5e5E5e5E5e";
@@ -333,11 +333,11 @@ async fn an_address_is_its_bytes_whatever_its_letters_look_like() {
     assert!(answer.succeeded(), "{answer:?}");
     let again = world.facilitator.settle(&body).await;
     assert_eq!(again.reason(), "duplicate_settlement");
-    nothing_happened(&world, 1).await;
+    assert_payment_count(&world, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thousands_of_bad_requests_leave_the_memory_as_it_was() {
+async fn thousands_of_bad_requests_do_not_grow_memory() {
     let world = World::new().await;
     let good = Purchase::new(&world.payer().await, PAYEE, 10_000).body();
     let bodies = [
@@ -367,11 +367,11 @@ async fn thousands_of_bad_requests_leave_the_memory_as_it_was() {
         after < before + 8 * 1024,
         "{before} KiB before, {after} KiB after"
     );
-    nothing_happened(&world, 0).await;
+    assert_payment_count(&world, 0).await;
 }
 
-/// The service lives, no handler panicked, and the ledger and the chain hold `payments`.
-pub(crate) async fn nothing_happened(world: &World, payments: usize) {
+/// The service runs, no handler has panicked, and ledger and chain hold `payments` payments.
+pub(crate) async fn assert_payment_count(world: &World, payments: usize) {
     assert_eq!(world.facilitator.get("/healthz").await.status, 200);
     let log = world.facilitator.log();
     assert!(!log.contains("panicked"), "{log}");

@@ -1,4 +1,4 @@
-//! How many payments ride in one transaction: what keeps them apart for a while, and that it does not last.
+//! Size of batches: a failure that splits payments is temporary.
 
 use std::time::Duration;
 
@@ -11,32 +11,32 @@ use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
 const PAYEE: Address = Address::repeat_byte(0xba);
 const MULTICALL3: &str = "0xca11bde05977b3631167028862be2a173976ca11";
 
-/// Settles so many payments at once and tells how many transactions that took.
-async fn settled_in(world: &World, payments: u64) -> u64 {
+/// Settles this many payments concurrently and returns the number of transactions used.
+async fn transactions_to_settle(world: &World, payments: u64) -> u64 {
     let payer = world.payer().await;
     let bodies: Vec<Value> = (0..payments)
         .map(|number| Purchase::new(&payer, PAYEE, 100 + number).body())
         .collect();
     let before = world.transactions(1).await;
-    let answers = world.facilitator.settle_at_once(bodies).await;
+    let answers = world.facilitator.settle_all(bodies).await;
     for answer in &answers {
         assert!(answer.succeeded(), "{answer:?}");
     }
     world.transactions(1).await - before
 }
 
-/// The first payment finds an idle lane and goes alone; the others wait for it.
-const FEW: u64 = 4;
+/// The first payment finds an idle lane and is sent alone; the others wait for it.
+const PAYMENTS: u64 = 4;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_batch_simulations_leave_batching_as_it_was() {
+async fn rejected_batch_simulations_do_not_disable_batching() {
     let setup = Setup {
         block_time_s: Some(2),
         ..Setup::default()
     };
     let world = setup.build().await;
-    let before = settled_in(&world, 100).await;
-    assert!(before <= FEW, "{before} transactions");
+    let before = transactions_to_settle(&world, 100).await;
+    assert!(before <= PAYMENTS, "{before} transactions");
     for refusal in [
         "too many requests, limit is 25/s",
         "header not found",
@@ -44,7 +44,7 @@ async fn refused_batch_simulations_leave_batching_as_it_was() {
     ] {
         world
             .proxy
-            .on("eth_call", Fault::CallsTo(MULTICALL3, refusal));
+            .on("eth_call", Fault::RejectTo(MULTICALL3, refusal));
         let payer = world.payer().await;
         let bodies: Vec<Value> = (0..12)
             .map(|number| Purchase::new(&payer, PAYEE, 10 + number).body())
@@ -52,7 +52,7 @@ async fn refused_batch_simulations_leave_batching_as_it_was() {
         let facilitator = (*world.facilitator).clone();
         let refused = world.proxy.refused();
         let mut settling = JoinSet::new();
-        settling.spawn(async move { facilitator.settle_at_once(bodies).await });
+        settling.spawn(async move { facilitator.settle_all(bodies).await });
         eventually("refused simulations", Duration::from_secs(20), async || {
             (world.proxy.refused() > refused + 2).then_some(())
         })
@@ -61,12 +61,15 @@ async fn refused_batch_simulations_leave_batching_as_it_was() {
         let answers = settling.join_next().await.unwrap().unwrap();
         assert!(answers.iter().all(Answer::succeeded), "{answers:?}");
     }
-    let after = settled_in(&world, 100).await;
-    assert!(after <= FEW, "{before} transactions before, {after} after");
+    let after = transactions_to_settle(&world, 100).await;
+    assert!(
+        after <= PAYMENTS,
+        "{before} transactions before, {after} after"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn payment_that_no_node_takes_alone_leaves_batching_as_it_was() {
+async fn payment_rejected_alone_does_not_disable_batching() {
     let setup = Setup {
         block_time_s: Some(2),
         ..Setup::default()
@@ -77,7 +80,7 @@ async fn payment_that_no_node_takes_alone_leaves_batching_as_it_was() {
     world.proxy.on(send, Fault::Error(refusal));
     let payer = world.payer().await;
     let alone = Purchase::new(&payer, PAYEE, 1).body();
-    let settling = world.facilitator.settling(&alone);
+    let settling = world.facilitator.spawn_settle(&alone);
     world.proxy.called(send, 0).await;
     eventually("a refusal", Duration::from_secs(20), async || {
         let log = world.facilitator.log();
@@ -86,7 +89,7 @@ async fn payment_that_no_node_takes_alone_leaves_batching_as_it_was() {
     .await;
     world.proxy.on(send, Fault::None);
     drop(settling);
-    world.has_sent(1).await;
-    let after = settled_in(&world, 100).await;
-    assert!(after <= FEW + 1, "{after} transactions");
+    world.wait_until_sent(1).await;
+    let after = transactions_to_settle(&world, 100).await;
+    assert!(after <= PAYMENTS + 1, "{after} transactions");
 }

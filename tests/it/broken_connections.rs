@@ -1,4 +1,4 @@
-//! A caller who goes away before the answer: the success is not used up.
+//! Callers that disconnect before the answer do not use up the success.
 
 use alloy::primitives::Address;
 use tokio::io::AsyncWriteExt;
@@ -10,14 +10,14 @@ use crate::support::{Purchase, World};
 const PAYEE: Address = Address::repeat_byte(0xb0);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_a_connection_breaks_before_the_answer_the_next_presenter_gets_success() {
+async fn next_presenter_gets_success_after_broken_connection() {
     let world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 42).body();
     world.chain.automine(false).await;
-    let waiting = world.facilitator.settling(&body);
-    world.has_sent(1).await;
+    let waiting = world.facilitator.spawn_settle(&body);
+    world.wait_until_sent(1).await;
     drop(waiting);
-    world.mine_on().await;
+    world.resume_mining().await;
 
     assert!(world.facilitator.verify(&body).await.is_valid());
     let told = world.facilitator.settle(&body).await;
@@ -25,7 +25,7 @@ async fn when_a_connection_breaks_before_the_answer_the_next_presenter_gets_succ
     let next = world.facilitator.settle(&body).await;
     assert_eq!(next.reason(), "duplicate_settlement");
     assert_eq!(next.transaction(), told.transaction());
-    let kinds = kinds(&world.facilitator.payment(&told).await);
+    let kinds = event_kinds(&world.facilitator.payment(&told).await);
     assert_eq!(
         kinds.iter().filter(|kind| *kind == "answered").count(),
         1,
@@ -35,15 +35,17 @@ async fn when_a_connection_breaks_before_the_answer_the_next_presenter_gets_succ
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_ten_who_wait_the_nine_who_hang_up_take_nothing_from_the_tenth() {
+async fn disconnected_callers_leave_success_to_the_remaining_one() {
     let world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 43).body();
     world.chain.automine(false).await;
-    let mut waiting: Vec<_> = (0..10).map(|_| world.facilitator.settling(&body)).collect();
-    world.has_sent(1).await;
+    let mut waiting: Vec<_> = (0..10)
+        .map(|_| world.facilitator.spawn_settle(&body))
+        .collect();
+    world.wait_until_sent(1).await;
     let mut staying = waiting.pop().unwrap();
     drop(waiting);
-    world.mine_on().await;
+    world.resume_mining().await;
     let answer = staying.join_next().await.unwrap().unwrap().unwrap();
     assert!(answer.succeeded(), "{answer:?}");
     let next = world.facilitator.settle(&body).await;
@@ -52,7 +54,7 @@ async fn of_ten_who_wait_the_nine_who_hang_up_take_nothing_from_the_tenth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_breaks_off_half_way_settles_nothing_and_takes_nothing_from_the_next() {
+async fn truncated_request_settles_nothing_and_uses_nothing() {
     let world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 44).body();
     let text = body.to_string();
@@ -75,7 +77,7 @@ async fn a_request_that_breaks_off_half_way_settles_nothing_and_takes_nothing_fr
     assert_eq!(world.transactions(1).await, 1);
 }
 
-fn kinds(payment: &serde_json::Value) -> Vec<String> {
+fn event_kinds(payment: &serde_json::Value) -> Vec<String> {
     let events = payment["events"].as_array().unwrap();
     let kind = |event: &serde_json::Value| event["kind"].as_str().unwrap().to_owned();
     events.iter().map(kind).collect()

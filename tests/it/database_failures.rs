@@ -1,4 +1,4 @@
-//! The database goes silent, takes no writes, fails over, restarts: service again by itself, and nothing lost or doubled.
+//! The database goes silent, becomes read-only, fails over or restarts: service resumes by itself, and nothing is lost or doubled.
 
 use std::time::Duration;
 
@@ -8,23 +8,23 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::{Answer, Caller, Cluster, Line, Purchase, Setup, World, eventually};
+use crate::support::{Answer, Caller, Cluster, Purchase, Setup, TcpProxy, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xdb);
-/// How long a request may take when a statement of it gets no answer.
+/// Maximum time of a request when one of its statements gets no answer.
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
-/// A payment whose caller asks again and again ends in this time, whatever happens.
+/// A payment whose caller retries ends within this time.
 const PAYMENT_LIMIT: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_goes_silent_fails_its_requests_and_no_others() {
+async fn silent_connections_fail_only_their_requests() {
     let setup = Setup {
-        lined: true,
+        database_proxied: true,
         ..Setup::default()
     };
     let world = setup.build().await;
-    let line = world.line.as_ref().unwrap();
+    let link = world.database_proxy.as_ref().unwrap();
     let payer = world.payer().await;
     let mut locker = world.database.connection().await;
     let lock = "begin; lock table payments in access exclusive mode";
@@ -32,32 +32,35 @@ async fn a_line_that_goes_silent_fails_its_requests_and_no_others() {
     let mut hanging = JoinSet::new();
     for amount in 1..=3 {
         let body = Purchase::new(&payer, PAYEE, amount).body();
-        hanging.spawn(world.facilitator.asking("/verify", &body));
+        hanging.spawn(world.facilitator.post_task("/verify", &body));
         let body = Purchase::new(&payer, PAYEE, amount).body();
-        hanging.spawn(world.facilitator.asking("/settle", &body));
+        hanging.spawn(world.facilitator.post_task("/settle", &body));
     }
-    eventually("statements that hang", Duration::from_secs(8), async || {
+    eventually("hanging statements", Duration::from_secs(8), async || {
         let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
-        let mut look = world.database.connection().await;
-        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut look).await.unwrap();
+        let mut connection = world.database.connection().await;
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut connection).await.unwrap();
         (waiting >= 2).then_some(())
     })
     .await;
     let (began, mut unanswered) = (Instant::now(), 0);
-    line.mute();
+    link.stall();
     sqlx::raw_sql("rollback")
         .execute(&mut locker)
         .await
         .unwrap();
     while let Some(answer) = hanging.join_next().await {
         let answer = answer.unwrap().unwrap();
-        // Those that waited for a place behind the lost statements are served after them.
+        // Requests that queued for a connection behind the lost statements are served after them.
         let served = answer.is_valid() || answer.succeeded();
         assert!(answer.status == 503 || served, "{answer:?}");
         unanswered += u32::from(answer.status == 503);
     }
     assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
-    assert!(unanswered > 0, "the line went silent on nobody");
+    assert!(
+        unanswered > 0,
+        "no request was waiting when the connections went silent"
+    );
     let began = Instant::now();
     let answer = world
         .facilitator
@@ -67,29 +70,29 @@ async fn a_line_that_goes_silent_fails_its_requests_and_no_others() {
     assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
 }
 
-/// Who waits for a block when the database goes away is not kept until the end of the wait.
+/// A caller waiting for a block is answered early when the database goes away, not at the end of the wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_who_waits_when_the_database_goes_hears_so_in_time() {
+async fn waiting_caller_is_told_of_database_outage_in_time() {
     let setup = Setup {
-        lined: true,
+        database_proxied: true,
         ..Setup::default()
     };
     let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
-    let line = world.line.as_ref().unwrap();
+    let link = world.database_proxy.as_ref().unwrap();
     let body = Purchase::new(&world.payer().await, PAYEE, 1).body();
     world.chain.automine(false).await;
-    let mut waiting = world.facilitator.settling(&body);
+    let mut waiting = world.facilitator.spawn_settle(&body);
     eventually("its transaction", Duration::from_secs(20), async || {
         (world.pending(1).await > 0).then_some(())
     })
     .await;
-    line.down(true);
+    link.down(true);
     let began = Instant::now();
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(answer.status, 503, "{answer:?}");
     assert!(began.elapsed() < SILENCE_LIMIT, "{:?}", began.elapsed());
-    line.down(false);
-    world.mine_on().await;
+    link.down(false);
+    world.resume_mining().await;
     eventually("the success", Duration::from_secs(30), async || {
         let answer = world.facilitator.try_settle(&body).await.ok()?;
         answer.succeeded().then_some(())
@@ -97,11 +100,11 @@ async fn a_caller_who_waits_when_the_database_goes_hears_so_in_time() {
     .await;
 }
 
-/// A transaction that is left open at the other end of a silent line keeps the row of its lane locked; the server ends it.
+/// A transaction left open at the other end of a silent connection keeps its lane's row locked until the server ends it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_goes_silent_within_a_transaction_locks_no_lane_for_long() {
+async fn silent_open_transaction_releases_its_lane_in_time() {
     let setup = Setup {
-        lined: true,
+        database_proxied: true,
         ..Setup::default()
     };
     let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
@@ -116,7 +119,7 @@ async fn a_line_that_goes_silent_within_a_transaction_locks_no_lane_for_long() {
     sqlx::raw_sql(slow).execute(&mut operator).await.unwrap();
     let mut waiting = world
         .facilitator
-        .settling(&Purchase::new(&payer, PAYEE, 1).body());
+        .spawn_settle(&Purchase::new(&payer, PAYEE, 1).body());
     eventually("the write", Duration::from_secs(15), async || {
         let writing = "select count(*) from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
         let writing: i64 = sqlx::query_scalar(writing)
@@ -126,7 +129,7 @@ async fn a_line_that_goes_silent_within_a_transaction_locks_no_lane_for_long() {
         (writing > 0).then_some(())
     })
     .await;
-    world.line.as_ref().unwrap().mute();
+    world.database_proxy.as_ref().unwrap().stall();
     sqlx::raw_sql("truncate slow_writes")
         .execute(&mut operator)
         .await
@@ -142,9 +145,9 @@ async fn a_line_that_goes_silent_within_a_transaction_locks_no_lane_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_takes_no_writes_is_left_and_said_so_until_it_does_again() {
+async fn read_only_server_is_reported_until_writable_again() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let world = setup.build().await;
@@ -164,14 +167,18 @@ async fn a_server_that_takes_no_writes_is_left_and_said_so_until_it_does_again()
         .execute(&mut operator)
         .await
         .unwrap();
-    eventually("/readyz to say so", Duration::from_secs(30), async || {
-        let answer = world.facilitator.get("/readyz").await;
-        let told = answer.body["parts"][0]["detail"]
-            .as_str()
-            .unwrap_or_default()
-            .contains("takes no writes");
-        (answer.status == 503 && told).then_some(())
-    })
+    eventually(
+        "/readyz to report it",
+        Duration::from_secs(30),
+        async || {
+            let answer = world.facilitator.get("/readyz").await;
+            let told = answer.body["parts"][0]["detail"]
+                .as_str()
+                .unwrap_or_default()
+                .contains("takes no writes");
+            (answer.status == 503 && told).then_some(())
+        },
+    )
     .await;
     let refused = world
         .facilitator
@@ -198,8 +205,8 @@ async fn a_server_that_takes_no_writes_is_left_and_said_so_until_it_does_again()
     .await;
 }
 
-/// Callers who buy one thing after the other, and present each again until it is settled, or was.
-fn load(
+/// Callers that buy repeatedly and present each payment until it is settled.
+fn spawn_callers(
     world: &World,
     payers: Vec<alloy::signers::local::PrivateKeySigner>,
     until: Instant,
@@ -231,9 +238,9 @@ fn load(
     callers
 }
 
-async fn on_a_line(port: u16, database: &str) -> (World, Line) {
-    let line = Line::to_database(port, None).await;
-    let url = format!("postgres://postgres@127.0.0.1:{}/{database}", line.port());
+async fn world_behind_proxy(port: u16, database: &str) -> (World, TcpProxy) {
+    let link = TcpProxy::to_database(port, None).await;
+    let url = format!("postgres://postgres@127.0.0.1:{}/{database}", link.port());
     let world = Setup {
         block_time_s: Some(1),
         ..Setup::default()
@@ -244,7 +251,7 @@ async fn on_a_line(port: u16, database: &str) -> (World, Line) {
             .with("X402D_SETTLE_WAIT", "5")
             .build()
             .await,
-        line,
+        link,
     )
 }
 
@@ -256,7 +263,7 @@ async fn payers(world: &World, count: usize) -> Vec<alloy::signers::local::Priva
     payers
 }
 
-async fn each_was_paid_once(world: &World, mut callers: JoinSet<u64>) {
+async fn assert_each_paid_once(world: &World, mut callers: JoinSet<u64>) {
     let mut bought = 0;
     while let Some(count) = callers.join_next().await {
         bought += count.unwrap();
@@ -265,26 +272,26 @@ async fn each_was_paid_once(world: &World, mut callers: JoinSet<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_failover_to_a_standby_payments_settle_within_seconds() {
+async fn payments_settle_within_seconds_after_failover() {
     let mut primary = Cluster::start().await;
     primary.run_sql("create database ledger").await;
     let standby = Cluster::standby_of(primary.port).await;
-    // What is committed is on both, so that nothing is lost with the first.
+    // Synchronous replication: a commit is on both servers, so losing the primary loses nothing.
     primary
         .run_sql("alter system set synchronous_standby_names = '*'")
         .await;
     primary.run_sql("select pg_reload_conf()").await;
-    let (world, line) = on_a_line(primary.port, "ledger").await;
+    let (world, link) = world_behind_proxy(primary.port, "ledger").await;
     let payers = payers(&world, 4).await;
     let probe = world.payer().await;
-    let callers = load(&world, payers, Instant::now() + Duration::from_secs(25));
+    let callers = spawn_callers(&world, payers, Instant::now() + Duration::from_secs(25));
     let some = Duration::from_secs(20);
     eventually("payments", some, async || {
         (world.chain.usdc(PAYEE).await > U256::from(4)).then_some(())
     })
     .await;
     primary.end(Signal::SIGKILL);
-    line.lead_to(standby.port);
+    link.redirect_to(standby.port);
     let seconds = Duration::from_secs(2);
     tokio::time::sleep(seconds).await;
     standby.run_sql("select pg_promote()").await;
@@ -300,17 +307,17 @@ async fn after_a_failover_to_a_standby_payments_settle_within_seconds() {
         "{:?}",
         promoted.elapsed()
     );
-    each_was_paid_once(&world, callers).await;
+    assert_each_paid_once(&world, callers).await;
 }
 
-/// A standby that lags forgets the last payments. Nothing is paid twice; what was forgotten is told from the chain.
+/// A lagging standby lacks the last payments. They are found on the chain, and nothing is paid twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_lagging_standby_forgot_is_told_from_the_chain_and_settles_nothing_twice() {
+async fn payments_lost_by_standby_are_found_on_chain_once() {
     let mut primary = Cluster::start().await;
     primary.run_sql("create database ledger").await;
-    let replication = Line::to_database(primary.port, None).await;
+    let replication = TcpProxy::to_database(primary.port, None).await;
     let standby = Cluster::standby_of(replication.port()).await;
-    let (world, line) = on_a_line(primary.port, "ledger").await;
+    let (world, link) = world_behind_proxy(primary.port, "ledger").await;
     let payer = world.payer().await;
     let bodies: Vec<_> = (0..4)
         .map(|_| Purchase::new(&payer, PAYEE, 1).body())
@@ -319,17 +326,20 @@ async fn what_a_lagging_standby_forgot_is_told_from_the_chain_and_settles_nothin
     assert!(kept.succeeded(), "{kept:?}");
     let url = standby.url("ledger");
     eventually(
-        "the standby to have it",
+        "the standby to catch up",
         Duration::from_secs(20),
         async || {
-            let mut look = PgConnection::connect(&url).await.ok()?;
+            let mut connection = PgConnection::connect(&url).await.ok()?;
             let closed = "select count(*) from grants where answered_at is not null";
-            let closed: i64 = sqlx::query_scalar(closed).fetch_one(&mut look).await.ok()?;
+            let closed: i64 = sqlx::query_scalar(closed)
+                .fetch_one(&mut connection)
+                .await
+                .ok()?;
             (closed == 1).then_some(())
         },
     )
     .await;
-    replication.mute();
+    replication.stall();
     let mut forgotten = Vec::new();
     for body in &bodies[1..3] {
         let answer = world.facilitator.settle(body).await;
@@ -337,7 +347,7 @@ async fn what_a_lagging_standby_forgot_is_told_from_the_chain_and_settles_nothin
         forgotten.push(answer.transaction());
     }
     primary.end(Signal::SIGKILL);
-    line.lead_to(standby.port);
+    link.redirect_to(standby.port);
     standby.run_sql("select pg_promote()").await;
 
     let again = eventually("the new primary", Duration::from_secs(15), async || {
@@ -347,14 +357,14 @@ async fn what_a_lagging_standby_forgot_is_told_from_the_chain_and_settles_nothin
     .await;
     assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
     for (body, transaction) in bodies[1..3].iter().zip(&forgotten) {
-        let told = eventually("what was forgotten", Duration::from_secs(30), async || {
+        let told = eventually("the lost payments", Duration::from_secs(30), async || {
             let answer = world.facilitator.settle(body).await;
             answer.succeeded().then_some(answer)
         })
         .await;
         assert_eq!(&told.transaction(), transaction);
     }
-    // The signer stands still until somebody has looked.
+    // The lane stays stopped until the operator clears it.
     let waits = world.facilitator.settle(&bodies[3]).await;
     assert!(!waits.succeeded(), "{waits:?}");
     let ready = world.facilitator.get("/readyz").await.body.to_string();
@@ -364,21 +374,25 @@ async fn what_a_lagging_standby_forgot_is_told_from_the_chain_and_settles_nothin
         .execute(&mut operator)
         .await
         .unwrap();
-    eventually("the lane to go on", Duration::from_secs(30), async || {
-        let answer = world.facilitator.settle(&bodies[3]).await;
-        answer.succeeded().then_some(())
-    })
+    eventually(
+        "the lane to continue",
+        Duration::from_secs(30),
+        async || {
+            let answer = world.facilitator.settle(&bodies[3]).await;
+            answer.succeeded().then_some(())
+        },
+    )
     .await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_every_ten_seconds_loses_and_doubles_nothing() {
+async fn restart_every_ten_seconds_loses_and_doubles_nothing() {
     let mut server = Cluster::start().await;
     server.run_sql("create database ledger").await;
-    let (world, _line) = on_a_line(server.port, "ledger").await;
+    let (world, _line) = world_behind_proxy(server.port, "ledger").await;
     let payers = payers(&world, 4).await;
-    let callers = load(&world, payers, Instant::now() + Duration::from_mins(1));
+    let callers = spawn_callers(&world, payers, Instant::now() + Duration::from_mins(1));
     let mut restart = tokio::time::interval(Duration::from_secs(10));
     restart.tick().await;
     for signal in [
@@ -392,11 +406,14 @@ async fn a_restart_every_ten_seconds_loses_and_doubles_nothing() {
         server.end(signal);
         server.run().await;
     }
-    each_was_paid_once(&world, callers).await;
-    let mut look = PgConnection::connect(&server.url("ledger")).await.unwrap();
+    assert_each_paid_once(&world, callers).await;
+    let mut connection = PgConnection::connect(&server.url("ledger")).await.unwrap();
     let open = "select count(*) from payments where state not in ('mined', 'settled', 'final')";
     eventually("each payment's end", Duration::from_secs(30), async || {
-        let open: i64 = sqlx::query_scalar(open).fetch_one(&mut look).await.unwrap();
+        let open: i64 = sqlx::query_scalar(open)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
         (open == 0).then_some(())
     })
     .await;

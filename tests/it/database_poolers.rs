@@ -9,14 +9,14 @@ use crate::support::{Cluster, Pooler, Purchase, Setup, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xb0);
 
-/// One connection for everything is slow, and a test of recognition alone.
-fn payments_over(settings: &str) -> u64 {
+/// With one connection for everything payments are slow, so this mode tests only that it works.
+fn payment_count_for(settings: &str) -> u64 {
     if settings.ends_with("= 1") { 1 } else { 20 }
 }
 
-/// What somebody else finds in the sessions that x402d has used.
-async fn no_setting_leaks(pooler: &Pooler, database: &str, settings: &str) {
-    let mut stranger = pooler.connection(database).await;
+/// Settings that a foreign session finds in the server connections that x402d has used.
+async fn assert_no_setting_leaks(pooler: &Pooler, database: &str, settings: &str) {
+    let mut foreign = pooler.connection(database).await;
     for (setting, default) in [
         ("statement_timeout", "0"),
         ("enable_seqscan", "on"),
@@ -25,7 +25,7 @@ async fn no_setting_leaks(pooler: &Pooler, database: &str, settings: &str) {
         let shown: String = sqlx::query_scalar("select current_setting($1)")
             .persistent(false)
             .bind(setting)
-            .fetch_one(&mut stranger)
+            .fetch_one(&mut foreign)
             .await
             .unwrap();
         assert_eq!(shown, default, "{settings}: {setting}");
@@ -33,14 +33,14 @@ async fn no_setting_leaks(pooler: &Pooler, database: &str, settings: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
+async fn payments_settle_behind_pooler_without_leaking_settings() {
     let server = Cluster::start().await;
     let mut kinds = vec![
         "pool_mode = session\ndefault_pool_size = 80",
         "pool_mode = transaction\ndefault_pool_size = 10",
         "pool_mode = transaction\ndefault_pool_size = 1",
     ];
-    if Pooler::keeps_statements() {
+    if Pooler::supports_prepared_statements() {
         kinds
             .push("pool_mode = transaction\nmax_prepared_statements = 200\ndefault_pool_size = 10");
     }
@@ -53,12 +53,12 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             .build()
             .await;
         let payer = world.payer().await;
-        let bodies: Vec<_> = (0..payments_over(settings))
+        let bodies: Vec<_> = (0..payment_count_for(settings))
             .map(|_| Purchase::new(&payer, PAYEE, 1).body())
             .collect();
         let mut paying = tokio::task::JoinSet::new();
         for body in &bodies {
-            paying.spawn(world.facilitator.asking("/settle", body));
+            paying.spawn(world.facilitator.post_task("/settle", body));
         }
         let replica = world.replica().await;
         for answer in paying.join_all().await {
@@ -74,7 +74,7 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
         assert_eq!(replica.get("/payments?limit=5").await.status, 200);
         assert_eq!(
             world.chain.usdc(PAYEE).await,
-            U256::from(payments_over(settings))
+            U256::from(payment_count_for(settings))
         );
         let log = world.facilitator.log();
         assert_eq!(
@@ -83,7 +83,7 @@ async fn behind_a_pooler_payments_settle_replicas_start_and_no_setting_leaks() {
             "{log}"
         );
 
-        no_setting_leaks(&pooler, &database, settings).await;
+        assert_no_setting_leaks(&pooler, &database, settings).await;
         let mut operator = PgConnection::connect(&server.url(&database)).await.unwrap();
         eventually("no lock of a session", Duration::from_secs(5), async || {
             let locks = "select count(*) from pg_locks where locktype = 'advisory'";

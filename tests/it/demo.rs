@@ -1,4 +1,4 @@
-//! `x402d demo`, as somebody sees it who has just cloned the repository.
+//! `x402d demo`, run as in a fresh clone.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -20,17 +20,17 @@ fn demo(database: &Database) -> Command {
     command
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     String::from_utf8_lossy(&text).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_demo_makes_five_payments_and_ends_with_0_twice_in_a_row() {
+async fn demo_makes_five_payments_and_exits_0_twice() {
     let database = Database::fresh().await;
     for _ in 0..2 {
         let output = demo(&database).arg("--once").output().unwrap();
-        let text = said(&output);
+        let text = output_text(&output);
         assert!(output.status.success(), "{text}");
         assert_eq!(text.matches("paid 0.01  by").count(), 4, "{text}");
         assert_eq!(text.matches("paid 0.003 by a meter").count(), 1, "{text}");
@@ -41,7 +41,7 @@ async fn the_demo_makes_five_payments_and_ends_with_0_twice_in_a_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ctrl_c_ends_the_demo_in_order_and_leaves_no_chain_behind() {
+async fn ctrl_c_stops_demo_and_its_chain() {
     let database = Database::fresh().await;
     let folder = tempfile::tempdir().unwrap();
     let shown = folder.path().join("shown");

@@ -1,4 +1,4 @@
-//! A payment moves money once and buys one resource, however many present it and however many come at a time.
+//! A payment transfers money once and buys one resource, for any number of concurrent presentations.
 
 use std::collections::HashSet;
 
@@ -9,14 +9,13 @@ use x402d::protocol::Amount;
 use crate::support::{Answer, Chain, Purchase, Setup, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_24_of_a_hundred_who_present_one_payment_at_once_one_gets_success_and_all_the_hash()
- {
+async fn scenario_24_hundred_presenters_get_one_success_and_one_hash() {
     let world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 250_000).body();
-    let answers = world.facilitator.settle_at_once(vec![body; 100]).await;
+    let answers = world.facilitator.settle_all(vec![body; 100]).await;
     let (successes, others): (Vec<_>, Vec<_>) =
         answers.iter().partition(|answer| answer.succeeded());
     assert_eq!(successes.len(), 1, "{answers:?}");
@@ -36,16 +35,16 @@ async fn scenario_24_of_a_hundred_who_present_one_payment_at_once_one_gets_succe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_payments_at_once_over_three_keys_all_settle_without_a_nonce_gap() {
-    two_hundred_settle(None).await;
+async fn two_hundred_payments_over_three_keys_leave_no_nonce_gap() {
+    assert_two_hundred_settle(None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_payments_at_once_all_settle_when_blocks_come_by_the_clock() {
-    two_hundred_settle(Some(1)).await;
+async fn two_hundred_payments_settle_with_timed_blocks() {
+    assert_two_hundred_settle(Some(1)).await;
 }
 
-async fn two_hundred_settle(block_time_s: Option<u64>) {
+async fn assert_two_hundred_settle(block_time_s: Option<u64>) {
     let setup = Setup {
         signers: 3,
         block_time_s,
@@ -63,14 +62,14 @@ async fn two_hundred_settle(block_time_s: Option<u64>) {
         }
     });
     let bodies = purchases.map(|purchase| purchase.body()).collect();
-    let answers = world.facilitator.settle_at_once(bodies).await;
+    let answers = world.facilitator.settle_all(bodies).await;
     for answer in &answers {
         assert!(answer.succeeded(), "{answer:?}");
     }
     let hashes: HashSet<_> = answers.iter().map(Answer::transaction).collect();
     assert!(
         hashes.len() <= 50,
-        "{} transactions: payments ride together",
+        "{} transactions: payments share batches",
         hashes.len()
     );
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
@@ -80,31 +79,31 @@ async fn two_hundred_settle(block_time_s: Option<u64>) {
     for signer in Chain::signers(3) {
         let mined = world.chain.transaction_count(signer.address).await;
         let known = world.chain.pending_count(signer.address).await;
-        assert_eq!(mined, known, "nothing waits behind a gap");
+        assert_eq!(mined, known, "no transaction waits behind a nonce gap");
     }
     assert_eq!(
         world.transactions(3).await,
         u64::try_from(hashes.len()).unwrap(),
-        "nothing was spent on anything else"
+        "no other gas was spent"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_that_nobody_was_told_of_still_pays_for_no_other_requirement() {
+async fn ungranted_payment_pays_for_no_other_requirement() {
     let world = World::new().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 5_000);
     world.chain.automine(false).await;
-    let unheard = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
-    drop(unheard);
-    world.mine_on().await;
+    let ungranted = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
+    drop(ungranted);
+    world.resume_mining().await;
 
     let mut dearer = purchase.clone();
     dearer.amount = U256::from(6_000);
     let mut cheaper = purchase.clone();
     cheaper.amount = U256::from(1);
     let mut elsewhere = purchase.clone();
-    elsewhere.pay_to = SOMEBODY_ELSE;
+    elsewhere.pay_to = OTHER_ACCOUNT;
     let mismatch = "invalid_exact_evm_payload_authorization_value_mismatch";
     let refused = [
         (dearer, mismatch),
@@ -117,15 +116,22 @@ async fn a_payment_that_nobody_was_told_of_still_pays_for_no_other_requirement()
         assert_eq!((verdict.is_valid(), verdict.reason()), (false, code));
         let answer = world.facilitator.settle(&other.body()).await;
         assert_eq!((answer.succeeded(), answer.reason()), (false, code));
-        assert_eq!(answer.transaction(), "", "another's hash is not theirs");
+        assert_eq!(
+            answer.transaction(),
+            "",
+            "the hash of another payment is not shown"
+        );
     }
     let answer = world.facilitator.settle(&purchase.body()).await;
-    assert!(answer.succeeded(), "its own requirement does: {answer:?}");
+    assert!(
+        answer.succeeded(),
+        "its own requirement is paid: {answer:?}"
+    );
     assert_eq!(world.transactions(1).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_content_under_a_known_nonce_is_refused_and_learns_nothing_of_the_first() {
+async fn other_content_under_known_nonce_is_refused_without_details() {
     let world = World::new().await;
     let first = Purchase::new(&world.payer().await, PAYEE, 7_000);
     let told = world.facilitator.settle(&first.body()).await;
@@ -144,14 +150,14 @@ async fn other_content_under_a_known_nonce_is_refused_and_learns_nothing_of_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_23_two_contents_under_one_nonce_at_once_settle_one_of_them() {
+async fn scenario_23_two_contents_under_one_nonce_settle_one() {
     let world = World::new().await;
     let first = Purchase::new(&world.payer().await, PAYEE, 10_000);
     let mut second = first.clone();
     second.amount = U256::from(20_000);
     second.authorization.value = Amount::from_atomic(second.amount);
     let bodies = [vec![first.body(); 5], vec![second.body(); 5]].concat();
-    let answers = world.facilitator.settle_at_once(bodies).await;
+    let answers = world.facilitator.settle_all(bodies).await;
     let successes = answers.iter().filter(|answer| answer.succeeded()).count();
     assert_eq!(successes, 1, "{answers:?}");
     let foreign = answers
@@ -163,14 +169,14 @@ async fn scenario_23_two_contents_under_one_nonce_at_once_settle_one_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_signed_content_of_a_known_payment_is_worth_nothing_without_its_signature() {
+async fn known_payment_without_its_signature_is_rejected() {
     let world = World::new().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 9_000);
     world.chain.automine(false).await;
-    let unheard = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
-    drop(unheard);
-    world.mine_on().await;
+    let ungranted = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
+    drop(ungranted);
+    world.resume_mining().await;
     let mut stolen = purchase.clone();
     stolen.signature = Some(Purchase::new(&world.payer().await, PAYEE, 1).own_signature());
     let answer = world.facilitator.settle(&stolen.body()).await;

@@ -1,4 +1,4 @@
-//! A signer's key that is used elsewhere: an event that payments survive, until it happens too often.
+//! A signer's key used elsewhere: payments survive it, until it happens too often.
 
 use std::time::{Duration, Instant};
 
@@ -9,20 +9,20 @@ use x402d::embedded::TEST_USDC;
 use crate::support::{Chain, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xf0);
-/// Within this time payments settle again without anybody's help.
-const AGAIN_WITHIN: Duration = Duration::from_mins(1);
+/// Payments settle again within this time without an operator.
+const RECOVERY: Duration = Duration::from_mins(1);
 
 async fn world(signers: usize) -> World {
     let setup = Setup {
         signers,
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     setup.with("X402D_SETTLE_WAIT", "3").build().await
 }
 
-/// Sends one transaction with a signer's key past the service, and tells its hash.
-async fn used_elsewhere(world: &World, signer: Address) -> String {
+/// Sends one transaction with a signer's key, not through the service, and returns its hash.
+async fn use_key(world: &World, signer: Address) -> String {
     let foreign = json!([{"from": signer, "to": PAYEE, "value": "0x1"}]);
     let before = world.chain.transaction_count(signer).await;
     let hash = world.chain.call("eth_sendTransaction", foreign).await;
@@ -33,15 +33,15 @@ async fn used_elsewhere(world: &World, signer: Address) -> String {
     hash.as_str().unwrap().to_owned()
 }
 
-/// In the ledger's time five minutes go by.
-async fn five_minutes_later(world: &World) {
+/// Moves the recorded foreign uses five minutes into the past.
+async fn skip_five_minutes(world: &World) {
     sqlx::query("update foreign_nonces set found_at = found_at - interval '5 minutes'")
         .execute(&mut world.database.connection().await)
         .await
         .unwrap();
 }
 
-async fn stopped(world: &World, signer: Address) -> Option<String> {
+async fn stop_reason(world: &World, signer: Address) -> Option<String> {
     let signers = world.facilitator.get("/signers").await.body;
     let named = signer.to_checksum(None);
     let signers = signers["signers"].as_array().unwrap().clone();
@@ -49,12 +49,12 @@ async fn stopped(world: &World, signer: Address) -> Option<String> {
     found.unwrap()["stoppedReason"].as_str().map(str::to_owned)
 }
 
-/// Presents all until each has moved its money, and tells how long that took.
-async fn all_settle(world: &World, bodies: Vec<Value>) -> Duration {
+/// Presents all payments until each has settled, and returns how long that took.
+async fn settle_all(world: &World, bodies: Vec<Value>) -> Duration {
     let began = Instant::now();
     let mut open = bodies;
-    eventually("all to settle", AGAIN_WITHIN, async || {
-        let answers = world.facilitator.settle_at_once(open.clone()).await;
+    eventually("all to settle", RECOVERY, async || {
+        let answers = world.facilitator.settle_all(open.clone()).await;
         let done = |reason: &str| reason.is_empty() || reason == "duplicate_settlement";
         let all = answers.iter().all(|answer| done(answer.reason()));
         open.retain(|_| !all);
@@ -64,7 +64,7 @@ async fn all_settle(world: &World, bodies: Vec<Value>) -> Duration {
     began.elapsed()
 }
 
-fn the_use_is_logged(world: &World) {
+fn assert_use_logged(world: &World) {
     let log = world.facilitator.log();
     let error = log
         .lines()
@@ -76,7 +76,7 @@ fn the_use_is_logged(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_use_is_survived_twice_and_the_third_time_within_an_hour_stops_that_lane_alone() {
+async fn third_foreign_use_within_an_hour_stops_that_lane_alone() {
     let world = world(2).await;
     let payer = world.payer().await;
     let signers = Chain::signers(2);
@@ -97,39 +97,39 @@ async fn foreign_use_is_survived_twice_and_the_third_time_within_an_hour_stops_t
     for time in 1..=2 {
         let mut hashes = Vec::new();
         for signer in signers {
-            hashes.push(used_elsewhere(&world, signer.address).await);
+            hashes.push(use_key(&world, signer.address).await);
         }
         // Each lane has something to send, so that each meets the foreign transaction.
         let some = bodies(12);
         sold += some.len();
-        let took = all_settle(&world, some).await;
-        assert!(took < AGAIN_WITHIN, "{took:?}");
-        eventually("both to be found", AGAIN_WITHIN, async || {
+        let took = settle_all(&world, some).await;
+        assert!(took < RECOVERY, "{took:?}");
+        eventually("both foreign uses to be found", RECOVERY, async || {
             let log = world.facilitator.log();
             hashes.iter().all(|hash| log.contains(hash)).then_some(())
         })
         .await;
         for signer in signers {
-            assert_eq!(stopped(&world, signer.address).await, None, "time {time}");
+            assert_eq!(stop_reason(&world, signer.address).await, None, "{time}");
         }
-        five_minutes_later(&world).await;
+        skip_five_minutes(&world).await;
     }
-    the_use_is_logged(&world);
+    assert_use_logged(&world);
 
-    let third = used_elsewhere(&world, signers[0].address).await;
+    let third = use_key(&world, signers[0].address).await;
     let some = bodies(12);
     sold += some.len();
-    let took = all_settle(&world, some).await;
-    assert!(took < AGAIN_WITHIN, "{took:?}");
-    let why = eventually("the lane to stop", AGAIN_WITHIN, async || {
-        stopped(&world, signers[0].address).await
+    let took = settle_all(&world, some).await;
+    assert!(took < RECOVERY, "{took:?}");
+    let why = eventually("the lane to stop", RECOVERY, async || {
+        stop_reason(&world, signers[0].address).await
     })
     .await;
     assert!(
         why.contains("3 times within an hour") && why.contains(&third),
         "{why}"
     );
-    assert_eq!(stopped(&world, signers[1].address).await, None);
+    assert_eq!(stop_reason(&world, signers[1].address).await, None);
     let ready = world.facilitator.get("/readyz").await;
     assert_eq!(
         (ready.status, &ready.body["status"]),
@@ -144,52 +144,52 @@ async fn foreign_use_is_survived_twice_and_the_third_time_within_an_hour_stops_t
     );
     let some = bodies(3);
     sold += some.len();
-    all_settle(&world, some).await;
+    settle_all(&world, some).await;
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
     assert_eq!(transfers.len(), sold, "each once");
     let sum = U256::from((1..=amount).sum::<u64>());
     assert_eq!(world.chain.usdc(PAYEE).await, sum);
 }
 
-/// The use is found when the lane is claimed, too: a restart is no reason to stop.
+/// The use is also found when the lane is claimed; then it stops no lane.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_was_used_elsewhere_while_nothing_ran_is_no_reason_to_stop() {
+async fn foreign_use_while_not_running_stops_no_lane() {
     let mut world = world(1).await;
     let payer = world.payer().await;
     let signer = Chain::signers(1)[0].address;
-    all_settle(&world, vec![Purchase::new(&payer, PAYEE, 1).body()]).await;
+    settle_all(&world, vec![Purchase::new(&payer, PAYEE, 1).body()]).await;
     world.facilitator.terminate().await;
-    let hash = used_elsewhere(&world, signer).await;
+    let hash = use_key(&world, signer).await;
     world.facilitator.restart(None).await;
-    all_settle(&world, vec![Purchase::new(&payer, PAYEE, 2).body()]).await;
-    assert_eq!(stopped(&world, signer).await, None);
+    settle_all(&world, vec![Purchase::new(&payer, PAYEE, 2).body()]).await;
+    assert_eq!(stop_reason(&world, signer).await, None);
     assert!(world.facilitator.log().contains(&hash));
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(3));
 }
 
-/// An approval, a swap and a transfer: one use of the key in three blocks, each found by itself.
+/// An approval, a swap and a transfer: one use of the key in three blocks, each found separately.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_use_in_three_blocks_counts_once() {
+async fn foreign_use_spread_over_three_blocks_counts_once() {
     let world = world(1).await;
     let payer = world.payer().await;
     let signer = Chain::signers(1)[0].address;
     for amount in 1..=3 {
-        let hash = used_elsewhere(&world, signer).await;
-        eventually("it to be found", AGAIN_WITHIN, async || {
+        let hash = use_key(&world, signer).await;
+        eventually("the foreign use to be found", RECOVERY, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;
-        assert_eq!(stopped(&world, signer).await, None, "block {amount}");
-        all_settle(&world, vec![Purchase::new(&payer, PAYEE, amount).body()]).await;
+        assert_eq!(stop_reason(&world, signer).await, None, "block {amount}");
+        settle_all(&world, vec![Purchase::new(&payer, PAYEE, amount).body()]).await;
     }
     for time in [2, 3] {
-        five_minutes_later(&world).await;
-        let hash = used_elsewhere(&world, signer).await;
-        eventually("it to be found", AGAIN_WITHIN, async || {
+        skip_five_minutes(&world).await;
+        let hash = use_key(&world, signer).await;
+        eventually("the foreign use to be found", RECOVERY, async || {
             world.facilitator.log().contains(&hash).then_some(())
         })
         .await;
-        let why = stopped(&world, signer).await;
+        let why = stop_reason(&world, signer).await;
         assert_eq!(why.is_some(), time == 3, "time {time}: {why:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Blocks that come and go while the ledger is shared, or while a payment has been tried more than once.
+//! Reorgs while several processes share the ledger, or after a payment was tried more than once.
 
 use std::time::Duration;
 
@@ -9,22 +9,17 @@ use x402d::ledger::Ledger;
 use x402d::protocol::Network;
 
 use crate::support::{
-    Answer, Chain, Fault, Proxy, Purchase, Setup, World, eventually, mintCall, new_account,
-    setModeCall,
+    Answer, Chain, Fault, Proxy, Purchase, Setup, World, eventually, has_event, mintCall,
+    new_account, setModeCall,
 };
 
 const PAYEE: Address = Address::repeat_byte(0xf0);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const TOKEN: Address = Address::repeat_byte(0x70);
 const SEND: &str = "eth_sendRawTransaction";
 const HEADS: &str = "eth_getBlockByNumber";
 
-fn has_event(row: &Value, kind: &str) -> bool {
-    let events = row["events"].as_array().unwrap();
-    events.iter().any(|event| event["kind"] == kind)
-}
-
-async fn row_in(world: &World, told: &Answer, state: &str) -> Value {
+async fn wait_for_state(world: &World, told: &Answer, state: &str) -> Value {
     eventually(state, Duration::from_secs(40), async || {
         let row = world.facilitator.payment(told).await;
         (row["state"] == state).then_some(row)
@@ -32,23 +27,23 @@ async fn row_in(world: &World, told: &Answer, state: &str) -> Value {
     .await
 }
 
-async fn held(world: &World) -> String {
+async fn held_amount(world: &World) -> String {
     sqlx::query_scalar("select sum(held)::text from payer_accounts")
         .fetch_one(&mut world.database.connection().await)
         .await
         .unwrap()
 }
 
-fn reachable() -> Setup {
+fn queryable_setup() -> Setup {
     Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     }
 }
 
-/// Two replicas, and the node of one is a block behind.
+/// Two replicas; the node of one is a block behind.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_35_a_block_that_another_process_has_not_seen_yet_is_no_reorganisation() {
+async fn scenario_35_block_unseen_by_another_process_is_no_reorg() {
     let world = World::new().await;
     let lagging = Proxy::before(world.chain.url()).await;
     let further = [("X402D_RPC_URL", lagging.url())];
@@ -61,7 +56,7 @@ async fn scenario_35_a_block_that_another_process_has_not_seen_yet_is_no_reorgan
     let body = Purchase::new(&payer, PAYEE, 1).body();
     let told = world.facilitator.settle(&body).await;
     assert!(told.succeeded(), "{told:?}");
-    // Its watch compares the ledger with what it sees every three seconds, and looks every second.
+    // Its watch reads the head every second and compares it with the ledger every three seconds.
     let looks = lagging.calls(HEADS);
     let limit = Duration::from_secs(40);
     eventually("the replica's comparison", limit, async || {
@@ -73,10 +68,10 @@ async fn scenario_35_a_block_that_another_process_has_not_seen_yet_is_no_reorgan
     assert_eq!(row["state"], "settled", "{row}");
 }
 
-/// Only another process has seen a fork: the lane's own process learns of it from the ledger alone.
+/// Only another process has seen the reorg: the lane's own process learns of it from the ledger.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lane_notices_transactions_that_another_process_has_opened_again() {
-    let world = reachable().build().await;
+async fn lane_notices_transactions_reopened_by_another_process() {
+    let world = queryable_setup().build().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 2).body();
     let told = world.facilitator.settle(&body).await;
     assert!(told.succeeded(), "{told:?}");
@@ -94,11 +89,11 @@ async fn a_lane_notices_transactions_that_another_process_has_opened_again() {
     })
     .await;
     assert_eq!(row["transaction"], told.transaction().as_str(), "{row}");
-    assert_eq!(held(&world).await, "0");
+    assert_eq!(held_amount(&world).await, "0");
 }
 
-/// A world in which the odd token is the only asset, and a payment of 30 that was tried twice.
-async fn tried_twice(purchase_of: impl Fn() -> Setup) -> (World, Answer) {
+/// A world with the odd token as its only asset, and a payment of 30 that was tried twice.
+async fn world_with_payment_tried_twice(purchase_of: impl Fn() -> Setup) -> (World, Answer) {
     let chain = Chain::start().await;
     chain.place("OddToken", TOKEN).await;
     let toml = format!(
@@ -114,7 +109,7 @@ async fn tried_twice(purchase_of: impl Fn() -> Setup) -> (World, Answer) {
     world.chain.send(TOKEN, mintCall { to, amount }).await;
     let purchase = Purchase::new(&payer, PAYEE, 30).in_token(TOKEN, "USDC");
     world.proxy.on(SEND, Fault::Hold);
-    let mut waiting = world.facilitator.settling(&purchase.body());
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, 0).await;
     world.chain.send(TOKEN, setModeCall { mode: 5 }).await;
     world.proxy.on(SEND, Fault::None);
@@ -125,9 +120,9 @@ async fn tried_twice(purchase_of: impl Fn() -> Setup) -> (World, Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn blocks_that_held_both_transactions_of_a_payment_are_taken_back() {
-    let (world, told) = tried_twice(reachable).await;
-    world.chain.reorganise(2).await;
+async fn reorg_of_both_transactions_of_a_payment_is_rolled_back() {
+    let (world, told) = world_with_payment_tried_twice(queryable_setup).await;
+    world.chain.reorg(2).await;
     let row = eventually("settled again", Duration::from_secs(40), async || {
         let row = world.facilitator.payment(&told).await;
         (has_event(&row, "reorged") && row["state"] == "settled").then_some(row)
@@ -140,34 +135,34 @@ async fn blocks_that_held_both_transactions_of_a_payment_are_taken_back() {
     .await;
     assert_eq!(row["transaction"].as_str().unwrap().len(), 66);
     assert_eq!(world.chain.transfers_to(TOKEN, PAYEE).await.len(), 1);
-    assert_eq!(held(&world).await, "0");
+    assert_eq!(held_amount(&world).await, "0");
     let signers = world.facilitator.get("/signers").await.body;
     assert_eq!(signers["signers"][0]["stoppedReason"], json!(null));
 }
 
-/// A transaction did nothing, its payment was refused; then the block is gone, and those bytes may do it after all.
+/// A transaction transferred nothing and its payment was refused. After a reorg the same bytes may still transfer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_payment_goes_back_with_its_transaction_and_holds_up_nobody() {
-    let setup = reachable().with("X402D_SETTLE_WAIT", "6");
+async fn reorg_reopens_refused_payment_without_blocking_others() {
+    let setup = queryable_setup().with("X402D_SETTLE_WAIT", "6");
     let world = setup.build().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 73);
-    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&payer, OTHER_ACCOUNT, 100_000_000);
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.settling(&purchase.body());
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, sends).await;
     world.chain.submit(&everything).await;
     world.proxy.on(SEND, Fault::None);
-    let poor = waiting.join_next().await.unwrap().unwrap().unwrap();
+    let refused = waiting.join_next().await.unwrap().unwrap().unwrap();
     let code = "invalid_exact_evm_insufficient_balance";
-    assert_eq!(poor.reason(), code, "{poor:?}");
+    assert_eq!(refused.reason(), code, "{refused:?}");
 
     world.proxy.on(SEND, Fault::RequestLost);
-    world.chain.reorganise(1).await;
+    world.chain.reorg(1).await;
     let limit = Duration::from_secs(20);
     let row = eventually("the reorganisation", limit, async || {
-        let row = world.facilitator.payment(&poor).await;
+        let row = world.facilitator.payment(&refused).await;
         (row["state"] == "inflight").then_some(row)
     })
     .await;
@@ -184,15 +179,15 @@ async fn a_refused_payment_goes_back_with_its_transaction_and_holds_up_nobody() 
     .await;
     assert_eq!(told.transaction(), first);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(73));
-    assert_eq!(held(&world).await, "0");
+    assert_eq!(held_amount(&world).await, "0");
 }
 
-/// Settles while the payer's cancellation reaches the chain first.
-async fn cancelled(world: &World, amount: u64) -> (Purchase, Answer) {
+/// Settles while the payer's cancellation is mined first.
+async fn settle_cancelled(world: &World, amount: u64) -> (Purchase, Answer) {
     let purchase = Purchase::new(&world.payer().await, PAYEE, amount);
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.settling(&purchase.body());
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, sends).await;
     world.chain.cancel(&purchase).await;
     world.proxy.on(SEND, Fault::None);
@@ -201,60 +196,60 @@ async fn cancelled(world: &World, amount: u64) -> (Purchase, Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_22_a_cancelled_payment_fails_at_its_depth_and_not_before() {
-    let setup = reachable().with("X402D_CONFIRMATIONS", "3");
+async fn scenario_22_cancelled_payment_fails_only_once_confirmed() {
+    let setup = queryable_setup().with("X402D_CONFIRMATIONS", "3");
     let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
-    let (purchase, answer) = cancelled(&world, 5).await;
+    let (purchase, answer) = settle_cancelled(&world, 5).await;
     assert_eq!(answer.reason(), "settlement_pending", "{answer:?}");
     world.chain.mine(1).await;
     let answer = world.facilitator.settle(&purchase.body()).await;
     assert_eq!(answer.reason(), "settlement_pending", "two of three");
     world.chain.mine(1).await;
-    row_in(&world, &answer, "failed").await;
+    wait_for_state(&world, &answer, "failed").await;
     let answer = world.facilitator.settle(&purchase.body()).await;
     assert_eq!(answer.reason(), "invalid_exact_evm_nonce_already_used");
-    assert_eq!(held(&world).await, "0");
+    assert_eq!(held_amount(&world).await, "0");
 }
 
-/// The proof of a failure leaves the chain, and our own bytes move the money long after the watch has seen it.
+/// The proof of a failure is orphaned, and our own bytes transfer the money long after the watch has passed that block.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_22_a_failure_whose_proof_leaves_the_chain_is_settled_late_by_our_own_bytes() {
-    let setup = reachable().with("X402D_SETTLE_WAIT", "25");
+async fn scenario_22_orphaned_failure_is_settled_late() {
+    let setup = queryable_setup().with("X402D_SETTLE_WAIT", "25");
     let world = setup.build().await;
-    let (purchase, failed) = cancelled(&world, 6).await;
+    let (purchase, failed) = settle_cancelled(&world, 6).await;
     let code = "invalid_exact_evm_nonce_already_used";
     assert_eq!(failed.reason(), code, "{failed:?}");
 
     world.proxy.on(SEND, Fault::RequestLost);
     let looks = world.proxy.calls(HEADS);
-    world.chain.reorganise(2).await;
+    world.chain.reorg(2).await;
     let limit = Duration::from_secs(40);
     eventually("a few comparisons with the chain", limit, async || {
         (world.proxy.calls(HEADS) > looks + 60).then_some(())
     })
     .await;
     world.proxy.on(SEND, Fault::None);
-    let row = row_in(&world, &failed, "late_settled").await;
+    let row = wait_for_state(&world, &failed, "late_settled").await;
     assert_eq!(row["transaction"], failed.transaction(), "{row}");
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
     let told = world.facilitator.settle(&purchase.body()).await;
     assert!(told.succeeded(), "{told:?}");
-    assert_eq!(held(&world).await, "0");
+    assert_eq!(held_amount(&world).await, "0");
 
-    // And what was settled late can leave the chain like anything else.
-    world.chain.reorganise(1).await;
+    // A late settlement can be orphaned like any other.
+    world.chain.reorg(1).await;
     let row = eventually("settled again", Duration::from_secs(30), async || {
         let row = world.facilitator.payment(&failed).await;
         (has_event(&row, "reorged") && row["state"] == "settled").then_some(row)
     })
     .await;
     assert_eq!(row["transaction"], failed.transaction(), "{row}");
-    assert_eq!(held(&world).await, "0");
+    assert_eq!(held_amount(&world).await, "0");
 }
 
-/// The node that tells logs is a moment behind the one that tells state.
+/// The node that serves logs is slightly behind the one that serves state.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_use_whose_event_is_not_shown_yet_is_waited_for() {
+async fn nonce_use_without_event_is_waited_for() {
     const LOGS: &str = "eth_getLogs";
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "25");
     let world = setup.build().await;
@@ -262,7 +257,7 @@ async fn a_use_whose_event_is_not_shown_yet_is_waited_for() {
     world.proxy.on(LOGS, Fault::Answer("[]"));
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.settling(&purchase.body());
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, sends).await;
     world.chain.submit(&purchase).await;
     world.proxy.on(SEND, Fault::None);

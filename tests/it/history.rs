@@ -1,4 +1,4 @@
-//! The payment history: who may read it, what it lists, how one walks through it, and what it says to a question that it cannot read.
+//! The payment history: access, contents, paging, and answers to invalid queries.
 
 use std::collections::HashSet;
 
@@ -11,14 +11,14 @@ use crate::support::{Answer, Facilitator, Purchase, Setup, World};
 const PAYEE: Address = Address::repeat_byte(0x5e);
 const OTHER: Address = Address::repeat_byte(0x6f);
 const TOKEN: &str = "a-long-token";
-/// An id of the right shape that no ledger has given.
-const NOBODY: &str = "01a2094f-ebfa-75a9-8017-f2460b126937";
+/// A well-formed id that no ledger has assigned.
+const UNKNOWN_ID: &str = "01a2094f-ebfa-75a9-8017-f2460b126937";
 
 fn id(row: &Value) -> String {
     row["id"].as_str().unwrap().to_owned()
 }
 
-/// The ledger's ids of what was settled.
+/// Payment ids of settled answers.
 fn settled(answers: &[Answer]) -> HashSet<String> {
     let ids = answers
         .iter()
@@ -26,7 +26,7 @@ fn settled(answers: &[Answer]) -> HashSet<String> {
     ids.map(str::to_owned).collect()
 }
 
-/// One page: its rows, and the path of the next one.
+/// One page: its rows and the path of the next page.
 async fn page(facilitator: &Facilitator, path: &str) -> (Vec<Value>, Option<String>) {
     let answer = facilitator.get(path).await;
     assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -52,13 +52,13 @@ async fn walk(facilitator: &Facilitator, path: &str) -> (Vec<Value>, Vec<usize>)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_token_set_nobody_reads_the_history_without_it() {
+async fn history_requires_the_configured_token() {
     let world = Setup::default()
         .with("X402D_ADMIN_TOKEN", TOKEN)
         .build()
         .await;
     let client = Client::builder().no_proxy().build().unwrap();
-    let one = format!("/payments/{NOBODY}");
+    let one = format!("/payments/{UNKNOWN_ID}");
     for (path, allowed) in [
         ("/payments", 200),
         ("/api/payments", 200),
@@ -97,7 +97,7 @@ async fn with_a_token_set_nobody_reads_the_history_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_token_only_callers_on_this_machine_read_the_history() {
+async fn history_without_a_token_is_local_only() {
     let world = World::new().await;
     let client = Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/payments", world.facilitator.url());
@@ -107,13 +107,13 @@ async fn without_a_token_only_callers_on_this_machine_read_the_history() {
         let status = proxied.send().await.unwrap().status();
         assert_eq!(
             status, 401,
-            "{header}: behind a proxy everybody seems to be here"
+            "{header}: behind a proxy every caller seems to be local"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_walk_shows_each_payment_once_also_while_new_ones_come() {
+async fn paging_shows_each_payment_once_while_new_ones_arrive() {
     let world = World::new().await;
     let payer = world.payer().await;
     let bodies = |from: u64, to: u64| {
@@ -122,9 +122,9 @@ async fn a_walk_shows_each_payment_once_also_while_new_ones_come() {
             .map(|amount| Purchase::new(&payer, PAYEE, amount).body())
             .collect()
     };
-    let before = settled(&world.facilitator.settle_at_once(bodies(100, 108)).await);
+    let before = settled(&world.facilitator.settle_all(bodies(100, 108)).await);
     let (first, next) = page(&world.facilitator, "/payments?limit=3").await;
-    let later = settled(&world.facilitator.settle_at_once(bodies(200, 204)).await);
+    let later = settled(&world.facilitator.settle_all(bodies(200, 204)).await);
     let (rest, sizes) = walk(&world.facilitator, &next.unwrap()).await;
     assert_eq!((first.len(), sizes), (3, vec![3, 2]));
     let seen: Vec<&Value> = first.iter().chain(&rest).collect();
@@ -148,14 +148,14 @@ async fn a_walk_shows_each_payment_once_also_while_new_ones_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_filter_holds_alone_together_and_along_a_walk() {
+async fn filters_hold_alone_combined_and_across_pages() {
     let world = World::new().await;
     let (first, second) = (world.payer().await, world.payer().await);
     let mut bodies: Vec<_> = (0..5)
         .map(|number| Purchase::new(&first, PAYEE, 100 + number).body())
         .collect();
     bodies.extend((0..3).map(|number| Purchase::new(&second, OTHER, 200 + number).v1().body()));
-    world.facilitator.settle_at_once(bodies).await;
+    world.facilitator.settle_all(bodies).await;
     let (all, _) = walk(&world.facilitator, "/payments?limit=500").await;
     assert_eq!(all.len(), 8);
     let (first, second) = (first.address(), second.address());
@@ -175,7 +175,7 @@ async fn each_filter_holds_alone_together_and_along_a_walk() {
         (format!("asset={OTHER}"), 0),
         ("to=2020-01-01T00:00:00Z".to_owned(), 0),
         ("from=2020-01-01T00:00:00Z".to_owned(), 8),
-        // The ends of what RFC 3339 can say, and an offset.
+        // The limits of RFC 3339, and an offset.
         (
             "from=0000-01-01T00:00:00Z&to=9999-12-31T23:59:59Z".to_owned(),
             8,
@@ -205,7 +205,7 @@ async fn each_filter_holds_alone_together_and_along_a_walk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_shows_its_members_and_its_life() {
+async fn payment_shows_its_members_and_events() {
     let world = World::new().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 123);
     let answer = world.facilitator.settle(&purchase.body()).await;
@@ -257,8 +257,8 @@ async fn a_payment_shows_its_members_and_its_life() {
     );
 }
 
-/// Questions that nobody can answer.
-const UNREADABLE: [&str; 39] = [
+/// Invalid queries.
+const INVALID: [&str; 39] = [
     "/payments?limit=0",
     "/payments?limit=501",
     "/payments?limit=-1",
@@ -275,7 +275,7 @@ const UNREADABLE: [&str; 39] = [
     "/payments?from=yesterday",
     "/payments?from=2026-02-30T00:00:00Z",
     "/payments?to=1700000000",
-    // Past the last year that can be said, in UTC.
+    // In UTC this is after the last representable year.
     "/payments?from=9999-12-31T23:59:59-23:59",
     "/payments?network=nowhere",
     "/payments?minAmount=-1",
@@ -302,11 +302,11 @@ const UNREADABLE: [&str; 39] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_that_cannot_be_read_is_answered_by_a_problem_that_says_why() {
+async fn invalid_query_is_answered_with_a_problem_document() {
     let world = World::new().await;
     let client = Client::builder().no_proxy().build().unwrap();
-    let unknown = format!("/payments/{NOBODY}");
-    let unreadable = UNREADABLE.into_iter().map(|path| (path, 400));
+    let unknown = format!("/payments/{UNKNOWN_ID}");
+    let unreadable = INVALID.into_iter().map(|path| (path, 400));
     let cases = unreadable.chain([(unknown.as_str(), 404)]);
     for (path, status) in cases {
         let url = format!("{}{path}", world.facilitator.url());

@@ -1,4 +1,4 @@
-//! What payers have promised: never more than they have, and nothing once it is paid or given up.
+//! Held amounts: never more than the payer's balance, and nothing once a payment is settled or abandoned.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const SEND: &str = "eth_sendRawTransaction";
 
 async fn world() -> World {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     setup.with("X402D_SETTLE_WAIT", "25").build().await
@@ -26,8 +26,8 @@ async fn payer_with(world: &World, amount: u64) -> PrivateKeySigner {
     payer
 }
 
-/// What the ledger says that a payer has promised.
-async fn held(world: &World, payer: &PrivateKeySigner) -> String {
+/// The amount that the ledger holds for a payer.
+async fn held_amount(world: &World, payer: &PrivateKeySigner) -> String {
     let row = sqlx::query("select held::text from payer_accounts where payer = $1")
         .bind(payer.address().as_slice())
         .fetch_one(&mut world.database.connection().await)
@@ -37,7 +37,7 @@ async fn held(world: &World, payer: &PrivateKeySigner) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_25_of_many_payments_that_a_balance_covers_once_one_is_accepted() {
+async fn scenario_25_balance_for_one_accepts_one_of_many() {
     let world = world().await;
     let payer = payer_with(&world, 1_000).await;
     let purchases: Vec<_> = (0..12).map(|_| Purchase::new(&payer, PAYEE, 700)).collect();
@@ -45,7 +45,7 @@ async fn scenario_25_of_many_payments_that_a_balance_covers_once_one_is_accepted
         assert!(world.facilitator.verify(&purchase.body()).await.is_valid());
     }
     let bodies = purchases.iter().map(Purchase::body).collect();
-    let answers = world.facilitator.settle_at_once(bodies).await;
+    let answers = world.facilitator.settle_all(bodies).await;
     let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.succeeded());
     assert_eq!(good.len(), 1);
     for answer in bad {
@@ -53,26 +53,26 @@ async fn scenario_25_of_many_payments_that_a_balance_covers_once_one_is_accepted
         assert_eq!(answer.reason(), code, "{answer:?}");
     }
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
-    assert_eq!(world.transactions(1).await, 1, "nothing was sent in vain");
-    assert_eq!(held(&world, &payer).await, "0");
+    assert_eq!(world.transactions(1).await, 1, "no transaction was wasted");
+    assert_eq!(held_amount(&world, &payer).await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_under_way_is_promised_until_it_is_paid_and_its_copies_are_not_refused_for_it() {
+async fn inflight_amount_is_held_and_copies_are_not_refused() {
     let world = world().await;
     let payer = payer_with(&world, 1_000).await;
     let first = Purchase::new(&payer, PAYEE, 600);
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.settling(&first.body());
+    let mut waiting = world.facilitator.spawn_settle(&first.body());
     world.proxy.called(SEND, sends).await;
-    assert_eq!(held(&world, &payer).await, "600");
+    assert_eq!(held_amount(&world, &payer).await, "600");
 
     let second = Purchase::new(&payer, PAYEE, 401);
     let refused = world.facilitator.settle(&second.body()).await;
     let said = refused.body["errorMessage"].as_str().unwrap();
     assert!(said.contains("1000") && said.contains("600"), "{said}");
-    let copy = world.facilitator.settling(&first.body());
+    let copy = world.facilitator.spawn_settle(&first.body());
     world.proxy.on(SEND, Fault::None);
     let settled = waiting.join_next().await.unwrap().unwrap().unwrap();
     let copied = copy.join_all().await.remove(0).unwrap();
@@ -81,7 +81,7 @@ async fn what_is_under_way_is_promised_until_it_is_paid_and_its_copies_are_not_r
         "{settled:?} {copied:?}"
     );
     assert_eq!(settled.transaction(), copied.transaction());
-    assert_eq!(held(&world, &payer).await, "0");
+    assert_eq!(held_amount(&world, &payer).await, "0");
 
     let fits = world
         .facilitator
@@ -89,25 +89,25 @@ async fn what_is_under_way_is_promised_until_it_is_paid_and_its_copies_are_not_r
         .await;
     assert!(fits.succeeded(), "{fits:?}");
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(1_000));
-    assert_eq!(held(&world, &payer).await, "0");
+    assert_eq!(held_amount(&world, &payer).await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn copies_that_come_at_once_are_one_promise() {
+async fn concurrent_copies_are_one_hold() {
     let world = world().await;
     let payer = payer_with(&world, 900).await;
     let body = Purchase::new(&payer, PAYEE, 900).body();
-    let answers = world.facilitator.settle_at_once(vec![body; 40]).await;
+    let answers = world.facilitator.settle_all(vec![body; 40]).await;
     let good = answers.iter().filter(|answer| answer.succeeded()).count();
     assert_eq!(good, 1);
     for answer in answers.iter().filter(|answer| !answer.succeeded()) {
         assert_eq!(answer.reason(), "duplicate_settlement", "{answer:?}");
     }
-    assert_eq!(held(&world, &payer).await, "0");
+    assert_eq!(held_amount(&world, &payer).await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_block_that_leaves_the_chain_makes_a_promise_of_what_was_paid_in_it() {
+async fn reorg_holds_the_paid_amount_again() {
     let world = world().await;
     let payer = payer_with(&world, 1_000).await;
     let settled = world
@@ -117,28 +117,28 @@ async fn a_block_that_leaves_the_chain_makes_a_promise_of_what_was_paid_in_it() 
     assert!(settled.succeeded(), "{settled:?}");
     world.chain.automine(false).await;
     world.proxy.on(SEND, Fault::Hold);
-    world.chain.reorganise(1).await;
-    eventually("a promise", Duration::from_secs(20), async || {
-        (held(&world, &payer).await == "1000").then_some(())
+    world.chain.reorg(1).await;
+    eventually("a hold", Duration::from_secs(20), async || {
+        (held_amount(&world, &payer).await == "1000").then_some(())
     })
     .await;
     world.proxy.on(SEND, Fault::None);
-    world.mine_on().await;
+    world.resume_mining().await;
     eventually("payment", Duration::from_secs(20), async || {
         world.chain.mine(1).await;
-        (held(&world, &payer).await == "0").then_some(())
+        (held_amount(&world, &payer).await == "0").then_some(())
     })
     .await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(1_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_that_is_given_up_frees_its_promise() {
+async fn abandoned_payment_frees_its_hold() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
-    // The keys cannot be asked: nothing is sent, and the caller's time runs out.
+    // The keys are unavailable: nothing is sent, and the caller's wait ends.
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
@@ -148,6 +148,6 @@ async fn a_payment_that_is_given_up_frees_its_promise() {
     let body = Purchase::new(&payer, PAYEE, 800).body();
     let answer = world.facilitator.settle(&body).await;
     assert_eq!(answer.reason(), "unexpected_settle_error", "{answer:?}");
-    assert_eq!(held(&world, &payer).await, "0");
+    assert_eq!(held_amount(&world, &payer).await, "0");
     assert_eq!(world.transactions(1).await, 0);
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use alloy::primitives::{Address, U256};
 use x402d::embedded::{LocalChain, TEST_USDC};
 
-use crate::support::{Bought, Seller, Setup, World, buy, buy_with, eventually};
+use crate::support::{BuyerReport, Seller, Setup, World, buy, buy_with, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
-/// What a report costs, in atomic units.
+/// Price of a report, in atomic units.
 const PRICE: u64 = 10_000;
 
-/// A world with a seller in it, and the key of a buyer with money.
+/// A world with a seller, and the key of a funded buyer.
 async fn market(seller: &str) -> (World, Seller, &'static str) {
     market_of(Setup::default(), seller).await
 }
@@ -24,7 +24,7 @@ async fn market_of(setup: Setup, seller: &str) -> (World, Seller, &'static str) 
     (world, seller, buyer.key)
 }
 
-async fn one_purchase_moves_the_price(world: &World, bought: &Bought) {
+async fn assert_price_transferred_once(world: &World, bought: &BuyerReport) {
     assert_eq!(bought.status, 200, "{bought:?}");
     assert_eq!(bought.body["served"], 1, "{bought:?}");
     assert_eq!(bought.payment["success"], true, "{bought:?}");
@@ -43,11 +43,11 @@ async fn one_purchase_moves_the_price(world: &World, bought: &Bought) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_official_v2_client_pays_an_official_v2_seller_and_its_header_is_worth_nothing_twice() {
+async fn official_v2_client_pays_once_at_official_v2_seller() {
     let (world, seller, key) = market("seller_v2.mjs").await;
     let url = format!("{}/report", seller.url);
     let bought = buy("buyer_v2.mjs", &url, key, None).await;
-    one_purchase_moves_the_price(&world, &bought).await;
+    assert_price_transferred_once(&world, &bought).await;
 
     let again = buy("buyer_v2.mjs", &url, key, Some(&bought.header)).await;
     assert_eq!(again.status, 402, "{again:?}");
@@ -55,11 +55,11 @@ async fn the_official_v2_client_pays_an_official_v2_seller_and_its_header_is_wor
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_buyer_for_every_evm_network_finds_its_payment_id_in_the_result_header() {
+async fn wildcard_evm_buyer_finds_payment_id_in_result_header() {
     let (world, seller, key) = market("seller_v2.mjs").await;
     let url = format!("{}/report", seller.url);
     let bought = buy("buyer_any_evm.mjs", &url, key, None).await;
-    one_purchase_moves_the_price(&world, &bought).await;
+    assert_price_transferred_once(&world, &bought).await;
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
     assert_eq!(
         bought.report["paymentId"], transfers[0]["transactionHash"],
@@ -68,8 +68,7 @@ async fn a_buyer_for_every_evm_network_finds_its_payment_id_in_the_result_header
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_paid_before_the_request_at_an_official_seller_on_both_rails_and_in_both_flows()
- {
+async fn sessions_pay_official_seller_on_both_rails_and_flows() {
     for (rail, route) in [
         ("authorization", "report"),
         ("authorization", "upfront"),
@@ -79,7 +78,7 @@ async fn a_session_is_paid_before_the_request_at_an_official_seller_on_both_rail
         let url = format!("{}/{route}", seller.url);
         let variables = [("RAIL", rail), ("RPC_URL", world.chain.url())];
         let bought = buy_with("session_buyer.mjs", &url, key, None, &variables).await;
-        one_purchase_moves_the_price(&world, &bought).await;
+        assert_price_transferred_once(&world, &bought).await;
         let session = bought.payment["extra"]["sessionId"].as_str().unwrap();
         let session = world
             .facilitator
@@ -96,21 +95,21 @@ async fn a_session_is_paid_before_the_request_at_an_official_seller_on_both_rail
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_official_v1_client_pays_an_official_v1_seller() {
+async fn official_v1_client_pays_official_v1_seller() {
     let (world, seller, key) = market("seller_v1.mjs").await;
     let bought = buy("buyer_v1.mjs", &format!("{}/report", seller.url), key, None).await;
-    one_purchase_moves_the_price(&world, &bought).await;
+    assert_price_transferred_once(&world, &bought).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_official_python_client_pays_an_official_seller() {
+async fn official_python_client_pays_official_seller() {
     let (world, seller, key) = market("seller_v2.mjs").await;
     let bought = buy("buyer.py", &format!("{}/report", seller.url), key, None).await;
-    one_purchase_moves_the_price(&world, &bought).await;
+    assert_price_transferred_once(&world, &bought).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purchase_whose_answer_was_lost_by_a_kill_is_completed_by_the_same_header() {
+async fn same_header_completes_purchase_after_kill() {
     let setup = Setup {
         failpoint: Some("settled"),
         ..Setup::default()
@@ -122,7 +121,7 @@ async fn a_purchase_whose_answer_was_lost_by_a_kill_is_completed_by_the_same_hea
     assert_eq!(first.status, 402, "{first:?}");
     world.facilitator.wait_for_end().await;
     world.facilitator.restart_at(&facilitator, None).await;
-    // The seller's first request may go over a connection of the life before.
+    // The seller's first request may use a connection to the killed process.
     let limit = Duration::from_secs(40);
     let second = eventually("the resource for the same header", limit, async || {
         let again = buy("buyer_v2.mjs", &url, key, Some(&first.header)).await;

@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 use x402d::embedded::{LocalChain, TEST_USDC};
 use x402d::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 
-use crate::support::{Bought, Seller, World, buy, buy_with};
+use crate::support::{BuyerReport, Seller, World, buy, buy_with};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
-/// What a report costs, in atomic units; where the seller meters, at most.
+/// Price of a report in atomic units; the maximum where the seller meters.
 const PRICE: u64 = 10_000;
 const BUYERS: [&str; 2] = ["buyer_schemes.mjs", "buyer.py"];
-/// Sellers, and the status with which each says that Permit2 may not take enough: the Python package has no 412.
+/// Sellers and their status for a missing Permit2 allowance. The Python package does not use 412.
 const SELLERS: [(&str, u64); 2] = [("seller_schemes.mjs", 412), ("seller.py", 402)];
 
-/// A way to pay: how the ledger names it, and the contract that moves the money.
+/// A payment method as the ledger names it, and the contract that transfers.
 struct Way {
     scheme: &'static str,
     method: &'static str,
@@ -39,18 +39,18 @@ const METERED: Way = Way {
     contract: UPTO_PROXY,
 };
 
-/// A world with every seller in it.
+/// A world with every seller.
 struct Market {
     world: World,
     sellers: Vec<(Seller, u64)>,
 }
 
-/// A buyer at a seller.
+/// One buyer at one seller.
 struct Visit<'a> {
     market: &'a Market,
     buyer: &'static str,
     seller: &'a Seller,
-    /// How the seller says that Permit2 may not take enough.
+    /// The seller's status for a missing Permit2 allowance.
     unallowed: u64,
     key: String,
 }
@@ -80,25 +80,25 @@ impl Market {
         BUYERS.into_iter().flat_map(at)
     }
 
-    /// Each buyer at the seller of its own language: enough where it is the sellers who differ.
-    fn visits_at_home(&self, key: &str) -> impl Iterator<Item = Visit<'_>> {
+    /// Each buyer at the seller of its own language, for tests in which only the sellers differ.
+    fn same_language_visits(&self, key: &str) -> impl Iterator<Item = Visit<'_>> {
         self.visits(key).step_by(SELLERS.len() + 1)
     }
 
-    /// An account with test USDC that lets Permit2 take it, by the transaction that the official package makes for it.
-    async fn permitting(&self) -> &'static str {
+    /// A funded account that has approved Permit2, by the approval transaction of the official package.
+    async fn approved_key(&self) -> &'static str {
         let account = &LocalChain::funded_keys()[9];
         self.world.chain.fund(account.address, 1_000_000).await;
         let url = format!("{}/permit2", self.sellers[0].0.url);
         let variables = [("RPC_URL", self.world.chain.url()), ("APPROVE", "1")];
         let bought = buy_with("buyer_schemes.mjs", &url, account.key, None, &variables).await;
-        self.charged(&bought, PRICE, BY_PERMIT2, 1).await;
+        self.assert_charged(&bought, PRICE, BY_PERMIT2, 1).await;
         account.key
     }
 
-    /// The newest purchase moved `amount` by one Transfer, the `sold`th of all, in a transaction in which the contract of `way` had its say; buyer and
-    /// ledger hold its hash.
-    async fn charged(&self, bought: &Bought, amount: u64, way: Way, sold: usize) {
+    /// The newest purchase transferred `amount` by one Transfer, the `sold`th in total, in a transaction that called the contract of `way`.
+    /// Buyer and ledger have its hash.
+    async fn assert_charged(&self, bought: &BuyerReport, amount: u64, way: Way, sold: usize) {
         assert_eq!(bought.status, 200, "{bought:?}");
         assert_eq!(bought.body["report"], "the weather is fine", "{bought:?}");
         assert_eq!(bought.payment["success"], true, "{bought:?}");
@@ -133,24 +133,24 @@ impl Market {
     }
 
     /// An account with test USDC and no ether.
-    async fn poor(&self) -> String {
+    async fn key_without_gas(&self) -> String {
         key_of(&self.world.payer().await)
     }
 }
 
 impl Visit<'_> {
-    async fn buys(&self, path: &str) -> Bought {
+    async fn buy(&self, path: &str) -> BuyerReport {
         buy(self.buyer, &self.url(path), &self.key, None).await
     }
 
-    /// The same with a view of the chain.
-    async fn buys_seeing_the_chain(&self, path: &str) -> Bought {
+    /// Like `buy`, with an RPC endpoint for the buyer.
+    async fn buy_with_rpc(&self, path: &str) -> BuyerReport {
         let variables = [("RPC_URL", self.market.world.chain.url())];
         buy_with(self.buyer, &self.url(path), &self.key, None, &variables).await
     }
 
     /// Presents the header of a purchase again.
-    async fn repeats(&self, path: &str, bought: &Bought) -> Bought {
+    async fn replay(&self, path: &str, bought: &BuyerReport) -> BuyerReport {
         buy(self.buyer, &self.url(path), &self.key, Some(&bought.header)).await
     }
 
@@ -164,41 +164,43 @@ fn key_of(signer: &PrivateKeySigner) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn official_clients_that_let_permit2_take_their_tokens_pay_by_it_at_official_sellers() {
+async fn official_clients_pay_by_permit2_with_an_allowance() {
     let market = Market::open().await;
-    let key = market.permitting().await;
+    let key = market.approved_key().await;
     for visit in market.visits(key) {
         let sold = market.sold().await;
-        let bought = visit.buys("/permit2").await;
-        market.charged(&bought, PRICE, BY_PERMIT2, sold + 1).await;
-        let again = visit.repeats("/permit2", &bought).await;
+        let bought = visit.buy("/permit2").await;
+        market
+            .assert_charged(&bought, PRICE, BY_PERMIT2, sold + 1)
+            .await;
+        let again = visit.replay("/permit2", &bought).await;
         assert_eq!(again.status, 402, "{again:?}");
         assert_eq!(market.sold().await, sold + 1);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn official_clients_without_an_allowance_and_without_ether_pay_by_a_permit_of_the_token() {
+async fn official_clients_pay_by_eip2612_permit_without_ether() {
     let market = Market::open().await;
-    let key = market.poor().await;
+    let key = market.key_without_gas().await;
     for visit in market.visits(&key) {
         let sold = market.sold().await;
-        let exact = visit.buys_seeing_the_chain("/sponsored").await;
-        market.charged(&exact, PRICE, BY_PERMIT2, sold + 1).await;
-        let upto = visit
-            .buys_seeing_the_chain("/metered-sponsored?charge=10000")
+        let exact = visit.buy_with_rpc("/sponsored").await;
+        market
+            .assert_charged(&exact, PRICE, BY_PERMIT2, sold + 1)
             .await;
-        market.charged(&upto, PRICE, METERED, sold + 2).await;
+        let upto = visit.buy_with_rpc("/metered-sponsored?charge=10000").await;
+        market.assert_charged(&upto, PRICE, METERED, sold + 2).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn official_clients_without_an_allowance_hear_that_one_is_required() {
+async fn official_clients_without_allowance_are_told_so() {
     let market = Market::open().await;
-    let key = market.poor().await;
+    let key = market.key_without_gas().await;
     for visit in market.visits(&key) {
         for path in ["/permit2", "/metered"] {
-            let refused = visit.buys(path).await;
+            let refused = visit.buy(path).await;
             assert_eq!(refused.status, visit.unallowed, "{path}: {refused:?}");
             let code = &refused.report["refusal"];
             assert_eq!(code, "permit2_allowance_required", "{path}: {refused:?}");
@@ -209,10 +211,10 @@ async fn official_clients_without_an_allowance_hear_that_one_is_required() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn official_sellers_charge_atomic_units_shares_and_dollars_of_what_official_clients_permit() {
+async fn official_sellers_charge_units_shares_and_dollars() {
     let market = Market::open().await;
-    let key = market.permitting().await;
-    for visit in market.visits_at_home(key) {
+    let key = market.approved_key().await;
+    for visit in market.same_language_visits(key) {
         for (path, amount) in [
             ("/metered", PRICE),
             ("/metered?charge=1234", 1_234),
@@ -221,20 +223,21 @@ async fn official_sellers_charge_atomic_units_shares_and_dollars_of_what_officia
             ("/metered?charge=%240.003", 3_000),
         ] {
             let sold = market.sold().await;
-            let bought = visit.buys(path).await;
-            market.charged(&bought, amount, METERED, sold + 1).await;
+            let bought = visit.buy(path).await;
+            market
+                .assert_charged(&bought, amount, METERED, sold + 1)
+                .await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn official_sellers_that_charge_nothing_are_told_of_success_and_their_header_buys_nothing_again()
- {
+async fn zero_charge_succeeds_and_its_header_buys_nothing_again() {
     let market = Market::open().await;
-    let key = market.permitting().await;
-    for visit in market.visits_at_home(key) {
+    let key = market.approved_key().await;
+    for visit in market.same_language_visits(key) {
         let sold = market.sold().await;
-        let free = visit.buys("/metered?charge=0").await;
+        let free = visit.buy("/metered?charge=0").await;
         assert_eq!(free.status, 200, "{free:?}");
         assert_eq!(free.payment["success"], true, "{free:?}");
         assert_eq!(free.payment["transaction"], "", "{free:?}");
@@ -244,9 +247,9 @@ async fn official_sellers_that_charge_nothing_are_told_of_success_and_their_head
         assert_eq!(row["state"], "settled", "{row}");
         assert_eq!(row.get("transaction"), None, "{row}");
 
-        // Neither for nothing nor for the whole price, which the payer has signed.
+        // A replay cannot change the charge: neither to zero nor to the whole price, which the payer has signed.
         for path in ["/metered?charge=0", "/metered"] {
-            let again = visit.repeats(path, &free).await;
+            let again = visit.replay(path, &free).await;
             assert_eq!(again.status, 402, "{again:?}");
         }
         assert_eq!(market.sold().await, sold, "nothing moved");
@@ -254,13 +257,13 @@ async fn official_sellers_that_charge_nothing_are_told_of_success_and_their_head
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_official_seller_that_charges_more_than_was_permitted_gets_nothing() {
+async fn charge_above_permitted_amount_gets_nothing() {
     let market = Market::open().await;
-    let key = market.permitting().await;
-    for visit in market.visits_at_home(key) {
+    let key = market.approved_key().await;
+    for visit in market.same_language_visits(key) {
         let sold = market.sold().await;
         for path in ["/metered?charge=10001", "/metered?charge=100.01%25"] {
-            let refused = visit.buys(path).await;
+            let refused = visit.buy(path).await;
             assert_eq!(refused.status, 402, "{refused:?}");
             let code = &refused.payment["errorReason"];
             assert_eq!(
@@ -273,14 +276,16 @@ async fn an_official_seller_that_charges_more_than_was_permitted_gets_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_official_seller_sells_one_route_in_exact_and_another_in_upto_to_one_official_client() {
+async fn official_seller_offers_exact_and_upto_on_two_routes() {
     let market = Market::open().await;
-    let key = market.permitting().await;
+    let key = market.approved_key().await;
     for visit in market.visits(key) {
         let sold = market.sold().await;
-        let exact = visit.buys("/report").await;
-        market.charged(&exact, PRICE, BY_TOKEN, sold + 1).await;
-        let upto = visit.buys("/metered?charge=4321").await;
-        market.charged(&upto, 4_321, METERED, sold + 2).await;
+        let exact = visit.buy("/report").await;
+        market
+            .assert_charged(&exact, PRICE, BY_TOKEN, sold + 1)
+            .await;
+        let upto = visit.buy("/metered?charge=4321").await;
+        market.assert_charged(&upto, 4_321, METERED, sold + 2).await;
     }
 }

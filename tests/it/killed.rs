@@ -11,9 +11,9 @@ use crate::support::{Purchase, Setup, World};
 const PAYEE: Address = Address::repeat_byte(0x4b);
 const SIGKILL: i32 = 9;
 
-/// Kills the service at `step` of a payment, starts it again and presents the payment as a stock seller does. `sent`: whether the
+/// Kills the service at `step` of a payment, restarts it and presents the payment as a stock seller does. `sent`: whether the
 /// transaction has left the process by then.
-async fn settles_once_though_killed_at(step: &'static str, sent: bool) {
+async fn assert_settles_once_after_kill_at(step: &'static str, sent: bool) {
     let setup = Setup {
         failpoint: Some(step),
         ..Setup::default()
@@ -22,7 +22,7 @@ async fn settles_once_though_killed_at(step: &'static str, sent: bool) {
     let body = Purchase::new(&world.payer().await, PAYEE, 123_456).body();
     assert!(world.facilitator.verify(&body).await.is_valid());
     let broken = world.facilitator.try_settle(&body).await;
-    assert!(broken.is_err(), "it died and yet answered {broken:?}");
+    assert!(broken.is_err(), "it was killed, but answered {broken:?}");
     let ended = world.facilitator.wait_for_end().await;
     assert_eq!(ended.signal(), Some(SIGKILL));
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
@@ -50,64 +50,64 @@ async fn settles_once_though_killed_at(step: &'static str, sent: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_when_a_lane_took_it_the_payment_settles_once() {
-    settles_once_though_killed_at("picked", false).await;
+async fn kill_after_claim_settles_once() {
+    assert_settles_once_after_kill_at("picked", false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_after_the_simulation_the_payment_settles_once() {
-    settles_once_though_killed_at("simulated", false).await;
+async fn kill_after_simulation_settles_once() {
+    assert_settles_once_after_kill_at("simulated", false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_01_killed_after_signing_nothing_was_sent_and_the_payment_settles_once() {
-    settles_once_though_killed_at("signed", false).await;
+async fn scenario_01_kill_after_signing_settles_once() {
+    assert_settles_once_after_kill_at("signed", false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_when_the_bytes_are_committed_but_not_sent_the_payment_settles_once() {
-    settles_once_though_killed_at("recorded", false).await;
+async fn kill_after_commit_before_send_settles_once() {
+    assert_settles_once_after_kill_at("recorded", false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_03_killed_after_the_broadcast_the_payment_settles_once() {
-    settles_once_though_killed_at("broadcast", true).await;
+async fn scenario_03_kill_after_broadcast_settles_once() {
+    assert_settles_once_after_kill_at("broadcast", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_04_killed_when_the_receipt_was_seen_the_payment_settles_once() {
-    settles_once_though_killed_at("mined", true).await;
+async fn scenario_04_kill_after_receipt_settles_once() {
+    assert_settles_once_after_kill_at("mined", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_when_the_result_is_committed_the_payment_settles_once() {
-    settles_once_though_killed_at("settled", true).await;
+async fn kill_after_result_commit_settles_once() {
+    assert_settles_once_after_kill_at("settled", true).await;
 }
 
-/// Here the first presenter after the restart waits until the dead process's lease has run out.
+/// The first presentation after the restart waits until the dead process's lease has expired.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_05_killed_between_grant_and_answer_the_next_presenter_gets_the_success() {
-    settles_once_though_killed_at("granted", true).await;
+async fn scenario_05_kill_between_grant_and_answer_grants_next_caller() {
+    assert_settles_once_after_kill_at("granted", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_with_a_transaction_in_the_pool_the_next_start_goes_on_with_it() {
+async fn restart_continues_with_pending_transaction() {
     let mut world = World::new().await;
     let payer = world.payer().await;
     let bodies = [1, 2, 3].map(|amount| Purchase::new(&payer, PAYEE, amount).body());
     world.chain.automine(false).await;
-    // The first finds its lane idle and is sent alone, the others ride together.
-    let first = world.facilitator.settling(&bodies[0]);
-    world.has_sent(1).await;
-    let [second, third] = [1, 2].map(|number| world.facilitator.settling(&bodies[number]));
-    world.has_sent(2).await;
+    // The first finds its lane idle and is sent alone, the others share a batch.
+    let first = world.facilitator.spawn_settle(&bodies[0]);
+    world.wait_until_sent(1).await;
+    let [second, third] = [1, 2].map(|number| world.facilitator.spawn_settle(&bodies[number]));
+    world.wait_until_sent(2).await;
     world.facilitator.kill();
     for mut one in [first, second, third] {
         assert!(one.join_next().await.unwrap().unwrap().is_err());
     }
-    world.mine_on().await;
+    world.resume_mining().await;
     world.facilitator.restart(None).await;
-    for answer in world.facilitator.settle_at_once(bodies.to_vec()).await {
+    for answer in world.facilitator.settle_all(bodies.to_vec()).await {
         assert!(answer.succeeded(), "{answer:?}");
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(6));
@@ -115,13 +115,12 @@ async fn killed_with_a_transaction_in_the_pool_the_next_start_goes_on_with_it() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_while_a_settle_waits_answers_pending_within_seconds_and_the_next_start_completes_it()
- {
+async fn sigterm_answers_pending_and_restart_completes_it() {
     let mut world = World::new().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 77).body();
     world.chain.automine(false).await;
-    let mut waiting = world.facilitator.settling(&body);
-    world.has_sent(1).await;
+    let mut waiting = world.facilitator.spawn_settle(&body);
+    world.wait_until_sent(1).await;
     let (status, took) = world.facilitator.terminate().await;
     assert!(status.success(), "{status}");
     assert!(took < Duration::from_secs(8), "it took {took:?}");
@@ -132,7 +131,7 @@ async fn sigterm_while_a_settle_waits_answers_pending_within_seconds_and_the_nex
     );
     assert_eq!(pending.transaction().len(), 66, "{pending:?}");
 
-    world.mine_on().await;
+    world.resume_mining().await;
     world.facilitator.restart(None).await;
     assert!(world.facilitator.verify(&body).await.is_valid());
     let settled = world.facilitator.settle(&body).await;

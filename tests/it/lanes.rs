@@ -1,4 +1,4 @@
-//! Signers in trouble: a key that somebody else uses, and too little money for gas.
+//! Signers in trouble: a key that is used elsewhere, and too little gas money.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Chain, Facilitator, Fault, Permission, Purchase, Setup, eventually};
+use crate::support::{Chain, Facilitator, Fault, Permit2Purchase, Purchase, Setup, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x1a);
 const SEND: &str = "eth_sendRawTransaction";
@@ -38,7 +38,7 @@ async fn logged(facilitator: &Facilitator, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_14_a_nonce_that_a_foreign_transaction_used_is_left_out_and_its_payment_goes_on() {
+async fn scenario_14_foreign_nonce_is_skipped_and_payment_settles() {
     let world = two_signers().build().await;
     let payer = world.payer().await;
     world.chain.automine(false).await;
@@ -61,7 +61,7 @@ async fn scenario_14_a_nonce_that_a_foreign_transaction_used_is_left_out_and_its
     world.chain.call("eth_sendTransaction", foreign).await;
     world.chain.mine(1).await;
     world.proxy.on(SEND, Fault::None);
-    world.mine_on().await;
+    world.resume_mining().await;
 
     let settled = eventually("success", Duration::from_secs(40), async || {
         let answer = world.facilitator.settle(&body).await;
@@ -71,30 +71,34 @@ async fn scenario_14_a_nonce_that_a_foreign_transaction_used_is_left_out_and_its
     assert_ne!(settled.transaction(), pending.transaction());
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
     let robbed = signer(&world.facilitator, robbed).await;
-    assert_eq!(robbed["stoppedReason"], json!(null), "once is no reason");
+    assert_eq!(
+        robbed["stoppedReason"],
+        json!(null),
+        "one foreign use stops no lane"
+    );
     assert_eq!(robbed["transactionsInFlight"], 0);
     logged(&world.facilitator, "signer key used elsewhere").await;
     let row = world.facilitator.payment(&settled).await;
     assert_eq!(row["attempts"].as_array().unwrap().len(), 2);
 }
 
-/// Payments of the kinds that name their signer; here the test names it, while they wait for cheaper gas.
+/// Payments of methods that name their signer. The test sets the signer by SQL, while gas is too expensive to send.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone() {
+async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..two_signers()
     };
     let world = setup.build().await;
-    let payer = world.permitting_payer().await;
+    let payer = world.approved_payer().await;
     let named = Chain::signers(2)[1].address;
     let bodies = (0..8).map(|number| {
-        let permission = Permission::upto(&payer, PAYEE, 1 << number);
-        permission
+        let payment = Permit2Purchase::upto(&payer, PAYEE, 1 << number);
+        payment
             .with(|signed| signed.witness.facilitator = Some(named))
             .body()
     });
-    for answer in world.facilitator.settle_at_once(bodies.collect()).await {
+    for answer in world.facilitator.settle_all(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");
         let receipt = world.chain.receipt(&answer.transaction()).await;
         let from: Address = receipt["from"].as_str().unwrap().parse().unwrap();
@@ -103,8 +107,8 @@ async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone()
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(255));
     let mut ledger = world.database.connection().await;
 
-    // The schema itself refuses a row in another signer's transaction.
-    let smuggled = sqlx::query(
+    // The schema rejects a payment in another signer's transaction.
+    let insertion = sqlx::query(
         "with other as (
             insert into transactions (id, network, signer, nonce, epoch, kind, state)
             select gen_random_uuid(), network, signer, 999, 1, 'direct', 'signed' from lanes where signer <> $1 returning id
@@ -115,7 +119,7 @@ async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone()
     .bind(named.as_slice())
     .execute(&mut ledger)
     .await;
-    let refused = smuggled.unwrap_err();
+    let refused = insertion.unwrap_err();
     let constraint = refused.as_database_error().unwrap().constraint();
     assert_eq!(
         constraint,
@@ -124,8 +128,7 @@ async fn scenario_33_a_payment_that_names_its_signer_rides_with_that_one_alone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on_and_resumes_when_refilled()
- {
+async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
     let chain = Chain::start().await;
     let poor = Chain::signers(2)[0].address;
     let set = "anvil_setBalance";
@@ -149,17 +152,17 @@ async fn scenario_34_a_signer_without_gas_money_takes_nothing_while_others_go_on
     world.chain.call(set, json!([poor, plenty])).await;
     logged(&world.facilitator, "signer balance sufficient again").await;
     let bodies = (0..40).map(|number| Purchase::new(&payer, PAYEE, 400 + number).body());
-    for answer in world.facilitator.settle_at_once(bodies.collect()).await {
+    for answer in world.facilitator.settle_all(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");
     }
     assert!(
         world.chain.transaction_count(poor).await > 0,
-        "it works again"
+        "the signer sends again"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterwards_all_settles() {
+async fn scenario_42_unavailable_keys_write_nothing_then_settle_all() {
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
@@ -169,7 +172,7 @@ async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterward
     let bodies: Vec<_> = (0..5)
         .map(|number| Purchase::new(&payer, PAYEE, 1 << number).body())
         .collect();
-    for answer in world.facilitator.settle_at_once(bodies.clone()).await {
+    for answer in world.facilitator.settle_all(bodies.clone()).await {
         assert_eq!(answer.reason(), "unexpected_settle_error", "{answer:?}");
         assert_eq!(answer.transaction(), "");
     }
@@ -196,7 +199,7 @@ async fn scenario_42_while_the_keys_do_not_sign_nothing_is_written_and_afterward
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operator_sees_each_signer_with_its_nonces_balance_and_owner() {
+async fn signers_endpoint_shows_nonces_balance_and_owner() {
     let world = two_signers().build().await;
     let payer = world.payer().await;
     let settled = world
@@ -204,7 +207,7 @@ async fn the_operator_sees_each_signer_with_its_nonces_balance_and_owner() {
         .settle(&Purchase::new(&payer, PAYEE, 1).body())
         .await;
     assert!(settled.succeeded(), "{settled:?}");
-    // It is ready as soon as one of its lanes is.
+    // The service is ready as soon as one of its lanes is.
     let signers = eventually("both lanes", Duration::from_secs(20), async || {
         let answer = world.facilitator.get("/signers").await;
         let signers = answer.body["signers"].as_array().unwrap().clone();

@@ -1,4 +1,4 @@
-//! What single statements of the ledger promise, asked without a service around them.
+//! Guarantees of single ledger statements, tested without a running service.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use x402d::ledger::{GrantRequest, Ledger};
 use x402d::payment::PaymentId;
 use x402d::protocol::Network;
 
-use crate::support::{Chain, Permission, Purchase, World, eventually};
+use crate::support::{Chain, Permit2Purchase, Purchase, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x5c);
 
 /// The ledger of a service that has ended, with one settled payment.
-struct Left {
+struct EndedService {
     connection: PgConnection,
     payment: PaymentId,
     network: Network,
@@ -23,8 +23,8 @@ struct Left {
     processes: JoinSet<()>,
 }
 
-impl Left {
-    async fn behind() -> Self {
+impl EndedService {
+    async fn new() -> Self {
         let mut world = World::new().await;
         let payer = world.payer().await;
         let body = Purchase::new(&payer, PAYEE, 1_000).body();
@@ -33,7 +33,7 @@ impl Left {
         let payment = PaymentId(id.parse().unwrap());
         world.facilitator.kill();
         let mut connection = world.database.connection().await;
-        // The test puts rows into states to which no service takes them that way.
+        // Disables the triggers, so that the test can write states that no transition reaches.
         let free = sqlx::query("set session_replication_role = replica");
         free.execute(&mut connection).await.unwrap();
         Self {
@@ -45,7 +45,7 @@ impl Left {
         }
     }
 
-    /// A further process.
+    /// A further process on the ledger.
     async fn process(&mut self) -> Ledger {
         let (_, url) = self.world.database.variable();
         let (ledger, statements) = Ledger::connect(&url, 8).await.unwrap();
@@ -61,22 +61,23 @@ impl Left {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_granted_a_payment_is_answered_from_the_row_as_it_is_then() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
+async fn grant_answers_from_the_current_row() {
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
     let elsewhere = B256::repeat_byte(0xee);
-    left.run("delete from grants").await;
-    // A reorg, and the payment settled in another transaction, after the caller has read its row.
-    left.run(&format!(
-        "update payments set transaction_hash = '\\x{}'",
-        alloy::hex::encode(elsewhere)
-    ))
-    .await;
-    let granted = ledger.grant(left.payment, request("one")).await.unwrap();
+    ended.run("delete from grants").await;
+    // After the caller has read its row, a reorg happens and the payment settles in another transaction.
+    ended
+        .run(&format!(
+            "update payments set transaction_hash = '\\x{}'",
+            alloy::hex::encode(elsewhere)
+        ))
+        .await;
+    let granted = ledger.grant(ended.payment, request("one")).await.unwrap();
     let told = format!("{:?}", granted.unwrap().state);
     assert!(told.contains(&elsewhere.to_string()), "{told}");
     let again = ledger
-        .grant(left.payment, request("another"))
+        .grant(ended.payment, request("another"))
         .await
         .unwrap();
     assert!(again.is_none(), "{again:?}");
@@ -89,77 +90,80 @@ fn request(id: &str) -> GrantRequest {
     }
 }
 
-/// A commit may take long: the standby that it waits for is away. The process has given up hearing of it meanwhile.
+/// A commit may take long while its synchronous standby is away. The process has stopped waiting for it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_grant_that_commits_late_is_void() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
-    left.run("delete from grants").await;
-    left.run("begin").await;
-    left.run(&format!(
+async fn late_committed_lost_grant_is_void() {
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
+    ended.run("delete from grants").await;
+    ended.run("begin").await;
+    ended.run(&format!(
         "insert into grants (payment_id, process_id, request_id, caller) values ('{}', '{}', 'lost', 'a caller')",
-        left.payment.0,
+        ended.payment.0,
         ledger.process().0
     ))
     .await;
-    let (payment, voiding) = (left.payment, ledger.clone());
+    let (payment, voiding) = (ended.payment, ledger.clone());
     let voided = tokio::spawn(async move {
         let lost = request("lost");
         voiding.void_lost_grant(payment, &lost).await
     });
-    let mut look = left.world.database.connection().await;
+    let mut connection = ended.world.database.connection().await;
     eventually("it to wait for the commit", Duration::from_secs(8), async || {
         let waiting = "select from pg_stat_activity where wait_event = 'transactionid' and query like '%voided%' and datname = current_database()";
-        let waiting = sqlx::query(waiting).fetch_optional(&mut look).await;
+        let waiting = sqlx::query(waiting).fetch_optional(&mut connection).await;
         waiting.unwrap().map(|_| ())
     })
     .await;
-    left.run("commit").await;
+    ended.run("commit").await;
     voided.await.unwrap().unwrap();
     let granted = ledger.grant(payment, request("the next")).await.unwrap();
     assert!(granted.is_some());
     let kinds =
         "select string_agg(kind, ',' order by id) from events where reason in ('lost', 'the next')";
-    let (kinds,): (String,) = sqlx::query_as(kinds).fetch_one(&mut look).await.unwrap();
+    let (kinds,): (String,) = sqlx::query_as(kinds)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
     assert_eq!(kinds, "voided,granted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_grant_that_arrives_late_takes_nothing() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
-    left.run("delete from grants").await;
+async fn late_arriving_lost_grant_takes_nothing() {
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
+    ended.run("delete from grants").await;
     let lost = request("lost");
-    ledger.void_lost_grant(left.payment, &lost).await.unwrap();
-    let late = ledger.grant(left.payment, lost).await.unwrap();
+    ledger.void_lost_grant(ended.payment, &lost).await.unwrap();
+    let late = ledger.grant(ended.payment, lost).await.unwrap();
     assert!(late.is_none(), "{late:?}");
-    let next = ledger.grant(left.payment, request("the next")).await;
+    let next = ledger.grant(ended.payment, request("the next")).await;
     assert!(next.unwrap().is_some());
-    // Another request's grant is no business of it.
+    // Another request's grant is not affected.
     let lost = request("lost");
-    ledger.void_lost_grant(left.payment, &lost).await.unwrap();
-    let third = ledger.grant(left.payment, request("a third")).await;
+    ledger.void_lost_grant(ended.payment, &lost).await.unwrap();
+    let third = ledger.grant(ended.payment, request("a third")).await;
     assert!(third.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quarantined_payment_is_nothing_that_waits_for_depth() {
-    let mut left = Left::behind().await;
-    let ledger = left.process().await;
-    left.run(
+async fn quarantined_payment_awaits_no_confirmations() {
+    let mut ended = EndedService::new().await;
+    let ledger = ended.process().await;
+    ended.run(
         "update payments set state = 'mined', quarantined_at = now(), quarantine_reason = 'a test'",
     )
     .await;
-    let (settled, waits) = ledger.confirm(left.network, 1_000_000).await.unwrap();
+    let (settled, waits) = ledger.confirm(ended.network, 1_000_000).await.unwrap();
     assert_eq!((settled, waits), (vec![], false));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_that_a_living_process_has_in_hand_is_left_to_it() {
-    let mut left = Left::behind().await;
-    let network = left.network;
+async fn payment_claimed_by_live_process_is_left_to_it() {
+    let mut ended = EndedService::new().await;
+    let network = ended.network;
     let signers = [Chain::signers(1)[0].address];
-    let holder = left.process().await;
+    let holder = ended.process().await;
     let holding = "(select id from processes order by id desc limit 1)";
     let queue = |age: &str| {
         format!(
@@ -167,30 +171,43 @@ async fn a_payment_that_a_living_process_has_in_hand_is_left_to_it() {
             block_time = null, queued_by = {holding}, queued_at = now() - interval '{age}'"
         )
     };
-    left.run(&queue("3 seconds")).await;
+    ended.run(&queue("3 seconds")).await;
     let held: (String,) = sqlx::query_as("select queued_by::text from payments")
-        .fetch_one(&mut left.connection)
+        .fetch_one(&mut ended.connection)
         .await
         .unwrap();
-    let other = left.process().await;
+    let other = ended.process().await;
     let queue = |age: &str| queue(age).replace(holding, &format!("'{}'", held.0));
     let taken = async |by: &Ledger| by.take_up(network, &signers, &[], 10).await.unwrap().len();
 
-    assert_eq!(taken(&other).await, 0, "its holder lives");
-    assert_eq!(taken(&holder).await, 1, "its holder has lost sight of it");
-    left.run(&queue("11 seconds")).await;
-    assert_eq!(taken(&other).await, 1, "its holder seems unable to send it");
-    left.run(&queue("3 seconds")).await;
-    left.run(&format!(
-        "update processes set lease_until = now() + interval '9 seconds' where id = '{}'",
-        held.0
-    ))
-    .await;
-    assert_eq!(taken(&other).await, 1, "its holder has missed a heartbeat");
+    assert_eq!(taken(&other).await, 0, "its claiming process is alive");
+    assert_eq!(
+        taken(&holder).await,
+        1,
+        "its claiming process has forgotten it"
+    );
+    ended.run(&queue("11 seconds")).await;
+    assert_eq!(
+        taken(&other).await,
+        1,
+        "its claiming process seems unable to send it"
+    );
+    ended.run(&queue("3 seconds")).await;
+    ended
+        .run(&format!(
+            "update processes set lease_until = now() + interval '9 seconds' where id = '{}'",
+            held.0
+        ))
+        .await;
+    assert_eq!(
+        taken(&other).await,
+        1,
+        "its claiming process has missed a heartbeat"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_many_payers_have_promised_is_counted_for_each_by_itself() {
+async fn holds_are_counted_per_payer() {
     let world = World::new().await;
     let mut bodies = Vec::new();
     for _ in 0..8 {
@@ -199,10 +216,11 @@ async fn what_many_payers_have_promised_is_counted_for_each_by_itself() {
             .chain
             .approve(TEST_USDC, payer.address(), U256::from(10_000))
             .await;
-        let pair = [8_000, 7_000].map(|amount| Permission::exact(&payer, PAYEE, amount).body());
+        let pair =
+            [8_000, 7_000].map(|amount| Permit2Purchase::exact(&payer, PAYEE, amount).body());
         bodies.extend(pair);
     }
-    let answers = world.facilitator.settle_at_once(bodies).await;
+    let answers = world.facilitator.settle_all(bodies).await;
     let short = answers.iter().filter(|answer| !answer.succeeded());
     let short: Vec<_> = short.map(|answer| answer.reason().to_owned()).collect();
     assert_eq!(short, vec!["permit2_allowance_required"; 8], "{answers:?}");

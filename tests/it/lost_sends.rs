@@ -1,4 +1,4 @@
-//! Sends whose fate is unknown: the same bytes go out again, and no second nonce is used.
+//! Sends with unknown outcome: the same bytes are sent again, and no second nonce is used.
 
 use std::time::Duration;
 
@@ -20,49 +20,49 @@ async fn patient_world() -> World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_06_a_send_that_times_out_although_the_node_took_it_settles_once() {
+async fn scenario_06_timed_out_but_accepted_send_settles_once() {
     let world = patient_world().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 31).body();
     world.chain.automine(false).await;
     world.proxy.on(SEND, Fault::AnswerLost);
-    let mut waiting = world.facilitator.settling(&body);
-    world.has_sent(1).await;
-    // Sent again: the first send was given up.
+    let mut waiting = world.facilitator.spawn_settle(&body);
+    world.wait_until_sent(1).await;
+    // Sent again after the first send timed out.
     world.proxy.called(SEND, 1).await;
     world.proxy.on(SEND, Fault::None);
-    world.mine_on().await;
+    world.resume_mining().await;
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(answer.succeeded(), "{answer:?}");
-    one_transfer_of(&world, 31).await;
+    assert_one_transfer(&world, 31).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_07_a_send_that_the_node_never_got_settles_once() {
+async fn scenario_07_undelivered_send_settles_once() {
     let world = patient_world().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 32).body();
     world.proxy.on(SEND, Fault::RequestLost);
-    let mut waiting = world.facilitator.settling(&body);
+    let mut waiting = world.facilitator.spawn_settle(&body);
     world.proxy.called(SEND, 1).await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
     world.proxy.on(SEND, Fault::None);
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(answer.succeeded(), "{answer:?}");
-    one_transfer_of(&world, 32).await;
+    assert_one_transfer(&world, 32).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_send_that_meets_errors_and_nonsense_settles_once() {
+async fn send_with_errors_and_invalid_answers_settles_once() {
     let world = patient_world().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 33).body();
     let faults = [
         Fault::Unavailable,
-        Fault::Nonsense,
+        Fault::NotJson,
         Fault::Error("internal error"),
         Fault::Error("nonce too low"),
         Fault::Error("replacement transaction underpriced"),
     ];
     world.proxy.on(SEND, Fault::Hold);
-    let mut waiting = world.facilitator.settling(&body);
+    let mut waiting = world.facilitator.spawn_settle(&body);
     for (sends, fault) in faults.into_iter().enumerate() {
         world.proxy.called(SEND, sends).await;
         world.proxy.on(SEND, fault);
@@ -71,10 +71,10 @@ async fn a_send_that_meets_errors_and_nonsense_settles_once() {
     world.proxy.on(SEND, Fault::None);
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(answer.succeeded(), "{answer:?}");
-    one_transfer_of(&world, 33).await;
+    assert_one_transfer(&world, 33).await;
 }
 
-/// Payments that wait in the pool, each in a transaction of its own.
+/// Pending payments, each in its own transaction.
 struct Pooled {
     world: World,
     /// In nonce order.
@@ -90,8 +90,8 @@ impl Pooled {
         let mut waiting = Vec::new();
         for number in 0..count {
             let body = Purchase::new(&payer, PAYEE, 1 << number).body();
-            waiting.push(world.facilitator.settling(&body));
-            world.has_sent(number + 1).await;
+            waiting.push(world.facilitator.spawn_settle(&body));
+            world.wait_until_sent(number + 1).await;
         }
         let hashes = world.proxy.sent();
         assert_eq!(u64::try_from(hashes.len()).unwrap(), count);
@@ -102,8 +102,8 @@ impl Pooled {
         }
     }
 
-    /// All are sent again, once each and in nonce order, within `limit`, and settle.
-    async fn settle_after_a_loss(mut self, limit: Duration) {
+    /// All are sent again within `limit`, once each and in nonce order, and settle.
+    async fn assert_settled_after_loss(mut self, limit: Duration) {
         let count = self.hashes.len();
         let again = eventually("the same bytes", limit, async || {
             let sent = self.world.proxy.sent();
@@ -111,8 +111,10 @@ impl Pooled {
         })
         .await;
         assert_eq!(again, self.hashes, "in nonce order");
-        self.world.has_sent(u64::try_from(count).unwrap()).await;
-        self.world.mine_on().await;
+        self.world
+            .wait_until_sent(u64::try_from(count).unwrap())
+            .await;
+        self.world.resume_mining().await;
         for mut waiting in self.waiting.drain(..) {
             let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
             assert!(answer.succeeded(), "{answer:?}");
@@ -124,49 +126,49 @@ impl Pooled {
     }
 }
 
-/// Two blocks of the networks that are served most.
+/// Two block times of the most used networks.
 const TWO_BLOCKS: Duration = Duration::from_secs(6);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_08_a_transaction_that_the_pool_dropped_is_sent_again_within_two_blocks() {
+async fn scenario_08_dropped_transaction_is_resent_within_two_blocks() {
     let pooled = Pooled::new(1).await;
     pooled.world.chain.drop_transaction(pooled.hashes[0]).await;
-    pooled.settle_after_a_loss(TWO_BLOCKS).await;
+    pooled.assert_settled_after_loss(TWO_BLOCKS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_09_a_pool_that_forgot_everything_gets_it_again_in_nonce_order() {
+async fn scenario_09_emptied_pool_is_refilled_in_nonce_order() {
     let pooled = Pooled::new(4).await;
     let forget = "anvil_dropAllTransactions";
     pooled.world.chain.call(forget, json!([])).await;
-    pooled.settle_after_a_loss(TWO_BLOCKS).await;
+    pooled.assert_settled_after_loss(TWO_BLOCKS).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_15_the_lowest_of_five_that_got_lost_is_sent_again_first() {
+async fn scenario_15_lowest_of_five_lost_nonces_is_resent_first() {
     let pooled = Pooled::new(5).await;
     pooled.world.chain.drop_transaction(pooled.hashes[0]).await;
-    pooled.settle_after_a_loss(TWO_BLOCKS).await;
+    pooled.assert_settled_after_loss(TWO_BLOCKS).await;
 }
 
-/// The block's receipts cannot be read, and the answer to the send was lost: only the attempt's own hash tells.
+/// The block's receipts are unreadable and the answer to the send was lost: only the attempt's own hash identifies it.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_13_a_nonce_that_is_too_low_because_ours_was_mined_is_found_by_its_hash() {
+async fn scenario_13_nonce_too_low_finds_our_own_mined_transaction() {
     let world = patient_world().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 35).body();
     let receipts = world.proxy.calls("eth_getTransactionReceipt");
     world.proxy.on("eth_getBlockReceipts", Fault::Unavailable);
     world.proxy.on(SEND, Fault::AnswerLost);
-    let mut waiting = world.facilitator.settling(&body);
+    let mut waiting = world.facilitator.spawn_settle(&body);
     world.proxy.called(SEND, 0).await;
     world.proxy.on(SEND, Fault::Error("nonce too low"));
     let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(answer.succeeded(), "{answer:?}");
     assert!(world.proxy.calls("eth_getTransactionReceipt") > receipts);
-    one_transfer_of(&world, 35).await;
+    assert_one_transfer(&world, 35).await;
 }
 
-async fn one_transfer_of(world: &World, amount: u64) {
+async fn assert_one_transfer(world: &World, amount: u64) {
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(amount));
     assert_eq!(world.transactions(1).await, 1, "no second nonce");

@@ -5,65 +5,53 @@
 //! With `DATABASE_URL` set, each test gets a fresh database on that server; without it, each runs x402d's private Postgres.
 
 #[cfg(test)]
-mod alarms;
-#[cfg(test)]
 mod approvals;
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
-mod batching;
+mod batch_isolation;
 #[cfg(test)]
-mod bounds;
+mod batching;
 #[cfg(test)]
 mod broken_connections;
 #[cfg(test)]
 mod buyer;
 #[cfg(test)]
-mod chains;
+mod chain_variants;
 #[cfg(test)]
-mod claims;
-#[cfg(test)]
-mod clocks;
+mod costly_callers;
 #[cfg(test)]
 mod database_failures;
 #[cfg(test)]
+mod database_messages;
+#[cfg(test)]
 mod database_poolers;
 #[cfg(test)]
-mod database_troubles;
-#[cfg(test)]
-mod database_words;
+mod database_refusals;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
-mod dying_tasks;
-#[cfg(test)]
-mod empty_signers;
-#[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
-mod faults;
+mod faults_under_load;
 #[cfg(test)]
-mod fees;
-#[cfg(test)]
-mod floods;
+mod fee_bumps;
 #[cfg(test)]
 mod foreign_nonces;
 #[cfg(test)]
-mod forgiving_edges;
+mod foreign_use_detection;
+#[cfg(test)]
+mod forging_endpoints;
 #[cfg(test)]
 mod forks;
 #[cfg(test)]
-mod four_kinds;
-#[cfg(test)]
-mod gas_money;
-#[cfg(test)]
-mod handed_over;
+mod gas_funding;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
-mod history_questions;
+mod history_csv;
 #[cfg(test)]
-mod history_tables;
+mod history_queries;
 #[cfg(test)]
 mod holds;
 #[cfg(test)]
@@ -73,51 +61,59 @@ mod interop_permit2;
 #[cfg(test)]
 mod killed;
 #[cfg(test)]
+mod lane_claims;
+#[cfg(test)]
+mod lane_handover;
+#[cfg(test)]
 mod lanes;
 #[cfg(test)]
 mod ledger_statements;
+#[cfg(test)]
+mod lenient_requests;
+#[cfg(test)]
+mod limits;
+#[cfg(test)]
+mod lost_commits;
 #[cfg(test)]
 mod lost_grants;
 #[cfg(test)]
 mod lost_sends;
 #[cfg(test)]
-mod lying_endpoints;
+mod malformed_bodies;
+#[cfg(test)]
+mod misbehaving_tokens;
+#[cfg(test)]
+mod mixed_payments;
 #[cfg(test)]
 mod networks;
 #[cfg(test)]
-mod odd_bodies;
-#[cfg(test)]
-mod odd_rows;
-#[cfg(test)]
-mod odd_tokens;
-#[cfg(test)]
-mod odd_wallets;
-#[cfg(test)]
 mod outages;
 #[cfg(test)]
-mod permission_attacks;
+mod payment_isolation;
 #[cfg(test)]
-mod permission_codes;
+mod permit2_attacks;
 #[cfg(test)]
-mod permissions;
+mod permit2_codes;
 #[cfg(test)]
-mod preflight;
+mod permit2_payments;
 #[cfg(test)]
-mod providers;
+mod permit2_via_contracts;
 #[cfg(test)]
 mod races;
 #[cfg(test)]
 mod readme;
 #[cfg(test)]
-mod reorganisations;
+mod reorgs;
+#[cfg(test)]
+mod repeated_kills;
 #[cfg(test)]
 mod replicas;
-#[cfg(test)]
-mod restored;
 #[cfg(test)]
 mod rotated_keys;
 #[cfg(test)]
 mod rpc_pool;
+#[cfg(test)]
+mod rpc_providers;
 #[cfg(test)]
 mod seller;
 #[cfg(test)]
@@ -125,22 +121,26 @@ mod sessions;
 #[cfg(test)]
 mod soak;
 #[cfg(test)]
-mod storm;
-#[cfg(test)]
-mod stuck;
+mod stuck_transactions;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
 mod surface;
 #[cfg(test)]
+mod task_panics;
+#[cfg(test)]
 mod transfers;
 #[cfg(test)]
 mod two_replicas;
+#[cfg(test)]
+mod unfunded_signers;
 #[cfg(test)]
 mod unreadable_rows;
 #[cfg(test)]
 mod validity;
 #[cfg(test)]
+mod wallet_signatures;
+#[cfg(test)]
 mod wallets;
 #[cfg(test)]
-mod wrapped_permissions;
+mod wrong_clocks;

@@ -1,4 +1,4 @@
-//! Networks and tokens: the table as it is shown, and configurations that the chain contradicts.
+//! Networks and tokens: the printed table, and configurations that the chain contradicts.
 
 use std::process::Output;
 use std::time::Duration;
@@ -13,19 +13,19 @@ use crate::support::{Chain, Database, Facilitator, Fault, Proxy, SECRET, eventua
 const KEY: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
 const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 const NOTHING: Address = Address::repeat_byte(0xaa);
-/// Says that it has six decimals and reverts everything else.
-const MUTE: Address = Address::repeat_byte(0x3d);
-const MUTE_CODE: &str = "0x60003560e01c63313ce56714601357600080fd5b600660005260206000f3";
+/// A contract that reports six decimals and reverts every other call.
+const DECIMALS_ONLY: Address = Address::repeat_byte(0x3d);
+const DECIMALS_ONLY_CODE: &str = "0x60003560e01c63313ce56714601357600080fd5b600660005260206000f3";
 
-/// One token as `x402d.toml` describes it.
+/// One token in `x402d.toml`.
 fn token(address: Address, name: &str, decimals: u8, further: &str) -> String {
     format!(
         "[[networks.base-sepolia.assets]]\naddress = \"{address}\"\nname = \"{name}\"\nversion = \"2\"\ndecimals = {decimals}\n{further}\n"
     )
 }
 
-/// A network by the environment.
-fn reached<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
+/// Environment variables of a network.
+fn network_variables<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
     [
         ("X402D_NETWORK", network),
         ("X402D_RPC_URL", url),
@@ -34,20 +34,24 @@ fn reached<'a>(network: &'a str, url: &'a str) -> [(&'a str, &'a str); 3] {
 }
 
 /// Runs `x402d networks --check` on a network with these tokens.
-fn checked(network: &str, url: &str, toml: &str) -> Output {
-    run(&["networks", "--check"], &reached(network, url), toml)
+fn run_check(network: &str, url: &str, toml: &str) -> Output {
+    run(
+        &["networks", "--check"],
+        &network_variables(network, url),
+        toml,
+    )
 }
 
-fn out(output: &Output) -> String {
+fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn complaint(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     assert!(!output.status.success());
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// What a chain contradicts: network, file, and what has to be said about it.
+/// Configurations that the chain contradicts: network, file, and expected messages.
 fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
     let silent = [
         "DOMAIN_SEPARATOR",
@@ -89,23 +93,29 @@ fn contradictions() -> Vec<(&'static str, String, [&'static str; 3])> {
             token(MULTICALL3, "USDC", 6, ""),
             ["how many decimals", "every token", "correct assets"],
         ),
-        ("base-sepolia", token(MUTE, "USDC", 6, ""), silent),
-        ("base-sepolia", token(MUTE, "USDC", 6, by_permit2), silent),
+        ("base-sepolia", token(DECIMALS_ONLY, "USDC", 6, ""), silent),
+        (
+            "base-sepolia",
+            token(DECIMALS_ONLY, "USDC", 6, by_permit2),
+            silent,
+        ),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_chain_contradicts_does_not_start_and_is_found_by_the_check() {
+async fn config_contradicted_by_the_chain_is_rejected() {
     let (chain, database) = (Chain::start().await, Database::fresh().await);
-    chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
+    chain
+        .call("anvil_setCode", json!([DECIMALS_ONLY, DECIMALS_ONLY_CODE]))
+        .await;
     let (variable, place) = database.variable();
     for (network, toml, telling) in contradictions() {
         let serving = [("X402D_LISTEN", "127.0.0.1:0"), (variable, place.as_str())];
-        let serving = [&reached(network, chain.url())[..], &serving].concat();
-        let said = complaint(&run(&["serve"], &serving, &toml));
-        let found = checked(network, chain.url(), &toml);
-        assert!(complaint(&found).contains("1 of 1 networks"), "{found:?}");
-        let found = out(&found);
+        let serving = [&network_variables(network, chain.url())[..], &serving].concat();
+        let said = stderr(&run(&["serve"], &serving, &toml));
+        let found = run_check(network, chain.url(), &toml);
+        assert!(stderr(&found).contains("1 of 1 networks"), "{found:?}");
+        let found = stdout(&found);
         let wrong = found.lines().find(|line| line.contains("WRONG"));
         let wrong = wrong.unwrap_or_else(|| panic!("{found}"));
         for text in telling {
@@ -116,11 +126,13 @@ async fn what_the_chain_contradicts_does_not_start_and_is_found_by_the_check() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_agrees_with_the_chain_is_said_line_by_line() {
+async fn check_reports_each_matching_fact() {
     let chain = Chain::start().await;
-    chain.call("anvil_setCode", json!([MUTE, MUTE_CODE])).await;
-    let output = checked("base-sepolia", chain.url(), "");
-    let text = out(&output);
+    chain
+        .call("anvil_setCode", json!([DECIMALS_ONLY, DECIMALS_ONLY_CODE]))
+        .await;
+    let output = run_check("base-sepolia", chain.url(), "");
+    let text = stdout(&output);
     assert!(output.status.success(), "{output:?}");
     let usdc = TEST_USDC.to_checksum(None);
     for (about, says) in [
@@ -149,20 +161,20 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
         );
     }
 
-    // Nobody signs under this token's own domain.
-    let by_permit2 = token(MUTE, "USDC", 6, "transfer_method = \"permit2\"");
-    let output = checked("base-sepolia", chain.url(), &by_permit2);
+    // By Permit2 nothing is signed under this token's own EIP-712 domain.
+    let by_permit2 = token(DECIMALS_ONLY, "USDC", 6, "transfer_method = \"permit2\"");
+    let output = run_check("base-sepolia", chain.url(), &by_permit2);
     assert!(output.status.success(), "{output:?}");
     assert!(
-        out(&output).contains("code, 6 decimals; permit2"),
+        stdout(&output).contains("code, 6 decimals; permit2"),
         "{output:?}"
     );
 
-    // The first proxy is needed by a token that moves by Permit2, and by no other.
+    // Only a token that transfers by Permit2 needs the proxy.
     let proxy = "0x402085c248EeA27D92E8b30b2C58ed07f9E20001";
     chain.call("anvil_setCode", json!([proxy, "0x"])).await;
     let arguments = ["networks", "--check", "--json"];
-    let variables = reached("base-sepolia", chain.url());
+    let variables = network_variables("base-sepolia", chain.url());
     let output = run(&arguments, &variables, "");
     assert!(output.status.success(), "{output:?}");
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -176,16 +188,16 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
     assert_eq!(outcome(proxy), "missing");
     assert_eq!(outcome(&usdc), "agrees");
     let output = run(&arguments, &variables, &by_permit2);
-    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
-    assert!(out(&output).contains("moves by Permit2"), "{output:?}");
+    assert!(stderr(&output).contains("1 of 1"), "{output:?}");
+    assert!(stdout(&output).contains("moves by Permit2"), "{output:?}");
 
     // A signer that cannot pay for gas settles nothing.
     let signer = findings.iter().find(|finding| finding["about"] == "signer");
     let signer = &signer.unwrap()["address"];
     chain.call("anvil_setBalance", json!([signer, "0x0"])).await;
-    let output = checked("base-sepolia", chain.url(), "");
-    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
-    let text = out(&output);
+    let output = run_check("base-sepolia", chain.url(), "");
+    assert!(stderr(&output).contains("1 of 1"), "{output:?}");
+    let text = stdout(&output);
     let line = text.lines().find(|line| line.contains("WRONG")).unwrap();
     assert!(
         line.contains("has 0 ETH, and a payment costs about"),
@@ -193,14 +205,14 @@ async fn what_agrees_with_the_chain_is_said_line_by_line() {
     );
 }
 
-/// `serve` does without an endpoint that is down; whoever checks the configuration wants to know.
+/// `serve` tolerates an endpoint that is down; the check reports it.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_several_rpc_urls_is_checked() {
     let chain = Chain::start().await;
     let urls = format!("{},http://127.0.0.1:9/secret-path", chain.url());
-    let output = checked("base-sepolia", &urls, "");
-    assert!(complaint(&output).contains("1 of 1"), "{output:?}");
-    let text = out(&output);
+    let output = run_check("base-sepolia", &urls, "");
+    assert!(stderr(&output).contains("1 of 1"), "{output:?}");
+    let text = stdout(&output);
     let line = text.lines().find(|line| line.contains("UNKNOWN"));
     let line = line.unwrap_or_else(|| panic!("{text}"));
     assert!(line.contains("RPC URL number 2"), "{line}");
@@ -209,10 +221,10 @@ async fn each_of_several_rpc_urls_is_checked() {
 }
 
 #[test]
-fn an_rpc_that_does_not_answer_is_no_agreement_and_its_url_is_not_shown() {
+fn silent_rpc_fails_the_check_without_showing_its_url() {
     let url = "http://127.0.0.1:9/secret-path";
-    let output = checked("base-sepolia", url, "");
-    let text = out(&output) + &complaint(&output);
+    let output = run_check("base-sepolia", url, "");
+    let text = stdout(&output) + &stderr(&output);
     assert!(
         text.contains("UNKNOWN") && text.contains("cannot be reached"),
         "{text}"
@@ -224,7 +236,7 @@ fn an_rpc_that_does_not_answer_is_no_agreement_and_its_url_is_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_rpc_that_comes_back_with_another_token_is_not_served_and_that_is_said() {
+async fn rpc_returning_with_another_token_is_not_served() {
     let (chain, database) = (Chain::start().await, Database::fresh().await);
     let proxy = Proxy::before(chain.url()).await;
     proxy.all(Fault::Unavailable);
@@ -251,10 +263,10 @@ async fn an_rpc_that_comes_back_with_another_token_is_not_served_and_that_is_sai
 }
 
 #[test]
-fn the_table_shows_every_network_with_its_tokens() {
+fn table_shows_every_network_with_its_tokens() {
     let shown = run(&["networks"], &[], "");
     assert!(shown.status.success(), "{shown:?}");
-    let text = out(&shown);
+    let text = stdout(&shown);
     for parts in [
         &[
             "eip155:8453 ",
@@ -314,9 +326,9 @@ fn the_table_shows_every_network_with_its_tokens() {
     assert_eq!(base["assets"][0]["transferMethod"], "eip3009");
 }
 
-/// A buyer of the SDK pays by default with what is in its own table; one token more or less there would go unnoticed.
+/// SDK buyers pay by default with tokens of the SDK's own table, so a difference between the tables must be noticed.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_table_has_the_default_tokens_of_the_official_sdk_and_says_of_no_other_that_it_does() {
+async fn table_marks_exactly_the_sdk_default_tokens() {
     let script =
         "import { DEFAULT_ASSETS } from '@x402/evm'; console.log(JSON.stringify(DEFAULT_ASSETS))";
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
@@ -337,7 +349,7 @@ async fn the_table_has_the_default_tokens_of_the_official_sdk_and_says_of_no_oth
                 asset["version"],
                 asset["decimals"],
                 method,
-                // The SDK says it of tokens that move by Permit2 alone.
+                // The SDK sets it only for tokens that transfer by Permit2.
                 method == "permit2" && asset["supportsEip2612"] == true,
             ]));
         }

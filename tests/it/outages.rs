@@ -1,4 +1,4 @@
-//! The RPC is down: an outage is not a refusal, nothing is lost, and nothing secret is said about it.
+//! RPC outages: an outage is not a rejection, nothing is lost, and no secret is shown.
 
 use std::time::Duration;
 
@@ -11,34 +11,34 @@ use crate::support::{Chain, Fault, Purchase, SECRET, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x0f);
 
-/// Answers within seconds, and logs all that it would ever log.
-fn talkative() -> Setup {
+/// Short waits, and the most verbose log level.
+fn verbose_setup() -> Setup {
     Setup::default()
         .with("X402D_SETTLE_WAIT", "3")
         .with("X402D_LOG", "x402d=trace,warn")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_rpc_is_down_nothing_is_called_invalid_and_when_it_returns_the_payment_settles() {
-    let mut world = talkative().build().await;
+async fn rpc_outage_is_no_rejection_and_payment_settles_later() {
+    let mut world = verbose_setup().build().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 600);
     world.chain.automine(false).await;
-    let mut waiting = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
     world.proxy.all(Fault::Unavailable);
     let pending = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(pending.reason(), "settlement_pending");
-    is_an_outage_for(&world, &payer).await;
-    let readiness = unready(&world).await;
+    assert_outage_for(&world, &payer).await;
+    let readiness = unready_body(&world).await;
     let parts = readiness["parts"].as_array().unwrap();
     let part = |name: &str| parts.iter().find(|part| part["name"] == name).unwrap();
     assert_eq!(part(&format!("eip155:{CHAIN_ID}"))["ready"], false);
     assert_eq!(part("ledger")["ready"], true);
 
-    // What was accepted before is known without the chain.
+    // Payments accepted before are known without the chain.
     assert!(world.facilitator.verify(&purchase.body()).await.is_valid());
-    world.mine_on().await;
+    world.resume_mining().await;
     world.proxy.all(Fault::None);
     let settled = eventually("success", Duration::from_secs(20), async || {
         let answer = world.facilitator.settle(&purchase.body()).await;
@@ -50,16 +50,16 @@ async fn while_the_rpc_is_down_nothing_is_called_invalid_and_when_it_returns_the
     assert_eq!(answer.reason(), "duplicate_settlement");
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(600));
     world.facilitator.wait_until_ready().await;
-    says_nothing_secret(&world, &[&purchase]);
+    assert_no_secrets(&world, &[&purchase]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_rpc_that_talks_nonsense_or_hangs_is_an_outage() {
-    let world = talkative().build().await;
+async fn hanging_or_invalid_rpc_is_an_outage() {
+    let world = verbose_setup().build().await;
     let payer = world.payer().await;
-    for fault in [Fault::Nonsense, Fault::Error("boom"), Fault::RequestLost] {
+    for fault in [Fault::NotJson, Fault::Error("boom"), Fault::RequestLost] {
         world.proxy.all(fault);
-        is_an_outage_for(&world, &payer).await;
+        assert_outage_for(&world, &payer).await;
     }
     world.proxy.all(Fault::None);
     let purchase = Purchase::new(&payer, PAYEE, 601);
@@ -68,31 +68,30 @@ async fn an_rpc_that_talks_nonsense_or_hangs_is_an_outage() {
     assert_eq!(
         world.transactions(1).await,
         1,
-        "the refused ones left nothing"
+        "refused payments leave no row"
     );
-    says_nothing_secret(&world, &[&purchase]);
+    assert_no_secrets(&world, &[&purchase]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_starts_while_the_rpc_is_down_waits_for_it_and_completes_what_was_in_flight()
-{
-    let mut world = talkative().build().await;
+async fn start_without_rpc_waits_and_completes_inflight_payments() {
+    let mut world = verbose_setup().build().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 602);
     world.chain.automine(false).await;
-    let waiting = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
+    let waiting = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
     world.facilitator.kill();
     drop(waiting);
     world.proxy.all(Fault::Unavailable);
     world.facilitator.spawn(None).await;
     assert_eq!(world.facilitator.get("/healthz").await.status, 200);
     assert_eq!(world.facilitator.get("/readyz").await.status, 503);
-    is_an_outage_for(&world, &payer).await;
+    assert_outage_for(&world, &payer).await;
     let pending = world.facilitator.settle(&purchase.body()).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
 
-    world.mine_on().await;
+    world.resume_mining().await;
     world.proxy.all(Fault::None);
     world.facilitator.wait_until_ready().await;
     let settled = eventually("success", Duration::from_secs(30), async || {
@@ -102,35 +101,35 @@ async fn a_service_that_starts_while_the_rpc_is_down_waits_for_it_and_completes_
     .await;
     assert_eq!(settled.transaction(), pending.transaction());
     assert_eq!(world.transactions(1).await, 1);
-    says_nothing_secret(&world, &[&purchase]);
+    assert_no_secrets(&world, &[&purchase]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_28_without_the_ledger_nothing_is_accepted_and_what_was_accepted_is_not_lost() {
+async fn scenario_28_ledger_outage_accepts_and_loses_nothing() {
     let setup = Setup {
-        lined: true,
-        ..talkative()
+        database_proxied: true,
+        ..verbose_setup()
     };
     let world = setup.build().await;
-    let line = world.line.as_ref().unwrap();
+    let link = world.database_proxy.as_ref().unwrap();
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 628);
     world.chain.automine(false).await;
-    let mut waiting = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
-    line.down(true);
-    is_an_outage_for(&world, &payer).await;
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
+    link.down(true);
+    assert_outage_for(&world, &payer).await;
     let unsure = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(!unsure.succeeded() && unsure.status == 503, "{unsure:?}");
-    // It is mined while nothing can be written, for long enough to look like somebody else's.
-    world.mine_on().await;
+    // Mined while the ledger cannot be written, for long enough to resemble foreign use.
+    world.resume_mining().await;
     let receipts = "eth_getTransactionReceipt";
     let asked = world.proxy.calls(receipts);
-    eventually("looks in vain", Duration::from_mins(1), async || {
+    eventually("failed reads", Duration::from_mins(1), async || {
         (world.proxy.calls(receipts) > asked + 2).then_some(())
     })
     .await;
-    line.down(false);
+    link.down(false);
     let settled = eventually("success", Duration::from_secs(30), async || {
         let answer = world.facilitator.settle(&purchase.body()).await;
         answer.succeeded().then_some(answer)
@@ -142,15 +141,15 @@ async fn scenario_28_without_the_ledger_nothing_is_accepted_and_what_was_accepte
     assert_eq!(
         world.transactions(1).await,
         1,
-        "what was refused left nothing"
+        "refused payments leave no row"
     );
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(628));
-    says_nothing_secret(&world, &[&purchase]);
+    assert_no_secrets(&world, &[&purchase]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_43_receipts_that_cannot_be_read_leave_a_payment_pending_and_then_settle_it() {
-    let world = talkative().build().await;
+async fn scenario_43_unreadable_receipts_leave_payment_pending() {
+    let world = verbose_setup().build().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 643).body();
     for method in ["eth_getBlockReceipts", "eth_getTransactionReceipt"] {
         world.proxy.on(method, Fault::Unavailable);
@@ -174,24 +173,24 @@ async fn scenario_43_receipts_that_cannot_be_read_leave_a_payment_pending_and_th
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// The ledger has committed, and its answer is lost: whether it has is unknown.
+/// The ledger has committed but its answer is lost, so the outcome is unknown.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_43_a_result_whose_commit_was_not_heard_is_recorded_once() {
+async fn scenario_43_result_with_unknown_commit_is_recorded_once() {
     let setup = Setup {
-        lined: true,
-        ..talkative()
+        database_proxied: true,
+        ..verbose_setup()
     };
     let world = setup.build().await;
-    let line = world.line.as_ref().unwrap();
+    let link = world.database_proxy.as_ref().unwrap();
     let purchase = Purchase::new(&world.payer().await, PAYEE, 644);
     world.chain.automine(false).await;
-    let mut waiting = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
-    line.swallow(true);
-    world.mine_on().await;
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
+    link.swallow(true);
+    world.resume_mining().await;
     let unsure = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert!(!unsure.succeeded(), "{unsure:?}");
-    line.swallow(false);
+    link.swallow(false);
     let settled = eventually("success", Duration::from_secs(30), async || {
         let answer = world.facilitator.settle(&purchase.body()).await;
         answer.succeeded().then_some(answer)
@@ -204,8 +203,8 @@ async fn scenario_43_a_result_whose_commit_was_not_heard_is_recorded_once() {
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// A new payment can be judged by nobody now.
-async fn is_an_outage_for(world: &World, payer: &PrivateKeySigner) {
+/// A new payment cannot be judged during the outage.
+async fn assert_outage_for(world: &World, payer: &PrivateKeySigner) {
     let body = Purchase::new(payer, PAYEE, 1).body();
     let verdict = world.facilitator.verify(&body).await;
     assert_eq!(
@@ -224,19 +223,23 @@ async fn is_an_outage_for(world: &World, payer: &PrivateKeySigner) {
     );
 }
 
-async fn unready(world: &World) -> Value {
-    eventually("/readyz to tell", Duration::from_secs(20), async || {
-        let answer = world.facilitator.get("/readyz").await;
-        (answer.status == 503).then_some(answer.body)
-    })
+async fn unready_body(world: &World) -> Value {
+    eventually(
+        "/readyz to report it",
+        Duration::from_secs(20),
+        async || {
+            let answer = world.facilitator.get("/readyz").await;
+            (answer.status == 503).then_some(answer.body)
+        },
+    )
     .await
 }
 
-fn says_nothing_secret(world: &World, purchases: &[&Purchase]) {
+fn assert_no_secrets(world: &World, purchases: &[&Purchase]) {
     let said = (world.facilitator.log() + &world.facilitator.answers()).to_lowercase();
     assert!(
         said.contains("settlement") && said.len() > 1_000,
-        "there is something to look at"
+        "the text is not empty"
     );
     let mut secrets = vec![
         SECRET.to_owned(),

@@ -1,4 +1,4 @@
-//! What others do on the chain between our look at it and our transaction.
+//! Events on the chain between our preflight and our transaction.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use x402d::protocol::Amount;
 use crate::support::{Answer, Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x4a);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const SEND: &str = "eth_sendRawTransaction";
 
-/// Settles `purchase` while its transaction is on the way to the node, as long as `meanwhile` takes.
+/// Settles `purchase`; its transaction reaches the node after `meanwhile`.
 async fn settle_while(world: &World, purchase: &Purchase, meanwhile: impl AsyncFnOnce()) -> Answer {
     world.proxy.on(SEND, Fault::Hold);
     let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.settling(&purchase.body());
+    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
     world.proxy.called(SEND, sends).await;
     meanwhile().await;
     world.proxy.on(SEND, Fault::None);
@@ -31,8 +31,7 @@ async fn patient_world() -> World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_21_an_authorization_that_somebody_else_submits_is_a_success_with_their_transaction()
- {
+async fn scenario_21_foreign_submission_succeeds_with_its_transaction() {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 71);
     let answer = settle_while(&world, &purchase, async || {
@@ -52,11 +51,11 @@ async fn scenario_21_an_authorization_that_somebody_else_submits_is_a_success_wi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_nonce_that_the_payer_uses_for_another_transfer_fails_for_good() {
+async fn nonce_used_for_another_transfer_fails_for_good() {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 72);
     let mut other = purchase.clone();
-    other.authorization.to = SOMEBODY_ELSE;
+    other.authorization.to = OTHER_ACCOUNT;
     let answer = settle_while(&world, &purchase, async || world.chain.submit(&other).await).await;
     assert_eq!(answer.reason(), "invalid_exact_evm_nonce_already_used");
     let again = world.facilitator.settle(&purchase.body()).await;
@@ -67,13 +66,13 @@ async fn a_nonce_that_the_payer_uses_for_another_transfer_fails_for_good() {
     assert_eq!(row["state"], "failed", "{row}");
 }
 
-/// Nothing was moved and the authorization is as good as before: it is refused, not failed, and pays once there is money.
+/// Nothing was transferred and the authorization is unused: the payment is refused, not failed, and settles once there is money.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payer_who_spends_the_money_first_is_refused_and_can_pay_later() {
+async fn payer_spending_first_is_refused_and_can_pay_later() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 73);
-    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&payer, OTHER_ACCOUNT, 100_000_000);
     let answer = settle_while(&world, &purchase, async || {
         world.chain.submit(&everything).await;
     })
@@ -92,17 +91,18 @@ async fn a_payer_who_spends_the_money_first_is_refused_and_can_pay_later() {
     assert_eq!(
         world.transactions(1).await,
         2,
-        "one in vain, one for the money"
+        "one without effect, one settled"
     );
 }
 
-/// What the ledger knows is not refused before the chain was asked: neither by the clock, nor because of a balance that went where it should.
+/// A payment in the ledger is not refused before the chain was asked: neither by its window nor for a balance that its own transfer
+/// reduced.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_payment_that_somebody_else_submitted_is_a_success_after_its_window_has_closed() {
+async fn refused_payment_submitted_elsewhere_succeeds_after_window() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let purchase = Purchase::new(&payer, PAYEE, 76);
-    let everything = Purchase::new(&payer, SOMEBODY_ELSE, 100_000_000);
+    let everything = Purchase::new(&payer, OTHER_ACCOUNT, 100_000_000);
     let refused = settle_while(&world, &purchase, async || {
         world.chain.submit(&everything).await;
     })
@@ -112,8 +112,8 @@ async fn a_refused_payment_that_somebody_else_submitted_is_a_success_after_its_w
     world.chain.fund(payer.address(), 76).await;
     world.chain.submit(&purchase).await;
     world.chain.call("evm_increaseTime", json!([3_600])).await;
-    // Once this one is settled, the facilitator has seen blocks of after the window.
-    let mut other = Purchase::new(&world.payer().await, SOMEBODY_ELSE, 1);
+    // Once this one is settled, the facilitator has seen blocks after the window.
+    let mut other = Purchase::new(&world.payer().await, OTHER_ACCOUNT, 1);
     let later = U256::from(SystemClock.now().unix_timestamp() + 4_200);
     other.authorization.valid_before = Amount::from_atomic(later);
     let other = world.facilitator.settle(&other.body()).await;
@@ -131,7 +131,7 @@ async fn a_refused_payment_that_somebody_else_submitted_is_a_success_after_its_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authorization_that_expires_on_the_way_fails_once_the_chain_has_said_so() {
+async fn authorization_expiring_inflight_fails_by_chain_time() {
     let world = patient_world().await;
     let purchase = Purchase::new(&world.payer().await, PAYEE, 74);
     let answer = settle_while(&world, &purchase, async || {
@@ -145,18 +145,18 @@ async fn an_authorization_that_expires_on_the_way_fails_once_the_chain_has_said_
     assert_eq!(row["state"], "failed", "{row}");
 }
 
-/// A known payment needs no fresh window: its header is good after it has expired.
+/// A known payment needs no open window: its header stays valid after it has expired.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_that_nobody_was_told_of_is_told_after_its_window_has_closed() {
+async fn ungranted_payment_is_granted_after_its_window() {
     let world = patient_world().await;
     let mut purchase = Purchase::new(&world.payer().await, PAYEE, 75);
     let soon = U256::from(SystemClock.now().unix_timestamp() + 60);
     purchase.authorization.valid_before = Amount::from_atomic(soon);
     world.chain.automine(false).await;
-    let unheard = world.facilitator.settling(&purchase.body());
-    world.has_sent(1).await;
-    drop(unheard);
-    world.mine_on().await;
+    let ungranted = world.facilitator.spawn_settle(&purchase.body());
+    world.wait_until_sent(1).await;
+    drop(ungranted);
+    world.resume_mining().await;
     eventually("the block", Duration::from_secs(10), async || {
         (world.transactions(1).await == 1).then_some(())
     })
@@ -173,7 +173,7 @@ async fn a_payment_that_nobody_was_told_of_is_told_after_its_window_has_closed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_22_a_cancelled_authorization_fails_for_good_before_and_after_it_is_sent() {
+async fn scenario_22_cancelled_authorization_fails_for_good() {
     let world = patient_world().await;
     let payer = world.payer().await;
     let never = Purchase::new(&payer, PAYEE, 221);
@@ -197,9 +197,9 @@ async fn scenario_22_a_cancelled_authorization_fails_for_good_before_and_after_i
     assert_eq!(world.transactions(1).await, 1, "not tried again");
 }
 
-/// The facilitator gave the payment up; its payer, or anybody else who saw the authorization, did not.
+/// The facilitator has given the payment up, but its payer or another account can still submit the authorization.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_refused_and_is_submitted_by_somebody_else_is_settled_after_all() {
+async fn refused_payment_submitted_elsewhere_is_settled() {
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
@@ -218,7 +218,7 @@ async fn what_was_refused_and_is_submitted_by_somebody_else_is_settled_after_all
     assert!(world.facilitator.verify(&presented.body()).await.is_valid());
     let told = world.facilitator.settle(&presented.body()).await;
     assert!(told.succeeded(), "{told:?}");
-    // Nobody asks for the other, and the ledger learns of it all the same.
+    // The other is not presented again, and the watch records it.
     let row = eventually("the watch", Duration::from_mins(1), async || {
         let row = world.facilitator.payment(&refused[1]).await;
         (row["state"] == "settled").then_some(row)
@@ -226,5 +226,9 @@ async fn what_was_refused_and_is_submitted_by_somebody_else_is_settled_after_all
     .await;
     assert_eq!(row["transaction"].as_str().unwrap().len(), 66);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(463));
-    assert_eq!(world.transactions(1).await, 0, "nothing of ours was sent");
+    assert_eq!(
+        world.transactions(1).await,
+        0,
+        "no transaction of ours was sent"
+    );
 }

@@ -1,4 +1,4 @@
-//! The sellers of the README, as they stand there.
+//! The README's sellers, run as printed.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use x402d::embedded::{LocalChain, TEST_USDC};
 
-use crate::support::{World, buy, eventually, example};
+use crate::support::{World, buy, eventually, example, free_port};
 
 const PAYEE: Address = Address::repeat_byte(0x4e);
 
@@ -30,13 +30,8 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 /// Runs a seller and buys its report once.
-async fn sells(mut seller: Command, buyer_program: &str) {
+async fn assert_sells(mut seller: Command, buyer_program: &str) {
     let world = World::new().await;
     let buyer = &LocalChain::funded_keys()[9];
     world.chain.fund(buyer.address, 1_000_000).await;
@@ -45,7 +40,7 @@ async fn sells(mut seller: Command, buyer_program: &str) {
     seller
         .env_clear()
         .envs(path)
-        // As people write it, with a slash at the end.
+        // With a trailing slash, as people write it.
         .env("FACILITATOR_URL", format!("{}/", world.facilitator.url()))
         .env("PAY_TO", PAYEE.to_string())
         .env("PORT", port.to_string())
@@ -69,8 +64,8 @@ async fn sells(mut seller: Command, buyer_program: &str) {
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
 }
 
-/// A folder with a snippet in it, beside the installed packages.
-fn written(file: &str, text: &str) -> (TempDir, PathBuf) {
+/// A folder with the snippet, beside the installed packages.
+fn write_snippet(file: &str, text: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let packages = root().join("tests/interop/node_modules");
     std::os::unix::fs::symlink(packages, folder.path().join("node_modules")).unwrap();
@@ -86,26 +81,26 @@ fn run(program: impl AsRef<Path>, file: &Path) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_javascript_seller_sells() {
-    let (_folder, file) = written("seller.mjs", &snippet("// seller.mjs"));
-    sells(run("node", &file), "buyer_v2.mjs").await;
+async fn javascript_seller_sells() {
+    let (_folder, file) = write_snippet("seller.mjs", &snippet("// seller.mjs"));
+    assert_sells(run("node", &file), "buyer_v2.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_javascript_seller_of_version_1_sells() {
-    let (_folder, file) = written("seller_v1.mjs", &snippet("// seller_v1.mjs"));
-    sells(run("node", &file), "buyer_v1.mjs").await;
+async fn javascript_v1_seller_sells() {
+    let (_folder, file) = write_snippet("seller_v1.mjs", &snippet("// seller_v1.mjs"));
+    assert_sells(run("node", &file), "buyer_v1.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_python_seller_sells() {
-    let (_folder, file) = written("seller.py", &snippet("# seller.py"));
+async fn python_seller_sells() {
+    let (_folder, file) = write_snippet("seller.py", &snippet("# seller.py"));
     let python = root().join("tests/interop/.venv/bin/python");
-    sells(run(python, &file), "buyer_v2.mjs").await;
+    assert_sells(run(python, &file), "buyer_v2.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rust_seller_sells() {
+async fn rust_seller_sells() {
     let shown = snippet("//! The seller of the README");
     let compiled = std::fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
     assert_eq!(
@@ -113,12 +108,12 @@ async fn the_rust_seller_sells() {
         compiled.trim_end(),
         "README.md and examples/quickstart.rs"
     );
-    sells(Command::new(example("quickstart").await), "buyer_v2.mjs").await;
+    assert_sells(Command::new(example("quickstart").await), "buyer_v2.mjs").await;
 }
 
 #[test]
-fn the_go_seller_asks_this_facilitator_for_the_same_report() {
-    // There is no Go where these tests run: what can be held against the others is what it says.
+fn go_seller_names_the_same_report_and_facilitator() {
+    // The tests have no Go toolchain: the snippet is only compared with the others.
     let go = snippet("// seller.go");
     for part in [
         "FACILITATOR_URL",

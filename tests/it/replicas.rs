@@ -10,13 +10,13 @@ use crate::support::{Answer, Purchase, Setup, World};
 const PAYEE: Address = Address::repeat_byte(0x2e);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_payment_presented_to_two_processes_gets_one_transfer_and_one_success() {
+async fn payment_at_two_processes_gets_one_transfer_and_success() {
     let world = World::new().await;
     let replica = world.replica().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 11).body();
     let (here, there) = tokio::join!(
-        world.facilitator.settle_at_once(vec![body.clone(); 10]),
-        replica.settle_at_once(vec![body; 10])
+        world.facilitator.settle_all(vec![body.clone(); 10]),
+        replica.settle_all(vec![body; 10])
     );
     let answers = [here, there].concat();
     let successes = answers.iter().filter(|answer| answer.succeeded()).count();
@@ -29,10 +29,9 @@ async fn one_payment_presented_to_two_processes_gets_one_transfer_and_one_succes
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// The survivor takes the lane over when the lease of the dead has run out, and sends what the dead had only written down.
+/// The survivor claims the lane when the dead process's lease has expired, and sends the bytes that were only recorded.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_02_what_a_killed_process_had_written_down_another_one_sends_while_its_caller_waits()
- {
+async fn scenario_02_other_process_sends_bytes_of_a_killed_one() {
     let setup = Setup {
         failpoint: Some("recorded"),
         ..Setup::default()
@@ -55,20 +54,20 @@ async fn scenario_02_what_a_killed_process_had_written_down_another_one_sends_wh
     assert_eq!(world.transactions(1).await, 1);
 }
 
-/// A stopped process is not dead: when it goes on, its lane belongs to another one, and it must not use a nonce of its own.
+/// A suspended process is not dead: when it resumes, its lane belongs to another process, and it must not use a nonce.
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_26_a_process_that_wakes_up_after_losing_its_lane_sends_nothing_of_its_own() {
+async fn scenario_26_process_resuming_without_its_lane_sends_nothing() {
     let world = World::new().await;
     let payer = world.payer().await;
     let replica = world.replica().await;
     world.facilitator.signal(nix::sys::signal::Signal::SIGSTOP);
     let asleep = Purchase::new(&payer, PAYEE, 100).body();
-    let unheard = world.facilitator.settling(&asleep);
+    let ungranted = world.facilitator.spawn_settle(&asleep);
     let awake = Purchase::new(&payer, PAYEE, 10).body();
     let answer = replica.settle(&awake).await;
     assert!(answer.succeeded(), "{answer:?}");
     world.facilitator.signal(nix::sys::signal::Signal::SIGCONT);
-    drop(unheard);
+    drop(ungranted);
     for body in [&asleep, &Purchase::new(&payer, PAYEE, 1).body()] {
         let answer = world.facilitator.settle(body).await;
         assert!(answer.succeeded(), "{answer:?}");
@@ -77,13 +76,13 @@ async fn scenario_26_a_process_that_wakes_up_after_losing_its_lane_sends_nothing
     assert_eq!(
         world.transactions(1).await,
         3,
-        "no nonce twice, none left out"
+        "no nonce used twice or skipped"
     );
 }
 
-/// Its own queue is full at once, because nobody empties it there: the payments wait in the ledger for the owner of the lane.
+/// Its own queue is full at once, because it has no lane. The payments wait in the ledger for the owner of the lane.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_without_a_lane_accepts_more_than_its_queue_holds() {
+async fn process_without_lane_accepts_beyond_its_queue() {
     let setup = Setup {
         toml: "[networks.base-sepolia]\nqueue_max = 1\n".to_owned(),
         ..Setup::default()
@@ -92,7 +91,7 @@ async fn a_process_without_a_lane_accepts_more_than_its_queue_holds() {
     let replica = world.replica().await;
     let payer = world.payer().await;
     let bodies = (0..4).map(|amount: u64| Purchase::new(&payer, PAYEE, 1 << amount).body());
-    let answers = replica.settle_at_once(bodies.collect()).await;
+    let answers = replica.settle_all(bodies.collect()).await;
     assert!(answers.iter().all(Answer::succeeded), "{answers:?}");
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(15));
 }

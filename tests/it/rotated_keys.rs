@@ -1,4 +1,4 @@
-//! A signer's key that is taken out of the configuration while its transactions are in flight: nothing is stranded.
+//! A signer's key is removed from the configuration while its transactions are in flight: no payment is stranded.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use x402d::clock::{Clock, SystemClock};
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::Amount;
 
-use crate::support::{Chain, Permission, Purchase, Setup, World, eventually, new_account};
+use crate::support::{Chain, Permit2Purchase, Purchase, Setup, World, eventually, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0x4b);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
+async fn sent_transactions_are_followed_without_their_key() {
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
     let mut world = setup.build().await;
     let payer = world.payer().await;
@@ -45,14 +45,14 @@ async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
     let pending = rotated.settle(&bodies[0]).await;
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
 
-    // What nodes have dropped is sent again: the same bytes.
+    // Dropped transactions are sent again with the same bytes.
     let dropped = json!([]);
     world.chain.call("anvil_dropAllTransactions", dropped).await;
     eventually("the same bytes", Duration::from_secs(30), async || {
         (world.chain.pending_count(old.address).await == 3).then_some(())
     })
     .await;
-    world.mine_on().await;
+    world.resume_mining().await;
     let began = Instant::now();
     for (body, hash) in bodies.iter().zip(&hashes) {
         let settled = eventually("success", Duration::from_secs(30), async || {
@@ -67,7 +67,7 @@ async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
         "{:?}",
         began.elapsed()
     );
-    eventually("the end to be told", Duration::from_secs(30), async || {
+    eventually("the recorded end", Duration::from_secs(30), async || {
         rotated
             .log()
             .contains("all its transactions have ended")
@@ -89,8 +89,8 @@ async fn what_a_signer_has_sent_is_followed_to_its_end_without_its_key() {
     }
 }
 
-/// What the ledger says that a payer has promised.
-async fn held(world: &World, payer: &PrivateKeySigner) -> String {
+/// The amount that the ledger holds for a payer.
+async fn held_amount(world: &World, payer: &PrivateKeySigner) -> String {
     let payer = payer.address();
     let held = sqlx::query_scalar("select held::text from payer_accounts where payer = $1");
     let held: Option<String> = held
@@ -101,11 +101,11 @@ async fn held(world: &World, payer: &PrivateKeySigner) -> String {
     held.unwrap_or_default()
 }
 
-/// An `upto` payment names its signer, and no lane of that signer is left to take it or to refuse it.
+/// An `upto` payment names its signer, and no lane of that signer is left to claim or refuse it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_a_gone_signer_may_settle_binds_its_payer_until_it_expires_and_no_longer() {
+async fn payment_for_removed_signer_is_held_until_it_expires() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let folder = tempfile::tempdir().unwrap();
@@ -119,11 +119,11 @@ async fn what_only_a_gone_signer_may_settle_binds_its_payer_until_it_expires_and
         .chain
         .approve(TEST_USDC, payer.address(), U256::MAX)
         .await;
-    let pinned = Permission::upto(&payer, PAYEE, 800).body();
-    let waiting = world.facilitator.settling(&pinned);
+    let pinned = Permit2Purchase::upto(&payer, PAYEE, 800).body();
+    let waiting = world.facilitator.spawn_settle(&pinned);
     let limit = Duration::from_secs(30);
-    eventually("a promise", limit, async || {
-        (held(&world, &payer).await == "800").then_some(())
+    eventually("a hold", limit, async || {
+        (held_amount(&world, &payer).await == "800").then_some(())
     })
     .await;
     world.facilitator.kill();
@@ -132,20 +132,20 @@ async fn what_only_a_gone_signer_may_settle_binds_its_payer_until_it_expires_and
     let new = Chain::signers(2)[1];
     let mut rotated = world.unstarted_replica(&[("X402D_SIGNER_KEYS", new.key.to_owned())]);
     rotated.restart(None).await;
-    let mut honest = Purchase::new(&payer, PAYEE, 500);
+    let mut next = Purchase::new(&payer, PAYEE, 500);
     let later = U256::from(SystemClock.now().unix_timestamp() + 1_000);
-    honest.authorization.valid_before = Amount::from_atomic(later);
-    let short = rotated.settle(&honest.body()).await;
+    next.authorization.valid_before = Amount::from_atomic(later);
+    let short = rotated.settle(&next.body()).await;
     let code = "invalid_exact_evm_insufficient_balance";
     assert_eq!(short.reason(), code, "{short:?}");
 
     world.chain.call("evm_increaseTime", json!([700])).await;
     world.chain.mine(1).await;
-    eventually("the promise to end", limit, async || {
-        (held(&world, &payer).await == "0").then_some(())
+    eventually("the hold to end", limit, async || {
+        (held_amount(&world, &payer).await == "0").then_some(())
     })
     .await;
-    let settled = rotated.settle(&honest.body()).await;
+    let settled = rotated.settle(&next.body()).await;
     assert!(settled.succeeded(), "{settled:?}");
     let told = rotated.settle(&pinned).await;
     assert!(!told.succeeded() && told.status == 200, "{told:?}");

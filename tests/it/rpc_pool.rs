@@ -1,4 +1,4 @@
-//! Several endpoints of one network, of which one is in trouble.
+//! Several endpoints of one network, one of which fails.
 
 use std::time::{Duration, Instant};
 
@@ -37,13 +37,13 @@ impl Pool {
         }
     }
 
-    async fn settles(&self, amount: u64) {
+    async fn assert_settles(&self, amount: u64) {
         let body = Purchase::new(&self.payer, PAYEE, amount).body();
         let answer = self.world.facilitator.settle(&body).await;
         assert!(answer.succeeded(), "{answer:?}");
     }
 
-    async fn verifies(&self) -> Duration {
+    async fn time_verify(&self) -> Duration {
         let began = Instant::now();
         let body = Purchase::new(&self.payer, PAYEE, 1).body();
         let answer = self.world.facilitator.verify(&body).await;
@@ -52,11 +52,11 @@ impl Pool {
     }
 
     /// Waits until payments are verified without the first endpoint, or with it again.
-    async fn reads_from_the_first(&self, wanted: bool) {
+    async fn wait_until_first_is_read(&self, wanted: bool) {
         let what = format!("reads from the first endpoint: {wanted}");
         eventually(&what, Duration::from_secs(30), async || {
             let before = self.first.calls(READ);
-            self.verifies().await;
+            self.time_verify().await;
             ((self.first.calls(READ) > before) == wanted).then_some(())
         })
         .await;
@@ -71,9 +71,9 @@ impl Pool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_storm() {
+async fn scenario_35_stale_endpoint_is_not_read_and_causes_no_storm() {
     let pool = Pool::new().await;
-    pool.settles(1).await;
+    pool.assert_settles(1).await;
     let height = pool
         .world
         .chain
@@ -81,9 +81,9 @@ async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_
         .await;
     pool.world.chain.mine(12).await;
     pool.first.all(Fault::StoppedAt(height));
-    pool.reads_from_the_first(false).await;
+    pool.wait_until_first_is_read(false).await;
     for amount in 2..6 {
-        pool.settles(amount).await;
+        pool.assert_settles(amount).await;
     }
     assert_eq!(
         pool.world.chain.transfers_to(TEST_USDC, PAYEE).await.len(),
@@ -93,56 +93,56 @@ async fn scenario_35_an_endpoint_with_old_blocks_is_not_read_from_and_starts_no_
     assert!(!log.contains("reorg:"), "no reorganisation");
     pool.first.all(Fault::None);
     pool.second.all(Fault::Unavailable);
-    pool.reads_from_the_first(true).await;
-    pool.settles(6).await;
+    pool.wait_until_first_is_read(true).await;
+    pool.assert_settles(6).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_36_an_endpoint_that_comes_back_with_another_chain_is_not_used() {
+async fn scenario_36_endpoint_returning_with_other_chain_is_not_used() {
     let pool = Pool::new().await;
     pool.first.on("eth_chainId", Fault::Answer("0x1"));
     pool.logged("endpoint excluded: it serves another chain")
         .await;
     let before = pool.first.calls(READ);
-    pool.settles(1).await;
-    pool.verifies().await;
+    pool.assert_settles(1).await;
+    pool.time_verify().await;
     assert_eq!(pool.first.calls(READ), before);
     pool.first.on("eth_chainId", Fault::None);
     pool.logged("endpoint used again").await;
     pool.second.all(Fault::Unavailable);
-    pool.settles(2).await;
+    pool.assert_settles(2).await;
     assert!(pool.first.calls(READ) > before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scenario_37_a_silent_endpoint_costs_one_hedge_and_is_avoided() {
+async fn scenario_37_silent_endpoint_costs_one_hedge_then_is_avoided() {
     let pool = Pool::new().await;
-    pool.settles(1).await;
+    pool.assert_settles(1).await;
     pool.first.all(Fault::RequestLost);
-    let took = pool.verifies().await;
+    let took = pool.time_verify().await;
     assert!(took < Duration::from_millis(2_500), "{took:?}");
     let began = Instant::now();
-    pool.settles(2).await;
+    pool.assert_settles(2).await;
     assert!(
         began.elapsed() < Duration::from_secs(5),
         "{:?}",
         began.elapsed()
     );
-    pool.reads_from_the_first(false).await;
+    pool.wait_until_first_is_read(false).await;
     let mut slowest = Duration::ZERO;
     for _ in 0..10 {
-        slowest = slowest.max(pool.verifies().await);
+        slowest = slowest.max(pool.time_verify().await);
     }
     assert!(slowest < Duration::from_millis(2_500), "{slowest:?}");
     pool.first.all(Fault::None);
     pool.second.all(Fault::RequestLost);
-    pool.reads_from_the_first(true).await;
-    pool.settles(3).await;
+    pool.wait_until_first_is_read(true).await;
+    pool.assert_settles(3).await;
 }
 
-/// A sequencer's own endpoint, or a private relay: it takes transactions and answers nothing else.
+/// A sequencer's own endpoint or a private relay: it accepts transactions and answers nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_for_sends_gets_every_transaction_and_no_question() {
+async fn send_only_endpoint_gets_transactions_and_no_reads() {
     let chain = Chain::start().await;
     let sequencer = Proxy::before(chain.url()).await;
     let setup = Setup {
@@ -168,7 +168,7 @@ async fn an_endpoint_for_sends_gets_every_transaction_and_no_question() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_keep_to_their_budget_and_wait_for_their_turn() {
+async fn calls_keep_to_their_budget() {
     const A_SECOND: u32 = 10;
     let setup = Setup {
         toml: format!("[networks.base-sepolia]\nrpc_calls_per_second = {A_SECOND}\n"),

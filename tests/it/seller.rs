@@ -1,4 +1,4 @@
-//! Our own seller module with a real facilitator: whoever paid gets what they paid for, once.
+//! Our own seller module with a real facilitator: every paid request gets its resource once.
 
 use std::time::Duration;
 
@@ -10,34 +10,35 @@ use x402d::embedded::{LocalChain, TEST_USDC};
 use x402d::seller::Paywall;
 
 use crate::support::{
-    Line, Seller, Stall, World, buy, buy_with, eventually, payment_header, present, receipt,
+    PaywallSeller, Seller, TcpProxy, World, buy, buy_with, eventually, payment_header, present,
+    receipt,
 };
 
 const PAYEE: Address = Address::repeat_byte(0x5a);
 
-async fn stall(world: &World) -> Stall {
-    Stall::open(world.facilitator.url(), PAYEE, |paywall| paywall).await
+async fn open_seller(world: &World) -> PaywallSeller {
+    PaywallSeller::open(world.facilitator.url(), PAYEE, |paywall| paywall).await
 }
 
-async fn one_transfer(world: &World) -> String {
+async fn only_transfer(world: &World) -> String {
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
     assert_eq!(transfers.len(), 1);
     transfers[0]["transactionHash"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_handler_holds_the_hash_before_it_answers_and_a_delivered_header_buys_nothing_more() {
+async fn handler_has_the_hash_and_delivered_header_buys_once() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let stall = stall(&world).await;
-    let url = format!("{}/report", stall.url);
+    let seller = open_seller(&world).await;
+    let url = format!("{}/report", seller.url);
     let header = payment_header(&url, &payer).await;
     let bought = present(&url, &header).await.unwrap();
     assert_eq!(bought.status(), 200);
     assert_eq!(bought.headers()["cache-control"], "private");
     let receipt = receipt(&bought);
     let body: Value = bought.json().await.unwrap();
-    let hash = one_transfer(&world).await;
+    let hash = only_transfer(&world).await;
     assert_eq!(
         (&body["paymentId"], &receipt["transaction"]),
         (&hash.clone().into(), &hash.into())
@@ -48,8 +49,8 @@ async fn the_handler_holds_the_hash_before_it_answers_and_a_delivered_header_buy
         assert_eq!(again.status(), 402);
         assert_eq!(again.headers()["cache-control"], "no-store");
     }
-    assert_eq!(stall.runs(), 1);
-    let free = reqwest::get(format!("{}/free", stall.url)).await.unwrap();
+    assert_eq!(seller.runs(), 1);
+    let free = reqwest::get(format!("{}/free", seller.url)).await.unwrap();
     assert_eq!(
         (
             free.status().as_u16(),
@@ -60,12 +61,12 @@ async fn the_handler_holds_the_hash_before_it_answers_and_a_delivered_header_buy
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_copies_of_a_header_at_two_sellers_buy_one_resource() {
+async fn fifty_copies_of_a_header_at_two_sellers_buy_once() {
     let world = World::new().await;
     let payer = world.payer().await;
     for route in ["report", "after"] {
-        let stalls = [stall(&world).await, stall(&world).await];
-        let url = |index: usize| format!("{}/{route}", stalls[index % 2].url);
+        let sellers = [open_seller(&world).await, open_seller(&world).await];
+        let url = |index: usize| format!("{}/{route}", sellers[index % 2].url);
         let header = payment_header(&url(0), &payer).await;
         let mut asking = JoinSet::new();
         for index in 0..50 {
@@ -84,115 +85,115 @@ async fn fifty_copies_of_a_header_at_two_sellers_buy_one_resource() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_fails_after_the_settlement_runs_again_for_the_same_header_alone() {
+async fn failed_handler_runs_again_for_the_same_header_only() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let stall = stall(&world).await;
-    let url = format!("{}/report", stall.url);
+    let seller = open_seller(&world).await;
+    let url = format!("{}/report", seller.url);
     let header = payment_header(&url, &payer).await;
-    stall.breaks(true);
+    seller.set_broken(true);
     let failed = present(&url, &header).await.unwrap();
     assert_eq!(failed.status(), 503);
-    let hash = one_transfer(&world).await;
+    let hash = only_transfer(&world).await;
     assert_eq!(
         receipt(&failed)["transaction"],
         hash,
         "the buyer holds the proof"
     );
 
-    stall.breaks(false);
-    let elsewhere = present(&format!("{}/large", stall.url), &header)
+    seller.set_broken(false);
+    let elsewhere = present(&format!("{}/large", seller.url), &header)
         .await
         .unwrap();
     assert_eq!(
         elsewhere.status(),
         402,
-        "it is owed for the request that it was paid for"
+        "it is owed only for the request that was paid"
     );
     let served = present(&url, &header).await.unwrap();
     assert_eq!(served.status(), 200);
     assert_eq!(receipt(&served)["transaction"], hash);
     assert_eq!(present(&url, &header).await.unwrap().status(), 402);
-    assert_eq!(one_transfer(&world).await, hash);
+    assert_eq!(only_transfer(&world).await, hash);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_buyer_who_hangs_up_while_the_payment_settles_gets_the_resource_when_they_come_back() {
+async fn disconnected_buyer_gets_the_resource_on_retry() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let stall = stall(&world).await;
-    let line = Line::to(&stall.url).await;
-    let header = payment_header(&format!("{}/report", stall.url), &payer).await;
+    let seller = open_seller(&world).await;
+    let link = TcpProxy::to(&seller.url).await;
+    let header = payment_header(&format!("{}/report", seller.url), &payer).await;
     world.chain.automine(false).await;
     let asking = {
-        let (url, header) = (format!("{}/report", line.url()), header.clone());
+        let (url, header) = (format!("{}/report", link.url()), header.clone());
         TaskTracker::new().spawn(async move { present(&url, &header).await })
     };
-    world.has_sent(1).await;
-    line.cut();
-    assert!(asking.await.unwrap().is_err(), "the buyer hears nothing");
-    world.mine_on().await;
-    let url = format!("{}/report", stall.url);
+    world.wait_until_sent(1).await;
+    link.cut();
+    assert!(asking.await.unwrap().is_err(), "the buyer gets no answer");
+    world.resume_mining().await;
+    let url = format!("{}/report", seller.url);
     let served = eventually("the resource", Duration::from_secs(20), async || {
         let again = present(&url, &header).await.unwrap();
         (again.status() == 200).then_some(again)
     })
     .await;
-    assert_eq!(receipt(&served)["transaction"], one_transfer(&world).await);
-    assert_eq!(stall.runs(), 1);
+    assert_eq!(receipt(&served)["transaction"], only_transfer(&world).await);
+    assert_eq!(seller.runs(), 1);
     assert_eq!(present(&url, &header).await.unwrap().status(), 402);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_fails_before_the_settlement_costs_nothing() {
+async fn handler_failing_before_settlement_costs_nothing() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let stall = stall(&world).await;
-    let url = format!("{}/after", stall.url);
+    let seller = open_seller(&world).await;
+    let url = format!("{}/after", seller.url);
     let header = payment_header(&url, &payer).await;
-    stall.breaks(true);
+    seller.set_broken(true);
     assert_eq!(present(&url, &header).await.unwrap().status(), 503);
     assert!(world.chain.transfers_to(TEST_USDC, PAYEE).await.is_empty());
-    stall.breaks(false);
+    seller.set_broken(false);
     let served = present(&url, &header).await.unwrap();
     assert_eq!(served.status(), 200);
-    assert_eq!(receipt(&served)["transaction"], one_transfer(&world).await);
+    assert_eq!(receipt(&served)["transaction"], only_transfer(&world).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_broke_off_on_its_way_to_the_buyer_is_given_again() {
+async fn broken_answer_is_given_again() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let stall = stall(&world).await;
-    let line = Line::to(&stall.url).await;
-    let header = payment_header(&format!("{}/large", stall.url), &payer).await;
-    let mut broken = present(&format!("{}/large", line.url()), &header)
+    let seller = open_seller(&world).await;
+    let link = TcpProxy::to(&seller.url).await;
+    let header = payment_header(&format!("{}/large", seller.url), &payer).await;
+    let mut broken = present(&format!("{}/large", link.url()), &header)
         .await
         .unwrap();
     assert_eq!(broken.status(), 200);
     assert!(broken.chunk().await.unwrap().is_some());
-    line.cut();
+    link.cut();
     while let Ok(Some(_)) = broken.chunk().await {}
 
-    let url = format!("{}/large", stall.url);
+    let url = format!("{}/large", seller.url);
     let served = eventually("the rest", Duration::from_secs(20), async || {
         let again = present(&url, &header).await.unwrap();
         (again.status() == 200).then_some(again)
     })
     .await;
-    let hash = one_transfer(&world).await;
+    let hash = only_transfer(&world).await;
     assert_eq!(receipt(&served)["transaction"], hash);
     assert_eq!(served.bytes().await.unwrap().len(), 64 * 1024 * 1024);
     assert_eq!(present(&url, &header).await.unwrap().status(), 402);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_facilitator_whose_answer_never_came_is_asked_again_and_says_success() {
+async fn settle_is_retried_after_a_lost_facilitator_answer() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let line = Line::to(world.facilitator.url()).await;
-    let ours = Stall::open(&line.url(), PAYEE, |paywall| paywall).await;
-    let official = Seller::start("seller_v2.mjs", &line.url(), &PAYEE.to_string()).await;
+    let link = TcpProxy::to(world.facilitator.url()).await;
+    let ours = PaywallSeller::open(&link.url(), PAYEE, |paywall| paywall).await;
+    let official = Seller::start("seller_v2.mjs", &link.url(), &PAYEE.to_string()).await;
     for (number, url) in [
         format!("{}/report", ours.url),
         format!("{}/upfront", official.url),
@@ -208,11 +209,11 @@ async fn a_facilitator_whose_answer_never_came_is_asked_again_and_says_success()
             TaskTracker::new()
                 .spawn(async move { present(&url, &header).await.unwrap().status().as_u16() })
         };
-        world.has_sent(sent + 1).await;
-        line.cut();
+        world.wait_until_sent(sent + 1).await;
+        link.cut();
         let refused = asking.await.unwrap();
         assert!(matches!(refused, 402 | 502), "{url}: {refused}");
-        world.mine_on().await;
+        world.resume_mining().await;
         let served = eventually("the resource", Duration::from_secs(30), async || {
             let again = present(url, &header).await.unwrap();
             (again.status() == 200).then_some(again)
@@ -226,20 +227,19 @@ async fn a_facilitator_whose_answer_never_came_is_asked_again_and_says_success()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_left_the_facilitator_whole_and_never_arrived_still_buys_the_resource_once()
-{
+async fn swallowed_facilitator_answer_still_buys_once() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let line = Line::to(world.facilitator.url()).await;
-    let stall = Stall::open(&line.url(), PAYEE, |paywall| paywall).await;
-    let elsewhere = Stall::open(world.facilitator.url(), PAYEE, |paywall| paywall).await;
-    let url = format!("{}/report", stall.url);
+    let link = TcpProxy::to(world.facilitator.url()).await;
+    let seller = PaywallSeller::open(&link.url(), PAYEE, |paywall| paywall).await;
+    let elsewhere = PaywallSeller::open(world.facilitator.url(), PAYEE, |paywall| paywall).await;
+    let url = format!("{}/report", seller.url);
     let header = payment_header(&url, &payer).await;
-    line.swallow(true);
+    link.swallow(true);
     let lost = present(&url, &header).await.unwrap();
     assert_eq!(lost.status(), 502);
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
-    line.swallow(false);
+    link.swallow(false);
     let other = format!("{}/report", elsewhere.url);
     assert_eq!(present(&other, &header).await.unwrap().status(), 402);
     let served = present(&url, &header).await.unwrap();
@@ -247,12 +247,12 @@ async fn an_answer_that_left_the_facilitator_whole_and_never_arrived_still_buys_
     assert_eq!(receipt(&served)["success"], true);
     served.bytes().await.unwrap();
     assert_eq!(present(&url, &header).await.unwrap().status(), 402);
-    assert_eq!(stall.runs() + elsewhere.runs(), 1);
+    assert_eq!(seller.runs() + elsewhere.runs(), 1);
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_seller_that_is_killed_with_a_purchase_owed_serves_it_in_its_next_life() {
+async fn killed_seller_serves_owed_purchase_after_restart() {
     let world = World::new().await;
     let payer = world.payer().await;
     let folder = tempfile::tempdir().unwrap();
@@ -271,7 +271,7 @@ async fn a_seller_that_is_killed_with_a_purchase_owed_serves_it_in_its_next_life
         .await
         .unwrap();
     assert_eq!(failed.status(), 503);
-    let hash = one_transfer(&world).await;
+    let hash = only_transfer(&world).await;
     first.kill().await;
 
     let second = life(&[]).await;
@@ -285,32 +285,32 @@ async fn a_seller_that_is_killed_with_a_purchase_owed_serves_it_in_its_next_life
     let again = present(&format!("{}/report", third.url), &header)
         .await
         .unwrap();
-    assert_eq!(again.status(), 402, "what was delivered is not owed");
-    assert_eq!(one_transfer(&world).await, hash);
+    assert_eq!(again.status(), 402, "a delivered resource is not owed");
+    assert_eq!(only_transfer(&world).await, hash);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn official_buyers_and_sessions_on_both_rails_buy_from_our_seller() {
+async fn official_buyers_and_sessions_buy_from_our_seller() {
     let world = World::new().await;
     let buyer = &LocalChain::funded_keys()[9];
     world.chain.fund(buyer.address, 1_000_000).await;
-    let stall = stall(&world).await;
+    let seller = open_seller(&world).await;
     let mut bought = Vec::new();
     for route in ["report", "after"] {
-        let url = format!("{}/{route}", stall.url);
+        let url = format!("{}/{route}", seller.url);
         bought.push(buy("buyer_v2.mjs", &url, buyer.key, None).await);
     }
     bought.push(
         buy(
             "buyer_v1.mjs",
-            &format!("{}/report", stall.url),
+            &format!("{}/report", seller.url),
             buyer.key,
             None,
         )
         .await,
     );
     for rail in ["authorization", "transfer"] {
-        let url = format!("{}/report", stall.url);
+        let url = format!("{}/report", seller.url);
         let variables = [("RAIL", rail), ("RPC_URL", world.chain.url())];
         let paid = buy_with("session_buyer.mjs", &url, buyer.key, None, &variables).await;
         assert_eq!(
@@ -336,9 +336,9 @@ async fn official_buyers_and_sessions_on_both_rails_buy_from_our_seller() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_sees_a_page_and_an_option_list_is_offered_in_order() {
+async fn browser_sees_a_page_and_options_keep_their_order() {
     let world = World::new().await;
-    let stall = Stall::open(world.facilitator.url(), PAYEE, |paywall: Paywall| {
+    let seller = PaywallSeller::open(world.facilitator.url(), PAYEE, |paywall: Paywall| {
         use x402d::seller::{Price, Route, Terms};
         let terms = |cents: &str| {
             let price = Price::dollars(cents).unwrap();
@@ -363,7 +363,7 @@ async fn a_browser_sees_a_page_and_an_option_list_is_offered_in_order() {
     })
     .await;
     let asked = async |path: &str| {
-        let response = reqwest::get(format!("{}{path}", stall.url)).await.unwrap();
+        let response = reqwest::get(format!("{}{path}", seller.url)).await.unwrap();
         let challenge = response.headers()["payment-required"].to_str().unwrap();
         x402d::protocol::header::decode::<Value>(challenge).unwrap()
     };
@@ -389,7 +389,7 @@ async fn a_browser_sees_a_page_and_an_option_list_is_offered_in_order() {
         .build()
         .unwrap();
     let page = browser
-        .get(format!("{}/report", stall.url))
+        .get(format!("{}/report", seller.url))
         .header("accept", "text/html,*/*")
         .send()
         .await

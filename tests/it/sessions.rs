@@ -1,4 +1,4 @@
-//! Sessions on rail `authorization`: terms first, then money, then the request.
+//! Sessions on rail `authorization`: terms first, then the transfer, then the request.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Negotiated, Purchase, Setup, World, new_account};
+use crate::support::{OpenSession, Purchase, Setup, World, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0xca);
 const RAIL: &str = "authorization";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn money_moves_before_the_request_and_every_side_sees_the_same_hash() {
+async fn transfer_precedes_request_with_same_hash_everywhere() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 700).await;
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 700).await;
     assert_eq!(session.opened["state"], "open");
     assert_eq!(session.opened["decimals"], 6);
     let message = &session.opened["authorization"]["message"];
@@ -46,10 +46,10 @@ async fn money_moves_before_the_request_and_every_side_sees_the_same_hash() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_was_not_submitted_is_paid_by_its_header() {
+async fn unsubmitted_session_is_paid_by_its_header() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 5).await;
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 5).await;
     let body = session.purchase().body();
     assert!(world.facilitator.verify(&body).await.is_valid());
     assert_eq!(session.read(&world.facilitator).await["state"], "open");
@@ -62,13 +62,13 @@ async fn a_session_that_was_not_submitted_is_paid_by_its_header() {
     );
 }
 
-/// The nonce is the session's alone, so that nobody else can have been paid with it.
+/// The nonce belongs to this session, so the transfer cannot have paid anything else.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authorization_of_a_session_that_somebody_else_submitted_pays_it_once() {
+async fn session_authorization_submitted_elsewhere_pays_once() {
     let world = World::new().await;
     let payer = world.payer().await;
     for handed_in in [false, true] {
-        let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 6).await;
+        let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 6).await;
         world.chain.submit(&session.purchase()).await;
         if handed_in {
             let authorization = session.authorization();
@@ -86,21 +86,25 @@ async fn an_authorization_of_a_session_that_somebody_else_submitted_pays_it_once
         assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(12));
-    assert_eq!(world.transactions(1).await, 0, "nothing of ours was needed");
+    assert_eq!(
+        world.transactions(1).await,
+        0,
+        "no transaction of ours was needed"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_copies_of_a_paid_header_at_two_processes_buy_one_resource() {
+async fn fifty_copies_of_a_paid_header_at_two_processes_buy_once() {
     let world = World::new().await;
     let payer = world.payer().await;
     let replica = world.replica().await;
-    let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 9).await;
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 9).await;
     let paid = session.submit(&replica, &session.authorization()).await;
     assert_eq!(paid.body["state"], "paid", "{}", paid.body);
     let bodies = || vec![session.purchase().body(); 25];
     let (here, there) = tokio::join!(
-        world.facilitator.settle_at_once(bodies()),
-        replica.settle_at_once(bodies())
+        world.facilitator.settle_all(bodies()),
+        replica.settle_all(bodies())
     );
     let answers: Vec<_> = here.into_iter().chain(there).collect();
     let granted = answers.iter().filter(|answer| answer.succeeded()).count();
@@ -113,15 +117,15 @@ async fn fifty_copies_of_a_paid_header_at_two_processes_buy_one_resource() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_seller_that_asks_for_something_else_strands_no_money() {
+async fn seller_asking_other_terms_strands_no_money() {
     let world = World::new().await;
     let payer = world.payer().await;
     let entry = {
-        let mut entry = Negotiated::entry(PAYEE, 8);
+        let mut entry = OpenSession::entry(PAYEE, 8);
         entry["extra"]["resourceId"] = "reports".into();
         entry
     };
-    let request = Negotiated::request(&entry, payer.address(), RAIL);
+    let request = OpenSession::request(&entry, payer.address(), RAIL);
     let opened = world.facilitator.post("/sessions", &request).await.unwrap();
     assert_eq!(opened.status, 201, "{}", opened.body);
     let message = &opened.body["authorization"]["message"];
@@ -163,18 +167,18 @@ async fn a_seller_that_asks_for_something_else_strands_no_money() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_session_sends_nothing_early_and_its_header_stays_an_ordinary_payment() {
+async fn cancelled_session_leaves_its_header_an_ordinary_payment() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 3).await;
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 3).await;
     let path = format!("/sessions/{}/cancel", session.id);
-    let stranger = world
+    let other = world
         .facilitator
         .post(&path, &json!({"cancelToken": "ct_00"}))
         .await
         .unwrap();
     assert_eq!(
-        (stranger.status, &stranger.body["code"]),
+        (other.status, &other.body["code"]),
         (404, &json!("session_not_found"))
     );
     let cancelled = session.cancel(&world.facilitator).await;
@@ -182,11 +186,11 @@ async fn a_cancelled_session_sends_nothing_early_and_its_header_stays_an_ordinar
         (cancelled.status, &cancelled.body["state"]),
         (200, &json!("cancelled"))
     );
-    assert_eq!(cancelled.body["moneyMayMove"], true, "a header may be out");
+    assert_eq!(cancelled.body["moneyMayMove"], true, "a header may exist");
     assert_eq!(
         session.cancel(&world.facilitator).await.status,
         200,
-        "twice is once"
+        "cancelling twice is harmless"
     );
 
     let refused = session
@@ -208,20 +212,20 @@ async fn a_cancelled_session_sends_nothing_early_and_its_header_stays_an_ordinar
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_sessions_own_authorization_is_taken() {
+async fn only_the_sessions_own_authorization_is_accepted() {
     let world = World::new().await;
-    let (payer, stranger) = (world.payer().await, world.payer().await);
-    let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 4).await;
+    let (payer, other) = (world.payer().await, world.payer().await);
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 4).await;
     let ours = session.purchase();
     let mut other_nonce = Purchase::new(&payer, PAYEE, 4);
     other_nonce.authorization.valid_before = ours.authorization.valid_before;
     let mut other_payer = ours.clone();
-    other_payer.signer = stranger.clone();
-    other_payer.authorization.from = stranger.address();
+    other_payer.signer = other.clone();
+    other_payer.authorization.from = other.address();
     let mut longer = ours.clone();
     longer.authorization.valid_before = "9999999999".parse().unwrap();
     let mut forged = ours.clone();
-    forged.signer = stranger;
+    forged.signer = other;
     for (purchase, code) in [
         (other_nonce, "session_transfer_mismatch"),
         (other_payer, "session_transfer_mismatch"),
@@ -241,10 +245,10 @@ async fn only_the_sessions_own_authorization_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn terms_that_could_not_be_settled_are_refused_before_anybody_pays() {
+async fn unsettleable_terms_are_refused_before_payment() {
     let world = World::new().await;
     let payer = new_account().address();
-    let good = Negotiated::entry(PAYEE, 10);
+    let good = OpenSession::entry(PAYEE, 10);
     let calls = world.proxy.calls("eth_call");
     for (pointer, value, code) in [
         ("/scheme", json!("upto"), "unsupported_scheme"),
@@ -268,7 +272,7 @@ async fn terms_that_could_not_be_settled_are_refused_before_anybody_pays() {
             Some(place) => *place = value,
             None => entry["extra"]["assetTransferMethod"] = value,
         }
-        let request = Negotiated::request(&entry, payer, RAIL);
+        let request = OpenSession::request(&entry, payer, RAIL);
         let refused = world.facilitator.post("/sessions", &request).await.unwrap();
         assert_eq!(
             (refused.status, refused.body["code"].as_str()),
@@ -281,7 +285,7 @@ async fn terms_that_could_not_be_settled_are_refused_before_anybody_pays() {
         .as_object_mut()
         .unwrap()
         .remove("paymentFlow");
-    let request = Negotiated::request(&default_flow, payer, "transfer");
+    let request = OpenSession::request(&default_flow, payer, "transfer");
     let refused = world.facilitator.post("/sessions", &request).await.unwrap();
     assert_eq!(refused.body["code"], "session_flow_required");
     for body in [
@@ -297,11 +301,11 @@ async fn terms_that_could_not_be_settled_are_refused_before_anybody_pays() {
     }
     let opened = world
         .facilitator
-        .post("/sessions", &Negotiated::request(&good, payer, RAIL))
+        .post("/sessions", &OpenSession::request(&good, payer, RAIL))
         .await
         .unwrap();
     assert_eq!(opened.status, 201);
-    assert_eq!(world.proxy.calls("eth_call"), calls, "no chain was asked");
+    assert_eq!(world.proxy.calls("eth_call"), calls, "no chain call");
     let unknown = world
         .facilitator
         .get("/sessions/ps_00000000000000000000000000")
@@ -314,11 +318,11 @@ async fn terms_that_could_not_be_settled_are_refused_before_anybody_pays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn v1_entries_are_negotiated_too() {
+async fn v1_entries_are_negotiated() {
     let world = World::new().await;
     let payer = world.payer().await;
     let entry = Purchase::new(&payer, PAYEE, 6).v1().body()["paymentRequirements"].clone();
-    let mut request = Negotiated::request(&entry, payer.address(), RAIL);
+    let mut request = OpenSession::request(&entry, payer.address(), RAIL);
     request["x402Version"] = 1.into();
     let opened = world.facilitator.post("/sessions", &request).await.unwrap();
     assert_eq!(opened.status, 201, "{}", opened.body);
@@ -335,7 +339,7 @@ async fn v1_entries_are_negotiated_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn open_sessions_are_bounded_and_a_crowd_for_one_payee_pushes_its_own_oldest_out() {
+async fn open_sessions_are_bounded_evicting_that_payees_oldest() {
     let setup = Setup {
         toml: "[sessions]\nopen_max_per_client = 4\nopen_max_per_party = 2\n".to_owned(),
         ..Setup::default()
@@ -344,12 +348,12 @@ async fn open_sessions_are_bounded_and_a_crowd_for_one_payee_pushes_its_own_olde
     let payer = new_account();
     let mut sessions = Vec::new();
     for payee in [0xc1, 0xc2, 0xc3, 0xc4_u8] {
-        // Two payers, so that no party has more than two.
+        // Two payers, so that no payer or payee has more than two.
         let payer = if payee < 0xc3 { &payer } else { &new_account() };
         let payee = Address::repeat_byte(payee);
-        sessions.push(Negotiated::open(&world.facilitator, payer, RAIL, payee, 1).await);
+        sessions.push(OpenSession::open(&world.facilitator, payer, RAIL, payee, 1).await);
     }
-    let request = |payer: Address| Negotiated::request(&Negotiated::entry(PAYEE, 1), payer, RAIL);
+    let request = |payer: Address| OpenSession::request(&OpenSession::entry(PAYEE, 1), payer, RAIL);
     let refused = world
         .facilitator
         .post("/sessions", &request(new_account().address()))
@@ -368,7 +372,7 @@ async fn open_sessions_are_bounded_and_a_crowd_for_one_payee_pushes_its_own_olde
         .unwrap();
     assert_eq!(
         opened.status, 201,
-        "the payer's own oldest gave way: {}",
+        "the payer's own oldest was evicted: {}",
         opened.body
     );
     assert_eq!(
@@ -379,11 +383,11 @@ async fn open_sessions_are_bounded_and_a_crowd_for_one_payee_pushes_its_own_olde
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_expires_when_the_chains_time_has_passed_and_nothing_moved() {
+async fn session_expires_by_chain_time_without_a_transfer() {
     let world = World::new().await;
     let payer = world.payer().await;
-    let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 2).await;
-    let used = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 1).await;
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 2).await;
+    let used = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 1).await;
     world.chain.submit(&used.purchase()).await;
     world.chain.call("evm_increaseTime", json!([400])).await;
     world.chain.mine(1).await;
@@ -394,10 +398,7 @@ async fn a_session_expires_when_the_chains_time_has_passed_and_nothing_moved() {
     .await;
     assert_eq!(expired["moneyMayMove"], false);
     let view = used.read(&world.facilitator).await;
-    assert_eq!(
-        view["state"], "open",
-        "its money moved by somebody else's hand: {view}"
-    );
+    assert_eq!(view["state"], "open", "settled by another account: {view}");
     let late = session
         .submit(&world.facilitator, &session.authorization())
         .await;
@@ -406,11 +407,11 @@ async fn a_session_expires_when_the_chains_time_has_passed_and_nothing_moved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_waits_for_a_change_and_hears_of_it_from_another_process() {
+async fn reader_waits_for_a_change_by_another_process() {
     let world = World::new().await;
     let payer = world.payer().await;
     let replica = world.replica().await;
-    let session = Negotiated::open(&world.facilitator, &payer, RAIL, PAYEE, 2).await;
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 2).await;
     let began = Instant::now();
     let path = format!("/sessions/{}?wait=1", session.id);
     let unchanged = world.facilitator.get(&path).await;
@@ -424,7 +425,7 @@ async fn a_reader_waits_for_a_change_and_hears_of_it_from_another_process() {
     assert_eq!(seen["state"], "cancelled");
     assert!(
         began.elapsed() < Duration::from_secs(10),
-        "it did not wait its time out"
+        "it did not wait for the whole time"
     );
     for wait in ["61", "-1", "x"] {
         let path = format!("/sessions/{}?wait={wait}", session.id);

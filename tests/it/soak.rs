@@ -1,5 +1,5 @@
-//! Everything at once, for a while: payments, their copies, nonsense, payers who spend what they promised, and a node in trouble every
-//! few seconds. `X402D_SOAK_SECONDS` says for how long; CI takes less time than the figures in `benches/README.md` did.
+//! Mixed load for a while: payments, duplicates, invalid requests, payers that spend held money, and a node that fails every few
+//! seconds. `X402D_SOAK_SECONDS` sets the duration; the default is shorter than the run in `benches/README.md`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,35 +15,30 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use x402d::embedded::TEST_USDC;
 
 use crate::support::{
-    Answer, Caller, Chain, Fault, Proxy, Purchase, Setup, World, eventually, new_account,
+    Answer, Caller, Chain, Fault, Proxy, Purchase, Setup, World, eventually, new_account, random,
 };
 
 const PAYEE: Address = Address::repeat_byte(0x50);
-const SOMEBODY_ELSE: Address = Address::repeat_byte(0xe1);
+const OTHER_ACCOUNT: Address = Address::repeat_byte(0xe1);
 const SIGNERS: usize = 2;
 const BUYERS: usize = 32;
 const PAYERS: usize = 16;
-/// What a payer who will not pay has.
-const LITTLE: u64 = 1_000;
-/// Memory may grow by this much after the first third, in KiB: what the allocator keeps differs from moment to moment.
+/// Balance of a payer that does not pay.
+const SMALL_BALANCE: u64 = 1_000;
+/// Permitted growth of memory after the first third, in KiB. The allocator's share varies.
 const GROWTH_KIB: u64 = 16 * 1024;
 
-/// What all take part in.
-struct Fair {
+/// State shared by all tasks.
+struct Shared {
     caller: Caller,
     payers: Vec<PrivateKeySigner>,
     ends: Instant,
-    /// The hash that callers were told of each payment that succeeded, by nonce.
+    /// By nonce: the hash and amount of each success that callers received.
     paid: Mutex<HashMap<B256, (String, u64)>>,
     duplicates: AtomicUsize,
-    nonsense: AtomicUsize,
+    invalid: AtomicUsize,
     drained: AtomicUsize,
     faults: AtomicUsize,
-}
-
-/// A number below `limit`.
-fn random(limit: usize) -> usize {
-    usize::from(B256::random()[0]) * limit / 256
 }
 
 fn seconds() -> u64 {
@@ -52,11 +47,11 @@ fn seconds() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_chains_sums() {
+async fn mixed_load_keeps_memory_flat_and_ledger_equal_to_chain() {
     let setup = Setup {
         signers: SIGNERS,
         block_time_s: Some(1),
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let world = setup.with("X402D_SETTLE_WAIT", "5").build().await;
@@ -64,39 +59,39 @@ async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_cha
     for _ in 0..PAYERS {
         payers.push(world.payer().await);
     }
-    let fair = Arc::new(Fair {
+    let shared = Arc::new(Shared {
         caller: world.facilitator.clone(),
         payers,
         ends: Instant::now() + Duration::from_secs(seconds()),
         paid: Mutex::default(),
         duplicates: AtomicUsize::new(0),
-        nonsense: AtomicUsize::new(0),
+        invalid: AtomicUsize::new(0),
         drained: AtomicUsize::new(0),
         faults: AtomicUsize::new(0),
     });
     let mut visitors = JoinSet::new();
     for _ in 0..BUYERS {
-        visitors.spawn(buy(Arc::clone(&fair)));
+        visitors.spawn(buy(Arc::clone(&shared)));
     }
-    visitors.spawn(talk_nonsense(Arc::clone(&fair)));
+    visitors.spawn(send_invalid_requests(Arc::clone(&shared)));
     let memory = tokio::select! {
-        memory = watch_memory(&world, &fair) => memory,
-        () = drain(&world, &fair) => unreachable!("it goes on"),
-        () = trouble(&world.proxy, &fair) => unreachable!("it goes on"),
+        memory = watch_memory(&world, &shared) => memory,
+        () = spend_promised_funds(&world, &shared) => unreachable!("it goes on"),
+        () = inject_faults(&world.proxy, &shared) => unreachable!("it goes on"),
     };
-    no_trouble(&world.proxy);
+    clear_faults(&world.proxy);
     visitors.join_all().await;
-    everything_adds_up(&world, &fair).await;
+    assert_sums(&world, &shared).await;
     let third = memory.len() / 3;
     let (settled_down, at_the_end) = (memory[third], *memory.last().unwrap());
-    let paid = fair.paid.lock().unwrap().len();
+    let paid = shared.paid.lock().unwrap().len();
     println!(
-        "{} s: {paid} paid, {} copies, {} pieces of nonsense, {} drained payers, {} faults; memory {} KiB after a third, {} at most, {at_the_end} at the end",
+        "{} s: {paid} paid, {} duplicates, {} invalid requests, {} drained payers, {} faults; memory {} KiB after a third, {} at most, {at_the_end} at the end",
         seconds(),
-        fair.duplicates.load(Ordering::Relaxed),
-        fair.nonsense.load(Ordering::Relaxed),
-        fair.drained.load(Ordering::Relaxed),
-        fair.faults.load(Ordering::Relaxed),
+        shared.duplicates.load(Ordering::Relaxed),
+        shared.invalid.load(Ordering::Relaxed),
+        shared.drained.load(Ordering::Relaxed),
+        shared.faults.load(Ordering::Relaxed),
         settled_down,
         memory.iter().max().unwrap(),
     );
@@ -104,17 +99,17 @@ async fn mixed_load_leaves_memory_flat_nothing_stuck_and_the_ledger_with_the_cha
     assert!(paid > 100, "{paid}");
 }
 
-/// Buys one thing after another; each is presented until the answer is final, and every fourth by two at once.
-async fn buy(fair: Arc<Fair>) {
-    while Instant::now() < fair.ends {
+/// Buys repeatedly; each payment is presented until its answer is final, every fourth by two callers at once.
+async fn buy(shared: Arc<Shared>) {
+    while Instant::now() < shared.ends {
         let amount = 1 + u64::try_from(random(250)).unwrap();
-        let purchase = Purchase::new(&fair.payers[random(PAYERS)], PAYEE, amount);
+        let purchase = Purchase::new(&shared.payers[random(PAYERS)], PAYEE, amount);
         let body = purchase.body();
         let copies = if random(4) == 0 { 2 } else { 1 };
         loop {
             let mut asking = JoinSet::new();
             for _ in 0..copies {
-                let (caller, body) = (fair.caller.clone(), body.clone());
+                let (caller, body) = (shared.caller.clone(), body.clone());
                 asking.spawn(async move { caller.try_settle(&body).await });
             }
             let answers = asking.join_all().await;
@@ -122,18 +117,21 @@ async fn buy(fair: Arc<Fair>) {
             let copied = answers
                 .iter()
                 .filter(|answer| answer.reason() == "duplicate_settlement");
-            fair.duplicates.fetch_add(copied.count(), Ordering::Relaxed);
+            shared
+                .duplicates
+                .fetch_add(copied.count(), Ordering::Relaxed);
             let told =
                 |answer: &&Answer| answer.succeeded() || answer.reason() == "duplicate_settlement";
             if let Some(told) = answers.iter().find(told) {
                 let told = (told.transaction(), amount);
-                fair.paid
+                shared
+                    .paid
                     .lock()
                     .unwrap()
                     .insert(purchase.authorization.nonce, told);
                 break;
             }
-            // An outage, or still pending: a good payment is never refused for good.
+            // An outage or still pending: a valid payment is never refused for good.
             for answer in answers {
                 let open = ["settlement_pending", "unexpected_settle_error"];
                 assert!(open.contains(&answer.reason()), "{answer:?}");
@@ -143,12 +141,12 @@ async fn buy(fair: Arc<Fair>) {
     }
 }
 
-async fn talk_nonsense(fair: Arc<Fair>) {
+async fn send_invalid_requests(shared: Arc<Shared>) {
     let mut pace = interval(Duration::from_millis(20));
-    let stranger = new_account();
-    while Instant::now() < fair.ends {
+    let unfunded = new_account();
+    while Instant::now() < shared.ends {
         pace.tick().await;
-        let purchase = Purchase::new(&fair.payers[random(PAYERS)], PAYEE, 7);
+        let purchase = Purchase::new(&shared.payers[random(PAYERS)], PAYEE, 7);
         let mut body = purchase.body();
         let text = match random(5) {
             0 => "[".repeat(5_000),
@@ -156,7 +154,7 @@ async fn talk_nonsense(fair: Arc<Fair>) {
                 body["paymentRequirements"]["amount"] = json!("-1");
                 body.to_string()
             }
-            2 => Purchase::new(&stranger, PAYEE, 7).body().to_string(),
+            2 => Purchase::new(&unfunded, PAYEE, 7).body().to_string(),
             3 => {
                 body["paymentPayload"]["payload"]["signature"] = json!(
                     purchase
@@ -174,26 +172,27 @@ async fn talk_nonsense(fair: Arc<Fair>) {
             }
         };
         let path = if random(2) == 0 { "/verify" } else { "/settle" };
-        let answer = fair.caller.post_text(path, text).await;
+        let answer = shared.caller.post_text(path, text).await;
         assert!(!answer.succeeded() && !answer.is_valid(), "{answer:?}");
-        fair.nonsense.fetch_add(1, Ordering::Relaxed);
+        shared.invalid.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Payers who promise three times what they have, and spend it elsewhere.
-async fn drain(world: &World, fair: &Fair) {
+/// Payers promise three times their balance, and spend it elsewhere.
+async fn spend_promised_funds(world: &World, shared: &Shared) {
     loop {
         let payer = new_account();
-        world.chain.fund(payer.address(), LITTLE).await;
-        let promises = (0..3).map(|_| Purchase::new(&payer, SOMEBODY_ELSE, LITTLE * 2 / 3).body());
-        let all = Purchase::new(&payer, SOMEBODY_ELSE, LITTLE);
+        world.chain.fund(payer.address(), SMALL_BALANCE).await;
+        let payments =
+            (0..3).map(|_| Purchase::new(&payer, OTHER_ACCOUNT, SMALL_BALANCE * 2 / 3).body());
+        let all = Purchase::new(&payer, OTHER_ACCOUNT, SMALL_BALANCE);
         let (answers, ()) = tokio::join!(
-            world.facilitator.settle_at_once(promises.collect()),
+            world.facilitator.settle_all(payments.collect()),
             world.chain.submit(&all)
         );
         let good = answers.iter().filter(|answer| answer.succeeded()).count();
         assert!(good <= 1, "{answers:?}");
-        fair.drained.fetch_add(1, Ordering::Relaxed);
+        shared.drained.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -205,13 +204,13 @@ const METHODS: [&str; 5] = [
     "eth_getTransactionReceipt",
 ];
 
-/// A second of trouble in every three.
-async fn trouble(proxy: &Proxy, fair: &Fair) {
+/// One second of faults in every three.
+async fn inject_faults(proxy: &Proxy, shared: &Shared) {
     let faults = [
         Fault::Unavailable,
         Fault::AnswerLost,
         Fault::RequestLost,
-        Fault::Nonsense,
+        Fault::NotJson,
         Fault::Slow(300),
         Fault::Error("internal error"),
         Fault::Error("txpool is full"),
@@ -221,31 +220,31 @@ async fn trouble(proxy: &Proxy, fair: &Fair) {
     loop {
         pace.tick().await;
         proxy.on(METHODS[random(METHODS.len())], faults[random(faults.len())]);
-        fair.faults.fetch_add(1, Ordering::Relaxed);
+        shared.faults.fetch_add(1, Ordering::Relaxed);
         pace.tick().await;
-        no_trouble(proxy);
+        clear_faults(proxy);
         pace.tick().await;
     }
 }
 
-fn no_trouble(proxy: &Proxy) {
+fn clear_faults(proxy: &Proxy) {
     for method in METHODS {
         proxy.on(method, Fault::None);
     }
 }
 
-/// What the service holds, in KiB, once a second until the end.
-async fn watch_memory(world: &World, fair: &Fair) -> Vec<u64> {
+/// Resident memory in KiB, once a second until the end.
+async fn watch_memory(world: &World, shared: &Shared) -> Vec<u64> {
     let mut pace = interval(Duration::from_secs(1));
     let mut memory = Vec::new();
-    while Instant::now() < fair.ends {
+    while Instant::now() < shared.ends {
         pace.tick().await;
         memory.push(world.facilitator.resident_kib());
     }
     memory
 }
 
-async fn everything_adds_up(world: &World, fair: &Fair) {
+async fn assert_sums(world: &World, shared: &Shared) {
     let mut ledger = world.database.connection().await;
     let open = "select (select count(*) from payments where state in ('queued', 'inflight', 'mined') or quarantined_at is not null)
         + (select count(*) from transactions where state <> 'mined') + (select count(*) from payer_accounts where held <> 0)";
@@ -264,10 +263,10 @@ async fn everything_adds_up(world: &World, fair: &Fair) {
         *on_chain.entry(hash).or_default() += amount.to::<u64>();
     }
     let mut told: HashMap<String, u64> = HashMap::new();
-    for (hash, amount) in fair.paid.lock().unwrap().values() {
+    for (hash, amount) in shared.paid.lock().unwrap().values() {
         *told.entry(hash.clone()).or_default() += amount;
     }
-    assert_eq!(told, on_chain, "what callers were told, by transaction");
+    assert_eq!(told, on_chain, "the successes of callers, by transaction");
     let rows = sqlx::query(
         "select '0x' || encode(transaction_hash, 'hex'), sum(amount)::bigint from payments
         where payee = $1 and state in ('settled', 'final', 'late_settled') group by transaction_hash",

@@ -1,4 +1,4 @@
-//! What the service shows: its paths, its documents, who may read what, and how it refuses to start.
+//! The service's surface: its paths, its documents, access to them, and refusals to start.
 
 use alloy::primitives::Address;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ async fn sellers_find_every_kind_at_both_prefixes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_contract_and_its_page_are_there_and_load_nothing_from_elsewhere() {
+async fn health_and_api_page_load_nothing_external() {
     let world = World::new().await;
     assert_eq!(
         world.facilitator.get("/healthz").await.body,
@@ -75,7 +75,7 @@ async fn health_contract_and_its_page_are_there_and_load_nothing_from_elsewhere(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_a_problem_document_with_the_request_id() {
+async fn unknown_paths_get_a_problem_with_request_id() {
     let world = World::new().await;
     let client = reqwest::Client::new();
     for (method, path, code) in [
@@ -138,8 +138,8 @@ async fn what_is_not_there_is_a_problem_document_with_the_request_id() {
     }
 }
 
-/// Runs `x402d serve` with nothing but `variables` and `toml`, and says what it complained of; it must not start.
-fn refusal(variables: &[(&str, &str)], toml: &str) -> String {
+/// Runs `x402d serve` with only `variables` and `toml`, and returns its error output; it must not start.
+fn start_error(variables: &[(&str, &str)], toml: &str) -> String {
     let always = [("X402D_LISTEN", "127.0.0.1:0"), ("X402D_SIGNER_KEYS", KEY)];
     let output = run(&["serve"], &[&always, variables].concat(), toml);
     assert!(!output.status.success());
@@ -153,13 +153,13 @@ const NO_DATABASE: (&str, &str) = (
 );
 
 #[test]
-fn a_mainnet_without_payees_does_not_start() {
+fn mainnet_without_payees_does_not_start() {
     let variables = [
         ("X402D_NETWORK", "base"),
         ("X402D_RPC_URL", "http://127.0.0.1:9/secret-path"),
         NO_DATABASE,
     ];
-    let said = refusal(&variables, "");
+    let said = start_error(&variables, "");
     assert!(said.contains("X402D_PAYEES"), "{said}");
     assert!(
         !said.contains("secret-path") && !said.contains(&KEY[2..]),
@@ -168,13 +168,13 @@ fn a_mainnet_without_payees_does_not_start() {
 }
 
 #[test]
-fn a_misspelt_key_does_not_start_and_is_named_with_its_line() {
+fn misspelt_key_is_named_with_its_line() {
     let variables = [
         ("X402D_NETWORK", "base-sepolia"),
         ("X402D_RPC_URL", "http://127.0.0.1:9"),
         NO_DATABASE,
     ];
-    let said = refusal(&variables, "settle_wait_s = 5\nlisten_on = 1\n");
+    let said = start_error(&variables, "settle_wait_s = 5\nlisten_on = 1\n");
     assert!(
         said.contains("line 2") && said.contains("listen_on"),
         "{said}"
@@ -182,13 +182,13 @@ fn a_misspelt_key_does_not_start_and_is_named_with_its_line() {
 }
 
 #[test]
-fn a_database_that_is_not_there_is_complained_of_without_its_password() {
+fn missing_database_is_reported_without_password() {
     let variables = [
         ("X402D_NETWORK", "base-sepolia"),
         ("X402D_RPC_URL", "http://127.0.0.1:9"),
         NO_DATABASE,
     ];
-    let said = refusal(&variables, "");
+    let said = start_error(&variables, "");
     assert!(
         said.contains("database") && !said.contains("hunter2"),
         "{said}"

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::session::transfer_calldata;
 
-use crate::support::{Negotiated, Purchase, Setup, World, eventually, new_account};
+use crate::support::{OpenSession, Purchase, Setup, World, eventually, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0xca);
 const RAIL: &str = "transfer";
 
-async fn open(world: &World, payer: &PrivateKeySigner, amount: u64) -> Negotiated {
-    Negotiated::open(&world.facilitator, payer, RAIL, PAYEE, amount).await
+async fn open(world: &World, payer: &PrivateKeySigner, amount: u64) -> OpenSession {
+    OpenSession::open(&world.facilitator, payer, RAIL, PAYEE, amount).await
 }
 
 fn raw(transaction: &Bytes) -> Value {
@@ -22,9 +22,9 @@ fn raw(transaction: &Bytes) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn signed_bytes_are_sent_and_the_claim_in_the_header_buys_once() {
+async fn submitted_bytes_and_claim_buy_once() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     let session = open(&world, &payer, 700).await;
     assert_eq!(session.opened["transfer"]["value"], "0");
     assert_eq!(session.opened["claim"]["primaryType"], "SessionClaim");
@@ -67,9 +67,9 @@ async fn signed_bytes_are_sent_and_the_claim_in_the_header_buys_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_alone_is_enough_once_the_payer_has_sent_the_transfer() {
+async fn header_alone_suffices_after_payers_transfer() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     let session = open(&world, &payer, 40).await;
     let (bytes, hash) = session.transaction(0, Some(session.untagged()));
     let early = world.facilitator.settle(&session.proof(hash)).await;
@@ -96,17 +96,17 @@ async fn a_header_alone_is_enough_once_the_payer_has_sent_the_transfer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_copies_of_a_proof_at_two_processes_buy_one_resource() {
+async fn fifty_copies_of_a_proof_at_two_processes_buy_once() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     let replica = world.replica().await;
     let session = open(&world, &payer, 9).await;
     let (bytes, hash) = session.transaction(0, None);
     world.send_raw(&bytes).await;
     let bodies = || vec![session.proof(hash); 25];
     let (here, there) = tokio::join!(
-        world.facilitator.settle_at_once(bodies()),
-        replica.settle_at_once(bodies())
+        world.facilitator.settle_all(bodies()),
+        replica.settle_all(bodies())
     );
     let answers: Vec<_> = here.into_iter().chain(there).collect();
     let granted = answers.iter().filter(|answer| answer.succeeded()).count();
@@ -120,9 +120,9 @@ async fn fifty_copies_of_a_proof_at_two_processes_buy_one_resource() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_the_sessions_transfer_is_refused_with_its_own_code() {
+async fn transfer_not_matching_session_has_its_code() {
     let world = World::new().await;
-    let (payer, stranger) = (world.rich_payer().await, world.rich_payer().await);
+    let (payer, other_payer) = (world.payer_with_gas().await, world.payer_with_gas().await);
     let old = open(&world, &payer, 10).await;
     let (bytes, old_hash) = old.transaction(0, Some(old.untagged()));
     world.send_raw(&bytes).await;
@@ -139,8 +139,8 @@ async fn what_is_not_the_sessions_transfer_is_refused_with_its_own_code() {
     let other =
         |payee: Address, amount: &str| transfer_calldata(payee, amount.parse().unwrap(), tag);
     let (dear, dear_hash) = session.transaction(1, Some(other(PAYEE, "11")));
-    let (astray, astray_hash) = session.transaction(2, Some(other(stranger.address(), "10")));
-    let foreign = open(&world, &stranger, 10).await;
+    let (astray, astray_hash) = session.transaction(2, Some(other(other_payer.address(), "10")));
+    let foreign = open(&world, &other_payer, 10).await;
     let (theirs, their_hash) = foreign.transaction(0, Some(foreign.untagged()));
     for bytes in [&dear, &astray, &theirs] {
         world.send_raw(bytes).await;
@@ -163,19 +163,19 @@ async fn what_is_not_the_sessions_transfer_is_refused_with_its_own_code() {
     assert_eq!(
         session.read(&world.facilitator).await["state"],
         "open",
-        "none of it was taken up"
+        "none of it was accepted"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_without_the_payers_word_could_be_anybodys_copy_from_the_pool() {
+async fn bytes_without_payers_claim_are_refused() {
     let world = World::new().await;
-    let (payer, stranger) = (world.rich_payer().await, new_account());
+    let (payer, other_payer) = (world.payer_with_gas().await, new_account());
     let session = open(&world, &payer, 10).await;
     let (untagged, untagged_hash) = session.transaction(0, Some(session.untagged()));
     for claim in [
         None,
-        Some(session.claim_by(&stranger, untagged_hash)),
+        Some(session.claim_by(&other_payer, untagged_hash)),
         Some(session.claim(B256::ZERO)),
     ] {
         let mut body = raw(&untagged);
@@ -190,7 +190,7 @@ async fn bytes_without_the_payers_word_could_be_anybodys_copy_from_the_pool() {
     }
     let mut forged = session.proof(untagged_hash);
     forged["paymentPayload"]["payload"]["signature"] =
-        json!(session.claim_by(&stranger, untagged_hash));
+        json!(session.claim_by(&other_payer, untagged_hash));
     assert_eq!(
         world.facilitator.settle(&forged).await.reason(),
         "session_claim_invalid"
@@ -202,14 +202,14 @@ async fn bytes_without_the_payers_word_could_be_anybodys_copy_from_the_pool() {
     assert_eq!(
         session.read(&world.facilitator).await["state"],
         "open",
-        "none of it was taken up"
+        "none of it was accepted"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_transfer_pays_one_session_and_one_session_takes_one_transfer() {
+async fn transfers_and_sessions_match_one_to_one() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     let (first, second) = (
         open(&world, &payer, 10).await,
         open(&world, &payer, 10).await,
@@ -230,9 +230,9 @@ async fn one_transfer_pays_one_session_and_one_session_takes_one_transfer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authorization_that_its_payer_submits_buys_nothing_twice() {
+async fn self_submitted_authorization_buys_once() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     let session = open(&world, &payer, 25).await;
     let purchase = Purchase::new(&payer, PAYEE, 25);
     world.chain.submit(&purchase).await;
@@ -250,9 +250,9 @@ async fn an_authorization_that_its_payer_submits_buys_nothing_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_seller_without_the_upfront_flow_is_not_paid_by_proof() {
+async fn proof_requires_the_upfront_flow() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     let session = open(&world, &payer, 10).await;
     let (bytes, hash) = session.transaction(0, None);
     world.send_raw(&bytes).await;
@@ -278,14 +278,14 @@ async fn a_seller_without_the_upfront_flow_is_not_paid_by_proof() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_step_of_a_transfer_it_goes_on_and_nothing_moves_twice() {
+async fn kill_at_any_transfer_step_moves_money_once() {
     for step in ["recorded", "broadcast", "mined", "settled", "granted"] {
         let setup = Setup {
             failpoint: Some(step),
             ..Setup::default()
         };
         let mut world = setup.build().await;
-        let payer = world.rich_payer().await;
+        let payer = world.payer_with_gas().await;
         let session = open(&world, &payer, 12).await;
         let (bytes, hash) = session.transaction(0, None);
         let path = format!("/sessions/{}/transfer?wait=20", session.id);
@@ -317,9 +317,9 @@ async fn killed_at_any_step_of_a_transfer_it_goes_on_and_nothing_moves_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_that_comes_too_late_is_recorded_and_never_granted() {
+async fn late_transfer_is_recorded_and_never_granted() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     world.chain.automine(false).await;
     let session = open(&world, &payer, 10).await;
     let (bytes, hash) = session.transaction(0, None);
@@ -336,7 +336,7 @@ async fn a_transfer_that_comes_too_late_is_recorded_and_never_granted() {
         },
     )
     .await;
-    world.mine_on().await;
+    world.resume_mining().await;
     let settled = world.facilitator.settle(&session.proof(hash)).await;
     assert_eq!(
         (settled.reason(), settled.transaction()),
@@ -368,9 +368,9 @@ async fn a_transfer_that_comes_too_late_is_recorded_and_never_granted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_that_another_transaction_replaced_or_that_reverts_has_failed() {
+async fn replaced_or_reverted_transfer_fails() {
     let world = World::new().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     let session = open(&world, &payer, 10).await;
     let (bytes, _) = session.transaction(0, None);
     let (instead, _) = session.transaction(
@@ -410,10 +410,10 @@ async fn a_transfer_that_another_transaction_replaced_or_that_reverts_has_failed
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_counts_at_its_depth_and_comes_back_after_a_reorganisation() {
+async fn transfer_counts_once_confirmed_and_survives_reorg() {
     let setup = Setup::default().with("X402D_CONFIRMATIONS", "3");
     let world = setup.build().await;
-    let payer = world.rich_payer().await;
+    let payer = world.payer_with_gas().await;
     world.chain.mine(5).await;
     let session = open(&world, &payer, 10).await;
     assert_eq!(session.opened["confirmations"], 3);
@@ -433,7 +433,7 @@ async fn a_transfer_counts_at_its_depth_and_comes_back_after_a_reorganisation() 
     };
     eventually("a block", Duration::from_secs(20), in_a_block).await;
     assert_eq!(session.read(&world.facilitator).await["state"], "submitted");
-    world.chain.reorganise(1).await;
+    world.chain.reorg(1).await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
     eventually("the transfer again", Duration::from_secs(30), async || {
         let arrived = world.chain.usdc(PAYEE).await == U256::from(10);
@@ -449,17 +449,17 @@ async fn a_transfer_counts_at_its_depth_and_comes_back_after_a_reorganisation() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hundreds_of_transfers_that_never_come_keep_nobody_waiting() {
+async fn unmined_transfers_delay_no_other() {
     let world = World::new().await;
     for _ in 0..230 {
-        // Nobody gave this payer anything: its bytes can never be mined.
+        // This payer has no funds: its bytes can never be mined.
         let session = open(&world, &new_account(), 5).await;
         let (bytes, _) = session.transaction(0, None);
         let path = format!("/sessions/{}/transfer", session.id);
         let taken = world.facilitator.post(&path, &raw(&bytes)).await.unwrap();
         assert_eq!(taken.body["state"], "submitted", "{}", taken.body);
     }
-    let session = open(&world, &world.rich_payer().await, 700).await;
+    let session = open(&world, &world.payer_with_gas().await, 700).await;
     let (bytes, hash) = session.transaction(0, None);
     session.submit(&world.facilitator, &raw(&bytes)).await;
     let paid = session.outcome(&world.facilitator).await;

@@ -1,26 +1,28 @@
-//! Two processes over one database, both killed at random, and two thousand payments that know nothing of it.
+//! Two processes on one database, both killed at random, under two thousand payments.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, U256};
 use sqlx::Row;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use x402d::embedded::TEST_USDC;
 
-use crate::support::{Answer, Caller, Chain, Facilitator, Purchase, Setup, World, eventually};
+use crate::support::{
+    Answer, Caller, Chain, Facilitator, Purchase, Setup, World, eventually, random,
+};
 
 const PAYEE: Address = Address::repeat_byte(0x2f);
 const PAYMENTS: usize = 2_000;
 const CALLERS: usize = 96;
 const SIGNERS: usize = 4;
-/// How often each of the two is killed.
+/// Kills of each process.
 const KILLS: usize = 5;
 
-/// What the callers share.
+/// State shared by the callers.
 struct Market {
     purchases: Vec<Purchase>,
     next: AtomicUsize,
@@ -33,7 +35,7 @@ impl Market {
         self.decided.lock().unwrap().len()
     }
 
-    /// Presents a payment, here and there, until its outcome is final.
+    /// Presents a payment to one process after the other until its outcome is final.
     async fn buy(&self, replicas: &[Caller; 2], number: usize) {
         let body = self.purchases[number].body();
         let deadline = Instant::now() + Duration::from_mins(3);
@@ -64,17 +66,12 @@ fn is_final(answer: &Answer) -> bool {
     answer.succeeded() || answer.reason() == "duplicate_settlement"
 }
 
-/// A number below `limit`.
-fn random(limit: usize) -> usize {
-    usize::from(B256::random()[0]) * limit / 256
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn two_thousand_payments_settle_once_each_although_both_replicas_are_killed_five_times() {
+async fn two_thousand_payments_settle_once_despite_replica_kills() {
     let setup = Setup {
         signers: SIGNERS,
         block_time_s: Some(1),
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let mut world = setup.build().await;
@@ -114,7 +111,7 @@ async fn two_thousand_payments_settle_once_each_although_both_replicas_are_kille
     while let Some(caller) = callers.join_next().await {
         caller.unwrap();
     }
-    everything_adds_up(&world, &replica, &market).await;
+    assert_sums(&world, &replica, &market).await;
 }
 
 async fn market(world: &World) -> Market {
@@ -134,11 +131,11 @@ async fn market(world: &World) -> Market {
     }
 }
 
-async fn everything_adds_up(world: &World, replica: &Facilitator, market: &Market) {
+async fn assert_sums(world: &World, replica: &Facilitator, market: &Market) {
     let hashes = market.decided.lock().unwrap().clone();
     assert_eq!(hashes.len(), PAYMENTS);
     let told = market.told.load(Ordering::Relaxed);
-    assert!(told <= PAYMENTS, "{told} successes were told");
+    assert!(told <= PAYMENTS, "{told} successes were answered");
     let mut moved: HashMap<usize, String> = HashMap::new();
     for transfer in world.chain.transfers_to(TEST_USDC, PAYEE).await {
         let amount: U256 = transfer["data"].as_str().unwrap().parse().unwrap();
@@ -146,9 +143,9 @@ async fn everything_adds_up(world: &World, replica: &Facilitator, market: &Marke
         let twice = moved.insert(amount.to::<usize>() - 1_000, hash);
         assert_eq!(twice, None, "paid twice: {amount}");
     }
-    assert_eq!(moved, hashes, "the callers know what the chain knows");
+    assert_eq!(moved, hashes, "callers and chain have the same hashes");
 
-    // Whoever asks again, anywhere, gets the same answer.
+    // A repeated request gets the same answer from either process.
     for (caller, numbers) in [
         (&*world.facilitator, 0..PAYMENTS / 2),
         (&**replica, PAYMENTS / 2..PAYMENTS),
@@ -157,7 +154,7 @@ async fn everything_adds_up(world: &World, replica: &Facilitator, market: &Marke
             .clone()
             .map(|number| market.purchases[number].body());
         let mut again: HashMap<String, usize> = HashMap::new();
-        for answer in caller.settle_at_once(bodies.collect()).await {
+        for answer in caller.settle_all(bodies.collect()).await {
             assert!(is_final(&answer), "{answer:?}");
             *again.entry(answer.transaction()).or_default() += 1;
         }
@@ -170,7 +167,7 @@ async fn everything_adds_up(world: &World, replica: &Facilitator, market: &Marke
     let mut ledger = world.database.connection().await;
     for (what, sql) in [
         (
-            "promises",
+            "holds",
             "select coalesce(sum(held), 0)::bigint from payer_accounts",
         ),
         (
@@ -182,7 +179,7 @@ async fn everything_adds_up(world: &World, replica: &Facilitator, market: &Marke
             "select count(*) from payments where state not in ('settled', 'final')",
         ),
         (
-            "lanes with a gap",
+            "lanes with a nonce gap",
             "select count(*) from lanes l where l.next_nonce <> (select count(*) from transactions t where (t.network, t.signer) = (l.network, l.signer))",
         ),
     ] {

@@ -1,14 +1,14 @@
-//! Rows that this version of the program cannot read: each is quarantined and shown, and nobody else notices.
+//! Rows that this version of the program cannot read: each is quarantined and shown, and no other payment is affected.
 
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Negotiated, Purchase, Setup, World, eventually};
+use crate::support::{Answer, OpenSession, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x1e);
-/// What a later version might write.
+/// A code that a later version might write.
 const NEWER_CODE: &str = "a_code_of_a_later_version";
 
 async fn change(world: &World, set: &str, amount: u64) {
@@ -20,53 +20,53 @@ async fn change(world: &World, set: &str, amount: u64) {
     assert_eq!(changed.rows_affected(), 1);
 }
 
-/// Makes the row of a payment one that no version of the program has written.
-async fn spoil(world: &World, amount: u64) {
+/// Changes a payment's row to a state that no version of the program writes.
+async fn make_unreadable(world: &World, amount: u64) {
     change(world, "valid_after = timestamptz '1960-01-01'", amount).await;
 }
 
-/// Presents one payment many times, each beside an honest one; returns the answers for it. Every honest one succeeds.
-async fn among_others(world: &World, payer: &Payer, odd: &Value) -> Vec<Answer> {
+/// Presents one payment many times, each time beside a readable one, and returns its answers. Every readable one succeeds.
+async fn present_among_others(world: &World, payer: &Payer, unreadable: &Value) -> Vec<Answer> {
     let mut bodies = Vec::new();
     for _ in 0..16 {
         bodies.push(Purchase::new(payer, PAYEE, 1).body());
-        bodies.push(odd.clone());
+        bodies.push(unreadable.clone());
     }
-    let answers = world.facilitator.settle_at_once(bodies).await;
-    let (good, odd): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::succeeded);
-    assert_eq!(good.len(), 16, "an honest one failed: {odd:?}");
-    odd
+    let answers = world.facilitator.settle_all(bodies).await;
+    let (good, failed): (Vec<_>, Vec<_>) = answers.into_iter().partition(Answer::succeeded);
+    assert_eq!(good.len(), 16, "another payment failed: {failed:?}");
+    failed
 }
 
 type Payer = alloy::signers::local::PrivateKeySigner;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_row_hurts_nobody_else_and_is_shown_with_the_reason() {
+async fn unreadable_row_affects_no_other_and_is_shown() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
     let payer = world.payer().await;
-    let odd = Purchase::new(&payer, PAYEE, 7_000).body();
-    let settled = world.facilitator.settle(&odd).await;
+    let unreadable = Purchase::new(&payer, PAYEE, 7_000).body();
+    let settled = world.facilitator.settle(&unreadable).await;
     assert!(settled.succeeded(), "{settled:?}");
     let id = settled.body["extra"]["paymentId"].as_str().unwrap();
-    spoil(&world, 7_000).await;
+    make_unreadable(&world, 7_000).await;
     for _ in 0..2 {
-        for answer in among_others(&world, &payer, &odd).await {
+        for answer in present_among_others(&world, &payer, &unreadable).await {
             let said = (answer.status, answer.reason());
             assert_eq!(said, (200, "settlement_pending"), "{answer:?}");
         }
     }
-    let honest = Purchase::new(&payer, PAYEE, 1).body();
+    let readable = Purchase::new(&payer, PAYEE, 1).body();
     let (verdict, judged) = tokio::join!(
-        world.facilitator.verify(&odd),
-        world.facilitator.verify(&honest)
+        world.facilitator.verify(&unreadable),
+        world.facilitator.verify(&readable)
     );
     assert_eq!(verdict.reason(), "settlement_pending", "{verdict:?}");
     assert!(judged.is_valid(), "{judged:?}");
-    // The operator sees all of them, and why this one waits.
+    // The operator sees all of them, and why this one is quarantined.
     let page = world.facilitator.get("/payments").await;
     assert_eq!(page.status, 200, "{page:?}");
     let rows = page.body["payments"].as_array().unwrap();
@@ -104,12 +104,12 @@ async fn an_unreadable_row_hurts_nobody_else_and_is_shown_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_of_a_later_version_is_read_and_told() {
+async fn code_of_a_later_version_is_read_and_returned() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
-    // Keys that cannot be asked keep payments queued, for as long as the file is there.
+    // While this file exists the keys are unavailable, which keeps payments queued.
     let folder = tempfile::tempdir().unwrap();
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
@@ -125,21 +125,17 @@ async fn a_code_of_a_later_version_is_read_and_told() {
     let state = format!("state = 'failed', reason = '{NEWER_CODE}'");
     change(&world, &state, 8_000).await;
     std::fs::remove_file(&down).unwrap();
-    eventually(
-        "keys that can be asked",
-        Duration::from_secs(30),
-        async || {
-            let body = Purchase::new(&payer, PAYEE, 3).body();
-            world
-                .facilitator
-                .settle(&body)
-                .await
-                .succeeded()
-                .then_some(())
-        },
-    )
+    eventually("available keys", Duration::from_secs(30), async || {
+        let body = Purchase::new(&payer, PAYEE, 3).body();
+        world
+            .facilitator
+            .settle(&body)
+            .await
+            .succeeded()
+            .then_some(())
+    })
     .await;
-    for answer in among_others(&world, &payer, &failed).await {
+    for answer in present_among_others(&world, &payer, &failed).await {
         assert_eq!(answer.reason(), NEWER_CODE, "{answer:?}");
     }
     let page = world.facilitator.get("/payments?state=refused").await;
@@ -149,32 +145,35 @@ async fn a_code_of_a_later_version_is_read_and_told() {
     assert_eq!(row["reason"], NEWER_CODE, "{row}");
     assert_eq!(row["quarantine"], Value::Null, "{row}");
     let settled = world.facilitator.settle(&again).await;
-    assert!(settled.succeeded(), "refused is not for ever: {settled:?}");
+    assert!(
+        settled.succeeded(),
+        "a refused payment can settle later: {settled:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_transfer_keeps_no_other_payers_waiting() {
+async fn unreadable_transfer_delays_no_other_payer() {
     let setup = Setup {
-        reachable: true,
+        queryable: true,
         ..Setup::default()
     };
     let world = setup.build().await;
-    let (odd, honest) = (world.rich_payer().await, world.rich_payer().await);
+    let (unreadable, readable) = (world.payer_with_gas().await, world.payer_with_gas().await);
     world.chain.automine(false).await;
     let mut sessions = Vec::new();
-    for (payer, amount) in [(&odd, 7_000), (&honest, 40)] {
+    for (payer, amount) in [(&unreadable, 7_000), (&readable, 40)] {
         let caller = &world.facilitator;
-        let session = Negotiated::open(caller, payer, "transfer", PAYEE, amount).await;
+        let session = OpenSession::open(caller, payer, "transfer", PAYEE, amount).await;
         let raw = json!({"rawTransaction": session.transaction(0, None).0});
         let path = format!("/sessions/{}/transfer", session.id);
         let submitted = caller.post(&path, &raw).await.unwrap();
         assert_eq!(submitted.status, 200, "{submitted:?}");
         if amount == 7_000 {
-            spoil(&world, amount).await;
+            make_unreadable(&world, amount).await;
         }
         sessions.push(session);
     }
-    world.mine_on().await;
+    world.resume_mining().await;
     let outcome = sessions[1].outcome(&world.facilitator).await;
     assert_eq!(outcome["state"], "paid", "{outcome}");
     let page = world.facilitator.get("/payments?state=inflight").await;

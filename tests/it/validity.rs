@@ -1,4 +1,4 @@
-//! When authorizations begin and end: now is in time, a clock that is ahead is not, and a week is no trouble.
+//! Validity windows: an authorization that begins now is valid, one that begins later is not, and a week is accepted.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn at(seconds: i64) -> Amount {
     Amount::from_atomic(U256::from(seconds))
 }
 
-/// The newest block's time.
+/// Timestamp of the newest block.
 async fn block_time(world: &World) -> i64 {
     let latest = json!(["latest", false]);
     let block = world.chain.call("eth_getBlockByNumber", latest).await;
@@ -29,7 +29,7 @@ async fn block_time(world: &World) -> i64 {
 
 /// With blocks every six seconds the newest block is nearly always older than an authorization that begins now.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authorization_that_begins_now_is_valid_and_waits_for_the_block_that_can_take_it() {
+async fn authorization_starting_now_waits_for_its_block() {
     let setup = Setup {
         block_time_s: Some(6),
         ..Setup::default()
@@ -46,7 +46,7 @@ async fn an_authorization_that_begins_now_is_valid_and_waits_for_the_block_that_
         assert!(verdict.is_valid(), "{verdict:?}");
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    // Three together, right behind a block, and one that has begun long ago: none is sent too early, so that none is reverted.
+    // Three together right after a block, and one that began long ago: none is sent too early, so none reverts.
     let before = block_time(&world).await;
     eventually("a block", Duration::from_secs(20), async || {
         (block_time(&world).await > before).then_some(())
@@ -56,7 +56,7 @@ async fn an_authorization_that_begins_now_is_valid_and_waits_for_the_block_that_
     purchases.push(Purchase::new(&payer, PAYEE, 80));
     let mut settling: Vec<_> = purchases
         .iter()
-        .map(|purchase| world.facilitator.settling(&purchase.body()))
+        .map(|purchase| world.facilitator.spawn_settle(&purchase.body()))
         .collect();
     for (settling, purchase) in settling.iter_mut().zip(&purchases) {
         let answer = settling.join_next().await.unwrap().unwrap().unwrap();
@@ -71,9 +71,9 @@ async fn an_authorization_that_begins_now_is_valid_and_waits_for_the_block_that_
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(150));
 }
 
-/// The same with an endpoint that takes no block overrides, and with one that passes over them.
+/// The same with an endpoint that rejects block overrides, and with one that ignores them.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_valid_also_where_a_call_cannot_be_simulated_at_a_later_time() {
+async fn starting_now_is_valid_without_block_overrides() {
     let setup = Setup {
         block_time_s: Some(4),
         ..Setup::default()
@@ -91,10 +91,10 @@ async fn it_is_valid_also_where_a_call_cannot_be_simulated_at_a_later_time() {
         assert!(verdict.is_valid(), "{verdict:?}");
         let answer = world.facilitator.settle(&purchase.body()).await;
         assert!(answer.succeeded(), "{answer:?}");
-        // What the token says is still heard where it is about something else.
-        let mut poor = Purchase::new(&crate::support::new_account(), PAYEE, amount);
-        poor.authorization.valid_after = at(now());
-        let verdict = world.facilitator.verify(&poor.body()).await;
+        // Other errors of the token are still reported.
+        let mut unfunded = Purchase::new(&crate::support::new_account(), PAYEE, amount);
+        unfunded.authorization.valid_after = at(now());
+        let verdict = world.facilitator.verify(&unfunded.body()).await;
         assert_eq!(
             verdict.reason(),
             "invalid_exact_evm_insufficient_balance",
@@ -103,9 +103,9 @@ async fn it_is_valid_also_where_a_call_cannot_be_simulated_at_a_later_time() {
     }
 }
 
-/// A chain that makes blocks only for transactions has an old newest block for ever.
+/// A chain that mines only for transactions has an old newest block.
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_are_judged_by_the_clock_and_said_with_their_limits() {
+async fn windows_are_judged_by_clock_and_reported_with_limits() {
     let world = World::new().await;
     let payer = world.payer().await;
     let mut begun_now = Purchase::new(&payer, PAYEE, 5);
@@ -128,7 +128,7 @@ async fn windows_are_judged_by_the_clock_and_said_with_their_limits() {
         "{message}"
     );
 
-    // What sellers ask for who think in days: 600,000 s, and a whole week.
+    // Windows of sellers that count in days: 600,000 s, and a whole week.
     for (amount, window) in [(6, 600_000), (7, 7 * 86_400)] {
         let mut week = Purchase::new(&payer, PAYEE, amount);
         week.authorization.valid_before = at(now() + window);

@@ -1,4 +1,4 @@
-//! Payers of each kind: contract wallets, wallets that do not exist yet, delegated accounts, and the spellings of plain signatures.
+//! Kinds of payers: contract wallets, undeployed wallets, delegated accounts, and forms of plain signatures.
 
 use alloy::primitives::{Address, B256, Bytes, U256, hex};
 use serde_json::json;
@@ -12,7 +12,7 @@ const SALT: B256 = B256::repeat_byte(0x01);
 const INVALID_SIGNATURE: &str = "invalid_exact_evm_signature";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_contract_wallet_pays() {
+async fn contract_wallet_pays() {
     let world = World::new().await;
     let owner = new_account();
     world.chain.place("SmartWallet", WALLET).await;
@@ -23,20 +23,20 @@ async fn a_contract_wallet_pays() {
         Purchase::new(&owner, PAYEE, 300).paid_by(WALLET),
         Purchase::new(&owner, PAYEE, 200).paid_by(WALLET).v1(),
     ] {
-        settles(&world, &purchase).await;
+        assert_settles(&world, &purchase).await;
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(500));
 
-    let stranger = Purchase::new(&new_account(), PAYEE, 100).paid_by(WALLET);
-    is_refused(&world, &stranger, INVALID_SIGNATURE).await;
+    let foreign = Purchase::new(&new_account(), PAYEE, 100).paid_by(WALLET);
+    assert_refused(&world, &foreign, INVALID_SIGNATURE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_account_that_delegates_to_a_wallet_pays_as_that_wallet_says() {
+async fn delegated_account_pays_as_its_wallet_decides() {
     let world = World::new().await;
     let (owner, payer) = (new_account(), world.payer().await);
     world.chain.place("SmartWallet", WALLET).await;
-    // EIP-7702: the code of a delegated account is this prefix and whose code it runs.
+    // EIP-7702: a delegated account's code is this prefix and the address whose code it runs.
     let code = Bytes::from([hex!("ef0100").as_slice(), WALLET.as_slice()].concat());
     let params = json!([payer.address(), code]);
     world.chain.call("anvil_setCode", params).await;
@@ -44,28 +44,28 @@ async fn an_account_that_delegates_to_a_wallet_pays_as_that_wallet_says() {
     world.chain.set_storage(payer.address(), 0, slot).await;
 
     let by_the_wallet = Purchase::new(&owner, PAYEE, 10).paid_by(payer.address());
-    settles(&world, &by_the_wallet).await;
+    assert_settles(&world, &by_the_wallet).await;
     let by_the_bare_key = Purchase::new(&payer, PAYEE, 20);
-    is_refused(&world, &by_the_bare_key, INVALID_SIGNATURE).await;
+    assert_refused(&world, &by_the_bare_key, INVALID_SIGNATURE).await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(10));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wallet_of_an_unlisted_factory_is_refused_without_a_simulation() {
+async fn wallet_of_unlisted_factory_is_refused_unsimulated() {
     let world = World::new().await;
     let purchase = undeployed(&world).await;
     let before = world.proxy.calls("eth_call");
-    is_refused(&world, &purchase, "eip6492_factory_not_allowed").await;
+    assert_refused(&world, &purchase, "eip6492_factory_not_allowed").await;
     assert_eq!(world.proxy.calls("eth_call"), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wallet_of_a_listed_factory_is_deployed_and_pays() {
+async fn wallet_of_listed_factory_is_deployed_and_pays() {
     let listed = SMART_WALLET_FACTORY.to_string();
     let setup = Setup::default().with("X402D_EIP6492_FACTORIES", listed);
     let world = setup.build().await;
     let purchase = undeployed(&world).await;
-    settles(&world, &purchase).await;
+    assert_settles(&world, &purchase).await;
     let wallet = purchase.authorization.from;
     let code = world
         .chain
@@ -73,18 +73,18 @@ async fn a_wallet_of_a_listed_factory_is_deployed_and_pays() {
         .await;
     assert!(code.as_str().unwrap().len() > 2, "it is deployed");
 
-    // The wallet exists now; wallets that do not know it yet wrap their signature all the same.
+    // The wallet is deployed now; some clients still wrap its signature.
     let mut again = Purchase::new(&purchase.signer, PAYEE, 50).paid_by(wallet);
     again.signature = Some(wrapped(&again, SALT));
-    settles(&world, &again).await;
+    assert_settles(&world, &again).await;
     let bare = Purchase::new(&purchase.signer, PAYEE, 25).paid_by(wallet);
-    settles(&world, &bare).await;
+    assert_settles(&world, &bare).await;
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(175));
     assert_eq!(world.transactions(1).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plain_signature_settles_with_v_0_and_1_and_is_refused_with_a_high_s() {
+async fn v_0_and_1_settle_and_high_s_is_refused() {
     let world = World::new().await;
     let payer = world.payer().await;
     let mut seen = [false; 2];
@@ -97,13 +97,13 @@ async fn a_plain_signature_settles_with_v_0_and_1_and_is_refused_with_a_high_s()
             continue;
         }
         purchase.signature = Some(signature.into());
-        settles(&world, &purchase).await;
+        assert_settles(&world, &purchase).await;
     }
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(10));
 
     let mut malleated = Purchase::new(&payer, PAYEE, 6);
     malleated.signature = Some(with_high_s(&malleated.own_signature()));
-    is_refused(&world, &malleated, INVALID_SIGNATURE).await;
+    assert_refused(&world, &malleated, INVALID_SIGNATURE).await;
     assert_eq!(world.transactions(1).await, 2);
 }
 
@@ -121,7 +121,7 @@ async fn undeployed(world: &World) -> Purchase {
     purchase
 }
 
-/// The other signature that is as true in mathematics, and that tokens refuse.
+/// The mathematically equivalent signature with a high `s`, which tokens reject.
 fn with_high_s(signature: &Bytes) -> Bytes {
     let order = U256::from_be_bytes(hex!(
         "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"
@@ -134,7 +134,7 @@ fn with_high_s(signature: &Bytes) -> Bytes {
     other.into()
 }
 
-async fn settles(world: &World, purchase: &Purchase) {
+async fn assert_settles(world: &World, purchase: &Purchase) {
     let verdict = world.facilitator.verify(&purchase.body()).await;
     assert!(verdict.is_valid(), "{verdict:?}");
     let before = world.chain.usdc(PAYEE).await;
@@ -143,7 +143,7 @@ async fn settles(world: &World, purchase: &Purchase) {
     assert_eq!(world.chain.usdc(PAYEE).await, before + purchase.amount);
 }
 
-async fn is_refused(world: &World, purchase: &Purchase, code: &str) {
+async fn assert_refused(world: &World, purchase: &Purchase, code: &str) {
     let verdict = world.facilitator.verify(&purchase.body()).await;
     assert_eq!((verdict.is_valid(), verdict.reason()), (false, code));
     let before = world.chain.usdc(PAYEE).await;

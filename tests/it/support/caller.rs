@@ -1,4 +1,4 @@
-//! Asking the service.
+//! An HTTP client of the service.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,7 +6,7 @@ use reqwest::Client;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-/// A connection to the service, as a seller has it. Cheap to clone.
+/// A client of the service, like a seller's. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Caller {
     url: String,
@@ -14,11 +14,11 @@ pub(crate) struct Caller {
     answers: Arc<Mutex<String>>,
 }
 
-/// What came back.
+/// Status and body of an answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// `null` when it was not JSON.
+    /// `null` when the body was not JSON.
     pub(crate) body: Value,
 }
 
@@ -28,7 +28,7 @@ impl Answer {
         self.body["success"] == true
     }
 
-    /// The hash of a settle, empty when there is none.
+    /// The hash of a settle, or empty.
     pub(crate) fn transaction(&self) -> String {
         self.body["transaction"]
             .as_str()
@@ -41,7 +41,7 @@ impl Answer {
         self.body["isValid"] == true
     }
 
-    /// The code of a refusal, by verify or by settle.
+    /// The code of a rejection by verify or settle.
     pub(crate) fn reason(&self) -> &str {
         let reason = self.body["errorReason"].as_str();
         reason
@@ -51,19 +51,19 @@ impl Answer {
 }
 
 impl Caller {
-    /// Asks at `url` from now on, over no connection of before.
-    pub(super) fn turn_to(&mut self, url: String) {
+    /// Sends later requests to `url`, over new connections.
+    pub(super) fn connect_to(&mut self, url: String) {
         self.url = url;
         let fresh = Client::builder().no_proxy().pool_max_idle_per_host(0);
         self.http = fresh.build().unwrap();
     }
 
-    /// Where the service listens.
+    /// The service's address.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Every answer that it gave, with headers, over all its lives.
+    /// Every answer so far, with headers, across restarts.
     pub(crate) fn answers(&self) -> String {
         self.answers.lock().unwrap().clone()
     }
@@ -76,21 +76,21 @@ impl Caller {
         self.try_settle(body).await.unwrap()
     }
 
-    /// The same where the connection may break.
+    /// Like `settle`, where the connection may break.
     pub(crate) async fn try_settle(&self, body: &Value) -> Result<Answer, reqwest::Error> {
         self.post("/settle", body).await
     }
 
-    /// Begins to settle; the outcome is the only one of the set. Dropped, it breaks the connection.
-    pub(crate) fn settling(&self, body: &Value) -> JoinSet<Result<Answer, reqwest::Error>> {
+    /// Starts a settle; its answer is the set's only result. Dropping the set breaks the connection.
+    pub(crate) fn spawn_settle(&self, body: &Value) -> JoinSet<Result<Answer, reqwest::Error>> {
         let mut one = JoinSet::new();
         let (caller, body) = (self.clone(), body.clone());
         one.spawn(async move { caller.try_settle(&body).await });
         one
     }
 
-    /// Settles all at once.
-    pub(crate) async fn settle_at_once(&self, bodies: Vec<Value>) -> Vec<Answer> {
+    /// Settles all concurrently.
+    pub(crate) async fn settle_all(&self, bodies: Vec<Value>) -> Vec<Answer> {
         let mut settling = JoinSet::new();
         for body in bodies {
             let caller = self.clone();
@@ -108,13 +108,13 @@ impl Caller {
         self.answer(request).await
     }
 
-    /// The row of a payment with its timeline, as the operator sees it.
+    /// The payment as the operator sees it, with its events.
     pub(crate) async fn payment(&self, settled: &Answer) -> Value {
         let id = settled.body["extra"]["paymentId"].as_str().unwrap();
         self.get(&format!("/payments/{id}")).await.body
     }
 
-    /// Sends anything at all; where the service refuses a long body early, what it said is what counts.
+    /// Posts any text. The service may answer a long body before it has read it all; that answer is returned.
     pub(crate) async fn post_text(&self, path: &str, text: String) -> Answer {
         let request = self.http.post(format!("{}{path}", self.url)).body(text);
         self.answer(request).await.unwrap()
@@ -126,8 +126,8 @@ impl Caller {
         self.answer(request).await
     }
 
-    /// The same as a task of its own.
-    pub(crate) fn asking(
+    /// Like `post`, as a `'static` future for a task.
+    pub(crate) fn post_task(
         &self,
         path: &'static str,
         body: &Value,
@@ -145,4 +145,10 @@ impl Caller {
         let body = serde_json::from_str(&text).unwrap_or_default();
         Ok(Answer { status, body })
     }
+}
+
+/// Whether a payment, as the operator sees it, has an event of this kind.
+pub(crate) fn has_event(row: &Value, kind: &str) -> bool {
+    let events = row["events"].as_array().unwrap();
+    events.iter().any(|event| event["kind"] == kind)
 }

@@ -1,4 +1,4 @@
-//! The local chain, and what a test asks of it or does to it.
+//! The local chain, and the calls that tests make to it.
 
 use std::time::Duration;
 
@@ -30,14 +30,14 @@ sol! {
     function invalidateUnorderedNonces(uint256 word, uint256 mask);
 }
 
-/// A running chain. Its first development account mints and does the test's own errands; the others may be signers.
+/// A running chain. The first development account mints and sends the test's own transactions; the others may be signers.
 pub(crate) struct Chain {
     inner: LocalChain,
     http: Client,
 }
 
 impl Chain {
-    /// A chain that makes a block for each transaction.
+    /// A chain that mines a block for each transaction.
     pub(crate) async fn start() -> Self {
         Self::with_block_time(None).await
     }
@@ -62,7 +62,7 @@ impl Chain {
         &LocalChain::funded_keys()[1..=count]
     }
 
-    /// Any method; fails the test on an error answer.
+    /// Any RPC method; fails the test on an error answer.
     pub(crate) async fn call(&self, method: &str, params: Value) -> Value {
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let answer = self.http.post(self.url()).json(&body).send().await.unwrap();
@@ -75,7 +75,7 @@ impl Chain {
         answer["result"].take()
     }
 
-    /// The time of the block that a transaction stands in.
+    /// Timestamp of the block that holds a transaction.
     pub(crate) async fn block_time_of(&self, transaction: &str) -> u64 {
         let receipt = self.receipt(transaction).await;
         let params = json!([receipt["blockHash"], false]);
@@ -84,7 +84,7 @@ impl Chain {
         u64::from_str_radix(time.trim_start_matches("0x"), 16).unwrap()
     }
 
-    /// Gives test USDC.
+    /// Mints test USDC.
     pub(crate) async fn fund(&self, account: Address, amount: u64) {
         self.inner.mint(account, U256::from(amount)).await.unwrap();
     }
@@ -97,14 +97,14 @@ impl Chain {
         self.read(token, balanceOfCall { account }).await
     }
 
-    /// Calls a contract without changing anything.
+    /// Calls a contract read-only.
     pub(crate) async fn read<C: SolCall>(&self, to: Address, call: C) -> C::Return {
         let call = json!([{"to": to, "data": Bytes::from(call.abi_encode())}, "latest"]);
         let output: Bytes = serde_json::from_value(self.call("eth_call", call).await).unwrap();
         C::abi_decode_returns(&output).unwrap()
     }
 
-    /// Changes a contract, and waits for the block, which has to come by itself: until then anything could come before.
+    /// Sends a call and waits for its block, which must be mined automatically. Until then other transactions could come first.
     pub(crate) async fn send<C: SolCall>(&self, to: Address, call: C) {
         let from = LocalChain::funded_keys()[0].address;
         let data = Bytes::from(call.abi_encode());
@@ -112,7 +112,7 @@ impl Chain {
             .await;
     }
 
-    /// Lets Permit2 take `amount` of an account's token, by a transaction of the account's own.
+    /// Approves Permit2 for `amount`, by a transaction of the account itself.
     pub(crate) async fn approve(&self, token: Address, owner: Address, amount: U256) {
         let call = approveCall {
             spender: PERMIT2,
@@ -121,16 +121,16 @@ impl Chain {
         self.send_as(owner, token, call).await;
     }
 
-    /// Makes a call of a stranger's, who pays better than we do, and waits for its block unless blocks have to be made.
-    pub(crate) async fn call_dearly(&self, call: (Address, Bytes)) {
-        self.call_dearly_as(LocalChain::funded_keys()[0].address, call)
+    /// Sends a call with higher fees than the service's, and waits for its block unless mining is manual.
+    pub(crate) async fn call_with_high_fee(&self, call: (Address, Bytes)) {
+        self.call_with_high_fee_as(LocalChain::funded_keys()[0].address, call)
             .await;
     }
 
-    /// The same as any account.
-    pub(crate) async fn call_dearly_as(&self, from: Address, (to, data): (Address, Bytes)) {
+    /// The same from any account.
+    pub(crate) async fn call_with_high_fee_as(&self, from: Address, (to, data): (Address, Bytes)) {
         self.call("anvil_impersonateAccount", json!([from])).await;
-        let mut transaction = errand(to, &data);
+        let mut transaction = test_call(to, &data);
         transaction["from"] = json!(from);
         transaction["gas"] = json!("0x7a120");
         for fee in ["maxFeePerGas", "maxPriorityFeePerGas"] {
@@ -145,7 +145,7 @@ impl Chain {
         .await;
     }
 
-    /// Submits a permit of the token's own, as anybody may.
+    /// Submits an EIP-2612 permit, as any account may.
     pub(crate) async fn submit_permit(&self, permit: &Eip2612Info) {
         let (scalars, v) = permit.signature.split_at(64);
         let call = permitCall {
@@ -160,7 +160,7 @@ impl Chain {
         self.send(permit.asset, call).await;
     }
 
-    /// A contract wallet of `owner`, deployed.
+    /// Deploys a contract wallet of `owner`.
     pub(crate) async fn wallet_of(&self, owner: Address) -> Address {
         let salt = B256::repeat_byte(0x02);
         self.send(SMART_WALLET_FACTORY, createWalletCall { owner, salt })
@@ -169,7 +169,7 @@ impl Chain {
             .await
     }
 
-    /// Calls a contract as any account, whose key nobody needs, and waits for the block.
+    /// Calls a contract as any account, without its key, and waits for the block.
     pub(crate) async fn send_as<C: SolCall>(&self, from: Address, to: Address, call: C) {
         self.call("anvil_impersonateAccount", json!([from])).await;
         let rich = json!([from, "0xde0b6b3a7640000"]);
@@ -191,15 +191,15 @@ impl Chain {
         .await;
     }
 
-    /// Hands an authorization to its token past the service, as anybody may.
+    /// Submits an authorization to its token, not through the service, as any account may.
     pub(crate) async fn submit(&self, purchase: &Purchase) {
         self.send(purchase.asset, Self::transfer(purchase)).await;
     }
 
-    /// The transaction that would do that.
+    /// The transaction of [`submit`](Self::submit).
     pub(crate) fn submission(purchase: &Purchase) -> Value {
         let data = Bytes::from(Self::transfer(purchase).abi_encode());
-        errand(purchase.asset, &data)
+        test_call(purchase.asset, &data)
     }
 
     fn transfer(purchase: &Purchase) -> transferWithAuthorizationCall {
@@ -215,12 +215,12 @@ impl Chain {
         }
     }
 
-    /// Cancels an authorization, as its payer may.
+    /// Cancels an authorization with its payer's signature.
     pub(crate) async fn cancel(&self, purchase: &Purchase) {
         self.mined(self.cancellation(purchase).await).await;
     }
 
-    /// The transaction that would do that.
+    /// The transaction of [`cancel`](Self::cancel).
     pub(crate) async fn cancellation(&self, purchase: &Purchase) -> Value {
         let separator = self.read(purchase.asset, DOMAIN_SEPARATORCall {}).await;
         let kind = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
@@ -233,22 +233,22 @@ impl Chain {
             nonce,
             signature: signature.as_bytes().into(),
         };
-        errand(purchase.asset, &call.abi_encode().into())
+        test_call(purchase.asset, &call.abi_encode().into())
     }
 
-    /// Transactions that wait in the pool vanish from it.
+    /// Drops a pending transaction from the pool.
     pub(crate) async fn drop_transaction(&self, hash: B256) {
         self.call("anvil_dropTransaction", json!([hash])).await;
     }
 
-    /// What gas costs from the next block on, for as long as blocks are empty.
+    /// Sets the base fee of the next block; empty blocks keep it nearly.
     pub(crate) async fn next_base_fee(&self, gwei: u64) {
         let fee = json!([U64::from(gwei * 1_000_000_000)]);
         self.call("anvil_setNextBlockBaseFeePerGas", fee).await;
         self.mine(1).await;
     }
 
-    /// The `Transfer` logs of `token` towards `payee`, oldest first.
+    /// The `Transfer` logs of `token` to `payee`, oldest first.
     pub(crate) async fn transfers_to(&self, token: Address, payee: Address) -> Vec<Value> {
         let topic = keccak256("Transfer(address,address,uint256)");
         let filter = json!([{"fromBlock": "0x0", "address": token, "topics": [topic, null, payee.into_word()]}]);
@@ -256,7 +256,7 @@ impl Chain {
         logs.as_array().cloned().unwrap()
     }
 
-    /// How many of an account's transactions are mined.
+    /// Mined transactions of an account.
     pub(crate) async fn transaction_count(&self, account: Address) -> u64 {
         let count = self
             .call("eth_getTransactionCount", json!([account, "latest"]))
@@ -265,7 +265,7 @@ impl Chain {
         count.to()
     }
 
-    /// How many of an account's transactions are mined or wait in the pool without a gap.
+    /// Transactions of an account that are mined or pending without a gap.
     pub(crate) async fn pending_count(&self, account: Address) -> u64 {
         let count = self
             .call("eth_getTransactionCount", json!([account, "pending"]))
@@ -279,7 +279,7 @@ impl Chain {
             .await
     }
 
-    /// Whether each transaction gets a block at once; if not, [`mine`](Self::mine) makes them.
+    /// Whether each transaction gets a block at once; otherwise [`mine`](Self::mine) makes them.
     pub(crate) async fn automine(&self, on: bool) {
         self.call("evm_setAutomine", json!([on])).await;
     }
@@ -288,20 +288,20 @@ impl Chain {
         self.call("anvil_mine", json!([U64::from(blocks)])).await;
     }
 
-    /// Replaces the newest blocks by empty ones; their transactions are gone, not pending.
-    pub(crate) async fn reorganise(&self, depth: u64) {
-        self.reorganise_with(depth, &[]).await;
+    /// Replaces the newest blocks by empty ones; their transactions are dropped, not pending.
+    pub(crate) async fn reorg(&self, depth: u64) {
+        self.reorg_with(depth, &[]).await;
     }
 
-    /// The same, but the first of the new blocks holds these transactions: raw, or as `eth_sendTransaction` takes them.
+    /// The same, but the first new block holds these transactions: raw, or as `eth_sendTransaction` takes them.
     ///
-    /// Nothing is mined meanwhile: anvil takes blocks away beside the block that it makes, and has no state of some afterwards.
-    pub(crate) async fn reorganise_with(&self, depth: u64, transactions: &[Value]) {
+    /// Automatic mining is off meanwhile: anvil removes blocks while it makes another, and then lacks the state of some.
+    pub(crate) async fn reorg_with(&self, depth: u64, transactions: &[Value]) {
         let pairs: Vec<Value> = transactions.iter().map(|one| json!([one, 0])).collect();
         let mines = self.call("anvil_getAutomine", json!([])).await == json!(true);
         if mines {
             self.automine(false).await;
-            self.last_blocks().await;
+            self.wait_for_last_blocks().await;
         }
         self.call("anvil_reorg", json!([depth, pairs])).await;
         if mines {
@@ -309,11 +309,11 @@ impl Chain {
         }
     }
 
-    /// Waits for the blocks that were being made when transactions ceased to make them.
-    async fn last_blocks(&self) {
+    /// Waits for the blocks that were under way when automatic mining was turned off.
+    async fn wait_for_last_blocks(&self) {
         eventually("no new block", Duration::from_secs(20), async || {
             let before = self.call("eth_blockNumber", json!([])).await;
-            // Is made of the state that a block under way leaves behind.
+            // The pending block is built on the state that a block under way leaves behind.
             self.call("eth_getBlockByNumber", json!(["pending", false]))
                 .await;
             let after = self.call("eth_blockNumber", json!([])).await;
@@ -322,7 +322,7 @@ impl Chain {
         .await;
     }
 
-    /// Puts a contract of `contracts/artifacts` somewhere.
+    /// Sets the code of an address to a contract of `contracts/artifacts`.
     pub(crate) async fn place(&self, contract: &str, at: Address) {
         let path = format!(
             "{}/contracts/artifacts/{contract}.runtime.hex",
@@ -339,7 +339,7 @@ impl Chain {
     }
 }
 
-/// A call by the test's own account, with gas for one that fails.
-fn errand(to: Address, data: &Bytes) -> Value {
+/// A call from the test's own account, with enough gas for one that fails.
+fn test_call(to: Address, data: &Bytes) -> Value {
     json!({"from": LocalChain::funded_keys()[0].address, "to": to, "data": data, "gas": "0x30d40"})
 }

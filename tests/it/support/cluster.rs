@@ -1,4 +1,4 @@
-//! Postgres servers of a test's own, which it may kill, and a pooler before one.
+//! Postgres servers that a test may kill, and a pooler before one.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -18,22 +18,22 @@ use super::eventually;
 const PGBOUNCER: &str = "/usr/sbin/pgbouncer";
 const START_LIMIT: Duration = Duration::from_mins(1);
 
-/// A server of its own, on a port of its own; killed on drop.
+/// A Postgres server on its own port; killed on drop.
 pub(crate) struct Cluster {
     folder: TempDir,
     pub(crate) port: u16,
-    /// Further settings.
+    /// Additional settings.
     settings: Vec<String>,
     server: Option<Child>,
 }
 
 impl Cluster {
-    /// A new one.
+    /// A new server.
     pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// A new one with further settings.
+    /// A new server with additional settings.
     pub(crate) async fn start_with(settings: &[&str]) -> Self {
         let mut cluster = Self::empty();
         cluster.settings = settings.iter().map(ToString::to_string).collect();
@@ -54,7 +54,7 @@ impl Cluster {
         cluster
     }
 
-    /// A copy of the one at a port, which follows it.
+    /// A streaming standby of the server at a port.
     pub(crate) async fn standby_of(port: u16) -> Self {
         let mut cluster = Self::empty();
         let port = port.to_string();
@@ -81,7 +81,7 @@ impl Cluster {
 
     fn empty() -> Self {
         let folder = TempDir::with_prefix("x402d-it-cluster-").unwrap();
-        give_away(folder.path());
+        chown_to_postgres(folder.path());
         Self {
             folder,
             port: free_port(),
@@ -90,7 +90,7 @@ impl Cluster {
         }
     }
 
-    /// Starts it, also after it was stopped or killed.
+    /// Starts it, also after a stop or a kill.
     pub(crate) async fn run(&mut self) {
         let log = std::fs::File::options()
             .create(true)
@@ -120,14 +120,14 @@ impl Cluster {
         .await;
     }
 
-    /// Ends it: by a signal that lets nothing be finished, or that lets it crash.
+    /// Ends it by a signal: immediate shutdown or crash.
     pub(crate) fn end(&mut self, signal: Signal) {
         let mut server = self.server.take().unwrap();
         kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), signal).unwrap();
         server.wait().unwrap();
     }
 
-    /// Runs a statement as its superuser.
+    /// Runs a statement as superuser.
     pub(crate) async fn run_sql(&self, statement: &str) {
         let mut connection = PgConnection::connect(&self.url("postgres")).await.unwrap();
         let statement = AssertSqlSafe(statement.to_owned());
@@ -162,8 +162,8 @@ pub(crate) struct Pooler {
 }
 
 impl Pooler {
-    /// Whether the installed one knows `max_prepared_statements`, as 1.21 and later do.
-    pub(crate) fn keeps_statements() -> bool {
+    /// Whether the installed version has `max_prepared_statements` (1.21 and later).
+    pub(crate) fn supports_prepared_statements() -> bool {
         let output = Command::new(PGBOUNCER).arg("--version").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let version = text.lines().next().unwrap().rsplit(' ').next().unwrap();
@@ -173,7 +173,7 @@ impl Pooler {
         (numbers.next(), numbers.next()) >= (Some(1), Some(21))
     }
 
-    /// With settings of its own, one a line.
+    /// Additional settings, one per line.
     pub(crate) async fn before(server_port: u16, settings: &str) -> Self {
         let folder = TempDir::with_prefix("x402d-it-pooler-").unwrap();
         let port = free_port();
@@ -183,7 +183,7 @@ impl Pooler {
             listen_port = {port}\nauth_type = any\nunix_socket_dir =\n{settings}\n"
         );
         std::fs::write(&file, text).unwrap();
-        give_away(folder.path());
+        chown_to_postgres(folder.path());
         let mut pooler = as_postgres(PathBuf::from(PGBOUNCER));
         let server = pooler
             .arg(&file)
@@ -207,7 +207,7 @@ impl Pooler {
         url(self.port, database)
     }
 
-    /// A session of somebody else.
+    /// A foreign client's session.
     pub(crate) async fn connection(&self, database: &str) -> PgConnection {
         connect(&self.url(database)).await.unwrap()
     }
@@ -220,7 +220,7 @@ impl Drop for Pooler {
     }
 }
 
-/// Without the startup parameter that poolers refuse.
+/// Leaves out a startup parameter that poolers reject.
 async fn connect(url: &str) -> sqlx::Result<PgConnection> {
     let options: PgConnectOptions = url.parse()?;
     PgConnection::connect_with(&options.extra_float_digits(None)).await
@@ -230,18 +230,18 @@ fn url(port: u16, database: &str) -> String {
     format!("postgres://postgres@127.0.0.1:{port}/{database}")
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// Postgres and its pooler refuse to run as root.
+/// The user to run as: Postgres and PgBouncer refuse to run as root.
 fn postgres() -> Option<User> {
     let root = geteuid().is_root();
     root.then(|| User::from_name("postgres").unwrap().unwrap())
 }
 
-fn give_away(folder: &Path) {
+fn chown_to_postgres(folder: &Path) {
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
     if let Some(user) = postgres() {
         chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();

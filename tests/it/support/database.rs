@@ -1,4 +1,4 @@
-//! A ledger of its own for each test.
+//! A fresh ledger for each test.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use url::Url;
 use uuid::Uuid;
 use x402d::embedded::EmbeddedPostgres;
 
-use super::Line;
+use super::TcpProxy;
 
 /// A fresh database on the server of `DATABASE_URL`, or a data directory in which x402d runs its private Postgres.
 pub(crate) enum Database {
@@ -20,11 +20,11 @@ pub(crate) enum Database {
         url: String,
     },
     Private(TempDir),
-    /// A private Postgres that the test itself runs, so that it can speak SQL with it.
-    Kept {
+    /// A private Postgres that the test itself runs, so that it can send SQL to it.
+    TestOwned {
         postgres: Option<Box<EmbeddedPostgres>>,
         url: String,
-        /// Held for its end.
+        /// Kept until drop.
         _folder: TempDir,
     },
 }
@@ -37,12 +37,12 @@ impl Database {
         }
     }
 
-    /// The same where the test wants to write into the ledger, or look into it, by itself.
-    pub(crate) async fn reachable() -> Self {
+    /// A database to which the test can send SQL.
+    pub(crate) async fn queryable() -> Self {
         let Some(server) = server() else {
             let folder = private_folder();
             let postgres = EmbeddedPostgres::start(folder.path()).await.unwrap();
-            return Self::Kept {
+            return Self::TestOwned {
                 url: postgres.url().to_owned(),
                 postgres: Some(Box::new(postgres)),
                 _folder: folder,
@@ -51,31 +51,31 @@ impl Database {
         Self::on(server).await
     }
 
-    /// A connection of the test's own; only to a reachable one.
+    /// The test's own connection; only to a queryable database.
     pub(crate) async fn connection(&self) -> PgConnection {
         PgConnection::connect(self.url()).await.unwrap()
     }
 
-    /// A line to it, and the variable by which x402d finds the database over that line; only to a reachable one.
-    pub(crate) async fn line(&self) -> (Line, (&'static str, String)) {
+    /// A TCP proxy to the database, and the variable with which x402d connects through it; only for a queryable database.
+    pub(crate) async fn proxied(&self) -> (TcpProxy, (&'static str, String)) {
         let options: PgConnectOptions = self.url().parse().unwrap();
         let port = options.get_port();
         let socket = options.get_socket();
         let socket = socket.map(|folder| folder.join(format!(".s.PGSQL.{port}")));
-        let line = Line::to_database(port, socket).await;
+        let proxy = TcpProxy::to_database(port, socket).await;
         let url = format!(
             "postgres://{}@127.0.0.1:{}/{}",
             options.get_username(),
-            line.port(),
+            proxy.port(),
             options.get_database().unwrap()
         );
-        (line, ("DATABASE_URL", url))
+        (proxy, ("DATABASE_URL", url))
     }
 
-    /// Copies it as it is now, while nobody is connected; only a reachable one.
+    /// Copies the database while no process is connected; only a queryable one.
     pub(crate) async fn copy(&self) -> String {
         let copy = format!("{}_copy", self.name());
-        self.administer(&[format!(
+        self.run_admin_sql(&[format!(
             "create database \"{copy}\" template \"{}\"",
             self.name()
         )])
@@ -83,17 +83,17 @@ impl Database {
         copy
     }
 
-    /// Makes it what it was when it was copied.
+    /// Replaces the database by its copy.
     pub(crate) async fn restore(&self, copy: &str) {
         let name = self.name();
-        self.administer(&[
+        self.run_admin_sql(&[
             format!("drop database \"{name}\" with (force)"),
             format!("alter database \"{copy}\" rename to \"{name}\""),
         ])
         .await;
     }
 
-    async fn administer(&self, statements: &[String]) {
+    async fn run_admin_sql(&self, statements: &[String]) {
         let options: PgConnectOptions = self.url().parse().unwrap();
         let options = options.database("template1");
         let mut connection = PgConnection::connect_with(&options).await.unwrap();
@@ -112,8 +112,8 @@ impl Database {
     }
 
     fn url(&self) -> &str {
-        let (Self::Server { url, .. } | Self::Kept { url, .. }) = self else {
-            panic!("ask for a reachable database");
+        let (Self::Server { url, .. } | Self::TestOwned { url, .. }) = self else {
+            panic!("ask for a queryable database");
         };
         url
     }
@@ -136,10 +136,10 @@ impl Database {
         }
     }
 
-    /// The variable by which x402d finds it.
+    /// The variable with which x402d connects.
     pub(crate) fn variable(&self) -> (&'static str, String) {
         match self {
-            Self::Server { url, .. } | Self::Kept { url, .. } => ("DATABASE_URL", url.clone()),
+            Self::Server { url, .. } | Self::TestOwned { url, .. } => ("DATABASE_URL", url.clone()),
             Self::Private(folder) => ("X402D_DATA_DIR", folder.path().display().to_string()),
         }
     }
@@ -155,22 +155,22 @@ impl Drop for Database {
                 Box::pin(stop_postgres(folder.path().to_owned()))
             }
             Self::Private(_) => return,
-            Self::Kept { postgres, .. } => match postgres.take() {
+            Self::TestOwned { postgres, .. } => match postgres.take() {
                 Some(postgres) => Box::pin(async move {
                     if let Err(error) = postgres.stop().await {
-                        eprintln!("a Postgres of a test may still run: {error}");
+                        eprintln!("a test's Postgres may still run: {error}");
                     }
                 }),
                 None => return,
             },
         };
-        // A thread of its own, because the runtime of the test may be unwinding.
+        // A separate thread, because the test's runtime may be unwinding.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
         let cleaner = std::thread::spawn(move || runtime.map(|runtime| runtime.block_on(work)));
         if !matches!(cleaner.join(), Ok(Ok(()))) {
-            eprintln!("a database of a test stays behind");
+            eprintln!("a test's database was not dropped");
         }
     }
 }
@@ -182,7 +182,7 @@ fn server() -> Option<String> {
 
 fn private_folder() -> TempDir {
     let folder = TempDir::with_prefix("x402d-it-").unwrap();
-    // Another user, who runs Postgres when the tests run as root, has to get through.
+    // The `postgres` user, which runs Postgres when the tests run as root, needs access.
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o711)).unwrap();
     folder
 }
@@ -194,11 +194,11 @@ async fn drop_database(server: String, name: String) {
         sqlx::raw_sql(statement).execute(&mut connection).await
     };
     if let Err(error) = dropped.await {
-        eprintln!("the database {name} stays behind: {error}");
+        eprintln!("the database {name} was not dropped: {error}");
     }
 }
 
-/// A killed x402d leaves its Postgres to the next one. There is no next one here, so this adopts it and stops it.
+/// A killed x402d leaves its Postgres running for the next process. Here none follows, so this adopts it and stops it.
 async fn stop_postgres(folder: std::path::PathBuf) {
     let stopped = async { EmbeddedPostgres::start(&folder).await?.stop().await };
     if let Err(error) = stopped.await {

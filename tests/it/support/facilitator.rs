@@ -14,26 +14,26 @@ use tokio::time::Instant;
 
 use super::{Caller, eventually};
 
-/// The first start makes a database cluster; on a busy machine that takes a while.
+/// The first start initialises a database cluster, which takes a while on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
-/// An orderly stop waits for requests and the engine, ten seconds each at most.
+/// An orderly stop waits up to ten seconds each for requests and for the engine.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
-/// How much of the log a failing test shows, in bytes.
+/// Bytes of the log that a failing test shows.
 const LOG_SHOWN: usize = 6_000;
 
-/// The service; killed on drop.
+/// The service process; killed on drop.
 pub(crate) struct Facilitator {
     variables: Vec<(&'static str, String)>,
     folder: TempDir,
     child: Option<Child>,
-    /// Asks it, since its latest start.
+    /// Client of the process since its latest start.
     caller: Caller,
-    /// How long the log was before the latest start.
-    log_before: usize,
+    /// Length of the log before the latest start.
+    log_start: usize,
 }
 
 impl Facilitator {
-    /// A service with nothing but `variables` in its environment, and `toml` as its file. [`restart`](Self::restart) starts it.
+    /// A service with only `variables` in its environment and `toml` as its file. [`restart`](Self::restart) starts it.
     pub(crate) fn new(variables: Vec<(&'static str, String)>, toml: &str) -> Self {
         let folder = TempDir::with_prefix("x402d-it-serve-").unwrap();
         std::fs::write(folder.path().join("x402d.toml"), toml).unwrap();
@@ -42,17 +42,17 @@ impl Facilitator {
             folder,
             child: None,
             caller: Caller::default(),
-            log_before: 0,
+            log_start: 0,
         }
     }
 
-    /// Starts it, also after a kill or an orderly stop, and waits until it is ready. It dies at `failpoint`, if one is named.
+    /// Starts it, also after a kill or an orderly stop, and waits until it is ready. It dies at `failpoint`, if given.
     pub(crate) async fn restart(&mut self, failpoint: Option<&str>) {
         self.spawn(failpoint).await;
         self.wait_until_ready().await;
     }
 
-    /// The same where it listened before, for sellers that know it by that address.
+    /// The same at its previous address, for sellers configured with it.
     pub(crate) async fn restart_at(&mut self, url: &str, failpoint: Option<&str>) {
         let address = url.trim_start_matches("http://").to_owned();
         self.variables.retain(|(name, _)| *name != "X402D_LISTEN");
@@ -60,10 +60,10 @@ impl Facilitator {
         self.restart(failpoint).await;
     }
 
-    /// The same without waiting for `/readyz`: only until it listens.
+    /// The same, waiting only until it listens and not for `/readyz`.
     pub(crate) async fn spawn(&mut self, failpoint: Option<&str>) {
         assert!(self.child.is_none(), "it runs");
-        self.log_before = self.log().len();
+        self.log_start = self.log().len();
         let log = File::options()
             .create(true)
             .append(true)
@@ -88,23 +88,23 @@ impl Facilitator {
             .stderr(log);
         self.child = Some(command.spawn().unwrap());
         let url = eventually("x402d to listen", START_LIMIT, async || {
-            self.must_live();
-            self.listens_at()
+            self.assert_running();
+            self.listen_url()
         })
         .await;
-        self.caller.turn_to(url);
+        self.caller.connect_to(url);
     }
 
     pub(crate) async fn wait_until_ready(&mut self) {
         eventually("x402d to be ready", START_LIMIT, async || {
-            self.must_live();
+            self.assert_running();
             let asked = self.caller.try_get("/readyz").await;
             asked.is_ok_and(|answer| answer.status == 200).then_some(())
         })
         .await;
     }
 
-    fn must_live(&mut self) {
+    fn assert_running(&mut self) {
         let ended = self
             .child
             .as_mut()
@@ -112,10 +112,10 @@ impl Facilitator {
         assert!(ended.is_none(), "x402d ended while it started: {ended:?}");
     }
 
-    fn listens_at(&self) -> Option<String> {
+    fn listen_url(&self) -> Option<String> {
         let log = self.log();
         let line = log
-            .get(self.log_before..)?
+            .get(self.log_start..)?
             .lines()
             .find(|line| line.contains("x402d listens"))?;
         let line: Value = serde_json::from_str(line).ok()?;
@@ -126,12 +126,12 @@ impl Facilitator {
         self.folder.path().join("log")
     }
 
-    /// Everything that it has logged, over all its lives.
+    /// The whole log, across restarts.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// Memory that it holds, in KiB.
+    /// Resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         let id = self.child.as_ref().unwrap().id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
@@ -149,7 +149,7 @@ impl Facilitator {
         child.wait().unwrap();
     }
 
-    /// Asks it to stop, and tells how it ended and how long that took.
+    /// Sends SIGTERM and returns the exit status and the time it took.
     pub(crate) async fn terminate(&mut self) -> (ExitStatus, Duration) {
         let began = Instant::now();
         self.signal(Signal::SIGTERM);
@@ -157,13 +157,12 @@ impl Facilitator {
         (status, began.elapsed())
     }
 
-    /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = self.child.as_ref().unwrap().id();
         kill(Pid::from_raw(i32::try_from(id).unwrap()), signal).unwrap();
     }
 
-    /// Waits until it has ended, as it does at a failpoint.
+    /// Waits for the end of the process, for example at a failpoint.
     pub(crate) async fn wait_for_end(&mut self) -> ExitStatus {
         let status = eventually("x402d to end", STOP_LIMIT, async || {
             self.child.as_mut().unwrap().try_wait().unwrap()
@@ -185,7 +184,7 @@ impl Deref for Facilitator {
 impl Drop for Facilitator {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Killed, not stopped: the database is cleared away by its own handle.
+            // Killed, not stopped: the database has its own cleanup.
             drop(child.kill());
             drop(child.wait());
         }

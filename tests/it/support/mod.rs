@@ -1,42 +1,42 @@
-//! What the tests stand on: a chain, a database, a proxy that misbehaves, and the service as a child process.
+//! Parts that the tests are built from: a chain, a database, a faulty RPC proxy, and the service as a child process.
 
+mod buyer_process;
 mod caller;
 mod chain;
 mod cluster;
+mod command;
 mod database;
 mod facilitator;
-mod liar;
-mod line;
-mod past;
-mod peers;
-mod permission;
-mod program;
-mod proxy;
+mod filled_ledger;
+mod forger;
+mod interop_programs;
+mod paywall_seller;
+mod permit2_purchase;
+mod provider;
 mod purchase;
+mod rpc_proxy;
 mod session;
-mod shopper;
-mod stall;
-mod trouble;
+mod tcp_proxy;
 mod wait;
 mod world;
 
-pub(crate) use caller::{Answer, Caller};
+pub(crate) use buyer_process::{BuyerProcess, Interception, PayOutput, SellerProxy};
+pub(crate) use caller::{Answer, Caller, has_event};
 pub(crate) use chain::{
     Chain, addressOfCall, approveCall, createWalletCall, invalidateUnorderedNoncesCall, mintCall,
     pauseCall, setModeCall,
 };
-pub(crate) use cluster::{Cluster, Pooler};
+pub(crate) use cluster::{Cluster, Pooler, free_port};
+pub(crate) use command::run;
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
-pub(crate) use line::Line;
-pub(crate) use past::Past;
-pub(crate) use peers::{Bought, Seller, buy, buy_with, example};
-pub(crate) use permission::{Permission, signed};
-pub(crate) use program::run;
-pub(crate) use proxy::{Fault, Proxy, SECRET};
-pub(crate) use purchase::{Purchase, new_account, wrapped};
-pub(crate) use session::Negotiated;
-pub(crate) use shopper::{Middle, Passage, Shopper, Shown};
-pub(crate) use stall::{Stall, payment_header, present, receipt};
+pub(crate) use filled_ledger::FilledLedger;
+pub(crate) use interop_programs::{BuyerReport, Seller, buy, buy_with, example};
+pub(crate) use paywall_seller::{PaywallSeller, payment_header, present, receipt};
+pub(crate) use permit2_purchase::{Permit2Purchase, signed};
+pub(crate) use purchase::{Purchase, new_account, random, wrapped};
+pub(crate) use rpc_proxy::{Fault, Proxy, SECRET};
+pub(crate) use session::OpenSession;
+pub(crate) use tcp_proxy::TcpProxy;
 pub(crate) use wait::eventually;
-pub(crate) use world::{Setup, World};
+pub(crate) use world::{Setup, World, attempts, manually_mined, settle_until_final};

@@ -1,4 +1,4 @@
-//! A payment as a buyer makes it, with a knob for everything.
+//! A payment as a buyer makes it; every part can be changed.
 
 use alloy::primitives::{Address, B256, Bytes, U256, bytes, keccak256};
 use alloy::signers::SignerSync;
@@ -12,13 +12,18 @@ use x402d::protocol::{Amount, Authorization, DomainSeparator, Network};
 
 use super::createWalletCall;
 
-/// An account that nobody has used before.
+/// A fresh account.
 pub(crate) fn new_account() -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&unused()).unwrap()
 }
 
 fn unused() -> B256 {
     keccak256([Uuid::now_v7().into_bytes(), Uuid::now_v7().into_bytes()].concat())
+}
+
+/// A number below `limit`.
+pub(crate) fn random(limit: usize) -> usize {
+    usize::from(B256::random()[0]) * limit / 256
 }
 
 /// The owner's signature in an ERC-6492 wrapper, with the call that creates the owner's wallet.
@@ -36,25 +41,25 @@ pub(crate) fn wrapped(purchase: &Purchase, salt: B256) -> Bytes {
     wrapped.into()
 }
 
-/// One payment and the requirement that it is presented with. [`new`](Self::new) makes a good one.
+/// One payment and the requirement that it is presented with. [`new`](Self::new) makes a valid one.
 #[derive(Clone)]
 pub(crate) struct Purchase {
-    /// Who signs; not always who pays.
+    /// The signing key; not always the payer's.
     pub(crate) signer: PrivateKeySigner,
     pub(crate) version: u8,
     pub(crate) authorization: Authorization,
     /// The token and its EIP-712 name; the version is always "2".
     pub(crate) asset: Address,
     pub(crate) token_name: &'static str,
-    /// What the seller asks for.
+    /// The seller's requirement.
     pub(crate) pay_to: Address,
     pub(crate) amount: U256,
-    /// Instead of the payer's own signature.
+    /// Replaces the payer's own signature.
     pub(crate) signature: Option<Bytes>,
 }
 
 impl Purchase {
-    /// A v2 payment of `amount` test USDC that is good for ten minutes.
+    /// A v2 payment of `amount` test USDC, valid for ten minutes.
     pub(crate) fn new(payer: &PrivateKeySigner, pay_to: Address, amount: u64) -> Self {
         let now = SystemClock.now().unix_timestamp();
         let amount = U256::from(amount);
@@ -77,7 +82,7 @@ impl Purchase {
         }
     }
 
-    /// The same in the dialect of version 1.
+    /// The same in protocol version 1.
     pub(crate) fn v1(mut self) -> Self {
         self.version = 1;
         self
@@ -95,7 +100,7 @@ impl Purchase {
         self
     }
 
-    /// What the payer signs.
+    /// The EIP-712 digest that the payer signs.
     pub(crate) fn digest(&self) -> B256 {
         let network = Network::from_chain_id(CHAIN_ID);
         let separator = DomainSeparator::of_token(self.token_name, "2", network, self.asset);

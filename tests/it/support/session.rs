@@ -1,4 +1,4 @@
-//! A session as a buyer negotiates it, from the contract alone.
+//! A session as a buyer negotiates it, from the API specification alone.
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::SignerSync;
@@ -12,10 +12,10 @@ use x402d::protocol::{Amount, Authorization, Network};
 
 use super::{Answer, Caller, Purchase, World};
 
-/// An open session and everything that its buyer computes without believing the answer.
-pub(crate) struct Negotiated {
+/// An open session, with the values that its buyer computes instead of trusting the answer.
+pub(crate) struct OpenSession {
     pub(crate) payer: PrivateKeySigner,
-    /// The seller's entry.
+    /// The seller's entry of `accepts`.
     pub(crate) entry: Value,
     pub(crate) id: String,
     pub(crate) cancel_token: String,
@@ -24,19 +24,19 @@ pub(crate) struct Negotiated {
     amount: u64,
 }
 
-impl Negotiated {
-    /// An entry of `accepts` in v2, with the flow that both rails can have.
+impl OpenSession {
+    /// A v2 entry of `accepts`, with the flow that both rails support.
     pub(crate) fn entry(payee: Address, amount: u64) -> Value {
         json!({"scheme": "exact", "network": format!("eip155:{CHAIN_ID}"), "amount": amount.to_string(), "asset": TEST_USDC,
             "payTo": payee, "maxTimeoutSeconds": 300, "extra": {"name": "USDC", "version": "2", "paymentFlow": "upfront"}})
     }
 
-    /// The body that asks for a session.
+    /// The request body that opens a session.
     pub(crate) fn request(entry: &Value, payer: Address, rail: &str) -> Value {
         json!({"x402Version": 2, "accepted": entry, "payer": payer, "rail": rail, "resource": {"url": "https://seller.test/goods"}, "clientReference": "order-7"})
     }
 
-    /// Opens a session about [`entry`](Self::entry).
+    /// Opens a session for [`entry`](Self::entry).
     pub(crate) async fn open(
         caller: &Caller,
         payer: &PrivateKeySigner,
@@ -84,13 +84,13 @@ impl Negotiated {
         purchase
     }
 
-    /// The body that hands the authorization in.
+    /// The body that submits the authorization.
     pub(crate) fn authorization(&self) -> Value {
         let purchase = self.purchase();
         json!({"authorization": purchase.authorization, "signature": purchase.own_signature()})
     }
 
-    /// A signed transaction of the payer's under `account_nonce`: its bytes and hash. With the session's own calldata unless `data` is given.
+    /// A transaction signed by the payer under `account_nonce`: its bytes and hash. `data` replaces the session's own calldata.
     pub(crate) fn transaction(&self, account_nonce: u64, data: Option<Bytes>) -> (Bytes, B256) {
         let key = SignerKey::from_hex(&self.payer.to_bytes().to_string()).unwrap();
         let tagged: Bytes = self.opened["transfer"]["data"]
@@ -124,19 +124,19 @@ impl Negotiated {
         tagged.slice(..68)
     }
 
-    /// The payer's claim of a transaction.
+    /// The payer's claim signature for a transaction.
     pub(crate) fn claim(&self, transaction: B256) -> Bytes {
         self.claim_by(&self.payer, transaction)
     }
 
-    /// Anybody's claim of a transaction.
+    /// The claim signature of any signer for a transaction.
     pub(crate) fn claim_by(&self, signer: &PrivateKeySigner, transaction: B256) -> Bytes {
         let network = Network::from_chain_id(CHAIN_ID);
         let digest = claim_digest(&self.id.parse().unwrap(), self.hash(), transaction, network);
         signer.sign_hash_sync(&digest).unwrap().as_bytes().into()
     }
 
-    /// The body of `/verify` and `/settle` for a transaction that was claimed.
+    /// The body of `/verify` and `/settle` for a claimed transaction.
     pub(crate) fn proof(&self, transaction: B256) -> Value {
         let payload = json!({"type": "session-proof", "sessionId": self.id, "transaction": transaction, "signature": self.claim(transaction)});
         json!({"x402Version": 2, "paymentRequirements": self.entry,
@@ -149,7 +149,7 @@ impl Negotiated {
         answer.body
     }
 
-    /// Waits for something decisive.
+    /// Waits for a final state.
     pub(crate) async fn outcome(&self, caller: &Caller) -> Value {
         let answer = caller.get(&format!("/sessions/{}?wait=20", self.id)).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -170,7 +170,7 @@ impl Negotiated {
 
 impl World {
     /// A payer with a hundred test USDC, and native currency for gas.
-    pub(crate) async fn rich_payer(&self) -> PrivateKeySigner {
+    pub(crate) async fn payer_with_gas(&self) -> PrivateKeySigner {
         let payer = self.payer().await;
         let wei = U256::from(10).pow(U256::from(18));
         self.chain
@@ -179,7 +179,7 @@ impl World {
         payer
     }
 
-    /// Sends a signed transaction past the service.
+    /// Sends a signed transaction to the chain, not through the service.
     pub(crate) async fn send_raw(&self, raw: &Bytes) {
         self.chain
             .call("eth_sendRawTransaction", json!([raw]))

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often a condition is looked at.
+/// Interval between two checks of a condition.
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Looks until `look` yields a value, and fails the test when it does not within `limit`.
+/// Calls `look` until it yields a value; fails the test after `limit`.
 pub(crate) async fn eventually<T>(
     what: &str,
     limit: Duration,
@@ -18,10 +18,7 @@ pub(crate) async fn eventually<T>(
         if let Some(found) = look().await {
             return found;
         }
-        assert!(
-            Instant::now() < deadline,
-            "waited {limit:?} in vain for {what}"
-        );
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Everything together.
+//! A whole test world.
 
 use std::time::Duration;
 
@@ -7,24 +7,26 @@ use alloy::signers::local::PrivateKeySigner;
 use serde_json::Value;
 use x402d::embedded::TEST_USDC;
 
-use super::{Answer, Chain, Database, Facilitator, Fault, Line, Proxy, eventually, new_account};
+use super::{
+    Answer, Chain, Database, Facilitator, Fault, Proxy, TcpProxy, eventually, new_account,
+};
 
-/// How to set the scene. The default: one signer, a block for each transaction, no further configuration.
+/// How a world is built. The default: one signer, a block for each transaction, no further configuration.
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) signers: usize,
     pub(crate) block_time_s: Option<u64>,
-    /// Further environment variables.
+    /// Additional environment variables.
     pub(crate) variables: Vec<(&'static str, String)>,
-    /// `x402d.toml`.
+    /// Contents of `x402d.toml`.
     pub(crate) toml: String,
-    /// The test wants to look into the ledger by itself.
-    pub(crate) reachable: bool,
-    /// The database is reached over a line that the test can break.
-    pub(crate) lined: bool,
-    /// The step at which the first life ends.
+    /// The test sends SQL to the ledger.
+    pub(crate) queryable: bool,
+    /// The database is behind a TCP proxy that the test can break.
+    pub(crate) database_proxied: bool,
+    /// The failpoint of the first process.
     pub(crate) failpoint: Option<&'static str>,
-    /// What the proxy does from the beginning.
+    /// The RPC proxy's fault from the start.
     pub(crate) fault: Fault,
 }
 
@@ -35,40 +37,40 @@ impl Default for Setup {
             block_time_s: None,
             variables: Vec::new(),
             toml: String::new(),
-            reachable: false,
-            lined: false,
+            queryable: false,
+            database_proxied: false,
             failpoint: None,
             fault: Fault::None,
         }
     }
 }
 
-/// A service that is ready, behind a proxy to its own chain, on its own database. The order of the fields is the order of their end.
+/// A ready service behind a proxy to its own chain, on its own database. The fields are dropped in this order.
 pub(crate) struct World {
     pub(crate) facilitator: Facilitator,
     pub(crate) database: Database,
     pub(crate) proxy: Proxy,
     pub(crate) chain: Chain,
-    /// To the database, where the test asked for one.
-    pub(crate) line: Option<Line>,
+    /// Proxy to the database, if the setup asked for one.
+    pub(crate) database_proxy: Option<TcpProxy>,
     variables: Vec<(&'static str, String)>,
     toml: String,
 }
 
 impl World {
-    /// The default.
+    /// A world of the default setup.
     pub(crate) async fn new() -> Self {
         Setup::default().build().await
     }
 
-    /// A further process on the same database, with the same configuration. It must end before the world does.
+    /// A further process on the same database with the same configuration. It must end before the world does.
     pub(crate) async fn replica(&self) -> Facilitator {
         let mut replica = Facilitator::new(self.variables.clone(), &self.toml);
         replica.restart(None).await;
         replica
     }
 
-    /// The same, not started yet, with further variables.
+    /// The same, not started yet, with additional variables.
     pub(crate) fn unstarted_replica(&self, further: &[(&'static str, String)]) -> Facilitator {
         let mut variables = self.variables.clone();
         variables.extend_from_slice(further);
@@ -82,8 +84,8 @@ impl World {
         payer
     }
 
-    /// The same, who lets Permit2 take all of it.
-    pub(crate) async fn permitting_payer(&self) -> PrivateKeySigner {
+    /// The same, with an unlimited approval of Permit2.
+    pub(crate) async fn approved_payer(&self) -> PrivateKeySigner {
         let payer = self.payer().await;
         self.chain
             .approve(TEST_USDC, payer.address(), U256::MAX)
@@ -91,8 +93,13 @@ impl World {
         payer
     }
 
-    /// A payment settled by exactly one Transfer of `amount` to `payee`, which both answer and ledger name.
-    pub(crate) async fn moved_once(&self, payee: Address, answer: &Answer, amount: u64) {
+    /// The payment settled by exactly one Transfer of `amount` to `payee`, and answer and ledger name its transaction.
+    pub(crate) async fn assert_transferred_once(
+        &self,
+        payee: Address,
+        answer: &Answer,
+        amount: u64,
+    ) {
         assert!(answer.succeeded(), "{answer:?}");
         assert_eq!(answer.body["amount"], amount.to_string(), "{answer:?}");
         let transfers = self.chain.transfers_to(TEST_USDC, payee).await;
@@ -105,8 +112,8 @@ impl World {
         assert_eq!(row["amount"], amount.to_string(), "{row}");
     }
 
-    /// Whoever presents the same header later gets the hash and nothing else.
-    pub(crate) async fn buys_nothing_twice(&self, body: &Value, first: &Answer) {
+    /// A later presentation of the same header gets the hash and no success.
+    pub(crate) async fn assert_duplicate_rejected(&self, body: &Value, first: &Answer) {
         let verdict = self.facilitator.verify(body).await;
         assert_eq!(verdict.reason(), "duplicate_settlement", "{verdict:?}");
         let again = self.facilitator.settle(body).await;
@@ -114,8 +121,8 @@ impl World {
         assert_eq!(again.transaction(), first.transaction());
     }
 
-    /// A body is refused with `code` at verify and at settle, with a message for people, and nothing is sent for it.
-    pub(crate) async fn is_refused_at_both(&self, body: &Value, code: &str) {
+    /// Verify and settle reject the body with `code` and a readable message, and nothing is sent.
+    pub(crate) async fn assert_rejected_at_both(&self, body: &Value, code: &str) {
         let verdict = self.facilitator.verify(body).await;
         assert_eq!(
             (verdict.status, verdict.reason()),
@@ -140,7 +147,7 @@ impl World {
         }
     }
 
-    /// How many transactions of the signers are mined.
+    /// Mined transactions of the first `signers` signers.
     pub(crate) async fn transactions(&self, signers: usize) -> u64 {
         let mut sum = 0;
         for signer in Chain::signers(signers) {
@@ -149,7 +156,7 @@ impl World {
         sum
     }
 
-    /// The same with those that wait in the pool.
+    /// The same including pending ones.
     pub(crate) async fn pending(&self, signers: usize) -> u64 {
         let mut sum = 0;
         for signer in Chain::signers(signers) {
@@ -158,8 +165,8 @@ impl World {
         sum
     }
 
-    /// Waits until the first signer has `count` transactions, mined or in the pool.
-    pub(crate) async fn has_sent(&self, count: u64) {
+    /// Waits until the first signer has `count` transactions, mined or pending.
+    pub(crate) async fn wait_until_sent(&self, count: u64) {
         let signer = Chain::signers(1)[0].address;
         eventually(
             "a transaction in the pool",
@@ -169,16 +176,16 @@ impl World {
         .await;
     }
 
-    /// Lets a block ask for much, and waits until the service has seen it.
-    pub(crate) async fn becomes_dear(&self, gwei: u64) {
+    /// Raises the base fee and waits until the service has seen it.
+    pub(crate) async fn raise_base_fee(&self, gwei: u64) {
         self.chain.next_base_fee(gwei).await;
-        // The second look after it begins when the first has ended; one more, because a look may be two questions.
+        // The second reading that starts after this point ends later than the block. One more, because a reading may take two calls.
         let looks = self.proxy.calls("eth_getBlockByNumber");
         self.proxy.called("eth_getBlockByNumber", looks + 2).await;
     }
 
-    /// Makes blocks again after a pause.
-    pub(crate) async fn mine_on(&self) {
+    /// Resumes automatic mining and mines one block.
+    pub(crate) async fn resume_mining(&self) {
         self.chain.automine(true).await;
         self.chain.mine(1).await;
     }
@@ -190,13 +197,13 @@ impl Setup {
         self.on(chain).await
     }
 
-    /// With a further environment variable.
+    /// With an additional environment variable.
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.variables.push((name, value.into()));
         self
     }
 
-    /// Behind a proxy that misbehaves from the beginning.
+    /// With a fault of the RPC proxy from the start.
     pub(crate) const fn behind(mut self, fault: Fault) -> Self {
         self.fault = fault;
         self
@@ -204,14 +211,14 @@ impl Setup {
 
     /// On a chain that the test has prepared.
     pub(crate) async fn on(self, chain: Chain) -> World {
-        let database = if self.reachable || self.lined {
-            Database::reachable().await
+        let database = if self.queryable || self.database_proxied {
+            Database::queryable().await
         } else {
             Database::fresh().await
         };
-        let (line, database_variable) = if self.lined {
-            let (line, variable) = database.line().await;
-            (Some(line), variable)
+        let (database_proxy, database_variable) = if self.database_proxied {
+            let (proxy, variable) = database.proxied().await;
+            (Some(proxy), variable)
         } else {
             (None, database.variable())
         };
@@ -235,9 +242,36 @@ impl Setup {
             database,
             proxy,
             chain,
-            line,
+            database_proxy,
             variables,
             toml: self.toml,
         }
     }
+}
+
+/// A world whose blocks the test mines.
+pub(crate) async fn manually_mined(toml: &str) -> (World, PrivateKeySigner) {
+    let setup = Setup {
+        toml: format!("[networks.base-sepolia]\n{toml}\n"),
+        ..Setup::default()
+    };
+    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let payer = world.payer().await;
+    world.chain.automine(false).await;
+    (world, payer)
+}
+
+/// Settles until the answer is final.
+pub(crate) async fn settle_until_final(world: &World, body: &Value) -> Answer {
+    eventually("an outcome", Duration::from_secs(30), async || {
+        let answer = world.facilitator.settle(body).await;
+        (answer.reason() != "settlement_pending").then_some(answer)
+    })
+    .await
+}
+
+/// The payment's attempts, as the operator sees them.
+pub(crate) async fn attempts(world: &World, answer: &Answer) -> Vec<Value> {
+    let row = world.facilitator.payment(answer).await;
+    row["attempts"].as_array().unwrap().clone()
 }

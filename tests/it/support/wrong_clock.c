@@ -1,4 +1,4 @@
-// Preloaded into a process, shifts its wall clock by WRONG_BY_SECONDS. Clocks that only measure are left alone.
+// Preloaded into a process, shifts its wall clock by WRONG_BY_SECONDS. Monotonic clocks are unchanged.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// The limits of a coalescer.
 #[derive(Debug, Clone, Copy)]
-pub struct Gathering {
+pub struct GroupLimits {
     /// Calls in one group, at most.
     pub rows_max: usize,
     /// Groups in progress at once, at most.
@@ -44,9 +44,9 @@ pub struct Coalescer<Q, A> {
 }
 
 /// The worker behind a [`Coalescer`]: run it for as long as calls may come.
-pub struct Answering<Q, A> {
+pub struct GroupWorker<Q, A> {
     questions: mpsc::Receiver<Question<Q, A>>,
-    gathering: Gathering,
+    gathering: GroupLimits,
 }
 
 impl<Q, A> fmt::Debug for Coalescer<Q, A> {
@@ -55,9 +55,11 @@ impl<Q, A> fmt::Debug for Coalescer<Q, A> {
     }
 }
 
-impl<Q, A> fmt::Debug for Answering<Q, A> {
+impl<Q, A> fmt::Debug for GroupWorker<Q, A> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Answering").finish_non_exhaustive()
+        formatter
+            .debug_struct("GroupWorker")
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,9 +72,9 @@ impl<Q, A> Clone for Coalescer<Q, A> {
 }
 
 /// A coalescer and its worker.
-pub fn coalescer<Q, A>(gathering: Gathering) -> (Coalescer<Q, A>, Answering<Q, A>) {
+pub fn coalescer<Q, A>(gathering: GroupLimits) -> (Coalescer<Q, A>, GroupWorker<Q, A>) {
     let (sender, questions) = mpsc::channel(gathering.waiting_max);
-    let answering = Answering {
+    let answering = GroupWorker {
         questions,
         gathering,
     };
@@ -93,7 +95,7 @@ impl<Q, A> Coalescer<Q, A> {
     }
 }
 
-impl<Q: Send + 'static, A: Send + 'static> Answering<Q, A> {
+impl<Q: Send + 'static, A: Send + 'static> GroupWorker<Q, A> {
     /// Answers until every [`Coalescer`] is dropped. `answer` returns one answer for each call, in their order.
     pub async fn run<F, Answers>(mut self, answer: F)
     where
@@ -157,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    const GATHERING: Gathering = Gathering {
+    const GROUP_LIMITS: GroupLimits = GroupLimits {
         rows_max: 10,
         groups_max: 2,
         pace: Duration::from_millis(500),
@@ -166,7 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn first_call_goes_alone_and_later_ones_in_groups() {
-        let (asking, answering) = coalescer::<u32, u32>(GATHERING);
+        let (asking, answering) = coalescer::<u32, u32>(GROUP_LIMITS);
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&sizes);
         let mut tasks = JoinSet::new();
@@ -176,7 +178,7 @@ mod tests {
         }));
         let began = Instant::now();
         assert_eq!(asking.ask(1).await, Ok(2));
-        assert!(began.elapsed() < GATHERING.pace);
+        assert!(began.elapsed() < GROUP_LIMITS.pace);
         let asked = (0..13).map(|number| {
             let asking = asking.clone();
             async move { (number, asking.ask(number).await) }
@@ -192,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn full_queue_and_stopped_worker_are_different_errors() {
-        let (asking, answering) = coalescer::<u32, u32>(GATHERING);
+        let (asking, answering) = coalescer::<u32, u32>(GROUP_LIMITS);
         let waiting: JoinSet<_> = (0..25)
             .map(|number| {
                 let asking = asking.clone();

@@ -21,8 +21,9 @@ use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
 use crate::settlement::{
-    Approver, BatchLimits, EngineFailed, Lane, Pickup, SenderWatch, Site, SiteParts, Supervisor,
-    Task, Transfers, Unconfigured, Unmoved, Waiters, Watch,
+    Approver, BatchLimits, EngineFailed, Lane, Pickup, SenderWatch, ServedNetwork,
+    ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Unreconciled, Waiters,
+    Watch,
 };
 use crate::telemetry::causes;
 
@@ -65,15 +66,16 @@ impl Service {
         let (requests, engine) = (TaskTracker::new(), TaskTracker::new());
         let supervisor = Supervisor::new(engine.clone(), stopped.clone());
         let waiters = Waiters::default();
-        let mut sites = Vec::new();
+        let mut served_networks = Vec::new();
         for network in &config.networks {
-            sites.push(open_network(network, &ledger, &waiters, &supervisor, &stopped).await?);
+            served_networks
+                .push(open_network(network, &ledger, &waiters, &supervisor, &stopped).await?);
         }
         supervisor.run(
             Task::of_process("statements"),
             until(&stopped, statements.run()),
         );
-        run_process(&supervisor, &stopped, (&ledger, &sites, &waiters));
+        run_process(&supervisor, &stopped, (&ledger, &served_networks, &waiters));
         let signers = config
             .networks
             .iter()
@@ -82,7 +84,7 @@ impl Service {
         let facilitator = Facilitator {
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
-            sites: sites.into(),
+            served_networks: served_networks.into(),
             signers,
             waiters,
             clock: ledger.clock(),
@@ -169,7 +171,7 @@ pub async fn check_address(address: SocketAddr) -> Result<(), StartError> {
     let listener = TcpListener::bind(address).await;
     listener
         .map(drop)
-        .map_err(|source| StartError::Listen { address, source })
+        .map_err(|cause| StartError::Listen { address, cause })
 }
 
 async fn listen(
@@ -178,9 +180,9 @@ async fn listen(
     requests: &TaskTracker,
     stopping: &CancellationToken,
 ) -> Result<SocketAddr, StartError> {
-    let failed = |source| StartError::Listen {
+    let failed = |cause| StartError::Listen {
         address: config.listen,
-        source,
+        cause,
     };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
@@ -204,20 +206,20 @@ async fn open_network(
     waiters: &Waiters,
     supervisor: &Supervisor,
     stopped: &CancellationToken,
-) -> Result<Arc<Site>, StartError> {
+) -> Result<Arc<ServedNetwork>, StartError> {
     let network = config.policy.network;
     let named = |problem| StartError::Network {
         network: network.to_string(),
         problem,
     };
     let rpc = network_rpc(config).map_err(|error| named(error.into()))?;
-    let (questions, gas_cap) = (rpc.for_callers(), config.fees.gas_cap);
-    let (facts, for_callers) = FactsReader::new(questions.clone(), gas_cap);
+    let (caller_rpc, gas_cap) = (rpc.for_callers(), config.fees.gas_cap);
+    let (facts, for_callers) = FactsReader::new(caller_rpc.clone(), gas_cap);
     let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
-    let site = Arc::new(Site::new(SiteParts {
+    let served = Arc::new(ServedNetwork::new(ServedNetworkParts {
         ledger: ledger.clone(),
         rpc,
-        questions,
+        caller_rpc,
         facts,
         lane_facts,
         policy: config.policy.clone(),
@@ -233,10 +235,10 @@ async fn open_network(
             gas_max: config.batch_gas_max,
         },
     }));
-    site.note_proxies(ledger.proxies(network).await?);
+    served.note_proxies(ledger.proxies(network).await?);
     let signers = config.signers.clone();
     let mut logged = String::new();
-    match check(&site, &signers).await {
+    match check(&served, &signers).await {
         Ok(()) => {}
         Err(problem) if problem.is_transient() => {
             logged = problem.to_string();
@@ -245,14 +247,14 @@ async fn open_network(
         Err(problem) => return Err(named(problem)),
     }
     let work = run_network(
-        Arc::clone(&site),
+        Arc::clone(&served),
         (signers, logged),
         [for_callers, for_lanes],
         supervisor.clone(),
         stopped.clone(),
     );
     supervisor.run(Task::of(network, "start"), work);
-    Ok(site)
+    Ok(served)
 }
 
 /// The RPC client of a configured network.
@@ -276,14 +278,14 @@ pub(crate) fn rpc_with_urls(
 
 /// Runs a network once its RPC has confirmed the configuration. A problem that was logged already is not logged again.
 async fn run_network(
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
     (signers, mut logged): (Vec<SignerKey>, String),
     facts: [FactsTask; 2],
     supervisor: Supervisor,
     stopped: CancellationToken,
 ) {
-    let network = site.policy.network;
-    while let Err(problem) = check(&site, &signers).await {
+    let network = served.policy.network;
+    while let Err(problem) = check(&served, &signers).await {
         let text = problem.to_string();
         // An RPC that was down may come back with another chain or token behind it: every new problem is logged.
         if text != logged {
@@ -299,56 +301,62 @@ async fn run_network(
             () = tokio::time::sleep(RETRY) => {}
         }
     }
-    SenderWatch::new(Arc::clone(&site)).first_look().await;
-    site.open();
-    if !site.has_multicall() {
+    SenderWatch::new(Arc::clone(&served)).first_check().await;
+    served.open();
+    if !served.has_multicall() {
         tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not deployed: each payment gets its own transaction");
     }
-    tracing::info!(%network, signers = signers.len(), confirmations = site.policy.confirmations, "network served");
+    tracing::info!(%network, signers = signers.len(), confirmations = served.policy.confirmations, "network served");
     for facts in facts {
         supervisor.run(Task::of(network, "facts"), until(&stopped, facts.run()));
     }
-    keep_network(&supervisor, &site, &stopped);
+    keep_network(&supervisor, &served, &stopped);
     for key in signers {
-        let (site, stop) = (Arc::clone(&site), stopped.clone());
-        supervisor.keep(Task::lane(network, key.address()), move || {
-            Some(Lane::mortal(Arc::clone(&site), key.clone(), stop.clone()))
+        let (served, stop) = (Arc::clone(&served), stopped.clone());
+        supervisor.keep_running(Task::lane(network, key.address()), move || {
+            Some(Lane::run_with_cleanup(
+                Arc::clone(&served),
+                key.clone(),
+                stop.clone(),
+            ))
         });
     }
     stopped.cancelled().await;
 }
 
 /// Keeps those tasks of a network alive that can be started at any time.
-fn keep_network(supervisor: &Supervisor, site: &Arc<Site>, stopped: &CancellationToken) {
-    type Start = fn(Arc<Site>, CancellationToken) -> Running;
+fn keep_network(supervisor: &Supervisor, served: &Arc<ServedNetwork>, stopped: &CancellationToken) {
+    type Start = fn(Arc<ServedNetwork>, CancellationToken) -> Running;
     let tasks: [(&'static str, Start); 8] = [
-        (Task::WATCH, |site, stop| {
-            Box::pin(Watch::new(site).run(stop))
+        (Task::WATCH, |served, stop| {
+            Box::pin(Watch::new(served).run(stop))
         }),
-        ("senders", |site, stop| {
-            Box::pin(SenderWatch::new(site).run(stop))
+        ("senders", |served, stop| {
+            Box::pin(SenderWatch::new(served).run(stop))
         }),
-        ("comparison of endpoints", |site, stop| {
-            Box::pin(until(&stop, site.rpc.clone().compare()))
+        ("comparison of endpoints", |served, stop| {
+            Box::pin(until(&stop, served.rpc.clone().compare()))
         }),
-        ("transfers", |site, stop| {
-            Box::pin(Transfers::new(site).run(stop))
+        ("transfers", |served, stop| {
+            Box::pin(Transfers::new(served).run(stop))
         }),
-        ("approvals", |site, stop| {
-            Box::pin(Approver::new(site).run(stop))
+        ("approvals", |served, stop| {
+            Box::pin(Approver::new(served).run(stop))
         }),
-        ("undecided payments", |site, stop| {
-            Box::pin(Unmoved::new(site).run(stop))
+        ("undecided payments", |served, stop| {
+            Box::pin(Unreconciled::new(served).run(stop))
         }),
-        ("unconfigured signers", |site, stop| {
-            Box::pin(Unconfigured::new(site).run(stop))
+        ("unconfigured signers", |served, stop| {
+            Box::pin(UnconfiguredSigners::new(served).run(stop))
         }),
-        ("pickup", |site, stop| Box::pin(Pickup::new(site).run(stop))),
+        ("pickup", |served, stop| {
+            Box::pin(Pickup::new(served).run(stop))
+        }),
     ];
     for (name, start) in tasks {
-        let (site, stop) = (Arc::clone(site), stopped.clone());
-        let task = Task::of(site.policy.network, name);
-        supervisor.keep(task, move || Some(start(Arc::clone(&site), stop.clone())));
+        let (served, stop) = (Arc::clone(served), stopped.clone());
+        let task = Task::of(served.policy.network, name);
+        supervisor.keep_running(task, move || Some(start(Arc::clone(&served), stop.clone())));
     }
 }
 
@@ -356,19 +364,23 @@ fn keep_network(supervisor: &Supervisor, site: &Arc<Site>, stopped: &Cancellatio
 fn run_process(
     supervisor: &Supervisor,
     stopped: &CancellationToken,
-    (ledger, sites, waiters): (&Ledger, &[Arc<Site>], &Waiters),
+    (ledger, served_networks, waiters): (&Ledger, &[Arc<ServedNetwork>], &Waiters),
 ) {
-    let (stop, handle, sites) = (stopped.clone(), ledger.clone(), sites.to_vec());
-    supervisor.keep(Task::of_process("heartbeat"), move || {
-        Some(until(&stop, heartbeat(handle.clone(), sites.clone())))
+    let (stop, handle, served_networks) =
+        (stopped.clone(), ledger.clone(), served_networks.to_vec());
+    supervisor.keep_running(Task::of_process("heartbeat"), move || {
+        Some(until(
+            &stop,
+            heartbeat(handle.clone(), served_networks.clone()),
+        ))
     });
     let (stop, handle, waiters) = (stopped.clone(), ledger.clone(), waiters.clone());
-    supervisor.keep(Task::of_process("waiters"), move || {
-        Some(until(&stop, waiters.clone().look_elsewhere(handle.clone())))
+    supervisor.keep_running(Task::of_process("waiters"), move || {
+        Some(until(&stop, waiters.clone().poll_ledger(handle.clone())))
     });
     let (stop, handle) = (stopped.clone(), ledger.clone());
-    supervisor.keep(Task::of_process("sessions"), move || {
-        Some(until(&stop, forget_sessions(handle.clone())))
+    supervisor.keep_running(Task::of_process("sessions"), move || {
+        Some(until(&stop, delete_unpaid_sessions(handle.clone())))
     });
 }
 
@@ -384,43 +396,45 @@ where
 }
 
 /// Compares the configuration of a network with the chain.
-async fn check(site: &Site, signers: &[SignerKey]) -> Result<(), NetworkProblem> {
-    site.rpc.check_chain().await?;
-    site.rpc.check_overrides().await?;
-    site.ledger
-        .recognise_network(site.policy.network, site.rpc.genesis().await?)
+async fn check(served: &ServedNetwork, signers: &[SignerKey]) -> Result<(), NetworkProblem> {
+    served.rpc.check_chain().await?;
+    served.rpc.check_overrides().await?;
+    served
+        .ledger
+        .check_genesis(served.policy.network, served.rpc.genesis().await?)
         .await?;
-    for asset in &site.policy.assets {
-        if let Some(problem) = site.rpc.token_problem(asset).await? {
+    for asset in &served.policy.assets {
+        if let Some(problem) = served.rpc.token_problem(asset).await? {
             return Err(problem.into());
         }
     }
     for signer in signers {
-        if site.rpc.has_code(signer.address()).await? {
+        if served.rpc.has_code(signer.address()).await? {
             return Err(NetworkProblem::SignerHasCode(signer.address()));
         }
     }
-    site.note_multicall(site.rpc.has_code(MULTICALL3).await?);
-    if let Some(wei) = site.rpc.data_fee().await? {
-        site.note_data_fee(wei);
+    served.note_multicall(served.rpc.has_code(MULTICALL3).await?);
+    if let Some(wei) = served.rpc.data_fee().await? {
+        served.note_data_fee(wei);
     }
-    let proxies = site.rpc.proxies().await?;
-    site.note_proxies(proxies);
-    site.ledger
-        .note_proxies(site.policy.network, proxies)
+    let proxies = served.rpc.proxies().await?;
+    served.note_proxies(proxies);
+    served
+        .ledger
+        .note_proxies(served.policy.network, proxies)
         .await?;
     Ok(())
 }
 
-async fn heartbeat(ledger: Ledger, sites: Vec<Arc<Site>>) {
+async fn heartbeat(ledger: Ledger, served_networks: Vec<Arc<ServedNetwork>>) {
     let mut interval = tokio::time::interval(LEASE_RENEWAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let reachable = sites
+        let reachable = served_networks
             .iter()
-            .filter(|site| site.is_open() && !site.is_blind());
-        let networks: Vec<_> = reachable.map(|site| site.policy.network).collect();
+            .filter(|served| served.is_open() && !served.is_disconnected());
+        let networks: Vec<_> = reachable.map(|served| served.policy.network).collect();
         if let Err(error) = ledger.renew_process(&networks).await {
             tracing::warn!(error = causes(&error), "process lease not renewed");
         }
@@ -428,12 +442,12 @@ async fn heartbeat(ledger: Ledger, sites: Vec<Arc<Site>>) {
 }
 
 /// Deletes sessions that ended without a payment.
-async fn forget_sessions(ledger: Ledger) {
+async fn delete_unpaid_sessions(ledger: Ledger) {
     let mut interval = tokio::time::interval(FORGET_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if let Err(error) = ledger.forget_sessions().await {
+        if let Err(error) = ledger.delete_unpaid_sessions().await {
             tracing::warn!(error = causes(&error), "old sessions not deleted");
         }
     }

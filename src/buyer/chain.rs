@@ -14,9 +14,9 @@ use reqwest::Url;
 use serde_json::{Value, json};
 
 use crate::buyer::exchange::Http;
-use crate::buyer::{Handed, Signer};
+use crate::buyer::{SignedPayment, Signer};
 use crate::protocol::permit2::PERMIT2;
-use crate::protocol::{Amount, Means, Network};
+use crate::protocol::{Amount, Network, PaymentMethod};
 
 sol! {
     function authorizationState(address authorizer, bytes32 nonce) returns (bool);
@@ -78,7 +78,11 @@ impl Chain {
 
     /// Whether the chain proves that a signed payment can never move money: the latest block is past its expiry, and its nonce is unused
     /// at that block.
-    pub(super) async fn proves_unpaid(&self, http: &Http, handed: &Handed) -> Result<bool, String> {
+    pub(super) async fn proves_unpaid(
+        &self,
+        http: &Http,
+        signed: &SignedPayment,
+    ) -> Result<bool, String> {
         let block: Value = self
             .request(http, "eth_getBlockByNumber", json!(["latest", false]))
             .await?;
@@ -92,31 +96,36 @@ impl Chain {
             .unwrap_or("latest");
         let time = time.ok_or("the RPC endpoint returned a block without timestamp")?;
         let time = time.to::<u64>();
-        let expired = handed.valid_before.is_some_and(|end| {
-            u64::try_from(end).is_ok_and(|end| match handed.means {
-                Means::Authorization => time >= end,
+        let expired = signed.valid_before.is_some_and(|end| {
+            u64::try_from(end).is_ok_and(|end| match signed.method {
+                PaymentMethod::Authorization => time >= end,
                 // Permit2 accepts a signature up to and including its deadline.
-                Means::Permit2 | Means::Metered => time > end,
+                PaymentMethod::Permit2 | PaymentMethod::Metered => time > end,
             })
         });
-        Ok(expired && !self.is_used(http, handed, number).await?)
+        Ok(expired && !self.is_used(http, signed, number).await?)
     }
 
     /// Whether the payment's nonce was used at `block`.
-    async fn is_used(&self, http: &Http, handed: &Handed, block: &str) -> Result<bool, String> {
-        match handed.means {
-            Means::Authorization => {
+    async fn is_used(
+        &self,
+        http: &Http,
+        signed: &SignedPayment,
+        block: &str,
+    ) -> Result<bool, String> {
+        match signed.method {
+            PaymentMethod::Authorization => {
                 let call = authorizationStateCall {
-                    authorizer: handed.payer,
-                    nonce: handed.nonce,
+                    authorizer: signed.payer,
+                    nonce: signed.nonce,
                 };
-                self.eth_call(http, handed.asset, call, block).await
+                self.eth_call(http, signed.asset, call, block).await
             }
             // A word of Permit2's bitmap holds 256 nonces; the low byte of the nonce selects the bit.
-            Means::Permit2 | Means::Metered => {
-                let nonce = U256::from_be_bytes(handed.nonce.0);
+            PaymentMethod::Permit2 | PaymentMethod::Metered => {
+                let nonce = U256::from_be_bytes(signed.nonce.0);
                 let call = nonceBitmapCall {
-                    owner: handed.payer,
+                    owner: signed.payer,
                     word: nonce >> 8,
                 };
                 let word: U256 = self.eth_call(http, PERMIT2, call, block).await?;

@@ -5,7 +5,7 @@ use alloy::primitives::Address;
 use crate::buyer::BuyerError;
 use crate::protocol::assets::default_assets;
 use crate::protocol::challenge::Offer;
-use crate::protocol::{Amount, Means, Network, PaymentRequired, X402Version};
+use crate::protocol::{Amount, Network, PaymentMethod, PaymentRequired, X402Version};
 
 /// The caller's limits and choices for one purchase.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,13 +73,13 @@ impl PayOptions {
     fn can_pay(&self, offer: &Offer) -> bool {
         let requirements = &offer.requirements;
         let v2 = offer.version == X402Version::V2;
-        let signable = match requirements.means() {
-            Some(Means::Authorization) => {
+        let signable = match requirements.payment_method() {
+            Some(PaymentMethod::Authorization) => {
                 requirements.domain_name().is_some() && requirements.domain_version().is_some()
             }
-            Some(Means::Permit2) => v2,
+            Some(PaymentMethod::Permit2) => v2,
             // Without a facilitator in the signed witness, any caller of the proxy could charge the maximum.
-            Some(Means::Metered) => v2 && requirements.facilitator().is_some(),
+            Some(PaymentMethod::Metered) => v2 && requirements.facilitator().is_some(),
             None => false,
         };
         signable
@@ -104,7 +104,7 @@ pub(super) fn choose(
         if offer.requirements.amount <= options.ceiling {
             return Ok(offer);
         }
-        above_ceiling.get_or_insert(BuyerError::TooDear {
+        above_ceiling.get_or_insert(BuyerError::AboveCeiling {
             price: offer.requirements.amount,
             ceiling: options.ceiling,
             asset: offer.requirements.asset,
@@ -149,7 +149,7 @@ mod tests {
     fn price_above_ceiling_is_refused_with_both_amounts() {
         let error = chosen(&[entry("11"), entry("12")], &ten()).unwrap_err();
         assert!(
-            matches!(&error, BuyerError::TooDear { price, ceiling, .. } if price.to_string() == "11" && ceiling.to_string() == "10")
+            matches!(&error, BuyerError::AboveCeiling { price, ceiling, .. } if price.to_string() == "11" && ceiling.to_string() == "10")
         );
         assert!(!error.money_may_have_moved());
     }

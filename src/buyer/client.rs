@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::buyer::chain::Chain;
 use crate::buyer::exchange::{Answer, Http};
 use crate::buyer::journal::Journal;
-use crate::buyer::{BuyerError, Handed, PayOptions, Request, Signer};
+use crate::buyer::{BuyerError, PayOptions, Request, SignedPayment, Signer};
 use crate::clock::{Clock, SystemClock};
 use crate::protocol::{Amount, Network, PaymentRequired, SettleResponse, X402Version, header};
 
@@ -22,9 +22,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(150);
 
 /// Called before a payment is signed; an error declines it.
-pub(super) type BeforePayment = dyn Fn(&Handed, &Url) -> Result<(), String> + Send + Sync;
+pub(super) type BeforePayment = dyn Fn(&SignedPayment, &Url) -> Result<(), String> + Send + Sync;
 /// Called after each call that presented a payment.
-pub(super) type AfterPayment = dyn Fn(&Handed, Result<&Paid, &BuyerError>) + Send + Sync;
+pub(super) type AfterPayment = dyn Fn(&SignedPayment, Result<&Paid, &BuyerError>) + Send + Sync;
 
 /// Buys over HTTP for one payer. Configure it with the methods that return `Self`, then call [`Client::get`], [`Client::post`] or
 /// [`Client::send`]. Clones share budget and journal.
@@ -63,7 +63,7 @@ pub struct Paid {
     /// The settlement result that the seller reports; `None` when no payment was asked for or no result was sent.
     pub payment: Option<SettleResponse>,
     /// The terms that were signed; `None` when no payment was asked for.
-    pub handed: Option<Handed>,
+    pub signed: Option<SignedPayment>,
     /// The payment session that was used, if any.
     pub session: Option<SessionReceipt>,
 }
@@ -84,14 +84,14 @@ impl Paid {
     pub(super) fn new(
         answer: Answer,
         payment: Option<SettleResponse>,
-        handed: Option<Handed>,
+        signed: Option<SignedPayment>,
     ) -> Self {
         Self {
             status: answer.status,
             headers: answer.headers,
             body: answer.body,
             payment,
-            handed,
+            signed,
             session: None,
         }
     }
@@ -106,8 +106,8 @@ impl Paid {
     /// zero, which has no transaction, and the signed maximum. This is the seller's claim; the transaction is the proof.
     pub fn charged(&self) -> Option<Amount> {
         let payment = self.payment.as_ref().filter(|payment| payment.success)?;
-        let handed = self.handed.as_ref()?;
-        Some(payment.amount.unwrap_or(handed.amount))
+        let signed = self.signed.as_ref()?;
+        Some(payment.amount.unwrap_or(signed.amount))
     }
 
     /// Parses the body as JSON.
@@ -171,7 +171,7 @@ impl Client {
     #[must_use]
     pub fn before_payment(
         mut self,
-        hook: impl Fn(&Handed, &Url) -> Result<(), String> + Send + Sync + 'static,
+        hook: impl Fn(&SignedPayment, &Url) -> Result<(), String> + Send + Sync + 'static,
     ) -> Self {
         self.before = Some(Arc::new(hook));
         self
@@ -181,7 +181,7 @@ impl Client {
     #[must_use]
     pub fn after_payment(
         mut self,
-        hook: impl Fn(&Handed, Result<&Paid, &BuyerError>) + Send + Sync + 'static,
+        hook: impl Fn(&SignedPayment, Result<&Paid, &BuyerError>) + Send + Sync + 'static,
     ) -> Self {
         self.after = Some(Arc::new(hook));
         self

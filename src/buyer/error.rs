@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 use crate::buyer::Paid;
 use crate::buyer::journal::JournalError;
 use crate::protocol::permit2::PERMIT2;
-use crate::protocol::{Amount, Means, Network, SettleResponse, field};
+use crate::protocol::{Amount, Network, PaymentMethod, SettleResponse, field};
 
 /// The terms of a signed payment. Once it was sent, its receiver can have it settled until `valid_before` has passed on chain.
 ///
 /// [`crate::buyer::Client::before_payment`] receives the same terms before they are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Handed {
+pub struct SignedPayment {
     /// The network of the token.
     pub network: Network,
     /// The token contract.
@@ -25,11 +25,11 @@ pub struct Handed {
     /// The account that is paid.
     #[serde(with = "field::address")]
     pub pay_to: Address,
-    /// The amount in atomic units of the token; with [`Means::Metered`] the maximum.
+    /// The amount in atomic units of the token; with [`PaymentMethod::Metered`] the maximum.
     pub amount: Amount,
     /// How the money moves.
     #[serde(rename = "means", default)]
-    pub means: Means,
+    pub method: PaymentMethod,
     /// The EIP-3009 nonce; for Permit2 its nonce as 32 big-endian bytes; for a transfer by the payer's own transaction the tag of its
     /// session.
     #[serde(with = "field::hash")]
@@ -40,7 +40,7 @@ pub struct Handed {
 
 /// An HTTP exchange without a complete response.
 #[derive(Debug, thiserror::Error)]
-pub enum Broken {
+pub enum ExchangeError {
     /// The connection failed, the request timed out, or the response was not valid HTTP.
     #[error("no HTTP response was received")]
     Transport(#[source] reqwest::Error),
@@ -69,7 +69,7 @@ pub enum SessionFailure {
     Redirected(String),
     /// Sessions support EIP-3009 payments only, and the offer is paid by Permit2.
     #[error("sessions do not support payments by Permit2")]
-    Means,
+    PaymentMethod,
     /// The facilitator refused the session; holds its error code.
     #[error("the facilitator refused the session: {0}")]
     Refused(String),
@@ -96,7 +96,7 @@ pub enum BuyerError {
     AlreadyPaid,
     /// The first request got no response. Nothing was signed.
     #[error("no response from the seller; nothing was signed")]
-    Unanswered(#[source] Broken),
+    Unanswered(#[source] ExchangeError),
     /// The seller answered 402 without a readable challenge of x402 v1 or v2. Nothing was signed.
     #[error("the seller answered 402 without a readable x402 challenge; nothing was signed")]
     Challenge,
@@ -109,7 +109,7 @@ pub enum BuyerError {
     #[error(
         "the price is {price} atomic units of {asset} on {network}, above the ceiling of {ceiling}"
     )]
-    TooDear {
+    AboveCeiling {
         /// The seller's price.
         price: Amount,
         /// The caller's limit ([`crate::buyer::PayOptions::ceiling`]).
@@ -147,10 +147,10 @@ pub enum BuyerError {
     #[error("the payment was sent and the seller did not answer; it may still settle")]
     PaidUnanswered {
         /// The payment that may still settle.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The failure of the exchange.
         #[source]
-        broken: Broken,
+        cause: ExchangeError,
     },
     /// The seller answered with a server error to the payment and reports no result. The payment may settle.
     #[error(
@@ -158,7 +158,7 @@ pub enum BuyerError {
     )]
     OutcomeUnknown {
         /// The payment that may still settle.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The HTTP status.
         status: u16,
     },
@@ -168,7 +168,7 @@ pub enum BuyerError {
     )]
     Redirected {
         /// The payment that may still settle.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The `Location` header as sent, shortened to 200 characters.
         location: String,
     },
@@ -176,7 +176,7 @@ pub enum BuyerError {
     #[error("the payment is not settled yet, its transaction is {transaction}")]
     Pending {
         /// The payment that is being settled.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The transaction hash from the seller.
         transaction: String,
     },
@@ -186,7 +186,7 @@ pub enum BuyerError {
     )]
     Used {
         /// The payment.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The transaction hash from the seller, empty when there is none.
         transaction: String,
     },
@@ -194,7 +194,7 @@ pub enum BuyerError {
     #[error("the seller refused the payment: {reason}")]
     Refused {
         /// The refused payment.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The seller's reason: a code of x402 or free text, shortened to 300 characters.
         reason: String,
         /// The facilitator's settlement response, when the seller forwarded it.
@@ -204,20 +204,20 @@ pub enum BuyerError {
     /// the signed payment can settle once Permit2 is approved, until it expires.
     #[error(
         "the payer has to approve Permit2 ({PERMIT2}) for at least {} atomic units of the token {} on {} first",
-        handed.amount, handed.asset, handed.network
+        signed.amount, signed.asset, signed.network
     )]
     AllowanceRequired {
         /// The refused payment.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
     },
     /// The seller received the payment for its first price and now asks for another price. Nothing more was signed.
     #[error(
         "the seller received a payment of the {} atomic units that it asked for, and now asks for {price}; nothing more was signed",
-        handed.amount
+        signed.amount
     )]
     PriceChanged {
         /// The payment for the first price.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The new price.
         price: Amount,
     },
@@ -225,7 +225,7 @@ pub enum BuyerError {
     #[error("the seller answered, but its result contradicts the signed payment: {what}")]
     Contradiction {
         /// The signed payment.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The mismatch.
         what: String,
         /// The complete response.
@@ -237,7 +237,7 @@ pub enum BuyerError {
     )]
     Unresolved {
         /// The earlier payment.
-        handed: Box<Handed>,
+        signed: Box<SignedPayment>,
         /// The transaction hash that was reported for it.
         transaction: Option<String>,
     },
@@ -249,7 +249,7 @@ pub enum BuyerError {
     )]
     MayBeRepeated {
         /// The earlier payment.
-        earlier: Box<Handed>,
+        earlier: Box<SignedPayment>,
         /// The URL of its request, without query.
         place: String,
         /// The transaction hash that was reported for it.
@@ -258,8 +258,8 @@ pub enum BuyerError {
 }
 
 /// The expiry of a payment as text for an error message, empty when it has none.
-fn until(handed: &Handed) -> String {
-    let end = handed.valid_before;
+fn until(signed: &SignedPayment) -> String {
+    let end = signed.valid_before;
     end.map_or_else(String::new, |end| format!(" until {end} (Unix seconds)"))
 }
 
@@ -273,7 +273,7 @@ impl BuyerError {
             Self::Unanswered(_) => "seller_unanswered",
             Self::Challenge => "challenge_unreadable",
             Self::NothingPayable(_) => "nothing_payable",
-            Self::TooDear { .. } => "above_ceiling",
+            Self::AboveCeiling { .. } => "above_ceiling",
             Self::OverBudget { .. } => "over_budget",
             Self::Declined(_) => "declined",
             Self::Session(_) => "session_unavailable",
@@ -297,32 +297,32 @@ impl BuyerError {
     /// refusal, because the seller holds the payment until it expires. Calling again for the same purchase with the same journal is safe:
     /// the same payment is presented.
     pub fn money_may_have_moved(&self) -> bool {
-        self.handed().is_some()
+        self.signed().is_some()
     }
 
     /// The signed payment that was sent, if any.
-    pub fn handed(&self) -> Option<&Handed> {
+    pub fn signed(&self) -> Option<&SignedPayment> {
         match self {
-            Self::PaidUnanswered { handed, .. }
-            | Self::OutcomeUnknown { handed, .. }
-            | Self::Redirected { handed, .. }
-            | Self::Pending { handed, .. }
-            | Self::Used { handed, .. }
-            | Self::Refused { handed, .. }
-            | Self::AllowanceRequired { handed }
-            | Self::PriceChanged { handed, .. }
-            | Self::Contradiction { handed, .. }
-            | Self::Unresolved { handed, .. }
+            Self::PaidUnanswered { signed, .. }
+            | Self::OutcomeUnknown { signed, .. }
+            | Self::Redirected { signed, .. }
+            | Self::Pending { signed, .. }
+            | Self::Used { signed, .. }
+            | Self::Refused { signed, .. }
+            | Self::AllowanceRequired { signed }
+            | Self::PriceChanged { signed, .. }
+            | Self::Contradiction { signed, .. }
+            | Self::Unresolved { signed, .. }
             | Self::MayBeRepeated {
-                earlier: handed, ..
-            } => Some(handed),
+                earlier: signed, ..
+            } => Some(signed),
             Self::Setup(_)
             | Self::Url(_)
             | Self::AlreadyPaid
             | Self::Unanswered(_)
             | Self::Challenge
             | Self::NothingPayable(_)
-            | Self::TooDear { .. }
+            | Self::AboveCeiling { .. }
             | Self::OverBudget { .. }
             | Self::Declined(_)
             | Self::Session(_)
@@ -348,7 +348,7 @@ impl BuyerError {
             | Self::Unanswered(_)
             | Self::Challenge
             | Self::NothingPayable(_)
-            | Self::TooDear { .. }
+            | Self::AboveCeiling { .. }
             | Self::OverBudget { .. }
             | Self::Declined(_)
             | Self::Session(_)
@@ -370,7 +370,7 @@ impl BuyerError {
                 "nothing was signed; fix the call or contact the seller"
             }
             Self::Unanswered(_) => "nothing was signed; call again",
-            Self::NothingPayable(_) | Self::TooDear { .. } | Self::OverBudget { .. } => {
+            Self::NothingPayable(_) | Self::AboveCeiling { .. } | Self::OverBudget { .. } => {
                 "nothing was signed; raise the limit, or buy elsewhere"
             }
             Self::Declined(_) | Self::Session(_) | Self::Signing(_) | Self::Journal(_) => {

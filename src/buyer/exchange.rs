@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::buyer::{Broken, BuyerError};
+use crate::buyer::{BuyerError, ExchangeError};
 use crate::protocol::{PaymentHeader, header};
 
 /// The default limit of a response body.
@@ -132,7 +132,7 @@ impl Http {
     }
 
     /// Sends a request without a payment.
-    pub(super) async fn send_unpaid(&self, request: &Request) -> Result<Answer, Broken> {
+    pub(super) async fn send_unpaid(&self, request: &Request) -> Result<Answer, ExchangeError> {
         // A followed redirect can turn other methods into GET, and the payment would then be for another request.
         let client = match request.method {
             Method::GET | Method::HEAD => &self.unpaid_client,
@@ -146,7 +146,7 @@ impl Http {
         &self,
         request: &Request,
         payment: &PaymentHeader,
-    ) -> Result<Answer, Broken> {
+    ) -> Result<Answer, ExchangeError> {
         let mut headers = HeaderMap::new();
         if let Ok(mut value) = HeaderValue::from_str(payment.value()) {
             value.set_sensitive(true);
@@ -196,12 +196,12 @@ fn redirect_target(response: &reqwest::Response) -> String {
 async fn read_bounded(
     response: &mut reqwest::Response,
     bytes_max: usize,
-) -> Result<Vec<u8>, Broken> {
-    let broken = |error: reqwest::Error| Broken::Transport(error.without_url());
+) -> Result<Vec<u8>, ExchangeError> {
+    let broken = |error: reqwest::Error| ExchangeError::Transport(error.without_url());
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(broken)? {
         if body.len().saturating_add(chunk.len()) > bytes_max {
-            return Err(Broken::TooLong(bytes_max));
+            return Err(ExchangeError::TooLong(bytes_max));
         }
         body.extend_from_slice(&chunk);
     }
@@ -230,9 +230,9 @@ async fn exchange(
     request: &Request,
     payment: HeaderMap,
     bytes_max: usize,
-) -> Result<Answer, Broken> {
+) -> Result<Answer, ExchangeError> {
     // reqwest's errors contain the URL, which may hold the caller's secrets.
-    let broken = |error: reqwest::Error| Broken::Transport(error.without_url());
+    let broken = |error: reqwest::Error| ExchangeError::Transport(error.without_url());
     let mut response = client
         .request(request.method.clone(), request.url.clone())
         .headers(request.headers.clone())

@@ -17,7 +17,7 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::buyer::Handed;
+use crate::buyer::SignedPayment;
 use crate::protocol::X402Version;
 use crate::protocol::session::TransferSubmission;
 use file::JournalFile;
@@ -104,7 +104,7 @@ pub(super) struct OpenPayment {
     /// The value of the payment header.
     pub(super) header: String,
     #[serde(rename = "handed")]
-    pub(super) handed: Handed,
+    pub(super) signed: SignedPayment,
     /// The payment session that it pays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) session: Option<OpenSession>,
@@ -119,7 +119,7 @@ const EXPIRY_MARGIN_S: i64 = 60;
 impl OpenPayment {
     /// Whether it may still move money. A transaction signed by the payer never expires.
     pub(super) fn may_settle(&self, now: i64) -> bool {
-        let end = self.handed.valid_before;
+        let end = self.signed.valid_before;
         end.is_none_or(|end| now <= end.saturating_add(EXPIRY_MARGIN_S))
     }
 }
@@ -140,7 +140,7 @@ impl fmt::Debug for OpenPayment {
         // The header is a bearer value, and the URL may contain the caller's secrets.
         formatter
             .debug_struct("OpenPayment")
-            .field("handed", &self.handed)
+            .field("signed", &self.signed)
             .finish_non_exhaustive()
     }
 }
@@ -186,11 +186,11 @@ impl Journal {
     }
 
     /// All open payments: signed, and neither known to have bought their resource nor proven unpaid.
-    pub fn unresolved(&self) -> Vec<Handed> {
+    pub fn unresolved(&self) -> Vec<SignedPayment> {
         self.state()
             .open
             .values()
-            .map(|payment| payment.handed)
+            .map(|payment| payment.signed)
             .collect()
     }
 
@@ -200,9 +200,9 @@ impl Journal {
         let open = state
             .open
             .values()
-            .filter(|payment| payment.handed.payer == payer);
+            .filter(|payment| payment.signed.payer == payer);
         open.fold(U256::ZERO, |sum, payment| {
-            sum.saturating_add(payment.handed.amount.atomic())
+            sum.saturating_add(payment.signed.amount.atomic())
         })
     }
 
@@ -234,18 +234,18 @@ impl Journal {
     pub(super) fn find_similar(
         &self,
         key: &PurchaseKey,
-        proposed: &Handed,
+        proposed: &SignedPayment,
         seller: &Url,
         now: i64,
     ) -> Option<OpenPayment> {
-        let terms = |handed: &Handed| {
-            let Handed { network, asset, .. } = *handed;
-            (network, asset, handed.payer, handed.pay_to, handed.amount)
+        let terms = |signed: &SignedPayment| {
+            let SignedPayment { network, asset, .. } = *signed;
+            (network, asset, signed.payer, signed.pay_to, signed.amount)
         };
         let state = self.state();
         let mut others = state.open.iter().filter(|(other, open)| {
             *other != key
-                && terms(&open.handed) == terms(proposed)
+                && terms(&open.signed) == terms(proposed)
                 && open.presented_to.origin() == seller.origin()
                 && open.may_settle(now)
                 && !self.is_being_presented(other)

@@ -28,7 +28,7 @@ use crate::protocol::{SettleResponse, header};
 
 pub use choose::{PayOptions, SessionUse};
 pub use client::{Client, Paid, SessionReceipt};
-pub use error::{Broken, BuyerError, Handed, SessionFailure};
+pub use error::{BuyerError, ExchangeError, SessionFailure, SignedPayment};
 pub use exchange::Request;
 pub use journal::{Journal, JournalError};
 pub use signer::{DigestSigner, KeyError, Signer};

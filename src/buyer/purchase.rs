@@ -19,14 +19,16 @@ use crate::buyer::scheme::{self, Binding, payment_terms};
 use crate::buyer::session::{self, NegotiatedSession};
 use crate::buyer::verdict::{Verdict, classify, is_hash};
 use crate::buyer::{
-    BuyerError, Client, Handed, Paid, PayOptions, Request, SessionFailure, SessionUse,
+    BuyerError, Client, Paid, PayOptions, Request, SessionFailure, SessionUse, SignedPayment,
 };
 use crate::protocol::challenge::Offer;
 use crate::protocol::gas_sponsoring::EIP2612;
 use crate::protocol::session::{
     PROOF_TYPE, Rail, SessionProof, TransferForm, claim_digest, transfer_calldata,
 };
-use crate::protocol::{Amount, Means, Network, PaymentHeader, PaymentRequired, X402Version};
+use crate::protocol::{
+    Amount, Network, PaymentHeader, PaymentMethod, PaymentRequired, X402Version,
+};
 
 /// The longest validity that is signed, in seconds, even when a seller asks for more. It bounds how long an unanswered payment stays open.
 const VALIDITY_S_MAX: u64 = 3600;
@@ -106,22 +108,22 @@ impl Client {
             return Ok(None);
         }
         Err(BuyerError::Unresolved {
-            handed: Box::new(open.handed),
+            signed: Box::new(open.signed),
             transaction: hash,
         })
     }
 
     /// Whether a payment has expired. The payer's own transaction never does: only the caller can know that its account nonce is used.
     fn is_expired(&self, open: &OpenPayment, caller_asserts: bool) -> bool {
-        match open.handed.valid_before {
+        match open.signed.valid_before {
             Some(_) => !open.may_settle(self.clock.now().unix_timestamp()),
             None => caller_asserts,
         }
     }
 
     async fn is_proven_unpaid(&self, open: &OpenPayment) -> bool {
-        match self.chain_of(open.handed.network) {
-            Some(chain) => chain.proves_unpaid(&self.http, &open.handed).await == Ok(true),
+        match self.chain_of(open.signed.network) {
+            Some(chain) => chain.proves_unpaid(&self.http, &open.signed).await == Ok(true),
             None => false,
         }
     }
@@ -172,7 +174,7 @@ impl Client {
                     let submission =
                         early.map(|payload| TransferForm::Authorization(payload).into());
                     let session = session.as_ref().map(|session| session.record(submission));
-                    Ok(chosen.open(request, &prepared.header, prepared.handed, session))
+                    Ok(chosen.open(request, &prepared.header, prepared.signed, session))
                 })
             }
         }
@@ -182,7 +184,7 @@ impl Client {
     fn check_duplicate(
         &self,
         key: &PurchaseKey,
-        proposed: &Handed,
+        proposed: &SignedPayment,
         chosen: &Chosen,
         options: &PayOptions,
     ) -> Result<(), BuyerError> {
@@ -198,7 +200,7 @@ impl Client {
         place.set_query(None);
         place.set_fragment(None);
         Err(BuyerError::MayBeRepeated {
-            earlier: Box::new(open.handed),
+            earlier: Box::new(open.signed),
             place: place.into(),
             transaction: open.transaction,
         })
@@ -235,7 +237,7 @@ impl Client {
             SessionUse::Never => return Ok(None),
             SessionUse::Offered if chosen.is_by_permit2() => return Ok(None),
             SessionUse::PayFirst | SessionUse::Transfer if chosen.is_by_permit2() => {
-                return Err(BuyerError::Session(SessionFailure::Means));
+                return Err(BuyerError::Session(SessionFailure::PaymentMethod));
             }
             SessionUse::Offered | SessionUse::PayFirst => Rail::Authorization,
             SessionUse::Transfer => Rail::Transfer,
@@ -302,10 +304,10 @@ impl Client {
         };
         let header = PaymentHeader::present(&chosen.challenge, &chosen.offer, &proof)
             .map_err(|error| BuyerError::Signing(error.to_string()))?;
-        let handed = payment_terms(&self.signer, &chosen.offer, tag, None);
+        let signed = payment_terms(&self.signer, &chosen.offer, tag, None);
         let recorded = session.record(Some(form.into()));
         let open = self.sign_and_record(key, requirements.amount, || {
-            let mut open = chosen.open(request, &header, handed, Some(recorded));
+            let mut open = chosen.open(request, &header, signed, Some(recorded));
             open.transaction = Some(transaction.to_string());
             Ok(open)
         })?;
@@ -353,8 +355,8 @@ impl Client {
         key: &PurchaseKey,
         open: &OpenPayment,
     ) -> Result<Paid, BuyerError> {
-        let handed = &open.handed;
-        tracing::debug!(network = %handed.network, amount = %handed.amount, pay_to = %handed.pay_to, "presenting a payment");
+        let signed = &open.signed;
+        tracing::debug!(network = %signed.network, amount = %signed.amount, pay_to = %signed.pay_to, "presenting a payment");
         let deadline = Instant::now() + self.recovery_limit;
         self.pay_first(key, open, deadline).await;
         request.url = open.presented_to.clone();
@@ -362,7 +364,7 @@ impl Client {
             .present_until_final(&request, key, open, deadline)
             .await;
         if let Some(hook) = &self.after {
-            hook(handed, result.as_ref());
+            hook(signed, result.as_ref());
         }
         result
     }
@@ -374,11 +376,11 @@ impl Client {
         open: &OpenPayment,
         deadline: Instant,
     ) -> Result<Paid, BuyerError> {
-        let payment = PaymentHeader::kept(open.version, open.header.clone());
+        let payment = PaymentHeader::from_stored(open.version, open.header.clone());
         let mut pause = self.retry_pause;
         let mut retries = self.retries;
         loop {
-            let verdict = classify(self.http.send_paid(request, &payment).await, &open.handed);
+            let verdict = classify(self.http.send_paid(request, &payment).await, &open.signed);
             self.record_hash(key, &verdict);
             let last = retries == 0 || Instant::now() + pause >= deadline;
             match verdict {
@@ -424,9 +426,9 @@ impl Client {
             {
                 let what =
                     format!("it names the transaction {reported}, the session names {expected}");
-                let (handed, answer) = (Box::new(open.handed), Box::new(paid));
+                let (signed, answer) = (Box::new(open.signed), Box::new(paid));
                 return Err(BuyerError::Contradiction {
-                    handed,
+                    signed,
                     what,
                     answer,
                 });
@@ -441,7 +443,7 @@ impl Client {
         // smaller charge is only the seller's claim, and the signature stays valid until it expires.
         {
             let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-            *spent = spent.saturating_add(open.handed.amount.atomic());
+            *spent = spent.saturating_add(open.signed.amount.atomic());
         }
         warn_unless_recorded(self.journal.close(key));
         Ok(paid)
@@ -470,8 +472,8 @@ fn warn_unless_recorded(result: Result<(), JournalError>) {
 impl Chosen {
     fn is_by_permit2(&self) -> bool {
         matches!(
-            self.offer.requirements.means(),
-            Some(Means::Permit2 | Means::Metered)
+            self.offer.requirements.payment_method(),
+            Some(PaymentMethod::Permit2 | PaymentMethod::Metered)
         )
     }
 
@@ -479,7 +481,7 @@ impl Chosen {
         &self,
         request: &Request,
         header: &PaymentHeader,
-        handed: Handed,
+        signed: SignedPayment,
         session: Option<OpenSession>,
     ) -> OpenPayment {
         OpenPayment {
@@ -487,7 +489,7 @@ impl Chosen {
             presented_to: self.url.clone(),
             version: self.offer.version,
             header: header.value().to_owned(),
-            handed,
+            signed,
             session,
             transaction: None,
         }

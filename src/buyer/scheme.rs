@@ -7,19 +7,19 @@ use alloy::primitives::{B256, Bytes, U256};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::buyer::{BuyerError, Handed, Signer};
+use crate::buyer::{BuyerError, SignedPayment, Signer};
 use crate::protocol::challenge::Offer;
 use crate::protocol::gas_sponsoring::{EIP2612, Version};
 use crate::protocol::permit2::{PERMIT2, Permitted, Witness, proxy_of};
 use crate::protocol::{
-    Amount, Authorization, DomainSeparator, Eip2612Info, ExactPayload, Means, PaymentHeader,
-    PaymentRequired, PaymentRequirements, Permit2Authorization, Permit2Payload,
+    Amount, Authorization, DomainSeparator, Eip2612Info, ExactPayload, PaymentHeader,
+    PaymentMethod, PaymentRequired, PaymentRequirements, Permit2Authorization, Permit2Payload,
 };
 
 /// A signed payment, ready to be presented.
 pub(super) struct PreparedPayment {
     pub(super) header: PaymentHeader,
-    pub(super) handed: Handed,
+    pub(super) signed: SignedPayment,
     /// The EIP-3009 payload, which a facilitator can settle before the paid request.
     pub(super) authorization: Option<ExactPayload>,
 }
@@ -43,18 +43,18 @@ pub(super) fn sign(
     let valid_before = i64::try_from(binding.valid_before).unwrap_or(i64::MAX);
     let prepared = |header, authorization| PreparedPayment {
         header,
-        handed: payment_terms(signer, offer, binding.nonce, Some(valid_before)),
+        signed: payment_terms(signer, offer, binding.nonce, Some(valid_before)),
         authorization,
     };
-    match offer.requirements.means() {
-        Some(Means::Authorization) => {
+    match offer.requirements.payment_method() {
+        Some(PaymentMethod::Authorization) => {
             let payload = eip3009_payload(signer, &offer.requirements, binding)?;
             Ok(prepared(
                 present(challenge, offer, &payload)?,
                 Some(payload),
             ))
         }
-        Some(method @ (Means::Permit2 | Means::Metered)) => {
+        Some(method @ (PaymentMethod::Permit2 | PaymentMethod::Metered)) => {
             let payload = permit2_payload(signer, &offer.requirements, method, binding)?;
             let mut challenge = challenge.clone();
             if let Some(nonce) = permit_nonce {
@@ -75,14 +75,14 @@ pub(super) fn payment_terms(
     offer: &Offer,
     nonce: B256,
     valid_before: Option<i64>,
-) -> Handed {
-    Handed {
+) -> SignedPayment {
+    SignedPayment {
         network: offer.requirements.network,
         asset: offer.requirements.asset,
         payer: signer.address(),
         pay_to: offer.requirements.pay_to,
         amount: offer.requirements.amount,
-        means: offer.requirements.means().unwrap_or_default(),
+        method: offer.requirements.payment_method().unwrap_or_default(),
         nonce,
         valid_before,
     }
@@ -143,17 +143,17 @@ fn eip3009_payload(
 fn permit2_payload(
     signer: &Signer,
     requirements: &PaymentRequirements,
-    method: Means,
+    method: PaymentMethod,
     binding: Binding,
 ) -> Result<Permit2Payload, BuyerError> {
     let facilitator = match method {
-        Means::Metered => {
+        PaymentMethod::Metered => {
             let named = requirements.facilitator();
             Some(named.ok_or_else(|| {
                 signing_error("the offer does not name its facilitator (extra.facilitatorAddress)")
             })?)
         }
-        Means::Authorization | Means::Permit2 => None,
+        PaymentMethod::Authorization | PaymentMethod::Permit2 => None,
     };
     let authorization = Permit2Authorization {
         from: signer.address(),
@@ -208,7 +208,7 @@ mod tests {
     const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 
     /// Signs an offer with the terms of the published Permit2 test vectors.
-    fn presented(scheme: &str, permit_nonce: Option<U256>) -> (Value, Handed) {
+    fn presented(scheme: &str, permit_nonce: Option<U256>) -> (Value, SignedPayment) {
         let facilitator =
             (scheme == "upto").then_some("0x3333333333333333333333333333333333333333");
         let challenge: PaymentRequired = serde_json::from_value(json!({
@@ -229,7 +229,7 @@ mod tests {
         let prepared = sign(&signer, &challenge, &offer, binding, permit_nonce).unwrap();
         assert!(prepared.authorization.is_none());
         let payment = PresentedPayment::read(X402Version::V2, prepared.header.value()).unwrap();
-        (payment.raw().clone(), prepared.handed)
+        (payment.raw().clone(), prepared.signed)
     }
 
     #[test]
@@ -237,16 +237,16 @@ mod tests {
         for (scheme, method, signature) in [
             (
                 "exact",
-                Means::Permit2,
+                PaymentMethod::Permit2,
                 "0xd5d92faa68ee8a391c1e3ad721efcdfb48d3c73c39438d353afb0357d75a96736aeccac09d31d96a64bf06c04a6110700c57f808128e95f20fc000330b8d975c1c",
             ),
             (
                 "upto",
-                Means::Metered,
+                PaymentMethod::Metered,
                 "0x18d14173e84d8c6e2ed75585203d2b0eb396da09c712872c9654e5914d2c5fa801e046c96c851794967ccf9e7972bb729b3b2d4a0d6f199252bf0427d26111bf1c",
             ),
         ] {
-            let (payment, handed) = presented(scheme, None);
+            let (payment, signed) = presented(scheme, None);
             assert_eq!(payment["payload"]["signature"], signature, "{scheme}");
             let authorization = &payment["payload"]["permit2Authorization"];
             assert_eq!(authorization["nonce"], "7");
@@ -256,7 +256,7 @@ mod tests {
                 scheme == "upto"
             );
             assert_eq!(
-                (handed.means, handed.amount.to_string().as_str()),
+                (signed.method, signed.amount.to_string().as_str()),
                 (method, "10000")
             );
             assert!(

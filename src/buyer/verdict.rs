@@ -7,10 +7,10 @@ use alloy::primitives::{Address, B256};
 
 use crate::buyer::client::challenge_of;
 use crate::buyer::exchange::Answer;
-use crate::buyer::{Broken, BuyerError, Handed, Paid, settlement};
+use crate::buyer::{BuyerError, ExchangeError, Paid, SignedPayment, settlement};
 use crate::protocol::challenge::network_name;
 use crate::protocol::header;
-use crate::protocol::{Amount, Means, Reason, SettleResponse, X402Version};
+use crate::protocol::{Amount, PaymentMethod, Reason, SettleResponse, X402Version};
 
 /// The meaning of a response to a presented payment.
 #[derive(Debug)]
@@ -35,14 +35,14 @@ const UNDECIDED: &[Reason] = &[
     Reason::TransferNotFound,
 ];
 
-/// Classifies the response to the payment `handed`.
-pub(super) fn classify(answer: Result<Answer, Broken>, handed: &Handed) -> Verdict {
+/// Classifies the response to the payment `signed`.
+pub(super) fn classify(answer: Result<Answer, ExchangeError>, signed: &SignedPayment) -> Verdict {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(broken) => {
-            let too_long = matches!(broken, Broken::TooLong(_));
-            let handed = Box::new(*handed);
-            let error = BuyerError::PaidUnanswered { handed, broken };
+        Err(cause) => {
+            let too_long = matches!(cause, ExchangeError::TooLong(_));
+            let signed = Box::new(*signed);
+            let error = BuyerError::PaidUnanswered { signed, cause };
             return if too_long {
                 Verdict::Final(error)
             } else {
@@ -57,7 +57,7 @@ pub(super) fn classify(answer: Result<Answer, Broken>, handed: &Handed) -> Verdi
     let allowance_missing = status == StatusCode::PRECONDITION_FAILED
         && answer.headers.contains_key(header::PAYMENT_REQUIRED);
     if status == StatusCode::PAYMENT_REQUIRED || allowance_missing {
-        return refused(&answer, outcome, handed);
+        return refused(&answer, outcome, signed);
     }
     if status.is_redirection() {
         let location = answer
@@ -65,21 +65,21 @@ pub(super) fn classify(answer: Result<Answer, Broken>, handed: &Handed) -> Verdi
             .get(LOCATION)
             .and_then(|text| text.to_str().ok());
         let location = location.unwrap_or_default().chars().take(200).collect();
-        let handed = Box::new(*handed);
-        return Verdict::Final(BuyerError::Redirected { handed, location });
+        let signed = Box::new(*signed);
+        return Verdict::Final(BuyerError::Redirected { signed, location });
     }
     if status.is_server_error() && !settled {
-        let (handed, status) = (Box::new(*handed), status.as_u16());
-        return Verdict::Undecided(BuyerError::OutcomeUnknown { handed, status });
+        let (signed, status) = (Box::new(*signed), status.as_u16());
+        return Verdict::Undecided(BuyerError::OutcomeUnknown { signed, status });
     }
     let what = outcome
         .as_ref()
-        .and_then(|outcome| contradiction(outcome, handed));
-    let paid = Paid::new(answer, outcome, Some(*handed));
+        .and_then(|outcome| contradiction(outcome, signed));
+    let paid = Paid::new(answer, outcome, Some(*signed));
     if let Some(what) = what {
-        let (handed, answer) = (Box::new(*handed), Box::new(paid));
+        let (signed, answer) = (Box::new(*signed), Box::new(paid));
         return Verdict::Final(BuyerError::Contradiction {
-            handed,
+            signed,
             what,
             answer,
         });
@@ -94,22 +94,22 @@ pub(super) fn classify(answer: Result<Answer, Broken>, handed: &Handed) -> Verdi
 }
 
 /// The first statement of a successful result that contradicts the payment.
-fn contradiction(outcome: &SettleResponse, handed: &Handed) -> Option<String> {
+fn contradiction(outcome: &SettleResponse, signed: &SignedPayment) -> Option<String> {
     if !outcome.success {
         return None;
     }
     let names =
-        [X402Version::V2, X402Version::V1].map(|version| network_name(version, handed.network));
+        [X402Version::V2, X402Version::V1].map(|version| network_name(version, signed.network));
     let is_own = |name: &String| names.iter().flatten().any(|own| own == name);
     let short = |text: &str| text.chars().take(80).collect::<String>();
     if !outcome.network.is_empty() && !is_own(&outcome.network) {
         return Some(format!(
             "it names the network {:?}, not {}",
             short(&outcome.network),
-            handed.network
+            signed.network
         ));
     }
-    let (maximum, metered) = (handed.amount, handed.means == Means::Metered);
+    let (maximum, metered) = (signed.amount, signed.method == PaymentMethod::Metered);
     if let Some(amount) = outcome.amount {
         if metered && amount > maximum {
             return Some(format!(
@@ -121,11 +121,11 @@ fn contradiction(outcome: &SettleResponse, handed: &Handed) -> Option<String> {
         }
     }
     let payer = outcome.payer.as_deref().filter(|payer| !payer.is_empty());
-    if let Some(payer) = payer.filter(|payer| payer.parse::<Address>().ok() != Some(handed.payer)) {
+    if let Some(payer) = payer.filter(|payer| payer.parse::<Address>().ok() != Some(signed.payer)) {
         return Some(format!(
             "it names the payer {:?}, not {}",
             short(payer),
-            handed.payer
+            signed.payer
         ));
     }
     let hash = &outcome.transaction;
@@ -143,7 +143,7 @@ pub(super) fn is_hash(text: &str) -> bool {
 }
 
 /// Classifies a response that asks for a payment again.
-fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) -> Verdict {
+fn refused(answer: &Answer, outcome: Option<SettleResponse>, signed: &SignedPayment) -> Verdict {
     let challenge = challenge_of(answer, None);
     let text = outcome
         .as_ref()
@@ -160,11 +160,11 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) ->
         .as_ref()
         .map(|outcome| outcome.transaction.clone())
         .unwrap_or_default();
-    let handed = Box::new(*handed);
+    let signed = Box::new(*signed);
     match code {
         Some(Reason::SettlementPending) => {
             return Verdict::Undecided(BuyerError::Pending {
-                handed,
+                signed,
                 transaction: reported_hash,
             });
         }
@@ -172,12 +172,12 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) ->
             Reason::DuplicateSettlement | Reason::ExactNonceUsed | Reason::Permit2InvalidNonce,
         ) => {
             return Verdict::Undecided(BuyerError::Used {
-                handed,
+                signed,
                 transaction: reported_hash,
             });
         }
         Some(Reason::Permit2AllowanceRequired) if reported_hash.is_empty() => {
-            return Verdict::Final(BuyerError::AllowanceRequired { handed });
+            return Verdict::Final(BuyerError::AllowanceRequired { signed });
         }
         _ => {}
     }
@@ -189,19 +189,19 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, handed: &Handed) ->
             .iter()
             .map(|offer| &offer.requirements)
             .filter(|offer| {
-                offer.network == handed.network
-                    && offer.means() == Some(handed.means)
-                    && offer.asset == handed.asset
-                    && (offer.amount == handed.amount) == same_amount
+                offer.network == signed.network
+                    && offer.payment_method() == Some(signed.method)
+                    && offer.asset == signed.asset
+                    && (offer.amount == signed.amount) == same_amount
             });
         prices.next().map(|offer| offer.amount)
     };
     if let (None, Some(price)) = (price(true), price(false)) {
-        return Verdict::Final(BuyerError::PriceChanged { handed, price });
+        return Verdict::Final(BuyerError::PriceChanged { signed, price });
     }
     let decided = code.is_some_and(|code| !UNDECIDED.contains(&code)) && reported_hash.is_empty();
     let error = BuyerError::Refused {
-        handed,
+        signed,
         reason,
         outcome: outcome.map(Box::new),
     };

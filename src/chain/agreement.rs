@@ -42,7 +42,7 @@ impl Rpc {
     }
 
     /// The height from which confirmations are counted: `height`, but no higher than the highest agreed block.
-    pub fn confirmed_height(&self, height: u64) -> u64 {
+    pub fn agreed_height(&self, height: u64) -> u64 {
         if self.one_is_enough() {
             return height;
         }
@@ -67,7 +67,7 @@ impl Rpc {
     /// connection) are retried.
     ///
     /// # Errors
-    /// [`RpcError::Unconfirmed`] when too few answer, [`RpcError::Disagreement`] when their answers differ; the last endpoint's error
+    /// [`RpcError::NoAgreement`] when too few answer, [`RpcError::Disagreement`] when their answers differ; the last endpoint's error
     /// when none answers.
     pub(super) async fn agreed<R: RpcRecv + Clone>(
         &self,
@@ -114,14 +114,14 @@ impl Rpc {
         }
         match answers.as_slice() {
             [] => {}
-            [_] => errors.push(RpcError::Unconfirmed(method)),
+            [_] => errors.push(RpcError::NoAgreement(method)),
             [_, _, ..] => errors.push(RpcError::Disagreement(method)),
         }
         Err(errors)
     }
 
     /// Checks a receipt that one endpoint has returned: the same receipt, once `confirm_with` endpoints return it.
-    pub async fn confirmed(&self, receipt: Receipt) -> Result<Option<Receipt>, RpcError> {
+    pub async fn agreed_receipt(&self, receipt: Receipt) -> Result<Option<Receipt>, RpcError> {
         if self.one_is_enough() {
             return Ok(Some(receipt));
         }
@@ -132,8 +132,8 @@ impl Rpc {
     /// endpoint could make a lane skip nonces, or give up transactions that may still be mined.
     ///
     /// # Errors
-    /// [`RpcError::Unconfirmed`] when only one of several endpoints answers; its error when none does.
-    pub async fn reached_nonce(&self, account: Address, block: String) -> Result<u64, RpcError> {
+    /// [`RpcError::NoAgreement`] when only one of several endpoints answers; its error when none does.
+    pub async fn agreed_nonce(&self, account: Address, block: String) -> Result<u64, RpcError> {
         retry_rounds(|| self.agreed_nonce_round(account, block.clone())).await
     }
 
@@ -161,7 +161,7 @@ impl Rpc {
             let missing = errors.swap_remove(missing_state);
             errors.push(missing);
         } else if !counts.is_empty() {
-            errors.push(RpcError::Unconfirmed(METHOD));
+            errors.push(RpcError::NoAgreement(METHOD));
         }
         Err(errors)
     }
@@ -177,8 +177,8 @@ impl Rpc {
         transactions: &[B256],
         height: u64,
     ) -> Result<bool, RpcError> {
-        let height = self.confirmed_height(height);
-        if self.reached_nonce(account, format!("0x{height:x}")).await? <= nonce {
+        let height = self.agreed_height(height);
+        if self.agreed_nonce(account, format!("0x{height:x}")).await? <= nonce {
             return Ok(false);
         }
         for transaction in transactions {
@@ -197,7 +197,7 @@ impl Rpc {
     async fn has_no_receipt_round(&self, transaction: B256) -> Result<bool, Errors> {
         const METHOD: &str = "eth_getTransactionReceipt";
         let mut requests = self.request_all::<Option<Receipt>>(METHOD, (transaction,));
-        let (mut without_receipt, mut errors) = (0, vec![RpcError::Unconfirmed(METHOD)]);
+        let (mut without_receipt, mut errors) = (0, vec![RpcError::NoAgreement(METHOD)]);
         while let Some(answer) = requests.join_next().await {
             match answer {
                 Ok((_, Ok(Some(_)))) => return Ok(false),
@@ -228,7 +228,7 @@ impl Rpc {
         let enough = if self.one_is_enough() {
             self.endpoints.len() < 2 || self.is_credible(&newest)
         } else {
-            known(&newest) && self.confirmed_height(newest.number) == newest.number
+            known(&newest) && self.agreed_height(newest.number) == newest.number
         };
         if enough {
             return Ok(newest);
@@ -263,7 +263,7 @@ impl Rpc {
                 return Ok(*candidate);
             }
         }
-        Err(RpcError::Unconfirmed(METHOD))
+        Err(RpcError::NoAgreement(METHOD))
     }
 
     /// How many of the endpoints that returned `heads` have the candidate in their chain.

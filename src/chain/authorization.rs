@@ -215,7 +215,7 @@ impl Rpc {
     ///
     /// # Errors
     /// When the call fails or the batch reverts as a whole.
-    pub async fn rehearse(
+    pub async fn simulate_batch(
         &self,
         from: Address,
         batch: &[Signed<'_>],
@@ -248,7 +248,7 @@ impl Rpc {
             return Err(malformed());
         }
         let rows = results.iter().zip(sizes).map(|(result, size)| CallOutcome {
-            goes_through: result.success,
+            succeeds: result.success,
             payer_has_code: !size.is_zero(),
         });
         Ok(rows.collect())
@@ -321,7 +321,7 @@ fn decode_simulation(answer: &Bytes) -> Option<(Vec<U256>, Vec<Multicall3::Resul
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallOutcome {
     /// The call of the payment succeeds.
-    pub goes_through: bool,
+    pub succeeds: bool,
     /// The payer's account has code, which would run in the batch.
     pub payer_has_code: bool,
 }

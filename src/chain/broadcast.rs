@@ -11,14 +11,14 @@ pub enum Broadcast {
     /// A node has or had these bytes in its mempool.
     Accepted,
     /// Every node rejected them; this is the first endpoint's reason.
-    Rejected(Rejection),
+    Rejected(BroadcastRejection),
     /// At least one endpoint gave no clear reply and none accepted: assume that the transaction was sent.
     Unknown,
 }
 
 /// Why a node rejected a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rejection {
+pub enum BroadcastRejection {
     /// The nonce is used, by an attempt of ours or by a foreign transaction.
     NonceTooLow,
     /// A transaction with a lower nonce is missing.
@@ -30,14 +30,14 @@ pub enum Rejection {
     /// Too much gas or too many bytes: the same bytes are always rejected, but a smaller transaction may pass.
     TooLarge,
     /// The same bytes are always rejected, for a reason that is not their size.
-    Unfit,
+    Invalid,
     /// The signer cannot pay for the gas.
-    OutOfGasMoney,
+    InsufficientFunds,
     /// The node's mempool is full.
     PoolFull,
 }
 
-impl Rejection {
+impl BroadcastRejection {
     /// For log lines.
     pub const fn text(self) -> &'static str {
         match self {
@@ -46,8 +46,8 @@ impl Rejection {
             Self::Underpriced => "another transaction with this nonce is pending",
             Self::FeeTooLow => "the fee is below the base fee or the node's minimum",
             Self::TooLarge => "the transaction is too large for every node",
-            Self::Unfit => "the transaction is invalid for every node",
-            Self::OutOfGasMoney => "the signer has too little native currency for gas",
+            Self::Invalid => "the transaction is invalid for every node",
+            Self::InsufficientFunds => "the signer has too little native currency for gas",
             Self::PoolFull => "the node's mempool is full",
         }
     }
@@ -84,11 +84,11 @@ fn classify(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
         return Broadcast::Accepted;
     }
     let rejection = if contains_any(&["nonce too low", "nonce is too low"]) {
-        Rejection::NonceTooLow
+        BroadcastRejection::NonceTooLow
     } else if contains_any(&["nonce too high", "exceeds next nonce", "nonce gap"]) {
-        Rejection::NonceTooHigh
+        BroadcastRejection::NonceTooHigh
     } else if contains_any(&["replacement"]) && contains_any(&["underpriced", "fee too low"]) {
-        Rejection::Underpriced
+        BroadcastRejection::Underpriced
     } else if contains_any(&[
         "underpriced",
         "less than block base fee",
@@ -96,19 +96,19 @@ fn classify(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
         "below base fee",
         "tip cap",
     ]) {
-        Rejection::FeeTooLow
-    } else if is_about_size(&message) {
-        Rejection::TooLarge
+        BroadcastRejection::FeeTooLow
+    } else if is_too_large(&message) {
+        BroadcastRejection::TooLarge
     } else if contains_any(&["intrinsic gas"]) {
-        Rejection::Unfit
+        BroadcastRejection::Invalid
     } else if contains_any(&["insufficient funds"]) {
-        Rejection::OutOfGasMoney
+        BroadcastRejection::InsufficientFunds
     } else if contains_any(&[
         "in-flight transaction limit",
         "txpool is full",
         "pool is full",
     ]) {
-        Rejection::PoolFull
+        BroadcastRejection::PoolFull
     } else {
         return Broadcast::Unknown;
     };
@@ -116,7 +116,7 @@ fn classify(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
 }
 
 /// Whether a rejection is about the size of the transaction: the same bytes would be rejected again, a smaller transaction may pass.
-fn is_about_size(message: &str) -> bool {
+fn is_too_large(message: &str) -> bool {
     TOO_LARGE.iter().any(|text| message.contains(text))
 }
 
@@ -139,19 +139,19 @@ const TOO_LARGE_TO_SIMULATE: [&str; 5] = [
 
 impl RpcError {
     /// Whether the simulation of a batch failed because the batch is too large: too much gas, too many bytes, too long to run.
-    pub fn is_about_size(&self) -> bool {
+    pub fn is_too_large(&self) -> bool {
         match self {
             Self::Refused { message, .. } => {
                 let message = message.to_lowercase();
                 let contains = |text: &&str| message.contains(*text);
-                is_about_size(&message) || TOO_LARGE_TO_SIMULATE.iter().any(contains)
+                is_too_large(&message) || TOO_LARGE_TO_SIMULATE.iter().any(contains)
             }
             Self::Status(status) => *status == PAYLOAD_TOO_LARGE,
             Self::Timeout
             | Self::Unreachable
             | Self::Malformed(_)
             | Self::OverBudget
-            | Self::Unconfirmed(_)
+            | Self::NoAgreement(_)
             | Self::Disagreement(_)
             | Self::SearchIncomplete
             | Self::NoOverrides
@@ -199,28 +199,34 @@ mod tests {
         for (message, meaning) in [
             (
                 "replacement transaction underpriced",
-                Rejection::Underpriced,
+                BroadcastRejection::Underpriced,
             ),
             (
                 "transaction underpriced: gas tip cap 1000000, minimum needed 25000000000",
-                Rejection::FeeTooLow,
+                BroadcastRejection::FeeTooLow,
             ),
             (
                 "max fee per gas less than block base fee",
-                Rejection::FeeTooLow,
+                BroadcastRejection::FeeTooLow,
             ),
             (
                 "tx fee (1.20 ether) exceeds the configured cap (1.00 ether)",
-                Rejection::TooLarge,
+                BroadcastRejection::TooLarge,
             ),
-            ("exceeds block gas limit", Rejection::TooLarge),
+            ("exceeds block gas limit", BroadcastRejection::TooLarge),
             (
                 "transaction gas limit too high (cap: 16777216, tx: 17000000)",
-                Rejection::TooLarge,
+                BroadcastRejection::TooLarge,
             ),
-            ("intrinsic gas too low: gas 21000", Rejection::Unfit),
-            ("oversized data: limit 131072", Rejection::TooLarge),
-            ("insufficient funds for gas", Rejection::OutOfGasMoney),
+            (
+                "intrinsic gas too low: gas 21000",
+                BroadcastRejection::Invalid,
+            ),
+            ("oversized data: limit 131072", BroadcastRejection::TooLarge),
+            (
+                "insufficient funds for gas",
+                BroadcastRejection::InsufficientFunds,
+            ),
         ] {
             let read = combine(&[refused(message)], B256::ZERO);
             assert_eq!(read, Broadcast::Rejected(meaning), "{message}");
@@ -229,7 +235,7 @@ mod tests {
 
     #[test]
     fn only_size_errors_count_as_too_large() {
-        let about_size = |message| refused(message).is_err_and(|error| error.is_about_size());
+        let about_size = |message| refused(message).is_err_and(|error| error.is_too_large());
         for message in [
             "err: out of gas: gas exhausted (supplied gas 15000000)",
             "Request entity too large",
@@ -248,8 +254,8 @@ mod tests {
         ] {
             assert!(!about_size(message), "{message}");
         }
-        assert!(RpcError::Status(413).is_about_size() && !RpcError::Status(429).is_about_size());
-        assert!(!RpcError::Timeout.is_about_size());
+        assert!(RpcError::Status(413).is_too_large() && !RpcError::Status(429).is_too_large());
+        assert!(!RpcError::Timeout.is_too_large());
     }
 
     #[test]
@@ -258,7 +264,7 @@ mod tests {
         let low = refused("Nonce too low");
         assert_eq!(
             combine(std::slice::from_ref(&low), hash),
-            Broadcast::Rejected(Rejection::NonceTooLow)
+            Broadcast::Rejected(BroadcastRejection::NonceTooLow)
         );
         assert_eq!(
             combine(&[low.clone(), Err(RpcError::Timeout)], hash),

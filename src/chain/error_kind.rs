@@ -125,7 +125,7 @@ impl RpcError {
             | Self::Status(_)
             | Self::Malformed(_)
             | Self::OverBudget
-            | Self::Unconfirmed(_)
+            | Self::NoAgreement(_)
             | Self::SearchIncomplete
             | Self::WrongChain { .. } => ErrorKind::Other,
         }

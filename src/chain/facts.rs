@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use crate::chain::authorization::settlement_data;
 use crate::chain::lens::{self, LENS, Query, readCall};
 use crate::chain::{Rpc, RpcError, permit2, token};
-use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
+use crate::coalesce::{Coalescer, GroupLimits, GroupWorker, coalescer};
 use crate::payment::{ChainFacts, Method, Signed};
 use crate::protocol::permit2::PERMIT2;
 
@@ -43,14 +43,14 @@ pub struct FactsReader {
 #[derive(Debug)]
 pub struct FactsTask {
     rpc: Rpc,
-    queries: Answering<Query, Answer>,
-    early: Answering<(Query, u64), Answer>,
+    queries: GroupWorker<Query, Answer>,
+    early: GroupWorker<(Query, u64), Answer>,
 }
 
 impl FactsReader {
     /// A reader that allows one payment at most `gas_limit` gas, and its task.
     pub fn new(rpc: Rpc, gas_limit: u64) -> (Self, FactsTask) {
-        let gathering = || Gathering {
+        let gathering = || GroupLimits {
             rows_max: ROWS_MAX,
             groups_max: CALLS_MAX,
             pace: CALL_INTERVAL_MIN,
@@ -77,11 +77,11 @@ impl FactsReader {
         let query = self.query(signed);
         let answer = self.queries.ask(query.clone());
         let facts = with_answer_limit(answer).await?;
-        if facts.transfer_succeeds || !signed.is_early_for(&facts) {
+        if facts.transfer_succeeds || !signed.is_not_yet_valid_at(&facts) {
             return Ok(facts);
         }
         // The newest block is before the authorization's `validAfter`: simulate it in a block at that time instead.
-        let Ok(begins) = u64::try_from(signed.begins()) else {
+        let Ok(begins) = u64::try_from(signed.valid_from()) else {
             return Ok(facts);
         };
         match with_answer_limit(self.early.ask((query, begins))).await {

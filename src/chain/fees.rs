@@ -28,7 +28,7 @@ pub struct Fees {
 
 /// Why nothing may be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TooDear {
+pub enum FeeError {
     /// The gas price is above the operator's cap.
     #[error("blocks cost {} gwei per gas, max_fee_wei is {} gwei", gwei(*base_fee_wei), gwei(*cap_wei))]
     AboveCap {
@@ -55,7 +55,7 @@ impl FeePolicy {
     /// The policy with a node's suggested priority fee, if that is higher. It is limited to a quarter of the cap, because a suggestion may
     /// be far above the price that blocks require.
     #[must_use]
-    pub fn with_tip(self, suggested_wei: u128) -> Self {
+    pub fn with_priority_fee(self, suggested_wei: u128) -> Self {
         let limit = self.max_fee_cap_wei / 4;
         Self {
             priority_fee_wei: self.priority_fee_wei.max(suggested_wei.min(limit)),
@@ -75,8 +75,8 @@ impl FeePolicy {
     /// Fees for a new transaction.
     ///
     /// # Errors
-    /// [`TooDear`] when the base fee of the next block could exceed the cap, or no gas price is known.
-    pub fn quote(&self, head: &Head) -> Result<Fees, TooDear> {
+    /// [`FeeError`] when the base fee of the next block could exceed the cap, or no gas price is known.
+    pub fn quote(&self, head: &Head) -> Result<Fees, FeeError> {
         let next_block_price = self.next_block_price(head, self.priority_fee_wei)?;
         if next_block_price > self.max_fee_cap_wei {
             return Err(self.fee_error(head));
@@ -100,8 +100,8 @@ impl FeePolicy {
     /// the cap, twice the priority fee and no less than a new transaction would offer now. Nodes require a tenth more of both.
     ///
     /// # Errors
-    /// [`TooDear`] when an eighth more exceeds the cap.
-    pub fn outbid(&self, last: Fees, head: &Head) -> Result<Fees, TooDear> {
+    /// [`FeeError`] when an eighth more exceeds the cap.
+    pub fn fee_bump(&self, last: Fees, head: &Head) -> Result<Fees, FeeError> {
         let block_price = self.block_price(head)?;
         let more = |fee: u128| fee.saturating_add(fee / 8).saturating_add(1);
         let minimum = more(last.max_fee_wei);
@@ -131,7 +131,7 @@ impl FeePolicy {
     }
 
     /// The current gas price beside the cap, as text.
-    pub fn in_words(&self, head: &Head) -> String {
+    pub fn describe(&self, head: &Head) -> String {
         let price = self.fee_error(head);
         match head.base_fee_wei {
             Some(_) => price.to_string(),
@@ -147,14 +147,14 @@ impl FeePolicy {
     }
 
     /// Wei per gas in the newest block, without a priority fee.
-    fn block_price(&self, head: &Head) -> Result<u128, TooDear> {
+    fn block_price(&self, head: &Head) -> Result<u128, FeeError> {
         let block_price = head.base_fee_wei.or(self.gas_price_wei);
-        block_price.ok_or(TooDear::NoPrice)
+        block_price.ok_or(FeeError::NoPrice)
     }
 
     /// The highest possible price of the next block with the given priority fee. A base fee rises by at most an eighth per block
     /// (EIP-1559). On chains without a base fee, the gas price includes the priority fee.
-    fn next_block_price(&self, head: &Head, tip_wei: u128) -> Result<u128, TooDear> {
+    fn next_block_price(&self, head: &Head, tip_wei: u128) -> Result<u128, FeeError> {
         let block_price = self.block_price(head)?;
         let next = block_price.saturating_add(block_price / 8);
         Ok(if head.base_fee_wei.is_some() {
@@ -164,9 +164,9 @@ impl FeePolicy {
         })
     }
 
-    fn fee_error(&self, head: &Head) -> TooDear {
+    fn fee_error(&self, head: &Head) -> FeeError {
         match self.block_price(head) {
-            Ok(base_fee_wei) => TooDear::AboveCap {
+            Ok(base_fee_wei) => FeeError::AboveCap {
                 base_fee_wei,
                 cap_wei: self.max_fee_cap_wei,
             },
@@ -213,7 +213,7 @@ mod tests {
         );
         assert_eq!(
             at(900),
-            Err(TooDear::AboveCap {
+            Err(FeeError::AboveCap {
                 base_fee_wei: 900,
                 cap_wei: 1000
             })
@@ -239,18 +239,18 @@ mod tests {
             ..Head::default()
         };
         assert!(policy.suffices(last, &at(160)) && !policy.suffices(last, &at(161)));
-        let quiet = policy.outbid(last, &at(50)).unwrap();
+        let quiet = policy.fee_bump(last, &at(50)).unwrap();
         assert_eq!((quiet.max_fee_wei, quiet.max_priority_fee_wei), (181, 32));
-        let busy = policy.outbid(last, &at(200)).unwrap();
+        let busy = policy.fee_bump(last, &at(200)).unwrap();
         assert_eq!(busy.max_fee_wei, 410);
         let high = Fees {
             max_fee_wei: 950,
             ..last
         };
-        assert!(policy.outbid(high, &at(50)).is_err(), "the cap holds");
+        assert!(policy.fee_bump(high, &at(50)).is_err(), "the cap holds");
         // The priority fee doubles with each bump, even when the base fee is low, up to the maximum fee.
         let (mut fees, mut times) = (last, 0);
-        while let Ok(better) = policy.outbid(fees, &at(1)) {
+        while let Ok(better) = policy.fee_bump(fees, &at(1)) {
             assert!(better.max_priority_fee_wei * 8 >= fees.max_priority_fee_wei * 9);
             assert!(better.max_fee_wei * 8 >= fees.max_fee_wei * 9);
             (fees, times) = (better, times + 1);
@@ -266,9 +266,9 @@ mod tests {
             gas_cap: 500_000,
             gas_price_wei: None,
         };
-        assert_eq!(policy.with_tip(3).priority_fee_wei, 10);
-        assert_eq!(policy.with_tip(30).priority_fee_wei, 30);
-        assert_eq!(policy.with_tip(900).priority_fee_wei, 250);
+        assert_eq!(policy.with_priority_fee(3).priority_fee_wei, 10);
+        assert_eq!(policy.with_priority_fee(30).priority_fee_wei, 30);
+        assert_eq!(policy.with_priority_fee(900).priority_fee_wei, 250);
     }
 
     #[test]
@@ -288,11 +288,11 @@ mod tests {
         assert!(policy.suffices(first, &head));
         let higher = policy.with_gas_price(320);
         assert!(!higher.suffices(first, &head));
-        assert_eq!(higher.outbid(first, &head), Ok(Fees::legacy(360)));
-        let bumped = policy.outbid(first, &head).unwrap();
+        assert_eq!(higher.fee_bump(first, &head), Ok(Fees::legacy(360)));
+        let bumped = policy.fee_bump(first, &head).unwrap();
         assert!(bumped.legacy && bumped.max_fee_wei * 10 >= first.max_fee_wei * 11);
         let above_cap = policy.with_gas_price(1_001);
-        assert!(above_cap.quote(&head).is_err() && above_cap.outbid(first, &head).is_err());
+        assert!(above_cap.quote(&head).is_err() && above_cap.fee_bump(first, &head).is_err());
         assert_eq!(policy.with_gas_price(0).quote(&head), Ok(Fees::legacy(1)));
     }
 
@@ -308,9 +308,9 @@ mod tests {
             base_fee_wei: None,
             ..Head::default()
         };
-        assert_eq!(policy.quote(&head), Err(TooDear::NoPrice));
+        assert_eq!(policy.quote(&head), Err(FeeError::NoPrice));
         let sent = Fees::legacy(100);
-        assert_eq!(policy.outbid(sent, &head), Err(TooDear::NoPrice));
+        assert_eq!(policy.fee_bump(sent, &head), Err(FeeError::NoPrice));
         assert!(policy.suffices(sent, &head));
     }
 
@@ -327,10 +327,10 @@ mod tests {
             ..Head::default()
         };
         let last = Fees::legacy(180);
-        assert_eq!(policy.outbid(last, &at(100)), Ok(Fees::legacy(203)));
-        assert_eq!(policy.outbid(last, &at(400)), Ok(Fees::legacy(460)));
+        assert_eq!(policy.fee_bump(last, &at(100)), Ok(Fees::legacy(203)));
+        assert_eq!(policy.fee_bump(last, &at(400)), Ok(Fees::legacy(460)));
         let (mut fees, mut times) = (last, 0);
-        while let Ok(more) = policy.outbid(fees, &at(100)) {
+        while let Ok(more) = policy.fee_bump(fees, &at(100)) {
             (fees, times) = (more, times + 1);
         }
         assert!(times > 12, "an eighth each time, not the double");
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn fee_errors_show_amounts_in_gwei() {
-        let above_cap = TooDear::AboveCap {
+        let above_cap = FeeError::AboveCap {
             base_fee_wei: 100_000_000_000,
             cap_wei: 1_500_000_000,
         };

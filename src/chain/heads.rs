@@ -253,7 +253,7 @@ impl Rpc {
     }
 
     /// The priority fee that the node suggests, in wei per gas. Fails on chains without priority fees.
-    pub async fn suggested_tip(&self) -> Result<u128, RpcError> {
+    pub async fn suggested_priority_fee(&self) -> Result<u128, RpcError> {
         let tip: U128 = self.read("eth_maxPriorityFeePerGas", ()).await?;
         Ok(tip.to())
     }

@@ -87,7 +87,7 @@ impl Rpc {
         match self.domain_separator(token).await? {
             Some(found) if found == asset.separator.0 => Ok(None),
             Some(found) => self.domain_mismatch(asset, found).await.map(Some),
-            None if asset.has_signatures() => Ok(Some(TokenProblem::NoDomain(token))),
+            None if asset.uses_own_domain() => Ok(Some(TokenProblem::NoDomain(token))),
             None => Ok(None),
         }
     }

@@ -52,7 +52,7 @@ impl Rpc {
     ///
     /// # Errors
     /// When too few endpoints answer, or none keeps the state of the searched blocks ([`RpcError::lacks_state`]).
-    pub async fn nonce_used_by(
+    pub async fn find_transaction_by_nonce(
         &self,
         account: Address,
         nonce: u64,

@@ -94,7 +94,7 @@ pub enum RpcError {
     OverBudget,
     /// Fewer endpoints than required gave the same answer.
     #[error("too few RPC endpoints give the same answer to {0}")]
-    Unconfirmed(&'static str),
+    NoAgreement(&'static str),
     /// The endpoints' limits ended a search of logs early: the log may exist further back.
     #[error(
         "the RPC allows too few blocks per eth_getLogs call to search the latest hour, and does not keep the state of old blocks; use an endpoint that allows more"

@@ -39,7 +39,7 @@ pub enum SigningFailed {
 
 /// A transaction before it is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Order {
+pub struct UnsignedTransaction {
     pub network: Network,
     /// Account nonce of the signer.
     pub nonce: u64,
@@ -51,9 +51,9 @@ pub struct Order {
     pub value: U256,
 }
 
-impl Order {
+impl UnsignedTransaction {
     /// Decodes signed bytes; `None` for bytes or transaction types that x402d does not make.
-    pub fn of_raw(network: Network, raw: &Bytes) -> Option<Self> {
+    pub fn from_signed_bytes(network: Network, raw: &Bytes) -> Option<Self> {
         let envelope = TxEnvelope::decode_2718_exact(raw).ok()?;
         let fees = match &envelope {
             TxEnvelope::Eip1559(signed) => Fees {
@@ -89,7 +89,7 @@ impl Order {
 
     /// An empty replacement under the same nonce: a transfer of 0 wei to the signer itself.
     #[must_use]
-    pub fn emptied(self, signer: Address) -> Self {
+    pub fn empty_replacement(self, signer: Address) -> Self {
         Self {
             gas_limit: EMPTY_TRANSFER_GAS,
             to: signer,
@@ -118,7 +118,7 @@ impl SignerKey {
     ///
     /// # Errors
     /// When the key cannot sign, which a local key always can, or when the signature does not match the signer and the bytes.
-    pub fn sign(&self, transaction: Order) -> Result<(Bytes, B256), SigningFailed> {
+    pub fn sign(&self, transaction: UnsignedTransaction) -> Result<(Bytes, B256), SigningFailed> {
         let (chain_id, to) = (transaction.network.chain_id(), TxKind::Call(transaction.to));
         let raw = if transaction.fees.legacy {
             self.sign_and_encode(TxLegacy {
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn legacy_transaction_is_signed_with_chain_id_and_decodes_again() {
         let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
-        let transaction = Order {
+        let transaction = UnsignedTransaction {
             network: "eip155:84532".parse().unwrap(),
             nonce: 7,
             gas_limit: 90_000,
@@ -217,18 +217,18 @@ mod tests {
         assert!(raw[0] >= 0xc0, "an RLP list, not a typed envelope");
         assert_eq!(hash, keccak256(&raw));
         assert_eq!(
-            Order::of_raw(transaction.network, &raw),
+            UnsignedTransaction::from_signed_bytes(transaction.network, &raw),
             Some(transaction.clone())
         );
         let envelope = TxEnvelope::decode_2718_exact(&raw).unwrap();
         assert_eq!(envelope.chain_id(), Some(84_532), "EIP-155");
-        assert!(transaction.emptied(key.address()).fees.legacy);
+        assert!(transaction.empty_replacement(key.address()).fees.legacy);
     }
 
     #[test]
     fn signed_transaction_decodes_again_and_can_be_emptied() {
         let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
-        let transaction = Order {
+        let transaction = UnsignedTransaction {
             network: "eip155:84532".parse().unwrap(),
             nonce: 7,
             gas_limit: 90_000,
@@ -242,13 +242,13 @@ mod tests {
             value: U256::from(5),
         };
         let (raw, _) = key.sign(transaction.clone()).unwrap();
-        let read = Order::of_raw(transaction.network, &raw).unwrap();
+        let read = UnsignedTransaction::from_signed_bytes(transaction.network, &raw).unwrap();
         assert_eq!(read, transaction);
-        let empty = read.emptied(key.address());
+        let empty = read.empty_replacement(key.address());
         assert_eq!((empty.nonce, empty.to), (7, key.address()));
         assert!(empty.data.is_empty() && empty.value.is_zero());
         assert_eq!(
-            Order::of_raw(transaction.network, &Bytes::from_static(b"x")),
+            UnsignedTransaction::from_signed_bytes(transaction.network, &Bytes::from_static(b"x")),
             None
         );
     }

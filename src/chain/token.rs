@@ -47,7 +47,7 @@ pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     // A signature by the payer's key uses the overload with `v`, `r` and `s`, which every EIP-3009 token has. A signature that only the
     // payer's contract can verify (EIP-1271) needs the overload with `bytes`, also if it has 65 bytes.
     let fixed: Option<[u8; 65]> = payment.signature[..].try_into().ok();
-    let data = match fixed.filter(|_| payment.is_by_payers_key()) {
+    let data = match fixed.filter(|_| payment.is_signed_by_payer_key()) {
         Some(bytes) => {
             let (scalars, v) = bytes.split_at(64);
             let (r, s) = scalars.split_at(32);

@@ -64,7 +64,7 @@ impl Rpc {
         Ok(read.map(|(transfer, _)| transfer))
     }
 
-    /// The account nonce of `account` as of the block at height `number`; see [`Rpc::reached_nonce`].
+    /// The account nonce of `account` as of the block at height `number`; see [`Rpc::agreed_nonce`].
     ///
     /// # Errors
     /// When too few endpoints answer, or too few have the block's state ([`RpcError::lacks_state`]).
@@ -73,7 +73,7 @@ impl Rpc {
         account: Address,
         number: u64,
     ) -> Result<u64, RpcError> {
-        self.reached_nonce(account, format!("0x{number:x}")).await
+        self.agreed_nonce(account, format!("0x{number:x}")).await
     }
 }
 

@@ -13,7 +13,7 @@ use crate::command::{CommandError, say};
 use crate::config::{Config, Flags, ProcessEnvironment};
 use crate::protocol::assets::{DefaultAsset, TransferMethod, default_assets};
 use crate::protocol::networks::{KnownNetwork, NETWORKS};
-use crate::protocol::response::spelled;
+use crate::protocol::response::checksummed;
 
 #[derive(Debug, Args)]
 pub(super) struct NetworksOptions {
@@ -115,7 +115,7 @@ impl AssetView {
     fn new(known: &DefaultAsset) -> Self {
         Self {
             symbol: known.symbol,
-            address: spelled(known.address),
+            address: checksummed(known.address),
             name: known.name,
             version: known.version,
             decimals: known.decimals,

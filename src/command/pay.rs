@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::buyer::{
-    BuyerError, Client, Handed, Journal, JournalError, Paid, PayOptions, Request, SessionUse,
-    Signer,
+    BuyerError, Client, Journal, JournalError, Paid, PayOptions, Request, SessionUse,
+    SignedPayment, Signer,
 };
 use crate::command::{CommandError, say};
 use crate::config::{Environment, ProcessEnvironment};
 use crate::embedded::{default_data_dir, running_as_root};
-use crate::protocol::{Amount, Means, Network, X402Version};
+use crate::protocol::{Amount, Network, PaymentMethod, X402Version};
 
 /// Decimals of every token that this command pays with.
 const DECIMALS: u8 = 6;
@@ -250,7 +250,7 @@ fn secret(file: &Path) -> Result<String, CommandError> {
 }
 
 fn network(text: &str) -> Result<Network, CommandError> {
-    Network::named(text).ok_or_else(|| {
+    Network::from_name(text).ok_or_else(|| {
         format!("--network: expected a name such as base-sepolia or eip155:84532, got {text:?}")
             .into()
     })
@@ -286,14 +286,14 @@ fn show(paid: &Paid) {
     out.write_all(&paid.body).and_then(|()| out.flush()).ok();
     drop(out);
     let mut lines = vec![format!("status       {}", paid.status)];
-    if let Some(handed) = &paid.handed {
+    if let Some(signed) = &paid.signed {
         lines.push(format!(
             "paid         {} atomic units of {} on {}",
-            price(handed, paid.charged()),
-            handed.asset,
-            handed.network
+            price(signed, paid.charged()),
+            signed.asset,
+            signed.network
         ));
-        lines.push(format!("to           {}", handed.pay_to));
+        lines.push(format!("to           {}", signed.pay_to));
         let none = match paid.charged() {
             Some(charged) if charged.is_zero() => "none: nothing was charged",
             Some(_) | None => "none named by the seller",
@@ -310,26 +310,28 @@ fn show(paid: &Paid) {
 }
 
 /// The charge, where it is known; for scheme `upto` also the permitted maximum.
-fn price(handed: &Handed, charged: Option<Amount>) -> String {
-    match (handed.means, charged) {
-        (Means::Metered, Some(charged)) => format!("{charged} of at most {}", handed.amount),
-        (Means::Metered, None) => format!("at most {}", handed.amount),
-        (Means::Authorization | Means::Permit2, _) => handed.amount.to_string(),
+fn price(signed: &SignedPayment, charged: Option<Amount>) -> String {
+    match (signed.method, charged) {
+        (PaymentMethod::Metered, Some(charged)) => {
+            format!("{charged} of at most {}", signed.amount)
+        }
+        (PaymentMethod::Metered, None) => format!("at most {}", signed.amount),
+        (PaymentMethod::Authorization | PaymentMethod::Permit2, _) => signed.amount.to_string(),
     }
 }
 
 fn explain(error: &BuyerError) {
     let mut lines = Vec::new();
-    if let Some(handed) = error.handed() {
+    if let Some(signed) = error.signed() {
         lines.push(format!(
             "{} atomic units of {} on {} may have moved to {}",
-            price(handed, None),
-            handed.asset,
-            handed.network,
-            handed.pay_to
+            price(signed, None),
+            signed.asset,
+            signed.network,
+            signed.pay_to
         ));
-        lines.push(format!("nonce        {}", handed.nonce));
-        if let Some(end) = until(handed) {
+        lines.push(format!("nonce        {}", signed.nonce));
+        if let Some(end) = until(signed) {
             lines.push(format!("until        {end}"));
         }
         if let Some(hash) = error.transaction() {
@@ -349,14 +351,14 @@ fn write_to_stderr(lines: &[String]) {
 }
 
 /// When a payment expires.
-fn until(handed: &Handed) -> Option<String> {
-    let end = OffsetDateTime::from_unix_timestamp(handed.valid_before?).ok()?;
+fn until(signed: &SignedPayment) -> Option<String> {
+    let end = OffsetDateTime::from_unix_timestamp(signed.valid_before?).ok()?;
     end.format(&Rfc3339).ok()
 }
 
-fn handed_json(handed: &Handed) -> Value {
-    json!({"network": handed.network, "asset": handed.asset, "payer": handed.payer, "payTo": handed.pay_to, "amount": handed.amount,
-        "means": handed.means, "nonce": handed.nonce, "validBefore": until(handed)})
+fn signed_json(signed: &SignedPayment) -> Value {
+    json!({"network": signed.network, "asset": signed.asset, "payer": signed.payer, "payTo": signed.pay_to, "amount": signed.amount,
+        "means": signed.method, "nonce": signed.nonce, "validBefore": until(signed)})
 }
 
 fn result_json(paid: &Paid) -> Value {
@@ -366,11 +368,11 @@ fn result_json(paid: &Paid) -> Value {
     let session = paid.session.as_ref().map(|session| {
         json!({"id": session.id, "facilitator": session.facilitator, "transaction": session.transaction})
     });
-    json!({"status": paid.status.as_u16(), "transaction": paid.transaction(), "paid": paid.handed.as_ref().map(handed_json),
+    json!({"status": paid.status.as_u16(), "transaction": paid.transaction(), "paid": paid.signed.as_ref().map(signed_json),
         "charged": paid.charged(), "payment": paid.payment, "session": session, "body": body})
 }
 
 fn error_json(error: &BuyerError) -> Value {
     json!({"error": {"code": error.code(), "message": error.to_string(), "moneyMayHaveMoved": error.money_may_have_moved(),
-        "transaction": error.transaction(), "signed": error.handed().map(handed_json), "advice": error.advice()}})
+        "transaction": error.transaction(), "signed": error.signed().map(signed_json), "advice": error.advice()}})
 }

@@ -57,7 +57,8 @@ pub(super) fn read(
     let mut wanted: Vec<(String, NetworkFile)> = file.into_iter().collect();
     if let Some(name) = settings.environment.get("X402D_NETWORK") {
         let position = wanted.iter().position(|(other, _)| {
-            Network::named(other).is_some() && Network::named(other) == Network::named(&name)
+            Network::from_name(other).is_some()
+                && Network::from_name(other) == Network::from_name(&name)
         });
         let base = position
             .map(|position| wanted.remove(position).1)
@@ -108,7 +109,7 @@ fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> Netwo
 }
 
 fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Option<NetworkConfig> {
-    let Some(network) = Network::named(name) else {
+    let Some(network) = Network::from_name(name) else {
         problems.push(format!("networks.{name}: {}", unknown_network(name)));
         return None;
     };
@@ -422,5 +423,5 @@ fn asset(network: Network, address: Address, entry: &AssetFile) -> Asset {
         method == TransferMethod::Eip3009 && asset.eip2612,
         |known| known.eip2612,
     );
-    asset.moved_by(method, entry.eip2612.unwrap_or(eip2612))
+    asset.paid_with(method, entry.eip2612.unwrap_or(eip2612))
 }

@@ -1,8 +1,8 @@
 //! The answer for a payment that the ledger has: a pure function from its state and its grant.
 
-use crate::ledger::{GrantStatus, Standing};
+use crate::ledger::{GrantStatus, PaymentWithGrant};
 use crate::payment::PaymentState;
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 
 /// What the caller that presents a known payment gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,16 +16,16 @@ pub(super) enum Decision {
     /// A caller was told success before.
     Duplicate,
     /// Refused before any broadcast; check it anew.
-    CheckAgain(Exit),
+    CheckAgain(Rejection),
     /// Proven unable to move money.
-    Failed(Exit),
+    Failed(Rejection),
     /// Money was transferred, but not in a way that counts for this payment.
     Unmatched(String),
     /// Quarantined: only the operator can decide.
     Quarantined(String),
 }
 
-pub(super) fn decide(found: &Standing) -> Decision {
+pub(super) fn decide(found: &PaymentWithGrant) -> Decision {
     let payment = &found.payment;
     if let Some(why) = &payment.quarantine {
         return Decision::Quarantined(why.clone());
@@ -41,12 +41,12 @@ pub(super) fn decide(found: &Standing) -> Decision {
             }
             match found.grant {
                 GrantStatus::Free => Decision::Grant,
-                GrantStatus::Undecided => Decision::AwaitGrant,
-                GrantStatus::Standing => Decision::Duplicate,
+                GrantStatus::Open => Decision::AwaitGrant,
+                GrantStatus::Answered => Decision::Duplicate,
             }
         }
-        PaymentState::Refused(exit) => Decision::CheckAgain(exit.clone()),
-        PaymentState::Failed { exit, .. } => Decision::Failed(exit.clone()),
+        PaymentState::Refused(rejection) => Decision::CheckAgain(rejection.clone()),
+        PaymentState::Failed { rejection, .. } => Decision::Failed(rejection.clone()),
     }
 }
 
@@ -55,17 +55,13 @@ mod tests {
     use alloy::primitives::B256;
 
     use super::*;
-    use crate::payment::specimen::{location, payment};
+    use crate::payment::fixture::{location, payment};
     use crate::protocol::Reason;
 
-    const GRANTS: [GrantStatus; 3] = [
-        GrantStatus::Free,
-        GrantStatus::Undecided,
-        GrantStatus::Standing,
-    ];
+    const GRANTS: [GrantStatus; 3] = [GrantStatus::Free, GrantStatus::Open, GrantStatus::Answered];
 
-    fn exit() -> Exit {
-        Exit {
+    fn rejection() -> Rejection {
+        Rejection {
             reason: Reason::ExactNonceUsed,
             message: "used".to_owned(),
         }
@@ -73,7 +69,7 @@ mod tests {
 
     fn failed(transaction: Option<B256>) -> PaymentState {
         PaymentState::Failed {
-            exit: exit(),
+            rejection: rejection(),
             transaction,
         }
     }
@@ -91,16 +87,19 @@ mod tests {
             (PaymentState::Final(location()), settled()),
             (PaymentState::LateSettled(location()), settled()),
             (
-                PaymentState::Refused(exit()),
-                always(Decision::CheckAgain(exit())),
+                PaymentState::Refused(rejection()),
+                always(Decision::CheckAgain(rejection())),
             ),
-            (failed(None), always(Decision::Failed(exit()))),
-            (failed(Some(B256::ZERO)), always(Decision::Failed(exit()))),
+            (failed(None), always(Decision::Failed(rejection()))),
+            (
+                failed(Some(B256::ZERO)),
+                always(Decision::Failed(rejection())),
+            ),
         ]
     }
 
-    fn with_grant(state: &PaymentState, grant: GrantStatus) -> Standing {
-        Standing {
+    fn with_grant(state: &PaymentState, grant: GrantStatus) -> PaymentWithGrant {
+        PaymentWithGrant {
             payment: payment(state.clone()),
             grant,
         }

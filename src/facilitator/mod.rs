@@ -24,12 +24,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::chain::RpcError;
 use crate::clock::Clock;
-use crate::ledger::{GrantRequest, Known, Ledger, LedgerError};
+use crate::ledger::{GrantRequest, Ledger, LedgerError, Lookup};
 use crate::payment::method::Fault;
 use crate::payment::{Candidate, Purpose, SignedBy};
 use crate::protocol::{Network, Payload, PaymentRequest, Reason, Refusal};
 use crate::settlement::waiters::Waiting;
-use crate::settlement::{CannotSend, NotNow, Site, Waiters, approval_objection};
+use crate::settlement::{CannotSend, DependencyError, ServedNetwork, Waiters, approval_objection};
 use crate::telemetry::causes;
 
 pub use grant::Grant;
@@ -44,7 +44,7 @@ pub struct Facilitator {
     pub used_nonces: UsedNonces,
     pub ledger: Ledger,
     /// The served networks.
-    pub sites: Arc<[Arc<Site>]>,
+    pub served_networks: Arc<[Arc<ServedNetwork>]>,
     /// The addresses of the signers, per network.
     pub signers: Arc<[(Network, Vec<alloy::primitives::Address>)]>,
     /// Requests that wait for a change of a payment or session.
@@ -118,11 +118,11 @@ impl From<Refusal> for Error {
     }
 }
 
-impl From<NotNow> for Unavailable {
-    fn from(error: NotNow) -> Self {
+impl From<DependencyError> for Unavailable {
+    fn from(error: DependencyError) -> Self {
         match error {
-            NotNow::Chain(error) => Self::Chain(error),
-            NotNow::Ledger(error) => Self::Ledger(error),
+            DependencyError::Chain(error) => Self::Chain(error),
+            DependencyError::Ledger(error) => Self::Ledger(error),
         }
     }
 }
@@ -134,13 +134,13 @@ impl<E: Into<Unavailable>> From<E> for Error {
 }
 
 impl Facilitator {
-    fn served_network(&self, network: Network) -> Option<&Arc<Site>> {
-        self.sites
+    fn served_network(&self, network: Network) -> Option<&Arc<ServedNetwork>> {
+        self.served_networks
             .iter()
-            .find(|site| site.policy.network == network)
+            .find(|served| served.policy.network == network)
     }
 
-    fn network_of(&self, request: &PaymentRequest) -> Result<&Arc<Site>, Refusal> {
+    fn network_of(&self, request: &PaymentRequest) -> Result<&Arc<ServedNetwork>, Refusal> {
         let network = request.requirements.network;
         self.served_network(network).ok_or_else(|| Refusal {
             reason: Reason::InvalidNetwork,
@@ -155,9 +155,9 @@ impl Facilitator {
 
     fn not_served(&self, network: Network) -> String {
         let names = self
-            .sites
+            .served_networks
             .iter()
-            .map(|site| site.policy.network.to_string());
+            .map(|served| served.policy.network.to_string());
         let names: Vec<_> = names.collect();
         format!(
             "this facilitator serves {}, got {network}",
@@ -168,11 +168,15 @@ impl Facilitator {
     /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
     /// the seller has to ask for are those of the session, without one those of the authorization. Refused are other content under the same
     /// nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
-    async fn look_up(&self, site: &Site, candidate: &Candidate) -> Result<Known, Error> {
-        let Known {
+    async fn look_up(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+    ) -> Result<Lookup, Error> {
+        let Lookup {
             session,
-            standing: found,
-        } = match self.ledger.known(candidate.into()).await {
+            payment: found,
+        } = match self.ledger.lookup(candidate.into()).await {
             Err(error) if error.unreadable_payment().is_some() => {
                 let why = unreadable_row(&error);
                 return Err(candidate.refuse(Reason::SettlementPending, why).into());
@@ -181,50 +185,52 @@ impl Facilitator {
         };
         if let Some(session) = &session {
             session
-                .is_asked_for(&candidate.requirements)
+                .check_requirements(&candidate.requirements)
                 .map_err(|(reason, why)| candidate.refuse(reason, why))?;
         }
         let Some(found) = found else {
-            candidate.pays_the_payee()?;
-            return Ok(Known {
+            candidate.check_payee()?;
+            return Ok(Lookup {
                 session,
-                standing: None,
+                payment: None,
             });
         };
-        candidate.pays_what_is_required()?;
+        candidate.check_payee_and_amount()?;
         if found.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
-            return Err(candidate.object(Fault::NonceUsed, why).into());
+            return Err(candidate.refuse_for(Fault::NonceUsed, why).into());
         }
         let is_proven = candidate.signed_by == SignedBy::Payer
             || candidate.signature == found.payment.signature;
         if !is_proven {
-            candidate.signature_holds(&site.facts.of(candidate.signed()).await?)?;
+            candidate.check_signature(&served.facts.of(candidate.signed()).await?)?;
         }
-        Ok(Known {
+        Ok(Lookup {
             session,
-            standing: Some(found),
+            payment: Some(found),
         })
     }
 
     /// Checks a candidate against the policy and the clock, then against the chain.
-    async fn check(&self, site: &Site, candidate: Candidate) -> Result<Checked, Error> {
-        candidate.is_allowed(&site.policy, site.chain_time(self.clock.now()))?;
-        if !site.is_open() {
-            return Err(Unavailable::NetworkStarting(site.policy.network).into());
+    async fn check(&self, served: &ServedNetwork, candidate: Candidate) -> Result<Checked, Error> {
+        candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
+        if !served.is_open() {
+            return Err(Unavailable::NetworkStarting(served.policy.network).into());
         }
-        let candidate = self.resolve_wallet(site, candidate).await?;
-        let facts = site.facts.of(candidate.signed()).await?;
+        let candidate = self.resolve_wallet(served, candidate).await?;
+        let facts = served.facts.of(candidate.signed()).await?;
         let verified = candidate.verified(&facts)?;
         let candidate = verified.candidate();
-        if candidate.signed().wallet.is_some() && !site.has_multicall() {
+        if candidate.signed().wallet.is_some() && !served.has_multicall() {
             let why = "this network has no Multicall3, by which the payer's wallet would be deployed; deploy the wallet first, and sign without its factory";
-            return Err(candidate.object(Fault::Simulation, why.to_owned()).into());
+            return Err(candidate
+                .refuse_for(Fault::Simulation, why.to_owned())
+                .into());
         }
-        if candidate.signed().awaits_approval(&facts) {
-            let objection = approval_objection(site, candidate.signed()).await?;
+        if candidate.signed().needs_approval_first(&facts) {
+            let objection = approval_objection(served, candidate.signed()).await?;
             if let Some((reason, why)) = objection {
                 return Err(candidate.refuse(reason, why).into());
             }
@@ -235,12 +241,16 @@ impl Facilitator {
     /// Whether a valid payment could be sent now. At `/verify`, one that names a signer which cannot send is refused if another signer can:
     /// the payer has not paid yet, and may name that one.
     /// payer has lost nothing yet, and may name that one.
-    fn can_be_sent(site: &Site, candidate: &Candidate, purpose: Purpose) -> Result<(), Error> {
+    fn can_be_sent(
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        purpose: Purpose,
+    ) -> Result<(), Error> {
         let named = candidate.method.facilitator();
-        let Err(cannot) = site.can_send(named) else {
+        let Err(cannot) = served.can_send(named) else {
             return Ok(());
         };
-        match (purpose, named.and_then(|_| site.able_signer())) {
+        match (purpose, named.and_then(|_| served.first_usable_signer())) {
             (Purpose::Verify, Some(able)) => {
                 let why = format!("{cannot}; expected a payment that names {able}");
                 Err(candidate
@@ -252,12 +262,16 @@ impl Facilitator {
     }
 
     /// An ERC-6492 wrapper does not say whether its wallet is deployed, so the chain is asked, and the candidate becomes what is settled.
-    async fn resolve_wallet(&self, site: &Site, candidate: Candidate) -> Result<Candidate, Error> {
+    async fn resolve_wallet(
+        &self,
+        served: &ServedNetwork,
+        candidate: Candidate,
+    ) -> Result<Candidate, Error> {
         if candidate.wallet.is_none() {
             return Ok(candidate);
         }
-        let code = site.rpc.code(candidate.authorization.from).await?;
-        Ok(candidate.with_wallet_deployed(&site.policy, !code.is_empty())?)
+        let code = served.rpc.code(candidate.authorization.from).await?;
+        Ok(candidate.with_wallet_deployed(&served.policy, !code.is_empty())?)
     }
 
     /// Waits for a change of a payment. `false`: the deadline passed first, or the service stops.

@@ -5,16 +5,16 @@ use crate::facilitator::{Error, Facilitator};
 use crate::ledger::NewTransfer;
 use crate::payment::session::Objection;
 use crate::payment::{PaymentId, Session};
-use crate::protocol::response::spelled;
+use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionProof;
 use crate::protocol::{PaymentRequest, Reason, Refusal};
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 
 impl Facilitator {
     /// Finds the payment of a proof, or records the transfer.
     pub(super) async fn payment_of_proof(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         request: &PaymentRequest<()>,
         proof: &SessionProof,
     ) -> Result<PaymentId, Error> {
@@ -24,7 +24,7 @@ impl Facilitator {
             return id.map_err(|objection| refuse(objection).into());
         }
         let transfer = self
-            .find_transfer(site, &session, proof.transaction)
+            .find_transfer(served, &session, proof.transaction)
             .await?
             .map_err(refuse)?;
         let new = NewTransfer {
@@ -32,14 +32,14 @@ impl Facilitator {
             raw: None,
             claim: &proof.signature,
         };
-        let recorded = self.record_transfer(site, &session, new).await?;
+        let recorded = self.record_transfer(served, &session, new).await?;
         recorded.map_err(|objection| refuse(objection).into())
     }
 
     /// Checks a proof without writing anything.
     pub(super) async fn verify_proof(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         request: &PaymentRequest<()>,
         proof: &SessionProof,
     ) -> Result<String, Error> {
@@ -47,18 +47,18 @@ impl Facilitator {
         let refuse = |objection| refusal(request, Some(&session), objection);
         match self.recorded_payment(&session, proof).await? {
             Some(id) => {
-                let found = self.ledger.standing(id.map_err(refuse)?).await?;
+                let found = self.ledger.payment_with_grant(id.map_err(refuse)?).await?;
                 if let Advice::Bad(reason, why) = self.advice(found).await? {
                     return Err(refuse((reason, why)).into());
                 }
             }
             None => drop(
-                self.find_transfer(site, &session, proof.transaction)
+                self.find_transfer(served, &session, proof.transaction)
                     .await?
                     .map_err(refuse)?,
             ),
         }
-        Ok(spelled(session.payer))
+        Ok(checksummed(session.payer))
     }
 
     /// The session of a proof, after every check that needs no chain.
@@ -81,8 +81,8 @@ impl Facilitator {
             Err((Reason::ExactNetworkMismatch, why))
         } else {
             session
-                .is_asked_for(required)
-                .and_then(|()| session.is_claimed(proof.transaction, &proof.signature))
+                .check_requirements(required)
+                .and_then(|()| session.check_claim(proof.transaction, &proof.signature))
         };
         match checked {
             Ok(()) => Ok(session),

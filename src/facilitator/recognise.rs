@@ -11,11 +11,11 @@ use uuid::Uuid;
 use crate::chain::authorization::AuthorizationUse;
 use crate::facilitator::used_nonces::UsedBy;
 use crate::facilitator::{Checked, Error, Facilitator, Unavailable};
-use crate::ledger::{LaneKey, MovedBefore};
+use crate::ledger::{AlreadyTransferred, LaneKey};
 use crate::payment::method::Fault;
 use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 
 /// The message for a nonce that is remembered as used; the check against the chain uses the same text.
 const NONCE_USED: &str = "the authorization's nonce was used or cancelled on the chain";
@@ -56,17 +56,17 @@ impl Facilitator {
     /// already.
     pub(super) async fn preflight(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         candidate: &Candidate,
         origin: Origin,
     ) -> Result<Preflight, Error> {
-        if origin == Origin::New && self.is_known_to_be_used(site, candidate) {
-            candidate.is_allowed(&site.policy, site.chain_time(self.clock.now()))?;
+        if origin == Origin::New && self.is_known_to_be_used(served, candidate) {
+            candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
             return Err(candidate
-                .object(Fault::NonceUsed, NONCE_USED.to_owned())
+                .refuse_for(Fault::NonceUsed, NONCE_USED.to_owned())
                 .into());
         }
-        let refusal = match self.check(site, candidate.clone()).await {
+        let refusal = match self.check(served, candidate.clone()).await {
             Ok(checked) => return Ok(Preflight::Good(Box::new(checked))),
             Err(Error::Refused(refusal)) => refusal,
             Err(error) => return Err(error),
@@ -83,45 +83,47 @@ impl Facilitator {
         }
         let turn = self.used_nonces.turn(candidate).await;
         let _turn = turn.ok_or(Unavailable::Busy)?;
-        if origin == Origin::New && self.is_known_to_be_used(site, candidate) {
+        if origin == Origin::New && self.is_known_to_be_used(served, candidate) {
             return Err(refusal.into());
         }
-        match self.recognise(site, candidate, origin).await? {
+        match self.recognise(served, candidate, origin).await? {
             Recognised::Transferred(id) => Ok(Preflight::Transferred(id)),
-            Recognised::Unused if used => Err(Unavailable::NodeBehind(site.policy.network).into()),
+            Recognised::Unused if used => {
+                Err(Unavailable::NodeBehind(served.policy.network).into())
+            }
             Recognised::Unused | Recognised::Consumed => Err(refusal.into()),
         }
     }
 
     /// Whether a recent look at the chain has shown that a candidate's nonce is used for something that does not count here.
-    fn is_known_to_be_used(&self, site: &Site, candidate: &Candidate) -> bool {
-        let reorganisations = site.view.moved().reorganisations;
+    fn is_known_to_be_used(&self, served: &ServedNetwork, candidate: &Candidate) -> bool {
+        let reorganisations = served.view.latest().reorganisations;
         self.used_nonces.contains(candidate, reorganisations)
     }
 
     /// Remembers that transaction `by` has used a candidate's nonce for something that does not count here.
     async fn remember_used(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         candidate: &Candidate,
         (by, reorganisations): (Option<B256>, u64),
     ) -> Result<(), Error> {
         let receipt = match by {
-            Some(by) => site.questions.receipt(by).await?,
+            Some(by) => served.caller_rpc.receipt(by).await?,
             None => None,
         };
         let used = match receipt {
             None => UsedBy::NotFound,
-            Some(receipt) if self.is_own_signer(site, receipt.from).await? => UsedBy::OwnSigner,
+            Some(receipt) if self.is_own_signer(served, receipt.from).await? => UsedBy::OwnSigner,
             Some(_) => UsedBy::Foreign,
         };
         self.used_nonces.remember(candidate, used, reorganisations);
         Ok(())
     }
 
-    async fn is_own_signer(&self, site: &Site, sender: Address) -> Result<bool, Error> {
+    async fn is_own_signer(&self, served: &ServedNetwork, sender: Address) -> Result<bool, Error> {
         let lane = LaneKey {
-            network: site.policy.network,
+            network: served.policy.network,
             signer: sender,
         };
         Ok(self.ledger.is_signer(lane).await?)
@@ -129,44 +131,44 @@ impl Facilitator {
 
     async fn recognise(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         candidate: &Candidate,
         origin: Origin,
     ) -> Result<Recognised, Error> {
         if let Origin::Refused(id) = origin {
-            let payment = self.ledger.standing(id).await?.payment;
-            return self.recognise_refused(site, &payment).await;
+            let payment = self.ledger.payment_with_grant(id).await?.payment;
+            return self.recognise_refused(served, &payment).await;
         }
         // Read before the chain is asked: a reorg in between may undo the use that is found.
-        let reorganisations = site.view.moved().reorganisations;
-        let (used, head) = self.use_on_chain(site, candidate.signed()).await?;
+        let reorganisations = served.view.latest().reorganisations;
+        let (used, head) = self.use_on_chain(served, candidate.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
             AuthorizationUse::Consumed(by) => {
-                self.remember_used(site, candidate, (by, reorganisations))
+                self.remember_used(served, candidate, (by, reorganisations))
                     .await?;
                 return Ok(Recognised::Consumed);
             }
             AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
-        let confirmations = site.policy.confirmations;
-        if origin == Origin::New && !self.is_own_signer(site, sender).await? {
+        let confirmations = served.policy.confirmations;
+        if origin == Origin::New && !self.is_own_signer(served, sender).await? {
             let memory = &self.used_nonces;
             memory.remember(candidate, UsedBy::Foreign, reorganisations);
             return Ok(Recognised::Consumed);
         }
-        let transfer = MovedBefore {
+        let transfer = AlreadyTransferred {
             id: PaymentId(Uuid::now_v7()),
             candidate,
             confirmations,
             location: &location,
-            deep: location.is_deep(head, confirmations),
+            confirmed: location.is_confirmed(head, confirmations),
         };
-        if !self.ledger.adopt(&transfer).await? {
+        if !self.ledger.accept_transferred(&transfer).await? {
             let id = self.existing_payment(candidate, None).await?;
             return Ok(Recognised::Transferred(id));
         }
-        self.publish(site, transfer.id, &location, sender);
+        self.publish(served, transfer.id, &location, sender);
         Ok(Recognised::Transferred(transfer.id))
     }
 
@@ -174,46 +176,46 @@ impl Facilitator {
     /// ledger: an `upto` payment may be presented with another charge than the transferred one.
     pub(super) async fn recognise_refused(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         payment: &Payment,
     ) -> Result<Recognised, Error> {
-        let (used, head) = self.use_on_chain(site, payment.signed()).await?;
+        let (used, head) = self.use_on_chain(served, payment.signed()).await?;
         let (location, sender) = match used {
             AuthorizationUse::Transferred { location, sender } => (location, sender),
             AuthorizationUse::Consumed(Some(_)) => return Ok(Recognised::Consumed),
             // The nonce is used, but the endpoint does not show the transaction: the money may have been transferred.
             AuthorizationUse::Consumed(None) => {
-                return Err(Unavailable::NodeBehind(site.policy.network).into());
+                return Err(Unavailable::NodeBehind(served.policy.network).into());
             }
             AuthorizationUse::Unused => return Ok(Recognised::Unused),
         };
-        let confirmed = location.is_deep(head, payment.confirmations);
+        let confirmed = location.is_confirmed(head, payment.confirmations);
         let ledger = &self.ledger;
         ledger
-            .settled_by_others(payment.id, &location, confirmed)
+            .settle_by_foreign_transaction(payment.id, &location, confirmed)
             .await?;
-        self.publish(site, payment.id, &location, sender);
+        self.publish(served, payment.id, &location, sender);
         Ok(Recognised::Transferred(payment.id))
     }
 
     /// The use of an authorization on the chain, and the confirmed height at the block by which it was read.
     async fn use_on_chain(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         signed: Signed<'_>,
     ) -> Result<(AuthorizationUse, u64), Error> {
-        let head = site.questions.newest().await?.number;
-        let tokens = site.policy.tokens();
-        let used = site
-            .questions
+        let head = served.caller_rpc.newest().await?.number;
+        let tokens = served.policy.tokens();
+        let used = served
+            .caller_rpc
             .authorization_use(signed, head, &tokens)
             .await?;
-        Ok((used, site.rpc.confirmed_height(head)))
+        Ok((used, served.rpc.agreed_height(head)))
     }
 
-    fn publish(&self, site: &Site, id: PaymentId, location: &Location, sender: Address) {
-        tracing::info!(payment.id = %id, network = %site.policy.network, transaction = %location.transaction, %sender, "payment settled by a transaction that is not in this ledger");
-        site.note_shallow();
+    fn publish(&self, served: &ServedNetwork, id: PaymentId, location: &Location, sender: Address) {
+        tracing::info!(payment.id = %id, network = %served.policy.network, transaction = %location.transaction, %sender, "payment settled by a transaction that is not in this ledger");
+        served.note_unconfirmed();
         self.waiters.wake([id]);
     }
 }

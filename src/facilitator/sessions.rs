@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use crate::facilitator::sessions::view::{add_payment, opened, session_view};
 use crate::facilitator::submission::{accepted_terms, refusal};
 use crate::facilitator::{Error, Facilitator, Unavailable};
-use crate::ledger::{GrantStatus, NewSession, OpenLimits, Opened, Standing};
-use crate::payment::session::{Objection, SessionStanding};
+use crate::ledger::{GrantStatus, NewSession, OpenLimits, Opened, PaymentWithGrant};
+use crate::payment::session::{Objection, SessionStatus};
 use crate::payment::{Asset, PaymentId, Session};
 use crate::protocol::request::resource_url;
 use crate::protocol::session::{
@@ -20,7 +20,7 @@ use crate::protocol::session::{
     requirements_hash,
 };
 use crate::protocol::{PaymentRequirements, PlainText, Reason, Refusal, X402Version};
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 use crate::settlement::waiters::Topic;
 
 /// The longest time that a reader of a session may wait for a change.
@@ -92,12 +92,12 @@ impl Facilitator {
             })
         };
         let terms = terms_of(&request).map_err(refuse)?;
-        let Some(site) = self.served_network(terms.network) else {
+        let Some(served) = self.served_network(terms.network) else {
             let why = self.not_served(terms.network);
             return Err(refuse((Reason::InvalidNetwork, why)));
         };
-        let asset = served_asset(site, &request, &terms).map_err(refuse)?;
-        let session = self.new_session(site, &request, &terms).map_err(refuse)?;
+        let asset = served_asset(served, &request, &terms).map_err(refuse)?;
+        let session = self.new_session(served, &request, &terms).map_err(refuse)?;
         if session.rail == Rail::Transfer && session.accept_from_block == 0 {
             return Err(Unavailable::NetworkStarting(terms.network).into());
         }
@@ -167,8 +167,8 @@ impl Facilitator {
         wait: Duration,
     ) -> Result<SessionView, SessionError> {
         let session = self.existing(id).await?;
-        let site = self.network_of_session(&session)?;
-        self.accept_submission(site, &session, form).await?;
+        let served = self.network_of_session(&session)?;
+        self.accept_submission(served, &session, form).await?;
         self.session(id, wait).await
     }
 
@@ -193,7 +193,7 @@ impl Facilitator {
         let cancelled = ledger.cancel_session(id, token_hash).await;
         let cancelled = cancelled.map_err(Unavailable::from)?;
         let session = self.existing(id).await?;
-        if !cancelled && session.standing != SessionStanding::Cancelled {
+        if !cancelled && session.status != SessionStatus::Cancelled {
             let why = "something was submitted for the session, or it has expired; its state says what became of it";
             let objection = (Reason::SessionInUse, why.to_owned());
             return Err(SessionError::Refused(refusal(&session, objection)));
@@ -207,36 +207,36 @@ impl Facilitator {
         session.ok_or_else(|| not_found(id))
     }
 
-    fn network_of_session(&self, session: &Session) -> Result<&Site, SessionError> {
-        let site = self.served_network(session.network).ok_or_else(|| {
+    fn network_of_session(&self, session: &Session) -> Result<&ServedNetwork, SessionError> {
+        let served = self.served_network(session.network).ok_or_else(|| {
             let objection = (Reason::InvalidNetwork, self.not_served(session.network));
             SessionError::Refused(refusal(session, objection))
         })?;
-        Ok(site)
+        Ok(served)
     }
 
     /// Whether the chain's time has passed a session's end.
-    pub(super) fn is_expired(&self, site: &Site, session: &Session) -> bool {
-        site.chain_time(self.clock.now()) > session.expires_at
+    pub(super) fn is_expired(&self, served: &ServedNetwork, session: &Session) -> bool {
+        served.chain_time(self.clock.now()) > session.expires_at
     }
 
     /// The view of a session, from its own row and that of its payment.
     async fn view(&self, session: &Session) -> Result<SessionView, Unavailable> {
-        let site = self.served_network(session.network).map(AsRef::as_ref);
-        let expired = site.is_some_and(|site| self.is_expired(site, session));
+        let served = self.served_network(session.network).map(AsRef::as_ref);
+        let expired = served.is_some_and(|served| self.is_expired(served, session));
         let found = match session.payment {
             Some(id) => Some(self.payment_after_answer(id).await?),
             None => None,
         };
         let mut session = session.clone();
-        if let (Some(site), None, true) = (site, &found, expired)
-            && session.standing == SessionStanding::Open
-            && self.may_expire(site, &session).await
+        if let (Some(served), None, true) = (served, &found, expired)
+            && session.status == SessionStatus::Open
+            && self.may_expire(served, &session).await
         {
             self.ledger.expire_session(&session.id).await?;
-            session.standing = SessionStanding::Expired;
+            session.status = SessionStatus::Expired;
         }
-        let asset = site.and_then(|site| site.policy.asset(session.asset));
+        let asset = served.and_then(|served| served.policy.asset(session.asset));
         let mut view = session_view(&session, asset.map_or(0, |asset| asset.decimals));
         view.money_may_move = !expired;
         if let Some(found) = &found {
@@ -247,12 +247,12 @@ impl Facilitator {
 
     /// A payment and its grant, once an answer that is being written has arrived or broken off: a buyer that reads its session after the
     /// seller's answer must not see it as unspent.
-    async fn payment_after_answer(&self, id: PaymentId) -> Result<Standing, Unavailable> {
+    async fn payment_after_answer(&self, id: PaymentId) -> Result<PaymentWithGrant, Unavailable> {
         let mut waiting = self.waiters.wait_for(id);
         let deadline = Instant::now() + ANSWER_WAIT;
         loop {
-            let found = self.ledger.standing(id).await?;
-            let is_decided = found.grant != GrantStatus::Undecided;
+            let found = self.ledger.payment_with_grant(id).await?;
+            let is_decided = found.grant != GrantStatus::Open;
             if is_decided || !self.wait(&mut waiting, deadline).await {
                 return Ok(found);
             }
@@ -261,12 +261,13 @@ impl Facilitator {
 
     /// Whether a session past its end can be marked expired: its authorization's nonce must be unused, as the chain says; without an answer
     /// of the chain it stays open. A transfer needs no check: one that was mined in time counts even when it is submitted later.
-    async fn may_expire(&self, site: &Site, session: &Session) -> bool {
+    async fn may_expire(&self, served: &ServedNetwork, session: &Session) -> bool {
         match session.rail {
             Rail::Transfer => true,
             Rail::Authorization => {
                 let used =
-                    site.questions
+                    served
+                        .caller_rpc
                         .is_nonce_used(session.asset, session.payer, session.nonce);
                 used.await == Ok(false)
             }
@@ -275,7 +276,7 @@ impl Facilitator {
 
     fn new_session(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         request: &SessionRequest,
         terms: &PaymentRequirements,
     ) -> Result<Session, Objection> {
@@ -295,7 +296,7 @@ impl Facilitator {
         let resource = request.resource.as_ref().and_then(resource_url);
         let canonical = serde_json_canonicalizer::to_string(&request.accepted);
         let life = terms.max_timeout_seconds.clamp(LIFE_S.0, LIFE_S.1);
-        let now = site.chain_time(self.clock.now());
+        let now = served.chain_time(self.clock.now());
         let end = now + Duration::from_secs(life);
         let id = entropy().map_err(|_| malformed("no randomness".to_owned()))?;
         let id = SessionId::from_entropy(FixedBytes(id));
@@ -314,10 +315,10 @@ impl Facilitator {
             resource: resource.map(|url| PlainText::cleaned(&url, usize::MAX)),
             client_reference: reference,
             // The block at the head was made before the session was opened.
-            accept_from_block: site.view.head().map_or(0, |head| head.number + 1),
-            confirmations: site.policy.confirmations,
+            accept_from_block: served.view.head().map_or(0, |head| head.number + 1),
+            confirmations: served.policy.confirmations,
             expires_at: end.replace_nanosecond(0).unwrap_or(end),
-            standing: SessionStanding::Open,
+            status: SessionStatus::Open,
             payment: None,
             created_at: self.clock.now(),
             id,
@@ -379,18 +380,18 @@ fn terms_of(request: &SessionRequest) -> Result<PaymentRequirements, Objection> 
 
 /// Whether the operator's policy allows such a payment.
 fn served_asset<'a>(
-    site: &'a Site,
+    served: &'a ServedNetwork,
     request: &SessionRequest,
     terms: &PaymentRequirements,
 ) -> Result<&'a Asset, Objection> {
     let invalid = |why: String| (Reason::InvalidPaymentRequirements, why);
-    let asset = site.policy.asset(terms.asset).ok_or_else(|| {
+    let asset = served.policy.asset(terms.asset).ok_or_else(|| {
         invalid(format!(
             "{} is not served on {}",
             terms.asset, terms.network
         ))
     })?;
-    if !site.policy.allows_payee(terms.pay_to) {
+    if !served.policy.allows_payee(terms.pay_to) {
         let why = format!(
             "{} is not among the payees that this facilitator serves",
             terms.pay_to

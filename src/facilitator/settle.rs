@@ -8,18 +8,18 @@ use uuid::Uuid;
 use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::recognise::{Origin, Preflight, Recognised};
 use crate::facilitator::{Caller, Checked, Error, Facilitator, Grant, Unavailable, unreadable_row};
-use crate::ledger::{Accepted, LedgerError, NewPayment, Standing};
+use crate::ledger::{Accepted, LedgerError, NewPayment, PaymentWithGrant};
 use crate::payment::method::Fault;
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
-use crate::protocol::response::spelled;
+use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{
     Amount, AuthorizationPayload, Payload, PaymentRequest, Reason, Refusal, SettleResponse,
 };
 use crate::settlement::failpoint::{Step, grant_answers_are_lost, reach};
 use crate::settlement::waiters::Waiting;
-use crate::settlement::{Queued, Site};
+use crate::settlement::{Queued, ServedNetwork};
 
 /// How many times the balance is read for one acceptance: a transfer of the same payer may be in a block whose result is being recorded.
 const READS_MAX: u32 = 3;
@@ -69,17 +69,18 @@ impl Facilitator {
 
     async fn try_settle(&self, request: PaymentRequest, caller: &Caller) -> Result<Settled, Error> {
         let deadline = self.deadline();
-        let site = self.network_of(&request)?;
+        let served = self.network_of(&request)?;
         let network_name = request.network_name.clone();
         let required = request.requirements.amount;
-        let (request, payload) = request.replace(());
+        let (request, payload) = request.with_payload(());
         let (admitted, session) = match payload {
             Payload::Authorization(payload) => {
-                self.find_or_admit(site, request.replace(payload).0).await?
+                self.find_or_admit(served, request.with_payload(payload).0)
+                    .await?
             }
             Payload::Proof(proof) => {
                 let session = proof.session_id.clone();
-                let id = self.payment_of_proof(site, &request, &proof).await?;
+                let id = self.payment_of_proof(served, &request, &proof).await?;
                 (Admitted::Earlier(id), Some(session))
             }
         };
@@ -88,27 +89,27 @@ impl Facilitator {
             required,
             session,
         };
-        self.conclude(site, admitted, &answer, (caller, deadline))
+        self.conclude(served, admitted, &answer, (caller, deadline))
             .await
     }
 
     /// Finds the payment of an authorization in the ledger, or accepts a new one.
     async fn find_or_admit(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         request: PaymentRequest<AuthorizationPayload>,
     ) -> Result<(Admitted, Option<SessionId>), Error> {
-        let candidate = Candidate::from_request(request, &site.policy, Purpose::Settle)?;
-        let known = self.look_up(site, &candidate).await?;
+        let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
+        let known = self.look_up(served, &candidate).await?;
         let session = known.session.map(|session| session.id);
-        let Some(found) = known.standing else {
+        let Some(found) = known.payment else {
             let origin = session.as_ref().map_or(Origin::New, |_| Origin::Session);
-            return Ok((self.admit(site, candidate, origin).await?, session));
+            return Ok((self.admit(served, candidate, origin).await?, session));
         };
         let id = found.payment.id;
         self.ledger.end_verify_lease(id).await?;
         let admitted = match decide(&found) {
-            Decision::CheckAgain(_) => self.admit(site, candidate, Origin::Refused(id)).await?,
+            Decision::CheckAgain(_) => self.admit(served, candidate, Origin::Refused(id)).await?,
             Decision::Join
             | Decision::Grant
             | Decision::AwaitGrant
@@ -124,7 +125,7 @@ impl Facilitator {
     /// without one.
     pub(super) async fn admit(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         candidate: Candidate,
         origin: Origin,
     ) -> Result<Admitted, Error> {
@@ -132,24 +133,24 @@ impl Facilitator {
             Origin::Refused(id) => Some(id),
             Origin::New | Origin::Session => None,
         };
-        let (queue, network) = (&site.queue, site.policy.network);
+        let (queue, network) = (&served.queue, served.policy.network);
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let Checked { verified, facts } = match self.preflight(site, &candidate, origin).await?
-            {
-                Preflight::Good(checked) => *checked,
-                Preflight::Transferred(id) => return Ok(Admitted::Earlier(id)),
-            };
+            let Checked { verified, facts } =
+                match self.preflight(served, &candidate, origin).await? {
+                    Preflight::Good(checked) => *checked,
+                    Preflight::Transferred(id) => return Ok(Admitted::Earlier(id)),
+                };
             if !candidate.authorization.value.is_zero() {
-                Self::can_be_sent(site, &candidate, Purpose::Settle)?;
+                Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
             let new = NewPayment {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
-                confirmations: site.policy.confirmations,
-                in_hand: place.is_in_hand(queue, candidate.method.facilitator()),
+                confirmations: served.policy.confirmations,
+                claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -165,25 +166,27 @@ impl Facilitator {
                     return Ok(Admitted::Now(id, waiting));
                 }
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
-                Accepted::Known => {
+                Accepted::AlreadyAccepted => {
                     let id = self.existing_payment(&candidate, refused).await?;
                     return Ok(Admitted::Earlier(id));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.
-                Accepted::Short { .. } | Accepted::Unallowed { .. } if reads_left > 1 => {
+                Accepted::InsufficientBalance { .. } | Accepted::InsufficientAllowance { .. }
+                    if reads_left > 1 =>
+                {
                     reads_left -= 1;
                     tokio::time::sleep(RECORD_PAUSE).await;
                 }
-                Accepted::Short { held } => {
+                Accepted::InsufficientBalance { held } => {
                     let why = format!(
                         "the payer has {} and promised {held} of it to payments under way, which leaves too little for {}",
                         facts.balance.unwrap_or_default(),
                         candidate.authorization.value
                     );
-                    return Err(candidate.object(Fault::Balance, why).into());
+                    return Err(candidate.refuse_for(Fault::Balance, why).into());
                 }
-                Accepted::Unallowed { promised } => {
+                Accepted::InsufficientAllowance { promised } => {
                     let why = format!(
                         "the payer lets Permit2 take {} and promised {promised} of it to payments under way, which leaves too little for {}",
                         facts.allowance.unwrap_or_default(),
@@ -210,13 +213,13 @@ impl Facilitator {
         if let Some(id) = refused {
             return Ok(id);
         }
-        let known = self.ledger.known(candidate.into()).await?;
-        let found = known.standing.ok_or(Unavailable::Busy)?;
+        let known = self.ledger.lookup(candidate.into()).await?;
+        let found = known.payment.ok_or(Unavailable::Busy)?;
         if found.payment.digest != candidate.digest {
             let why =
                 "this payer's nonce belongs to another authorization that was presented before"
                     .to_owned();
-            return Err(candidate.object(Fault::NonceUsed, why).into());
+            return Err(candidate.refuse_for(Fault::NonceUsed, why).into());
         }
         Ok(found.payment.id)
     }
@@ -224,7 +227,7 @@ impl Facilitator {
     /// Waits until the outcome of an accepted payment is known or the time is over, and builds the answer.
     async fn conclude(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         admitted: Admitted,
         answer: &Answer,
         (caller, deadline): (&Caller, Instant),
@@ -233,13 +236,13 @@ impl Facilitator {
             Admitted::Earlier(id) => (id, self.waiters.wait_for(id)),
             // The row was just written: it need not be read before it changes.
             Admitted::Now(id, mut waiting) => {
-                self.wait_to_be_sent(site, None, &mut waiting, deadline)
+                self.wait_to_be_sent(served, None, &mut waiting, deadline)
                     .await?;
                 (id, waiting)
             }
         };
         loop {
-            let found = match self.ledger.standing(id).await {
+            let found = match self.ledger.payment_with_grant(id).await {
                 Err(error) if error.unreadable_payment().is_some() => {
                     return Ok(answer.unreadable(&error));
                 }
@@ -258,7 +261,7 @@ impl Facilitator {
                 }
                 Decision::Join | Decision::AwaitGrant => {
                     if !self
-                        .wait_to_be_sent(site, Some(payment), &mut waiting, deadline)
+                        .wait_to_be_sent(served, Some(payment), &mut waiting, deadline)
                         .await?
                         && let Some(settled) = self.out_of_time(&found, answer).await?
                     {
@@ -267,15 +270,15 @@ impl Facilitator {
                 }
                 Decision::Duplicate => return Ok(answer.duplicate(payment)),
                 // A foreign transaction may have used the authorization while the payment waited.
-                Decision::CheckAgain(exit)
-                    if exit.reason != Reason::UnexpectedSettleError
-                        && self.recognise_refused(site, payment).await?
+                Decision::CheckAgain(rejection)
+                    if rejection.reason != Reason::UnexpectedSettleError
+                        && self.recognise_refused(served, payment).await?
                             == Recognised::Transferred(id) => {}
-                Decision::CheckAgain(exit) | Decision::Failed(exit) => {
-                    if exit.reason == Reason::UnexpectedSettleError {
-                        site.can_send(payment.signer())?;
+                Decision::CheckAgain(rejection) | Decision::Failed(rejection) => {
+                    if rejection.reason == Reason::UnexpectedSettleError {
+                        served.can_send(payment.signer())?;
                     }
-                    return Ok(answer.refused(payment, exit.reason, exit.message));
+                    return Ok(answer.refused(payment, rejection.reason, rejection.message));
                 }
                 Decision::Unmatched(why) => {
                     return Ok(answer.refused(payment, Reason::SessionExpired, why));
@@ -321,18 +324,18 @@ impl Facilitator {
     /// "nothing was broadcast" stays true.
     async fn out_of_time(
         &self,
-        found: &Standing,
+        found: &PaymentWithGrant,
         answer: &Answer,
     ) -> Result<Option<Settled>, Unavailable> {
         let payment = &found.payment;
         match &payment.state {
             PaymentState::Queued => {
                 let message = "the payment could not be sent to the chain in time; nothing was broadcast, present it again".to_owned();
-                let exit = Exit {
+                let rejection = Rejection {
                     reason: Reason::UnexpectedSettleError,
                     message,
                 };
-                self.ledger.refuse(payment.id, &exit).await?;
+                self.ledger.refuse(payment.id, &rejection).await?;
                 Ok(None)
             }
             PaymentState::Inflight(hash) => {
@@ -461,7 +464,7 @@ impl Answer {
             success: false,
             error_reason: None,
             error_message: None,
-            payer: Some(spelled(payment.authorization.from)),
+            payer: Some(checksummed(payment.authorization.from)),
             transaction: payment
                 .state
                 .transaction()
@@ -480,7 +483,7 @@ impl From<Refusal> for SettleResponse {
             success: false,
             error_reason: Some(refusal.reason.code().to_owned()),
             error_message: Some(refusal.message),
-            payer: refusal.payer.map(spelled),
+            payer: refusal.payer.map(checksummed),
             transaction: String::new(),
             network: refusal.network_name,
             amount: None,

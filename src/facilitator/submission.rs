@@ -6,7 +6,7 @@ use crate::chain::transfer::decode;
 use crate::facilitator::recognise::Origin;
 use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
-use crate::payment::session::{Objection, SessionStanding, Transfer};
+use crate::payment::session::{Objection, SessionStatus, Transfer};
 use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
@@ -15,19 +15,19 @@ use crate::protocol::{
     Amount, AuthorizationPayload, ExactPayload, GasSponsoring, PaymentRequest, PaymentRequirements,
     Reason, Refusal, X402Version, field, v1,
 };
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::{Step, reach};
 
 impl Facilitator {
     /// Accepts a submission for `session`; afterwards the session has a payment.
     pub(super) async fn accept_submission(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         session: &Session,
         form: TransferForm,
     ) -> Result<(), Error> {
         let refuse = |objection| Error::from(refusal(session, objection));
-        if session.standing == SessionStanding::Cancelled {
+        if session.status == SessionStatus::Cancelled {
             let why =
                 "the session was cancelled; a header that was signed for it is good all the same";
             return Err(refuse((Reason::SessionCancelled, why.to_owned())));
@@ -35,9 +35,9 @@ impl Facilitator {
         match form {
             TransferForm::Authorization(payload) => {
                 session
-                    .is_paid_by_authorization(&payload.authorization)
+                    .check_authorization(&payload.authorization)
                     .map_err(refuse)?;
-                self.send_early(site, session, payload).await
+                self.send_early(served, session, payload).await
             }
             TransferForm::Raw { bytes, claim } => {
                 let transfer = decode(&bytes).ok_or_else(|| {
@@ -45,7 +45,7 @@ impl Facilitator {
                     refuse((Reason::SessionTransferMismatch, why.to_owned()))
                 })?;
                 attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
-                if session.payment.is_none() && self.is_expired(site, session) {
+                if session.payment.is_none() && self.is_expired(served, session) {
                     let why = "the session has expired; nothing was sent";
                     return Err(refuse((Reason::SessionExpired, why.to_owned())));
                 }
@@ -54,14 +54,14 @@ impl Facilitator {
                     raw: Some(&bytes),
                     claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
                 };
-                self.join_or_record(site, session, new).await
+                self.join_or_record(served, session, new).await
             }
             TransferForm::Sent { transaction, claim } => {
                 if let Some(claim) = &claim {
-                    session.is_claimed(transaction, claim).map_err(refuse)?;
+                    session.check_claim(transaction, claim).map_err(refuse)?;
                 }
                 let transfer = self
-                    .find_transfer(site, session, transaction)
+                    .find_transfer(served, session, transaction)
                     .await?
                     .map_err(refuse)?;
                 attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
@@ -70,20 +70,20 @@ impl Facilitator {
                     raw: None,
                     claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
                 };
-                self.join_or_record(site, session, new).await
+                self.join_or_record(served, session, new).await
             }
         }
     }
 
     async fn join_or_record(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         session: &Session,
         new: NewTransfer<'_>,
     ) -> Result<(), Error> {
         let recorded = match session.payment {
             Some(id) => self.same_transfer(session, id, new.transfer.hash).await?,
-            None => self.record_transfer(site, session, new).await?,
+            None => self.record_transfer(served, session, new).await?,
         };
         recorded
             .map(drop)
@@ -93,13 +93,16 @@ impl Facilitator {
     /// Broadcasts an authorization before the seller asks for it, where the operator pays the gas for that.
     async fn send_early(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         session: &Session,
         payload: ExactPayload,
     ) -> Result<(), Error> {
-        let candidate =
-            Candidate::from_request(request_of(session, payload)?, &site.policy, Purpose::Settle)?;
-        let found = self.look_up(site, &candidate).await?.standing;
+        let candidate = Candidate::from_request(
+            request_of(session, payload)?,
+            &served.policy,
+            Purpose::Settle,
+        )?;
+        let found = self.look_up(served, &candidate).await?.payment;
         let origin = match &found {
             Some(found) if matches!(found.payment.state, PaymentState::Refused(_)) => {
                 Origin::Refused(found.payment.id)
@@ -108,14 +111,14 @@ impl Facilitator {
             Some(_) => return Ok(()),
             None => Origin::Session,
         };
-        self.may_send_early(site, session)
+        self.may_send_early(served, session)
             .map_err(|objection| refusal(session, objection))?;
-        self.admit(site, candidate, origin).await?;
+        self.admit(served, candidate, origin).await?;
         self.waiters.wake([session.id.clone()]);
         Ok(())
     }
 
-    fn may_send_early(&self, site: &Site, session: &Session) -> Result<(), Objection> {
+    fn may_send_early(&self, served: &ServedNetwork, session: &Session) -> Result<(), Objection> {
         let refused = |why: String| Err((Reason::SponsorshipRefused, why));
         if is_test_network(session.network) {
             return Ok(());
@@ -123,7 +126,7 @@ impl Facilitator {
         let Some(sponsorship) = &self.sessions.sponsorship else {
             return refused("this facilitator sends nothing on this network before the seller asks; put the same authorization into the request's header".to_owned());
         };
-        let least = site.policy.asset(session.asset).and_then(|asset| {
+        let least = served.policy.asset(session.asset).and_then(|asset| {
             Amount::from_dollars(&sponsorship.least_dollars, asset.decimals).ok()
         });
         match least {
@@ -138,21 +141,21 @@ impl Facilitator {
     /// Reads a transaction that pays a session from the chain.
     pub(super) async fn find_transfer(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         session: &Session,
         transaction: B256,
     ) -> Result<Result<Transfer, Objection>, Error> {
-        if !site.is_open() {
-            return Err(Unavailable::NetworkStarting(site.policy.network).into());
+        if !served.is_open() {
+            return Err(Unavailable::NetworkStarting(served.policy.network).into());
         }
-        let Some((transfer, block)) = site.questions.transfer(transaction).await? else {
+        let Some((transfer, block)) = served.caller_rpc.transfer(transaction).await? else {
             let why = format!(
                 "{} does not know transaction {transaction} yet; hand it in again once a node has it, or hand in its signed bytes",
                 session.network
             );
             return Ok(Err((Reason::TransferNotFound, why)));
         };
-        if let Err(objection) = session.is_paid_by(&transfer) {
+        if let Err(objection) = session.check_transfer(&transfer) {
             return Ok(Err(objection));
         }
         if let Some(block) = block.filter(|block| *block < session.accept_from_block) {
@@ -168,7 +171,7 @@ impl Facilitator {
     /// Commits a transfer as its session's payment, and starts to follow it.
     pub(super) async fn record_transfer(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         session: &Session,
         new: NewTransfer<'_>,
     ) -> Result<Result<PaymentId, Objection>, Error> {
@@ -176,7 +179,7 @@ impl Facilitator {
         Ok(match submitted {
             Submitted::Yes(id) => {
                 reach(Step::Recorded);
-                site.transfer_submitted();
+                served.wake_transfers();
                 self.waiters.wake([session.id.clone()]);
                 Ok(id)
             }
@@ -204,7 +207,7 @@ impl Facilitator {
         id: PaymentId,
         transaction: B256,
     ) -> Result<Result<PaymentId, Objection>, Error> {
-        let payment = self.ledger.standing(id).await?.payment;
+        let payment = self.ledger.payment_with_grant(id).await?.payment;
         let same =
             payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction);
         Ok(if same {
@@ -222,11 +225,11 @@ fn attributed(
     transfer: &Transfer,
     claim: Option<&Bytes>,
 ) -> Result<(), Objection> {
-    let tagged = session.is_paid_by(transfer)?;
+    let tagged = session.check_transfer(transfer)?;
     match claim {
-        Some(claim) => session.is_claimed(transfer.hash, claim),
+        Some(claim) => session.check_claim(transfer.hash, claim),
         None if tagged => Ok(()),
-        None => session.is_claimed(transfer.hash, &[]),
+        None => session.check_claim(transfer.hash, &[]),
     }
 }
 

@@ -163,7 +163,7 @@ impl UsedNonces {
 mod tests {
     use super::*;
     use crate::payment::Purpose;
-    use crate::payment::specimen::{candidate_of, permit2_body};
+    use crate::payment::fixture::{candidate_of, permit2_body};
     use crate::protocol::Scheme;
 
     #[tokio::test]

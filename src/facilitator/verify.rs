@@ -3,13 +3,13 @@
 use crate::facilitator::decision::{Decision, decide};
 use crate::facilitator::recognise::{Origin, Preflight};
 use crate::facilitator::{Error, Facilitator, Unavailable};
-use crate::ledger::{Known, Standing};
+use crate::ledger::{Lookup, PaymentWithGrant};
 use crate::payment::{Candidate, PaymentId, Purpose};
-use crate::protocol::response::spelled;
+use crate::protocol::response::checksummed;
 use crate::protocol::{
     AuthorizationPayload, Payload, PaymentRequest, Reason, Refusal, VerifyResponse,
 };
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 
 impl Facilitator {
     /// Checks a payment without sending anything.
@@ -30,28 +30,28 @@ impl Facilitator {
     }
 
     async fn try_verify(&self, request: PaymentRequest) -> Result<String, Error> {
-        let site = self.network_of(&request)?;
-        let (request, payload) = request.replace(());
+        let served = self.network_of(&request)?;
+        let (request, payload) = request.with_payload(());
         match payload {
             Payload::Authorization(payload) => {
-                self.verify_authorization(site, request.replace(payload).0)
+                self.verify_authorization(served, request.with_payload(payload).0)
                     .await
             }
-            Payload::Proof(proof) => self.verify_proof(site, &request, &proof).await,
+            Payload::Proof(proof) => self.verify_proof(served, &request, &proof).await,
         }
     }
 
     async fn verify_authorization(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         request: PaymentRequest<AuthorizationPayload>,
     ) -> Result<String, Error> {
-        let candidate = Candidate::from_request(request, &site.policy, Purpose::Verify)?;
-        let payer = spelled(candidate.authorization.from);
-        let Known {
+        let candidate = Candidate::from_request(request, &served.policy, Purpose::Verify)?;
+        let payer = checksummed(candidate.authorization.from);
+        let Lookup {
             session,
-            standing: found,
-        } = self.look_up(site, &candidate).await?;
+            payment: found,
+        } = self.look_up(served, &candidate).await?;
         let mut found = found;
         loop {
             let origin = match found {
@@ -68,20 +68,20 @@ impl Facilitator {
                     }
                 }
             };
-            match self.preflight(site, &candidate, origin).await? {
+            match self.preflight(served, &candidate, origin).await? {
                 Preflight::Good(_) => {
-                    Self::can_be_sent(site, &candidate, Purpose::Verify)?;
+                    Self::can_be_sent(served, &candidate, Purpose::Verify)?;
                     return Ok(payer);
                 }
                 Preflight::Transferred(id) => {
-                    found = Some(self.ledger.standing(id).await?);
+                    found = Some(self.ledger.payment_with_grant(id).await?);
                 }
             }
         }
     }
 
     /// The advice for a payment that the ledger has.
-    pub(super) async fn advice(&self, found: Standing) -> Result<Advice, Unavailable> {
+    pub(super) async fn advice(&self, found: PaymentWithGrant) -> Result<Advice, Unavailable> {
         let id = found.payment.id;
         let duplicate = |why: &str| Advice::Bad(Reason::DuplicateSettlement, why.to_owned());
         Ok(match self.decide_after_grant(found).await? {
@@ -94,7 +94,7 @@ impl Facilitator {
                 duplicate("this payment has bought its resource already")
             }
             Decision::CheckAgain(_) => Advice::CheckAgain,
-            Decision::Failed(exit) => Advice::Bad(exit.reason, exit.message),
+            Decision::Failed(rejection) => Advice::Bad(rejection.reason, rejection.message),
             Decision::Unmatched(why) => Advice::Bad(Reason::SessionExpired, why),
             Decision::Quarantined(why) => {
                 let why = format!("the operator has to look at this payment: {why}");
@@ -104,13 +104,13 @@ impl Facilitator {
     }
 
     /// The decision, once an answer that is being written has arrived or broken off.
-    async fn decide_after_grant(&self, found: Standing) -> Result<Decision, Unavailable> {
+    async fn decide_after_grant(&self, found: PaymentWithGrant) -> Result<Decision, Unavailable> {
         let id: PaymentId = found.payment.id;
         let mut decision = decide(&found);
         let mut waiting = self.waiters.wait_for(id);
         let deadline = self.deadline();
         while decision == Decision::AwaitGrant {
-            decision = decide(&self.ledger.standing(id).await?);
+            decision = decide(&self.ledger.payment_with_grant(id).await?);
             if decision == Decision::AwaitGrant && !self.wait(&mut waiting, deadline).await {
                 break;
             }
@@ -136,7 +136,7 @@ pub(super) fn invalid(refusal: &Refusal) -> VerifyResponse {
         is_valid: false,
         invalid_reason: Some(refusal.reason.code().to_owned()),
         invalid_message: Some(refusal.message.clone()),
-        payer: refusal.payer.map(spelled),
+        payer: refusal.payer.map(checksummed),
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::facilitator::{Facilitator, Unavailable};
 use crate::ledger::LedgerError;
 use crate::payment::{Payment, PaymentState};
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 use crate::settlement::waiters::Waiting;
 
 /// How often a request that waits checks whether anything can be sent at all, and whether the ledger answers.
@@ -23,7 +23,7 @@ impl Facilitator {
     /// When the ledger is silent: the outcome cannot be known, and callers have time limits of their own.
     pub(super) async fn wait_to_be_sent(
         &self,
-        site: &Site,
+        served: &ServedNetwork,
         payment: Option<&Payment>,
         waiting: &mut Waiting,
         deadline: Instant,
@@ -37,7 +37,7 @@ impl Facilitator {
                 return Ok(true);
             }
             let over = Instant::now() >= deadline || self.stopping.is_cancelled();
-            if over || (queued && site.can_send(signer).is_err()) {
+            if over || (queued && served.can_send(signer).is_err()) {
                 return Ok(false);
             }
             // Two checks in a row: after a machine has slept, the first one comes before the next heartbeat.

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::http::error::AlreadyLogged;
 use crate::http::state::AppState;
-use crate::settlement::{Ailing, Site, Supervisor, Task};
+use crate::settlement::{FailingTask, ServedNetwork, Supervisor, Task};
 
 /// A network whose RPC has been silent for longer is down.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -62,11 +62,11 @@ pub(super) struct Part {
 
 impl Part {
     /// A part that works, except for these tasks.
-    fn of(name: String, ailing: &[Ailing]) -> Self {
-        if ailing.is_empty() {
+    fn of(name: String, failing: &[FailingTask]) -> Self {
+        if failing.is_empty() {
             Self::new(name, Condition::Ok, None)
         } else {
-            Self::new(name, Condition::Degraded, Some(describe(ailing)))
+            Self::new(name, Condition::Degraded, Some(describe(failing)))
         }
     }
 
@@ -98,9 +98,9 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
     let supervisor = &state.supervisor;
     let ledger = state.facilitator.ledger.check().await;
     let mut parts = vec![match &ledger {
-        Ok(()) => Part::of("ledger".to_owned(), &supervisor.ailing(None)),
+        Ok(()) => Part::of("ledger".to_owned(), &supervisor.failing(None)),
         Err(error) => {
-            let why = if error.takes_no_writes() {
+            let why = if error.is_read_only() {
                 "the database takes no writes: it is a standby, or set to read-only"
             } else {
                 "the database does not answer"
@@ -108,8 +108,8 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
             Part::new("ledger".to_owned(), Condition::Down, Some(why.to_owned()))
         }
     }];
-    let networks = state.facilitator.sites.iter();
-    parts.extend(networks.map(|site| network_part(site, supervisor)));
+    let networks = state.facilitator.served_networks.iter();
+    parts.extend(networks.map(|served| network_part(served, supervisor)));
     let readiness = Readiness::of(parts);
     state.readiness.note(&readiness);
     let status = if readiness.ready {
@@ -152,56 +152,62 @@ impl Readiness {
     }
 }
 
-fn network_part(site: &Site, supervisor: &Supervisor) -> Part {
-    let ailing = supervisor.ailing(Some(site.policy.network));
-    let health = site.health();
+fn network_part(served: &ServedNetwork, supervisor: &Supervisor) -> Part {
+    let failing = supervisor.failing(Some(served.policy.network));
+    let health = served.health();
     let down = match health.silent_for {
         None => Some("the network is starting: its RPC has not answered yet".to_owned()),
         Some(silence) if silence > SILENCE_MAX => Some(format!(
             "its RPC has been silent for {} s",
             silence.as_secs()
         )),
-        Some(_) if !health.settled_in => Some("its lanes are not claimed yet".to_owned()),
-        Some(_) => site
+        Some(_) if !health.lane_owner_known => Some("its lanes are not claimed yet".to_owned()),
+        Some(_) => served
             .can_send(None)
             .err()
             .map(|cannot| cannot.why)
-            .or_else(|| stopped_engine(&ailing, site.policy.signers.len())),
+            .or_else(|| stopped_engine(&failing, served.policy.signers.len())),
     };
-    let name = site.policy.network.to_string();
+    let name = served.policy.network.to_string();
     if let Some(why) = down {
         return Part::new(name, Condition::Down, Some(why));
     }
-    let unable = site.unable_signers();
+    let unable = served.signer_problems();
     if unable.is_empty() {
-        Part::of(name, &ailing)
+        Part::of(name, &failing)
     } else {
         let mut detail = format!("the others go on without {}", unable.join("; "));
-        if !ailing.is_empty() {
-            detail = format!("{detail}; {}", describe(&ailing));
+        if !failing.is_empty() {
+            detail = format!("{detail}; {}", describe(&failing));
         }
         Part::new(name, Condition::Degraded, Some(detail))
     }
 }
 
 /// The description of the dead tasks, if a network settles no payment without them: its watch, or all of its lanes.
-fn stopped_engine(ailing: &[Ailing], signers: usize) -> Option<String> {
-    let down = || ailing.iter().filter(|one| one.down);
+fn stopped_engine(failing: &[FailingTask], signers: usize) -> Option<String> {
+    let down = || failing.iter().filter(|one| one.down);
     let watch = down().any(|one| one.task.name == Task::WATCH);
     let lanes = down().filter(|one| one.task.name == Task::LANE).count();
-    (watch || lanes >= signers.max(1)).then(|| describe(ailing))
+    (watch || lanes >= signers.max(1)).then(|| describe(failing))
 }
 
 /// Describes tasks that have died.
-fn describe(ailing: &[Ailing]) -> String {
-    let each = ailing.iter().map(|Ailing { task, down, deaths }| {
-        let now = if *down {
-            "is about to be started again"
-        } else {
-            "runs again"
-        };
-        format!("the {task} died ({deaths} times within a minute) and {now}")
-    });
+fn describe(failing: &[FailingTask]) -> String {
+    let each = failing.iter().map(
+        |FailingTask {
+             task,
+             down,
+             failures,
+         }| {
+            let now = if *down {
+                "is about to be started again"
+            } else {
+                "runs again"
+            };
+            format!("the {task} died ({failures} times within a minute) and {now}")
+        },
+    );
     let mut each: Vec<_> = each.collect();
     each.sort();
     format!("{}; the log says why", each.join("; "))

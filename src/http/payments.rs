@@ -127,7 +127,7 @@ pub(super) async fn show(
     let id = Uuid::parse_str(&id).map(PaymentId).map_err(|_| {
         Problem::invalid_parameter("id: expected an id of this ledger, a UUID; for a hash there is /payments/by-transaction/{network}/{hash}")
     })?;
-    let detail = state.facilitator.ledger.life(id).await?;
+    let detail = state.facilitator.ledger.detail(id).await?;
     let detail = detail.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
     Ok(Json(PaymentDetail::new(detail, &state)))
 }

@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use crate::http::operator::Operator;
 use crate::http::{AppState, Problem};
 use crate::ledger::LaneView;
-use crate::protocol::response::spelled;
-use crate::settlement::Site;
+use crate::protocol::response::checksummed;
+use crate::settlement::ServedNetwork;
 
 /// The signers and their lanes.
 #[derive(Debug, Serialize, ToSchema)]
@@ -79,36 +79,36 @@ pub(super) async fn signers(
         let is_configured = facilitator.signers.iter().any(|(network, signers)| {
             *network == lane.lane.network && signers.contains(&lane.lane.signer)
         });
-        let site = facilitator
-            .sites
+        let served = facilitator
+            .served_networks
             .iter()
-            .find(|site| site.policy.network == lane.lane.network)
+            .find(|served| served.policy.network == lane.lane.network)
             .filter(|_| is_configured);
         let owned_here = lane.owner == Some(facilitator.ledger.process());
-        signers.push(view(lane, site.map(AsRef::as_ref), owned_here).await);
+        signers.push(view(lane, served.map(AsRef::as_ref), owned_here).await);
     }
     Ok(Json(Signers { signers }))
 }
 
-async fn view(lane: LaneView, site: Option<&Site>, owned_here: bool) -> SignerView {
+async fn view(lane: LaneView, served: Option<&ServedNetwork>, owned_here: bool) -> SignerView {
     let signer = lane.lane.signer;
-    let chain = match site {
-        Some(site) => tokio::try_join!(
-            site.rpc.balance(signer),
-            site.rpc.transaction_count(signer, "latest"),
-            site.rpc.transaction_count(signer, "pending"),
+    let chain = match served {
+        Some(served) => tokio::try_join!(
+            served.rpc.balance(signer),
+            served.rpc.transaction_count(signer, "latest"),
+            served.rpc.transaction_count(signer, "pending"),
         )
         .ok(),
         None => None,
     };
     SignerView {
         network: lane.lane.network.to_string(),
-        signer: spelled(signer),
-        configured: site.is_some(),
+        signer: checksummed(signer),
+        configured: served.is_some(),
         balance_wei: chain.map(|(balance, ..)| balance.to_string()),
         payments_left: chain
-            .zip(site)
-            .and_then(|((balance, ..), site)| site.payments_left(balance)),
+            .zip(served)
+            .and_then(|((balance, ..), served)| served.payments_left(balance)),
         head_nonce: chain.map(|(_, head, _)| head),
         pending_nonce: chain.map(|(.., pending)| pending),
         next_nonce: lane.next_nonce,

@@ -27,7 +27,7 @@ pub struct NewPayment {
     /// Confirmations that are promised.
     pub confirmations: u32,
     /// Claimed by this process, whose lane takes it from memory. Otherwise a process that owns a lane claims it from the ledger.
-    pub in_hand: bool,
+    pub claimed: bool,
 }
 
 /// The result of an acceptance.
@@ -36,14 +36,14 @@ pub enum Accepted {
     /// A new row: queued, or settled at once because its amount is zero.
     New(Box<Payment>),
     /// The authorization has a row already.
-    Known,
+    AlreadyAccepted,
     /// The payer has promised more than is left of its balance.
-    Short {
+    InsufficientBalance {
         /// Atomic units promised to payments that may still move money.
         held: U256,
     },
     /// The payer has promised more than is left of what Permit2 may take.
-    Unallowed {
+    InsufficientAllowance {
         /// Atomic units promised to payments by Permit2 that may still move money.
         promised: U256,
     },
@@ -83,11 +83,13 @@ pub(super) async fn accept(
     let answers = new.iter().zip(checks).map(|(new, check)| match check {
         BalanceCheck::Fits => match inserted.get(&new.id) {
             Some(at) => Accepted::New(Box::new(accepted_payment(new, *at))),
-            None => Accepted::Known,
+            None => Accepted::AlreadyAccepted,
         },
-        BalanceCheck::AlreadyAccepted => Accepted::Known,
-        BalanceCheck::InsufficientBalance { held } => Accepted::Short { held },
-        BalanceCheck::InsufficientAllowance { promised } => Accepted::Unallowed { promised },
+        BalanceCheck::AlreadyAccepted => Accepted::AlreadyAccepted,
+        BalanceCheck::InsufficientBalance { held } => Accepted::InsufficientBalance { held },
+        BalanceCheck::InsufficientAllowance { promised } => {
+            Accepted::InsufficientAllowance { promised }
+        }
         BalanceCheck::Stale => Accepted::Stale,
     });
     Ok(answers.map(Ok).collect())
@@ -143,7 +145,7 @@ fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
     if let Some(allowance) = verified.allowance() {
         let promised = account.at_permit2.saturating_add(value);
         // An EIP-2612 permit allows exactly its own payment. The payer's next permit is valid only after this one.
-        let first = verified.candidate().brings_a_permit() && account.at_permit2.is_zero();
+        let first = verified.candidate().has_token_permit() && account.at_permit2.is_zero();
         if promised > allowance && !first {
             return BalanceCheck::InsufficientAllowance {
                 promised: account.at_permit2,
@@ -197,7 +199,7 @@ struct Row<'a> {
     id: PaymentId,
     candidate: &'a Candidate,
     confirmations: u32,
-    in_hand: bool,
+    claimed: bool,
 }
 
 impl<'a> From<&'a NewPayment> for Row<'a> {
@@ -206,7 +208,7 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
             id: new.id,
             candidate: new.verified.candidate(),
             confirmations: new.confirmations,
-            in_hand: new.in_hand,
+            claimed: new.claimed,
         }
     }
 }
@@ -230,9 +232,9 @@ async fn insert(
         .iter()
         .map(|new| i32::try_from(new.confirmations).unwrap_or(i32::MAX))
         .collect();
-    let in_hand: Vec<Option<Uuid>> = new
+    let claimed: Vec<Option<Uuid>> = new
         .iter()
-        .map(|new| new.in_hand.then_some(process.0))
+        .map(|new| new.claimed.then_some(process.0))
         .collect();
     let rows = sqlx::query!(
         r#"with accepted as (
@@ -279,7 +281,7 @@ async fn insert(
         &column(new, |new| Some(new.method.permit2()?.permitted.to_string())) as _,
         &column(new, |new| allowance_columns(&new.method).0) as _,
         &column(new, |new| allowance_columns(&new.method).1) as _,
-        &in_hand as _,
+        &claimed as _,
     )
     .fetch_all(connection)
     .await?;
@@ -319,7 +321,7 @@ fn accepted_payment(new: &NewPayment, at: OffsetDateTime) -> Payment {
 
 /// A payment whose money was transferred before the ledger had a row for it.
 #[derive(Debug)]
-pub struct MovedBefore<'a> {
+pub struct AlreadyTransferred<'a> {
     pub id: PaymentId,
     pub candidate: &'a Candidate,
     /// Confirmations that are promised.
@@ -327,19 +329,22 @@ pub struct MovedBefore<'a> {
     /// The transfer.
     pub location: &'a Location,
     /// The transfer has the promised confirmations.
-    pub deep: bool,
+    pub confirmed: bool,
 }
 
 impl Ledger {
     /// Accepts a payment whose money was transferred already. If its log is recorded for another payment, it is quarantined.
     /// `false`: the authorization has got a row in the meantime.
-    pub async fn adopt(&self, moved: &MovedBefore<'_>) -> Result<bool, LedgerError> {
+    pub async fn accept_transferred(
+        &self,
+        moved: &AlreadyTransferred<'_>,
+    ) -> Result<bool, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let row = Row {
             id: moved.id,
             candidate: moved.candidate,
             confirmations: moved.confirmations,
-            in_hand: true,
+            claimed: true,
         };
         // The row counts as promised for a moment: between its insert and the record of its transfer no other acceptance may read the sum.
         lock(&mut transaction, vec![moved.candidate.into()]).await?;
@@ -349,13 +354,14 @@ impl Ledger {
         {
             return Ok(false);
         }
-        record_foreign_transfer(&mut transaction, moved.id, moved.location, moved.deep).await?;
+        record_foreign_transfer(&mut transaction, moved.id, moved.location, moved.confirmed)
+            .await?;
         transaction.commit().await?;
         Ok(true)
     }
 
     /// Queues a refused payment again, because it was presented again and is valid now, with the wallet, signature, charge and allowance of
-    /// the new presentation. [`Accepted::Known`]: it is not in state `refused` any more.
+    /// the new presentation. [`Accepted::AlreadyAccepted`]: it is not in state `refused` any more.
     pub async fn queue_again(&self, again: NewPayment) -> Result<Accepted, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let again = [again];
@@ -365,10 +371,10 @@ impl Ledger {
         match check_balances(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
             Some(BalanceCheck::Fits) => {}
             Some(BalanceCheck::InsufficientBalance { held }) => {
-                return Ok(Accepted::Short { held: *held });
+                return Ok(Accepted::InsufficientBalance { held: *held });
             }
             Some(BalanceCheck::InsufficientAllowance { promised }) => {
-                return Ok(Accepted::Unallowed {
+                return Ok(Accepted::InsufficientAllowance {
                     promised: *promised,
                 });
             }
@@ -391,15 +397,17 @@ impl Ledger {
             candidate.authorization.value.to_string(),
             permit,
             approval,
-            new.in_hand.then_some(self.process().0),
+            new.claimed.then_some(self.process().0),
         )
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
         if queued.rows_affected() == 0 {
-            return Ok(Accepted::Known);
+            return Ok(Accepted::AlreadyAccepted);
         }
         let payment = self.payment(new.id).await?;
-        Ok(payment.map_or(Accepted::Known, |payment| Accepted::New(Box::new(payment))))
+        Ok(payment.map_or(Accepted::AlreadyAccepted, |payment| {
+            Accepted::New(Box::new(payment))
+        }))
     }
 }

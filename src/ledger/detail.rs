@@ -12,12 +12,12 @@ use crate::payment::PaymentId;
 
 /// A payment with its events and attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Life {
+pub struct EntryDetail {
     pub entry: Entry,
     /// Its timeline, oldest first.
     pub events: Vec<Event>,
     /// Every signed transaction that was to move its money, oldest first.
-    pub attempts: Vec<AttemptMade>,
+    pub attempts: Vec<AttemptDetail>,
 }
 
 /// One entry of a payment's timeline.
@@ -37,7 +37,7 @@ pub struct Event {
 
 /// A signed transaction that was to move a payment's money.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttemptMade {
+pub struct AttemptDetail {
     /// Its hash, in hexadecimal digits.
     pub hash: String,
     /// Address of the account that signed it and pays its gas: a lane's signer, or the payer on rail `transfer`.
@@ -83,7 +83,7 @@ pub struct Mined {
 
 impl Ledger {
     /// A payment with its events and attempts, read in one snapshot. A row that cannot be read is shown with its raw columns.
-    pub async fn life(&self, id: PaymentId) -> Result<Option<Life>, LedgerError> {
+    pub async fn detail(&self, id: PaymentId) -> Result<Option<EntryDetail>, LedgerError> {
         let mut snapshot = self.snapshot().await?;
         let row = select_payments!("where p.id = $1", id.0)
             .fetch_all(&mut *snapshot)
@@ -94,7 +94,7 @@ impl Ledger {
         let events = events(&mut snapshot, id).await?;
         let mut attempts = attempts(&mut snapshot, id).await?;
         attempts.extend(transfer(&mut snapshot, id).await?);
-        Ok(Some(Life {
+        Ok(Some(EntryDetail {
             entry,
             events,
             attempts,
@@ -124,7 +124,7 @@ async fn events(connection: &mut Connection, id: PaymentId) -> Result<Vec<Event>
 async fn attempts(
     connection: &mut Connection,
     id: PaymentId,
-) -> Result<Vec<AttemptMade>, LedgerError> {
+) -> Result<Vec<AttemptDetail>, LedgerError> {
     let rows = sqlx::query!(
         r#"select a.hash, t.signer, t.nonce, a.signed_at, a.gas_limit, a.max_fee_wei::text as "max_fee_wei!",
             a.max_priority_fee_wei::text as "max_priority_fee_wei!", a.broadcast, a.broadcast_reason, a.broadcast_at,
@@ -156,7 +156,7 @@ async fn attempts(
                 outcome: row.outcome,
             },
         );
-        details.push(AttemptMade {
+        details.push(AttemptDetail {
             hash: hex::encode_prefixed(&row.hash),
             signer: shown_address(&row.signer),
             nonce: unsigned(row.nonce),
@@ -177,7 +177,7 @@ async fn attempts(
 async fn transfer(
     connection: &mut Connection,
     id: PaymentId,
-) -> Result<Option<AttemptMade>, LedgerError> {
+) -> Result<Option<AttemptDetail>, LedgerError> {
     let row = sqlx::query!(
         "select t.hash, t.account_nonce, t.submitted_at, p.payer from transfers t join payments p on p.id = t.payment_id
         where t.payment_id = $1",
@@ -186,7 +186,7 @@ async fn transfer(
     .fetch_optional(connection)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    Ok(Some(AttemptMade {
+    Ok(Some(AttemptDetail {
         hash: hex::encode_prefixed(&row.hash),
         signer: shown_address(&row.payer),
         nonce: unsigned(row.account_nonce),

@@ -147,10 +147,10 @@ impl LedgerError {
     }
 
     /// Whether the database answers and takes no writes.
-    pub fn takes_no_writes(&self) -> bool {
+    pub fn is_read_only(&self) -> bool {
         match self {
             Self::Driver(error) => connections::is_read_only(error),
-            Self::Shared(shared) => shared.takes_no_writes(),
+            Self::Shared(shared) => shared.is_read_only(),
             Self::ReadOnly => true,
             Self::Unusable(_)
             | Self::Locked { .. }

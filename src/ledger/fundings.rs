@@ -19,14 +19,14 @@ pub struct Funding {
 
 /// The fundings of the last 24 hours, in wei.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Given {
+pub struct FundingTotals {
     /// To one payer.
     pub payer: U256,
     /// To all payers of the network.
     pub all: U256,
 }
 
-impl Given {
+impl FundingTotals {
     /// Whether another `wei` are within the limits.
     pub fn allows(&self, wei: U256, limits: ApprovalLimits) -> bool {
         let within = |given: U256, limit: u64| given.saturating_add(wei) <= U256::from(limit);
@@ -36,7 +36,7 @@ impl Given {
 
 /// The state of a payment's funding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Funded {
+pub enum FundingState {
     /// None was recorded.
     Never,
     /// Its transaction is recorded and open.
@@ -49,12 +49,16 @@ pub enum Funded {
 
 impl Ledger {
     /// The fundings of the last 24 hours.
-    pub async fn given(&self, network: Network, payer: Address) -> Result<Given, LedgerError> {
+    pub async fn funding_totals(
+        &self,
+        network: Network,
+        payer: Address,
+    ) -> Result<FundingTotals, LedgerError> {
         let mut connection = self.engine.acquire().await?;
         funding_totals(&mut connection, network, payer).await
     }
 
-    pub async fn funded(&self, payment: PaymentId) -> Result<Funded, LedgerError> {
+    pub async fn funding_state(&self, payment: PaymentId) -> Result<FundingState, LedgerError> {
         let row = sqlx::query!(
             r#"select t.state, coalesce(t.succeeded and not a.empty, false) as "gave!"
             from fundings f join transactions t on t.id = f.transaction_id left join attempts a on a.hash = t.hash
@@ -64,10 +68,10 @@ impl Ledger {
         .fetch_optional(&self.engine)
         .await?;
         Ok(match row {
-            None => Funded::Never,
-            Some(row) if row.state == "signed" => Funded::Sent,
-            Some(row) if row.gave => Funded::Mined,
-            Some(_) => Funded::Failed,
+            None => FundingState::Never,
+            Some(row) if row.state == "signed" => FundingState::Sent,
+            Some(row) if row.gave => FundingState::Mined,
+            Some(_) => FundingState::Failed,
         })
     }
 
@@ -125,7 +129,7 @@ async fn funding_totals(
     connection: &mut Connection,
     network: Network,
     payer: Address,
-) -> Result<Given, LedgerError> {
+) -> Result<FundingTotals, LedgerError> {
     let row = sqlx::query!(
         r#"select coalesce(sum(wei) filter (where payer = $2), 0)::text as "payer!", coalesce(sum(wei), 0)::text as "all!"
         from fundings f where network = $1 and created_at > now() - interval '24 hours' and not exists (
@@ -143,7 +147,7 @@ async fn funding_totals(
         column: "wei",
         id: payer.to_string(),
     };
-    Ok(Given {
+    Ok(FundingTotals {
         payer: row.payer.parse().map_err(|_| bad())?,
         all: row.all.parse().map_err(|_| bad())?,
     })

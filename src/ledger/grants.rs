@@ -20,14 +20,14 @@ pub enum GrantStatus {
     /// No request holds it, or the answer of the one that held it never arrived: the next request may take it.
     Free,
     /// A request holds it; its answer has neither reached the socket nor broken off.
-    Undecided,
+    Open,
     /// The answer has reached the socket of a caller.
-    Standing,
+    Answered,
 }
 
 /// A payment and the state of its grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct PaymentWithGrant {
     pub payment: Payment,
     pub grant: GrantStatus,
 }
@@ -43,11 +43,11 @@ pub struct GrantRequest {
 
 /// The result of looking up an authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct Lookup {
     /// The session whose nonce the authorization uses.
     pub session: Option<Session>,
     /// Its payment with the grant.
-    pub standing: Option<Standing>,
+    pub payment: Option<PaymentWithGrant>,
 }
 
 /// The end of a grant.
@@ -64,7 +64,7 @@ pub struct Closing {
 pub(super) async fn lookup(
     pool: Connections,
     keys: Arc<[AuthorizationKey]>,
-) -> Result<Vec<Result<Known, LedgerError>>, LedgerError> {
+) -> Result<Vec<Result<Lookup, LedgerError>>, LedgerError> {
     let nonces: Vec<B256> = keys.iter().map(|key| key.nonce).collect();
     let (sessions, payments) = tokio::try_join!(
         sessions::sessions_of_nonces(&pool, &nonces),
@@ -73,10 +73,10 @@ pub(super) async fn lookup(
     let results = keys.iter().map(|key| {
         let mut sessions = sessions.iter();
         let session = sessions.find(|session| session.gave_nonce_to(key));
-        let standing = payments.get(&raw_key(key));
-        Ok(Known {
+        let payment = payments.get(&raw_key(key));
+        Ok(Lookup {
             session: session.map(|found| found.session.clone()).transpose()?,
-            standing: standing.cloned().transpose()?,
+            payment: payment.cloned().transpose()?,
         })
     });
     Ok(results.collect())
@@ -107,7 +107,7 @@ fn raw_key_of_row(row: &PaymentRow) -> RawKey {
 async fn payments_by_key(
     pool: &Connections,
     keys: &[AuthorizationKey],
-) -> Result<HashMap<RawKey, Result<Standing, Unreadable>>, LedgerError> {
+) -> Result<HashMap<RawKey, Result<PaymentWithGrant, Unreadable>>, LedgerError> {
     let networks: Vec<String> = keys.iter().map(|key| key.network.to_string()).collect();
     let domains: Vec<&[u8]> = keys.iter().map(|key| key.domain.as_slice()).collect();
     let payers: Vec<&[u8]> = keys.iter().map(|key| key.payer.as_slice()).collect();
@@ -138,12 +138,12 @@ async fn payments_by_key(
 pub(super) async fn payments_with_grants(
     pool: Connections,
     ids: Arc<[PaymentId]>,
-) -> Result<Vec<Result<Standing, LedgerError>>, LedgerError> {
+) -> Result<Vec<Result<PaymentWithGrant, LedgerError>>, LedgerError> {
     let uuids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let rows = select_payments!("where p.id = any($1)", &uuids)
         .fetch_all(&pool)
         .await?;
-    let by_id: HashMap<PaymentId, Result<Standing, Unreadable>> =
+    let by_id: HashMap<PaymentId, Result<PaymentWithGrant, Unreadable>> =
         with_grants(&pool, rows).await?.into_iter().collect();
     let results = ids.iter().map(|id| match by_id.get(id) {
         Some(payment) => Ok(payment.clone()?),
@@ -158,7 +158,7 @@ pub(super) async fn payments_with_grants(
 async fn with_grants(
     pool: &Connections,
     rows: Vec<PaymentRow>,
-) -> Result<Vec<(PaymentId, Result<Standing, Unreadable>)>, LedgerError> {
+) -> Result<Vec<(PaymentId, Result<PaymentWithGrant, Unreadable>)>, LedgerError> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -178,8 +178,8 @@ async fn with_grants(
         .into_iter()
         .map(|row| {
             let status = match row.status.as_str() {
-                "standing" => GrantStatus::Standing,
-                "undecided" => GrantStatus::Undecided,
+                "standing" => GrantStatus::Answered,
+                "undecided" => GrantStatus::Open,
                 _ => GrantStatus::Free,
             };
             (row.payment_id, status)
@@ -188,7 +188,10 @@ async fn with_grants(
     let payments = each_payment(pool, rows).await.into_iter();
     let with_grants = payments.map(|(id, payment)| {
         let grant = granted.get(&id.0).copied().unwrap_or(GrantStatus::Free);
-        (id, payment.map(|payment| Standing { payment, grant }))
+        (
+            id,
+            payment.map(|payment| PaymentWithGrant { payment, grant }),
+        )
     });
     Ok(with_grants.collect())
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::acceptance::{self, Accepted, NewPayment};
 use super::connections::Connections;
-use super::grants::{self, Closing, GrantRequest, Known, Standing};
+use super::grants::{self, Closing, GrantRequest, Lookup, PaymentWithGrant};
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
-use crate::coalesce::{Answering, Coalescer, Gathering, coalescer};
+use crate::coalesce::{Coalescer, GroupLimits, GroupWorker, coalescer};
 use crate::payment::{Payment, PaymentId};
 
 /// A burst needs few statements, and each of them is short.
-const GATHERING: Gathering = Gathering {
+const GROUP_LIMITS: GroupLimits = GroupLimits {
     rows_max: 256,
     groups_max: 2,
     pace: Duration::from_millis(2),
@@ -23,9 +23,9 @@ type Reply<A> = Result<A, LedgerError>;
 /// The sending ends.
 #[derive(Debug, Clone)]
 pub(super) struct Groups {
-    lookups: Coalescer<AuthorizationKey, Reply<Known>>,
+    lookups: Coalescer<AuthorizationKey, Reply<Lookup>>,
     acceptances: Coalescer<NewPayment, Reply<Accepted>>,
-    payments: Coalescer<PaymentId, Reply<Standing>>,
+    payments: Coalescer<PaymentId, Reply<PaymentWithGrant>>,
     grants: Coalescer<(PaymentId, GrantRequest), Reply<Option<Payment>>>,
     closings: Coalescer<Closing, Reply<()>>,
 }
@@ -36,11 +36,11 @@ pub struct LedgerTask {
     pool: Connections,
     granting: Connections,
     process: ProcessId,
-    lookups: Answering<AuthorizationKey, Reply<Known>>,
-    acceptances: Answering<NewPayment, Reply<Accepted>>,
-    payments: Answering<PaymentId, Reply<Standing>>,
-    grants: Answering<(PaymentId, GrantRequest), Reply<Option<Payment>>>,
-    closings: Answering<Closing, Reply<()>>,
+    lookups: GroupWorker<AuthorizationKey, Reply<Lookup>>,
+    acceptances: GroupWorker<NewPayment, Reply<Accepted>>,
+    payments: GroupWorker<PaymentId, Reply<PaymentWithGrant>>,
+    grants: GroupWorker<(PaymentId, GrantRequest), Reply<Option<Payment>>>,
+    closings: GroupWorker<Closing, Reply<()>>,
 }
 
 pub(super) fn new_groups(
@@ -48,11 +48,11 @@ pub(super) fn new_groups(
     granting: &Connections,
     process: ProcessId,
 ) -> (Groups, LedgerTask) {
-    let (lookups, lookups_end) = coalescer(GATHERING);
-    let (acceptances, acceptances_end) = coalescer(GATHERING);
-    let (payments, payments_end) = coalescer(GATHERING);
-    let (grants, grants_end) = coalescer(GATHERING);
-    let (closings, closings_end) = coalescer(GATHERING);
+    let (lookups, lookups_end) = coalescer(GROUP_LIMITS);
+    let (acceptances, acceptances_end) = coalescer(GROUP_LIMITS);
+    let (payments, payments_end) = coalescer(GROUP_LIMITS);
+    let (grants, grants_end) = coalescer(GROUP_LIMITS);
+    let (closings, closings_end) = coalescer(GROUP_LIMITS);
     let groups = Groups {
         lookups,
         acceptances,
@@ -151,7 +151,7 @@ where
 
 impl Ledger {
     /// Looks an authorization up: the session whose nonce it uses, its payment and that payment's grant.
-    pub async fn known(&self, key: AuthorizationKey) -> Result<Known, LedgerError> {
+    pub async fn lookup(&self, key: AuthorizationKey) -> Result<Lookup, LedgerError> {
         self.groups.lookups.ask(key).await?
     }
 
@@ -162,7 +162,7 @@ impl Ledger {
     }
 
     /// A payment and its grant. [`LedgerError::Conflict`]: there is no such payment.
-    pub async fn standing(&self, id: PaymentId) -> Result<Standing, LedgerError> {
+    pub async fn payment_with_grant(&self, id: PaymentId) -> Result<PaymentWithGrant, LedgerError> {
         self.groups.payments.ask(id).await?
     }
 

@@ -47,19 +47,21 @@ use groups::Groups;
 use crate::clock::{Clock, FollowingClock};
 use crate::protocol::Network;
 
-pub use acceptance::{Accepted, MovedBefore, NewPayment};
-pub use detail::{AttemptMade, Event, Life, Mined};
+pub use acceptance::{Accepted, AlreadyTransferred, NewPayment};
+pub use detail::{AttemptDetail, EntryDetail, Event, Mined};
 pub use error::{LedgerError, Unreadable};
 pub use foreign::{ForeignNonce, NoncesLost};
-pub use fundings::{Funded, Funding, Given};
-pub use grants::{Closing, GrantRequest, GrantStatus, Known, Standing};
+pub use fundings::{Funding, FundingState, FundingTotals};
+pub use grants::{Closing, GrantRequest, GrantStatus, Lookup, PaymentWithGrant};
 pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, PaidSession};
 pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
-pub use outbox::{Attempt, Heard, NewTransaction, Recorded, TransactionKind, Unmined};
+pub use outbox::{
+    Attempt, BroadcastReply, NewTransaction, PendingTransaction, Recorded, TransactionKind,
+};
 pub use payments::AuthorizationKey;
 pub use processes::ProcessId;
-pub use results::{BlockRef, MinedTransaction, MovedRow};
+pub use results::{BlockRef, MinedTransaction, TransferredPayment};
 pub use sessions::{NewSession, OpenLimits, Opened};
 pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
@@ -205,7 +207,7 @@ impl Ledger {
         if read_only {
             return Err(LedgerError::ReadOnly);
         }
-        let absent = self.known(AuthorizationKey {
+        let absent = self.lookup(AuthorizationKey {
             network: Network::from_chain_id(1),
             domain: Address::ZERO,
             payer: Address::ZERO,

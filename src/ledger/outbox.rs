@@ -64,7 +64,7 @@ pub struct NewTransaction<'a> {
 
 /// The endpoints' reply to a broadcast, for the history only: no decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heard {
+pub struct BroadcastReply {
     /// `accepted`, `rejected` or `unknown`.
     pub reply: &'static str,
     /// Why the transaction was rejected.
@@ -79,12 +79,12 @@ pub enum Recorded {
     /// Another process owns the lane or has used the nonce. Nothing was written.
     LaneLost,
     /// Not all payments are queued any more. Nothing was written; plan again with these, which still are.
-    PaymentsMoved(Vec<PaymentId>),
+    PaymentsChanged(Vec<PaymentId>),
 }
 
 /// A transaction whose outcome is open.
 #[derive(Debug, Clone)]
-pub struct Unmined {
+pub struct PendingTransaction {
     /// Its id in the ledger.
     pub id: Uuid,
     pub network: Network,
@@ -154,7 +154,7 @@ impl Ledger {
         .fetch_all(&mut *connection)
         .await?;
         if changed.len() != ids.len() {
-            return Ok(Recorded::PaymentsMoved(
+            return Ok(Recorded::PaymentsChanged(
                 changed.into_iter().map(PaymentId).collect(),
             ));
         }
@@ -243,7 +243,11 @@ impl Ledger {
     }
 
     /// Records the endpoints' reply to an attempt, if it differs from the recorded one.
-    pub async fn note_reply(&self, attempt: B256, reply: Heard) -> Result<(), LedgerError> {
+    pub async fn note_reply(
+        &self,
+        attempt: B256,
+        reply: BroadcastReply,
+    ) -> Result<(), LedgerError> {
         sqlx::query!(
             "update attempts set broadcast = $2, broadcast_reason = $3, broadcast_at = now()
             where hash = $1 and (broadcast, broadcast_reason) is distinct from ($2, $3)",
@@ -258,7 +262,10 @@ impl Ledger {
 
     /// The open transactions of a lane in the order of their nonces, for a new owner to send again and follow.
     /// A payment that cannot be read is quarantined and left out.
-    pub async fn unmined(&self, lane: LaneKey) -> Result<Vec<Unmined>, LedgerError> {
+    pub async fn pending_transactions(
+        &self,
+        lane: LaneKey,
+    ) -> Result<Vec<PendingTransaction>, LedgerError> {
         let rows = sqlx::query!(
             "select t.id, t.nonce, t.kind, a.hash, a.raw from transactions t join attempts a on a.transaction_id = t.id
             where t.network = $1 and t.signer = $2 and t.state = 'signed' order by t.nonce, a.sequence",
@@ -267,14 +274,14 @@ impl Ledger {
         )
         .fetch_all(&self.engine)
         .await?;
-        let mut transactions: Vec<Unmined> = Vec::new();
+        let mut transactions: Vec<PendingTransaction> = Vec::new();
         for row in rows {
             // The hash follows from the bytes.
             let hash = hash(&row.hash).unwrap_or_else(|| keccak256(&row.raw));
             if transactions.last().map(|open| open.id) != Some(row.id) {
                 let payments = self.payments_of(row.id).await?;
                 let nonce = u64::try_from(row.nonce).unwrap_or_default();
-                transactions.push(Unmined {
+                transactions.push(PendingTransaction {
                     id: row.id,
                     network: lane.network,
                     nonce,

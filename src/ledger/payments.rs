@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{Candidate, Payment, PaymentId};
 use crate::protocol::{Network, X402Version};
 
@@ -61,7 +61,7 @@ impl Ledger {
     /// - claimed for ten seconds by another live process: it may be unable to send them.
     ///
     /// Payments in `already_claimed` are left out: this process has them in memory. A row that cannot be read is quarantined and left out.
-    pub async fn take_up(
+    pub async fn claim_queued(
         &self,
         network: Network,
         signers: &[Address],
@@ -100,7 +100,7 @@ impl Ledger {
     }
 
     /// Releases the claims of this process on queued payments, so that any process may claim them.
-    pub async fn put_down(&self, payments: &[PaymentId]) -> Result<(), LedgerError> {
+    pub async fn release_claims(&self, payments: &[PaymentId]) -> Result<(), LedgerError> {
         let ids: Vec<Uuid> = payments.iter().map(|id| id.0).collect();
         sqlx::query!(
             "update payments set queued_by = null where id = any($1) and (state = 'queued' and queued_by = $2) is true",
@@ -113,12 +113,12 @@ impl Ledger {
     }
 
     /// Refuses a queued payment before any broadcast. `false`: it is not queued any more, so a transaction may have been sent.
-    pub async fn refuse(&self, id: PaymentId, exit: &Exit) -> Result<bool, LedgerError> {
+    pub async fn refuse(&self, id: PaymentId, rejection: &Rejection) -> Result<bool, LedgerError> {
         let updated = sqlx::query!(
             "update payments set state = 'refused', reason = $2, message = $3 where id = $1 and state = 'queued'",
             id.0,
-            exit.reason.code(),
-            exit.message,
+            rejection.reason.code(),
+            rejection.message,
         )
         .execute(&self.pool)
         .await?;
@@ -149,7 +149,7 @@ impl Ledger {
     /// Payments of a network without a transfer whose authorizations a third party could still submit, the newest first, at most `limit`.
     /// These are refused payments and, with `failed_too`, failed ones: a reorg invalidates the proof that they cannot move money.
     /// A row that cannot be read is quarantined and left out.
-    pub async fn unmoved(
+    pub async fn payments_without_transfer(
         &self,
         network: Network,
         failed_too: bool,

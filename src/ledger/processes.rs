@@ -67,11 +67,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::OtherChain`] when it is another chain.
-    pub async fn recognise_network(
-        &self,
-        network: Network,
-        genesis: B256,
-    ) -> Result<(), LedgerError> {
+    pub async fn check_genesis(&self, network: Network, genesis: B256) -> Result<(), LedgerError> {
         let name = network.to_string();
         let recorded = sqlx::query_scalar!(
             "with known as (

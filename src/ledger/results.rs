@@ -36,24 +36,24 @@ pub struct MinedTransaction {
     /// Wei paid in addition to gas, such as a rollup's data fee.
     pub further_fee_wei: u128,
     /// The payments whose exact `Transfer` is in its logs.
-    pub moved: Vec<MovedRow>,
+    pub transferred: Vec<TransferredPayment>,
 }
 
 /// A payment whose money was transferred by one of our transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MovedRow {
+pub struct TransferredPayment {
     pub payment: PaymentId,
     /// Position of the `Transfer` log in the block.
     pub log_index: u64,
     /// The transfer has the promised confirmations.
-    pub deep: bool,
+    pub confirmed: bool,
 }
 
 impl Ledger {
     /// Records a mined transaction and the payments whose money it transferred; its other payments are undecided from then on
     /// ([`Ledger::undecided`]). Repeating it changes nothing. Returns the number of payments transferred. On an error nothing was recorded.
     pub async fn record_mined(&self, mined: &MinedTransaction) -> Result<usize, LedgerError> {
-        match self.record_rows(mined, &mined.moved).await {
+        match self.record_rows(mined, &mined.transferred).await {
             // A log is recorded for another payment: all payments become undecided, and each is decided by itself.
             Err(error) if error.constraint() == Some("payments_one_per_log") => {
                 self.record_rows(mined, &[]).await
@@ -65,7 +65,7 @@ impl Ledger {
     async fn record_rows(
         &self,
         mined: &MinedTransaction,
-        transferred: &[MovedRow],
+        transferred: &[TransferredPayment],
     ) -> Result<usize, LedgerError> {
         let mut transaction = self.engine.begin().await?;
         let updated = sqlx::query!(
@@ -91,7 +91,7 @@ impl Ledger {
             .iter()
             .map(|row| bigint(row.log_index))
             .collect();
-        let confirmed: Vec<bool> = transferred.iter().map(|row| row.deep).collect();
+        let confirmed: Vec<bool> = transferred.iter().map(|row| row.confirmed).collect();
         // `is true` makes the planner find the rows by id: the index over states would read all payments in flight.
         // A failed payment becomes `late_settled` at its confirmations and not before; until then it is undecided.
         let recorded = sqlx::query!(
@@ -192,7 +192,7 @@ impl Ledger {
     /// Rolls back what was recorded for the orphaned blocks `removed`, none of them below `lowest`. Their transactions are open again, and
     /// their payments in flight again, also those that were refused because of a result in an orphaned block. Grants stay. The owners of
     /// the lanes see it in the counter `reopened`. Returns the number of transactions that are open again. On an error nothing is changed.
-    pub async fn unmine(
+    pub async fn roll_back(
         &self,
         network: Network,
         removed: &[B256],

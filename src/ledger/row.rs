@@ -9,11 +9,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::error::Unreadable;
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{
     Location, Method, Payment, PaymentId, PaymentState, Permit2, Sponsored, Wallet,
 };
-use crate::protocol::response::spelled;
+use crate::protocol::response::checksummed;
 use crate::protocol::session::Rail;
 use crate::protocol::{Amount, Authorization, Reason, X402Version};
 
@@ -183,7 +183,7 @@ fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
         .map(|bytes| hash(bytes).ok_or_else(|| bad("transaction_hash")));
     let transaction = transaction.transpose()?;
     let mined_at = || location(row).ok_or_else(|| bad("log_index"));
-    let exit = || {
+    let rejection = || {
         let reason = row
             .reason
             .as_deref()
@@ -192,7 +192,7 @@ fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
                     .unwrap_or_else(|_| reason_of_later_version(code))
             })
             .ok_or_else(|| bad("reason"))?;
-        Ok::<_, Unreadable>(Exit {
+        Ok::<_, Unreadable>(Rejection {
             reason,
             message: row.message.clone().unwrap_or_default(),
         })
@@ -205,9 +205,9 @@ fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
         "settled" => PaymentState::Settled(mined_at()?),
         "final" => PaymentState::Final(mined_at()?),
         "late_settled" => PaymentState::LateSettled(mined_at()?),
-        "refused" => PaymentState::Refused(exit()?),
+        "refused" => PaymentState::Refused(rejection()?),
         "failed" => PaymentState::Failed {
-            exit: exit()?,
+            rejection: rejection()?,
             transaction,
         },
         _ => return Err(bad("state")),
@@ -223,7 +223,7 @@ fn reason_of_later_version(code: &str) -> Reason {
     let fits = code.len() <= CODE_BYTES_MAX && seen.len() < CODES_MAX;
     let code = known.or_else(|| fits.then(|| &*code.to_owned().leak()));
     seen.extend(code);
-    code.map_or(Reason::UnexpectedSettleError, Reason::OfALaterVersion)
+    code.map_or(Reason::UnexpectedSettleError, Reason::FromNewerVersion)
 }
 
 fn location(row: &PaymentRow) -> Option<Location> {
@@ -256,7 +256,7 @@ pub(super) fn address(bytes: &[u8]) -> Option<Address> {
 
 /// An address for the history. Bytes that are no address are shown in hexadecimal digits.
 pub(super) fn shown_address(bytes: &[u8]) -> String {
-    address(bytes).map_or_else(|| hex::encode_prefixed(bytes), spelled)
+    address(bytes).map_or_else(|| hex::encode_prefixed(bytes), checksummed)
 }
 
 pub(super) fn hash(bytes: &[u8]) -> Option<B256> {

@@ -7,7 +7,7 @@ use super::connections::Connections;
 use super::error::Unreadable;
 use super::row::{address, bigint, hash, rail};
 use super::{AuthorizationKey, Ledger, LedgerError};
-use crate::payment::session::SessionStanding;
+use crate::payment::session::SessionStatus;
 use crate::payment::{PaymentId, Session};
 use crate::protocol::session::SessionId;
 use crate::protocol::{Network, PlainText, X402Version};
@@ -247,7 +247,7 @@ impl Ledger {
     }
 
     /// Which of `ids` are not open any more or have a payment. For requests that wait at another replica than the one that changed them.
-    pub async fn sessions_moved(&self, ids: &[SessionId]) -> Result<Vec<SessionId>, LedgerError> {
+    pub async fn sessions_changed(&self, ids: &[SessionId]) -> Result<Vec<SessionId>, LedgerError> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let changed = sqlx::query_scalar!(
             "select id from sessions where id = any($1) and (payment_id is not null or state <> 'open')",
@@ -259,7 +259,7 @@ impl Ledger {
     }
 
     /// Deletes sessions without a payment after their retention, at most 1000 at a time. Returns the number deleted.
-    pub async fn forget_sessions(&self) -> Result<u64, LedgerError> {
+    pub async fn delete_unpaid_sessions(&self) -> Result<u64, LedgerError> {
         let deleted = sqlx::query!(
             "delete from sessions where id in (
                 select id from sessions where payment_id is null and expires_at < now()
@@ -287,13 +287,13 @@ impl TryFrom<SessionRow> for Session {
         let version = u8::try_from(row.x402_version)
             .ok()
             .and_then(|number| X402Version::try_from(number).ok());
-        let standing = [
-            SessionStanding::Open,
-            SessionStanding::Cancelled,
-            SessionStanding::Expired,
+        let status = [
+            SessionStatus::Open,
+            SessionStatus::Cancelled,
+            SessionStatus::Expired,
         ]
         .into_iter()
-        .find(|standing| standing.name() == row.state);
+        .find(|status| status.name() == row.state);
         let network: Result<Network, _> = row.network.parse();
         Ok(Self {
             id: row.id.parse().map_err(|_| bad("id"))?,
@@ -310,7 +310,7 @@ impl TryFrom<SessionRow> for Session {
             accept_from_block: u64::try_from(row.accept_from_block)
                 .map_err(|_| bad("accept_from_block"))?,
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
-            standing: standing.ok_or_else(|| bad("state"))?,
+            status: status.ok_or_else(|| bad("state"))?,
             accepted: row.accepted,
             resource_id: row.resource_id.as_deref().map(stored_text),
             resource: row.resource.as_deref().map(stored_text),

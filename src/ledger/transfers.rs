@@ -9,7 +9,7 @@ use super::quarantine::quarantine_unreadable;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{Ledger, LedgerError, Unreadable};
 use crate::payment::session::Transfer;
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{Location, Payment, PaymentId, Session};
 use crate::protocol::{Network, Reason};
 
@@ -52,15 +52,15 @@ pub struct OpenTransfer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TransferOutcome {
     /// The money was transferred.
-    Moved {
+    Transferred {
         location: Location,
         /// The transfer has the promised confirmations.
-        deep: bool,
+        confirmed: bool,
         /// Why it does not count for the session although the money was transferred.
         unmatched: Option<String>,
     },
     /// It cannot move the money any more.
-    Failed(Exit),
+    Failed(Rejection),
 }
 
 /// The columns of `transfers`, with the session's first block.
@@ -212,9 +212,9 @@ impl Ledger {
         outcome: &TransferOutcome,
     ) -> Result<(), LedgerError> {
         match outcome {
-            TransferOutcome::Moved {
+            TransferOutcome::Transferred {
                 location,
-                deep,
+                confirmed,
                 unmatched,
             } => {
                 sqlx::query!(
@@ -231,7 +231,7 @@ impl Ledger {
                     update payments set state = 'failed', reason = $9, message = 'its Transfer log has paid for something else'
                     where id = $1 and rail = 'transfer' and state = 'inflight' and $2 and exists (select from taken)",
                     id.0,
-                    deep,
+                    confirmed,
                     location.transaction.as_slice(),
                     bigint(location.log_index),
                     bigint(location.block_number),
@@ -243,13 +243,13 @@ impl Ledger {
                 .execute(&self.pool)
                 .await?;
             }
-            TransferOutcome::Failed(exit) => {
+            TransferOutcome::Failed(rejection) => {
                 sqlx::query!(
                     "update payments set state = 'failed', reason = $2, message = $3
                     where id = $1 and rail = 'transfer' and state = 'inflight'",
                     id.0,
-                    exit.reason.code(),
-                    exit.message,
+                    rejection.reason.code(),
+                    rejection.message,
                 )
                 .execute(&self.pool)
                 .await?;

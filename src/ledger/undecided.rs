@@ -8,7 +8,7 @@ use super::connections::Connection;
 use super::quarantine::quarantine;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{Ledger, LedgerError};
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{Location, Payment, PaymentId};
 use crate::protocol::Network;
 
@@ -37,19 +37,19 @@ pub struct Undecided {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Its money was transferred: by a foreign transaction, or by ours after all.
-    Moved {
+    Transferred {
         location: Location,
         /// The transfer has the promised confirmations.
-        deep: bool,
+        confirmed: bool,
     },
     /// The authorization can still be used: queue it again, for a new nonce.
     Again,
     /// It would fail again: refuse it. It may be presented again.
-    Refuse(Exit),
+    Refuse(Rejection),
     /// It is proven that it cannot move money any more.
-    Fail(Exit),
+    Fail(Rejection),
     /// An assumption does not hold: keep the state, and quarantine the payment for the operator.
-    SetAside(String),
+    Quarantine(String),
 }
 
 impl Ledger {
@@ -107,7 +107,7 @@ impl Ledger {
     /// another process has decided it. On an error nothing was recorded either.
     pub async fn decide(&self, row: &Undecided, verdict: &Verdict) -> Result<bool, LedgerError> {
         let mut deciding = self.engine.begin().await?;
-        let outcome = if matches!(verdict, Verdict::Moved { .. }) {
+        let outcome = if matches!(verdict, Verdict::Transferred { .. }) {
             "elsewhere"
         } else {
             "without_effect"
@@ -130,18 +130,21 @@ impl Ledger {
         }
         let id = row.payment.id;
         match verdict {
-            Verdict::Moved { location, deep } => {
-                record_foreign_transfer(&mut deciding, id, location, *deep).await?;
+            Verdict::Transferred {
+                location,
+                confirmed,
+            } => {
+                record_foreign_transfer(&mut deciding, id, location, *confirmed).await?;
             }
-            Verdict::SetAside(why) => {
+            Verdict::Quarantine(why) => {
                 quarantine(&mut deciding, id, why).await?;
             }
             Verdict::Again => update_inflight(&mut deciding, row, "queued", None).await?,
-            Verdict::Refuse(exit) => {
-                update_inflight(&mut deciding, row, "refused", Some(exit)).await?
+            Verdict::Refuse(rejection) => {
+                update_inflight(&mut deciding, row, "refused", Some(rejection)).await?
             }
-            Verdict::Fail(exit) => {
-                update_inflight(&mut deciding, row, "failed", Some(exit)).await?
+            Verdict::Fail(rejection) => {
+                update_inflight(&mut deciding, row, "failed", Some(rejection)).await?
             }
         }
         deciding.commit().await?;
@@ -150,11 +153,11 @@ impl Ledger {
 
     /// Records that a foreign transaction has used the authorization of a payment that is in no open transaction of ours. `false`: it is in
     /// one now, its outcome is recorded already, or its log is recorded for another payment, in which case it is quarantined.
-    pub async fn settled_by_others(
+    pub async fn settle_by_foreign_transaction(
         &self,
         id: PaymentId,
         location: &Location,
-        deep: bool,
+        confirmed: bool,
     ) -> Result<bool, LedgerError> {
         let mut settling = self.engine.begin().await?;
         let free = sqlx::query_scalar!(
@@ -165,8 +168,8 @@ impl Ledger {
         )
         .fetch_optional(&mut *settling)
         .await?;
-        let moved =
-            free.is_some() && record_foreign_transfer(&mut settling, id, location, deep).await?;
+        let moved = free.is_some()
+            && record_foreign_transfer(&mut settling, id, location, confirmed).await?;
         settling.commit().await?;
         Ok(moved)
     }
@@ -178,7 +181,7 @@ pub(super) async fn record_foreign_transfer(
     connection: &mut Connection,
     id: PaymentId,
     location: &Location,
-    deep: bool,
+    confirmed: bool,
 ) -> Result<bool, LedgerError> {
     let moved = sqlx::query!(
         "update payments p set transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5, block_time = $6,
@@ -193,7 +196,7 @@ pub(super) async fn record_foreign_transfer(
         bigint(location.block_number),
         location.block_hash.as_slice(),
         location.block_time,
-        deep,
+        confirmed,
     )
     .execute(&mut *connection)
     .await?;
@@ -222,7 +225,7 @@ async fn update_inflight(
     connection: &mut Connection,
     row: &Undecided,
     state: &str,
-    exit: Option<&Exit>,
+    rejection: Option<&Rejection>,
 ) -> Result<(), LedgerError> {
     sqlx::query!(
         "update payments set state = $2, reason = $3, message = $4, queued_at = now(), queued_by = null,
@@ -230,8 +233,8 @@ async fn update_inflight(
         where id = $1 and state = 'inflight'",
         row.payment.id.0,
         state,
-        exit.map(|exit| exit.reason.code()),
-        exit.map(|exit| exit.message.as_str()),
+        rejection.map(|rejection| rejection.reason.code()),
+        rejection.map(|rejection| rejection.message.as_str()),
         row.hash.as_slice(),
     )
     .execute(&mut *connection)

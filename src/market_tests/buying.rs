@@ -101,7 +101,7 @@ async fn price_above_ceiling_is_not_signed() {
         .get(&format!("{seller}/report"), &options)
         .await
         .unwrap_err();
-    assert!(matches!(error, BuyerError::TooDear { .. }), "{error}");
+    assert!(matches!(error, BuyerError::AboveCeiling { .. }), "{error}");
     assert!(!error.money_may_have_moved());
     assert!(market.call_names().is_empty());
     assert_eq!(market.runs(), 0);
@@ -153,14 +153,14 @@ async fn payment_that_stays_pending_is_reported_with_hash() {
         .await
         .unwrap_err();
     let BuyerError::Pending {
-        handed,
+        signed,
         transaction,
     } = &error
     else {
         panic!("{error}")
     };
     assert_eq!(transaction, HASH);
-    assert_eq!(handed.amount.to_string(), "10000");
+    assert_eq!(signed.amount.to_string(), "10000");
     assert!(error.money_may_have_moved());
     assert_eq!(
         market.calls().len(),

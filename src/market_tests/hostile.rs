@@ -171,7 +171,7 @@ async fn endless_pending_or_used_results_end_with_their_code() {
             let error = buyer.get(&url, &cent()).await.unwrap_err();
             assert_eq!(error.code(), code, "{error}");
             assert!(
-                error.handed().unwrap().valid_before.is_some(),
+                error.signed().unwrap().valid_before.is_some(),
                 "the error has the expiry"
             );
             assert!(!error.advice().is_empty());
@@ -221,7 +221,7 @@ async fn oversized_body_is_not_read_and_costs_no_second_payment() {
             matches!(
                 &error,
                 BuyerError::PaidUnanswered {
-                    broken: crate::buyer::Broken::TooLong(100_000),
+                    cause: crate::buyer::ExchangeError::TooLong(100_000),
                     ..
                 }
             ),

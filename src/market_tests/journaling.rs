@@ -109,10 +109,10 @@ async fn similar_open_purchase_blocks_signing_unless_declared_new() {
     for again in ["?ts=2", "/", "?ts=1&page=1"] {
         let error = buyer(NOW).get(&report(again), &cent()).await.unwrap_err();
         assert_eq!(error.code(), "may_be_repeated", "{again}: {error}");
-        assert_eq!(error.handed(), lost.handed());
+        assert_eq!(error.signed(), lost.signed());
         assert!(error.money_may_have_moved());
         let message = error.to_string();
-        let until = error.handed().unwrap().valid_before.unwrap().to_string();
+        let until = error.signed().unwrap().valid_before.unwrap().to_string();
         assert!(
             message.contains("/report") && message.contains(&until),
             "{message}"
@@ -144,7 +144,7 @@ async fn similar_open_purchase_blocks_signing_unless_declared_new() {
     // The identical call presents its payment again, and closes it.
     let same = buyer(NOW).get(&report("?ts=1"), &cent()).await.unwrap();
     assert_eq!(same.status, 200);
-    assert_eq!(same.handed.as_ref(), lost.handed());
+    assert_eq!(same.signed.as_ref(), lost.signed());
     assert_eq!(
         buyer(NOW)
             .get(&report("?ts=4"), &cent())

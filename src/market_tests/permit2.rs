@@ -123,7 +123,7 @@ async fn missing_allowance_is_412_and_names_the_approval() {
             error.money_may_have_moved(),
             "the signed payment is valid until it expires"
         );
-        assert!(error.handed().unwrap().valid_before.is_some());
+        assert!(error.signed().unwrap().valid_before.is_some());
         assert_eq!(
             market.calls().len(),
             before + 1,
@@ -185,7 +185,7 @@ async fn permit2_payment_opens_no_session() {
     for sessions in [SessionUse::PayFirst, SessionUse::Transfer] {
         let options = PayOptions { sessions, ..cent() };
         let error = buyer.get(&url, &options).await.unwrap_err();
-        let expected = SessionFailure::Means;
+        let expected = SessionFailure::PaymentMethod;
         assert!(
             matches!(&error, BuyerError::Session(failure) if *failure == expected),
             "{error}"

@@ -136,7 +136,7 @@ impl Candidate {
     }
 
     /// Whether an EIP-2612 permit is submitted together with the payment.
-    pub const fn brings_a_permit(&self) -> bool {
+    pub const fn has_token_permit(&self) -> bool {
         matches!(
             self.method,
             Method::Permit2(Permit2 {
@@ -161,19 +161,19 @@ impl Candidate {
 
     /// Checks that the authorization matches the requirement: payee, amount, token. Applies to payments already in the ledger too,
     /// because the requirement comes from the seller and the payload from the buyer.
-    pub fn pays_what_is_required(&self) -> Result<(), Refusal> {
-        self.pays_the_payee()?;
+    pub fn check_payee_and_amount(&self) -> Result<(), Refusal> {
+        self.check_payee()?;
         self.check_amount()
     }
 
-    /// Checks the payee, the first part of [`Self::pays_what_is_required`]. For a new payment [`Self::is_allowed`] checks the rest.
-    pub fn pays_the_payee(&self) -> Result<(), Refusal> {
+    /// Checks the payee, the first part of [`Self::check_payee_and_amount`]. For a new payment [`Self::check_policy`] checks the rest.
+    pub fn check_payee(&self) -> Result<(), Refusal> {
         let (paid, required) = (self.authorization.to, self.requirements.pay_to);
         if paid == required {
             return Ok(());
         }
         let why = format!("expected the payee {required}, got an authorization that pays {paid}");
-        Err(self.object(Fault::Payee, why))
+        Err(self.refuse_for(Fault::Payee, why))
     }
 
     fn check_amount(&self) -> Result<(), Refusal> {
@@ -191,7 +191,7 @@ impl Candidate {
         }
         if !charged && required != signed {
             let why = format!("expected exactly {required}, got an authorization of {signed}");
-            return Err(self.object(Fault::Amount, why));
+            return Err(self.refuse_for(Fault::Amount, why));
         }
         if self.token != self.asset {
             let why = format!(
@@ -205,7 +205,7 @@ impl Candidate {
 
     /// Checks a new payment against the operator's policy: asset, payee, domain, facilitator, validity window; then the amount.
     /// `now` is the later of the wall clock and the latest block's time.
-    pub fn is_allowed(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Refusal> {
+    pub fn check_policy(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Refusal> {
         let asset = policy.asset(self.asset).ok_or_else(|| {
             let known: Vec<_> = policy
                 .assets
@@ -317,7 +317,7 @@ impl Candidate {
                 seconds(now),
                 policy.validity_max.whole_seconds()
             );
-            return Err(self.object(Fault::Ends, why));
+            return Err(self.refuse_for(Fault::ValidBefore, why));
         }
         let ahead = after
             .atomic()
@@ -327,13 +327,13 @@ impl Candidate {
                 "expected validAfter of at most {} (now), got {after}: it begins {ahead} s from now, so the payer's clock is {ahead} s ahead, or it is meant for later",
                 seconds(now)
             );
-            return Err(self.object(Fault::Begins, why));
+            return Err(self.refuse_for(Fault::ValidAfter, why));
         }
         Ok(())
     }
 
     /// A rejection with the code that the payment's method and version have for `fault`.
-    pub fn object(&self, fault: Fault, message: String) -> Refusal {
+    pub fn refuse_for(&self, fault: Fault, message: String) -> Refusal {
         self.refuse(self.method.reason(self.version, fault), message)
     }
 

@@ -4,7 +4,7 @@ use alloy::primitives::{Bytes, U256};
 use time::OffsetDateTime;
 
 use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{Candidate, Method, Payment, SignedBy, revert};
 use crate::protocol::{Reason, Refusal, X402Version};
 
@@ -76,15 +76,15 @@ impl Verified {
 impl Candidate {
     /// Checks a payment against the chain's facts, after its local checks have passed.
     pub fn verified(self, facts: &ChainFacts) -> Result<Verified, Refusal> {
-        self.signature_holds(facts)?;
+        self.check_signature(facts)?;
         if let Some((reason, why)) = &self.sponsoring_fault {
             return Err(self.refuse(*reason, why.clone()));
         }
         self.check_permit_deadline(facts)?;
         // A charge of 0 needs no transfer, so there is nothing to simulate. The nonce must still be unused.
         let zero_charge = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
-        let may_wait = self.signed().awaits_approval(facts);
-        let may_wait = may_wait || self.signed().waits_for_its_time(facts);
+        let may_wait = self.signed().needs_approval_first(facts);
+        let may_wait = may_wait || self.signed().fails_only_because_early(facts);
         if !facts.transfer_succeeds && !zero_charge && !may_wait {
             let (reason, message) = diagnose(self.version, self.signed(), facts);
             return Err(self.refuse(reason, message));
@@ -124,7 +124,7 @@ impl Candidate {
 
     /// Checks the signature by the rules of the tokens. For an address with code the contract decides (ERC-1271), unless the token accepts
     /// a signature of the address's key.
-    pub fn signature_holds(&self, facts: &ChainFacts) -> Result<(), Refusal> {
+    pub fn check_signature(&self, facts: &ChainFacts) -> Result<(), Refusal> {
         if !facts.token_has_code {
             let why = format!("there is no contract at the asset's address {}", self.asset);
             return Err(self.refuse(Reason::AssetNotDeployedContract, why));
@@ -137,7 +137,7 @@ impl Candidate {
                 let why = format!(
                     "{payer} has code, and its isValidSignature does not accept the signature"
                 );
-                return Err(self.object(Fault::Signature, why));
+                return Err(self.refuse_for(Fault::Signature, why));
             }
         } else if self.wallet.is_some() {
             let why = format!("the factory's call does not deploy a wallet at {payer}");
@@ -146,7 +146,7 @@ impl Candidate {
             let why = format!(
                 "{payer} has no code, and the signature was not made with its key over this authorization and domain"
             );
-            return Err(self.object(Fault::Signature, why));
+            return Err(self.refuse_for(Fault::Signature, why));
         }
         Ok(())
     }
@@ -154,22 +154,22 @@ impl Candidate {
 
 impl Signed<'_> {
     /// Whether the simulation failed only because the authorization is not valid yet.
-    pub fn waits_for_its_time(&self, facts: &ChainFacts) -> bool {
+    pub fn fails_only_because_early(&self, facts: &ChainFacts) -> bool {
         // Any version will do: it affects only the spelling of other codes.
         let version = X402Version::V2;
         let early = [
-            self.method.reason(version, Fault::Begins),
+            self.method.reason(version, Fault::ValidAfter),
             Reason::Permit2PaymentTooEarly,
         ];
         !facts.transfer_succeeds
-            && self.is_early_for(facts)
+            && self.is_not_yet_valid_at(facts)
             && early.contains(&diagnose(version, *self, facts).0)
     }
 
     /// Whether the authorization becomes valid only after the block of `facts`.
-    pub fn is_early_for(&self, facts: &ChainFacts) -> bool {
+    pub fn is_not_yet_valid_at(&self, facts: &ChainFacts) -> bool {
         let time = u64::try_from(facts.block_time.unix_timestamp()).unwrap_or_default();
-        self.begins() > U256::from(time)
+        self.valid_from() > U256::from(time)
     }
 
     /// Whether the payer's contract accepts the signature, but the token does not support contract signatures.
@@ -177,16 +177,16 @@ impl Signed<'_> {
         *self.method == Method::Eip3009
             && facts.payer_has_code
             && facts.signature_accepted
-            && !self.is_by_payers_key()
+            && !self.is_signed_by_payer_key()
             && (facts.revert.is_empty() || revert.to_lowercase().contains("signature"))
     }
 }
 
 impl Payment {
     /// Why an accepted payment is not sent, given the facts of a failed simulation.
-    pub fn objection(&self, facts: &ChainFacts) -> Exit {
+    pub fn rejection_for(&self, facts: &ChainFacts) -> Rejection {
         let (reason, message) = diagnose(self.version, self.signed(), facts);
-        Exit { reason, message }
+        Rejection { reason, message }
     }
 }
 
@@ -222,8 +222,8 @@ fn diagnose(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (Re
     }
     let text = revert::printable(&facts.revert);
     match signed.method {
-        Method::Eip3009 if text.contains("expired") => (reason(Fault::Ends), text),
-        Method::Eip3009 if text.contains("not yet valid") => (reason(Fault::Begins), text),
+        Method::Eip3009 if text.contains("expired") => (reason(Fault::ValidBefore), text),
+        Method::Eip3009 if text.contains("not yet valid") => (reason(Fault::ValidAfter), text),
         Method::Eip3009 if signed.token_ignores_contract(facts, &text) => (
             reason(Fault::Simulation),
             format!(

@@ -64,7 +64,7 @@ pub struct Signed<'a> {
 impl Signed<'_> {
     /// Whether the payer's key made the signature, and its `v` is 27 or 28. Only such a signature can be passed to a token as `v`, `r`
     /// and `s`. Every other signature, also one of 65 bytes, is for the payer's contract to check.
-    pub fn is_by_payers_key(&self) -> bool {
+    pub fn is_signed_by_payer_key(&self) -> bool {
         let recovered = || {
             let normal = signature::normalised(self.signature)?;
             let is_normalised = normal == self.signature[..];
@@ -77,7 +77,7 @@ impl Signed<'_> {
 
     /// The first block time, in Unix seconds, at which the payment is valid. Tokens require a time later than `validAfter`; the Permit2
     /// proxies accept `validAfter` itself.
-    pub fn begins(&self) -> U256 {
+    pub fn valid_from(&self) -> U256 {
         let after = self.terms.valid_after.atomic();
         match self.method {
             Method::Eip3009 => after.saturating_add(U256::ONE),
@@ -86,7 +86,7 @@ impl Signed<'_> {
     }
 
     /// Whether only the allowance to Permit2 is missing, and the payer signed an approval that can be submitted first.
-    pub fn awaits_approval(&self, facts: &ChainFacts) -> bool {
+    pub fn needs_approval_first(&self, facts: &ChainFacts) -> bool {
         let sponsored = self
             .method
             .permit2()
@@ -128,9 +128,9 @@ pub enum Fault {
     /// The authorization pays another payee.
     Payee,
     /// The authorization has expired, or expires too soon or too late.
-    Ends,
+    ValidBefore,
     /// The authorization is not valid yet.
-    Begins,
+    ValidAfter,
     /// The authorized amount is not the required one.
     Amount,
     /// The nonce is used, or belongs to another payment.
@@ -197,16 +197,16 @@ impl Method {
             },
             (Self::Eip3009, Fault::Signature) => Reason::ExactSignature,
             (Self::Eip3009, Fault::Payee) => Reason::ExactRecipientMismatch,
-            (Self::Eip3009, Fault::Ends) => Reason::ExactValidBefore,
-            (Self::Eip3009, Fault::Begins) => Reason::ExactValidAfter,
+            (Self::Eip3009, Fault::ValidBefore) => Reason::ExactValidBefore,
+            (Self::Eip3009, Fault::ValidAfter) => Reason::ExactValidAfter,
             (Self::Eip3009, Fault::NonceUsed) => Reason::ExactNonceUsed,
             (Self::Eip3009, Fault::Balance) => Reason::ExactInsufficientBalance,
             (Self::Eip3009, Fault::Simulation) => Reason::ExactSimulationFailed,
             (Self::Permit2(_), Fault::Amount) => Reason::Permit2AmountMismatch,
             (Self::Permit2(_), Fault::Signature) => Reason::Permit2Signature,
             (Self::Permit2(_), Fault::Payee) => Reason::Permit2RecipientMismatch,
-            (Self::Permit2(_), Fault::Ends) => Reason::Permit2DeadlineExpired,
-            (Self::Permit2(_), Fault::Begins) => Reason::Permit2NotYetValid,
+            (Self::Permit2(_), Fault::ValidBefore) => Reason::Permit2DeadlineExpired,
+            (Self::Permit2(_), Fault::ValidAfter) => Reason::Permit2NotYetValid,
             (Self::Permit2(_), Fault::NonceUsed) => Reason::Permit2InvalidNonce,
             (Self::Permit2(_), Fault::Balance) => Reason::Permit2InsufficientBalance,
             (Self::Permit2(_), Fault::Simulation) => Reason::Permit2SimulationFailed,

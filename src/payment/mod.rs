@@ -8,14 +8,14 @@
 pub mod approval;
 pub mod candidate;
 pub mod facts;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod method;
 pub mod policy;
 pub mod record;
 mod revert;
 pub mod session;
 pub mod signature;
-#[cfg(test)]
-pub(crate) mod specimen;
 mod sponsoring;
 pub mod state;
 

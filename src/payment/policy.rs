@@ -26,7 +26,7 @@ pub struct Asset {
 }
 
 impl Asset {
-    /// A token with EIP-3009. Version `2` is the code of USDC, so EIP-2612 is assumed for it as well; [`Self::moved_by`] overrides both.
+    /// A token with EIP-3009. Version `2` is the code of USDC, so EIP-2612 is assumed for it as well; [`Self::paid_with`] overrides both.
     pub fn new(
         network: Network,
         address: Address,
@@ -48,7 +48,7 @@ impl Asset {
 
     /// The same token with another transfer method and EIP-2612 support.
     #[must_use]
-    pub fn moved_by(self, method: TransferMethod, eip2612: bool) -> Self {
+    pub fn paid_with(self, method: TransferMethod, eip2612: bool) -> Self {
         Self {
             method,
             eip2612,
@@ -57,7 +57,7 @@ impl Asset {
     }
 
     /// Whether payers sign in the token's own EIP-712 domain: EIP-3009 authorizations or EIP-2612 permits.
-    pub fn has_signatures(&self) -> bool {
+    pub fn uses_own_domain(&self) -> bool {
         self.method == TransferMethod::Eip3009 || self.eip2612
     }
 }
@@ -72,7 +72,7 @@ impl From<&DefaultAsset> for Asset {
             known.version,
             known.decimals,
         )
-        .moved_by(known.method, known.eip2612)
+        .paid_with(known.method, known.eip2612)
     }
 }
 

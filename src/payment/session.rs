@@ -42,7 +42,7 @@ pub struct Session {
     /// The latest block time at which a payment counts.
     pub expires_at: OffsetDateTime,
     /// The part of the state that the payment does not show.
-    pub standing: SessionStanding,
+    pub status: SessionStatus,
     /// The session's payment, once one was submitted.
     pub payment: Option<PaymentId>,
     pub created_at: OffsetDateTime,
@@ -50,7 +50,7 @@ pub struct Session {
 
 /// The stored state of a session. The rest of the state follows from its payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionStanding {
+pub enum SessionStatus {
     /// The session can be paid.
     Open,
     /// The buyer cancelled: nothing is broadcast before the seller settles.
@@ -59,7 +59,7 @@ pub enum SessionStanding {
     Expired,
 }
 
-impl SessionStanding {
+impl SessionStatus {
     /// The name in the ledger.
     pub const fn name(self) -> &'static str {
         match self {
@@ -97,7 +97,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Reason::SessionRequirementsMismatch`] with the first difference.
-    pub fn is_asked_for(&self, required: &PaymentRequirements) -> Result<(), Objection> {
+    pub fn check_requirements(&self, required: &PaymentRequirements) -> Result<(), Objection> {
         let difference = |field: &str,
                           opened: &dyn std::fmt::Display,
                           asked: &dyn std::fmt::Display| {
@@ -135,7 +135,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Reason::SessionTransferMismatch`] with the expected value.
-    pub fn is_paid_by_authorization(&self, signed: &Authorization) -> Result<(), Objection> {
+    pub fn check_authorization(&self, signed: &Authorization) -> Result<(), Objection> {
         let end = U256::from(self.expires_at.unix_timestamp().max(0).unsigned_abs());
         let expected = if self.rail != Rail::Authorization {
             "a transaction, because the session was opened on rail transfer".to_owned()
@@ -159,7 +159,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Reason::SessionTransferMismatch`] with the expected value.
-    pub fn is_paid_by(&self, transfer: &Transfer) -> Result<bool, Objection> {
+    pub fn check_transfer(&self, transfer: &Transfer) -> Result<bool, Objection> {
         let tag = transfer_tag(&transfer.input, self.payee, self.amount);
         let expected = if self.rail != Rail::Transfer {
             "an authorization, because the session was opened on rail authorization".to_owned()
@@ -197,7 +197,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Reason::SessionClaimInvalid`] with the expected form.
-    pub fn is_claimed(&self, transaction: B256, claim: &[u8]) -> Result<(), Objection> {
+    pub fn check_claim(&self, transaction: B256, claim: &[u8]) -> Result<(), Objection> {
         let digest = self.claim_digest(transaction);
         let signer = signature::normalised(claim)
             .and_then(|normal| signature::recover_signer(&normal, digest));

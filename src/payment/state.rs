@@ -20,7 +20,7 @@ pub struct Location {
 
 impl Location {
     /// Whether the block at height `head` gives it at least `confirmations` confirmations; 1 = in a block.
-    pub fn is_deep(&self, head: u64, confirmations: u32) -> bool {
+    pub fn is_confirmed(&self, head: u64, confirmations: u32) -> bool {
         head.saturating_sub(self.block_number) + 1 >= u64::from(confirmations)
     }
 }
@@ -43,11 +43,11 @@ pub enum PaymentState {
     /// Marked failed earlier, but the transfer was mined after all.
     LateSettled(Location),
     /// Rejected before any broadcast. A new request with the same payload is checked again.
-    Refused(Exit),
+    Refused(Rejection),
     /// Proven unable to transfer any more.
     Failed {
         /// Why the payment failed.
-        exit: Exit,
+        rejection: Rejection,
         /// The transaction without effect, if there was one.
         transaction: Option<B256>,
     },
@@ -55,7 +55,7 @@ pub enum PaymentState {
 
 /// Why a payment was rejected or failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exit {
+pub struct Rejection {
     /// The stable code.
     pub reason: Reason,
     /// The message for people.

@@ -131,7 +131,7 @@ pub fn network_name(version: X402Version, network: Network) -> Option<String> {
 }
 
 /// The entries of `/supported` for one network: v2 always, v1 where the network has a v1 name.
-pub fn kinds_of(
+pub fn supported_kinds(
     scheme: Scheme,
     network: Network,
 ) -> impl Iterator<Item = (X402Version, &'static str, String)> {

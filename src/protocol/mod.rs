@@ -34,7 +34,7 @@ pub use exact_evm::{Authorization, DomainSeparator, ExactPayload};
 pub use gas_sponsoring::{Eip2612Info, Erc20ApprovalInfo, Extension, GasSponsoring};
 pub use network::Network;
 pub use payment::{PaymentHeader, PresentedPayment};
-pub use payment_method::Means;
+pub use payment_method::PaymentMethod;
 pub use permit2::{Permit2Authorization, Permit2Payload};
 pub use reason::Reason;
 pub use request::{AuthorizationPayload, EnvelopeError, Payload, PaymentRequest, Refusal};

@@ -127,7 +127,7 @@ impl Network {
     }
 
     /// Finds a network by its CAIP-2 name, or by a name in the table such as `base` or `arbitrum`.
-    pub fn named(text: &str) -> Option<Self> {
+    pub fn from_name(text: &str) -> Option<Self> {
         text.parse().ok().or_else(|| Self::from_listed_name(text))
     }
 
@@ -151,7 +151,7 @@ impl Network {
     }
 
     /// A lower bound, in seconds, for the time between two blocks. 0 where the block time is below two seconds or unknown.
-    pub fn steady_block_s(self) -> u64 {
+    pub fn min_block_time_s(self) -> u64 {
         let block_time_ms = self.known().map_or(0, |known| known.block_time_ms);
         if block_time_ms >= 2_000 {
             u64::from(block_time_ms / 1_000)
@@ -225,12 +225,12 @@ mod tests {
                 assert!(seen.insert(*name), "{name} is listed twice");
                 let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
                 assert!(name.bytes().all(plain), "{name}");
-                assert_eq!(Network::named(name), Some(known.network()));
+                assert_eq!(Network::from_name(name), Some(known.network()));
             }
             let caip_2 = known.network().to_string();
-            assert_eq!(Network::named(&caip_2), Some(known.network()));
+            assert_eq!(Network::from_name(&caip_2), Some(known.network()));
         }
-        assert_eq!(Network::named("nowhere"), None);
+        assert_eq!(Network::from_name("nowhere"), None);
     }
 
     #[test]
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(Network::from_v1_name("base-sepolia"), Some(base_sepolia));
         assert_eq!(base_sepolia.v1_name(), Some("base-sepolia"));
         assert_eq!(base_sepolia.to_string(), "eip155:84532");
-        let arbitrum = Network::named("arbitrum").unwrap();
+        let arbitrum = Network::from_name("arbitrum").unwrap();
         assert_eq!(arbitrum.chain_id(), 42_161);
         assert_eq!(arbitrum.v1_name(), None, "Arbitrum never had a v1 name");
         assert_eq!(Network::from_v1_name("arbitrum"), None);

@@ -74,7 +74,7 @@ impl PaymentHeader {
     }
 
     /// Rebuilds a header from the stored protocol version and value of an earlier payment.
-    pub const fn kept(version: X402Version, value: String) -> Self {
+    pub const fn from_stored(version: X402Version, value: String) -> Self {
         let name = match version {
             X402Version::V1 => header::X_PAYMENT,
             X402Version::V2 => header::PAYMENT_SIGNATURE,
@@ -181,7 +181,7 @@ fn same_offer(accepted: &PaymentRequirements, offered: &PaymentRequirements) -> 
             .is_some_and(|extra| extra.get(name) == Some(value))
     });
     // `extra` may have more members, so an EIP-3009 offer would otherwise match the same offer by Permit2.
-    let same_method = accepted.means() == offered.means();
+    let same_method = accepted.payment_method() == offered.payment_method();
     extra_kept
         && same_method
         && accepted.scheme == offered.scheme

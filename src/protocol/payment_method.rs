@@ -8,7 +8,7 @@ use crate::protocol::{PaymentRequirements, Scheme, field};
 /// How a requirement is paid: which signature authorizes the transfer, and whether the amount is exact or a maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Means {
+pub enum PaymentMethod {
     /// Exactly the amount, with an EIP-3009 authorization: scheme `exact` with its default transfer method.
     #[default]
     Authorization,
@@ -18,7 +18,7 @@ pub enum Means {
     Metered,
 }
 
-impl Means {
+impl PaymentMethod {
     /// The scheme that this method belongs to.
     pub const fn scheme(self) -> Scheme {
         match self {
@@ -38,11 +38,11 @@ impl Means {
 
 impl PaymentRequirements {
     /// The payment method of this requirement. `None` for an unknown transfer method.
-    pub fn means(&self) -> Option<Means> {
+    pub fn payment_method(&self) -> Option<PaymentMethod> {
         match (self.scheme, self.transfer_method()) {
-            (Scheme::Exact, None | Some("eip3009")) => Some(Means::Authorization),
-            (Scheme::Exact, Some("permit2")) => Some(Means::Permit2),
-            (Scheme::Upto, None | Some("permit2")) => Some(Means::Metered),
+            (Scheme::Exact, None | Some("eip3009")) => Some(PaymentMethod::Authorization),
+            (Scheme::Exact, Some("permit2")) => Some(PaymentMethod::Permit2),
+            (Scheme::Upto, None | Some("permit2")) => Some(PaymentMethod::Metered),
             (Scheme::Exact | Scheme::Upto, Some(_)) => None,
         }
     }
@@ -65,18 +65,26 @@ mod tests {
     fn scheme_and_transfer_method_give_the_payment_method() {
         let none = serde_json::Value::Null;
         for (scheme, transfer_method, expected) in [
-            ("exact", none.clone(), Some(Means::Authorization)),
-            ("exact", json!("eip3009"), Some(Means::Authorization)),
-            ("exact", json!("permit2"), Some(Means::Permit2)),
+            ("exact", none.clone(), Some(PaymentMethod::Authorization)),
+            (
+                "exact",
+                json!("eip3009"),
+                Some(PaymentMethod::Authorization),
+            ),
+            ("exact", json!("permit2"), Some(PaymentMethod::Permit2)),
             ("exact", json!("erc7710"), None),
-            ("upto", none, Some(Means::Metered)),
-            ("upto", json!("permit2"), Some(Means::Metered)),
+            ("upto", none, Some(PaymentMethod::Metered)),
+            ("upto", json!("permit2"), Some(PaymentMethod::Metered)),
             ("upto", json!("eip3009"), None),
         ] {
             let entry = json!({"scheme": scheme, "network": "eip155:84532", "amount": "1", "asset": Address::ZERO, "payTo": Address::ZERO,
                 "maxTimeoutSeconds": 60, "extra": {"assetTransferMethod": transfer_method}});
             let requirements: PaymentRequirements = serde_json::from_value(entry).unwrap();
-            assert_eq!(requirements.means(), expected, "{scheme} {transfer_method}");
+            assert_eq!(
+                requirements.payment_method(),
+                expected,
+                "{scheme} {transfer_method}"
+            );
             if let Some(method) = expected {
                 assert_eq!(method.scheme(), requirements.scheme);
             }

@@ -12,7 +12,7 @@ macro_rules! reasons {
         pub enum Reason {
             $($(#[doc = $doc])+ $variant,)+
             /// A code unknown to this version, written to a shared ledger by a newer one.
-            OfALaterVersion(&'static str),
+            FromNewerVersion(&'static str),
         }
 
         impl Reason {
@@ -23,7 +23,7 @@ macro_rules! reasons {
             pub const fn code(self) -> &'static str {
                 match self {
                     $(Self::$variant => $code,)+
-                    Self::OfALaterVersion(code) => code,
+                    Self::FromNewerVersion(code) => code,
                 }
             }
         }

@@ -248,7 +248,7 @@ fn version_number(place: &str, value: Option<&Value>) -> Result<Option<u64>, Str
 
 impl<P> PaymentRequest<P> {
     /// Replaces the payload. Returns the new request and the old payload.
-    pub fn replace<Q>(self, payload: Q) -> (PaymentRequest<Q>, P) {
+    pub fn with_payload<Q>(self, payload: Q) -> (PaymentRequest<Q>, P) {
         let request = PaymentRequest {
             version: self.version,
             network_name: self.network_name,

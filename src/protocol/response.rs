@@ -95,6 +95,6 @@ pub struct SupportedKind {
 }
 
 /// The EIP-55 form of an address, as responses write it.
-pub fn spelled(address: Address) -> String {
+pub fn checksummed(address: Address) -> String {
     address.to_checksum(None)
 }

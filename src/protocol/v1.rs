@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::protocol::challenge::Resource;
-use crate::protocol::{Amount, Means, Network, PaymentRequirements, Scheme, field};
+use crate::protocol::{Amount, Network, PaymentMethod, PaymentRequirements, Scheme, field};
 
 /// An entry of `accepts` in the v1 form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ pub struct PaymentRequirementsV1 {
 pub struct UnknownV1Name(pub String);
 
 fn v1_hint(text: &str) -> String {
-    let suggestion = Network::named(text).and_then(Network::v1_name);
+    let suggestion = Network::from_name(text).and_then(Network::v1_name);
     suggestion.map_or_else(String::new, |name| format!("; write {name}"))
 }
 
@@ -75,7 +75,7 @@ impl PaymentRequirementsV1 {
     ///
     /// `description` and `mimeType` are always written, because v1 clients require them. `paymentFlow` is dropped, because v1 has none.
     pub fn of(requirements: &PaymentRequirements, resource: &Resource) -> Option<Self> {
-        if requirements.means() != Some(Means::Authorization) {
+        if requirements.payment_method() != Some(PaymentMethod::Authorization) {
             return None;
         }
         let mut extra = requirements.extra.clone();

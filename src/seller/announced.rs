@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use url::Url;
 
 use crate::protocol::gas_sponsoring::EIP2612;
-use crate::protocol::{Means, PaymentRequirements, session};
+use crate::protocol::{PaymentMethod, PaymentRequirements, session};
 
 /// The extensions of a paywall.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +24,10 @@ impl Announced {
             extensions.insert(session::EXTENSION.to_owned(), json!({"info": {"url": url}}));
         }
         let by_permit2 = |offer: &PaymentRequirements| {
-            matches!(offer.means(), Some(Means::Permit2 | Means::Metered))
+            matches!(
+                offer.payment_method(),
+                Some(PaymentMethod::Permit2 | PaymentMethod::Metered)
+            )
         };
         if self.gas && offers.iter().any(by_permit2) {
             extensions.insert(EIP2612.to_owned(), eip2612());

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::protocol::amount::AmountError;
 use crate::protocol::header::SETTLEMENT_OVERRIDES;
-use crate::protocol::{Amount, Means, PaymentRequirements, assets};
+use crate::protocol::{Amount, PaymentMethod, PaymentRequirements, assets};
 
 /// The whole maximum, in hundredths of a percent.
 const WHOLE: u16 = 10_000;
@@ -142,7 +142,7 @@ impl Charge {
                 dollars(text, token.decimals)?
             }
         };
-        if terms.means() != Some(Means::Metered) && charge != maximum {
+        if terms.payment_method() != Some(PaymentMethod::Metered) && charge != maximum {
             return Err(ChargeError::NotMetered { price: maximum });
         }
         if charge > maximum {

@@ -53,7 +53,7 @@ pub enum FacilitatorError {
     },
     /// The response is not a valid x402 response; holds the HTTP status.
     #[error("the facilitator returned HTTP {0} with a body that is not a valid x402 response")]
-    Unintelligible(u16),
+    InvalidResponse(u16),
 }
 
 impl FacilitatorError {
@@ -62,7 +62,7 @@ impl FacilitatorError {
     pub(super) fn may_have_been_success(&self) -> bool {
         match self {
             Self::Unreachable(error) => !error.is_connect() && !error.is_builder(),
-            Self::Unintelligible(status) => matches!(status, 200 | 502 | 504),
+            Self::InvalidResponse(status) => matches!(status, 200 | 502 | 504),
             Self::Redirected { .. } | Self::Url | Self::Setup(_) => false,
         }
     }
@@ -113,7 +113,7 @@ impl FacilitatorClient {
             .await?;
         parse_verify(&answer)
             .filter(|verdict| !verdict.is_valid || status.is_success())
-            .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
+            .ok_or(FacilitatorError::InvalidResponse(status.as_u16()))
     }
 
     /// Calls `POST /settle`. A refused payment is an `Ok` with `success` false.
@@ -138,7 +138,7 @@ impl FacilitatorClient {
             .await?;
         parse_settle(&answer)
             .filter(|outcome| !outcome.success || status.is_success())
-            .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
+            .ok_or(FacilitatorError::InvalidResponse(status.as_u16()))
     }
 
     /// Calls `GET /supported`. Kinds that cannot be parsed are left out: they belong to schemes that this crate does not support.
@@ -150,7 +150,7 @@ impl FacilitatorClient {
         serde_json::from_slice(&body)
             .ok()
             .and_then(|answer| parse_supported(&answer))
-            .ok_or(FacilitatorError::Unintelligible(status.as_u16()))
+            .ok_or(FacilitatorError::InvalidResponse(status.as_u16()))
     }
 
     fn endpoint(&self, call: &str) -> Url {
@@ -171,7 +171,7 @@ impl FacilitatorClient {
             .send(self.http.post(self.endpoint(name)).json(&call))
             .await?;
         let answer = serde_json::from_slice(&body)
-            .map_err(|_| FacilitatorError::Unintelligible(status.as_u16()))?;
+            .map_err(|_| FacilitatorError::InvalidResponse(status.as_u16()))?;
         Ok((status, answer))
     }
 
@@ -191,7 +191,9 @@ impl FacilitatorClient {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len().saturating_add(chunk.len()) > BODY_BYTES_MAX {
-                return Err(FacilitatorError::Unintelligible(response.status().as_u16()));
+                return Err(FacilitatorError::InvalidResponse(
+                    response.status().as_u16(),
+                ));
             }
             body.extend_from_slice(&chunk);
         }

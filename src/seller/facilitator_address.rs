@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use alloy::primitives::Address;
 use serde_json::Value;
 
-use crate::protocol::{Means, Network, SupportedKind, X402Version, field};
+use crate::protocol::{Network, PaymentMethod, SupportedKind, X402Version, field};
 use crate::seller::{FacilitatorClient, FacilitatorError};
 
 /// The cached addresses per network. Concurrent requests share one call of `/supported`.
@@ -81,8 +81,8 @@ impl FacilitatorAddresses {
 
 /// The network and account of a kind of scheme `upto` in v2.
 fn address_of(kind: &SupportedKind) -> Option<(Network, Address)> {
-    let metered =
-        kind.scheme == Means::Metered.scheme().name() && kind.x402_version == X402Version::V2;
+    let metered = kind.scheme == PaymentMethod::Metered.scheme().name()
+        && kind.x402_version == X402Version::V2;
     let network = kind.network.parse().ok().filter(|_| metered)?;
     let text = kind.extra.as_ref()?.get("facilitatorAddress");
     let address = field::parse_address(text.and_then(Value::as_str)?).ok()?;

@@ -180,7 +180,7 @@ pub enum PaywallError {
     Route(String),
     /// A route was added twice.
     #[error("the route {0:?} is priced twice")]
-    Twice(String),
+    DuplicateRoute(String),
     /// A price in the default token, on a network that has none.
     #[error("{0} has no default token: use Price::in_token")]
     NoDefaultToken(Network),
@@ -198,7 +198,7 @@ pub enum PaywallError {
     Owed(#[from] OwedFileError),
     /// The price is zero, or a computed route returned no terms. Facilitators refuse payments of zero.
     #[error("the price of {0:?} is zero: leave the route out instead")]
-    Free(String),
+    ZeroPrice(String),
 }
 
 /// A route with its compiled pattern and offers.
@@ -318,7 +318,7 @@ impl Paywall {
         for route in &self.routes {
             let priced = self.priced(route)?;
             if routes.iter().any(|other| other.pattern == priced.pattern) {
-                return Err(PaywallError::Twice(route.spec.clone()));
+                return Err(PaywallError::DuplicateRoute(route.spec.clone()));
             }
             routes.push(priced);
         }
@@ -458,9 +458,9 @@ mod tests {
         let cent = || Price::dollars("0.01").unwrap();
         let error = |paywall: Paywall| paywall.build().unwrap_err();
         let twice = paywall().route("GET /a", cent()).route("GET /a/", cent());
-        assert!(matches!(error(twice), PaywallError::Twice(_)));
+        assert!(matches!(error(twice), PaywallError::DuplicateRoute(_)));
         let free = paywall().route("GET /a", Price::atomic(Amount::ZERO));
-        assert!(matches!(error(free), PaywallError::Free(_)));
+        assert!(matches!(error(free), PaywallError::ZeroPrice(_)));
         let unnamed = paywall().route("report", cent());
         assert!(matches!(error(unnamed), PaywallError::Route(_)));
         let unpriced = paywall()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use alloy::primitives::Address;
 use axum::http::request::Parts;
 
-use crate::protocol::{Means, Network, PaymentRequirements};
+use crate::protocol::{Network, PaymentMethod, PaymentRequirements};
 use crate::seller::{Flow, PaywallError, Price};
 
 /// One way to pay for a route.
@@ -66,7 +66,7 @@ impl Offers {
             Self::Computed(compute, settings) => {
                 let terms = compute(request);
                 if terms.is_empty() {
-                    return Err(PaywallError::Free(request.uri.path().to_owned()));
+                    return Err(PaywallError::ZeroPrice(request.uri.path().to_owned()));
                 }
                 terms
                     .iter()
@@ -86,12 +86,12 @@ impl OfferSettings {
     ) -> Result<PaymentRequirements, PaywallError> {
         let (amount, token, method) = terms.price.resolve(terms.network, spec)?;
         if amount.is_zero() {
-            return Err(PaywallError::Free(spec.to_owned()));
+            return Err(PaywallError::ZeroPrice(spec.to_owned()));
         }
         // The charge of a metered payment is known only after the handler.
         let flow = match method {
-            Means::Metered => Flow::AfterHandler,
-            Means::Authorization | Means::Permit2 => self.flow,
+            PaymentMethod::Metered => Flow::AfterHandler,
+            PaymentMethod::Authorization | PaymentMethod::Permit2 => self.flow,
         };
         let mut extra = token.extra(method, flow);
         if let Some(id) = &self.resource_id {

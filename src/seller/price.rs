@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::protocol::amount::AmountError;
 use crate::protocol::assets::{TransferMethod, default_assets};
-use crate::protocol::{Amount, Means, Network};
+use crate::protocol::{Amount, Network, PaymentMethod};
 use crate::seller::{Flow, PaywallError};
 
 /// The decimals of every default token with EIP-3009. A price in dollars is checked against them before its network is known.
@@ -24,7 +24,7 @@ pub struct Token {
 
 impl Token {
     /// The members of `extra` in an offer: the token's domain, transfer method and flow.
-    pub(super) fn extra(&self, method: Means, flow: Flow) -> Map<String, Value> {
+    pub(super) fn extra(&self, method: PaymentMethod, flow: Flow) -> Map<String, Value> {
         let mut extra = Map::new();
         extra.insert("name".to_owned(), self.name.clone().into());
         extra.insert("version".to_owned(), self.version.clone().into());
@@ -43,7 +43,7 @@ impl Token {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Price {
     kind: Kind,
-    method: Means,
+    method: PaymentMethod,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Price {
     const fn of(kind: Kind) -> Self {
         Self {
             kind,
-            method: Means::Authorization,
+            method: PaymentMethod::Authorization,
         }
     }
 
@@ -85,7 +85,7 @@ impl Price {
     /// needs an allowance to Permit2 for the token (see [`crate::seller::Paywall::sponsors_gas`]). Offered in x402 v2 only.
     #[must_use]
     pub const fn metered(mut self) -> Self {
-        self.method = Means::Metered;
+        self.method = PaymentMethod::Metered;
         self
     }
 
@@ -93,8 +93,8 @@ impl Price {
     /// [`crate::seller::Paywall::sponsors_gas`]). Offered in x402 v2 only. A metered price always uses Permit2.
     #[must_use]
     pub const fn by_permit2(mut self) -> Self {
-        if matches!(self.method, Means::Authorization) {
-            self.method = Means::Permit2;
+        if matches!(self.method, PaymentMethod::Authorization) {
+            self.method = PaymentMethod::Permit2;
         }
         self
     }
@@ -104,7 +104,7 @@ impl Price {
         &self,
         network: Network,
         spec: &str,
-    ) -> Result<(Amount, Token, Means), PaywallError> {
+    ) -> Result<(Amount, Token, PaymentMethod), PaywallError> {
         if let Kind::Token(amount, token) = &self.kind {
             return Ok((*amount, token.clone(), self.method));
         }
@@ -112,7 +112,7 @@ impl Price {
             .next()
             .ok_or(PaywallError::NoDefaultToken(network))?;
         let method = match (self.method, asset.method) {
-            (Means::Authorization, TransferMethod::Permit2) => Means::Permit2,
+            (PaymentMethod::Authorization, TransferMethod::Permit2) => PaymentMethod::Permit2,
             (method, TransferMethod::Eip3009 | TransferMethod::Permit2) => method,
         };
         let token = Token {

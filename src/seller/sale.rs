@@ -13,8 +13,8 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 use url::Url;
 
-use crate::protocol::response::spelled;
-use crate::protocol::{Amount, Means, PaymentRequirements, Reason, SettleResponse};
+use crate::protocol::response::checksummed;
+use crate::protocol::{Amount, PaymentMethod, PaymentRequirements, Reason, SettleResponse};
 use crate::seller::announced::Announced;
 use crate::seller::answer::{Quote, body_too_long, internal_error, receipt, unavailable};
 use crate::seller::delivery::track_delivery;
@@ -93,7 +93,7 @@ impl PaywallState {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(%error, cause, "metered offers left out: the facilitator's address is unknown");
             // The other offers of the route stay.
-            offers.retain(|offer| offer.means() != Some(Means::Metered));
+            offers.retain(|offer| offer.payment_method() != Some(PaymentMethod::Metered));
             if offers.is_empty() {
                 return Err(unavailable());
             }
@@ -110,13 +110,13 @@ impl PaywallState {
         offers: &mut [PaymentRequirements],
     ) -> Result<(), NoFacilitatorAddress> {
         for offer in offers {
-            if offer.means() == Some(Means::Metered) {
+            if offer.payment_method() == Some(PaymentMethod::Metered) {
                 let address = self
                     .facilitator_addresses
                     .get(offer.network, &self.facilitator)
                     .await?;
                 let extra = offer.extra.get_or_insert_default();
-                extra.insert("facilitatorAddress".to_owned(), spelled(address).into());
+                extra.insert("facilitatorAddress".to_owned(), checksummed(address).into());
             }
         }
         Ok(())
@@ -315,7 +315,7 @@ impl Sale<'_> {
             self.payment.apply(&outcome);
             return Ok(outcome);
         }
-        let metered = self.payment.offer.means() == Some(Means::Metered);
+        let metered = self.payment.offer.payment_method() == Some(PaymentMethod::Metered);
         let mut requirements = self.payment.offer_json.clone();
         if let Some(requirements) = requirements.as_object_mut().filter(|_| metered) {
             requirements.insert("amount".to_owned(), charge.to_string().into());

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use alloy::primitives::Address;
 
-use crate::chain::fees::TooDear;
+use crate::chain::fees::FeeError;
 use crate::chain::{RpcError, TokenProblem};
 use crate::ledger::LedgerError;
 
@@ -17,11 +17,11 @@ pub enum StartError {
         problem: NetworkProblem,
     },
     #[error(
-        "cannot listen on {address}: {source}; choose another address (--listen, X402D_LISTEN), or end what uses it"
+        "cannot listen on {address}: {cause}; choose another address (--listen, X402D_LISTEN), or end what uses it"
     )]
     Listen {
         address: SocketAddr,
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -39,7 +39,7 @@ pub enum NetworkProblem {
     Token(#[from] TokenProblem),
     /// Blocks cost more than the operator allows.
     #[error("{0}, so nothing can be sent; if that lasts, raise max_fee_wei")]
-    TooDear(#[from] TooDear),
+    FeeError(#[from] FeeError),
     /// A signer has code; nodes accept too few transactions from such accounts.
     #[error("the signer {0} has code (an EIP-7702 delegation?); use a plain account")]
     SignerHasCode(Address),
@@ -52,7 +52,7 @@ impl NetworkProblem {
             Self::Rpc(error) => {
                 !matches!(error, RpcError::WrongChain { .. } | RpcError::NoOverrides)
             }
-            Self::Ledger(_) | Self::Token(_) | Self::TooDear(_) | Self::SignerHasCode(_) => false,
+            Self::Ledger(_) | Self::Token(_) | Self::FeeError(_) | Self::SignerHasCode(_) => false,
         }
     }
 }

@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::Broadcast;
 use crate::chain::RpcError;
-use crate::chain::broadcast::{Rejection as BroadcastRejection, broadcast};
-use crate::ledger::{Funded, Funding};
-use crate::payment::state::Exit;
+use crate::chain::broadcast::{BroadcastRejection, broadcast};
+use crate::ledger::{Funding, FundingState};
+use crate::payment::state::Rejection;
 use crate::payment::{Approval, Payment, PaymentId, Signed};
 use crate::protocol::Reason;
 use crate::settlement::supervisor::report_panic;
-use crate::settlement::{NotNow, Queue, Queued, Site};
+use crate::settlement::{DependencyError, Queue, Queued, ServedNetwork};
 use crate::telemetry::causes;
 
 /// Approvals that are followed at once; further payments wait in the ledger.
@@ -90,17 +90,17 @@ impl Approvals {
 /// Why an approval cannot be mined, checked before anything is spent on it; `None` when nothing speaks against it. Fails when the chain or
 /// the ledger does not answer.
 pub async fn approval_objection(
-    site: &Site,
+    served: &ServedNetwork,
     signed: Signed<'_>,
-) -> Result<Option<(Reason, String)>, NotNow> {
-    let Some(approval) = signed.approval(site.policy.network) else {
+) -> Result<Option<(Reason, String)>, DependencyError> {
+    let Some(approval) = signed.approval(served.policy.network) else {
         let why = "the signed approval cannot be decoded".to_owned();
         return Ok(Some((Reason::ApprovalParseFailed, why)));
     };
-    if let Some(why) = outdated(site, signed, &approval).await? {
+    if let Some(why) = outdated(served, signed, &approval).await? {
         return Ok(Some((Reason::ApprovalFailed, why)));
     }
-    let base_fee = site
+    let base_fee = served
         .view
         .head()
         .and_then(|head| head.base_fee_wei)
@@ -113,7 +113,7 @@ pub async fn approval_objection(
         return Ok(Some((Reason::ApprovalFailed, why)));
     }
     let call = (signed.asset, &approval.call);
-    if !site
+    if !served
         .rpc
         .would_succeed(signed.terms.from, call, approval.gas_limit)
         .await?
@@ -121,14 +121,14 @@ pub async fn approval_objection(
         let why = "the approval reverts when simulated, or its gas limit is too low".to_owned();
         return Ok(Some((Reason::ApprovalFailed, why)));
     }
-    let Some(wei) = missing_wei(site, signed, &approval).await? else {
+    let Some(wei) = missing_wei(served, signed, &approval).await? else {
         return Ok(None);
     };
-    let given = site
+    let given = served
         .ledger
-        .given(site.policy.network, signed.terms.from)
+        .funding_totals(served.policy.network, signed.terms.from)
         .await?;
-    let within = site
+    let within = served
         .policy
         .approvals
         .is_some_and(|limits| given.allows(wei, limits));
@@ -140,11 +140,11 @@ pub async fn approval_objection(
 
 /// Why an approval can never be mined, if so: its nonce must be the payer's next one.
 async fn outdated(
-    site: &Site,
+    served: &ServedNetwork,
     signed: Signed<'_>,
     approval: &Approval,
 ) -> Result<Option<String>, RpcError> {
-    let next = site
+    let next = served
         .rpc
         .transaction_count(signed.terms.from, "latest")
         .await?;
@@ -156,11 +156,11 @@ async fn outdated(
 
 /// Native currency that the payer lacks for the approval's gas, in wei.
 async fn missing_wei(
-    site: &Site,
+    served: &ServedNetwork,
     signed: Signed<'_>,
     approval: &Approval,
 ) -> Result<Option<U256>, RpcError> {
-    let balance = site.rpc.balance(signed.terms.from).await?;
+    let balance = served.rpc.balance(signed.terms.from).await?;
     let lacking = approval.cost_wei().checked_sub(balance);
     Ok(lacking.filter(|wei| !wei.is_zero()))
 }
@@ -168,7 +168,7 @@ async fn missing_wei(
 /// The task that follows the approvals of one network.
 #[derive(Debug)]
 pub struct Approver {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,8 +215,8 @@ enum Next {
 }
 
 impl Approver {
-    pub const fn new(site: Arc<Site>) -> Self {
-        Self { site }
+    pub const fn new(served: Arc<ServedNetwork>) -> Self {
+        Self { served }
     }
 
     /// Follows approvals until `stop`.
@@ -230,9 +230,9 @@ impl Approver {
                         report_panic("approval", error);
                     }
                 }
-                payment = self.site.approvals.payments.next(), if followed.len() < FOLLOWED_MAX => {
+                payment = self.served.approvals.payments.next(), if followed.len() < FOLLOWED_MAX => {
                     // Made before the task runs: a task that ends before its first step takes it off hold too.
-                    let on_hold = OnHold { site: Arc::clone(&self.site), payment: payment.id };
+                    let on_hold = OnHold { served: Arc::clone(&self.served), payment: payment.id };
                     followed.spawn(follow_approval(on_hold, payment));
                 }
             }
@@ -242,23 +242,23 @@ impl Approver {
 
 /// A payment kept from the lanes; dropping it ends that.
 struct OnHold {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
     payment: PaymentId,
 }
 
 impl Drop for OnHold {
     fn drop(&mut self) {
-        self.site.queue.take_off_hold(self.payment);
+        self.served.queue.take_off_hold(self.payment);
     }
 }
 
 async fn follow_approval(on_hold: OnHold, payment: Payment) {
-    let site = &*Arc::clone(&on_hold.site);
+    let served = &*Arc::clone(&on_hold.served);
     let id = payment.id;
     let deadline = Instant::now() + FOLLOW_LIMIT;
-    let mut view = site.view.subscribe();
+    let mut view = served.view.subscribe();
     let next = loop {
-        let next = match step(site, &payment).await {
+        let next = match step(served, &payment).await {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(payment.id = %id, error = causes(&error), "approval not checked: retrying");
@@ -276,48 +276,55 @@ async fn follow_approval(on_hold: OnHold, payment: Payment) {
     drop(on_hold);
     match next {
         Next::Release => {
-            if let Some(place) = site.queue.reserve() {
-                site.queue.enqueue(place, Queued::new(payment, None));
+            if let Some(place) = served.queue.reserve() {
+                served.queue.enqueue(place, Queued::new(payment, None));
             }
         }
         Next::Wait(_) => {}
         Next::Refuse(reason, message) => {
             tracing::info!(payment.id = %id, code = reason.code(), "payment refused: its approval cannot be mined");
             // If the ledger fails, the payment is still queued there and is checked again.
-            if let Err(error) = site.ledger.refuse(id, &Exit { reason, message }).await {
+            if let Err(error) = served
+                .ledger
+                .refuse(id, &Rejection { reason, message })
+                .await
+            {
                 tracing::warn!(payment.id = %id, error = causes(&error), "refusal of a payment not recorded: it stays queued");
             }
-            site.waiters.wake([id]);
+            served.waiters.wake([id]);
         }
     }
 }
 
-async fn step(site: &Site, payment: &Payment) -> Result<Next, NotNow> {
+async fn step(served: &ServedNetwork, payment: &Payment) -> Result<Next, DependencyError> {
     let signed = payment.signed();
-    let Some(approval) = signed.approval(site.policy.network) else {
+    let Some(approval) = signed.approval(served.policy.network) else {
         let why = "the signed approval cannot be decoded".to_owned();
         return Ok(Next::Refuse(Reason::ApprovalParseFailed, why));
     };
     // In this order: if a block comes between the two reads, the allowance is the newer one.
-    let outdated = outdated(site, signed, &approval).await?;
-    let allowance = site.rpc.allowance(signed.asset, signed.terms.from).await?;
+    let outdated = outdated(served, signed, &approval).await?;
+    let allowance = served
+        .rpc
+        .allowance(signed.asset, signed.terms.from)
+        .await?;
     if allowance >= signed.terms.value.atomic() {
         return Ok(Next::Release);
     }
     if let Some(why) = outdated {
         return Ok(Next::Refuse(Reason::ApprovalFailed, why));
     }
-    if let Some(wei) = missing_wei(site, signed, &approval).await? {
-        return fund(site, payment, wei).await;
+    if let Some(wei) = missing_wei(served, signed, &approval).await? {
+        return fund(served, payment, wei).await;
     }
     Ok(
-        match broadcast(&site.rpc, &approval.raw, approval.hash).await {
+        match broadcast(&served.rpc, &approval.raw, approval.hash).await {
             Broadcast::Accepted => {
-                site.wake_watch();
+                served.wake_watch();
                 Next::Wait(WaitingFor::Block)
             }
             Broadcast::Unknown => {
-                site.wake_watch();
+                served.wake_watch();
                 Next::Wait(WaitingFor::Reply)
             }
             Broadcast::Rejected(BroadcastRejection::Underpriced) => {
@@ -332,24 +339,31 @@ async fn step(site: &Site, payment: &Payment) -> Result<Next, NotNow> {
 }
 
 /// Requests gas money for the payer. Only once per payment: a payer that spends it has to pay for its own gas.
-async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow> {
+async fn fund(
+    served: &ServedNetwork,
+    payment: &Payment,
+    wei: U256,
+) -> Result<Next, DependencyError> {
     let payer = payment.authorization.from;
     // In this order: gas money that a lane records for this payment between the two reads must not count as given before.
-    let given = site.ledger.given(site.policy.network, payer).await?;
-    match site.ledger.funded(payment.id).await? {
-        Funded::Sent => Ok(Next::Wait(WaitingFor::GasMoney)),
-        Funded::Failed => {
+    let given = served
+        .ledger
+        .funding_totals(served.policy.network, payer)
+        .await?;
+    match served.ledger.funding_state(payment.id).await? {
+        FundingState::Sent => Ok(Next::Wait(WaitingFor::GasMoney)),
+        FundingState::Failed => {
             let why = format!(
                 "the payer lacks {wei} wei for its approval's gas, and did not get it: the transaction with the gas money reverted or was replaced by an empty one"
             );
             Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why))
         }
-        Funded::Mined => {
+        FundingState::Mined => {
             let why = format!("the payer got gas money for its approval and lacks {wei} wei again");
             Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why))
         }
-        Funded::Never => {
-            if !site
+        FundingState::Never => {
+            if !served
                 .policy
                 .approvals
                 .is_some_and(|limits| given.allows(wei, limits))
@@ -365,7 +379,7 @@ async fn fund(site: &Site, payment: &Payment, wei: U256) -> Result<Next, NotNow>
                 wei,
             };
             // Requested again at the next step, unless it is in the ledger by then.
-            let _ = site.approvals.fundings.sender.try_send(funding);
+            let _ = served.approvals.fundings.sender.try_send(funding);
             Ok(Next::Wait(WaitingFor::GasMoney))
         }
     }

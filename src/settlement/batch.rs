@@ -3,19 +3,20 @@
 use alloy::primitives::{Address, U256};
 
 use crate::chain::authorization::AuthorizationUse;
-use crate::chain::fees::TooDear;
-use crate::chain::signer::{Order, SigningFailed};
+use crate::chain::fees::FeeError;
+use crate::chain::signer::{SigningFailed, UnsignedTransaction};
 use crate::chain::{RpcError, SignerKey};
 use crate::ledger::{
-    Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, Recorded, TransactionKind, Unmined,
+    Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, PendingTransaction, Recorded,
+    TransactionKind,
 };
 use crate::payment::method::Fault;
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{ChainFacts, Payment};
 use crate::settlement::batch_plan::{BatchPlan, SimulatedPayment, min_gas};
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
-use crate::settlement::{Queued, Site};
+use crate::settlement::{Queued, ServedNetwork};
 
 /// Why a payment was not put into a transaction.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +29,7 @@ pub(super) enum PrepareError {
     Ledger(#[from] LedgerError),
     /// Gas costs more than the cap; tried again later.
     #[error(transparent)]
-    TooDear(#[from] TooDear),
+    FeeError(#[from] FeeError),
     #[error(transparent)]
     Signing(#[from] SigningFailed),
     #[error("no block has been read from the chain yet")]
@@ -38,7 +39,7 @@ pub(super) enum PrepareError {
 /// Simulates a queued payment on the newest state. `None`: it was refused, settled or put on hold, and the ledger says so where its state
 /// changed.
 pub(super) async fn simulate(
-    site: &Site,
+    served: &ServedNetwork,
     queued: Queued,
 ) -> Result<Option<SimulatedPayment>, PrepareError> {
     let Queued {
@@ -48,35 +49,35 @@ pub(super) async fn simulate(
         ..
     } = queued;
     reach(Step::Picked);
-    if expires_too_soon(site, &payment) {
-        let rejection = Exit {
-            reason: payment.reason(Fault::Ends),
+    if expires_too_soon(served, &payment) {
+        let rejection = Rejection {
+            reason: payment.reason(Fault::ValidBefore),
             message: "the authorization expires before a transaction could be mined".to_owned(),
         };
-        site.ledger.refuse(payment.id, &rejection).await?;
-        site.waiters.wake([payment.id]);
+        served.ledger.refuse(payment.id, &rejection).await?;
+        served.waiters.wake([payment.id]);
         return Ok(None);
     }
-    let payment = drop_deployed_wallet(site, payment).await?;
+    let payment = drop_deployed_wallet(served, payment).await?;
     // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
     let usable = |facts: &ChainFacts| {
-        (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(site, facts)
+        (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(served, facts)
     };
     let facts = match facts.filter(usable) {
         Some(known) => known,
-        None => site.lane_facts.of(payment.signed()).await?,
+        None => served.lane_facts.of(payment.signed()).await?,
     };
     if facts.transfer_succeeds {
-        let (least, gas_cap) = (min_gas(&facts), site.fees().gas_cap);
+        let (least, gas_cap) = (min_gas(&facts), served.fees().gas_cap);
         if least > gas_cap {
-            let rejection = Exit {
+            let rejection = Rejection {
                 reason: payment.reason(Fault::Simulation),
                 message: format!(
                     "the transfer needs at least {least} gas, and this facilitator pays for {gas_cap} at most"
                 ),
             };
-            site.ledger.refuse(payment.id, &rejection).await?;
-            site.waiters.wake([payment.id]);
+            served.ledger.refuse(payment.id, &rejection).await?;
+            served.waiters.wake([payment.id]);
             return Ok(None);
         }
         reach(Step::Simulated);
@@ -86,32 +87,41 @@ pub(super) async fn simulate(
             alone,
         }));
     }
-    if payment.signed().waits_for_its_time(&facts) {
+    if payment.signed().fails_only_because_early(&facts) {
         // No endpoint simulates a later time, and the newest block is older than `validAfter`. The pickup task finds the payment again a
         // little later.
         return Ok(None);
     }
-    if payment.signed().awaits_approval(&facts) {
-        site.approvals.enqueue(payment, &site.queue);
+    if payment.signed().needs_approval_first(&facts) {
+        served.approvals.enqueue(payment, &served.queue);
         return Ok(None);
     }
-    settle_or_refuse(site, &payment, &facts).await?;
+    settle_or_refuse(served, &payment, &facts).await?;
     Ok(None)
 }
 
 /// Drops the factory call of a wallet that has been deployed since.
-async fn drop_deployed_wallet(site: &Site, mut payment: Payment) -> Result<Payment, RpcError> {
-    if payment.wallet.is_some() && !site.rpc.code(payment.authorization.from).await?.is_empty() {
+async fn drop_deployed_wallet(
+    served: &ServedNetwork,
+    mut payment: Payment,
+) -> Result<Payment, RpcError> {
+    if payment.wallet.is_some()
+        && !served
+            .rpc
+            .code(payment.authorization.from)
+            .await?
+            .is_empty()
+    {
         payment.wallet = None;
     }
     Ok(payment)
 }
 
 /// Whether less than half of `validity_min` is left: too little for another block or two.
-fn expires_too_soon(site: &Site, payment: &Payment) -> bool {
+fn expires_too_soon(served: &ServedNetwork, payment: &Payment) -> bool {
     let end = payment.authorization.valid_before.atomic();
-    let least = site.policy.validity_min.whole_seconds() / 2;
-    let by = site
+    let least = served.policy.validity_min.whole_seconds() / 2;
+    let by = served
         .view
         .head()
         .map(|head| head.time.unix_timestamp().saturating_add(least));
@@ -120,22 +130,23 @@ fn expires_too_soon(site: &Site, payment: &Payment) -> bool {
 }
 
 /// Whether the head is still the block of these facts.
-fn is_fresh(site: &Site, facts: &ChainFacts) -> bool {
-    let head = site.view.head();
+fn is_fresh(served: &ServedNetwork, facts: &ChainFacts) -> bool {
+    let head = served.view.head();
     head.is_none_or(|head| head.number <= facts.block_number)
 }
 
 /// Handles a payment whose simulation failed: it is not sent. If its nonce is used, a foreign transaction may have submitted the
 /// authorization; then the payment is settled by that.
 async fn settle_or_refuse(
-    site: &Site,
+    served: &ServedNetwork,
     payment: &Payment,
     facts: &ChainFacts,
 ) -> Result<(), PrepareError> {
-    let tokens = site.policy.tokens();
+    let tokens = served.policy.tokens();
     let used = if facts.nonce_used == Some(true) {
         let signed = payment.signed();
-        site.rpc
+        served
+            .rpc
             .authorization_use(signed, facts.block_number, &tokens)
             .await
     } else {
@@ -143,17 +154,18 @@ async fn settle_or_refuse(
     };
     if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
         tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "payment settled by a foreign transaction");
-        let height = site.rpc.confirmed_height(facts.block_number);
-        let deep = location.is_deep(height, payment.confirmations);
-        site.ledger
-            .settled_by_others(payment.id, &location, deep)
+        let height = served.rpc.agreed_height(facts.block_number);
+        let confirmed = location.is_confirmed(height, payment.confirmations);
+        served
+            .ledger
+            .settle_by_foreign_transaction(payment.id, &location, confirmed)
             .await?;
-        site.note_shallow();
+        served.note_unconfirmed();
     } else {
         let rejection = match used {
-            Ok(_) => payment.objection(facts),
+            Ok(_) => payment.rejection_for(facts),
             // Affects this payment alone. The chain is asked again before a caller gets this answer.
-            Err(error) => Exit {
+            Err(error) => Rejection {
                 reason: payment.reason(Fault::NonceUsed),
                 message: format!(
                     "the authorization's nonce is used, and the transaction that used it could not be found ({error})"
@@ -161,9 +173,9 @@ async fn settle_or_refuse(
             },
         };
         tracing::info!(payment.id = %payment.id, code = rejection.reason.code(), "payment not sent: its simulation failed");
-        site.ledger.refuse(payment.id, &rejection).await?;
+        served.ledger.refuse(payment.id, &rejection).await?;
     }
-    site.waiters.wake([payment.id]);
+    served.waiters.wake([payment.id]);
     Ok(())
 }
 
@@ -181,18 +193,18 @@ pub(super) struct SimulatedBatch {
 /// Simulates a batch as a whole, as `signer` would send it, and leaves out the payments that would fail in it: for example a payer that
 /// promised more than its balance, or that has got code since. A batch that no node can simulate is split.
 pub(super) async fn simulate_batch(
-    site: &Site,
+    served: &ServedNetwork,
     signer: Address,
     plan: BatchPlan,
     rule: GasRule,
 ) -> Result<SimulatedBatch, PrepareError> {
     if let [only] = plan.rows.as_slice() {
         // The simulation of a single payment is valid while the head is unchanged.
-        let rows = if is_fresh(site, &only.facts) {
+        let rows = if is_fresh(served, &only.facts) {
             plan.rows
         } else {
             let again = Queued::alone(only.payment.clone());
-            simulate(site, again).await?.into_iter().collect()
+            simulate(served, again).await?.into_iter().collect()
         };
         return Ok(SimulatedBatch {
             plan: (!rows.is_empty()).then_some(BatchPlan { rows }),
@@ -202,14 +214,14 @@ pub(super) async fn simulate_batch(
     }
     let gas_limit = plan.gas_limit(&plan.call().1, &rule);
     let batch: Vec<_> = plan.rows.iter().map(SimulatedPayment::signed).collect();
-    let results = match site.rpc.rehearse(signer, &batch, gas_limit).await {
+    let results = match served.rpc.simulate_batch(signer, &batch, gas_limit).await {
         Ok(results) => results,
-        Err(error) => return Ok(batch_not_simulated(site, plan, error)),
+        Err(error) => return Ok(batch_not_simulated(served, plan, error)),
     };
-    site.gas.batch_simulated();
+    served.gas.batch_simulated();
     let rows = plan.rows.into_iter().zip(results);
     let (good, bad): (Vec<_>, Vec<_>) =
-        rows.partition(|(_, result)| result.goes_through && !result.payer_has_code);
+        rows.partition(|(_, result)| result.succeeds && !result.payer_has_code);
     let rows: Vec<_> = good.into_iter().map(|(row, _)| row).collect();
     let left_out = bad.into_iter().map(|(row, _)| Queued::alone(row.payment));
     Ok(SimulatedBatch {
@@ -221,19 +233,19 @@ pub(super) async fn simulate_batch(
 
 /// A batch that could not be simulated as a whole. Too large: smaller batches follow. Reverted, which one of its payments caused: each
 /// payment gets its own transaction. Any other error: the provider has trouble, and the batch waits as it is.
-fn batch_not_simulated(site: &Site, plan: BatchPlan, error: RpcError) -> SimulatedBatch {
-    let (network, payments) = (site.policy.network, plan.rows.len());
+fn batch_not_simulated(served: &ServedNetwork, plan: BatchPlan, error: RpcError) -> SimulatedBatch {
+    let (network, payments) = (served.policy.network, plan.rows.len());
     let rows = plan.rows.into_iter();
     let whole = |row: SimulatedPayment| Queued::new(row.payment, Some(row.facts));
-    let (left_out, unavailable): (Vec<_>, _) = if error.is_about_size() {
+    let (left_out, unavailable): (Vec<_>, _) = if error.is_too_large() {
         tracing::warn!(%network, payments, %error, "batch too large to simulate: smaller batches follow");
-        site.gas.batch_too_large(payments);
+        served.gas.batch_too_large(payments);
         (rows.map(whole).collect(), None)
     } else if error.is_revert() {
         tracing::warn!(%network, payments, %error, "batch simulation reverted: its payments are sent one by one");
         (rows.map(|row| Queued::alone(row.payment)).collect(), None)
     } else {
-        site.gas.batch_not_simulated();
+        served.gas.batch_not_simulated();
         (rows.map(whole).collect(), Some(error))
     };
     SimulatedBatch {
@@ -246,7 +258,7 @@ fn batch_not_simulated(site: &Site, plan: BatchPlan, error: RpcError) -> Simulat
 /// The lane state that is needed to sign a batch.
 #[derive(Debug)]
 pub(super) struct BatchContext<'a> {
-    pub(super) site: &'a Site,
+    pub(super) served: &'a ServedNetwork,
     pub(super) lane: LaneKey,
     pub(super) lease: LaneLease,
     pub(super) key: &'a SignerKey,
@@ -258,7 +270,7 @@ pub(super) struct BatchContext<'a> {
 #[derive(Debug)]
 pub(super) enum SignedBatch {
     /// Committed; ready to be broadcast.
-    Recorded(Unmined),
+    Recorded(PendingTransaction),
     /// Some payments changed state meanwhile; these remain and are planned again.
     PaymentsChanged(Vec<SimulatedPayment>),
     /// Another process owns the lane.
@@ -271,15 +283,15 @@ impl BatchContext<'_> {
         &self,
         plan: BatchPlan,
     ) -> Result<SignedBatch, PrepareError> {
-        let head = self.site.view.head().ok_or(PrepareError::NoHead)?;
-        let fees = self.site.fees().quote(&head)?;
+        let head = self.served.view.head().ok_or(PrepareError::NoHead)?;
+        let fees = self.served.fees().quote(&head)?;
         let (to, data) = plan.call();
         let gas_limit = plan.gas_limit(&data, &self.rule);
         let nonce = self.lease.next_nonce;
         if signers_are_down() {
             return Err(SigningFailed::Unavailable.into());
         }
-        let (raw, hash) = self.key.sign(Order {
+        let (raw, hash) = self.key.sign(UnsignedTransaction {
             network: self.lane.network,
             nonce,
             gas_limit,
@@ -311,10 +323,10 @@ impl BatchContext<'_> {
             attempt: &attempt,
             payments: &payments,
         };
-        let recorded = self.site.ledger.record(&new).await?;
+        let recorded = self.served.ledger.record(&new).await?;
         reach(Step::Recorded);
         Ok(match recorded {
-            Recorded::Written(id) => SignedBatch::Recorded(Unmined {
+            Recorded::Written(id) => SignedBatch::Recorded(PendingTransaction {
                 id,
                 network: self.lane.network,
                 nonce,
@@ -323,7 +335,7 @@ impl BatchContext<'_> {
                 payments: plan.rows.into_iter().map(|row| row.payment).collect(),
             }),
             Recorded::LaneLost => SignedBatch::LaneLost,
-            Recorded::PaymentsMoved(left) => {
+            Recorded::PaymentsChanged(left) => {
                 let mut rows = plan.rows;
                 rows.retain(|row| left.contains(&row.payment.id));
                 SignedBatch::PaymentsChanged(rows)

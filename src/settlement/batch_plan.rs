@@ -40,7 +40,7 @@ impl SimulatedPayment {
 
     /// Whether it was not valid yet at the time of the block used for the simulation. A batch is simulated at that block as a whole.
     fn is_early(&self) -> bool {
-        self.payment.signed().is_early_for(&self.facts)
+        self.payment.signed().is_not_yet_valid_at(&self.facts)
     }
 
     /// The signed terms. A payer without code has signed with its key; otherwise the payment would have been refused before.
@@ -193,7 +193,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::payment::specimen::{candidate_of, facts, payment, permit2_body};
+    use crate::payment::fixture::{candidate_of, facts, payment, permit2_body};
     use crate::payment::{Method, PaymentId, PaymentState, Purpose};
     use crate::protocol::Scheme;
 

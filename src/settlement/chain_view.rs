@@ -52,7 +52,7 @@ impl ChainView {
     }
 
     /// The newest state.
-    pub fn moved(&self) -> ChainTick {
+    pub fn latest(&self) -> ChainTick {
         *self.tick.borrow()
     }
 

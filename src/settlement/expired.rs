@@ -5,38 +5,44 @@ use crate::chain::Head;
 use crate::chain::authorization::AuthorizationUse;
 use crate::payment::Payment;
 use crate::payment::method::Fault;
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::settlement::unreconciled::settle_foreign;
-use crate::settlement::{NotNow, Site};
+use crate::settlement::{DependencyError, ServedNetwork};
 
 /// Payments per query.
 const EXPIRED_MAX: i64 = 200;
 
 /// Refuses queued payments that have expired by block time. No bytes of ours could transfer their money, but a foreign transaction may
 /// have: the chain is asked first. Without an answer the payment stays queued and is checked again.
-pub(super) async fn refuse_expired(site: &Site, head: &Head) -> Result<(), NotNow> {
-    let network = site.policy.network;
-    let expired = site.ledger.expired(network, head.time, EXPIRED_MAX).await?;
+pub(super) async fn refuse_expired(
+    served: &ServedNetwork,
+    head: &Head,
+) -> Result<(), DependencyError> {
+    let network = served.policy.network;
+    let expired = served
+        .ledger
+        .expired(network, head.time, EXPIRED_MAX)
+        .await?;
     if expired.is_empty() {
         return Ok(());
     }
     let signed: Vec<_> = expired.iter().map(Payment::signed).collect();
-    let tokens = site.policy.tokens();
-    let uses = site.rpc.authorization_uses(&signed, head.number, &tokens);
+    let tokens = served.policy.tokens();
+    let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
     for (payment, used) in expired.iter().zip(uses.await?) {
         let fault = match used {
             Ok(AuthorizationUse::Transferred { location, .. }) => {
-                settle_foreign(site, payment, &location, head.number).await?;
+                settle_foreign(served, payment, &location, head.number).await?;
                 continue;
             }
-            Ok(AuthorizationUse::Unused) => Fault::Ends,
+            Ok(AuthorizationUse::Unused) => Fault::ValidBefore,
             Ok(AuthorizationUse::Consumed(_)) => Fault::NonceUsed,
             Err(error) => {
                 tracing::debug!(payment.id = %payment.id, %error, "expired payment not checked for a foreign transfer: retrying");
                 continue;
             }
         };
-        let rejection = Exit {
+        let rejection = Rejection {
             reason: payment.reason(fault),
             message: if payment.signer().is_some() {
                 "the authorization expired before it could be sent: the signer that it names is stopped, or no longer configured"
@@ -45,9 +51,9 @@ pub(super) async fn refuse_expired(site: &Site, head: &Head) -> Result<(), NotNo
             }
             .to_owned(),
         };
-        if site.ledger.refuse(payment.id, &rejection).await? {
+        if served.ledger.refuse(payment.id, &rejection).await? {
             tracing::info!(payment.id = %payment.id, code = rejection.reason.code(), "queued payment refused: its authorization expired before it could be sent");
-            site.waiters.wake([payment.id]);
+            served.waiters.wake([payment.id]);
         }
     }
     Ok(())

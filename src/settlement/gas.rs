@@ -21,7 +21,7 @@ const ONE_BY_ONE_FOR: Duration = Duration::from_secs(10);
 /// Gas of a payment with its own transaction, used to express balances in payments.
 pub(super) const PAYMENT_GAS: u64 = 100_000;
 /// Below the gas of this many payments no new transaction is written: those in flight may need a fee bump.
-pub const EMPTY_PAYMENTS: u64 = 30;
+pub const GAS_RESERVE_PAYMENTS: u64 = 30;
 
 /// Most that a payment with its own transaction costs, in wei.
 pub fn payment_cost(wei_per_gas: u128) -> U256 {

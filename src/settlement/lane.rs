@@ -14,7 +14,7 @@ mod open_transaction;
 mod results;
 mod timing;
 
-pub use keyless::Unconfigured;
+pub use keyless::UnconfiguredSigners;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::chain::broadcast::{Rejection, broadcast};
+use crate::chain::broadcast::{BroadcastRejection, broadcast};
 use crate::chain::{Broadcast, SignerKey};
-use crate::ledger::{Heard, LaneKey, LaneLease, LedgerError};
+use crate::ledger::{BroadcastReply, LaneKey, LaneLease, LedgerError};
 use crate::payment::PaymentId;
 use crate::protocol::Network;
 use crate::settlement::batch_plan::SimulatedPayment;
@@ -44,7 +44,7 @@ use crate::settlement::lane::open_transaction::OpenTransaction;
 use crate::settlement::lane::timing::{at, every};
 use crate::settlement::served_network::OpenCount;
 use crate::settlement::supervisor::report_panic;
-use crate::settlement::{Queued, Site};
+use crate::settlement::{Queued, ServedNetwork};
 use crate::telemetry::causes;
 
 /// Pause between two attempts to claim the lane.
@@ -60,7 +60,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Lane {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
     /// `None`: the signer is no longer configured, and only its open transactions are followed.
     key: Option<SignerKey>,
     id: LaneKey,
@@ -106,9 +106,9 @@ impl OwnedLane {
     }
 
     /// Whether the lane takes payments now. It takes only as many as it can send soon, since other lanes may be idle.
-    fn can_take(&self, site: &Site) -> bool {
-        let room = self.open.len() + self.simulations.len() < site.inflight_max;
-        let rows_max = site.gas.rule().rows_max;
+    fn can_take(&self, served: &ServedNetwork) -> bool {
+        let room = self.open.len() + self.simulations.len() < served.inflight_max;
+        let rows_max = served.gas.rule().rows_max;
         self.can_write()
             && room
             && self.waiting.len() < rows_max
@@ -116,17 +116,17 @@ impl OwnedLane {
     }
 
     /// Limits of the next batch: what nodes accept, and the gas that the signer can pay for besides its open transactions.
-    fn rule(&self, site: &Site) -> GasRule {
-        let rule = site.gas.rule();
-        let fees = self.tick.head.map(|head| site.fees().quote(&head));
+    fn rule(&self, served: &ServedNetwork) -> GasRule {
+        let rule = served.gas.rule();
+        let fees = self.tick.head.map(|head| served.fees().quote(&head));
         let Some(Ok(fees)) = fees else {
             return rule;
         };
         let promised = self.open.iter().fold(U256::ZERO, |sum, open| {
-            let data = site.gas.data_fee_of(open.transaction.payments.len());
+            let data = served.gas.data_fee_of(open.transaction.payments.len());
             sum.saturating_add(open.cost_wei).saturating_add(data)
         });
-        let price = site.gas.wei_per_gas(fees.max_fee_wei);
+        let price = served.gas.wei_per_gas(fees.max_fee_wei);
         let gas = self.gas_balance.gas_for(promised, price);
         GasRule {
             gas_max: rule.gas_max.min(gas),
@@ -149,14 +149,18 @@ impl OwnedLane {
 struct LaneLost;
 
 impl Lane {
-    pub fn new(site: Arc<Site>, key: SignerKey) -> Self {
-        let id = (site.policy.network, key.address());
-        Self::of(site, Some(key), id)
+    pub fn new(served: Arc<ServedNetwork>, key: SignerKey) -> Self {
+        let id = (served.policy.network, key.address());
+        Self::of(served, Some(key), id)
     }
 
-    fn of(site: Arc<Site>, key: Option<SignerKey>, (network, signer): (Network, Address)) -> Self {
+    fn of(
+        served: Arc<ServedNetwork>,
+        key: Option<SignerKey>,
+        (network, signer): (Network, Address),
+    ) -> Self {
         Self {
-            site,
+            served,
             key,
             id: LaneKey { network, signer },
             started: Instant::now(),
@@ -174,9 +178,9 @@ impl Lane {
                     tracing::info!(network = %self.id.network, signer = %self.id.signer, epoch = owned.lease.epoch, open = owned.open.len(), "lane claimed");
                     self.work(*owned, &stop).await;
                 }
-                Ok(ClaimOutcome::Later) => self.site.note_lane_owner_known(),
+                Ok(ClaimOutcome::Later) => self.served.note_lane_owner_known(),
                 Ok(ClaimOutcome::OtherProcess) => {
-                    self.site.note_lane_owner_known();
+                    self.served.note_lane_owner_known();
                     if !std::mem::replace(&mut waiting_logged, true) {
                         tracing::info!(network = %self.id.network, signer = %self.id.signer, "lane owned by another process: waiting for it");
                     }
@@ -196,7 +200,7 @@ impl Lane {
 
     /// Reads the open transactions from the ledger and broadcasts their bytes again.
     async fn reload(&self, owned: &mut OwnedLane) -> Result<(), LedgerError> {
-        let open = self.site.ledger.unmined(self.id).await?;
+        let open = self.served.ledger.pending_transactions(self.id).await?;
         owned.open_count.set(open.len());
         let now = Instant::now();
         let long_ago = now.checked_sub(POLL_RECEIPT_AFTER).unwrap_or(now);
@@ -212,25 +216,25 @@ impl Lane {
         let held = owned.lease.stopped || owned.blocked_since.is_some();
         let settles = !held && self.key.is_some();
         if settles {
-            self.site.note_lane_claimed(self.id.signer);
+            self.served.note_lane_claimed(self.id.signer);
         } else if self.key.is_some() {
-            self.site.note_lane_owner_known();
+            self.served.note_lane_owner_known();
         }
-        let mut view = self.site.view.subscribe();
+        let mut view = self.served.view.subscribe();
         view.mark_changed();
         let renewal = self.renew_lease(owned.lease);
         let mut ticks = every(TICK_INTERVAL);
         loop {
-            let can_take = owned.can_take(&self.site);
-            let rows_max = self.site.gas.rule().rows_max;
-            let due = owned.next_batch_at(&self.site);
+            let can_take = owned.can_take(&self.served);
+            let rows_max = self.served.gas.rule().rows_max;
+            let due = owned.next_batch_at(&self.served);
             let outcome = tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(LaneLost),
                 () = renewal.lost.cancelled() => Err(LaneLost),
                 () = renewal.reopened.notified() => self.reload(&mut owned).await.map_err(|_| LaneLost),
                 Some(reply) = owned.replies.join_next() => {
-                    apply_reply(&self.site, self.id, &mut owned, reply.ok());
+                    apply_reply(&self.served, self.id, &mut owned, reply.ok());
                     Ok(())
                 }
                 Some(balance) = owned.gas_balance.next_reading() => {
@@ -253,11 +257,11 @@ impl Lane {
                         Ok(())
                     }
                 },
-                queued = self.site.queue.next(self.id.signer, rows_max), if can_take => {
+                queued = self.served.queue.next(self.id.signer, rows_max), if can_take => {
                     owned.waiting.extend(queued);
                     Ok(())
                 }
-                funding = self.site.approvals.next_funding(), if owned.can_fund(&self.site) => {
+                funding = self.served.approvals.next_funding(), if owned.can_fund(&self.served) => {
                     self.fund(&mut owned, funding).await
                 }
                 () = at(due), if due.is_some() => {
@@ -273,15 +277,15 @@ impl Lane {
         owned.open_count.set(0);
         let mut left = self.release(owned.waiting);
         if settles {
-            left.extend(self.site.queue.remove_lane(self.id.signer).await);
+            left.extend(self.served.queue.remove_lane(self.id.signer).await);
         }
-        self.site.unclaim(&left).await;
+        self.served.unclaim(&left).await;
     }
 
     /// Gives up the claims on waiting payments. They stay queued in the ledger.
     fn release(&self, waiting: impl IntoIterator<Item = Queued>) -> Vec<PaymentId> {
         let ids = waiting.into_iter().map(|queued| queued.payment.id);
-        ids.inspect(|id| self.site.queue.release(*id)).collect()
+        ids.inspect(|id| self.served.queue.release(*id)).collect()
     }
 
     /// Broadcasts open transactions again in nonce order: some nodes refuse a transaction whose predecessor they do not have.
@@ -305,20 +309,20 @@ impl Lane {
         let open = owned.open.get_mut(index)?;
         let (hash, raw) = open.transaction.attempts.last().cloned()?;
         open.sent_at = Instant::now();
-        let (site, id): (_, Uuid) = (Arc::clone(&self.site), open.transaction.id);
+        let (served, id): (_, Uuid) = (Arc::clone(&self.served), open.transaction.id);
         let (replied, next) = oneshot::channel();
         owned.replies.spawn(async move {
             let raw: Bytes = raw;
             if let Some(before) = before {
                 let _ = timeout(SEND_ORDER_WAIT, before).await;
             }
-            let reply = broadcast(&site.rpc, &raw, hash).await;
+            let reply = broadcast(&served.rpc, &raw, hash).await;
             drop(replied);
             reach(Step::Broadcast);
             if first && reply == Broadcast::Accepted {
-                site.wake_watch();
+                served.wake_watch();
             }
-            if let Err(error) = site.ledger.note_reply(hash, reply_record(&reply)).await {
+            if let Err(error) = served.ledger.note_reply(hash, reply_record(&reply)).await {
                 tracing::debug!(error = causes(&error), "broadcast reply not recorded");
             }
             (id, reply)
@@ -329,7 +333,7 @@ impl Lane {
 
 /// Applies the endpoints' reply to a broadcast.
 fn apply_reply(
-    site: &Site,
+    served: &ServedNetwork,
     lane: LaneKey,
     owned: &mut OwnedLane,
     reply: Option<(Uuid, Broadcast)>,
@@ -349,29 +353,31 @@ fn apply_reply(
         Broadcast::Rejected(why) => {
             tracing::warn!(network = %lane.network, signer = %lane.signer, nonce = open.transaction.nonce, why = why.text(), "broadcast rejected: the nonce stays in use");
             match why {
-                Rejection::FeeTooLow => open.fee_too_low = true,
-                Rejection::TooLarge => {
+                BroadcastRejection::FeeTooLow => open.fee_too_low = true,
+                BroadcastRejection::TooLarge => {
                     open.rejected_for_good = true;
-                    site.gas.batch_too_large(open.transaction.payments.len());
+                    served.gas.batch_too_large(open.transaction.payments.len());
                 }
-                Rejection::Unfit => open.rejected_for_good = true,
-                Rejection::OutOfGasMoney => {
+                BroadcastRejection::Invalid => open.rejected_for_good = true,
+                BroadcastRejection::InsufficientFunds => {
                     owned.gas_balance.read_soon();
                     owned.paused_until = Instant::now() + PAUSE;
                 }
-                Rejection::PoolFull => owned.paused_until = Instant::now() + PAUSE,
-                Rejection::NonceTooLow | Rejection::NonceTooHigh | Rejection::Underpriced => {}
+                BroadcastRejection::PoolFull => owned.paused_until = Instant::now() + PAUSE,
+                BroadcastRejection::NonceTooLow
+                | BroadcastRejection::NonceTooHigh
+                | BroadcastRejection::Underpriced => {}
             }
         }
     }
 }
 
 /// The reply as the history stores it.
-const fn reply_record(reply: &Broadcast) -> Heard {
+const fn reply_record(reply: &Broadcast) -> BroadcastReply {
     let (reply, reason) = match reply {
         Broadcast::Accepted => ("accepted", None),
         Broadcast::Rejected(why) => ("rejected", Some(why.text())),
         Broadcast::Unknown => ("unknown", None),
     };
-    Heard { reply, reason }
+    BroadcastReply { reply, reason }
 }

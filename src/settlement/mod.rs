@@ -26,15 +26,15 @@ mod watch;
 
 pub use approvals::{Approvals, Approver, approval_objection};
 pub use chain_view::ChainView;
-pub use gas::{BatchLimits, EMPTY_PAYMENTS, payment_cost};
-pub use lane::{Lane, Unconfigured};
+pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
+pub use lane::{Lane, UnconfiguredSigners};
 pub use pickup::Pickup;
 pub use queue::{Place, Queue, Queued};
 pub use senders::{CannotSend, SenderWatch, Senders, native_amount};
-pub use served_network::{Health, Site, SiteParts};
-pub use supervisor::{Ailing, EngineFailed, Supervisor, Task};
+pub use served_network::{Health, ServedNetwork, ServedNetworkParts};
+pub use supervisor::{EngineFailed, FailingTask, Supervisor, Task};
 pub use transfers::Transfers;
-pub use unreconciled::Unmoved;
+pub use unreconciled::Unreconciled;
 pub use waiters::Waiters;
 pub use watch::Watch;
 
@@ -43,7 +43,7 @@ use crate::ledger::LedgerError;
 
 /// A read failed for now; the caller tries again later.
 #[derive(Debug, thiserror::Error)]
-pub enum NotNow {
+pub enum DependencyError {
     /// The RPC did not answer.
     #[error(transparent)]
     Chain(#[from] RpcError),

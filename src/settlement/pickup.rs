@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::LedgerError;
-use crate::settlement::{Queued, Site};
+use crate::settlement::{Queued, ServedNetwork};
 use crate::telemetry::causes;
 
 /// Payments claimed per query.
@@ -21,12 +21,12 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(200);
 /// The task that claims the queued payments of one network.
 #[derive(Debug)]
 pub struct Pickup {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
 }
 
 impl Pickup {
-    pub const fn new(site: Arc<Site>) -> Self {
-        Self { site }
+    pub const fn new(served: Arc<ServedNetwork>) -> Self {
+        Self { served }
     }
 
     /// Claims payments until `stop`.
@@ -44,14 +44,14 @@ impl Pickup {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "queued payments not read from the ledger: retrying");
+                        tracing::warn!(network = %self.served.policy.network, error = causes(&error), "queued payments not read from the ledger: retrying");
                     }
                     IDLE_INTERVAL
                 }
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.site.pickup_woken() => {}
+                () = self.served.pickup_woken() => {}
                 () = tokio::time::sleep(interval) => {}
             }
         }
@@ -59,22 +59,22 @@ impl Pickup {
 
     /// Claims as many payments as there is room for; returns how many.
     async fn claim_queued(&self) -> Result<usize, LedgerError> {
-        let queue = &self.site.queue;
+        let queue = &self.served.queue;
         let owned = queue.owned();
         if owned.is_empty() || queue.waiting() >= WAITING_MAX {
             return Ok(0);
         }
         let claimed = queue.all_claimed();
-        let network = self.site.policy.network;
-        let ledger = &self.site.ledger;
+        let network = self.served.policy.network;
+        let ledger = &self.served.ledger;
         let payments = ledger
-            .take_up(network, &owned, &claimed, CLAIMED_MAX)
+            .claim_queued(network, &owned, &claimed, CLAIMED_MAX)
             .await?;
         let count = payments.len();
         let mut unclaimed = Vec::new();
         for payment in payments {
             match queue.reserve() {
-                Some(place) if place.is_in_hand(queue, payment.signer()) => {
+                Some(place) if place.is_claimed_here(queue, payment.signer()) => {
                     tracing::debug!(payment.id = %payment.id, "queued payment claimed");
                     queue.enqueue(place, Queued::new(payment, None));
                 }
@@ -82,7 +82,7 @@ impl Pickup {
             }
         }
         if !unclaimed.is_empty() {
-            ledger.put_down(&unclaimed).await?;
+            ledger.release_claims(&unclaimed).await?;
         }
         Ok(count - unclaimed.len())
     }

@@ -55,7 +55,7 @@ pub struct Place<'a>(Option<mpsc::Permit<'a, Queued>>);
 
 impl Place<'_> {
     /// Whether a lane of this process will take the payment: the lane of `signer`, or any lane where `signer` is `None`.
-    pub fn is_in_hand(&self, queue: &Queue, signer: Option<Address>) -> bool {
+    pub fn is_claimed_here(&self, queue: &Queue, signer: Option<Address>) -> bool {
         self.0.is_some() && signer.is_none_or(|signer| queue.lanes().contains(&signer))
     }
 }

@@ -10,8 +10,8 @@ use alloy::primitives::{Address, U256};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::settlement::Site;
-use crate::settlement::gas::{EMPTY_PAYMENTS, payment_cost};
+use crate::settlement::ServedNetwork;
+use crate::settlement::gas::{GAS_RESERVE_PAYMENTS, payment_cost};
 use crate::telemetry::causes;
 
 /// How often stopped lanes are read from the ledger.
@@ -107,7 +107,7 @@ enum SendProblem {
     Empty { has: U256, needs: U256 },
 }
 
-impl Site {
+impl ServedNetwork {
     /// Whether a new payment can be sent: by `signer`, if the payment names one, or by any signer. [`CannotSend`] names what is missing.
     pub fn can_send(&self, signer: Option<Address>) -> Result<(), CannotSend> {
         self.gas_is_affordable()?;
@@ -147,13 +147,13 @@ impl Site {
     }
 
     /// The account that sellers are told to name: the first signer that can send. So it stays the same while that signer works.
-    pub fn able_signer(&self) -> Option<Address> {
+    pub fn first_usable_signer(&self) -> Option<Address> {
         let mut signers = self.senders.configured.iter().copied();
         signers.find(|signer| self.send_problem(*signer).is_none())
     }
 
     /// Descriptions of the signers that cannot send.
-    pub fn unable_signers(&self) -> Vec<String> {
+    pub fn signer_problems(&self) -> Vec<String> {
         let signers = self.senders.configured.iter();
         let problems = signers.filter_map(|signer| {
             let why = self.send_problem(*signer)?;
@@ -179,7 +179,7 @@ impl Site {
         }
         let has = sender.balance?;
         let cost = self.cost_of_payment()?;
-        let needs = cost.saturating_mul(U256::from(EMPTY_PAYMENTS));
+        let needs = cost.saturating_mul(U256::from(GAS_RESERVE_PAYMENTS));
         (has < needs).then_some(SendProblem::Empty { has, needs })
     }
 
@@ -193,7 +193,7 @@ impl Site {
             SendProblem::Stopped(why) => format!("{signer} is stopped ({why})"),
             SendProblem::Waiting(why) => format!("{signer} is blocked ({why})"),
             SendProblem::Empty { has, needs } => format!(
-                "{signer} has {} and needs {} (gas for {EMPTY_PAYMENTS} payments); refill it",
+                "{signer} has {} and needs {} (gas for {GAS_RESERVE_PAYMENTS} payments); refill it",
                 self.native(*has),
                 self.native(*needs)
             ),
@@ -217,16 +217,16 @@ pub fn native_amount(wei: U256, symbol: &str) -> String {
 /// The task that keeps [`Senders`] current.
 #[derive(Debug)]
 pub struct SenderWatch {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
 }
 
 impl SenderWatch {
-    pub const fn new(site: Arc<Site>) -> Self {
-        Self { site }
+    pub const fn new(served: Arc<ServedNetwork>) -> Self {
+        Self { served }
     }
 
     /// Checks once before the first request is served, within a time limit.
-    pub async fn first_look(&self) {
+    pub async fn first_check(&self) {
         // Without an answer the task tries again.
         let _ = timeout(FIRST_CHECK_LIMIT, self.check()).await;
     }
@@ -243,24 +243,24 @@ impl SenderWatch {
     }
 
     async fn check(&self) {
-        let site = &self.site;
-        match site.ledger.stopped_lanes(site.policy.network).await {
-            Ok(stopped) => site.senders.note_all_stopped(&stopped),
+        let served = &self.served;
+        match served.ledger.stopped_lanes(served.policy.network).await {
+            Ok(stopped) => served.senders.note_all_stopped(&stopped),
             Err(error) => {
-                tracing::debug!(network = %site.policy.network, error = causes(&error), "stopped lanes not read from the ledger");
+                tracing::debug!(network = %served.policy.network, error = causes(&error), "stopped lanes not read from the ledger");
             }
         }
-        for signer in &site.senders.configured {
-            let interval = match site.send_problem(*signer) {
+        for signer in &served.senders.configured {
+            let interval = match served.send_problem(*signer) {
                 Some(SendProblem::Empty { .. }) => BALANCE_INTERVAL_EMPTY,
                 Some(SendProblem::Stopped(_) | SendProblem::Waiting(_)) | None => BALANCE_INTERVAL,
             };
-            let read_at = site.senders.of(*signer).read_at;
+            let read_at = served.senders.of(*signer).read_at;
             if read_at.is_some_and(|at| at.elapsed() < interval) {
                 continue;
             }
-            if let Ok(balance) = site.rpc.balance(*signer).await {
-                site.senders.note_balance(*signer, balance);
+            if let Ok(balance) = served.rpc.balance(*signer).await {
+                served.senders.note_balance(*signer, balance);
             }
         }
     }

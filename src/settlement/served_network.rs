@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::chain::fees::TooDear;
+use crate::chain::fees::FeeError;
 use crate::chain::{FactsReader, FeePolicy, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, PaymentId, Proxies};
@@ -22,14 +22,14 @@ const DISCONNECTED_AFTER: Duration = Duration::from_secs(8);
 /// `Retry-After` while gas costs more than `max_fee_wei`.
 const RETRY_FEES_TOO_HIGH: Duration = Duration::from_secs(5);
 
-/// The parts that a [`Site`] is made of.
+/// The parts that a [`ServedNetwork`] is made of.
 #[derive(Debug)]
-pub struct SiteParts {
+pub struct ServedNetworkParts {
     pub ledger: Ledger,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
-    pub questions: Rpc,
+    pub caller_rpc: Rpc,
     /// Chain facts for the requests of callers.
     pub facts: FactsReader,
     /// Chain facts for the lanes, so that they do not queue behind callers.
@@ -55,12 +55,12 @@ pub struct SiteParts {
 
 /// A network that this process serves.
 #[derive(Debug)]
-pub struct Site {
+pub struct ServedNetwork {
     pub ledger: Ledger,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
-    pub questions: Rpc,
+    pub caller_rpc: Rpc,
     /// Chain facts for the requests of callers.
     pub facts: FactsReader,
     /// Chain facts for the lanes, so that they do not queue behind callers.
@@ -106,30 +106,30 @@ pub struct Site {
     chain_checked: AtomicBool,
     exact_proxy: AtomicBool,
     upto_proxy: AtomicBool,
-    settled_in: AtomicBool,
+    lane_owner_known: AtomicBool,
 }
 
 /// One task's share of the number of open transactions, from which the watch chooses its polling interval. Dropping it subtracts the share.
 #[derive(Debug)]
 pub(super) struct OpenCount {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
     count: usize,
 }
 
 impl OpenCount {
-    pub(super) fn of(site: &Arc<Site>) -> Self {
+    pub(super) fn of(served: &Arc<ServedNetwork>) -> Self {
         Self {
-            site: Arc::clone(site),
+            served: Arc::clone(served),
             count: 0,
         }
     }
 
     pub(super) fn set(&mut self, now: usize) {
         let before = std::mem::replace(&mut self.count, now);
-        self.site
+        self.served
             .open_transactions
             .fetch_add(now, Ordering::Relaxed);
-        self.site
+        self.served
             .open_transactions
             .fetch_sub(before, Ordering::Relaxed);
     }
@@ -147,17 +147,17 @@ pub struct Health {
     /// Time since an endpoint last answered the watch; `None` before the first answer.
     pub silent_for: Option<Duration>,
     /// Whether at least one lane has been claimed, or found to belong to another process.
-    pub settled_in: bool,
+    pub lane_owner_known: bool,
     /// Open transactions that this process follows.
     pub open: usize,
 }
 
-impl Site {
-    pub fn new(parts: SiteParts) -> Self {
+impl ServedNetwork {
+    pub fn new(parts: ServedNetworkParts) -> Self {
         Self {
             ledger: parts.ledger,
             rpc: parts.rpc,
-            questions: parts.questions,
+            caller_rpc: parts.caller_rpc,
             facts: parts.facts,
             lane_facts: parts.lane_facts,
             policy: parts.policy,
@@ -187,7 +187,7 @@ impl Site {
             chain_checked: AtomicBool::new(false),
             exact_proxy: AtomicBool::new(false),
             upto_proxy: AtomicBool::new(false),
-            settled_in: AtomicBool::new(false),
+            lane_owner_known: AtomicBool::new(false),
         }
     }
 
@@ -236,7 +236,7 @@ impl Site {
 
     /// Records that it is known which process owns a lane.
     pub fn note_lane_owner_known(&self) {
-        self.settled_in.store(true, Ordering::Relaxed);
+        self.lane_owner_known.store(true, Ordering::Relaxed);
     }
 
     /// The fee policy, with the priority fee and gas price that a node last gave.
@@ -244,7 +244,7 @@ impl Site {
         let tip_wei = *self.tip_wei.lock().unwrap_or_else(PoisonError::into_inner);
         let price = self.gas_price_wei.lock();
         let price = *price.unwrap_or_else(PoisonError::into_inner);
-        let fees = self.fees.with_tip(tip_wei);
+        let fees = self.fees.with_priority_fee(tip_wei);
         price.map_or(fees, |price| fees.with_gas_price(price))
     }
 
@@ -266,8 +266,8 @@ impl Site {
                     "{error} on {}, so nothing can be sent{}",
                     self.policy.network,
                     match error {
-                        TooDear::AboveCap { .. } => "; if that lasts, raise max_fee_wei",
-                        TooDear::NoPrice => "",
+                        FeeError::AboveCap { .. } => "; if that lasts, raise max_fee_wei",
+                        FeeError::NoPrice => "",
                     }
                 ),
                 retry_after: RETRY_FEES_TOO_HIGH,
@@ -301,7 +301,7 @@ impl Site {
     }
 
     /// Whether no endpoint has answered for so long that other processes should do this one's work.
-    pub fn is_blind(&self) -> bool {
+    pub fn is_disconnected(&self) -> bool {
         let silent_for = self.health().silent_for;
         silent_for.is_none_or(|silence| silence > DISCONNECTED_AFTER)
     }
@@ -338,7 +338,7 @@ impl Site {
         if payments.is_empty() {
             return;
         }
-        if let Err(error) = self.ledger.put_down(payments).await {
+        if let Err(error) = self.ledger.release_claims(payments).await {
             tracing::debug!(
                 error = causes(&error),
                 "claims on queued payments not released: other processes take them over after two seconds"
@@ -353,7 +353,7 @@ impl Site {
     }
 
     /// Records that a payment was mined with fewer confirmations than promised.
-    pub fn note_shallow(&self) {
+    pub fn note_unconfirmed(&self) {
         self.has_unconfirmed.store(true, Ordering::Relaxed);
     }
 
@@ -373,7 +373,7 @@ impl Site {
     }
 
     /// Wakes the transfers task: a payer's own transfer was recorded.
-    pub fn transfer_submitted(&self) {
+    pub fn wake_transfers(&self) {
         self.transfers_signal.notify_one();
     }
 
@@ -397,7 +397,7 @@ impl Site {
             .unwrap_or_else(PoisonError::into_inner);
         Health {
             silent_for: answered_at.map(|at| at.elapsed()),
-            settled_in: self.settled_in.load(Ordering::Relaxed),
+            lane_owner_known: self.lane_owner_known.load(Ordering::Relaxed),
             open: self.open_transactions.load(Ordering::Relaxed),
         }
     }

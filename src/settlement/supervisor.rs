@@ -72,12 +72,12 @@ impl fmt::Display for Task {
 
 /// A task that has failed within the last minute, or is not running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ailing {
+pub struct FailingTask {
     pub task: Task,
     /// Whether it is not running now.
     pub down: bool,
     /// Failures within the last minute.
-    pub deaths: usize,
+    pub failures: usize,
 }
 
 /// A task of the engine failed too often; the process has to end.
@@ -131,8 +131,11 @@ impl Supervisor {
     }
 
     /// Starts a task, and restarts it whenever it fails. `begin` returns `None` when the task cannot be restarted.
-    pub fn keep<Running>(&self, task: Task, begin: impl FnMut() -> Option<Running> + Send + 'static)
-    where
+    pub fn keep_running<Running>(
+        &self,
+        task: Task,
+        begin: impl FnMut() -> Option<Running> + Send + 'static,
+    ) where
         Running: Future<Output = ()> + Send + 'static,
     {
         let this = self.clone();
@@ -144,7 +147,7 @@ impl Supervisor {
     /// Starts a task that cannot be restarted: its failure ends the process.
     pub fn run(&self, task: Task, running: impl Future<Output = ()> + Send + 'static) {
         let mut once = Some(running);
-        self.keep(task, move || once.take());
+        self.keep_running(task, move || once.take());
     }
 
     /// Ends when a task has failed too often.
@@ -158,16 +161,16 @@ impl Supervisor {
     }
 
     /// Tasks of a network, or of the process (`None`), that have failed within a minute.
-    pub fn ailing(&self, network: Option<Network>) -> Vec<Ailing> {
+    pub fn failing(&self, network: Option<Network>) -> Vec<FailingTask> {
         let now = Instant::now();
         let mut all = self.failures();
         let mine = all.iter_mut().filter(|(task, _)| task.network == network);
-        let ailing = mine.map(|(task, deaths)| Ailing {
+        let failing = mine.map(|(task, failures)| FailingTask {
             task: *task,
-            down: deaths.down,
-            deaths: deaths.recent(now),
+            down: failures.down,
+            failures: failures.recent(now),
         });
-        ailing.filter(|one| one.down || one.deaths > 0).collect()
+        failing.filter(|one| one.down || one.failures > 0).collect()
     }
 
     async fn restart_loop<Running>(&self, task: Task, mut begin: impl FnMut() -> Option<Running>)
@@ -180,13 +183,17 @@ impl Supervisor {
             if self.0.stopped.is_cancelled() {
                 return;
             }
-            let deaths = self.note_failure(task);
-            running = if deaths < FAILURES_MAX { begin() } else { None };
-            let delay = FIRST_RESTART_DELAY * (1 << deaths.min(FAILURES_MAX).saturating_sub(1));
-            if running.is_some() {
-                tracing::error!(%task, network = task.network.map(tracing::field::display), why, deaths, pause_ms = delay.as_millis(), "engine task failed: restarting it");
+            let failures = self.note_failure(task);
+            running = if failures < FAILURES_MAX {
+                begin()
             } else {
-                tracing::error!(%task, network = task.network.map(tracing::field::display), why, deaths, "engine task failed too often: the process ends");
+                None
+            };
+            let delay = FIRST_RESTART_DELAY * (1 << failures.min(FAILURES_MAX).saturating_sub(1));
+            if running.is_some() {
+                tracing::error!(%task, network = task.network.map(tracing::field::display), why, failures, pause_ms = delay.as_millis(), "engine task failed: restarting it");
+            } else {
+                tracing::error!(%task, network = task.network.map(tracing::field::display), why, failures, "engine task failed too often: the process ends");
                 self.stop_process(task);
                 return;
             }
@@ -202,10 +209,10 @@ impl Supervisor {
     fn note_failure(&self, task: Task) -> usize {
         let now = Instant::now();
         let mut all = self.failures();
-        let deaths = all.entry(task).or_default();
-        deaths.down = true;
-        deaths.at.push_back(now);
-        deaths.recent(now)
+        let failures = all.entry(task).or_default();
+        failures.down = true;
+        failures.at.push_back(now);
+        failures.recent(now)
     }
 
     fn stop_process(&self, task: Task) {
@@ -277,12 +284,12 @@ mod tests {
         supervisor.run(TASK, async {});
         let failure = supervisor.failed().await;
         assert!(failure.to_string().contains("the test failed"), "{failure}");
-        let down = Ailing {
+        let down = FailingTask {
             task: TASK,
             down: true,
-            deaths: 1,
+            failures: 1,
         };
-        assert_eq!(supervisor.ailing(None), vec![down]);
+        assert_eq!(supervisor.failing(None), vec![down]);
     }
 
     #[tokio::test]
@@ -293,7 +300,7 @@ mod tests {
         supervisor.0.tasks.close();
         supervisor.0.tasks.wait().await;
         assert!(!supervisor.0.failed.is_cancelled());
-        assert_eq!(supervisor.ailing(None), vec![]);
+        assert_eq!(supervisor.failing(None), vec![]);
     }
 
     #[tokio::test]
@@ -305,11 +312,11 @@ mod tests {
 
     #[test]
     fn failures_of_the_last_minute_count() {
-        let mut deaths = Failures::default();
+        let mut failures = Failures::default();
         let now = Instant::now();
-        deaths.at.extend([now, now + FAILURE_WINDOW / 2]);
-        assert_eq!(deaths.recent(now + FAILURE_WINDOW / 2), 2);
-        assert_eq!(deaths.recent(now + FAILURE_WINDOW), 1);
-        assert_eq!(deaths.recent(now + FAILURE_WINDOW * 2), 0);
+        failures.at.extend([now, now + FAILURE_WINDOW / 2]);
+        assert_eq!(failures.recent(now + FAILURE_WINDOW / 2), 2);
+        assert_eq!(failures.recent(now + FAILURE_WINDOW), 1);
+        assert_eq!(failures.recent(now + FAILURE_WINDOW * 2), 0);
     }
 }

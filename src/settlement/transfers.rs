@@ -14,12 +14,12 @@ use crate::chain::broadcast::broadcast;
 use crate::chain::transfer::plain_transfer_log;
 use crate::chain::{Broadcast, Head, Receipt};
 use crate::ledger::{OpenTransfer, TransferOutcome};
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{Location, PaymentId, PaymentState};
 use crate::protocol::Reason;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::served_network::OpenCount;
-use crate::settlement::{NotNow, Site};
+use crate::settlement::{DependencyError, ServedNetwork};
 use crate::telemetry::causes;
 
 /// Transfers checked per query; each costs an RPC call or two. The next query continues after them, so transfers that never appear do not
@@ -38,7 +38,7 @@ const REPLACED_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Transfers {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
     followed: HashMap<PaymentId, Followed>,
     /// Where the next query starts.
     after: Option<PaymentId>,
@@ -74,10 +74,10 @@ impl Followed {
 }
 
 impl Transfers {
-    pub fn new(site: Arc<Site>) -> Self {
+    pub fn new(served: Arc<ServedNetwork>) -> Self {
         Self {
-            open_count: OpenCount::of(&site),
-            site,
+            open_count: OpenCount::of(&served),
+            served,
             followed: HashMap::new(),
             after: None,
             round: 0,
@@ -89,14 +89,14 @@ impl Transfers {
 
     /// Follows transfers until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut view = self.site.view.subscribe();
+        let mut view = self.served.view.subscribe();
         let mut failing = false;
         loop {
             match self.check_open().await {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.site.policy.network, error = causes(&error), "payers' transfers not checked: retrying");
+                        tracing::warn!(network = %self.served.policy.network, error = causes(&error), "payers' transfers not checked: retrying");
                     }
                 }
             }
@@ -104,7 +104,7 @@ impl Transfers {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = std::future::ready(()), if self.after.is_some() && !failing => {}
-                () = self.site.transfers_woken() => {}
+                () = self.served.transfers_woken() => {}
                 changed = view.changed(), if any && !failing => {
                     if changed.is_err() {
                         return;
@@ -116,8 +116,8 @@ impl Transfers {
     }
 
     /// Checks the next open transfers. An error of one does not stop the others.
-    async fn check_open(&mut self) -> Result<(), NotNow> {
-        let tick = self.site.view.moved();
+    async fn check_open(&mut self) -> Result<(), DependencyError> {
+        let tick = self.served.view.latest();
         let Some(head) = tick.head else {
             return Ok(());
         };
@@ -129,9 +129,9 @@ impl Transfers {
         self.recheck_failed_until = self
             .recheck_failed_until
             .filter(|until| head.number < *until);
-        let network = self.site.policy.network;
+        let network = self.served.policy.network;
         let limit = i64::try_from(CHECKED_MAX).unwrap_or(i64::MAX);
-        let ledger = &self.site.ledger;
+        let ledger = &self.served.ledger;
         let recheck_failed = self.recheck_failed_until.is_some();
         let (open, last) = ledger
             .open_transfers(network, recheck_failed, self.after, limit)
@@ -145,7 +145,7 @@ impl Transfers {
             self.in_time += usize::from(!late && open);
             if !late || followed.is_due() {
                 followed.checked_at = Some(Instant::now());
-                result = result.and(check_transfer(&self.site, transfer, followed, &head).await);
+                result = result.and(check_transfer(&self.served, transfer, followed, &head).await);
             }
         }
         self.after = last;
@@ -166,59 +166,59 @@ impl Transfers {
 }
 
 async fn check_transfer(
-    site: &Site,
+    served: &ServedNetwork,
     transfer: &OpenTransfer,
     followed: &mut Followed,
     head: &Head,
-) -> Result<(), NotNow> {
-    if let Some(receipt) = site.rpc.receipt(transfer.hash).await? {
+) -> Result<(), DependencyError> {
+    if let Some(receipt) = served.rpc.receipt(transfer.hash).await? {
         reach(Step::Mined);
-        return match outcome(site, transfer, &receipt, head).await? {
-            Some(outcome) => record(site, transfer, &outcome).await,
+        return match outcome(served, transfer, &receipt, head).await? {
+            Some(outcome) => record(served, transfer, &outcome).await,
             // A failure needs the same confirmations as success.
             None => Ok(()),
         };
     }
-    if is_replaced(site, transfer, followed, head).await {
+    if is_replaced(served, transfer, followed, head).await {
         let message = format!(
             "another transaction has used the payer's nonce {}; this transfer can never be mined",
             transfer.account_nonce
         );
-        let rejection = Exit {
+        let rejection = Rejection {
             reason: Reason::TransferNotFound,
             message,
         };
-        return record(site, transfer, &TransferOutcome::Failed(rejection)).await;
+        return record(served, transfer, &TransferOutcome::Failed(rejection)).await;
     }
     let due = followed
         .sent_at
         .is_none_or(|since| since.elapsed() >= RESEND_AFTER);
     if let Some(raw) = transfer.raw.as_ref().filter(|_| due) {
         followed.sent_at = Some(Instant::now());
-        let reply = broadcast(&site.rpc, raw, transfer.hash).await;
+        let reply = broadcast(&served.rpc, raw, transfer.hash).await;
         reach(Step::Broadcast);
         if reply != Broadcast::Accepted {
-            tracing::info!(network = %site.policy.network, transaction = %transfer.hash, payment.id = %transfer.payment.id, ?reply, "payer's transfer not accepted by any endpoint: the same bytes are sent again");
+            tracing::info!(network = %served.policy.network, transaction = %transfer.hash, payment.id = %transfer.payment.id, ?reply, "payer's transfer not accepted by any endpoint: the same bytes are sent again");
         }
-        site.wake_watch();
+        served.wake_watch();
     }
     Ok(())
 }
 
 /// Whether another transaction has used the payer's nonce, with the promised confirmations. `false` when this cannot be determined.
 async fn is_replaced(
-    site: &Site,
+    served: &ServedNetwork,
     transfer: &OpenTransfer,
     followed: &mut Followed,
     head: &Head,
 ) -> bool {
     let below_head = u64::from(transfer.payment.confirmations).saturating_sub(1);
     let payer = transfer.payment.authorization.from;
-    let at = site
+    let at = served
         .rpc
-        .confirmed_height(head.number)
+        .agreed_height(head.number)
         .saturating_sub(below_head);
-    let used = site.rpc.transaction_count_at(payer, at).await;
+    let used = served.rpc.transaction_count_at(payer, at).await;
     if !used.is_ok_and(|count| count > transfer.account_nonce) {
         followed.used_since = None;
         return false;
@@ -229,17 +229,17 @@ async fn is_replaced(
 
 /// The outcome of a mined transfer; `None` while it has too few confirmations for that.
 async fn outcome(
-    site: &Site,
+    served: &ServedNetwork,
     transfer: &OpenTransfer,
     receipt: &Receipt,
     head: &Head,
-) -> Result<Option<TransferOutcome>, NotNow> {
+) -> Result<Option<TransferOutcome>, DependencyError> {
     let block_number: u64 = receipt.block_number.to();
-    let confirmations = (site.rpc.confirmed_height(head.number) + 1).saturating_sub(block_number);
-    let deep = confirmations >= u64::from(transfer.payment.confirmations);
+    let confirmations = (served.rpc.agreed_height(head.number) + 1).saturating_sub(block_number);
+    let confirmed = confirmations >= u64::from(transfer.payment.confirmations);
     let fail = |reason, message: &str| {
-        Ok(deep.then(|| {
-            TransferOutcome::Failed(Exit {
+        Ok(confirmed.then(|| {
+            TransferOutcome::Failed(Rejection {
                 reason,
                 message: message.to_owned(),
             })
@@ -258,7 +258,7 @@ async fn outcome(
             "the transfer was mined before the session was opened",
         );
     }
-    let block_time = site.rpc.block_time(receipt.block_hash, head).await?;
+    let block_time = served.rpc.block_time(receipt.block_hash, head).await?;
     let late = block_time.unix_timestamp() > expiry(transfer);
     let location = Location {
         transaction: transfer.hash,
@@ -267,8 +267,8 @@ async fn outcome(
         block_hash: receipt.block_hash,
         block_time,
     };
-    Ok(Some(TransferOutcome::Moved {
-        deep,
+    Ok(Some(TransferOutcome::Transferred {
+        confirmed,
         location,
         unmatched: late.then(|| {
             "the transfer was mined after the session had expired; ask the payee to send it back".to_owned()
@@ -277,17 +277,23 @@ async fn outcome(
 }
 
 async fn record(
-    site: &Site,
+    served: &ServedNetwork,
     transfer: &OpenTransfer,
     outcome: &TransferOutcome,
-) -> Result<(), NotNow> {
+) -> Result<(), DependencyError> {
     let id = transfer.payment.id;
-    site.ledger.record_transfer(id, outcome).await?;
+    served.ledger.record_transfer(id, outcome).await?;
     reach(Step::Settled);
-    if matches!(outcome, TransferOutcome::Moved { deep: false, .. }) {
-        site.note_shallow();
+    if matches!(
+        outcome,
+        TransferOutcome::Transferred {
+            confirmed: false,
+            ..
+        }
+    ) {
+        served.note_unconfirmed();
     }
-    site.waiters.wake([id]);
+    served.waiters.wake([id]);
     Ok(())
 }
 

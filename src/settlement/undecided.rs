@@ -7,7 +7,7 @@ use crate::chain::Head;
 use crate::chain::authorization::AuthorizationUse;
 use crate::ledger::{Undecided, Verdict};
 use crate::payment::method::Fault;
-use crate::payment::state::Exit;
+use crate::payment::state::Rejection;
 use crate::payment::{Payment, PaymentState};
 
 /// A payment mined this often without effect, although each simulation succeeded, is refused.
@@ -30,22 +30,22 @@ pub(super) fn verdict(
 ) -> Option<Verdict> {
     let payment = &row.payment;
     let fail = |reason, message: &str| {
-        Some(Verdict::Fail(Exit {
+        Some(Verdict::Fail(Rejection {
             reason,
             message: message.to_owned(),
         }))
     };
     let quarantine = |why: &str| {
-        (undecided_for >= CONTRADICTION_AFTER).then(|| Verdict::SetAside(why.to_owned()))
+        (undecided_for >= CONTRADICTION_AFTER).then(|| Verdict::Quarantine(why.to_owned()))
     };
     match used {
         AuthorizationUse::Transferred { location, .. } => {
-            let deep = location.is_deep(head.number, payment.confirmations);
+            let confirmed = location.is_confirmed(head.number, payment.confirmations);
             // A failed payment becomes settled only with the promised confirmations, because that is final.
             let failed = matches!(payment.state, PaymentState::Failed { .. });
-            (deep || !failed).then_some(Verdict::Moved {
+            (confirmed || !failed).then_some(Verdict::Transferred {
                 location: *location,
-                deep,
+                confirmed,
             })
         }
         AuthorizationUse::Consumed(None) => {
@@ -60,7 +60,7 @@ pub(super) fn verdict(
             "the nonce was cancelled, or used for another transfer",
         ),
         AuthorizationUse::Unused if head.time.unix_timestamp() > expiry(payment) => fail(
-            payment.reason(Fault::Ends),
+            payment.reason(Fault::ValidBefore),
             "the authorization expired on the chain before it could be used",
         ),
         AuthorizationUse::Unused if row.call_succeeded => quarantine(
@@ -71,7 +71,7 @@ pub(super) fn verdict(
                 "{} transactions were mined without effect although each simulation succeeded",
                 row.tries
             );
-            Some(Verdict::Refuse(Exit {
+            Some(Verdict::Refuse(Rejection {
                 reason: payment.reason(Fault::Transaction),
                 message,
             }))
@@ -91,7 +91,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::payment::specimen::{
+    use crate::payment::fixture::{
         PAYER, VALID_BEFORE, candidate_of, location, now, payment, permit2_body,
     };
     use crate::payment::{Location, Purpose};
@@ -159,12 +159,15 @@ mod tests {
 
     #[test]
     fn transfer_in_another_transaction_is_found_with_its_confirmations() {
-        for (below, deep) in [(0, false), (1, true), (50, true)] {
+        for (below, confirmed) in [(0, false), (1, true), (50, true)] {
             let location = Location {
                 block_number: location().block_number - below,
                 ..location()
             };
-            let expected = Some(Verdict::Moved { location, deep });
+            let expected = Some(Verdict::Transferred {
+                location,
+                confirmed,
+            });
             for (succeeded, time) in [(true, now()), (false, now()), (false, expired())] {
                 let found = verdict_at(time, &transferred_in(location), &row(succeeded, 9));
                 assert_eq!(found, expected, "{below} below");
@@ -174,13 +177,13 @@ mod tests {
 
     #[test]
     fn failed_payment_becomes_settled_only_when_confirmed() {
-        let exit = Exit {
+        let rejection = Rejection {
             reason: Reason::ExactNonceUsed,
             message: String::new(),
         };
         let mut row = row(false, 1);
         row.payment.state = PaymentState::Failed {
-            exit,
+            rejection,
             transaction: Some(OURS),
         };
         assert_eq!(verdict_at(now(), &transferred_in(location()), &row), None);
@@ -189,7 +192,13 @@ mod tests {
             ..location()
         };
         let late = verdict_at(now(), &transferred_in(deeper), &row);
-        assert!(matches!(late, Some(Verdict::Moved { deep: true, .. })));
+        assert!(matches!(
+            late,
+            Some(Verdict::Transferred {
+                confirmed: true,
+                ..
+            })
+        ));
     }
 
     #[test]
@@ -205,7 +214,7 @@ mod tests {
             assert_eq!(after(CONTRADICTION_AFTER / 2), None);
             let quarantined = after(CONTRADICTION_AFTER);
             assert!(
-                matches!(quarantined, Some(Verdict::SetAside(_))),
+                matches!(quarantined, Some(Verdict::Quarantine(_))),
                 "{quarantined:?}"
             );
         }

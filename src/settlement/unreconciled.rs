@@ -14,7 +14,7 @@ use crate::ledger::Verdict;
 use crate::payment::{Location, Payment, PaymentId};
 use crate::settlement::expired::refuse_expired;
 use crate::settlement::undecided::{is_confirmed, verdict};
-use crate::settlement::{NotNow, Site};
+use crate::settlement::{DependencyError, ServedNetwork};
 use crate::telemetry::causes;
 
 /// How often the ledger is read for payments that another process, or this one before a restart, left undecided.
@@ -32,8 +32,8 @@ const RECHECK_BLOCKS: u64 = 64;
 
 /// The task that reconciles the payments of one network.
 #[derive(Debug)]
-pub struct Unmoved {
-    site: Arc<Site>,
+pub struct Unreconciled {
+    served: Arc<ServedNetwork>,
     /// Since when each undecided payment has been seen with the confirmations that a verdict needs.
     undecided_since: HashMap<PaymentId, Instant>,
     /// Some undecided payments have too few confirmations.
@@ -45,10 +45,10 @@ pub struct Unmoved {
     recheck_failed_until: Option<u64>,
 }
 
-impl Unmoved {
-    pub fn new(site: Arc<Site>) -> Self {
+impl Unreconciled {
+    pub fn new(served: Arc<ServedNetwork>) -> Self {
         Self {
-            site,
+            served,
             undecided_since: HashMap::new(),
             has_unconfirmed: false,
             given_up_checked_at: None,
@@ -60,7 +60,7 @@ impl Unmoved {
 
     /// Reconciles until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut view = self.site.view.subscribe();
+        let mut view = self.served.view.subscribe();
         let mut failing = false;
         loop {
             let tick = *view.borrow_and_update();
@@ -73,7 +73,7 @@ impl Unmoved {
                     Ok(()) => failing = false,
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            tracing::warn!(network = %self.site.policy.network, error = causes(&error), "payments without a transfer not reconciled: retrying");
+                            tracing::warn!(network = %self.served.policy.network, error = causes(&error), "payments without a transfer not reconciled: retrying");
                         }
                     }
                 }
@@ -81,7 +81,7 @@ impl Unmoved {
             let has_unconfirmed = self.has_unconfirmed || !self.undecided_since.is_empty();
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.site.reconciler_woken() => {}
+                () = self.served.reconciler_woken() => {}
                 changed = view.changed(), if has_unconfirmed && !failing => {
                     if changed.is_err() {
                         return;
@@ -92,32 +92,32 @@ impl Unmoved {
         }
     }
 
-    async fn reconcile(&mut self, head: &Head) -> Result<(), NotNow> {
-        if self.site.rpc.confirmed_height(head.number) < head.number {
+    async fn reconcile(&mut self, head: &Head) -> Result<(), DependencyError> {
+        if self.served.rpc.agreed_height(head.number) < head.number {
             // Verdicts are final: they are not based on a head, or its time, that only one endpoint has shown.
             return Ok(());
         }
         self.decide(head).await?;
         let due = |checked_at: Instant| checked_at.elapsed() >= EXPIRED_INTERVAL;
         if self.expired_checked_at.is_none_or(due) {
-            refuse_expired(&self.site, head).await?;
+            refuse_expired(&self.served, head).await?;
             self.expired_checked_at = Some(Instant::now());
         }
         self.check_given_up(head).await
     }
 
     /// Decides about payments whose transactions were mined without their transfers: two RPC requests for all of them.
-    async fn decide(&mut self, head: &Head) -> Result<(), NotNow> {
-        let (site, network) = (&self.site, self.site.policy.network);
-        let mut rows = site.ledger.undecided(network, UNDECIDED_MAX).await?;
+    async fn decide(&mut self, head: &Head) -> Result<(), DependencyError> {
+        let (served, network) = (&self.served, self.served.policy.network);
+        let mut rows = served.ledger.undecided(network, UNDECIDED_MAX).await?;
         let all = rows.len();
         rows.retain(|row| is_confirmed(row, head));
         self.has_unconfirmed = rows.len() < all;
         self.undecided_since
             .retain(|id, _| rows.iter().any(|row| row.payment.id == *id));
         let signed: Vec<_> = rows.iter().map(|row| row.payment.signed()).collect();
-        let tokens = site.policy.tokens();
-        let uses = site.rpc.authorization_uses(&signed, head.number, &tokens);
+        let tokens = served.policy.tokens();
+        let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
         let mut again = false;
         for (row, used) in rows.iter().zip(uses.await?) {
             let id = row.payment.id;
@@ -136,47 +136,53 @@ impl Unmoved {
             let Some(verdict) = verdict(row, &used, head, undecided_for) else {
                 continue;
             };
-            if !site.ledger.decide(row, &verdict).await? {
+            if !served.ledger.decide(row, &verdict).await? {
                 continue;
             }
             tracing::warn!(%network, payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
             again |= verdict == Verdict::Again;
-            if matches!(verdict, Verdict::Moved { deep: false, .. }) {
-                site.note_shallow();
+            if matches!(
+                verdict,
+                Verdict::Transferred {
+                    confirmed: false,
+                    ..
+                }
+            ) {
+                served.note_unconfirmed();
             }
-            site.waiters.wake([id]);
+            served.waiters.wake([id]);
         }
         if again {
-            site.wake_pickup();
+            served.wake_pickup();
         }
         Ok(())
     }
 
     /// Searches for foreign transfers of payments that were given up, when that is due. After a reorg also of failed payments: until the
     /// new blocks have enough confirmations and our own bytes, which were broadcast again, are decided.
-    async fn check_given_up(&mut self, head: &Head) -> Result<(), NotNow> {
+    async fn check_given_up(&mut self, head: &Head) -> Result<(), DependencyError> {
         let due = |checked_at: Instant| checked_at.elapsed() >= GIVEN_UP_INTERVAL;
         if self.recheck_failed_until.is_none() && !self.given_up_checked_at.is_none_or(due) {
             return Ok(());
         }
-        let (site, network) = (&self.site, self.site.policy.network);
+        let (served, network) = (&self.served, self.served.policy.network);
         let recheck_failed = self.recheck_failed_until.is_some();
-        let payments = site
+        let payments = served
             .ledger
-            .unmoved(network, recheck_failed, GIVEN_UP_MAX)
+            .payments_without_transfer(network, recheck_failed, GIVEN_UP_MAX)
             .await?;
         let signed: Vec<_> = payments.iter().map(Payment::signed).collect();
-        let tokens = site.policy.tokens();
-        let uses = site.rpc.authorization_uses(&signed, head.number, &tokens);
+        let tokens = served.policy.tokens();
+        let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
         for (payment, used) in payments.iter().zip(uses.await?) {
             if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
-                settle_foreign(site, payment, &location, head.number).await?;
+                settle_foreign(served, payment, &location, head.number).await?;
             }
         }
         self.given_up_checked_at = Some(Instant::now());
         if let Some(until) = self.recheck_failed_until
             && head.number >= until
-            && !site.ledger.failed_in_flight(network).await?
+            && !served.ledger.failed_in_flight(network).await?
         {
             self.recheck_failed_until = None;
         }
@@ -186,17 +192,20 @@ impl Unmoved {
 
 /// Settles a payment that a foreign transaction has transferred; a failed payment only once that is confirmed.
 pub(super) async fn settle_foreign(
-    site: &Site,
+    served: &ServedNetwork,
     payment: &Payment,
     location: &Location,
     head: u64,
-) -> Result<(), NotNow> {
-    let deep = location.is_deep(head, payment.confirmations);
-    let ledger = &site.ledger;
-    if ledger.settled_by_others(payment.id, location, deep).await? {
-        tracing::warn!(network = %site.policy.network, payment.id = %payment.id, transaction = %location.transaction, "payment settled after it was given up or expired: a foreign transaction submitted its authorization");
-        site.note_shallow();
-        site.waiters.wake([payment.id]);
+) -> Result<(), DependencyError> {
+    let confirmed = location.is_confirmed(head, payment.confirmations);
+    let ledger = &served.ledger;
+    if ledger
+        .settle_by_foreign_transaction(payment.id, location, confirmed)
+        .await?
+    {
+        tracing::warn!(network = %served.policy.network, payment.id = %payment.id, transaction = %location.transaction, "payment settled after it was given up or expired: a foreign transaction submitted its authorization");
+        served.note_unconfirmed();
+        served.waiters.wake([payment.id]);
     }
     Ok(())
 }

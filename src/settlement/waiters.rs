@@ -104,7 +104,7 @@ impl Waiters {
     }
 
     /// Wakes callers for changes made by other processes. Runs as long as callers may wait.
-    pub async fn look_elsewhere(self, ledger: Ledger) {
+    pub async fn poll_ledger(self, ledger: Ledger) {
         let mut interval = tokio::time::interval(POLL_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -124,7 +124,7 @@ impl Waiters {
             self.wake(ledger.decided(&payments).await?);
         }
         if !sessions.is_empty() {
-            self.wake(ledger.sessions_moved(&sessions).await?);
+            self.wake(ledger.sessions_changed(&sessions).await?);
         }
         Ok(())
     }

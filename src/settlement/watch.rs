@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::{Advance, HeadTracker, RpcError};
 use crate::ledger::LedgerError;
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::panic_if_asked;
 use crate::telemetry::causes;
 
@@ -32,7 +32,7 @@ const GAPS_NEEDED: usize = 4;
 /// The task that watches one network.
 #[derive(Debug)]
 pub struct Watch {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
     tracker: HeadTracker,
     reconciled_at: Option<Instant>,
     tip_read_at: Option<Instant>,
@@ -77,10 +77,10 @@ impl BlockIntervals {
 }
 
 impl Watch {
-    pub fn new(site: Arc<Site>) -> Self {
-        let tracker = HeadTracker::new(site.rpc.clone());
+    pub fn new(served: Arc<ServedNetwork>) -> Self {
+        let tracker = HeadTracker::new(served.rpc.clone());
         Self {
-            site,
+            served,
             tracker,
             reconciled_at: None,
             tip_read_at: None,
@@ -92,7 +92,7 @@ impl Watch {
 
     /// Watches until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let network = self.site.policy.network;
+        let network = self.served.policy.network;
         let mut failing = false;
         loop {
             match self.check_chain().await {
@@ -107,14 +107,14 @@ impl Watch {
                     }
                 }
             }
-            let interval = if self.site.is_busy() {
-                self.intervals.pause(Instant::now(), self.site.poll)
+            let interval = if self.served.is_busy() {
+                self.intervals.pause(Instant::now(), self.served.poll)
             } else {
                 IDLE_INTERVAL
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.site.watch_woken() => {}
+                () = self.served.watch_woken() => {}
                 () = tokio::time::sleep(interval) => {}
             }
         }
@@ -124,7 +124,7 @@ impl Watch {
     async fn check_chain(&mut self) -> Result<(), RpcError> {
         panic_if_asked("watch");
         let advance = self.tracker.advance().await?;
-        self.site.note_answer();
+        self.served.note_answer();
         if let Some(advance) = advance {
             self.intervals
                 .add_blocks(Instant::now(), advance.added.len());
@@ -136,15 +136,15 @@ impl Watch {
         if due(self.tip_read_at, TIP_INTERVAL) {
             self.tip_read_at = Some(Instant::now());
             // A chain without priority fees does not have this method.
-            if let Ok(wei) = self.site.rpc.suggested_tip().await {
-                self.site.suggest_tip(wei);
+            if let Ok(wei) = self.served.rpc.suggested_priority_fee().await {
+                self.served.suggest_tip(wei);
             }
             self.read_data_fee().await;
         }
         if due(self.reconciled_at, RECONCILE_INTERVAL) {
             self.reconciled_at = Some(Instant::now());
             if let Err(error) = self.reconcile().await {
-                tracing::warn!(network = %self.site.policy.network, error = causes(&error), "recent blocks in the ledger not compared with the chain: retrying");
+                tracing::warn!(network = %self.served.policy.network, error = causes(&error), "recent blocks in the ledger not compared with the chain: retrying");
             }
         }
         Ok(())
@@ -152,21 +152,21 @@ impl Watch {
 
     /// Asks a rollup for its data fee.
     async fn read_data_fee(&self) {
-        if self.site.has_data_fee()
-            && let Ok(Some(wei)) = self.site.rpc.data_fee().await
+        if self.served.has_data_fee()
+            && let Ok(Some(wei)) = self.served.rpc.data_fee().await
         {
-            self.site.gas.note_data_fee(wei);
+            self.served.gas.note_data_fee(wei);
         }
     }
 
     /// Logs when gas stops being affordable, and when it is affordable again.
     fn log_affordability(&mut self) {
-        let too_high = self.site.gas_is_affordable().err();
+        let too_high = self.served.gas_is_affordable().err();
         let was_too_high = std::mem::replace(&mut self.fees_too_high, too_high.is_some());
         match too_high {
             Some(error) if !was_too_high => tracing::error!("gas not affordable: {error}"),
             None if was_too_high => {
-                tracing::info!(network = %self.site.policy.network, "gas affordable again");
+                tracing::info!(network = %self.served.policy.network, "gas affordable again");
             }
             Some(_) | None => {}
         }
@@ -178,10 +178,10 @@ impl Watch {
         let due = (self.price_read_at).is_none_or(|at| at.elapsed() >= PRICE_INTERVAL);
         if legacy
             && due
-            && let Ok(wei) = self.site.rpc.gas_price().await
+            && let Ok(wei) = self.served.rpc.gas_price().await
         {
             self.price_read_at = Some(Instant::now());
-            self.site.note_gas_price(wei);
+            self.served.note_gas_price(wei);
         }
     }
 
@@ -192,52 +192,53 @@ impl Watch {
             let lowest = advance.added.first().map_or(0, |head| head.number);
             self.roll_back(&advance.removed, lowest).await;
         }
-        if self.site.is_busy() {
+        if self.served.is_busy() {
             for block in &advance.added {
-                let Ok(receipts) = self.site.rpc.block_receipts(block.hash).await else {
+                let Ok(receipts) = self.served.rpc.block_receipts(block.hash).await else {
                     // The lanes ask for their receipts by hash. A failing node is not asked for every block.
                     gap = true;
                     break;
                 };
                 let ours = receipts.into_iter();
-                let ours = ours.filter(|receipt| self.site.policy.signers.contains(&receipt.from));
-                self.site.view.add_block(block.hash, ours.collect());
+                let ours =
+                    ours.filter(|receipt| self.served.policy.signers.contains(&receipt.from));
+                self.served.view.add_block(block.hash, ours.collect());
             }
         }
         if let Some(head) = advance.added.last() {
-            self.site.view.publish(*head, reorganised, gap);
-            if self.site.take_unconfirmed() {
+            self.served.view.publish(*head, reorganised, gap);
+            if self.served.take_unconfirmed() {
                 self.confirm_payments(head.number).await;
             }
         }
     }
 
     async fn confirm_payments(&self, head: u64) {
-        let head = self.site.rpc.confirmed_height(head);
+        let head = self.served.rpc.agreed_height(head);
         match self
-            .site
+            .served
             .ledger
-            .confirm(self.site.policy.network, head)
+            .confirm(self.served.policy.network, head)
             .await
         {
             Ok((settled, waiting)) => {
                 if waiting {
-                    self.site.note_shallow();
+                    self.served.note_unconfirmed();
                 }
-                self.site.waiters.wake(settled);
+                self.served.waiters.wake(settled);
             }
             Err(error) => {
-                self.site.note_shallow();
-                tracing::warn!(network = %self.site.policy.network, error = causes(&error), "confirmed payments not recorded as settled: retrying");
+                self.served.note_unconfirmed();
+                tracing::warn!(network = %self.served.policy.network, error = causes(&error), "confirmed payments not recorded as settled: retrying");
             }
         }
     }
 
     /// Rolls back orphaned blocks, none of them below `lowest`.
     async fn roll_back(&self, removed: &[B256], lowest: u64) {
-        let network = self.site.policy.network;
-        self.site.view.remove_blocks(removed);
-        match self.site.ledger.unmine(network, removed, lowest).await {
+        let network = self.served.policy.network;
+        self.served.view.remove_blocks(removed);
+        match self.served.ledger.roll_back(network, removed, lowest).await {
             Ok(0) => {}
             Ok(transactions) => {
                 tracing::warn!(%network, blocks = removed.len(), transactions, "reorg: blocks orphaned, their payments are in flight again");
@@ -250,13 +251,13 @@ impl Watch {
 
     /// Compares the recent blocks in the ledger with the chain.
     async fn reconcile(&mut self) -> Result<(), LedgerError> {
-        let network = self.site.policy.network;
+        let network = self.served.policy.network;
         let Some(head) = self.tracker.head() else {
             return Ok(());
         };
-        let height = self.site.rpc.confirmed_height(head.number);
+        let height = self.served.rpc.agreed_height(head.number);
         let final_height = height.saturating_sub(FINAL_AFTER_BLOCKS);
-        let ledger = &self.site.ledger;
+        let ledger = &self.served.ledger;
         // Blocks above our own head were recorded by another process; they are not orphaned.
         let recorded = ledger.blocks_between(network, final_height, head.number);
         let (mut orphaned, mut lowest) = (Vec::new(), head.number);
@@ -264,7 +265,7 @@ impl Watch {
             let canonical = match self.tracker.canonical(number) {
                 Some(canonical) => Some(canonical),
                 // A node that does not have the height, or does not answer, proves nothing about the block.
-                None => self.site.rpc.canonical(number).await.ok().flatten(),
+                None => self.served.rpc.canonical(number).await.ok().flatten(),
             };
             if canonical.is_some_and(|canonical| canonical != hash) {
                 orphaned.push(hash);
@@ -276,7 +277,7 @@ impl Watch {
             ledger.finalise(network, final_height).await?;
         } else {
             self.roll_back(&orphaned, lowest).await;
-            self.site.view.publish(head, true, true);
+            self.served.view.publish(head, true, true);
         }
         self.confirm_payments(head.number).await;
         Ok(())

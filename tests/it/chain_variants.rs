@@ -101,7 +101,7 @@ async fn base_fee_above_cap_is_reported_before_selling() {
     let ready = world.facilitator.get("/readyz").await;
     assert_eq!(ready.status, 503, "{ready:?}");
     assert!(ready.body.to_string().contains(said), "{ready:?}");
-    let found = check(&world.proxy.url());
+    let found = run_check(&world.proxy.url());
     assert!(!found.status.success());
     let found = String::from_utf8(found.stdout).unwrap();
     let wrong = found.lines().find(|line| line.contains("WRONG")).unwrap();
@@ -116,7 +116,7 @@ async fn base_fee_above_cap_is_reported_before_selling() {
     world.assert_transferred_once(PAYEE, &settled, 7).await;
 }
 
-fn check(url: &str) -> std::process::Output {
+fn run_check(url: &str) -> std::process::Output {
     let key = Chain::signers(1)[0].key;
     let variables = [
         ("X402D_NETWORK", "base-sepolia"),
@@ -239,7 +239,7 @@ async fn without_multicall_payments_settle_one_per_transaction() {
             .log()
             .contains("Multicall3 is not deployed")
     );
-    let found = check(&world.proxy.url());
+    let found = run_check(&world.proxy.url());
     assert!(found.status.success(), "{found:?}");
     let found = String::from_utf8(found.stdout).unwrap();
     assert!(

@@ -81,7 +81,7 @@ async fn lane_notices_transactions_reopened_by_another_process() {
         .await
         .unwrap();
     let network = Network::from_chain_id(84_532);
-    let opened = ledger.unmine(network, &[block], 0).await.unwrap();
+    let opened = ledger.roll_back(network, &[block], 0).await.unwrap();
     assert_eq!(opened, 1);
     let row = eventually("settled again", Duration::from_secs(20), async || {
         let row = world.facilitator.payment(&told).await;

@@ -58,10 +58,10 @@ fn shown(member: &Value) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn csv_holds_every_matching_row() {
-    let past = FilledLedger::of(1250).await;
-    let url = past.facilitator.url();
+    let ledger = FilledLedger::of(1250).await;
+    let url = ledger.facilitator.url();
     let client = Client::builder().no_proxy().build().unwrap();
-    past.run(
+    ledger.run(
         "update payments set resource = 'two\r\nlines, \"quoted\"' where id = (select id from payments order by created_at limit 1);
         update sessions set client_reference = '=hyperlink(\"https://evil.test\")' where payment_id in (select id from payments order by created_at limit 3)",
     )
@@ -72,7 +72,7 @@ async fn csv_holds_every_matching_row() {
         "&network=eip155:8453&minAmount=500000",
         "&payer=0x0000000000000000000000000000000000000009",
     ] {
-        let rows = past.walk(query.trim_start_matches('&'), 500).await;
+        let rows = ledger.walk(query.trim_start_matches('&'), 500).await;
         let answer = client
             .get(format!("{url}/payments?format=csv{query}"))
             .send()
@@ -105,7 +105,7 @@ async fn csv_holds_every_matching_row() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn accept_header_selects_csv_without_pages() {
-    let past = FilledLedger::of(2).await;
+    let ledger = FilledLedger::of(2).await;
     let client = Client::builder().no_proxy().build().unwrap();
     for (accept, query, kind) in [
         ("text/csv", "", "text/csv"),
@@ -125,7 +125,7 @@ async fn accept_header_selects_csv_without_pages() {
             "application/problem+json",
         ),
     ] {
-        let url = format!("{}/payments{query}", past.facilitator.url());
+        let url = format!("{}/payments{query}", ledger.facilitator.url());
         let answer = client
             .get(url)
             .header("accept", accept)
@@ -140,14 +140,15 @@ async fn accept_header_selects_csv_without_pages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_row_breaks_the_csv_off() {
     // More rows than the buffers hold between the ledger and a reader that has read one chunk.
-    let past = FilledLedger::of(60_000).await;
+    let ledger = FilledLedger::of(60_000).await;
     let client = Client::builder().no_proxy().build().unwrap();
-    let url = format!("{}/payments?format=csv", past.facilitator.url());
+    let url = format!("{}/payments?format=csv", ledger.facilitator.url());
     let mut answer = client.get(url).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     let first = answer.chunk().await.unwrap().unwrap();
     let mut lines = first.split(|byte| *byte == b'\n').count() - 1;
-    past.run("alter table payments rename to payments_elsewhere")
+    ledger
+        .run("alter table payments rename to payments_elsewhere")
         .await;
     let ended = loop {
         match answer.chunk().await {
@@ -161,12 +162,12 @@ async fn unreadable_row_breaks_the_csv_off() {
         (500..60_000).contains(&lines),
         "{lines}: the batches before came"
     );
-    let page = past
+    let page = ledger
         .facilitator
         .get("/payments?to=2026-01-01T00:02:00Z")
         .await;
     assert_eq!(page.status, 503, "a page says so: {page:?}");
-    assert!(past.facilitator.log().contains("table broken off"));
+    assert!(ledger.facilitator.log().contains("table broken off"));
 }
 
 /// Opens a session for a purchase and gives its authorization the session's nonce.

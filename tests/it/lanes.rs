@@ -130,9 +130,9 @@ async fn scenario_33_payment_naming_its_signer_uses_only_that_lane() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
     let chain = Chain::start().await;
-    let poor = Chain::signers(2)[0].address;
+    let unfunded = Chain::signers(2)[0].address;
     let set = "anvil_setBalance";
-    chain.call(set, json!([poor, U256::from(1_000)])).await;
+    chain.call(set, json!([unfunded, U256::from(1_000)])).await;
     let world = two_signers().on(chain).await;
     logged(
         &world.facilitator,
@@ -145,18 +145,21 @@ async fn scenario_34_unfunded_signer_pauses_and_resumes_on_refill() {
         let answer = world.facilitator.settle(&body).await;
         assert!(answer.succeeded(), "{answer:?}");
     }
-    assert_eq!(world.chain.transaction_count(poor).await, 0);
-    assert_eq!(signer(&world.facilitator, poor).await["balanceWei"], "1000");
+    assert_eq!(world.chain.transaction_count(unfunded).await, 0);
+    assert_eq!(
+        signer(&world.facilitator, unfunded).await["balanceWei"],
+        "1000"
+    );
 
     let plenty = U256::from(10).pow(U256::from(18));
-    world.chain.call(set, json!([poor, plenty])).await;
+    world.chain.call(set, json!([unfunded, plenty])).await;
     logged(&world.facilitator, "signer balance sufficient again").await;
     let bodies = (0..40).map(|number| Purchase::new(&payer, PAYEE, 400 + number).body());
     for answer in world.facilitator.settle_all(bodies.collect()).await {
         assert!(answer.succeeded(), "{answer:?}");
     }
     assert!(
-        world.chain.transaction_count(poor).await > 0,
+        world.chain.transaction_count(unfunded).await > 0,
         "the signer sends again"
     );
 }

@@ -178,7 +178,12 @@ async fn payment_claimed_by_live_process_is_left_to_it() {
         .unwrap();
     let other = ended.process().await;
     let queue = |age: &str| queue(age).replace(holding, &format!("'{}'", held.0));
-    let taken = async |by: &Ledger| by.take_up(network, &signers, &[], 10).await.unwrap().len();
+    let taken = async |by: &Ledger| {
+        by.claim_queued(network, &signers, &[], 10)
+            .await
+            .unwrap()
+            .len()
+    };
 
     assert_eq!(taken(&other).await, 0, "its claiming process is alive");
     assert_eq!(

@@ -15,7 +15,7 @@ use crate::support::{Answer, Chain, Permit2Purchase, Setup, World, eventually};
 sol! {
     struct Call { address target; bytes data; }
     function forward(Call[] calls);
-    function store_call(address target, bytes data);
+    function keep(address target, bytes data);
     function forwardKept();
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::protocol::{Means, Network};
+use crate::protocol::{Network, PaymentMethod};
 use alloy::primitives::B256;
 
 fn key(id: &str) -> PurchaseKey {
@@ -14,13 +14,13 @@ fn payment(amount: &str) -> OpenPayment {
         presented_to: url,
         version: X402Version::V2,
         header: "aGVhZGVy".to_owned(),
-        handed: Handed {
+        signed: SignedPayment {
             network: Network::from_chain_id(84_532),
             asset: Address::repeat_byte(1),
             payer: Address::repeat_byte(2),
             pay_to: Address::repeat_byte(3),
             amount: amount.parse().unwrap(),
-            means: Means::default(),
+            method: PaymentMethod::default(),
             nonce: B256::repeat_byte(4),
             valid_before: Some(1_900_000_000),
         },

@@ -3,7 +3,7 @@
 use alloy::primitives::{U64, keccak256};
 
 use super::*;
-use crate::payment::specimen::{
+use crate::payment::fixture::{
     AMOUNT, FACILITATOR, PAYEE, PAYER, USDC, candidate_of, permit2_body,
 };
 use crate::payment::{Candidate, Purpose};
@@ -184,7 +184,7 @@ fn batch_proves_settlement_only_without_another_possible_source() {
         proves_settlement(signed, Some(MULTICALL3), data, tokens)
     };
 
-    let mut other = crate::payment::specimen::candidate();
+    let mut other = crate::payment::fixture::candidate();
     let same_transfer = other.clone();
     other.authorization.value = "1".parse().unwrap();
     let mut in_unknown_token = twin.clone();

@@ -4,7 +4,7 @@ use alloy::primitives::{U64, U256, keccak256};
 
 use super::*;
 use crate::chain::authorization::{MULTICALL3, Multicall3, settlement_call};
-use crate::payment::specimen::{AMOUNT, PAYEE, PAYER, USDC, payment};
+use crate::payment::fixture::{AMOUNT, PAYEE, PAYER, USDC, payment};
 use crate::payment::{PaymentState, Wallet};
 
 const OTHER: Address = Address::repeat_byte(0x66);

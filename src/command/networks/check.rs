@@ -11,9 +11,9 @@ use crate::config::NetworkConfig;
 use crate::payment::Asset;
 use crate::protocol::assets::TransferMethod;
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
-use crate::protocol::response::spelled;
+use crate::protocol::response::checksummed;
 use crate::server::{NetworkProblem, network_rpc, rpc_with_urls};
-use crate::settlement::{EMPTY_PAYMENTS, native_amount, payment_cost};
+use crate::settlement::{GAS_RESERVE_PAYMENTS, native_amount, payment_cost};
 
 /// A contract that has the same address on every chain where it is deployed.
 struct Contract {
@@ -103,7 +103,7 @@ impl Finding {
         };
         Self {
             about,
-            address: address.map(spelled),
+            address: address.map(checksummed),
             outcome,
             says,
         }
@@ -219,7 +219,7 @@ async fn token(rpc: &Rpc, asset: &Asset) -> Result<String, NetworkProblem> {
         ..
     } = asset;
     let permit = if asset.eip2612 { ", eip2612" } else { "" };
-    let domain = if asset.has_signatures() {
+    let domain = if asset.uses_own_domain() {
         format!(", EIP-712 domain {name:?} {version:?}")
     } else {
         String::new()
@@ -256,11 +256,11 @@ async fn signer(rpc: &Rpc, config: &NetworkConfig, signer: Address) -> Finding {
         |left| format!("a plain account with {has}, gas for {left} payments"),
     );
     let mut finding = Finding::new(about, Some(signer), Ok(says));
-    let needs = cost.saturating_mul(U256::from(EMPTY_PAYMENTS));
+    let needs = cost.saturating_mul(U256::from(GAS_RESERVE_PAYMENTS));
     if balance < needs {
         finding.outcome = Outcome::Wrong;
         finding.says = format!(
-            "has {has}, and a payment costs about {}: it sends nothing below {} (gas for {EMPTY_PAYMENTS} payments); refill it",
+            "has {has}, and a payment costs about {}: it sends nothing below {} (gas for {GAS_RESERVE_PAYMENTS} payments); refill it",
             native(cost),
             native(needs)
         );
@@ -276,7 +276,7 @@ async fn gas(rpc: &Rpc, config: &NetworkConfig) -> Result<String, NetworkProblem
         None => config.fees.with_gas_price(rpc.gas_price().await?),
     };
     fees.quote(&head)?;
-    Ok(fees.in_words(&head))
+    Ok(fees.describe(&head))
 }
 
 async fn contract(rpc: &Rpc, expected: &Contract, by_permit2: bool) -> Finding {

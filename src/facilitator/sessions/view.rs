@@ -3,8 +3,8 @@
 use alloy::primitives::B256;
 use serde_json::{Value, json};
 
-use crate::ledger::{GrantStatus, Standing};
-use crate::payment::session::SessionStanding;
+use crate::ledger::{GrantStatus, PaymentWithGrant};
+use crate::payment::session::SessionStatus;
 use crate::payment::{Asset, PaymentState, Session};
 use crate::protocol::Reason;
 use crate::protocol::session::{
@@ -15,10 +15,10 @@ use crate::protocol::session::{
 pub(super) fn session_view(session: &Session, decimals: u8) -> SessionView {
     SessionView {
         session_id: session.id.clone(),
-        state: match session.standing {
-            SessionStanding::Open => SessionState::Open,
-            SessionStanding::Cancelled => SessionState::Cancelled,
-            SessionStanding::Expired => SessionState::Expired,
+        state: match session.status {
+            SessionStatus::Open => SessionState::Open,
+            SessionStatus::Cancelled => SessionState::Cancelled,
+            SessionStatus::Expired => SessionState::Expired,
         },
         rail: session.rail,
         network: session.network,
@@ -43,7 +43,7 @@ pub(super) fn session_view(session: &Session, decimals: u8) -> SessionView {
 }
 
 /// Adds a session's payment to its view.
-pub(super) fn add_payment(view: &mut SessionView, found: &Standing, expired: bool) {
+pub(super) fn add_payment(view: &mut SessionView, found: &PaymentWithGrant, expired: bool) {
     let payment = &found.payment;
     view.payment_id = Some(payment.id.to_string());
     view.transaction = payment.state.transaction().map(|hash| hash.to_string());
@@ -67,19 +67,19 @@ pub(super) fn add_payment(view: &mut SessionView, found: &Standing, expired: boo
         | PaymentState::LateSettled(_) => {
             view.money_may_move = false;
             view.state = match found.grant {
-                GrantStatus::Standing => SessionState::Consumed,
-                GrantStatus::Free | GrantStatus::Undecided => SessionState::Paid,
+                GrantStatus::Answered => SessionState::Consumed,
+                GrantStatus::Free | GrantStatus::Open => SessionState::Paid,
             };
         }
-        PaymentState::Refused(exit) => {
-            view.reason = Some(exit.reason.code().to_owned());
-            view.message = Some(exit.message.clone());
+        PaymentState::Refused(rejection) => {
+            view.reason = Some(rejection.reason.code().to_owned());
+            view.message = Some(rejection.message.clone());
         }
-        PaymentState::Failed { exit, .. } => {
+        PaymentState::Failed { rejection, .. } => {
             view.state = SessionState::Failed;
             view.money_may_move = false;
-            view.reason = Some(exit.reason.code().to_owned());
-            view.message = Some(exit.message.clone());
+            view.reason = Some(rejection.reason.code().to_owned());
+            view.message = Some(rejection.message.clone());
         }
     }
     if let Some(why) = &payment.unmatched {

@@ -151,7 +151,7 @@ impl QueryReader {
 
 /// Parses a network: CAIP-2, or a name that the configuration knows.
 pub(in crate::http) fn network(text: &str) -> Result<Network, String> {
-    Network::named(text).ok_or_else(|| {
+    Network::from_name(text).ok_or_else(|| {
         let shown: String = text.chars().take(KEY_CHARACTERS_SHOWN).collect();
         format!("expected CAIP-2 such as eip155:8453, or a name such as base, got {shown:?}")
     })

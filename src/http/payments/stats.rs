@@ -113,7 +113,7 @@ fn group_view(group: Group, state: &AppState) -> GroupView {
     let network = group.network.parse().ok();
     let decimals = network
         .and_then(|network| served_network(state, network))
-        .and_then(|site| site.policy.asset(group.asset.parse().ok()?))
+        .and_then(|served| served.policy.asset(group.asset.parse().ok()?))
         .map(|asset| asset.decimals);
     GroupView {
         day: group.day.map(|day| day.to_string()),

@@ -6,10 +6,10 @@ use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
 
 use crate::http::AppState;
-use crate::ledger::{AttemptMade, Entry, Event, Life};
+use crate::ledger::{AttemptDetail, Entry, EntryDetail, Event};
 use crate::protocol::session::Rail;
 use crate::protocol::{Network, Scheme};
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 
 /// The currency of every EVM chain has units of 10^-18.
 const NATIVE_DECIMALS: u8 = 18;
@@ -206,8 +206,8 @@ pub(in crate::http) struct GasView {
 impl PaymentView {
     pub(super) fn new(entry: Entry, state: &AppState) -> Self {
         let network: Option<Network> = entry.network.parse().ok();
-        let site = network.and_then(|network| served_network(state, network));
-        let head = site.and_then(|site| site.view.head());
+        let served = network.and_then(|network| served_network(state, network));
+        let head = served.and_then(|served| served.view.head());
         let transaction = entry.transaction;
         let session = entry.session;
         let scheme = match &entry.permitted {
@@ -225,8 +225,8 @@ impl PaymentView {
             },
             rail: entry.rail,
             network: entry.network,
-            decimals: site
-                .and_then(|site| site.policy.asset(entry.asset.parse().ok()?))
+            decimals: served
+                .and_then(|served| served.policy.asset(entry.asset.parse().ok()?))
                 .map(|asset| asset.decimals),
             asset: entry.asset,
             payer: entry.payer,
@@ -262,7 +262,7 @@ impl PaymentView {
 }
 
 impl PaymentDetail {
-    pub(super) fn new(detail: Life, state: &AppState) -> Self {
+    pub(super) fn new(detail: EntryDetail, state: &AppState) -> Self {
         let gas = gas(&detail);
         Self {
             payment: PaymentView::new(detail.entry, state),
@@ -273,7 +273,7 @@ impl PaymentDetail {
     }
 }
 
-fn gas(detail: &Life) -> Option<GasView> {
+fn gas(detail: &EntryDetail) -> Option<GasView> {
     let network: Option<Network> = detail.entry.network.parse().ok();
     let mined: Vec<_> = detail
         .attempts
@@ -304,8 +304,8 @@ impl From<Event> for EventView {
     }
 }
 
-impl From<AttemptMade> for AttemptView {
-    fn from(attempt: AttemptMade) -> Self {
+impl From<AttemptDetail> for AttemptView {
+    fn from(attempt: AttemptDetail) -> Self {
         Self {
             transaction: attempt.hash,
             signer: attempt.signer,
@@ -331,10 +331,10 @@ impl From<AttemptMade> for AttemptView {
 }
 
 /// The configured network, if it still is configured.
-pub(super) fn served_network(state: &AppState, network: Network) -> Option<&Site> {
-    let mut sites = state.facilitator.sites.iter();
-    sites
-        .find(|site| site.policy.network == network)
+pub(super) fn served_network(state: &AppState, network: Network) -> Option<&ServedNetwork> {
+    let mut served_networks = state.facilitator.served_networks.iter();
+    served_networks
+        .find(|served| served.policy.network == network)
         .map(AsRef::as_ref)
 }
 

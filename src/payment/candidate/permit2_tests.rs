@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::payment::method::{Permit2, Sponsored};
-use crate::payment::specimen::{
+use crate::payment::fixture::{
     AMOUNT, FACILITATOR, PAYEE, PAYER, VALID_BEFORE, candidate_of, facts, now, permit2_body,
     policy, request,
 };
+use crate::payment::method::{Permit2, Sponsored};
 use crate::protocol::permit2::PERMIT2;
 
 const SCHEMES: [Scheme; 2] = [Scheme::Exact, Scheme::Upto];
@@ -24,8 +24,8 @@ fn check_changed(
     *body.pointer_mut(pointer).unwrap() = value;
     let candidate = Candidate::from_request(request(&body), &policy(), purpose);
     let checked = candidate.and_then(|candidate| {
-        candidate.pays_the_payee()?;
-        candidate.is_allowed(&policy(), now())
+        candidate.check_payee()?;
+        candidate.check_policy(&policy(), now())
     });
     checked.map_err(|refusal| refusal.reason)
 }
@@ -44,8 +44,8 @@ fn published_vectors_pass_every_local_check() {
             assert_eq!(candidate.authorization.to, PAYEE);
             assert_eq!(candidate.method.scheme(), scheme);
             assert_eq!(candidate.method.nonce_domain(candidate.asset), PERMIT2);
-            candidate.pays_what_is_required().unwrap();
-            candidate.is_allowed(&policy(), now()).unwrap();
+            candidate.check_payee_and_amount().unwrap();
+            candidate.check_policy(&policy(), now()).unwrap();
         }
     }
 }
@@ -59,16 +59,16 @@ fn upto_amount_is_maximum_at_verify_and_charge_at_settle() {
     };
     for amount in [0, 1, AMOUNT] {
         let candidate = charge(amount, Purpose::Settle);
-        candidate.pays_what_is_required().unwrap();
+        candidate.check_payee_and_amount().unwrap();
         let charged = candidate.authorization.value.to_string();
         assert_eq!(charged, amount.to_string());
         let maximum = permitted(&candidate.method).permitted.to_string();
         assert_eq!(maximum, AMOUNT.to_string());
     }
-    let above = charge(AMOUNT + 1, Purpose::Settle).pays_what_is_required();
+    let above = charge(AMOUNT + 1, Purpose::Settle).check_payee_and_amount();
     assert_eq!(above.unwrap_err().reason, Reason::UptoExceedsAmount);
     for amount in [1, AMOUNT + 1] {
-        let other = charge(amount, Purpose::Verify).pays_what_is_required();
+        let other = charge(amount, Purpose::Verify).check_payee_and_amount();
         assert_eq!(other.unwrap_err().reason, Reason::Permit2AmountMismatch);
     }
 }
@@ -131,7 +131,7 @@ fn signature_for_another_scheme_is_rejected() {
 fn eip2612_faults_are_reported_after_the_signature_check() {
     let signature = format!("0x{}1b", "11".repeat(64));
     let info = json!({
-        "from": PAYER, "asset": crate::payment::specimen::USDC, "spender": PERMIT2, "amount": AMOUNT.to_string(), "nonce": "0",
+        "from": PAYER, "asset": crate::payment::fixture::USDC, "spender": PERMIT2, "amount": AMOUNT.to_string(), "nonce": "0",
         "deadline": VALID_BEFORE.to_string(), "signature": signature, "version": "1",
     });
     let with = |info: Value| {

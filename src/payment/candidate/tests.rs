@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use time::Duration;
 
 use super::*;
-use crate::payment::specimen::{
+use crate::payment::fixture::{
     DIGEST, PAYEE, PAYER, SIGNATURE, USDC, VALID_BEFORE, body, candidate, now, policy, request,
 };
 use crate::protocol::Amount;
@@ -54,8 +54,8 @@ fn published_payment_passes_every_local_check_in_both_versions() {
         assert_eq!(candidate.digest, DIGEST);
         assert_eq!(candidate.signed_by, SignedBy::Payer);
         assert_eq!(candidate.wallet, None);
-        candidate.pays_what_is_required().unwrap();
-        candidate.is_allowed(&policy(), now()).unwrap();
+        candidate.check_payee_and_amount().unwrap();
+        candidate.check_policy(&policy(), now()).unwrap();
     }
 }
 
@@ -182,7 +182,7 @@ fn authorization_must_pay_the_required_payee() {
         let body = changed(version, "/paymentRequirements/payTo", json!(OTHER_ACCOUNT));
         let candidate = parse(&body).unwrap();
         assert_eq!(
-            reason(candidate.pays_what_is_required()),
+            reason(candidate.check_payee_and_amount()),
             Reason::ExactRecipientMismatch
         );
     }
@@ -197,7 +197,7 @@ fn wrong_amount_has_the_code_of_the_protocol_version() {
         ] {
             let body = changed(version, amount_member(version), json!(amount));
             let candidate = parse(&body).unwrap();
-            assert_eq!(reason(candidate.pays_what_is_required()), expected);
+            assert_eq!(reason(candidate.check_payee_and_amount()), expected);
         }
     }
 }
@@ -211,17 +211,17 @@ fn tokens_and_payees_outside_the_policy_are_rejected() {
     );
     let other_token = parse(&body).unwrap();
     assert_eq!(
-        reason(other_token.is_allowed(&policy(), now())),
+        reason(other_token.check_policy(&policy(), now())),
         Reason::InvalidPaymentRequirements
     );
     let mut strict = policy();
     strict.payees = vec![OTHER_ACCOUNT];
     assert_eq!(
-        reason(candidate().is_allowed(&strict, now())),
+        reason(candidate().check_policy(&strict, now())),
         Reason::InvalidPaymentRequirements
     );
     strict.payees.push(PAYEE);
-    candidate().is_allowed(&strict, now()).unwrap();
+    candidate().check_policy(&strict, now()).unwrap();
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn domain_must_match_that_of_the_token() {
         ] {
             let pointer = format!("/paymentRequirements/extra/{member}");
             let candidate = parse(&changed(version, &pointer, json!("other"))).unwrap();
-            assert_eq!(reason(candidate.is_allowed(&policy(), now())), expected);
+            assert_eq!(reason(candidate.check_policy(&policy(), now())), expected);
         }
     }
 }
@@ -277,7 +277,7 @@ fn expiry_must_be_within_the_validity_limits() {
         (Duration::days(1) + Duration::SECOND, false),
         (Duration::seconds(-1), false),
     ] {
-        let outcome = candidate.is_allowed(&policy(), end - before_end);
+        let outcome = candidate.check_policy(&policy(), end - before_end);
         assert_eq!(outcome.is_ok(), good, "{before_end}");
         if let Err(refusal) = outcome {
             assert_eq!(refusal.reason, Reason::ExactValidBefore);
@@ -292,7 +292,7 @@ fn authorization_must_already_be_valid() {
         let after = now() + Duration::seconds(after_s);
         candidate.authorization.valid_after =
             Amount::from_atomic(U256::from(after.unix_timestamp()));
-        let outcome = candidate.is_allowed(&policy(), now());
+        let outcome = candidate.check_policy(&policy(), now());
         assert_eq!(outcome.is_ok(), good, "{after_s} s");
         if let Err(refusal) = outcome {
             assert_eq!(refusal.reason, Reason::ExactValidAfter);
@@ -306,13 +306,13 @@ fn times_beyond_64_bits_are_rejected_without_overflow() {
     let mut endless = candidate();
     endless.authorization.valid_before = maximum;
     assert_eq!(
-        reason(endless.is_allowed(&policy(), now())),
+        reason(endless.check_policy(&policy(), now())),
         Reason::ExactValidBefore
     );
     let mut never = candidate();
     never.authorization.valid_after = maximum;
     assert_eq!(
-        reason(never.is_allowed(&policy(), now())),
+        reason(never.check_policy(&policy(), now())),
         Reason::ExactValidAfter
     );
 }

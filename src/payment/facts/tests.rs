@@ -2,7 +2,7 @@ use alloy::primitives::Address;
 use alloy::sol_types::{Revert, SolError};
 
 use super::*;
-use crate::payment::specimen::{AMOUNT, candidate, facts, payment};
+use crate::payment::fixture::{AMOUNT, candidate, facts, payment};
 use crate::payment::{PaymentState, Wallet};
 use crate::protocol::Amount;
 
@@ -178,7 +178,11 @@ fn first_failed_check_explains_a_failed_simulation() {
         };
         assert_eq!(check(candidate(), &facts), Err(expected));
         let queued = payment(PaymentState::Queued);
-        assert_eq!(queued.objection(&facts).reason, expected, "before sending");
+        assert_eq!(
+            queued.rejection_for(&facts).reason,
+            expected,
+            "before sending"
+        );
     }
 }
 
@@ -211,13 +215,21 @@ fn successful_simulation_outweighs_missing_token_views() {
 #[test]
 fn revert_text_is_cut_and_without_control_characters() {
     let long = format!("a\u{7}\nb{}", "x".repeat(1000));
-    let exit = payment(PaymentState::Queued).objection(&reverted(&long));
-    assert!(exit.message.chars().count() < 200, "{}", exit.message);
-    assert!(!exit.message.contains(char::is_control));
+    let rejection = payment(PaymentState::Queued).rejection_for(&reverted(&long));
+    assert!(
+        rejection.message.chars().count() < 200,
+        "{}",
+        rejection.message
+    );
+    assert!(!rejection.message.contains(char::is_control));
     let raw = ChainFacts {
         revert: Bytes::from_static(&[0xff, 0xad]),
         ..reverted("")
     };
-    let exit = payment(PaymentState::Queued).objection(&raw);
-    assert!(exit.message.contains("0xffad"), "{}", exit.message);
+    let rejection = payment(PaymentState::Queued).rejection_for(&raw);
+    assert!(
+        rejection.message.contains("0xffad"),
+        "{}",
+        rejection.message
+    );
 }

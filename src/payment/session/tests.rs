@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::payment::specimen::{AMOUNT, PAYEE, PAYER, USDC, now};
+use crate::payment::fixture::{AMOUNT, PAYEE, PAYER, USDC, now};
 use crate::protocol::session::{nonce, transfer_calldata};
 
 fn session(rail: Rail) -> Session {
@@ -25,7 +25,7 @@ fn session(rail: Rail) -> Session {
         accept_from_block: 7,
         confirmations: 1,
         expires_at: now(),
-        standing: SessionStanding::Open,
+        status: SessionStatus::Open,
         payment: None,
         created_at: now(),
     }
@@ -59,7 +59,7 @@ fn requirements_may_differ_only_in_extra_and_timeout() {
         .as_mut()
         .unwrap()
         .insert("later".to_owned(), json!(1));
-    assert_eq!(session.is_asked_for(&asked), Ok(()));
+    assert_eq!(session.check_requirements(&asked), Ok(()));
     let changes: [fn(&mut PaymentRequirements); 6] = [
         |asked| asked.network = Network::from_chain_id(8453),
         |asked| asked.asset = Address::repeat_byte(9),
@@ -74,7 +74,7 @@ fn requirements_may_differ_only_in_extra_and_timeout() {
     for (index, change) in changes.iter().enumerate() {
         let mut asked = required();
         change(&mut asked);
-        let (reason, _) = session.is_asked_for(&asked).unwrap_err();
+        let (reason, _) = session.check_requirements(&asked).unwrap_err();
         assert_eq!(
             reason,
             Reason::SessionRequirementsMismatch,
@@ -86,10 +86,10 @@ fn requirements_may_differ_only_in_extra_and_timeout() {
 #[test]
 fn only_a_direct_transfer_of_the_payer_is_accepted() {
     let session = session(Rail::Transfer);
-    assert_eq!(session.is_paid_by(&transfer(&session)), Ok(true));
+    assert_eq!(session.check_transfer(&transfer(&session)), Ok(true));
     let mut untagged = transfer(&session);
     untagged.input = untagged.input.slice(..68);
-    assert_eq!(session.is_paid_by(&untagged), Ok(false));
+    assert_eq!(session.check_transfer(&untagged), Ok(false));
     let changes: [fn(&mut Transfer); 7] = [
         |transfer| transfer.chain_id = None,
         |transfer| transfer.chain_id = Some(1),
@@ -102,7 +102,7 @@ fn only_a_direct_transfer_of_the_payer_is_accepted() {
     for (index, change) in changes.iter().enumerate() {
         let mut other = transfer(&session);
         change(&mut other);
-        let (reason, _) = session.is_paid_by(&other).unwrap_err();
+        let (reason, _) = session.check_transfer(&other).unwrap_err();
         assert_eq!(reason, Reason::SessionTransferMismatch, "change {index}");
     }
 }
@@ -111,9 +111,9 @@ fn only_a_direct_transfer_of_the_payer_is_accepted() {
 fn claim_must_be_signed_by_the_payer() {
     let session = session(Rail::Transfer);
     let (reason, why) = session
-        .is_claimed(B256::repeat_byte(1), &[7; 65])
+        .check_claim(B256::repeat_byte(1), &[7; 65])
         .unwrap_err();
     assert_eq!(reason, Reason::SessionClaimInvalid);
     assert!(why.contains(&PAYER.to_string()));
-    assert!(session.is_claimed(B256::repeat_byte(1), &[]).is_err());
+    assert!(session.check_claim(B256::repeat_byte(1), &[]).is_err());
 }

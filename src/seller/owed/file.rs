@@ -30,7 +30,7 @@ pub enum OwedFileError {
     #[error(
         "line {line} of {path} is not a purchase: move the file away if it belongs to another program"
     )]
-    Strange {
+    Corrupt {
         /// The file.
         path: PathBuf,
         /// The line number, from 1.
@@ -245,7 +245,7 @@ fn read(path: &Path) -> Result<HashMap<PurchaseKey, Purchase>, OwedFileError> {
             // The process ended while it wrote the last line: the recorded event had not happened yet.
             Err(_) if !text.ends_with(b"\n") => {}
             Err(_) => {
-                return Err(OwedFileError::Strange {
+                return Err(OwedFileError::Corrupt {
                     path: path.to_owned(),
                     line: number,
                 });

@@ -63,7 +63,7 @@ fn file_is_locked_and_foreign_content_is_an_error() {
     std::fs::write(&foreign, "hello\n").unwrap();
     let error = Purchases::in_file(&foreign).unwrap_err();
     assert!(
-        matches!(error, OwedFileError::Strange { line: 1, .. }),
+        matches!(error, OwedFileError::Corrupt { line: 1, .. }),
         "{error}"
     );
 }

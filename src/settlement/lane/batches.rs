@@ -18,7 +18,7 @@ use crate::settlement::chain_view::ChainTick;
 use crate::settlement::failpoint::panic_if_asked;
 use crate::settlement::gas::GasRule;
 use crate::settlement::supervisor::report_panic;
-use crate::settlement::{Queued, Site};
+use crate::settlement::{Queued, ServedNetwork};
 use crate::telemetry::causes;
 
 /// Rounds of simulation that run at once: the next one is prepared while the chain simulates the first.
@@ -39,14 +39,14 @@ pub(super) struct SimulatedBatches {
 /// Claims on payments; dropping it releases them.
 #[derive(Debug)]
 struct Claims {
-    site: Arc<Site>,
+    served: Arc<ServedNetwork>,
     payments: Vec<PaymentId>,
 }
 
 impl Drop for Claims {
     fn drop(&mut self) {
         for payment in &self.payments {
-            self.site.queue.release(*payment);
+            self.served.queue.release(*payment);
         }
     }
 }
@@ -54,21 +54,21 @@ impl Drop for Claims {
 impl OwnedLane {
     /// When to simulate the waiting payments. At once while nothing is in flight, so that a single payment loses no time. Otherwise when
     /// there are enough for a full transaction, or the oldest has waited `batch_wait`.
-    pub(super) fn next_batch_at(&self, site: &Site) -> Option<Instant> {
+    pub(super) fn next_batch_at(&self, served: &ServedNetwork) -> Option<Instant> {
         let now = Instant::now();
-        let ready_at = |queued: &Queued| ready_at(site, queued, &self.tick);
+        let ready_at = |queued: &Queued| ready_at(served, queued, &self.tick);
         let ready = || self.waiting.iter().filter(|one| ready_at(one) <= now);
         let oldest = ready().map(|queued| queued.since).min();
         let oldest = oldest.or_else(|| self.waiting.iter().map(ready_at).min())?;
         let in_progress = self.open.len() + self.simulations.len();
-        let room = in_progress < site.inflight_max && self.simulations.len() < SIMULATIONS_MAX;
-        let full = ready().count() >= site.gas.rule().rows_max;
+        let room = in_progress < served.inflight_max && self.simulations.len() < SIMULATIONS_MAX;
+        let full = ready().count() >= served.gas.rule().rows_max;
         let due = if ready().next().is_none() {
             oldest
         } else if in_progress == 0 || full {
             now
         } else {
-            oldest + site.batch_wait
+            oldest + served.batch_wait
         };
         let may = room && self.tick.head.is_some() && self.can_write();
         may.then(|| due.max(self.paused_until))
@@ -81,18 +81,18 @@ impl Lane {
         let now = Instant::now();
         let (waiting, early): (Vec<_>, Vec<_>) = std::mem::take(&mut owned.waiting)
             .into_iter()
-            .partition(|queued| ready_at(&self.site, queued, &owned.tick) <= now);
+            .partition(|queued| ready_at(&self.served, queued, &owned.tick) <= now);
         owned.waiting = early;
         if waiting.is_empty() {
             return;
         }
         // Made before the task runs: a task that is cancelled before its first step releases the claims too.
         let claims = Claims {
-            site: Arc::clone(&self.site),
+            served: Arc::clone(&self.served),
             payments: waiting.iter().map(|queued| queued.payment.id).collect(),
         };
         panic_if_asked("lane");
-        let rule = owned.rule(&self.site);
+        let rule = owned.rule(&self.served);
         owned
             .simulations
             .spawn(simulate_waiting(claims, self.id.signer, rule, waiting));
@@ -133,11 +133,11 @@ impl Lane {
         let (Some(plan), Some(key)) = (batch.plan, &self.key) else {
             return Ok(());
         };
-        if owned.open.len() >= self.site.inflight_max {
+        if owned.open.len() >= self.served.inflight_max {
             owned.put_back(plan.rows);
             return Ok(());
         }
-        if plan.gas_limit(&plan.call().1, &rule) > owned.rule(&self.site).gas_max {
+        if plan.gas_limit(&plan.call().1, &rule) > owned.rule(&self.served).gas_max {
             // Other batches of this round have used the gas balance. It grows when they are mined or the signer is refilled.
             owned.gas_balance.read_soon();
             owned.paused_until = Instant::now() + PAUSE;
@@ -145,7 +145,7 @@ impl Lane {
             return Ok(());
         }
         let context = BatchContext {
-            site: &self.site,
+            served: &self.served,
             lane: self.id,
             lease: owned.lease,
             key,
@@ -183,7 +183,7 @@ impl Lane {
             // The commit may have happened: read the lane again before another nonce is used.
             PrepareError::Ledger(_) => Err(LaneLost),
             PrepareError::Chain(_)
-            | PrepareError::TooDear(_)
+            | PrepareError::FeeError(_)
             | PrepareError::Signing(_)
             | PrepareError::NoHead => Ok(()),
         }
@@ -192,9 +192,9 @@ impl Lane {
 
 /// When a payment may be sent: at once, unless the next block may be older than `validAfter`, which was compared with the wall clock at
 /// acceptance. A chain that has made no block for a while after that gives its next block the clock's time.
-fn ready_at(site: &Site, queued: &Queued, tick: &ChainTick) -> Instant {
-    let begins = queued.payment.signed().begins();
-    let block_s = site.policy.network.steady_block_s();
+fn ready_at(served: &ServedNetwork, queued: &Queued, tick: &ChainTick) -> Instant {
+    let begins = queued.payment.signed().valid_from();
+    let block_s = served.policy.network.min_block_time_s();
     let next = tick.head.map(|head| {
         let time = u64::try_from(head.time.unix_timestamp()).unwrap_or_default();
         U256::from(time.saturating_add(block_s))
@@ -215,12 +215,12 @@ async fn simulate_waiting(
     rule: GasRule,
     waiting: Vec<Queued>,
 ) -> SimulatedBatches {
-    let site = Arc::clone(&claims.site);
+    let served = Arc::clone(&claims.served);
     let mut errors = Vec::new();
     let mut simulations = JoinSet::new();
     for queued in waiting.into_iter().filter(|queued| !queued.is_stale()) {
-        let site = Arc::clone(&site);
-        simulations.spawn(async move { simulate(&site, queued).await });
+        let served = Arc::clone(&served);
+        simulations.spawn(async move { simulate(&served, queued).await });
     }
     let mut simulated = Vec::new();
     while let Some(simulation) = simulations.join_next().await {
@@ -233,8 +233,8 @@ async fn simulate_waiting(
     }
     let mut batch_simulations = JoinSet::new();
     for plan in BatchPlan::group(simulated, &rule) {
-        let site = Arc::clone(&site);
-        batch_simulations.spawn(async move { simulate_batch(&site, signer, plan, rule).await });
+        let served = Arc::clone(&served);
+        batch_simulations.spawn(async move { simulate_batch(&served, signer, plan, rule).await });
     }
     let mut batches = Vec::new();
     while let Some(simulation) = batch_simulations.join_next().await {

@@ -37,10 +37,10 @@ enum NonceCheck {
 impl Lane {
     /// Claims the lane, reads its open transactions and broadcasts them again in nonce order.
     pub(super) async fn claim(&self) -> Result<ClaimOutcome, PrepareError> {
-        if self.site.is_blind() {
+        if self.served.is_disconnected() {
             return Ok(ClaimOutcome::Later);
         }
-        let ledger = &self.site.ledger;
+        let ledger = &self.served.ledger;
         let lanes = self.shared_lanes();
         let mut claim = ledger.claim_lane(self.id, lanes).await?;
         if claim == Claim::Unknown {
@@ -74,7 +74,7 @@ impl Lane {
         if self.nonces_used(first).await? <= first {
             return Ok(NonceCheck::Matches);
         }
-        match identify_nonces(&self.site, self.id.signer, first).await? {
+        match identify_nonces(&self.served, self.id.signer, first).await? {
             UnknownNonces::Absent | UnknownNonces::InPool | UnknownNonces::Unconfirmed => {
                 Ok(NonceCheck::Wait)
             }
@@ -105,7 +105,7 @@ impl Lane {
         let mut owned = OwnedLane {
             lease,
             open: VecDeque::new(),
-            open_count: OpenCount::of(&self.site),
+            open_count: OpenCount::of(&self.served),
             tick: ChainTick::default(),
             replies: JoinSet::new(),
             paused_until: now,
@@ -118,7 +118,7 @@ impl Lane {
             blocked_since,
         };
         if blocked_since.is_none() {
-            self.site.senders.note_waiting(self.id.signer, None);
+            self.served.senders.note_waiting(self.id.signer, None);
         }
         self.reload(&mut owned).await?;
         Ok(ClaimOutcome::Owned(Box::new(owned)))
@@ -126,7 +126,7 @@ impl Lane {
 
     /// Stops the lane, if this process still owns it.
     async fn stop(&self, lease: LaneLease, next_nonce: u64, why: &str) -> Result<(), LedgerError> {
-        let ledger = &self.site.ledger;
+        let ledger = &self.served.ledger;
         if ledger.stop_lane(self.id, lease, next_nonce, why).await? {
             self.report_stopped(why);
         }

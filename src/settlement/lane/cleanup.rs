@@ -7,21 +7,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::Lane;
 use crate::chain::SignerKey;
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 
 impl Lane {
     /// Claims and works the lane of `key` until `stop`. After a panic the lane no longer counts as owned by this process, its payments are
     /// unclaimed, and the panic is resumed.
-    pub async fn mortal(site: Arc<Site>, key: SignerKey, stop: CancellationToken) {
+    pub async fn run_with_cleanup(
+        served: Arc<ServedNetwork>,
+        key: SignerKey,
+        stop: CancellationToken,
+    ) {
         let mut task = JoinSet::new();
-        let lane = Self::new(Arc::clone(&site), key);
+        let lane = Self::new(Arc::clone(&served), key);
         let signer = lane.id.signer;
         task.spawn(lane.run(stop));
         let Some(Err(error)) = task.join_next().await else {
             return;
         };
-        let left = site.queue.remove_lane(signer).await;
-        site.unclaim(&left).await;
+        let left = served.queue.remove_lane(signer).await;
+        served.unclaim(&left).await;
         if let Ok(panic) = error.try_into_panic() {
             std::panic::resume_unwind(panic);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use alloy::primitives::Address;
 use tokio::time::Instant;
 
-use crate::chain::signer::Order;
+use crate::chain::signer::UnsignedTransaction;
 use crate::chain::{FeePolicy, Head, SignerKey};
 use crate::ledger::Attempt;
 use crate::settlement::batch::PrepareError;
@@ -50,7 +50,12 @@ impl OpenTransaction {
 
     /// The transaction that should replace the newest bytes now, if any: the same with a higher fee, or an empty self-transfer where every
     /// payment has expired or no node accepts the bytes.
-    fn replacement(&mut self, head: &Head, fees: &FeePolicy, signer: Address) -> Option<Order> {
+    fn replacement(
+        &mut self,
+        head: &Head,
+        fees: &FeePolicy,
+        signer: Address,
+    ) -> Option<UnsignedTransaction> {
         if self
             .bump_failed_at
             .is_some_and(|at| head.number < at + PATIENCE_BLOCKS)
@@ -63,7 +68,7 @@ impl OpenTransaction {
             && self.written_at.elapsed() >= BUMP_AFTER;
         let waited = self.has_waited(head, PATIENCE_BLOCKS);
         if !unsigned.is_empty() && (self.rejected_for_good || self.has_expired(head)) {
-            return Some(unsigned.emptied(signer));
+            return Some(unsigned.empty_replacement(signer));
         }
         let low = waited && !fees.suffices(unsigned.fees, head);
         (old || low || self.fee_too_low).then_some(unsigned)
@@ -80,7 +85,7 @@ impl Lane {
         let Some(key) = &self.key else {
             return Ok(());
         };
-        let fees = self.site.fees();
+        let fees = self.served.fees();
         for index in 0..owned.open.len() {
             let Some(open) = owned.open.get_mut(index) else {
                 break;
@@ -116,14 +121,14 @@ impl Lane {
         &self,
         owned: &mut OwnedLane,
         (index, key): (usize, &SignerKey),
-        unsigned: Order,
+        unsigned: UnsignedTransaction,
         head: &Head,
     ) -> Result<bool, PrepareError> {
         let Some(open) = owned.open.get_mut(index) else {
             return Ok(true);
         };
-        let fees = self.site.fees().outbid(unsigned.fees, head)?;
-        let unsigned = Order { fees, ..unsigned };
+        let fees = self.served.fees().fee_bump(unsigned.fees, head)?;
+        let unsigned = UnsignedTransaction { fees, ..unsigned };
         let (gas_limit, empty, cost_wei) =
             (unsigned.gas_limit, unsigned.is_empty(), unsigned.cost());
         let (raw, hash) = key.sign(unsigned)?;
@@ -136,7 +141,7 @@ impl Lane {
             empty,
         };
         let lane = (self.id, owned.lease.epoch);
-        let ledger = &self.site.ledger;
+        let ledger = &self.served.ledger;
         if !ledger
             .record_attempt(lane, open.transaction.id, &attempt)
             .await?

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Lane, LaneLost, OwnedLane};
 use crate::chain::{Head, RpcError};
 use crate::ledger::{ForeignNonce, LaneLease};
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 use crate::telemetry::causes;
 
 /// How long every check must show that a nonce is used and no node has a receipt of ours: nodes show receipts later than account nonces.
@@ -70,10 +70,10 @@ impl Lane {
         missing: &[Uuid],
         head: &Head,
     ) -> Result<(), LaneLost> {
-        let confirmed_height = confirmation_height(&self.site, head);
-        let chain = &self.site.rpc;
+        let agreed_height = confirmation_height(&self.served, head);
+        let chain = &self.served.rpc;
         let Ok(used) = chain
-            .transaction_count_at(self.id.signer, confirmed_height)
+            .transaction_count_at(self.id.signer, agreed_height)
             .await
         else {
             return Ok(());
@@ -95,14 +95,14 @@ impl Lane {
         }
         let mut lost = Vec::new();
         for (nonce, id) in suspected {
-            if self.is_lost(owned, nonce, id, confirmed_height).await {
+            if self.is_lost(owned, nonce, id, agreed_height).await {
                 lost.push(nonce);
             }
         }
         if lost.is_empty() {
             return Ok(());
         }
-        let foreign = self.find_users(&lost, confirmed_height).await;
+        let foreign = self.find_users(&lost, agreed_height).await;
         // Nonces beyond these that the account may have used are handled when they are found.
         let beyond = lost.iter().max().map_or(0, |nonce| nonce + 1);
         self.requeue_foreign(owned, &foreign, beyond).await
@@ -121,14 +121,14 @@ impl Lane {
             return;
         }
         owned.nonces_checked_at = Instant::now();
-        let (site, signer) = (Arc::clone(&self.site), self.id.signer);
+        let (served, signer) = (Arc::clone(&self.served), self.id.signer);
         let first = owned.lease.next_nonce;
         owned.nonce_checks.spawn(async move {
-            let used = site.rpc.reached_nonce(signer, "latest".to_owned());
+            let used = served.rpc.agreed_nonce(signer, "latest".to_owned());
             if used.await.ok()? <= first {
                 return None;
             }
-            match identify_nonces(&site, signer, first).await.ok()? {
+            match identify_nonces(&served, signer, first).await.ok()? {
                 UnknownNonces::Foreign { nonces, reached } => Some(NonceFinding::Foreign {
                     first,
                     nonces,
@@ -150,14 +150,14 @@ impl Lane {
             return;
         };
         owned.nonces_checked_at = Instant::now();
-        let (site, signer) = (Arc::clone(&self.site), self.id.signer);
+        let (served, signer) = (Arc::clone(&self.served), self.id.signer);
         let first = owned.lease.next_nonce;
         owned.nonce_checks.spawn(async move {
-            match identify_nonces(&site, signer, first).await.ok()? {
+            match identify_nonces(&served, signer, first).await.ok()? {
                 UnknownNonces::Unconfirmed => None,
                 UnknownNonces::InPool => {
                     if since.elapsed() >= POOL_WARNING_AFTER {
-                        report_pooled_nonce(&site, signer, first);
+                        report_pooled_nonce(&served, signer, first);
                     }
                     None
                 }
@@ -188,7 +188,7 @@ impl Lane {
     }
 
     /// The nonces with the hashes of the transactions that used them, as far as endpoints can show them.
-    async fn find_users(&self, nonces: &[u64], confirmed_height: u64) -> Vec<ForeignNonce> {
+    async fn find_users(&self, nonces: &[u64], agreed_height: u64) -> Vec<ForeignNonce> {
         let mut foreign: Vec<ForeignNonce> = nonces
             .iter()
             .map(|nonce| ForeignNonce {
@@ -196,11 +196,11 @@ impl Lane {
                 transaction: None,
             })
             .collect();
-        let chain = &self.site.rpc;
+        let chain = &self.served.rpc;
         let search = async {
             for one in &mut foreign {
                 let found = chain
-                    .nonce_used_by(self.id.signer, one.nonce, confirmed_height)
+                    .find_transaction_by_nonce(self.id.signer, one.nonce, agreed_height)
                     .await;
                 one.transaction = found.ok().flatten().map(|used| used.hash);
             }
@@ -236,7 +236,7 @@ impl Lane {
         used: u64,
     ) -> Option<u64> {
         let (network, signer) = (self.id.network, self.id.signer);
-        let ledger = &self.site.ledger;
+        let ledger = &self.served.ledger;
         let lost = match ledger.lose_nonces(self.id, lease, foreign, used).await {
             Ok(lost) => lost?,
             Err(error) => {
@@ -250,8 +250,8 @@ impl Lane {
             tracing::error!(%network, %signer, nonce = one.nonce, transaction, times = lost.times, "signer key used elsewhere: a foreign transaction used a nonce, its payments are queued again");
         }
         tracing::warn!(%network, %signer, payments = lost.payments.len(), next_nonce = lost.next_nonce, "lane continues from the chain's nonce");
-        self.site.waiters.wake(lost.payments);
-        self.site.wake_pickup();
+        self.served.waiters.wake(lost.payments);
+        self.served.wake_pickup();
         if let Some(why) = lost.stopped.filter(|_| !lease.stopped) {
             self.report_stopped(&why);
             return None;
@@ -260,7 +260,7 @@ impl Lane {
     }
 
     pub(super) fn report_stopped(&self, why: &str) {
-        self.site.senders.note_stopped(self.id.signer, why);
+        self.served.senders.note_stopped(self.id.signer, why);
         tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped: find the cause, then clear lanes.stopped_reason");
     }
 }
@@ -268,22 +268,22 @@ impl Lane {
 /// Identifies the nonces from `first` on that the chain has used and the ledger does not know. Fails when an endpoint fails for now. An
 /// endpoint that keeps no old state gives [`UnknownNonces::Unidentified`], since it will not have that state later.
 pub(super) async fn identify_nonces(
-    site: &Site,
+    served: &ServedNetwork,
     signer: Address,
     first: u64,
 ) -> Result<UnknownNonces, RpcError> {
-    let chain = &site.rpc;
+    let chain = &served.rpc;
     let head = chain.newest().await?;
-    let reached = chain.reached_nonce(signer, "latest".to_owned()).await?;
+    let reached = chain.agreed_nonce(signer, "latest".to_owned()).await?;
     if reached <= first {
-        let pending = chain.reached_nonce(signer, "pending".to_owned()).await?;
+        let pending = chain.agreed_nonce(signer, "pending".to_owned()).await?;
         return Ok(if pending > first {
             UnknownNonces::InPool
         } else {
             UnknownNonces::Absent
         });
     }
-    match identify_mined(site, signer, (first, reached), &head).await {
+    match identify_mined(served, signer, (first, reached), &head).await {
         Err(error) if error.lacks_state() => Ok(UnknownNonces::Unidentified { reached }),
         explained => explained,
     }
@@ -291,18 +291,18 @@ pub(super) async fn identify_nonces(
 
 /// Identifies nonces that blocks have used.
 async fn identify_mined(
-    site: &Site,
+    served: &ServedNetwork,
     signer: Address,
     (first, reached): (u64, u64),
     head: &Head,
 ) -> Result<UnknownNonces, RpcError> {
-    let (chain, tokens) = (&site.rpc, site.policy.tokens());
+    let (chain, tokens) = (&served.rpc, served.policy.tokens());
     let mut nonces = Vec::new();
     if reached - first > IDENTIFIED_MAX {
         return Ok(UnknownNonces::Unidentified { reached });
     }
     for nonce in first..reached {
-        let found = chain.nonce_used_by(signer, nonce, head.number);
+        let found = chain.find_transaction_by_nonce(signer, nonce, head.number);
         match found.await? {
             Some(found) if !found.is_settlement_like(&tokens) => nonces.push(ForeignNonce {
                 nonce,
@@ -311,9 +311,9 @@ async fn identify_mined(
             Some(_) | None => return Ok(UnknownNonces::Unidentified { reached }),
         }
     }
-    let confirmed_height = confirmation_height(site, head);
+    let agreed_height = confirmation_height(served, head);
     let then = chain
-        .reached_nonce(signer, format!("0x{confirmed_height:x}"))
+        .agreed_nonce(signer, format!("0x{agreed_height:x}"))
         .await?;
     Ok(if then >= reached {
         UnknownNonces::Foreign { nonces, reached }
@@ -323,18 +323,18 @@ async fn identify_mined(
 }
 
 /// Logs that a lane waits for a pooled transaction that the ledger does not know.
-pub(super) fn report_pooled_nonce(site: &Site, signer: Address, nonce: u64) {
+pub(super) fn report_pooled_nonce(served: &ServedNetwork, signer: Address, nonce: u64) {
     let why = format!(
         "a transaction in the pool uses nonce {nonce} of this signer and is not in the ledger: the key was used elsewhere, or the database lost its last commits; nothing is sent until it is mined or dropped"
     );
-    if site.senders.note_waiting(signer, Some(&why)) {
-        tracing::warn!(network = %site.policy.network, %signer, nonce, "lane blocked: {why}");
+    if served.senders.note_waiting(signer, Some(&why)) {
+        tracing::warn!(network = %served.policy.network, %signer, nonce, "lane blocked: {why}");
     }
 }
 
 /// The newest height with the promised confirmations.
-fn confirmation_height(site: &Site, head: &Head) -> u64 {
-    let confirmations = u64::from(site.policy.confirmations);
-    let height = site.rpc.confirmed_height(head.number);
+fn confirmation_height(served: &ServedNetwork, head: &Head) -> u64 {
+    let confirmations = u64::from(served.policy.confirmations);
+    let height = served.rpc.agreed_height(head.number);
     (height + 1).saturating_sub(confirmations)
 }

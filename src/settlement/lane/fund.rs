@@ -5,16 +5,18 @@ use tokio::time::Instant;
 
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane};
 use crate::chain::nonces::FUNDING_GAS;
-use crate::chain::signer::Order;
-use crate::ledger::{Attempt, Funding, NewTransaction, Recorded, TransactionKind, Unmined};
-use crate::settlement::Site;
+use crate::chain::signer::UnsignedTransaction;
+use crate::ledger::{
+    Attempt, Funding, NewTransaction, PendingTransaction, Recorded, TransactionKind,
+};
+use crate::settlement::ServedNetwork;
 use crate::settlement::batch::PrepareError;
 
 impl OwnedLane {
     /// Whether there is room for a transaction without payments.
-    pub(super) fn can_fund(&self, site: &Site) -> bool {
+    pub(super) fn can_fund(&self, served: &ServedNetwork) -> bool {
         let rested = self.paused_until <= Instant::now();
-        rested && self.can_write() && self.open.len() < site.inflight_max
+        rested && self.can_write() && self.open.len() < served.inflight_max
     }
 }
 
@@ -27,7 +29,7 @@ impl Lane {
     ) -> Result<(), LaneLost> {
         match self.write_funding(owned, funding).await {
             Ok(None) => Ok(()),
-            Ok(Some(Recorded::LaneLost | Recorded::PaymentsMoved(_))) => Err(LaneLost),
+            Ok(Some(Recorded::LaneLost | Recorded::PaymentsChanged(_))) => Err(LaneLost),
             Ok(Some(Recorded::Written(_))) => {
                 owned.lease.next_nonce += 1;
                 owned.open_count.set(owned.open.len());
@@ -43,13 +45,13 @@ impl Lane {
         owned: &mut OwnedLane,
         funding: Funding,
     ) -> Result<Option<Recorded>, PrepareError> {
-        let (Some(limits), Some(key)) = (self.site.policy.approvals, &self.key) else {
+        let (Some(limits), Some(key)) = (self.served.policy.approvals, &self.key) else {
             return Ok(None);
         };
-        let head = self.site.view.head().ok_or(PrepareError::NoHead)?;
-        let fees = self.site.fees().quote(&head)?;
+        let head = self.served.view.head().ok_or(PrepareError::NoHead)?;
+        let fees = self.served.fees().quote(&head)?;
         let nonce = owned.lease.next_nonce;
-        let (raw, hash) = key.sign(Order {
+        let (raw, hash) = key.sign(UnsignedTransaction {
             network: self.id.network,
             nonce,
             gas_limit: FUNDING_GAS,
@@ -74,11 +76,11 @@ impl Lane {
             attempt: &attempt,
             payments: &[],
         };
-        let ledger = &self.site.ledger;
+        let ledger = &self.served.ledger;
         let recorded = ledger.record_funding(&new, funding, limits).await?;
         if let Some(Recorded::Written(id)) = recorded {
             tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "gas money sent to a payer for its approval");
-            let transaction = Unmined {
+            let transaction = PendingTransaction {
                 id,
                 network: self.id.network,
                 nonce,

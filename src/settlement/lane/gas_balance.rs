@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Lane, OwnedLane};
-use crate::settlement::gas::{EMPTY_PAYMENTS, payment_cost};
+use crate::settlement::gas::{GAS_RESERVE_PAYMENTS, payment_cost};
 
 const READ_INTERVAL: Duration = Duration::from_secs(15);
 /// The interval while the balance is too low, so that the lane goes on soon after a refill.
@@ -90,7 +90,7 @@ fn level(balance: U256, wei_per_gas: u128) -> Level {
     let enough_for = |payments: u64| balance >= payment.saturating_mul(U256::from(payments));
     if enough_for(LOW_BALANCE_PAYMENTS) {
         Level::Enough
-    } else if enough_for(EMPTY_PAYMENTS) {
+    } else if enough_for(GAS_RESERVE_PAYMENTS) {
         Level::Low
     } else {
         Level::Empty
@@ -102,26 +102,26 @@ impl Lane {
     pub(super) fn read_balance_if_due(&self, owned: &mut OwnedLane) {
         if owned.gas_balance.is_due() && self.key.is_some() {
             owned.gas_balance.read_at = Some(Instant::now());
-            let (site, signer) = (Arc::clone(&self.site), self.id.signer);
+            let (served, signer) = (Arc::clone(&self.served), self.id.signer);
             owned
                 .gas_balance
                 .reading
-                .spawn(async move { site.rpc.balance(signer).await.ok() });
+                .spawn(async move { served.rpc.balance(signer).await.ok() });
         }
     }
 
     /// Records a balance and logs when its level changes.
     pub(super) fn note_balance(&self, owned: &mut OwnedLane, balance: Option<U256>) {
-        let fees = owned.tick.head.map(|head| self.site.fees().quote(&head));
+        let fees = owned.tick.head.map(|head| self.served.fees().quote(&head));
         let (Some(balance), Some(Ok(fees))) = (balance, fees) else {
             return;
         };
         owned.gas_balance.balance = Some(balance);
-        self.site.senders.note_balance(self.id.signer, balance);
-        let now = level(balance, self.site.gas.wei_per_gas(fees.max_fee_wei));
+        self.served.senders.note_balance(self.id.signer, balance);
+        let now = level(balance, self.served.gas.wei_per_gas(fees.max_fee_wei));
         let before = std::mem::replace(&mut owned.gas_balance.level, now);
         let (network, signer) = (self.id.network, self.id.signer);
-        let has = self.site.native(balance);
+        let has = self.served.native(balance);
         if before == Level::Empty && now != Level::Empty {
             tracing::info!(%network, %signer, %has, "signer refilled: it takes payments again");
         }
@@ -134,10 +134,10 @@ impl Lane {
                 tracing::warn!(%network, %signer, %has, "signer balance low: gas for fewer than {LOW_BALANCE_PAYMENTS} payments; refill it");
             }
             Level::Empty => {
-                let needs = payment_cost(self.site.gas.wei_per_gas(fees.max_fee_wei))
-                    .saturating_mul(U256::from(EMPTY_PAYMENTS));
-                let needs = self.site.native(needs);
-                tracing::error!(%network, %signer, %has, %needs, "signer balance too low: gas for fewer than {EMPTY_PAYMENTS} payments; it takes no payments until it is refilled");
+                let needs = payment_cost(self.served.gas.wei_per_gas(fees.max_fee_wei))
+                    .saturating_mul(U256::from(GAS_RESERVE_PAYMENTS));
+                let needs = self.served.native(needs);
+                tracing::error!(%network, %signer, %has, %needs, "signer balance too low: gas for fewer than {GAS_RESERVE_PAYMENTS} payments; it takes no payments until it is refilled");
                 // Other signers may have enough.
                 self.release(owned.waiting.drain(..));
             }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Lane;
 use super::claim::ClaimOutcome;
-use crate::settlement::Site;
+use crate::settlement::ServedNetwork;
 use crate::telemetry::causes;
 
 /// How often the ledger is asked for such transactions. A process that has the key may end at any time.
@@ -22,15 +22,15 @@ const OWNED_FOR: Duration = Duration::from_secs(30);
 
 /// The task that follows these lanes on one network.
 #[derive(Debug)]
-pub struct Unconfigured {
-    site: Arc<Site>,
+pub struct UnconfiguredSigners {
+    served: Arc<ServedNetwork>,
     announced: HashSet<Address>,
 }
 
-impl Unconfigured {
-    pub fn new(site: Arc<Site>) -> Self {
+impl UnconfiguredSigners {
+    pub fn new(served: Arc<ServedNetwork>) -> Self {
         Self {
-            site,
+            served,
             announced: HashSet::new(),
         }
     }
@@ -42,10 +42,10 @@ impl Unconfigured {
         let mut followed = HashMap::new();
         loop {
             let now = self.find_unconfigured().await;
-            self.site.note_unconfigured(now.len());
+            self.served.note_unconfigured(now.len());
             for (signer, transactions) in now {
                 if !followed.values().any(|known| *known == signer) {
-                    let lane = Lane::keyless(Arc::clone(&self.site), signer);
+                    let lane = Lane::keyless(Arc::clone(&self.served), signer);
                     let stop = stop.clone();
                     let unannounced = (!self.announced.contains(&signer)).then_some(transactions);
                     let task = async move { lane.own_briefly(&stop, unannounced).await };
@@ -71,9 +71,9 @@ impl Unconfigured {
     /// Signers with open transactions and no key here, and the number of these transactions. Logs when they have ended, but only for
     /// signers that this process has followed: another process may have the key.
     async fn find_unconfigured(&mut self) -> Vec<(Address, i64)> {
-        let network = self.site.policy.network;
-        let ledger = &self.site.ledger;
-        let found = ledger.unconfigured(network, &self.site.policy.signers);
+        let network = self.served.policy.network;
+        let ledger = &self.served.ledger;
+        let found = ledger.unconfigured(network, &self.served.policy.signers);
         let found = match found.await {
             Ok(found) => found,
             Err(error) => {
@@ -93,9 +93,9 @@ impl Unconfigured {
 }
 
 impl Lane {
-    fn keyless(site: Arc<Site>, signer: Address) -> Self {
-        let network = site.policy.network;
-        Self::of(site, None, (network, signer))
+    fn keyless(served: Arc<ServedNetwork>, signer: Address) -> Self {
+        let network = served.policy.network;
+        Self::of(served, None, (network, signer))
     }
 
     /// Owns the lane for a while and follows its open transactions. `false`: another process owns it, or the claim failed.
@@ -109,7 +109,7 @@ impl Lane {
                 owned.owned_until = Some(Instant::now() + OWNED_FOR);
                 let lease = owned.lease;
                 self.work(*owned, stop).await;
-                if let Err(error) = self.site.ledger.release_lane(self.id, lease).await {
+                if let Err(error) = self.served.ledger.release_lane(self.id, lease).await {
                     tracing::debug!(%network, %signer, error = causes(&error), "lane without key not released: its lease runs out by itself");
                 }
                 true
@@ -125,7 +125,7 @@ impl Lane {
     /// Number of lanes that the processes of this network share. A lane without a key counts for no process.
     pub(super) fn shared_lanes(&self) -> usize {
         if self.key.is_some() {
-            self.site.lanes()
+            self.served.lanes()
         } else {
             usize::MAX
         }

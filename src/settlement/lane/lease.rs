@@ -27,14 +27,14 @@ impl Lane {
     pub(super) fn renew_lease(&self, lease: LaneLease) -> LeaseRenewal {
         let renewal = LeaseRenewal::default();
         let (lost, reopened) = (renewal.lost.clone(), Arc::clone(&renewal.reopened));
-        let (site, id) = (Arc::clone(&self.site), self.id);
+        let (served, id) = (Arc::clone(&self.served), self.id);
         let (mut lease, shared) = (lease, self.shared_lanes());
         let renewing = async move {
             let mut interval = every(LEASE_RENEWAL);
             loop {
                 interval.tick().await;
-                let share = (shared, site.is_blind());
-                match site.ledger.renew_lane(id, lease, share).await {
+                let share = (shared, served.is_disconnected());
+                match served.ledger.renew_lane(id, lease, share).await {
                     Ok(Renewal::Kept) => {}
                     Ok(Renewal::Reopened(times)) => {
                         lease.reopened = times;
@@ -53,7 +53,7 @@ impl Lane {
                 }
             }
             tracing::info!(network = %id.network, signer = %id.signer, "lane given up: another process has fewer lanes, or this one has no RPC answer");
-            if let Err(error) = site.ledger.release_lane(id, lease).await {
+            if let Err(error) = served.ledger.release_lane(id, lease).await {
                 tracing::warn!(network = %id.network, signer = %id.signer, error = causes(&error), "lane not released: its lease runs out by itself");
             }
             lost.cancel();

@@ -19,18 +19,18 @@ impl Lane {
     /// The first free nonce of the signer, counting blocks and pool. A value above `expected` is read several times, and the lowest counts:
     /// the lane acts on it and only a restart undoes that.
     pub(super) async fn nonces_used(&self, expected: u64) -> Result<u64, RpcError> {
-        let (chain, signer) = (&self.site.rpc, self.id.signer);
+        let (chain, signer) = (&self.served.rpc, self.id.signer);
         let mut least = u64::MAX;
         for look in 0..CONTRADICTIONS {
             if look > 0 {
                 tokio::time::sleep(CONTRADICTION_INTERVAL).await;
             }
-            let mined = chain.reached_nonce(signer, "latest".to_owned()).await;
-            let pending = chain.reached_nonce(signer, "pending".to_owned()).await;
+            let mined = chain.agreed_nonce(signer, "latest".to_owned()).await;
+            let pending = chain.agreed_nonce(signer, "pending".to_owned()).await;
             match mined.and_then(|mined| Ok(mined.max(pending?))) {
                 Ok(used) => least = least.min(used),
                 // A single endpoint is not enough evidence. If the nonce is used after all, the transaction sent under it shows that.
-                Err(RpcError::Unconfirmed(_)) => return Ok(expected),
+                Err(RpcError::NoAgreement(_)) => return Ok(expected),
                 Err(error) => return Err(error),
             }
             if least <= expected {
@@ -44,12 +44,12 @@ impl Lane {
     /// pool has transactions of this signer that have to be mined or dropped first. Above a nonce that was dropped no transaction would be
     /// mined.
     pub(super) async fn first_nonce(&self) -> Result<Option<u64>, RpcError> {
-        let (chain, signer) = (&self.site.rpc, self.id.signer);
-        let mined = chain.reached_nonce(signer, "latest".to_owned()).await;
-        let pending = chain.reached_nonce(signer, "pending".to_owned()).await;
+        let (chain, signer) = (&self.served.rpc, self.id.signer);
+        let mined = chain.agreed_nonce(signer, "latest".to_owned()).await;
+        let pending = chain.agreed_nonce(signer, "pending".to_owned()).await;
         let both = mined.and_then(|mined| Ok((mined, pending?)));
         let (mined, pending) = match both {
-            Err(RpcError::Unconfirmed(_)) if self.started.elapsed() >= SINGLE_ENDPOINT_AFTER => {
+            Err(RpcError::NoAgreement(_)) if self.started.elapsed() >= SINGLE_ENDPOINT_AFTER => {
                 tracing::warn!(network = %self.id.network, %signer, "lane opened with the nonce of a single endpoint: no other endpoint answers");
                 let mined = chain.transaction_count(signer, "latest").await?;
                 (mined, chain.transaction_count(signer, "pending").await?)
@@ -57,7 +57,7 @@ impl Lane {
             both => both?,
         };
         if pending > mined && self.started.elapsed() >= POOL_WARNING_AFTER {
-            report_pooled_nonce(&self.site, signer, mined);
+            report_pooled_nonce(&self.served, signer, mined);
         }
         Ok((pending <= mined).then_some(mined))
     }
@@ -73,7 +73,7 @@ impl Lane {
         let open = owned.open.iter().find(|open| open.transaction.id == id);
         let attempts = open.map_or(&[][..], |open| &open.transaction.attempts);
         let hashes: Vec<B256> = attempts.iter().map(|(hash, _)| *hash).collect();
-        let chain = &self.site.rpc;
+        let chain = &self.served.rpc;
         let lost = chain.is_nonce_lost(self.id.signer, nonce, &hashes, height);
         matches!(lost.await, Ok(true))
     }

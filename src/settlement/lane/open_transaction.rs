@@ -3,13 +3,13 @@
 use alloy::primitives::U256;
 use tokio::time::Instant;
 
-use crate::chain::signer::Order;
-use crate::ledger::Unmined;
+use crate::chain::signer::UnsignedTransaction;
+use crate::ledger::PendingTransaction;
 
 /// A transaction that this lane follows.
 #[derive(Debug)]
 pub(super) struct OpenTransaction {
-    pub(super) transaction: Unmined,
+    pub(super) transaction: PendingTransaction,
     pub(super) sent_at: Instant,
     pub(super) polled_at: Instant,
     /// The last broadcast was not accepted by any endpoint, or its outcome is unknown.
@@ -31,7 +31,7 @@ pub(super) struct OpenTransaction {
 }
 
 impl OpenTransaction {
-    pub(super) fn new(transaction: Unmined, polled_at: Instant) -> Self {
+    pub(super) fn new(transaction: PendingTransaction, polled_at: Instant) -> Self {
         let mut open = Self {
             transaction,
             sent_at: Instant::now(),
@@ -52,9 +52,9 @@ impl OpenTransaction {
     }
 
     /// The newest bytes, decoded.
-    pub(super) fn unsigned(&self) -> Option<Order> {
+    pub(super) fn unsigned(&self) -> Option<UnsignedTransaction> {
         let payments = &self.transaction;
         let (_, raw) = payments.attempts.last()?;
-        Order::of_raw(payments.network, raw)
+        UnsignedTransaction::from_signed_bytes(payments.network, raw)
     }
 }

@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane, POLL_RECEIPT_AFTER, TICK_INTERVAL};
 use crate::chain::authorization::transfer_log;
-use crate::chain::signer::Order;
+use crate::chain::signer::UnsignedTransaction;
 use crate::chain::{Head, Receipt, RpcError};
-use crate::ledger::{BlockRef, MinedTransaction, MovedRow, Unmined};
+use crate::ledger::{BlockRef, MinedTransaction, PendingTransaction, TransferredPayment};
 use crate::payment::Payment;
 use crate::settlement::chain_view::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
@@ -59,12 +59,12 @@ impl Lane {
             let attempts = &open.transaction.attempts;
             let receipt = attempts
                 .iter()
-                .find_map(|(hash, _)| self.site.view.receipt(*hash))?;
+                .find_map(|(hash, _)| self.served.view.receipt(*hash))?;
             Some((open.transaction.id, receipt))
         });
         for (id, receipt) in seen.collect::<Vec<_>>() {
             let transaction = receipt.transaction_hash;
-            match self.site.rpc.confirmed(receipt).await {
+            match self.served.rpc.agreed_receipt(receipt).await {
                 Ok(Some(receipt)) => self.record_result(owned, id, &receipt, head).await,
                 Ok(None) => {}
                 Err(error) => {
@@ -120,7 +120,7 @@ impl Lane {
     async fn find_receipt(&self, attempts: &[(B256, Bytes)]) -> ReceiptSearch {
         let mut unknown = false;
         for (hash, _) in attempts {
-            match self.site.rpc.receipt(*hash).await {
+            match self.served.rpc.receipt(*hash).await {
                 Ok(Some(receipt)) => return ReceiptSearch::Found(Box::new(receipt)),
                 Ok(None) => {}
                 Err(_) => unknown = true,
@@ -155,7 +155,7 @@ impl Lane {
                 return;
             }
         };
-        let transferred = match self.site.ledger.record_mined(&mined).await {
+        let transferred = match self.served.ledger.record_mined(&mined).await {
             Ok(transferred) => transferred,
             Err(error) => {
                 let error = causes(&error);
@@ -178,37 +178,37 @@ impl Lane {
         self.learn_gas(&open.transaction, &mined);
         if transferred < open.transaction.payments.len() {
             tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, transferred, payments = open.transaction.payments.len(), "transaction mined without a transfer for some of its payments");
-            self.site.wake_reconciler();
+            self.served.wake_reconciler();
         }
-        if mined.moved.iter().any(|row| !row.deep) {
-            self.site.note_shallow();
+        if mined.transferred.iter().any(|row| !row.confirmed) {
+            self.served.note_unconfirmed();
         }
-        let moved = mined.moved.iter().map(|row| row.payment);
-        self.site.waiters.wake(moved);
+        let moved = mined.transferred.iter().map(|row| row.payment);
+        self.served.waiters.wake(moved);
     }
 
     async fn mined_transaction(
         &self,
-        transaction: &Unmined,
+        transaction: &PendingTransaction,
         receipt: &Receipt,
         head: &Head,
     ) -> Result<MinedTransaction, RpcError> {
         let block_number: u64 = receipt.block_number.to();
-        let height = self.site.rpc.confirmed_height(head.number);
+        let height = self.served.rpc.agreed_height(head.number);
         // A block above the confirmed height is in the chain by this receipt alone: one confirmation.
         let confirmations = height.saturating_sub(block_number) + 1;
         let payments = transaction.payments.iter();
         let moved = payments
             .filter(|_| receipt.succeeded())
             .filter_map(|payment| {
-                Some(MovedRow {
+                Some(TransferredPayment {
                     payment: payment.id,
                     log_index: transfer_log(payment.signed(), &receipt.logs)?,
-                    deep: confirmations >= u64::from(payment.confirmations),
+                    confirmed: confirmations >= u64::from(payment.confirmations),
                 })
             });
         let moved = moved.collect();
-        let time = self.site.rpc.block_time(receipt.block_hash, head).await?;
+        let time = self.served.rpc.block_time(receipt.block_hash, head).await?;
         Ok(MinedTransaction {
             id: transaction.id,
             hash: receipt.transaction_hash,
@@ -221,12 +221,12 @@ impl Lane {
             gas_used: receipt.gas_used.to(),
             gas_price_wei: receipt.effective_gas_price.to(),
             further_fee_wei: self.further_fee(transaction, receipt),
-            moved,
+            transferred: moved,
         })
     }
 
     /// Fees besides gas used times price: a rollup's data fee, and the unused rest of the gas limit on chains that charge it.
-    fn further_fee(&self, transaction: &Unmined, receipt: &Receipt) -> u128 {
+    fn further_fee(&self, transaction: &PendingTransaction, receipt: &Receipt) -> u128 {
         let price: u128 = receipt.effective_gas_price.to();
         let unused = match self.unsigned_of(transaction, receipt.transaction_hash) {
             Some(unsigned) if self.id.network.charges_gas_limit() => {
@@ -243,19 +243,23 @@ impl Lane {
         let payments = u128::try_from(payments.max(1)).unwrap_or(1);
         let fee = receipt.data_fee_wei();
         if fee > 0 {
-            self.site.gas.note_data_fee(fee / payments);
+            self.served.gas.note_data_fee(fee / payments);
         }
     }
 
     /// The attempt with this hash, decoded.
-    fn unsigned_of(&self, transaction: &Unmined, hash: B256) -> Option<Order> {
+    fn unsigned_of(
+        &self,
+        transaction: &PendingTransaction,
+        hash: B256,
+    ) -> Option<UnsignedTransaction> {
         let mut attempts = transaction.attempts.iter();
         let (_, raw) = attempts.find(|(attempt, _)| *attempt == hash)?;
-        Order::of_raw(self.id.network, raw)
+        UnsignedTransaction::from_signed_bytes(self.id.network, raw)
     }
 
     /// Records the gas that a transaction used. The gas of a smart wallet's own code says nothing about other payments.
-    fn learn_gas(&self, transaction: &Unmined, mined: &MinedTransaction) {
+    fn learn_gas(&self, transaction: &PendingTransaction, mined: &MinedTransaction) {
         let own_code = |payment: &Payment| payment.wallet.is_some();
         if self.id.network.charges_gas_limit() {
             // Where the gas limit is charged, receipts do not show the gas that execution needed.
@@ -266,7 +270,7 @@ impl Lane {
             .filter(|unsigned| !unsigned.is_empty() && !transaction.payments.iter().any(own_code));
         if let Some(unsigned) = learnable {
             let rows = transaction.payments.len();
-            self.site
+            self.served
                 .gas
                 .note_gas_used(rows, mined.gas_used, unsigned.gas_limit);
         }

@@ -4,7 +4,7 @@ use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
-use x402d::chain::signer::Order;
+use x402d::chain::signer::UnsignedTransaction;
 use x402d::chain::{Fees, SignerKey};
 use x402d::embedded::{CHAIN_ID, TEST_USDC};
 use x402d::protocol::session::{claim_digest, nonce, requirements_hash};
@@ -98,7 +98,7 @@ impl OpenSession {
             .unwrap()
             .parse()
             .unwrap();
-        let order = Order {
+        let order = UnsignedTransaction {
             network: Network::from_chain_id(CHAIN_ID),
             nonce: account_nonce,
             gas_limit: 150_000,

@@ -5,7 +5,7 @@ use alloy::primitives::{B256, Bytes, U64, U256};
 use super::*;
 use crate::chain::authorization::settlement_call;
 use crate::chain::permit2::{SETTLED, TRANSFER};
-use crate::payment::specimen::{AMOUNT, PAYEE, PAYER, USDC, candidate_of, permit2_body};
+use crate::payment::fixture::{AMOUNT, PAYEE, PAYER, USDC, candidate_of, permit2_body};
 use crate::payment::{Candidate, Purpose};
 use crate::protocol::Scheme;
 use crate::protocol::permit2::EXACT_PROXY;

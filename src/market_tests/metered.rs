@@ -206,7 +206,7 @@ async fn hook_gets_the_charged_amount() {
             recorder.lock().unwrap().push(payment.clone());
         })
         .route("/sold", price());
-    let router = Router::new().route("/sold", get(generous));
+    let router = Router::new().route("/sold", get(charging_handler));
     let url = market.open(router.layer(paywall.build().unwrap())).await + "/sold";
     for charge in ["12%", "0"] {
         client()

@@ -6,7 +6,7 @@ use super::Environment;
 const PREFIX: &str = "X402D_";
 
 /// Every variable that a part of x402d reads, the buyer's and the tests' too: one environment may serve several commands.
-const KNOWN: &[&str] = &[
+pub(super) const KNOWN: &[&str] = &[
     "X402D_ADMIN_TOKEN",
     "X402D_BUYER_KEY",
     "X402D_BUYER_RPC_URL",
@@ -39,7 +39,7 @@ pub(super) fn unknown(environment: &dyn Environment) -> Vec<String> {
         .iter()
         .map(|name| match super::nearest(name, KNOWN.iter().copied()) {
             Some(meant) => format!("{name}: there is no such variable; did you mean {meant}?"),
-            None => format!("{name}: there is no such variable; the README lists those there are"),
+            None => format!("{name}: there is no such variable; docs/configuration.md lists those there are"),
         })
         .collect()
 }
@@ -95,7 +95,11 @@ mod tests {
     /// Whoever adds a variable adds it to the list. Tests name wrong ones on purpose.
     #[test]
     fn every_variable_that_the_sources_name_is_known() {
-        let tests_only = ["X402D_WRITE_OPENAPI", "X402D_SOAK_SECONDS"];
+        let tests_only = [
+            "X402D_WRITE_DOCS",
+            "X402D_WRITE_OPENAPI",
+            "X402D_SOAK_SECONDS",
+        ];
         let mut folders = vec![std::path::PathBuf::from(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/src"

@@ -366,7 +366,7 @@ fn every_constraint_has_a_name_and_every_table_a_comment() -> io::Result<()> {
     Ok(())
 }
 
-/// The failure catalogue has 43 scenarios; each is a test that names its number.
+/// `docs/architecture.md#failure-scenarios` has 43 scenarios; each is a test that names its number.
 #[test]
 fn every_scenario_of_the_failure_catalogue_has_a_test() -> io::Result<()> {
     let tests: String = files("tests/it")?

@@ -1,4 +1,5 @@
-//! What the replies to a send mean (`engine.md` §2.3). Misreading one is harmless, because every follow-up stays under the same nonce.
+//! What the replies to a send mean (`docs/architecture.md#broadcast-outcomes`). Misreading one is harmless, because every follow-up stays
+//! under the same nonce.
 
 use alloy::primitives::{B256, Bytes};
 

@@ -1,4 +1,4 @@
-//! Payments by Permit2: calldata for the proxies, the trace in the logs, and what became of a nonce (`protocol.md` §3.5, §4).
+//! Payments by Permit2: calldata for the proxies, the trace in the logs, and what became of a nonce (`docs/architecture.md#permit2`).
 //!
 //! Permit2 says nothing when a nonce is used, and a proxy only that something was settled. So a settlement is told by the exact Transfer
 //! right before the proxy's word, and by the calldata of its transaction; where that goes to a contract of somebody's own, by state ([`wrapped`]).

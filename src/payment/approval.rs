@@ -1,4 +1,4 @@
-//! A payer's own transaction that lets Permit2 take its token (`protocol.md` §3.6): read, and checked before anybody pays for it.
+//! A payer's own transaction that lets Permit2 take its token (`docs/architecture.md#gas-sponsoring`): read, and checked before anybody pays for it.
 
 use alloy::consensus::transaction::SignerRecoverable as _;
 use alloy::consensus::{Transaction as _, TxEnvelope};

@@ -83,7 +83,7 @@ impl Candidate {
     /// Checks the shape: scheme, domain, network, amount, signature.
     ///
     /// # Errors
-    /// A [`Refusal`] with the code of the first check that failed, in the order of `protocol.md` §3.2, §3.5 and §4.
+    /// A [`Refusal`] with the code of the first check that failed, in the order of `docs/architecture.md#order-of-checks`.
     pub fn from_request(
         request: PaymentRequest,
         policy: &NetworkPolicy,

@@ -8,7 +8,7 @@ use crate::payment::state::Exit;
 use crate::payment::{Candidate, Method, Payment, SignedBy, revert};
 use crate::protocol::{Reason, Refusal, X402Version};
 
-/// A permit has to last this much longer, in seconds: it is submitted with the payment (`protocol.md` §3.6).
+/// A permit has to last this much longer, in seconds: it is submitted with the payment (`docs/architecture.md#gas-sponsoring`).
 const PERMIT_LASTS_S: i64 = 6;
 
 /// One look at the chain, all at the same block.
@@ -198,7 +198,7 @@ impl Payment {
     }
 }
 
-/// The likeliest reason of a failed simulation: the first hit (`protocol.md` §3.2 and §3.5).
+/// The likeliest reason of a failed simulation: the first hit (`docs/architecture.md#order-of-checks`).
 fn diagnosis(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (Reason, String) {
     let reason = |objection| signed.method.reason(version, objection);
     if let Some(found) = deployment(signed, facts) {

@@ -188,7 +188,7 @@ impl Method {
         }
     }
 
-    /// The code for a fault (`protocol.md` §2.7).
+    /// The code for a fault (`docs/architecture.md#refusal-codes`).
     pub const fn reason(&self, version: X402Version, fault: Fault) -> Reason {
         match (self, fault) {
             (Self::Eip3009, Fault::Amount) => match version {

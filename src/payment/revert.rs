@@ -22,7 +22,7 @@ sol! {
     error SignatureExpired(uint256 deadline);
 }
 
-/// What the proxies and Permit2 say, by selector (`protocol.md` §3.5).
+/// What the proxies and Permit2 say, by selector (`docs/architecture.md#permit2`).
 const KNOWN: &[([u8; 4], Reason, &str)] = &[
     (
         InvalidAmount::SELECTOR,

@@ -1,4 +1,4 @@
-//! A payment for tests: the published vector (`protocol.md`, appendix B) in both dialects, good in every respect at [`now`].
+//! A payment for tests: the published vector (`docs/architecture.md#test-vectors`) in both dialects, good in every respect at [`now`].
 
 use alloy::primitives::{Address, B256, Bytes, U256, address, b256};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What a payer adds so that Permit2 may take its token: checked before anybody pays for gas (`protocol.md` §3.6).
+//! What a payer adds so that Permit2 may take its token: checked before anybody pays for gas (`docs/architecture.md#gas-sponsoring`).
 
 use alloy::primitives::Address;
 

@@ -1,4 +1,4 @@
-//! The tokens that SDK buyers pay with by default, as data (`protocol.md` §7.1).
+//! The tokens that SDK buyers pay with by default, as data (`docs/architecture.md#default-tokens`).
 
 use std::fmt;
 
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    /// What `protocol.md` §7.1 has from the chains.
+    /// What was read from the chains (`docs/architecture.md#default-tokens`).
     #[test]
     fn the_domain_separators_are_those_of_the_chains() {
         for (chain_id, separator) in [

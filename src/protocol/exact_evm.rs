@@ -1,4 +1,4 @@
-//! Scheme `exact` over EIP-3009: the authorization, its EIP-712 digest and its payload (`protocol.md` §3.1).
+//! Scheme `exact` over EIP-3009: the authorization, its EIP-712 digest and its payload (`docs/architecture.md#eip-3009`).
 
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::sol;

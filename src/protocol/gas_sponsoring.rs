@@ -1,4 +1,5 @@
-//! The extensions by which a payer lets Permit2 take its token without paying for gas (`protocol.md` §3.6). The seller declares them, the
+//! The extensions by which a payer lets Permit2 take its token without paying for gas (`docs/architecture.md#gas-sponsoring`).
+//! The seller declares them, the
 //! buyer fills in `info`, the facilitator acts on it.
 
 use alloy::primitives::{Address, B256, Bytes};

@@ -1,4 +1,4 @@
-//! The HTTP headers of a paid request and their encoding (`protocol.md` §1.1).
+//! The HTTP headers of a paid request and their encoding (`docs/architecture.md#http-headers`).
 
 use base64::Engine as _;
 use base64::engine::{

@@ -11,8 +11,8 @@ pub struct KnownNetwork {
     pub name: &'static str,
     /// For configuration and command line; the first one is what is shown.
     pub names: &'static [&'static str],
-    /// Whether shipped v1 clients know the first of its names (`protocol.md` §1.5). A v1 client refuses a whole 402 that holds any name
-    /// that it does not know.
+    /// Whether shipped v1 clients know the first of its names (`docs/architecture.md#network-names`). A v1 client refuses a whole 402 that
+    /// holds any name that it does not know.
     pub in_v1: bool,
     /// Whether its money is worth nothing.
     pub test: bool,
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(Network::from_v1_name("ethereum-sepolia"), None);
     }
 
-    /// `protocol.md` §1.5; one name more, and v1 clients that read it refuse a whole 402.
+    /// See `docs/architecture.md#network-names`: one name more, and v1 clients that read it refuse a whole 402.
     #[test]
     fn v1_has_the_names_that_shipped_clients_know_and_no_other() {
         let names = NETWORKS.iter().filter_map(KnownNetwork::v1_name);

@@ -1,4 +1,4 @@
-//! The payment that a buyer puts into a request header, in both dialects (`protocol.md` §1.3).
+//! The payment that a buyer puts into a request header, in both dialects (`docs/architecture.md#versions`).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Permit2: the authorization of scheme `exact` for tokens without EIP-3009, and of scheme `upto` (`protocol.md` §3.5 and §4).
+//! Permit2: the authorization of scheme `exact` for tokens without EIP-3009, and of scheme `upto` (`docs/architecture.md#permit2`).
 
 use alloy::primitives::{Address, B256, Bytes, U256, address};
 use alloy::sol;

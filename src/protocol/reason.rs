@@ -1,4 +1,4 @@
-//! The stable codes by which a payment is refused (`protocol.md` §2.7).
+//! The stable codes by which a payment is refused (`docs/architecture.md#refusal-codes`).
 
 use std::fmt;
 use std::str::FromStr;

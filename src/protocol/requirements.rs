@@ -74,12 +74,12 @@ impl PaymentRequirements {
         self.extra_text("version").filter(|text| !text.is_empty())
     }
 
-    /// `extra.assetTransferMethod`; absent for the default of the scheme (`protocol.md` §1.2).
+    /// `extra.assetTransferMethod`; absent for the default of the scheme (the x402 specification of the scheme).
     pub fn transfer_method(&self) -> Option<&str> {
         self.extra_text("assetTransferMethod")
     }
 
-    /// `extra.paymentFlow`, absent for the default flow (`protocol.md` §3.8).
+    /// `extra.paymentFlow`, absent for the default flow (`docs/architecture.md#payment-flow`).
     pub fn payment_flow(&self) -> Option<&str> {
         self.extra_text("paymentFlow")
     }

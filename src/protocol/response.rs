@@ -1,4 +1,4 @@
-//! What the facilitator answers on its three standard calls (`protocol.md` §2.2).
+//! What the facilitator answers on its three standard calls (the x402 specification, facilitator interface).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The v1 dialect, translated to v2 here and nowhere else (`protocol.md` §1.2, §1.3).
+//! The v1 dialect, translated to v2 here and nowhere else (`docs/architecture.md#versions`).
 
 use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};

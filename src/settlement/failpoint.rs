@@ -1,6 +1,6 @@
 //! The numbered steps of a settlement, as places where a test can kill the process, and a key that a test can take away.
 
-/// A step that has just been completed (`engine.md` §2.2).
+/// A step that has just been completed (`docs/architecture.md#the-path-of-a-payment`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// A lane took the payment from the queue; nothing is written.

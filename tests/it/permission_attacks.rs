@@ -1,4 +1,4 @@
-//! The published attacks that payments by Permit2 are open to (`peers.md` part C), each with the test that it asks for.
+//! The published attacks that payments by Permit2 are open to (`docs/architecture.md#permit2`), each with the test that shows the answer.
 
 use std::time::Duration;
 

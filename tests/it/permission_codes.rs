@@ -1,4 +1,4 @@
-//! Every refusal code of `protocol.md` §2.7 for Permit2, `upto` and gas sponsoring, at verify and at settle.
+//! Every refusal code (`docs/architecture.md#refusal-codes`) for Permit2, `upto` and gas sponsoring, at verify and at settle.
 
 use alloy::primitives::{Address, Bytes, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;

@@ -1,4 +1,4 @@
-//! Each refusal of `protocol.md` §3.2 that needs no chain, in both dialects.
+//! Each refusal of `docs/architecture.md#order-of-checks` that needs no chain, in both dialects.
 
 use alloy::primitives::U256;
 use alloy::sol_types::SolValue;

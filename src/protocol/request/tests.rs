@@ -184,7 +184,7 @@ fn schemes_networks_and_payloads_of_others_are_named_as_such() {
     );
 }
 
-/// The vector of `protocol.md`, appendix B, as a scheme presents it.
+/// The published vector (`docs/architecture.md#test-vectors`), as a scheme presents it.
 fn by_permit2(scheme: &str) -> Value {
     let mut body = body(X402Version::V2);
     let mut witness = json!({ "to": Address::repeat_byte(0x22), "validAfter": "0" });

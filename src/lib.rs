@@ -5,6 +5,8 @@
 //! a Postgres ledger. Its reason to exist is one sentence: an accepted payment moves money exactly once, whatever is killed,
 //! lost or repeated, and both sides can see it.
 //!
+//! `docs/architecture.md` says why it is built as it is; the words are in `docs/glossary.md`.
+//!
 //! # The house
 //!
 //! Each room may know the rooms to its left; `tests/tidy.rs` fails when one looks the other way.

@@ -109,7 +109,10 @@ fn is_in_a_folder(path: &str) -> bool {
 fn section(heading: &str) -> String {
     let kept = |letter: &char| letter.is_alphanumeric() || "-_ ".contains(*letter);
     let text = heading.trim_start_matches('#').trim().to_lowercase();
-    text.chars().filter(kept).collect::<String>().replace(' ', "-")
+    text.chars()
+        .filter(kept)
+        .collect::<String>()
+        .replace(' ', "-")
 }
 
 fn sections(page: &str) -> Vec<String> {
@@ -124,8 +127,11 @@ fn sections(page: &str) -> Vec<String> {
 /// What is wrong with a path that `file` cites; relative to the repository, or to the folder of the file.
 fn problem(file: &Path, cited: &str, from_root: bool) -> Option<String> {
     let (path, wanted) = cited.split_once('#').unwrap_or((cited, ""));
-    let folder = file.parent().unwrap_or(root());
-    let candidates = [from_root.then(|| root().join(path)), Some(folder.join(path))];
+    let folder = file.parent().unwrap_or_else(root);
+    let candidates = [
+        from_root.then(|| root().join(path)),
+        Some(folder.join(path)),
+    ];
     let found = if path.is_empty() {
         Some(file.to_owned())
     } else {
@@ -156,7 +162,8 @@ fn links(page: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn what_could_be_a_path_is_found_in_a_sentence() {
-    let said = "See `docs/glossary.md#glossary`, src/lib.rs. At https://host/docs/x.md too; and/or.";
+    let said =
+        "See `docs/glossary.md#glossary`, src/lib.rs. At https://host/docs/x.md too; and/or.";
     let cited = paths(said).filter(|path| is_page(path) || is_in_a_folder(path));
     let cited: Vec<_> = cited.filter(|path| !path.starts_with('/')).collect();
     assert_eq!(cited, ["docs/glossary.md#glossary", "src/lib.rs"]);

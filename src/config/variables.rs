@@ -39,7 +39,9 @@ pub(super) fn unknown(environment: &dyn Environment) -> Vec<String> {
         .iter()
         .map(|name| match super::nearest(name, KNOWN.iter().copied()) {
             Some(meant) => format!("{name}: there is no such variable; did you mean {meant}?"),
-            None => format!("{name}: there is no such variable; docs/configuration.md lists those there are"),
+            None => format!(
+                "{name}: there is no such variable; docs/configuration.md lists those there are"
+            ),
         })
         .collect()
 }

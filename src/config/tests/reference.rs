@@ -29,7 +29,8 @@ const OF_TESTS: [&str; 5] = [
 /// Key, variable, default, allowed values, meaning.
 type Setting = [&'static str; 5];
 
-/// Name of the table on the page, table of the file, settings.
+/// Name of the table on the page, table of the file, settings: one on a line.
+#[rustfmt::skip]
 const GROUPS: &[(&str, &str, &[Setting])] = &[
     ("service", SERVICE, &[
         ["listen", "X402D_LISTEN", "127.0.0.1:4402", "IP address and port", "Where to listen."],
@@ -127,7 +128,9 @@ fn every_key_and_variable_that_is_read_is_on_the_page() {
     }
     let settings = GROUPS.iter().flat_map(|(.., settings)| settings.iter());
     let named = settings.map(|[_, variable, ..]| *variable);
-    let mut listed: Vec<&str> = named.filter(|variable| variable.starts_with("X402D_")).collect();
+    let mut listed: Vec<&str> = named
+        .filter(|variable| variable.starts_with("X402D_"))
+        .collect();
     listed.extend(OF_TESTS);
     listed.sort_unstable();
     assert_eq!(listed, KNOWN);
@@ -144,13 +147,31 @@ fn defaults_are_those_of_the_page() {
         ("verify_lease_s", config.verify_lease_s.to_string()),
         ("body_bytes_max", config.body_bytes_max.to_string()),
         ("connections_max", config.connections_max.to_string()),
-        ("database_connections_max", config.database_connections_max.to_string()),
+        (
+            "database_connections_max",
+            config.database_connections_max.to_string(),
+        ),
         ("open_max", sessions.open_max.to_string()),
-        ("open_max_per_client", sessions.open_max_per_client.to_string()),
-        ("open_max_per_party", sessions.open_max_per_party.to_string()),
-        ("validity_min_s", policy.validity_min.whole_seconds().to_string()),
-        ("validity_max_s", policy.validity_max.whole_seconds().to_string()),
-        ("priority_fee_wei", network.fees.priority_fee_wei.to_string()),
+        (
+            "open_max_per_client",
+            sessions.open_max_per_client.to_string(),
+        ),
+        (
+            "open_max_per_party",
+            sessions.open_max_per_party.to_string(),
+        ),
+        (
+            "validity_min_s",
+            policy.validity_min.whole_seconds().to_string(),
+        ),
+        (
+            "validity_max_s",
+            policy.validity_max.whole_seconds().to_string(),
+        ),
+        (
+            "priority_fee_wei",
+            network.fees.priority_fee_wei.to_string(),
+        ),
         ("gas_cap", network.fees.gas_cap.to_string()),
         ("queue_max", network.queue_max.to_string()),
         ("inflight_max", network.inflight_max.to_string()),
@@ -195,9 +216,14 @@ fn limits_are_those_of_the_page() {
 #[test]
 fn the_page_is_fresh() {
     let kept = std::fs::read_to_string(PAGE).unwrap();
-    let mut tables: Vec<_> = GROUPS.iter().map(|(name, _, settings)| (*name, settings_table(settings))).collect();
+    let mut tables: Vec<_> = GROUPS
+        .iter()
+        .map(|(name, _, settings)| (*name, settings_table(settings)))
+        .collect();
     tables.push(("networks", networks_table()));
-    let page = tables.iter().fold(kept, |page, (name, table)| with_table(&page, name, table));
+    let page = tables
+        .iter()
+        .fold(kept, |page, (name, table)| with_table(&page, name, table));
     if std::env::var_os("X402D_WRITE_DOCS").is_some_and(|wish| wish == "1") {
         std::fs::write(PAGE, &page).unwrap();
     }
@@ -209,19 +235,43 @@ fn the_page_is_fresh() {
 
 /// The page with another text between the marks of a table.
 fn with_table(page: &str, name: &str, table: &str) -> String {
-    let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
+    let (begin, end) = (
+        format!("<!-- begin {name} -->\n"),
+        format!("<!-- end {name} -->"),
+    );
     let (before, rest) = page.split_once(&begin).expect(&begin);
     let (_, after) = rest.split_once(&end).expect(&end);
     format!("{before}{begin}{table}{end}{after}")
 }
 
 fn settings_table(settings: &[Setting]) -> String {
-    let code = |text: &str| if text.is_empty() { String::new() } else { format!("`{text}`") };
-    let rows = settings.iter().map(|[key, variable, default, allowed, meaning]| {
-        let default = if default.parse::<u64>().is_ok() { code(default) } else { (*default).to_owned() };
-        vec![code(key), code(variable), default, (*allowed).to_owned(), (*meaning).to_owned()]
-    });
-    table(&["key", "variable", "default", "allowed", "meaning"], rows.collect())
+    let code = |text: &str| {
+        if text.is_empty() {
+            String::new()
+        } else {
+            format!("`{text}`")
+        }
+    };
+    let rows = settings
+        .iter()
+        .map(|[key, variable, default, allowed, meaning]| {
+            let default = if default.parse::<u64>().is_ok() {
+                code(default)
+            } else {
+                (*default).to_owned()
+            };
+            vec![
+                code(key),
+                code(variable),
+                default,
+                (*allowed).to_owned(),
+                (*meaning).to_owned(),
+            ]
+        });
+    table(
+        &["key", "variable", "default", "allowed", "meaning"],
+        rows.collect(),
+    )
 }
 
 fn networks_table() -> String {
@@ -230,14 +280,27 @@ fn networks_table() -> String {
         vec![
             known.name.to_owned(),
             format!("`{network}`"),
-            known.names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+            known
+                .names
+                .iter()
+                .map(|name| format!("`{name}`"))
+                .collect::<Vec<_>>()
+                .join(", "),
             if known.test { "test" } else { "main" }.to_owned(),
             known.native_symbol.to_owned(),
             known.confirmations.to_string(),
             (network.default_fee_cap_wei() / 1_000_000_000).to_string(),
         ]
     });
-    let titles = ["network", "CAIP-2", "names", "", "gas in", "confirmations", "`max_fee_wei` in gwei"];
+    let titles = [
+        "network",
+        "CAIP-2",
+        "names",
+        "money",
+        "gas in",
+        "confirmations",
+        "`max_fee_wei` in gwei",
+    ];
     table(&titles, rows.collect())
 }
 
@@ -247,7 +310,13 @@ fn table(titles: &[&str], mut rows: Vec<Vec<String>>) -> String {
     let used = |column: &usize| rows.iter().skip(1).any(|row| !row[*column].is_empty());
     let columns: Vec<usize> = (0..titles.len()).filter(used).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let padded = |column: &usize| if Some(column) == columns.last() { 0 } else { width(*column).unwrap_or_default() };
+    let padded = |column: &usize| {
+        if Some(column) == columns.last() {
+            0
+        } else {
+            width(*column).unwrap_or_default()
+        }
+    };
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
         let cells = columns.iter().map(|column| {
@@ -257,7 +326,9 @@ fn table(titles: &[&str], mut rows: Vec<Vec<String>>) -> String {
         text.extend(cells);
         text.push_str("|\n");
         if number == 0 {
-            let lines = columns.iter().map(|column| format!("|{}", "-".repeat(padded(column).max(1) + 2)));
+            let lines = columns
+                .iter()
+                .map(|column| format!("|{}", "-".repeat(padded(column).max(1) + 2)));
             text.extend(lines);
             text.push_str("|\n");
         }

@@ -127,10 +127,9 @@ fn sections(page: &str) -> Vec<String> {
 /// What is wrong with a path that `file` cites; relative to the repository, or to the folder of the file.
 fn problem(file: &Path, cited: &str, from_root: bool) -> Option<String> {
     let (path, wanted) = cited.split_once('#').unwrap_or((cited, ""));
-    let folder = file.parent().unwrap_or_else(root);
     let candidates = [
         from_root.then(|| root().join(path)),
-        Some(folder.join(path)),
+        Some(file.with_file_name(path)),
     ];
     let found = if path.is_empty() {
         Some(file.to_owned())

@@ -5,6 +5,8 @@
 //! guarantee: an accepted payment moves money exactly once, whatever process is killed, message lost or request repeated, and both sides
 //! can see it.
 //!
+//! `docs/architecture.md` says why it is built as it is; `docs/glossary.md` has the words.
+//!
 //! # Two words of this code
 //!
 //! - A **lane** is the right to use the nonces of one signer on one network. One process at a time owns it, by a lease in the ledger, and

@@ -1,6 +1,8 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 
+mod reference;
+
 use super::*;
 use crate::protocol::assets::TransferMethod;
 

@@ -8,7 +8,7 @@ const PREFIX: &str = "X402D_";
 const DATABASE_URL: &str = "DATABASE_URL";
 
 /// Every variable that a part of x402d reads, the buyer's and the tests' too: one environment may serve several commands.
-const KNOWN: &[&str] = &[
+pub(super) const KNOWN: &[&str] = &[
     "X402D_ADMIN_TOKEN",
     "X402D_BUYER_KEY",
     "X402D_BUYER_RPC_URL",
@@ -41,7 +41,9 @@ pub(super) fn unknown(environment: &dyn Environment) -> Vec<String> {
         .iter()
         .map(|name| match similar_variable(name) {
             Some(known) => format!("{name}: there is no such variable; did you mean {known}?"),
-            None => format!("{name}: there is no such variable; the README lists those there are"),
+            None => format!(
+                "{name}: there is no such variable; docs/configuration.md lists those there are"
+            ),
         })
         .collect()
 }
@@ -109,7 +111,11 @@ mod tests {
     /// A variable that is added to the sources has to be added to the list. Tests use wrong names on purpose.
     #[test]
     fn every_variable_in_the_sources_is_known() {
-        let tests_only = ["X402D_WRITE_OPENAPI", "X402D_SOAK_SECONDS"];
+        let tests_only = [
+            "X402D_WRITE_DOCS",
+            "X402D_WRITE_OPENAPI",
+            "X402D_SOAK_SECONDS",
+        ];
         let mut folders = vec![std::path::PathBuf::from(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/src"

@@ -1,4 +1,4 @@
-//! The README's sellers, run as printed.
+//! The sellers of `docs/sellers.md`, run as printed; the README shows the first of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,15 +13,20 @@ use crate::support::{World, buy, eventually, example, free_port};
 
 const PAYEE: Address = Address::repeat_byte(0x4e);
 
-/// The fenced block of README.md whose first line begins with `title`.
+/// The fenced block of the sellers' page whose first line begins with `title`.
 fn snippet(title: &str) -> String {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let mut blocks = readme
+    snippet_of("docs/sellers.md", title)
+}
+
+/// The fenced block of a page whose first line begins with `title`.
+fn snippet_of(page: &str, title: &str) -> String {
+    let text = std::fs::read_to_string(root().join(page)).unwrap();
+    let mut blocks = text
         .split("\n```")
         .filter_map(|block| block.split_once('\n'));
     let found = blocks.find(|(_, text)| text.starts_with(title));
     found
-        .unwrap_or_else(|| panic!("README.md has no {title}"))
+        .unwrap_or_else(|| panic!("{page} has no {title}"))
         .1
         .to_owned()
 }
@@ -106,9 +111,15 @@ async fn rust_seller_sells() {
     assert_eq!(
         shown.trim_end(),
         compiled.trim_end(),
-        "README.md and examples/quickstart.rs"
+        "docs/sellers.md and examples/quickstart.rs"
     );
     assert_sells(Command::new(example("quickstart").await), "buyer_v2.mjs").await;
+}
+
+#[test]
+fn readme_shows_the_first_seller() {
+    let title = "// seller.mjs";
+    assert_eq!(snippet_of("README.md", title), snippet(title));
 }
 
 #[test]

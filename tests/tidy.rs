@@ -226,11 +226,11 @@ fn sql_rpc_and_environment_are_used_in_few_files() -> io::Result<()> {
     for (path, text) in files("src")? {
         let code = without_tests(code(&text));
         for (root, what, allowed) in RESTRICTED {
-            let check_policy = allowed.iter().any(|file| path.starts_with(file));
+            let is_allowed = allowed.iter().any(|file| path.starts_with(file));
             let uses = named_after(root, &code)
                 .iter()
                 .any(|name| name.starts_with(what));
-            if uses && !check_policy {
+            if uses && !is_allowed {
                 wrong.push(format!("src/{path}: {root}{what} belongs in {allowed:?}"));
             }
         }

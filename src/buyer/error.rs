@@ -140,8 +140,8 @@ pub enum BuyerError {
     /// The payment could not be signed. Nothing was sent.
     #[error("the payment could not be signed, nothing was sent: {0}")]
     Signing(String),
-    /// The journal could not be read or written. Nothing was sent.
-    #[error("the purchase journal cannot be read or written; nothing was sent")]
+    /// The journal could not be read or written, or the purchase id belongs to another URL. No new payment was sent.
+    #[error("the purchase journal cannot be used; no new payment was sent")]
     Journal(#[source] JournalError),
     /// The request with the payment got no complete response. The payment may settle.
     #[error("the payment was sent and the seller did not answer; it may still settle")]
@@ -374,7 +374,7 @@ impl BuyerError {
                 "nothing was signed; raise the limit, or buy elsewhere"
             }
             Self::Declined(_) | Self::Session(_) | Self::Signing(_) | Self::Journal(_) => {
-                "nothing was sent; fix the cause and call again"
+                "no new payment was sent; fix the cause and call again"
             }
             Self::PaidUnanswered { .. }
             | Self::OutcomeUnknown { .. }

@@ -240,7 +240,6 @@ impl Facilitator {
 
     /// Whether a valid payment could be sent now. At `/verify`, one that names a signer which cannot send is refused if another signer can:
     /// the payer has not paid yet, and may name that one.
-    /// payer has lost nothing yet, and may name that one.
     fn can_be_sent(
         served: &ServedNetwork,
         candidate: &Candidate,

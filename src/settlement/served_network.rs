@@ -333,7 +333,7 @@ impl ServedNetwork {
     }
 
     /// Gives up the claims on queued payments, so that any process can claim them now. Without this, other processes would claim them after
-    /// two seconds.
+    /// ten seconds while this one lives, and this one after two.
     pub(super) async fn unclaim(&self, payments: &[PaymentId]) {
         if payments.is_empty() {
             return;
@@ -341,7 +341,7 @@ impl ServedNetwork {
         if let Err(error) = self.ledger.release_claims(payments).await {
             tracing::debug!(
                 error = causes(&error),
-                "claims on queued payments not released: other processes take them over after two seconds"
+                "claims on queued payments not released: other processes take them over after ten seconds"
             );
         }
         self.wake_pickup();

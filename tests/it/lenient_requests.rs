@@ -159,7 +159,7 @@ async fn rejection_names_member_value_and_expectation() {
     assert_eq!(answer.status, 400, "{answer:?}");
     let said = answer.body["error"].as_str().unwrap();
     assert!(
-        said.contains("x402Version") && said.contains("the text \"1\""),
+        said.contains("x402Version") && said.contains("the string \"1\""),
         "{said}"
     );
 }

@@ -1,6 +1,6 @@
 //! The gas sponsoring extensions: the payer signs a token allowance to Permit2, and the facilitator pays the gas for it.
 //!
-//! Specified in `eip2612_gas_sponsoring.md` and `erc20_gas_sponsoring.md` of the x402 specification. The seller declares the extension, the
+//! Specified in the extensions `eip2612GasSponsoring` and `erc20ApprovalGasSponsoring` of the x402 specification. The seller declares the extension, the
 //! buyer fills in `info`, the facilitator submits it.
 
 use alloy::primitives::{Address, B256, Bytes};

@@ -1,6 +1,6 @@
 //! Permit2: the authorization of scheme `exact` for tokens without EIP-3009, and of scheme `upto`.
 //!
-//! Specified in `scheme_exact_evm.md` and `scheme_upto_evm.md` of the x402 specification.
+//! Specified in the x402 specification, schemes `exact` and `upto` on EVM chains.
 
 use alloy::primitives::{Address, B256, Bytes, U256, address};
 use alloy::sol;

@@ -292,7 +292,7 @@ async fn run_network(
             if problem.is_transient() {
                 tracing::warn!(%network, problem = text, "network not served yet: its RPC does not answer; retrying");
             } else {
-                tracing::error!(%network, problem = text, "network not served: chain and configuration differ; retrying");
+                tracing::error!(%network, problem = text, "network not served yet; retrying");
             }
             logged = text;
         }

@@ -12,6 +12,9 @@ const TRIES: u32 = 5;
 /// The pause between two tries: the first one, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
+/// Longer than the database lets the statement run that takes a grant.
+const LATE: Duration = Duration::from_secs(10);
+
 /// A committed grant whose answer is being written. Dropped without [`Grant::answered`], it is void, and the next caller may take it.
 #[derive(Debug)]
 pub struct Grant {
@@ -64,8 +67,15 @@ impl Grant {
         let (facilitator, payment) = (self.facilitator.clone(), self.payment);
         let request = self.request.clone();
         self.facilitator.tasks.spawn(async move {
-            record(&facilitator, payment, request, end).await;
+            record(&facilitator, payment, &request, end).await;
             facilitator.waiters.wake([payment]);
+            if end == End::Lost {
+                // A statement that reached the database late has ended by then.
+                let stopping = facilitator.stopping.cancelled();
+                drop(tokio::time::timeout(LATE, stopping).await);
+                record(&facilitator, payment, &request, end).await;
+                facilitator.waiters.wake([payment]);
+            }
         });
     }
 }
@@ -78,11 +88,11 @@ impl Drop for Grant {
 
 /// Records how a grant ended. While the grant is open no other request is answered, and it stays open as long as this process lives: so
 /// this is tried until it succeeds or the process ends; after that the grant is void.
-async fn record(facilitator: &Facilitator, payment: PaymentId, request: GrantRequest, end: End) {
+async fn record(facilitator: &Facilitator, payment: PaymentId, request: &GrantRequest, end: End) {
     let (mut pause, longest) = PAUSES;
     let (mut failures, mut last_tries) = (0_u32, TRIES);
     loop {
-        let Err(error) = record_once(facilitator, payment, &request, end).await else {
+        let Err(error) = record_once(facilitator, payment, request, end).await else {
             return;
         };
         failures = failures.saturating_add(1);

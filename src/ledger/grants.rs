@@ -297,13 +297,18 @@ impl Ledger {
         sqlx::query!(
             "with voided as (
                 insert into grants as g (payment_id, process_id, request_id, caller, voided_at) values ($1, $2, $3, $4, now())
-                on conflict on constraint grants_one_per_payment do update set voided_at = now()
-                where g.process_id = excluded.process_id and g.request_id = excluded.request_id
-                    and g.answered_at is null and g.voided_at is null
+                on conflict on constraint grants_one_per_payment do update
+                set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller, voided_at = now(),
+                    granted_at = case when g.request_id = excluded.request_id then g.granted_at else now() end
+                -- A void row of another request would let the late statement in: its place is taken as well.
+                where g.answered_at is null and case when g.request_id = excluded.request_id then g.voided_at is null
+                    else g.voided_at is not null or exists (
+                        select from processes holder where holder.id = g.process_id and holder.lease_until < now()
+                    ) end
                 returning payment_id, request_id, granted_at
             )
-            -- A row of this statement's own was never a grant.
-            insert into events (payment_id, kind, reason) select payment_id, 'voided', request_id from voided where granted_at < now()",
+            -- What this statement has written in its own name was never a grant.
+            insert into events (payment_id, kind, reason) select payment_id, 'voided', request_id from voided where granted_at <> now()",
             payment.0,
             self.process.0,
             request.request_id,

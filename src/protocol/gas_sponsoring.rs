@@ -1,6 +1,6 @@
 //! The gas sponsoring extensions: the payer signs a token allowance to Permit2, and the facilitator pays the gas for it.
 //!
-//! Specified in the extensions `eip2612GasSponsoring` and `erc20ApprovalGasSponsoring` of the x402 specification. The seller declares the extension, the
+//! Specified as `eip2612GasSponsoring` and `erc20ApprovalGasSponsoring` in the x402 specification. The seller declares the extension, the
 //! buyer fills in `info`, the facilitator submits it.
 
 use alloy::primitives::{Address, B256, Bytes};

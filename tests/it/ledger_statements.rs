@@ -144,6 +144,22 @@ async fn late_arriving_lost_grant_takes_nothing() {
     ledger.void_lost_grant(ended.payment, &lost).await.unwrap();
     let third = ledger.grant(ended.payment, request("a third")).await;
     assert!(third.unwrap().is_none());
+
+    // The void row of another request lets no late statement in either, and what was never granted has no event.
+    ended.run("delete from grants").await;
+    for id in ["another lost one", "lost again", "lost again"] {
+        let lost = request(id);
+        ledger.void_lost_grant(ended.payment, &lost).await.unwrap();
+    }
+    let late = ledger.grant(ended.payment, request("lost again")).await;
+    assert!(late.unwrap().is_none());
+    let mut connection = ended.world.database.connection().await;
+    let voided = "select count(*) from events where kind = 'voided' and reason like '%lost%'";
+    let (voided,): (i64,) = sqlx::query_as(voided)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(voided, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::support::{Cluster, Pooler, Purchase, Setup, eventually};
 
@@ -22,12 +22,10 @@ async fn assert_no_setting_leaks(pooler: &Pooler, database: &str, settings: &str
         ("enable_seqscan", "on"),
         ("lock_timeout", "0"),
     ] {
-        let shown: String = sqlx::query_scalar("select current_setting($1)")
-            .persistent(false)
-            .bind(setting)
-            .fetch_one(&mut foreign)
-            .await
-            .unwrap();
+        // In one message: a pooler may give the next one to another server connection.
+        let look = AssertSqlSafe(format!("select current_setting('{setting}')"));
+        let shown = sqlx::raw_sql(look).fetch_one(&mut foreign).await.unwrap();
+        let shown: String = shown.get(0);
         assert_eq!(shown, default, "{settings}: {setting}");
     }
 }

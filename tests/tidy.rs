@@ -53,6 +53,8 @@ const RESTRICTED: &[(&str, &str, &[&str])] = &[
         &[
             "config/",
             "settlement/failpoint.rs",
+            // The server on which tests create their databases.
+            "ledger/testing/database.rs",
             // Where programs are looked up, and the variables that the local chain must not inherit.
             "embedded/anvil_binary.rs",
             "embedded/cluster.rs",

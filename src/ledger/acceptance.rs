@@ -411,3 +411,6 @@ impl Ledger {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

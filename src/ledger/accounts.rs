@@ -159,3 +159,6 @@ pub(super) async fn count_promises(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

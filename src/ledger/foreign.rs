@@ -156,3 +156,6 @@ fn use_in_words(foreign: &ForeignNonce) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,3 +152,6 @@ async fn funding_totals(
         all: row.all.parse().map_err(|_| bad())?,
     })
 }
+
+#[cfg(test)]
+mod tests;

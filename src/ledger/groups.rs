@@ -182,3 +182,6 @@ impl Ledger {
         self.groups.closings.ask(closing).await?
     }
 }
+
+#[cfg(test)]
+mod tests;

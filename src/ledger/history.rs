@@ -327,3 +327,6 @@ pub(super) async fn with_sessions(
     });
     Ok(entries.collect())
 }
+
+#[cfg(test)]
+mod tests;

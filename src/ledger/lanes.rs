@@ -288,3 +288,6 @@ impl Ledger {
         Ok(stopped.collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

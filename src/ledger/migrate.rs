@@ -220,3 +220,6 @@ async fn watch(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,8 @@ mod results;
 mod row;
 mod sessions;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod transfers;
 mod undecided;
 

@@ -307,3 +307,6 @@ impl Ledger {
         Ok(self.readable(rows).await)
     }
 }
+
+#[cfg(test)]
+mod tests;

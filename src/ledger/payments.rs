@@ -203,3 +203,6 @@ impl From<X402Version> for i16 {
         Self::from(u8::from(version))
     }
 }
+
+#[cfg(test)]
+mod tests;

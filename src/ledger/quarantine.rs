@@ -81,3 +81,6 @@ pub(super) async fn quarantine(
     .await?;
     Ok(updated.rows_affected() == 1)
 }
+
+#[cfg(test)]
+mod tests;

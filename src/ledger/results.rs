@@ -290,3 +290,6 @@ async fn roll_back_payments(
     .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

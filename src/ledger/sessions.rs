@@ -326,3 +326,6 @@ impl TryFrom<SessionRow> for Session {
 fn stored_text(text: &str) -> PlainText {
     PlainText::cleaned(text, usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

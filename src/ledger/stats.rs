@@ -79,3 +79,6 @@ impl Ledger {
         Ok(groups.collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -266,3 +266,6 @@ fn is_already_recorded(error: &sqlx::Error) -> bool {
         .and_then(|error| error.constraint())
         .is_some_and(|constraint| constraint == "transfers_one_per_transaction")
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,9 @@ use alloy::primitives::B256;
 use uuid::Uuid;
 
 use super::connections::Connection;
-use super::quarantine::quarantine;
+use super::quarantine::{quarantine, quarantine_unreadable};
 use super::row::{PaymentRow, bigint, hash, select_payments};
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, Unreadable};
 use crate::payment::state::Rejection;
 use crate::payment::{Location, Payment, PaymentId};
 use crate::protocol::Network;
@@ -85,9 +85,16 @@ impl Ledger {
                 .await?;
         let mut undecided = Vec::with_capacity(rows.len());
         for payment in self.readable(payments).await {
-            let row = rows.iter().find(|row| row.payment_id == payment.id.0);
-            let found = row.and_then(|row| Some((row, hash(&row.hash)?, hash(&row.block_hash)?)));
-            let Some((row, hash, block_hash)) = found else {
+            let Some(row) = rows.iter().find(|row| row.payment_id == payment.id.0) else {
+                continue;
+            };
+            let Some((hash, block_hash)) = hash(&row.hash).zip(hash(&row.block_hash)) else {
+                let unreadable = Unreadable {
+                    table: "transactions",
+                    column: "hash or block_hash",
+                    id: row.id.to_string(),
+                };
+                quarantine_unreadable(&self.engine, payment.id, &unreadable).await;
                 continue;
             };
             undecided.push(Undecided {
@@ -241,3 +248,6 @@ async fn update_inflight(
     .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,6 +89,47 @@ impl PaymentState {
         "failed",
     ];
 
+    /// Whether a payment in this state may change to `next`: the rules of the table `payment_transitions`, to which a test of the ledger
+    /// compares them. `settled` of a payment without a charge has no transaction, so nothing changes it.
+    pub const fn may_become(&self, next: &Self) -> bool {
+        match self {
+            Self::Queued => matches!(
+                next,
+                Self::Inflight(_)
+                    | Self::Refused(_)
+                    | Self::Failed { .. }
+                    | Self::Mined(_)
+                    | Self::Settled(_)
+            ),
+            Self::Inflight(_) => matches!(
+                next,
+                Self::Queued
+                    | Self::Mined(_)
+                    | Self::Settled(_)
+                    | Self::Refused(_)
+                    | Self::Failed { .. }
+            ),
+            Self::Mined(_) => {
+                matches!(next, Self::Settled(_) | Self::Inflight(_) | Self::Queued)
+            }
+            Self::Settled(_) => {
+                matches!(next, Self::Final(_) | Self::Inflight(_) | Self::Queued)
+            }
+            Self::Refused(_) => matches!(
+                next,
+                Self::Queued
+                    | Self::Inflight(_)
+                    | Self::Mined(_)
+                    | Self::Settled(_)
+                    | Self::Uncharged
+                    | Self::Failed { .. }
+            ),
+            Self::Failed { .. } => matches!(next, Self::LateSettled(_)),
+            Self::LateSettled(_) => matches!(next, Self::Inflight(_) | Self::Queued),
+            Self::Uncharged | Self::Final(_) => false,
+        }
+    }
+
     /// The position of the transfer, if it was mined.
     pub const fn location(&self) -> Option<&Location> {
         match self {

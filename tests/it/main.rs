@@ -67,7 +67,6 @@ mod lane_handover;
 #[cfg(test)]
 mod lanes;
 #[cfg(test)]
-mod ledger_statements;
 #[cfg(test)]
 mod lenient_requests;
 #[cfg(test)]

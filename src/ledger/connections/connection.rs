@@ -173,22 +173,20 @@ impl Drop for Connection {
         }
         let mut unfinished = Self {
             open: Some(open),
-            usable: true,
+            // Until the rollback has ended: a runtime that shuts down drops the task without running it.
+            usable: false,
             in_transaction: true,
             failed: self.failed,
             pool: self.pool.clone(),
             permit: self.permit.take(),
         };
         let tasks = self.pool.server.tasks.clone();
-        match Handle::try_current() {
-            Ok(runtime) => {
-                let rollback = async move {
-                    // If this fails the connection is unusable; the server rolls back when its socket is closed.
-                    drop(unfinished.end("rollback").await);
-                };
-                tasks.spawn_on(rollback, &runtime);
-            }
-            Err(_) => unfinished.usable = false,
+        if let Ok(runtime) = Handle::try_current() {
+            let rollback = async move {
+                // If this fails the connection is unusable; the server rolls back when its socket is closed.
+                drop(unfinished.end("rollback").await);
+            };
+            tasks.spawn_on(rollback, &runtime);
         }
     }
 }

@@ -350,3 +350,6 @@ fn assignments(set: &str, settings: &[(&str, &str)]) -> String {
         .map(|(name, value)| format!("{set} {name} = '{value}'; "));
     each.collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+use super::*;
+use crate::ledger::LaneLease;
+use crate::ledger::testing::{
+    LANE, NETWORK, TestLedger, attempt, block, location, mined, new_payment,
+};
+use crate::payment::PaymentState;
+use crate::protocol::Reason;
+
+/// Payments whose transactions, one for each, are mined without their transfers.
+async fn without_transfer<const N: usize>(
+    numbers: [u8; N],
+) -> (TestLedger, LaneLease, Vec<Undecided>) {
+    let test = TestLedger::new().await;
+    let (_, lease) = test.owned_lane().await;
+    for (nonce, number) in (0..).zip(numbers) {
+        let payment = test.accepted(number).await;
+        let id = test.signed(lease, nonce, &[&payment]).await;
+        let mined = mined(id, nonce, number, &[]);
+        test.record_mined(&mined).await.unwrap();
+    }
+    let mut undecided = test.undecided(NETWORK, 100).await.unwrap();
+    undecided.sort_unstable_by_key(|row| row.payment.id);
+    assert_eq!(undecided.len(), N);
+    (test, lease, undecided)
+}
+
+fn rejection() -> Rejection {
+    Rejection {
+        reason: Reason::UnexpectedSettleError,
+        message: "a test".to_owned(),
+    }
+}
+
+fn transferred(number: u8, confirmed: bool) -> Verdict {
+    Verdict::Transferred {
+        location: location(number),
+        confirmed,
+    }
+}
+
+async fn outcomes(test: &TestLedger) -> String {
+    let outcomes = "select string_agg(coalesce(outcome, 'open'), ' ' order by transaction_id) from transaction_payments";
+    test.value(outcomes).await
+}
+
+async fn open(test: &TestLedger) -> usize {
+    test.undecided(NETWORK, 100).await.unwrap().len()
+}
+
+#[tokio::test]
+async fn unreadable_payment_is_left_out_of_the_undecided() {
+    let (test, _, rows) = without_transfer([1, 2, 3]).await;
+    assert_eq!(rows[0].hash, attempt(0).hash);
+    assert_eq!(
+        (rows[0].block_number, rows[0].block_hash),
+        (block(1).number, block(1).hash)
+    );
+    assert!(rows[0].call_succeeded);
+    assert_eq!(rows[0].tries, 1);
+    test.make_unreadable(rows[1].payment.id).await;
+    let read = test.undecided(NETWORK, 100).await.unwrap();
+    let mut ids: Vec<PaymentId> = read.into_iter().map(|row| row.payment.id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [rows[0].payment.id, rows[2].payment.id]);
+    test.assert_quarantined(rows[1].payment.id).await;
+    assert_eq!(open(&test).await, 2);
+    let elsewhere = Network::from_chain_id(1);
+    assert!(test.undecided(elsewhere, 100).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn payment_of_an_unreadable_transaction_is_quarantined() {
+    let (test, _, rows) = without_transfer([1, 2, 3]).await;
+    let spoiled = &rows[1];
+    test.run(&format!(
+        "alter table transactions drop constraint transactions_hashes_have_32_bytes;
+        update transactions set block_hash = '\\x11' where id = '{}'",
+        spoiled.transaction
+    ))
+    .await;
+    assert_eq!(open(&test).await, 2);
+    let why = test
+        .payment_value(spoiled.payment.id, "quarantine_reason")
+        .await;
+    let id = spoiled.transaction;
+    assert_eq!(
+        why,
+        format!("transactions.hash or block_hash of {id} cannot be read")
+    );
+}
+
+#[tokio::test]
+async fn payment_is_decided_once() {
+    let (test, _, rows) = without_transfer([1]).await;
+    let row = &rows[0];
+    assert!(test.decide(row, &Verdict::Again).await.unwrap());
+    assert_eq!(test.state(row.payment.id).await, "queued");
+    for verdict in [
+        transferred(1, true),
+        Verdict::Fail(rejection()),
+        Verdict::Quarantine("a test".to_owned()),
+    ] {
+        assert!(!test.decide(row, &verdict).await.unwrap());
+    }
+    assert_eq!(test.state(row.payment.id).await, "queued");
+    assert_eq!(outcomes(&test).await, "without_effect");
+    assert_eq!(
+        test.payment_value(row.payment.id, "quarantined_at").await,
+        "-"
+    );
+}
+
+#[tokio::test]
+async fn verdict_about_an_orphaned_block_is_not_recorded() {
+    let (test, _, rows) = without_transfer([1]).await;
+    let row = &rows[0];
+    let mut orphaned = row.clone();
+    orphaned.block_hash = B256::ZERO;
+    assert!(!test.decide(&orphaned, &Verdict::Again).await.unwrap());
+    test.roll_back(NETWORK, &[row.block_hash], row.block_number)
+        .await
+        .unwrap();
+    assert!(!test.decide(row, &Verdict::Again).await.unwrap());
+    assert_eq!(test.state(row.payment.id).await, "inflight");
+    assert_eq!(outcomes(&test).await, "open");
+    let pending = test.pending_transactions(LANE).await.unwrap();
+    assert_eq!(pending[0].payments.len(), 1);
+}
+
+#[tokio::test]
+async fn verdicts_are_recorded() {
+    let (test, _, rows) = without_transfer([1, 2, 3, 4]).await;
+    let verdicts = [
+        transferred(9, false),
+        Verdict::Refuse(rejection()),
+        Verdict::Fail(rejection()),
+        Verdict::Quarantine("a test".to_owned()),
+    ];
+    let mut states = Vec::new();
+    for (row, verdict) in rows.iter().zip(verdicts) {
+        assert!(test.decide(row, &verdict).await.unwrap());
+        states.push(test.payment(row.payment.id).await.unwrap().unwrap());
+    }
+    let quarantine = states[3].quarantine.as_deref();
+    assert_eq!(quarantine, Some("a test"));
+    let states: Vec<_> = states.into_iter().map(|payment| payment.state).collect();
+    let expected = [
+        PaymentState::Mined(location(9)),
+        PaymentState::Refused(rejection()),
+        PaymentState::Failed {
+            rejection: rejection(),
+            transaction: Some(rows[2].hash),
+        },
+        PaymentState::Inflight(rows[3].hash),
+    ];
+    assert_eq!(states, expected);
+    let expected = "elsewhere without_effect without_effect without_effect";
+    assert_eq!(outcomes(&test).await, expected);
+    assert_eq!(open(&test).await, 0);
+}
+
+#[tokio::test]
+async fn only_a_payment_in_flight_is_queued_refused_or_failed() {
+    let (test, _, rows) = without_transfer([1]).await;
+    let row = &rows[0];
+    // A reorg has invalidated an earlier proof of failure; the payment is undecided in its failed state.
+    let failed = "state = 'failed', reason = 'earlier', transaction_hash = null";
+    test.set(row.payment.id, failed).await;
+    assert!(test.decide(row, &Verdict::Again).await.unwrap());
+    assert_eq!(test.state(row.payment.id).await, "failed");
+    assert_eq!(
+        test.payment_value(row.payment.id, "reason").await,
+        "earlier"
+    );
+}
+
+#[tokio::test]
+async fn log_of_another_payment_quarantines_the_undecided_one() {
+    let (test, _, rows) = without_transfer([1]).await;
+    test.settled(9).await;
+    let row = &rows[0];
+    assert!(test.decide(row, &transferred(9, true)).await.unwrap());
+    let payment = test.payment(row.payment.id).await.unwrap().unwrap();
+    assert_eq!(payment.state, PaymentState::Inflight(row.hash));
+    assert_eq!(payment.quarantine.as_deref(), Some(LOG_TAKEN));
+}
+
+#[tokio::test]
+async fn payment_in_an_open_transaction_is_not_settled_by_a_foreign_one() {
+    let (test, lease, rows) = without_transfer([1]).await;
+    let sent = test.accepted(2).await;
+    test.signed(lease, 1, &[&sent]).await;
+    let settle = async |id| {
+        let settled = test
+            .settle_by_foreign_transaction(id, &location(9), true)
+            .await;
+        settled.unwrap()
+    };
+    assert!(!settle(sent.id).await);
+    // Undecided: the verdict records it.
+    test.set(
+        rows[0].payment.id,
+        "state = 'queued', transaction_hash = null",
+    )
+    .await;
+    assert!(!settle(rows[0].payment.id).await);
+    assert!(!settle(new_payment(5).id).await);
+    assert_eq!(test.state(sent.id).await, "inflight");
+    assert_eq!(test.state(rows[0].payment.id).await, "queued");
+}
+
+#[tokio::test]
+async fn transfer_by_a_foreign_transaction_is_recorded_once() {
+    let test = TestLedger::new().await;
+    let (first, second) = (test.accepted(1).await, test.accepted(2).await);
+    assert!(test.refuse(first.id, &rejection()).await.unwrap());
+    let settle = async |id, number, confirmed| {
+        let location = location(number);
+        let settled = test
+            .settle_by_foreign_transaction(id, &location, confirmed)
+            .await;
+        settled.unwrap()
+    };
+    assert!(settle(first.id, 8, false).await);
+    assert!(!settle(first.id, 9, true).await, "it is mined already");
+    let mined = test.payment(first.id).await.unwrap().unwrap();
+    assert_eq!(mined.state, PaymentState::Mined(location(8)));
+    // The log is the first one's.
+    assert!(!settle(second.id, 8, true).await);
+    let taken = test.payment(second.id).await.unwrap().unwrap();
+    assert_eq!(taken.state, PaymentState::Queued);
+    assert_eq!(taken.quarantine.as_deref(), Some(LOG_TAKEN));
+}
+
+#[tokio::test]
+async fn failed_payment_is_settled_late_at_its_confirmations() {
+    let test = TestLedger::new().await;
+    let id = test.accepted(1).await.id;
+    test.set(id, "state = 'failed', reason = 'a test'").await;
+    let settle = async |confirmed| {
+        let settled = test
+            .settle_by_foreign_transaction(id, &location(9), confirmed)
+            .await;
+        settled.unwrap()
+    };
+    assert!(!settle(false).await);
+    assert_eq!(test.state(id).await, "failed");
+    assert_eq!(test.payment_value(id, "quarantined_at").await, "-");
+    assert!(settle(true).await);
+    assert_eq!(test.state(id).await, "late_settled");
+}

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn test_usdc_is_at_the_known_address_and_mintable() {
+    async fn usdc_is_at_the_known_address_and_mintable() {
         let chain = LocalChain::start(LocalChainOptions::default())
             .await
             .unwrap();

@@ -5,7 +5,7 @@
 //!
 //! Always:
 //! - The cluster belongs to its data directory. An x402d that finds a running server there shares it, and the last x402d that stops in
-//! order stops it. After `kill -9` the server keeps running, and the next x402d uses it.
+//!   order stops it. After `kill -9` the server keeps running, and the next x402d uses it.
 //! - A child process never gets the environment of x402d, because signer keys may be in it.
 //! - Every wait has a time limit, and every error says what the operator can do.
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use alloy::primitives::U256;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -138,11 +139,11 @@ impl Facilitator {
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let Checked { verified, facts } =
-                match self.preflight(served, &candidate, origin).await? {
-                    Preflight::Good(checked) => *checked,
-                    Preflight::Transferred(id) => return Ok(Admitted::Earlier(id)),
-                };
+            let preflight = self.preflight(served, &candidate, origin).await?;
+            let Checked { verified, facts } = match preflight {
+                Preflight::Good(checked) => *checked,
+                Preflight::Transferred(id) => return Ok(Admitted::Earlier(id)),
+            };
             if !candidate.authorization.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
@@ -179,21 +180,17 @@ impl Facilitator {
                     tokio::time::sleep(RECORD_PAUSE).await;
                 }
                 Accepted::InsufficientBalance { held } => {
-                    let why = format!(
-                        "the payer has {} and promised {held} of it to payments under way, which leaves too little for {}",
-                        facts.balance.unwrap_or_default(),
-                        candidate.authorization.value
-                    );
+                    let has = format!("the payer has {}", facts.balance.unwrap_or_default());
+                    let why = too_little(&has, held, &candidate);
                     return Err(candidate.refuse_for(Fault::Balance, why).into());
                 }
                 Accepted::InsufficientAllowance { promised } => {
-                    let why = format!(
-                        "the payer lets Permit2 take {} and promised {promised} of it to payments under way, which leaves too little for {}",
-                        facts.allowance.unwrap_or_default(),
-                        candidate.authorization.value
-                    );
-                    let refusal = candidate.refuse(Reason::Permit2AllowanceRequired, why);
-                    return Err(refusal.into());
+                    let allowance = facts.allowance.unwrap_or_default();
+                    let has = format!("the payer lets Permit2 take {allowance}");
+                    let why = too_little(&has, promised, &candidate);
+                    return Err(candidate
+                        .refuse(Reason::Permit2AllowanceRequired, why)
+                        .into());
                 }
                 // The endpoint is behind a block in which this payer has paid: wait for it, or for another endpoint.
                 Accepted::Stale if Instant::now() < catch_up_deadline => {
@@ -375,6 +372,14 @@ impl Facilitator {
             PaymentState::Refused(_) | PaymentState::Failed { .. } => Ok(None),
         }
     }
+}
+
+/// The message for a payer that has promised more than it has, or than Permit2 may take.
+fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
+    let value = candidate.authorization.value;
+    format!(
+        "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
+    )
 }
 
 /// The payment that the request is answered from.

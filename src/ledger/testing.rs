@@ -149,10 +149,11 @@ impl TestLedger {
 
     /// An accepted payment with this nonce, queued and claimed by this process.
     pub(super) async fn accepted(&self, nonce: u8) -> Payment {
-        match self.accept(new_payment(nonce)).await.unwrap() {
-            Accepted::New(payment) => *payment,
-            refused => panic!("expected a new payment, got {refused:?}"),
-        }
+        let outcome = self.accept(new_payment(nonce)).await.unwrap();
+        let Accepted::New(payment) = outcome else {
+            panic!("expected a new payment, got {outcome:?}");
+        };
+        *payment
     }
 
     /// Queued payments with the nonces 1, 2 and 3, of which the second cannot be read. Each has a payer of its own.
@@ -190,10 +191,11 @@ impl TestLedger {
     pub(super) async fn signed(&self, lease: LaneLease, nonce: u64, payments: &[&Payment]) -> Uuid {
         let attempt = attempt(nonce);
         let new = transaction(lease, nonce, &attempt, payments);
-        match self.record(&new).await.unwrap() {
-            Recorded::Written(id) => id,
-            refused => panic!("expected it to be written, got {refused:?}"),
-        }
+        let outcome = self.record(&new).await.unwrap();
+        let Recorded::Written(id) = outcome else {
+            panic!("expected it to be written, got {outcome:?}");
+        };
+        id
     }
 
     /// Opens a session with its own nonce.
@@ -218,10 +220,11 @@ pub(super) const OTHER_LANE: LaneKey = LaneKey {
 
 /// Claims a lane that must be free. The share of a process is more than the lanes of these tests.
 pub(super) async fn own(ledger: &Ledger, lane: LaneKey) -> LaneLease {
-    match ledger.claim_lane(lane, 10).await.unwrap() {
-        Claim::Owned(lease) => lease,
-        refused => panic!("expected to own the lane, got {refused:?}"),
-    }
+    let outcome = ledger.claim_lane(lane, 10).await.unwrap();
+    let Claim::Owned(lease) = outcome else {
+        panic!("expected to own the lane, got {outcome:?}");
+    };
+    lease
 }
 
 /// The end of the window of every authorization, and of every session.

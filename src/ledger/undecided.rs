@@ -148,10 +148,10 @@ impl Ledger {
             }
             Verdict::Again => update_inflight(&mut deciding, row, "queued", None).await?,
             Verdict::Refuse(rejection) => {
-                update_inflight(&mut deciding, row, "refused", Some(rejection)).await?
+                update_inflight(&mut deciding, row, "refused", Some(rejection)).await?;
             }
             Verdict::Fail(rejection) => {
-                update_inflight(&mut deciding, row, "failed", Some(rejection)).await?
+                update_inflight(&mut deciding, row, "failed", Some(rejection)).await?;
             }
         }
         deciding.commit().await?;

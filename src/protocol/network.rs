@@ -11,14 +11,14 @@ pub struct Network(u64);
 
 /// The text is not the CAIP-2 name of an EVM network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected a CAIP-2 network such as eip155:8453, got {text:?}{}", hint(.suggestion))]
+#[error("expected a CAIP-2 network such as eip155:8453, got {text:?}{}", hint(.suggestion.as_ref()))]
 pub struct UnknownNetwork {
     text: String,
     /// The known network of this name, such as `base`.
     suggestion: Option<Network>,
 }
 
-fn hint(suggestion: &Option<Network>) -> String {
+fn hint(suggestion: Option<&Network>) -> String {
     suggestion.map_or_else(String::new, |network| format!("; write {network}"))
 }
 

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn test_networks_confirm_at_once_and_unknown_count_as_mainnets() {
+    fn testnets_confirm_at_once_and_unknown_count_as_mainnets() {
         for known in NETWORKS {
             assert!((1..=10).contains(&known.confirmations), "{}", known.name);
             assert!(!known.test || known.confirmations == 1, "{}", known.name);

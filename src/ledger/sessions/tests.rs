@@ -14,10 +14,11 @@ async fn pay(test: &TestLedger, session: &Session, hash: u8) -> PaymentId {
         raw: None,
         claim: &[],
     };
-    match test.submit_transfer(session, new).await.unwrap() {
-        Submitted::Yes(id) => id,
-        refused => panic!("expected a payment, got {refused:?}"),
-    }
+    let outcome = test.submit_transfer(session, new).await.unwrap();
+    let Submitted::Yes(id) = outcome else {
+        panic!("expected a payment, got {outcome:?}");
+    };
+    id
 }
 
 #[tokio::test]

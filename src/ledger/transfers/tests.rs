@@ -16,10 +16,11 @@ async fn submit(test: &TestLedger, session: &Session, hash: u8) -> Submitted {
 /// The payment of a new session with this number, by the transaction with this hash.
 async fn submitted(test: &TestLedger, number: u8) -> PaymentId {
     let session = test.opened(number, Rail::Transfer).await;
-    match submit(test, &session, number).await {
-        Submitted::Yes(id) => id,
-        refused => panic!("expected it to be recorded, got {refused:?}"),
-    }
+    let outcome = submit(test, &session, number).await;
+    let Submitted::Yes(id) = outcome else {
+        panic!("expected it to be recorded, got {outcome:?}");
+    };
+    id
 }
 
 fn transferred(number: u8, confirmed: bool) -> TransferOutcome {

@@ -105,7 +105,7 @@ impl Lane {
         for (id, attempts) in due.collect::<Vec<_>>() {
             match self.find_receipt(&attempts).await {
                 ReceiptSearch::Found(receipt) => {
-                    self.record_result(owned, id, &receipt, head).await
+                    self.record_result(owned, id, &receipt, head).await;
                 }
                 ReceiptSearch::Absent => missing.push(id),
                 ReceiptSearch::Unknown => {}

@@ -235,7 +235,7 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// The user to run as: Postgres and PgBouncer refuse to run as root.
+/// The user to run as: Postgres and `PgBouncer` refuse to run as root.
 fn postgres() -> Option<User> {
     let root = geteuid().is_root();
     root.then(|| User::from_name("postgres").unwrap().unwrap())

@@ -18,7 +18,7 @@ comment on column processes.started_at is 'time of the start';
 comment on column processes.lease_until is 'the process counts as dead after this time';
 comment on column processes.ended_at is 'set by an orderly shutdown; null after a kill';
 
--- A test chain that was started anew has the same chain id, and nothing in the ledger is true on it: it is told by its genesis block.
+-- A test chain that was restarted keeps its chain id, but nothing in the ledger is true of it. The genesis block tells the two apart.
 create table networks (
     network text,
     genesis_hash bytea not null,

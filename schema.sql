@@ -671,6 +671,8 @@ CREATE INDEX payments_by_state ON public.payments USING btree (state, created_at
 
 CREATE INDEX payments_by_time ON public.payments USING btree (created_at, id) INCLUDE (network, asset, payer, payee, amount, state);
 
+CREATE INDEX payments_given_up ON public.payments USING btree (network, valid_before, id) WHERE ((rail = 'authorization'::text) AND (state = ANY (ARRAY['refused'::text, 'failed'::text])) AND (quarantined_at IS NULL));
+
 CREATE INDEX payments_open_transfers ON public.payments USING btree (network, id) WHERE ((rail = 'transfer'::text) AND (state = 'inflight'::text));
 
 CREATE INDEX payments_promised_at_permit2 ON public.payments USING btree (payer, asset, network) WHERE ((permitted IS NOT NULL) AND (state = ANY (ARRAY['queued'::text, 'inflight'::text])));

@@ -142,6 +142,8 @@ create index payments_waiting on payments (network, queued_at) where state = 'qu
 create index payments_unclaimed on payments (network, queued_at) where state = 'queued' and queued_by is null;
 create index payments_unfinal on payments (network, block_number) where state in ('mined', 'settled', 'late_settled');
 create index payments_open_transfers on payments (network, id) where rail = 'transfer' and state = 'inflight';
+create index payments_given_up on payments (network, valid_before, id)
+    where rail = 'authorization' and state in ('refused', 'failed') and quarantined_at is null;
 create index payments_promised_at_permit2 on payments (payer, asset, network)
     where permitted is not null and state in ('queued', 'inflight');
 

@@ -1,10 +1,12 @@
 //! Follows the canonical chain. The parent of every new block is checked, so that no reorg goes unnoticed.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use alloy::primitives::{Address, B256, U64, U128, address};
 use alloy::sol;
 use alloy::sol_types::SolCall;
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
@@ -26,6 +28,9 @@ const BLOCKS_KEPT: usize = 128;
 /// Polls in a row that may end at a parent block which the node does not return. After that many, the block counts as orphaned between two
 /// calls, and the tracker restarts at the newest block.
 const MISSED_MAX: u32 = 5;
+
+/// How many blocks that are not kept are read at a time when they are compared with the chain.
+const READS_AT_ONCE: usize = 16;
 
 /// The header of a block, reduced to the members that x402d uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,11 +114,21 @@ pub struct Advance {
     pub skipped: bool,
 }
 
+/// Blocks compared with the canonical chain. Those that no endpoint could tell about are in neither list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Comparison {
+    pub canonical: Vec<B256>,
+    /// Height and hash of blocks that are not in the chain any more.
+    pub orphaned: Vec<(u64, B256)>,
+}
+
 /// Follows the newest block of a network, one poll at a time.
 #[derive(Debug)]
 pub struct HeadTracker {
     rpc: Rpc,
     recent: VecDeque<Head>,
+    /// Hashes of older blocks that were found canonical, and no reorg was seen since.
+    compared: HashSet<B256>,
     /// Polls in a row that ended at a block which the node does not have.
     missed: u32,
     /// The base fee of the newest block that had one.
@@ -121,10 +136,11 @@ pub struct HeadTracker {
 }
 
 impl HeadTracker {
-    pub const fn new(rpc: Rpc) -> Self {
+    pub fn new(rpc: Rpc) -> Self {
         Self {
             rpc,
             recent: VecDeque::new(),
+            compared: HashSet::new(),
             missed: 0,
             base_fee_wei: None,
         }
@@ -135,8 +151,38 @@ impl HeadTracker {
         self.recent.back().copied()
     }
 
+    /// Compares blocks, none of them above the head, with the canonical chain. An older block than those kept is read from the RPC once, and
+    /// again after the next reorg. An endpoint that does not have its height, or does not answer, proves nothing about it.
+    pub async fn compare(&mut self, blocks: &[(u64, B256)]) -> Comparison {
+        let mut unknown = Vec::new();
+        let mut comparison = Comparison::default();
+        for (number, hash) in blocks {
+            match self.kept(*number) {
+                Some(canonical) => comparison.add((*number, *hash), canonical),
+                None if self.compared.contains(hash) => comparison.canonical.push(*hash),
+                None => unknown.push((*number, *hash)),
+            }
+        }
+        let reads = unknown.into_iter().map(|block: (u64, B256)| {
+            let canonical = self.rpc.canonical(block.0);
+            async move { (block, canonical.await) }
+        });
+        let read: Vec<_> = stream::iter(reads)
+            .buffer_unordered(READS_AT_ONCE)
+            .collect()
+            .await;
+        for (block, canonical) in read {
+            if let Ok(Some(canonical)) = canonical {
+                comparison.add(block, canonical);
+            }
+        }
+        let canonical = comparison.canonical.iter().copied();
+        self.compared = canonical.collect();
+        comparison
+    }
+
     /// Hash of the canonical block at a height; `None` for blocks that are not kept.
-    pub fn canonical(&self, number: u64) -> Option<B256> {
+    fn kept(&self, number: u64) -> Option<B256> {
         self.recent
             .iter()
             .rev()
@@ -206,6 +252,9 @@ impl HeadTracker {
         while let Some(head) = self.recent.pop_back_if(|head| head.hash != ancestor) {
             removed.push(head.hash);
         }
+        if !removed.is_empty() {
+            self.compared.clear();
+        }
         self.recent.extend(added.iter().copied());
         while self.recent.len() > BLOCKS_KEPT {
             self.recent.pop_front();
@@ -219,12 +268,23 @@ impl HeadTracker {
 
     fn restart(&mut self, newest: Head) -> Advance {
         self.missed = 0;
+        self.compared.clear();
         self.recent.clear();
         self.recent.push_back(newest);
         Advance {
             added: vec![newest],
             removed: Vec::new(),
             skipped: true,
+        }
+    }
+}
+
+impl Comparison {
+    fn add(&mut self, (number, hash): (u64, B256), canonical: B256) {
+        if canonical == hash {
+            self.canonical.push(hash);
+        } else {
+            self.orphaned.push((number, hash));
         }
     }
 }

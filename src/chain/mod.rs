@@ -29,7 +29,7 @@ pub mod transfer;
 pub use broadcast::Broadcast;
 pub use facts::{FactsReader, FactsTask};
 pub use fees::{FeePolicy, Fees};
-pub use heads::{Advance, Head, HeadTracker};
+pub use heads::{Advance, Comparison, Head, HeadTracker};
 pub use inspect::TokenProblem;
 pub use receipt::Receipt;
 pub use rpc::{Endpoints, Rpc, RpcError};

@@ -61,9 +61,9 @@ pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
 pub use outbox::{
     Attempt, BroadcastReply, NewTransaction, PendingTransaction, Recorded, TransactionKind,
 };
-pub use payments::AuthorizationKey;
+pub use payments::{AuthorizationKey, GivenUpPlace};
 pub use processes::ProcessId;
-pub use results::{BlockRef, MinedTransaction, TransferredPayment};
+pub use results::{BlockRef, MinedTransaction, RolledBack, TransferredPayment};
 pub use sessions::{NewSession, OpenLimits, Opened};
 pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};

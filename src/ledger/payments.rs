@@ -43,6 +43,13 @@ impl From<&Payment> for AuthorizationKey {
     }
 }
 
+/// A payment's place in the order of [`Ledger::payments_without_transfer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenUpPlace {
+    valid_before: OffsetDateTime,
+    id: PaymentId,
+}
+
 impl Ledger {
     pub async fn payment(&self, id: PaymentId) -> Result<Option<Payment>, LedgerError> {
         let rows = select_payments!("where p.id = $1", id.0)
@@ -87,14 +94,14 @@ impl Ledger {
             self.process().0,
             limit,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         if claimed.is_empty() {
             return Ok(Vec::new());
         }
         let rows: Vec<PaymentRow> =
             select_payments!("where p.id = any($1) order by p.created_at", &claimed)
-                .fetch_all(&self.pool)
+                .fetch_all(&self.engine)
                 .await?;
         Ok(self.readable(rows).await)
     }
@@ -107,7 +114,7 @@ impl Ledger {
             &ids,
             self.process().0,
         )
-        .execute(&self.pool)
+        .execute(&self.engine)
         .await?;
         Ok(())
     }
@@ -120,7 +127,7 @@ impl Ledger {
             rejection.reason.code(),
             rejection.message,
         )
-        .execute(&self.pool)
+        .execute(&self.engine)
         .await?;
         Ok(updated.rows_affected() == 1)
     }
@@ -141,33 +148,40 @@ impl Ledger {
             now,
             limit
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         Ok(self.readable(rows).await)
     }
 
-    /// Payments of a network without a transfer whose authorizations a third party could still submit, the newest first, at most `limit`.
-    /// These are refused payments and, with `failed_too`, failed ones: a reorg invalidates the proof that they cannot move money.
-    /// A row that cannot be read is quarantined and left out.
+    /// Payments of a network without a transfer whose authorizations a third party could still submit, the first to expire first: at most
+    /// `limit` behind `after`, and the place of the last one if there may be more. These are refused payments and, with `failed_too`, failed
+    /// ones: a reorg invalidates the proof that they cannot move money. A row that cannot be read is quarantined and left out.
     pub async fn payments_without_transfer(
         &self,
         network: Network,
         failed_too: bool,
+        after: Option<GivenUpPlace>,
         limit: i64,
-    ) -> Result<Vec<Payment>, LedgerError> {
-        // An accepted authorization expires within a day, so the bound on `created_at` keeps the index scan short.
+    ) -> Result<(Vec<Payment>, Option<GivenUpPlace>), LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.state in ('refused', 'failed') and (p.state = 'refused' or $2)
-                and p.created_at > now() - interval '25 hours' and p.valid_before > now() - interval '1 hour'
+                and p.valid_before > now() - interval '1 hour' and ($3::timestamptz is null or (p.valid_before, p.id) > ($3, $4))
                 and p.rail = 'authorization' and p.quarantined_at is null
-             order by p.created_at desc limit $3",
+             order by p.valid_before, p.id limit $5",
             network.to_string(),
             failed_too,
+            after.map(|place| place.valid_before),
+            after.map(|place| place.id.0),
             limit
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
-        Ok(self.readable(rows).await)
+        let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit);
+        let last = rows.last().filter(|_| full).map(|row| GivenUpPlace {
+            valid_before: row.valid_before,
+            id: PaymentId(row.id),
+        });
+        Ok((self.readable(rows).await, last))
     }
 
     /// Whether any failed payment of the network is in one of our transactions with an open outcome: a reorg invalidated the proof of
@@ -180,7 +194,7 @@ impl Ledger {
             ) as "any!""#,
             network.to_string(),
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.engine)
         .await?;
         Ok(any)
     }

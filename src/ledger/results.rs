@@ -49,6 +49,15 @@ pub struct TransferredPayment {
     pub confirmed: bool,
 }
 
+/// What a reorg has undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RolledBack {
+    /// Transactions of ours that are open again.
+    pub transactions: u64,
+    /// Payments whose money had moved in an orphaned block, also by foreign transactions.
+    pub payments: u64,
+}
+
 impl Ledger {
     /// Records a mined transaction and the payments whose money it transferred; its other payments are undecided from then on
     /// ([`Ledger::undecided`]). Repeating it changes nothing. Returns the number of payments transferred. On an error nothing was recorded.
@@ -144,21 +153,29 @@ impl Ledger {
         Ok((ids.into_iter().map(PaymentId).collect(), waiting))
     }
 
-    /// Marks settled payments as final whose block is at or below `height`. Returns their number.
-    pub async fn finalise(&self, network: Network, height: u64) -> Result<u64, LedgerError> {
+    /// Marks settled payments as final whose block is one of `canonical` and not above `height`. Returns their number.
+    pub async fn finalise(
+        &self,
+        network: Network,
+        height: u64,
+        canonical: &[B256],
+    ) -> Result<u64, LedgerError> {
         let updated = sqlx::query!(
-            "update payments set state = 'final' where network = $1 and state = 'settled' and block_number <= $2",
+            "update payments set state = 'final'
+            where network = $1 and state = 'settled' and block_number <= $2 and block_hash = any($3)",
             network.to_string(),
             bigint(height),
+            &hashes(canonical),
         )
         .execute(&self.engine)
         .await?;
         Ok(updated.rows_affected())
     }
 
-    /// The blocks above `height` and up to `head` that contain transactions or payments of the ledger, for comparison with the canonical
-    /// chain. A block whose hash cannot be read is left out.
-    pub async fn blocks_between(
+    /// The blocks up to `head` that have to be compared with the canonical chain, the newest first: those of payments that are not final,
+    /// those above `height` that contain transactions or late settlements, and for each lane that of its newest mined transaction. If that
+    /// one is canonical, the chain has used every lower nonce. A block whose hash cannot be read is left out.
+    pub async fn unfinal_blocks(
         &self,
         network: Network,
         height: u64,
@@ -167,11 +184,18 @@ impl Ledger {
         let rows = sqlx::query!(
             r#"select distinct block_number as "number!", block_hash as "hash!" from (
                 select block_number, block_hash from transactions
-                where network = $1 and state = 'mined' and block_number > $2 and block_number <= $3
+                where network = $1 and state = 'mined' and block_number > $2
                 union all
                 select block_number, block_hash from payments
-                where network = $1 and state in ('mined', 'settled', 'late_settled') and block_number > $2 and block_number <= $3
-            ) blocks"#,
+                where network = $1 and state in ('mined', 'settled', 'late_settled') and (state <> 'late_settled' or block_number > $2)
+                union all
+                select newest.block_number, newest.block_hash from lanes l cross join lateral (
+                    select t.block_number, t.block_hash from transactions t
+                    where t.network = l.network and t.signer = l.signer and t.state = 'mined' order by t.nonce desc limit 1
+                ) newest
+                where l.network = $1
+            ) blocks
+            where block_number <= $3 order by 1 desc"#,
             network.to_string(),
             bigint(height),
             bigint(head),
@@ -191,14 +215,14 @@ impl Ledger {
 
     /// Rolls back what was recorded for the orphaned blocks `removed`, none of them below `lowest`. Their transactions are open again, and
     /// their payments in flight again, also those that were refused because of a result in an orphaned block. Grants stay. The owners of
-    /// the lanes see it in the counter `reopened`. Returns the number of transactions that are open again. On an error nothing is changed.
+    /// the lanes see it in the counter `reopened`. On an error nothing is changed.
     pub async fn roll_back(
         &self,
         network: Network,
         removed: &[B256],
         lowest: u64,
-    ) -> Result<usize, LedgerError> {
-        let removed: Vec<Vec<u8>> = removed.iter().map(|hash| hash.to_vec()).collect();
+    ) -> Result<RolledBack, LedgerError> {
+        let removed = hashes(removed);
         let (network, lowest) = (network.to_string(), bigint(lowest));
         let mut transaction = self.engine.begin().await?;
         // Lanes are locked first, as by every statement that writes a transaction.
@@ -238,19 +262,27 @@ impl Ledger {
         )
         .execute(&mut *transaction)
         .await?;
-        roll_back_payments(&mut transaction, (&network, &removed, lowest), &reopened).await?;
+        let payments =
+            roll_back_payments(&mut transaction, (&network, &removed, lowest), &reopened).await?;
         transaction.commit().await?;
-        Ok(reopened.len())
+        Ok(RolledBack {
+            transactions: u64::try_from(reopened.len()).unwrap_or(u64::MAX),
+            payments,
+        })
     }
 }
 
-/// Rolls back the payments of orphaned blocks and of reopened transactions.
+fn hashes(blocks: &[B256]) -> Vec<Vec<u8>> {
+    blocks.iter().map(|hash| hash.to_vec()).collect()
+}
+
+/// Rolls back the payments of orphaned blocks and of reopened transactions. Returns the number of those whose money had moved.
 async fn roll_back_payments(
     connection: &mut Connection,
     (network, removed, lowest): (&str, &[Vec<u8>], i64),
     reopened: &[Uuid],
-) -> Result<(), LedgerError> {
-    sqlx::query!(
+) -> Result<u64, LedgerError> {
+    let gone = sqlx::query!(
         "with gone as (
             update payments p set
                 state = case when carried.live then 'inflight' else 'queued' end, queued_at = now(), queued_by = null,
@@ -288,7 +320,7 @@ async fn roll_back_payments(
     )
     .execute(&mut *connection)
     .await?;
-    Ok(())
+    Ok(gone.rows_affected())
 }
 
 #[cfg(test)]

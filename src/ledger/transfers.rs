@@ -158,7 +158,7 @@ impl Ledger {
             behind.map_or(Uuid::nil(), |id| id.0),
             failed_too,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit);
         let last = rows.last().filter(|_| full).map(|row| PaymentId(row.id));
@@ -180,7 +180,7 @@ impl Ledger {
                 column: "hash, account_nonce or session",
                 id: id.to_string(),
             };
-            quarantine_unreadable(&self.pool, id, &unreadable).await;
+            quarantine_unreadable(&self.engine, id, &unreadable).await;
         }
         Ok((open, last))
     }
@@ -199,7 +199,7 @@ impl Ledger {
             from transfers t join sessions s on s.payment_id = t.payment_id where t.payment_id = any($1)",
             &ids,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.engine)
         .await?;
         Ok(rows.into_iter().map(|row| (row.payment_id, row)).collect())
     }
@@ -240,7 +240,7 @@ impl Ledger {
                     unmatched.as_deref(),
                     Reason::TransferAlreadyUsed.code(),
                 )
-                .execute(&self.pool)
+                .execute(&self.engine)
                 .await?;
             }
             TransferOutcome::Failed(rejection) => {
@@ -251,7 +251,7 @@ impl Ledger {
                     rejection.reason.code(),
                     rejection.message,
                 )
-                .execute(&self.pool)
+                .execute(&self.engine)
                 .await?;
             }
         }

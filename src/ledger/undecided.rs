@@ -69,6 +69,7 @@ impl Ledger {
                 select id, kind, hash, succeeded, block_number, block_hash from transactions
                 where id = open.transaction_id and (network = $1 and state = 'mined') is true offset 0
             ) t
+            cross join lateral (select from payments p where p.id = open.payment_id and p.quarantined_at is null offset 0) p
             join attempts a on a.hash = t.hash order by t.id limit $2"#,
             network.to_string(),
             limit,
@@ -114,45 +115,30 @@ impl Ledger {
     /// another process has decided it. On an error nothing was recorded either.
     pub async fn decide(&self, row: &Undecided, verdict: &Verdict) -> Result<bool, LedgerError> {
         let mut deciding = self.engine.begin().await?;
-        let outcome = if matches!(verdict, Verdict::Transferred { .. }) {
-            "elsewhere"
-        } else {
-            "without_effect"
-        };
-        let closed = sqlx::query!(
-            "with standing as (
-                select id from transactions where id = $1 and state = 'mined' and block_hash = $3 for share
-            )
-            update transaction_payments tp set outcome = $4 from standing
-            where tp.transaction_id = standing.id and tp.payment_id = $2 and tp.outcome is null",
+        let open = sqlx::query_scalar!(
+            r#"select 1 as "open!" from transactions t join transaction_payments tp on tp.transaction_id = t.id
+            where t.id = $1 and t.state = 'mined' and t.block_hash = $3 and tp.payment_id = $2 and tp.outcome is null
+            for share of t for update of tp"#,
             row.transaction,
             row.payment.id.0,
             row.block_hash.as_slice(),
-            outcome,
         )
-        .execute(&mut *deciding)
+        .fetch_optional(&mut *deciding)
         .await?;
-        if closed.rows_affected() == 0 {
+        if open.is_none() {
             return Ok(false);
         }
-        let id = row.payment.id;
-        match verdict {
-            Verdict::Transferred {
-                location,
-                confirmed,
-            } => {
-                record_foreign_transfer(&mut deciding, id, location, *confirmed).await?;
-            }
-            Verdict::Quarantine(why) => {
-                quarantine(&mut deciding, id, why).await?;
-            }
-            Verdict::Again => update_inflight(&mut deciding, row, "queued", None).await?,
-            Verdict::Refuse(rejection) => {
-                update_inflight(&mut deciding, row, "refused", Some(rejection)).await?;
-            }
-            Verdict::Fail(rejection) => {
-                update_inflight(&mut deciding, row, "failed", Some(rejection)).await?;
-            }
+        let outcome = apply_verdict(&mut deciding, row, verdict).await?;
+        // The outcome of a quarantined payment stays open: once it is released, it is decided anew.
+        if let Some(outcome) = outcome {
+            sqlx::query!(
+                "update transaction_payments set outcome = $3 where transaction_id = $1 and payment_id = $2",
+                row.transaction,
+                row.payment.id.0,
+                outcome,
+            )
+            .execute(&mut *deciding)
+            .await?;
         }
         deciding.commit().await?;
         Ok(true)
@@ -180,6 +166,36 @@ impl Ledger {
         settling.commit().await?;
         Ok(moved)
     }
+}
+
+/// Records the verdict in the payment's own row. Returns its outcome in its transaction; `None`: it is quarantined.
+async fn apply_verdict(
+    connection: &mut Connection,
+    row: &Undecided,
+    verdict: &Verdict,
+) -> Result<Option<&'static str>, LedgerError> {
+    let id = row.payment.id;
+    match verdict {
+        Verdict::Transferred {
+            location,
+            confirmed,
+        } => {
+            let recorded = record_foreign_transfer(connection, id, location, *confirmed).await?;
+            return Ok(recorded.then_some("elsewhere"));
+        }
+        Verdict::Quarantine(why) => {
+            quarantine(connection, id, why).await?;
+            return Ok(None);
+        }
+        Verdict::Again => update_inflight(connection, row, "queued", None).await?,
+        Verdict::Refuse(rejection) => {
+            update_inflight(connection, row, "refused", Some(rejection)).await?;
+        }
+        Verdict::Fail(rejection) => {
+            update_inflight(connection, row, "failed", Some(rejection)).await?;
+        }
+    }
+    Ok(Some("without_effect"))
 }
 
 /// Records the transfer of an authorization that no lane has recorded; no other statement does. A failed payment becomes `late_settled` at

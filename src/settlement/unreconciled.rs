@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::Head;
 use crate::chain::authorization::AuthorizationUse;
-use crate::ledger::Verdict;
+use crate::ledger::{GivenUpPlace, Verdict};
 use crate::payment::{Location, Payment, PaymentId};
 use crate::settlement::expired::refuse_expired;
 use crate::settlement::undecided::{is_confirmed, verdict};
@@ -25,7 +25,7 @@ const UNDECIDED_MAX: i64 = 1_000;
 const EXPIRED_INTERVAL: Duration = Duration::from_secs(5);
 /// How often payments that were given up are searched for.
 const GIVEN_UP_INTERVAL: Duration = Duration::from_secs(30);
-/// How many of them per query, the newest first.
+/// How many of them per query. If there are more, the next query follows soon.
 const GIVEN_UP_MAX: i64 = 200;
 /// Blocks after a reorg during which failed payments are checked again.
 const RECHECK_BLOCKS: u64 = 64;
@@ -39,6 +39,8 @@ pub struct Unreconciled {
     /// Some undecided payments have too few confirmations.
     has_unconfirmed: bool,
     given_up_checked_at: Option<Instant>,
+    /// The last one checked, if there are more behind it.
+    given_up_checked: Option<GivenUpPlace>,
     expired_checked_at: Option<Instant>,
     /// Reorgs seen, and the height until which failures are checked again after one.
     reorganisations: u64,
@@ -52,6 +54,7 @@ impl Unreconciled {
             undecided_since: HashMap::new(),
             has_unconfirmed: false,
             given_up_checked_at: None,
+            given_up_checked: None,
             expired_checked_at: None,
             reorganisations: 0,
             recheck_failed_until: None,
@@ -161,15 +164,19 @@ impl Unreconciled {
     /// Searches for foreign transfers of payments that were given up, when that is due. After a reorg also of failed payments: until the
     /// new blocks have enough confirmations and our own bytes, which were broadcast again, are decided.
     async fn check_given_up(&mut self, head: &Head) -> Result<(), DependencyError> {
-        let due = |checked_at: Instant| checked_at.elapsed() >= GIVEN_UP_INTERVAL;
+        let interval = self
+            .given_up_checked
+            .map_or(GIVEN_UP_INTERVAL, |_| IDLE_INTERVAL);
+        let due = |checked_at: Instant| checked_at.elapsed() >= interval;
         if self.recheck_failed_until.is_none() && !self.given_up_checked_at.is_none_or(due) {
             return Ok(());
         }
         let (served, network) = (&self.served, self.served.policy.network);
         let recheck_failed = self.recheck_failed_until.is_some();
-        let payments = served
+        let after = self.given_up_checked;
+        let (payments, last) = served
             .ledger
-            .payments_without_transfer(network, recheck_failed, GIVEN_UP_MAX)
+            .payments_without_transfer(network, recheck_failed, after, GIVEN_UP_MAX)
             .await?;
         let signed: Vec<_> = payments.iter().map(Payment::signed).collect();
         let tokens = served.policy.tokens();
@@ -180,8 +187,10 @@ impl Unreconciled {
             }
         }
         self.given_up_checked_at = Some(Instant::now());
+        self.given_up_checked = last;
         if let Some(until) = self.recheck_failed_until
             && head.number >= until
+            && last.is_none()
             && !served.ledger.failed_in_flight(network).await?
         {
             self.recheck_failed_until = None;

@@ -8,8 +8,8 @@ use alloy::primitives::B256;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::chain::{Advance, HeadTracker, RpcError};
-use crate::ledger::LedgerError;
+use crate::chain::{Advance, Head, HeadTracker, RpcError};
+use crate::ledger::{LedgerError, RolledBack};
 use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::panic_if_asked;
 use crate::telemetry::causes;
@@ -18,6 +18,8 @@ use crate::telemetry::causes;
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the ledger's blocks are compared with the chain.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
+/// How often they are compared again at once, after some were orphaned.
+const RECONCILE_ROUNDS: usize = 8;
 /// Blocks after which a settled payment is final.
 const FINAL_AFTER_BLOCKS: u64 = 64;
 /// How often a node is asked for the priority fee.
@@ -190,7 +192,9 @@ impl Watch {
         let reorganised = !advance.removed.is_empty();
         if reorganised {
             let lowest = advance.added.first().map_or(0, |head| head.number);
-            self.roll_back(&advance.removed, lowest).await;
+            if let Err(error) = self.roll_back(&advance.removed, lowest).await {
+                tracing::error!(network = %self.served.policy.network, error = causes(&error), "reorg not recorded: retrying");
+            }
         }
         if self.served.is_busy() {
             for block in &advance.added {
@@ -235,52 +239,55 @@ impl Watch {
     }
 
     /// Rolls back orphaned blocks, none of them below `lowest`.
-    async fn roll_back(&self, removed: &[B256], lowest: u64) {
+    async fn roll_back(&self, removed: &[B256], lowest: u64) -> Result<(), LedgerError> {
         let network = self.served.policy.network;
         self.served.view.remove_blocks(removed);
-        match self.served.ledger.roll_back(network, removed, lowest).await {
-            Ok(0) => {}
-            Ok(transactions) => {
-                tracing::warn!(%network, blocks = removed.len(), transactions, "reorg: blocks orphaned, their payments are in flight again");
-            }
-            Err(error) => {
-                tracing::error!(%network, error = causes(&error), "reorg rollback failed");
-            }
+        let rolled_back = self.served.ledger.roll_back(network, removed, lowest);
+        let RolledBack {
+            transactions,
+            payments,
+        } = rolled_back.await?;
+        if transactions > 0 || payments > 0 {
+            tracing::warn!(%network, blocks = removed.len(), transactions, payments, "reorg: blocks orphaned, their payments are in flight or queued again");
         }
+        Ok(())
     }
 
-    /// Compares the recent blocks in the ledger with the chain.
+    /// Compares the ledger's blocks with the chain, until none is orphaned: below an orphaned block there may be another.
     async fn reconcile(&mut self) -> Result<(), LedgerError> {
-        let network = self.served.policy.network;
         let Some(head) = self.tracker.head() else {
             return Ok(());
         };
-        let height = self.served.rpc.agreed_height(head.number);
-        let final_height = height.saturating_sub(FINAL_AFTER_BLOCKS);
-        let ledger = &self.served.ledger;
-        // Blocks above our own head were recorded by another process; they are not orphaned.
-        let recorded = ledger.blocks_between(network, final_height, head.number);
-        let (mut orphaned, mut lowest) = (Vec::new(), head.number);
-        for (number, hash) in recorded.await? {
-            let canonical = match self.tracker.canonical(number) {
-                Some(canonical) => Some(canonical),
-                // A node that does not have the height, or does not answer, proves nothing about the block.
-                None => self.served.rpc.canonical(number).await.ok().flatten(),
-            };
-            if canonical.is_some_and(|canonical| canonical != hash) {
-                orphaned.push(hash);
-                lowest = lowest.min(number);
+        for _ in 0..RECONCILE_ROUNDS {
+            if self.reconcile_blocks(&head).await? {
+                break;
             }
-        }
-        if orphaned.is_empty() {
-            // Nothing becomes final while a block is in doubt.
-            ledger.finalise(network, final_height).await?;
-        } else {
-            self.roll_back(&orphaned, lowest).await;
             self.served.view.publish(head, true, true);
         }
         self.confirm_payments(head.number).await;
         Ok(())
+    }
+
+    /// Rolls back orphaned blocks of the ledger, or makes payments final. `false`: blocks were orphaned.
+    async fn reconcile_blocks(&mut self, head: &Head) -> Result<bool, LedgerError> {
+        let network = self.served.policy.network;
+        let height = self.served.rpc.agreed_height(head.number);
+        let final_height = height.saturating_sub(FINAL_AFTER_BLOCKS);
+        let ledger = &self.served.ledger;
+        // Blocks above our own head were recorded by another process; they are not orphaned.
+        let recorded = ledger.unfinal_blocks(network, final_height, head.number);
+        let compared = self.tracker.compare(&recorded.await?).await;
+        let lowest = compared.orphaned.iter().map(|(number, _)| *number).min();
+        let Some(lowest) = lowest else {
+            // Only what was found in the chain now.
+            ledger
+                .finalise(network, final_height, &compared.canonical)
+                .await?;
+            return Ok(true);
+        };
+        let orphaned: Vec<B256> = compared.orphaned.iter().map(|(_, hash)| *hash).collect();
+        self.roll_back(&orphaned, lowest).await?;
+        Ok(false)
     }
 }
 

@@ -82,7 +82,7 @@ async fn lane_notices_transactions_reopened_by_another_process() {
         .unwrap();
     let network = Network::from_chain_id(84_532);
     let opened = ledger.roll_back(network, &[block], 0).await.unwrap();
-    assert_eq!(opened, 1);
+    assert_eq!(opened.transactions, 1);
     let row = eventually("settled again", Duration::from_secs(20), async || {
         let row = world.facilitator.payment(&told).await;
         (has_event(&row, "reorged") && row["state"] == "settled").then_some(row)

@@ -135,8 +135,8 @@ async fn poll_adds_all_blocks_since_the_last_one_oldest_first() {
     let advance = tracker.advance().await.unwrap().unwrap();
     assert_eq!(hashes(&advance.added), branch(0, 11..=14));
     assert!(advance.removed.is_empty() && !advance.skipped);
-    assert_eq!(tracker.canonical(12), Some(hash(0, 12)));
-    assert_eq!(tracker.canonical(15), None);
+    assert_eq!(tracker.kept(12), Some(hash(0, 12)));
+    assert_eq!(tracker.kept(15), None);
 }
 
 #[tokio::test]
@@ -159,15 +159,15 @@ async fn reorg_removes_orphaned_blocks_and_adds_new_ones() {
         removed.sort_unstable();
         assert_eq!(removed, branch(0, 12..=14), "{what}");
         assert!(!advance.skipped, "{what}");
-        assert_eq!(tracker.canonical(11), Some(hash(0, 11)), "{what}");
-        assert_eq!(tracker.canonical(12), Some(hash(1, 12)), "{what}");
+        assert_eq!(tracker.kept(11), Some(hash(0, 11)), "{what}");
+        assert_eq!(tracker.kept(12), Some(hash(1, 12)), "{what}");
         assert_eq!(
             tracker.head().map(|head| head.hash),
             Some(hash(1, to)),
             "{what}"
         );
         if to < 14 {
-            assert_eq!(tracker.canonical(14), None, "{what}");
+            assert_eq!(tracker.kept(14), None, "{what}");
         }
     }
 }
@@ -182,7 +182,7 @@ async fn lagging_node_causes_no_reorg() {
     tracker.advance().await.unwrap();
     chain.show(hash(0, 12));
     assert_eq!(tracker.advance().await, Ok(None));
-    assert_eq!(tracker.canonical(14), Some(hash(0, 14)));
+    assert_eq!(tracker.kept(14), Some(hash(0, 14)));
 }
 
 #[tokio::test]
@@ -195,7 +195,7 @@ async fn reorg_below_the_kept_blocks_restarts_the_tracker() {
     let advance = tracker.advance().await.unwrap().unwrap();
     assert_eq!(hashes(&advance.added), branch(1, 12..=12));
     assert!(advance.skipped);
-    assert_eq!(tracker.canonical(10), None, "nothing of the old branch");
+    assert_eq!(tracker.kept(10), None, "nothing of the old branch");
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn late_poll_reports_skipped_blocks_and_memory_is_bounded() {
     let advance = tracker.advance().await.unwrap().unwrap();
     assert_eq!((advance.added.len(), advance.skipped), (BLOCKS_KEPT, false));
     assert_eq!(tracker.recent.len(), BLOCKS_KEPT);
-    assert_eq!(tracker.canonical(10), None, "the oldest block was dropped");
+    assert_eq!(tracker.kept(10), None, "the oldest block was dropped");
 
     chain.grow(0, 11 + far, 11 + 2 * far, hash(0, 10 + far));
     let advance = tracker.advance().await.unwrap().unwrap();

@@ -229,17 +229,27 @@ async fn unreadable_payment_is_left_out_of_those_without_a_transfer() {
     let failed = test.accepted(4).await.id;
     test.set(failed, "state = 'failed', reason = 'a test'")
         .await;
-    // Nobody can submit it any more.
-    let old = test.accepted(5).await.id;
+    // Accepted long ago, for a week.
+    test.set(first, "created_at = now() - interval '7 days'")
+        .await;
+    let expired = test.accepted(5).await.id;
     test.set(
-        old,
-        "state = 'refused', reason = 'a test', created_at = now() - interval '26 hours'",
+        expired,
+        "state = 'refused', reason = 'a test', valid_before = now() - interval '61 minutes'",
     )
     .await;
-    let found = test.payments_without_transfer(NETWORK, false, 10).await;
-    assert_eq!(ids(found.unwrap()), [first, third]);
-    let found = test.payments_without_transfer(NETWORK, true, 10).await;
-    assert_eq!(ids(found.unwrap()), [first, third, failed]);
+    let found = async |failed_too, after, limit| {
+        let found = test.payments_without_transfer(NETWORK, failed_too, after, limit);
+        let (payments, last) = found.await.unwrap();
+        (ids(payments), last)
+    };
+    assert_eq!(found(false, None, 10).await, (vec![first, third], None));
+    let all = vec![first, third, failed];
+    assert_eq!(found(true, None, 10).await, (all, None));
+    let (page, last) = found(true, None, 2).await;
+    assert_eq!(page, [first, third]);
+    assert!(last.is_some());
+    assert_eq!(found(true, last, 2).await, (vec![failed], None));
     test.assert_quarantined(unreadable).await;
 }
 

@@ -29,6 +29,13 @@ async fn states(test: &TestLedger, payments: &[Payment]) -> Vec<String> {
     states
 }
 
+const fn rolled_back(transactions: u64, payments: u64) -> RolledBack {
+    RolledBack {
+        transactions,
+        payments,
+    }
+}
+
 #[tokio::test]
 async fn mined_transaction_is_recorded_once() {
     let (test, _, id, payments) = sent().await;
@@ -140,14 +147,23 @@ async fn settled_payment_is_final_up_to_the_height() {
     ];
     test.set(payments[2].id, "state = 'late_settled'").await;
     let elsewhere = Network::from_chain_id(1);
-    assert_eq!(test.finalise(elsewhere, 1_000).await.unwrap(), 0);
-    assert_eq!(test.finalise(NETWORK, block(0).number).await.unwrap(), 0);
-    assert_eq!(test.finalise(NETWORK, block(1).number).await.unwrap(), 1);
+    let all = [1, 2, 3].map(|number| block(number).hash);
+    let finalise = async |network, height, canonical: &[B256]| {
+        test.finalise(network, height, canonical).await.unwrap()
+    };
+    assert_eq!(finalise(elsewhere, 1_000, &all).await, 0);
+    assert_eq!(finalise(NETWORK, block(0).number, &all).await, 0);
+    assert_eq!(
+        finalise(NETWORK, 1_000, &[]).await,
+        0,
+        "no block was found in the chain"
+    );
+    assert_eq!(finalise(NETWORK, block(1).number, &all).await, 1);
     assert_eq!(
         states(&test, &payments).await,
         ["final", "settled", "late_settled"]
     );
-    assert_eq!(test.finalise(NETWORK, block(3).number).await.unwrap(), 1);
+    assert_eq!(finalise(NETWORK, 1_000, &all[1..]).await, 1);
     assert_eq!(
         states(&test, &payments).await,
         ["final", "final", "late_settled"]
@@ -165,10 +181,39 @@ async fn unreadable_block_is_left_out() {
     }
     test.run("alter table payments drop constraint payments_hashes_have_32_bytes; update payments set block_hash = '\\x11' where block_number = 111")
         .await;
-    let mut blocks = test.blocks_between(NETWORK, 100, 111).await.unwrap();
-    blocks.sort_unstable();
-    let expected = [1, 10].map(|number| (block(number).number, block(number).hash));
+    let blocks = test.unfinal_blocks(NETWORK, 100, 111).await.unwrap();
+    let expected = [10, 1].map(|number| (block(number).number, block(number).hash));
     assert_eq!(blocks, expected);
+}
+
+#[tokio::test]
+async fn unfinal_blocks_are_compared_however_deep() {
+    let (test, lease, first, payments) = sent().await;
+    let second = test.signed(lease, 1, &[&test.accepted(3).await]).await;
+    let third = test.signed(lease, 2, &[&test.accepted(4).await]).await;
+    test.record_mined(&mined(first, 0, 1, &[payments[0].id]))
+        .await
+        .unwrap();
+    let compared = async |height, head: u8| {
+        let blocks = test.unfinal_blocks(NETWORK, height, block(head).number);
+        let blocks = blocks.await.unwrap().into_iter();
+        blocks.map(|(number, _)| number).collect::<Vec<_>>()
+    };
+    let number = |number| block(number).number;
+    for (id, nonce) in [(second, 1), (third, 2)] {
+        let mined = mined(id, nonce, u8::try_from(nonce).unwrap() + 1, &[]);
+        test.record_mined(&mined).await.unwrap();
+    }
+    assert_eq!(compared(0, 9).await, [3, 2, 1].map(number));
+    assert_eq!(compared(0, 2).await, [2, 1].map(number), "up to the head");
+    // The payment that is not final, and the newest nonce.
+    assert_eq!(compared(1_000, 9).await, [3, 1].map(number));
+    test.set(payments[0].id, "state = 'settled'").await;
+    test.set(payments[0].id, "state = 'final'").await;
+    assert_eq!(compared(1_000, 9).await, [3].map(number));
+    let elsewhere = Network::from_chain_id(1);
+    let blocks = test.unfinal_blocks(elsewhere, 0, 1_000).await;
+    assert_eq!(blocks.unwrap(), []);
 }
 
 #[tokio::test]
@@ -196,22 +241,19 @@ async fn reorg_opens_the_transactions_of_its_blocks_alone() {
     let (height, elsewhere) = (block(1).number, Network::from_chain_id(1));
     assert_eq!(
         test.roll_back(elsewhere, &removed, height).await.unwrap(),
-        0
+        rolled_back(0, 0)
     );
     assert_eq!(
         test.roll_back(NETWORK, &removed, height + 1).await.unwrap(),
-        0
+        rolled_back(0, 0)
     );
-    assert_eq!(
-        test.roll_back(NETWORK, &[B256::ZERO], height)
-            .await
-            .unwrap(),
-        0
-    );
+    let nothing = test.roll_back(NETWORK, &[B256::ZERO], height).await;
+    assert_eq!(nothing.unwrap(), rolled_back(0, 0));
     assert_eq!(states(&test, &payments).await, ["settled", "settled"]);
     assert_eq!(test.value("select max(reopened) from lanes").await, "0");
 
-    assert_eq!(test.roll_back(NETWORK, &removed, height).await.unwrap(), 1);
+    let undone = test.roll_back(NETWORK, &removed, height).await;
+    assert_eq!(undone.unwrap(), rolled_back(1, 2));
     assert_eq!(states(&test, &payments).await, ["inflight", "inflight"]);
     assert_eq!(states(&test, &other).await, ["settled"]);
     assert_eq!(test.state(finished.id).await, "final");
@@ -228,7 +270,8 @@ async fn reorg_opens_the_transactions_of_its_blocks_alone() {
         "1",
         "grants stay"
     );
-    assert_eq!(test.roll_back(NETWORK, &removed, height).await.unwrap(), 0);
+    let again = test.roll_back(NETWORK, &removed, height).await;
+    assert_eq!(again.unwrap(), rolled_back(0, 0));
 }
 
 #[tokio::test]
@@ -251,7 +294,7 @@ async fn payment_in_a_later_transaction_stays_there_after_a_reorg() {
     let reopened = test
         .roll_back(NETWORK, &[block(1).hash], block(1).number)
         .await;
-    assert_eq!(reopened.unwrap(), 1);
+    assert_eq!(reopened.unwrap(), rolled_back(1, 0));
     let mut hashes = Vec::new();
     for payment in &payments {
         let payment = test.payment(payment.id).await.unwrap().unwrap();
@@ -269,7 +312,7 @@ async fn reorg_of_a_foreign_transaction_queues_its_payment_again() {
     let reopened = test
         .roll_back(NETWORK, &[block(1).hash], block(1).number)
         .await;
-    assert_eq!(reopened.unwrap(), 0);
+    assert_eq!(reopened.unwrap(), rolled_back(0, 1));
     assert_eq!(states(&test, &settled).await, ["queued", "settled"]);
     let events = "select count(*) from events where kind = 'reorged'";
     assert_eq!(test.value(events).await, "1");

@@ -154,7 +154,7 @@ async fn verdicts_are_recorded() {
         PaymentState::Inflight(rows[3].hash),
     ];
     assert_eq!(states, expected);
-    let expected = "elsewhere without_effect without_effect without_effect";
+    let expected = "elsewhere without_effect without_effect open";
     assert_eq!(outcomes(&test).await, expected);
     assert_eq!(open(&test).await, 0);
 }
@@ -248,4 +248,31 @@ async fn failed_payment_is_settled_late_at_its_confirmations() {
     assert_eq!(test.payment_value(id, "quarantined_at").await, "-");
     assert!(settle(true).await);
     assert_eq!(test.state(id).await, "late_settled");
+}
+
+#[tokio::test]
+async fn released_payment_is_decided_anew() {
+    let (test, _, rows) = without_transfer([1, 2]).await;
+    let [settled, waiting] = &rows[..] else {
+        panic!("two")
+    };
+    let taken = Verdict::Quarantine("a test".to_owned());
+    assert!(test.decide(settled, &taken).await.unwrap());
+    assert_eq!(test.state(settled.payment.id).await, "inflight");
+    // Those in quarantine do not use up the limit.
+    let read = test.undecided(NETWORK, 1).await.unwrap();
+    assert_eq!(read.len(), 1);
+    assert_eq!(read[0].payment.id, waiting.payment.id);
+    test.run("update payments set quarantined_at = null, quarantine_reason = null")
+        .await;
+    assert_eq!(open(&test).await, 2);
+    assert!(test.decide(settled, &transferred(8, true)).await.unwrap());
+    assert_eq!(test.state(settled.payment.id).await, "settled");
+    assert_eq!(outcomes(&test).await, "elsewhere open");
+
+    // The log of another payment: in quarantine, and open.
+    assert!(test.decide(waiting, &transferred(8, true)).await.unwrap());
+    let row = test.payment(waiting.payment.id).await.unwrap().unwrap();
+    assert_eq!(row.quarantine.as_deref(), Some(LOG_TAKEN));
+    assert_eq!(outcomes(&test).await, "elsewhere open");
 }

@@ -113,7 +113,7 @@ impl Service {
         })
     }
 
-    /// Returns when a task of the engine has died so often that only a new process can help. The service then has to be stopped.
+    /// Returns when a task of the engine has failed so often that only a new process can help. The service then has to be stopped.
     pub async fn failed(&self) -> EngineFailed {
         self.supervisor.failed().await
     }

@@ -82,9 +82,9 @@ impl UnsignedTransaction {
         U256::from(self.gas_limit).saturating_mul(U256::from(self.fees.max_fee_wei))
     }
 
-    /// Whether it carries no calldata, as an empty replacement or a transfer of gas money.
+    /// Whether it does nothing but use its nonce, as [`Self::empty_replacement`].
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.data.is_empty() && self.value.is_zero()
     }
 
     /// An empty replacement under the same nonce: a transfer of 0 wei to the signer itself.

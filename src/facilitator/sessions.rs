@@ -97,7 +97,9 @@ impl Facilitator {
             return Err(refuse((Reason::InvalidNetwork, why)));
         };
         let asset = served_asset(served, &request, &terms).map_err(refuse)?;
-        let session = self.new_session(served, &request, &terms).map_err(refuse)?;
+        let id = SessionId::from_entropy(FixedBytes(entropy()?));
+        let session = self.new_session(id, served, &request, &terms);
+        let session = session.map_err(refuse)?;
         if session.rail == Rail::Transfer && session.accept_from_block == 0 {
             return Err(Unavailable::NetworkStarting(terms.network).into());
         }
@@ -276,6 +278,7 @@ impl Facilitator {
 
     fn new_session(
         &self,
+        id: SessionId,
         served: &ServedNetwork,
         request: &SessionRequest,
         terms: &PaymentRequirements,
@@ -298,8 +301,6 @@ impl Facilitator {
         let life = terms.max_timeout_seconds.clamp(LIFE_S.0, LIFE_S.1);
         let now = served.chain_time(self.clock.now());
         let end = now + Duration::from_secs(life);
-        let id = entropy().map_err(|_| malformed("no randomness".to_owned()))?;
-        let id = SessionId::from_entropy(FixedBytes(id));
         Ok(Session {
             version: request.x402_version,
             rail: request.rail,

@@ -59,6 +59,8 @@ struct Used {
     by: UsedBy,
     reorganisations: u64,
     until: Instant,
+    /// Its place in `oldest_first`.
+    number: u64,
 }
 
 /// The remembered nonces. Cheap to clone.
@@ -70,7 +72,9 @@ pub struct UsedNonces {
 #[derive(Debug, Default)]
 struct Memory {
     used: HashMap<Key, Used>,
-    oldest_first: VecDeque<Key>,
+    /// A nonce that was remembered again has two places, of which the later one counts.
+    oldest_first: VecDeque<(Key, u64)>,
+    next_number: u64,
     turns: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
 }
 
@@ -123,18 +127,24 @@ impl UsedNonces {
         } else {
             FOUND_FOR
         };
-        let used = Used {
-            digest,
-            by,
-            reorganisations,
-            until: Instant::now() + kept,
-        };
         self.with(|memory| {
-            if memory.used.insert(key, used).is_none() {
-                memory.oldest_first.push_back(key);
-            }
+            let number = memory.next_number;
+            memory.next_number += 1;
+            let used = Used {
+                digest,
+                by,
+                reorganisations,
+                until: Instant::now() + kept,
+                number,
+            };
+            memory.used.insert(key, used);
+            memory.oldest_first.push_back((key, number));
             if memory.oldest_first.len() > KEPT_MAX
-                && let Some(oldest) = memory.oldest_first.pop_front()
+                && let Some((oldest, number)) = memory.oldest_first.pop_front()
+                && memory
+                    .used
+                    .get(&oldest)
+                    .is_some_and(|used| used.number == number)
             {
                 memory.used.remove(&oldest);
             }
@@ -185,6 +195,27 @@ mod tests {
         );
         nonces.remember(&candidate, UsedBy::Foreign, 0);
         assert!(nonces.contains(&other, 0));
+    }
+
+    #[test]
+    fn oldest_nonces_are_forgotten_first() {
+        let nonces = UsedNonces::default();
+        let numbered = |number: usize| {
+            let mut candidate = candidate_of(&permit2_body(Scheme::Exact), Purpose::Verify);
+            candidate.authorization.nonce = B256::left_padding_from(&number.to_be_bytes());
+            candidate
+        };
+        let (again, oldest) = (numbered(0), numbered(1));
+        for candidate in [&again, &oldest, &again] {
+            nonces.remember(candidate, UsedBy::Foreign, 0);
+        }
+        for number in 2..KEPT_MAX {
+            nonces.remember(&numbered(number), UsedBy::Foreign, 0);
+        }
+        assert!(nonces.contains(&again, 0), "remembered again");
+        assert!(!nonces.contains(&oldest, 0));
+        let kept = nonces.with(|memory| (memory.used.len(), memory.oldest_first.len()));
+        assert_eq!(kept, (KEPT_MAX - 1, KEPT_MAX));
     }
 
     #[tokio::test]

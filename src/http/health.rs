@@ -176,7 +176,7 @@ fn network_part(served: &ServedNetwork, supervisor: &Supervisor) -> Part {
     if unable.is_empty() {
         Part::of(name, &failing)
     } else {
-        let mut detail = format!("the others go on without {}", unable.join("; "));
+        let mut detail = unable.join("; ");
         if !failing.is_empty() {
             detail = format!("{detail}; {}", describe(&failing));
         }
@@ -184,7 +184,7 @@ fn network_part(served: &ServedNetwork, supervisor: &Supervisor) -> Part {
     }
 }
 
-/// The description of the dead tasks, if a network settles no payment without them: its watch, or all of its lanes.
+/// The description of the failed tasks, if a network settles no payment without them: its watch, or all of its lanes.
 fn stopped_engine(failing: &[FailingTask], signers: usize) -> Option<String> {
     let down = || failing.iter().filter(|one| one.down);
     let watch = down().any(|one| one.task.name == Task::WATCH);
@@ -192,7 +192,7 @@ fn stopped_engine(failing: &[FailingTask], signers: usize) -> Option<String> {
     (watch || lanes >= signers.max(1)).then(|| describe(failing))
 }
 
-/// Describes tasks that have died.
+/// Describes tasks that have failed.
 fn describe(failing: &[FailingTask]) -> String {
     let each = failing.iter().map(
         |FailingTask {
@@ -201,11 +201,11 @@ fn describe(failing: &[FailingTask]) -> String {
              failures,
          }| {
             let now = if *down {
-                "is about to be started again"
+                "is being restarted"
             } else {
                 "runs again"
             };
-            format!("the {task} died ({failures} times within a minute) and {now}")
+            format!("the {task} failed ({failures} times within a minute) and {now}")
         },
     );
     let mut each: Vec<_> = each.collect();

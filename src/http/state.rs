@@ -16,7 +16,7 @@ pub struct AppState {
     /// The longest body that is read, in bytes.
     pub body_bytes_max: usize,
     pub readiness: LastReadiness,
-    /// Knows which tasks of the engine have died.
+    /// Knows which tasks of the engine have failed.
     pub supervisor: Supervisor,
 }
 

@@ -107,7 +107,8 @@ fn is_session_proof(payment: &PresentedPayment) -> bool {
         .is_some_and(Value::is_string)
 }
 
-/// The offer that a payment accepts. A v1 payment names only scheme and network, so an offer with the signed amount is preferred.
+/// The offer that a payment accepts. A v1 payment names only scheme and network, so an offer with the signed amount and payee is preferred,
+/// then one with the amount.
 fn find_offer<'a>(
     payment: &PresentedPayment,
     quote: &'a Quote,
@@ -119,8 +120,12 @@ fn find_offer<'a>(
     };
     let signed = |member: &str| payment.raw().pointer(member).and_then(Value::as_str);
     let value = signed("/payload/authorization/value");
+    let payee = signed("/payload/authorization/to").and_then(|to| field::parse_address(to).ok());
     let same_amount = |(offer, _): &(&PaymentRequirements, &Value)| {
         value == Some(offer.amount.to_string().as_str())
     };
-    accepted().find(same_amount).or_else(|| accepted().next())
+    accepted()
+        .find(|offer| same_amount(offer) && payee == Some(offer.0.pay_to))
+        .or_else(|| accepted().find(same_amount))
+        .or_else(|| accepted().next())
 }

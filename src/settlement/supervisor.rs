@@ -80,10 +80,10 @@ pub struct FailingTask {
     pub failures: usize,
 }
 
-/// A task of the engine failed too often; the process has to end.
+/// A task of the engine failed too often, or cannot be restarted; the process has to end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the {task} failed too often (the log says why); x402d exits so that it can be restarted; the ledger has the state of every payment"
+    "the {task} failed for good (the log says why); x402d exits so that it can be restarted; the ledger has the state of every payment"
 )]
 pub struct EngineFailed {
     task: String,
@@ -193,7 +193,12 @@ impl Supervisor {
             if running.is_some() {
                 tracing::error!(%task, network = task.network.map(tracing::field::display), why, failures, pause_ms = delay.as_millis(), "engine task failed: restarting it");
             } else {
-                tracing::error!(%task, network = task.network.map(tracing::field::display), why, failures, "engine task failed too often: the process ends");
+                let what = if failures < FAILURES_MAX {
+                    "engine task failed and cannot be restarted: the process ends"
+                } else {
+                    "engine task failed too often: the process ends"
+                };
+                tracing::error!(%task, network = task.network.map(tracing::field::display), why, failures, "{what}");
                 self.stop_process(task);
                 return;
             }

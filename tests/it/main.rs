@@ -81,6 +81,7 @@ mod lost_sends;
 mod malformed_bodies;
 #[cfg(test)]
 mod misbehaving_tokens;
+#[cfg(test)]
 mod missed_reorgs;
 #[cfg(test)]
 mod mixed_payments;

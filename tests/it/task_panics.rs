@@ -57,7 +57,7 @@ async fn payment_of_panicked_lane_settles_with_next_lane() {
     assert_eq!(readiness.body["status"], "degraded", "{readiness:?}");
     let detail = network(&readiness.body)["detail"].as_str().unwrap();
     assert!(
-        detail.contains("died (1 times within a minute) and runs again"),
+        detail.contains("failed (1 times within a minute) and runs again"),
         "{detail}"
     );
 

@@ -153,9 +153,16 @@ impl Report {
         for (index, url) in config.rpc_urls.iter().enumerate() {
             let alone = rpc_with_urls(config, std::slice::from_ref(url));
             let checked = async { alone?.check_chain().await };
-            if let Err(error) = checked.await {
+            if let Err(mut error) = checked.await {
+                // Its number among all URLs, not among the one that was checked.
+                if let RpcError::WrongChain { number, .. } = &mut error {
+                    *number = index + 1;
+                }
+                let wrong_chain = matches!(error, RpcError::WrongChain { .. });
                 let mut finding = Finding::new("rpc", None, Err(error.into()));
-                finding.says = format!("RPC URL number {}: {}", index + 1, finding.says);
+                if !wrong_chain {
+                    finding.says = format!("RPC URL number {}: {}", index + 1, finding.says);
+                }
                 self.findings.push(finding);
             }
         }

@@ -38,7 +38,11 @@ pub fn begin(filter: Option<&str>) -> Result<(), InvalidFilter> {
     let begun = if std::io::stderr().is_terminal() {
         builder.with_target(false).try_init()
     } else {
-        builder.json().flatten_event(true).try_init()
+        builder
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .try_init()
     };
     // An application that embeds the service may have set a logger already.
     begun.ok();

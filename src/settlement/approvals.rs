@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::chain::Broadcast;
 use crate::chain::RpcError;
@@ -233,7 +234,7 @@ impl Approver {
                 payment = self.served.approvals.payments.next(), if followed.len() < FOLLOWED_MAX => {
                     // Made before the task runs: a task that ends before its first step takes it off hold too.
                     let on_hold = OnHold { served: Arc::clone(&self.served), payment: payment.id };
-                    followed.spawn(follow_approval(on_hold, payment));
+                    followed.spawn(follow_approval(on_hold, payment).in_current_span());
                 }
             }
         }

@@ -234,15 +234,15 @@ pub(super) async fn simulate_batch(
 /// A batch that could not be simulated as a whole. Too large: smaller batches follow. Reverted, which one of its payments caused: each
 /// payment gets its own transaction. Any other error: the provider has trouble, and the batch waits as it is.
 fn batch_not_simulated(served: &ServedNetwork, plan: BatchPlan, error: RpcError) -> SimulatedBatch {
-    let (network, payments) = (served.policy.network, plan.rows.len());
+    let payments = plan.rows.len();
     let rows = plan.rows.into_iter();
     let whole = |row: SimulatedPayment| Queued::new(row.payment, Some(row.facts));
     let (left_out, unavailable): (Vec<_>, _) = if error.is_too_large() {
-        tracing::warn!(%network, payments, %error, "batch too large to simulate: smaller batches follow");
+        tracing::warn!(payments, %error, "batch too large to simulate: smaller batches follow");
         served.gas.batch_too_large(payments);
         (rows.map(whole).collect(), None)
     } else if error.is_revert() {
-        tracing::warn!(%network, payments, %error, "batch simulation reverted: its payments are sent one by one");
+        tracing::warn!(payments, %error, "batch simulation reverted: its payments are sent one by one");
         (rows.map(|row| Queued::alone(row.payment)).collect(), None)
     } else {
         served.gas.batch_not_simulated();

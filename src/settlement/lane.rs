@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::chain::broadcast::{BroadcastRejection, broadcast};
@@ -175,19 +176,23 @@ impl Lane {
             match self.claim().await {
                 Ok(ClaimOutcome::Owned(owned)) => {
                     (waiting_logged, failure_logged) = (false, false);
-                    tracing::info!(network = %self.id.network, signer = %self.id.signer, epoch = owned.lease.epoch, open = owned.open.len(), "lane claimed");
+                    tracing::info!(
+                        epoch = owned.lease.epoch,
+                        open = owned.open.len(),
+                        "lane claimed"
+                    );
                     self.work(*owned, &stop).await;
                 }
                 Ok(ClaimOutcome::Later) => self.served.note_lane_owner_known(),
                 Ok(ClaimOutcome::OtherProcess) => {
                     self.served.note_lane_owner_known();
                     if !std::mem::replace(&mut waiting_logged, true) {
-                        tracing::info!(network = %self.id.network, signer = %self.id.signer, "lane owned by another process: waiting for it");
+                        tracing::info!("lane owned by another process: waiting for it");
                     }
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failure_logged, true) {
-                        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "lane claim failed: retrying");
+                        tracing::warn!(error = causes(&error), "lane claim failed: retrying");
                     }
                 }
             }
@@ -234,7 +239,7 @@ impl Lane {
                 () = renewal.lost.cancelled() => Err(LaneLost),
                 () = renewal.reopened.notified() => self.reload(&mut owned).await.map_err(|_| LaneLost),
                 Some(reply) = owned.replies.join_next() => {
-                    apply_reply(&self.served, self.id, &mut owned, reply.ok());
+                    apply_reply(&self.served, &mut owned, reply.ok());
                     Ok(())
                 }
                 Some(balance) = owned.gas_balance.next_reading() => {
@@ -311,7 +316,7 @@ impl Lane {
         open.sent_at = Instant::now();
         let (served, id): (_, Uuid) = (Arc::clone(&self.served), open.transaction.id);
         let (replied, next) = oneshot::channel();
-        owned.replies.spawn(async move {
+        let sending = async move {
             let raw: Bytes = raw;
             if let Some(before) = before {
                 let _ = timeout(SEND_ORDER_WAIT, before).await;
@@ -326,18 +331,14 @@ impl Lane {
                 tracing::debug!(error = causes(&error), "broadcast reply not recorded");
             }
             (id, reply)
-        });
+        };
+        owned.replies.spawn(sending.in_current_span());
         Some(next)
     }
 }
 
 /// Applies the endpoints' reply to a broadcast.
-fn apply_reply(
-    served: &ServedNetwork,
-    lane: LaneKey,
-    owned: &mut OwnedLane,
-    reply: Option<(Uuid, Broadcast)>,
-) {
+fn apply_reply(served: &ServedNetwork, owned: &mut OwnedLane, reply: Option<(Uuid, Broadcast)>) {
     let Some((id, reply)) = reply else {
         return;
     };
@@ -348,10 +349,17 @@ fn apply_reply(
     match reply {
         Broadcast::Accepted => {}
         Broadcast::Unknown => {
-            tracing::warn!(network = %lane.network, signer = %lane.signer, nonce = open.transaction.nonce, "broadcast outcome unknown: the same bytes are sent again");
+            tracing::warn!(
+                nonce = open.transaction.nonce,
+                "broadcast outcome unknown: the same bytes are sent again"
+            );
         }
         Broadcast::Rejected(why) => {
-            tracing::warn!(network = %lane.network, signer = %lane.signer, nonce = open.transaction.nonce, why = why.text(), "broadcast rejected: the nonce stays in use");
+            tracing::warn!(
+                nonce = open.transaction.nonce,
+                why = why.text(),
+                "broadcast rejected: the nonce stays in use"
+            );
             match why {
                 BroadcastRejection::FeeTooLow => open.fee_too_low = true,
                 BroadcastRejection::TooLarge => {

@@ -44,7 +44,10 @@ impl Pickup {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.served.policy.network, error = causes(&error), "queued payments not read from the ledger: retrying");
+                        tracing::warn!(
+                            error = causes(&error),
+                            "queued payments not read from the ledger: retrying"
+                        );
                     }
                     IDLE_INTERVAL
                 }

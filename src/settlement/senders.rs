@@ -247,7 +247,10 @@ impl SenderWatch {
         match served.ledger.stopped_lanes(served.policy.network).await {
             Ok(stopped) => served.senders.note_all_stopped(&stopped),
             Err(error) => {
-                tracing::debug!(network = %served.policy.network, error = causes(&error), "stopped lanes not read from the ledger");
+                tracing::debug!(
+                    error = causes(&error),
+                    "stopped lanes not read from the ledger"
+                );
             }
         }
         for signer in &served.senders.configured {

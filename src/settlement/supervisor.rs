@@ -11,6 +11,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span, error_span};
 
 use crate::protocol::Network;
 
@@ -57,6 +58,18 @@ impl Task {
             network: Some(network),
             signer: Some(signer),
         }
+    }
+}
+
+impl Task {
+    /// The span that names network and signer in each log line of the task. An error span, so that no log level leaves it out.
+    pub fn span(&self) -> Span {
+        error_span!(
+            "engine",
+            task = self.name,
+            network = self.network.map(tracing::field::display),
+            signer = self.signer.map(tracing::field::display),
+        )
     }
 }
 
@@ -179,7 +192,7 @@ impl Supervisor {
     {
         let mut running = begin();
         while let Some(future) = running {
-            let why = outcome_of(future).await;
+            let why = outcome_of(future.instrument(task.span())).await;
             if self.0.stopped.is_cancelled() {
                 return;
             }

@@ -96,7 +96,10 @@ impl Transfers {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(network = %self.served.policy.network, error = causes(&error), "payers' transfers not checked: retrying");
+                        tracing::warn!(
+                            error = causes(&error),
+                            "payers' transfers not checked: retrying"
+                        );
                     }
                 }
             }
@@ -198,7 +201,7 @@ async fn check_transfer(
         let reply = broadcast(&served.rpc, raw, transfer.hash).await;
         reach(Step::Broadcast);
         if reply != Broadcast::Accepted {
-            tracing::info!(network = %served.policy.network, transaction = %transfer.hash, payment.id = %transfer.payment.id, ?reply, "payer's transfer not accepted by any endpoint: the same bytes are sent again");
+            tracing::info!(transaction = %transfer.hash, payment.id = %transfer.payment.id, ?reply, "payer's transfer not accepted by any endpoint: the same bytes are sent again");
         }
         served.wake_watch();
     }

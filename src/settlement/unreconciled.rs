@@ -76,7 +76,10 @@ impl Unreconciled {
                     Ok(()) => failing = false,
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            tracing::warn!(network = %self.served.policy.network, error = causes(&error), "payments without a transfer not reconciled: retrying");
+                            tracing::warn!(
+                                error = causes(&error),
+                                "payments without a transfer not reconciled: retrying"
+                            );
                         }
                     }
                 }
@@ -127,7 +130,7 @@ impl Unreconciled {
             let used = match used {
                 Ok(used) => used,
                 Err(error) => {
-                    tracing::warn!(%network, payment.id = %id, %error, "undecided payment: chain state not read, retrying");
+                    tracing::warn!(payment.id = %id, %error, "undecided payment: chain state not read, retrying");
                     continue;
                 }
             };
@@ -142,7 +145,7 @@ impl Unreconciled {
             if !served.ledger.decide(row, &verdict).await? {
                 continue;
             }
-            tracing::warn!(%network, payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
+            tracing::warn!(payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
             again |= verdict == Verdict::Again;
             if matches!(
                 verdict,
@@ -212,7 +215,7 @@ pub(super) async fn settle_foreign(
         .settle_by_foreign_transaction(payment.id, location, confirmed)
         .await?
     {
-        tracing::warn!(network = %served.policy.network, payment.id = %payment.id, transaction = %location.transaction, "payment settled after it was given up or expired: a foreign transaction submitted its authorization");
+        tracing::warn!(payment.id = %payment.id, transaction = %location.transaction, "payment settled after it was given up or expired: a foreign transaction submitted its authorization");
         served.note_unconfirmed();
         served.waiters.wake([payment.id]);
     }

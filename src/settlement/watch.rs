@@ -94,18 +94,17 @@ impl Watch {
 
     /// Watches until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let network = self.served.policy.network;
         let mut failing = false;
         loop {
             match self.check_chain().await {
                 Ok(()) => {
                     if std::mem::replace(&mut failing, false) {
-                        tracing::info!(%network, "RPC answers again");
+                        tracing::info!("RPC answers again");
                     }
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%network, %error, "chain not followed: no usable RPC answer, retrying");
+                        tracing::warn!(%error, "chain not followed: no usable RPC answer, retrying");
                     }
                 }
             }
@@ -146,7 +145,10 @@ impl Watch {
         if due(self.reconciled_at, RECONCILE_INTERVAL) {
             self.reconciled_at = Some(Instant::now());
             if let Err(error) = self.reconcile().await {
-                tracing::warn!(network = %self.served.policy.network, error = causes(&error), "recent blocks in the ledger not compared with the chain: retrying");
+                tracing::warn!(
+                    error = causes(&error),
+                    "recent blocks in the ledger not compared with the chain: retrying"
+                );
             }
         }
         Ok(())
@@ -168,7 +170,7 @@ impl Watch {
         match too_high {
             Some(error) if !was_too_high => tracing::error!("gas not affordable: {error}"),
             None if was_too_high => {
-                tracing::info!(network = %self.served.policy.network, "gas affordable again");
+                tracing::info!("gas affordable again");
             }
             Some(_) | None => {}
         }
@@ -193,7 +195,7 @@ impl Watch {
         if reorganised {
             let lowest = advance.added.first().map_or(0, |head| head.number);
             if let Err(error) = self.roll_back(&advance.removed, lowest).await {
-                tracing::error!(network = %self.served.policy.network, error = causes(&error), "reorg not recorded: retrying");
+                tracing::error!(error = causes(&error), "reorg not recorded: retrying");
             }
         }
         if self.served.is_busy() {
@@ -233,7 +235,10 @@ impl Watch {
             }
             Err(error) => {
                 self.served.note_unconfirmed();
-                tracing::warn!(network = %self.served.policy.network, error = causes(&error), "confirmed payments not recorded as settled: retrying");
+                tracing::warn!(
+                    error = causes(&error),
+                    "confirmed payments not recorded as settled: retrying"
+                );
             }
         }
     }
@@ -248,7 +253,12 @@ impl Watch {
             payments,
         } = rolled_back.await?;
         if transactions > 0 || payments > 0 {
-            tracing::warn!(%network, blocks = removed.len(), transactions, payments, "reorg: blocks orphaned, their payments are in flight or queued again");
+            tracing::warn!(
+                blocks = removed.len(),
+                transactions,
+                payments,
+                "reorg: blocks orphaned, their payments are in flight or queued again"
+            );
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use alloy::primitives::{Address, U256};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane, PAUSE};
 use crate::payment::PaymentId;
@@ -95,7 +96,7 @@ impl Lane {
         let rule = owned.rule(&self.served);
         owned
             .simulations
-            .spawn(simulate_waiting(claims, self.id.signer, rule, waiting));
+            .spawn(simulate_waiting(claims, self.id.signer, rule, waiting).in_current_span());
     }
 
     /// Signs, records and broadcasts the batches whose simulation succeeded.
@@ -113,7 +114,7 @@ impl Lane {
         simulated
             .errors
             .iter()
-            .try_for_each(|error| self.back_off(owned, error))
+            .try_for_each(|error| owned.back_off(error))
     }
 
     async fn commit_and_send(
@@ -128,7 +129,7 @@ impl Lane {
         }
         owned.waiting.extend(batch.left_out);
         if let Some(error) = batch.error {
-            return self.back_off(owned, &error.into());
+            return owned.back_off(&error.into());
         }
         let (Some(plan), Some(key)) = (batch.plan, &self.key) else {
             return Ok(());
@@ -167,18 +168,19 @@ impl Lane {
                 Ok(())
             }
             Ok(SignedBatch::LaneLost) => Err(LaneLost),
-            Err(error) => self.back_off(owned, &error),
+            Err(error) => owned.back_off(&error),
         }
     }
+}
 
+impl OwnedLane {
     /// Pauses the lane after a payment could not be prepared. The payment stays queued and is claimed again later.
-    pub(super) fn back_off(
-        &self,
-        owned: &mut OwnedLane,
-        error: &PrepareError,
-    ) -> Result<(), LaneLost> {
-        tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(error), "payment not prepared: it stays queued and the lane pauses");
-        owned.paused_until = Instant::now() + PAUSE;
+    pub(super) fn back_off(&mut self, error: &PrepareError) -> Result<(), LaneLost> {
+        tracing::warn!(
+            error = causes(error),
+            "payment not prepared: it stays queued and the lane pauses"
+        );
+        self.paused_until = Instant::now() + PAUSE;
         match error {
             // The commit may have happened: read the lane again before another nonce is used.
             PrepareError::Ledger(_) => Err(LaneLost),
@@ -220,7 +222,8 @@ async fn simulate_waiting(
     let mut simulations = JoinSet::new();
     for queued in waiting.into_iter().filter(|queued| !queued.is_stale()) {
         let served = Arc::clone(&served);
-        simulations.spawn(async move { simulate(&served, queued).await });
+        let simulation = async move { simulate(&served, queued).await };
+        simulations.spawn(simulation.in_current_span());
     }
     let mut simulated = Vec::new();
     while let Some(simulation) = simulations.join_next().await {
@@ -234,7 +237,8 @@ async fn simulate_waiting(
     let mut batch_simulations = JoinSet::new();
     for plan in BatchPlan::group(simulated, &rule) {
         let served = Arc::clone(&served);
-        batch_simulations.spawn(async move { simulate_batch(&served, signer, plan, rule).await });
+        let simulation = async move { simulate_batch(&served, signer, plan, rule).await };
+        batch_simulations.spawn(simulation.in_current_span());
     }
     let mut batches = Vec::new();
     while let Some(simulation) = batch_simulations.join_next().await {

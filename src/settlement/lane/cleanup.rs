@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::Lane;
 use crate::chain::SignerKey;
@@ -20,7 +21,7 @@ impl Lane {
         let mut task = JoinSet::new();
         let lane = Self::new(Arc::clone(&served), key);
         let signer = lane.id.signer;
-        task.spawn(lane.run(stop));
+        task.spawn(lane.run(stop).in_current_span());
         let Some(Err(error)) = task.join_next().await else {
             return;
         };

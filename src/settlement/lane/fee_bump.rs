@@ -101,14 +101,21 @@ impl Lane {
                 Ok(false) => return Err(LaneLost),
                 Err(PrepareError::Ledger(error)) => {
                     // The commit may have happened: read the lane again.
-                    tracing::warn!(network = %self.id.network, signer = %self.id.signer, error = causes(&error), "fee bump not recorded: the lane is read again from the ledger");
+                    tracing::warn!(
+                        error = causes(&error),
+                        "fee bump not recorded: the lane is read again from the ledger"
+                    );
                     return Err(LaneLost);
                 }
                 Err(error) => {
                     if let Some(open) = owned.open.get_mut(index) {
                         // Tried and logged again after `PATIENCE_BLOCKS`.
                         open.bump_failed_at = Some(head.number);
-                        tracing::warn!(network = %self.id.network, signer = %self.id.signer, nonce = open.transaction.nonce, error = causes(&error), "fee bump failed: the bytes sent before stay in use");
+                        tracing::warn!(
+                            nonce = open.transaction.nonce,
+                            error = causes(&error),
+                            "fee bump failed: the bytes sent before stay in use"
+                        );
                     }
                 }
             }
@@ -153,7 +160,7 @@ impl Lane {
         } else {
             "fee bumped: replacement transaction sent"
         };
-        tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce = open.transaction.nonce, transaction = %hash, attempt = open.transaction.attempts.len() + 1, "{what}");
+        tracing::info!(nonce = open.transaction.nonce, transaction = %hash, attempt = open.transaction.attempts.len() + 1, "{what}");
         open.transaction.attempts.push((hash, raw));
         open.cost_wei = cost_wei;
         open.restart_wait(head);

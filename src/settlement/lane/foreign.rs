@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use alloy::primitives::Address;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{Lane, LaneLost, OwnedLane};
@@ -123,7 +124,7 @@ impl Lane {
         owned.nonces_checked_at = Instant::now();
         let (served, signer) = (Arc::clone(&self.served), self.id.signer);
         let first = owned.lease.next_nonce;
-        owned.nonce_checks.spawn(async move {
+        let check = async move {
             let used = served.rpc.agreed_nonce(signer, "latest".to_owned());
             if used.await.ok()? <= first {
                 return None;
@@ -139,7 +140,8 @@ impl Lane {
                 | UnknownNonces::Unconfirmed
                 | UnknownNonces::Unidentified { .. } => None,
             }
-        });
+        };
+        owned.nonce_checks.spawn(check.in_current_span());
     }
 
     /// Checks whether a blocked lane still has to wait for unknown nonces.
@@ -152,7 +154,7 @@ impl Lane {
         owned.nonces_checked_at = Instant::now();
         let (served, signer) = (Arc::clone(&self.served), self.id.signer);
         let first = owned.lease.next_nonce;
-        owned.nonce_checks.spawn(async move {
+        let check = async move {
             match identify_nonces(&served, signer, first).await.ok()? {
                 UnknownNonces::Unconfirmed => None,
                 UnknownNonces::InPool => {
@@ -165,7 +167,8 @@ impl Lane {
                 | UnknownNonces::Foreign { .. }
                 | UnknownNonces::Unidentified { .. } => Some(NonceFinding::Resolved),
             }
-        });
+        };
+        owned.nonce_checks.spawn(check.in_current_span());
     }
 
     /// Skips nonces used while nothing was open, unless the lane has used a new nonce meanwhile.
@@ -235,21 +238,29 @@ impl Lane {
         foreign: &[ForeignNonce],
         used: u64,
     ) -> Option<u64> {
-        let (network, signer) = (self.id.network, self.id.signer);
         let ledger = &self.served.ledger;
         let lost = match ledger.lose_nonces(self.id, lease, foreign, used).await {
             Ok(lost) => lost?,
             Err(error) => {
-                tracing::warn!(%network, %signer, error = causes(&error), "foreign nonce use not recorded");
+                tracing::warn!(error = causes(&error), "foreign nonce use not recorded");
                 return None;
             }
         };
         for one in foreign {
             let transaction = one.transaction.map(|hash| hash.to_string());
             let transaction = transaction.unwrap_or_else(|| "unknown".to_owned());
-            tracing::error!(%network, %signer, nonce = one.nonce, transaction, times = lost.times, "signer key used elsewhere: a foreign transaction used a nonce, its payments are queued again");
+            tracing::error!(
+                nonce = one.nonce,
+                transaction,
+                times = lost.times,
+                "signer key used elsewhere: a foreign transaction used a nonce, its payments are queued again"
+            );
         }
-        tracing::warn!(%network, %signer, payments = lost.payments.len(), next_nonce = lost.next_nonce, "lane continues from the chain's nonce");
+        tracing::warn!(
+            payments = lost.payments.len(),
+            next_nonce = lost.next_nonce,
+            "lane continues from the chain's nonce"
+        );
         self.served.waiters.wake(lost.payments);
         self.served.wake_pickup();
         if let Some(why) = lost.stopped.filter(|_| !lease.stopped) {
@@ -261,7 +272,10 @@ impl Lane {
 
     pub(super) fn report_stopped(&self, why: &str) {
         self.served.senders.note_stopped(self.id.signer, why);
-        tracing::error!(network = %self.id.network, signer = %self.id.signer, why, "lane stopped: find the cause, then clear lanes.stopped_reason");
+        tracing::error!(
+            why,
+            "lane stopped: find the cause, then clear lanes.stopped_reason"
+        );
     }
 }
 
@@ -328,7 +342,7 @@ pub(super) fn report_pooled_nonce(served: &ServedNetwork, signer: Address, nonce
         "a transaction in the pool uses nonce {nonce} of this signer and is not in the ledger: the key was used elsewhere, or the database lost its last commits; nothing is sent until it is mined or dropped"
     );
     if served.senders.note_waiting(signer, Some(&why)) {
-        tracing::warn!(network = %served.policy.network, %signer, nonce, "lane blocked: {why}");
+        tracing::warn!(nonce, "lane blocked: {why}");
     }
 }
 

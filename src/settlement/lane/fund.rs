@@ -36,7 +36,7 @@ impl Lane {
                 self.send(owned, owned.open.len() - 1, None);
                 Ok(())
             }
-            Err(error) => self.back_off(owned, &error),
+            Err(error) => owned.back_off(&error),
         }
     }
 
@@ -79,7 +79,7 @@ impl Lane {
         let ledger = &self.served.ledger;
         let recorded = ledger.record_funding(&new, funding, limits).await?;
         if let Some(Recorded::Written(id)) = recorded {
-            tracing::info!(network = %self.id.network, signer = %self.id.signer, nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "gas money sent to a payer for its approval");
+            tracing::info!(nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "gas money sent to a payer for its approval");
             let transaction = PendingTransaction {
                 id,
                 network: self.id.network,

@@ -120,24 +120,23 @@ impl Lane {
         self.served.senders.note_balance(self.id.signer, balance);
         let now = level(balance, self.served.gas.wei_per_gas(fees.max_fee_wei));
         let before = std::mem::replace(&mut owned.gas_balance.level, now);
-        let (network, signer) = (self.id.network, self.id.signer);
         let has = self.served.native(balance);
         if before == Level::Empty && now != Level::Empty {
-            tracing::info!(%network, %signer, %has, "signer refilled: it takes payments again");
+            tracing::info!(%has, "signer refilled: it takes payments again");
         }
         match now {
             _ if now == before => {}
             Level::Enough => {
-                tracing::info!(%network, %signer, %has, "signer balance sufficient again");
+                tracing::info!(%has, "signer balance sufficient again");
             }
             Level::Low => {
-                tracing::warn!(%network, %signer, %has, "signer balance low: gas for fewer than {LOW_BALANCE_PAYMENTS} payments; refill it");
+                tracing::warn!(%has, "signer balance low: gas for fewer than {LOW_BALANCE_PAYMENTS} payments; refill it");
             }
             Level::Empty => {
                 let needs = payment_cost(self.served.gas.wei_per_gas(fees.max_fee_wei))
                     .saturating_mul(U256::from(GAS_RESERVE_PAYMENTS));
                 let needs = self.served.native(needs);
-                tracing::error!(%network, %signer, %has, %needs, "signer balance too low: gas for fewer than {GAS_RESERVE_PAYMENTS} payments; it takes no payments until it is refilled");
+                tracing::error!(%has, %needs, "signer balance too low: gas for fewer than {GAS_RESERVE_PAYMENTS} payments; it takes no payments until it is refilled");
                 // Other signers may have enough.
                 self.release(owned.waiting.drain(..));
             }

@@ -9,10 +9,12 @@ use alloy::primitives::Address;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::Lane;
 use super::claim::ClaimOutcome;
 use crate::settlement::ServedNetwork;
+use crate::settlement::supervisor::Task;
 use crate::telemetry::causes;
 
 /// How often the ledger is asked for such transactions. A process that has the key may end at any time.
@@ -49,7 +51,8 @@ impl UnconfiguredSigners {
                     let stop = stop.clone();
                     let unannounced = (!self.announced.contains(&signer)).then_some(transactions);
                     let task = async move { lane.own_briefly(&stop, unannounced).await };
-                    followed.insert(following.spawn(task).id(), signer);
+                    let span = Task::lane(self.served.policy.network, signer).span();
+                    followed.insert(following.spawn(task.instrument(span)).id(), signer);
                 }
             }
             tokio::select! {
@@ -77,14 +80,17 @@ impl UnconfiguredSigners {
         let found = match found.await {
             Ok(found) => found,
             Err(error) => {
-                tracing::debug!(%network, error = causes(&error), "open transactions of unconfigured signers not read");
+                tracing::debug!(
+                    error = causes(&error),
+                    "open transactions of unconfigured signers not read"
+                );
                 return Vec::new();
             }
         };
         self.announced.retain(|signer| {
             let ended = !found.iter().any(|(open, _)| open == signer);
             if ended {
-                tracing::info!(%network, %signer, "signer not configured: all its transactions have ended");
+                tracing::info!(%signer, "signer not configured: all its transactions have ended");
             }
             !ended
         });
@@ -100,23 +106,28 @@ impl Lane {
 
     /// Owns the lane for a while and follows its open transactions. `false`: another process owns it, or the claim failed.
     async fn own_briefly(&self, stop: &CancellationToken, unannounced: Option<i64>) -> bool {
-        let (network, signer) = (self.id.network, self.id.signer);
         match self.claim().await {
             Ok(ClaimOutcome::Owned(mut owned)) => {
                 if let Some(transactions) = unannounced {
-                    tracing::warn!(%network, %signer, transactions, "signer not configured: its open transactions are followed without its key; their fees cannot be bumped");
+                    tracing::warn!(
+                        transactions,
+                        "signer not configured: its open transactions are followed without its key; their fees cannot be bumped"
+                    );
                 }
                 owned.owned_until = Some(Instant::now() + OWNED_FOR);
                 let lease = owned.lease;
                 self.work(*owned, stop).await;
                 if let Err(error) = self.served.ledger.release_lane(self.id, lease).await {
-                    tracing::debug!(%network, %signer, error = causes(&error), "lane without key not released: its lease runs out by itself");
+                    tracing::debug!(
+                        error = causes(&error),
+                        "lane without key not released: its lease runs out by itself"
+                    );
                 }
                 true
             }
             Ok(ClaimOutcome::OtherProcess | ClaimOutcome::Later) => false,
             Err(error) => {
-                tracing::debug!(%network, %signer, error = causes(&error), "claim of a lane without key failed");
+                tracing::debug!(error = causes(&error), "claim of a lane without key failed");
                 false
             }
         }

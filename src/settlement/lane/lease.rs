@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::Lane;
 use super::timing::every;
@@ -42,24 +43,31 @@ impl Lane {
                     }
                     Ok(Renewal::Surplus) => break,
                     Ok(Renewal::Changed) => {
-                        tracing::warn!(network = %id.network, signer = %id.signer, "lane changed in the ledger: taken by another process, stopped, or resumed; claiming it again");
+                        tracing::warn!(
+                            "lane changed in the ledger: taken by another process, stopped, or resumed; claiming it again"
+                        );
                         lost.cancel();
                         return;
                     }
                     // The lane is still ours: the epoch guards every write, and the next renewal may succeed.
                     Err(error) => {
-                        tracing::warn!(network = %id.network, signer = %id.signer, error = causes(&error), "lane lease not renewed: retrying");
+                        tracing::warn!(error = causes(&error), "lane lease not renewed: retrying");
                     }
                 }
             }
-            tracing::info!(network = %id.network, signer = %id.signer, "lane given up: another process has fewer lanes, or this one has no RPC answer");
+            tracing::info!(
+                "lane given up: another process has fewer lanes, or this one has no RPC answer"
+            );
             if let Err(error) = served.ledger.release_lane(id, lease).await {
-                tracing::warn!(network = %id.network, signer = %id.signer, error = causes(&error), "lane not released: its lease runs out by itself");
+                tracing::warn!(
+                    error = causes(&error),
+                    "lane not released: its lease runs out by itself"
+                );
             }
             lost.cancel();
         };
         let mut task = JoinSet::new();
-        task.spawn(renewing);
+        task.spawn(renewing.in_current_span());
         LeaseRenewal {
             _task: task,
             ..renewal

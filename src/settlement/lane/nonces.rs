@@ -50,7 +50,9 @@ impl Lane {
         let both = mined.and_then(|mined| Ok((mined, pending?)));
         let (mined, pending) = match both {
             Err(RpcError::NoAgreement(_)) if self.started.elapsed() >= SINGLE_ENDPOINT_AFTER => {
-                tracing::warn!(network = %self.id.network, %signer, "lane opened with the nonce of a single endpoint: no other endpoint answers");
+                tracing::warn!(
+                    "lane opened with the nonce of a single endpoint: no other endpoint answers"
+                );
                 let mined = chain.transaction_count(signer, "latest").await?;
                 (mined, chain.transaction_count(signer, "pending").await?)
             }

@@ -68,7 +68,7 @@ impl Lane {
                 Ok(Some(receipt)) => self.record_result(owned, id, &receipt, head).await,
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(network = %self.id.network, %transaction, %error, "receipt not confirmed by enough endpoints: retrying");
+                    tracing::debug!(%transaction, %error, "receipt not confirmed by enough endpoints: retrying");
                 }
             }
         }
@@ -151,7 +151,7 @@ impl Lane {
         {
             Ok(mined) => mined,
             Err(error) => {
-                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, %error, "mined transaction: block time not read, retrying");
+                tracing::warn!(transaction = %receipt.transaction_hash, %error, "mined transaction: block time not read, retrying");
                 return;
             }
         };
@@ -159,7 +159,7 @@ impl Lane {
             Ok(transferred) => transferred,
             Err(error) => {
                 let error = causes(&error);
-                tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, error, "mined transaction: result not recorded, retrying");
+                tracing::warn!(transaction = %receipt.transaction_hash, error, "mined transaction: result not recorded, retrying");
                 return;
             }
         };
@@ -177,7 +177,7 @@ impl Lane {
         self.note_data_fee(receipt, open.transaction.payments.len());
         self.learn_gas(&open.transaction, &mined);
         if transferred < open.transaction.payments.len() {
-            tracing::warn!(network = %self.id.network, signer = %self.id.signer, transaction = %receipt.transaction_hash, transferred, payments = open.transaction.payments.len(), "transaction mined without a transfer for some of its payments");
+            tracing::warn!(transaction = %receipt.transaction_hash, transferred, payments = open.transaction.payments.len(), "transaction mined without a transfer for some of its payments");
             self.served.wake_reconciler();
         }
         if mined.transferred.iter().any(|row| !row.confirmed) {

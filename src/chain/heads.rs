@@ -1,6 +1,7 @@
 //! Follows the canonical chain. The parent of every new block is checked, so that no reorg goes unnoticed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use alloy::primitives::{Address, B256, U64, U128, address};
 use alloy::sol;
@@ -9,6 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use serde::Deserialize;
 use time::OffsetDateTime;
+use tokio::time::{Instant, timeout};
 
 use crate::chain::outliers::ReportedHead;
 use crate::chain::{Rpc, RpcError};
@@ -29,8 +31,13 @@ const BLOCKS_KEPT: usize = 128;
 /// calls, and the tracker restarts at the newest block.
 const MISSED_MAX: u32 = 5;
 
-/// How many blocks that are not kept are read at a time when they are compared with the chain.
+/// How many blocks that are not kept are read in one comparison with the chain, and how many of them at a time.
+const READS_MAX: usize = 32;
 const READS_AT_ONCE: usize = 16;
+/// Time limit of one of these reads: the tracker follows the chain meanwhile no further.
+const READ_LIMIT: Duration = Duration::from_secs(2);
+/// How long a height that could not be read is not read again.
+const UNREAD_FOR: Duration = Duration::from_mins(1);
 
 /// The header of a block, reduced to the members that x402d uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +136,8 @@ pub struct HeadTracker {
     recent: VecDeque<Head>,
     /// Hashes of older blocks that were found canonical, and no reorg was seen since.
     compared: HashSet<B256>,
+    /// Heights that could not be read, and until when they are not read again.
+    unread: HashMap<u64, Instant>,
     /// Polls in a row that ended at a block which the node does not have.
     missed: u32,
     /// The base fee of the newest block that had one.
@@ -141,6 +150,7 @@ impl HeadTracker {
             rpc,
             recent: VecDeque::new(),
             compared: HashSet::new(),
+            unread: HashMap::new(),
             missed: 0,
             base_fee_wei: None,
         }
@@ -151,34 +161,49 @@ impl HeadTracker {
         self.recent.back().copied()
     }
 
-    /// Compares blocks, none of them above the head, with the canonical chain. An older block than those kept is read from the RPC once, and
-    /// again after the next reorg. An endpoint that does not have its height, or does not answer, proves nothing about it.
-    pub async fn compare(&mut self, blocks: &[(u64, B256)]) -> Comparison {
-        let mut unknown = Vec::new();
+    /// Compares blocks, none of them above the head, with the canonical chain. Blocks older than those kept are read from the RPC: a few
+    /// each time, those at or below `final_height` once until the next reorg. An endpoint that does not have the height, or does not answer,
+    /// proves nothing about it; it is read again after a minute.
+    pub async fn compare(&mut self, blocks: &[(u64, B256)], final_height: u64) -> Comparison {
+        let now = Instant::now();
+        self.unread.retain(|_, until| *until > now);
         let mut comparison = Comparison::default();
+        let mut unknown = Vec::new();
         for (number, hash) in blocks {
             match self.kept(*number) {
                 Some(canonical) => comparison.add((*number, *hash), canonical),
                 None if self.compared.contains(hash) => comparison.canonical.push(*hash),
+                None if self.unread.contains_key(number) => {}
                 None => unknown.push((*number, *hash)),
             }
         }
+        unknown.truncate(READS_MAX);
         let reads = unknown.into_iter().map(|block: (u64, B256)| {
-            let canonical = self.rpc.canonical(block.0);
+            let canonical = timeout(READ_LIMIT, self.rpc.canonical(block.0));
             async move { (block, canonical.await) }
         });
         let read: Vec<_> = stream::iter(reads)
             .buffer_unordered(READS_AT_ONCE)
             .collect()
             .await;
-        for (block, canonical) in read {
-            if let Ok(Some(canonical)) = canonical {
-                comparison.add(block, canonical);
+        for ((number, hash), canonical) in read {
+            if let Ok(Ok(Some(canonical))) = canonical {
+                comparison.add((number, hash), canonical);
+                if canonical == hash && number <= final_height {
+                    self.compared.insert(hash);
+                }
+            } else {
+                self.unread.insert(number, now + UNREAD_FOR);
             }
         }
-        let canonical = comparison.canonical.iter().copied();
-        self.compared = canonical.collect();
+        let wanted = |hash: &B256| blocks.iter().any(|(_, wanted)| wanted == hash);
+        self.compared.retain(wanted);
         comparison
+    }
+
+    /// Hashes of the blocks that are kept.
+    pub fn recent_hashes(&self) -> Vec<B256> {
+        self.recent.iter().map(|head| head.hash).collect()
     }
 
     /// Hash of the canonical block at a height; `None` for blocks that are not kept.
@@ -348,7 +373,10 @@ impl Rpc {
             one.as_ref().map(|block| block.hash) == other.as_ref().map(|block| block.hash)
         };
         let block = self.agreed("eth_getBlockByNumber", (tag, false), same);
-        Ok(block.await?.map(|block: Block| block.hash))
+        let block: Option<Block> = block.await?;
+        // Some gateways answer an unknown height with another block.
+        let block = block.filter(|block| block.number.to::<u64>() == number);
+        Ok(block.map(|block| block.hash))
     }
 }
 

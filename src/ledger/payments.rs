@@ -127,7 +127,7 @@ impl Ledger {
             rejection.reason.code(),
             rejection.message,
         )
-        .execute(&self.engine)
+        .execute(&self.pool)
         .await?;
         Ok(updated.rows_affected() == 1)
     }
@@ -165,13 +165,13 @@ impl Ledger {
     ) -> Result<(Vec<Payment>, Option<GivenUpPlace>), LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.state in ('refused', 'failed') and (p.state = 'refused' or $2)
-                and p.valid_before > now() - interval '1 hour' and ($3::timestamptz is null or (p.valid_before, p.id) > ($3, $4))
+                and p.valid_before > now() - interval '1 hour' and (p.valid_before, p.id) > ($3, $4)
                 and p.rail = 'authorization' and p.quarantined_at is null
              order by p.valid_before, p.id limit $5",
             network.to_string(),
             failed_too,
-            after.map(|place| place.valid_before),
-            after.map(|place| place.id.0),
+            after.map_or(OffsetDateTime::UNIX_EPOCH, |place| place.valid_before),
+            after.map_or(Uuid::nil(), |place| place.id.0),
             limit
         )
         .fetch_all(&self.engine)
@@ -184,13 +184,13 @@ impl Ledger {
         Ok((self.readable(rows).await, last))
     }
 
-    /// Whether any failed payment of the network is in one of our transactions with an open outcome: a reorg invalidated the proof of
+    /// Whether any failed payment of the network, not in quarantine, is in one of our transactions with an open outcome: a reorg invalidated the proof of
     /// failure.
     pub async fn failed_in_flight(&self, network: Network) -> Result<bool, LedgerError> {
         let any = sqlx::query_scalar!(
             r#"select exists (
                 select from (select payment_id from transaction_payments where outcome is null offset 0) open
-                where (select p.state = 'failed' and p.network = $1 from payments p where p.id = open.payment_id)
+                where (select p.state = 'failed' and p.network = $1 and p.quarantined_at is null from payments p where p.id = open.payment_id)
             ) as "any!""#,
             network.to_string(),
         )

@@ -129,18 +129,22 @@ impl Ledger {
         Ok(usize::try_from(recorded.rows_affected()).unwrap_or(usize::MAX))
     }
 
-    /// Settles mined payments of a network that have their confirmations at height `head`. Returns them, and whether others are still
-    /// mined.
+    /// Settles mined payments of a network whose block is one of `canonical` and has their confirmations at height `head`. Returns them,
+    /// and whether others are still mined.
     pub async fn confirm(
         &self,
         network: Network,
         head: u64,
+        canonical: &[B256],
     ) -> Result<(Vec<PaymentId>, bool), LedgerError> {
         let ids = sqlx::query_scalar!(
             "update payments set state = 'settled'
-            where network = $1 and state = 'mined' and block_number + confirmations - 1 <= $2 and quarantined_at is null returning id",
+            where network = $1 and state = 'mined' and block_number + confirmations - 1 <= $2 and block_hash = any($3)
+                and quarantined_at is null
+            returning id",
             network.to_string(),
             bigint(head),
+            &hashes(canonical),
         )
         .fetch_all(&self.engine)
         .await?;

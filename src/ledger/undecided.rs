@@ -9,7 +9,7 @@ use super::quarantine::{quarantine, quarantine_unreadable};
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{Ledger, LedgerError, Unreadable};
 use crate::payment::state::Rejection;
-use crate::payment::{Location, Payment, PaymentId};
+use crate::payment::{Location, Payment, PaymentId, PaymentState};
 use crate::protocol::Network;
 
 /// Reason for the quarantine of a payment whose log is recorded for another one.
@@ -117,6 +117,7 @@ impl Ledger {
         let mut deciding = self.engine.begin().await?;
         let open = sqlx::query_scalar!(
             r#"select 1 as "open!" from transactions t join transaction_payments tp on tp.transaction_id = t.id
+            join payments p on p.id = tp.payment_id and p.quarantined_at is null
             where t.id = $1 and t.state = 'mined' and t.block_hash = $3 and tp.payment_id = $2 and tp.outcome is null
             for share of t for update of tp"#,
             row.transaction,
@@ -161,10 +162,11 @@ impl Ledger {
         )
         .fetch_optional(&mut *settling)
         .await?;
-        let moved = free.is_some()
-            && record_foreign_transfer(&mut settling, id, location, confirmed).await?;
+        let recorded = free.is_some()
+            && record_foreign_transfer(&mut settling, id, location, confirmed).await?
+                == ForeignTransfer::Recorded;
         settling.commit().await?;
-        Ok(moved)
+        Ok(recorded)
     }
 }
 
@@ -181,11 +183,19 @@ async fn apply_verdict(
             confirmed,
         } => {
             let recorded = record_foreign_transfer(connection, id, location, *confirmed).await?;
-            return Ok(recorded.then_some("elsewhere"));
+            let quarantined = recorded == ForeignTransfer::LogTaken;
+            return Ok((!quarantined).then_some("elsewhere"));
         }
+        // A payment that has settled by another transaction meanwhile needs nobody's attention.
         Verdict::Quarantine(why) => {
-            quarantine(connection, id, why).await?;
-            return Ok(None);
+            let open = matches!(
+                row.payment.state,
+                PaymentState::Inflight(_) | PaymentState::Failed { .. }
+            );
+            if open {
+                quarantine(connection, id, why).await?;
+                return Ok(None);
+            }
         }
         Verdict::Again => update_inflight(connection, row, "queued", None).await?,
         Verdict::Refuse(rejection) => {
@@ -198,14 +208,24 @@ async fn apply_verdict(
     Ok(Some("without_effect"))
 }
 
+/// Result of [`record_foreign_transfer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ForeignTransfer {
+    Recorded,
+    /// The payment's state does not allow it: another transaction has settled it, or it has failed and the transfer is not confirmed.
+    NotAllowed,
+    /// The log is recorded for another payment; this one is in quarantine now.
+    LogTaken,
+}
+
 /// Records the transfer of an authorization that no lane has recorded; no other statement does. A failed payment becomes `late_settled` at
-/// its confirmations only. `false`: the payment's state does not allow it, or another payment has the log; then this one is quarantined.
+/// its confirmations only.
 pub(super) async fn record_foreign_transfer(
     connection: &mut Connection,
     id: PaymentId,
     location: &Location,
     confirmed: bool,
-) -> Result<bool, LedgerError> {
+) -> Result<ForeignTransfer, LedgerError> {
     let moved = sqlx::query!(
         "update payments p set transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5, block_time = $6,
             state = case when p.state = 'failed' then 'late_settled' when $7 then 'settled' else 'mined' end,
@@ -224,7 +244,7 @@ pub(super) async fn record_foreign_transfer(
     .execute(&mut *connection)
     .await?;
     if moved.rows_affected() == 1 {
-        return Ok(true);
+        return Ok(ForeignTransfer::Recorded);
     }
     let taken = sqlx::query_scalar!(
         r#"select exists (
@@ -239,8 +259,9 @@ pub(super) async fn record_foreign_transfer(
     .await?;
     if taken {
         quarantine(connection, id, LOG_TAKEN).await?;
+        return Ok(ForeignTransfer::LogTaken);
     }
-    Ok(false)
+    Ok(ForeignTransfer::NotAllowed)
 }
 
 /// Returns a payment in flight to the queue, or refuses or fails it.

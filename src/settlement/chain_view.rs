@@ -98,6 +98,11 @@ impl ChainView {
         recent.blocks.retain(|(block, _)| !removed.contains(block));
     }
 
+    /// Drops all receipts.
+    pub fn forget_blocks(&self) {
+        *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = Recent::default();
+    }
+
     /// Publishes a new head to the lanes.
     pub fn publish(&self, head: Head, reorganised: bool, gap: bool) {
         self.tick.send_modify(|tick| {

@@ -39,8 +39,9 @@ pub struct Unreconciled {
     /// Some undecided payments have too few confirmations.
     has_unconfirmed: bool,
     given_up_checked_at: Option<Instant>,
-    /// The last one checked, if there are more behind it.
+    /// The last one checked, if there are more behind it, and the head when the first of them was checked.
     given_up_checked: Option<GivenUpPlace>,
+    given_up_since: u64,
     expired_checked_at: Option<Instant>,
     /// Reorgs seen, and the height until which failures are checked again after one.
     reorganisations: u64,
@@ -55,6 +56,7 @@ impl Unreconciled {
             has_unconfirmed: false,
             given_up_checked_at: None,
             given_up_checked: None,
+            given_up_since: 0,
             expired_checked_at: None,
             reorganisations: 0,
             recheck_failed_until: None,
@@ -177,6 +179,9 @@ impl Unreconciled {
         let (served, network) = (&self.served, self.served.policy.network);
         let recheck_failed = self.recheck_failed_until.is_some();
         let after = self.given_up_checked;
+        if after.is_none() {
+            self.given_up_since = head.number;
+        }
         let (payments, last) = served
             .ledger
             .payments_without_transfer(network, recheck_failed, after, GIVEN_UP_MAX)
@@ -192,8 +197,8 @@ impl Unreconciled {
         self.given_up_checked_at = Some(Instant::now());
         self.given_up_checked = last;
         if let Some(until) = self.recheck_failed_until
-            && head.number >= until
             && last.is_none()
+            && self.given_up_since >= until
             && !served.ledger.failed_in_flight(network).await?
         {
             self.recheck_failed_until = None;

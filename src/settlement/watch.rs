@@ -191,6 +191,10 @@ impl Watch {
 
     async fn apply(&mut self, advance: &Advance) {
         let mut gap = advance.skipped;
+        if advance.skipped {
+            // The blocks read before may be orphaned.
+            self.served.view.forget_blocks();
+        }
         let reorganised = !advance.removed.is_empty();
         if reorganised {
             let lowest = advance.added.first().map_or(0, |head| head.number);
@@ -214,17 +218,19 @@ impl Watch {
         if let Some(head) = advance.added.last() {
             self.served.view.publish(*head, reorganised, gap);
             if self.served.take_unconfirmed() {
-                self.confirm_payments(head.number).await;
+                self.confirm_payments(head.number, &self.tracker.recent_hashes())
+                    .await;
             }
         }
     }
 
-    async fn confirm_payments(&self, head: u64) {
+    /// Settles payments with enough confirmations in the blocks `canonical`.
+    async fn confirm_payments(&self, head: u64, canonical: &[B256]) {
         let head = self.served.rpc.agreed_height(head);
         match self
             .served
             .ledger
-            .confirm(self.served.policy.network, head)
+            .confirm(self.served.policy.network, head, canonical)
             .await
         {
             Ok((settled, waiting)) => {
@@ -274,25 +280,28 @@ impl Watch {
             }
             self.served.view.publish(head, true, true);
         }
-        self.confirm_payments(head.number).await;
         Ok(())
     }
 
-    /// Rolls back orphaned blocks of the ledger, or makes payments final. `false`: blocks were orphaned.
+    /// Rolls back orphaned blocks of the ledger; confirms and finalises the payments of the others. `false`: blocks were orphaned.
     async fn reconcile_blocks(&mut self, head: &Head) -> Result<bool, LedgerError> {
         let network = self.served.policy.network;
         let height = self.served.rpc.agreed_height(head.number);
+        if height == 0 {
+            // Too few endpoints have shown their heads.
+            return Ok(true);
+        }
         let final_height = height.saturating_sub(FINAL_AFTER_BLOCKS);
         let ledger = &self.served.ledger;
         // Blocks above our own head were recorded by another process; they are not orphaned.
         let recorded = ledger.unfinal_blocks(network, final_height, head.number);
-        let compared = self.tracker.compare(&recorded.await?).await;
+        let recorded = recorded.await?;
+        let compared = self.tracker.compare(&recorded, final_height).await;
+        let canonical = &compared.canonical;
+        ledger.finalise(network, final_height, canonical).await?;
+        self.confirm_payments(head.number, canonical).await;
         let lowest = compared.orphaned.iter().map(|(number, _)| *number).min();
         let Some(lowest) = lowest else {
-            // Only what was found in the chain now.
-            ledger
-                .finalise(network, final_height, &compared.canonical)
-                .await?;
             return Ok(true);
         };
         let orphaned: Vec<B256> = compared.orphaned.iter().map(|(_, hash)| *hash).collect();

@@ -93,6 +93,14 @@ async fn answer(State(node): State<Arc<Mutex<Node>>>, Json(call): Json<Value>) -
     let node = node.lock().unwrap();
     let block = match call["method"].as_str() {
         Some("eth_getBlockByNumber") if call["params"][0] == "latest" => Some(&node.newest),
+        Some("eth_getBlockByNumber") => {
+            let wanted: U64 = serde_json::from_value(call["params"][0].clone()).unwrap();
+            let mut block = Some(&node.newest);
+            while let Some(above) = block.filter(|block| block.number > wanted.to::<u64>()) {
+                block = node.blocks.get(&above.parent);
+            }
+            block
+        }
         Some("eth_getBlockByHash") => {
             let wanted: B256 = serde_json::from_value(call["params"][0].clone()).unwrap();
             node.blocks.get(&wanted)
@@ -251,4 +259,26 @@ async fn parent_that_stays_missing_restarts_the_tracker() {
     let advance = tracker.advance().await.unwrap().unwrap();
     assert!(advance.skipped);
     assert_eq!(hashes(&advance.added), [hash(0, 13)]);
+}
+
+#[tokio::test]
+async fn blocks_are_compared_however_deep() {
+    let chain = Chain::start().await;
+    chain.grow(0, 1, 300, B256::ZERO);
+    let mut tracker = chain.tracker();
+    tracker.advance().await.unwrap();
+    let recorded = [(300, hash(0, 300)), (250, hash(1, 250)), (7, hash(0, 7))];
+    let compared = tracker.compare(&recorded, 200).await;
+    let mut canonical = compared.canonical;
+    canonical.sort_unstable();
+    assert_eq!(canonical, [hash(0, 7), hash(0, 300)]);
+    assert_eq!(compared.orphaned, [(250, hash(1, 250))]);
+
+    // The chain is replaced from block 2 on, unseen: what was compared before counts for nothing.
+    chain.grow(1, 2, 450, hash(0, 1));
+    tracker.advance().await.unwrap();
+    let mut compared = tracker.compare(&recorded, 200).await;
+    compared.orphaned.sort_unstable();
+    assert_eq!(compared.canonical, [hash(1, 250)]);
+    assert_eq!(compared.orphaned, [(7, hash(0, 7)), (300, hash(0, 300))]);
 }

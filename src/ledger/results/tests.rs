@@ -113,15 +113,26 @@ async fn mined_payment_is_settled_at_its_confirmations() {
     test.record_mined(&mined(id, 0, 1, &[payments[0].id]))
         .await
         .unwrap();
-    let height = block(1).number;
+    let (height, all) = (block(1).number, [block(1).hash, block(2).hash]);
     // Two confirmations are promised: the block's own and one more.
-    assert_eq!(test.confirm(NETWORK, height).await.unwrap(), (vec![], true));
+    assert_eq!(
+        test.confirm(NETWORK, height, &all).await.unwrap(),
+        (vec![], true)
+    );
     let elsewhere = Network::from_chain_id(1);
     let none = (vec![], false);
-    assert_eq!(test.confirm(elsewhere, height + 1).await.unwrap(), none);
+    assert_eq!(
+        test.confirm(elsewhere, height + 1, &all).await.unwrap(),
+        none
+    );
+    let orphaned = test.confirm(NETWORK, height + 1, &[block(2).hash]).await;
+    assert_eq!(orphaned.unwrap(), (vec![], true));
     let settled = (vec![payments[0].id], false);
-    assert_eq!(test.confirm(NETWORK, height + 1).await.unwrap(), settled);
-    assert_eq!(test.confirm(NETWORK, height + 1).await.unwrap(), none);
+    assert_eq!(
+        test.confirm(NETWORK, height + 1, &all).await.unwrap(),
+        settled
+    );
+    assert_eq!(test.confirm(NETWORK, height + 1, &all).await.unwrap(), none);
     assert_eq!(states(&test, &payments).await, ["settled", "inflight"]);
 }
 
@@ -132,7 +143,10 @@ async fn quarantined_payment_awaits_no_confirmations() {
         .await
         .unwrap();
     test.quarantine(payments[0].id, "a test").await.unwrap();
-    let (settled, waits) = test.confirm(NETWORK, 1_000_000).await.unwrap();
+    let (settled, waits) = test
+        .confirm(NETWORK, 1_000_000, &[block(1).hash])
+        .await
+        .unwrap();
     assert_eq!((settled, waits), (vec![], false));
     assert_eq!(states(&test, &payments).await, ["mined", "inflight"]);
 }
@@ -233,7 +247,10 @@ async fn reorg_opens_the_transactions_of_its_blocks_alone() {
         &format!("state = 'final', block_hash = '\\x{:x}'", block(1).hash),
     )
     .await;
-    let granted = test.confirm(NETWORK, 200).await.unwrap();
+    let granted = test
+        .confirm(NETWORK, 200, &[1, 2].map(|number| block(number).hash))
+        .await
+        .unwrap();
     assert_eq!(granted.0.len(), 3);
     assert!(test.grant(both[0], request("one")).await.unwrap().is_some());
 

@@ -276,3 +276,28 @@ async fn released_payment_is_decided_anew() {
     assert_eq!(row.quarantine.as_deref(), Some(LOG_TAKEN));
     assert_eq!(outcomes(&test).await, "elsewhere open");
 }
+
+/// A foreign transaction has settled the payment; its own transaction is reopened by a reorg and mined again without effect.
+#[tokio::test]
+async fn payment_settled_by_another_transaction_is_closed_in_its_own() {
+    for verdict in [
+        transferred(8, true),
+        Verdict::Quarantine("its nonce is used, and no log shows for what".to_owned()),
+    ] {
+        let (test, _, rows) = without_transfer([1]).await;
+        let row = &rows[0];
+        assert!(test.decide(row, &transferred(8, true)).await.unwrap());
+        test.run("update transaction_payments set outcome = null")
+            .await;
+        let [row] = &test.undecided(NETWORK, 10).await.unwrap()[..] else {
+            panic!("one")
+        };
+        assert!(test.decide(row, &verdict).await.unwrap());
+        assert_eq!(test.state(row.payment.id).await, "settled");
+        assert_eq!(
+            test.payment_value(row.payment.id, "quarantined_at").await,
+            "-"
+        );
+        assert_eq!(open(&test).await, 0, "{verdict:?}");
+    }
+}

@@ -21,9 +21,8 @@ use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
 use crate::settlement::{
-    Approver, BatchLimits, EngineFailed, Lane, Pickup, SenderWatch, ServedNetwork,
-    ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Unreconciled, Waiters,
-    Watch,
+    Approver, BatchLimits, EngineFailed, Lane, Pickup, Reconciler, SenderWatch, ServedNetwork,
+    ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters, Watch,
 };
 use crate::telemetry::causes;
 
@@ -344,7 +343,7 @@ fn keep_network(supervisor: &Supervisor, served: &Arc<ServedNetwork>, stopped: &
             Box::pin(Approver::new(served).run(stop))
         }),
         ("undecided payments", |served, stop| {
-            Box::pin(Unreconciled::new(served).run(stop))
+            Box::pin(Reconciler::new(served).run(stop))
         }),
         ("unconfigured signers", |served, stop| {
             Box::pin(UnconfiguredSigners::new(served).run(stop))

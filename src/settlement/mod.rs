@@ -5,38 +5,26 @@
 //! unknown outcome stays open, and the same bytes are sent again. Success is read from event logs, never inferred. The process can be
 //! killed at any instruction: the ledger holds the truth, memory is a cache of it.
 
-mod approvals;
-mod batch;
-mod batch_plan;
-mod chain_view;
-mod expired;
 pub mod failpoint;
 mod gas;
+mod intake;
 mod lane;
-mod pickup;
-mod queue;
+mod reconcile;
 mod senders;
 mod served_network;
 mod supervisor;
-mod transfers;
-mod undecided;
-mod unreconciled;
 pub mod waiters;
 mod watch;
 
-pub use approvals::{Approvals, Approver, approval_objection};
-pub use chain_view::ChainView;
 pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
+pub use intake::{Approvals, Approver, Pickup, Place, Queue, Queued, approval_objection};
 pub use lane::{Lane, UnconfiguredSigners};
-pub use pickup::Pickup;
-pub use queue::{Place, Queue, Queued};
+pub use reconcile::{Reconciler, Transfers};
 pub use senders::{CannotSend, SenderWatch, Senders, native_amount};
 pub use served_network::{Health, ServedNetwork, ServedNetworkParts};
 pub use supervisor::{EngineFailed, FailingTask, Supervisor, Task};
-pub use transfers::Transfers;
-pub use unreconciled::Unreconciled;
 pub use waiters::Waiters;
-pub use watch::Watch;
+pub use watch::{ChainTick, ChainView, Watch};
 
 use crate::chain::RpcError;
 use crate::ledger::LedgerError;

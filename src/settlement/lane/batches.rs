@@ -9,13 +9,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::{Lane, LaneLost, OpenTransaction, OwnedLane, PAUSE};
-use crate::payment::PaymentId;
-use crate::settlement::batch::{
+use super::batch::{
     BatchContext, PrepareError, SignedBatch, SimulatedBatch, simulate, simulate_batch,
 };
-use crate::settlement::batch_plan::BatchPlan;
-use crate::settlement::chain_view::ChainTick;
+use super::batch_plan::BatchPlan;
+use super::{Lane, LaneLost, OpenTransaction, OwnedLane, PAUSE};
+use crate::payment::PaymentId;
+use crate::settlement::ChainTick;
 use crate::settlement::failpoint::panic_if_asked;
 use crate::settlement::gas::GasRule;
 use crate::settlement::supervisor::report_panic;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use alloy::primitives::Address;
 use tokio::time::Instant;
 
+use super::batch::PrepareError;
 use crate::chain::signer::UnsignedTransaction;
 use crate::chain::{FeePolicy, Head, SignerKey};
 use crate::ledger::Attempt;
-use crate::settlement::batch::PrepareError;
 use crate::telemetry::causes;
 
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane};

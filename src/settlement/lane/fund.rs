@@ -3,6 +3,7 @@
 use alloy::primitives::Bytes;
 use tokio::time::Instant;
 
+use super::batch::PrepareError;
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane};
 use crate::chain::nonces::FUNDING_GAS;
 use crate::chain::signer::UnsignedTransaction;
@@ -10,7 +11,6 @@ use crate::ledger::{
     Attempt, Funding, NewTransaction, PendingTransaction, Recorded, TransactionKind,
 };
 use crate::settlement::ServedNetwork;
-use crate::settlement::batch::PrepareError;
 
 impl OwnedLane {
     /// Whether there is room for a transaction without payments.

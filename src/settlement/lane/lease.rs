@@ -1,14 +1,15 @@
-//! The lane's lease, renewed beside the lane's other work.
+//! The lane's lease, renewed beside the lane's other work, and timers of the lane.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::Lane;
-use super::timing::every;
 use crate::ledger::{LEASE_RENEWAL, LaneLease, Renewal};
 use crate::telemetry::causes;
 
@@ -73,4 +74,19 @@ impl Lane {
             ..renewal
         }
     }
+}
+
+/// Waits until a moment; never ends for `None`.
+pub(super) async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An interval that does not catch up on missed ticks.
+pub(super) fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }

@@ -12,7 +12,7 @@ use crate::chain::signer::UnsignedTransaction;
 use crate::chain::{Head, Receipt, RpcError};
 use crate::ledger::{BlockRef, MinedTransaction, PendingTransaction, TransferredPayment};
 use crate::payment::Payment;
-use crate::settlement::chain_view::ChainTick;
+use crate::settlement::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
 use crate::telemetry::causes;
 

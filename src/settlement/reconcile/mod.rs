@@ -1,6 +1,12 @@
 //! Payments without a transfer by a transaction of ours: those whose transaction was mined without it, which are decided here, and those
 //! that were given up. The latter can still be transferred, because their authorizations are signed and any program may submit them.
 
+mod expired;
+mod transfers;
+mod undecided;
+
+pub use transfers::Transfers;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +18,10 @@ use crate::chain::Head;
 use crate::chain::authorization::AuthorizationUse;
 use crate::ledger::{GivenUpPlace, Verdict};
 use crate::payment::{Location, Payment, PaymentId};
-use crate::settlement::expired::refuse_expired;
-use crate::settlement::undecided::{is_confirmed, verdict};
 use crate::settlement::{DependencyError, ServedNetwork};
 use crate::telemetry::causes;
+use expired::refuse_expired;
+use undecided::{is_confirmed, verdict};
 
 /// How often the ledger is read for payments that another process, or this one before a restart, left undecided.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
@@ -32,7 +38,7 @@ const RECHECK_BLOCKS: u64 = 64;
 
 /// The task that reconciles the payments of one network.
 #[derive(Debug)]
-pub struct Unreconciled {
+pub struct Reconciler {
     served: Arc<ServedNetwork>,
     /// Since when each undecided payment has been seen with the confirmations that a verdict needs.
     undecided_since: HashMap<PaymentId, Instant>,
@@ -48,7 +54,7 @@ pub struct Unreconciled {
     recheck_failed_until: Option<u64>,
 }
 
-impl Unreconciled {
+impl Reconciler {
     pub fn new(served: Arc<ServedNetwork>) -> Self {
         Self {
             served,
@@ -208,7 +214,7 @@ impl Unreconciled {
 }
 
 /// Settles a payment that a foreign transaction has transferred; a failed payment only once that is confirmed.
-pub(super) async fn settle_foreign(
+async fn settle_foreign(
     served: &ServedNetwork,
     payment: &Payment,
     location: &Location,

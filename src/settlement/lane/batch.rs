@@ -2,6 +2,7 @@
 
 use alloy::primitives::{Address, U256};
 
+use super::batch_plan::{BatchPlan, SimulatedPayment, min_gas};
 use crate::chain::authorization::AuthorizationUse;
 use crate::chain::fees::FeeError;
 use crate::chain::signer::{SigningFailed, UnsignedTransaction};
@@ -13,7 +14,6 @@ use crate::ledger::{
 use crate::payment::method::Fault;
 use crate::payment::state::Rejection;
 use crate::payment::{ChainFacts, Payment};
-use crate::settlement::batch_plan::{BatchPlan, SimulatedPayment, min_gas};
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
 use crate::settlement::{Queued, ServedNetwork};

@@ -1,18 +1,17 @@
 //! A lane: the nonces of one signer on one network, owned by one process at a time.
 
+mod batch;
+mod batch_plan;
 mod batches;
 mod claim;
-mod cleanup;
 mod fee_bump;
 mod foreign;
 mod fund;
 mod gas_balance;
 mod keyless;
 mod lease;
-mod nonces;
 mod open_transaction;
 mod results;
-mod timing;
 
 pub use keyless::UnconfiguredSigners;
 
@@ -33,16 +32,16 @@ use crate::chain::{Broadcast, SignerKey};
 use crate::ledger::{BroadcastReply, LaneKey, LaneLease, LedgerError};
 use crate::payment::PaymentId;
 use crate::protocol::Network;
-use crate::settlement::batch_plan::SimulatedPayment;
-use crate::settlement::chain_view::ChainTick;
+use crate::settlement::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
+use crate::settlement::lane::batch_plan::SimulatedPayment;
 use crate::settlement::lane::batches::SimulatedBatches;
 use crate::settlement::lane::claim::ClaimOutcome;
 use crate::settlement::lane::foreign::NonceFinding;
 use crate::settlement::lane::gas_balance::GasBalance;
+use crate::settlement::lane::lease::{at, every};
 use crate::settlement::lane::open_transaction::OpenTransaction;
-use crate::settlement::lane::timing::{at, every};
 use crate::settlement::served_network::OpenCount;
 use crate::settlement::supervisor::report_panic;
 use crate::settlement::{Queued, ServedNetwork};
@@ -168,8 +167,29 @@ impl Lane {
         }
     }
 
+    /// Claims and works the lane of `key` until `stop`. After a panic the lane no longer counts as owned by this process, its payments are
+    /// unclaimed, and the panic is resumed.
+    pub async fn run_with_cleanup(
+        served: Arc<ServedNetwork>,
+        key: SignerKey,
+        stop: CancellationToken,
+    ) {
+        let mut task = JoinSet::new();
+        let lane = Self::new(Arc::clone(&served), key);
+        let signer = lane.id.signer;
+        task.spawn(lane.run(stop).in_current_span());
+        let Some(Err(error)) = task.join_next().await else {
+            return;
+        };
+        let left = served.queue.remove_lane(signer).await;
+        served.unclaim(&left).await;
+        if let Ok(panic) = error.try_into_panic() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
     /// Claims the lane and works it until `stop`; claims again when the lane is lost.
-    pub async fn run(self, stop: CancellationToken) {
+    async fn run(self, stop: CancellationToken) {
         let mut waiting_logged = false;
         let mut failure_logged = false;
         loop {

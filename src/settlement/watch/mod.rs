@@ -1,5 +1,9 @@
 //! The watch of a network: reads new blocks and their receipts, confirms payments, rolls back reorgs.
 
+mod chain_view;
+
+pub use chain_view::{ChainTick, ChainView};
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +21,9 @@ use crate::telemetry::causes;
 /// How often to look for a block while nothing is in flight: often enough for current fees and block time.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the ledger's blocks are compared with the chain.
-const RECONCILE_INTERVAL: Duration = Duration::from_secs(3);
+const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
 /// How often they are compared again at once, after some were orphaned.
-const RECONCILE_ROUNDS: usize = 8;
+const COMPARE_ROUNDS: usize = 8;
 /// Blocks after which a settled payment is final.
 const FINAL_AFTER_BLOCKS: u64 = 64;
 /// How often a node is asked for the priority fee.
@@ -36,7 +40,7 @@ const GAPS_NEEDED: usize = 4;
 pub struct Watch {
     served: Arc<ServedNetwork>,
     tracker: HeadTracker,
-    reconciled_at: Option<Instant>,
+    compared_at: Option<Instant>,
     tip_read_at: Option<Instant>,
     price_read_at: Option<Instant>,
     /// Gas costs more than the cap, or its price is not known.
@@ -84,7 +88,7 @@ impl Watch {
         Self {
             served,
             tracker,
-            reconciled_at: None,
+            compared_at: None,
             tip_read_at: None,
             price_read_at: None,
             fees_too_high: false,
@@ -142,9 +146,9 @@ impl Watch {
             }
             self.read_data_fee().await;
         }
-        if due(self.reconciled_at, RECONCILE_INTERVAL) {
-            self.reconciled_at = Some(Instant::now());
-            if let Err(error) = self.reconcile().await {
+        if due(self.compared_at, COMPARE_INTERVAL) {
+            self.compared_at = Some(Instant::now());
+            if let Err(error) = self.compare_until_canonical().await {
                 tracing::warn!(
                     error = causes(&error),
                     "recent blocks in the ledger not compared with the chain: retrying"
@@ -270,12 +274,12 @@ impl Watch {
     }
 
     /// Compares the ledger's blocks with the chain, until none is orphaned: below an orphaned block there may be another.
-    async fn reconcile(&mut self) -> Result<(), LedgerError> {
+    async fn compare_until_canonical(&mut self) -> Result<(), LedgerError> {
         let Some(head) = self.tracker.head() else {
             return Ok(());
         };
-        for _ in 0..RECONCILE_ROUNDS {
-            if self.reconcile_blocks(&head).await? {
+        for _ in 0..COMPARE_ROUNDS {
+            if self.compare_blocks(&head).await? {
                 break;
             }
             self.served.view.publish(head, true, true);
@@ -284,7 +288,7 @@ impl Watch {
     }
 
     /// Rolls back orphaned blocks of the ledger; confirms and finalises the payments of the others. `false`: blocks were orphaned.
-    async fn reconcile_blocks(&mut self, head: &Head) -> Result<bool, LedgerError> {
+    async fn compare_blocks(&mut self, head: &Head) -> Result<bool, LedgerError> {
         let network = self.served.policy.network;
         let height = self.served.rpc.agreed_height(head.number);
         if height == 0 {

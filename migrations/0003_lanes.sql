@@ -22,11 +22,11 @@ comment on column lanes.next_nonce is 'first account nonce without bytes';
 comment on column lanes.epoch is 'number of owners so far; part of every write of a nonce';
 comment on column lanes.owner is 'process that owns the lane while lease_until is ahead';
 comment on column lanes.stopped_reason is 'set when the lane must write no new nonce without the operator, for instance after repeated foreign use of its key; what it has sent is still followed';
--- The process that sees a fork is not always the one that owns the lane.
+-- The process that sees a reorg is not always the one that owns the lane.
 comment on column lanes.reopened is 'counts how often a reorg reopened transactions of the lane; its owner reads them again when it has changed';
 
 -- Foreign use of a signer's key is an event: what rode under the nonce is queued again and the lane goes on. Counted in the database,
--- so that restarts and replicas agree on how often it happened.
+-- so that restarts and other processes agree on how often it happened.
 create table foreign_nonces (
     network text,
     signer bytea,

@@ -31,7 +31,7 @@
 //! | `payment` | the domain: when a payment is valid and how its state may change. No I/O |
 //! | `chain` | the only module with RPC calls: facts about a payment, blocks, receipts, signing, broadcasting |
 //! | `ledger` | the only module with SQL: payments, grants, lanes, transactions, events |
-//! | `settlement` | the engine: takes queued payments to the chain and records their results |
+//! | `settlement` | the engine: takes queued payments to the chain and records their results; its parts are `intake`, `lane`, `watch` and `reconcile` |
 //! | `facilitator` | verify, settle, supported and sessions; decides which request is answered success |
 //! | `http` | routes, status codes, problem documents, the API specification |
 //! | `config`, `telemetry`, `server` | configuration; log output; start and stop |
@@ -42,39 +42,43 @@
 //!
 //! # One payment, from request to receipt
 //!
+//! The steps have the numbers of `docs/architecture.md#the-path-of-a-payment`.
+//!
 //! 1. `POST /settle` arrives. `http::body` reads it within limits, and [`protocol::PaymentRequest::parse`] turns either version of x402 into
 //!    one strict value. A malformed payment gets a stable code with HTTP 200, because SDKs drop the reason of any other status.
-//! 2. `payment::Candidate` checks the shape and recovers the signature, without I/O. Then the ledger is asked: a request for a known
-//!    authorization *joins* its payment, which is not checked again; `facilitator::decision` is the table of answers.
-//! 3. A new authorization is checked against the operator's policy and the clock. Then `chain::facts` reads payer, nonce, balance and
+//! 2. `payment::Candidate` checks the shape and recovers the signature, without I/O.
+//! 3. The ledger is asked: a request for a known authorization *joins* its payment, which is not checked again; `facilitator::decision` is
+//!    the table of answers.
+//! 4. A new authorization is checked against the operator's policy and the clock. Then `chain::facts` reads payer, nonce, balance and
 //!    a simulated transfer in one `eth_call`, shared with other requests. Only a `payment::Verified` can be accepted. If the nonce is
 //!    used already, `facilitator::recognise` looks whether the money was transferred, and whether that counts for this ledger.
-//! 4. `Ledger::accept` locks the payer's account, so that a payer cannot promise more than its balance, and inserts the row: one for each
+//! 5. `Ledger::accept` locks the payer's account, so that a payer cannot promise more than its balance, and inserts the row: one for each
 //!    (network, token or Permit2, payer, nonce). The payment is `queued`. `ledger::groups` runs concurrent calls as one statement.
-//! 5. A `settlement::Lane` takes the payment: alone if the lane is idle, else with others in one transaction, which is simulated first. It
+//! 6. A `settlement::Lane` takes the payment: alone if the lane is idle, else with others in one transaction, which is simulated first. It
 //!    signs with its next nonce and commits nonce, bytes, hash and payments in one SQL transaction. **This commit is the write-ahead
 //!    point**: before it nothing was sent, after it nothing can be lost. The payment is `inflight`.
-//! 6. The bytes are sent to every endpoint. The outcome is *accepted*, *rejected* or *unknown*, and unknown is no failure: the same bytes
+//! 7. The bytes are sent to every endpoint. The outcome is *accepted*, *rejected* or *unknown*, and unknown is no failure: the same bytes
 //!    are sent again until the nonce is used. When blocks cost more, a replacement transaction with a higher fee uses the same nonce.
-//! 7. `settlement::Watch` follows the chain by parent hashes. In the receipts of a block, the lane looks for `AuthorizationUsed`, or for the
-//!    proxy's `Settled`, together with the exact `Transfer`; nothing less is a success. The result is committed: `settled`, with block and
-//!    log index. A payment that its transaction did not transfer stays undecided until the required confirmations are reached; then the
-//!    chain is asked what became of its authorization.
-//! 8. The waiting request wakes up, reads the row and takes the grant. The answer is built from the row.
-//! 9. `http::connection` sees that the answer was flushed to the socket, and closes the grant as answered. If the connection breaks before,
-//!    the grant is void, and the next request with the same header is answered success with the same hash.
+//! 8. `settlement::Watch` follows the chain by parent hashes. In the receipts of a block, the lane looks for `AuthorizationUsed`, or for the
+//!    proxy's `Settled`, together with the exact `Transfer`; nothing less is a success. The result is committed with block and log index:
+//!    `mined`, and `settled` once the block has its confirmations and is still in the chain. A payment that its transaction did not transfer
+//!    stays undecided until the required confirmations are reached; then `settlement::Reconciler` asks the chain what became of its
+//!    authorization.
+//! 9. The waiting request wakes up, reads the row, takes the grant and builds the response from the row. `http::connection` sees that the
+//!    response was flushed to the socket, and closes the grant as answered. If the connection breaks before, the grant is void, and the next
+//!    request with the same header is answered success with the same hash.
 //!
 //! Money moves by one of two methods (`payment::Method`): the token's own authorization (EIP-3009), or Permit2 through the proxy contract
 //! of the scheme. In scheme `upto` the amount in `/settle` is the charge, only the signer that the payer named can send the payment, and
-//! a charge of zero is settled in step 4, without a transaction. A payer who has not allowed Permit2 to take the token can sign a permit,
-//! which is sent in the transaction of step 5, or an approval, which is sent and mined before.
+//! a charge of zero is settled in step 5, without a transaction. A payer who has not allowed Permit2 to take the token can sign a permit,
+//! which is sent in the transaction of step 6, or an approval, which is sent and mined before.
 //!
 //! A payer may also send the money first. `POST /sessions` fixes the terms. The buyer then submits an authorization with the session's
-//! nonce, which enters at step 2, or its own transfer (`facilitator::submission`), which is recorded with its bytes and followed to step 7.
-//! The request of the seller comes last, and finds the payment in step 8.
+//! nonce, which enters at step 2, or its own transfer (`facilitator::submission`), which is recorded with its bytes and followed to step 8.
+//! The request of the seller comes last: it finds the payment in step 3 and takes the grant in step 9.
 //!
 //! After `kill -9` at any of these points, the next start reads the open transactions from the ledger, sends their bytes again and
-//! continues at step 7. Payments that were only queued continue at step 5, in any process whose lanes have room.
+//! continues at step 8. Payments that were only queued continue at step 6, in any process whose lanes have room.
 //!
 //! # Invariants
 //!

@@ -165,9 +165,9 @@ async fn with_grants(
     let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
     let granted = sqlx::query!(
         r#"select g.payment_id, case
-            when g.answered_at is not null then 'standing'
+            when g.answered_at is not null then 'answered'
             when g.voided_at is not null or holder.lease_until < now() then 'free'
-            else 'undecided' end as "status!"
+            else 'open' end as "status!"
         from grants g join processes holder on holder.id = g.process_id
         where g.payment_id = any($1)"#,
         &ids,
@@ -178,9 +178,9 @@ async fn with_grants(
         .into_iter()
         .map(|row| {
             let status = match row.status.as_str() {
-                "standing" => GrantStatus::Answered,
-                "undecided" => GrantStatus::Open,
-                _ => GrantStatus::Free,
+                "answered" => GrantStatus::Answered,
+                "free" => GrantStatus::Free,
+                _ => GrantStatus::Open,
             };
             (row.payment_id, status)
         })

@@ -1,6 +1,6 @@
 //! The only door to SQL: payments, grants, lanes, transactions and their history, in Postgres.
 //!
-//! Knows the domain's types. Must not know RPC, HTTP or why a payment changes: it records decisions of the rooms above.
+//! Knows the domain's types. Must not know RPC, HTTP or why a payment changes: it records decisions of the modules above.
 //!
 //! What always holds:
 //!

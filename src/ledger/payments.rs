@@ -199,7 +199,7 @@ impl Ledger {
         Ok(any)
     }
 
-    /// Which of `ids` have nothing left to wait for on chain. For requests that wait at another replica than the one that settles.
+    /// Which of `ids` have nothing left to wait for on chain. For requests that wait at another process than the one that settles.
     pub async fn decided(&self, ids: &[PaymentId]) -> Result<Vec<PaymentId>, LedgerError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let decided = sqlx::query_scalar!(

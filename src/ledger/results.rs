@@ -107,9 +107,9 @@ impl Ledger {
             "with moved as (
                 update payments p set reason = null, message = null, transaction_hash = $5, log_index = row.log_index, block_number = $6,
                     block_hash = $7, block_time = $8,
-                    state = case when p.state = 'failed' then 'late_settled' when row.deep then 'settled' else 'mined' end
-                from unnest($2::uuid[], $3::bigint[], $4::boolean[]) as row (id, log_index, deep)
-                where p.id = row.id and (p.state in ('queued', 'inflight', 'refused') or p.state = 'failed' and row.deep) is true
+                    state = case when p.state = 'failed' then 'late_settled' when row.confirmed then 'settled' else 'mined' end
+                from unnest($2::uuid[], $3::bigint[], $4::boolean[]) as row (id, log_index, confirmed)
+                where p.id = row.id and (p.state in ('queued', 'inflight', 'refused') or p.state = 'failed' and row.confirmed) is true
                 returning p.id
             )
             update transaction_payments tp set outcome = 'transferred' from moved

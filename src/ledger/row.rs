@@ -214,7 +214,7 @@ fn state(row: &PaymentRow) -> Result<PaymentState, Unreadable> {
     })
 }
 
-/// A reason code that this version does not know, because a later version (perhaps a replica) has written it. It is passed on unchanged.
+/// A reason code that this version does not know, because a later version (perhaps another process) has written it. It is passed on unchanged.
 /// Codes are leaked into static memory, so length and number are bounded; beyond the bounds the reason is `UnexpectedSettleError`.
 fn reason_of_later_version(code: &str) -> Reason {
     static SEEN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());

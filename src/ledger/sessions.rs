@@ -246,7 +246,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Which of `ids` are not open any more or have a payment. For requests that wait at another replica than the one that changed them.
+    /// Which of `ids` are not open any more or have a payment. For requests that wait at another process than the one that changed them.
     pub async fn sessions_changed(&self, ids: &[SessionId]) -> Result<Vec<SessionId>, LedgerError> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let changed = sqlx::query_scalar!(

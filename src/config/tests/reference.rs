@@ -44,28 +44,28 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["database_connections_max", "", "32", "1 to 10000", "Connections of this process to the database at most."],
     ]),
     ("sessions", SESSIONS, &[
-        ["open_max", "", "100000", "1 to 10000000", "Sessions that may be open."],
-        ["open_max_per_client", "", "200", "1 to 10000000", "The same for one client address (IPv6: one /64)."],
-        ["open_max_per_party", "", "50", "1 to 10000000", "The same for one client address and one payer or payee. Beyond that its oldest one ends."],
+        ["open_max", "", "100000", "1 to 10000000", "Open sessions in total."],
+        ["open_max_per_client", "", "200", "1 to 10000000", "Open sessions per client address (IPv6: per /64)."],
+        ["open_max_per_party", "", "50", "1 to 10000000", "Open sessions per client address and payer, and per client address and payee. Beyond that the oldest one ends."],
         ["sponsor", "", "false", "true or false", "Whether gas is paid on a mainnet before the seller asks."],
-        ["sponsor_minimum", "", "\"0.01\"", "dollars", "From which price on."],
+        ["sponsor_minimum", "", "\"0.01\"", "dollars", "Lowest price for which gas is paid before the seller asks."],
     ]),
     ("access", NETWORK, &[
         ["rpc_urls", "X402D_RPC_URL", "required", "http or https URLs", "RPC endpoints. They are used together."],
-        ["signer_keys", "X402D_SIGNER_KEYS", "required", "private keys, each once", "Accounts that pay for gas. Several send side by side."],
+        ["signer_keys", "X402D_SIGNER_KEYS", "required", "private keys, each once", "Private keys of the accounts that pay for gas. Several send in parallel."],
         ["payees", "X402D_PAYEES", "anybody on test networks", "addresses", "Who may be paid. Required unless the network is known as a test network."],
         ["eip6492_factories", "X402D_EIP6492_FACTORIES", "none", "addresses", "Factories that may deploy a payer's wallet at your cost. Needs `gas_cap` of 450000 or more."],
-        ["confirmations", "X402D_CONFIRMATIONS", "the network's", "1 to 1000", "Blocks, from its own on, with which a payment counts as settled."],
+        ["confirmations", "X402D_CONFIRMATIONS", "the network's", "1 to 1000", "Confirmations that make a payment settled. Its own block is the first."],
     ]),
     ("endpoints", NETWORK, &[
         ["send_urls", "", "none", "http or https URLs", "Endpoints that get every transaction and are asked nothing, such as a sequencer or a private relay."],
         ["rpc_calls_per_second", "", "no limit", "5 or more", "Calls to all endpoints of the network together. Reads wait for their turn, sends do not."],
-        ["confirm_with", "", "2 on mainnets with several `rpc_urls`, else 1", "1 to the number of `rpc_urls`", "So many endpoints must show the same receipt in the same block."],
+        ["confirm_with", "", "2 on mainnets with several `rpc_urls`, else 1", "1 to the number of `rpc_urls`", "How many endpoints must show the same receipt in the same block."],
         ["poll_ms", "", "150", "20 to 10000", "Milliseconds between looks for a new block while something is in flight."],
     ]),
     ("window", NETWORK, &[
         ["validity_min_s", "", "6", "less than `validity_max_s`", "Seconds for which an authorization must still be valid."],
-        ["validity_max_s", "", "691200", "more than `validity_min_s`", "Seconds for which it may be valid (8 days). `/supported` tells it as `extra.maxTimeoutSeconds`."],
+        ["validity_max_s", "", "691200", "more than `validity_min_s`", "Seconds for which it may be valid (8 days). `/supported` gives it as `extra.maxTimeoutSeconds`."],
     ]),
     ("fees", NETWORK, &[
         ["max_fee_wei", "", "the network's", "wei per gas", "What gas may cost at most, tip included. While blocks cost more, callers get 503 with the price."],
@@ -229,7 +229,7 @@ fn the_page_is_fresh() {
     }
     assert!(
         std::fs::read_to_string(PAGE).unwrap() == page,
-        "docs/configuration.md is stale; X402D_WRITE_DOCS=1 cargo test --lib config writes it anew"
+        "docs/configuration.md is stale; X402D_WRITE_DOCS=1 cargo test --lib config regenerates it"
     );
 }
 

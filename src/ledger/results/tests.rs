@@ -43,7 +43,7 @@ async fn mined_transaction_is_recorded_once() {
     assert_eq!(test.record_mined(&mined).await.unwrap(), 1);
     assert_eq!(states(&test, &payments).await, ["mined", "inflight"]);
     assert_eq!(outcomes(&test).await, "transferred open");
-    // Another replica reads the same receipt, or that of a block which was orphaned since.
+    // Another process reads the same receipt, or that of a block which was orphaned since.
     let again = MinedTransaction {
         block: block(2),
         transferred: vec![TransferredPayment {

@@ -20,7 +20,8 @@ pub struct ChainTick {
     pub since: Option<Instant>,
     /// Number of reorgs. After one, a lane reads its open transactions again from the ledger.
     pub reorganisations: u64,
-    /// Number of blocks whose receipts were not read. After one, a lane asks for its receipts by hash.
+    /// Number of times that a head was published although receipts below it may be missing. After one, a lane asks for its receipts by
+    /// hash.
     pub gaps: u64,
 }
 

@@ -31,7 +31,7 @@
 //! | `payment` | the domain: when a payment is valid and how its state may change. No I/O |
 //! | `chain` | the only module with RPC calls: facts about a payment, blocks, receipts, signing, broadcasting |
 //! | `ledger` | the only module with SQL: payments, grants, lanes, transactions, events |
-//! | `settlement` | the engine: takes queued payments to the chain and records their results; its parts are `intake`, `lane`, `watch` and `reconcile` |
+//! | `settlement` | the engine: takes queued payments to the chain and records their results (`intake`, `lane`, `watch`, `reconcile`) |
 //! | `facilitator` | verify, settle, supported and sessions; decides which request is answered success |
 //! | `http` | routes, status codes, problem documents, the API specification |
 //! | `config`, `telemetry`, `server` | configuration; log output; start and stop |

@@ -64,14 +64,26 @@ impl Stage {
         }
         self.restore_service().await?;
         while scene.callers.join_next().await.is_some() {}
-        self.conclude(&mut scene).await?;
+        // A reorg may be seen only now: while nothing is open, the chain is looked at once a second.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let checked = self.conclude_and_check(&mut scene).await?;
+            if checked.is_ok() || Instant::now() > deadline {
+                return checked;
+            }
+        }
+    }
+
+    /// Waits until every payment is decided and nothing is open, and checks. The outer error: that never comes.
+    async fn conclude_and_check(&self, scene: &mut Scene) -> Result<Result<(), String>, String> {
+        self.conclude(scene).await?;
         checks::wait_until_nothing_is_open(&self.world).await;
-        // Nothing changes any more: the answers from here on are the last.
+        // The answers from here on are the last.
         for payment in &mut scene.payments {
             payment.last = None;
         }
-        self.conclude(&mut scene).await?;
-        checks::check_all(&self.world, &scene).await
+        self.conclude(scene).await?;
+        Ok(checks::check_all(&self.world, scene).await)
     }
 
     /// Removes all faults, mines blocks automatically and waits for a ready process.

@@ -20,8 +20,7 @@ pub struct ChainTick {
     pub since: Option<Instant>,
     /// Number of reorgs. After one, a lane reads its open transactions again from the ledger.
     pub reorganisations: u64,
-    /// Number of times that a head was published although receipts below it may be missing. After one, a lane asks for its receipts by
-    /// hash.
+    /// Counts the heads that were published although receipts of blocks up to them may be missing. After one, a lane asks by hash.
     pub gaps: u64,
 }
 

@@ -42,7 +42,7 @@
 //!
 //! # One payment, from request to receipt
 //!
-//! The steps have the numbers of `docs/architecture.md#the-path-of-a-payment`.
+//! The steps are numbered as in `docs/architecture.md#the-path-of-a-payment`.
 //!
 //! 1. `POST /settle` arrives. `http::body` reads it within limits, and [`protocol::PaymentRequest::parse`] turns either version of x402 into
 //!    one strict value. A malformed payment gets a stable code with HTTP 200, because SDKs drop the reason of any other status.

@@ -161,7 +161,7 @@ comment on column payment_transitions.why is 'event that causes the change';
 
 insert into payment_transitions (from_state, to_state, why) values
     ('queued', 'inflight', 'bytes, hash and nonce of its transaction are committed'),
-    ('queued', 'refused', 'refused before any broadcast'),
+    ('queued', 'refused', 'refused; no transaction of it is under way'),
     ('queued', 'failed', 'proven unable to move money'),
     ('queued', 'mined', 'a foreign transaction used the authorization'),
     ('queued', 'settled', 'a foreign transaction used the authorization, confirmed'),

@@ -15,7 +15,7 @@ pub(super) enum Decision {
     AwaitGrant,
     /// A caller was told success before.
     Duplicate,
-    /// Refused before any broadcast; check it anew.
+    /// Refused, and no transaction of it is under way; check it anew.
     CheckAgain(Rejection),
     /// Proven unable to move money.
     Failed(Rejection),

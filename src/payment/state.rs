@@ -42,7 +42,7 @@ pub enum PaymentState {
     Final(Location),
     /// Marked failed earlier, but the transfer was mined after all.
     LateSettled(Location),
-    /// Rejected before any broadcast. A new request with the same payload is checked again.
+    /// Rejected, and no transaction of it is under way. A new request with the same payload is checked again.
     Refused(Rejection),
     /// Proven unable to transfer any more.
     Failed {

@@ -10,9 +10,10 @@ use alloy::sol_types::SolCall;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use crate::chain::authorization::settlement_data;
+use crate::chain::authorization::{direct_call, nonce_call};
 use crate::chain::lens::{self, LENS, Query, readCall};
-use crate::chain::{Rpc, RpcError, permit2, token};
+use crate::chain::nonce_use::NonceCall;
+use crate::chain::{Rpc, RpcError};
 use crate::coalesce::{Coalescer, GroupLimits, GroupWorker, coalescer};
 use crate::payment::{ChainFacts, Method, Signed};
 use crate::protocol::permit2::PERMIT2;
@@ -98,13 +99,15 @@ impl FactsReader {
 
     fn query(&self, signed: Signed<'_>) -> Query {
         let payer = signed.terms.from;
-        let (spender, (nonce_call, nonce_mask)) = match signed.method {
-            Method::Eip3009 => (
-                Address::ZERO,
-                (token::nonce_call(payer, signed.terms.nonce), U256::ONE),
-            ),
-            Method::Permit2(_) => (PERMIT2, permit2::nonce_call(payer, signed.terms.nonce)),
+        let spender = match signed.method {
+            Method::Eip3009 => Address::ZERO,
+            Method::Permit2(_) => PERMIT2,
         };
+        let NonceCall {
+            call: (nonce_domain, nonce_data),
+            mask,
+        } = nonce_call(signed);
+        let (settler, settlement) = direct_call(signed);
         let (factory, factory_call) = signed
             .wallet
             .map(|wallet| (wallet.factory, wallet.call.clone()))
@@ -112,16 +115,16 @@ impl FactsReader {
         Query {
             token: signed.asset,
             payer,
-            nonceDomain: signed.method.nonce_domain(signed.asset),
-            nonceCall: nonce_call,
-            nonceMask: nonce_mask,
+            nonceDomain: nonce_domain,
+            nonceCall: nonce_data,
+            nonceMask: mask,
             spender,
             digest: signed.digest,
             signature: signed.signature.clone(),
             factory,
             factoryCall: factory_call,
-            settler: signed.method.settler(signed.asset),
-            settlement: settlement_data(signed),
+            settler,
+            settlement,
             sender: signed.method.facilitator().unwrap_or_default(),
             gasLimit: U256::from(self.gas_limit),
         }
@@ -240,20 +243,9 @@ async fn call_lens(
     let overrides = lens::overrides_at(senders.filter(|sender| !sender.is_zero()));
     let data = Bytes::from(readCall { queries }.abi_encode());
     let call = json!({"to": LENS, "data": data});
-    let reads = |answer: &Bytes| readCall::abi_decode_returns(answer).is_ok();
-    let answer = match time {
-        None => {
-            let parameters = (call, "latest", overrides);
-            rpc.call_overridden(parameters, reads).await?
-        }
-        Some(time) => {
-            let block = json!({"time": format!("0x{time:x}")});
-            let parameters = (call, "latest", overrides, block);
-            rpc.call_in_future_block(parameters, reads).await?
-        }
-    };
+    let decode = |answer: &Bytes| readCall::abi_decode_returns(answer).ok();
+    let answer = rpc.simulate(call, overrides, time, decode).await?;
     let malformed = || RpcError::Malformed("eth_call");
-    let answer = readCall::abi_decode_returns(&answer).map_err(|_| malformed())?;
     let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;
     let seconds = i64::try_from(answer.blockTime).map_err(|_| malformed())?;
     if time.is_some_and(|time| U256::from(time) > answer.blockTime) {

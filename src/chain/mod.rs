@@ -4,33 +4,30 @@
 //! time limit; no error, log line or `Debug` output contains an RPC URL or a key; a broadcast has three outcomes, of which *unknown*
 //! is one; transaction hashes are computed here and never taken from an endpoint.
 
-mod agreement;
+mod account_nonces;
 pub mod authorization;
 pub mod broadcast;
-mod budget;
-mod endpoint;
-mod error_kind;
+mod eip3009;
 mod facts;
 pub mod fees;
-pub mod heads;
+mod heads;
 mod inspect;
 mod lens;
-pub mod nonces;
-mod outliers;
-mod past_logs;
+mod multicall;
+mod nonce_use;
 mod permit2;
-mod reads;
-pub mod receipt;
-pub mod rpc;
+mod permit2_use;
+mod rpc;
 pub mod signer;
-pub mod token;
 pub mod transfer;
 
+pub use account_nonces::FUNDING_GAS;
 pub use broadcast::Broadcast;
 pub use facts::{FactsReader, FactsTask};
 pub use fees::{FeePolicy, Fees};
-pub use heads::{Advance, Comparison, Head, HeadTracker};
+pub use heads::{Advance, Comparison, HeadTracker};
 pub use inspect::TokenProblem;
-pub use receipt::Receipt;
-pub use rpc::{Endpoints, Rpc, RpcError};
+pub use multicall::MULTICALL3;
+pub use nonce_use::AuthorizationUse;
+pub use rpc::{Endpoints, Head, Log, Receipt, Rpc, RpcError};
 pub use signer::SignerKey;

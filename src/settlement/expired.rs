@@ -1,8 +1,8 @@
 //! Queued payments whose authorizations expired before a lane took them, because the signer that they name is stopped or no longer
 //! configured. Refusing them frees the funds that their payers have promised.
 
+use crate::chain::AuthorizationUse;
 use crate::chain::Head;
-use crate::chain::authorization::AuthorizationUse;
 use crate::payment::Payment;
 use crate::payment::method::Fault;
 use crate::payment::state::Rejection;

@@ -4,7 +4,7 @@ use alloy::primitives::Bytes;
 use tokio::time::Instant;
 
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane};
-use crate::chain::nonces::FUNDING_GAS;
+use crate::chain::FUNDING_GAS;
 use crate::chain::signer::UnsignedTransaction;
 use crate::ledger::{
     Attempt, Funding, NewTransaction, PendingTransaction, Recorded, TransactionKind,

@@ -1,19 +1,18 @@
 //! EIP-3009 tokens: calldata and logs of a payment, and how a nonce was used.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
-use alloy::primitives::{Address, B256, Bytes, b256};
+use alloy::primitives::{Address, B256, Bytes, U256, b256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
 use serde_json::json;
 
-use crate::chain::authorization::AuthorizationUse;
-use crate::chain::receipt::Log;
-use crate::chain::{Head, Receipt, Rpc, RpcError};
+use crate::chain::nonce_use::{AuthorizationUse, NonceCall};
+use crate::chain::transfer::{TRANSFER, is_transfer_of};
+use crate::chain::{Log, Receipt, Rpc, RpcError};
 use crate::payment::Signed;
 use crate::protocol::Authorization;
-use time::OffsetDateTime;
 
 sol! {
     interface Eip3009 {
@@ -22,13 +21,9 @@ sol! {
         function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
             bytes32 nonce, bytes signature) external;
         function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
-        function DOMAIN_SEPARATOR() external view returns (bytes32);
     }
 }
 
-/// `Transfer(address,address,uint256)`.
-pub(super) const TRANSFER: B256 =
-    b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 /// `AuthorizationCanceled(address,bytes32)`.
 const AUTHORIZATION_CANCELED: B256 =
     b256!("1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81");
@@ -92,10 +87,12 @@ pub(super) fn is_other_transfer(signed: Signed<'_>, token: Address, input: &Byte
     transfer.is_ok_and(|transfer| token != signed.asset || transfer != ours)
 }
 
-/// Calldata to read whether a nonce is used.
-pub(super) fn nonce_call(authorizer: Address, nonce: B256) -> Bytes {
+pub(super) fn nonce_call(token: Address, authorizer: Address, nonce: B256) -> NonceCall {
     let call = Eip3009::authorizationStateCall { authorizer, nonce };
-    call.abi_encode().into()
+    NonceCall {
+        call: (token, call.abi_encode().into()),
+        mask: U256::MAX,
+    }
 }
 
 /// The log index of a payment's transfer: the token's `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it, both
@@ -104,12 +101,7 @@ pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log])
     let payer = signed.from.into_word();
     let by_token =
         |log: &Log, topics: &[B256]| log.address == asset && log.topics.starts_with(topics);
-    let paid = |log: &Log| {
-        (log.address == asset
-            && log.topics == [TRANSFER, payer, signed.to.into_word()]
-            && log.data[..] == signed.value.atomic().to_be_bytes::<32>())
-        .then(|| log.log_index.to())
-    };
+    let paid = |log: &Log| is_transfer_of(asset, signed, log).then(|| log.log_index.to());
     let at = logs.iter().position(|log| {
         log.address == asset && log.topics == [AUTHORIZATION_USED, payer, signed.nonce]
     })?;
@@ -143,29 +135,26 @@ impl Rpc {
         if authorizations.is_empty() {
             return Ok((Vec::new(), true));
         }
-        let mut assets: Vec<Address> = authorizations.iter().map(|signed| signed.asset).collect();
-        let mut payers: Vec<B256> = authorizations
-            .iter()
+        let all = authorizations.iter();
+        let assets: BTreeSet<Address> = all.clone().map(|signed| signed.asset).collect();
+        let payers: BTreeSet<B256> = all
+            .clone()
             .map(|signed| signed.terms.from.into_word())
             .collect();
-        let nonces: Vec<B256> = authorizations
-            .iter()
-            .map(|signed| signed.terms.nonce)
-            .collect();
-        assets.sort_unstable();
-        assets.dedup();
-        payers.sort_unstable();
-        payers.dedup();
+        let nonces: Vec<B256> = all.clone().map(|signed| signed.terms.nonce).collect();
         let filter = (
             json!(assets),
             json!([[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces]),
         );
+        let nonces =
+            all.map(|signed| nonce_call(signed.asset, signed.terms.from, signed.terms.nonce));
+        let nonces: Vec<_> = nonces.collect();
         let enough = |logs: &[Log]| {
             authorizations
                 .iter()
                 .all(|signed| find_use(*signed, logs).is_some())
         };
-        self.recent_logs_partial(filter, (authorizations, head), enough)
+        self.recent_logs_partial(filter, &nonces, head, enough)
             .await
     }
 
@@ -206,41 +195,11 @@ impl Rpc {
         payer: Address,
         nonce: B256,
     ) -> Result<bool, RpcError> {
-        let answer = self.view(token, nonce_call(payer, nonce)).await?;
-        Eip3009::authorizationStateCall::abi_decode_returns(&answer)
-            .map_err(|_| RpcError::Malformed("authorizationState"))
-    }
-
-    /// Time of a block; no call is made if it is `head`.
-    pub async fn block_time(&self, block: B256, head: &Head) -> Result<OffsetDateTime, RpcError> {
-        if block == head.hash {
-            return Ok(head.time);
-        }
-        let malformed = || RpcError::Malformed("eth_getBlockByHash");
-        let same = |one: &serde_json::Value, other: &serde_json::Value| {
-            one.get("timestamp") == other.get("timestamp")
+        let call = Eip3009::authorizationStateCall {
+            authorizer: payer,
+            nonce,
         };
-        let block = self.agreed("eth_getBlockByHash", (block, false), same);
-        let block: serde_json::Value = block.await?;
-        let text = block
-            .get("timestamp")
-            .and_then(serde_json::Value::as_str)
-            .ok_or_else(malformed)?;
-        let seconds =
-            i64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| malformed())?;
-        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())
-    }
-
-    /// The token's EIP-712 domain separator; `None` if it has no such function.
-    pub async fn domain_separator(&self, token: Address) -> Result<Option<B256>, RpcError> {
-        match self
-            .view(token, Eip3009::DOMAIN_SEPARATORCall {}.abi_encode().into())
-            .await
-        {
-            Ok(answer) => Ok(Eip3009::DOMAIN_SEPARATORCall::abi_decode_returns(&answer).ok()),
-            Err(error) if error.is_revert() => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.view(token, call).await
     }
 }
 

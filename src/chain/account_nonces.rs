@@ -6,7 +6,7 @@ use futures_util::StreamExt as _;
 
 use crate::chain::multicall::MULTICALL3;
 use crate::chain::rpc::{ErrorKind, Errors, MinedTransaction, retry_rounds};
-use crate::chain::{Rpc, RpcError};
+use crate::chain::{Rpc, RpcError, RpcResult};
 use crate::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 
 /// Gas limit of a transfer that gives a payer gas money. On some rollups it also covers the L1 data fee.
@@ -34,35 +34,34 @@ impl Rpc {
     ///
     /// # Errors
     /// [`RpcError::NoAgreement`] when only one of several endpoints answers; its error when none does.
-    pub async fn agreed_nonce(&self, account: Address, block: String) -> Result<u64, RpcError> {
-        retry_rounds(|| self.agreed_nonce_round(account, &block)).await
-    }
-
-    async fn agreed_nonce_round(&self, account: Address, block: &str) -> Result<u64, Errors> {
-        let mut answers = self.transaction_count_of_each(account, block);
-        let (mut counts, mut errors) = (Vec::new(), Errors::new());
-        while let Some(answer) = answers.next().await {
-            match answer {
-                Ok(count) => counts.push(count),
-                Err(error) => errors.push(error),
+    pub async fn agreed_nonce(&self, account: Address, block: String) -> RpcResult<u64> {
+        retry_rounds(async || {
+            let mut answers = self.transaction_count_of_each(account, &block);
+            let (mut counts, mut errors) = (Vec::new(), Errors::new());
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(count) => counts.push(count),
+                    Err(error) => errors.push(error),
+                }
             }
-        }
-        counts.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
-        let required = self.endpoints.len().min(2);
-        if let Some(count) = counts.get(required - 1) {
-            return Ok(*count);
-        }
-        if let Some(missing_state) = errors
-            .iter()
-            .position(|error| error.kind() == ErrorKind::MissingState)
-        {
-            // The endpoint does not keep state that old, so its answer stays missing: report this error as the last one.
-            let missing = errors.swap_remove(missing_state);
-            errors.push(missing);
-        } else if !counts.is_empty() {
-            errors.push(RpcError::NoAgreement("eth_getTransactionCount"));
-        }
-        Err(errors)
+            counts.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
+            let required = self.endpoints.len().min(2);
+            if let Some(count) = counts.get(required - 1) {
+                return Ok(*count);
+            }
+            if let Some(missing_state) = errors
+                .iter()
+                .position(|error| error.kind() == ErrorKind::MissingState)
+            {
+                // The endpoint does not keep state that old, so its answer stays missing: report this error as the last one.
+                let missing = errors.swap_remove(missing_state);
+                errors.push(missing);
+            } else if !counts.is_empty() {
+                errors.push(RpcError::NoAgreement("eth_getTransactionCount"));
+            }
+            Err(errors)
+        })
+        .await
     }
 
     /// Whether none of `transactions` can ever be mined, because another transaction used their account nonce as of the block at `height`.
@@ -75,7 +74,7 @@ impl Rpc {
         nonce: u64,
         transactions: &[B256],
         height: u64,
-    ) -> Result<bool, RpcError> {
+    ) -> RpcResult<bool> {
         let height = self.agreed_height(height);
         if self.transaction_count_at(account, height).await? <= nonce {
             return Ok(false);
@@ -89,37 +88,32 @@ impl Rpc {
     }
 
     /// Whether two endpoints (one, if there is only one) report no receipt of a transaction, and none reports one.
-    async fn has_no_receipt(&self, transaction: B256) -> Result<bool, RpcError> {
-        retry_rounds(|| self.has_no_receipt_round(transaction)).await
-    }
-
-    async fn has_no_receipt_round(&self, transaction: B256) -> Result<bool, Errors> {
-        let mut answers = self.receipt_of_each(transaction);
-        let mut without_receipt = 0;
-        let mut errors = vec![RpcError::NoAgreement("eth_getTransactionReceipt")];
-        while let Some(answer) = answers.next().await {
-            match answer {
-                Ok(Some(_)) => return Ok(false),
-                Ok(None) => without_receipt += 1,
-                Err(error) => errors.push(error),
+    async fn has_no_receipt(&self, transaction: B256) -> RpcResult<bool> {
+        retry_rounds(async || {
+            let mut answers = self.receipt_of_each(transaction);
+            let mut without_receipt = 0;
+            let mut errors = vec![RpcError::NoAgreement("eth_getTransactionReceipt")];
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(Some(_)) => return Ok(false),
+                    Ok(None) => without_receipt += 1,
+                    Err(error) => errors.push(error),
+                }
             }
-        }
-        if without_receipt >= self.endpoints.len().min(2) {
-            Ok(true)
-        } else {
-            Err(errors)
-        }
+            if without_receipt >= self.endpoints.len().min(2) {
+                Ok(true)
+            } else {
+                Err(errors)
+            }
+        })
+        .await
     }
 
     /// The account nonce of `account` as of the block at height `number`; see [`Rpc::agreed_nonce`].
     ///
     /// # Errors
     /// When too few endpoints answer, or too few have the block's state ([`RpcError::lacks_state`]).
-    pub async fn transaction_count_at(
-        &self,
-        account: Address,
-        number: u64,
-    ) -> Result<u64, RpcError> {
+    pub async fn transaction_count_at(&self, account: Address, number: u64) -> RpcResult<u64> {
         self.agreed_nonce(account, format!("0x{number:x}")).await
     }
 
@@ -132,7 +126,7 @@ impl Rpc {
         account: Address,
         nonce: u64,
         newest: u64,
-    ) -> Result<Option<MinedTransaction>, RpcError> {
+    ) -> RpcResult<Option<MinedTransaction>> {
         if self.transaction_count_at(account, newest).await? <= nonce {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use alloy::primitives::{Address, Bytes};
 
 use crate::chain::multicall::{self, CallOutcome, MULTICALL3};
 use crate::chain::nonce_use::{AuthorizationUse, NonceCall};
-use crate::chain::{Log, Rpc, RpcError, eip3009, permit2};
+use crate::chain::{Log, Rpc, RpcError, RpcResult, eip3009, permit2};
 use crate::payment::{Method, Signed};
 
 /// The call that settles a payment: to the token or a proxy, or to Multicall3 when the payer's wallet has to be deployed first.
@@ -61,7 +61,7 @@ impl Rpc {
         signed: Signed<'_>,
         head: u64,
         tokens: &[Address],
-    ) -> Result<AuthorizationUse, RpcError> {
+    ) -> RpcResult<AuthorizationUse> {
         let mut uses = self.authorization_uses(&[signed], head, tokens).await?;
         uses.pop().ok_or(RpcError::Malformed("aggregate3"))?
     }
@@ -79,7 +79,7 @@ impl Rpc {
         authorizations: &[Signed<'_>],
         head: u64,
         tokens: &[Address],
-    ) -> Result<Vec<Result<AuthorizationUse, RpcError>>, RpcError> {
+    ) -> RpcResult<Vec<RpcResult<AuthorizationUse>>> {
         if authorizations.is_empty() {
             return Ok(Vec::new());
         }
@@ -97,14 +97,7 @@ impl Rpc {
                 (Err(error), _) => Err(error),
                 (Ok(false), _) => Ok(AuthorizationUse::Unused),
                 (Ok(true), Method::Eip3009) => match &logs {
-                    Ok((logs, complete)) => {
-                        match self.token_use(*signed, logs, &mut receipts).await {
-                            Ok(AuthorizationUse::Consumed(None)) if !complete => {
-                                Err(RpcError::SearchIncomplete)
-                            }
-                            found => found,
-                        }
-                    }
+                    Ok(logs) => self.token_use(*signed, logs, &mut receipts).await,
                     Err(error) => Err(error.clone()),
                 },
                 (Ok(true), Method::Permit2(_)) => self.permit2_use(*signed, head, tokens).await,
@@ -122,7 +115,7 @@ impl Rpc {
         from: Address,
         payments: &[Signed<'_>],
         gas_limit: u64,
-    ) -> Result<Vec<CallOutcome>, RpcError> {
+    ) -> RpcResult<Vec<CallOutcome>> {
         let calls = payments.iter().copied().map(direct_call);
         let calls = calls.map(multicall::call).collect();
         let payers = payments.iter().map(|signed| signed.terms.from).collect();

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::chain::nonce_use::{AuthorizationUse, NonceCall};
 use crate::chain::transfer::{TRANSFER, is_transfer_of};
-use crate::chain::{Log, Receipt, Rpc, RpcError};
+use crate::chain::{Log, Receipt, Rpc, RpcError, RpcResult};
 use crate::payment::Signed;
 use crate::protocol::Authorization;
 
@@ -34,44 +34,32 @@ const AUTHORIZATION_USED: B256 =
 /// Calldata of `transferWithAuthorization`.
 pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     let signed = payment.terms;
-    let (value, after, before) = (
-        signed.value.atomic(),
-        signed.valid_after.atomic(),
-        signed.valid_before.atomic(),
-    );
+    let (from, to, nonce) = (signed.from, signed.to, signed.nonce);
+    let value = signed.value.atomic();
+    let (after, before) = (signed.valid_after.atomic(), signed.valid_before.atomic());
     // A signature by the payer's key uses the overload with `v`, `r` and `s`, which every EIP-3009 token has. A signature that only the
     // payer's contract can verify (EIP-1271) needs the overload with `bytes`, also if it has 65 bytes.
     let fixed: Option<[u8; 65]> = payment.signature[..].try_into().ok();
     let data = match fixed.filter(|_| payment.is_signed_by_payer_key()) {
-        Some(bytes) => {
-            let (scalars, v) = bytes.split_at(64);
-            let (r, s) = scalars.split_at(32);
-            let v = v.first().copied().unwrap_or_default();
-            Eip3009::transferWithAuthorization_0Call {
-                from: signed.from,
-                to: signed.to,
-                value,
-                validAfter: after,
-                validBefore: before,
-                nonce: signed.nonce,
-                v,
-                r: B256::from_slice(r),
-                s: B256::from_slice(s),
-            }
-            .abi_encode()
+        Some(signature) => {
+            let (r, s, v) = split(&signature);
+            let call = (from, to, value, after, before, nonce, v, r, s);
+            Eip3009::transferWithAuthorization_0Call::from(call).abi_encode()
         }
-        None => Eip3009::transferWithAuthorization_1Call {
-            from: signed.from,
-            to: signed.to,
-            value,
-            validAfter: after,
-            validBefore: before,
-            nonce: signed.nonce,
-            signature: payment.signature.clone(),
+        None => {
+            let signature = payment.signature.clone();
+            let call = (from, to, value, after, before, nonce, signature);
+            Eip3009::transferWithAuthorization_1Call::from(call).abi_encode()
         }
-        .abi_encode(),
     };
     data.into()
+}
+
+/// The parts `r`, `s` and `v` of a signature.
+pub(super) fn split(signature: &[u8; 65]) -> (B256, B256, u8) {
+    let [scalars @ .., v] = signature;
+    let (r, s) = scalars.split_at(32);
+    (B256::from_slice(r), B256::from_slice(s), *v)
 }
 
 /// Whether a call of a token is an EIP-3009 transfer with another token, payer, payee or amount than `signed`.
@@ -131,7 +119,7 @@ impl Rpc {
         &self,
         authorizations: &[Signed<'_>],
         head: u64,
-    ) -> Result<(Vec<Log>, bool), RpcError> {
+    ) -> RpcResult<(Vec<Log>, bool)> {
         if authorizations.is_empty() {
             return Ok((Vec::new(), true));
         }
@@ -154,8 +142,7 @@ impl Rpc {
                 .iter()
                 .all(|signed| find_use(*signed, logs).is_some())
         };
-        self.recent_logs_partial(filter, &nonces, head, enough)
-            .await
+        self.recent_logs(filter, &nonces, head, enough).await
     }
 
     /// How an authorization was used whose nonce is used, according to the token's `logs`. `receipts` caches receipts by transaction hash,
@@ -163,11 +150,12 @@ impl Rpc {
     pub(super) async fn token_use(
         &self,
         signed: Signed<'_>,
-        logs: &[Log],
+        (logs, complete): &(Vec<Log>, bool),
         receipts: &mut HashMap<B256, Receipt>,
-    ) -> Result<AuthorizationUse, RpcError> {
+    ) -> RpcResult<AuthorizationUse> {
         let Some(transaction) = find_use(signed, logs).map(|log| log.transaction_hash) else {
-            return Ok(AuthorizationUse::Consumed(None));
+            let consumed = complete.then_some(AuthorizationUse::Consumed(None));
+            return consumed.ok_or(RpcError::SearchIncomplete);
         };
         let receipt = match receipts.entry(transaction) {
             Entry::Occupied(known) => known.into_mut(),
@@ -194,7 +182,7 @@ impl Rpc {
         token: Address,
         payer: Address,
         nonce: B256,
-    ) -> Result<bool, RpcError> {
+    ) -> RpcResult<bool> {
         let call = Eip3009::authorizationStateCall {
             authorizer: payer,
             nonce,

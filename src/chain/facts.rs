@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use crate::chain::authorization::{direct_call, nonce_call};
 use crate::chain::lens::{self, LENS, Query, readCall};
 use crate::chain::nonce_use::NonceCall;
-use crate::chain::{Rpc, RpcError};
+use crate::chain::{Rpc, RpcError, RpcResult};
 use crate::coalesce::{Coalescer, GroupLimits, GroupWorker, coalescer};
 use crate::payment::{ChainFacts, Method, Signed};
 use crate::protocol::permit2::PERMIT2;
@@ -29,7 +29,7 @@ const CALL_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// How long a query may wait for its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 
-type Answer = Result<ChainFacts, RpcError>;
+type Answer = RpcResult<ChainFacts>;
 
 /// The handle for queries. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -160,14 +160,6 @@ impl FactsTask {
 /// A query and its position among those answered together.
 type Row = (usize, Query);
 
-/// The lens's result for a row.
-#[derive(Debug, Clone)]
-struct LensRow {
-    facts: ChainFacts,
-    /// All members are zero: there is no token, or the gas of the call was used up.
-    empty: bool,
-}
-
 /// Answers queries with as few calls as possible.
 ///
 /// A node limits the gas of a call, and the code of one payer may use it up. Rows that come back empty are queried again in halves, in the
@@ -193,7 +185,7 @@ async fn answer_group(
 ) -> Vec<Row> {
     let alone = rows.len() == 1;
     let queries = rows.iter().map(|(_, query)| query.clone()).collect();
-    let found: Vec<Result<LensRow, RpcError>> = match call_lens(rpc, queries, time).await {
+    let found: Vec<Answer> = match call_lens(rpc, queries, time).await {
         Ok(found) if found.len() == rows.len() => found.into_iter().map(Ok).collect(),
         Err(error) if !alone && may_be_caused_by_one_row(&error) => return rows,
         Ok(_) => vec![Err(RpcError::Malformed("eth_call")); rows.len()],
@@ -202,8 +194,8 @@ async fn answer_group(
     let mut empty = Vec::new();
     for ((place, query), found) in rows.into_iter().zip(found) {
         let answer = match found {
-            Ok(found) if !found.empty => Ok(found.facts),
-            Ok(found) if alone => facts_of_empty_row(rpc, query.token, found.facts).await,
+            Ok(facts) if !is_empty(&facts) => Ok(facts),
+            Ok(facts) if alone => facts_of_empty_row(rpc, query.token, facts).await,
             Ok(_) => {
                 empty.push((place, query));
                 continue;
@@ -215,6 +207,11 @@ async fn answer_group(
         }
     }
     empty
+}
+
+/// Whether the lens could not finish the row: it comes back all zero, like one of an address without a token.
+const fn is_empty(facts: &ChainFacts) -> bool {
+    !facts.token_has_code && facts.nonce_used.is_none() && facts.balance.is_none()
 }
 
 /// The answer for a row that came back empty in a call of its own: either there is no token, or the payer's code used up all gas.
@@ -237,7 +234,7 @@ async fn call_lens(
     rpc: &Rpc,
     queries: Vec<Query>,
     time: Option<u64>,
-) -> Result<Vec<LensRow>, RpcError> {
+) -> RpcResult<Vec<ChainFacts>> {
     // The proxy of `upto` accepts calls from the payment's facilitator only. The lens is placed at that address too, to call from it.
     let senders = queries.iter().map(|query| query.sender);
     let overrides = lens::overrides_at(senders.filter(|sender| !sender.is_zero()));
@@ -253,23 +250,19 @@ async fn call_lens(
         return Err(malformed());
     }
     let block_time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())?;
-    let found = answer.facts.into_iter().map(|row| LensRow {
-        // A row that the lens could not finish comes back all zero, like one of an address without a token.
-        empty: row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown,
-        facts: ChainFacts {
-            block_number,
-            block_time,
-            token_has_code: !row.tokenCodeSize.is_zero(),
-            payer_has_code: !row.payerCodeSize.is_zero(),
-            settler_has_code: !row.settlerCodeSize.is_zero(),
-            allowance: row.allowanceKnown.then_some(row.allowance),
-            nonce_used: row.nonceKnown.then_some(row.nonceUsed),
-            balance: row.balanceKnown.then_some(row.balance),
-            signature_accepted: row.signatureValid,
-            transfer_succeeds: row.transferSucceeds,
-            revert: row.revertData,
-            gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
-        },
+    let found = answer.facts.into_iter().map(|row| ChainFacts {
+        block_number,
+        block_time,
+        token_has_code: !row.tokenCodeSize.is_zero(),
+        payer_has_code: !row.payerCodeSize.is_zero(),
+        settler_has_code: !row.settlerCodeSize.is_zero(),
+        allowance: row.allowanceKnown.then_some(row.allowance),
+        nonce_used: row.nonceKnown.then_some(row.nonceUsed),
+        balance: row.balanceKnown.then_some(row.balance),
+        signature_accepted: row.signatureValid,
+        transfer_succeeds: row.transferSucceeds,
+        revert: row.revertData,
+        gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
     });
     Ok(found.collect())
 }

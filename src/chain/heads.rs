@@ -10,7 +10,7 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
 use crate::chain::rpc::{is_near, outliers};
-use crate::chain::{Head, Rpc, RpcError};
+use crate::chain::{Head, Rpc, RpcError, RpcResult};
 
 /// How many blocks are kept: the deepest reorg that is followed block by block.
 const BLOCKS_KEPT: usize = 128;
@@ -113,7 +113,7 @@ impl HeadTracker {
     ///
     /// # Errors
     /// When the RPC fails. The kept blocks are unchanged, and the next poll starts from the same block.
-    pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
+    pub async fn advance(&mut self) -> RpcResult<Option<Advance>> {
         let mut advance = self.poll().await?;
         // Some endpoints leave the base fee out. A chain that has had one keeps it, so the last known one is used.
         for block in advance.iter_mut().flat_map(|advance| &mut advance.added) {
@@ -126,7 +126,7 @@ impl HeadTracker {
         Ok(advance)
     }
 
-    async fn poll(&mut self) -> Result<Option<Advance>, RpcError> {
+    async fn poll(&mut self) -> RpcResult<Option<Advance>> {
         let known = |block: &Head| self.recent.iter().any(|head| head.hash == block.hash);
         let newest = self.rpc.newest_after(known).await?;
         let Some(last) = self.head() else {
@@ -210,7 +210,7 @@ impl Comparison {
 
 impl Rpc {
     /// The newest block.
-    pub async fn newest(&self) -> Result<Head, RpcError> {
+    pub async fn newest(&self) -> RpcResult<Head> {
         self.newest_after(|_| false).await
     }
 
@@ -221,7 +221,7 @@ impl Rpc {
     ///
     /// # Errors
     /// When no endpoint answers, or the endpoints contradict each other.
-    async fn newest_after(&self, known: impl Fn(&Head) -> bool) -> Result<Head, RpcError> {
+    async fn newest_after(&self, known: impl Fn(&Head) -> bool) -> RpcResult<Head> {
         let newest = self.newest_of_any().await?;
         let enough = if self.one_is_enough() {
             self.endpoints.len() < 2 || self.is_credible(&newest)
@@ -234,7 +234,7 @@ impl Rpc {
         self.newest_of_all().await
     }
 
-    async fn newest_of_all(&self) -> Result<Head, RpcError> {
+    async fn newest_of_all(&self) -> RpcResult<Head> {
         let mut heads: Vec<(usize, Head)> = self.newest_of_each().collect().await;
         let now = Instant::now();
         for (index, head) in &heads {

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::chain::rpc::{Chain, Endpoint};
-use crate::chain::{Rpc, RpcError};
+use crate::chain::{Rpc, RpcError, RpcResult};
 use crate::payment::{Asset, Proxies};
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 
@@ -77,7 +77,7 @@ impl Rpc {
     ///
     /// # Errors
     /// [`RpcError::WrongChain`] for the first that does not; [`RpcError::Unreachable`] when none answers.
-    pub async fn check_chain(&self) -> Result<(), RpcError> {
+    pub async fn check_chain(&self) -> RpcResult<()> {
         let mut answered = false;
         for (number, endpoint) in (1..).zip(self.endpoints.iter()) {
             let Ok(found) = endpoint.chain_id().await else {
@@ -126,17 +126,14 @@ impl Rpc {
             Chain::Other
         };
         let before = std::mem::replace(&mut endpoint.health().chain, chain);
-        match chain {
-            _ if chain == before => {}
-            Chain::Configured => {
-                tracing::info!(%network, endpoint = number, "endpoint used again: it serves the configured chain");
-            }
-            Chain::Other | Chain::Unknown => {
+        if chain == Chain::Other {
+            if before != chain {
                 tracing::error!(%network, endpoint = number, chain = found, "endpoint excluded: it serves another chain");
             }
-        }
-        if chain != Chain::Configured {
             return;
+        }
+        if before != chain {
+            tracing::info!(%network, endpoint = number, "endpoint used again: it serves the configured chain");
         }
         let newest = endpoint.newest().await;
         let now = Instant::now();
@@ -154,7 +151,7 @@ impl Rpc {
     ///
     /// # Errors
     /// [`RpcError::NoOverrides`] when every endpoint lacks them; another error when none has them and one gave no answer.
-    pub async fn check_overrides(&self) -> Result<(), RpcError> {
+    pub async fn check_overrides(&self) -> RpcResult<()> {
         let mut last = RpcError::NoOverrides;
         let mut supporting = false;
         for (index, endpoint) in self.endpoints.iter().enumerate() {
@@ -176,7 +173,7 @@ impl Rpc {
     ///
     /// # Errors
     /// When the RPC fails, which says nothing about the token.
-    pub async fn token_problem(&self, asset: &Asset) -> Result<Option<TokenProblem>, RpcError> {
+    pub async fn token_problem(&self, asset: &Asset) -> RpcResult<Option<TokenProblem>> {
         let token = asset.address;
         if !self.has_code(token).await? {
             return Ok(Some(TokenProblem::NoCode(token)));
@@ -201,7 +198,7 @@ impl Rpc {
         }
     }
 
-    async fn domain_mismatch(&self, asset: &Asset, found: B256) -> Result<TokenProblem, RpcError> {
+    async fn domain_mismatch(&self, asset: &Asset, found: B256) -> RpcResult<TokenProblem> {
         let token = asset.address;
         let name = self.optional_view(token, TokenMetadata::nameCall {});
         let name = name.await?;
@@ -229,7 +226,7 @@ impl Rpc {
     }
 
     /// Which proxies are deployed; none where Permit2 is not.
-    pub async fn proxies(&self) -> Result<Proxies, RpcError> {
+    pub async fn proxies(&self) -> RpcResult<Proxies> {
         if !self.has_code(PERMIT2).await? {
             return Ok(Proxies::default());
         }
@@ -240,7 +237,7 @@ impl Rpc {
     }
 
     /// The allowance of Permit2 for an account's token.
-    pub async fn allowance(&self, token: Address, owner: Address) -> Result<U256, RpcError> {
+    pub async fn allowance(&self, token: Address, owner: Address) -> RpcResult<U256> {
         let spender = PERMIT2;
         let allowance = TokenMetadata::allowanceCall { owner, spender };
         self.view(token, allowance).await

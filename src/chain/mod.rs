@@ -1,5 +1,9 @@
 //! All access to RPC endpoints: reads, following the chain, signing, broadcasting.
 //!
+//! `rpc` has the endpoints and every JSON-RPC method. `eip3009`, `permit2`, `multicall` and `transfer` have one way to move money each;
+//! `authorization` chooses among them, `nonce_use` and `permit2_use` tell afterwards which transaction moved the money. `heads` follows
+//! the chain, `account_nonces` the signers' nonces.
+//!
 //! Uses alloy's types and transports and the types of `payment`. Must not use SQL or an HTTP server. Invariants: every call has a
 //! time limit; no error, log line or `Debug` output contains an RPC URL or a key; a broadcast has three outcomes, of which *unknown*
 //! is one; transaction hashes are computed here and never taken from an endpoint.
@@ -29,5 +33,5 @@ pub use heads::{Advance, Comparison, HeadTracker};
 pub use inspect::TokenProblem;
 pub use multicall::MULTICALL3;
 pub use nonce_use::AuthorizationUse;
-pub use rpc::{Endpoints, Head, Log, Receipt, Rpc, RpcError};
+pub use rpc::{Endpoints, Head, Log, Receipt, Rpc, RpcError, RpcResult};
 pub use signer::SignerKey;

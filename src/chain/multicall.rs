@@ -5,7 +5,7 @@ use alloy::sol;
 use alloy::sol_types::SolCall;
 use serde_json::json;
 
-use crate::chain::{Rpc, RpcError, lens};
+use crate::chain::{Rpc, RpcError, RpcResult, lens};
 
 sol! {
     interface Multicall3 {
@@ -53,7 +53,7 @@ impl Rpc {
         from: Address,
         (calls, payers): (Vec<Multicall3::Call3>, Vec<Address>),
         gas_limit: u64,
-    ) -> Result<Vec<CallOutcome>, RpcError> {
+    ) -> RpcResult<Vec<CallOutcome>> {
         let count = calls.len();
         let gas_of_rows = CODE_SIZE_GAS.saturating_mul(u64::try_from(count).unwrap_or(u64::MAX));
         let gas = gas_limit.saturating_add(CODE_SIZES_GAS.saturating_add(gas_of_rows));
@@ -78,7 +78,7 @@ impl Rpc {
         &self,
         calls: &[(Address, Bytes)],
         block: u64,
-    ) -> Result<Vec<Option<Bytes>>, RpcError> {
+    ) -> RpcResult<Vec<Option<Bytes>>> {
         let together = batch(calls.iter().cloned().map(call).collect());
         let answer = self.agreed_call(&(MULTICALL3, together), block).await?;
         if answer.is_empty() {
@@ -99,7 +99,7 @@ impl Rpc {
         &self,
         calls: &[(Address, Bytes)],
         block: u64,
-    ) -> Result<Vec<Option<Bytes>>, RpcError> {
+    ) -> RpcResult<Vec<Option<Bytes>>> {
         let mut values = Vec::with_capacity(calls.len());
         for call in calls {
             values.push(match self.agreed_call(call, block).await {

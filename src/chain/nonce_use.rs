@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 
-use crate::chain::rpc::{ErrorKind, LogFilter};
-use crate::chain::{Head, Log, Receipt, Rpc, RpcError};
+use crate::chain::rpc::LogFilter;
+use crate::chain::{Head, Log, Receipt, Rpc, RpcError, RpcResult};
 use crate::payment::Location;
 
 /// How far back the use of an authorization is searched, in seconds of block time: longer than a failover or an outage lasts.
@@ -52,7 +52,7 @@ impl Rpc {
         &self,
         nonces: &[NonceCall],
         head: u64,
-    ) -> Result<Vec<Result<bool, RpcError>>, RpcError> {
+    ) -> RpcResult<Vec<RpcResult<bool>>> {
         let calls: Vec<_> = nonces.iter().map(|nonce| nonce.call.clone()).collect();
         let answers = self.call_many(&calls, head).await?;
         let used = answers.into_iter().zip(nonces).map(|(answer, nonce)| {
@@ -68,7 +68,7 @@ impl Rpc {
         &self,
         receipt: &Receipt,
         log_index: u64,
-    ) -> Result<AuthorizationUse, RpcError> {
+    ) -> RpcResult<AuthorizationUse> {
         let location = Location {
             transaction: receipt.transaction_hash,
             log_index,
@@ -84,35 +84,16 @@ impl Rpc {
         })
     }
 
-    /// Logs of the latest hour up to a head, from the newest blocks on, until they are `enough`. Where that would take too many calls, the
-    /// block in which each of the `nonces` was used is searched instead.
-    ///
-    /// # Errors
-    /// [`RpcError::SearchIncomplete`] when the providers' limits end the search early; any other error of the RPC.
+    /// Logs of the latest hour up to a head, from the newest blocks on, until they are `enough`; and whether the search is complete: a log
+    /// that an incomplete search has not found, because of the providers' limits, may still exist. Where the search would take too many
+    /// calls, the block in which each of the `nonces` was used is searched instead.
     pub(super) async fn recent_logs(
         &self,
         filter: LogFilter,
         nonces: &[NonceCall],
         head: u64,
         enough: impl Fn(&[Log]) -> bool,
-    ) -> Result<Vec<Log>, RpcError> {
-        match self
-            .recent_logs_partial(filter, nonces, head, enough)
-            .await?
-        {
-            (logs, true) => Ok(logs),
-            (_, false) => Err(RpcError::SearchIncomplete),
-        }
-    }
-
-    /// The same, and whether the search is complete: a log that an incomplete search has not found may still exist.
-    pub(super) async fn recent_logs_partial(
-        &self,
-        filter: LogFilter,
-        nonces: &[NonceCall],
-        head: u64,
-        enough: impl Fn(&[Log]) -> bool,
-    ) -> Result<(Vec<Log>, bool), RpcError> {
+    ) -> RpcResult<(Vec<Log>, bool)> {
         let first = (head + 1).saturating_sub(self.blocks_per_hour(head).await?);
         let (mut logs, mut last, mut bisected) = (Vec::new(), head, false);
         for _ in 0..CALLS_MAX {
@@ -131,11 +112,7 @@ impl Rpc {
                         return Ok((logs, true));
                     }
                     // The node has pruned the old state: continue range by range.
-                    Err(error)
-                        if matches!(
-                            error.kind(),
-                            ErrorKind::MissingState | ErrorKind::MissingBlock
-                        ) => {}
+                    Err(error) if error.is_of_missing_data() => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -149,7 +126,7 @@ impl Rpc {
         filter: &LogFilter,
         nonces: &[NonceCall],
         within: (u64, u64),
-    ) -> Result<Vec<Log>, RpcError> {
+    ) -> RpcResult<Vec<Log>> {
         let mut logs = Vec::new();
         for nonce in nonces {
             if let Some(block) = self.block_of_nonce_use(nonce, within).await? {
@@ -164,7 +141,7 @@ impl Rpc {
         &self,
         nonce: &NonceCall,
         (first, last): (u64, u64),
-    ) -> Result<Option<u64>, RpcError> {
+    ) -> RpcResult<Option<u64>> {
         if !self.is_nonce_used_at(nonce, last).await? {
             return Ok(None);
         }
@@ -182,17 +159,13 @@ impl Rpc {
         Ok(Some(used))
     }
 
-    pub(super) async fn is_nonce_used_at(
-        &self,
-        nonce: &NonceCall,
-        block: u64,
-    ) -> Result<bool, RpcError> {
+    pub(super) async fn is_nonce_used_at(&self, nonce: &NonceCall, block: u64) -> RpcResult<bool> {
         let mut used = self.nonces_used(std::slice::from_ref(nonce), block).await?;
         used.pop().ok_or(RpcError::Malformed("eth_call"))?
     }
 
     /// How many blocks the chain makes in an hour; measured once per network.
-    async fn blocks_per_hour(&self, head: u64) -> Result<u64, RpcError> {
+    async fn blocks_per_hour(&self, head: u64) -> RpcResult<u64> {
         let known = self.blocks_per_hour.load(Relaxed);
         if known > 0 {
             return Ok(known);
@@ -216,7 +189,7 @@ impl Rpc {
         Ok(blocks)
     }
 
-    async fn block_time_at(&self, number: u64) -> Result<Option<i64>, RpcError> {
+    async fn block_time_at(&self, number: u64) -> RpcResult<Option<i64>> {
         let block = self.block_at(number).await?;
         Ok(block.map(|head| head.time.unix_timestamp()))
     }

@@ -39,7 +39,8 @@ sol! {
 }
 
 /// `Settled()`.
-const SETTLED: B256 = b256!("97088ec3606cfe8cc112180570d03fcde05f9b8e1bfef8e27784eaf5dd5691b6");
+pub(super) const SETTLED: B256 =
+    b256!("97088ec3606cfe8cc112180570d03fcde05f9b8e1bfef8e27784eaf5dd5691b6");
 /// `SettledWithPermit()`.
 const SETTLED_WITH_PERMIT: B256 =
     b256!("de5b89d10fc800c459329c382fabfcad0be0ed7e5328e01fae04e507b09ef5d8");
@@ -52,23 +53,13 @@ pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
     let (owner, signature) = (terms.from, signed.signature.clone());
     let (to, valid_after) = (terms.to, terms.valid_after.atomic());
     let transfer_permit = PermitTransferFrom {
-        permitted: TokenPermissions {
-            token: signed.asset,
-            amount: permit.permitted.atomic(),
-        },
+        permitted: TokenPermissions::from((signed.asset, permit.permitted.atomic())),
         nonce: U256::from_be_bytes(terms.nonce.0),
         deadline: terms.valid_before.atomic(),
     };
     let amount = terms.value.atomic();
-    let exact_witness = ExactWitness {
-        to,
-        validAfter: valid_after,
-    };
-    let upto_witness = |facilitator| UptoWitness {
-        to,
-        facilitator,
-        validAfter: valid_after,
-    };
+    let exact_witness = ExactWitness::from((to, valid_after));
+    let upto_witness = |facilitator| UptoWitness::from((to, facilitator, valid_after));
     let data = match (permit.facilitator.map(upto_witness), permit2612(permit)) {
         (None, None) => {
             let call = (transfer_permit, owner, exact_witness, signature);
@@ -83,8 +74,8 @@ pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
             UptoProxy::settleCall::from(call).abi_encode()
         }
         (Some(witness), Some(allowance)) => {
-            let permits = (allowance, transfer_permit);
-            let call = (permits.0, permits.1, amount, owner, witness, signature);
+            let permit = transfer_permit;
+            let call = (allowance, permit, amount, owner, witness, signature);
             UptoProxy::settleWithPermitCall::from(call).abi_encode()
         }
     };
@@ -99,14 +90,14 @@ fn permit2612(permit: &Permit2) -> Option<Permit2612> {
     else {
         return None;
     };
-    let (scalars, v) = signature.split_at(64);
-    let (r, s) = scalars.split_at(32);
+    let (value, deadline) = (permit.permitted.atomic(), deadline.atomic());
+    let (r, s, v) = eip3009::split(signature);
     Some(Permit2612 {
-        value: permit.permitted.atomic(),
-        deadline: deadline.atomic(),
-        r: B256::from_slice(r),
-        s: B256::from_slice(s),
-        v: v.first().copied().unwrap_or_default(),
+        value,
+        deadline,
+        r,
+        s,
+        v,
     })
 }
 

@@ -8,7 +8,7 @@ use crate::chain::nonce_use::AuthorizationUse;
 use crate::chain::permit2::{nonce_call, proves_settlement, transfer_log, transfer_logs};
 use crate::chain::rpc::ErrorKind;
 use crate::chain::transfer::TRANSFER;
-use crate::chain::{Log, Receipt, Rpc, RpcError};
+use crate::chain::{Log, Receipt, Rpc, RpcError, RpcResult};
 use crate::payment::{Method, Signed};
 use crate::protocol::permit2::PERMIT2;
 
@@ -42,13 +42,17 @@ impl Rpc {
         signed: Signed<'_>,
         head: u64,
         tokens: &[Address],
-    ) -> Result<AuthorizationUse, RpcError> {
+    ) -> RpcResult<AuthorizationUse> {
         let terms = signed.terms;
         let (from, to) = (terms.from.into_word(), terms.to.into_word());
         let filter = (json!(signed.asset), json!([TRANSFER, from, to]));
         let nonce_call = [nonce_call(terms.from, terms.nonce)];
+        let all = |(logs, complete): (Vec<Log>, bool)| {
+            let logs = complete.then_some(logs);
+            logs.ok_or(RpcError::SearchIncomplete)
+        };
         let transfers = self.recent_logs(filter, &nonce_call, head, |_| false);
-        let transfers = transfers.await?;
+        let transfers = all(transfers.await?)?;
         let amount = terms.value.atomic().to_be_bytes::<32>();
         let mut same_transfer: Vec<&Log> = transfers
             .iter()
@@ -56,10 +60,8 @@ impl Rpc {
             .collect();
         same_transfer.sort_by_key(|log| std::cmp::Reverse(log.block_number));
         for log in same_transfer.iter().take(CANDIDATES_MAX) {
-            if let Some(found) = self
-                .settled_in(signed, log.transaction_hash, tokens)
-                .await?
-            {
+            let found = self.settled_in(signed, log.transaction_hash, tokens);
+            if let Some(found) = found.await? {
                 return Ok(found);
             }
         }
@@ -67,7 +69,8 @@ impl Rpc {
         let of_nonce = |log: &&Log| invalidates(&log.data, nonce);
         let filter = (json!(PERMIT2), json!([NONCES_INVALIDATED, from]));
         let enough = |logs: &[Log]| logs.iter().any(|log| invalidates(&log.data, nonce));
-        let invalidated = self.recent_logs(filter, &nonce_call, head, enough).await?;
+        let invalidated = self.recent_logs(filter, &nonce_call, head, enough);
+        let invalidated = all(invalidated.await?)?;
         let Some(invalidation) = invalidated.iter().find(of_nonce) else {
             return self.wrapped_use(signed, &same_transfer, tokens).await;
         };
@@ -91,7 +94,7 @@ impl Rpc {
         signed: Signed<'_>,
         transaction: B256,
         tokens: &[Address],
-    ) -> Result<Option<AuthorizationUse>, RpcError> {
+    ) -> RpcResult<Option<AuthorizationUse>> {
         let Some(call) = self.agreed_transaction(transaction).await? else {
             return Ok(None);
         };
@@ -116,7 +119,7 @@ impl Rpc {
         signed: Signed<'_>,
         same_transfer: &[&Log],
         tokens: &[Address],
-    ) -> Result<AuthorizationUse, RpcError> {
+    ) -> RpcResult<AuthorizationUse> {
         let Some(block) = self.block_used(signed, same_transfer).await? else {
             return Ok(AuthorizationUse::Consumed(None));
         };
@@ -153,7 +156,7 @@ impl Rpc {
         &self,
         signed: Signed<'_>,
         same_transfer: &[&Log],
-    ) -> Result<Option<u64>, RpcError> {
+    ) -> RpcResult<Option<u64>> {
         let heights = same_transfer.iter().map(|log| log.block_number.to::<u64>());
         let (Some(first), Some(last)) = (heights.clone().min(), heights.max()) else {
             return Ok(None);
@@ -179,7 +182,7 @@ impl Rpc {
         &self,
         signed: Signed<'_>,
         (transaction, block): (B256, u64),
-    ) -> Result<(Receipt, Evidence), RpcError> {
+    ) -> RpcResult<(Receipt, Evidence)> {
         let call = self.agreed_transaction(transaction).await?;
         let receipt = self.receipt(transaction).await?;
         // A node may return a log that is in no canonical receipt, and a reorg may have moved the transaction to another block.
@@ -199,22 +202,21 @@ impl Rpc {
 
 /// The index of the transaction that settled the payment and its transfer's log index, if only one transaction can have.
 fn single_match(evidence: &[Evidence]) -> Option<(usize, u64)> {
-    let single = |log_index_of: fn(Evidence) -> Option<u64>| {
+    let of_kind = |identified: bool| {
         let all = evidence.iter().enumerate();
-        let mut found = all.filter_map(|(index, evidence)| Some((index, log_index_of(*evidence)?)));
-        (found.next(), found.next().is_some())
+        let of_kind = all.filter_map(|(index, evidence)| match evidence {
+            Evidence::Identified(log_index) if identified => Some((index, *log_index)),
+            Evidence::Possible(log_index) if !identified => Some((index, *log_index)),
+            Evidence::None
+            | Evidence::Identified(_)
+            | Evidence::Possible(_)
+            | Evidence::Ambiguous => None,
+        });
+        of_kind.collect::<Vec<_>>()
     };
-    let identified = single(|evidence| match evidence {
-        Evidence::Identified(log_index) => Some(log_index),
-        Evidence::None | Evidence::Possible(_) | Evidence::Ambiguous => None,
-    });
-    let possible = single(|evidence| match evidence {
-        Evidence::Possible(log_index) => Some(log_index),
-        Evidence::None | Evidence::Identified(_) | Evidence::Ambiguous => None,
-    });
-    match (identified, possible) {
-        ((Some(one), false), _) => Some(one),
-        ((None, _), (Some(one), false)) if !evidence.contains(&Evidence::Ambiguous) => Some(one),
+    match (of_kind(true).as_slice(), of_kind(false).as_slice()) {
+        ([one], _) => Some(*one),
+        ([], [one]) if !evidence.contains(&Evidence::Ambiguous) => Some(*one),
         _ => None,
     }
 }

@@ -9,6 +9,7 @@ use crate::payment::fixture::{
 };
 use crate::payment::{Candidate, Purpose};
 use crate::protocol::Scheme;
+use crate::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 
 const OTHER: Address = Address::repeat_byte(0x66);
 

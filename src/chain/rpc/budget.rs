@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use crate::chain::rpc::error::RpcError;
+use crate::chain::rpc::error::{RpcError, RpcResult};
 
 /// How long unused calls can still be used.
 const BURST: Duration = Duration::from_secs(1);
@@ -40,14 +40,14 @@ impl Budget {
     }
 
     /// Waits for a turn, if that takes no longer than `max_wait`.
-    pub(super) async fn wait(&self, max_wait: Duration) -> Result<(), RpcError> {
+    pub(super) async fn wait(&self, max_wait: Duration) -> RpcResult<()> {
         let turn = self.reserve(Instant::now(), Some(max_wait))?;
         tokio::time::sleep_until(turn).await;
         Ok(())
     }
 
     /// Waits for a turn that the engine leaves unused, if that takes no longer than `max_wait`. No turn is reserved while waiting.
-    pub(super) async fn wait_for_caller(&self, max_wait: Duration) -> Result<(), RpcError> {
+    pub(super) async fn wait_for_caller(&self, max_wait: Duration) -> RpcResult<()> {
         let deadline = Instant::now() + max_wait;
         let first = timeout_at(deadline, self.queue.acquire()).await;
         let Ok(Ok(_first)) = first else {
@@ -80,7 +80,7 @@ impl Budget {
         let _ = self.reserve(Instant::now(), None);
     }
 
-    fn reserve(&self, now: Instant, max_wait: Option<Duration>) -> Result<Instant, RpcError> {
+    fn reserve(&self, now: Instant, max_wait: Option<Duration>) -> RpcResult<Instant> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let earliest = now.checked_sub(BURST).unwrap_or(now);
         let turn = next.map_or(earliest, |next| next.max(earliest));

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use crate::chain::lens::{self, LENS};
 use crate::chain::rpc::answers::{FullBlock, Head, Log, MinedTransaction, Receipt, Transaction};
 use crate::chain::rpc::endpoint::Endpoint;
-use crate::chain::rpc::error::{ErrorKind, RpcError};
+use crate::chain::rpc::error::{ErrorKind, RpcError, RpcResult};
 use crate::chain::rpc::pool::{Errors, Rpc, retry_rounds};
 use crate::payment::session::Transfer;
 
@@ -39,14 +39,11 @@ const PAYMENT_BYTES: usize = 500;
 
 /// Blocks.
 impl Rpc {
-    pub(in crate::chain) async fn block_at(&self, number: u64) -> Result<Option<Head>, RpcError> {
+    pub(in crate::chain) async fn block_at(&self, number: u64) -> RpcResult<Option<Head>> {
         self.read(BLOCK_BY_NUMBER, (U64::from(number), false)).await
     }
 
-    pub(in crate::chain) async fn block_by_hash(
-        &self,
-        hash: B256,
-    ) -> Result<Option<Head>, RpcError> {
+    pub(in crate::chain) async fn block_by_hash(&self, hash: B256) -> RpcResult<Option<Head>> {
         self.read(BLOCK_BY_HASH, (hash, false)).await
     }
 
@@ -55,13 +52,13 @@ impl Rpc {
         &self,
         index: usize,
         number: u64,
-    ) -> Result<Option<Head>, RpcError> {
+    ) -> RpcResult<Option<Head>> {
         let at = (U64::from(number), false);
         self.request(index, BLOCK_BY_NUMBER, at).await
     }
 
     /// The newest block according to one endpoint.
-    pub(in crate::chain) async fn newest_of_any(&self) -> Result<Head, RpcError> {
+    pub(in crate::chain) async fn newest_of_any(&self) -> RpcResult<Head> {
         let newest: Option<Head> = self.read(BLOCK_BY_NUMBER, ("latest", false)).await?;
         newest.ok_or(RpcError::Malformed(BLOCK_BY_NUMBER))
     }
@@ -75,7 +72,7 @@ impl Rpc {
     }
 
     /// Hash of block 0.
-    pub async fn genesis(&self) -> Result<B256, RpcError> {
+    pub async fn genesis(&self) -> RpcResult<B256> {
         let genesis = self.block_at(0).await?;
         let genesis = genesis.ok_or(RpcError::Malformed(BLOCK_BY_NUMBER))?;
         Ok(genesis.hash)
@@ -85,7 +82,7 @@ impl Rpc {
     ///
     /// # Errors
     /// When no endpoint answers, or too few agree.
-    pub async fn canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
+    pub(in crate::chain) async fn canonical(&self, number: u64) -> RpcResult<Option<B256>> {
         retry_rounds(|| self.canonical_round(number)).await
     }
 
@@ -99,7 +96,7 @@ impl Rpc {
     }
 
     /// Agreed time of a block; no call is made if it is `head`.
-    pub async fn block_time(&self, block: B256, head: &Head) -> Result<OffsetDateTime, RpcError> {
+    pub async fn block_time(&self, block: B256, head: &Head) -> RpcResult<OffsetDateTime> {
         if block == head.hash {
             return Ok(head.time);
         }
@@ -115,18 +112,12 @@ impl Rpc {
 /// Transactions, receipts and logs.
 impl Rpc {
     /// Sends signed bytes to all endpoints at once, the send-only ones included, and collects all replies.
-    pub(in crate::chain) async fn send_everywhere(
-        &self,
-        raw: &Bytes,
-    ) -> Vec<Result<B256, RpcError>> {
+    pub(in crate::chain) async fn send_everywhere(&self, raw: &Bytes) -> Vec<RpcResult<B256>> {
         self.send_to_all("eth_sendRawTransaction", (raw,)).await
     }
 
     /// A transaction that a node has in its mempool or in a block, and the height of that block.
-    pub async fn transfer(
-        &self,
-        transaction: B256,
-    ) -> Result<Option<(Transfer, Option<u64>)>, RpcError> {
+    pub async fn transfer(&self, transaction: B256) -> RpcResult<Option<(Transfer, Option<u64>)>> {
         let shown: Option<Transaction> = self.read(TRANSACTION, (transaction,)).await?;
         let shown = of_hash(shown, transaction)?;
         let with_block = |shown: Transaction| {
@@ -140,7 +131,7 @@ impl Rpc {
     pub(in crate::chain) async fn agreed_transaction(
         &self,
         transaction: B256,
-    ) -> Result<Option<Transfer>, RpcError> {
+    ) -> RpcResult<Option<Transfer>> {
         let shown = self.agreed(TRANSACTION, (transaction,), Option::eq).await?;
         Ok(of_hash(shown, transaction)?.map(Transfer::from))
     }
@@ -149,7 +140,7 @@ impl Rpc {
     pub(in crate::chain) async fn transactions_at(
         &self,
         number: u64,
-    ) -> Result<Vec<MinedTransaction>, RpcError> {
+    ) -> RpcResult<Vec<MinedTransaction>> {
         let block: Option<FullBlock> = self
             .read(BLOCK_BY_NUMBER, (U64::from(number), true))
             .await?;
@@ -157,7 +148,7 @@ impl Rpc {
     }
 
     /// All receipts of a block in one call. Fails if the endpoint does not know the block.
-    pub async fn block_receipts(&self, block: B256) -> Result<Vec<Receipt>, RpcError> {
+    pub async fn block_receipts(&self, block: B256) -> RpcResult<Vec<Receipt>> {
         let receipts: Option<Vec<Receipt>> = self.read("eth_getBlockReceipts", (block,)).await?;
         receipts.ok_or(RpcError::Malformed("eth_getBlockReceipts"))
     }
@@ -169,7 +160,7 @@ impl Rpc {
     ///
     /// # Errors
     /// When no endpoint answers, or the endpoints do not agree on the receipt or the canonical block.
-    pub async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, RpcError> {
+    pub async fn receipt(&self, transaction: B256) -> RpcResult<Option<Receipt>> {
         let same = |one: &Option<Receipt>, other: &Option<Receipt>| match (one, other) {
             (Some(one), Some(other)) => one.is_same(other),
             (one, other) => one.is_none() && other.is_none(),
@@ -189,7 +180,7 @@ impl Rpc {
     }
 
     /// Checks a receipt that one endpoint has returned: the same receipt, once `confirm_with` endpoints return it.
-    pub async fn agreed_receipt(&self, receipt: Receipt) -> Result<Option<Receipt>, RpcError> {
+    pub async fn agreed_receipt(&self, receipt: Receipt) -> RpcResult<Option<Receipt>> {
         if self.one_is_enough() {
             return Ok(Some(receipt));
         }
@@ -200,7 +191,7 @@ impl Rpc {
     pub(in crate::chain) fn receipt_of_each(
         &self,
         transaction: B256,
-    ) -> impl Stream<Item = Result<Option<Receipt>, RpcError>> + Unpin {
+    ) -> impl Stream<Item = RpcResult<Option<Receipt>>> + Unpin {
         self.ask_all(RECEIPT, (transaction,))
             .map(|(_, receipt)| receipt)
     }
@@ -210,7 +201,7 @@ impl Rpc {
         (address, topics): &LogFilter,
         from: u64,
         to: u64,
-    ) -> Result<Vec<Log>, RpcError> {
+    ) -> RpcResult<Vec<Log>> {
         let (from, to) = (U64::from(from), U64::from(to));
         let filter =
             json!({"address": address, "topics": topics, "fromBlock": from, "toBlock": to});
@@ -224,7 +215,7 @@ impl Rpc {
         filter: &LogFilter,
         first: u64,
         last: u64,
-    ) -> Result<(Vec<Log>, u64), RpcError> {
+    ) -> RpcResult<(Vec<Log>, u64)> {
         loop {
             let blocks = self.log_range.blocks();
             let from = (last + 1).saturating_sub(blocks).max(first);
@@ -242,7 +233,7 @@ impl Rpc {
     }
 }
 
-fn of_hash(shown: Option<Transaction>, hash: B256) -> Result<Option<Transaction>, RpcError> {
+fn of_hash(shown: Option<Transaction>, hash: B256) -> RpcResult<Option<Transaction>> {
     match shown {
         Some(shown) if shown.hash != hash => Err(RpcError::Malformed(TRANSACTION)),
         shown => Ok(shown),
@@ -252,11 +243,7 @@ fn of_hash(shown: Option<Transaction>, hash: B256) -> Result<Option<Transaction>
 /// Accounts and prices.
 impl Rpc {
     /// The account nonce of `signer` at `tag` (`latest` or `pending`).
-    pub async fn transaction_count(
-        &self,
-        signer: Address,
-        tag: &'static str,
-    ) -> Result<u64, RpcError> {
+    pub async fn transaction_count(&self, signer: Address, tag: &'static str) -> RpcResult<u64> {
         let count: U64 = self.read(TRANSACTION_COUNT, (signer, tag)).await?;
         Ok(count.to())
     }
@@ -266,40 +253,40 @@ impl Rpc {
         &self,
         account: Address,
         block: &str,
-    ) -> impl Stream<Item = Result<u64, RpcError>> + Unpin {
+    ) -> impl Stream<Item = RpcResult<u64>> + Unpin {
         self.ask_all::<U64>(TRANSACTION_COUNT, (account, block.to_owned()))
             .map(|(_, count)| count.map(|count| count.to()))
     }
 
     /// Native balance in wei.
-    pub async fn balance(&self, account: Address) -> Result<U256, RpcError> {
+    pub async fn balance(&self, account: Address) -> RpcResult<U256> {
         self.read("eth_getBalance", (account, "latest")).await
     }
 
     /// Code at an address; empty for an account without code.
-    pub async fn code(&self, account: Address) -> Result<Bytes, RpcError> {
+    pub async fn code(&self, account: Address) -> RpcResult<Bytes> {
         self.read("eth_getCode", (account, "latest")).await
     }
 
     /// Whether `account` has code.
-    pub async fn has_code(&self, account: Address) -> Result<bool, RpcError> {
+    pub async fn has_code(&self, account: Address) -> RpcResult<bool> {
         Ok(!self.code(account).await?.is_empty())
     }
 
     /// The priority fee that the node suggests, in wei per gas. Fails on chains without priority fees.
-    pub async fn suggested_priority_fee(&self) -> Result<u128, RpcError> {
+    pub async fn suggested_priority_fee(&self) -> RpcResult<u128> {
         let tip: U128 = self.read("eth_maxPriorityFeePerGas", ()).await?;
         Ok(tip.to())
     }
 
     /// The node's gas price in wei, for chains without a base fee.
-    pub async fn gas_price(&self) -> Result<u128, RpcError> {
+    pub async fn gas_price(&self) -> RpcResult<u128> {
         let price: U128 = self.read("eth_gasPrice", ()).await?;
         Ok(price.to())
     }
 
     /// The least L1 data fee of a payment's transaction on an OP stack rollup, in wei; `None` on other chains.
-    pub async fn data_fee(&self) -> Result<Option<u128>, RpcError> {
+    pub async fn data_fee(&self) -> RpcResult<Option<u128>> {
         let data = vec![0xff; PAYMENT_BYTES].into();
         let fee = self.optional_view(GAS_PRICE_ORACLE, getL1FeeCall { data });
         Ok(fee.await?.and_then(|fee| u128::try_from(fee).ok()))
@@ -313,7 +300,7 @@ impl Rpc {
         &self,
         of: Address,
         call: C,
-    ) -> Result<C::Return, RpcError> {
+    ) -> RpcResult<C::Return> {
         let name = C::SIGNATURE.split('(').next().unwrap_or(CALL);
         let answer = self.view_bytes(of, &call).await?;
         C::abi_decode_returns(&answer).map_err(|_| RpcError::Malformed(name))
@@ -324,7 +311,7 @@ impl Rpc {
         &self,
         of: Address,
         call: C,
-    ) -> Result<Option<C::Return>, RpcError> {
+    ) -> RpcResult<Option<C::Return>> {
         match self.view_bytes(of, &call).await {
             Ok(answer) => Ok(C::abi_decode_returns(&answer).ok()),
             Err(error) if error.is_revert() => Ok(None),
@@ -332,7 +319,7 @@ impl Rpc {
         }
     }
 
-    async fn view_bytes(&self, of: Address, call: &impl SolCall) -> Result<Bytes, RpcError> {
+    async fn view_bytes(&self, of: Address, call: &impl SolCall) -> RpcResult<Bytes> {
         let call = json!({"to": of, "data": Bytes::from(call.abi_encode())});
         self.read(CALL, (call, "latest")).await
     }
@@ -342,7 +329,7 @@ impl Rpc {
         &self,
         (to, data): &(Address, Bytes),
         block: u64,
-    ) -> Result<Bytes, RpcError> {
+    ) -> RpcResult<Bytes> {
         let call = (json!({"to": to, "data": data}), U64::from(block));
         self.agreed(CALL, call, Bytes::eq).await
     }
@@ -353,7 +340,7 @@ impl Rpc {
         from: Address,
         (to, data): (Address, &Bytes),
         gas_limit: u64,
-    ) -> Result<bool, RpcError> {
+    ) -> RpcResult<bool> {
         let call = json!({"from": from, "to": to, "data": data, "gas": U64::from(gas_limit)});
         match self.read::<Bytes>(CALL, (call, "latest")).await {
             Ok(_) => Ok(true),
@@ -377,10 +364,10 @@ impl Rpc {
         overrides: Map<String, Value>,
         time: Option<u64>,
         decode: impl Fn(&Bytes) -> Option<T>,
-    ) -> Result<T, RpcError> {
+    ) -> RpcResult<T> {
         let mut parameters = vec![call, json!("latest"), Value::Object(overrides)];
         parameters.extend(time.map(|time| json!({"time": U64::from(time)})));
-        let check = |index: usize, answer: Result<Bytes, RpcError>| {
+        let check = |index: usize, answer: RpcResult<Bytes>| {
             let answer = answer.map(|answer| decode(&answer));
             let unsupported = match &answer {
                 Ok(decoded) => decoded.is_none(),
@@ -400,12 +387,12 @@ impl Rpc {
 
 /// What an endpoint supports. These calls take no turn and do not count for its health.
 impl Endpoint {
-    pub(in crate::chain) async fn chain_id(&self) -> Result<u64, RpcError> {
+    pub(in crate::chain) async fn chain_id(&self) -> RpcResult<u64> {
         let id: U64 = self.call(CHAIN_ID, ()).await?;
         Ok(id.to())
     }
 
-    pub(in crate::chain) async fn newest(&self) -> Result<Head, RpcError> {
+    pub(in crate::chain) async fn newest(&self) -> RpcResult<Head> {
         self.call(BLOCK_BY_NUMBER, ("latest", false)).await
     }
 
@@ -413,7 +400,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// When it does not answer.
-    pub(in crate::chain) async fn probe_overrides(&self) -> Result<bool, RpcError> {
+    pub(in crate::chain) async fn probe_overrides(&self) -> RpcResult<bool> {
         let call = json!({"to": LENS, "data": lens::code_sizes_call(vec![LENS])});
         let answer: Result<Bytes, _> = self.call(CALL, (call, "latest", lens::overrides())).await;
         match answer {

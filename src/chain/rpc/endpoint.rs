@@ -9,7 +9,7 @@ use alloy::transports::TransportErrorKind;
 use tokio::time::{Instant, timeout};
 
 use crate::chain::rpc::answers::Head;
-use crate::chain::rpc::error::RpcError;
+use crate::chain::rpc::error::{RpcError, RpcResult};
 use crate::clock::{Clock as _, SystemClock};
 
 /// Time limit of a call. Reads are small: a node that needs longer counts as failed, and another endpoint is tried. A node may delay its
@@ -173,7 +173,7 @@ impl Endpoint {
         &self,
         method: &'static str,
         parameters: impl RpcSend,
-    ) -> Result<R, RpcError> {
+    ) -> RpcResult<R> {
         match timeout(CALL_LIMIT, self.client.request(method, parameters)).await {
             Err(_) => Err(RpcError::Timeout),
             Ok(answer) => answer.map_err(|error| redact(error, method)),
@@ -213,22 +213,23 @@ fn is_current(head: &Head, now: i64) -> bool {
     head.time.unix_timestamp().abs_diff(now) <= PRESENT_SECONDS
 }
 
-/// Which of the `reported` blocks are credible at Unix time `now`.
+/// Which endpoints have reported a newest block that is not credible. An endpoint without a report is no outlier.
 ///
 /// A block is credible if another endpoint reports one near it, or if it is the only one. If all contradict each other, only the lowest
 /// of the current ones is credible (of all, if none is current): it is behind only according to single, unsupported reports.
-fn credible(reported: &[Option<Head>], now: i64) -> Vec<bool> {
-    let heads: Vec<Head> = reported.iter().flatten().copied().collect();
+pub(in crate::chain) fn outliers(reported: &[Option<Head>]) -> Vec<bool> {
+    outliers_at(SystemClock.now().unix_timestamp(), reported)
+}
+
+fn outliers_at(now: i64, reported: &[Option<Head>]) -> Vec<bool> {
+    let heads = || reported.iter().flatten();
     // Each block is near itself, so support takes a second one.
-    let supported = |head: &Head| heads.iter().filter(|other| is_near(head, other)).count() > 1;
-    let any_support = heads.iter().any(supported);
-    let current: Vec<&Head> = heads.iter().filter(|head| is_current(head, now)).collect();
-    let candidates = if current.is_empty() {
-        heads.iter().collect()
-    } else {
-        current
-    };
-    let lowest = candidates.into_iter().min_by_key(|head| head.number);
+    let supported = |head: &Head| heads().filter(|other| is_near(head, other)).count() > 1;
+    let any_support = heads().any(supported);
+    let current = heads().filter(|head| is_current(head, now));
+    let lowest = current
+        .min_by_key(|head| head.number)
+        .or_else(|| heads().min_by_key(|head| head.number));
     let is_credible = |head: &Head| {
         if any_support {
             supported(head)
@@ -238,17 +239,7 @@ fn credible(reported: &[Option<Head>], now: i64) -> Vec<bool> {
     };
     reported
         .iter()
-        .map(|head| head.as_ref().is_some_and(is_credible))
-        .collect()
-}
-
-/// Which endpoints have reported a newest block that is not credible. An endpoint without a report is no outlier.
-pub(in crate::chain) fn outliers(reported: &[Option<Head>]) -> Vec<bool> {
-    let credible = credible(reported, SystemClock.now().unix_timestamp());
-    let has_reported = reported.iter().map(Option::is_some);
-    has_reported
-        .zip(credible)
-        .map(|(has_reported, credible)| has_reported && !credible)
+        .map(|head| head.as_ref().is_some_and(|head| !is_credible(head)))
         .collect()
 }
 
@@ -270,7 +261,8 @@ mod tests {
     }
 
     fn credible_of<const N: usize>(heads: [Head; N]) -> Vec<bool> {
-        credible(&heads.map(Some), NOW)
+        let outliers = outliers_at(NOW, &heads.map(Some));
+        outliers.into_iter().map(|outlier| !outlier).collect()
     }
 
     #[test]
@@ -279,8 +271,8 @@ mod tests {
         assert_eq!(credible_of([honest, ahead]), [true, false]);
         assert_eq!(credible_of([ahead, honest]), [false, true]);
         assert_eq!(
-            credible(&[Some(ahead), None], NOW),
-            [true, false],
+            outliers_at(NOW, &[Some(ahead), None]),
+            [false, false],
             "no other endpoint answers"
         );
         let near = head(164, NOW);
@@ -308,7 +300,7 @@ mod tests {
         let future = head(100, NOW + 86_400);
         assert_eq!(credible_of([future]), [true]);
         assert_eq!(credible_of([future, head(101, NOW + 86_402)]), [true, true]);
-        assert_eq!(credible(&[None, None], NOW), [false, false]);
+        assert_eq!(outliers_at(NOW, &[None, None]), [false, false]);
     }
 
     #[test]

@@ -170,6 +170,20 @@ const UNSUPPORTED: [&str; 6] = [
     "too many params",
 ];
 
+/// The first that matches counts. A range that ends above the node's head also matches [`RANGE_TOO_WIDE`], but its width does not matter.
+const TEXTS: [(&[&str], ErrorKind); 7] = [
+    (&BEYOND_HEAD, ErrorKind::MissingBlock),
+    (&RANGE_TOO_WIDE, ErrorKind::RangeTooWide),
+    (&MISSING_STATE, ErrorKind::MissingState),
+    (&MISSING_BLOCK, ErrorKind::MissingBlock),
+    (&RATE_LIMITED, ErrorKind::RateLimited),
+    (&INVALID_CALL, ErrorKind::InvalidCall),
+    (&UNSUPPORTED, ErrorKind::Unsupported),
+];
+
+/// The result of a call.
+pub type RpcResult<T> = Result<T, RpcError>;
+
 impl RpcError {
     /// Whether the called contract reverted, as opposed to an error of the endpoint.
     pub fn is_revert(&self) -> bool {
@@ -209,6 +223,11 @@ impl RpcError {
         matches!(self.kind(), ErrorKind::Revert | ErrorKind::InvalidCall)
     }
 
+    /// Whether the endpoint does not have the block or its state, perhaps no more.
+    pub(in crate::chain) fn is_of_missing_data(&self) -> bool {
+        [ErrorKind::MissingBlock, ErrorKind::MissingState].contains(&self.kind())
+    }
+
     /// Whether a retry may help.
     pub(super) fn is_transient(&self) -> bool {
         RetryPauses::default().after(self).is_some()
@@ -217,28 +236,9 @@ impl RpcError {
 
 /// Texts are checked before codes, because providers use the same code for different errors.
 fn kind_of_refusal(code: i64, message: &str) -> ErrorKind {
-    let contains_any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    // Before RANGE_TOO_WIDE, which also matches these texts: the range ends above the node's head, its width does not matter.
-    if contains_any(&BEYOND_HEAD) {
-        return ErrorKind::MissingBlock;
-    }
-    if contains_any(&RANGE_TOO_WIDE) {
-        return ErrorKind::RangeTooWide;
-    }
-    if contains_any(&MISSING_STATE) {
-        return ErrorKind::MissingState;
-    }
-    if contains_any(&MISSING_BLOCK) {
-        return ErrorKind::MissingBlock;
-    }
-    if contains_any(&RATE_LIMITED) {
-        return ErrorKind::RateLimited;
-    }
-    if contains_any(&INVALID_CALL) {
-        return ErrorKind::InvalidCall;
-    }
-    if contains_any(&UNSUPPORTED) {
-        return ErrorKind::Unsupported;
+    let contains_any = |texts: &&[&str]| texts.iter().any(|text| message.contains(text));
+    if let Some((_, kind)) = TEXTS.iter().find(|(texts, _)| contains_any(texts)) {
+        return *kind;
     }
     match code {
         429 | -32005 | -32029 | -32097 => ErrorKind::RateLimited,
@@ -259,21 +259,20 @@ pub(super) struct RetryPauses {
 impl RetryPauses {
     /// How long to wait after `error` before the next round. `None`: a retry does not help.
     pub(super) fn after(&mut self, error: &RpcError) -> Option<Duration> {
-        let count = match error.kind() {
-            ErrorKind::RateLimited => &mut self.rate_limited,
-            ErrorKind::MissingBlock if self.missing_block < MISSING_BLOCK_RETRIES => {
-                &mut self.missing_block
-            }
-            ErrorKind::ConnectionLost if self.connection_lost == 0 => &mut self.connection_lost,
-            ErrorKind::MissingBlock
-            | ErrorKind::ConnectionLost
-            | ErrorKind::Revert
+        let (count, max) = match error.kind() {
+            ErrorKind::RateLimited => (&mut self.rate_limited, u32::MAX),
+            ErrorKind::MissingBlock => (&mut self.missing_block, MISSING_BLOCK_RETRIES),
+            ErrorKind::ConnectionLost => (&mut self.connection_lost, 1),
+            ErrorKind::Revert
             | ErrorKind::InvalidCall
             | ErrorKind::MissingState
             | ErrorKind::RangeTooWide
             | ErrorKind::Unsupported
             | ErrorKind::Other => return None,
         };
+        if *count >= max {
+            return None;
+        }
         let pause = FIRST_PAUSE.saturating_mul(1 << (*count).min(4));
         *count += 1;
         Some(pause)

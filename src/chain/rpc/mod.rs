@@ -12,7 +12,7 @@ mod pool;
 
 pub(super) use answers::MinedTransaction;
 pub use answers::{Head, Log, Receipt};
-pub use error::RpcError;
+pub use error::{RpcError, RpcResult};
 pub use pool::{Endpoints, Rpc};
 
 pub(super) use client::LogFilter;

@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::chain::rpc::budget::{Budget, LogRange};
-use crate::chain::rpc::endpoint::{CALL_LIMIT, Endpoint, Rank, outliers};
-use crate::chain::rpc::error::{ErrorKind, RetryPauses, RpcError};
+use crate::chain::rpc::endpoint::{CALL_LIMIT, Endpoint, Health, Rank, outliers};
+use crate::chain::rpc::error::{ErrorKind, RetryPauses, RpcError, RpcResult};
 use crate::protocol::Network;
 
 /// Most RPC calls in flight on behalf of callers, so that a flood of requests leaves connections and rate limit to the engine.
@@ -57,13 +57,13 @@ pub struct Endpoints<'a> {
 
 impl Rpc {
     /// Fails when a URL cannot be parsed; the error does not repeat the URL.
-    pub fn new(network: Network, configured: Endpoints<'_>) -> Result<Self, RpcError> {
+    pub fn new(network: Network, configured: Endpoints<'_>) -> RpcResult<Self> {
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(2))
             .timeout(CALL_LIMIT)
             .build()
             .map_err(|_| RpcError::Unreachable)?;
-        let endpoints = |urls: &[String]| -> Result<Arc<[Endpoint]>, RpcError> {
+        let endpoints = |urls: &[String]| -> RpcResult<Arc<[Endpoint]>> {
             let endpoint = |url: &String| {
                 let url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
                 let client = RpcClient::new_http_with_client(client.clone(), url);
@@ -118,7 +118,7 @@ impl Rpc {
         index: usize,
         method: &'static str,
         parameters: impl RpcSend,
-    ) -> Result<R, RpcError> {
+    ) -> RpcResult<R> {
         let endpoint = self.endpoints.get(index).ok_or(RpcError::Unreachable)?;
         let _place = self.wait_for_turn().await?;
         let started_at = Instant::now();
@@ -145,7 +145,7 @@ impl Rpc {
     }
 
     /// Waits until a call may be made. The returned permit must be held while the call is in flight.
-    async fn wait_for_turn(&self) -> Result<Option<SemaphorePermit<'_>>, RpcError> {
+    async fn wait_for_turn(&self) -> RpcResult<Option<SemaphorePermit<'_>>> {
         let place = match &self.callers {
             None => None,
             Some(callers) => match timeout(CALL_LIMIT, callers.acquire()).await {
@@ -164,29 +164,19 @@ impl Rpc {
     /// Indices of the usable endpoints, the best first; among equals, the one that answered last.
     pub(super) fn ranked(&self) -> Vec<usize> {
         let (now, preferred) = (Instant::now(), self.preferred.load(Relaxed));
-        let healths: Vec<_> = self
-            .endpoints
-            .iter()
-            .map(|endpoint| *endpoint.health())
-            .collect();
-        let reported: Vec<_> = healths
-            .iter()
-            .map(|health| health.reported_head(now))
-            .collect();
-        let outliers = outliers(&reported);
-        let counting = healths
-            .iter()
-            .zip(&outliers)
-            .filter(|(_, outlier)| !**outlier);
+        let endpoints = self.endpoints.iter();
+        let healths: Vec<Health> = endpoints.map(|endpoint| *endpoint.health()).collect();
+        let reported = healths.iter().map(|health| health.reported_head(now));
+        let outliers = outliers(&reported.collect::<Vec<_>>());
+        let rated = || healths.iter().zip(&outliers);
+        let counting = rated().filter(|(_, outlier)| !**outlier);
         let best = counting.map(|(health, _)| health.height()).max();
-        let ranked = healths
-            .iter()
-            .zip(outliers)
-            .map(|(health, outlier)| health.rank(best.unwrap_or_default(), outlier, now));
-        let mut order: Vec<_> = ranked
+        let best = best.unwrap_or_default();
+        let ranks = rated().map(|(health, outlier)| health.rank(best, *outlier, now));
+        let usable = ranks
             .enumerate()
-            .filter(|(_, rank)| *rank != Rank::Excluded)
-            .collect();
+            .filter(|(_, rank)| *rank != Rank::Excluded);
+        let mut order: Vec<_> = usable.collect();
         order.sort_by_key(|(index, rank)| (*rank, *index != preferred, *index));
         order.into_iter().map(|(index, _)| index).collect()
     }
@@ -232,7 +222,7 @@ impl Rpc {
         &self,
         method: &'static str,
         parameters: impl RpcSend,
-    ) -> Result<R, RpcError> {
+    ) -> RpcResult<R> {
         let check = |_: usize, answer| answer;
         retry_rounds(|| self.read_round(self.ranked(), method, &parameters, &check)).await
     }
@@ -244,7 +234,7 @@ impl Rpc {
         order: Vec<usize>,
         method: &'static str,
         parameters: &impl RpcSend,
-        check: &impl Fn(usize, Result<R, RpcError>) -> Result<T, RpcError>,
+        check: &impl Fn(usize, RpcResult<R>) -> RpcResult<T>,
     ) -> Result<T, Errors> {
         let mut last = RpcError::Unreachable;
         let mut order = order.into_iter();
@@ -285,7 +275,7 @@ impl Rpc {
         &self,
         method: &'static str,
         parameters: impl RpcSend,
-    ) -> impl Stream<Item = (usize, Result<R, RpcError>)> + Unpin {
+    ) -> impl Stream<Item = (usize, RpcResult<R>)> + Unpin {
         let ask = |index| {
             let answer = self.request(index, method, parameters.clone());
             answer.map(move |answer| (index, answer))
@@ -307,7 +297,7 @@ impl Rpc {
         method: &'static str,
         parameters: impl RpcSend,
         alike: impl Fn(&R, &R) -> bool,
-    ) -> Result<R, RpcError> {
+    ) -> RpcResult<R> {
         retry_rounds(|| self.agreed_round(method, &parameters, &alike)).await
     }
 
@@ -359,7 +349,7 @@ impl Rpc {
         &self,
         method: &'static str,
         parameters: impl RpcSend,
-    ) -> Vec<Result<R, RpcError>> {
+    ) -> Vec<RpcResult<R>> {
         let all = self.endpoints.iter().chain(self.send_only.iter());
         let replies = all.map(|endpoint| {
             if let Some(budget) = &self.budget {
@@ -373,12 +363,11 @@ impl Rpc {
 
 /// The first final answer of a late endpoint and a second one.
 async fn hedge<T>(
-    (late, mut pending): (&Endpoint, impl Future<Output = Result<T, RpcError>> + Unpin),
-    other: impl Future<Output = Result<T, RpcError>>,
-) -> Result<T, RpcError> {
+    (late, mut pending): (&Endpoint, impl Future<Output = RpcResult<T>> + Unpin),
+    other: impl Future<Output = RpcResult<T>>,
+) -> RpcResult<T> {
     tokio::pin!(other);
-    let counts =
-        |answer: &Result<T, RpcError>| answer.as_ref().err().is_none_or(RpcError::is_final);
+    let counts = |answer: &RpcResult<T>| answer.as_ref().err().is_none_or(RpcError::is_final);
     tokio::select! {
         answer = &mut pending => if counts(&answer) { answer } else { other.await },
         answer = &mut other => {
@@ -395,9 +384,7 @@ async fn hedge<T>(
 pub(in crate::chain) type Errors = Vec<RpcError>;
 
 /// Repeats a round over all endpoints while one of its errors is transient, for at most [`CALL_LIMIT`].
-pub(in crate::chain) async fn retry_rounds<T, Round>(
-    round: impl Fn() -> Round,
-) -> Result<T, RpcError>
+pub(in crate::chain) async fn retry_rounds<T, Round>(round: impl Fn() -> Round) -> RpcResult<T>
 where
     Round: Future<Output = Result<T, Errors>>,
 {

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::chain::authorization::MULTICALL3;
+use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{Facilitator, SessionRules, Sponsorship, UsedNonces};

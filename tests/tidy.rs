@@ -61,6 +61,8 @@ const RESTRICTED: &[(&str, &str, &[&str])] = &[
         ],
     ),
 ];
+/// Folders below `src` in which no file may use another one that uses it in turn, directly or through others.
+const WITHOUT_CIRCLES: &[&str] = &["chain", "chain/rpc"];
 /// Feature gates stand at the modules of `lib.rs`. The exceptions: file, number of lines, reason.
 const OTHER_FEATURE_GATES: &[(&str, usize, &str)] = &[
     (
@@ -219,6 +221,63 @@ fn modules_import_only_modules_to_their_left() -> io::Result<()> {
         );
     }
     assert_none(&wrong);
+    Ok(())
+}
+
+/// The files and folders of a folder, each with those that it uses. A name that `mod.rs` exports stands for its file.
+fn uses(folder: &str) -> io::Result<Vec<(String, Vec<String>)>> {
+    let root = format!("crate::{}::", folder.replace('/', "::"));
+    let files = files(&format!("src/{folder}"))?;
+    let module = |path: &str| -> String {
+        let name = path.split(['/', '.']).next().unwrap_or_default();
+        name.to_owned()
+    };
+    let exports = files.iter().find(|(path, _)| path == "mod.rs");
+    let exports: Vec<(String, Vec<String>)> = exports
+        .map_or_else(String::new, |(_, text)| code(text))
+        .split("use ")
+        .skip(1)
+        .filter_map(|path| path.split_once("::"))
+        .map(|(module, names)| {
+            let names = names.split(';').next().unwrap_or_default();
+            (module.to_owned(), named_after("::", &format!("::{names}")))
+        })
+        .collect();
+    let mut uses: Vec<(String, Vec<String>)> = Vec::new();
+    for (path, text) in &files {
+        if path.ends_with("mod.rs") || path.ends_with("tests.rs") {
+            continue;
+        }
+        let named = named_after(&root, &without_tests(code(text)));
+        let used = named.into_iter().map(|name| {
+            let exported = exports.iter().find(|(_, names)| names.contains(&name));
+            exported.map_or(name, |(module, _)| module.clone())
+        });
+        let used = used.filter(|used| *used != module(path)).collect();
+        uses.push((module(path), used));
+    }
+    Ok(uses)
+}
+
+#[test]
+fn files_of_some_folders_use_each_other_in_no_circle() -> io::Result<()> {
+    for folder in WITHOUT_CIRCLES {
+        let mut uses = uses(folder)?;
+        assert!(uses.iter().any(|(_, used)| !used.is_empty()), "{folder}");
+        // Files that use none of those left are taken away, until only circles are left, and what uses them.
+        loop {
+            let left: Vec<String> = uses.iter().map(|(module, _)| module.clone()).collect();
+            let before = uses.len();
+            uses.retain(|(_, used)| used.iter().any(|used| left.contains(used)));
+            if uses.len() == before {
+                break;
+            }
+        }
+        let circle = uses
+            .iter()
+            .map(|(module, used)| format!("src/{folder}/{module} uses {used:?}"));
+        assert_none(&circle.collect::<Vec<_>>());
+    }
     Ok(())
 }
 

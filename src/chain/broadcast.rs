@@ -3,7 +3,7 @@
 
 use alloy::primitives::{B256, Bytes};
 
-use crate::chain::{Rpc, RpcError};
+use crate::chain::{Rpc, RpcError, RpcResult};
 
 /// The three outcomes of a broadcast. Neither of the last two ever frees a nonce.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub async fn broadcast(rpc: &Rpc, raw: &Bytes, hash: B256) -> Broadcast {
     combine(&replies, hash)
 }
 
-fn combine(replies: &[Result<B256, RpcError>], hash: B256) -> Broadcast {
+fn combine(replies: &[RpcResult<B256>], hash: B256) -> Broadcast {
     let outcomes: Vec<_> = replies.iter().map(|reply| classify(reply, hash)).collect();
     if outcomes.contains(&Broadcast::Accepted) {
         return Broadcast::Accepted;
@@ -71,7 +71,7 @@ fn combine(replies: &[Result<B256, RpcError>], hash: B256) -> Broadcast {
     outcomes.into_iter().next().unwrap_or(Broadcast::Unknown)
 }
 
-fn classify(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
+fn classify(reply: &RpcResult<B256>, hash: B256) -> Broadcast {
     let message = match reply {
         Ok(answered) if *answered == hash => return Broadcast::Accepted,
         Err(RpcError::Refused { message, .. }) => message.to_lowercase(),
@@ -83,43 +83,56 @@ fn classify(reply: &Result<B256, RpcError>, hash: B256) -> Broadcast {
     if in_pool {
         return Broadcast::Accepted;
     }
-    let rejection = if contains_any(&["nonce too low", "nonce is too low"]) {
-        BroadcastRejection::NonceTooLow
-    } else if contains_any(&["nonce too high", "exceeds next nonce", "nonce gap"]) {
-        BroadcastRejection::NonceTooHigh
-    } else if contains_any(&["replacement"]) && contains_any(&["underpriced", "fee too low"]) {
-        BroadcastRejection::Underpriced
-    } else if contains_any(&[
-        "underpriced",
-        "less than block base fee",
-        "fee too low",
-        "below base fee",
-        "tip cap",
-    ]) {
-        BroadcastRejection::FeeTooLow
-    } else if is_too_large(&message) {
-        BroadcastRejection::TooLarge
-    } else if contains_any(&["intrinsic gas"]) {
-        BroadcastRejection::Invalid
-    } else if contains_any(&["insufficient funds"]) {
-        BroadcastRejection::InsufficientFunds
-    } else if contains_any(&[
-        "in-flight transaction limit",
-        "txpool is full",
-        "pool is full",
-    ]) {
-        BroadcastRejection::PoolFull
-    } else {
-        return Broadcast::Unknown;
+    let rejection = REJECTIONS.iter().find(|(texts, _)| contains_any(texts));
+    let rejection = match rejection.map(|(_, rejection)| *rejection) {
+        None => return Broadcast::Unknown,
+        Some(BroadcastRejection::FeeTooLow)
+            if contains_any(&["replacement"]) && contains_any(&["underpriced", "fee too low"]) =>
+        {
+            BroadcastRejection::Underpriced
+        }
+        Some(rejection) => rejection,
     };
     Broadcast::Rejected(rejection)
 }
 
-/// Whether a rejection is about the size of the transaction: the same bytes would be rejected again, a smaller transaction may pass.
-fn is_too_large(message: &str) -> bool {
-    TOO_LARGE.iter().any(|text| message.contains(text))
-}
+/// Texts of nodes, and why they reject a transaction. The first that matches counts.
+const REJECTIONS: [(&[&str], BroadcastRejection); 7] = [
+    (
+        &["nonce too low", "nonce is too low"],
+        BroadcastRejection::NonceTooLow,
+    ),
+    (
+        &["nonce too high", "exceeds next nonce", "nonce gap"],
+        BroadcastRejection::NonceTooHigh,
+    ),
+    (
+        &[
+            "underpriced",
+            "less than block base fee",
+            "fee too low",
+            "below base fee",
+            "tip cap",
+        ],
+        BroadcastRejection::FeeTooLow,
+    ),
+    (&TOO_LARGE, BroadcastRejection::TooLarge),
+    (&["intrinsic gas"], BroadcastRejection::Invalid),
+    (
+        &["insufficient funds"],
+        BroadcastRejection::InsufficientFunds,
+    ),
+    (
+        &[
+            "in-flight transaction limit",
+            "txpool is full",
+            "pool is full",
+        ],
+        BroadcastRejection::PoolFull,
+    ),
+];
 
+/// About the size of the transaction: the same bytes would be rejected again, a smaller transaction may pass.
 const TOO_LARGE: [&str; 6] = [
     "exceeds the configured cap",
     "exceeds block gas limit",
@@ -140,23 +153,12 @@ const TOO_LARGE_TO_SIMULATE: [&str; 5] = [
 impl RpcError {
     /// Whether the simulation of a batch failed because the batch is too large: too much gas, too many bytes, too long to run.
     pub fn is_too_large(&self) -> bool {
-        match self {
-            Self::Refused { message, .. } => {
-                let message = message.to_lowercase();
-                let contains = |text: &&str| message.contains(*text);
-                is_too_large(&message) || TOO_LARGE_TO_SIMULATE.iter().any(contains)
-            }
-            Self::Status(status) => *status == PAYLOAD_TOO_LARGE,
-            Self::Timeout
-            | Self::Unreachable
-            | Self::Malformed(_)
-            | Self::OverBudget
-            | Self::NoAgreement(_)
-            | Self::Disagreement(_)
-            | Self::SearchIncomplete
-            | Self::NoOverrides
-            | Self::WrongChain { .. } => false,
-        }
+        let Self::Refused { message, .. } = self else {
+            return *self == Self::Status(PAYLOAD_TOO_LARGE);
+        };
+        let message = message.to_lowercase();
+        let mut texts = TOO_LARGE.iter().chain(&TOO_LARGE_TO_SIMULATE);
+        texts.any(|text| message.contains(text))
     }
 }
 
@@ -167,7 +169,7 @@ const PAYLOAD_TOO_LARGE: u16 = 413;
 mod tests {
     use super::*;
 
-    fn refused(message: &str) -> Result<B256, RpcError> {
+    fn refused(message: &str) -> RpcResult<B256> {
         Err(RpcError::Refused {
             code: -32000,
             message: message.to_owned(),

@@ -10,9 +10,10 @@ use alloy::sol_types::SolCall;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use crate::chain::authorization::settlement_data;
+use crate::chain::authorization::{direct_call, nonce_call};
 use crate::chain::lens::{self, LENS, Query, readCall};
-use crate::chain::{Rpc, RpcError, permit2, token};
+use crate::chain::nonce_use::NonceCall;
+use crate::chain::{Rpc, RpcError, RpcResult};
 use crate::coalesce::{Coalescer, GroupLimits, GroupWorker, coalescer};
 use crate::payment::{ChainFacts, Method, Signed};
 use crate::protocol::permit2::PERMIT2;
@@ -28,7 +29,7 @@ const CALL_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// How long a query may wait for its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 
-type Answer = Result<ChainFacts, RpcError>;
+type Answer = RpcResult<ChainFacts>;
 
 /// The handle for queries. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -98,13 +99,15 @@ impl FactsReader {
 
     fn query(&self, signed: Signed<'_>) -> Query {
         let payer = signed.terms.from;
-        let (spender, (nonce_call, nonce_mask)) = match signed.method {
-            Method::Eip3009 => (
-                Address::ZERO,
-                (token::nonce_call(payer, signed.terms.nonce), U256::ONE),
-            ),
-            Method::Permit2(_) => (PERMIT2, permit2::nonce_call(payer, signed.terms.nonce)),
+        let spender = match signed.method {
+            Method::Eip3009 => Address::ZERO,
+            Method::Permit2(_) => PERMIT2,
         };
+        let NonceCall {
+            call: (nonce_domain, nonce_data),
+            mask,
+        } = nonce_call(signed);
+        let (settler, settlement) = direct_call(signed);
         let (factory, factory_call) = signed
             .wallet
             .map(|wallet| (wallet.factory, wallet.call.clone()))
@@ -112,16 +115,16 @@ impl FactsReader {
         Query {
             token: signed.asset,
             payer,
-            nonceDomain: signed.method.nonce_domain(signed.asset),
-            nonceCall: nonce_call,
-            nonceMask: nonce_mask,
+            nonceDomain: nonce_domain,
+            nonceCall: nonce_data,
+            nonceMask: mask,
             spender,
             digest: signed.digest,
             signature: signed.signature.clone(),
             factory,
             factoryCall: factory_call,
-            settler: signed.method.settler(signed.asset),
-            settlement: settlement_data(signed),
+            settler,
+            settlement,
             sender: signed.method.facilitator().unwrap_or_default(),
             gasLimit: U256::from(self.gas_limit),
         }
@@ -157,14 +160,6 @@ impl FactsTask {
 /// A query and its position among those answered together.
 type Row = (usize, Query);
 
-/// The lens's result for a row.
-#[derive(Debug, Clone)]
-struct LensRow {
-    facts: ChainFacts,
-    /// All members are zero: there is no token, or the gas of the call was used up.
-    empty: bool,
-}
-
 /// Answers queries with as few calls as possible.
 ///
 /// A node limits the gas of a call, and the code of one payer may use it up. Rows that come back empty are queried again in halves, in the
@@ -190,7 +185,7 @@ async fn answer_group(
 ) -> Vec<Row> {
     let alone = rows.len() == 1;
     let queries = rows.iter().map(|(_, query)| query.clone()).collect();
-    let found: Vec<Result<LensRow, RpcError>> = match call_lens(rpc, queries, time).await {
+    let found: Vec<Answer> = match call_lens(rpc, queries, time).await {
         Ok(found) if found.len() == rows.len() => found.into_iter().map(Ok).collect(),
         Err(error) if !alone && may_be_caused_by_one_row(&error) => return rows,
         Ok(_) => vec![Err(RpcError::Malformed("eth_call")); rows.len()],
@@ -199,8 +194,8 @@ async fn answer_group(
     let mut empty = Vec::new();
     for ((place, query), found) in rows.into_iter().zip(found) {
         let answer = match found {
-            Ok(found) if !found.empty => Ok(found.facts),
-            Ok(found) if alone => facts_of_empty_row(rpc, query.token, found.facts).await,
+            Ok(facts) if !is_empty(&facts) => Ok(facts),
+            Ok(facts) if alone => facts_of_empty_row(rpc, query.token, facts).await,
             Ok(_) => {
                 empty.push((place, query));
                 continue;
@@ -212,6 +207,11 @@ async fn answer_group(
         }
     }
     empty
+}
+
+/// Whether the lens could not finish the row: it comes back all zero, like one of an address without a token.
+const fn is_empty(facts: &ChainFacts) -> bool {
+    !facts.token_has_code && facts.nonce_used.is_none() && facts.balance.is_none()
 }
 
 /// The answer for a row that came back empty in a call of its own: either there is no token, or the payer's code used up all gas.
@@ -234,26 +234,15 @@ async fn call_lens(
     rpc: &Rpc,
     queries: Vec<Query>,
     time: Option<u64>,
-) -> Result<Vec<LensRow>, RpcError> {
+) -> RpcResult<Vec<ChainFacts>> {
     // The proxy of `upto` accepts calls from the payment's facilitator only. The lens is placed at that address too, to call from it.
     let senders = queries.iter().map(|query| query.sender);
     let overrides = lens::overrides_at(senders.filter(|sender| !sender.is_zero()));
     let data = Bytes::from(readCall { queries }.abi_encode());
     let call = json!({"to": LENS, "data": data});
-    let reads = |answer: &Bytes| readCall::abi_decode_returns(answer).is_ok();
-    let answer = match time {
-        None => {
-            let parameters = (call, "latest", overrides);
-            rpc.call_overridden(parameters, reads).await?
-        }
-        Some(time) => {
-            let block = json!({"time": format!("0x{time:x}")});
-            let parameters = (call, "latest", overrides, block);
-            rpc.call_in_future_block(parameters, reads).await?
-        }
-    };
+    let decode = |answer: &Bytes| readCall::abi_decode_returns(answer).ok();
+    let answer = rpc.simulate(call, overrides, time, decode).await?;
     let malformed = || RpcError::Malformed("eth_call");
-    let answer = readCall::abi_decode_returns(&answer).map_err(|_| malformed())?;
     let block_number = u64::try_from(answer.blockNumber).map_err(|_| malformed())?;
     let seconds = i64::try_from(answer.blockTime).map_err(|_| malformed())?;
     if time.is_some_and(|time| U256::from(time) > answer.blockTime) {
@@ -261,23 +250,19 @@ async fn call_lens(
         return Err(malformed());
     }
     let block_time = OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())?;
-    let found = answer.facts.into_iter().map(|row| LensRow {
-        // A row that the lens could not finish comes back all zero, like one of an address without a token.
-        empty: row.tokenCodeSize.is_zero() && !row.nonceKnown && !row.balanceKnown,
-        facts: ChainFacts {
-            block_number,
-            block_time,
-            token_has_code: !row.tokenCodeSize.is_zero(),
-            payer_has_code: !row.payerCodeSize.is_zero(),
-            settler_has_code: !row.settlerCodeSize.is_zero(),
-            allowance: row.allowanceKnown.then_some(row.allowance),
-            nonce_used: row.nonceKnown.then_some(row.nonceUsed),
-            balance: row.balanceKnown.then_some(row.balance),
-            signature_accepted: row.signatureValid,
-            transfer_succeeds: row.transferSucceeds,
-            revert: row.revertData,
-            gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
-        },
+    let found = answer.facts.into_iter().map(|row| ChainFacts {
+        block_number,
+        block_time,
+        token_has_code: !row.tokenCodeSize.is_zero(),
+        payer_has_code: !row.payerCodeSize.is_zero(),
+        settler_has_code: !row.settlerCodeSize.is_zero(),
+        allowance: row.allowanceKnown.then_some(row.allowance),
+        nonce_used: row.nonceKnown.then_some(row.nonceUsed),
+        balance: row.balanceKnown.then_some(row.balance),
+        signature_accepted: row.signatureValid,
+        transfer_succeeds: row.transferSucceeds,
+        revert: row.revertData,
+        gas_used: u64::try_from(row.gasUsed).unwrap_or(u64::MAX),
     });
     Ok(found.collect())
 }

@@ -1,28 +1,17 @@
-//! Follows the canonical chain. The parent of every new block is checked, so that no reorg goes unnoticed.
+//! Follows the canonical chain. The parent of every new block is checked, so that no reorg goes unnoticed. Which block is the newest is
+//! agreed between the endpoints.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256, U64, U128, address};
-use alloy::sol;
-use alloy::sol_types::SolCall;
-use futures_util::StreamExt as _;
-use futures_util::stream;
-use serde::Deserialize;
-use time::OffsetDateTime;
+use alloy::primitives::B256;
+use futures_util::stream::{self, StreamExt as _};
 use tokio::time::{Instant, timeout};
 
-use crate::chain::outliers::ReportedHead;
-use crate::chain::{Rpc, RpcError};
-
-sol! {
-    function getL1Fee(bytes data) external view returns (uint256);
-}
-
-/// The OP stack's predeploy for L1 data fees; it has the same address on every such rollup.
-const GAS_PRICE_ORACLE: Address = address!("420000000000000000000000000000000000000F");
-/// Approximate size of a payment's transaction, in bytes.
-const PAYMENT_BYTES: usize = 500;
+use crate::chain::rpc::{is_near, outliers};
+use crate::chain::{Head, Rpc, RpcError, RpcResult};
 
 /// How many blocks are kept: the deepest reorg that is followed block by block.
 const BLOCKS_KEPT: usize = 128;
@@ -38,77 +27,6 @@ const READS_AT_ONCE: usize = 16;
 const READ_LIMIT: Duration = Duration::from_secs(2);
 /// How long a height that could not be read is not read again.
 const UNREAD_FOR: Duration = Duration::from_mins(1);
-
-/// The header of a block, reduced to the members that x402d uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// Height.
-    pub number: u64,
-    pub hash: B256,
-    pub parent: B256,
-    pub time: OffsetDateTime,
-    /// Base fee in wei per gas (EIP-1559); `None` on chains without one.
-    pub base_fee_wei: Option<u128>,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self {
-            number: 0,
-            hash: B256::ZERO,
-            parent: B256::ZERO,
-            time: OffsetDateTime::UNIX_EPOCH,
-            base_fee_wei: Some(0),
-        }
-    }
-}
-
-impl Head {
-    /// Whether both are the same block. The base fee is not compared, because some endpoints leave it out.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        let Self {
-            number,
-            hash,
-            parent,
-            time,
-            base_fee_wei: _,
-        } = self;
-        (*number, *hash, *parent, *time) == (other.number, other.hash, other.parent, other.time)
-    }
-
-    pub(super) const fn reported_head(&self) -> ReportedHead {
-        ReportedHead {
-            number: self.number,
-            time: self.time.unix_timestamp(),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Block {
-    number: U64,
-    hash: B256,
-    parent_hash: B256,
-    timestamp: U64,
-    #[serde(default)]
-    base_fee_per_gas: Option<U128>,
-}
-
-impl Block {
-    pub(super) fn head(&self) -> Option<Head> {
-        let time =
-            OffsetDateTime::from_unix_timestamp(i64::try_from(self.timestamp.to::<u64>()).ok()?)
-                .ok()?;
-        Some(Head {
-            number: self.number.to(),
-            hash: self.hash,
-            parent: self.parent_hash,
-            time,
-            base_fee_wei: self.base_fee_per_gas.map(|fee| fee.to()),
-        })
-    }
-}
 
 /// The changes of the canonical chain since the last poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,7 +137,7 @@ impl HeadTracker {
     ///
     /// # Errors
     /// When the RPC fails. The kept blocks are unchanged, and the next poll starts from the same block.
-    pub async fn advance(&mut self) -> Result<Option<Advance>, RpcError> {
+    pub async fn advance(&mut self) -> RpcResult<Option<Advance>> {
         let mut advance = self.poll().await?;
         // Some endpoints leave the base fee out. A chain that has had one keeps it, so the last known one is used.
         for block in advance.iter_mut().flat_map(|advance| &mut advance.added) {
@@ -232,7 +150,7 @@ impl HeadTracker {
         Ok(advance)
     }
 
-    async fn poll(&mut self) -> Result<Option<Advance>, RpcError> {
+    async fn poll(&mut self) -> RpcResult<Option<Advance>> {
         let known = |block: &Head| self.recent.iter().any(|head| head.hash == block.hash);
         let newest = self.rpc.newest_after(known).await?;
         let Some(last) = self.head() else {
@@ -257,7 +175,7 @@ impl HeadTracker {
             if below || added.len() > 2 * BLOCKS_KEPT {
                 return Ok(Some(self.restart(newest)));
             }
-            let Some(block) = self.rpc.block("eth_getBlockByHash", parent).await? else {
+            let Some(block) = self.rpc.block_by_hash(parent).await? else {
                 self.missed += 1;
                 if self.missed < MISSED_MAX {
                     return Err(RpcError::Malformed("eth_getBlockByHash"));
@@ -315,68 +233,86 @@ impl Comparison {
 }
 
 impl Rpc {
-    pub(super) async fn block(
-        &self,
-        method: &'static str,
-        which: impl alloy::rpc::json_rpc::RpcSend,
-    ) -> Result<Option<Head>, RpcError> {
-        let block: Option<Block> = self.read(method, (which, false)).await?;
-        block
-            .map(|block| block.head().ok_or(RpcError::Malformed(method)))
-            .transpose()
-    }
-
     /// The newest block.
-    pub async fn newest(&self) -> Result<Head, RpcError> {
+    pub async fn newest(&self) -> RpcResult<Head> {
         self.newest_after(|_| false).await
     }
 
-    /// The newest block according to one endpoint.
-    pub(super) async fn newest_of_any(&self) -> Result<Head, RpcError> {
-        let newest = self.block("eth_getBlockByNumber", "latest").await?;
-        newest.ok_or(RpcError::Malformed("eth_getBlockByNumber"))
-    }
-
-    /// The priority fee that the node suggests, in wei per gas. Fails on chains without priority fees.
-    pub async fn suggested_priority_fee(&self) -> Result<u128, RpcError> {
-        let tip: U128 = self.read("eth_maxPriorityFeePerGas", ()).await?;
-        Ok(tip.to())
-    }
-
-    /// The node's gas price in wei, for chains without a base fee.
-    pub async fn gas_price(&self) -> Result<u128, RpcError> {
-        let price: U128 = self.read("eth_gasPrice", ()).await?;
-        Ok(price.to())
-    }
-
-    /// The least L1 data fee of a payment's transaction on an OP stack rollup, in wei; `None` on other chains.
-    pub async fn data_fee(&self) -> Result<Option<u128>, RpcError> {
-        let data = vec![0xff; PAYMENT_BYTES].into();
-        let call = getL1FeeCall { data }.abi_encode().into();
-        match self.view(GAS_PRICE_ORACLE, call).await {
-            Ok(answer) => {
-                let fee = getL1FeeCall::abi_decode_returns(&answer).ok();
-                Ok(fee.and_then(|fee| u128::try_from(fee).ok()))
-            }
-            Err(error) if error.is_revert() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The agreed hash of the canonical block at a height; `None` above the head.
+    /// The newest block.
+    ///
+    /// The answer of one endpoint is enough, unless the newest block of another endpoint is far from it or `confirm_with` is 2 or more:
+    /// then it is the highest block that enough of the answering endpoints show. A block that is `known` and agreed is not checked again.
     ///
     /// # Errors
-    /// When no endpoint answers, or too few agree.
-    pub async fn canonical(&self, number: u64) -> Result<Option<B256>, RpcError> {
-        let tag = format!("0x{number:x}");
-        let same = |one: &Option<Block>, other: &Option<Block>| {
-            one.as_ref().map(|block| block.hash) == other.as_ref().map(|block| block.hash)
+    /// When no endpoint answers, or the endpoints contradict each other.
+    async fn newest_after(&self, known: impl Fn(&Head) -> bool) -> RpcResult<Head> {
+        let newest = self.newest_of_any().await?;
+        let enough = if self.one_is_enough() {
+            self.endpoints.len() < 2 || self.is_credible(&newest)
+        } else {
+            known(&newest) && self.agreed_height(newest.number) == newest.number
         };
-        let block = self.agreed("eth_getBlockByNumber", (tag, false), same);
-        let block: Option<Block> = block.await?;
-        // Some gateways answer an unknown height with another block.
-        let block = block.filter(|block| block.number.to::<u64>() == number);
-        Ok(block.map(|block| block.hash))
+        if enough {
+            return Ok(newest);
+        }
+        self.newest_of_all().await
+    }
+
+    async fn newest_of_all(&self) -> RpcResult<Head> {
+        let mut heads: Vec<(usize, Head)> = self.newest_of_each().collect().await;
+        let now = Instant::now();
+        for (index, head) in &heads {
+            if let Some(endpoint) = self.endpoints.get(*index) {
+                endpoint.health().record_head(now, *head);
+            }
+        }
+        heads.sort_by_key(|(_, head)| std::cmp::Reverse(head.number));
+        let required = heads.len().min(self.confirm_with);
+        for (_, candidate) in &heads {
+            if self.one_is_enough() && !self.is_credible(candidate) {
+                continue;
+            }
+            if self.count_having(candidate, &heads).await >= required {
+                if required == self.confirm_with {
+                    self.highest_agreed.fetch_max(candidate.number, Relaxed);
+                }
+                return Ok(*candidate);
+            }
+        }
+        Err(RpcError::NoAgreement("eth_getBlockByNumber"))
+    }
+
+    /// How many of the endpoints that returned `heads` have the candidate in their chain.
+    async fn count_having(&self, candidate: &Head, heads: &[(usize, Head)]) -> usize {
+        let mut times = 0;
+        for (index, head) in heads {
+            let shows = match head.number.cmp(&candidate.number) {
+                Ordering::Less => false,
+                Ordering::Equal => head.is_same(candidate),
+                Ordering::Greater => {
+                    let shown = self.block_of(*index, candidate.number).await;
+                    shown.is_ok_and(|shown| shown.is_some_and(|shown| shown.is_same(candidate)))
+                }
+            };
+            times += usize::from(shows);
+            if times >= self.confirm_with {
+                break;
+            }
+        }
+        times
+    }
+
+    /// Whether a newest block is credible, compared with those that the endpoints have recently reported.
+    fn is_credible(&self, head: &Head) -> bool {
+        let now = Instant::now();
+        let endpoints = self.endpoints.iter();
+        let reported: Vec<_> = endpoints
+            .map(|endpoint| endpoint.health().reported_head(now))
+            .collect();
+        let counting = reported.iter().zip(outliers(&reported));
+        let mut others = counting.filter_map(|(other, outlier)| other.filter(|_| !outlier));
+        // With no other report there is nothing to compare with.
+        reported.iter().all(Option::is_none) || others.any(|other| is_near(head, &other))
     }
 }
 

@@ -1,11 +1,19 @@
-//! Checks a network's configured tokens against the chain.
+//! Checks endpoints and contracts of a network against its configuration: at the start, and endpoints every few seconds.
+
+use std::time::Duration;
 
 use alloy::primitives::{Address, B256, U256};
 use alloy::sol;
-use alloy::sol_types::SolCall;
+use futures_util::future::join_all;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::chain::{Rpc, RpcError};
-use crate::payment::Asset;
+use crate::chain::rpc::{Chain, Endpoint};
+use crate::chain::{Rpc, RpcError, RpcResult};
+use crate::payment::{Asset, Proxies};
+use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
+
+/// How often the endpoints of a network are compared with each other.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(3);
 
 sol! {
     interface TokenMetadata {
@@ -13,6 +21,8 @@ sol! {
         function decimals() external view returns (uint256);
         function name() external view returns (string);
         function version() external view returns (string);
+        function DOMAIN_SEPARATOR() external view returns (bytes32);
+        function allowance(address owner, address spender) external view returns (uint256);
     }
 }
 
@@ -61,20 +71,115 @@ pub enum TokenProblem {
     },
 }
 
+/// Endpoints.
+impl Rpc {
+    /// Checks that every endpoint that answers serves the configured chain.
+    ///
+    /// # Errors
+    /// [`RpcError::WrongChain`] for the first that does not; [`RpcError::Unreachable`] when none answers.
+    pub async fn check_chain(&self) -> RpcResult<()> {
+        let mut answered = false;
+        for (number, endpoint) in (1..).zip(self.endpoints.iter()) {
+            let Ok(found) = endpoint.chain_id().await else {
+                continue;
+            };
+            answered = true;
+            let configured = self.network.chain_id();
+            if found != configured {
+                return Err(RpcError::WrongChain {
+                    number,
+                    configured,
+                    found,
+                });
+            }
+        }
+        if answered {
+            Ok(())
+        } else {
+            Err(RpcError::Unreachable)
+        }
+    }
+
+    /// Compares the endpoints with each other until it is dropped: an endpoint with old blocks is read from last, one that serves another
+    /// chain is not used. With a single endpoint there is nothing to compare.
+    pub async fn compare(self) {
+        if self.endpoints.len() < 2 {
+            std::future::pending::<()>().await;
+        }
+        let mut ticks = interval(COMPARE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let endpoints = self.endpoints.iter().enumerate();
+            join_all(endpoints.map(|(index, endpoint)| self.check_endpoint(index, endpoint))).await;
+        }
+    }
+
+    async fn check_endpoint(&self, index: usize, endpoint: &Endpoint) {
+        let Ok(found) = endpoint.chain_id().await else {
+            return endpoint.health().record_failure(Instant::now(), true);
+        };
+        let (network, number) = (self.network, index + 1);
+        let chain = if found == network.chain_id() {
+            Chain::Configured
+        } else {
+            Chain::Other
+        };
+        let before = std::mem::replace(&mut endpoint.health().chain, chain);
+        if chain == Chain::Other {
+            if before != chain {
+                tracing::error!(%network, endpoint = number, chain = found, "endpoint excluded: it serves another chain");
+            }
+            return;
+        }
+        if before != chain {
+            tracing::info!(%network, endpoint = number, "endpoint used again: it serves the configured chain");
+        }
+        let newest = endpoint.newest().await;
+        let now = Instant::now();
+        match newest {
+            Ok(head) => endpoint.health().record_head(now, head),
+            Err(_) => endpoint.health().record_failure(now, true),
+        }
+        let has_overrides = endpoint.health().has_overrides;
+        if !has_overrides && let Ok(has) = endpoint.probe_overrides().await {
+            self.record_overrides(index, has);
+        }
+    }
+
+    /// Tests every endpoint for state overrides. The record of an endpoint that does not answer stays unchanged.
+    ///
+    /// # Errors
+    /// [`RpcError::NoOverrides`] when every endpoint lacks them; another error when none has them and one gave no answer.
+    pub async fn check_overrides(&self) -> RpcResult<()> {
+        let mut last = RpcError::NoOverrides;
+        let mut supporting = false;
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            match endpoint.probe_overrides().await {
+                Ok(has) => {
+                    self.record_overrides(index, has);
+                    supporting |= has;
+                }
+                Err(error) => last = error,
+            }
+        }
+        if supporting { Ok(()) } else { Err(last) }
+    }
+}
+
+/// Contracts.
 impl Rpc {
     /// Checks a configured token; `None` if the chain agrees with the configuration.
     ///
     /// # Errors
     /// When the RPC fails, which says nothing about the token.
-    pub async fn token_problem(&self, asset: &Asset) -> Result<Option<TokenProblem>, RpcError> {
+    pub async fn token_problem(&self, asset: &Asset) -> RpcResult<Option<TokenProblem>> {
         let token = asset.address;
         if !self.has_code(token).await? {
             return Ok(Some(TokenProblem::NoCode(token)));
         }
-        let Some(decimals) = self
-            .call_optional(token, TokenMetadata::decimalsCall {})
-            .await?
-        else {
+        let decimals = self.optional_view(token, TokenMetadata::decimalsCall {});
+        let Some(decimals) = decimals.await? else {
             return Ok(Some(TokenProblem::NoDecimals(token)));
         };
         if decimals != U256::from(asset.decimals) {
@@ -84,7 +189,8 @@ impl Rpc {
                 found: decimals,
             }));
         }
-        match self.domain_separator(token).await? {
+        let separator = self.optional_view(token, TokenMetadata::DOMAIN_SEPARATORCall {});
+        match separator.await? {
             Some(found) if found == asset.separator.0 => Ok(None),
             Some(found) => self.domain_mismatch(asset, found).await.map(Some),
             None if asset.uses_own_domain() => Ok(Some(TokenProblem::NoDomain(token))),
@@ -92,14 +198,12 @@ impl Rpc {
         }
     }
 
-    async fn domain_mismatch(&self, asset: &Asset, found: B256) -> Result<TokenProblem, RpcError> {
+    async fn domain_mismatch(&self, asset: &Asset, found: B256) -> RpcResult<TokenProblem> {
         let token = asset.address;
-        let name = self
-            .call_optional(token, TokenMetadata::nameCall {})
-            .await?;
-        let version = self
-            .call_optional(token, TokenMetadata::versionCall {})
-            .await?;
+        let name = self.optional_view(token, TokenMetadata::nameCall {});
+        let name = name.await?;
+        let version = self.optional_view(token, TokenMetadata::versionCall {});
+        let version = version.await?;
         let quoted = |what, value: Option<String>| {
             let value: String = value?.chars().take(METADATA_CHARS_MAX).collect();
             Some(format!("{what} {value:?}"))
@@ -121,21 +225,21 @@ impl Rpc {
         })
     }
 
-    /// Whether `account` has code.
-    pub async fn has_code(&self, account: Address) -> Result<bool, RpcError> {
-        Ok(!self.code(account).await?.is_empty())
+    /// Which proxies are deployed; none where Permit2 is not.
+    pub async fn proxies(&self) -> RpcResult<Proxies> {
+        if !self.has_code(PERMIT2).await? {
+            return Ok(Proxies::default());
+        }
+        Ok(Proxies {
+            exact: self.has_code(EXACT_PROXY).await?,
+            upto: self.has_code(UPTO_PROXY).await?,
+        })
     }
 
-    /// The result of a call; `None` when the contract reverts or returns something that cannot be decoded.
-    async fn call_optional<C: SolCall>(
-        &self,
-        of: Address,
-        call: C,
-    ) -> Result<Option<C::Return>, RpcError> {
-        match self.view(of, call.abi_encode().into()).await {
-            Ok(answer) => Ok(C::abi_decode_returns(&answer).ok()),
-            Err(error) if error.is_revert() => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// The allowance of Permit2 for an account's token.
+    pub async fn allowance(&self, token: Address, owner: Address) -> RpcResult<U256> {
+        let spender = PERMIT2;
+        let allowance = TokenMetadata::allowanceCall { owner, spender };
+        self.view(token, allowance).await
     }
 }

@@ -1,36 +1,37 @@
 //! All access to RPC endpoints: reads, following the chain, signing, broadcasting.
 //!
+//! `rpc` has the endpoints and every JSON-RPC method. `eip3009`, `permit2`, `multicall` and `transfer` have one way to move money each;
+//! `authorization` chooses among them, `nonce_use` and `permit2_use` tell afterwards which transaction moved the money. `heads` follows
+//! the chain, `account_nonces` the signers' nonces.
+//!
 //! Uses alloy's types and transports and the types of `payment`. Must not use SQL or an HTTP server. Invariants: every call has a
 //! time limit; no error, log line or `Debug` output contains an RPC URL or a key; a broadcast has three outcomes, of which *unknown*
 //! is one; transaction hashes are computed here and never taken from an endpoint.
 
-mod agreement;
+mod account_nonces;
 pub mod authorization;
 pub mod broadcast;
-mod budget;
-mod endpoint;
-mod error_kind;
+mod eip3009;
 mod facts;
 pub mod fees;
-pub mod heads;
+mod heads;
 mod inspect;
 mod lens;
-pub mod nonces;
-mod outliers;
-mod past_logs;
+mod multicall;
+mod nonce_use;
 mod permit2;
-mod reads;
-pub mod receipt;
-pub mod rpc;
+mod permit2_use;
+mod rpc;
 pub mod signer;
-pub mod token;
 pub mod transfer;
 
+pub use account_nonces::FUNDING_GAS;
 pub use broadcast::Broadcast;
 pub use facts::{FactsReader, FactsTask};
 pub use fees::{FeePolicy, Fees};
-pub use heads::{Advance, Comparison, Head, HeadTracker};
+pub use heads::{Advance, Comparison, HeadTracker};
 pub use inspect::TokenProblem;
-pub use receipt::Receipt;
-pub use rpc::{Endpoints, Rpc, RpcError};
+pub use multicall::MULTICALL3;
+pub use nonce_use::AuthorizationUse;
+pub use rpc::{Endpoints, Head, Log, Receipt, Rpc, RpcError, RpcResult};
 pub use signer::SignerKey;

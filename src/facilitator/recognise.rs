@@ -8,7 +8,7 @@
 use alloy::primitives::{Address, B256};
 use uuid::Uuid;
 
-use crate::chain::authorization::AuthorizationUse;
+use crate::chain::AuthorizationUse;
 use crate::facilitator::used_nonces::UsedBy;
 use crate::facilitator::{Checked, Error, Facilitator, Unavailable};
 use crate::ledger::{AlreadyTransferred, LaneKey};

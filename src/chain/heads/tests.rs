@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use alloy::primitives::U256;
+use alloy::primitives::{U64, U256};
 use axum::extract::State;
 use axum::{Json, Router};
 use serde_json::{Value, json};

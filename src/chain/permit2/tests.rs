@@ -3,11 +3,13 @@
 use alloy::primitives::{U64, keccak256};
 
 use super::*;
+use crate::chain::transfer::TRANSFER;
 use crate::payment::fixture::{
     AMOUNT, FACILITATOR, PAYEE, PAYER, USDC, candidate_of, permit2_body,
 };
 use crate::payment::{Candidate, Purpose};
 use crate::protocol::Scheme;
+use crate::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 
 const OTHER: Address = Address::repeat_byte(0x66);
 
@@ -52,10 +54,6 @@ fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
 fn topics_are_the_hashes_of_the_events() {
     assert_eq!(SETTLED, keccak256("Settled()"));
     assert_eq!(SETTLED_WITH_PERMIT, keccak256("SettledWithPermit()"));
-    assert_eq!(
-        NONCES_INVALIDATED,
-        keccak256("UnorderedNonceInvalidation(address,uint256,uint256)")
-    );
 }
 
 #[test]
@@ -131,19 +129,15 @@ fn nonce_maps_to_a_bit_of_a_word() {
         (U256::from(256), U256::ONE, 0),
         (U256::MAX, U256::MAX >> 8, 255),
     ] {
-        let (data, mask) = nonce_call(PAYER, B256::from(nonce));
+        let NonceCall {
+            call: (to, data),
+            mask,
+        } = nonce_call(PAYER, B256::from(nonce));
         let call = Nonces::nonceBitmapCall::abi_decode(&data).unwrap();
+        assert_eq!(to, PERMIT2);
         assert_eq!((call.owner, call.word), (PAYER, word), "{nonce}");
         assert_eq!(mask, U256::ONE << bit, "{nonce}");
-        let members = |word: U256, mask: U256| {
-            let bytes = [word.to_be_bytes::<32>(), mask.to_be_bytes::<32>()].concat();
-            Bytes::from(bytes)
-        };
-        assert!(invalidates(&members(word, mask), nonce));
-        assert!(!invalidates(&members(word, !mask), nonce));
-        assert!(!invalidates(&members(!word, U256::MAX), nonce));
     }
-    assert!(!invalidates(&Bytes::new(), U256::ZERO));
 }
 
 #[test]

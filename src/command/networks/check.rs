@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use alloy::primitives::{Address, U256};
 use serde::Serialize;
 
-use crate::chain::authorization::MULTICALL3;
+use crate::chain::MULTICALL3;
 use crate::chain::{Rpc, RpcError};
 use crate::config::NetworkConfig;
 use crate::payment::Asset;

@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, U256};
 
 use super::batch_plan::{BatchPlan, SimulatedPayment, min_gas};
-use crate::chain::authorization::AuthorizationUse;
+use crate::chain::AuthorizationUse;
 use crate::chain::fees::FeeError;
 use crate::chain::signer::{SigningFailed, UnsignedTransaction};
 use crate::chain::{RpcError, SignerKey};

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::batch::PrepareError;
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane};
-use crate::chain::nonces::FUNDING_GAS;
+use crate::chain::FUNDING_GAS;
 use crate::chain::signer::UnsignedTransaction;
 use crate::ledger::{
     Attempt, Funding, NewTransaction, PendingTransaction, Recorded, TransactionKind,

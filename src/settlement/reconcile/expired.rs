@@ -2,8 +2,8 @@
 //! configured. Refusing them frees the funds that their payers have promised.
 
 use super::settle_foreign;
+use crate::chain::AuthorizationUse;
 use crate::chain::Head;
-use crate::chain::authorization::AuthorizationUse;
 use crate::payment::Payment;
 use crate::payment::method::Fault;
 use crate::payment::state::Rejection;

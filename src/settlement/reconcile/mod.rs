@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::chain::AuthorizationUse;
 use crate::chain::Head;
-use crate::chain::authorization::AuthorizationUse;
 use crate::ledger::{GivenUpPlace, Verdict};
 use crate::payment::{Location, Payment, PaymentId};
 use crate::settlement::{DependencyError, ServedNetwork};

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use crate::chain::AuthorizationUse;
 use crate::chain::Head;
-use crate::chain::authorization::AuthorizationUse;
 use crate::ledger::{Undecided, Verdict};
 use crate::payment::method::Fault;
 use crate::payment::state::Rejection;

@@ -1,9 +1,10 @@
 //! Which logs prove the transfer of an EIP-3009 payment.
 
-use alloy::primitives::{U64, U256, keccak256};
+use alloy::primitives::{U64, keccak256};
 
 use super::*;
-use crate::chain::authorization::{MULTICALL3, Multicall3, settlement_call};
+use crate::chain::authorization::settlement_call;
+use crate::chain::multicall::{MULTICALL3, Multicall3};
 use crate::payment::fixture::{AMOUNT, PAYEE, PAYER, USDC, payment};
 use crate::payment::{PaymentState, Wallet};
 

@@ -1,19 +1,18 @@
 //! EIP-3009 tokens: calldata and logs of a payment, and how a nonce was used.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
-use alloy::primitives::{Address, B256, Bytes, b256};
+use alloy::primitives::{Address, B256, Bytes, U256, b256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
 use serde_json::json;
 
-use crate::chain::authorization::AuthorizationUse;
-use crate::chain::receipt::Log;
-use crate::chain::{Head, Receipt, Rpc, RpcError};
+use crate::chain::nonce_use::{AuthorizationUse, NonceCall};
+use crate::chain::transfer::{TRANSFER, is_transfer_of};
+use crate::chain::{Log, Receipt, Rpc, RpcError, RpcResult};
 use crate::payment::Signed;
 use crate::protocol::Authorization;
-use time::OffsetDateTime;
 
 sol! {
     interface Eip3009 {
@@ -22,13 +21,9 @@ sol! {
         function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
             bytes32 nonce, bytes signature) external;
         function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
-        function DOMAIN_SEPARATOR() external view returns (bytes32);
     }
 }
 
-/// `Transfer(address,address,uint256)`.
-pub(super) const TRANSFER: B256 =
-    b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 /// `AuthorizationCanceled(address,bytes32)`.
 const AUTHORIZATION_CANCELED: B256 =
     b256!("1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81");
@@ -39,44 +34,32 @@ const AUTHORIZATION_USED: B256 =
 /// Calldata of `transferWithAuthorization`.
 pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     let signed = payment.terms;
-    let (value, after, before) = (
-        signed.value.atomic(),
-        signed.valid_after.atomic(),
-        signed.valid_before.atomic(),
-    );
+    let (from, to, nonce) = (signed.from, signed.to, signed.nonce);
+    let value = signed.value.atomic();
+    let (after, before) = (signed.valid_after.atomic(), signed.valid_before.atomic());
     // A signature by the payer's key uses the overload with `v`, `r` and `s`, which every EIP-3009 token has. A signature that only the
     // payer's contract can verify (EIP-1271) needs the overload with `bytes`, also if it has 65 bytes.
     let fixed: Option<[u8; 65]> = payment.signature[..].try_into().ok();
     let data = match fixed.filter(|_| payment.is_signed_by_payer_key()) {
-        Some(bytes) => {
-            let (scalars, v) = bytes.split_at(64);
-            let (r, s) = scalars.split_at(32);
-            let v = v.first().copied().unwrap_or_default();
-            Eip3009::transferWithAuthorization_0Call {
-                from: signed.from,
-                to: signed.to,
-                value,
-                validAfter: after,
-                validBefore: before,
-                nonce: signed.nonce,
-                v,
-                r: B256::from_slice(r),
-                s: B256::from_slice(s),
-            }
-            .abi_encode()
+        Some(signature) => {
+            let (r, s, v) = split(&signature);
+            let call = (from, to, value, after, before, nonce, v, r, s);
+            Eip3009::transferWithAuthorization_0Call::from(call).abi_encode()
         }
-        None => Eip3009::transferWithAuthorization_1Call {
-            from: signed.from,
-            to: signed.to,
-            value,
-            validAfter: after,
-            validBefore: before,
-            nonce: signed.nonce,
-            signature: payment.signature.clone(),
+        None => {
+            let signature = payment.signature.clone();
+            let call = (from, to, value, after, before, nonce, signature);
+            Eip3009::transferWithAuthorization_1Call::from(call).abi_encode()
         }
-        .abi_encode(),
     };
     data.into()
+}
+
+/// The parts `r`, `s` and `v` of a signature.
+pub(super) fn split(signature: &[u8; 65]) -> (B256, B256, u8) {
+    let [scalars @ .., v] = signature;
+    let (r, s) = scalars.split_at(32);
+    (B256::from_slice(r), B256::from_slice(s), *v)
 }
 
 /// Whether a call of a token is an EIP-3009 transfer with another token, payer, payee or amount than `signed`.
@@ -92,10 +75,12 @@ pub(super) fn is_other_transfer(signed: Signed<'_>, token: Address, input: &Byte
     transfer.is_ok_and(|transfer| token != signed.asset || transfer != ours)
 }
 
-/// Calldata to read whether a nonce is used.
-pub(super) fn nonce_call(authorizer: Address, nonce: B256) -> Bytes {
+pub(super) fn nonce_call(token: Address, authorizer: Address, nonce: B256) -> NonceCall {
     let call = Eip3009::authorizationStateCall { authorizer, nonce };
-    call.abi_encode().into()
+    NonceCall {
+        call: (token, call.abi_encode().into()),
+        mask: U256::MAX,
+    }
 }
 
 /// The log index of a payment's transfer: the token's `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it, both
@@ -104,12 +89,7 @@ pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log])
     let payer = signed.from.into_word();
     let by_token =
         |log: &Log, topics: &[B256]| log.address == asset && log.topics.starts_with(topics);
-    let paid = |log: &Log| {
-        (log.address == asset
-            && log.topics == [TRANSFER, payer, signed.to.into_word()]
-            && log.data[..] == signed.value.atomic().to_be_bytes::<32>())
-        .then(|| log.log_index.to())
-    };
+    let paid = |log: &Log| is_transfer_of(asset, signed, log).then(|| log.log_index.to());
     let at = logs.iter().position(|log| {
         log.address == asset && log.topics == [AUTHORIZATION_USED, payer, signed.nonce]
     })?;
@@ -139,34 +119,30 @@ impl Rpc {
         &self,
         authorizations: &[Signed<'_>],
         head: u64,
-    ) -> Result<(Vec<Log>, bool), RpcError> {
+    ) -> RpcResult<(Vec<Log>, bool)> {
         if authorizations.is_empty() {
             return Ok((Vec::new(), true));
         }
-        let mut assets: Vec<Address> = authorizations.iter().map(|signed| signed.asset).collect();
-        let mut payers: Vec<B256> = authorizations
-            .iter()
+        let all = authorizations.iter();
+        let assets: BTreeSet<Address> = all.clone().map(|signed| signed.asset).collect();
+        let payers: BTreeSet<B256> = all
+            .clone()
             .map(|signed| signed.terms.from.into_word())
             .collect();
-        let nonces: Vec<B256> = authorizations
-            .iter()
-            .map(|signed| signed.terms.nonce)
-            .collect();
-        assets.sort_unstable();
-        assets.dedup();
-        payers.sort_unstable();
-        payers.dedup();
+        let nonces: Vec<B256> = all.clone().map(|signed| signed.terms.nonce).collect();
         let filter = (
             json!(assets),
             json!([[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces]),
         );
+        let nonces =
+            all.map(|signed| nonce_call(signed.asset, signed.terms.from, signed.terms.nonce));
+        let nonces: Vec<_> = nonces.collect();
         let enough = |logs: &[Log]| {
             authorizations
                 .iter()
                 .all(|signed| find_use(*signed, logs).is_some())
         };
-        self.recent_logs_partial(filter, (authorizations, head), enough)
-            .await
+        self.recent_logs(filter, &nonces, head, enough).await
     }
 
     /// How an authorization was used whose nonce is used, according to the token's `logs`. `receipts` caches receipts by transaction hash,
@@ -174,11 +150,12 @@ impl Rpc {
     pub(super) async fn token_use(
         &self,
         signed: Signed<'_>,
-        logs: &[Log],
+        (logs, complete): &(Vec<Log>, bool),
         receipts: &mut HashMap<B256, Receipt>,
-    ) -> Result<AuthorizationUse, RpcError> {
+    ) -> RpcResult<AuthorizationUse> {
         let Some(transaction) = find_use(signed, logs).map(|log| log.transaction_hash) else {
-            return Ok(AuthorizationUse::Consumed(None));
+            let consumed = complete.then_some(AuthorizationUse::Consumed(None));
+            return consumed.ok_or(RpcError::SearchIncomplete);
         };
         let receipt = match receipts.entry(transaction) {
             Entry::Occupied(known) => known.into_mut(),
@@ -205,42 +182,12 @@ impl Rpc {
         token: Address,
         payer: Address,
         nonce: B256,
-    ) -> Result<bool, RpcError> {
-        let answer = self.view(token, nonce_call(payer, nonce)).await?;
-        Eip3009::authorizationStateCall::abi_decode_returns(&answer)
-            .map_err(|_| RpcError::Malformed("authorizationState"))
-    }
-
-    /// Time of a block; no call is made if it is `head`.
-    pub async fn block_time(&self, block: B256, head: &Head) -> Result<OffsetDateTime, RpcError> {
-        if block == head.hash {
-            return Ok(head.time);
-        }
-        let malformed = || RpcError::Malformed("eth_getBlockByHash");
-        let same = |one: &serde_json::Value, other: &serde_json::Value| {
-            one.get("timestamp") == other.get("timestamp")
+    ) -> RpcResult<bool> {
+        let call = Eip3009::authorizationStateCall {
+            authorizer: payer,
+            nonce,
         };
-        let block = self.agreed("eth_getBlockByHash", (block, false), same);
-        let block: serde_json::Value = block.await?;
-        let text = block
-            .get("timestamp")
-            .and_then(serde_json::Value::as_str)
-            .ok_or_else(malformed)?;
-        let seconds =
-            i64::from_str_radix(text.trim_start_matches("0x"), 16).map_err(|_| malformed())?;
-        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| malformed())
-    }
-
-    /// The token's EIP-712 domain separator; `None` if it has no such function.
-    pub async fn domain_separator(&self, token: Address) -> Result<Option<B256>, RpcError> {
-        match self
-            .view(token, Eip3009::DOMAIN_SEPARATORCall {}.abi_encode().into())
-            .await
-        {
-            Ok(answer) => Ok(Eip3009::DOMAIN_SEPARATORCall::abi_decode_returns(&answer).ok()),
-            Err(error) if error.is_revert() => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.view(token, call).await
     }
 }
 

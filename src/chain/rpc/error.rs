@@ -1,12 +1,72 @@
-//! The meaning of RPC errors: one table of the texts of nodes and providers, used by all calls.
+//! Errors of calls without secrets, and their meaning: one table of the texts of nodes and providers, used by all calls.
 
 use std::time::Duration;
 
-use crate::chain::RpcError;
+use alloy::primitives::Bytes;
+
+/// Why a call has no result. Contains no URL, because URLs contain API keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RpcError {
+    /// No response in time. A send may have arrived all the same.
+    #[error("the RPC did not answer in time")]
+    Timeout,
+    /// No connection, or the connection broke.
+    #[error("the RPC cannot be reached")]
+    Unreachable,
+    /// An HTTP error status instead of a JSON-RPC response.
+    #[error("the RPC answered with HTTP status {0}")]
+    Status(u16),
+    /// The node returned a JSON-RPC error.
+    #[error("the RPC refused the call with code {code}")]
+    Refused {
+        /// JSON-RPC error code.
+        code: i64,
+        /// The node's text. Used for classification only, never shown.
+        message: String,
+        /// Revert data of a failed call.
+        data: Option<Bytes>,
+    },
+    /// A response of an unexpected shape.
+    #[error("the RPC's response to {0} is not of the expected form")]
+    Malformed(&'static str),
+    /// No turn in time for this call: the operator's limit per second, or too many calls of callers in flight.
+    #[error(
+        "no RPC call was free in time (rpc_calls_per_second, or too many calls in flight); the call was not made"
+    )]
+    OverBudget,
+    /// Fewer endpoints than required gave the same answer.
+    #[error("too few RPC endpoints give the same answer to {0}")]
+    NoAgreement(&'static str),
+    /// The endpoints' limits ended a search of logs early: the log may exist further back.
+    #[error(
+        "the RPC allows too few blocks per eth_getLogs call to search the latest hour, and does not keep the state of old blocks; use an endpoint that allows more"
+    )]
+    SearchIncomplete,
+    /// Endpoints gave different answers, perhaps because one of them is behind.
+    #[error("the RPC endpoints give different answers to {0}")]
+    Disagreement(&'static str),
+    /// No endpoint supports state overrides.
+    #[error(
+        "no RPC endpoint supports state overrides (the third parameter of eth_call); use a node that does, such as geth, reth, Nethermind or Erigon"
+    )]
+    NoOverrides,
+    /// The endpoint serves another chain.
+    #[error(
+        "RPC URL number {number} serves chain {found}, configured is chain {configured}; correct the URL or the network"
+    )]
+    WrongChain {
+        /// Position of the configured URL, from 1.
+        number: usize,
+        /// Configured chain id.
+        configured: u64,
+        /// Chain id that the endpoint returned.
+        found: u64,
+    },
+}
 
 /// What an error means for the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ErrorKind {
+pub(in crate::chain) enum ErrorKind {
     /// The called contract reverted. A final answer, the same on every endpoint.
     Revert,
     /// The call cannot be executed on any endpoint, because of its gas or its sender's balance. A final answer.
@@ -110,8 +170,27 @@ const UNSUPPORTED: [&str; 6] = [
     "too many params",
 ];
 
+/// The first that matches counts. A range that ends above the node's head also matches [`RANGE_TOO_WIDE`], but its width does not matter.
+const TEXTS: [(&[&str], ErrorKind); 7] = [
+    (&BEYOND_HEAD, ErrorKind::MissingBlock),
+    (&RANGE_TOO_WIDE, ErrorKind::RangeTooWide),
+    (&MISSING_STATE, ErrorKind::MissingState),
+    (&MISSING_BLOCK, ErrorKind::MissingBlock),
+    (&RATE_LIMITED, ErrorKind::RateLimited),
+    (&INVALID_CALL, ErrorKind::InvalidCall),
+    (&UNSUPPORTED, ErrorKind::Unsupported),
+];
+
+/// The result of a call.
+pub type RpcResult<T> = Result<T, RpcError>;
+
 impl RpcError {
-    pub(super) fn kind(&self) -> ErrorKind {
+    /// Whether the called contract reverted, as opposed to an error of the endpoint.
+    pub fn is_revert(&self) -> bool {
+        matches!(self, Self::Refused { code, data, message } if *code == 3 || data.is_some() || message.contains("revert"))
+    }
+
+    pub(in crate::chain) fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused { .. } if self.is_revert() => ErrorKind::Revert,
             Self::Refused { code, message, .. } => kind_of_refusal(*code, &message.to_lowercase()),
@@ -140,35 +219,26 @@ impl RpcError {
     }
 
     /// Whether every endpoint would give this error: the called contract reverted, or the call cannot be executed.
-    pub(super) fn is_final(&self) -> bool {
+    pub(in crate::chain) fn is_final(&self) -> bool {
         matches!(self.kind(), ErrorKind::Revert | ErrorKind::InvalidCall)
+    }
+
+    /// Whether the endpoint does not have the block or its state, perhaps no more.
+    pub(in crate::chain) fn is_of_missing_data(&self) -> bool {
+        [ErrorKind::MissingBlock, ErrorKind::MissingState].contains(&self.kind())
+    }
+
+    /// Whether a retry may help.
+    pub(super) fn is_transient(&self) -> bool {
+        RetryPauses::default().after(self).is_some()
     }
 }
 
 /// Texts are checked before codes, because providers use the same code for different errors.
 fn kind_of_refusal(code: i64, message: &str) -> ErrorKind {
-    let contains_any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    // Before RANGE_TOO_WIDE, which also matches these texts: the range ends above the node's head, its width does not matter.
-    if contains_any(&BEYOND_HEAD) {
-        return ErrorKind::MissingBlock;
-    }
-    if contains_any(&RANGE_TOO_WIDE) {
-        return ErrorKind::RangeTooWide;
-    }
-    if contains_any(&MISSING_STATE) {
-        return ErrorKind::MissingState;
-    }
-    if contains_any(&MISSING_BLOCK) {
-        return ErrorKind::MissingBlock;
-    }
-    if contains_any(&RATE_LIMITED) {
-        return ErrorKind::RateLimited;
-    }
-    if contains_any(&INVALID_CALL) {
-        return ErrorKind::InvalidCall;
-    }
-    if contains_any(&UNSUPPORTED) {
-        return ErrorKind::Unsupported;
+    let contains_any = |texts: &&[&str]| texts.iter().any(|text| message.contains(text));
+    if let Some((_, kind)) = TEXTS.iter().find(|(texts, _)| contains_any(texts)) {
+        return *kind;
     }
     match code {
         429 | -32005 | -32029 | -32097 => ErrorKind::RateLimited,
@@ -189,21 +259,20 @@ pub(super) struct RetryPauses {
 impl RetryPauses {
     /// How long to wait after `error` before the next round. `None`: a retry does not help.
     pub(super) fn after(&mut self, error: &RpcError) -> Option<Duration> {
-        let count = match error.kind() {
-            ErrorKind::RateLimited => &mut self.rate_limited,
-            ErrorKind::MissingBlock if self.missing_block < MISSING_BLOCK_RETRIES => {
-                &mut self.missing_block
-            }
-            ErrorKind::ConnectionLost if self.connection_lost == 0 => &mut self.connection_lost,
-            ErrorKind::MissingBlock
-            | ErrorKind::ConnectionLost
-            | ErrorKind::Revert
+        let (count, max) = match error.kind() {
+            ErrorKind::RateLimited => (&mut self.rate_limited, u32::MAX),
+            ErrorKind::MissingBlock => (&mut self.missing_block, MISSING_BLOCK_RETRIES),
+            ErrorKind::ConnectionLost => (&mut self.connection_lost, 1),
+            ErrorKind::Revert
             | ErrorKind::InvalidCall
             | ErrorKind::MissingState
             | ErrorKind::RangeTooWide
             | ErrorKind::Unsupported
             | ErrorKind::Other => return None,
         };
+        if *count >= max {
+            return None;
+        }
         let pause = FIRST_PAUSE.saturating_mul(1 << (*count).min(4));
         *count += 1;
         Some(pause)

@@ -1,5 +1,6 @@
 //! Rules of the source tree: imports between modules, access to SQL and the environment, file lengths, names in the schema.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -225,7 +226,7 @@ fn modules_import_only_modules_to_their_left() -> io::Result<()> {
 }
 
 /// The files and folders of a folder, each with those that it uses. A name that `mod.rs` exports stands for its file.
-fn uses(folder: &str) -> io::Result<Vec<(String, Vec<String>)>> {
+fn uses(folder: &str) -> io::Result<Vec<(String, BTreeSet<String>)>> {
     let root = format!("crate::{}::", folder.replace('/', "::"));
     let files = files(&format!("src/{folder}"))?;
     let module = |path: &str| -> String {
@@ -243,7 +244,7 @@ fn uses(folder: &str) -> io::Result<Vec<(String, Vec<String>)>> {
             (module.to_owned(), named_after("::", &format!("::{names}")))
         })
         .collect();
-    let mut uses: Vec<(String, Vec<String>)> = Vec::new();
+    let mut uses = Vec::new();
     for (path, text) in &files {
         if path.ends_with("mod.rs") || path.ends_with("tests.rs") {
             continue;
@@ -253,7 +254,7 @@ fn uses(folder: &str) -> io::Result<Vec<(String, Vec<String>)>> {
             let exported = exports.iter().find(|(_, names)| names.contains(&name));
             exported.map_or(name, |(module, _)| module.clone())
         });
-        let used = used.filter(|used| *used != module(path)).collect();
+        let used: BTreeSet<String> = used.filter(|used| *used != module(path)).collect();
         uses.push((module(path), used));
     }
     Ok(uses)
@@ -268,7 +269,10 @@ fn files_of_some_folders_use_each_other_in_no_circle() -> io::Result<()> {
         loop {
             let left: Vec<String> = uses.iter().map(|(module, _)| module.clone()).collect();
             let before = uses.len();
-            uses.retain(|(_, used)| used.iter().any(|used| left.contains(used)));
+            for (_, used) in &mut uses {
+                used.retain(|used| left.contains(used));
+            }
+            uses.retain(|(_, used)| !used.is_empty());
             if uses.len() == before {
                 break;
             }

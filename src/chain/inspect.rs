@@ -128,7 +128,7 @@ impl Rpc {
         let before = std::mem::replace(&mut endpoint.health().chain, chain);
         if chain == Chain::Other {
             if before != chain {
-                tracing::error!(%network, endpoint = number, chain = found, "endpoint excluded: it serves another chain");
+                tracing::error!(%network, endpoint = number, chain = %found, "endpoint excluded: it serves another chain");
             }
             return;
         }

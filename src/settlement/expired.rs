@@ -5,7 +5,7 @@ use crate::chain::Head;
 use crate::chain::authorization::AuthorizationUse;
 use crate::payment::Payment;
 use crate::payment::method::Fault;
-use crate::payment::state::Rejection;
+use crate::protocol::Rejection;
 use crate::settlement::unreconciled::settle_foreign;
 use crate::settlement::{DependencyError, ServedNetwork};
 

@@ -24,7 +24,7 @@ mod unreconciled;
 pub mod waiters;
 mod watch;
 
-pub use approvals::{Approvals, Approver, approval_objection};
+pub use approvals::{Approvals, Approver, approval_rejection};
 pub use chain_view::ChainView;
 pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
 pub use lane::{Lane, UnconfiguredSigners};

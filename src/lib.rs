@@ -46,12 +46,13 @@
 //!
 //! 1. `POST /settle` arrives. `http::body` reads it within limits, and [`protocol::PaymentRequest::parse`] turns either version of x402 into
 //!    one strict value. A malformed payment gets a stable code with HTTP 200, because SDKs drop the reason of any other status.
-//! 2. `payment::Candidate` checks the shape and recovers the signature, without I/O.
-//! 3. The ledger is asked: a request for a known authorization *joins* its payment, which is not checked again; `facilitator::decision` is
-//!    the table of answers.
+//! 2. `facilitator::intake` has steps 2 to 5, from top to bottom. `payment::Candidate` checks the shape and recovers the signature, without
+//!    I/O.
+//! 3. The ledger is asked: a request for a known authorization *joins* its payment, which is not checked again;
+//!    `facilitator::settle::decide` is the table of answers.
 //! 4. A new authorization is checked against the operator's policy and the clock. Then `chain::facts` reads payer, nonce, balance and
 //!    a simulated transfer in one `eth_call`, shared with other requests. Only a `payment::Verified` can be accepted. If the nonce is
-//!    used already, `facilitator::recognise` looks whether the money was transferred, and whether that counts for this ledger.
+//!    used already, `facilitator::used_nonces` looks whether the money was transferred, and whether that counts for this ledger.
 //! 5. `Ledger::accept` locks the payer's account, so that a payer cannot promise more than its balance, and inserts the row: one for each
 //!    (network, token or Permit2, payer, nonce). The payment is `queued`. `ledger::groups` runs concurrent calls as one statement.
 //! 6. A `settlement::Lane` takes the payment: alone if the lane is idle, else with others in one transaction, which is simulated first. It

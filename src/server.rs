@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{Facilitator, SessionRules, Sponsorship, UsedNonces};
+use crate::facilitator::{Facilitator, SessionRules, Sessions, Sponsorship, UsedNonces};
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
@@ -89,12 +89,16 @@ impl Service {
             clock: ledger.clock(),
             settle_wait: config.settle_wait,
             verify_lease_s: config.verify_lease_s,
-            sessions: session_rules(&config.sessions),
             stopping: stopping.clone(),
             tasks: requests.clone(),
         };
+        let sessions = Sessions {
+            payments: facilitator.clone(),
+            rules: session_rules(&config.sessions),
+        };
         let state = AppState {
             facilitator,
+            sessions,
             admin_token: config.admin_token.clone().map(Arc::new),
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),

@@ -1,93 +1,75 @@
-//! What a buyer submits for a session: an authorization, signed bytes, or the hash of a transaction that was sent already.
+//! What pays a session besides an authorization in the seller's request: what its buyer submits (an authorization, signed bytes, or the
+//! hash of a transaction that was sent already), and the proof of a transfer in the seller's request.
 
-use alloy::primitives::{B256, Bytes};
+use alloy::primitives::B256;
 
 use crate::chain::transfer::decode;
-use crate::facilitator::recognise::Origin;
-use crate::facilitator::{Error, Facilitator, Unavailable};
+use crate::facilitator::{Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
-use crate::payment::session::{Objection, SessionStatus, Transfer};
+use crate::payment::session::{SessionStatus, Transfer};
 use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
-use crate::protocol::session::{Rail, TransferForm};
+use crate::protocol::session::{Rail, SessionId, SessionProof, TransferForm};
 use crate::protocol::{
     Amount, AuthorizationPayload, ExactPayload, GasSponsoring, PaymentRequest, PaymentRequirements,
-    Reason, Refusal, X402Version, field, v1,
+    Reason, Rejection, X402Version, field, v1,
 };
 use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::{Step, reach};
 
-impl Facilitator {
+impl Sessions {
     /// Accepts a submission for `session`; afterwards the session has a payment.
     pub(super) async fn accept_submission(
         &self,
-        served: &ServedNetwork,
         session: &Session,
         form: TransferForm,
     ) -> Result<(), Error> {
-        let refuse = |objection| Error::from(refusal(session, objection));
+        let payments = &self.payments;
+        let served = payments.network_of(session.network)?;
         if session.status == SessionStatus::Cancelled {
             let why =
                 "the session was cancelled; a header that was signed for it is good all the same";
-            return Err(refuse((Reason::SessionCancelled, why.to_owned())));
+            return Err(Rejection::new(Reason::SessionCancelled, why).into());
         }
-        match form {
+        let (transfer, raw, claim) = match form {
             TransferForm::Authorization(payload) => {
-                session
-                    .check_authorization(&payload.authorization)
-                    .map_err(refuse)?;
-                self.send_early(served, session, payload).await
+                session.check_authorization(&payload.authorization)?;
+                return self.send_early(served, session, payload).await;
             }
             TransferForm::Raw { bytes, claim } => {
                 let transfer = decode(&bytes).ok_or_else(|| {
                     let why = "expected the bytes of one signed transaction";
-                    refuse((Reason::SessionTransferMismatch, why.to_owned()))
+                    Rejection::new(Reason::SessionTransferMismatch, why)
                 })?;
-                attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
-                if session.payment.is_none() && self.is_expired(served, session) {
-                    let why = "the session has expired; nothing was sent";
-                    return Err(refuse((Reason::SessionExpired, why.to_owned())));
-                }
-                let new = NewTransfer {
-                    transfer: &transfer,
-                    raw: Some(&bytes),
-                    claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
-                };
-                self.join_or_record(served, session, new).await
+                (transfer, Some(bytes), claim)
             }
             TransferForm::Sent { transaction, claim } => {
                 if let Some(claim) = &claim {
-                    session.check_claim(transaction, claim).map_err(refuse)?;
+                    session.check_claim(transaction, claim)?;
                 }
-                let transfer = self
-                    .find_transfer(served, session, transaction)
-                    .await?
-                    .map_err(refuse)?;
-                attributed(session, &transfer, claim.as_ref()).map_err(refuse)?;
-                let new = NewTransfer {
-                    transfer: &transfer,
-                    raw: None,
-                    claim: claim.as_ref().map_or(&[], |claim| &claim[..]),
-                };
-                self.join_or_record(served, session, new).await
+                let transfer = payments.find_transfer(served, session, transaction).await?;
+                (transfer, None, claim)
             }
-        }
-    }
-
-    async fn join_or_record(
-        &self,
-        served: &ServedNetwork,
-        session: &Session,
-        new: NewTransfer<'_>,
-    ) -> Result<(), Error> {
-        let recorded = match session.payment {
-            Some(id) => self.same_transfer(session, id, new.transfer.hash).await?,
-            None => self.record_transfer(served, session, new).await?,
         };
-        recorded
-            .map(drop)
-            .map_err(|objection| refusal(session, objection).into())
+        let tagged = session.check_transfer(&transfer)?;
+        // The payer assigns a transaction to this session by a signed claim, or by the session's tag in the calldata.
+        let needs_claim = !tagged || claim.is_some();
+        let claim = claim.unwrap_or_default();
+        if needs_claim {
+            session.check_claim(transfer.hash, &claim)?;
+        }
+        if raw.is_some() && session.payment.is_none() && self.is_expired(served, session) {
+            let why = "the session has expired; nothing was sent";
+            return Err(Rejection::new(Reason::SessionExpired, why).into());
+        }
+        let new = NewTransfer {
+            transfer: &transfer,
+            raw: raw.as_ref(),
+            claim: &claim,
+        };
+        payments.join_or_record(served, session, new).await?;
+        Ok(())
     }
 
     /// Broadcasts an authorization before the seller asks for it, where the operator pays the gas for that.
@@ -97,33 +79,27 @@ impl Facilitator {
         session: &Session,
         payload: ExactPayload,
     ) -> Result<(), Error> {
-        let candidate = Candidate::from_request(
-            request_of(session, payload)?,
-            &served.policy,
-            Purpose::Settle,
-        )?;
-        let found = self.look_up(served, &candidate).await?.payment;
-        let origin = match &found {
-            Some(found) if matches!(found.payment.state, PaymentState::Refused(_)) => {
-                Origin::Refused(found.payment.id)
-            }
+        let request = request_of(session, payload)?;
+        let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
+        let known = self.payments.look_up(served, &candidate).await?;
+        if let Some(found) = &known.payment
+            && !matches!(found.payment.state, PaymentState::Refused(_))
+        {
             // It is being settled, or is settled: nothing to send.
-            Some(_) => return Ok(()),
-            None => Origin::Session,
-        };
-        self.may_send_early(served, session)
-            .map_err(|objection| refusal(session, objection))?;
-        self.admit(served, candidate, origin).await?;
-        self.waiters.wake([session.id.clone()]);
+            return Ok(());
+        }
+        self.may_send_early(served, session)?;
+        self.payments.accept(served, candidate, &known).await?;
+        self.payments.waiters.wake([session.id.clone()]);
         Ok(())
     }
 
-    fn may_send_early(&self, served: &ServedNetwork, session: &Session) -> Result<(), Objection> {
-        let refused = |why: String| Err((Reason::SponsorshipRefused, why));
+    fn may_send_early(&self, served: &ServedNetwork, session: &Session) -> Result<(), Rejection> {
         if is_test_network(session.network) {
             return Ok(());
         }
-        let Some(sponsorship) = &self.sessions.sponsorship else {
+        let refused = |why: String| Err(Rejection::new(Reason::SponsorshipRefused, why));
+        let Some(sponsorship) = &self.rules.sponsorship else {
             return refused("this facilitator sends nothing on this network before the seller asks; put the same authorization into the request's header".to_owned());
         };
         let least = served.policy.asset(session.asset).and_then(|asset| {
@@ -137,14 +113,65 @@ impl Facilitator {
             None => refused("this token's payments are not sent before the seller asks".to_owned()),
         }
     }
+}
+
+impl Facilitator {
+    /// The session with this id.
+    pub(super) async fn session_with_id(&self, id: &SessionId) -> Result<Session, Error> {
+        let session = self.ledger.session(id).await?;
+        session.ok_or_else(|| not_found(id).into())
+    }
+
+    /// Finds the payment of a proof, or records the transfer.
+    pub(super) async fn payment_of_proof(
+        &self,
+        served: &ServedNetwork,
+        session: &Session,
+        request: &PaymentRequest<()>,
+        proof: &SessionProof,
+    ) -> Result<PaymentId, Error> {
+        check_proof(session, request, proof)?;
+        if let Some(id) = session.payment {
+            return self.same_transfer(session, id, proof.transaction).await;
+        }
+        let transfer = self
+            .find_transfer(served, session, proof.transaction)
+            .await?;
+        let new = NewTransfer {
+            transfer: &transfer,
+            raw: None,
+            claim: &proof.signature,
+        };
+        self.join_or_record(served, session, new).await
+    }
+
+    /// Checks a proof without writing anything.
+    pub(super) async fn verify_proof(
+        &self,
+        served: &ServedNetwork,
+        session: &Session,
+        request: &PaymentRequest<()>,
+        proof: &SessionProof,
+    ) -> Result<(), Error> {
+        check_proof(session, request, proof)?;
+        let Some(id) = session.payment else {
+            self.find_transfer(served, session, proof.transaction)
+                .await?;
+            return Ok(());
+        };
+        self.same_transfer(session, id, proof.transaction).await?;
+        let found = self.ledger.payment_with_grant(id).await?;
+        self.verify_known(&found).await?;
+        Ok(())
+    }
 
     /// Reads a transaction that pays a session from the chain.
-    pub(super) async fn find_transfer(
+    async fn find_transfer(
         &self,
         served: &ServedNetwork,
         session: &Session,
         transaction: B256,
-    ) -> Result<Result<Transfer, Objection>, Error> {
+    ) -> Result<Transfer, Error> {
         if !served.is_open() {
             return Err(Unavailable::NetworkStarting(served.policy.network).into());
         }
@@ -153,30 +180,30 @@ impl Facilitator {
                 "{} does not know transaction {transaction} yet; hand it in again once a node has it, or hand in its signed bytes",
                 session.network
             );
-            return Ok(Err((Reason::TransferNotFound, why)));
+            return Err(Rejection::new(Reason::TransferNotFound, why).into());
         };
-        if let Err(objection) = session.check_transfer(&transfer) {
-            return Ok(Err(objection));
-        }
+        session.check_transfer(&transfer)?;
         if let Some(block) = block.filter(|block| *block < session.accept_from_block) {
             let why = format!(
                 "expected a transfer from block {} on, this one is in block {block}",
                 session.accept_from_block
             );
-            return Ok(Err((Reason::TransferTooOld, why)));
+            return Err(Rejection::new(Reason::TransferTooOld, why).into());
         }
-        Ok(Ok(transfer))
+        Ok(transfer)
     }
 
-    /// Commits a transfer as its session's payment, and starts to follow it.
-    pub(super) async fn record_transfer(
+    /// Commits a transfer as its session's payment, and starts to follow it. If the session has a payment, it must be this transfer.
+    async fn join_or_record(
         &self,
         served: &ServedNetwork,
         session: &Session,
         new: NewTransfer<'_>,
-    ) -> Result<Result<PaymentId, Objection>, Error> {
-        let submitted = self.ledger.submit_transfer(session, new).await?;
-        Ok(match submitted {
+    ) -> Result<PaymentId, Error> {
+        if let Some(id) = session.payment {
+            return self.same_transfer(session, id, new.transfer.hash).await;
+        }
+        match self.ledger.submit_transfer(session, new).await? {
             Submitted::Yes(id) => {
                 reach(Step::Recorded);
                 served.wake_transfers();
@@ -184,62 +211,66 @@ impl Facilitator {
                 Ok(id)
             }
             Submitted::TransactionTaken => {
-                let why = "this transaction pays another session".to_owned();
-                Err((Reason::TransferAlreadyUsed, why))
+                let why = "this transaction pays another session";
+                Err(Rejection::new(Reason::TransferAlreadyUsed, why).into())
             }
             Submitted::SessionTaken => {
                 let now = self.ledger.session(&session.id).await?;
-                match now.and_then(|session| session.payment) {
-                    Some(id) => self.same_transfer(session, id, new.transfer.hash).await?,
-                    None => Err((
-                        Reason::SessionCancelled,
-                        "the session was cancelled meanwhile; nothing was sent".to_owned(),
-                    )),
-                }
+                let Some(id) = now.and_then(|session| session.payment) else {
+                    let why = "the session was cancelled meanwhile; nothing was sent";
+                    return Err(Rejection::new(Reason::SessionCancelled, why).into());
+                };
+                self.same_transfer(session, id, new.transfer.hash).await
             }
-        })
+        }
     }
 
-    /// Whether a session's payment has this transaction.
-    pub(super) async fn same_transfer(
+    /// The payment of a session, which must have this transaction.
+    async fn same_transfer(
         &self,
         session: &Session,
         id: PaymentId,
         transaction: B256,
-    ) -> Result<Result<PaymentId, Objection>, Error> {
+    ) -> Result<PaymentId, Error> {
         let payment = self.ledger.payment_with_grant(id).await?.payment;
-        let same =
-            payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction);
-        Ok(if same {
-            Ok(id)
-        } else {
-            let why = "another transaction was submitted for this session before; open a new session for this one";
-            Err((Reason::SessionInUse, why.to_owned()))
-        })
+        if payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction) {
+            return Ok(id);
+        }
+        let why = "another transaction was submitted for this session before; open a new session for this one";
+        Err(Rejection::new(Reason::SessionInUse, why).into())
     }
 }
 
-/// Checks that the payer has assigned a transaction to this session: by a signed claim, or by the session's tag in the calldata.
-fn attributed(
+pub(super) fn not_found(id: &SessionId) -> Rejection {
+    let why = format!("there is no session {id} here");
+    Rejection::new(Reason::SessionNotFound, why)
+}
+
+/// Checks a proof as far as no chain is needed.
+fn check_proof(
     session: &Session,
-    transfer: &Transfer,
-    claim: Option<&Bytes>,
-) -> Result<(), Objection> {
-    let tagged = session.check_transfer(transfer)?;
-    match claim {
-        Some(claim) => session.check_claim(transfer.hash, claim),
-        None if tagged => Ok(()),
-        None => session.check_claim(transfer.hash, &[]),
+    request: &PaymentRequest<()>,
+    proof: &SessionProof,
+) -> Result<(), Rejection> {
+    let required = &request.requirements;
+    if required.payment_flow() != Some("upfront") {
+        let why = "a transfer by the payer is settled before the handler runs: expected extra.paymentFlow \"upfront\" in the seller's requirement";
+        return Err(Rejection::new(Reason::SessionFlowRequired, why));
     }
+    if request.accepted_network != required.network {
+        let why = format!("the buyer accepted {}", request.accepted_network);
+        return Err(Rejection::new(Reason::ExactNetworkMismatch, why));
+    }
+    session.check_requirements(required)?;
+    session.check_claim(proof.transaction, &proof.signature)
 }
 
 /// The request that a seller would send for an authorization submitted for a session.
 fn request_of(
     session: &Session,
     payload: ExactPayload,
-) -> Result<PaymentRequest<AuthorizationPayload>, Refusal> {
-    let requirements = accepted_terms(session.version, &session.accepted)
-        .map_err(|why| refusal(session, (Reason::InvalidPaymentRequirements, why)))?;
+) -> Result<PaymentRequest<AuthorizationPayload>, Rejection> {
+    let requirements = accepted_terms(session.version, &session.accepted)?;
     Ok(PaymentRequest {
         version: session.version,
         network_name: network_name(session.version, session.network).unwrap_or_default(),
@@ -256,20 +287,14 @@ fn request_of(
 pub(super) fn accepted_terms(
     version: X402Version,
     entry: &str,
-) -> Result<PaymentRequirements, String> {
-    match version {
+) -> Result<PaymentRequirements, Rejection> {
+    let terms = match version {
         X402Version::V2 => field::read_part("accepted", entry),
-        X402Version::V1 => field::read_part::<v1::PaymentRequirementsV1>("accepted", entry)?
-            .translate()
-            .map_err(|error| error.to_string()),
-    }
-}
-
-pub(super) fn refusal(session: &Session, (reason, message): Objection) -> Refusal {
-    Refusal {
-        reason,
-        message,
-        payer: Some(session.payer),
-        network_name: network_name(session.version, session.network).unwrap_or_default(),
-    }
+        X402Version::V1 => {
+            field::read_part("accepted", entry).and_then(|terms: v1::PaymentRequirementsV1| {
+                terms.translate().map_err(|error| error.to_string())
+            })
+        }
+    };
+    terms.map_err(|why| Rejection::new(Reason::InvalidPaymentRequirements, why))
 }

@@ -4,16 +4,18 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::time::Duration;
 
+use alloy::primitives::Address;
+use axum::Json;
 use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::Response;
-
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::http::Problem;
 use crate::http::error::Malformed;
 use crate::protocol::field::read_text;
-use crate::protocol::{PaymentRequest, Refusal};
+use crate::protocol::{PaymentRequest, Rejection, RequestError};
 
 /// How long a body may take to arrive.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -24,17 +26,25 @@ const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The byte order mark that some editors and libraries put before a text. RFC 8259 §8.1 lets a parser ignore it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Reads the request in a body. The `Err` is the response to a body that is not an x402 request.
-pub(super) async fn read(
+/// Reads the payment request in a body. The `Err` is the response to any other body; `rejected` gives the one to a request with a wrong
+/// part, from the rejection, the payer and the network's name.
+pub(super) async fn read<T: Serialize>(
     headers: &HeaderMap,
     body: Body,
     bytes_max: usize,
-) -> Result<Result<PaymentRequest, Refusal>, Response> {
+    rejected: impl FnOnce(Rejection, Option<Address>, String) -> T,
+) -> Result<PaymentRequest, Response> {
     let bytes = whole(headers, body, bytes_max)
         .await
         .map_err(|(status, why)| with_accept_encoding(status, Malformed::answer(status, why)))?;
-    PaymentRequest::parse(text(&bytes))
-        .map_err(|error| Malformed::answer(StatusCode::BAD_REQUEST, error.to_string()))
+    PaymentRequest::parse(text(&bytes)).map_err(|error| match error {
+        RequestError::Rejected {
+            rejection,
+            payer,
+            network_name,
+        } => Json(rejected(rejection, payer, network_name)).into_response(),
+        error => Malformed::answer(StatusCode::BAD_REQUEST, error.to_string()),
+    })
 }
 
 /// Reads the JSON body of a call that is not one of the three standard ones.

@@ -1,5 +1,6 @@
 //! `GET /healthz`, `GET /readyz`
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
@@ -9,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::http::AppState;
 use crate::http::error::AlreadyLogged;
-use crate::http::state::AppState;
 use crate::settlement::{FailingTask, ServedNetwork, Supervisor, Task};
 
 /// A network whose RPC has been silent for longer is down.
@@ -44,6 +45,30 @@ pub(super) struct Readiness {
     status: Condition,
     /// Each part.
     parts: Vec<Part>,
+}
+
+/// The last condition that `/readyz` reported, so that the log has a line for each change and none for each probe.
+#[derive(Debug, Clone, Default)]
+pub struct LastReadiness(Arc<Mutex<Option<Condition>>>);
+
+impl LastReadiness {
+    /// Logs the condition if it has changed.
+    pub(super) fn note(&self, readiness: &Readiness) {
+        let now = readiness.status();
+        let before = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(now);
+        let why = readiness.problems();
+        match now {
+            _ if before == Some(now) => {}
+            Condition::Ok if before.is_none() => {}
+            Condition::Ok => tracing::info!("readiness changed: ok"),
+            Condition::Degraded => tracing::warn!(why, "readiness changed: degraded"),
+            Condition::Down => tracing::warn!(why, "readiness changed: nothing can be sold"),
+        }
+    }
 }
 
 /// One part of the service.

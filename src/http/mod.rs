@@ -15,15 +15,16 @@ mod payments;
 mod sessions;
 mod settle;
 mod signers;
-mod state;
 mod supported;
 mod verify;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderName, Method, Request, Response, header};
+use secrecy::SecretString;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::classify::ServerErrorsFailureClass;
 use tower_http::cors::{Any, CorsLayer};
@@ -36,15 +37,32 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
+use crate::facilitator::{Facilitator, Sessions};
+use crate::settlement::Supervisor;
+
 pub use error::Problem;
+pub use health::LastReadiness;
 pub use openapi::specification;
-pub use state::{AppState, LastReadiness};
 
 /// The header with the id of a request, in responses and in the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How long a browser may cache a preflight response; browsers keep it for two hours at most.
 const PREFLIGHT_AGE: Duration = Duration::from_hours(2);
+
+/// The state that handlers share.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    pub facilitator: Facilitator,
+    pub sessions: Sessions,
+    /// The operator's bearer token; without one, callers on the loopback address are the operator.
+    pub admin_token: Option<Arc<SecretString>>,
+    /// The longest body that is read, in bytes.
+    pub body_bytes_max: usize,
+    pub readiness: LastReadiness,
+    /// Knows which tasks of the engine have failed.
+    pub supervisor: Supervisor,
+}
 
 /// The service: the same routes at `/` and below `/api`, where hosted facilitators have them.
 pub fn router(state: AppState) -> Router {

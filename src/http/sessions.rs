@@ -10,17 +10,16 @@ use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use tokio::sync::oneshot;
 use utoipa::IntoParams;
 
-use crate::facilitator::{SessionError, Unavailable};
+use crate::facilitator::{Error, Unavailable};
 use crate::http::connection::Connection;
 use crate::http::{AppState, Problem, body};
-use crate::protocol::Reason;
 use crate::protocol::session::{
     Cancellation, SessionId, SessionOpened, SessionRequest, SessionView, TransferForm,
     TransferSubmission,
 };
+use crate::protocol::{Reason, Rejection};
 
 /// How long to wait for a change.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
@@ -65,7 +64,7 @@ pub(super) async fn open(
 ) -> Result<Response, Problem> {
     let request: SessionRequest = body::read_json(&headers, body, state.body_bytes_max).await?;
     let client = client_name(connection.peer.ip());
-    let opened = state.facilitator.open_session(request, &client).await?;
+    let opened = state.sessions.open(request, &client).await?;
     Ok((StatusCode::CREATED, Json(opened)).into_response())
 }
 
@@ -90,7 +89,7 @@ pub(super) async fn show(
     wait: Result<Query<Wait>, QueryRejection>,
 ) -> Result<Json<SessionView>, Problem> {
     let (id, wait) = (session_id(&id)?, waiting(&wait)?);
-    Ok(Json(state.facilitator.session(&id, wait).await?))
+    Ok(Json(state.sessions.read(&id, wait).await?))
 }
 
 /// Submit the transfer
@@ -134,19 +133,7 @@ pub(super) async fn transfer(
         )
     })?;
     let is_sent = matches!(form, TransferForm::Sent { .. });
-    let (answer, outcome) = oneshot::channel();
-    let facilitator = state.facilitator.clone();
-    // An accepted submission is processed to its end, also when the caller disconnects.
-    let span = tracing::Span::current();
-    let work = async move {
-        let outcome = facilitator.submit(&id, form, wait).await;
-        drop(answer.send(outcome));
-    };
-    let tasks = &state.facilitator.tasks;
-    tasks.spawn(tracing::Instrument::instrument(work, span));
-    let outcome = outcome
-        .await
-        .unwrap_or(Err(SessionError::Unavailable(Unavailable::Stopping)));
+    let outcome = state.sessions.submit(id, form, wait).await;
     // A transaction that the payer has sent moves money whatever the response is.
     outcome
         .map(Json)
@@ -183,7 +170,7 @@ pub(super) async fn cancel(
     let id = session_id(&id)?;
     let Cancellation { cancel_token } =
         body::read_json(&headers, body, state.body_bytes_max).await?;
-    let view = state.facilitator.cancel_session(&id, &cancel_token).await?;
+    let view = state.sessions.cancel(&id, &cancel_token).await?;
     Ok(Json(view))
 }
 
@@ -229,21 +216,20 @@ fn status_of(reason: Reason) -> StatusCode {
     known.map_or(StatusCode::UNPROCESSABLE_ENTITY, |(_, status)| *status)
 }
 
-impl From<SessionError> for Problem {
-    fn from(error: SessionError) -> Self {
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
         match error {
-            SessionError::Refused(refusal) => {
-                let status = status_of(refusal.reason);
-                let problem = Self::new(status, refusal.reason.code(), refusal.message);
-                problem.retryable(refusal.reason == Reason::TransferNotFound)
+            Error::Rejected(Rejection { reason, message }) => {
+                let problem = Self::new(status_of(reason), reason.code(), message);
+                problem.retryable(reason == Reason::TransferNotFound)
             }
-            SessionError::Unavailable(Unavailable::TooManySessions) => Self::new(
+            Error::Unavailable(Unavailable::TooManySessions) => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_sessions",
                 "too many sessions are open; those that are not paid end by themselves, try again later",
             )
             .retryable(true),
-            SessionError::Unavailable(unavailable) => Self::unavailable(&unavailable),
+            Error::Unavailable(unavailable) => Self::unavailable(&unavailable),
         }
     }
 }

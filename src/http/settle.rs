@@ -5,13 +5,12 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use tokio::sync::oneshot;
 use tower_http::request_id::RequestId;
 
-use crate::facilitator::{Caller, Settled, Unavailable};
+use crate::facilitator::{Caller, SettleAnswer};
 use crate::http::connection::Connection;
 use crate::http::{AppState, body, error};
-use crate::protocol::{PaymentRequest, Reason, SettleResponse};
+use crate::protocol::{Reason, Rejection, SettleResponse};
 
 /// Settle a payment
 ///
@@ -38,12 +37,9 @@ pub(super) async fn settle(
     Extension(request_id): Extension<RequestId>,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    let request = match body::read(&headers, body, state.body_bytes_max).await {
-        Ok(Ok(request)) => request,
-        Ok(Err(refusal)) => return Json(SettleResponse::from(refusal)).into_response(),
-        Err(answer) => return answer,
-    };
+) -> Result<Response, Response> {
+    let rejected = SettleResponse::rejected;
+    let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     let network_name = request.network_name.clone();
     let request_id = request_id
         .header_value()
@@ -54,51 +50,22 @@ pub(super) async fn settle(
         request_id,
         caller: connection.peer.ip().to_string(),
     };
-    match run_detached(&state, request, caller).await {
-        Ok(settled) => answer(settled, &connection),
+    match state.facilitator.settle(request, caller).await {
+        Ok(answer) => Ok(render(answer, &connection)),
         Err(unavailable) => {
-            let response = SettleResponse {
-                success: false,
-                error_reason: Some(Reason::UnexpectedSettleError.code().to_owned()),
-                error_message: Some(format!("{unavailable}; present the same payment again")),
-                payer: None,
-                transaction: String::new(),
-                network: network_name,
-                amount: None,
-                extra: None,
-            };
-            error::unavailable(&unavailable, &response)
+            let why = format!("{unavailable}; present the same payment again");
+            let why = Rejection::new(Reason::UnexpectedSettleError, why);
+            let response = SettleResponse::rejected(why, None, network_name);
+            Err(error::unavailable(&unavailable, &response))
         }
     }
 }
 
-/// Runs the settlement in a task that outlives this request: if the caller disconnects, the result is dropped unsent and its grant is void.
-async fn run_detached(
-    state: &AppState,
-    request: PaymentRequest,
-    caller: Caller,
-) -> Result<Settled, Unavailable> {
-    let (answer, outcome) = oneshot::channel();
-    let facilitator = state.facilitator.clone();
-    let span = tracing::Span::current();
-    state
-        .facilitator
-        .tasks
-        .spawn(tracing::Instrument::instrument(
-            async move {
-                let outcome = Box::pin(facilitator.settle(request, &caller)).await;
-                drop(answer.send(outcome));
-            },
-            span,
-        ));
-    outcome.await.unwrap_or(Err(Unavailable::Stopping))
-}
-
-fn answer(settled: Settled, connection: &Connection) -> Response {
-    let Some(grant) = settled.grant else {
-        return Json(settled.response).into_response();
+fn render(answer: SettleAnswer, connection: &Connection) -> Response {
+    let Some(grant) = answer.grant else {
+        return Json(answer.response).into_response();
     };
-    match serde_json::to_vec(&settled.response) {
+    match serde_json::to_vec(&answer.response) {
         Ok(json) => {
             let mut response = Response::new(connection.granting(Bytes::from(json), grant));
             response.headers_mut().insert(

@@ -7,7 +7,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use crate::http::{AppState, body, error};
-use crate::protocol::{Reason, VerifyResponse};
+use crate::protocol::{Reason, Rejection, VerifyResponse};
 
 /// Verify a payment
 ///
@@ -31,24 +31,16 @@ pub(super) async fn verify(
     State(state): State<AppState>,
     headers: HeaderMap,
     body: Body,
-) -> Response {
-    let request = match body::read(&headers, body, state.body_bytes_max).await {
-        Ok(Ok(request)) => request,
-        Ok(Err(refusal)) => return Json(VerifyResponse::from(refusal)).into_response(),
-        Err(answer) => return answer,
-    };
+) -> Result<Response, Response> {
+    let rejected = |rejection, payer, _| VerifyResponse::rejected(rejection, payer);
+    let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     match state.facilitator.verify(request).await {
-        Ok(response) => Json(response).into_response(),
+        Ok(response) => Ok(Json(response).into_response()),
         Err(unavailable) => {
-            let response = VerifyResponse {
-                is_valid: false,
-                invalid_reason: Some(Reason::UnexpectedVerifyError.code().to_owned()),
-                invalid_message: Some(format!(
-                    "{unavailable}; nothing was decided about the payment, try again"
-                )),
-                payer: None,
-            };
-            error::unavailable(&unavailable, &response)
+            let why = format!("{unavailable}; nothing was decided about the payment, try again");
+            let why = Rejection::new(Reason::UnexpectedVerifyError, why);
+            let response = VerifyResponse::rejected(why, None);
+            Err(error::unavailable(&unavailable, &response))
         }
     }
 }

@@ -133,13 +133,17 @@ fn check_balances(
 }
 
 fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
-    if verified.block_number() < account.settled_block {
+    if verified.facts().block_number < account.settled_block {
         return BalanceCheck::Stale;
     }
     let value = verified.candidate().authorization.value.atomic();
     let held = account.held.saturating_add(value);
     // A token that reports no balance: the transfer was simulated, and nothing more can be checked.
-    if verified.balance().is_some_and(|balance| held > balance) {
+    if verified
+        .facts()
+        .balance
+        .is_some_and(|balance| held > balance)
+    {
         return BalanceCheck::InsufficientBalance { held: account.held };
     }
     if let Some(allowance) = verified.allowance() {

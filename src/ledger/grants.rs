@@ -50,6 +50,13 @@ pub struct Lookup {
     pub payment: Option<PaymentWithGrant>,
 }
 
+impl Lookup {
+    /// Whether the ledger has neither a payment nor a session for the authorization.
+    pub const fn is_new(&self) -> bool {
+        self.session.is_none() && self.payment.is_none()
+    }
+}
+
 /// The end of a grant.
 #[derive(Debug, Clone)]
 pub struct Closing {

@@ -7,9 +7,8 @@ use uuid::Uuid;
 use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
-use crate::payment::state::Rejection;
 use crate::payment::{Candidate, Payment, PaymentId};
-use crate::protocol::{Network, X402Version};
+use crate::protocol::{Network, Rejection, X402Version};
 
 /// Identifies an authorization: unique per network, contract and payer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

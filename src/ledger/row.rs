@@ -9,13 +9,12 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::error::Unreadable;
-use crate::payment::state::Rejection;
 use crate::payment::{
     Location, Method, Payment, PaymentId, PaymentState, Permit2, Sponsored, Wallet,
 };
 use crate::protocol::response::checksummed;
 use crate::protocol::session::Rail;
-use crate::protocol::{Amount, Authorization, Reason, X402Version};
+use crate::protocol::{Amount, Authorization, Reason, Rejection, X402Version};
 
 /// Reason codes of later versions are kept for the life of the process: each at most this long, in bytes, and at most so many.
 const CODE_BYTES_MAX: usize = 64;

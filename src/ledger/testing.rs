@@ -254,7 +254,7 @@ pub(super) fn permit2_candidate(scheme: Scheme, nonce: u8) -> Candidate {
 pub(super) fn verified(candidate: Candidate, facts: &ChainFacts) -> NewPayment {
     NewPayment {
         id: PaymentId(Uuid::now_v7()),
-        verified: candidate.verified(facts).unwrap(),
+        verified: candidate.verified(facts.clone()).unwrap(),
         confirmations: 2,
         claimed: true,
     }

@@ -9,9 +9,8 @@ use super::quarantine::quarantine_unreadable;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{Ledger, LedgerError, Unreadable};
 use crate::payment::session::Transfer;
-use crate::payment::state::Rejection;
 use crate::payment::{Location, Payment, PaymentId, Session};
-use crate::protocol::{Network, Reason};
+use crate::protocol::{Network, Reason, Rejection};
 
 /// A transfer about to be recorded.
 #[derive(Debug, Clone, Copy)]

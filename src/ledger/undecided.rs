@@ -8,9 +8,8 @@ use super::connections::Connection;
 use super::quarantine::{quarantine, quarantine_unreadable};
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{Ledger, LedgerError, Unreadable};
-use crate::payment::state::Rejection;
 use crate::payment::{Location, Payment, PaymentId, PaymentState};
-use crate::protocol::Network;
+use crate::protocol::{Network, Rejection};
 
 /// Reason for the quarantine of a payment whose log is recorded for another one.
 const LOG_TAKEN: &str = "its Transfer log is recorded for another payment";

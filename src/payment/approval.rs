@@ -9,7 +9,7 @@ use alloy::sol;
 use alloy::sol_types::SolCall;
 
 use crate::protocol::permit2::PERMIT2;
-use crate::protocol::{Amount, Network, Reason};
+use crate::protocol::{Amount, Network, Reason, Rejection};
 
 sol! {
     function approve(address spender, uint256 value) external returns (bool);
@@ -31,7 +31,7 @@ pub struct Approval {
     pub call: Bytes,
 }
 
-/// The terms that an approval must have.
+/// The terms that a signed allowance to Permit2 must have.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpectedApproval {
     pub network: Network,
@@ -46,12 +46,10 @@ impl Approval {
     ///
     /// # Errors
     /// The code of the first check that failed.
-    pub fn read(raw: &Bytes, expected: ExpectedApproval) -> Result<Self, (Reason, String)> {
+    pub fn read(raw: &Bytes, expected: ExpectedApproval) -> Result<Self, Rejection> {
         let undecodable = || {
-            (
-                Reason::ApprovalParseFailed,
-                "expected the bytes of one signed EIP-1559 transaction".to_owned(),
-            )
+            let why = "expected the bytes of one signed EIP-1559 transaction";
+            Rejection::new(Reason::ApprovalParseFailed, why)
         };
         let signed = TxEnvelope::decode_2718_exact(raw).map_err(|_| undecodable())?;
         if !signed.is_eip1559() {
@@ -59,29 +57,28 @@ impl Approval {
         }
         if signed.chain_id() != Some(expected.network.chain_id()) {
             let why = format!("expected a transaction for {}", expected.network);
-            return Err((Reason::ApprovalParseFailed, why));
+            return Err(Rejection::new(Reason::ApprovalParseFailed, why));
         }
         if signed.to() != Some(expected.token) {
             let why = format!("expected a call of the token {}", expected.token);
-            return Err((Reason::ApprovalWrongTarget, why));
+            return Err(Rejection::new(Reason::ApprovalWrongTarget, why));
         }
         check_calldata(signed.input(), expected.amount)?;
         if !signed.value().is_zero() {
-            let why = "expected an approval that transfers no native currency".to_owned();
-            return Err((Reason::ApprovalInvalidCalldata, why));
+            let why = "expected an approval that transfers no native currency";
+            return Err(Rejection::new(Reason::ApprovalInvalidCalldata, why));
         }
         let signer = signed.recover_signer().map_err(|_| {
             let why =
-                "expected a valid signature; the signer of the transaction cannot be recovered"
-                    .to_owned();
-            (Reason::ApprovalInvalidSignature, why)
+                "expected a valid signature; the signer of the transaction cannot be recovered";
+            Rejection::new(Reason::ApprovalInvalidSignature, why)
         })?;
         if signer != expected.payer {
             let why = format!(
                 "expected a transaction signed by the payer {}, got one signed by {signer}",
                 expected.payer
             );
-            return Err((Reason::ApprovalSignerMismatch, why));
+            return Err(Rejection::new(Reason::ApprovalSignerMismatch, why));
         }
         Ok(Self {
             raw: raw.clone(),
@@ -101,28 +98,28 @@ impl Approval {
     }
 }
 
-fn check_calldata(input: &Bytes, amount: Amount) -> Result<(), (Reason, String)> {
+fn check_calldata(input: &Bytes, amount: Amount) -> Result<(), Rejection> {
     if input.get(..4) != Some(&approveCall::SELECTOR[..]) {
-        let why = "expected a call of approve(address,uint256)".to_owned();
-        return Err((Reason::ApprovalWrongSelector, why));
+        let why = "expected a call of approve(address,uint256)";
+        return Err(Rejection::new(Reason::ApprovalWrongSelector, why));
     }
     let call = approveCall::abi_decode_validate(input).map_err(|_| {
-        let why = "expected the two arguments of approve(address,uint256)".to_owned();
-        (Reason::ApprovalInvalidCalldata, why)
+        let why = "expected the two arguments of approve(address,uint256)";
+        Rejection::new(Reason::ApprovalInvalidCalldata, why)
     })?;
     if call.spender != PERMIT2 {
         let why = format!(
             "expected an approval of Permit2, {PERMIT2}, got one of {}",
             call.spender
         );
-        return Err((Reason::ApprovalWrongSpender, why));
+        return Err(Rejection::new(Reason::ApprovalWrongSpender, why));
     }
     if call.value < amount.atomic() {
         let why = format!(
             "expected an approval of at least {amount}, got {}",
             call.value
         );
-        return Err((Reason::ApprovalInvalidCalldata, why));
+        return Err(Rejection::new(Reason::ApprovalInvalidCalldata, why));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
 use crate::payment::{Asset, Method, NetworkPolicy, signature, sponsoring};
 use crate::protocol::{
-    Authorization, AuthorizationPayload, Network, PaymentRequirements, Reason, Refusal, Scheme,
+    Authorization, AuthorizationPayload, Network, PaymentRequirements, Reason, Rejection, Scheme,
     X402Version,
 };
 use payload::{ParsedPayload, PayloadParser};
@@ -48,8 +48,6 @@ pub enum Purpose {
 pub struct Candidate {
     /// The protocol version of the response.
     pub version: X402Version,
-    /// The network name as the request spells it.
-    pub network_name: String,
     pub network: Network,
     /// The required token.
     pub asset: Address,
@@ -72,7 +70,7 @@ pub struct Candidate {
     token: Address,
     purpose: Purpose,
     /// The first error in the gas sponsoring extensions. Reported after the signature check, see [`Self::verified`].
-    pub(super) sponsoring_fault: Option<(Reason, String)>,
+    pub(super) sponsoring_fault: Option<Rejection>,
     /// The seller's requirements.
     pub requirements: PaymentRequirements,
 }
@@ -81,12 +79,12 @@ impl Candidate {
     /// Checks scheme, domain, network, amount and form of the signature.
     ///
     /// # Errors
-    /// A [`Refusal`] with the code of the first check that failed. The order of the checks is that of the reference implementation.
+    /// A [`Rejection`] with the code of the first check that failed. The order of the checks is that of the reference implementation.
     pub fn from_request(
         request: PaymentRequest,
         policy: &NetworkPolicy,
         purpose: Purpose,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, Rejection> {
         let parser = PayloadParser {
             request: &request,
             policy,
@@ -100,12 +98,11 @@ impl Candidate {
             domain,
             signature,
         } = parser.parse()?;
-        let bad_signature =
-            |why: String| parser.refuse(method.reason(request.version, Fault::Signature), why);
+        let bad_signature = |why: &str| method.rejection(request.version, Fault::Signature, why);
         let (signature, wallet) = signature::unwrap_erc6492(&signature)
-            .map_err(|error| bad_signature(error.to_string()))?;
+            .map_err(|error| bad_signature(&error.to_string()))?;
         if signature.is_empty() {
-            return Err(bad_signature("the signature is empty".to_owned()));
+            return Err(bad_signature("the signature is empty"));
         }
         let own = signature::normalised(&signature)
             .filter(|normal| signature::recover_signer(normal, digest) == Some(terms.from));
@@ -129,7 +126,6 @@ impl Candidate {
             token,
             purpose,
             sponsoring_fault,
-            network_name: request.network_name,
             resource: request.resource,
             requirements: request.requirements,
         })
@@ -161,13 +157,13 @@ impl Candidate {
 
     /// Checks that the authorization matches the requirement: payee, amount, token. Applies to payments already in the ledger too,
     /// because the requirement comes from the seller and the payload from the buyer.
-    pub fn check_payee_and_amount(&self) -> Result<(), Refusal> {
+    pub fn check_payee_and_amount(&self) -> Result<(), Rejection> {
         self.check_payee()?;
         self.check_amount()
     }
 
     /// Checks the payee, the first part of [`Self::check_payee_and_amount`]. For a new payment [`Self::check_policy`] checks the rest.
-    pub fn check_payee(&self) -> Result<(), Refusal> {
+    pub fn check_payee(&self) -> Result<(), Rejection> {
         let (paid, required) = (self.authorization.to, self.requirements.pay_to);
         if paid == required {
             return Ok(());
@@ -176,7 +172,7 @@ impl Candidate {
         Err(self.refuse_for(Fault::Payee, why))
     }
 
-    fn check_amount(&self) -> Result<(), Refusal> {
+    fn check_amount(&self) -> Result<(), Rejection> {
         let required = self.requirements.amount;
         let signed = match &self.method {
             Method::Eip3009 => self.authorization.value,
@@ -187,7 +183,7 @@ impl Candidate {
             let why = format!(
                 "expected a charge of at most {signed}, which the payer permitted, got {required}"
             );
-            return Err(self.refuse(Reason::UptoExceedsAmount, why));
+            return Err(Rejection::new(Reason::UptoExceedsAmount, why));
         }
         if !charged && required != signed {
             let why = format!("expected exactly {required}, got an authorization of {signed}");
@@ -198,14 +194,18 @@ impl Candidate {
                 "expected the token {}, got a permit for {}",
                 self.asset, self.token
             );
-            return Err(self.refuse(Reason::Permit2TokenMismatch, why));
+            return Err(Rejection::new(Reason::Permit2TokenMismatch, why));
         }
         Ok(())
     }
 
     /// Checks a new payment against the operator's policy: asset, payee, domain, facilitator, validity window; then the amount.
     /// `now` is the later of the wall clock and the latest block's time.
-    pub fn check_policy(&self, policy: &NetworkPolicy, now: OffsetDateTime) -> Result<(), Refusal> {
+    pub fn check_policy(
+        &self,
+        policy: &NetworkPolicy,
+        now: OffsetDateTime,
+    ) -> Result<(), Rejection> {
         let asset = policy.asset(self.asset).ok_or_else(|| {
             let known: Vec<_> = policy
                 .assets
@@ -218,15 +218,9 @@ impl Candidate {
                 known.join(", "),
                 self.asset
             );
-            self.refuse(Reason::InvalidPaymentRequirements, why)
+            Rejection::new(Reason::InvalidPaymentRequirements, why)
         })?;
-        if !policy.allows_payee(self.authorization.to) {
-            let why = format!(
-                "{} is not among the payees that this facilitator serves",
-                self.authorization.to
-            );
-            return Err(self.refuse(Reason::InvalidPaymentRequirements, why));
-        }
+        policy.check_payee(self.authorization.to)?;
         self.check_token_domain(asset)?;
         self.check_facilitator(policy)?;
         self.check_validity_window(policy, now)?;
@@ -239,7 +233,7 @@ impl Candidate {
         mut self,
         policy: &NetworkPolicy,
         deployed: bool,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, Rejection> {
         if deployed {
             self.wallet = None;
         }
@@ -249,13 +243,13 @@ impl Candidate {
                     "{} is not deployed, and the factory {} is not on this facilitator's list",
                     self.authorization.from, wallet.factory
                 );
-                Err(self.refuse(Reason::FactoryNotAllowed, why))
+                Err(Rejection::new(Reason::FactoryNotAllowed, why))
             }
             Some(_) | None => Ok(self),
         }
     }
 
-    fn check_facilitator(&self, policy: &NetworkPolicy) -> Result<(), Refusal> {
+    fn check_facilitator(&self, policy: &NetworkPolicy) -> Result<(), Rejection> {
         let Some(named) = self.method.facilitator() else {
             return Ok(());
         };
@@ -266,10 +260,10 @@ impl Candidate {
             "expected the witness to name this facilitator, {}, got {named}",
             policy.facilitator().unwrap_or_default()
         );
-        Err(self.refuse(Reason::UptoFacilitatorMismatch, why))
+        Err(Rejection::new(Reason::UptoFacilitatorMismatch, why))
     }
 
-    fn check_token_domain(&self, asset: &Asset) -> Result<(), Refusal> {
+    fn check_token_domain(&self, asset: &Asset) -> Result<(), Rejection> {
         let Some((name, version)) = &self.domain else {
             return Ok(());
         };
@@ -279,7 +273,7 @@ impl Candidate {
                 asset.name,
                 truncate(name)
             );
-            return Err(self.refuse(Reason::ExactTokenName, why));
+            return Err(Rejection::new(Reason::ExactTokenName, why));
         }
         if *version != asset.version {
             let why = format!(
@@ -287,7 +281,7 @@ impl Candidate {
                 asset.version,
                 truncate(version)
             );
-            return Err(self.refuse(Reason::ExactTokenVersion, why));
+            return Err(Rejection::new(Reason::ExactTokenVersion, why));
         }
         Ok(())
     }
@@ -296,7 +290,7 @@ impl Candidate {
         &self,
         policy: &NetworkPolicy,
         now: OffsetDateTime,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Rejection> {
         let (after, before) = (
             self.authorization.valid_after,
             self.authorization.valid_before,
@@ -333,18 +327,8 @@ impl Candidate {
     }
 
     /// A rejection with the code that the payment's method and version have for `fault`.
-    pub fn refuse_for(&self, fault: Fault, message: String) -> Refusal {
-        self.refuse(self.method.reason(self.version, fault), message)
-    }
-
-    /// A rejection of this payment.
-    pub fn refuse(&self, reason: Reason, message: String) -> Refusal {
-        Refusal {
-            reason,
-            message,
-            payer: Some(self.authorization.from),
-            network_name: self.network_name.clone(),
-        }
+    pub fn refuse_for(&self, fault: Fault, message: impl Into<String>) -> Rejection {
+        self.method.rejection(self.version, fault, message)
     }
 }
 

@@ -4,12 +4,14 @@ use alloy::primitives::{Bytes, U256};
 use time::OffsetDateTime;
 
 use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
-use crate::payment::state::Rejection;
 use crate::payment::{Candidate, Method, Payment, SignedBy, revert};
-use crate::protocol::{Reason, Refusal, X402Version};
+use crate::protocol::{Reason, Rejection, X402Version};
 
 /// The shortest remaining validity of an EIP-2612 permit, in seconds: it is submitted with the payment. The reference uses 6 as well.
 const PERMIT_VALIDITY_MIN_S: i64 = 6;
+
+/// The message for a nonce that is used, whether the chain says so now or has said so before.
+pub const NONCE_USED: &str = "the authorization's nonce was used or cancelled on the chain";
 
 /// The facts about one payment, all read at the same block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,66 +49,53 @@ pub struct ChainFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     candidate: Candidate,
-    block_number: u64,
-    balance: Option<U256>,
-    allowance: Option<U256>,
+    facts: ChainFacts,
 }
 
 impl Verified {
-    pub fn candidate(&self) -> &Candidate {
+    pub const fn candidate(&self) -> &Candidate {
         &self.candidate
     }
 
-    /// The block at which the payment was checked.
-    pub const fn block_number(&self) -> u64 {
-        self.block_number
+    /// The facts that the payment was checked against.
+    pub const fn facts(&self) -> &ChainFacts {
+        &self.facts
     }
 
-    /// The payer's balance at that block, in atomic units; `None` if the token has no `balanceOf`.
-    pub const fn balance(&self) -> Option<U256> {
-        self.balance
-    }
-
-    /// The payer's allowance to Permit2 at that block. `None` if the payment does not depend on it, or the token has no `allowance`.
-    pub const fn allowance(&self) -> Option<U256> {
-        self.allowance
+    /// The payer's allowance to Permit2, if the payment depends on it and the token has one. It does not depend on it if an approval is
+    /// submitted first, or the charge is 0.
+    pub fn allowance(&self) -> Option<U256> {
+        let permit = self.candidate.method.permit2()?;
+        let has_approval = matches!(permit.sponsored, Some(Sponsored::Approval(_)));
+        let moves_nothing = self.candidate.authorization.value.is_zero();
+        self.facts
+            .allowance
+            .filter(|_| !has_approval && !moves_nothing)
     }
 }
 
 impl Candidate {
     /// Checks a payment against the chain's facts, after its local checks have passed.
-    pub fn verified(self, facts: &ChainFacts) -> Result<Verified, Refusal> {
-        self.check_signature(facts)?;
-        if let Some((reason, why)) = &self.sponsoring_fault {
-            return Err(self.refuse(*reason, why.clone()));
+    pub fn verified(self, facts: ChainFacts) -> Result<Verified, Rejection> {
+        self.check_signature(&facts)?;
+        if let Some(fault) = self.sponsoring_fault {
+            return Err(fault);
         }
-        self.check_permit_deadline(facts)?;
+        self.check_permit_deadline(&facts)?;
         // A charge of 0 needs no transfer, so there is nothing to simulate. The nonce must still be unused.
         let zero_charge = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
-        let may_wait = self.signed().needs_approval_first(facts);
-        let may_wait = may_wait || self.signed().fails_only_because_early(facts);
+        let may_wait = self.signed().needs_approval_first(&facts);
+        let may_wait = may_wait || self.signed().fails_only_because_early(&facts);
         if !facts.transfer_succeeds && !zero_charge && !may_wait {
-            let (reason, message) = diagnose(self.version, self.signed(), facts);
-            return Err(self.refuse(reason, message));
+            return Err(diagnose(self.version, self.signed(), &facts));
         }
         Ok(Verified {
-            block_number: facts.block_number,
-            balance: facts.balance,
-            allowance: self.required_allowance(facts),
             candidate: self,
+            facts,
         })
     }
 
-    /// The payer's allowance to Permit2, if the payment depends on it. It does not if an approval is submitted first, or the charge is 0.
-    fn required_allowance(&self, facts: &ChainFacts) -> Option<U256> {
-        let permit = self.method.permit2()?;
-        let has_approval = matches!(permit.sponsored, Some(Sponsored::Approval(_)));
-        facts
-            .allowance
-            .filter(|_| !has_approval && !self.authorization.value.is_zero())
-    }
-
-    fn check_permit_deadline(&self, facts: &ChainFacts) -> Result<(), Refusal> {
+    fn check_permit_deadline(&self, facts: &ChainFacts) -> Result<(), Rejection> {
         let permit = self
             .method
             .permit2()
@@ -119,15 +108,15 @@ impl Candidate {
             return Ok(());
         }
         let why = format!("expected the permit's deadline at {least} or later, got {deadline}");
-        Err(self.refuse(Reason::Eip2612DeadlineExpired, why))
+        Err(Rejection::new(Reason::Eip2612DeadlineExpired, why))
     }
 
     /// Checks the signature by the rules of the tokens. For an address with code the contract decides (ERC-1271), unless the token accepts
     /// a signature of the address's key.
-    pub fn check_signature(&self, facts: &ChainFacts) -> Result<(), Refusal> {
+    pub fn check_signature(&self, facts: &ChainFacts) -> Result<(), Rejection> {
         if !facts.token_has_code {
             let why = format!("there is no contract at the asset's address {}", self.asset);
-            return Err(self.refuse(Reason::AssetNotDeployedContract, why));
+            return Err(Rejection::new(Reason::AssetNotDeployedContract, why));
         }
         let payer = self.authorization.from;
         if facts.payer_has_code {
@@ -141,7 +130,7 @@ impl Candidate {
             }
         } else if self.wallet.is_some() {
             let why = format!("the factory's call does not deploy a wallet at {payer}");
-            return Err(self.refuse(Reason::WalletDeploymentFailed, why));
+            return Err(Rejection::new(Reason::WalletDeploymentFailed, why));
         } else if self.signed_by == SignedBy::Unknown {
             let why = format!(
                 "{payer} has no code, and the signature was not made with its key over this authorization and domain"
@@ -163,7 +152,7 @@ impl Signed<'_> {
         ];
         !facts.transfer_succeeds
             && self.is_not_yet_valid_at(facts)
-            && early.contains(&diagnose(version, *self, facts).0)
+            && early.contains(&diagnose(version, *self, facts).reason)
     }
 
     /// Whether the authorization becomes valid only after the block of `facts`.
@@ -185,70 +174,62 @@ impl Signed<'_> {
 impl Payment {
     /// Why an accepted payment is not sent, given the facts of a failed simulation.
     pub fn rejection_for(&self, facts: &ChainFacts) -> Rejection {
-        let (reason, message) = diagnose(self.version, self.signed(), facts);
-        Rejection { reason, message }
+        diagnose(self.version, self.signed(), facts)
     }
 }
 
 /// The most likely reason of a failed simulation: the first check that fails, in the order of the reference implementation.
-fn diagnose(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> (Reason, String) {
-    let reason = |fault| signed.method.reason(version, fault);
+fn diagnose(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> Rejection {
+    let rejection = |fault, why: String| signed.method.rejection(version, fault, why);
     if let Some(found) = missing_contract(signed, facts) {
         return found;
     }
     if facts.nonce_used == Some(true) {
-        let why = "the authorization's nonce was used or cancelled on the chain".to_owned();
-        return (reason(Fault::NonceUsed), why);
+        return rejection(Fault::NonceUsed, NONCE_USED.to_owned());
     }
     let value = signed.terms.value;
     if let Some(balance) = facts.balance.filter(|balance| *balance < value.atomic()) {
-        let why = format!("balance {balance} below {value}");
-        return (reason(Fault::Balance), why);
+        return rejection(Fault::Balance, format!("balance {balance} below {value}"));
     }
-    if let (Some(allowance), Some(permit)) = (facts.allowance, signed.method.permit2())
-        && allowance < value.atomic()
-    {
-        return (
-            Reason::Permit2AllowanceRequired,
-            missing_allowance(allowance, permit, signed),
-        );
-    }
-    if let Some(known) = signed
-        .method
-        .permit2()
-        .and_then(|_| revert::permit2_reason(&facts.revert))
-    {
-        return known;
+    if let Some(permit) = signed.method.permit2() {
+        let too_low = |allowance: &U256| *allowance < value.atomic();
+        if let Some(allowance) = facts.allowance.filter(too_low) {
+            let why = missing_allowance(allowance, permit, signed);
+            return Rejection::new(Reason::Permit2AllowanceRequired, why);
+        }
+        if let Some(known) = revert::permit2_rejection(&facts.revert) {
+            return known;
+        }
     }
     let text = revert::printable(&facts.revert);
     match signed.method {
-        Method::Eip3009 if text.contains("expired") => (reason(Fault::ValidBefore), text),
-        Method::Eip3009 if text.contains("not yet valid") => (reason(Fault::ValidAfter), text),
-        Method::Eip3009 if signed.token_ignores_contract(facts, &text) => (
-            reason(Fault::Simulation),
-            format!(
+        Method::Eip3009 if text.contains("expired") => rejection(Fault::ValidBefore, text),
+        Method::Eip3009 if text.contains("not yet valid") => rejection(Fault::ValidAfter, text),
+        Method::Eip3009 if signed.token_ignores_contract(facts, &text) => {
+            let why = format!(
                 "the token {} takes plain accounts only: it has no transferWithAuthorization for the signature of the contract wallet {}",
                 signed.asset, signed.terms.from
-            ),
-        ),
-        Method::Eip3009 | Method::Permit2(_) => (
-            reason(Fault::Simulation),
-            format!("the simulated transfer reverted: {text}"),
-        ),
+            );
+            rejection(Fault::Simulation, why)
+        }
+        Method::Eip3009 | Method::Permit2(_) => {
+            let why = format!("the simulated transfer reverted: {text}");
+            rejection(Fault::Simulation, why)
+        }
     }
 }
 
 /// The rejection if a contract is not deployed, or lacks the required standard.
-fn missing_contract(signed: Signed<'_>, facts: &ChainFacts) -> Option<(Reason, String)> {
+fn missing_contract(signed: Signed<'_>, facts: &ChainFacts) -> Option<Rejection> {
     match signed.method {
         Method::Permit2(_) if !facts.settler_has_code => {
             let proxy = signed.method.settler(signed.asset);
             let why = format!("the proxy {proxy} has no code on this network");
-            Some((Reason::Permit2ProxyNotDeployed, why))
+            Some(Rejection::new(Reason::Permit2ProxyNotDeployed, why))
         }
         Method::Eip3009 if facts.nonce_used.is_none() => {
-            let why = "the token has no authorizationState".to_owned();
-            Some((Reason::ExactEip3009Unsupported, why))
+            let why = "the token has no authorizationState";
+            Some(Rejection::new(Reason::ExactEip3009Unsupported, why))
         }
         Method::Eip3009 | Method::Permit2(_) => None,
     }

@@ -101,7 +101,7 @@ pub(crate) fn permit2_body(scheme: Scheme) -> Value {
 /// Parses a body, which must be well-formed and carry an authorization.
 pub(crate) fn request(body: &Value) -> PaymentRequest<AuthorizationPayload> {
     let parsed = PaymentRequest::parse(body.to_string().as_bytes());
-    let (rest, payload) = parsed.unwrap().unwrap().with_payload(());
+    let (rest, payload) = parsed.unwrap().with_payload(());
     match payload {
         Payload::Authorization(payload) => rest.with_payload(payload).0,
         Payload::Proof(_) => panic!("expected an authorization, got a proof"),

@@ -7,7 +7,7 @@ use alloy::primitives::{Address, B256, Bytes, U256};
 use crate::payment::approval::ExpectedApproval;
 use crate::payment::{Approval, ChainFacts, SignedBy, Wallet, signature};
 use crate::protocol::permit2::{PERMIT2, proxy_of};
-use crate::protocol::{Amount, Authorization, Network, Reason, Scheme, X402Version};
+use crate::protocol::{Amount, Authorization, Network, Reason, Rejection, Scheme, X402Version};
 
 /// The transfer method of a payment, with the data that its contract needs besides the terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,6 +215,16 @@ impl Method {
                 scheme_reason(self.scheme(), fault)
             }
         }
+    }
+
+    /// A rejection with the code for a fault.
+    pub fn rejection(
+        &self,
+        version: X402Version,
+        fault: Fault,
+        message: impl Into<String>,
+    ) -> Rejection {
+        Rejection::new(self.reason(version, fault), message)
     }
 }
 

@@ -4,7 +4,7 @@ use alloy::primitives::Address;
 use time::Duration;
 
 use crate::protocol::assets::{DefaultAsset, TransferMethod};
-use crate::protocol::{DomainSeparator, Network};
+use crate::protocol::{DomainSeparator, Network, Reason, Rejection};
 
 /// A token accepted for payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +133,12 @@ impl NetworkPolicy {
         self.signers.first().copied()
     }
 
-    pub fn allows_payee(&self, payee: Address) -> bool {
-        self.payees.is_empty() || self.payees.contains(&payee)
+    /// Rejects payees that the operator does not list.
+    pub fn check_payee(&self, payee: Address) -> Result<(), Rejection> {
+        if self.payees.is_empty() || self.payees.contains(&payee) {
+            return Ok(());
+        }
+        let why = format!("{payee} is not among the payees that this facilitator serves");
+        Err(Rejection::new(Reason::InvalidPaymentRequirements, why))
     }
 }

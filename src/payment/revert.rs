@@ -4,7 +4,7 @@ use alloy::primitives::Bytes;
 use alloy::sol;
 use alloy::sol_types::SolError;
 
-use crate::protocol::Reason;
+use crate::protocol::{Reason, Rejection};
 
 sol! {
     error InvalidAmount();
@@ -93,13 +93,13 @@ const PERMIT2_ERRORS: &[([u8; 4], Reason, &str)] = &[
 
 const NOT_THE_PAYERS: &str = "Permit2 does not accept the signature as the payer's";
 
-/// The reason and message for an error of Permit2 or a proxy; `None` for any other revert data.
-pub(super) fn permit2_reason(revert: &Bytes) -> Option<(Reason, String)> {
+/// The rejection for an error of Permit2 or a proxy; `None` for any other revert data.
+pub(super) fn permit2_rejection(revert: &Bytes) -> Option<Rejection> {
     let selector = revert.get(..4)?;
     let (_, reason, why) = PERMIT2_ERRORS
         .iter()
         .find(|(known, ..)| known == selector)?;
-    Some((*reason, (*why).to_owned()))
+    Some(Rejection::new(*reason, *why))
 }
 
 /// The text of `Error(string)`, or else the data as hex. Cut at 160 characters, without control characters.
@@ -132,10 +132,10 @@ mod tests {
             ("b0669cbc", "invalid_permit2_signature"),
         ] {
             let revert = Bytes::from(hex::decode(selector).unwrap());
-            let found = permit2_reason(&revert).map(|(reason, _)| reason.code());
+            let found = permit2_rejection(&revert).map(|found| found.reason.code());
             assert_eq!(found, Some(code), "{selector}");
         }
-        assert_eq!(permit2_reason(&Bytes::from_static(&[1, 2, 3, 4])), None);
-        assert_eq!(permit2_reason(&Bytes::new()), None);
+        assert_eq!(permit2_rejection(&Bytes::from_static(&[1, 2, 3, 4])), None);
+        assert_eq!(permit2_rejection(&Bytes::new()), None);
     }
 }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use crate::payment::{PaymentId, signature};
 use crate::protocol::session::{Rail, SessionId, claim_digest, transfer_tag};
 use crate::protocol::{
-    Amount, Authorization, Network, PaymentRequirements, PlainText, Reason, X402Version,
+    Amount, Authorization, Network, PaymentRequirements, PlainText, Reason, Rejection, X402Version,
 };
 
 /// A payment session: terms fixed before any money moves.
@@ -89,22 +89,19 @@ pub struct Transfer {
     pub input: Bytes,
 }
 
-/// The reason code and message when something does not match a session.
-pub type Objection = (Reason, String);
-
 impl Session {
     /// Checks that the seller's requirements equal the session's terms. Members of `extra` are not compared, except the route.
     ///
     /// # Errors
     /// [`Reason::SessionRequirementsMismatch`] with the first difference.
-    pub fn check_requirements(&self, required: &PaymentRequirements) -> Result<(), Objection> {
+    pub fn check_requirements(&self, required: &PaymentRequirements) -> Result<(), Rejection> {
         let difference = |field: &str,
                           opened: &dyn std::fmt::Display,
                           asked: &dyn std::fmt::Display| {
             let why = format!(
                 "the session was opened for the {field} {opened}, the seller asks for {asked}; the session stays usable"
             );
-            Err((Reason::SessionRequirementsMismatch, why))
+            Err(Rejection::new(Reason::SessionRequirementsMismatch, why))
         };
         if required.network != self.network {
             return difference("network", &self.network, &required.network);
@@ -135,7 +132,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Reason::SessionTransferMismatch`] with the expected value.
-    pub fn check_authorization(&self, signed: &Authorization) -> Result<(), Objection> {
+    pub fn check_authorization(&self, signed: &Authorization) -> Result<(), Rejection> {
         let end = U256::from(self.expires_at.unix_timestamp().max(0).unsigned_abs());
         let expected = if self.rail != Rail::Authorization {
             "a transaction, because the session was opened on rail transfer".to_owned()
@@ -148,7 +145,7 @@ impl Session {
         } else {
             return Ok(());
         };
-        Err((
+        Err(Rejection::new(
             Reason::SessionTransferMismatch,
             format!("expected {expected}"),
         ))
@@ -159,7 +156,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Reason::SessionTransferMismatch`] with the expected value.
-    pub fn check_transfer(&self, transfer: &Transfer) -> Result<bool, Objection> {
+    pub fn check_transfer(&self, transfer: &Transfer) -> Result<bool, Rejection> {
         let tag = transfer_tag(&transfer.input, self.payee, self.amount);
         let expected = if self.rail != Rail::Transfer {
             "an authorization, because the session was opened on rail authorization".to_owned()
@@ -182,7 +179,7 @@ impl Session {
                 self.payee, self.amount
             )
         };
-        Err((
+        Err(Rejection::new(
             Reason::SessionTransferMismatch,
             format!("expected {expected}"),
         ))
@@ -197,7 +194,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Reason::SessionClaimInvalid`] with the expected form.
-    pub fn check_claim(&self, transaction: B256, claim: &[u8]) -> Result<(), Objection> {
+    pub fn check_claim(&self, transaction: B256, claim: &[u8]) -> Result<(), Rejection> {
         let digest = self.claim_digest(transaction);
         let signer = signature::normalised(claim)
             .and_then(|normal| signature::recover_signer(&normal, digest));
@@ -209,7 +206,7 @@ impl Session {
             self.payer,
             self.network.chain_id()
         );
-        Err((Reason::SessionClaimInvalid, why))
+        Err(Rejection::new(Reason::SessionClaimInvalid, why))
     }
 }
 

@@ -3,7 +3,7 @@
 use alloy::primitives::B256;
 use time::OffsetDateTime;
 
-use crate::protocol::Reason;
+use crate::protocol::Rejection;
 
 /// The position of a payment's `Transfer` event on the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,15 +51,6 @@ pub enum PaymentState {
         /// The transaction without effect, if there was one.
         transaction: Option<B256>,
     },
-}
-
-/// Why a payment was rejected or failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejection {
-    /// The stable code.
-    pub reason: Reason,
-    /// The message for people.
-    pub message: String,
 }
 
 impl PaymentState {

@@ -5,6 +5,25 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+/// The rejection of a payment or session: a stable code, and a message with the expected and the received value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The stable code.
+    pub reason: Reason,
+    /// The message for people. Never contains a signature.
+    pub message: String,
+}
+
+impl Rejection {
+    /// A rejection with this code and message.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $code:literal,)+) => {
         /// Why a payment was rejected or failed: the closed list of codes that this facilitator returns.

@@ -1,7 +1,7 @@
 //! The body of `/verify` and `/settle`: parsed once, strictly, from either protocol version into one type (x402 v2 specification §7).
 //!
-//! There are two kinds of errors. A body that is not an x402 request is an [`EnvelopeError`] (HTTP 400). A request with a wrong
-//! part is a [`Refusal`] with a stable code (HTTP 200), because the Python and Go SDKs drop the reason on any other status.
+//! There are two kinds of [`RequestError`]. A body that is not an x402 request is answered with HTTP 400. A request with a wrong part is
+//! rejected with a stable code and HTTP 200, because the Python and Go SDKs drop the reason on any other status.
 
 use alloy::primitives::Address;
 use serde::Deserialize;
@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 use crate::protocol::header::decode_base64;
 use crate::protocol::session::{PROOF_TYPE, SessionProof};
 use crate::protocol::{
-    ExactPayload, GasSponsoring, Network, PaymentRequirements, Permit2Payload, Reason, Scheme,
-    X402Version, field, v1,
+    ExactPayload, GasSponsoring, Network, PaymentRequirements, Permit2Payload, Reason, Rejection,
+    Scheme, X402Version, field, v1,
 };
 
 /// A payment and the requirements that it should satisfy. Both are parsed, but not yet checked against each other.
@@ -45,6 +45,16 @@ pub enum Payload {
     Proof(SessionProof),
 }
 
+impl Payload {
+    /// The payer, if the payload names it. The payer of a proof is that of its session.
+    pub const fn payer(&self) -> Option<Address> {
+        match self {
+            Self::Authorization(payload) => Some(payload.payer()),
+            Self::Proof(_) => None,
+        }
+    }
+}
+
 /// A payload with a signed authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthorizationPayload {
@@ -64,22 +74,9 @@ impl AuthorizationPayload {
     }
 }
 
-/// The rejection of a payment: a stable code, and a message with the expected and the received value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The stable code.
-    pub reason: Reason,
-    /// The message for people. Never contains a signature.
-    pub message: String,
-    /// The payer, when it could be read.
-    pub payer: Option<Address>,
-    /// The network name as the request spells it; empty when it could not be read.
-    pub network_name: String,
-}
-
-/// The body is not an x402 request.
+/// Why a body could not be read as a payment request.
 #[derive(Debug, thiserror::Error)]
-pub enum EnvelopeError {
+pub enum RequestError {
     /// The body is not JSON, or not an object with the expected members.
     #[error("expected a JSON object with x402Version, paymentPayload and paymentRequirements: {0}")]
     Shape(String),
@@ -92,6 +89,16 @@ pub enum EnvelopeError {
     /// The request's `x402Version` is not a number.
     #[error("{0}")]
     Version(String),
+    /// The body is an x402 request, and a part of it is wrong.
+    #[error("{}", .rejection.message)]
+    Rejected {
+        /// The stable code, and what is wrong.
+        rejection: Rejection,
+        /// The payer, when it could be read.
+        payer: Option<Address>,
+        /// The network name as the request spells it; empty when it could not be read.
+        network_name: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -161,12 +168,12 @@ impl PaymentRequest {
     /// Parses a request body.
     ///
     /// # Errors
-    /// An [`EnvelopeError`] if the body is not an x402 request. The inner [`Refusal`] if a part of the request is wrong.
-    pub fn parse(body: &[u8]) -> Result<Result<Self, Refusal>, EnvelopeError> {
-        let envelope: Envelope<'_> = field::read_text(body).map_err(EnvelopeError::Shape)?;
+    /// [`RequestError::Rejected`] if a part of the request is wrong. Another [`RequestError`] if the body is not an x402 request.
+    pub fn parse(body: &[u8]) -> Result<Self, RequestError> {
+        let envelope: Envelope<'_> = field::read_text(body).map_err(RequestError::Shape)?;
         let required = object("paymentRequirements", envelope.payment_requirements)?;
         let outer_version = version_number("x402Version", envelope.x402_version.as_ref())
-            .map_err(EnvelopeError::Version)?;
+            .map_err(RequestError::Version)?;
         let required_head = field::read_part::<RequirementsHead>("paymentRequirements", required);
         let network_name = required_head
             .as_ref()
@@ -185,30 +192,26 @@ impl PaymentRequest {
             (Some(payment), _) => object("paymentPayload", payment)?,
             (None, Some(header)) => {
                 reader.member = "paymentHeader";
-                decoded = match decode_header(header) {
-                    Ok(decoded) => decoded,
-                    Err(why) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &why))),
-                };
+                decoded = decode_header(header)
+                    .map_err(|why| reader.refuse(Reason::InvalidPayload, &why))?;
                 &decoded
             }
             (None, None) => {
                 let why = "missing field `paymentPayload`".to_owned();
-                return Err(EnvelopeError::Shape(why));
+                return Err(RequestError::Shape(why));
             }
         };
-        let payment: PaymentHead = match field::read_part(reader.member, reader.payment) {
-            Ok(payment) => payment,
-            Err(why) => return Ok(Err(reader.refuse(Reason::InvalidPayload, &why))),
-        };
+        let payment: PaymentHead = field::read_part(reader.member, reader.payment)
+            .map_err(|why| reader.refuse(Reason::InvalidPayload, &why))?;
         if payment.x402_version.is_none() && outer_version.is_none() {
-            return Err(EnvelopeError::VersionMissing);
+            return Err(RequestError::VersionMissing);
         }
-        Ok(reader.read(payment, required_head))
+        reader.read(payment, required_head)
     }
 }
 
 /// The JSON text of a member that must be an object.
-fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a str, EnvelopeError> {
+fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a str, RequestError> {
     let found = match raw.get().as_bytes().first() {
         Some(b'{') => return Ok(raw.get()),
         Some(b'[') => "an array",
@@ -217,7 +220,7 @@ fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a str, Envelope
         Some(b't' | b'f') => "a boolean",
         Some(_) | None => "a number",
     };
-    Err(EnvelopeError::NotAnObject(name, found))
+    Err(RequestError::NotAnObject(name, found))
 }
 
 /// Decodes the JSON text in `paymentHeader`.
@@ -274,11 +277,9 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn refuse(&self, reason: Reason, why: &dyn std::fmt::Display) -> Refusal {
-        let message = truncate(&why.to_string());
-        Refusal {
-            reason,
-            message,
+    fn refuse(&self, reason: Reason, why: &dyn std::fmt::Display) -> RequestError {
+        RequestError::Rejected {
+            rejection: Rejection::new(reason, truncate(&why.to_string())),
             payer: self.payer,
             network_name: self.network_name.clone(),
         }
@@ -288,7 +289,7 @@ impl Reader<'_> {
         &mut self,
         head: PaymentHead,
         required: Result<RequirementsHead, String>,
-    ) -> Result<PaymentRequest, Refusal> {
+    ) -> Result<PaymentRequest, RequestError> {
         let version = self.version(&head)?;
         let holder: PayloadHolder<'_> = field::read_part(self.member, self.payment)
             .map_err(|why| self.refuse(Reason::InvalidPayload, &why))?;
@@ -338,7 +339,7 @@ impl Reader<'_> {
         format!("{}.payload", self.member)
     }
 
-    fn version(&self, head: &PaymentHead) -> Result<X402Version, Refusal> {
+    fn version(&self, head: &PaymentHead) -> Result<X402Version, RequestError> {
         let place = format!("{}.x402Version", self.member);
         let inner = version_number(&place, head.x402_version.as_ref())
             .map_err(|why| self.refuse(Reason::InvalidX402Version, &why))?;
@@ -357,7 +358,7 @@ impl Reader<'_> {
         })
     }
 
-    fn scheme(&self, version: X402Version, name: &str) -> Result<Scheme, Refusal> {
+    fn scheme(&self, version: X402Version, name: &str) -> Result<Scheme, RequestError> {
         let served = match version {
             X402Version::V1 => "exact in version 1",
             X402Version::V2 => "exact and upto",
@@ -370,7 +371,7 @@ impl Reader<'_> {
             })
     }
 
-    fn network(&self, version: X402Version, name: &str) -> Result<Network, Refusal> {
+    fn network(&self, version: X402Version, name: &str) -> Result<Network, RequestError> {
         match version {
             X402Version::V1 => Network::from_v1_name(name).ok_or_else(|| {
                 self.refuse(Reason::InvalidNetwork, &v1::UnknownV1Name(truncate(name)))
@@ -381,7 +382,7 @@ impl Reader<'_> {
         }
     }
 
-    fn requirements(&self, version: X402Version) -> Result<PaymentRequirements, Refusal> {
+    fn requirements(&self, version: X402Version) -> Result<PaymentRequirements, RequestError> {
         let invalid =
             |why: &dyn std::fmt::Display| self.refuse(Reason::InvalidPaymentRequirements, why);
         match version {
@@ -406,7 +407,7 @@ impl Reader<'_> {
         version: X402Version,
         members: &PayloadMembers,
         (raw, requirements): (&RawValue, &PaymentRequirements),
-    ) -> Result<Payload, Refusal> {
+    ) -> Result<Payload, RequestError> {
         let method = requirements.transfer_method();
         let invalid = |why: String| self.refuse(Reason::InvalidPayload, &why);
         let place = self.payload_place();

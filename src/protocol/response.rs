@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::protocol::{Amount, X402Version, field};
+use crate::protocol::{Amount, Rejection, X402Version, field};
 
 /// The response of `POST /verify`. Advisory: no money has moved, and the payer can still invalidate the payment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,18 @@ pub struct VerifyResponse {
     /// The payer's address, when it could be read from the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payer: Option<String>,
+}
+
+impl VerifyResponse {
+    /// The response to a payment that is not valid.
+    pub fn rejected(rejection: Rejection, payer: Option<Address>) -> Self {
+        Self {
+            is_valid: false,
+            invalid_reason: Some(rejection.reason.code().to_owned()),
+            invalid_message: Some(rejection.message),
+            payer: payer.map(checksummed),
+        }
+    }
 }
 
 /// The response of `POST /settle`, which a seller also puts into `PAYMENT-RESPONSE`.
@@ -60,6 +72,22 @@ pub struct SettleResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "server", schema(value_type = Option<Object>))]
     pub extra: Option<Map<String, Value>>,
+}
+
+impl SettleResponse {
+    /// The response to a payment that is not settled; `network` as the request names it.
+    pub fn rejected(rejection: Rejection, payer: Option<Address>, network: String) -> Self {
+        Self {
+            success: false,
+            error_reason: Some(rejection.reason.code().to_owned()),
+            error_message: Some(rejection.message),
+            payer: payer.map(checksummed),
+            transaction: String::new(),
+            network,
+            amount: None,
+            extra: None,
+        }
+    }
 }
 
 /// The response of `GET /supported`.

@@ -4,8 +4,7 @@ use crate::ledger::testing::{
 };
 use crate::payment::ChainFacts;
 use crate::payment::fixture::{self, AMOUNT};
-use crate::payment::state::Rejection;
-use crate::protocol::{Amount, Reason, Scheme};
+use crate::protocol::{Amount, Reason, Rejection, Scheme};
 
 /// The same payer with another nonce.
 fn further(nonce: u8, payer: u8) -> NewPayment {

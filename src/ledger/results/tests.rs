@@ -3,9 +3,8 @@ use crate::ledger::LaneLease;
 use crate::ledger::testing::{
     LANE, NETWORK, OTHER_LANE, TestLedger, attempt, block, location, mined, request,
 };
-use crate::payment::state::Rejection;
 use crate::payment::{Payment, PaymentState};
-use crate::protocol::Reason;
+use crate::protocol::{Reason, Rejection};
 
 /// A ledger with the payments 1 and 2 in the transaction of nonce 0.
 async fn sent() -> (TestLedger, LaneLease, Uuid, [Payment; 2]) {

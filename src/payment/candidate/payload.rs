@@ -8,7 +8,7 @@ use crate::payment::{Method, NetworkPolicy};
 use crate::protocol::permit2::proxy_of;
 use crate::protocol::{
     Authorization, AuthorizationPayload, DomainSeparator, ExactPayload, Permit2Payload, Reason,
-    Refusal, Scheme, X402Version,
+    Rejection, Scheme, X402Version,
 };
 
 /// The parts of a payload, before the signature is recovered.
@@ -31,23 +31,14 @@ pub(super) struct PayloadParser<'a> {
 }
 
 impl PayloadParser<'_> {
-    pub(super) fn refuse(&self, reason: Reason, message: String) -> Refusal {
-        Refusal {
-            reason,
-            message,
-            payer: Some(self.request.payload.payer()),
-            network_name: self.request.network_name.clone(),
-        }
-    }
-
-    pub(super) fn parse(&self) -> Result<ParsedPayload, Refusal> {
+    pub(super) fn parse(&self) -> Result<ParsedPayload, Rejection> {
         match &self.request.payload {
             AuthorizationPayload::Eip3009(payload) => self.parse_eip3009(payload),
             AuthorizationPayload::Permit2(payload) => self.parse_permit2(payload),
         }
     }
 
-    fn parse_eip3009(&self, payload: &ExactPayload) -> Result<ParsedPayload, Refusal> {
+    fn parse_eip3009(&self, payload: &ExactPayload) -> Result<ParsedPayload, Rejection> {
         let method = Method::Eip3009;
         self.check_scheme(&method)?;
         let domain = self.domain()?;
@@ -65,15 +56,15 @@ impl PayloadParser<'_> {
         })
     }
 
-    fn parse_permit2(&self, payload: &Permit2Payload) -> Result<ParsedPayload, Refusal> {
+    fn parse_permit2(&self, payload: &Permit2Payload) -> Result<ParsedPayload, Rejection> {
         let signed = &payload.permit2_authorization;
         let required = &self.request.requirements;
         let facilitator = match (required.scheme, signed.witness.facilitator) {
             (Scheme::Exact, _) => None,
             (Scheme::Upto, Some(facilitator)) => Some(facilitator),
             (Scheme::Upto, None) => {
-                let why = "expected a witness with the facilitator's address".to_owned();
-                return Err(self.refuse(Reason::UnsupportedPayloadType, why));
+                let why = "expected a witness with the facilitator's address";
+                return Err(Rejection::new(Reason::UnsupportedPayloadType, why));
             }
         };
         let method = Method::Permit2(Permit2 {
@@ -82,8 +73,8 @@ impl PayloadParser<'_> {
             sponsored: None,
         });
         if required.scheme == Scheme::Exact && self.request.accepted_scheme != Scheme::Exact {
-            let why = "expected the accepted scheme to be exact, like the required one".to_owned();
-            return Err(self.refuse(Reason::UnsupportedPayloadType, why));
+            let why = "expected the accepted scheme to be exact, like the required one";
+            return Err(Rejection::new(Reason::UnsupportedPayloadType, why));
         }
         self.check_scheme(&method)?;
         self.check_network(&method)?;
@@ -95,7 +86,7 @@ impl PayloadParser<'_> {
         let proxy = proxy_of(required.scheme);
         if signed.spender != proxy {
             let why = format!("expected the spender {proxy}, got {}", signed.spender);
-            return Err(self.refuse(Reason::Permit2Spender, why));
+            return Err(Rejection::new(Reason::Permit2Spender, why));
         }
         let value = if charged {
             required.amount
@@ -112,7 +103,7 @@ impl PayloadParser<'_> {
         })
     }
 
-    fn check_scheme(&self, method: &Method) -> Result<(), Refusal> {
+    fn check_scheme(&self, method: &Method) -> Result<(), Rejection> {
         let (accepted, required) = (
             self.request.accepted_scheme,
             self.request.requirements.scheme,
@@ -125,10 +116,10 @@ impl PayloadParser<'_> {
             required.name(),
             accepted.name()
         );
-        Err(self.refuse(method.reason(self.request.version, Fault::Scheme), why))
+        Err(method.rejection(self.request.version, Fault::Scheme, why))
     }
 
-    fn check_network(&self, method: &Method) -> Result<(), Refusal> {
+    fn check_network(&self, method: &Method) -> Result<(), Rejection> {
         let (accepted, required) = (
             self.request.accepted_network,
             self.request.requirements.network,
@@ -139,19 +130,19 @@ impl PayloadParser<'_> {
         let why = format!(
             "expected the required network {required}, got the accepted network {accepted}"
         );
-        Err(self.refuse(method.reason(self.request.version, Fault::Network), why))
+        Err(method.rejection(self.request.version, Fault::Network, why))
     }
 
-    fn check_positive_amount(&self) -> Result<(), Refusal> {
+    fn check_positive_amount(&self) -> Result<(), Rejection> {
         if !self.request.requirements.amount.is_zero() {
             return Ok(());
         }
-        let why = "a payment of 0 moves nothing; expected a positive amount".to_owned();
-        Err(self.refuse(Reason::InvalidPaymentRequirements, why))
+        let why = "a payment of 0 moves nothing; expected a positive amount";
+        Err(Rejection::new(Reason::InvalidPaymentRequirements, why))
     }
 
     /// The token's EIP-712 domain. v2 requires it in `extra`; v1 sellers may omit it, and then the configured token's domain applies.
-    fn domain(&self) -> Result<(String, String), Refusal> {
+    fn domain(&self) -> Result<(String, String), Rejection> {
         let required = &self.request.requirements;
         let asset = match self.request.version {
             X402Version::V1 => self.policy.asset(required.asset),
@@ -166,8 +157,8 @@ impl PayloadParser<'_> {
         if let (Some(name), Some(version)) = (name, version) {
             return Ok((name.to_owned(), version.to_owned()));
         }
-        let why = "expected extra.name and extra.version, the token's EIP-712 domain".to_owned();
-        Err(self.refuse(Reason::ExactMissingDomain, why))
+        let why = "expected extra.name and extra.version, the token's EIP-712 domain";
+        Err(Rejection::new(Reason::ExactMissingDomain, why))
     }
 }
 

@@ -123,7 +123,7 @@ fn signature_for_another_scheme_is_rejected() {
     *body.pointer_mut(place).unwrap() = other.pointer(place).unwrap().clone();
     let candidate = candidate_of(&body, Purpose::Settle);
     assert_eq!(candidate.signed_by, SignedBy::Unknown);
-    let refusal = candidate.verified(&facts()).unwrap_err();
+    let refusal = candidate.verified(facts()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Permit2Signature);
 }
 
@@ -142,7 +142,7 @@ fn eip2612_faults_are_reported_after_the_signature_check() {
     let good = with(info.clone());
     let sponsored = permitted(&good.method).sponsored.clone();
     assert!(matches!(sponsored, Some(Sponsored::Permit { .. })));
-    let verified = good.verified(&facts()).unwrap();
+    let verified = good.verified(facts()).unwrap();
     assert_eq!(
         verified.allowance(),
         None,
@@ -152,11 +152,11 @@ fn eip2612_faults_are_reported_after_the_signature_check() {
     let mut wrong_owner = info.clone();
     wrong_owner["from"] = json!(PAYEE);
     let faulty = with(wrong_owner.clone());
-    let refusal = faulty.clone().verified(&facts()).unwrap_err();
+    let refusal = faulty.clone().verified(facts()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Eip2612FromMismatch);
     let mut forged = faulty;
     forged.signed_by = SignedBy::Unknown;
-    let refusal = forged.verified(&facts()).unwrap_err();
+    let refusal = forged.verified(facts()).unwrap_err();
     assert_eq!(
         refusal.reason,
         Reason::Permit2Signature,
@@ -165,6 +165,6 @@ fn eip2612_faults_are_reported_after_the_signature_check() {
 
     let mut expired = info;
     expired["deadline"] = json!(now().unix_timestamp().to_string());
-    let refusal = with(expired).verified(&facts()).unwrap_err();
+    let refusal = with(expired).verified(facts()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Eip2612DeadlineExpired);
 }

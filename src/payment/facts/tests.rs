@@ -16,7 +16,7 @@ fn reverted(text: &str) -> ChainFacts {
 
 fn check(candidate: Candidate, facts: &ChainFacts) -> Result<(), Reason> {
     candidate
-        .verified(facts)
+        .verified(facts.clone())
         .map(drop)
         .map_err(|refusal| refusal.reason)
 }
@@ -38,7 +38,7 @@ fn with_undeployed_wallet() -> Candidate {
 
 #[test]
 fn payment_that_passes_every_check_is_verified() {
-    let verified = candidate().verified(&facts()).unwrap();
+    let verified = candidate().verified(facts()).unwrap();
     assert_eq!(*verified.candidate(), candidate());
 }
 
@@ -134,14 +134,14 @@ fn message_explains_tokens_without_contract_signatures() {
         transfer_succeeds: false,
         ..facts()
     };
-    let refusal = with_unknown_signer().verified(&ignored).unwrap_err();
+    let refusal = with_unknown_signer().verified(ignored.clone()).unwrap_err();
     assert_eq!(refusal.reason, Reason::ExactSimulationFailed);
     assert!(refusal.message.contains("plain accounts only"));
     let paused = ChainFacts {
         revert: Revert::from("paused").abi_encode().into(),
         ..ignored
     };
-    let refusal = with_unknown_signer().verified(&paused).unwrap_err();
+    let refusal = with_unknown_signer().verified(paused).unwrap_err();
     assert!(refusal.message.contains("paused"), "{}", refusal.message);
 }
 

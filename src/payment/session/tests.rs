@@ -74,7 +74,7 @@ fn requirements_may_differ_only_in_extra_and_timeout() {
     for (index, change) in changes.iter().enumerate() {
         let mut asked = required();
         change(&mut asked);
-        let (reason, _) = session.check_requirements(&asked).unwrap_err();
+        let Rejection { reason, .. } = session.check_requirements(&asked).unwrap_err();
         assert_eq!(
             reason,
             Reason::SessionRequirementsMismatch,
@@ -102,7 +102,7 @@ fn only_a_direct_transfer_of_the_payer_is_accepted() {
     for (index, change) in changes.iter().enumerate() {
         let mut other = transfer(&session);
         change(&mut other);
-        let (reason, _) = session.check_transfer(&other).unwrap_err();
+        let Rejection { reason, .. } = session.check_transfer(&other).unwrap_err();
         assert_eq!(reason, Reason::SessionTransferMismatch, "change {index}");
     }
 }
@@ -110,10 +110,10 @@ fn only_a_direct_transfer_of_the_payer_is_accepted() {
 #[test]
 fn claim_must_be_signed_by_the_payer() {
     let session = session(Rail::Transfer);
-    let (reason, why) = session
+    let rejection = session
         .check_claim(B256::repeat_byte(1), &[7; 65])
         .unwrap_err();
-    assert_eq!(reason, Reason::SessionClaimInvalid);
-    assert!(why.contains(&PAYER.to_string()));
+    assert_eq!(rejection.reason, Reason::SessionClaimInvalid);
+    assert!(rejection.message.contains(&PAYER.to_string()));
     assert!(session.check_claim(B256::repeat_byte(1), &[]).is_err());
 }

@@ -59,12 +59,24 @@ fn changed(version: X402Version, pointer: &str, value: Value) -> Value {
     body
 }
 
-fn parse(body: &Value) -> Result<Result<PaymentRequest, Refusal>, EnvelopeError> {
+fn parse(body: &Value) -> Result<PaymentRequest, RequestError> {
     PaymentRequest::parse(body.to_string().as_bytes())
 }
 
+/// The reason, the payer and the network name of a rejection.
+fn rejected(body: &Value) -> (Reason, Option<Address>, String) {
+    match parse(body) {
+        Err(RequestError::Rejected {
+            rejection,
+            payer,
+            network_name,
+        }) => (rejection.reason, payer, network_name),
+        outcome => panic!("expected a rejection, got {outcome:?}"),
+    }
+}
+
 fn reason(body: &Value) -> Reason {
-    parse(body).unwrap().unwrap_err().reason
+    rejected(body).0
 }
 
 fn price(version: X402Version) -> &'static str {
@@ -91,7 +103,7 @@ fn pointers(value: &Value) -> Vec<String> {
 #[test]
 fn both_versions_parse_to_the_same_request() {
     for version in VERSIONS {
-        let request = parse(&body(version)).unwrap().unwrap();
+        let request = parse(&body(version)).unwrap();
         assert_eq!(request.version, version);
         assert_eq!(request.accepted_network, Network::from_chain_id(84_532));
         assert_eq!(request.requirements.network, request.accepted_network);
@@ -106,13 +118,13 @@ fn both_versions_parse_to_the_same_request() {
 fn bodies_that_are_not_requests_are_envelope_errors() {
     for text in ["", "[]", "null", "\"x\"", "{}", "{\"x402Version\":2}"] {
         let outcome = PaymentRequest::parse(text.as_bytes());
-        assert!(matches!(outcome, Err(EnvelopeError::Shape(_))), "{text}");
+        assert!(matches!(outcome, Err(RequestError::Shape(_))), "{text}");
     }
     for member in ["/paymentPayload", "/paymentRequirements"] {
         for value in [json!([]), json!("x"), json!(1)] {
             let outcome = parse(&changed(X402Version::V2, member, value.clone()));
             assert!(
-                matches!(outcome, Err(EnvelopeError::NotAnObject(..))),
+                matches!(outcome, Err(RequestError::NotAnObject(..))),
                 "{member} {value}"
             );
         }
@@ -121,7 +133,7 @@ fn bodies_that_are_not_requests_are_envelope_errors() {
     nameless["paymentPayload"]["x402Version"] = Value::Null;
     assert!(matches!(
         parse(&nameless),
-        Err(EnvelopeError::VersionMissing)
+        Err(RequestError::VersionMissing)
     ));
 }
 
@@ -146,7 +158,7 @@ fn unknown_or_contradicting_versions_are_rejected() {
         "the version is checked first"
     );
     let alone = changed(X402Version::V1, "/x402Version", Value::Null);
-    assert_eq!(parse(&alone).unwrap().unwrap().version, X402Version::V1);
+    assert_eq!(parse(&alone).unwrap().version, X402Version::V1);
 }
 
 #[test]
@@ -217,7 +229,7 @@ fn permit2_parses_in_both_schemes_with_and_without_method() {
         let mut unnamed = named.clone();
         unnamed["paymentRequirements"]["extra"] = Value::Null;
         for body in [named, unnamed] {
-            let request = parse(&body).unwrap().unwrap();
+            let request = parse(&body).unwrap();
             assert_eq!(request.requirements.scheme.name(), scheme);
             let Payload::Authorization(AuthorizationPayload::Permit2(payload)) = request.payload
             else {
@@ -251,9 +263,8 @@ fn transfer_method_that_contradicts_the_payload_is_rejected() {
     );
     let mut broken = permit2_body("upto");
     broken["paymentPayload"]["payload"]["permit2Authorization"] = json!({ "from": PAYER });
-    let refusal = parse(&broken).unwrap().unwrap_err();
-    assert_eq!(refusal.reason, Reason::InvalidPayload);
-    assert_eq!(refusal.payer, Some(PAYER));
+    let (reason, payer, _) = rejected(&broken);
+    assert_eq!((reason, payer), (Reason::InvalidPayload, Some(PAYER)));
 }
 
 #[test]
@@ -292,13 +303,13 @@ fn malformed_resource_is_never_a_reason_to_reject() {
             let mut body = body(X402Version::V2);
             body["paymentPayload"]["resource"] = json!({ "url": "https://buyer.example" });
             *body.pointer_mut(place).unwrap() = value.clone();
-            assert!(parse(&body).unwrap().is_ok(), "{place} {value}");
+            assert!(parse(&body).is_ok(), "{place} {value}");
         }
     }
     let mut body = body(X402Version::V2);
     body["paymentPayload"]["resource"] =
         json!({ "url": format!("\0\n{}", "x".repeat(5000)), "tags": [] });
-    let resource = parse(&body).unwrap().unwrap().resource.unwrap();
+    let resource = parse(&body).unwrap().resource.unwrap();
     assert_eq!(
         resource,
         "x".repeat(2048),
@@ -308,17 +319,13 @@ fn malformed_resource_is_never_a_reason_to_reject() {
 
 #[test]
 fn rejection_names_the_payer_if_it_can_be_read() {
-    let refusal = |pointer: &str, value: Value| {
-        parse(&changed(X402Version::V2, pointer, value))
-            .unwrap()
-            .unwrap_err()
-    };
-    let readable = refusal(&format!("{AUTHORIZATION}/nonce"), json!("0x00"));
-    assert_eq!(readable.payer, Some(PAYER));
-    assert_eq!(readable.network_name, "eip155:84532");
-    let unreadable = refusal(&format!("{AUTHORIZATION}/from"), json!("nobody"));
-    assert_eq!(unreadable.payer, None);
-    assert_eq!(unreadable.reason, Reason::InvalidPayload);
+    let network_name = "eip155:84532".to_owned();
+    for (member, value, payer) in [("nonce", "0x00", Some(PAYER)), ("from", "nobody", None)] {
+        let pointer = format!("{AUTHORIZATION}/{member}");
+        let found = rejected(&changed(X402Version::V2, &pointer, json!(value)));
+        let expected = (Reason::InvalidPayload, payer, network_name.clone());
+        assert_eq!(found, expected, "{member}");
+    }
 }
 
 fn any_version() -> impl Strategy<Value = X402Version> {
@@ -403,7 +410,7 @@ fn is_plain_decimal(text: &str) -> bool {
 proptest! {
     #[test]
     fn arbitrary_bytes_never_parse_and_never_panic(bytes: Vec<u8>) {
-        prop_assert!(!matches!(PaymentRequest::parse(&bytes), Ok(Ok(_))));
+        prop_assert!(PaymentRequest::parse(&bytes).is_err());
     }
 
     #[test]
@@ -412,7 +419,7 @@ proptest! {
     ) {
         let members = json!({ "x402Version": version, "paymentPayload": payload, "paymentRequirements": required });
         for body in [outer, members] {
-            prop_assert!(!matches!(parse(&body), Ok(Ok(_))));
+            prop_assert!(parse(&body).is_err());
         }
     }
 
@@ -425,9 +432,9 @@ proptest! {
         let outcome = parse(&changed(version, pointer, value));
         let printed = format!("{outcome:?}");
         prop_assert!(!printed.contains(signature().trim_start_matches("0x")));
-        if let Ok(Err(refusal)) = outcome {
-            prop_assert!(!refusal.message.is_empty() && refusal.message.chars().count() <= 200);
-            prop_assert!(refusal.network_name.chars().count() <= 200);
+        if let Err(RequestError::Rejected { rejection, network_name, .. }) = outcome {
+            prop_assert!(!rejection.message.is_empty() && rejection.message.chars().count() <= 200);
+            prop_assert!(network_name.chars().count() <= 200);
         }
     }
 
@@ -435,7 +442,7 @@ proptest! {
     fn truncated_body_is_an_envelope_error(version in any_version(), at: prop::sample::Index) {
         let text = body(version).to_string();
         let part = text.as_bytes().split_at(at.index(text.len())).0;
-        prop_assert!(matches!(PaymentRequest::parse(part), Err(EnvelopeError::Shape(_))));
+        prop_assert!(matches!(PaymentRequest::parse(part), Err(RequestError::Shape(_))));
     }
 
     #[test]
@@ -449,17 +456,18 @@ proptest! {
             (number("validBefore"), Reason::InvalidPayload),
         ];
         for (place, expected) in places {
-            match parse(&changed(version, &place, json!(text))).unwrap() {
+            match parse(&changed(version, &place, json!(text))) {
                 Ok(request) => {
                     prop_assert!(plain, "{place} accepted {text:?}");
                     let signed = signed(&request);
                     let read = [request.requirements.amount, signed.value, signed.valid_after, signed.valid_before];
                     prop_assert!(read.iter().any(|amount| amount.to_string() == text));
                 }
-                Err(refusal) => {
-                    prop_assert!(!plain, "{place} refused {text:?}: {}", refusal.message);
-                    prop_assert_eq!(refusal.reason, expected);
+                Err(RequestError::Rejected { rejection, .. }) => {
+                    prop_assert!(!plain, "{place} refused {text:?}: {}", rejection.message);
+                    prop_assert_eq!(rejection.reason, expected);
                 }
+                Err(error) => panic!("{place}: {error}"),
             }
         }
     }

@@ -18,9 +18,8 @@ use crate::chain::Broadcast;
 use crate::chain::RpcError;
 use crate::chain::broadcast::{BroadcastRejection, broadcast};
 use crate::ledger::{Funding, FundingState};
-use crate::payment::state::Rejection;
 use crate::payment::{Approval, Payment, PaymentId, Signed};
-use crate::protocol::Reason;
+use crate::protocol::{Reason, Rejection};
 use crate::settlement::supervisor::report_panic;
 use crate::settlement::{DependencyError, Queue, Queued, ServedNetwork};
 use crate::telemetry::causes;
@@ -90,16 +89,16 @@ impl Approvals {
 
 /// Why an approval cannot be mined, checked before anything is spent on it; `None` when nothing speaks against it. Fails when the chain or
 /// the ledger does not answer.
-pub async fn approval_objection(
+pub async fn approval_rejection(
     served: &ServedNetwork,
     signed: Signed<'_>,
-) -> Result<Option<(Reason, String)>, DependencyError> {
+) -> Result<Option<Rejection>, DependencyError> {
     let Some(approval) = signed.approval(served.policy.network) else {
         let why = "the signed approval cannot be decoded".to_owned();
-        return Ok(Some((Reason::ApprovalParseFailed, why)));
+        return Ok(Some(Rejection::new(Reason::ApprovalParseFailed, why)));
     };
     if let Some(why) = outdated(served, signed, &approval).await? {
-        return Ok(Some((Reason::ApprovalFailed, why)));
+        return Ok(Some(Rejection::new(Reason::ApprovalFailed, why)));
     }
     let base_fee = served
         .view
@@ -111,7 +110,7 @@ pub async fn approval_objection(
             "the approval offers {} wei per gas, the base fee is {base_fee}",
             approval.max_fee_wei
         );
-        return Ok(Some((Reason::ApprovalFailed, why)));
+        return Ok(Some(Rejection::new(Reason::ApprovalFailed, why)));
     }
     let call = (signed.asset, &approval.call);
     if !served
@@ -120,7 +119,7 @@ pub async fn approval_objection(
         .await?
     {
         let why = "the approval reverts when simulated, or its gas limit is too low".to_owned();
-        return Ok(Some((Reason::ApprovalFailed, why)));
+        return Ok(Some(Rejection::new(Reason::ApprovalFailed, why)));
     }
     let Some(wei) = missing_wei(served, signed, &approval).await? else {
         return Ok(None);
@@ -135,7 +134,7 @@ pub async fn approval_objection(
         .is_some_and(|limits| given.allows(wei, limits));
     Ok((!within).then(|| {
         let why = format!("the payer lacks {wei} wei for its approval's gas, and the limit of gas money per 24 hours is reached");
-        (Reason::ApprovalInsufficientGas, why)
+        Rejection::new(Reason::ApprovalInsufficientGas, why)
     }))
 }
 
@@ -212,7 +211,7 @@ enum Next {
     Release,
     Wait(WaitingFor),
     /// The payment is refused: the approval cannot be mined, or has waited too long.
-    Refuse(Reason, String),
+    Refuse(Rejection),
 }
 
 impl Approver {
@@ -270,7 +269,10 @@ async fn follow_approval(on_hold: OnHold, payment: Payment) {
             break next;
         };
         if Instant::now() >= deadline {
-            break Next::Refuse(Reason::ApprovalBroadcastFailed, waits.timeout_message());
+            break Next::Refuse(Rejection::new(
+                Reason::ApprovalBroadcastFailed,
+                waits.timeout_message(),
+            ));
         }
         let _ = tokio::time::timeout(POLL_INTERVAL, view.changed()).await;
     };
@@ -282,14 +284,10 @@ async fn follow_approval(on_hold: OnHold, payment: Payment) {
             }
         }
         Next::Wait(_) => {}
-        Next::Refuse(reason, message) => {
-            tracing::info!(payment.id = %id, code = reason.code(), "payment refused: its approval cannot be mined");
+        Next::Refuse(rejection) => {
+            tracing::info!(payment.id = %id, code = rejection.reason.code(), "payment refused: its approval cannot be mined");
             // If the ledger fails, the payment is still queued there and is checked again.
-            if let Err(error) = served
-                .ledger
-                .refuse(id, &Rejection { reason, message })
-                .await
-            {
+            if let Err(error) = served.ledger.refuse(id, &rejection).await {
                 tracing::warn!(payment.id = %id, error = causes(&error), "refusal of a payment not recorded: it stays queued");
             }
             served.waiters.wake([id]);
@@ -301,7 +299,10 @@ async fn step(served: &ServedNetwork, payment: &Payment) -> Result<Next, Depende
     let signed = payment.signed();
     let Some(approval) = signed.approval(served.policy.network) else {
         let why = "the signed approval cannot be decoded".to_owned();
-        return Ok(Next::Refuse(Reason::ApprovalParseFailed, why));
+        return Ok(Next::Refuse(Rejection::new(
+            Reason::ApprovalParseFailed,
+            why,
+        )));
     };
     // In this order: if a block comes between the two reads, the allowance is the newer one.
     let outdated = outdated(served, signed, &approval).await?;
@@ -313,7 +314,7 @@ async fn step(served: &ServedNetwork, payment: &Payment) -> Result<Next, Depende
         return Ok(Next::Release);
     }
     if let Some(why) = outdated {
-        return Ok(Next::Refuse(Reason::ApprovalFailed, why));
+        return Ok(Next::Refuse(Rejection::new(Reason::ApprovalFailed, why)));
     }
     if let Some(wei) = missing_wei(served, signed, &approval).await? {
         return fund(served, payment, wei).await;
@@ -332,7 +333,7 @@ async fn step(served: &ServedNetwork, payment: &Payment) -> Result<Next, Depende
                 let why =
                     "another pending transaction of the payer uses the approval's account nonce"
                         .to_owned();
-                Next::Refuse(Reason::ApprovalBroadcastFailed, why)
+                Next::Refuse(Rejection::new(Reason::ApprovalBroadcastFailed, why))
             }
             Broadcast::Rejected(why) => Next::Wait(WaitingFor::Node(why.text())),
         },
@@ -357,11 +358,17 @@ async fn fund(
             let why = format!(
                 "the payer lacks {wei} wei for its approval's gas, and did not get it: the transaction with the gas money reverted or was replaced by an empty one"
             );
-            Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why))
+            Ok(Next::Refuse(Rejection::new(
+                Reason::ApprovalInsufficientGas,
+                why,
+            )))
         }
         FundingState::Mined => {
             let why = format!("the payer got gas money for its approval and lacks {wei} wei again");
-            Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why))
+            Ok(Next::Refuse(Rejection::new(
+                Reason::ApprovalInsufficientGas,
+                why,
+            )))
         }
         FundingState::Never => {
             if !served
@@ -372,7 +379,10 @@ async fn fund(
                 let why = format!(
                     "the payer lacks {wei} wei for its approval's gas, and the limit of gas money per 24 hours is reached"
                 );
-                return Ok(Next::Refuse(Reason::ApprovalInsufficientGas, why));
+                return Ok(Next::Refuse(Rejection::new(
+                    Reason::ApprovalInsufficientGas,
+                    why,
+                )));
             }
             let funding = Funding {
                 payment: payment.id,

@@ -5,6 +5,6 @@ mod approvals;
 mod pickup;
 mod queue;
 
-pub use approvals::{Approvals, Approver, approval_objection};
+pub use approvals::{Approvals, Approver, approval_rejection};
 pub use pickup::Pickup;
 pub use queue::{Place, Queue, Queued};

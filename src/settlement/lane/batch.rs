@@ -12,8 +12,8 @@ use crate::ledger::{
     TransactionKind,
 };
 use crate::payment::method::Fault;
-use crate::payment::state::Rejection;
 use crate::payment::{ChainFacts, Payment};
+use crate::protocol::Rejection;
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
 use crate::settlement::{Queued, ServedNetwork};

@@ -6,7 +6,7 @@ use crate::chain::AuthorizationUse;
 use crate::chain::Head;
 use crate::payment::Payment;
 use crate::payment::method::Fault;
-use crate::payment::state::Rejection;
+use crate::protocol::Rejection;
 use crate::settlement::{DependencyError, ServedNetwork};
 
 /// Payments per query.

@@ -7,8 +7,8 @@ use crate::chain::AuthorizationUse;
 use crate::chain::Head;
 use crate::ledger::{Undecided, Verdict};
 use crate::payment::method::Fault;
-use crate::payment::state::Rejection;
 use crate::payment::{Payment, PaymentState};
+use crate::protocol::Rejection;
 
 /// A payment mined this often without effect, although each simulation succeeded, is refused.
 const TRIES_MAX: i64 = 3;

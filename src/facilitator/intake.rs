@@ -1,0 +1,381 @@
+//! The path of a presented payment, from top to bottom: validate → look up → check policy and chain → accept or join. `/verify` is the same
+//! without the last step.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::facilitator::settle::{Decision, decide};
+use crate::facilitator::{Error, Facilitator, Unavailable};
+use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
+use crate::payment::facts::NONCE_USED;
+use crate::payment::method::Fault;
+use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified};
+use crate::protocol::response::checksummed;
+use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
+use crate::settlement::waiters::Waiting;
+use crate::settlement::{Queued, ServedNetwork, approval_rejection};
+use crate::telemetry::causes;
+
+/// How many times the balance is read for one acceptance: a transfer of the same payer may be in a block whose result is being recorded.
+const READS_MAX: u32 = 3;
+/// How long to wait for an endpoint that is behind a block that was seen before: the slowest chains make one block in that time.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
+/// Pause before the next read, in which the ledger records results or the endpoint catches up.
+const RECORD_PAUSE: Duration = Duration::from_millis(300);
+
+/// A payment that is not being settled, after its checks.
+#[derive(Debug)]
+enum Preflight {
+    /// It could be settled now.
+    Valid(Box<Verified>),
+    /// Its money was transferred already, and this row records it.
+    Transferred(PaymentId),
+}
+
+impl Facilitator {
+    /// Checks a payment without sending anything. Its only write is a short lease over a payment that is being settled, and the record of
+    /// money that was transferred already.
+    ///
+    /// # Errors
+    /// An [`Unavailable`] when the payment cannot be checked now.
+    pub async fn verify(&self, request: PaymentRequest) -> Result<VerifyResponse, Unavailable> {
+        let mut payer = request.payload.payer();
+        match self.try_verify(request, &mut payer).await {
+            Ok(()) => Ok(VerifyResponse {
+                is_valid: true,
+                invalid_reason: None,
+                invalid_message: None,
+                payer: payer.map(checksummed),
+            }),
+            Err(Error::Rejected(rejection)) => Ok(VerifyResponse::rejected(rejection, payer)),
+            Err(Error::Unavailable(unavailable)) => Err(unavailable),
+        }
+    }
+
+    async fn try_verify(
+        &self,
+        request: PaymentRequest,
+        payer: &mut Option<Address>,
+    ) -> Result<(), Error> {
+        let served = self.network_of(request.requirements.network)?;
+        let (request, payload) = request.with_payload(());
+        let payload = match payload {
+            Payload::Authorization(payload) => payload,
+            Payload::Proof(proof) => {
+                let session = self.session_with_id(&proof.session_id).await?;
+                *payer = Some(session.payer);
+                return self.verify_proof(served, &session, &request, &proof).await;
+            }
+        };
+        let (request, ()) = request.with_payload(payload);
+        let candidate = Candidate::from_request(request, &served.policy, Purpose::Verify)?;
+        let mut known = self.look_up(served, &candidate).await?;
+        loop {
+            if let Some(found) = &known.payment
+                && self.verify_known(found).await?
+            {
+                return Ok(());
+            }
+            match self.preflight(served, &candidate, &known).await? {
+                Preflight::Valid(_) => {
+                    return Self::can_be_sent(served, &candidate, Purpose::Verify);
+                }
+                Preflight::Transferred(id) => {
+                    known.payment = Some(self.ledger.payment_with_grant(id).await?);
+                }
+            }
+        }
+    }
+
+    /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
+    /// the seller has to ask for are those of the session, without one those of the authorization. Rejected are other content under the
+    /// same nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
+    pub(super) async fn look_up(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+    ) -> Result<Lookup, Error> {
+        let known = readable(self.ledger.lookup(candidate.into()).await)?;
+        if let Some(session) = &known.session {
+            session.check_requirements(&candidate.requirements)?;
+        }
+        let Some(found) = &known.payment else {
+            candidate.check_payee()?;
+            return Ok(known);
+        };
+        candidate.check_payee_and_amount()?;
+        check_digest(candidate, &found.payment)?;
+        let is_proven = candidate.signed_by == SignedBy::Payer
+            || candidate.signature == found.payment.signature;
+        if !is_proven {
+            candidate.check_signature(&served.facts.of(candidate.signed()).await?)?;
+        }
+        Ok(known)
+    }
+
+    /// Checks a payment that is not being settled; where the check fails and the money may have been transferred already, looks for that on
+    /// the chain.
+    async fn preflight(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        known: &Lookup,
+    ) -> Result<Preflight, Error> {
+        let is_new = known.is_new();
+        if is_new && self.is_known_to_be_used(served, candidate) {
+            candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
+            return Err(candidate.refuse_for(Fault::NonceUsed, NONCE_USED).into());
+        }
+        let rejection = match self.check(served, candidate.clone()).await {
+            Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
+            Err(Error::Rejected(rejection)) => rejection,
+            Err(error) => return Err(error),
+        };
+        let used = matches!(
+            rejection.reason,
+            Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
+        );
+        // An authorization that was accepted once or has a session may have been used by a foreign transaction, whatever the reason of the
+        // rejection is now: the transfer may be older than the end of the time window, or than the removal of the payee from the operator's
+        // list.
+        if is_new && !used {
+            return Err(rejection.into());
+        }
+        let turn = self.used_nonces.turn(candidate).await;
+        let _turn = turn.ok_or(Unavailable::BeingChecked)?;
+        if is_new && self.is_known_to_be_used(served, candidate) {
+            return Err(rejection.into());
+        }
+        let transferred = self.find_transferred(served, candidate, known, used);
+        match transferred.await? {
+            Some(id) => Ok(Preflight::Transferred(id)),
+            None => Err(rejection.into()),
+        }
+    }
+
+    /// Checks a candidate against the policy and the clock, then against the chain.
+    async fn check(&self, served: &ServedNetwork, candidate: Candidate) -> Result<Verified, Error> {
+        candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
+        if !served.is_open() {
+            return Err(Unavailable::NetworkStarting(served.policy.network).into());
+        }
+        let mut candidate = candidate;
+        // An ERC-6492 wrapper does not say whether its wallet is deployed.
+        if candidate.wallet.is_some() {
+            let code = served.rpc.code(candidate.authorization.from).await?;
+            candidate = candidate.with_wallet_deployed(&served.policy, !code.is_empty())?;
+        }
+        let facts = served.facts.of(candidate.signed()).await?;
+        let verified = candidate.verified(facts)?;
+        let candidate = verified.candidate();
+        if candidate.wallet.is_some() && !served.has_multicall() {
+            let why = "this network has no Multicall3, by which the payer's wallet would be deployed; deploy the wallet first, and sign without its factory";
+            return Err(candidate.refuse_for(Fault::Simulation, why).into());
+        }
+        let signed = candidate.signed();
+        if signed.needs_approval_first(verified.facts())
+            && let Some(rejection) = approval_rejection(served, signed).await?
+        {
+            return Err(rejection.into());
+        }
+        Ok(verified)
+    }
+
+    /// Whether a valid payment could be sent now. At `/verify`, one that names a signer which cannot send is rejected if another signer
+    /// can: the payer has not paid yet, and may name that one.
+    fn can_be_sent(
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        purpose: Purpose,
+    ) -> Result<(), Error> {
+        let named = candidate.method.facilitator();
+        let Err(cannot) = served.can_send(named) else {
+            return Ok(());
+        };
+        match (purpose, named.and_then(|_| served.first_usable_signer())) {
+            (Purpose::Verify, Some(able)) => {
+                let why = format!("{cannot}; expected a payment that names {able}");
+                Err(Rejection::new(Reason::UptoFacilitatorMismatch, why).into())
+            }
+            (Purpose::Verify | Purpose::Settle, _) => Err(cannot.into()),
+        }
+    }
+
+    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one. `Waiting` has every
+    /// change of a payment that was queued by this request.
+    pub(super) async fn accept_or_join(
+        &self,
+        served: &ServedNetwork,
+        candidate: Candidate,
+        known: &Lookup,
+    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+        if let Some(found) = &known.payment {
+            self.ledger.end_verify_lease(found.payment.id).await?;
+            if !matches!(decide(found), Decision::CheckAgain(_)) {
+                return Ok((found.payment.id, None));
+            }
+        }
+        self.accept(served, candidate, known).await
+    }
+
+    /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
+    /// without one.
+    pub(super) async fn accept(
+        &self,
+        served: &ServedNetwork,
+        candidate: Candidate,
+        known: &Lookup,
+    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+        let refused = known.payment.as_ref().map(|found| found.payment.id);
+        let queue = &served.queue;
+        let place = queue.reserve().ok_or(Unavailable::Busy)?;
+        let mut reads_left = READS_MAX;
+        let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
+        loop {
+            let verified = match self.preflight(served, &candidate, known).await? {
+                Preflight::Valid(verified) => *verified,
+                Preflight::Transferred(id) => return Ok((id, None)),
+            };
+            if !candidate.authorization.value.is_zero() {
+                Self::can_be_sent(served, &candidate, Purpose::Settle)?;
+            }
+            let facts = verified.facts().clone();
+            let new = NewPayment {
+                id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
+                verified,
+                confirmations: served.policy.confirmations,
+                claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
+            };
+            let accepted = match refused {
+                Some(_) => self.ledger.queue_again(new).await?,
+                None => self.ledger.accept(new).await?,
+            };
+            match accepted {
+                Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
+                    return Ok((payment.id, None));
+                }
+                Accepted::New(payment) => {
+                    let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
+                    queue.enqueue(place, Queued::new(*payment, Some(facts)));
+                    return Ok((id, Some(waiting)));
+                }
+                // Another request was faster: its row answers, after the same checks that every known payment gets.
+                Accepted::AlreadyAccepted => {
+                    let id = match refused {
+                        Some(id) => id,
+                        None => self.existing_payment(&candidate).await?,
+                    };
+                    return Ok((id, None));
+                }
+                // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
+                // second time.
+                Accepted::InsufficientBalance { .. } | Accepted::InsufficientAllowance { .. }
+                    if reads_left > 1 =>
+                {
+                    reads_left -= 1;
+                }
+                Accepted::InsufficientBalance { held } => {
+                    let has = format!("the payer has {}", facts.balance.unwrap_or_default());
+                    let why = too_little(&has, held, &candidate);
+                    return Err(candidate.refuse_for(Fault::Balance, why).into());
+                }
+                Accepted::InsufficientAllowance { promised } => {
+                    let allowance = facts.allowance.unwrap_or_default();
+                    let has = format!("the payer lets Permit2 take {allowance}");
+                    let why = too_little(&has, promised, &candidate);
+                    return Err(Rejection::new(Reason::Permit2AllowanceRequired, why).into());
+                }
+                // The endpoint is behind a block in which this payer has paid: wait for it, or for another endpoint.
+                Accepted::Stale if Instant::now() < catch_up_deadline => {}
+                Accepted::Stale => {
+                    return Err(Unavailable::NodeBehind(served.policy.network).into());
+                }
+            }
+            tokio::time::sleep(RECORD_PAUSE).await;
+        }
+    }
+
+    /// The payment that another request has just recorded for the candidate's nonce.
+    pub(super) async fn existing_payment(&self, candidate: &Candidate) -> Result<PaymentId, Error> {
+        let known = self.ledger.lookup(candidate.into()).await?;
+        let payment = known.payment.ok_or(Unavailable::BeingChecked)?.payment;
+        check_digest(candidate, &payment)?;
+        Ok(payment.id)
+    }
+
+    /// Whether a settle of a payment in the ledger would succeed, or join its settlement. `false`: it was refused once, and may be valid
+    /// by now.
+    pub(super) async fn verify_known(&self, found: &PaymentWithGrant) -> Result<bool, Error> {
+        let id = found.payment.id;
+        let mut decision = decide(found);
+        if decision == Decision::AwaitGrant {
+            decision = decide(&self.after_answer(id, self.settle_wait).await?);
+        }
+        let duplicate = |why: &str| Rejection::new(Reason::DuplicateSettlement, why);
+        let rejection = match decision {
+            Decision::Grant => return Ok(true),
+            Decision::CheckAgain(_) => return Ok(false),
+            Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
+                return Ok(true);
+            }
+            Decision::Join => duplicate("another request is verifying this payment right now"),
+            Decision::AwaitGrant | Decision::Duplicate => {
+                duplicate("this payment has bought its resource already")
+            }
+            Decision::Failed(rejection) => rejection,
+            Decision::Quarantined(why) => {
+                let why = format!("the operator has to look at this payment: {why}");
+                Rejection::new(Reason::SettlementPending, why)
+            }
+        };
+        Err(rejection.into())
+    }
+
+    /// A payment in the ledger, once an answer about it that is being written has arrived or broken off, or the time is over.
+    pub(super) async fn after_answer(
+        &self,
+        id: PaymentId,
+        limit: Duration,
+    ) -> Result<PaymentWithGrant, Unavailable> {
+        let mut waiting = self.waiters.wait_for(id);
+        let deadline = Instant::now() + limit;
+        loop {
+            let found = self.ledger.payment_with_grant(id).await?;
+            let is_being_answered = decide(&found) == Decision::AwaitGrant;
+            if !is_being_answered || !self.wait(&mut waiting, deadline).await {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+/// Turns a payment whose row cannot be read into a rejection: the operator has to repair it.
+pub(super) fn readable<T>(read: Result<T, LedgerError>) -> Result<T, Error> {
+    read.map_err(|error| {
+        if error.unreadable_payment().is_none() {
+            return error.into();
+        }
+        let why = causes(&error);
+        let why = format!("the operator has to look at this payment: {why}. Money may have moved");
+        Rejection::new(Reason::SettlementPending, why).into()
+    })
+}
+
+fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejection> {
+    if payment.digest == candidate.digest {
+        return Ok(());
+    }
+    let why = "this payer's nonce belongs to another authorization that was presented before";
+    Err(candidate.refuse_for(Fault::NonceUsed, why))
+}
+
+/// The message for a payer that has promised more than it has, or than Permit2 may take.
+fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
+    let value = candidate.authorization.value;
+    format!(
+        "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
+    )
+}

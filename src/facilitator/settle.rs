@@ -31,7 +31,7 @@ pub(super) enum Decision {
     AwaitGrant,
     /// A caller was told success before.
     Duplicate,
-    /// Refused before any broadcast; check it anew.
+    /// Refused, and no transaction of it is under way; check it anew.
     CheckAgain(Rejection),
     /// Proven unable to move money, or money was transferred in a way that does not count for this payment.
     Failed(Rejection),

@@ -14,7 +14,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::chain::authorization::AuthorizationUse;
+use crate::chain::AuthorizationUse;
 use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{AlreadyTransferred, LaneKey, Lookup};
 use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};

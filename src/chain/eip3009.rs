@@ -40,17 +40,14 @@ pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
     // A signature by the payer's key uses the overload with `v`, `r` and `s`, which every EIP-3009 token has. A signature that only the
     // payer's contract can verify (EIP-1271) needs the overload with `bytes`, also if it has 65 bytes.
     let fixed: Option<[u8; 65]> = payment.signature[..].try_into().ok();
-    let data = match fixed.filter(|_| payment.is_signed_by_payer_key()) {
-        Some(signature) => {
-            let (r, s, v) = split(&signature);
-            let call = (from, to, value, after, before, nonce, v, r, s);
-            Eip3009::transferWithAuthorization_0Call::from(call).abi_encode()
-        }
-        None => {
-            let signature = payment.signature.clone();
-            let call = (from, to, value, after, before, nonce, signature);
-            Eip3009::transferWithAuthorization_1Call::from(call).abi_encode()
-        }
+    let data = if let Some(signature) = fixed.filter(|_| payment.is_signed_by_payer_key()) {
+        let (r, s, v) = split(&signature);
+        let call = (from, to, value, after, before, nonce, v, r, s);
+        Eip3009::transferWithAuthorization_0Call::from(call).abi_encode()
+    } else {
+        let signature = payment.signature.clone();
+        let call = (from, to, value, after, before, nonce, signature);
+        Eip3009::transferWithAuthorization_1Call::from(call).abi_encode()
     };
     data.into()
 }

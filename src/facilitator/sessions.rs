@@ -134,7 +134,7 @@ impl Sessions {
         let sessions = self.clone();
         let work = async move {
             let session = sessions.payments.session_with_id(&id).await?;
-            sessions.accept_submission(&session, form).await?;
+            Box::pin(sessions.accept_submission(&session, form)).await?;
             sessions.read(&id, wait).await
         };
         self.payments.run_detached(work).await

@@ -262,7 +262,7 @@ impl Facilitator {
     ///
     /// # Errors
     /// When the ledger is silent: the outcome cannot be known, and callers have time limits of their own.
-    pub(super) async fn wait_to_be_sent(
+    async fn wait_to_be_sent(
         &self,
         served: &ServedNetwork,
         payment: Option<&Payment>,

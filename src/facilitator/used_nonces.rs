@@ -89,7 +89,6 @@ impl Facilitator {
     ) -> Result<bool, Unavailable> {
         let (location, sender, head) = match self.use_on_chain(served, payment.signed()).await? {
             (AuthorizationUse::Transferred { location, sender }, head) => (location, sender, head),
-            (AuthorizationUse::Consumed(Some(_)), _) => return Ok(false),
             // The nonce is used, but the endpoint does not show the transaction: the money may have been transferred.
             (AuthorizationUse::Consumed(None), _) => {
                 return Err(Unavailable::NodeBehind(served.policy.network));
@@ -97,7 +96,9 @@ impl Facilitator {
             (AuthorizationUse::Unused, _) if used => {
                 return Err(Unavailable::NodeBehind(served.policy.network));
             }
-            (AuthorizationUse::Unused, _) => return Ok(false),
+            (AuthorizationUse::Consumed(Some(_)) | AuthorizationUse::Unused, _) => {
+                return Ok(false);
+            }
         };
         let confirmed = location.is_confirmed(head, payment.confirmations);
         self.ledger

@@ -37,13 +37,16 @@ pub(super) async fn read<T: Serialize>(
     let bytes = whole(headers, body, bytes_max)
         .await
         .map_err(|(status, why)| with_accept_encoding(status, Malformed::answer(status, why)))?;
-    PaymentRequest::parse(text(&bytes)).map_err(|error| match error {
-        RequestError::Rejected {
+    PaymentRequest::parse(text(&bytes)).map_err(|error| {
+        if let RequestError::Rejected {
             rejection,
             payer,
             network_name,
-        } => Json(rejected(rejection, payer, network_name)).into_response(),
-        error => Malformed::answer(StatusCode::BAD_REQUEST, error.to_string()),
+        } = error
+        {
+            return Json(rejected(rejection, payer, network_name)).into_response();
+        }
+        Malformed::answer(StatusCode::BAD_REQUEST, error.to_string())
     })
 }
 

@@ -4,7 +4,7 @@
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 
-use crate::payment::approval::ExpectedApproval;
+use crate::payment::sponsoring::ExpectedApproval;
 use crate::payment::{Approval, ChainFacts, SignedBy, Wallet, signature};
 use crate::protocol::permit2::{PERMIT2, proxy_of};
 use crate::protocol::{Amount, Authorization, Network, Reason, Rejection, Scheme, X402Version};

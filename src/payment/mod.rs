@@ -5,7 +5,6 @@
 //! Invariants: a [`Candidate`] is well-formed, and its signature is either recovered to the payer's key or left for the chain to check. A
 //! [`Verified`] payment has passed every check, and the ledger accepts nothing else.
 
-pub mod approval;
 pub mod candidate;
 pub mod facts;
 #[cfg(test)]
@@ -19,11 +18,11 @@ pub mod signature;
 mod sponsoring;
 pub mod state;
 
-pub use approval::Approval;
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
 pub use method::{Method, Permit2, Signed, Sponsored};
 pub use policy::{ApprovalLimits, Asset, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
+pub use sponsoring::Approval;
 pub use state::{Location, PaymentState};

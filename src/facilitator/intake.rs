@@ -12,7 +12,9 @@ use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified};
+use crate::payment::{
+    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified,
+};
 use crate::protocol::response::checksummed;
 use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
 use crate::settlement::waiters::Waiting;
@@ -278,15 +280,10 @@ impl Facilitator {
                     reads_left -= 1;
                 }
                 Accepted::InsufficientBalance { held } => {
-                    let has = format!("the payer has {}", facts.balance.unwrap_or_default());
-                    let why = too_little(&has, held, &candidate);
-                    return Err(candidate.refuse_for(Fault::Balance, why).into());
+                    return Err(lacks_balance(&candidate, &facts, held).into());
                 }
                 Accepted::InsufficientAllowance { promised } => {
-                    let allowance = facts.allowance.unwrap_or_default();
-                    let has = format!("the payer lets Permit2 take {allowance}");
-                    let why = too_little(&has, promised, &candidate);
-                    return Err(Rejection::new(Reason::Permit2AllowanceRequired, why).into());
+                    return Err(lacks_allowance(&candidate, &facts, promised).into());
                 }
                 // The endpoint is behind a block in which this payer has paid: wait for it, or for another endpoint.
                 Accepted::Stale if Instant::now() < catch_up_deadline => {}
@@ -372,7 +369,21 @@ fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejectio
     Err(candidate.refuse_for(Fault::NonceUsed, why))
 }
 
-/// The message for a payer that has promised more than it has, or than Permit2 may take.
+/// The payer has promised more than it has.
+fn lacks_balance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
+    let balance = facts.balance.unwrap_or_default();
+    let why = too_little(&format!("the payer has {balance}"), promised, candidate);
+    candidate.refuse_for(Fault::Balance, why)
+}
+
+/// The payer has promised more than Permit2 may take.
+fn lacks_allowance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
+    let allowance = facts.allowance.unwrap_or_default();
+    let has = format!("the payer lets Permit2 take {allowance}");
+    let why = too_little(&has, promised, candidate);
+    Rejection::new(Reason::Permit2AllowanceRequired, why)
+}
+
 fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
     let value = candidate.authorization.value;
     format!(

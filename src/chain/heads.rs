@@ -2,7 +2,7 @@
 //! agreed between the endpoints.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -24,9 +24,12 @@ const MISSED_MAX: u32 = 5;
 const READS_MAX: usize = 32;
 const READS_AT_ONCE: usize = 16;
 /// Time limit of one of these reads: the tracker follows the chain meanwhile no further.
-const READ_LIMIT: Duration = Duration::from_secs(2);
-/// How long a height that could not be read is not read again.
+const READ_LIMIT: Duration = Duration::from_secs(3);
+/// How long a final height that could not be read is not read again.
 const UNREAD_FOR: Duration = Duration::from_mins(1);
+/// How long a block that was found canonical counts as such, if it is final, and if it is not.
+const FINAL_FOR: Duration = Duration::from_hours(1);
+const RECENT_FOR: Duration = Duration::from_secs(15);
 
 /// The changes of the canonical chain since the last poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,8 +55,8 @@ pub struct Comparison {
 pub struct HeadTracker {
     rpc: Rpc,
     recent: VecDeque<Head>,
-    /// Hashes of older blocks that were found canonical, and no reorg was seen since.
-    compared: HashSet<B256>,
+    /// Older blocks that were found canonical, and until when that counts; no reorg was seen since.
+    compared: HashMap<B256, Instant>,
     /// Heights that could not be read, and until when they are not read again.
     unread: HashMap<u64, Instant>,
     /// Polls in a row that ended at a block which the node does not have.
@@ -67,7 +70,7 @@ impl HeadTracker {
         Self {
             rpc,
             recent: VecDeque::new(),
-            compared: HashSet::new(),
+            compared: HashMap::new(),
             unread: HashMap::new(),
             missed: 0,
             base_fee_wei: None,
@@ -79,18 +82,19 @@ impl HeadTracker {
         self.recent.back().copied()
     }
 
-    /// Compares blocks, none of them above the head, with the canonical chain. Blocks older than those kept are read from the RPC: a few
-    /// each time, those at or below `final_height` once until the next reorg. An endpoint that does not have the height, or does not answer,
-    /// proves nothing about it; it is read again after a minute.
+    /// Compares blocks, none of them above the head, with the canonical chain. Blocks older than those kept are read from the RPC, a few
+    /// each time; what was read counts for a while, unless a reorg is seen. An endpoint that does not have the height, or does not answer,
+    /// proves nothing about it; at or below `final_height` it is read again after a minute.
     pub async fn compare(&mut self, blocks: &[(u64, B256)], final_height: u64) -> Comparison {
         let now = Instant::now();
         self.unread.retain(|_, until| *until > now);
+        self.compared.retain(|_, until| *until > now);
         let mut comparison = Comparison::default();
         let mut unknown = Vec::new();
         for (number, hash) in blocks {
             match self.kept(*number) {
                 Some(canonical) => comparison.add((*number, *hash), canonical),
-                None if self.compared.contains(hash) => comparison.canonical.push(*hash),
+                None if self.compared.contains_key(hash) => comparison.canonical.push(*hash),
                 None if self.unread.contains_key(number) => {}
                 None => unknown.push((*number, *hash)),
             }
@@ -107,15 +111,15 @@ impl HeadTracker {
         for ((number, hash), canonical) in read {
             if let Ok(Ok(Some(canonical))) = canonical {
                 comparison.add((number, hash), canonical);
-                if canonical == hash && number <= final_height {
-                    self.compared.insert(hash);
+                if canonical == hash {
+                    let is_final = number <= final_height;
+                    let counts_for = if is_final { FINAL_FOR } else { RECENT_FOR };
+                    self.compared.insert(hash, now + counts_for);
                 }
-            } else {
+            } else if number <= final_height {
                 self.unread.insert(number, now + UNREAD_FOR);
             }
         }
-        let wanted = |hash: &B256| blocks.iter().any(|(_, wanted)| wanted == hash);
-        self.compared.retain(wanted);
         comparison
     }
 
@@ -161,7 +165,7 @@ impl HeadTracker {
             return Ok(None);
         }
         let far = u64::try_from(BLOCKS_KEPT).unwrap_or(u64::MAX);
-        if newest.number > last.number + far || newest.number + far < last.number {
+        if newest.number.abs_diff(last.number) > far {
             return Ok(Some(self.restart(newest)));
         }
         let mut added = vec![newest];
@@ -259,12 +263,13 @@ impl Rpc {
     }
 
     async fn newest_of_all(&self) -> RpcResult<Head> {
-        let mut heads: Vec<(usize, Head)> = self.newest_of_each().collect().await;
-        let now = Instant::now();
-        for (index, head) in &heads {
-            if let Some(endpoint) = self.endpoints.get(*index) {
-                endpoint.health().record_head(now, *head);
+        let mut heads: Vec<(usize, Head)> = Vec::new();
+        let mut reported = self.newest_of_each();
+        while let Some((index, head)) = reported.next().await {
+            if let Some(endpoint) = self.endpoints.get(index) {
+                endpoint.health().record_head(Instant::now(), head);
             }
+            heads.push((index, head));
         }
         heads.sort_by_key(|(_, head)| std::cmp::Reverse(head.number));
         let required = heads.len().min(self.confirm_with);

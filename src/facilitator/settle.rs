@@ -126,7 +126,10 @@ impl Facilitator {
         let work = async move {
             let mut answer = SettleAnswer::new(&request);
             match Box::pin(facilitator.try_settle(request, &caller, &mut answer)).await {
-                Ok(()) => answer.response.success = true,
+                Ok(grant) => {
+                    answer.grant = Some(grant);
+                    answer.response.success = true;
+                }
                 Err(Error::Rejected(rejection)) => {
                     answer.response.error_reason = Some(rejection.reason.code().to_owned());
                     answer.response.error_message = Some(rejection.message);
@@ -138,13 +141,13 @@ impl Facilitator {
         self.run_detached(work).await
     }
 
-    /// `Ok` is success, with the grant in `answer`.
+    /// `Ok` is success, which is told with the grant and never without.
     async fn try_settle(
         &self,
         request: PaymentRequest,
         caller: &Caller,
         answer: &mut SettleAnswer,
-    ) -> Result<(), Error> {
+    ) -> Result<Grant, Error> {
         let deadline = self.deadline();
         let served = self.network_of(request.requirements.network)?;
         let (request, payload) = request.with_payload(());
@@ -185,7 +188,7 @@ impl Facilitator {
         (id, mut waiting): (PaymentId, Waiting),
         answer: &mut SettleAnswer,
         (caller, deadline): (&Caller, Instant),
-    ) -> Result<(), Error> {
+    ) -> Result<Grant, Error> {
         loop {
             let found = readable(self.ledger.payment_with_grant(id).await)?;
             let payment = &found.payment;
@@ -193,8 +196,8 @@ impl Facilitator {
             check_charge(payment, answer.required)?;
             match decide(&found) {
                 Decision::Grant => {
-                    if self.grant(id, caller, answer).await? {
-                        return Ok(());
+                    if let Some(grant) = self.grant(id, caller, answer).await? {
+                        return Ok(grant);
                     }
                 }
                 Decision::Join | Decision::AwaitGrant => {
@@ -229,13 +232,13 @@ impl Facilitator {
         }
     }
 
-    /// Takes the grant of a settled payment for this answer. `false`: another request has it.
+    /// Takes the grant of a settled payment for this answer. `None`: another request has it.
     async fn grant(
         &self,
         id: PaymentId,
         caller: &Caller,
         answer: &mut SettleAnswer,
-    ) -> Result<bool, Unavailable> {
+    ) -> Result<Option<Grant>, Unavailable> {
         // Created before the statement: if its result is lost or unreadable, the grant may be committed, and has to be voided.
         let grant = Grant::new(self.clone(), id, caller.clone());
         let granted = self.ledger.grant(id, caller.clone()).await;
@@ -243,12 +246,11 @@ impl Facilitator {
             Ok(Some(payment)) => {
                 reach(Step::Granted);
                 answer.describe(&payment);
-                answer.grant = Some(grant);
-                Ok(true)
+                Ok(Some(grant))
             }
             Ok(None) => {
                 grant.not_taken();
-                Ok(false)
+                Ok(None)
             }
             Err(error) => {
                 grant.lost();
@@ -301,7 +303,9 @@ impl Facilitator {
             PaymentState::Queued => {
                 let why = "the payment could not be sent to the chain in time; nothing was broadcast, present it again";
                 let rejection = Rejection::new(Reason::UnexpectedSettleError, why);
-                self.ledger.refuse(payment.id, &rejection).await?;
+                self.ledger
+                    .refuse_for_caller(payment.id, &rejection)
+                    .await?;
                 return Ok(());
             }
             PaymentState::Refused(_) | PaymentState::Failed { .. } => return Ok(()),

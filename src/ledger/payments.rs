@@ -4,6 +4,7 @@ use alloy::primitives::{Address, B256};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::connections::Connections;
 use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
@@ -118,17 +119,18 @@ impl Ledger {
         Ok(())
     }
 
-    /// Refuses a queued payment before any broadcast. `false`: it is not queued any more, so a transaction may have been sent.
+    /// Refuses a queued payment. `false`: it is not queued any more, so a transaction may have been sent.
     pub async fn refuse(&self, id: PaymentId, rejection: &Rejection) -> Result<bool, LedgerError> {
-        let updated = sqlx::query!(
-            "update payments set state = 'refused', reason = $2, message = $3 where id = $1 and state = 'queued'",
-            id.0,
-            rejection.reason.code(),
-            rejection.message,
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(updated.rows_affected() == 1)
+        refuse(&self.engine, id, rejection).await
+    }
+
+    /// The same for a caller whose time is over, on the callers' connections: many callers may run out of time at once.
+    pub async fn refuse_for_caller(
+        &self,
+        id: PaymentId,
+        rejection: &Rejection,
+    ) -> Result<bool, LedgerError> {
+        refuse(&self.pool, id, rejection).await
     }
 
     /// Queued payments of a network whose authorizations have expired by `now`, the longest queued first, at most `limit`.
@@ -209,6 +211,22 @@ impl Ledger {
         .await?;
         Ok(decided.into_iter().map(PaymentId).collect())
     }
+}
+
+async fn refuse(
+    connections: &Connections,
+    id: PaymentId,
+    rejection: &Rejection,
+) -> Result<bool, LedgerError> {
+    let updated = sqlx::query!(
+        "update payments set state = 'refused', reason = $2, message = $3 where id = $1 and state = 'queued'",
+        id.0,
+        rejection.reason.code(),
+        rejection.message,
+    )
+    .execute(connections)
+    .await?;
+    Ok(updated.rows_affected() == 1)
 }
 
 impl From<X402Version> for i16 {

@@ -73,6 +73,21 @@ async fn hanging_or_invalid_rpc_is_an_outage() {
     assert_no_secrets(&world, &[&purchase]);
 }
 
+/// Also the libraries' own log lines.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_level_shows_a_secret() {
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "3");
+    let world = setup.with("X402D_LOG", "trace").build().await;
+    let payer = world.payer().await;
+    let purchase = Purchase::new(&payer, PAYEE, 603);
+    let answer = world.facilitator.settle(&purchase.body()).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    world.proxy.all(Fault::Unavailable);
+    assert_outage_for(&world, &payer).await;
+    assert!(world.facilitator.log().contains("DEBUG"));
+    assert_no_secrets(&world, &[&purchase]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn start_without_rpc_waits_and_completes_inflight_payments() {
     let mut world = verbose_setup().build().await;

@@ -83,7 +83,7 @@ async fn panicked_watch_restarts_and_catches_up() {
         let readiness = world.facilitator.get("/readyz").await;
         let part = network(&readiness.body);
         let detail = part["detail"].as_str().unwrap_or_default();
-        let said = detail.contains("the watch died") && part["status"] == "down";
+        let said = detail.contains("the watch failed") && part["status"] == "down";
         (said && readiness.status == 503).then_some(())
     })
     .await;

@@ -29,6 +29,12 @@ pub struct Head {
     pub base_fee_wei: Option<u128>,
 }
 
+/// A block of which only the hash is read.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(in crate::chain) struct BlockHash {
+    pub(in crate::chain) hash: B256,
+}
+
 fn unix_time<'de, D: Deserializer<'de>>(member: D) -> Result<OffsetDateTime, D::Error> {
     let seconds: i64 = U64::deserialize(member)?
         .try_into()

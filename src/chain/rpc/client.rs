@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
 use crate::chain::lens::{self, LENS};
-use crate::chain::rpc::answers::{FullBlock, Head, Log, MinedTransaction, Receipt, Transaction};
+use crate::chain::rpc::answers::{
+    BlockHash, FullBlock, Head, Log, MinedTransaction, Receipt, Transaction,
+};
 use crate::chain::rpc::endpoint::Endpoint;
 use crate::chain::rpc::error::{ErrorKind, RpcError, RpcResult};
 use crate::chain::rpc::pool::{Errors, Rpc, retry_rounds};
@@ -73,7 +75,8 @@ impl Rpc {
 
     /// Hash of block 0.
     pub async fn genesis(&self) -> RpcResult<B256> {
-        let genesis = self.block_at(0).await?;
+        // Some chains have a first block without the other members.
+        let genesis: Option<BlockHash> = self.read(BLOCK_BY_NUMBER, (U64::ZERO, false)).await?;
         let genesis = genesis.ok_or(RpcError::Malformed(BLOCK_BY_NUMBER))?;
         Ok(genesis.hash)
     }

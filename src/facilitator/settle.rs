@@ -141,7 +141,7 @@ impl Facilitator {
         self.run_detached(work).await
     }
 
-    /// `Ok` is success, which is told with the grant and never without.
+    /// Returns the grant; only an answer that holds it says success.
     async fn try_settle(
         &self,
         request: PaymentRequest,

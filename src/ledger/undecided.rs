@@ -185,7 +185,7 @@ async fn apply_verdict(
             let quarantined = recorded == ForeignTransfer::LogTaken;
             return Ok((!quarantined).then_some("elsewhere"));
         }
-        // A payment that has settled by another transaction meanwhile needs nobody's attention.
+        // A payment that another transaction has settled meanwhile needs no operator: its outcome here is closed.
         Verdict::Quarantine(why) => {
             let open = matches!(
                 row.payment.state,

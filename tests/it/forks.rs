@@ -182,24 +182,11 @@ async fn reorg_reopens_refused_payment_without_blocking_others() {
     assert_eq!(held_amount(&world).await, "0");
 }
 
-/// Settles while the payer's cancellation is mined first.
-async fn settle_cancelled(world: &World, amount: u64) -> (Purchase, Answer) {
-    let purchase = Purchase::new(&world.payer().await, PAYEE, amount);
-    world.proxy.on(SEND, Fault::Hold);
-    let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
-    world.proxy.called(SEND, sends).await;
-    world.chain.cancel(&purchase).await;
-    world.proxy.on(SEND, Fault::None);
-    let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
-    (purchase, answer)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_22_cancelled_payment_fails_only_once_confirmed() {
     let setup = queryable_setup().with("X402D_CONFIRMATIONS", "3");
     let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
-    let (purchase, answer) = settle_cancelled(&world, 5).await;
+    let (purchase, answer) = world.settle_cancelled(PAYEE, 5).await;
     assert_eq!(answer.reason(), "settlement_pending", "{answer:?}");
     world.chain.mine(1).await;
     let answer = world.facilitator.settle(&purchase.body()).await;
@@ -216,7 +203,7 @@ async fn scenario_22_cancelled_payment_fails_only_once_confirmed() {
 async fn scenario_22_orphaned_failure_is_settled_late() {
     let setup = queryable_setup().with("X402D_SETTLE_WAIT", "25");
     let world = setup.build().await;
-    let (purchase, failed) = settle_cancelled(&world, 6).await;
+    let (purchase, failed) = world.settle_cancelled(PAYEE, 6).await;
     let code = "invalid_exact_evm_nonce_already_used";
     assert_eq!(failed.reason(), code, "{failed:?}");
 

@@ -1,4 +1,4 @@
-//! Reorgs that nobody saw happen: the RPC did not answer, and the chain has grown by more blocks than are compared one by one.
+//! Reorgs during an RPC outage, after which the chain has grown by more blocks than the watch follows one by one.
 
 use std::time::Duration;
 
@@ -8,7 +8,6 @@ use x402d::embedded::TEST_USDC;
 use crate::support::{Answer, Fault, Purchase, Setup, World, eventually, has_event};
 
 const PAYEE: Address = Address::repeat_byte(0x4f);
-const SEND: &str = "eth_sendRawTransaction";
 /// More blocks than the watch keeps (128), so that it begins anew at the newest one.
 const MANY_BLOCKS: u64 = 200;
 
@@ -44,7 +43,7 @@ async fn nonce_of_block_orphaned_during_outage_is_used_again() {
         .with("X402D_SETTLE_WAIT", "25")
         .build()
         .await;
-    let cancelled = settle_cancelled(&world).await;
+    let (_, cancelled) = world.settle_cancelled(PAYEE, 909).await;
     let code = "invalid_exact_evm_nonce_already_used";
     assert_eq!(cancelled.reason(), code, "{cancelled:?}");
     assert_eq!(world.transactions(1).await, 1);
@@ -60,16 +59,4 @@ async fn nonce_of_block_orphaned_during_outage_is_used_again() {
 async fn settle(world: &World, amount: u64) -> Answer {
     let purchase = Purchase::new(&world.payer().await, PAYEE, amount);
     world.facilitator.settle(&purchase.body()).await
-}
-
-/// Settles a payment whose payer cancels it before the transaction is mined.
-async fn settle_cancelled(world: &World) -> Answer {
-    let purchase = Purchase::new(&world.payer().await, PAYEE, 909);
-    world.proxy.on(SEND, Fault::Hold);
-    let sends = world.proxy.calls(SEND);
-    let mut waiting = world.facilitator.spawn_settle(&purchase.body());
-    world.proxy.called(SEND, sends).await;
-    world.chain.cancel(&purchase).await;
-    world.proxy.on(SEND, Fault::None);
-    waiting.join_next().await.unwrap().unwrap().unwrap()
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use x402d::embedded::TEST_USDC;
 
 use super::{
-    Answer, Chain, Database, Facilitator, Fault, Proxy, TcpProxy, eventually, new_account,
+    Answer, Chain, Database, Facilitator, Fault, Proxy, Purchase, TcpProxy, eventually, new_account,
 };
 
 /// How a world is built. The default: one signer, a block for each transaction, no further configuration.
@@ -91,6 +91,20 @@ impl World {
             .approve(TEST_USDC, payer.address(), U256::MAX)
             .await;
         payer
+    }
+
+    /// Settles a new payer's payment whose cancellation is mined first.
+    pub(crate) async fn settle_cancelled(&self, payee: Address, amount: u64) -> (Purchase, Answer) {
+        const SEND: &str = "eth_sendRawTransaction";
+        let purchase = Purchase::new(&self.payer().await, payee, amount);
+        self.proxy.on(SEND, Fault::Hold);
+        let sends = self.proxy.calls(SEND);
+        let mut waiting = self.facilitator.spawn_settle(&purchase.body());
+        self.proxy.called(SEND, sends).await;
+        self.chain.cancel(&purchase).await;
+        self.proxy.on(SEND, Fault::None);
+        let answer = waiting.join_next().await.unwrap().unwrap().unwrap();
+        (purchase, answer)
     }
 
     /// The payment settled by exactly one Transfer of `amount` to `payee`, and answer and ledger name its transaction.

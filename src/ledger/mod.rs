@@ -12,6 +12,7 @@
 
 mod acceptance;
 mod accounts;
+mod budgets;
 mod connections;
 mod detail;
 mod error;
@@ -50,6 +51,7 @@ use crate::clock::{Clock, FollowingClock};
 use crate::protocol::Network;
 
 pub use acceptance::{Accepted, AlreadyTransferred, NewPayment};
+pub use budgets::{GasHour, GasShare, GasSubject, GasUse, OverBudget, fits_at};
 pub use detail::{AttemptDetail, EntryDetail, Event, Mined};
 pub use error::{LedgerError, Unreadable};
 pub use foreign::{ForeignNonce, NoncesLost};

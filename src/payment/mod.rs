@@ -21,7 +21,7 @@ pub mod state;
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
 pub use method::{Method, Permit2, Signed, Sponsored};
-pub use policy::{ApprovalLimits, Asset, NetworkPolicy, Proxies};
+pub use policy::{ApprovalLimits, Asset, GasBudget, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use sponsoring::Approval;

@@ -231,6 +231,10 @@ reasons! {
     TransferNotFound = "transfer_not_found",
     /// The facilitator does not broadcast a session's authorization before the seller settles it.
     SponsorshipRefused = "sponsorship_refused",
+    /// The gas budget of the network, the payee or the payer is spent. Nothing was sent; the message says until when.
+    SponsorshipExhausted = "sponsorship_exhausted",
+    /// Transactions of this payer were mined in vain by its own doing. Nothing was sent; the message says until when.
+    PayerSuspended = "payer_suspended",
 }
 
 /// The text is not a reason code of this version.

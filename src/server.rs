@@ -315,7 +315,9 @@ async fn run_network(
     }
     tracing::info!(%network, signers = signers.len(), confirmations = served.policy.confirmations, "network served");
     for facts in facts {
-        supervisor.run(Task::of(network, "facts"), until(&stopped, facts.run()));
+        let sending = Arc::clone(&served);
+        let work = facts.run(move || sending.simulated_sender(None));
+        supervisor.run(Task::of(network, "facts"), until(&stopped, work));
     }
     keep_network(&supervisor, &served, &stopped);
     for key in signers {

@@ -7,7 +7,7 @@ use alloy::primitives::{Address, Bytes};
 
 use crate::chain::multicall::{self, CallOutcome, MULTICALL3};
 use crate::chain::nonce_use::{AuthorizationUse, NonceCall};
-use crate::chain::{Log, Rpc, RpcError, RpcResult, eip3009, permit2};
+use crate::chain::{Log, Rpc, RpcError, RpcResult, SimulatedSender, eip3009, permit2};
 use crate::payment::{Method, Signed};
 
 /// The call that settles a payment: to the token or a proxy, or to Multicall3 when the payer's wallet has to be deployed first.
@@ -106,19 +106,20 @@ impl Rpc {
         Ok(uses)
     }
 
-    /// Simulates a batch in a transaction of `from` with `gas_limit`, on the newest state.
+    /// Simulates a batch in a transaction of `sender` with `gas_limit`, on the newest state.
     ///
     /// # Errors
     /// When the call fails or the batch reverts as a whole.
     pub async fn simulate_batch(
         &self,
-        from: Address,
+        sender: SimulatedSender,
         payments: &[Signed<'_>],
         gas_limit: u64,
     ) -> RpcResult<Vec<CallOutcome>> {
         let calls = payments.iter().copied().map(direct_call);
         let calls = calls.map(multicall::call).collect();
         let payers = payments.iter().map(|signed| signed.terms.from).collect();
-        self.simulate_calls(from, (calls, payers), gas_limit).await
+        self.simulate_calls(sender, (calls, payers), gas_limit)
+            .await
     }
 }

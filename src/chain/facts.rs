@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use crate::chain::authorization::{direct_call, nonce_call};
 use crate::chain::lens::{self, LENS, Query, readCall};
 use crate::chain::nonce_use::NonceCall;
-use crate::chain::{Rpc, RpcError, RpcResult};
+use crate::chain::{Rpc, RpcError, RpcResult, SimulatedSender};
 use crate::coalesce::{Coalescer, GroupLimits, GroupWorker, coalescer};
 use crate::payment::{ChainFacts, Method, Signed};
 use crate::protocol::permit2::PERMIT2;
@@ -139,23 +139,26 @@ async fn with_answer_limit<E>(answer: impl Future<Output = Result<Answer, E>>) -
 }
 
 impl FactsTask {
-    /// Answers queries until every [`FactsReader`] is dropped.
-    pub async fn run(self) {
+    /// Answers queries until every [`FactsReader`] is dropped, each as a transaction of the `sender` of that time.
+    pub async fn run(self, sender: impl Fn() -> Option<SimulatedSender>) {
         let Self {
             rpc,
             queries,
             early,
         } = self;
-        let now = queries.run(|queries| answer(rpc.clone(), queries, None));
+        let now = queries.run(|queries| answer(rpc.clone(), queries, (None, sender())));
         let later = early.run(|batch: Vec<(Query, u64)>| {
             // At the latest beginning all of them have begun, and the earliest end is seconds after it.
             let time = batch.iter().map(|(_, begins)| *begins).max();
             let queries = batch.into_iter().map(|(query, _)| query).collect();
-            answer(rpc.clone(), queries, time)
+            answer(rpc.clone(), queries, (time, sender()))
         });
         tokio::join!(now, later);
     }
 }
+
+/// The time of the block, if not the newest, and the sender of a call.
+type Setting = (Option<u64>, Option<SimulatedSender>);
 
 /// A query and its position among those answered together.
 type Row = (usize, Query);
@@ -164,11 +167,11 @@ type Row = (usize, Query);
 ///
 /// A node limits the gas of a call, and the code of one payer may use it up. Rows that come back empty are queried again in halves, in the
 /// end one by one, so that no payment gets a wrong answer because of another one.
-async fn answer(rpc: Rpc, queries: Vec<Query>, time: Option<u64>) -> Vec<Answer> {
+async fn answer(rpc: Rpc, queries: Vec<Query>, setting: Setting) -> Vec<Answer> {
     let mut answers = vec![Err(RpcError::Malformed("eth_call")); queries.len()];
     let mut groups: Vec<Vec<Row>> = vec![queries.into_iter().enumerate().collect()];
     while let Some(rows) = groups.pop() {
-        let mut empty = answer_group(&rpc, rows, time, &mut answers).await;
+        let mut empty = answer_group(&rpc, rows, setting, &mut answers).await;
         let second = empty.split_off(empty.len().div_ceil(2));
         let halves = [second, empty].into_iter();
         groups.extend(halves.filter(|half| !half.is_empty()));
@@ -180,12 +183,12 @@ async fn answer(rpc: Rpc, queries: Vec<Query>, time: Option<u64>) -> Vec<Answer>
 async fn answer_group(
     rpc: &Rpc,
     rows: Vec<Row>,
-    time: Option<u64>,
+    setting: Setting,
     answers: &mut [Answer],
 ) -> Vec<Row> {
     let alone = rows.len() == 1;
     let queries = rows.iter().map(|(_, query)| query.clone()).collect();
-    let found: Vec<Answer> = match call_lens(rpc, queries, time).await {
+    let found: Vec<Answer> = match call_lens(rpc, queries, setting).await {
         Ok(found) if found.len() == rows.len() => found.into_iter().map(Ok).collect(),
         Err(error) if !alone && may_be_caused_by_one_row(&error) => return rows,
         Ok(_) => vec![Err(RpcError::Malformed("eth_call")); rows.len()],
@@ -233,13 +236,16 @@ fn may_be_caused_by_one_row(error: &RpcError) -> bool {
 async fn call_lens(
     rpc: &Rpc,
     queries: Vec<Query>,
-    time: Option<u64>,
+    (time, sender): Setting,
 ) -> RpcResult<Vec<ChainFacts>> {
     // The proxy of `upto` accepts calls from the payment's facilitator only. The lens is placed at that address too, to call from it.
     let senders = queries.iter().map(|query| query.sender);
-    let overrides = lens::overrides_at(senders.filter(|sender| !sender.is_zero()));
+    let mut overrides = lens::overrides_at(senders.filter(|sender| !sender.is_zero()));
     let data = Bytes::from(readCall { queries }.abi_encode());
-    let call = json!({"to": LENS, "data": data});
+    let mut call = json!({"to": LENS, "data": data});
+    if let Some(sender) = sender {
+        sender.add_to(&mut call, &mut overrides);
+    }
     let decode = |answer: &Bytes| readCall::abi_decode_returns(answer).ok();
     let answer = rpc.simulate(call, overrides, time, decode).await?;
     let malformed = || RpcError::Malformed("eth_call");

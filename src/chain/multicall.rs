@@ -5,7 +5,7 @@ use alloy::sol;
 use alloy::sol_types::SolCall;
 use serde_json::json;
 
-use crate::chain::{Rpc, RpcError, RpcResult, lens};
+use crate::chain::{Rpc, RpcError, RpcResult, SimulatedSender, lens};
 
 sol! {
     interface Multicall3 {
@@ -46,11 +46,11 @@ pub struct CallOutcome {
 }
 
 impl Rpc {
-    /// Simulates a batch in a transaction of `from` with `gas_limit`, on the newest state. One call returns for each payment whether it
+    /// Simulates a batch in a transaction of `sender` with `gas_limit`, on the newest state. One call returns for each payment whether it
     /// succeeds and whether its payer has code.
     pub(super) async fn simulate_calls(
         &self,
-        from: Address,
+        sender: SimulatedSender,
         (calls, payers): (Vec<Multicall3::Call3>, Vec<Address>),
         gas_limit: u64,
     ) -> RpcResult<Vec<CallOutcome>> {
@@ -60,8 +60,10 @@ impl Rpc {
         // The code sizes come first, so that a payment that uses up the gas cannot affect them.
         let codes = call((lens::LENS, lens::code_sizes_call(payers)));
         let data = batch(std::iter::once(codes).chain(calls).collect());
-        let call = json!({"from": from, "to": MULTICALL3, "data": data, "gas": U64::from(gas)});
-        let simulated = self.simulate(call, lens::overrides(), None, decode_simulation);
+        let mut call = json!({"to": MULTICALL3, "data": data, "gas": U64::from(gas)});
+        let mut overrides = lens::overrides();
+        sender.add_to(&mut call, &mut overrides);
+        let simulated = self.simulate(call, overrides, None, decode_simulation);
         let (sizes, results) = simulated.await?;
         if sizes.len() != count || results.len() != count {
             return Err(RpcError::Malformed("eth_call"));

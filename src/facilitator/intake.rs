@@ -180,6 +180,9 @@ impl Facilitator {
             return Err(candidate.refuse_for(Fault::Simulation, why).into());
         }
         let signed = candidate.signed();
+        if let Some(rejection) = served.code_rejection(signed, verified.facts()).await? {
+            return Err(rejection.into());
+        }
         if signed.needs_approval_first(verified.facts())
             && let Some(rejection) = approval_rejection(served, signed).await?
         {

@@ -22,7 +22,7 @@ pub struct Funding {
 pub struct FundingTotals {
     /// To one payer.
     pub payer: U256,
-    /// To all payers of the network.
+    /// To all payers of the network, with the gas of the fundings themselves.
     pub all: U256,
 }
 
@@ -131,12 +131,18 @@ async fn funding_totals(
     payer: Address,
 ) -> Result<FundingTotals, LedgerError> {
     let row = sqlx::query!(
-        r#"select coalesce(sum(wei) filter (where payer = $2), 0)::text as "payer!", coalesce(sum(wei), 0)::text as "all!"
-        from fundings f where network = $1 and created_at > now() - interval '24 hours' and not exists (
-            -- What gave nothing: it reverted, or an empty transaction took its place.
-            select from transactions t join attempts a on a.hash = t.hash
-            where t.id = f.transaction_id and t.state = 'mined' and (a.empty or not t.succeeded)
-        )"#,
+        r#"select coalesce(sum(given) filter (where payer = $2), 0)::text as "payer!", coalesce(sum(given + gas), 0)::text as "all!"
+        from (
+            select f.payer, case when gave_nothing then 0 else f.wei end as given,
+                -- A payer that lacks a few wei costs the gas of the funding all the same.
+                case when t.state = 'mined' then t.spent_wei - case when gave_nothing then 0 else least(f.wei, t.spent_wei) end
+                    else greatest(t.reserved_wei - f.wei, 0) end as gas
+            from fundings f join transactions t on t.id = f.transaction_id
+            left join attempts a on a.hash = t.hash
+            -- It reverted, or an empty transaction took its place.
+            cross join lateral (select coalesce(t.state = 'mined' and (a.empty or not t.succeeded), false) as gave_nothing) result
+            where f.network = $1 and f.created_at > now() - interval '24 hours'
+        ) counted"#,
         network.to_string(),
         payer.as_slice(),
     )

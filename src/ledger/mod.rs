@@ -31,6 +31,7 @@ mod results;
 mod row;
 mod sessions;
 mod stats;
+mod suspensions;
 #[cfg(test)]
 mod testing;
 mod transfers;
@@ -68,6 +69,7 @@ pub use processes::ProcessId;
 pub use results::{BlockRef, MinedTransaction, RolledBack, TransferredPayment};
 pub use sessions::{NewSession, OpenLimits, Opened};
 pub use stats::{Group, Grouping};
+pub use suspensions::{Suspension, Wasteful};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 pub use undecided::{Undecided, Verdict};
 

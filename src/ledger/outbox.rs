@@ -145,13 +145,17 @@ impl Ledger {
             .iter()
             .map(|payment| payment.authorization.value.to_string());
         let amounts: Vec<String> = amounts.collect();
-        // The amount is compared because a payment may have been refused and presented again with another charge since it was read.
+        // A payer may have been suspended since its payment was queued. The amount is compared because a payment may have been refused and presented again with another charge since it was read.
         // `is true` makes the planner find the rows by id: the index over states would read the whole queue.
         let changed = sqlx::query_scalar!(
             "update payments p set state = 'inflight', transaction_hash = $2
             from unnest($1::uuid[], $4::text[]) as riding (id, amount)
             where p.id = riding.id and p.amount = riding.amount::numeric and (p.state = 'queued') is true and p.quarantined_at is null
                 and (p.signer is null or p.signer = $3)
+                and not exists (
+                    select from suspensions s
+                    where s.network = p.network and s.kind = 'payer' and s.subject = p.payer and s.suspended_until > now()
+                )
             returning p.id",
             &ids,
             new.attempt.hash.as_slice(),
@@ -166,84 +170,7 @@ impl Ledger {
             ));
         }
         let id = Uuid::now_v7();
-        let shares = ShareColumns::of(new.shares, new.attempt.cost_wei);
-        // Rows of budgets are locked last, and in one order. In the first minutes of an hour those of the last hour are locked too: what
-        // was begun in it may not be committed yet.
-        let rows = sqlx::query!(
-            r#"with written as (
-                insert into transactions (id, network, signer, nonce, epoch, kind, state, reserved_wei)
-                values ($1, $2, $3, $4, $5, $12, 'signed', ($13::text)::numeric) returning id
-            ), attempted as (
-                insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei)
-                select $6, id, 1, $7, $8, ($9::text)::numeric, ($10::text)::numeric from written
-            ), carried as (
-                insert into transaction_payments (transaction_id, position, payment_id)
-                select written.id, (riding.position - 1)::smallint, riding.payment_id
-                from written, unnest($11::uuid[]) with ordinality as riding (payment_id, position)
-            ), share as (
-                select position, scope, subject, gas, wei::numeric as wei
-                from unnest($14::text[], $15::bytea[], $16::bigint[], $17::text[]) with ordinality as share (scope, subject, gas, wei, position)
-            ), reserved as (
-                insert into gas_reservations (transaction_id, scope, subject, gas)
-                select written.id, share.scope, share.subject, share.gas from written, share
-            ), clock as (
-                select date_bin('1 hour', now(), timestamptz '1970-01-01 00:00:00+00') as hour
-            ), counted as (
-                insert into gas_spending as s (network, scope, subject, hour, reserved_wei)
-                select $2, share.scope, share.subject, touched.hour, touched.wei
-                from clock, share
-                cross join lateral (values (clock.hour, share.wei), (clock.hour - interval '1 hour', 0)) as touched (hour, wei)
-                where touched.hour = clock.hour or now() < clock.hour + interval '5 minutes'
-                order by 2, 3, 4
-                on conflict on constraint gas_spending_pkey do update set reserved_wei = s.reserved_wei + excluded.reserved_wei
-                returning s.scope, s.subject, s.hour, s.spent_wei, s.reserved_wei
-            ), hours as (
-                select scope, subject, spent_wei, reserved_wei from counted
-                union all
-                select s.scope, s.subject, s.spent_wei, s.reserved_wei from clock, share
-                cross join lateral (
-                    select scope, subject, hour, spent_wei, reserved_wei from gas_spending
-                    where network = $2 and scope = share.scope and subject = share.subject and hour >= clock.hour - interval '24 hours' offset 0
-                ) s
-                where not exists (
-                    select from counted where (counted.scope, counted.subject, counted.hour) = (s.scope, s.subject, s.hour)
-                )
-            )
-            select share.position as "position!", sum(hours.spent_wei)::text as "spent!", sum(hours.reserved_wei)::text as "reserved!"
-            from share join hours on hours.scope = share.scope and hours.subject = share.subject group by share.position"#,
-            id,
-            network,
-            signer,
-            bigint(new.nonce),
-            new.epoch,
-            new.attempt.hash.as_slice(),
-            &new.attempt.raw[..],
-            bigint(new.attempt.gas_limit),
-            new.attempt.max_fee_wei.to_string(),
-            new.attempt.max_priority_fee_wei.to_string(),
-            &ids,
-            new.kind.name(),
-            new.attempt.cost_wei.to_string(),
-            &shares.scopes,
-            &shares.subjects,
-            &shares.gas,
-            &shares.wei,
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        let mut uses = Vec::with_capacity(rows.len());
-        for row in rows {
-            let position = usize::try_from(row.position - 1).unwrap_or_default();
-            if let Some(share) = new.shares.get(position) {
-                let spent_wei = budgets::wei(&row.spent, "spent_wei")?;
-                let reserved_wei = budgets::wei(&row.reserved, "reserved_wei")?;
-                uses.push(GasUse {
-                    subject: share.subject,
-                    spent_wei,
-                    reserved_wei,
-                });
-            }
-        }
+        let uses = insert(connection, new, (id, &ids)).await?;
         let over = self.over_budget(connection, new, &uses).await?;
         if !over.is_empty() {
             return Ok(Recorded::OverBudget(over));
@@ -371,6 +298,99 @@ impl Ledger {
         .await?;
         Ok(self.readable(rows).await)
     }
+}
+
+/// Writes a transaction with its first attempt, its payments and its shares of budgets. Returns the state of the budgets.
+async fn insert(
+    connection: &mut Connection,
+    new: &NewTransaction<'_>,
+    (id, ids): (Uuid, &[Uuid]),
+) -> Result<Vec<GasUse>, LedgerError> {
+    let shares = ShareColumns::of(new.shares, new.attempt.cost_wei);
+    // Rows of budgets are locked last, and in one order. In the first minutes of an hour those of the last hour are locked too: what
+    // was begun in it may not be committed yet.
+    let rows = sqlx::query!(
+        r#"with written as (
+            insert into transactions (id, network, signer, nonce, epoch, kind, state, reserved_wei)
+            values ($1, $2, $3, $4, $5, $12, 'signed', ($13::text)::numeric) returning id
+        ), attempted as (
+            insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei)
+            select $6, id, 1, $7, $8, ($9::text)::numeric, ($10::text)::numeric from written
+        ), carried as (
+            insert into transaction_payments (transaction_id, position, payment_id)
+            select written.id, (riding.position - 1)::smallint, riding.payment_id
+            from written, unnest($11::uuid[]) with ordinality as riding (payment_id, position)
+        ), share as (
+            select position, scope, subject, gas, wei::numeric as wei
+            from unnest($14::text[], $15::bytea[], $16::bigint[], $17::text[]) with ordinality as share (scope, subject, gas, wei, position)
+        ), reserved as (
+            insert into gas_reservations (transaction_id, scope, subject, gas)
+            select written.id, share.scope, share.subject, share.gas from written, share
+        ), clock as (
+            select date_bin('1 hour', now(), timestamptz '1970-01-01 00:00:00+00') as hour
+        ), counted as (
+            insert into gas_spending as s (network, scope, subject, hour, reserved_wei)
+            select $2, share.scope, share.subject, touched.hour, touched.wei
+            from clock, share
+            cross join lateral (values (clock.hour, share.wei), (clock.hour - interval '1 hour', 0)) as touched (hour, wei)
+            where touched.hour = clock.hour or now() < clock.hour + interval '5 minutes'
+            order by 2, 3, 4
+            on conflict on constraint gas_spending_pkey do update set reserved_wei = s.reserved_wei + excluded.reserved_wei
+            returning s.scope, s.subject, s.hour, s.spent_wei, s.reserved_wei
+        ), hours as (
+            select scope, subject, spent_wei, reserved_wei from counted
+            union all
+            select s.scope, s.subject, s.spent_wei, s.reserved_wei from clock, share
+            cross join lateral (
+                select scope, subject, hour, spent_wei, reserved_wei from gas_spending
+                where network = $2 and scope = share.scope and subject = share.subject and hour >= clock.hour - interval '24 hours' offset 0
+            ) s
+            where not exists (select from counted c where (c.scope, c.subject, c.hour) = (s.scope, s.subject, s.hour))
+        )
+        select share.position as "position!", sum(hours.spent_wei)::text as "spent!", sum(hours.reserved_wei)::text as "reserved!"
+        from share join hours on hours.scope = share.scope and hours.subject = share.subject group by share.position"#,
+        id,
+        new.lane.network.to_string(),
+        new.lane.signer.as_slice(),
+        bigint(new.nonce),
+        new.epoch,
+        new.attempt.hash.as_slice(),
+        &new.attempt.raw[..],
+        bigint(new.attempt.gas_limit),
+        new.attempt.max_fee_wei.to_string(),
+        new.attempt.max_priority_fee_wei.to_string(),
+        ids,
+        new.kind.name(),
+        new.attempt.cost_wei.to_string(),
+        &shares.scopes,
+        &shares.subjects,
+        &shares.gas,
+        &shares.wei,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let found = rows.into_iter();
+    let found = found.map(|row| (row.position, row.spent, row.reserved));
+    uses_of(new.shares, found)
+}
+
+/// The state of the budgets of `shares`, from their positions with spent and reserved wei.
+fn uses_of(
+    shares: &[GasShare],
+    found: impl Iterator<Item = (i64, String, String)>,
+) -> Result<Vec<GasUse>, LedgerError> {
+    let mut uses = Vec::with_capacity(shares.len());
+    for (position, spent, reserved) in found {
+        let share = usize::try_from(position - 1).ok();
+        if let Some(share) = share.and_then(|place| shares.get(place)) {
+            uses.push(GasUse {
+                subject: share.subject,
+                spent_wei: budgets::wei(&spent, "spent_wei")?,
+                reserved_wei: budgets::wei(&reserved, "reserved_wei")?,
+            });
+        }
+    }
+    Ok(uses)
 }
 
 impl Ledger {

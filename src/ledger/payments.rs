@@ -1,5 +1,7 @@
 //! Payments: lookup, the queue, and the changes that need no transaction on chain.
 
+use std::collections::HashMap;
+
 use alloy::primitives::{Address, B256};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -104,6 +106,25 @@ impl Ledger {
                 .fetch_all(&self.engine)
                 .await?;
         Ok(self.readable(rows).await)
+    }
+
+    /// How many batches with each of these payments were mined without effect for it; payments without one are left out.
+    pub async fn failed_batches(
+        &self,
+        payments: &[PaymentId],
+    ) -> Result<HashMap<PaymentId, i64>, LedgerError> {
+        let ids: Vec<Uuid> = payments.iter().map(|id| id.0).collect();
+        let rows = sqlx::query!(
+            r#"select tp.payment_id, count(*) as "batches!" from transaction_payments tp join transactions t on t.id = tp.transaction_id
+            where tp.payment_id = any($1) and tp.outcome = 'without_effect' and t.kind = 'batch' group by 1"#,
+            &ids,
+        )
+        .fetch_all(&self.engine)
+        .await?;
+        let counts = rows
+            .iter()
+            .map(|row| (PaymentId(row.payment_id), row.batches));
+        Ok(counts.collect())
     }
 
     /// Releases the claims of this process on queued payments, so that any process may claim them.

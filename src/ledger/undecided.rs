@@ -28,7 +28,13 @@ pub struct Undecided {
     pub block_hash: B256,
     /// The transaction was a call for this payment alone, and succeeded.
     pub call_succeeded: bool,
-    /// Number of transactions that the payment has been in.
+    /// Its transaction carried other payments too.
+    pub in_batch: bool,
+    /// An empty attempt was mined, which had no call for it.
+    pub empty: bool,
+    /// The transaction used up its gas.
+    pub ran_out_of_gas: bool,
+    /// Number of transactions that the payment has had for itself.
     pub tries: i64,
 }
 
@@ -52,7 +58,7 @@ pub enum Verdict {
 }
 
 impl Ledger {
-    /// The undecided payments of a network, at most `limit`. A row that cannot be read is quarantined and left out.
+    /// The undecided payments of a network, at most `limit`, those of one transaction in the order of their calls. A row that cannot be read is quarantined and left out.
     pub async fn undecided(
         &self,
         network: Network,
@@ -62,14 +68,18 @@ impl Ledger {
         let rows = sqlx::query!(
             r#"select open.payment_id, t.id, t.hash as "hash!", t.block_number as "block_number!", t.block_hash as "block_hash!",
                 (t.succeeded and t.kind = 'direct' and not a.empty) as "call_succeeded!",
-                (select count(*) from transaction_payments other where other.payment_id = open.payment_id) as "tries!"
-            from (select transaction_id, payment_id from transaction_payments where outcome is null offset 0) open
+                (select count(*) from transaction_payments other join transactions own on own.id = other.transaction_id and own.kind = 'direct'
+                    where other.payment_id = open.payment_id) as "tries!",
+                t.kind = 'batch' as "in_batch!", a.empty,
+                -- An eighth is more than refunds give back.
+                t.gas_used >= a.gas_limit - a.gas_limit / 8 as "ran_out_of_gas!"
+            from (select transaction_id, payment_id, position from transaction_payments where outcome is null offset 0) open
             cross join lateral (
-                select id, kind, hash, succeeded, block_number, block_hash from transactions
+                select id, kind, hash, succeeded, block_number, block_hash, gas_used from transactions
                 where id = open.transaction_id and (network = $1 and state = 'mined') is true offset 0
             ) t
             cross join lateral (select from payments p where p.id = open.payment_id and p.quarantined_at is null offset 0) p
-            join attempts a on a.hash = t.hash order by t.id limit $2"#,
+            join attempts a on a.hash = t.hash order by t.id, open.position limit $2"#,
             network.to_string(),
             limit,
         )
@@ -104,6 +114,9 @@ impl Ledger {
                 hash,
                 block_number: u64::try_from(row.block_number).unwrap_or_default(),
                 block_hash,
+                in_batch: row.in_batch,
+                empty: row.empty,
+                ran_out_of_gas: row.ran_out_of_gas,
                 tries: row.tries,
             });
         }

@@ -20,10 +20,12 @@ use crate::telemetry::causes;
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// A budget is watched, and the operator warned, from this part of its limit on, in percent.
 const LOW_PERCENT: u8 = 80;
+/// How long the cost of a refused transaction stands for that of others: gas may be cheaper later.
+const REFUSED_FOR: time::Duration = time::Duration::minutes(1);
 /// How long a warning about a budget holds: the window of the budget.
 const WARN_INTERVAL: time::Duration = time::Duration::hours(24);
 /// Most payees and payers that are watched. Further ones are turned away where their transaction is written.
-const WATCHED_MAX: usize = 10_000;
+const WATCHED_MAX: usize = 1_000;
 
 /// What this process knows of the budgets of a network.
 #[derive(Debug)]
@@ -37,8 +39,8 @@ struct Watched {
     spent_wei: U256,
     reserved_wei: U256,
     warned_at: Option<OffsetDateTime>,
-    /// A transaction was not written because it needed this much.
-    refused_wei: U256,
+    /// A transaction was not written then because it needed this much.
+    refused: Option<(OffsetDateTime, U256)>,
     /// New payments are refused until then.
     closed_until: Option<OffsetDateTime>,
 }
@@ -116,14 +118,14 @@ impl Budgets {
     }
 
     /// Records that a transaction was not written, and closes the budgets that have no room for long.
-    pub(super) fn note_refused(&self, over: &[OverBudget]) {
+    pub(super) fn note_refused(&self, over: &[OverBudget], now: OffsetDateTime) {
         let mut watched = self.watched();
         for one in over {
             if watched.len() >= WATCHED_MAX && !watched.contains_key(&one.subject) {
                 continue;
             }
             let entry = watched.entry(one.subject).or_default();
-            entry.refused_wei = one.needs_wei;
+            entry.refused = Some((now, one.needs_wei));
             let was_open = entry.closed_until.is_none();
             entry.closed_until = one.until.or(entry.closed_until);
             if let Some(until) = entry.closed_until.filter(|_| was_open) {
@@ -169,7 +171,8 @@ impl Budgets {
         };
         let limit = self.limit_of(subject).unwrap_or(U256::MAX);
         let reopen = |entry: &mut Watched| {
-            let needs = entry.refused_wei.max(U256::ONE);
+            let needs = entry.refused.filter(|(at, _)| now - *at < REFUSED_FOR);
+            let needs = needs.map_or(U256::ONE, |(_, wei)| wei);
             entry.closed_until = fits_at(hours, needs, limit, now);
         };
         self.update(&used, reopen, now);
@@ -223,11 +226,12 @@ pub(super) fn until_text(until: OffsetDateTime) -> String {
 impl ServedNetwork {
     /// Refuses a payment for which no gas is spent now: its payer is suspended, or a budget is spent. Asks neither chain nor ledger.
     pub fn check_sponsorship(&self, payee: Address, payer: Address) -> Result<(), Rejection> {
+        self.check_payer(payer)?;
         self.budgets.check(payee, payer)
     }
 }
 
-/// The task that keeps [`Budgets`] current.
+/// The task that keeps [`Budgets`] and the suspensions of payers current.
 #[derive(Debug)]
 pub struct BudgetWatch {
     served: Arc<ServedNetwork>,
@@ -261,6 +265,8 @@ impl BudgetWatch {
         for (subject, hours) in subjects.iter().zip(days) {
             served.budgets.refresh(*subject, &hours, now);
         }
+        let suspended = served.ledger.suspensions(network).await?;
+        served.suspensions.replace(&suspended);
         Ok(())
     }
 }
@@ -316,18 +322,23 @@ mod tests {
         budgets.refresh(GasSubject::Network, &hours, at(20));
         assert_eq!(budgets.check(PAYEE, PAYER), Ok(()));
         assert_eq!(budgets.room(), Some(U256::from(50)));
-        budgets.note_refused(&[OverBudget {
-            subject: GasSubject::Network,
-            needs_wei: U256::from(400),
-            limit_wei: U256::from(1_000),
-            until: fits_at(&hours, U256::from(400), U256::from(1_000), at(20)),
-        }]);
+        budgets.note_refused(
+            &[OverBudget {
+                subject: GasSubject::Network,
+                needs_wei: U256::from(400),
+                limit_wei: U256::from(1_000),
+                until: fits_at(&hours, U256::from(400), U256::from(1_000), at(20)),
+            }],
+            at(20),
+        );
         let refused = budgets.check(PAYEE, PAYER).unwrap_err();
         assert_eq!(refused.reason, Reason::SponsorshipExhausted);
         assert!(
             refused.message.contains("1970-01-02T12:00:00Z"),
             "{refused:?}"
         );
+        budgets.refresh(GasSubject::Network, &hours, at(20));
+        assert!(budgets.check(PAYEE, PAYER).is_err());
         // Receipts that cost less open it again.
         budgets.refresh(GasSubject::Network, &[spent(20, 600)], at(20));
         assert_eq!(budgets.check(PAYEE, PAYER), Ok(()));

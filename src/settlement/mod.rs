@@ -14,6 +14,7 @@ mod reconcile;
 mod senders;
 mod served_network;
 mod supervisor;
+mod suspensions;
 pub mod waiters;
 mod watch;
 
@@ -25,6 +26,7 @@ pub use reconcile::{Reconciler, Transfers};
 pub use senders::{CannotSend, SenderWatch, Senders, native_amount};
 pub use served_network::{Health, ServedNetwork, ServedNetworkParts};
 pub use supervisor::{EngineFailed, FailingTask, Supervisor, Task};
+pub use suspensions::Suspensions;
 pub use waiters::Waiters;
 pub use watch::{ChainTick, ChainView, Watch};
 

@@ -10,15 +10,19 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::chain::fees::FeeError;
-use crate::chain::{FactsReader, FeePolicy, Fees, Rpc};
+use crate::chain::{FactsReader, FeePolicy, Fees, Rpc, SimulatedSender};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, PaymentId, Proxies};
 use crate::settlement::gas::{BatchLimits, GasEstimates};
-use crate::settlement::{Approvals, Budgets, CannotSend, ChainView, Queue, Senders, Waiters};
+use crate::settlement::{
+    Approvals, Budgets, CannotSend, ChainView, Queue, Senders, Suspensions, Waiters,
+};
 use crate::telemetry::causes;
 
 /// A process that has had no RPC answer for this long leaves its lanes to other processes.
 const DISCONNECTED_AFTER: Duration = Duration::from_secs(8);
+/// Maximum fee of simulations, in wei per gas: above that of any block.
+const SIMULATED_FEE_WEI: u128 = 1_000_000_000_000_000;
 /// `Retry-After` while gas costs more than `max_fee_wei`.
 const RETRY_FEES_TOO_HIGH: Duration = Duration::from_secs(5);
 
@@ -87,6 +91,7 @@ pub struct ServedNetwork {
     pub senders: Senders,
     /// What transactions may cost.
     pub(super) budgets: Budgets,
+    pub(super) suspensions: Suspensions,
     /// Gas use learned from mined transactions.
     pub(super) gas: GasEstimates,
     fees: FeePolicy,
@@ -163,6 +168,7 @@ impl ServedNetwork {
             facts: parts.facts,
             lane_facts: parts.lane_facts,
             budgets: Budgets::new(parts.policy.budget),
+            suspensions: Suspensions::default(),
             policy: parts.policy,
             gas: GasEstimates::new(parts.batches, parts.fees),
             fees: parts.fees,
@@ -255,6 +261,22 @@ impl ServedNetwork {
     pub(super) fn cost(&self, gas_limit: u64, fees: Fees, payments: usize) -> U256 {
         let gas = U256::from(gas_limit).saturating_mul(U256::from(fees.max_fee_wei));
         gas.saturating_add(self.gas.data_fee_of(payments))
+    }
+
+    /// The sender of simulations: `signer`, or the signer that is used first. A price that no block exceeds keeps the node from refusing the
+    /// call; contracts see the price of the block with the tip. `None` before the first block.
+    pub fn simulated_sender(&self, signer: Option<Address>) -> Option<SimulatedSender> {
+        let address = signer.or_else(|| self.policy.facilitator())?;
+        let (head, policy) = (self.view.head()?, self.fees());
+        let fees = match head.base_fee_wei {
+            Some(_) => Fees {
+                max_fee_wei: SIMULATED_FEE_WEI,
+                max_priority_fee_wei: policy.priority_fee_wei,
+                legacy: false,
+            },
+            None => Fees::legacy(policy.gas_price_wei?),
+        };
+        Some(SimulatedSender { address, fees })
     }
 
     /// Records a node's gas price, where blocks have no base fee.

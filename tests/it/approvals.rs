@@ -32,7 +32,7 @@ fn setup(per_payer: u64, per_day: u64) -> Setup {
 
 /// A world with a gas budget for one approval per payer and two per day.
 async fn world() -> World {
-    setup(COST, 2 * COST).build().await
+    setup(COST, 2 * COST + COST / 2).build().await
 }
 
 fn approving(build: Build, payer: &PrivateKeySigner) -> Permit2Purchase {

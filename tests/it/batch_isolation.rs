@@ -231,6 +231,56 @@ async fn scenario_31_gas_burning_wallet_burns_only_its_own_limit() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(50));
 }
 
+/// An account gets code by EIP-7702 after the simulation and takes the gas of the whole batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn payer_getting_code_after_the_simulation_burns_one_batch_once() {
+    let world = world().await;
+    world.chain.place("GasBurningWallet", WALLET).await;
+    let mut payers = Vec::new();
+    for _ in 0..16 {
+        payers.push(world.payer().await);
+    }
+    let purchases: Vec<_> = payers
+        .iter()
+        .map(|payer| Purchase::new(payer, PAYEE, 3))
+        .collect();
+    let flipper = payers.iter().map(PrivateKeySigner::address).min().unwrap();
+    let waiting = Waiting::with(world, &purchases.iter().collect::<Vec<_>>()).await;
+    let flip = async |world: &World| {
+        let code = Bytes::from([&[0xef, 0x01, 0x00], WALLET.as_slice()].concat());
+        world
+            .chain
+            .set_storage(flipper, 0, B256::with_last_byte(1))
+            .await;
+        world
+            .chain
+            .call("anvil_setCode", json!([flipper, code]))
+            .await;
+    };
+    let (world, answers) = waiting.send_while(flip).await;
+    let mut transactions = std::collections::BTreeSet::new();
+    for (purchase, answer) in purchases.iter().zip(&answers) {
+        if purchase.authorization.from == flipper {
+            assert_eq!(answer.reason(), "payer_suspended", "{answer:?}");
+        } else {
+            assert!(answer.succeeded(), "{answer:?}");
+            transactions.insert(answer.transaction());
+        }
+    }
+    assert!(transactions.len() <= 2, "{transactions:?}");
+    let sent = world.transactions(1).await;
+    assert!(sent <= ROOM + 1 + 2, "{sent} transactions");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(15 * 3));
+    // The suspension outlives the process, and new payments of it are not looked at.
+    let payer = payers
+        .iter()
+        .find(|payer| payer.address() == flipper)
+        .unwrap();
+    let again = Purchase::new(payer, PAYEE, 3).body();
+    let refused = world.facilitator.settle(&again).await;
+    assert_eq!(refused.reason(), "payer_suspended", "{refused:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_40_paused_token_is_invalid_and_not_retried() {
     let world = world().await;

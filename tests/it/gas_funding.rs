@@ -8,12 +8,14 @@ use crate::support::{Permit2Purchase, Setup};
 const PAYEE: Address = Address::repeat_byte(0x9a);
 /// Maximum cost of one approval in wei: 70,000 gas at 5 gwei, plus half of that for rollup data fees.
 const COST: u64 = 525_000_000_000_000;
+/// Room for one of them and for the gas of two fundings.
+const DAY: u64 = COST + COST / 2;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reverted_gas_funding_is_not_counted() {
     let setup = Setup {
         toml: format!(
-            "[networks.base-sepolia.approvals]\nwei_per_payer = {COST}\nwei_per_day = {COST}\n"
+            "[networks.base-sepolia.approvals]\nwei_per_payer = {COST}\nwei_per_day = {DAY}\n"
         ),
         ..Setup::default()
     };
@@ -41,7 +43,7 @@ async fn reverted_gas_funding_is_not_counted() {
     let balance: U256 = serde_json::from_value(balance).unwrap();
     assert_eq!(balance, U256::ZERO);
 
-    // The reverted transfer does not count against the daily budget.
+    // Of the reverted transfer only the gas counts against the daily budget.
     let other = world.payer().await;
     let payment = Permit2Purchase::exact(&other, PAYEE, 10_000);
     let payment = payment.clone().with_approval(&payment.approval());

@@ -146,4 +146,6 @@ mod wallet_signatures;
 #[cfg(test)]
 mod wallets;
 #[cfg(test)]
+mod wasted_gas;
+#[cfg(test)]
 mod wrong_clocks;

@@ -12,18 +12,29 @@ const LIMITS: ApprovalLimits = ApprovalLimits {
 
 async fn fund(
     test: &TestLedger,
-    (lease, nonce): (LaneLease, u64),
+    lane: (LaneLease, u64),
     payment: &Payment,
     wei: u64,
+) -> Option<Recorded> {
+    fund_within(test, lane, (payment, wei), LIMITS).await
+}
+
+/// The funding costs no gas until it is mined.
+async fn fund_within(
+    test: &TestLedger,
+    (lease, nonce): (LaneLease, u64),
+    (payment, wei): (&Payment, u64),
+    limits: ApprovalLimits,
 ) -> Option<Recorded> {
     let funding = Funding {
         payment: payment.id,
         payer: payment.authorization.from,
         wei: U256::from(wei),
     };
-    let attempt = attempt(nonce);
+    let mut attempt = attempt(nonce);
+    attempt.cost_wei = U256::from(wei);
     let new = transaction(lease, nonce, &attempt, &[]);
-    test.record_funding(&new, funding, LIMITS).await.unwrap()
+    test.record_funding(&new, funding, limits).await.unwrap()
 }
 
 async fn ready() -> (TestLedger, LaneLease) {
@@ -109,7 +120,12 @@ async fn reverted_and_replaced_fundings_gave_nothing() {
     let mut payments = Vec::new();
     for (nonce, number) in (0..).zip(1..=3_u8) {
         let payment = test.accepted(number).await;
-        let id = written(fund(&test, (lease, nonce), &payment, 5).await);
+        let limits = ApprovalLimits {
+            wei_per_day: u64::MAX,
+            ..LIMITS
+        };
+        let funded = fund_within(&test, (lease, nonce), (&payment, 5), limits);
+        let id = written(funded.await);
         let mined = MinedTransaction {
             succeeded: number != 2,
             ..mined(id, nonce, number, &[])
@@ -118,7 +134,9 @@ async fn reverted_and_replaced_fundings_gave_nothing() {
         payments.push(payment);
     }
     let replaced = attempt(2).hash;
-    let replace = format!("update attempts set empty = true where hash = '\\x{replaced:x}'");
+    let replace = format!(
+        "update attempts set empty = true where hash = '\\x{replaced:x}'; update transactions set spent_wei = spent_wei - 5 where nonce = 2"
+    );
     test.run(&replace).await;
     let mut states = Vec::new();
     for payment in &payments {
@@ -130,7 +148,8 @@ async fn reverted_and_replaced_fundings_gave_nothing() {
     let totals = test.funding_totals(NETWORK, payer).await.unwrap();
     let expected = FundingTotals {
         payer: U256::ZERO,
-        all: U256::from(5),
+        // The first one's money, and the gas of all three.
+        all: U256::from(5 + 3 * (60_000 * 1_500 + 7)),
     };
     assert_eq!(totals, expected);
 }

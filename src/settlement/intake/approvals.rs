@@ -115,7 +115,7 @@ pub async fn approval_rejection(
     let call = (signed.asset, &approval.call);
     if !served
         .rpc
-        .would_succeed(signed.terms.from, call, approval.gas_limit)
+        .would_succeed(signed.terms.from, call, approval.gas_limit, None)
         .await?
     {
         let why = "the approval reverts when simulated, or its gas limit is too low".to_owned();

@@ -1,12 +1,14 @@
 //! Claims queued payments from the ledger: accepted by a process without a lane, queued again after a failure, or unclaimed by another
 //! process.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::LedgerError;
+use crate::payment::PaymentId;
 use crate::settlement::{Queued, ServedNetwork};
 use crate::telemetry::causes;
 
@@ -74,12 +76,23 @@ impl Pickup {
             .claim_queued(network, &owned, &claimed, CLAIMED_MAX)
             .await?;
         let count = payments.len();
+        let ids: Vec<PaymentId> = payments.iter().map(|payment| payment.id).collect();
+        let failed = if ids.is_empty() {
+            HashMap::new()
+        } else {
+            ledger.failed_batches(&ids).await?
+        };
         let mut unclaimed = Vec::new();
         for payment in payments {
             match queue.reserve() {
                 Some(place) if place.is_claimed_here(queue, payment.signer()) => {
                     tracing::debug!(payment.id = %payment.id, "queued payment claimed");
-                    queue.enqueue(place, Queued::new(payment, None));
+                    let batches = failed.get(&payment.id).copied().unwrap_or_default();
+                    let queued = Queued {
+                        setbacks: u8::try_from(batches).unwrap_or(u8::MAX),
+                        ..Queued::new(payment, None)
+                    };
+                    queue.enqueue(place, queued);
                 }
                 Some(_) | None => unclaimed.push(payment.id),
             }

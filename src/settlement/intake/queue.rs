@@ -23,6 +23,10 @@ pub struct Queued {
     pub since: Instant,
     /// It was left out of a batch, so it gets its own transaction or none.
     pub alone: bool,
+    /// How often its batch was planned or mined in vain, by the fault of others.
+    pub setbacks: u8,
+    /// It is not simulated before then.
+    pub not_before: Option<Instant>,
 }
 
 impl Queued {
@@ -32,6 +36,8 @@ impl Queued {
             facts,
             since: Instant::now(),
             alone: false,
+            setbacks: 0,
+            not_before: None,
         }
     }
 

@@ -1,9 +1,12 @@
 //! Which payments share a transaction. Pure.
 
 use crate::chain::authorization::{batch_call, settlement_call};
+use crate::ledger::TransactionKind;
 use crate::payment::{ChainFacts, Payment, Signed, SignedBy};
 use crate::settlement::gas::GasRule;
+use crate::settlement::suspensions::WalletTurn;
 use alloy::primitives::{Address, Bytes};
+use std::sync::Arc;
 
 /// Most bytes of calldata in one transaction: pools accept 128 KiB, some sequencers 95,000 bytes.
 const CALLDATA_BYTES_MAX: usize = 95_000;
@@ -18,6 +21,9 @@ const BYTE_GAS: u64 = 16;
 /// Gas of a batch besides its payments, and the part that its last call must leave behind (63/64 rule, EIP-150).
 const BATCH_GAS: u64 = 350_000;
 
+/// Batches that are planned in vain this often are halved from then on: what spoils them may come again and again.
+pub(super) const SETBACKS_WHOLE: u8 = 3;
+
 /// A payment whose simulation succeeded.
 #[derive(Debug, Clone)]
 pub(super) struct SimulatedPayment {
@@ -25,6 +31,10 @@ pub(super) struct SimulatedPayment {
     pub(super) facts: ChainFacts,
     /// It was left out of a batch, so it gets its own transaction or none.
     pub(super) alone: bool,
+    /// How often its batch was planned or mined in vain, by the fault of others.
+    pub(super) setbacks: u8,
+    /// Its turn, for a payer with code.
+    pub(super) turn: Option<Arc<WalletTurn>>,
 }
 
 impl SimulatedPayment {
@@ -60,6 +70,12 @@ impl SimulatedPayment {
         };
         let by_permit2 = |row: &Self| row.payment.method.permit2().is_some();
         by_permit2(self) && by_permit2(other) && of(self) == of(other)
+    }
+
+    /// Most payments of a batch with this one.
+    fn batch_rows_max(&self, rule: &GasRule) -> usize {
+        let halvings = u32::from(self.setbacks.saturating_sub(SETBACKS_WHOLE - 1));
+        rule.rows_max.checked_shr(halvings).unwrap_or(0).max(1)
     }
 
     fn gas_in_batch(&self, rule: &GasRule) -> u64 {
@@ -135,7 +151,13 @@ impl BatchPlan {
     }
 
     fn has_room(&self, row: &SimulatedPayment, filled: Size, rule: &GasRule) -> bool {
-        self.rows.len() < rule.rows_max
+        let rows_max = |row: &SimulatedPayment| row.batch_rows_max(rule);
+        self.rows.len()
+            < self
+                .rows
+                .iter()
+                .map(rows_max)
+                .fold(rows_max(row), usize::min)
             && filled.gas.saturating_add(BATCH_GAS) <= rule.gas_max
             && filled.bytes <= CALLDATA_BYTES_MAX
             && !row.needs_own_transaction()
@@ -147,6 +169,14 @@ impl BatchPlan {
 
     pub(super) fn is_batch(&self) -> bool {
         self.rows.len() > 1
+    }
+
+    pub(super) fn kind(&self) -> TransactionKind {
+        if self.is_batch() {
+            TransactionKind::Batch
+        } else {
+            TransactionKind::Direct
+        }
     }
 
     /// Target and calldata of the transaction.
@@ -222,6 +252,8 @@ mod tests {
             payment,
             facts: facts(),
             alone: false,
+            setbacks: 0,
+            turn: None,
         }
     }
 
@@ -283,6 +315,23 @@ mod tests {
             .map(|plan| plan.rows.len())
             .collect();
         assert_eq!(sizes, [3, 1, 1]);
+    }
+
+    #[test]
+    fn batches_that_were_planned_in_vain_are_halved_from_the_third_time_on() {
+        let sizes = |setbacks| {
+            let rows = (0..64).map(|number| SimulatedPayment {
+                setbacks,
+                ..row(number, 9)
+            });
+            let rule = GasRule {
+                rows_max: 64,
+                ..RULE
+            };
+            let plans = BatchPlan::group(rows.collect(), &rule);
+            plans.iter().map(|plan| plan.rows.len()).max().unwrap()
+        };
+        assert_eq!([0, 2, 3, 4, 8, 200].map(sizes), [64, 64, 32, 16, 1, 1]);
     }
 
     #[test]

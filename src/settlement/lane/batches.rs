@@ -9,10 +9,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::batch::{
-    BatchContext, PrepareError, SignedBatch, SimulatedBatch, simulate, simulate_batch,
-};
+use super::batch::{BatchContext, PrepareError, SignedBatch};
 use super::batch_plan::BatchPlan;
+use super::simulation::{Simulated, SimulatedBatch, simulate, simulate_batch};
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane, PAUSE};
 use crate::payment::PaymentId;
 use crate::settlement::ChainTick;
@@ -32,6 +31,8 @@ const QUIET: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct SimulatedBatches {
     batches: Vec<SimulatedBatch>,
+    /// Payments to be simulated later.
+    later: Vec<Queued>,
     errors: Vec<PrepareError>,
     rule: GasRule,
     claims: Claims,
@@ -109,6 +110,7 @@ impl Lane {
         for batch in simulated.batches {
             self.commit_and_send(owned, batch, simulated.rule).await?;
         }
+        owned.waiting.extend(simulated.later);
         let waiting: HashSet<PaymentId> = owned.waiting.iter().map(|one| one.payment.id).collect();
         claims.payments.retain(|id| !waiting.contains(id));
         simulated
@@ -154,11 +156,12 @@ impl Lane {
         };
         let written = context.sign_and_record(plan).await;
         match written {
-            Ok(SignedBatch::Recorded(transaction)) => {
+            Ok(SignedBatch::Recorded(transaction, ran)) => {
                 owned.lease.next_nonce += 1;
-                owned
-                    .open
-                    .push_back(OpenTransaction::new(transaction, Instant::now()));
+                owned.open.push_back(OpenTransaction {
+                    ran,
+                    ..OpenTransaction::new(transaction, Instant::now())
+                });
                 owned.open_count.set(owned.open.len());
                 self.send(owned, owned.open.len() - 1, None);
                 Ok(())
@@ -199,6 +202,9 @@ impl OwnedLane {
 /// When a payment may be sent: at once, unless the next block may be older than `validAfter`, which was compared with the wall clock at
 /// acceptance. A chain that has made no block for a while after that gives its next block the clock's time.
 fn ready_at(served: &ServedNetwork, queued: &Queued, tick: &ChainTick) -> Instant {
+    if let Some(at) = queued.not_before.filter(|at| *at > Instant::now()) {
+        return at;
+    }
     let begins = queued.payment.signed().valid_from();
     let block_s = served.policy.network.min_block_time_s();
     let next = tick.head.map(|head| {
@@ -229,11 +235,13 @@ async fn simulate_waiting(
         let simulation = async move { simulate(&served, queued).await };
         simulations.spawn(simulation.in_current_span());
     }
-    let mut simulated = Vec::new();
+    let (mut simulated, mut later) = (Vec::new(), Vec::new());
     while let Some(simulation) = simulations.join_next().await {
         // After a panic the payment is still queued in the ledger.
         match simulation {
-            Ok(Ok(row)) => simulated.extend(row),
+            Ok(Ok(Simulated::Ready(row))) => simulated.push(*row),
+            Ok(Ok(Simulated::Later(queued))) => later.push(*queued),
+            Ok(Ok(Simulated::Done)) => {}
             Ok(Err(error)) => errors.push(error),
             Err(error) => report_panic("simulation", error),
         }
@@ -254,6 +262,7 @@ async fn simulate_waiting(
     }
     SimulatedBatches {
         batches,
+        later,
         errors,
         rule,
         claims,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::batch_plan::SimulatedPayment;
+use super::batch_plan::{SETBACKS_WHOLE, SimulatedPayment};
 use super::{Lane, OwnedLane, PAUSE};
 use crate::ledger::{GasSubject, LedgerError, OverBudget};
 use crate::payment::PaymentId;
@@ -20,11 +20,13 @@ impl Lane {
         rows: Vec<SimulatedPayment>,
     ) -> Result<(), LedgerError> {
         let served = &self.served;
-        served.budgets.note_refused(over);
+        let now = served.ledger.clock().now();
+        served.budgets.note_refused(over, now);
         let over = |subject: GasSubject| over.iter().find(|one| one.subject == subject);
         let mut refused: HashMap<(GasSubject, OffsetDateTime), Vec<PaymentId>> = HashMap::new();
         let mut left = Vec::new();
-        for row in rows {
+        let together = rows.len() > 1;
+        for mut row in rows {
             let terms = &row.payment.authorization;
             let subjects = [
                 GasSubject::Network,
@@ -36,7 +38,13 @@ impl Lane {
                 .find_map(|subject| Some((subject, over(subject)?.until?)));
             match closed {
                 Some(closed) => refused.entry(closed).or_default().push(row.payment.id),
-                None => left.push(row),
+                None => {
+                    if together {
+                        // Smaller transactions use what is left.
+                        row.setbacks = row.setbacks.saturating_add(1).max(SETBACKS_WHOLE);
+                    }
+                    left.push(row);
+                }
             }
         }
         if over(GasSubject::Network).is_some_and(|network| network.until.is_none()) {

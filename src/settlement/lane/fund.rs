@@ -53,7 +53,8 @@ impl Lane {
         over: &[OverBudget],
         payment: PaymentId,
     ) -> Result<(), LedgerError> {
-        self.served.budgets.note_refused(over);
+        let now = self.served.ledger.clock().now();
+        self.served.budgets.note_refused(over, now);
         let closed = over.iter().find_map(|one| Some((one.subject, one.until?)));
         if let Some((subject, until)) = closed {
             let rejection = exhausted(subject, until);

@@ -13,6 +13,7 @@ mod keyless;
 mod lease;
 mod open_transaction;
 mod results;
+mod simulation;
 
 pub use keyless::UnconfiguredSigners;
 
@@ -155,6 +156,7 @@ impl OwnedLane {
     fn put_back(&mut self, rows: Vec<SimulatedPayment>) {
         let queued = rows.into_iter().map(|row| Queued {
             alone: row.alone,
+            setbacks: row.setbacks,
             ..Queued::new(row.payment, Some(row.facts))
         });
         self.waiting.extend(queued);

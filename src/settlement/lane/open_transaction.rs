@@ -3,6 +3,7 @@
 use alloy::primitives::U256;
 use tokio::time::Instant;
 
+use super::batch::RanWith;
 use crate::chain::signer::UnsignedTransaction;
 use crate::ledger::PendingTransaction;
 
@@ -28,6 +29,8 @@ pub(super) struct OpenTransaction {
     pub(super) rejected_for_good: bool,
     /// Most that the newest bytes can cost, in wei.
     pub(super) cost_wei: U256,
+    /// What is known of its payers; nothing after a restart.
+    pub(super) ran: RanWith,
 }
 
 impl OpenTransaction {
@@ -44,6 +47,7 @@ impl OpenTransaction {
             fee_too_low: false,
             rejected_for_good: false,
             cost_wei: U256::ZERO,
+            ran: RanWith::default(),
         };
         open.cost_wei = open
             .unsigned()

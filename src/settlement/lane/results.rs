@@ -11,7 +11,6 @@ use crate::chain::authorization::transfer_log;
 use crate::chain::signer::UnsignedTransaction;
 use crate::chain::{Head, Receipt, RpcError};
 use crate::ledger::{BlockRef, MinedTransaction, PendingTransaction, TransferredPayment};
-use crate::payment::Payment;
 use crate::settlement::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
 use crate::telemetry::causes;
@@ -175,9 +174,13 @@ impl Lane {
             .gas_balance
             .spent(gas.saturating_mul(price).saturating_add(further));
         self.note_data_fee(receipt, open.transaction.payments.len());
-        self.learn_gas(&open.transaction, &mined);
+        self.learn_gas(&open, &mined);
         if transferred < open.transaction.payments.len() {
             tracing::warn!(transaction = %receipt.transaction_hash, transferred, payments = open.transaction.payments.len(), "transaction mined without a transfer for some of its payments");
+            let turns = open.ran.turns.iter().cloned();
+            for (payment, turn) in open.transaction.payments.iter().zip(turns) {
+                self.served.suspensions.keep_turn(payment.id, turn);
+            }
             self.served.wake_reconciler();
         }
         if mined.transferred.iter().any(|row| !row.confirmed) {
@@ -258,16 +261,20 @@ impl Lane {
         UnsignedTransaction::from_signed_bytes(self.id.network, raw)
     }
 
-    /// Records the gas that a transaction used. The gas of a smart wallet's own code says nothing about other payments.
-    fn learn_gas(&self, transaction: &PendingTransaction, mined: &MinedTransaction) {
-        let own_code = |payment: &Payment| payment.wallet.is_some();
+    /// Records the gas that a transaction used. The gas of a wallet's code says nothing about other payments, and a batch in which one
+    /// failed may have lost its gas to code that was not there when it was simulated.
+    fn learn_gas(&self, open: &OpenTransaction, mined: &MinedTransaction) {
+        let transaction = &open.transaction;
+        let failed = mined.transferred.len() < transaction.payments.len();
+        if !open.ran.plain || (transaction.batch && failed) {
+            return;
+        }
         if self.id.network.charges_gas_limit() {
             // Where the gas limit is charged, receipts do not show the gas that execution needed.
             return;
         }
         let unsigned = self.unsigned_of(transaction, mined.hash);
-        let learnable = unsigned
-            .filter(|unsigned| !unsigned.is_empty() && !transaction.payments.iter().any(own_code));
+        let learnable = unsigned.filter(|unsigned| !unsigned.is_empty());
         if let Some(unsigned) = learnable {
             let rows = transaction.payments.len();
             self.served

@@ -4,6 +4,7 @@
 mod expired;
 mod transfers;
 mod undecided;
+mod wasted;
 
 pub use transfers::Transfers;
 
@@ -16,12 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::AuthorizationUse;
 use crate::chain::Head;
-use crate::ledger::{GivenUpPlace, Verdict};
+use crate::ledger::{GivenUpPlace, Undecided, Verdict};
 use crate::payment::{Location, Payment, PaymentId};
+use crate::protocol::Rejection;
 use crate::settlement::{DependencyError, ServedNetwork};
 use crate::telemetry::causes;
 use expired::refuse_expired;
 use undecided::{is_confirmed, verdict};
+use wasted::{Found, wasteful};
 
 /// How often the ledger is read for payments that another process, or this one before a restart, left undecided.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
@@ -132,42 +135,30 @@ impl Reconciler {
         let signed: Vec<_> = rows.iter().map(|row| row.payment.signed()).collect();
         let tokens = served.policy.tokens();
         let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
-        let mut again = false;
+        let mut found: Vec<(&Undecided, AuthorizationUse)> = Vec::new();
         for (row, used) in rows.iter().zip(uses.await?) {
-            let id = row.payment.id;
-            let used = match used {
-                Ok(used) => used,
+            match used {
+                Ok(used) => found.push((row, used)),
                 Err(error) => {
-                    tracing::warn!(payment.id = %id, %error, "undecided payment: chain state not read, retrying");
-                    continue;
+                    tracing::warn!(payment.id = %row.payment.id, %error, "undecided payment: chain state not read, retrying");
                 }
-            };
-            let undecided_for = self
-                .undecided_since
-                .entry(id)
-                .or_insert_with(Instant::now)
-                .elapsed();
+            }
+        }
+        let suspended = suspend_wasteful(served, &found).await?;
+        for (row, used) in found {
+            let since = self.undecided_since.entry(row.payment.id);
+            let undecided_for = since.or_insert_with(Instant::now).elapsed();
             let Some(verdict) = verdict(row, &used, head, undecided_for) else {
                 continue;
             };
-            if !served.ledger.decide(row, &verdict).await? {
-                continue;
+            // What a wallet's code does in a block is not seen before.
+            let verdict = match (verdict, suspended.get(&row.payment.id)) {
+                (Verdict::Again, Some(rejection)) => Verdict::Refuse(rejection.clone()),
+                (verdict, _) => verdict,
+            };
+            if served.ledger.decide(row, &verdict).await? {
+                announce(served, row, &verdict);
             }
-            tracing::warn!(payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
-            again |= verdict == Verdict::Again;
-            if matches!(
-                verdict,
-                Verdict::Transferred {
-                    confirmed: false,
-                    ..
-                }
-            ) {
-                served.note_unconfirmed();
-            }
-            served.waiters.wake([id]);
-        }
-        if again {
-            served.wake_pickup();
         }
         Ok(())
     }
@@ -211,6 +202,51 @@ impl Reconciler {
         }
         Ok(())
     }
+}
+
+/// Logs a verdict that was recorded, and wakes who waits for it.
+fn announce(served: &ServedNetwork, row: &Undecided, verdict: &Verdict) {
+    let id = row.payment.id;
+    served.suspensions.end_turn(id);
+    tracing::warn!(payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
+    match verdict {
+        Verdict::Again => served.wake_pickup(),
+        Verdict::Transferred {
+            confirmed: false, ..
+        } => served.note_unconfirmed(),
+        Verdict::Transferred { .. }
+        | Verdict::Refuse(_)
+        | Verdict::Fail(_)
+        | Verdict::Quarantine(_) => {}
+    }
+    served.waiters.wake([id]);
+}
+
+/// Suspends the payers that have wasted gas. Returns those payments of them that must not be sent again now.
+async fn suspend_wasteful(
+    served: &ServedNetwork,
+    found: &[(&Undecided, AuthorizationUse)],
+) -> Result<HashMap<PaymentId, Rejection>, DependencyError> {
+    let found: Vec<Found<'_>> = found.iter().map(|(row, used)| (*row, used)).collect();
+    let wasteful = wasteful(served, &found).await?;
+    let mut refused = HashMap::new();
+    for (row, _) in found {
+        let Some(of) = wasteful.get(&row.payment.id) else {
+            continue;
+        };
+        let network = served.policy.network;
+        let holding = served.ledger.suspend(network, row.transaction, of).await?;
+        served.suspensions.note(&holding);
+        let payer = row.payment.authorization.from;
+        if let Err(rejection) = served.check_payer(payer) {
+            tracing::warn!(payment.id = %row.payment.id, %payer, why = rejection.message, "payer suspended");
+            // A payer that has spent its money gets the answer of the next simulation.
+            if of.len() > 1 || row.ran_out_of_gas {
+                refused.insert(row.payment.id, rejection);
+            }
+        }
+    }
+    Ok(refused)
 }
 
 /// Settles a payment that a foreign transaction has transferred; a failed payment only once that is confirmed.

@@ -108,6 +108,9 @@ mod tests {
             block_number: location().block_number,
             block_hash: B256::ZERO,
             call_succeeded,
+            in_batch: false,
+            empty: false,
+            ran_out_of_gas: false,
             tries,
         }
     }

@@ -1,0 +1,352 @@
+//! Simulation of queued payments, each by itself and in batches, before anything is signed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use tokio::time::Instant;
+
+use super::batch::PrepareError;
+use super::batch_plan::{BatchPlan, SETBACKS_WHOLE, SimulatedPayment, min_gas};
+use crate::chain::{AuthorizationUse, CallOutcome, RpcError};
+use crate::payment::method::Fault;
+use crate::payment::{ChainFacts, Payment};
+use crate::protocol::Rejection;
+use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::gas::GasRule;
+use crate::settlement::{Queued, ServedNetwork};
+
+/// Pause before a payment whose payer has others under way is simulated again.
+const TURN_PAUSE: Duration = Duration::from_millis(500);
+
+/// Result of simulating a payment.
+#[derive(Debug)]
+pub(super) enum Simulated {
+    Ready(Box<SimulatedPayment>),
+    /// Others of its payer are under way: it is simulated again later.
+    Later(Box<Queued>),
+    /// It was refused, settled or put on hold, and the ledger says so where its state changed.
+    Done,
+}
+
+/// Simulates a queued payment on the newest state.
+pub(super) async fn simulate(
+    served: &ServedNetwork,
+    queued: Queued,
+) -> Result<Simulated, PrepareError> {
+    let Queued {
+        payment,
+        facts,
+        alone,
+        setbacks,
+        since,
+        ..
+    } = queued;
+    reach(Step::Picked);
+    if expires_too_soon(served, &payment) {
+        let rejection = Rejection {
+            reason: payment.reason(Fault::ValidBefore),
+            message: "the authorization expires before a transaction could be mined".to_owned(),
+        };
+        return refuse(served, &payment, &rejection).await;
+    }
+    let payment = drop_deployed_wallet(served, payment).await?;
+    // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
+    let usable = |facts: &ChainFacts| {
+        (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(served, facts)
+    };
+    let facts = match facts.filter(usable) {
+        Some(known) => known,
+        None => served.lane_facts.of(payment.signed()).await?,
+    };
+    if facts.transfer_succeeds {
+        if let Some(rejection) = gas_rejection(served, &payment, &facts) {
+            return refuse(served, &payment, &rejection).await;
+        }
+        let payer = payment.authorization.from;
+        if let Err(rejection) = served.check_payer(payer) {
+            return refuse(served, &payment, &rejection).await;
+        }
+        let runs_code = facts.payer_has_code || payment.wallet.is_some();
+        let turn = runs_code.then(|| served.suspensions.turn_of(payer));
+        if matches!(turn, Some(None)) {
+            return Ok(Simulated::Later(Box::new(Queued {
+                since,
+                not_before: Some(Instant::now() + TURN_PAUSE),
+                ..Queued::new(payment, Some(facts))
+            })));
+        }
+        reach(Step::Simulated);
+        return Ok(Simulated::Ready(Box::new(SimulatedPayment {
+            payment,
+            facts,
+            alone,
+            setbacks,
+            turn: turn.flatten().map(Arc::new),
+        })));
+    }
+    if payment.signed().fails_only_because_early(&facts) {
+        // No endpoint simulates a later time, and the newest block is older than `validAfter`. The pickup task finds the payment again a
+        // little later.
+        return Ok(Simulated::Done);
+    }
+    if payment.signed().needs_approval_first(&facts) {
+        served.approvals.enqueue(payment, &served.queue);
+        return Ok(Simulated::Done);
+    }
+    settle_or_refuse(served, &payment, &facts).await?;
+    Ok(Simulated::Done)
+}
+
+/// Refuses a payment before anything was written for it.
+async fn refuse(
+    served: &ServedNetwork,
+    payment: &Payment,
+    rejection: &Rejection,
+) -> Result<Simulated, PrepareError> {
+    served.ledger.refuse(payment.id, rejection).await?;
+    served.waiters.wake([payment.id]);
+    Ok(Simulated::Done)
+}
+
+/// Why a payment is not sent whose transfer needs more gas than this facilitator pays for.
+fn gas_rejection(
+    served: &ServedNetwork,
+    payment: &Payment,
+    facts: &ChainFacts,
+) -> Option<Rejection> {
+    let (fees, least) = (served.fees(), min_gas(facts));
+    let gas_cap = if facts.payer_has_code && payment.wallet.is_none() {
+        fees.wallet_gas_cap
+    } else {
+        fees.gas_cap
+    };
+    (least > gas_cap).then(|| Rejection {
+        reason: payment.reason(Fault::Simulation),
+        message: format!(
+            "the transfer needs at least {least} gas, and this facilitator pays for {gas_cap} at most"
+        ),
+    })
+}
+
+/// Drops the factory call of a wallet that has been deployed since.
+async fn drop_deployed_wallet(
+    served: &ServedNetwork,
+    mut payment: Payment,
+) -> Result<Payment, RpcError> {
+    if payment.wallet.is_some()
+        && !served
+            .rpc
+            .code(payment.authorization.from)
+            .await?
+            .is_empty()
+    {
+        payment.wallet = None;
+    }
+    Ok(payment)
+}
+
+/// Whether less than half of `validity_min` is left: too little for another block or two.
+fn expires_too_soon(served: &ServedNetwork, payment: &Payment) -> bool {
+    let end = payment.authorization.valid_before.atomic();
+    let least = served.policy.validity_min.whole_seconds() / 2;
+    let by = served
+        .view
+        .head()
+        .map(|head| head.time.unix_timestamp().saturating_add(least));
+    by.and_then(|by| u64::try_from(by).ok())
+        .is_some_and(|by| end <= U256::from(by))
+}
+
+/// Whether the head is still the block of these facts.
+fn is_fresh(served: &ServedNetwork, facts: &ChainFacts) -> bool {
+    let head = served.view.head();
+    head.is_none_or(|head| head.number <= facts.block_number)
+}
+
+/// Handles a payment whose simulation failed: it is not sent. If its nonce is used, a foreign transaction may have submitted the
+/// authorization; then the payment is settled by that.
+async fn settle_or_refuse(
+    served: &ServedNetwork,
+    payment: &Payment,
+    facts: &ChainFacts,
+) -> Result<(), PrepareError> {
+    let tokens = served.policy.tokens();
+    let used = if facts.nonce_used == Some(true) {
+        let signed = payment.signed();
+        served
+            .rpc
+            .authorization_use(signed, facts.block_number, &tokens)
+            .await
+    } else {
+        Ok(AuthorizationUse::Unused)
+    };
+    if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
+        tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "payment settled by a foreign transaction");
+        let height = served.rpc.agreed_height(facts.block_number);
+        let confirmed = location.is_confirmed(height, payment.confirmations);
+        served
+            .ledger
+            .settle_by_foreign_transaction(payment.id, &location, confirmed)
+            .await?;
+        served.note_unconfirmed();
+    } else {
+        let rejection = match used {
+            Ok(_) => payment.rejection_for(facts),
+            // Affects this payment alone. The chain is asked again before a caller gets this answer.
+            Err(error) => Rejection {
+                reason: payment.reason(Fault::NonceUsed),
+                message: format!(
+                    "the authorization's nonce is used, and the transaction that used it could not be found ({error})"
+                ),
+            },
+        };
+        tracing::info!(payment.id = %payment.id, code = rejection.reason.code(), "payment not sent: its simulation failed");
+        served.ledger.refuse(payment.id, &rejection).await?;
+    }
+    served.waiters.wake([payment.id]);
+    Ok(())
+}
+
+/// Result of simulating a batch.
+#[derive(Debug)]
+pub(super) struct SimulatedBatch {
+    /// The payments that can be sent, if any.
+    pub(super) plan: Option<BatchPlan>,
+    /// Payments to be simulated again.
+    pub(super) left_out: Vec<Queued>,
+    /// The simulation gave no answer; tried again after a pause.
+    pub(super) error: Option<RpcError>,
+}
+
+/// Simulates a batch as a whole, as `signer` would send it, and leaves out the payments that would fail in it: for example a payer that
+/// promised more than its balance, or that has got code since. A batch that no node can simulate is split.
+pub(super) async fn simulate_batch(
+    served: &ServedNetwork,
+    signer: Address,
+    plan: BatchPlan,
+    rule: GasRule,
+) -> Result<SimulatedBatch, PrepareError> {
+    if !plan.is_batch() {
+        return simulate_single(served, signer, plan, rule).await;
+    }
+    let gas_limit = plan.gas_limit(&plan.call().1, &rule);
+    let batch: Vec<_> = plan.rows.iter().map(SimulatedPayment::signed).collect();
+    let sender = served
+        .simulated_sender(Some(signer))
+        .ok_or(PrepareError::NoHead)?;
+    let results = match served.rpc.simulate_batch(sender, &batch, gas_limit).await {
+        Ok(results) => results,
+        Err(error) => return Ok(batch_not_simulated(served, plan, error)),
+    };
+    served.gas.batch_simulated();
+    Ok(without_bad(plan.rows, &results))
+}
+
+/// Leaves out the payments that fail in the batch. The first of them and those whose payers have code get their own transaction or none:
+/// they may have taken the gas without which the others failed. The others are simulated in a batch again.
+fn without_bad(rows: Vec<SimulatedPayment>, results: &[CallOutcome]) -> SimulatedBatch {
+    let mut good = Vec::new();
+    let mut left_out = Vec::new();
+    let mut first = true;
+    for (row, result) in rows.into_iter().zip(results) {
+        if result.succeeds && !result.payer_has_code {
+            good.push(row);
+        } else if std::mem::take(&mut first) || result.payer_has_code {
+            left_out.push(Queued::alone(row.payment));
+        } else {
+            left_out.push(Queued {
+                setbacks: row.setbacks.saturating_add(1),
+                ..Queued::new(row.payment, None)
+            });
+        }
+    }
+    SimulatedBatch {
+        plan: (!good.is_empty()).then_some(BatchPlan { rows: good }),
+        left_out,
+        error: None,
+    }
+}
+
+/// Simulates a payment with its own transaction. The simulation of its facts is valid while the head is unchanged. Where code of the payer
+/// runs, the transaction itself is simulated: the code sees nothing by which it could tell them apart but the block.
+async fn simulate_single(
+    served: &ServedNetwork,
+    signer: Address,
+    plan: BatchPlan,
+    rule: GasRule,
+) -> Result<SimulatedBatch, PrepareError> {
+    let mut batch = SimulatedBatch {
+        plan: None,
+        left_out: Vec::new(),
+        error: None,
+    };
+    let mut ready = Vec::new();
+    for row in plan.rows {
+        if is_fresh(served, &row.facts) {
+            ready.push(row);
+            continue;
+        }
+        // Its turn ends first, and it takes another.
+        let again = Queued::alone(row.payment);
+        drop(row.turn);
+        match simulate(served, again).await? {
+            Simulated::Ready(row) => ready.push(*row),
+            Simulated::Later(queued) => batch.left_out.push(*queued),
+            Simulated::Done => {}
+        }
+    }
+    let plan = BatchPlan { rows: ready };
+    let [only] = plan.rows.as_slice() else {
+        return Ok(batch);
+    };
+    if only.turn.is_some() {
+        let (to, data) = plan.call();
+        let gas_limit = plan.gas_limit(&data, &rule);
+        let head = served.view.head().ok_or(PrepareError::NoHead)?;
+        let fees = served.fees().quote(&head)?;
+        let succeeds = served
+            .rpc
+            .would_succeed(signer, (to, &data), gas_limit, Some(fees));
+        if !succeeds.await? {
+            let rejection = Rejection {
+                reason: only.payment.reason(Fault::Simulation),
+                message: format!(
+                    "the transfer fails in a transaction with {gas_limit} gas, although it succeeds in a call"
+                ),
+            };
+            refuse(served, &only.payment, &rejection).await?;
+            return Ok(batch);
+        }
+    }
+    batch.plan = Some(plan);
+    Ok(batch)
+}
+
+/// A batch that could not be simulated as a whole. Too large: smaller batches follow. Reverted, which one of its payments caused: halves
+/// follow. Any other error: the provider has trouble, and the batch waits as it is.
+fn batch_not_simulated(served: &ServedNetwork, plan: BatchPlan, error: RpcError) -> SimulatedBatch {
+    let payments = plan.rows.len();
+    let rows = plan.rows.into_iter();
+    let whole = |row: SimulatedPayment| Queued::new(row.payment, Some(row.facts));
+    let (left_out, unavailable): (Vec<_>, _) = if error.is_too_large() {
+        tracing::warn!(payments, %error, "batch too large to simulate: smaller batches follow");
+        served.gas.batch_too_large(payments);
+        (rows.map(whole).collect(), None)
+    } else if error.is_revert() {
+        tracing::warn!(payments, %error, "batch simulation reverted: smaller batches follow");
+        let halved = |row: SimulatedPayment| Queued {
+            setbacks: row.setbacks.saturating_add(1).max(SETBACKS_WHOLE),
+            ..Queued::new(row.payment, None)
+        };
+        (rows.map(halved).collect(), None)
+    } else {
+        served.gas.batch_not_simulated();
+        (rows.map(whole).collect(), Some(error))
+    };
+    SimulatedBatch {
+        plan: None,
+        left_out,
+        error: unavailable,
+    }
+}

@@ -1,0 +1,191 @@
+//! Payers for which no gas is spent for a while, as this process knows them, and the payments of wallets that are under way.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use alloy::primitives::{Address, keccak256};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::chain::RpcError;
+use crate::ledger::{Suspension, Wasteful};
+use crate::payment::{ChainFacts, PaymentId, Signed};
+use crate::protocol::{Reason, Rejection};
+use crate::settlement::budgets::until_text;
+use crate::settlement::{DependencyError, ServedNetwork};
+
+/// Transactions of a payer with code that are under way at a time. What its code does in the block is not known before.
+const WALLET_TURNS: usize = 2;
+/// Longest time for which the turn of an undecided payment is kept.
+const KEPT_MAX: Duration = Duration::from_mins(10);
+
+/// The suspensions of a network and the payments of wallets under way.
+#[derive(Debug, Default)]
+pub struct Suspensions {
+    known: Mutex<HashMap<Wasteful, OffsetDateTime>>,
+    under_way: Arc<Mutex<HashMap<Address, usize>>>,
+    /// Turns of payments that were mined without a transfer, until they are decided.
+    undecided: Mutex<HashMap<PaymentId, (Instant, Arc<WalletTurn>)>>,
+}
+
+/// A payment of a payer with code is under way; dropping it makes room for another.
+#[derive(Debug)]
+pub(super) struct WalletTurn {
+    payer: Address,
+    under_way: Arc<Mutex<HashMap<Address, usize>>>,
+}
+
+impl Drop for WalletTurn {
+    fn drop(&mut self) {
+        let mut under_way = locked(&self.under_way);
+        if let Some(count) = under_way.get_mut(&self.payer) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                under_way.remove(&self.payer);
+            }
+        }
+    }
+}
+
+impl Suspensions {
+    /// Records suspensions.
+    pub(super) fn note(&self, found: &[Suspension]) {
+        locked(&self.known).extend(found.iter().map(|one| (one.of, one.until)));
+    }
+
+    /// Records all suspensions that hold now.
+    pub(super) fn replace(&self, all: &[Suspension]) {
+        self.end_old_turns();
+        *locked(&self.known) = all.iter().map(|one| (one.of, one.until)).collect();
+    }
+
+    fn until(&self, of: Wasteful, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let known = locked(&self.known);
+        known.get(&of).copied().filter(|until| *until > now)
+    }
+
+    fn any_code(&self) -> bool {
+        let known = locked(&self.known);
+        known.keys().any(|of| matches!(of, Wasteful::Code(_)))
+    }
+
+    /// Keeps the turn of a payment that was mined without a transfer.
+    pub(super) fn keep_turn(&self, payment: PaymentId, turn: Arc<WalletTurn>) {
+        locked(&self.undecided).insert(payment, (Instant::now(), turn));
+    }
+
+    /// Ends the turn of a payment that is decided.
+    pub(super) fn end_turn(&self, payment: PaymentId) {
+        locked(&self.undecided).remove(&payment);
+    }
+
+    /// Ends the turns of payments that another process has decided.
+    fn end_old_turns(&self) {
+        locked(&self.undecided).retain(|_, (since, _)| since.elapsed() < KEPT_MAX);
+    }
+
+    /// A turn for a payment of a payer with code. `None` while as many as allowed are under way.
+    pub(super) fn turn_of(&self, payer: Address) -> Option<WalletTurn> {
+        let mut under_way = locked(&self.under_way);
+        let count = under_way.entry(payer).or_default();
+        if *count >= WALLET_TURNS {
+            return None;
+        }
+        *count += 1;
+        Some(WalletTurn {
+            payer,
+            under_way: Arc::clone(&self.under_way),
+        })
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The rejection of a payment whose payer, or whose wallet's code, is suspended.
+pub(super) fn suspended(of: Wasteful, until: OffsetDateTime) -> Rejection {
+    let who = match of {
+        Wasteful::Payer(payer) => format!("payer {payer}"),
+        Wasteful::Code(hash) => format!("wallets with the code {hash}"),
+    };
+    let until = until_text(until);
+    Rejection::new(
+        Reason::PayerSuspended,
+        format!(
+            "payments of {who} were mined in vain by their payer's own doing; its payments are taken again from {until} on"
+        ),
+    )
+}
+
+impl ServedNetwork {
+    /// Refuses a payment whose payer is suspended.
+    pub(super) fn check_payer(&self, payer: Address) -> Result<(), Rejection> {
+        let (of, now) = (Wasteful::Payer(payer), self.ledger.clock().now());
+        match self.suspensions.until(of, now) {
+            Some(until) => Err(suspended(of, until)),
+            None => Ok(()),
+        }
+    }
+
+    /// Why the code of a payer's account keeps its payment from being sent, if so. A payer that has paid here before is known to be honest.
+    /// Asks nothing while no code is suspended.
+    pub async fn code_rejection(
+        &self,
+        signed: Signed<'_>,
+        facts: &ChainFacts,
+    ) -> Result<Option<Rejection>, DependencyError> {
+        if !facts.payer_has_code || !self.suspensions.any_code() {
+            return Ok(None);
+        }
+        let payer = signed.terms.from;
+        let Some(of) = self.code_of(payer).await? else {
+            return Ok(None);
+        };
+        let Some(until) = self.suspensions.until(of, self.ledger.clock().now()) else {
+            return Ok(None);
+        };
+        let network = self.policy.network;
+        let known = self.ledger.has_paid(network, signed.asset, payer).await?;
+        Ok((!known).then(|| suspended(of, until)))
+    }
+
+    /// The code of a payer's account, by its hash.
+    pub(super) async fn code_of(&self, payer: Address) -> Result<Option<Wasteful>, RpcError> {
+        let code = self.rpc.code(payer).await?;
+        Ok((!code.is_empty()).then(|| Wasteful::Code(keccak256(&code))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAYER: Address = Address::repeat_byte(2);
+
+    #[test]
+    fn wallet_has_two_payments_under_way_at_most() {
+        let suspensions = Suspensions::default();
+        let first = suspensions.turn_of(PAYER).unwrap();
+        let _second = suspensions.turn_of(PAYER).unwrap();
+        assert!(suspensions.turn_of(PAYER).is_none());
+        let _other = suspensions.turn_of(Address::ZERO).unwrap();
+        drop(first);
+        assert!(suspensions.turn_of(PAYER).is_some());
+    }
+
+    #[test]
+    fn suspension_ends_by_itself() {
+        let suspensions = Suspensions::default();
+        let at = |second: i64| OffsetDateTime::from_unix_timestamp(second).unwrap();
+        let of = Wasteful::Payer(PAYER);
+        suspensions.note(&[Suspension { of, until: at(60) }]);
+        assert_eq!(suspensions.until(of, at(59)), Some(at(60)));
+        assert_eq!(suspensions.until(of, at(60)), None);
+        suspensions.replace(&[]);
+        assert_eq!(suspensions.until(of, at(59)), None);
+        let message = suspended(of, at(60)).message;
+        assert!(message.contains("1970-01-01T00:01:00Z"), "{message}");
+    }
+}

@@ -1,8 +1,5 @@
 //! Transaction fees, computed from the newest block without an RPC call per payment (`docs/architecture.md`, Fees).
 
-use alloy::primitives::{Address, U128, U256};
-use serde_json::{Map, Value, json};
-
 use crate::chain::Head;
 
 /// The operator's fee limits of a network, and the prices that nodes suggest.
@@ -29,37 +26,6 @@ pub struct Fees {
     pub max_priority_fee_wei: u128,
     /// Whether it is a legacy transaction with one gas price, for chains without a base fee (EIP-1559).
     pub legacy: bool,
-}
-
-/// Who sends a simulated transaction, and at which price: a contract that looks at them sees what it will see in the transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SimulatedSender {
-    pub address: Address,
-    pub fees: Fees,
-}
-
-impl SimulatedSender {
-    /// Adds the sender to a call, and the balance for its gas to the overrides of the state.
-    pub(super) fn add_to(self, call: &mut Value, overrides: &mut Map<String, Value>) {
-        call["from"] = json!(self.address);
-        self.fees.add_to(call);
-        let account = overrides
-            .entry(self.address.to_string())
-            .or_insert_with(|| json!({}));
-        account["balance"] = json!(U256::from(u128::MAX));
-    }
-}
-
-impl Fees {
-    /// Adds the fees to a call.
-    pub(super) fn add_to(self, call: &mut Value) {
-        if self.legacy {
-            call["gasPrice"] = json!(U128::from(self.max_fee_wei));
-        } else {
-            call["maxFeePerGas"] = json!(U128::from(self.max_fee_wei));
-            call["maxPriorityFeePerGas"] = json!(U128::from(self.max_priority_fee_wei));
-        }
-    }
 }
 
 /// Why nothing may be sent now.

@@ -157,6 +157,35 @@ impl Ledger {
         Ok(true)
     }
 
+    /// Records the verdict [`Verdict::Again`] about payments of one transaction, in one commit, so that they can share the next one. Those
+    /// that are not undecided any more are left as they are.
+    pub async fn queue_undecided(&self, rows: &[&Undecided]) -> Result<(), LedgerError> {
+        let Some(first) = rows.first() else {
+            return Ok(());
+        };
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.payment.id.0).collect();
+        sqlx::query!(
+            "with undecided as (
+                select tp.payment_id from transactions t join transaction_payments tp on tp.transaction_id = t.id
+                join payments p on p.id = tp.payment_id and p.quarantined_at is null
+                where t.id = $1 and t.state = 'mined' and t.block_hash = $2 and tp.payment_id = any($3) and tp.outcome is null
+                for share of t for update of tp
+            ), queued as (
+                update payments set state = 'queued', reason = null, message = null, queued_at = now(), queued_by = null,
+                    transaction_hash = null
+                where id in (select payment_id from undecided) and (state = 'inflight') is true
+            )
+            update transaction_payments tp set outcome = 'without_effect' from undecided
+            where tp.transaction_id = $1 and tp.payment_id = undecided.payment_id",
+            first.transaction,
+            first.block_hash.as_slice(),
+            &ids,
+        )
+        .execute(&self.engine)
+        .await?;
+        Ok(())
+    }
+
     /// Records that a foreign transaction has used the authorization of a payment that is in no open transaction of ours. `false`: it is in
     /// one now, its outcome is recorded already, or its log is recorded for another payment, in which case it is quarantined.
     pub async fn settle_by_foreign_transaction(

@@ -22,6 +22,8 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 const LOW_PERCENT: u8 = 80;
 /// How long the cost of a refused transaction stands for that of others: gas may be cheaper later.
 const REFUSED_FOR: time::Duration = time::Duration::minutes(1);
+/// How long new payments are refused while open transactions reserve the rest of a budget, unless their receipts leave room before.
+const RECHECK_AFTER: time::Duration = time::Duration::seconds(10);
 /// How long a warning about a budget holds: the window of the budget.
 const WARN_INTERVAL: time::Duration = time::Duration::hours(24);
 /// Most payees and payers that are watched. Further ones are turned away where their transaction is written.
@@ -126,9 +128,11 @@ impl Budgets {
             }
             let entry = watched.entry(one.subject).or_default();
             entry.refused = Some((now, one.needs_wei));
-            let was_open = entry.closed_until.is_none();
-            entry.closed_until = one.until.or(entry.closed_until);
-            if let Some(until) = entry.closed_until.filter(|_| was_open) {
+            let soon = now + RECHECK_AFTER;
+            let was_told = entry.closed_until.is_some_and(|until| until > soon);
+            // While open transactions reserve the rest, most would be refused where they are written.
+            entry.closed_until = one.until.or(Some(soon));
+            if let Some(until) = one.until.filter(|_| !was_told) {
                 tracing::warn!(subject = %one.subject, limit_wei = %one.limit_wei, until = until_text(until), "budget exhausted: new payments are refused");
             }
         }
@@ -173,7 +177,10 @@ impl Budgets {
         let reopen = |entry: &mut Watched| {
             let needs = entry.refused.filter(|(at, _)| now - *at < REFUSED_FOR);
             let needs = needs.map_or(U256::ONE, |(_, wei)| wei);
-            entry.closed_until = fits_at(hours, needs, limit, now);
+            let reserved = used.spent_wei.saturating_add(used.reserved_wei);
+            let still = entry.closed_until.filter(|until| *until > now);
+            let still = still.filter(|_| reserved.saturating_add(needs) > limit);
+            entry.closed_until = fits_at(hours, needs, limit, now).or(still);
         };
         self.update(&used, reopen, now);
     }

@@ -18,7 +18,7 @@ async fn with_budget(budget: &str) -> World {
         toml: format!("[networks.base-sepolia]\n{TIP}\n[networks.base-sepolia.budget]\n{budget}\n"),
         ..Setup::default()
     };
-    setup.with("X402D_SETTLE_WAIT", "10").build().await
+    setup.with("X402D_SETTLE_WAIT", "25").build().await
 }
 
 /// Native balance of the signer.

@@ -142,7 +142,7 @@ async fn storm_of_strangers_costs_what_is_configured_and_delays_nobody() {
     let payer = world.payer().await;
     let before = balance(&world).await;
     world.chain.call("evm_setAutomine", json!([false])).await;
-    world.chain.call("evm_setIntervalMining", json!([1])).await;
+    world.chain.call("evm_setIntervalMining", json!([2])).await;
     let mut storm = JoinSet::new();
     for body in bodies {
         let caller = (*world.facilitator).clone();

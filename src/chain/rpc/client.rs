@@ -10,7 +10,6 @@ use futures_util::stream::{Stream, StreamExt as _};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
-use crate::chain::Fees;
 use crate::chain::lens::{self, LENS};
 use crate::chain::rpc::answers::{
     BlockHash, FullBlock, Head, Log, MinedTransaction, Receipt, Transaction,
@@ -340,18 +339,8 @@ impl Rpc {
         self.agreed(CALL, call, Bytes::eq).await
     }
 
-    /// Whether a call would succeed in a transaction of `from` with `gas_limit` and `fees`, on the newest state.
-    pub async fn would_succeed(
-        &self,
-        from: Address,
-        (to, data): (Address, &Bytes),
-        gas_limit: u64,
-        fees: Option<Fees>,
-    ) -> RpcResult<bool> {
-        let mut call = json!({"from": from, "to": to, "data": data, "gas": U64::from(gas_limit)});
-        if let Some(fees) = fees {
-            fees.add_to(&mut call);
-        }
+    /// Whether a call succeeds on the newest state. Too little gas is a failure of the call.
+    pub(in crate::chain) async fn succeeds(&self, call: Value) -> RpcResult<bool> {
         match self.read::<Bytes>(CALL, (call, "latest")).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_final() => Ok(false),

@@ -301,3 +301,37 @@ async fn payment_settled_by_another_transaction_is_closed_in_its_own() {
         assert_eq!(open(&test).await, 0, "{verdict:?}");
     }
 }
+
+#[tokio::test]
+async fn undecided_payments_of_one_transaction_are_queued_together() {
+    let test = TestLedger::new().await;
+    let (_, lease) = test.owned_lane().await;
+    let payments = [1, 2, 3].map(|number| test.accepted(number));
+    let [first, second, third] = payments;
+    let (first, second, third) = (first.await, second.await, third.await);
+    let id = test.signed(lease, 0, &[&first, &second, &third]).await;
+    test.record_mined(&mined(id, 0, 1, &[])).await.unwrap();
+    let rows = test.undecided(NETWORK, 100).await.unwrap();
+    let order: Vec<PaymentId> = rows.iter().map(|row| row.payment.id).collect();
+    assert_eq!(order, [first.id, second.id, third.id]);
+    // One that is decided meanwhile keeps its verdict; after a reorg nothing is recorded.
+    let refused = Verdict::Refuse(rejection());
+    assert!(test.decide(&rows[1], &refused).await.unwrap());
+    let mut orphaned = rows[0].clone();
+    orphaned.block_hash = B256::ZERO;
+    test.queue_undecided(&[&orphaned]).await.unwrap();
+    assert_eq!(test.state(first.id).await, "inflight");
+    let all: Vec<&Undecided> = rows.iter().collect();
+    test.queue_undecided(&all).await.unwrap();
+    let mut states = Vec::new();
+    for id in order {
+        states.push(test.state(id).await);
+    }
+    assert_eq!(states, ["queued", "refused", "queued"]);
+    assert_eq!(open(&test).await, 0);
+    assert_eq!(outcomes(&test).await, ["without_effect"; 3].join(" "));
+    assert!(test.failed_batches(&[first.id]).await.unwrap().is_empty());
+    test.run("update transactions set kind = 'batch'").await;
+    let failed = test.failed_batches(&[first.id, second.id]).await.unwrap();
+    assert_eq!(failed.get(&first.id), Some(&1));
+}

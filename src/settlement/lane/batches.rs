@@ -110,7 +110,9 @@ impl Lane {
         for batch in simulated.batches {
             self.commit_and_send(owned, batch, simulated.rule).await?;
         }
-        owned.waiting.extend(simulated.later);
+        // What finds no room is claimed from the ledger again.
+        let room = owned.room_to_hold_back();
+        owned.waiting.extend(simulated.later.into_iter().take(room));
         let waiting: HashSet<PaymentId> = owned.waiting.iter().map(|one| one.payment.id).collect();
         claims.payments.retain(|id| !waiting.contains(id));
         simulated

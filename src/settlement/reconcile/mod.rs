@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::chain::AuthorizationUse;
 use crate::chain::Head;
@@ -145,6 +146,7 @@ impl Reconciler {
             }
         }
         let suspended = suspend_wasteful(served, &found).await?;
+        let mut again: HashMap<Uuid, Vec<&Undecided>> = HashMap::new();
         for (row, used) in found {
             let since = self.undecided_since.entry(row.payment.id);
             let undecided_for = since.or_insert_with(Instant::now).elapsed();
@@ -156,9 +158,18 @@ impl Reconciler {
                 (Verdict::Again, Some(rejection)) => Verdict::Refuse(rejection.clone()),
                 (verdict, _) => verdict,
             };
-            if served.ledger.decide(row, &verdict).await? {
+            if verdict == Verdict::Again {
+                again.entry(row.transaction).or_default().push(row);
+            } else if served.ledger.decide(row, &verdict).await? {
                 announce(served, row, &verdict);
             }
+        }
+        for rows in again.into_values() {
+            served.ledger.queue_undecided(&rows).await?;
+            for row in rows {
+                announce(served, row, &Verdict::Again);
+            }
+            served.wake_pickup();
         }
         Ok(())
     }
@@ -209,15 +220,14 @@ fn announce(served: &ServedNetwork, row: &Undecided, verdict: &Verdict) {
     let id = row.payment.id;
     served.suspensions.end_turn(id);
     tracing::warn!(payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
-    match verdict {
-        Verdict::Again => served.wake_pickup(),
+    if matches!(
+        verdict,
         Verdict::Transferred {
-            confirmed: false, ..
-        } => served.note_unconfirmed(),
-        Verdict::Transferred { .. }
-        | Verdict::Refuse(_)
-        | Verdict::Fail(_)
-        | Verdict::Quarantine(_) => {}
+            confirmed: false,
+            ..
+        }
+    ) {
+        served.note_unconfirmed();
     }
     served.waiters.wake([id]);
 }

@@ -12,9 +12,7 @@ use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
-use crate::payment::{
-    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified,
-};
+use crate::payment::{Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified};
 use crate::protocol::response::checksummed;
 use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
 use crate::settlement::waiters::Waiting;
@@ -100,7 +98,7 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: &Candidate,
     ) -> Result<Lookup, Error> {
-        let known = readable(self.ledger.lookup(candidate.into()).await)?;
+        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
         if let Some(session) = &known.session {
             session.check_requirements(&candidate.requirements)?;
         }
@@ -110,10 +108,10 @@ impl Facilitator {
         };
         candidate.check_payee_and_amount()?;
         check_digest(candidate, &found.payment)?;
-        let is_proven = candidate.signed_by == SignedBy::Payer
-            || candidate.signature == found.payment.signature;
+        let is_proven = candidate.terms.is_signed_by_payer_key()
+            || candidate.terms.signature == found.payment.terms.signature;
         if !is_proven {
-            candidate.check_signature(&served.facts.of(candidate.signed()).await?)?;
+            candidate.check_signature(&served.facts.of(&candidate.terms).await?)?;
         }
         Ok(known)
     }
@@ -129,7 +127,10 @@ impl Facilitator {
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
             candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
-            return Err(candidate.refuse_for(Fault::NonceUsed, NONCE_USED).into());
+            return Err(candidate
+                .terms
+                .rejection(Fault::NonceUsed, NONCE_USED)
+                .into());
         }
         let rejection = match self.check(served, candidate.clone()).await {
             Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
@@ -166,20 +167,19 @@ impl Facilitator {
         }
         let mut candidate = candidate;
         // An ERC-6492 wrapper does not say whether its wallet is deployed.
-        if candidate.wallet.is_some() {
-            let code = served.rpc.code(candidate.authorization.from).await?;
+        if candidate.terms.wallet.is_some() {
+            let code = served.rpc.code(candidate.terms.from).await?;
             candidate = candidate.with_wallet_deployed(&served.policy, !code.is_empty())?;
         }
-        let facts = served.facts.of(candidate.signed()).await?;
+        let facts = served.facts.of(&candidate.terms).await?;
         let verified = candidate.verified(facts)?;
         let candidate = verified.candidate();
-        if candidate.wallet.is_some() && !served.has_multicall() {
+        if candidate.terms.wallet.is_some() && !served.has_multicall() {
             let why = "this network has no Multicall3, by which the payer's wallet would be deployed; deploy the wallet first, and sign without its factory";
-            return Err(candidate.refuse_for(Fault::Simulation, why).into());
+            return Err(candidate.terms.rejection(Fault::Simulation, why).into());
         }
-        let signed = candidate.signed();
-        if signed.needs_approval_first(verified.facts())
-            && let Some(rejection) = approval_rejection(served, signed).await?
+        if candidate.terms.needs_approval_first(verified.facts())
+            && let Some(rejection) = approval_rejection(served, &candidate.terms).await?
         {
             return Err(rejection.into());
         }
@@ -193,7 +193,7 @@ impl Facilitator {
         candidate: &Candidate,
         purpose: Purpose,
     ) -> Result<(), Error> {
-        let named = candidate.method.facilitator();
+        let named = candidate.terms.settling_signer();
         let Err(cannot) = served.can_send(named) else {
             return Ok(());
         };
@@ -241,7 +241,7 @@ impl Facilitator {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok((id, None)),
             };
-            if !candidate.authorization.value.is_zero() {
+            if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
             let facts = verified.facts().clone();
@@ -249,7 +249,7 @@ impl Facilitator {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
                 confirmations: served.policy.confirmations,
-                claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
+                claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -297,7 +297,7 @@ impl Facilitator {
 
     /// The payment that another request has just recorded for the candidate's nonce.
     pub(super) async fn existing_payment(&self, candidate: &Candidate) -> Result<PaymentId, Error> {
-        let known = self.ledger.lookup(candidate.into()).await?;
+        let known = self.ledger.lookup((&candidate.terms).into()).await?;
         let payment = known.payment.ok_or(Unavailable::BeingChecked)?.payment;
         check_digest(candidate, &payment)?;
         Ok(payment.id)
@@ -362,18 +362,18 @@ pub(super) fn readable<T>(read: Result<T, LedgerError>) -> Result<T, Error> {
 }
 
 fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejection> {
-    if payment.digest == candidate.digest {
+    if payment.terms.digest == candidate.terms.digest {
         return Ok(());
     }
     let why = "this payer's nonce belongs to another authorization that was presented before";
-    Err(candidate.refuse_for(Fault::NonceUsed, why))
+    Err(candidate.terms.rejection(Fault::NonceUsed, why))
 }
 
 /// The payer has promised more than it has.
 fn lacks_balance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
     let balance = facts.balance.unwrap_or_default();
     let why = too_little(&format!("the payer has {balance}"), promised, candidate);
-    candidate.refuse_for(Fault::Balance, why)
+    candidate.terms.rejection(Fault::Balance, why)
 }
 
 /// The payer has promised more than Permit2 may take.
@@ -385,7 +385,7 @@ fn lacks_allowance(candidate: &Candidate, facts: &ChainFacts, promised: U256) ->
 }
 
 fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
-    let value = candidate.authorization.value;
+    let value = candidate.terms.value;
     format!(
         "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
     )

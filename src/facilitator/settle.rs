@@ -104,9 +104,9 @@ impl SettleAnswer {
             Some(("paymentId".to_owned(), payment.id.to_string().into())),
             session.map(|session| ("sessionId".to_owned(), session.into())),
         ];
-        self.response.payer = Some(checksummed(payment.authorization.from));
+        self.response.payer = Some(checksummed(payment.terms.from));
         self.response.transaction = hash.map(|hash| hash.to_string()).unwrap_or_default();
-        self.response.amount = Some(payment.authorization.value);
+        self.response.amount = Some(payment.terms.value);
         self.response.extra = Some(extra.into_iter().flatten().collect());
     }
 }
@@ -218,7 +218,7 @@ impl Facilitator {
                         && self.settle_refused(served, payment, false).await? => {}
                 Decision::CheckAgain(rejection) | Decision::Failed(rejection) => {
                     if rejection.reason == Reason::UnexpectedSettleError {
-                        served.can_send(payment.signer())?;
+                        served.can_send(payment.terms.settling_signer())?;
                     }
                     return Err(rejection.into());
                 }
@@ -272,7 +272,7 @@ impl Facilitator {
         deadline: Instant,
     ) -> Result<bool, Unavailable> {
         let queued = payment.is_none_or(|payment| payment.state == PaymentState::Queued);
-        let signer = payment.and_then(Payment::signer);
+        let signer = payment.and_then(|payment| payment.terms.settling_signer());
         let mut silent = 0;
         loop {
             let soon = deadline.min(Instant::now() + CHECK_INTERVAL);
@@ -340,7 +340,7 @@ fn commit_result<T>(result: T) -> Result<T, LedgerError> {
 /// Rejects a request for more than a settled payment has transferred: only a settled payment can be a duplicate. Every holder of a header,
 /// the buyer too, can have a small charge settled with it; a seller that charges more must not be told success.
 fn check_charge(payment: &Payment, required: Amount) -> Result<(), Rejection> {
-    let transferred = payment.authorization.value;
+    let transferred = payment.terms.value;
     let has_settled = matches!(
         payment.state,
         PaymentState::Settled(_)

@@ -233,7 +233,9 @@ impl Facilitator {
         transaction: B256,
     ) -> Result<PaymentId, Error> {
         let payment = self.ledger.payment_with_grant(id).await?.payment;
-        if payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction) {
+        if payment.rail == Rail::Transfer
+            && payment.terms.digest == session.claim_digest(transaction)
+        {
             return Ok(id);
         }
         let why = "another transaction was submitted for this session before; open a new session for this one";

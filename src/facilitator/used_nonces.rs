@@ -16,9 +16,8 @@ use uuid::Uuid;
 
 use crate::chain::AuthorizationUse;
 use crate::facilitator::{Error, Facilitator, Unavailable};
-use crate::ledger::{AlreadyTransferred, LaneKey, Lookup};
-use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};
-use crate::protocol::Network;
+use crate::ledger::{AlreadyTransferred, AuthorizationKey, LaneKey, Lookup};
+use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentTerms};
 use crate::settlement::ServedNetwork;
 
 /// Nonces remembered at most; the oldest are forgotten first.
@@ -49,7 +48,7 @@ impl Facilitator {
         // Read before the chain is asked: a reorg in between may undo the use that is found.
         let reorganisations = served.view.latest().reorganisations;
         let remember = |by| self.used_nonces.remember(candidate, by, reorganisations);
-        let (location, sender, head) = match self.use_on_chain(served, candidate.signed()).await? {
+        let (location, sender, head) = match self.use_on_chain(served, &candidate.terms).await? {
             (AuthorizationUse::Transferred { location, sender }, head) => (location, sender, head),
             (AuthorizationUse::Consumed(by), _) => {
                 remember(self.user_of(served, by).await?);
@@ -87,7 +86,7 @@ impl Facilitator {
         payment: &Payment,
         used: bool,
     ) -> Result<bool, Unavailable> {
-        let (location, sender, head) = match self.use_on_chain(served, payment.signed()).await? {
+        let (location, sender, head) = match self.use_on_chain(served, &payment.terms).await? {
             (AuthorizationUse::Transferred { location, sender }, head) => (location, sender, head),
             // The nonce is used, but the endpoint does not show the transaction: the money may have been transferred.
             (AuthorizationUse::Consumed(None), _) => {
@@ -122,13 +121,13 @@ impl Facilitator {
     async fn use_on_chain(
         &self,
         served: &ServedNetwork,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
     ) -> Result<(AuthorizationUse, u64), Unavailable> {
         let head = served.caller_rpc.newest().await?.number;
         let tokens = served.policy.tokens();
         let used = served
             .caller_rpc
-            .authorization_use(signed, head, &tokens)
+            .authorization_use(terms, head, &tokens)
             .await?;
         Ok((used, served.rpc.agreed_height(head)))
     }
@@ -169,27 +168,6 @@ impl Facilitator {
     }
 }
 
-/// A payer's nonce on a network, with the contract (token or Permit2) that it belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    network: Network,
-    domain: Address,
-    payer: Address,
-    nonce: B256,
-}
-
-impl Key {
-    fn of(candidate: &Candidate) -> Self {
-        let signed = candidate.signed();
-        Self {
-            network: candidate.requirements.network,
-            domain: signed.method.nonce_domain(signed.asset),
-            payer: signed.terms.from,
-            nonce: signed.terms.nonce,
-        }
-    }
-}
-
 /// The transaction that used a nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UsedBy {
@@ -219,18 +197,18 @@ pub struct UsedNonces {
 
 #[derive(Debug, Default)]
 struct Memory {
-    used: HashMap<Key, Used>,
+    used: HashMap<AuthorizationKey, Used>,
     /// A nonce that was remembered again has two places, of which the later one counts.
-    oldest_first: VecDeque<(Key, u64)>,
+    oldest_first: VecDeque<(AuthorizationKey, u64)>,
     next_number: u64,
-    turns: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
+    turns: HashMap<AuthorizationKey, Arc<tokio::sync::Mutex<()>>>,
 }
 
 /// The right to look at the chain for one nonce, held by one request at a time.
 #[derive(Debug)]
 pub(super) struct Turn {
     nonces: UsedNonces,
-    key: Key,
+    key: AuthorizationKey,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
@@ -258,10 +236,10 @@ impl UsedNonces {
     /// Whether a candidate's nonce is remembered as used for something that does not count here. `reorganisations` is the number seen so
     /// far: a use from before the last one is not trusted.
     pub(super) fn contains(&self, candidate: &Candidate, reorganisations: u64) -> bool {
-        let key = Key::of(candidate);
+        let key = AuthorizationKey::from(&candidate.terms);
         self.with(|memory| {
             memory.used.get(&key).is_some_and(|used| {
-                (used.digest == candidate.digest || used.by == UsedBy::Foreign)
+                (used.digest == candidate.terms.digest || used.by == UsedBy::Foreign)
                     && used.reorganisations == reorganisations
                     && used.until > Instant::now()
             })
@@ -269,7 +247,10 @@ impl UsedNonces {
     }
 
     pub(super) fn remember(&self, candidate: &Candidate, by: UsedBy, reorganisations: u64) {
-        let (key, digest) = (Key::of(candidate), candidate.digest);
+        let (key, digest) = (
+            AuthorizationKey::from(&candidate.terms),
+            candidate.terms.digest,
+        );
         let kept = if by == UsedBy::NotFound {
             NOT_FOUND_FOR
         } else {
@@ -301,7 +282,7 @@ impl UsedNonces {
 
     /// Waits until no other request looks at the chain for this nonce; `None` when that takes too long.
     pub(super) async fn turn(&self, candidate: &Candidate) -> Option<Turn> {
-        let key = Key::of(candidate);
+        let key = AuthorizationKey::from(&candidate.terms);
         let turn = self.with(|memory| {
             if memory.turns.len() >= KEPT_MAX {
                 memory.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -336,7 +317,7 @@ mod tests {
             "a reorg may have undone the use"
         );
         let mut other = candidate.clone();
-        other.digest = B256::ZERO;
+        other.terms.digest = B256::ZERO;
         assert!(
             !nonces.contains(&other, 0),
             "an own transaction may have settled this one"
@@ -351,7 +332,7 @@ mod tests {
         let candidate = candidate_of(&permit2_body(Scheme::Exact), Purpose::Verify);
         let numbered = |number: usize| {
             let mut candidate = candidate.clone();
-            candidate.authorization.nonce = B256::left_padding_from(&number.to_be_bytes());
+            candidate.terms.nonce = B256::left_padding_from(&number.to_be_bytes());
             candidate
         };
         let (again, oldest) = (numbered(0), numbered(1));

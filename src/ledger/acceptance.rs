@@ -12,10 +12,12 @@ use uuid::Uuid;
 
 use super::accounts::{Account, AccountKey, count_promises, lock};
 use super::connections::{Connection, Connections};
-use super::row::{address, allowance_columns, hash, moment};
+use super::row::{address, allowance_columns, hash};
 use super::undecided::record_foreign_transfer;
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
-use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentState, Verified};
+use crate::payment::{
+    Candidate, Location, Payment, PaymentId, PaymentState, PaymentTerms, Verified,
+};
 use crate::protocol::session::Rail;
 
 /// A payment that is about to be accepted.
@@ -53,7 +55,7 @@ pub enum Accepted {
 
 impl NewPayment {
     fn key(&self) -> AuthorizationKey {
-        self.verified.candidate().into()
+        (&self.verified.candidate().terms).into()
     }
 }
 
@@ -97,7 +99,7 @@ pub(super) async fn accept(
 
 fn payers(new: &[NewPayment]) -> Vec<AccountKey> {
     new.iter()
-        .map(|new| new.verified.candidate().into())
+        .map(|new| (&new.verified.candidate().terms).into())
         .collect()
 }
 
@@ -122,7 +124,7 @@ fn check_balances(
         if seen.contains(&new.key()) {
             return BalanceCheck::AlreadyAccepted;
         }
-        let account = accounts.get_mut(&AccountKey::from(new.verified.candidate()));
+        let account = accounts.get_mut(&AccountKey::from(&new.verified.candidate().terms));
         let check = account.map_or(BalanceCheck::Stale, |account| fits(account, &new.verified));
         if check == BalanceCheck::Fits {
             seen.insert(new.key());
@@ -136,7 +138,7 @@ fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
     if verified.facts().block_number < account.settled_block {
         return BalanceCheck::Stale;
     }
-    let value = verified.candidate().authorization.value.atomic();
+    let value = verified.candidate().terms.value.atomic();
     let held = account.held.saturating_add(value);
     // A token that reports no balance: the transfer was simulated, and nothing more can be checked.
     if verified
@@ -218,8 +220,8 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
 }
 
 /// The values of one column for all rows.
-fn column<T>(new: &[Row<'_>], of: impl Fn(&Candidate) -> T) -> Vec<T> {
-    new.iter().map(|new| of(new.candidate)).collect()
+fn column<T>(new: &[Row<'_>], of: impl Fn(&PaymentTerms) -> T) -> Vec<T> {
+    new.iter().map(|new| of(&new.candidate.terms)).collect()
 }
 
 /// Inserts rows; returns the new ones with their time of creation. A session whose nonce an authorization uses is linked to its payment.
@@ -235,6 +237,10 @@ async fn insert(
     let confirmations: Vec<i32> = new
         .iter()
         .map(|new| i32::try_from(new.confirmations).unwrap_or(i32::MAX))
+        .collect();
+    let resources: Vec<Option<&str>> = new
+        .iter()
+        .map(|new| new.candidate.resource.as_deref())
         .collect();
     let claimed: Vec<Option<Uuid>> = new
         .iter()
@@ -264,27 +270,27 @@ async fn insert(
         )
         select id, created_at from accepted"#,
         &ids,
-        &column(new, |new| i16::from(new.version)),
-        &column(new, |new| new.network.to_string()),
-        &column(new, |new| new.asset.to_vec()),
-        &column(new, |new| new.authorization.from.to_vec()),
-        &column(new, |new| new.authorization.to.to_vec()),
-        &column(new, |new| new.authorization.value.to_string()),
-        &column(new, |new| new.resource.clone()) as _,
-        &column(new, |new| new.authorization.nonce.to_vec()),
-        &column(new, |new| moment(new.authorization.valid_after)) as _,
-        &column(new, |new| moment(new.authorization.valid_before)) as _,
-        &column(new, |new| new.digest.to_vec()),
-        &column(new, |new| new.signature.to_vec()),
-        &column(new, |new| Some(new.wallet.as_ref()?.factory.to_vec())) as _,
-        &column(new, |new| Some(new.wallet.as_ref()?.call.to_vec())) as _,
+        &column(new, |terms| i16::from(terms.version)),
+        &column(new, |terms| terms.network.to_string()),
+        &column(new, |terms| terms.asset.to_vec()),
+        &column(new, |terms| terms.from.to_vec()),
+        &column(new, |terms| terms.to.to_vec()),
+        &column(new, |terms| terms.value.to_string()),
+        &resources as _,
+        &column(new, |terms| terms.nonce.to_vec()),
+        &column(new, |terms| terms.valid_after.moment()) as _,
+        &column(new, |terms| terms.valid_before.moment()) as _,
+        &column(new, |terms| terms.digest.to_vec()),
+        &column(new, |terms| terms.signature.to_vec()),
+        &column(new, |terms| Some(terms.wallet.as_ref()?.factory.to_vec())) as _,
+        &column(new, |terms| Some(terms.wallet.as_ref()?.call.to_vec())) as _,
         &confirmations,
-        &column(new, |new| new.method.scheme().name().to_owned()),
-        &column(new, |new| new.method.nonce_domain(new.asset).to_vec()),
-        &column(new, |new| Some(new.method.facilitator()?.to_vec())) as _,
-        &column(new, |new| Some(new.method.permit2()?.permitted.to_string())) as _,
-        &column(new, |new| allowance_columns(&new.method).0) as _,
-        &column(new, |new| allowance_columns(&new.method).1) as _,
+        &column(new, |terms| terms.method.scheme().name().to_owned()),
+        &column(new, |terms| terms.method.nonce_domain(terms.asset).to_vec()),
+        &column(new, |terms| Some(terms.settling_signer()?.to_vec())) as _,
+        &column(new, |terms| Some(terms.method.permit2()?.permitted.to_string())) as _,
+        &column(new, |terms| allowance_columns(&terms.method).0) as _,
+        &column(new, |terms| allowance_columns(&terms.method).1) as _,
         &claimed as _,
     )
     .fetch_all(connection)
@@ -300,17 +306,13 @@ fn accepted_payment(new: &NewPayment, at: OffsetDateTime) -> Payment {
     let candidate = new.verified.candidate();
     Payment {
         id: new.id,
-        version: candidate.version,
         rail: Rail::Authorization,
-        network: candidate.network,
-        asset: candidate.asset,
-        authorization: candidate.authorization,
-        method: candidate.method.clone(),
-        digest: candidate.digest,
-        signature: candidate.signature.clone(),
-        wallet: candidate.wallet.clone(),
+        terms: PaymentTerms {
+            signed_by: None,
+            ..candidate.terms.clone()
+        },
         resource: candidate.resource.clone(),
-        state: if candidate.authorization.value.is_zero() {
+        state: if candidate.terms.value.is_zero() {
             PaymentState::Uncharged
         } else {
             PaymentState::Queued
@@ -351,7 +353,7 @@ impl Ledger {
             claimed: true,
         };
         // The row counts as promised for a moment: between its insert and the record of its transfer no other acceptance may read the sum.
-        lock(&mut transaction, vec![moved.candidate.into()]).await?;
+        lock(&mut transaction, vec![(&moved.candidate.terms).into()]).await?;
         if insert(&mut transaction, self.process(), &[row])
             .await?
             .is_empty()
@@ -387,18 +389,18 @@ impl Ledger {
             }
         }
         let candidate = new.verified.candidate();
-        let wallet = candidate.wallet.as_ref();
-        let (permit, approval) = allowance_columns(&candidate.method);
+        let wallet = candidate.terms.wallet.as_ref();
+        let (permit, approval) = allowance_columns(&candidate.terms.method);
         let queued = sqlx::query!(
             "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
                 queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
                 allowance_permit = $6, allowance_approval = $7, queued_by = $8
             where id = $1 and state = 'refused' and quarantined_at is null",
             new.id.0,
-            &candidate.signature[..],
+            &candidate.terms.signature[..],
             wallet.map(|wallet| wallet.factory.as_slice()),
             wallet.map(|wallet| &wallet.call[..]),
-            candidate.authorization.value.to_string(),
+            candidate.terms.value.to_string(),
             permit,
             approval,
             new.claimed.then_some(self.process().0),

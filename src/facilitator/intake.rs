@@ -8,13 +8,16 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::facilitator::settle::{Decision, decide};
+use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
 use crate::payment::{Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified};
 use crate::protocol::response::checksummed;
-use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
+use crate::protocol::{
+    AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
+};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, ServedNetwork, approval_rejection};
 use crate::telemetry::causes;
@@ -25,6 +28,24 @@ const READS_MAX: u32 = 3;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
 /// Pause before the next read, in which the ledger records results or the endpoint catches up.
 const RECORD_PAUSE: Duration = Duration::from_millis(300);
+
+/// The payment that answers a request to settle.
+#[derive(Debug)]
+pub(super) enum Admitted {
+    /// Queued by this request. `Waiting` has every change since.
+    Queued(PaymentId, Waiting),
+    /// The ledger had it before, or it needs no transaction: its row answers.
+    InLedger(PaymentId),
+}
+
+/// What a check of a payment that the ledger has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownPayment {
+    /// Settling it would succeed, or join its settlement.
+    Valid,
+    /// It was refused once, and may be valid by now: it is checked like a new one.
+    CheckAgain,
+}
 
 /// A payment that is not being settled, after its checks.
 #[derive(Debug)]
@@ -71,11 +92,10 @@ impl Facilitator {
             }
         };
         let (request, ()) = request.with_payload(payload);
-        let candidate = Candidate::from_request(request, &served.policy, Purpose::Verify)?;
-        let mut known = self.look_up(served, &candidate).await?;
+        let (candidate, mut known) = self.recognise(served, request, Purpose::Verify).await?;
         loop {
             if let Some(found) = &known.payment
-                && self.verify_known(found).await?
+                && self.verify_known(found).await? == KnownPayment::Valid
             {
                 return Ok(());
             }
@@ -90,10 +110,22 @@ impl Facilitator {
         }
     }
 
+    /// Validates a request without the chain, and looks its authorization up.
+    pub(super) async fn recognise(
+        &self,
+        served: &ServedNetwork,
+        request: PaymentRequest<AuthorizationPayload>,
+        purpose: Purpose,
+    ) -> Result<(Candidate, Lookup), Error> {
+        let candidate = Candidate::from_request(request, &served.policy, purpose)?;
+        let known = self.look_up(served, &candidate).await?;
+        Ok((candidate, known))
+    }
+
     /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
     /// the seller has to ask for are those of the session, without one those of the authorization. Rejected are other content under the
     /// same nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
-    pub(super) async fn look_up(
+    async fn look_up(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
@@ -117,7 +149,7 @@ impl Facilitator {
     }
 
     /// Checks a payment that is not being settled; where the check fails and the money may have been transferred already, looks for that on
-    /// the chain.
+    /// the chain and records it.
     async fn preflight(
         &self,
         served: &ServedNetwork,
@@ -137,14 +169,15 @@ impl Facilitator {
             Err(Error::Rejected(rejection)) => rejection,
             Err(error) => return Err(error),
         };
-        let used = matches!(
+        let is_used = matches!(
             rejection.reason,
             Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
         );
+        let nonce = if is_used { Nonce::Used } else { Nonce::NotSeen };
         // An authorization that was accepted once or has a session may have been used by a foreign transaction, whatever the reason of the
         // rejection is now: the transfer may be older than the end of the time window, or than the removal of the payee from the operator's
         // list.
-        if is_new && !used {
+        if is_new && !is_used {
             return Err(rejection.into());
         }
         let turn = self.used_nonces.turn(candidate).await;
@@ -152,7 +185,7 @@ impl Facilitator {
         if is_new && self.is_known_to_be_used(served, candidate) {
             return Err(rejection.into());
         }
-        let transferred = self.find_transferred(served, candidate, known, used);
+        let transferred = self.record_transferred(served, candidate, known, nonce);
         match transferred.await? {
             Some(id) => Ok(Preflight::Transferred(id)),
             None => Err(rejection.into()),
@@ -206,31 +239,30 @@ impl Facilitator {
         }
     }
 
-    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one. `Waiting` has every
-    /// change of a payment that was queued by this request.
+    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one.
     pub(super) async fn accept_or_join(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+    ) -> Result<Admitted, Error> {
         if let Some(found) = &known.payment {
             self.ledger.end_verify_lease(found.payment.id).await?;
             if !matches!(decide(found), Decision::CheckAgain(_)) {
-                return Ok((found.payment.id, None));
+                return Ok(Admitted::InLedger(found.payment.id));
             }
         }
         self.accept(served, candidate, known).await
     }
 
-    /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
-    /// without one.
+    /// Checks everything and puts the payment into the queue: a new one, or one that was refused before (the only ones that may be in
+    /// `known`), which keeps its id. The place in the queue is reserved first, so that no accepted payment is without one.
     pub(super) async fn accept(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+    ) -> Result<Admitted, Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
@@ -239,7 +271,7 @@ impl Facilitator {
         loop {
             let verified = match self.preflight(served, &candidate, known).await? {
                 Preflight::Valid(verified) => *verified,
-                Preflight::Transferred(id) => return Ok((id, None)),
+                Preflight::Transferred(id) => return Ok(Admitted::InLedger(id)),
             };
             if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
@@ -257,12 +289,12 @@ impl Facilitator {
             };
             match accepted {
                 Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
-                    return Ok((payment.id, None));
+                    return Ok(Admitted::InLedger(payment.id));
                 }
                 Accepted::New(payment) => {
                     let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
-                    return Ok((id, Some(waiting)));
+                    return Ok(Admitted::Queued(id, waiting));
                 }
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::AlreadyAccepted => {
@@ -270,7 +302,7 @@ impl Facilitator {
                         Some(id) => id,
                         None => self.existing_payment(&candidate).await?,
                     };
-                    return Ok((id, None));
+                    return Ok(Admitted::InLedger(id));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.
@@ -291,6 +323,7 @@ impl Facilitator {
                     return Err(Unavailable::NodeBehind(served.policy.network).into());
                 }
             }
+            // The balance has to be read again.
             tokio::time::sleep(RECORD_PAUSE).await;
         }
     }
@@ -303,9 +336,11 @@ impl Facilitator {
         Ok(payment.id)
     }
 
-    /// Whether a settle of a payment in the ledger would succeed, or join its settlement. `false`: it was refused once, and may be valid
-    /// by now.
-    pub(super) async fn verify_known(&self, found: &PaymentWithGrant) -> Result<bool, Error> {
+    /// Checks a payment in the ledger for `/verify`: rejects one whose settlement would not be answered with success now.
+    pub(super) async fn verify_known(
+        &self,
+        found: &PaymentWithGrant,
+    ) -> Result<KnownPayment, Error> {
         let id = found.payment.id;
         let mut decision = decide(found);
         if decision == Decision::AwaitGrant {
@@ -313,10 +348,10 @@ impl Facilitator {
         }
         let duplicate = |why: &str| Rejection::new(Reason::DuplicateSettlement, why);
         let rejection = match decision {
-            Decision::Grant => return Ok(true),
-            Decision::CheckAgain(_) => return Ok(false),
+            Decision::Grant => return Ok(KnownPayment::Valid),
+            Decision::CheckAgain(_) => return Ok(KnownPayment::CheckAgain),
             Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
-                return Ok(true);
+                return Ok(KnownPayment::Valid);
             }
             Decision::Join => duplicate("another request is verifying this payment right now"),
             Decision::AwaitGrant | Decision::Duplicate => {

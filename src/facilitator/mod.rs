@@ -5,10 +5,12 @@
 
 mod grant;
 mod intake;
+mod proof;
 mod sessions;
 mod settle;
 mod submission;
 mod supported;
+mod transferred;
 mod used_nonces;
 
 use std::sync::Arc;

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::facilitator::intake::readable;
+use crate::facilitator::intake::{Admitted, readable};
+use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
+use crate::payment::{Payment, PaymentId, PaymentState, Purpose};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
@@ -151,11 +152,11 @@ impl Facilitator {
         let deadline = self.deadline();
         let served = self.network_of(request.requirements.network)?;
         let (request, payload) = request.with_payload(());
-        let (id, queued) = match payload {
+        let admitted = match payload {
             Payload::Authorization(payload) => {
                 let (request, ()) = request.with_payload(payload);
-                let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-                let known = self.look_up(served, &candidate).await?;
+                let recognised = self.recognise(served, request, Purpose::Settle);
+                let (candidate, known) = recognised.await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
                 self.accept_or_join(served, candidate, &known).await?
             }
@@ -165,17 +166,17 @@ impl Facilitator {
                 let id = self.payment_of_proof(served, &session, &request, &proof);
                 let id = id.await?;
                 answer.session = Some(session.id);
-                (id, None)
+                Admitted::InLedger(id)
             }
         };
-        let waiting = match queued {
+        let (id, waiting) = match admitted {
             // The row was just written: it need not be read before it changes.
-            Some(mut waiting) => {
+            Admitted::Queued(id, mut waiting) => {
                 self.wait_to_be_sent(served, None, &mut waiting, deadline)
                     .await?;
-                waiting
+                (id, waiting)
             }
-            None => self.waiters.wait_for(id),
+            Admitted::InLedger(id) => (id, self.waiters.wait_for(id)),
         };
         self.conclude(served, (id, waiting), answer, (caller, deadline))
             .await
@@ -215,7 +216,7 @@ impl Facilitator {
                 // A foreign transaction may have used the authorization while the payment waited.
                 Decision::CheckAgain(rejection)
                     if rejection.reason != Reason::UnexpectedSettleError
-                        && self.settle_refused(served, payment, false).await? => {}
+                        && self.settle_refused(served, payment, Nonce::NotSeen).await? => {}
                 Decision::CheckAgain(rejection) | Decision::Failed(rejection) => {
                     if rejection.reason == Reason::UnexpectedSettleError {
                         served.can_send(payment.terms.settling_signer())?;

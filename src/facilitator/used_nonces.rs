@@ -1,24 +1,15 @@
-//! Authorizations whose nonce is used on the chain when they are presented. If their money was transferred, by a foreign transaction or by
-//! one whose commit this facilitator's database lost, it is the payee's, so the payment counts once, like any other.
-//!
-//! Not every used authorization counts: one that another facilitator settled may have bought its resource there. Counted are payments that
-//! this ledger accepted before, authorizations whose nonce belongs to a session of this ledger, and transactions sent by one of its
-//! signers. Nonces that are used for something else are remembered, so that presenting them again costs no RPC call.
+//! The memory of nonces that are used on the chain for something that does not count here, so that presenting them again costs no RPC call.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::B256;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use crate::chain::AuthorizationUse;
-use crate::facilitator::{Error, Facilitator, Unavailable};
-use crate::ledger::{AlreadyTransferred, AuthorizationKey, LaneKey, Lookup};
-use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentTerms};
-use crate::settlement::ServedNetwork;
+use crate::ledger::AuthorizationKey;
+use crate::payment::Candidate;
 
 /// Nonces remembered at most; the oldest are forgotten first.
 const KEPT_MAX: usize = 20_000;
@@ -29,144 +20,6 @@ const NOT_FOUND_FOR: Duration = Duration::from_secs(5);
 
 /// How long a request waits for another one that looks at the chain for the same nonce.
 const TURN_LIMIT: Duration = Duration::from_secs(10);
-
-impl Facilitator {
-    /// Looks on the chain whether the money of an authorization was transferred already, in a way that counts here: then a row records it.
-    /// `used`: a check has found its nonce used, so an endpoint that says otherwise is behind.
-    pub(super) async fn find_transferred(
-        &self,
-        served: &ServedNetwork,
-        candidate: &Candidate,
-        known: &Lookup,
-        used: bool,
-    ) -> Result<Option<PaymentId>, Error> {
-        if let Some(found) = &known.payment {
-            let found = self.ledger.payment_with_grant(found.payment.id).await?;
-            let transferred = self.settle_refused(served, &found.payment, used).await?;
-            return Ok(transferred.then_some(found.payment.id));
-        }
-        // Read before the chain is asked: a reorg in between may undo the use that is found.
-        let reorganisations = served.view.latest().reorganisations;
-        let remember = |by| self.used_nonces.remember(candidate, by, reorganisations);
-        let (location, sender, head) = match self.use_on_chain(served, &candidate.terms).await? {
-            (AuthorizationUse::Transferred { location, sender }, head) => (location, sender, head),
-            (AuthorizationUse::Consumed(by), _) => {
-                remember(self.user_of(served, by).await?);
-                return Ok(None);
-            }
-            (AuthorizationUse::Unused, _) if used => {
-                return Err(Unavailable::NodeBehind(served.policy.network).into());
-            }
-            (AuthorizationUse::Unused, _) => return Ok(None),
-        };
-        if known.is_new() && !self.is_own_signer(served, sender).await? {
-            remember(UsedBy::Foreign);
-            return Ok(None);
-        }
-        let confirmations = served.policy.confirmations;
-        let transfer = AlreadyTransferred {
-            id: PaymentId(Uuid::now_v7()),
-            candidate,
-            confirmations,
-            location: &location,
-            confirmed: location.is_confirmed(head, confirmations),
-        };
-        if !self.ledger.accept_transferred(&transfer).await? {
-            return Ok(Some(self.existing_payment(candidate).await?));
-        }
-        self.publish(served, transfer.id, &location, sender);
-        Ok(Some(transfer.id))
-    }
-
-    /// Looks whether a foreign transaction has transferred the money of a payment that was accepted once and refused, and records it. Uses
-    /// the terms in the ledger: an `upto` payment may be presented with another charge than the transferred one.
-    pub(super) async fn settle_refused(
-        &self,
-        served: &ServedNetwork,
-        payment: &Payment,
-        used: bool,
-    ) -> Result<bool, Unavailable> {
-        let (location, sender, head) = match self.use_on_chain(served, &payment.terms).await? {
-            (AuthorizationUse::Transferred { location, sender }, head) => (location, sender, head),
-            // The nonce is used, but the endpoint does not show the transaction: the money may have been transferred.
-            (AuthorizationUse::Consumed(None), _) => {
-                return Err(Unavailable::NodeBehind(served.policy.network));
-            }
-            (AuthorizationUse::Unused, _) if used => {
-                return Err(Unavailable::NodeBehind(served.policy.network));
-            }
-            (AuthorizationUse::Consumed(Some(_)) | AuthorizationUse::Unused, _) => {
-                return Ok(false);
-            }
-        };
-        let confirmed = location.is_confirmed(head, payment.confirmations);
-        self.ledger
-            .settle_by_foreign_transaction(payment.id, &location, confirmed)
-            .await?;
-        self.publish(served, payment.id, &location, sender);
-        Ok(true)
-    }
-
-    /// Whether a recent look at the chain has shown that a candidate's nonce is used for something that does not count here.
-    pub(super) fn is_known_to_be_used(
-        &self,
-        served: &ServedNetwork,
-        candidate: &Candidate,
-    ) -> bool {
-        let reorganisations = served.view.latest().reorganisations;
-        self.used_nonces.contains(candidate, reorganisations)
-    }
-
-    /// The use of an authorization on the chain, and the confirmed height at the block by which it was read.
-    async fn use_on_chain(
-        &self,
-        served: &ServedNetwork,
-        terms: &PaymentTerms,
-    ) -> Result<(AuthorizationUse, u64), Unavailable> {
-        let head = served.caller_rpc.newest().await?.number;
-        let tokens = served.policy.tokens();
-        let used = served
-            .caller_rpc
-            .authorization_use(terms, head, &tokens)
-            .await?;
-        Ok((used, served.rpc.agreed_height(head)))
-    }
-
-    /// Who has sent the transaction that used a nonce, if that transaction is known.
-    async fn user_of(
-        &self,
-        served: &ServedNetwork,
-        transaction: Option<B256>,
-    ) -> Result<UsedBy, Unavailable> {
-        let receipt = match transaction {
-            Some(transaction) => served.caller_rpc.receipt(transaction).await?,
-            None => None,
-        };
-        Ok(match receipt {
-            None => UsedBy::NotFound,
-            Some(receipt) if self.is_own_signer(served, receipt.from).await? => UsedBy::OwnSigner,
-            Some(_) => UsedBy::Foreign,
-        })
-    }
-
-    async fn is_own_signer(
-        &self,
-        served: &ServedNetwork,
-        sender: Address,
-    ) -> Result<bool, Unavailable> {
-        let lane = LaneKey {
-            network: served.policy.network,
-            signer: sender,
-        };
-        Ok(self.ledger.is_signer(lane).await?)
-    }
-
-    fn publish(&self, served: &ServedNetwork, id: PaymentId, location: &Location, sender: Address) {
-        tracing::info!(payment.id = %id, network = %served.policy.network, transaction = %location.transaction, %sender, "payment settled by a transaction that is not in this ledger");
-        served.note_unconfirmed();
-        self.waiters.wake([id]);
-    }
-}
 
 /// The transaction that used a nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -68,31 +68,25 @@ pub(super) async fn accept(
     let mut transaction = pool.begin().await?;
     let mut accounts = lock(&mut transaction, payers(&new)).await?;
     count_promises(&mut transaction, &new, &mut accounts).await?;
-    let mut checks = check_balances(&new, &accounts, &HashSet::new());
-    if checks.iter().any(|check| *check != BalanceCheck::Fits) {
+    let mut obstacles = find_obstacles(&new, &accounts, &HashSet::new());
+    if obstacles.iter().any(Option::is_some) {
         // A payment that was accepted before counts in `held` already, and must not be refused because of its own amount.
         let known = already_accepted(&mut transaction, &new).await?;
-        checks = check_balances(&new, &accounts, &known);
+        obstacles = find_obstacles(&new, &accounts, &known);
     }
     let rows: Vec<Row<'_>> = new
         .iter()
-        .zip(&checks)
-        .filter(|(_, check)| **check == BalanceCheck::Fits)
+        .zip(&obstacles)
+        .filter(|(_, obstacle)| obstacle.is_none())
         .map(|(new, _)| new.into())
         .collect();
     let inserted = insert(&mut transaction, process, &rows).await?;
     transaction.commit().await?;
-    let answers = new.iter().zip(checks).map(|(new, check)| match check {
-        BalanceCheck::Fits => match inserted.get(&new.id) {
+    let answers = new.iter().zip(obstacles).map(|(new, obstacle)| {
+        obstacle.unwrap_or_else(|| match inserted.get(&new.id) {
             Some(at) => Accepted::New(Box::new(accepted_payment(new, *at))),
             None => Accepted::AlreadyAccepted,
-        },
-        BalanceCheck::AlreadyAccepted => Accepted::AlreadyAccepted,
-        BalanceCheck::InsufficientBalance { held } => Accepted::InsufficientBalance { held },
-        BalanceCheck::InsufficientAllowance { promised } => {
-            Accepted::InsufficientAllowance { promised }
-        }
-        BalanceCheck::Stale => Accepted::Stale,
+        })
     });
     Ok(answers.map(Ok).collect())
 }
@@ -103,40 +97,36 @@ fn payers(new: &[NewPayment]) -> Vec<AccountKey> {
         .collect()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BalanceCheck {
-    Fits,
-    AlreadyAccepted,
-    InsufficientBalance { held: U256 },
-    InsufficientAllowance { promised: U256 },
-    Stale,
-}
-
-/// Checks each payment against its payer's account, in order of arrival: what fits counts as promised for the next ones.
-fn check_balances(
+/// Checks each payment against its payer's account, in order of arrival: what fits counts as promised for the next ones. `None` for a
+/// payment that fits, else its answer.
+fn find_obstacles(
     new: &[NewPayment],
     accounts: &HashMap<AccountKey, Account>,
     known: &HashSet<AuthorizationKey>,
-) -> Vec<BalanceCheck> {
+) -> Vec<Option<Accepted>> {
     let mut accounts = accounts.clone();
     let mut seen = known.clone();
-    let checks = new.iter().map(|new| {
+    let obstacles = new.iter().map(|new| {
         if seen.contains(&new.key()) {
-            return BalanceCheck::AlreadyAccepted;
+            return Some(Accepted::AlreadyAccepted);
         }
         let account = accounts.get_mut(&AccountKey::from(&new.verified.candidate().terms));
-        let check = account.map_or(BalanceCheck::Stale, |account| fits(account, &new.verified));
-        if check == BalanceCheck::Fits {
+        let Some(account) = account else {
+            return Some(Accepted::Stale);
+        };
+        let obstacle = promise(account, &new.verified);
+        if obstacle.is_none() {
             seen.insert(new.key());
         }
-        check
+        obstacle
     });
-    checks.collect()
+    obstacles.collect()
 }
 
-fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
+/// Counts a payment as promised, or returns why it does not fit.
+fn promise(account: &mut Account, verified: &Verified) -> Option<Accepted> {
     if verified.facts().block_number < account.settled_block {
-        return BalanceCheck::Stale;
+        return Some(Accepted::Stale);
     }
     let value = verified.candidate().terms.value.atomic();
     let held = account.held.saturating_add(value);
@@ -146,21 +136,21 @@ fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
         .balance
         .is_some_and(|balance| held > balance)
     {
-        return BalanceCheck::InsufficientBalance { held: account.held };
+        return Some(Accepted::InsufficientBalance { held: account.held });
     }
     if let Some(allowance) = verified.allowance() {
         let promised = account.at_permit2.saturating_add(value);
         // An EIP-2612 permit allows exactly its own payment. The payer's next permit is valid only after this one.
         let first = verified.candidate().has_token_permit() && account.at_permit2.is_zero();
         if promised > allowance && !first {
-            return BalanceCheck::InsufficientAllowance {
+            return Some(Accepted::InsufficientAllowance {
                 promised: account.at_permit2,
-            };
+            });
         }
         account.at_permit2 = promised;
     }
     account.held = held;
-    BalanceCheck::Fits
+    None
 }
 
 /// Which of the payments have a row already.
@@ -374,19 +364,9 @@ impl Ledger {
         let mut accounts = lock(&mut transaction, payers(&again)).await?;
         count_promises(&mut transaction, &again, &mut accounts).await?;
         let [new] = again;
-        match check_balances(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
-            Some(BalanceCheck::Fits) => {}
-            Some(BalanceCheck::InsufficientBalance { held }) => {
-                return Ok(Accepted::InsufficientBalance { held: *held });
-            }
-            Some(BalanceCheck::InsufficientAllowance { promised }) => {
-                return Ok(Accepted::InsufficientAllowance {
-                    promised: *promised,
-                });
-            }
-            Some(BalanceCheck::AlreadyAccepted | BalanceCheck::Stale) | None => {
-                return Ok(Accepted::Stale);
-            }
+        let obstacle = find_obstacles(std::slice::from_ref(&new), &accounts, &HashSet::new()).pop();
+        if let Some(obstacle) = obstacle.unwrap_or(Some(Accepted::Stale)) {
+            return Ok(obstacle);
         }
         let candidate = new.verified.candidate();
         let wallet = candidate.terms.wallet.as_ref();

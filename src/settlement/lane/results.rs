@@ -163,7 +163,7 @@ impl Lane {
                 return;
             }
         };
-        reach(Step::Settled);
+        reach(Step::ResultRecorded);
         let Some(open) = owned.open.remove(index) else {
             return;
         };

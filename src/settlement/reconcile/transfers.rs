@@ -285,7 +285,7 @@ async fn record(
 ) -> Result<(), DependencyError> {
     let id = transfer.payment.id;
     served.ledger.record_transfer(id, outcome).await?;
-    reach(Step::Settled);
+    reach(Step::ResultRecorded);
     if matches!(
         outcome,
         TransferOutcome::Transferred {

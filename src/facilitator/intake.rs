@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::facilitator::settle::{Decision, decide};
-use crate::facilitator::{Error, Facilitator, Unavailable};
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
@@ -43,7 +43,11 @@ impl Facilitator {
     ///
     /// # Errors
     /// An [`Unavailable`] when the payment cannot be checked now.
-    pub async fn verify(&self, request: PaymentRequest) -> Result<VerifyResponse, Unavailable> {
+    pub async fn verify(
+        &self,
+        request: PaymentRequest,
+        _caller: &Caller,
+    ) -> Result<VerifyResponse, Unavailable> {
         let mut payer = request.payload.payer();
         match self.try_verify(request, &mut payer).await {
             Ok(()) => Ok(VerifyResponse {

@@ -240,8 +240,9 @@ impl Facilitator {
         answer: &mut SettleAnswer,
     ) -> Result<Option<Grant>, Unavailable> {
         // Created before the statement: if its result is lost or unreadable, the grant may be committed, and has to be voided.
-        let grant = Grant::new(self.clone(), id, caller.clone());
-        let granted = self.ledger.grant(id, caller.clone()).await;
+        let request = caller.grant_request();
+        let grant = Grant::new(self.clone(), id, request.clone());
+        let granted = self.ledger.grant(id, request).await;
         match granted.and_then(commit_result) {
             Ok(Some(payment)) => {
                 reach(Step::Granted);

@@ -1,11 +1,10 @@
 //! `POST /settle`
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-use tower_http::request_id::RequestId;
 
 use crate::facilitator::{Caller, SettleAnswer};
 use crate::http::connection::Connection;
@@ -34,22 +33,13 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
 pub(super) async fn settle(
     State(state): State<AppState>,
     ConnectInfo(connection): ConnectInfo<Connection>,
-    Extension(request_id): Extension<RequestId>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
     let rejected = SettleResponse::rejected;
     let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     let network_name = request.network_name.clone();
-    let request_id = request_id
-        .header_value()
-        .to_str()
-        .unwrap_or_default()
-        .to_owned();
-    let caller = Caller {
-        request_id,
-        caller: connection.peer.ip().to_string(),
-    };
     match state.facilitator.settle(request, caller).await {
         Ok(answer) => Ok(render(answer, &connection)),
         Err(unavailable) => {

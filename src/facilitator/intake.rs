@@ -7,6 +7,7 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::facilitator::gate::Call;
 use crate::facilitator::settle::{Decision, decide};
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
@@ -46,10 +47,10 @@ impl Facilitator {
     pub async fn verify(
         &self,
         request: PaymentRequest,
-        _caller: &Caller,
+        caller: &Caller,
     ) -> Result<VerifyResponse, Unavailable> {
         let mut payer = request.payload.payer();
-        match self.try_verify(request, &mut payer).await {
+        match self.try_verify(request, caller, &mut payer).await {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,
@@ -64,6 +65,7 @@ impl Facilitator {
     async fn try_verify(
         &self,
         request: PaymentRequest,
+        caller: &Caller,
         payer: &mut Option<Address>,
     ) -> Result<(), Error> {
         let served = self.network_of(request.requirements.network)?;
@@ -73,21 +75,36 @@ impl Facilitator {
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 *payer = Some(session.payer);
-                return self.verify_proof(served, &session, &request, &proof).await;
+                let proof = (&request, &proof);
+                return self.verify_proof(served, &session, proof, caller).await;
             }
         };
         let (request, ()) = request.with_payload(payload);
         let candidate = Candidate::from_request(request, &served.policy, Purpose::Verify)?;
-        let mut known = self.look_up(served, &candidate).await?;
+        self.verify_candidate(served, &candidate, caller).await?;
+        self.gate.tell_valid(caller, candidate.digest);
+        Ok(())
+    }
+
+    async fn verify_candidate(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        caller: &Caller,
+    ) -> Result<(), Error> {
+        let call = (caller, Call::Verify);
+        let mut known = self.look_up(served, candidate, call).await?;
         loop {
             if let Some(found) = &known.payment
                 && self.verify_known(found).await?
             {
                 return Ok(());
             }
-            match self.preflight(served, &candidate, &known).await? {
+            let admitted = self.admit(served, candidate, &known, call).await?;
+            let checked = self.preflight(served, candidate, &known, &admitted);
+            match checked.await? {
                 Preflight::Valid(_) => {
-                    return Self::can_be_sent(served, &candidate, Purpose::Verify);
+                    return Self::can_be_sent(served, candidate, Purpose::Verify);
                 }
                 Preflight::Transferred(id) => {
                     known.payment = Some(self.ledger.payment_with_grant(id).await?);
@@ -103,6 +120,7 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
+        (caller, call): (&Caller, Call),
     ) -> Result<Lookup, Error> {
         let known = readable(self.ledger.lookup(candidate.into()).await)?;
         if let Some(session) = &known.session {
@@ -117,25 +135,31 @@ impl Facilitator {
         let is_proven = candidate.signed_by == SignedBy::Payer
             || candidate.signature == found.payment.signature;
         if !is_proven {
+            self.count(call, caller)?;
             candidate.check_signature(&served.facts.of(candidate.signed()).await?)?;
         }
         Ok(known)
     }
 
-    /// Checks a payment that is not being settled; where the check fails and the money may have been transferred already, looks for that on
-    /// the chain.
+    /// Checks a payment that is not being settled and has been at the gate; where a check fails and the money may have been transferred
+    /// already, looks for that on the chain.
     async fn preflight(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
         known: &Lookup,
+        admitted: &Result<(), Rejection>,
     ) -> Result<Preflight, Error> {
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
             candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
             return Err(candidate.refuse_for(Fault::NonceUsed, NONCE_USED).into());
         }
-        let rejection = match self.check(served, candidate.clone()).await {
+        let checked = match admitted {
+            Ok(()) => self.check(served, candidate.clone()).await,
+            Err(denied) => Err(denied.clone().into()),
+        };
+        let rejection = match checked {
             Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
             Err(Error::Rejected(rejection)) => rejection,
             Err(error) => return Err(error),
@@ -217,6 +241,7 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
+        caller: &Caller,
     ) -> Result<(PaymentId, Option<Waiting>), Error> {
         if let Some(found) = &known.payment {
             self.ledger.end_verify_lease(found.payment.id).await?;
@@ -224,7 +249,8 @@ impl Facilitator {
                 return Ok((found.payment.id, None));
             }
         }
-        self.accept(served, candidate, known).await
+        let call = (caller, Call::Settle);
+        self.accept(served, candidate, known, call).await
     }
 
     /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
@@ -234,14 +260,16 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
+        call: (&Caller, Call),
     ) -> Result<(PaymentId, Option<Waiting>), Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
+        let admitted = self.admit(served, &candidate, known, call).await?;
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self.preflight(served, &candidate, known).await? {
+            let verified = match self.preflight(served, &candidate, known, &admitted).await? {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok((id, None)),
             };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::facilitator::gate::Call;
 use crate::facilitator::intake::readable;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
@@ -155,14 +156,17 @@ impl Facilitator {
             Payload::Authorization(payload) => {
                 let (request, ()) = request.with_payload(payload);
                 let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-                let known = self.look_up(served, &candidate).await?;
+                let known = self
+                    .look_up(served, &candidate, (caller, Call::Settle))
+                    .await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
-                self.accept_or_join(served, candidate, &known).await?
+                self.accept_or_join(served, candidate, &known, caller)
+                    .await?
             }
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 answer.response.payer = Some(checksummed(session.payer));
-                let id = self.payment_of_proof(served, &session, &request, &proof);
+                let id = self.payment_of_proof(served, &session, (&request, &proof), caller);
                 let id = id.await?;
                 answer.session = Some(session.id);
                 (id, None)

@@ -4,7 +4,8 @@
 use alloy::primitives::B256;
 
 use crate::chain::transfer::decode;
-use crate::facilitator::{Error, Facilitator, Sessions, Unavailable};
+use crate::facilitator::gate::Call;
+use crate::facilitator::{Caller, Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{SessionStatus, Transfer};
 use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session};
@@ -24,6 +25,7 @@ impl Sessions {
         &self,
         session: &Session,
         form: TransferForm,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let payments = &self.payments;
         let served = payments.network_of(session.network)?;
@@ -35,7 +37,7 @@ impl Sessions {
         let (transfer, raw, claim) = match form {
             TransferForm::Authorization(payload) => {
                 session.check_authorization(&payload.authorization)?;
-                return self.send_early(served, session, payload).await;
+                return self.send_early(served, session, payload, caller).await;
             }
             TransferForm::Raw { bytes, claim } => {
                 let transfer = decode(&bytes).ok_or_else(|| {
@@ -48,6 +50,14 @@ impl Sessions {
                 if let Some(claim) = &claim {
                     session.check_claim(transaction, claim)?;
                 }
+                if let Some(id) = session.payment {
+                    payments.same_transfer(session, id, transaction).await?;
+                    return Ok(());
+                }
+                let call = (caller, Call::Submit);
+                payments
+                    .admit_transfer(served, session, transaction, call)
+                    .await?;
                 let transfer = payments.find_transfer(served, session, transaction).await?;
                 (transfer, None, claim)
             }
@@ -62,6 +72,12 @@ impl Sessions {
         if raw.is_some() && session.payment.is_none() && self.is_expired(served, session) {
             let why = "the session has expired; nothing was sent";
             return Err(Rejection::new(Reason::SessionExpired, why).into());
+        }
+        if raw.is_some() && session.payment.is_none() {
+            let call = (caller, Call::Submit);
+            payments
+                .admit_transfer(served, session, transfer.hash, call)
+                .await?;
         }
         let new = NewTransfer {
             transfer: &transfer,
@@ -78,10 +94,12 @@ impl Sessions {
         served: &ServedNetwork,
         session: &Session,
         payload: ExactPayload,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let request = request_of(session, payload)?;
         let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-        let known = self.payments.look_up(served, &candidate).await?;
+        let call = (caller, Call::Submit);
+        let known = self.payments.look_up(served, &candidate, call).await?;
         if let Some(found) = &known.payment
             && !matches!(found.payment.state, PaymentState::Refused(_))
         {
@@ -89,7 +107,9 @@ impl Sessions {
             return Ok(());
         }
         self.may_send_early(served, session)?;
-        self.payments.accept(served, candidate, &known).await?;
+        self.payments
+            .accept(served, candidate, &known, call)
+            .await?;
         self.payments.waiters.wake([session.id.clone()]);
         Ok(())
     }
@@ -127,13 +147,16 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
+        (request, proof): (&PaymentRequest<()>, &SessionProof),
+        caller: &Caller,
     ) -> Result<PaymentId, Error> {
         check_proof(session, request, proof)?;
         if let Some(id) = session.payment {
             return self.same_transfer(session, id, proof.transaction).await;
         }
+        let call = (caller, Call::Settle);
+        self.admit_transfer(served, session, proof.transaction, call)
+            .await?;
         let transfer = self
             .find_transfer(served, session, proof.transaction)
             .await?;
@@ -150,13 +173,18 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
+        (request, proof): (&PaymentRequest<()>, &SessionProof),
+        caller: &Caller,
     ) -> Result<(), Error> {
         check_proof(session, request, proof)?;
+        let claim = session.claim_digest(proof.transaction);
         let Some(id) = session.payment else {
+            let call = (caller, Call::Verify);
+            self.admit_transfer(served, session, proof.transaction, call)
+                .await?;
             self.find_transfer(served, session, proof.transaction)
                 .await?;
+            self.gate.tell_valid(caller, claim);
             return Ok(());
         };
         self.same_transfer(session, id, proof.transaction).await?;

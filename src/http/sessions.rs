@@ -50,7 +50,7 @@ impl Wait {
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "too many sessions are open", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "too many sessions are open, or this caller asks too often", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the request cannot be checked now; nothing was accepted", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -111,6 +111,7 @@ pub(super) async fn show(
         (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "the session has expired", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "not what the session asks for; the code says why", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "this caller asks too often", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the submission cannot be checked now", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -190,7 +191,7 @@ fn waiting(wait: &Result<Query<Wait>, QueryRejection>) -> Result<Duration, Probl
 }
 
 fn status_of(reason: Reason) -> StatusCode {
-    const STATUSES: [(Reason, StatusCode); 7] = [
+    const STATUSES: [(Reason, StatusCode); 8] = [
         (Reason::SessionNotFound, StatusCode::NOT_FOUND),
         (Reason::TransferNotFound, StatusCode::NOT_FOUND),
         (Reason::SessionInUse, StatusCode::CONFLICT),
@@ -198,6 +199,7 @@ fn status_of(reason: Reason) -> StatusCode {
         (Reason::TransferAlreadyUsed, StatusCode::CONFLICT),
         (Reason::SessionExpired, StatusCode::GONE),
         (Reason::SponsorshipRefused, StatusCode::FORBIDDEN),
+        (Reason::AddressDenied, StatusCode::FORBIDDEN),
     ];
     let known = STATUSES.iter().find(|(known, _)| *known == reason);
     known.map_or(StatusCode::UNPROCESSABLE_ENTITY, |(_, status)| *status)

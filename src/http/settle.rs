@@ -27,6 +27,7 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
         (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
         (status = 415, description = "the body is compressed", body = error::Malformed),
+        (status = 429, description = "this caller asks too often; nothing was broadcast for this request", body = SettleResponse),
         (status = 503, description = "the payment cannot be checked now; nothing was broadcast for this request", body = SettleResponse),
     )
 )]
@@ -44,7 +45,7 @@ pub(super) async fn settle(
         Ok(answer) => Ok(render(answer, &connection)),
         Err(unavailable) => {
             let why = format!("{unavailable}; present the same payment again");
-            let why = Rejection::new(Reason::UnexpectedSettleError, why);
+            let why = Rejection::new(unavailable.reason(Reason::UnexpectedSettleError), why);
             let response = SettleResponse::rejected(why, None, network_name);
             Err(error::unavailable(&unavailable, &response))
         }

@@ -25,6 +25,7 @@ use crate::protocol::{Reason, Rejection, VerifyResponse};
         (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
         (status = 415, description = "the body is compressed", body = error::Malformed),
+        (status = 429, description = "this caller asks too often", body = VerifyResponse),
         (status = 503, description = "the payment cannot be checked now; it may be valid or not", body = VerifyResponse),
     )
 )]
@@ -40,7 +41,7 @@ pub(super) async fn verify(
         Ok(response) => Ok(Json(response).into_response()),
         Err(unavailable) => {
             let why = format!("{unavailable}; nothing was decided about the payment, try again");
-            let why = Rejection::new(Reason::UnexpectedVerifyError, why);
+            let why = Rejection::new(unavailable.reason(Reason::UnexpectedVerifyError), why);
             let response = VerifyResponse::rejected(why, None);
             Err(error::unavailable(&unavailable, &response))
         }

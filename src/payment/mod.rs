@@ -7,6 +7,7 @@
 
 mod caller;
 pub mod candidate;
+mod deny_list;
 pub mod facts;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -21,6 +22,7 @@ pub mod state;
 
 pub use caller::{InvalidKeyId, KeyId, Who};
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
+pub use deny_list::{DenyList, DenyListError};
 pub use facts::{ChainFacts, Verified};
 pub use method::{Method, Permit2, Signed, Sponsored};
 pub use policy::{ApprovalLimits, Asset, NetworkPolicy, Proxies};

@@ -16,7 +16,9 @@ use tokio_util::task::TaskTracker;
 use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{Facilitator, SessionRules, Sessions, Sponsorship, UsedNonces};
+use crate::facilitator::{
+    CallRates, Facilitator, Gate, GateRules, SessionRules, Sessions, Sponsorship, UsedNonces,
+};
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
@@ -80,7 +82,13 @@ impl Service {
             .iter()
             .map(|network| (network.policy.network, addresses(&network.signers)))
             .collect();
+        let gate = Gate::new(gate_rules(config));
+        let (stop, follower) = (stopped.clone(), gate.clone());
+        supervisor.keep_running(Task::of_process("deny list"), move || {
+            Some(until(&stop, follower.clone().follow_deny_list()))
+        });
         let facilitator = Facilitator {
+            gate,
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             served_networks: served_networks.into(),
@@ -152,6 +160,20 @@ impl Service {
             );
         }
         self.ledger.close().await;
+    }
+}
+
+fn gate_rules(config: &Config) -> GateRules {
+    let limits = &config.limits;
+    GateRules {
+        rates: CallRates {
+            verify: limits.verify_per_second,
+            settle: limits.settle_per_second,
+            sessions: limits.sessions_per_second,
+        },
+        deny_list: limits.deny_list.clone(),
+        policy_service: limits.policy_service.clone(),
+        told_for: Duration::from_secs(config.verify_lease_s.into()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! key, what was expected and what to write. No secret appears in an error or in `Debug` output.
 
 mod file;
+mod limits;
 mod network;
 mod sessions;
 mod variables;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use file::File;
+pub use limits::LimitsConfig;
 pub use network::NetworkConfig;
 pub use sessions::SessionsConfig;
 
@@ -41,6 +43,7 @@ pub struct Config {
     pub connections_max: usize,
     /// Connections to the database, at most.
     pub database_connections_max: u32,
+    pub limits: LimitsConfig,
     pub sessions: SessionsConfig,
     /// The networks to serve; at least one.
     pub networks: Vec<NetworkConfig>,
@@ -183,6 +186,7 @@ impl Config {
         );
         let verify_lease_s = settings.between("verify_lease_s", file.verify_lease_s, 1..=3600);
         let admin_token = settings.admin_token(file.admin_token);
+        let limits = limits::read(&mut settings, file.limits);
         let sessions = sessions::read(&mut settings, file.sessions);
         let networks = network::read(&mut settings, file.networks);
         Self {
@@ -208,6 +212,7 @@ impl Config {
             body_bytes_max,
             connections_max: connections_max.unwrap_or(8192),
             database_connections_max: database_connections_max.unwrap_or(32),
+            limits,
             sessions,
             networks,
         }

@@ -7,9 +7,10 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::facilitator::gate::Call;
 use crate::facilitator::settle::{Decision, decide};
 use crate::facilitator::transferred::Nonce;
-use crate::facilitator::{Error, Facilitator, Unavailable};
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
@@ -62,9 +63,13 @@ impl Facilitator {
     ///
     /// # Errors
     /// An [`Unavailable`] when the payment cannot be checked now.
-    pub async fn verify(&self, request: PaymentRequest) -> Result<VerifyResponse, Unavailable> {
+    pub async fn verify(
+        &self,
+        request: PaymentRequest,
+        caller: &Caller,
+    ) -> Result<VerifyResponse, Unavailable> {
         let mut payer = request.payload.payer();
-        match self.try_verify(request, &mut payer).await {
+        match self.try_verify(request, caller, &mut payer).await {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,
@@ -79,6 +84,7 @@ impl Facilitator {
     async fn try_verify(
         &self,
         request: PaymentRequest,
+        caller: &Caller,
         payer: &mut Option<Address>,
     ) -> Result<(), Error> {
         let served = self.network_of(request.requirements.network)?;
@@ -88,20 +94,37 @@ impl Facilitator {
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 *payer = Some(session.payer);
-                return self.verify_proof(served, &session, &request, &proof).await;
+                let proof = (&request, &proof);
+                return self.verify_proof(served, &session, proof, caller).await;
             }
         };
         let (request, ()) = request.with_payload(payload);
-        let (candidate, mut known) = self.recognise(served, request, Purpose::Verify).await?;
+        let call = (caller, Call::Verify);
+        let (candidate, known) = self.recognise(served, request, call).await?;
+        self.verify_candidate(served, &candidate, known, call)
+            .await?;
+        self.gate.tell_valid(caller, candidate.terms.digest);
+        Ok(())
+    }
+
+    async fn verify_candidate(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        mut known: Lookup,
+        call: (&Caller, Call),
+    ) -> Result<(), Error> {
         loop {
             if let Some(found) = &known.payment
                 && self.verify_known(found).await? == KnownPayment::Valid
             {
                 return Ok(());
             }
-            match self.preflight(served, &candidate, &known).await? {
+            let admitted = self.admit(served, candidate, &known, call).await?;
+            let checked = self.preflight(served, candidate, &known, &admitted);
+            match checked.await? {
                 Preflight::Valid(_) => {
-                    return Self::can_be_sent(served, &candidate, Purpose::Verify);
+                    return Self::can_be_sent(served, candidate, Purpose::Verify);
                 }
                 Preflight::Transferred(id) => {
                     known.payment = Some(self.ledger.payment_with_grant(id).await?);
@@ -115,10 +138,10 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         request: PaymentRequest<AuthorizationPayload>,
-        purpose: Purpose,
+        (caller, call): (&Caller, Call),
     ) -> Result<(Candidate, Lookup), Error> {
-        let candidate = Candidate::from_request(request, &served.policy, purpose)?;
-        let known = self.look_up(served, &candidate).await?;
+        let candidate = Candidate::from_request(request, &served.policy, call.purpose())?;
+        let known = self.look_up(served, &candidate, (caller, call)).await?;
         Ok((candidate, known))
     }
 
@@ -129,6 +152,7 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
+        (caller, call): (&Caller, Call),
     ) -> Result<Lookup, Error> {
         let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
         if let Some(session) = &known.session {
@@ -143,18 +167,20 @@ impl Facilitator {
         let is_proven = candidate.terms.is_signed_by_payer_key()
             || candidate.terms.signature == found.payment.terms.signature;
         if !is_proven {
+            self.count(call, caller)?;
             candidate.check_signature(&served.facts.of(&candidate.terms).await?)?;
         }
         Ok(known)
     }
 
-    /// Checks a payment that is not being settled; where the check fails and the money may have been transferred already, looks for that on
-    /// the chain and records it.
+    /// Checks a payment that is not being settled and has been at the gate; where a check fails and the money may have been transferred
+    /// already, looks for that on the chain and records it.
     async fn preflight(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
         known: &Lookup,
+        admitted: &Result<(), Rejection>,
     ) -> Result<Preflight, Error> {
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
@@ -164,7 +190,11 @@ impl Facilitator {
                 .rejection(Fault::NonceUsed, NONCE_USED)
                 .into());
         }
-        let rejection = match self.check(served, candidate.clone()).await {
+        let checked = match admitted {
+            Ok(()) => self.check(served, candidate.clone()).await,
+            Err(denied) => Err(denied.clone().into()),
+        };
+        let rejection = match checked {
             Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
             Err(Error::Rejected(rejection)) => rejection,
             Err(error) => return Err(error),
@@ -245,6 +275,7 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
+        caller: &Caller,
     ) -> Result<Admitted, Error> {
         if let Some(found) = &known.payment {
             self.ledger.end_verify_lease(found.payment.id).await?;
@@ -252,7 +283,8 @@ impl Facilitator {
                 return Ok(Admitted::InLedger(found.payment.id));
             }
         }
-        self.accept(served, candidate, known).await
+        let call = (caller, Call::Settle);
+        self.accept(served, candidate, known, call).await
     }
 
     /// Checks everything and puts the payment into the queue: a new one, or one that was refused before (the only ones that may be in
@@ -262,14 +294,16 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
+        call: (&Caller, Call),
     ) -> Result<Admitted, Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
+        let admitted = self.admit(served, &candidate, known, call).await?;
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self.preflight(served, &candidate, known).await? {
+            let verified = match self.preflight(served, &candidate, known, &admitted).await? {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok(Admitted::InLedger(id)),
             };

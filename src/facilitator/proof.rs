@@ -1,7 +1,8 @@
 //! The proof of a transfer, which a seller's request presents in place of an authorization (rail `transfer`).
 
+use crate::facilitator::gate::Call;
 use crate::facilitator::intake::KnownPayment;
-use crate::facilitator::{Error, Facilitator};
+use crate::facilitator::{Caller, Error, Facilitator};
 use crate::ledger::NewTransfer;
 use crate::payment::{PaymentId, Session};
 use crate::protocol::session::SessionProof;
@@ -14,13 +15,16 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
+        (request, proof): (&PaymentRequest<()>, &SessionProof),
+        caller: &Caller,
     ) -> Result<PaymentId, Error> {
         check_proof(session, request, proof)?;
         if let Some(id) = session.payment {
             return self.same_transfer(session, id, proof.transaction).await;
         }
+        let call = (caller, Call::Settle);
+        self.admit_transfer(served, session, proof.transaction, call)
+            .await?;
         let transfer = self
             .find_transfer(served, session, proof.transaction)
             .await?;
@@ -37,13 +41,18 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
+        (request, proof): (&PaymentRequest<()>, &SessionProof),
+        caller: &Caller,
     ) -> Result<(), Error> {
         check_proof(session, request, proof)?;
         let Some(id) = session.payment else {
+            let call = (caller, Call::Verify);
+            self.admit_transfer(served, session, proof.transaction, call)
+                .await?;
             self.find_transfer(served, session, proof.transaction)
                 .await?;
+            let claim = session.claim_digest(proof.transaction);
+            self.gate.tell_valid(caller, claim);
             return Ok(());
         };
         self.same_transfer(session, id, proof.transaction).await?;

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::facilitator::gate::Call;
 use crate::facilitator::intake::{Admitted, readable};
 use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
-use crate::payment::{Payment, PaymentId, PaymentState, Purpose};
+use crate::payment::{Payment, PaymentId, PaymentState};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
@@ -155,15 +156,16 @@ impl Facilitator {
         let admitted = match payload {
             Payload::Authorization(payload) => {
                 let (request, ()) = request.with_payload(payload);
-                let recognised = self.recognise(served, request, Purpose::Settle);
-                let (candidate, known) = recognised.await?;
+                let call = (caller, Call::Settle);
+                let (candidate, known) = self.recognise(served, request, call).await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
-                self.accept_or_join(served, candidate, &known).await?
+                self.accept_or_join(served, candidate, &known, caller)
+                    .await?
             }
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 answer.response.payer = Some(checksummed(session.payer));
-                let id = self.payment_of_proof(served, &session, &request, &proof);
+                let id = self.payment_of_proof(served, &session, (&request, &proof), caller);
                 let id = id.await?;
                 answer.session = Some(session.id);
                 Admitted::InLedger(id)
@@ -241,8 +243,9 @@ impl Facilitator {
         answer: &mut SettleAnswer,
     ) -> Result<Option<Grant>, Unavailable> {
         // Created before the statement: if its result is lost or unreadable, the grant may be committed, and has to be voided.
-        let grant = Grant::new(self.clone(), id, caller.clone());
-        let granted = self.ledger.grant(id, caller.clone()).await;
+        let request = caller.grant_request();
+        let grant = Grant::new(self.clone(), id, request.clone());
+        let granted = self.ledger.grant(id, request).await;
         match granted.and_then(commit_result) {
             Ok(Some(payment)) => {
                 reach(Step::Granted);

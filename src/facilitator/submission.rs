@@ -3,10 +3,11 @@
 use alloy::primitives::B256;
 
 use crate::chain::transfer::decode;
-use crate::facilitator::{Error, Facilitator, Sessions, Unavailable};
+use crate::facilitator::gate::Call;
+use crate::facilitator::{Caller, Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{SessionStatus, Transfer};
-use crate::payment::{PaymentId, PaymentState, Purpose, Session};
+use crate::payment::{PaymentId, PaymentState, Session};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
 use crate::protocol::session::{Rail, TransferForm};
@@ -23,6 +24,7 @@ impl Sessions {
         &self,
         session: &Session,
         form: TransferForm,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let payments = &self.payments;
         let served = payments.network_of(session.network)?;
@@ -34,7 +36,7 @@ impl Sessions {
         let (transfer, raw, claim) = match form {
             TransferForm::Authorization(payload) => {
                 session.check_authorization(&payload.authorization)?;
-                return self.send_early(served, session, payload).await;
+                return self.send_early(served, session, payload, caller).await;
             }
             TransferForm::Raw { bytes, claim } => {
                 let transfer = decode(&bytes).ok_or_else(|| {
@@ -47,6 +49,14 @@ impl Sessions {
                 if let Some(claim) = &claim {
                     session.check_claim(transaction, claim)?;
                 }
+                if let Some(id) = session.payment {
+                    payments.same_transfer(session, id, transaction).await?;
+                    return Ok(());
+                }
+                let call = (caller, Call::Submit);
+                payments
+                    .admit_transfer(served, session, transaction, call)
+                    .await?;
                 let transfer = payments.find_transfer(served, session, transaction).await?;
                 (transfer, None, claim)
             }
@@ -61,6 +71,12 @@ impl Sessions {
         if raw.is_some() && session.payment.is_none() && self.is_expired(served, session) {
             let why = "the session has expired; nothing was sent";
             return Err(Rejection::new(Reason::SessionExpired, why).into());
+        }
+        if raw.is_some() && session.payment.is_none() {
+            let call = (caller, Call::Submit);
+            payments
+                .admit_transfer(served, session, transfer.hash, call)
+                .await?;
         }
         let new = NewTransfer {
             transfer: &transfer,
@@ -77,10 +93,11 @@ impl Sessions {
         served: &ServedNetwork,
         session: &Session,
         payload: ExactPayload,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let request = request_of(session, payload)?;
-        let recognised = self.payments.recognise(served, request, Purpose::Settle);
-        let (candidate, known) = recognised.await?;
+        let call = (caller, Call::Submit);
+        let (candidate, known) = self.payments.recognise(served, request, call).await?;
         if let Some(found) = &known.payment
             && !matches!(found.payment.state, PaymentState::Refused(_))
         {
@@ -88,7 +105,9 @@ impl Sessions {
             return Ok(());
         }
         self.may_send_early(served, session)?;
-        self.payments.accept(served, candidate, &known).await?;
+        self.payments
+            .accept(served, candidate, &known, call)
+            .await?;
         self.payments.waiters.wake([session.id.clone()]);
         Ok(())
     }

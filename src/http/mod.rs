@@ -5,6 +5,7 @@
 //! problems; no response contains an error's cause, a key or an RPC URL.
 
 mod body;
+mod caller;
 pub mod connection;
 mod error;
 mod health;

@@ -181,20 +181,7 @@ impl Candidate {
         policy: &NetworkPolicy,
         now: OffsetDateTime,
     ) -> Result<(), Rejection> {
-        let asset = policy.asset(self.terms.asset).ok_or_else(|| {
-            let known: Vec<_> = policy
-                .assets
-                .iter()
-                .map(|asset| asset.address.to_string())
-                .collect();
-            let why = format!(
-                "expected one of the assets served on {} ({}), got {}",
-                self.terms.network,
-                known.join(", "),
-                self.terms.asset
-            );
-            Rejection::new(Reason::InvalidPaymentRequirements, why)
-        })?;
+        let asset = policy.served_asset(self.terms.asset)?;
         policy.check_payee(self.terms.to)?;
         self.check_token_domain(asset)?;
         self.check_facilitator(policy)?;

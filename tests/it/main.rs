@@ -47,6 +47,8 @@ mod forks;
 #[cfg(test)]
 mod gas_funding;
 #[cfg(test)]
+mod gate;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod history_csv;

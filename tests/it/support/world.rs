@@ -70,6 +70,13 @@ impl World {
         replica
     }
 
+    /// The same with another `x402d.toml`.
+    pub(crate) async fn replica_with(&self, toml: &str) -> Facilitator {
+        let mut replica = Facilitator::new(self.variables.clone(), toml);
+        replica.restart(None).await;
+        replica
+    }
+
     /// The same, not started yet, with additional variables.
     pub(crate) fn unstarted_replica(&self, further: &[(&'static str, String)]) -> Facilitator {
         let mut variables = self.variables.clone();

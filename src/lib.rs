@@ -107,9 +107,6 @@ pub mod facilitator;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod ledger;
-#[cfg(test)]
-#[cfg(all(feature = "buyer", feature = "seller"))]
-mod market_tests;
 #[cfg(feature = "server")]
 pub mod payment;
 pub mod protocol;

@@ -34,7 +34,6 @@ const MODULES: &[(&str, &str)] = &[
     ),
     ("buyer", "protocol clock"),
     ("seller", "protocol clock"),
-    ("market_tests", "protocol clock buyer seller"),
     ("command", "*"),
 ];
 /// Restricted dependencies: the root of a path, the prefix of its next name, and the files below `src` that may use it.

@@ -35,7 +35,7 @@
 //! | `facilitator` | verify, settle, supported and sessions; decides which request is answered success |
 //! | `http` | routes, status codes, problem documents, the API specification |
 //! | `config`, `telemetry`, `server` | configuration; log output; start and stop |
-//! | `coalesce`, `clock` | one round trip for several callers; the time |
+//! | `coalesce`, `clock`, `timing` | one round trip for several callers; the time; how long the engine waits |
 //! | `embedded` | a private Postgres and a local chain |
 //! | `command` | the command line |
 //! | `buyer`, `seller` | clients of the protocol, usable without the rest |
@@ -107,9 +107,6 @@ pub mod facilitator;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod ledger;
-#[cfg(test)]
-#[cfg(all(feature = "buyer", feature = "seller"))]
-mod market_tests;
 #[cfg(feature = "server")]
 pub mod payment;
 pub mod protocol;
@@ -121,3 +118,5 @@ pub mod server;
 pub mod settlement;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+pub mod timing;

@@ -21,10 +21,11 @@ use crate::facilitator::{
 };
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, LastReadiness, router};
-use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
+use crate::ledger::{Ledger, OpenLimits};
 use crate::settlement::{
     Approver, BatchLimits, EngineFailed, Lane, Pickup, Reconciler, SenderWatch, ServedNetwork,
     ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters, Watch,
+    failpoint,
 };
 use crate::telemetry::causes;
 
@@ -61,6 +62,7 @@ impl Service {
     pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
         let (ledger, statements) =
             Ledger::connect(database_url, config.database_connections_max).await?;
+        let ledger = ledger.with_timing(failpoint::timing());
         ledger.migrate().await?;
         ledger.begin_process().await?;
         let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -243,6 +245,7 @@ async fn open_network(
     let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
     let served = Arc::new(ServedNetwork::new(ServedNetworkParts {
         ledger: ledger.clone(),
+        timing: ledger.timing(),
         rpc,
         caller_rpc,
         facts,
@@ -452,7 +455,7 @@ async fn check(served: &ServedNetwork, signers: &[SignerKey]) -> Result<(), Netw
 }
 
 async fn heartbeat(ledger: Ledger, served_networks: Vec<Arc<ServedNetwork>>) {
-    let mut interval = tokio::time::interval(LEASE_RENEWAL);
+    let mut interval = tokio::time::interval(ledger.timing().lease_renewal);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;

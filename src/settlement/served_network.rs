@@ -16,9 +16,8 @@ use crate::payment::{NetworkPolicy, PaymentId, Proxies};
 use crate::settlement::gas::{BatchLimits, GasEstimates};
 use crate::settlement::{Approvals, CannotSend, ChainView, Queue, Senders, Waiters};
 use crate::telemetry::causes;
+use crate::timing::Timing;
 
-/// A process that has had no RPC answer for this long leaves its lanes to other processes.
-const DISCONNECTED_AFTER: Duration = Duration::from_secs(8);
 /// `Retry-After` while gas costs more than `max_fee_wei`.
 const RETRY_FEES_TOO_HIGH: Duration = Duration::from_secs(5);
 
@@ -26,6 +25,8 @@ const RETRY_FEES_TOO_HIGH: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct ServedNetworkParts {
     pub ledger: Ledger,
+    /// How long the engine waits.
+    pub timing: Timing,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
@@ -57,6 +58,8 @@ pub struct ServedNetworkParts {
 #[derive(Debug)]
 pub struct ServedNetwork {
     pub ledger: Ledger,
+    /// How long the engine waits.
+    pub timing: Timing,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
@@ -155,13 +158,14 @@ pub struct Health {
 impl ServedNetwork {
     pub fn new(parts: ServedNetworkParts) -> Self {
         Self {
+            timing: parts.timing,
             ledger: parts.ledger,
             rpc: parts.rpc,
             caller_rpc: parts.caller_rpc,
             facts: parts.facts,
             lane_facts: parts.lane_facts,
             policy: parts.policy,
-            gas: GasEstimates::new(parts.batches, parts.fees.gas_cap),
+            gas: GasEstimates::new(parts.batches, parts.fees.gas_cap, &parts.timing),
             fees: parts.fees,
             tip_wei: Mutex::new(0),
             gas_price_wei: Mutex::new(None),
@@ -303,7 +307,7 @@ impl ServedNetwork {
     /// Whether no endpoint has answered for so long that other processes should do this one's work.
     pub fn is_disconnected(&self) -> bool {
         let silent_for = self.health().silent_for;
-        silent_for.is_none_or(|silence| silence > DISCONNECTED_AFTER)
+        silent_for.is_none_or(|silence| silence > self.timing.disconnected_after)
     }
 
     /// Wakes the reconciliation task: there are undecided payments.

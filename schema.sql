@@ -184,6 +184,43 @@ COMMENT ON COLUMN public.fundings.wei IS 'what the payer lacked for its approval
 
 COMMENT ON COLUMN public.fundings.transaction_id IS 'our transaction that carries it';
 
+CREATE TABLE public.gas_reservations (
+    transaction_id uuid NOT NULL,
+    scope text NOT NULL,
+    subject bytea NOT NULL,
+    gas bigint NOT NULL,
+    CONSTRAINT gas_reservations_gas_is_positive CHECK ((gas > 0))
+);
+
+COMMENT ON TABLE public.gas_reservations IS 'the budgets that a transaction counts in, and the share of each';
+
+COMMENT ON COLUMN public.gas_reservations.gas IS 'share of the transaction''s cost; the whole is the row of scope network';
+
+CREATE TABLE public.gas_spending (
+    network text NOT NULL,
+    scope text NOT NULL,
+    subject bytea NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    spent_wei numeric(78,0) DEFAULT 0 NOT NULL,
+    reserved_wei numeric(78,0) DEFAULT 0 NOT NULL,
+    CONSTRAINT gas_spending_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)),
+    CONSTRAINT gas_spending_scope_is_a_word CHECK ((scope ~ '^[a-z_]{1,32}$'::text)),
+    CONSTRAINT gas_spending_subject_is_short CHECK ((octet_length(subject) <= 32))
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE public.gas_spending IS 'native currency spent on transactions, by scope and hour';
+
+COMMENT ON COLUMN public.gas_spending.scope IS 'whose budget: network, payee, payer';
+
+COMMENT ON COLUMN public.gas_spending.subject IS 'address of the payee or payer; empty for the network';
+
+COMMENT ON COLUMN public.gas_spending.hour IS 'the hour in which the transactions were written';
+
+COMMENT ON COLUMN public.gas_spending.spent_wei IS 'what the receipts of mined transactions say';
+
+COMMENT ON COLUMN public.gas_spending.reserved_wei IS 'most that transactions without a receipt may cost';
+
 CREATE TABLE public.grants (
     payment_id uuid NOT NULL,
     process_id uuid NOT NULL,
@@ -506,6 +543,32 @@ COMMENT ON COLUMN public.sessions.expires_at IS 'money that moves later, by the 
 
 COMMENT ON COLUMN public.sessions.state IS 'open, cancelled or expired; whether it is paid stands in its payment';
 
+CREATE TABLE public.suspensions (
+    network text NOT NULL,
+    kind text NOT NULL,
+    subject bytea NOT NULL,
+    failures integer NOT NULL,
+    counted_at timestamp with time zone NOT NULL,
+    suspended_until timestamp with time zone NOT NULL,
+    CONSTRAINT suspensions_begin_before_they_end CHECK ((counted_at < suspended_until)),
+    CONSTRAINT suspensions_failures_are_counted CHECK ((failures > 0)),
+    CONSTRAINT suspensions_kind_is_known CHECK ((kind = ANY (ARRAY['payer'::text, 'code'::text]))),
+    CONSTRAINT suspensions_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)),
+    CONSTRAINT suspensions_subject_fits_its_kind CHECK ((octet_length(subject) =
+CASE kind
+    WHEN 'payer'::text THEN 20
+    ELSE 32
+END))
+);
+
+COMMENT ON TABLE public.suspensions IS 'payers and wallet codes that wasted gas, and until when no payment of theirs is sent';
+
+COMMENT ON COLUMN public.suspensions.subject IS 'address of the payer, or keccak-256 of the wallet''s code';
+
+COMMENT ON COLUMN public.suspensions.failures IS 'suspensions in a row; forgotten a day after the last one has ended';
+
+COMMENT ON COLUMN public.suspensions.counted_at IS 'when the last failure was counted; transactions written before belong to the same one';
+
 CREATE TABLE public.transaction_payments (
     transaction_id uuid NOT NULL,
     "position" smallint NOT NULL,
@@ -536,6 +599,8 @@ CREATE TABLE public.transactions (
     gas_price_wei numeric(78,0),
     further_fee_wei numeric(78,0) DEFAULT 0 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    reserved_wei numeric(78,0) DEFAULT 0 NOT NULL,
+    spent_wei numeric(78,0) DEFAULT 0 NOT NULL,
     CONSTRAINT transactions_hashes_have_32_bytes CHECK (((octet_length(hash) = 32) AND (octet_length(block_hash) = 32))),
     CONSTRAINT transactions_kind_is_known CHECK ((kind = ANY (ARRAY['direct'::text, 'batch'::text, 'funding'::text]))),
     CONSTRAINT transactions_located_iff_mined CHECK (((state = 'mined'::text) = ((hash IS NOT NULL) AND (succeeded IS NOT NULL) AND (block_number IS NOT NULL) AND (block_hash IS NOT NULL) AND (gas_used IS NOT NULL) AND (gas_price_wei IS NOT NULL)))),
@@ -557,6 +622,10 @@ COMMENT ON COLUMN public.transactions.succeeded IS 'status of the receipt; says 
 COMMENT ON COLUMN public.transactions.gas_price_wei IS 'effective price per gas';
 
 COMMENT ON COLUMN public.transactions.further_fee_wei IS 'wei paid besides gas_used times gas_price_wei: a rollup''s fee for data, and unused gas where the limit is charged';
+
+COMMENT ON COLUMN public.transactions.reserved_wei IS 'most that any of its attempts may cost, with the native currency that it transfers';
+
+COMMENT ON COLUMN public.transactions.spent_wei IS 'what its last receipt says it cost, with the native currency that it transferred';
 
 CREATE TABLE public.transfers (
     payment_id uuid NOT NULL,
@@ -599,6 +668,12 @@ ALTER TABLE ONLY public.foreign_nonces
 ALTER TABLE ONLY public.fundings
     ADD CONSTRAINT fundings_one_per_payment PRIMARY KEY (payment_id);
 
+ALTER TABLE ONLY public.gas_reservations
+    ADD CONSTRAINT gas_reservations_pkey PRIMARY KEY (transaction_id, scope, subject);
+
+ALTER TABLE ONLY public.gas_spending
+    ADD CONSTRAINT gas_spending_pkey PRIMARY KEY (network, scope, subject, hour);
+
 ALTER TABLE ONLY public.grants
     ADD CONSTRAINT grants_one_per_payment PRIMARY KEY (payment_id);
 
@@ -635,6 +710,9 @@ ALTER TABLE ONLY public.sessions
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.suspensions
+    ADD CONSTRAINT suspensions_pkey PRIMARY KEY (network, kind, subject);
+
 ALTER TABLE ONLY public.transaction_payments
     ADD CONSTRAINT transaction_payments_pkey PRIMARY KEY (transaction_id, "position");
 
@@ -656,6 +734,8 @@ ALTER TABLE ONLY public.verify_leases
 CREATE INDEX foreign_nonces_recent ON public.foreign_nonces USING btree (network, signer, found_at);
 
 CREATE INDEX fundings_of_a_day ON public.fundings USING btree (network, created_at) INCLUDE (payer, wei);
+
+CREATE INDEX gas_spending_by_hour ON public.gas_spending USING btree (hour);
 
 CREATE INDEX payments_by_amount ON public.payments USING btree (amount, created_at, id);
 
@@ -691,6 +771,8 @@ CREATE INDEX sessions_open_by_expiry ON public.sessions USING btree (expires_at)
 
 CREATE INDEX sessions_without_payment ON public.sessions USING btree (created_at) WHERE (payment_id IS NULL);
 
+CREATE INDEX suspensions_by_end ON public.suspensions USING btree (network, suspended_until);
+
 CREATE INDEX transaction_payments_by_payment ON public.transaction_payments USING btree (payment_id);
 
 CREATE UNIQUE INDEX transaction_payments_one_live_per_payment ON public.transaction_payments USING btree (payment_id) WHERE (outcome IS NULL);
@@ -720,6 +802,9 @@ ALTER TABLE ONLY public.fundings
 
 ALTER TABLE ONLY public.fundings
     ADD CONSTRAINT fundings_belong_to_a_transaction FOREIGN KEY (transaction_id) REFERENCES public.transactions(id);
+
+ALTER TABLE ONLY public.gas_reservations
+    ADD CONSTRAINT gas_reservations_belong_to_a_transaction FOREIGN KEY (transaction_id) REFERENCES public.transactions(id);
 
 ALTER TABLE ONLY public.grants
     ADD CONSTRAINT grants_belong_to_a_payment FOREIGN KEY (payment_id) REFERENCES public.payments(id);

@@ -23,9 +23,9 @@ use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{Ledger, OpenLimits};
 use crate::settlement::{
-    Approver, BatchLimits, EngineFailed, Lane, Pickup, Reconciler, SenderWatch, ServedNetwork,
-    ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters, Watch,
-    failpoint,
+    Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
+    ServedNetwork, ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters,
+    Watch, failpoint,
 };
 use crate::telemetry::causes;
 
@@ -330,6 +330,9 @@ async fn run_network(
         }
     }
     SenderWatch::new(Arc::clone(&served)).first_check().await;
+    if let Err(error) = BudgetWatch::new(Arc::clone(&served)).read().await {
+        tracing::warn!(%network, error = causes(&error), "gas budgets not read: retrying");
+    }
     served.open();
     if !served.has_multicall() {
         tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not deployed: each payment gets its own transaction");
@@ -355,12 +358,15 @@ async fn run_network(
 /// Keeps those tasks of a network alive that can be started at any time.
 fn keep_network(supervisor: &Supervisor, served: &Arc<ServedNetwork>, stopped: &CancellationToken) {
     type Start = fn(Arc<ServedNetwork>, CancellationToken) -> Running;
-    let tasks: [(&'static str, Start); 8] = [
+    let tasks: [(&'static str, Start); 9] = [
         (Task::WATCH, |served, stop| {
             Box::pin(Watch::new(served).run(stop))
         }),
         ("senders", |served, stop| {
             Box::pin(SenderWatch::new(served).run(stop))
+        }),
+        ("budgets", |served, stop| {
+            Box::pin(BudgetWatch::new(served).run(stop))
         }),
         ("comparison of endpoints", |served, stop| {
             Box::pin(until(&stop, served.rpc.clone().compare()))
@@ -477,6 +483,9 @@ async fn delete_unpaid_sessions(ledger: Ledger) {
         interval.tick().await;
         if let Err(error) = ledger.delete_unpaid_sessions().await {
             tracing::warn!(error = causes(&error), "old sessions not deleted");
+        }
+        if let Err(error) = ledger.forget_gas_spending().await {
+            tracing::warn!(error = causes(&error), "old gas spending not deleted");
         }
     }
 }

@@ -63,12 +63,14 @@ pub(super) struct NetworkFile {
     pub(super) eip6492_factories: Vec<String>,
     pub(super) assets: Vec<AssetFile>,
     pub(super) approvals: Option<ApprovalsFile>,
+    pub(super) budget: BudgetFile,
     pub(super) confirmations: Option<u32>,
     pub(super) validity_min_s: Option<u32>,
     pub(super) validity_max_s: Option<u32>,
     pub(super) max_fee_wei: Option<u64>,
     pub(super) priority_fee_wei: Option<u64>,
     pub(super) gas_cap: Option<u64>,
+    pub(super) wallet_gas_cap: Option<u64>,
     pub(super) queue_max: Option<usize>,
     pub(super) inflight_max: Option<usize>,
     pub(super) poll_ms: Option<u64>,
@@ -83,6 +85,27 @@ pub(super) struct NetworkFile {
 pub(super) struct ApprovalsFile {
     pub(super) wei_per_payer: u64,
     pub(super) wei_per_day: u64,
+}
+
+/// `[networks.NAME.budget]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BudgetFile {
+    pub(super) wei_per_day: Option<WeiFile>,
+    pub(super) wei_per_day_per_payee: Option<WeiFile>,
+    pub(super) wei_per_day_per_payer: Option<WeiFile>,
+}
+
+/// An amount of native currency.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected wei as a whole number, or text such as \"0.01eth\""
+)]
+pub(super) enum WeiFile {
+    Wei(u64),
+    /// A number with its unit, or wei that TOML has no number for.
+    Text(String),
 }
 
 /// One `[[networks.NAME.assets]]`.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use alloy::primitives::utils::parse_units;
 use alloy::primitives::{Address, U256};
 use secrecy::SecretString;
 
 use super::Settings;
-use super::file::{ApprovalsFile, AssetFile, NetworkFile};
+use super::file::{ApprovalsFile, AssetFile, BudgetFile, NetworkFile, WeiFile};
 use crate::chain::{FeePolicy, SignerKey};
-use crate::payment::{ApprovalLimits, Asset, NetworkPolicy};
+use crate::payment::{ApprovalLimits, Asset, GasBudget, NetworkPolicy};
 use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::field::parse_address;
 use crate::protocol::networks::NETWORKS;
@@ -321,6 +322,7 @@ impl Reader<'_> {
             signers: Vec::new(),
             permit2: DomainSeparator::of_permit2(network),
             approvals: self.approvals(entry.approvals.as_ref()),
+            budget: self.budget(&entry.budget),
             factories: self.addresses(
                 "eip6492_factories (X402D_EIP6492_FACTORIES)",
                 &entry.eip6492_factories,
@@ -342,6 +344,29 @@ impl Reader<'_> {
             "at most approvals.wei_per_day",
         );
         limits
+    }
+
+    fn budget(&mut self, entry: &BudgetFile) -> GasBudget {
+        let mut limit = |key: &str, given: Option<&WeiFile>| {
+            let wei = given.map(wei_of)?;
+            self.needs(
+                wei.is_some_and(|wei| !wei.is_zero()),
+                &format!("budget.{key}"),
+                "more than 0 wei, as a whole number or as text such as \"0.01eth\" or \"5000gwei\"",
+            );
+            wei
+        };
+        GasBudget {
+            wei_per_day: limit("wei_per_day", entry.wei_per_day.as_ref()),
+            wei_per_day_per_payee: limit(
+                "wei_per_day_per_payee",
+                entry.wei_per_day_per_payee.as_ref(),
+            ),
+            wei_per_day_per_payer: limit(
+                "wei_per_day_per_payer",
+                entry.wei_per_day_per_payer.as_ref(),
+            ),
+        }
     }
 
     /// The smallest payment in dollars: about what its gas costs, as long as gas is cheap.
@@ -431,13 +456,38 @@ impl Reader<'_> {
             "priority_fee_wei",
             "at most max_fee_wei",
         );
+        let wallet_gas_cap = entry.wallet_gas_cap.unwrap_or(200_000.min(gas_cap));
+        self.needs(
+            (50_000..=gas_cap.max(50_000)).contains(&wallet_gas_cap),
+            "wallet_gas_cap",
+            "50000 to gas_cap",
+        );
         FeePolicy {
             max_fee_cap_wei,
             priority_fee_wei,
             gas_cap,
+            wallet_gas_cap,
             gas_price_wei: None,
         }
     }
+}
+
+/// An amount in wei: a whole number, or one with a unit. Every native currency has the 18 decimals of ETH.
+fn wei_of(given: &WeiFile) -> Option<U256> {
+    let text = match given {
+        WeiFile::Wei(wei) => return Some(U256::from(*wei)),
+        WeiFile::Text(text) => text.trim().to_lowercase(),
+    };
+    let units = [("gwei", "gwei"), ("wei", "wei"), ("eth", "ether")];
+    let (number, unit) = units
+        .iter()
+        .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?.trim(), *unit)))
+        .unwrap_or((&text, "wei"));
+    let is_number = number
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let parsed = parse_units(number, unit).ok().filter(|_| is_number)?;
+    Some(parsed.get_absolute())
 }
 
 /// Small and capital letters of an address are its checksum (EIP-55); in small or in capital letters alone there is none.

@@ -12,6 +12,7 @@
 
 mod acceptance;
 mod accounts;
+mod budgets;
 mod connections;
 mod detail;
 mod error;
@@ -51,6 +52,7 @@ use crate::protocol::Network;
 use crate::timing::Timing;
 
 pub use acceptance::{Accepted, AlreadyTransferred, NewPayment};
+pub use budgets::{GasHour, GasShare, GasSubject, GasUse, OverBudget, fits_at};
 pub use detail::{AttemptDetail, EntryDetail, Event, Mined};
 pub use error::{LedgerError, Unreadable};
 pub use foreign::{ForeignNonce, NoncesLost};

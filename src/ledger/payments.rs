@@ -116,6 +116,25 @@ impl Ledger {
         refuse(&self.engine, id, rejection).await
     }
 
+    /// Refuses those of several payments that are queued, in one statement.
+    pub async fn refuse_all(
+        &self,
+        payments: &[PaymentId],
+        rejection: &Rejection,
+    ) -> Result<(), LedgerError> {
+        let ids: Vec<Uuid> = payments.iter().map(|id| id.0).collect();
+        sqlx::query!(
+            "update payments set state = 'refused', reason = $2, message = $3
+            where id = any($1) and (state = 'queued') is true",
+            &ids,
+            rejection.reason.code(),
+            rejection.message,
+        )
+        .execute(&self.engine)
+        .await?;
+        Ok(())
+    }
+
     /// The same for a caller whose time is over, on the callers' connections: many callers may run out of time at once.
     pub async fn refuse_for_caller(
         &self,

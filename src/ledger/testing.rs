@@ -192,7 +192,7 @@ impl TestLedger {
         let attempt = attempt(nonce);
         let new = transaction(lease, nonce, &attempt, payments);
         let outcome = self.record(&new).await.unwrap();
-        let Recorded::Written(id) = outcome else {
+        let Recorded::Written(id, _) = outcome else {
             panic!("expected it to be written, got {outcome:?}");
         };
         id
@@ -296,6 +296,7 @@ pub(super) fn attempt(number: u64) -> Attempt {
         gas_limit: 100_000,
         max_fee_wei: 2_000,
         max_priority_fee_wei: 1_000,
+        cost_wei: U256::from(200_000_000),
         empty: false,
     }
 }
@@ -313,6 +314,7 @@ pub(super) fn transaction<'a>(
         kind: TransactionKind::Direct,
         attempt,
         payments,
+        shares: &[],
     }
 }
 

@@ -6,8 +6,8 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::payment::{
-    Asset, Candidate, ChainFacts, Location, NetworkPolicy, Payment, PaymentId, PaymentState,
-    PaymentTerms, Purpose,
+    Asset, Candidate, ChainFacts, GasBudget, Location, NetworkPolicy, Payment, PaymentId,
+    PaymentState, PaymentTerms, Purpose,
 };
 use crate::protocol::permit2::proxy_of;
 use crate::protocol::session::Rail;
@@ -118,6 +118,7 @@ pub(crate) fn policy() -> NetworkPolicy {
         signers: vec![FACILITATOR],
         permit2: DomainSeparator::of_permit2(network),
         approvals: None,
+        budget: GasBudget::default(),
         factories: Vec::new(),
         validity_min: Duration::seconds(6),
         validity_max: Duration::days(1),

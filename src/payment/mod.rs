@@ -26,7 +26,7 @@ pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use deny_list::{DenyList, DenyListError};
 pub use facts::{ChainFacts, Verified};
 pub use method::{Method, Permit2, Sponsored};
-pub use policy::{ApprovalLimits, Asset, NetworkPolicy, Proxies};
+pub use policy::{ApprovalLimits, Asset, GasBudget, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use sponsoring::Approval;

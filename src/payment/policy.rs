@@ -1,6 +1,6 @@
 //! The operator's rules for a network. They apply to every scheme and every rail.
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
 use time::Duration;
 
 use crate::protocol::assets::{DefaultAsset, TransferMethod};
@@ -95,6 +95,17 @@ pub struct ApprovalLimits {
     pub wei_per_day: u64,
 }
 
+/// Limits for what transactions may cost the operator in 24 hours, in wei. `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GasBudget {
+    /// All transactions of the network.
+    pub wei_per_day: Option<U256>,
+    /// Those for the payments to one payee.
+    pub wei_per_day_per_payee: Option<U256>,
+    /// Those for the payments of one payer.
+    pub wei_per_day_per_payer: Option<U256>,
+}
+
 /// The schemes that work with Permit2 on a network: true where Permit2 and the scheme's proxy are deployed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Proxies {
@@ -116,6 +127,8 @@ pub struct NetworkPolicy {
     pub permit2: DomainSeparator,
     /// The limits for submitting payers' approval transactions; `None`: they are not submitted.
     pub approvals: Option<ApprovalLimits>,
+    /// The limits for gas.
+    pub budget: GasBudget,
     /// Factories that may deploy a payer's wallet at the facilitator's cost (ERC-6492).
     pub factories: Vec<Address>,
     /// The shortest remaining validity of an authorization.

@@ -239,6 +239,10 @@ reasons! {
     AddressDenied = "address_denied",
     /// The caller asks too often. It says nothing about the payment.
     RateLimited = "rate_limited",
+    /// The gas budget of the network, the payee or the payer is spent. Nothing was sent; the message says until when.
+    SponsorshipExhausted = "sponsorship_exhausted",
+    /// Transactions of this payer were mined in vain by its own doing. Nothing was sent; the message says until when.
+    PayerSuspended = "payer_suspended",
 }
 
 /// The text is not a reason code of this version.

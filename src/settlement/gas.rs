@@ -7,6 +7,7 @@ use std::time::Duration;
 use alloy::primitives::U256;
 use tokio::time::Instant;
 
+use crate::chain::FeePolicy;
 use crate::timing::Timing;
 
 /// Least gas of one payment in a batch, with its calldata and a payee that never held the token.
@@ -39,6 +40,7 @@ pub struct BatchLimits {
 pub(super) struct GasEstimates {
     limits: BatchLimits,
     gas_cap: u64,
+    wallet_gas_cap: u64,
     size: Mutex<BatchSize>,
     /// Fee that a rollup charges for the data of one payment, in wei, as last seen.
     data_fee_wei: Mutex<u128>,
@@ -118,6 +120,8 @@ pub(super) struct GasRule {
     pub(super) gas_max: u64,
     /// Most gas of a payment with its own transaction.
     pub(super) gas_cap: u64,
+    /// The same for a payer with code.
+    pub(super) wallet_gas_cap: u64,
     /// Least gas of a payment with its own transaction.
     pub(super) single_min: u64,
     /// Least gas of a payment in a batch.
@@ -125,10 +129,11 @@ pub(super) struct GasRule {
 }
 
 impl GasEstimates {
-    pub(super) fn new(limits: BatchLimits, gas_cap: u64, timing: &Timing) -> Self {
+    pub(super) fn new(limits: BatchLimits, fees: FeePolicy, timing: &Timing) -> Self {
         Self {
             limits,
-            gas_cap,
+            gas_cap: fees.gas_cap,
+            wallet_gas_cap: fees.wallet_gas_cap,
             size: Mutex::new(BatchSize::new(timing)),
             data_fee_wei: Mutex::default(),
             single_gas: AtomicU64::new(0),
@@ -146,6 +151,7 @@ impl GasEstimates {
             rows_max: self.size().rows_max(self.limits.rows_max, Instant::now()),
             gas_max: self.limits.gas_max,
             gas_cap: self.gas_cap,
+            wallet_gas_cap: self.wallet_gas_cap,
             single_min: learned(&self.single_gas).min(self.gas_cap),
             row_min: learned(&self.row_gas)
                 .max(ROW_GAS)
@@ -239,9 +245,20 @@ mod tests {
         gas_max: 15_000_000,
     };
 
+    fn estimates() -> GasEstimates {
+        let fees = FeePolicy {
+            max_fee_cap_wei: 100,
+            priority_fee_wei: 1,
+            gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
+            gas_price_wei: None,
+        };
+        GasEstimates::new(LIMITS, fees, &Timing::default())
+    }
+
     #[test]
     fn gas_used_is_learned_and_never_lowers_the_floor() {
-        let estimates = GasEstimates::new(LIMITS, 500_000, &Timing::default());
+        let estimates = estimates();
         assert_eq!(
             (estimates.rule().row_min, estimates.rule().single_min),
             (ROW_GAS, 0)
@@ -289,7 +306,7 @@ mod tests {
 
     #[test]
     fn data_fees_raise_the_gas_price_and_decay_slowly() {
-        let estimates = GasEstimates::new(LIMITS, 500_000, &Timing::default());
+        let estimates = estimates();
         assert_eq!(estimates.wei_per_gas(7), 7);
         estimates.note_data_fee(80_000_000);
         assert_eq!(estimates.wei_per_gas(7), 7 + 1_053);
@@ -302,7 +319,7 @@ mod tests {
 
     #[test]
     fn rejection_of_a_single_payment_limits_no_batches() {
-        let estimates = GasEstimates::new(LIMITS, 500_000, &Timing::default());
+        let estimates = estimates();
         for rows in [0, 1] {
             estimates.batch_too_large(rows);
         }

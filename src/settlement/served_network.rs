@@ -4,17 +4,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::chain::fees::FeeError;
-use crate::chain::{FactsReader, FeePolicy, Rpc};
+use crate::chain::{FactsReader, FeePolicy, Fees, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, PaymentId, Proxies};
 use crate::settlement::gas::{BatchLimits, GasEstimates};
-use crate::settlement::{Approvals, CannotSend, ChainView, Queue, Senders, Waiters};
+use crate::settlement::{Approvals, Budgets, CannotSend, ChainView, Queue, Senders, Waiters};
 use crate::telemetry::causes;
 use crate::timing::Timing;
 
@@ -88,6 +88,8 @@ pub struct ServedNetwork {
     pub approvals: Approvals,
     /// Balance and state of each signer.
     pub senders: Senders,
+    /// What transactions may cost.
+    pub(super) budgets: Budgets,
     /// Gas use learned from mined transactions.
     pub(super) gas: GasEstimates,
     fees: FeePolicy,
@@ -164,8 +166,9 @@ impl ServedNetwork {
             caller_rpc: parts.caller_rpc,
             facts: parts.facts,
             lane_facts: parts.lane_facts,
+            budgets: Budgets::new(parts.policy.budget),
             policy: parts.policy,
-            gas: GasEstimates::new(parts.batches, parts.fees.gas_cap, &parts.timing),
+            gas: GasEstimates::new(parts.batches, parts.fees, &parts.timing),
             fees: parts.fees,
             tip_wei: Mutex::new(0),
             gas_price_wei: Mutex::new(None),
@@ -250,6 +253,12 @@ impl ServedNetwork {
         let price = *price.unwrap_or_else(PoisonError::into_inner);
         let fees = self.fees.with_priority_fee(tip_wei);
         price.map_or(fees, |price| fees.with_gas_price(price))
+    }
+
+    /// Most that a transaction may cost, in wei, with a rollup's fee for the data of its payments.
+    pub(super) fn cost(&self, gas_limit: u64, fees: Fees, payments: usize) -> U256 {
+        let gas = U256::from(gas_limit).saturating_mul(U256::from(fees.max_fee_wei));
+        gas.saturating_add(self.gas.data_fee_of(payments))
     }
 
     /// Records a node's gas price, where blocks have no base fee.

@@ -45,6 +45,8 @@ mod forging_endpoints;
 #[cfg(test)]
 mod forks;
 #[cfg(test)]
+mod gas_budgets;
+#[cfg(test)]
 mod gas_funding;
 #[cfg(test)]
 mod gate;

@@ -14,6 +14,7 @@ const LIMITS: &str = "[limits]";
 const SESSIONS: &str = "[sessions]";
 const NETWORK: &str = "[networks.base-sepolia]";
 const APPROVALS: &str = "[networks.base-sepolia.approvals]";
+const BUDGET: &str = "[networks.base-sepolia.budget]";
 const ASSETS: &str = "[[networks.base-sepolia.assets]]";
 /// Not in the file.
 const VARIABLES: &str = "variables";
@@ -81,6 +82,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["max_fee_wei", "", "the network's", "wei per gas", "What gas may cost at most, tip included. While blocks cost more, callers get 503 with the price."],
         ["priority_fee_wei", "", "1000000", "at most `max_fee_wei`", "The least tip, in wei per gas (0.001 gwei)."],
         ["gas_cap", "", "500000", "100000 to 5000000", "Gas of one payment at most."],
+        ["wallet_gas_cap", "", "200000", "50000 to `gas_cap`", "The same for a payer whose account has code (a deployed smart wallet, or EIP-7702)."],
     ]),
     ("load", NETWORK, &[
         ["queue_max", "", "8192", "1 to 1000000", "Payments that may wait in memory."],
@@ -88,6 +90,11 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["batch_wait_ms", "", "200", "0 to 5000", "Milliseconds for which a payment waits for others while transactions are under way."],
         ["batch_rows_max", "", "190 (Arbitrum 150)", "1 to 190", "Payments in one transaction at most."],
         ["batch_gas_max", "", "15000000", "1000000 to 16000000", "Gas of a transaction with several payments at most."],
+    ]),
+    ("budget", BUDGET, &[
+        ["wei_per_day", "", "no limit", "wei, or text such as \"0.01eth\"", "What all transactions of the network may cost in 24 hours."],
+        ["wei_per_day_per_payee", "", "no limit", "wei, or text such as \"0.01eth\"", "What the payments to one payee may cost of it."],
+        ["wei_per_day_per_payer", "", "no limit", "wei, or text such as \"0.01eth\"", "What the payments of one payer may cost of it, with gas money for its approvals."],
     ]),
     ("approvals", APPROVALS, &[
         ["wei_per_payer", "", "required", "at most `wei_per_day`", "Wei that one payer may be given in 24 hours."],
@@ -121,14 +128,23 @@ fn keys_read(table: &str) -> Vec<String> {
     let error = toml::from_str::<File>(&format!("{table}\nunheard_of = 1\n"));
     let message = error.err().unwrap().message().to_owned();
     let named = message.split('`').skip(3).step_by(2);
-    let tables = ["limits", "sessions", "networks", "approvals", "assets"];
+    let tables = [
+        "limits",
+        "sessions",
+        "networks",
+        "approvals",
+        "budget",
+        "assets",
+    ];
     let keys = named.filter(|key| !tables.contains(key));
     keys.map(str::to_owned).collect()
 }
 
 #[test]
 fn every_key_and_variable_that_is_read_is_on_the_page() {
-    for table in [SERVICE, LIMITS, SESSIONS, NETWORK, APPROVALS, ASSETS] {
+    for table in [
+        SERVICE, LIMITS, SESSIONS, NETWORK, APPROVALS, BUDGET, ASSETS,
+    ] {
         let (mut listed, mut read): (Vec<&str>, _) = (
             settings_of(table).map(|[key, ..]| *key).collect(),
             keys_read(table),
@@ -196,6 +212,7 @@ fn defaults_are_those_of_the_page() {
             network.fees.priority_fee_wei.to_string(),
         ),
         ("gas_cap", network.fees.gas_cap.to_string()),
+        ("wallet_gas_cap", network.fees.wallet_gas_cap.to_string()),
         ("queue_max", network.queue_max.to_string()),
         ("inflight_max", network.inflight_max.to_string()),
         ("poll_ms", network.poll.as_millis().to_string()),

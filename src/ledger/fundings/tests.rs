@@ -34,7 +34,7 @@ async fn ready() -> (TestLedger, LaneLease) {
 
 fn written(recorded: Option<Recorded>) -> uuid::Uuid {
     match recorded {
-        Some(Recorded::Written(id)) => id,
+        Some(Recorded::Written(id, _)) => id,
         refused => panic!("expected it to be written, got {refused:?}"),
     }
 }

@@ -57,7 +57,7 @@ async fn process_without_the_lane_writes_no_nonce() {
     elsewhere.lane = OTHER_LANE;
     assert_eq!(test.record(&elsewhere).await.unwrap(), Recorded::LaneLost);
     nothing_written(&test).await;
-    assert!(matches!(test.record(&new).await, Ok(Recorded::Written(_))));
+    assert!(matches!(test.record(&new).await, Ok(Recorded::Written(..))));
     assert_eq!(test.record(&new).await.unwrap(), Recorded::LaneLost);
 }
 

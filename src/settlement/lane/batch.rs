@@ -8,8 +8,8 @@ use crate::chain::fees::FeeError;
 use crate::chain::signer::{SigningFailed, UnsignedTransaction};
 use crate::chain::{RpcError, SignerKey};
 use crate::ledger::{
-    Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, PendingTransaction, Recorded,
-    TransactionKind,
+    Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, OverBudget, PendingTransaction,
+    Recorded, TransactionKind,
 };
 use crate::payment::method::Fault;
 use crate::payment::{ChainFacts, Payment, SignedBy};
@@ -68,7 +68,13 @@ pub(super) async fn simulate(
         None => served.lane_facts.of(&payment.terms).await?,
     };
     if facts.transfer_succeeds {
-        let (least, gas_cap) = (min_gas(&facts), served.fees().gas_cap);
+        let fees = served.fees();
+        let gas_cap = if facts.payer_has_code && payment.wallet.is_none() {
+            fees.wallet_gas_cap
+        } else {
+            fees.gas_cap
+        };
+        let least = min_gas(&facts);
         if least > gas_cap {
             let rejection = Rejection {
                 reason: payment.terms.reason(Fault::Simulation),
@@ -266,6 +272,8 @@ pub(super) enum SignedBatch {
     Recorded(PendingTransaction),
     /// Some payments changed state meanwhile; these remain and are planned again.
     PaymentsChanged(Vec<SimulatedPayment>),
+    /// It may cost more than these budgets have left.
+    OverBudget(Vec<OverBudget>, Vec<SimulatedPayment>),
     /// Another process owns the lane.
     LaneLost,
 }
@@ -300,6 +308,7 @@ impl BatchContext<'_> {
             gas_limit,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            cost_wei: self.served.cost(gas_limit, fees, plan.rows.len()),
             empty: false,
         };
         let payments: Vec<&Payment> = plan.rows.iter().map(|row| &row.payment).collect();
@@ -315,18 +324,24 @@ impl BatchContext<'_> {
             },
             attempt: &attempt,
             payments: &payments,
+            shares: &self.served.budgets.shares(plan.gas_of_rows(&self.rule)),
         };
         let recorded = self.served.ledger.record(&new).await?;
         reach(Step::Recorded);
         Ok(match recorded {
-            Recorded::Written(id) => SignedBatch::Recorded(PendingTransaction {
-                id,
-                network: self.lane.network,
-                nonce,
-                batch,
-                attempts: vec![(hash, raw)],
-                payments: plan.rows.into_iter().map(|row| row.payment).collect(),
-            }),
+            Recorded::Written(id, uses) => {
+                let now = self.served.ledger.clock().now();
+                self.served.budgets.note(&uses, now);
+                SignedBatch::Recorded(PendingTransaction {
+                    id,
+                    network: self.lane.network,
+                    nonce,
+                    batch,
+                    attempts: vec![(hash, raw)],
+                    payments: plan.rows.into_iter().map(|row| row.payment).collect(),
+                })
+            }
+            Recorded::OverBudget(over) => SignedBatch::OverBudget(over, plan.rows),
             Recorded::LaneLost => SignedBatch::LaneLost,
             Recorded::PaymentsChanged(left) => {
                 let mut rows = plan.rows;

@@ -148,6 +148,17 @@ impl BatchPlan {
         }
     }
 
+    /// Payee, payer and gas of each payment, for the budgets that its transaction counts in.
+    pub(super) fn gas_of_rows(
+        &self,
+        rule: &GasRule,
+    ) -> impl Iterator<Item = (Option<Address>, Address, u64)> {
+        self.rows.iter().map(|row| {
+            let terms = &row.payment.authorization;
+            (Some(terms.to), terms.from, row.gas_in_batch(rule))
+        })
+    }
+
     /// Gas limit, computed and not estimated. For a single payment: the simulated call, a third more for the 63/64 rule of nested calls,
     /// and the costs that only a transaction has; at least what such payments have used, at most the cap.
     pub(super) fn gas_limit(&self, data: &Bytes, rule: &GasRule) -> u64 {
@@ -156,6 +167,11 @@ impl BatchPlan {
             // within the cap.
             [only] if only.payment.terms.wallet.is_some() => rule.gas_cap,
             [only] => {
+                let cap = if only.facts.payer_has_code {
+                    rule.wallet_gas_cap
+                } else {
+                    rule.gas_cap
+                };
                 let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
                 let used = only.facts.gas_used;
                 let execution = used.saturating_add(used / 3);
@@ -163,7 +179,7 @@ impl BatchPlan {
                     .saturating_add(BASE_GAS + COLD_GAS)
                     .saturating_add(bytes.saturating_mul(BYTE_GAS))
                     .max(rule.single_min)
-                    .min(rule.gas_cap)
+                    .min(cap)
             }
             rows => {
                 let rows: u64 = rows.iter().map(|row| row.gas_in_batch(rule)).sum();
@@ -204,6 +220,7 @@ mod tests {
         rows_max: 190,
         gas_max: 15_000_000,
         gas_cap: 500_000,
+        wallet_gas_cap: 200_000,
         single_min: 0,
         row_min: 76_000,
     };

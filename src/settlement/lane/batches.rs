@@ -93,7 +93,7 @@ impl Lane {
             payments: waiting.iter().map(|queued| queued.payment.id).collect(),
         };
         panic_if_asked("lane");
-        let rule = owned.rule(&self.served);
+        let rule = owned.rule_within_budget(&self.served);
         owned
             .simulations
             .spawn(simulate_waiting(claims, self.id.signer, rule, waiting).in_current_span());
@@ -166,6 +166,10 @@ impl Lane {
             Ok(SignedBatch::PaymentsChanged(rows)) => {
                 owned.put_back(rows);
                 Ok(())
+            }
+            Ok(SignedBatch::OverBudget(over, rows)) => {
+                let result = self.refuse_over_budget(owned, &over, rows).await;
+                result.or_else(|error| owned.back_off(&error.into()))
             }
             Ok(SignedBatch::LaneLost) => Err(LaneLost),
             Err(error) => owned.back_off(&error),

@@ -134,6 +134,7 @@ impl Lane {
         let unsigned = UnsignedTransaction { fees, ..unsigned };
         let (gas_limit, empty, cost_wei) =
             (unsigned.gas_limit, unsigned.is_empty(), unsigned.cost());
+        let (value, payments) = (unsigned.value, open.transaction.payments.len());
         let (raw, hash) = key.sign(unsigned)?;
         let attempt = Attempt {
             hash,
@@ -141,6 +142,7 @@ impl Lane {
             gas_limit,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            cost_wei: value.saturating_add(self.served.cost(gas_limit, fees, payments)),
             empty,
         };
         let lane = (self.id, owned.lease.epoch);

@@ -3,6 +3,7 @@
 mod batch;
 mod batch_plan;
 mod batches;
+mod budget;
 mod claim;
 mod fee_bump;
 mod foreign;
@@ -128,6 +129,22 @@ impl OwnedLane {
         let gas = self.gas_balance.gas_for(promised, price);
         GasRule {
             gas_max: rule.gas_max.min(gas),
+            ..rule
+        }
+    }
+
+    /// The same, and no more gas in one transaction than the network's budget has left.
+    fn rule_within_budget(&self, served: &ServedNetwork) -> GasRule {
+        let rule = self.rule(served);
+        let fees = self.tick.head.map(|head| served.fees().quote(&head));
+        let (Some(Ok(fees)), Some(room)) = (fees, served.budgets.room()) else {
+            return rule;
+        };
+        let price = U256::from(served.gas.wei_per_gas(fees.max_fee_wei).max(1));
+        GasRule {
+            gas_max: u64::try_from(room / price)
+                .unwrap_or(u64::MAX)
+                .min(rule.gas_max),
             ..rule
         }
     }

@@ -1,6 +1,5 @@
 //! The session endpoints, for buyers.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Json;
@@ -13,6 +12,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::facilitator::{Error, Unavailable};
+use crate::http::client::counted_as;
 use crate::http::connection::Connection;
 use crate::http::{AppState, Problem, body};
 use crate::protocol::session::{
@@ -50,7 +50,7 @@ impl Wait {
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "too many sessions are open", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the request cannot be checked now; nothing was accepted", body = Problem, content_type = "application/problem+json"),
@@ -63,7 +63,7 @@ pub(super) async fn open(
     body: Body,
 ) -> Result<Response, Problem> {
     let request: SessionRequest = body::read_json(&headers, body, state.body_bytes_max).await?;
-    let client = client_name(connection.peer.ip());
+    let client = counted_as(connection.client).to_string();
     let opened = state.sessions.open(request, &client).await?;
     Ok((StatusCode::CREATED, Json(opened)).into_response())
 }
@@ -108,7 +108,7 @@ pub(super) async fn show(
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "not sent before the seller asks; the header is valid all the same", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or no such transaction yet", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem, content_type = "application/problem+json"),
@@ -155,7 +155,7 @@ pub(super) async fn transfer(
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or another token", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something was submitted already", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
@@ -191,17 +191,6 @@ fn waiting(wait: &Result<Query<Wait>, QueryRejection>) -> Result<Duration, Probl
     }
 }
 
-/// The name by which open sessions are counted: an IPv6 client has a whole /64 of addresses.
-fn client_name(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
-        }
-    }
-}
-
 fn status_of(reason: Reason) -> StatusCode {
     const STATUSES: [(Reason, StatusCode); 7] = [
         (Reason::SessionNotFound, StatusCode::NOT_FOUND),
@@ -231,19 +220,5 @@ impl From<Error> for Problem {
             .retryable(true),
             Error::Unavailable(unavailable) => Self::unavailable(&unavailable),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ipv6_client_is_counted_by_its_network() {
-        let name = |text: &str| client_name(text.parse().unwrap());
-        assert_eq!(name("10.1.2.3"), "10.1.2.3");
-        assert_eq!(name("::ffff:10.1.2.3"), "10.1.2.3");
-        assert_eq!(name("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(name("2001:db8:1:2::9"), "2001:db8:1:2::/64");
     }
 }

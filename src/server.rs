@@ -1,5 +1,6 @@
 //! Starts and stops everything: configuration → ledger → networks → engine → router → sockets, and back.
 
+mod descriptors;
 mod problem;
 
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{
     CallRates, Facilitator, Gate, GateRules, SessionRules, Sessions, Sponsorship, UsedNonces,
 };
-use crate::http::connection::{BoundedListener, Connection};
+use crate::http::accept::{Acceptor, ConnectionLimits};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{Ledger, OpenLimits};
 use crate::settlement::{
@@ -60,6 +61,7 @@ impl Service {
     /// # Errors
     /// [`StartError`] says what to correct.
     pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
+        descriptors::provide(config)?;
         let (ledger, statements) =
             Ledger::connect(database_url, config.database_connections_max).await?;
         let ledger = ledger.with_timing(failpoint::timing());
@@ -213,17 +215,19 @@ async fn listen(
     };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let listener = BoundedListener::new(listener, config.connections_max);
-    let service = router(state).into_make_service_with_connect_info::<Connection>();
-    let stop = stopping.clone();
-    requests.spawn(async move {
-        let served = axum::serve(listener, service)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await;
-        if let Err(error) = served {
-            tracing::error!(%error, "HTTP server ended");
-        }
-    });
+    let limits = ConnectionLimits {
+        total: config.connections.max,
+        per_client: config.connections.max_per_client,
+        per_proxy: config.connections.max_per_proxy,
+    };
+    let acceptor = Acceptor::new(
+        listener,
+        router(state),
+        limits,
+        &config.connections.trusted_proxies,
+        (requests.clone(), stopping.clone()),
+    );
+    requests.spawn(acceptor.run());
     Ok(address)
 }
 

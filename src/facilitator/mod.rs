@@ -30,7 +30,7 @@ use crate::protocol::{Network, Reason, Rejection};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{CannotSend, DependencyError, ServedNetwork, Waiters};
 
-pub use caller::Caller;
+pub use caller::{Caller, counted_as};
 pub use gate::{CallRates, Gate, GateRules};
 pub use grant::Grant;
 pub use sessions::{SessionRules, Sessions, Sponsorship};

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::facilitator::gate::{Asked, Call};
 use crate::facilitator::sessions::view::{add_payment, opened, session_view};
 use crate::facilitator::submission::accepted_terms;
-use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable, counted_as};
 use crate::ledger::{NewSession, OpenLimits, Opened};
 use crate::payment::session::SessionStatus;
 use crate::payment::{Asset, Session};
@@ -92,7 +92,7 @@ impl Sessions {
         let new = NewSession {
             session: &session,
             cancel_token_hash: keccak256(&token),
-            client: &caller.client_name(),
+            client: &counted_as(caller.client).to_string(),
             limits: self.rules.limits,
         };
         match self.payments.ledger.open_session(&new).await? {

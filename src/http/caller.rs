@@ -24,7 +24,7 @@ impl FromRequestParts<AppState> for Caller {
             connection.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())?;
         Ok(Self {
             who: Who::Anonymous,
-            client: connection.peer.ip(),
+            client: connection.client,
             request_id,
         })
     }

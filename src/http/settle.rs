@@ -26,7 +26,7 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
         (status = 400, description = "not an x402 request", body = error::Malformed),
         (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
-        (status = 415, description = "the body is compressed", body = error::Malformed),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = error::Malformed),
         (status = 429, description = "this caller asks too often; nothing was broadcast for this request", body = SettleResponse),
         (status = 503, description = "the payment cannot be checked now; nothing was broadcast for this request", body = SettleResponse),
     )

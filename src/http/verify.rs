@@ -24,7 +24,7 @@ use crate::protocol::{Reason, Rejection, VerifyResponse};
         (status = 400, description = "not an x402 request", body = error::Malformed),
         (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
-        (status = 415, description = "the body is compressed", body = error::Malformed),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = error::Malformed),
         (status = 429, description = "this caller asks too often", body = VerifyResponse),
         (status = 503, description = "the payment cannot be checked now; it may be valid or not", body = VerifyResponse),
     )

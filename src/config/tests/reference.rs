@@ -38,11 +38,14 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["listen", "X402D_LISTEN", "127.0.0.1:4402", "IP address and port", "Where to listen."],
         ["database_url", "DATABASE_URL", "a private Postgres", "`postgres://…`", "The ledger."],
         ["data_dir", "X402D_DATA_DIR", "see below", "a folder", "Where the private Postgres and the buyer's journal are."],
-        ["admin_token", "X402D_ADMIN_TOKEN", "none", "visible ASCII", "Who may read the history. Without it: callers on the loopback address."],
+        ["admin_token", "X402D_ADMIN_TOKEN", "none", "16 visible ASCII characters or more", "Who has it may read the history. Without it: programs on the machine itself."],
         ["settle_wait_s", "X402D_SETTLE_WAIT", "20", "1 to 25", "Seconds until `/settle` answers `settlement_pending`. SDKs give up after 30."],
         ["verify_lease_s", "", "10", "1 to 3600", "Seconds for which a `/verify` of a payment under way keeps others out."],
         ["body_bytes_max", "", "65536", "1024 to 1048576", "The longest body of a request, in bytes."],
-        ["connections_max", "", "8192", "1 to 1000000", "Connections of callers at a time. Further ones wait."],
+        ["connections_max", "", "8192", "1 to 1000000", "Connections of callers at a time. Further ones are refused (503)."],
+        ["connections_max_per_client", "", "256", "1 to 1000000", "Connections of one client address (IPv6: of one /56)."],
+        ["connections_max_per_proxy", "", "4096", "1 to 1000000", "Connections of one trusted proxy, or of one loopback address."],
+        ["trusted_proxies", "X402D_TRUSTED_PROXIES", "none", "addresses and networks such as \"10.0.0.0/8\"", "Proxies that say for whom they ask, in `X-Forwarded-For` or `Forwarded`."],
         ["database_connections_max", "", "32", "1 to 10000", "Connections of this process to the database at most."],
     ]),
     ("limits", LIMITS, &[
@@ -55,7 +58,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
     ]),
     ("sessions", SESSIONS, &[
         ["open_max", "", "100000", "1 to 10000000", "Open sessions in total."],
-        ["open_max_per_client", "", "200", "1 to 10000000", "Open sessions per client address (IPv6: per /64)."],
+        ["open_max_per_client", "", "200", "1 to 10000000", "Open sessions per client address (IPv6: per /56)."],
         ["open_max_per_party", "", "50", "1 to 10000000", "Open sessions per client address and payer, and per client address and payee. Beyond that the oldest one ends."],
         ["sponsor", "", "false", "true or false", "Whether gas is paid on a mainnet before the seller asks."],
         ["sponsor_minimum", "", "\"0.01\"", "dollars", "Lowest price for which gas is paid before the seller asks."],
@@ -173,7 +176,15 @@ fn defaults_are_those_of_the_page() {
         ("settle_wait_s", config.settle_wait.as_secs().to_string()),
         ("verify_lease_s", config.verify_lease_s.to_string()),
         ("body_bytes_max", config.body_bytes_max.to_string()),
-        ("connections_max", config.connections_max.to_string()),
+        ("connections_max", config.connections.max.to_string()),
+        (
+            "connections_max_per_client",
+            config.connections.max_per_client.to_string(),
+        ),
+        (
+            "connections_max_per_proxy",
+            config.connections.max_per_proxy.to_string(),
+        ),
         (
             "database_connections_max",
             config.database_connections_max.to_string(),

@@ -1,6 +1,5 @@
 //! How often a caller may ask: each key, and each client address where the caller has none.
 
-use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -8,9 +7,10 @@ use std::time::Duration;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
+use ipnet::IpNet;
 use tokio::time::Instant;
 
-use crate::facilitator::{Caller, Unavailable};
+use crate::facilitator::{Caller, Unavailable, counted_as};
 use crate::payment::{KeyId, Purpose, Who};
 
 /// Seconds of its rate that a caller may use at once.
@@ -54,8 +54,8 @@ impl Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::facilitator) enum Counted {
     Key(KeyId),
-    /// A client without a key. An IPv6 client has a /56 of addresses: its first one.
-    Client(IpAddr),
+    /// A client without a key.
+    Client(IpNet),
     /// Everybody for whom no further count is kept.
     Rest,
 }
@@ -65,19 +65,9 @@ impl Counted {
     pub(in crate::facilitator) fn of(caller: &Caller) -> Option<Self> {
         match caller.who {
             Who::Key(id) => Some(Self::Key(id)),
-            Who::Anonymous => Some(Self::Client(network_of(caller.client))),
+            Who::Anonymous => Some(Self::Client(counted_as(caller.client))),
             Who::Operator => None,
         }
-    }
-}
-
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let kept = address.to_bits() >> 72_u32 << 72_u32;
-            Ipv6Addr::from_bits(kept).into()
-        }
-        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -232,7 +222,7 @@ mod tests {
     fn memory_is_bounded() {
         let counts = Counts::new(NonZeroU32::MIN);
         for number in 0..u32::try_from(COUNTED_MAX + 1_000).unwrap() {
-            let client = IpAddr::from(number.to_be_bytes());
+            let client = std::net::IpAddr::from(number.to_be_bytes()).into();
             let admitted = counts.count(Counted::Client(client));
             let shared = usize::try_from(number).unwrap() >= COUNTED_MAX + 4;
             assert_eq!(admitted.is_ok(), !shared, "{number}");

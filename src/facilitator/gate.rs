@@ -1,7 +1,8 @@
 //! The gate: every payment passes it before anything is asked of the chain for it, whatever its scheme, payment method, rail and endpoint.
 //!
-//! Its steps, in this order: the terms (asset, payee, smallest amount), the rate of the caller, the operator's deny list. A payment that
-//! the ledger has as being settled or settled has passed before. None of them makes an RPC call or asks the ledger.
+//! Its steps, in this order: the terms (asset, payee, smallest amount), the rate of the caller, the operator's deny list, payers that have
+//! wasted gas, the gas budgets. A payment that the ledger has as being settled or settled has passed before. None of them makes an RPC call
+//! or asks the ledger.
 
 mod denied;
 mod rates;
@@ -113,7 +114,7 @@ impl Facilitator {
             self.gate.0.rates.count(asked.call, asked.caller)?;
         }
         self.gate.0.denials.check(&asked).await?;
-        // Payers that have wasted gas, and the budgets of gas, come here, last.
+        asked.served.check_sponsorship(asked.payee, asked.payer)?;
         Ok(())
     }
 

@@ -182,8 +182,6 @@ impl Facilitator {
         known: &Lookup,
         admitted: &Result<(), Rejection>,
     ) -> Result<Preflight, Error> {
-        let terms = &candidate.authorization;
-        served.check_sponsorship(terms.to, terms.from)?;
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
             candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;

@@ -69,7 +69,7 @@ pub(super) async fn simulate(
     };
     if facts.transfer_succeeds {
         let fees = served.fees();
-        let gas_cap = if facts.payer_has_code && payment.wallet.is_none() {
+        let gas_cap = if facts.payer_has_code && payment.terms.wallet.is_none() {
             fees.wallet_gas_cap
         } else {
             fees.gas_cap

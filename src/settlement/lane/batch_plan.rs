@@ -154,7 +154,7 @@ impl BatchPlan {
         rule: &GasRule,
     ) -> impl Iterator<Item = (Option<Address>, Address, u64)> {
         self.rows.iter().map(|row| {
-            let terms = &row.payment.authorization;
+            let terms = &row.payment.terms;
             (Some(terms.to), terms.from, row.gas_in_batch(rule))
         })
     }

@@ -25,7 +25,7 @@ impl Lane {
         let mut refused: HashMap<(GasSubject, OffsetDateTime), Vec<PaymentId>> = HashMap::new();
         let mut left = Vec::new();
         for row in rows {
-            let terms = &row.payment.authorization;
+            let terms = &row.payment.terms;
             let subjects = [
                 GasSubject::Network,
                 GasSubject::Payee(terms.to),

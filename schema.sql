@@ -519,7 +519,7 @@ COMMENT ON TABLE public.sessions IS 'terms of one purchase: an entry of a seller
 
 COMMENT ON COLUMN public.sessions.cancel_token_hash IS 'keccak-256 of the token that the answer carried';
 
-COMMENT ON COLUMN public.sessions.client IS 'network address of the caller that opened it (IPv6: its /64); limits of open sessions count by it';
+COMMENT ON COLUMN public.sessions.client IS 'network address of the caller that opened it (IPv6: its /56); limits of open sessions count by it';
 
 COMMENT ON COLUMN public.sessions.rail IS 'authorization: EIP-3009, we pay for gas; transfer: a plain transfer, the payer pays for gas';
 

@@ -1,5 +1,6 @@
 //! Starts and stops everything: configuration → ledger → networks → engine → router → sockets, and back.
 
+mod descriptors;
 mod problem;
 
 use std::net::SocketAddr;
@@ -16,14 +17,16 @@ use tokio_util::task::TaskTracker;
 use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{Facilitator, SessionRules, Sessions, Sponsorship, UsedNonces};
-use crate::http::connection::{BoundedListener, Connection};
+use crate::facilitator::{
+    CallRates, Facilitator, Gate, GateRules, SessionRules, Sessions, Sponsorship, UsedNonces,
+};
+use crate::http::accept::{Acceptor, ConnectionLimits};
 use crate::http::{AppState, LastReadiness, router};
-use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
+use crate::ledger::{Ledger, OpenLimits};
 use crate::settlement::{
     Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
     ServedNetwork, ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters,
-    Watch,
+    Watch, failpoint,
 };
 use crate::telemetry::causes;
 
@@ -58,8 +61,10 @@ impl Service {
     /// # Errors
     /// [`StartError`] says what to correct.
     pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
+        descriptors::provide(config)?;
         let (ledger, statements) =
             Ledger::connect(database_url, config.database_connections_max).await?;
+        let ledger = ledger.with_timing(failpoint::timing());
         ledger.migrate().await?;
         ledger.begin_process().await?;
         let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -81,7 +86,13 @@ impl Service {
             .iter()
             .map(|network| (network.policy.network, addresses(&network.signers)))
             .collect();
+        let gate = Gate::new(gate_rules(config));
+        let (stop, follower) = (stopped.clone(), gate.clone());
+        supervisor.keep_running(Task::of_process("deny list"), move || {
+            Some(until(&stop, follower.clone().follow_deny_list()))
+        });
         let facilitator = Facilitator {
+            gate,
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             served_networks: served_networks.into(),
@@ -156,6 +167,20 @@ impl Service {
     }
 }
 
+fn gate_rules(config: &Config) -> GateRules {
+    let limits = &config.limits;
+    GateRules {
+        rates: CallRates {
+            verify: limits.verify_per_second,
+            settle: limits.settle_per_second,
+            sessions: limits.sessions_per_second,
+        },
+        deny_list: limits.deny_list.clone(),
+        policy_service: limits.policy_service.clone(),
+        told_for: Duration::from_secs(config.verify_lease_s.into()),
+    }
+}
+
 fn session_rules(config: &SessionsConfig) -> SessionRules {
     SessionRules {
         limits: OpenLimits {
@@ -190,17 +215,19 @@ async fn listen(
     };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let listener = BoundedListener::new(listener, config.connections_max);
-    let service = router(state).into_make_service_with_connect_info::<Connection>();
-    let stop = stopping.clone();
-    requests.spawn(async move {
-        let served = axum::serve(listener, service)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await;
-        if let Err(error) = served {
-            tracing::error!(%error, "HTTP server ended");
-        }
-    });
+    let limits = ConnectionLimits {
+        total: config.connections.max,
+        per_client: config.connections.max_per_client,
+        per_proxy: config.connections.max_per_proxy,
+    };
+    let acceptor = Acceptor::new(
+        listener,
+        router(state),
+        limits,
+        &config.connections.trusted_proxies,
+        (requests.clone(), stopping.clone()),
+    );
+    requests.spawn(acceptor.run());
     Ok(address)
 }
 
@@ -222,6 +249,7 @@ async fn open_network(
     let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
     let served = Arc::new(ServedNetwork::new(ServedNetworkParts {
         ledger: ledger.clone(),
+        timing: ledger.timing(),
         rpc,
         caller_rpc,
         facts,
@@ -439,7 +467,7 @@ async fn check(served: &ServedNetwork, signers: &[SignerKey]) -> Result<(), Netw
 }
 
 async fn heartbeat(ledger: Ledger, served_networks: Vec<Arc<ServedNetwork>>) {
-    let mut interval = tokio::time::interval(LEASE_RENEWAL);
+    let mut interval = tokio::time::interval(ledger.timing().lease_renewal);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;

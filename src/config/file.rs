@@ -20,9 +20,25 @@ pub(super) struct File {
     pub(super) verify_lease_s: Option<u32>,
     pub(super) body_bytes_max: Option<usize>,
     pub(super) connections_max: Option<usize>,
+    pub(super) connections_max_per_client: Option<usize>,
+    pub(super) connections_max_per_proxy: Option<usize>,
+    pub(super) trusted_proxies: Vec<String>,
     pub(super) database_connections_max: Option<u32>,
+    pub(super) limits: LimitsFile,
     pub(super) sessions: SessionsFile,
     pub(super) networks: BTreeMap<String, NetworkFile>,
+}
+
+/// `[limits]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsFile {
+    pub(super) verify_per_second: Option<u32>,
+    pub(super) settle_per_second: Option<u32>,
+    pub(super) sessions_per_second: Option<u32>,
+    pub(super) deny_list: Option<PathBuf>,
+    pub(super) policy_url: Option<String>,
+    pub(super) policy_fail: Option<String>,
 }
 
 /// `[sessions]`.
@@ -46,6 +62,7 @@ pub(super) struct NetworkFile {
     pub(super) confirm_with: Option<usize>,
     pub(super) signer_keys: Vec<String>,
     pub(super) payees: Vec<String>,
+    pub(super) minimum_dollars: Option<String>,
     pub(super) eip6492_factories: Vec<String>,
     pub(super) assets: Vec<AssetFile>,
     pub(super) approvals: Option<ApprovalsFile>,
@@ -104,4 +121,5 @@ pub(super) struct AssetFile {
     pub(super) decimals: u8,
     pub(super) transfer_method: Option<TransferMethod>,
     pub(super) eip2612: Option<bool>,
+    pub(super) minimum_units: Option<u64>,
 }

@@ -14,7 +14,7 @@ use crate::payment::{ApprovalLimits, Asset, GasBudget, NetworkPolicy};
 use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::field::parse_address;
 use crate::protocol::networks::NETWORKS;
-use crate::protocol::{DomainSeparator, Network};
+use crate::protocol::{Amount, DomainSeparator, Network};
 
 /// A week, because some sellers ask for days, and a day for clock differences. An authorization that is signed for longer stays open
 /// longer.
@@ -283,7 +283,8 @@ impl Reader<'_> {
     }
 
     fn policy(&mut self, network: Network, entry: &NetworkFile) -> NetworkPolicy {
-        let assets = self.assets(network, &entry.assets);
+        let dollars = self.minimum_dollars(network, entry);
+        let assets = self.assets(network, &entry.assets, &dollars);
         let known = !assets.is_empty();
         self.needs(
             known,
@@ -368,14 +369,48 @@ impl Reader<'_> {
         }
     }
 
-    fn assets(&mut self, network: Network, entries: &[AssetFile]) -> Vec<Asset> {
+    /// The smallest payment in dollars: about what its gas costs, as long as gas is cheap.
+    fn minimum_dollars(&mut self, network: Network, entry: &NetworkFile) -> String {
+        let default = match network.chain_id() {
+            _ if network.is_test() => "0",
+            1 => "0.10",
+            _ => "0.001",
+        };
+        let dollars = entry.minimum_dollars.as_deref().unwrap_or(default);
+        self.needs(
+            Amount::from_dollars(dollars, 18).is_ok(),
+            "minimum_dollars",
+            "dollars such as \"0.001\"",
+        );
+        dollars.to_owned()
+    }
+
+    fn assets(&mut self, network: Network, entries: &[AssetFile], dollars: &str) -> Vec<Asset> {
+        // Every token of the table is worth a dollar.
+        let known = |address| default_assets(network).find(|known| known.address == address);
+        let minimum = |decimals| Amount::from_dollars(dollars, decimals).unwrap_or_default();
         if entries.is_empty() {
-            return default_assets(network).map(Asset::from).collect();
+            let all = default_assets(network).map(Asset::from);
+            let all = all.map(|asset| (minimum(asset.decimals), asset));
+            return all
+                .map(|(minimum, asset)| asset.from_minimum(minimum))
+                .collect();
         }
         let mut assets = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
-            let address = self.address(&format!("assets[{index}].address"), &entry.address);
-            assets.extend(address.map(|address| asset(network, address, entry)));
+            let key = |member: &str| format!("assets[{index}].{member}");
+            let Some(address) = self.address(&key("address"), &entry.address) else {
+                continue;
+            };
+            let units = entry.minimum_units.map(U256::from).map(Amount::from_atomic);
+            let is_known = network.is_test() || known(address).is_some();
+            self.needs(
+                is_known || units.is_some(),
+                &key("minimum_units"),
+                "the smallest payment in the token's smallest unit: x402d does not know what this token is worth, and anybody could spend your gas on payments of 1; 0 admits that",
+            );
+            let minimum = units.unwrap_or_else(|| minimum(entry.decimals));
+            assets.push(asset(network, address, entry).from_minimum(minimum));
         }
         assets
     }

@@ -7,16 +7,18 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::facilitator::gate::Call;
 use crate::facilitator::settle::{Decision, decide};
-use crate::facilitator::{Error, Facilitator, Unavailable};
+use crate::facilitator::transferred::Nonce;
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
-use crate::payment::{
-    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified,
-};
+use crate::payment::{Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified};
 use crate::protocol::response::checksummed;
-use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
+use crate::protocol::{
+    AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
+};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, ServedNetwork, approval_rejection};
 use crate::telemetry::causes;
@@ -27,6 +29,24 @@ const READS_MAX: u32 = 3;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
 /// Pause before the next read, in which the ledger records results or the endpoint catches up.
 const RECORD_PAUSE: Duration = Duration::from_millis(300);
+
+/// The payment that answers a request to settle.
+#[derive(Debug)]
+pub(super) enum Admitted {
+    /// Queued by this request. `Waiting` has every change since.
+    Queued(PaymentId, Waiting),
+    /// The ledger had it before, or it needs no transaction: its row answers.
+    InLedger(PaymentId),
+}
+
+/// What a check of a payment that the ledger has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownPayment {
+    /// Settling it would succeed, or join its settlement.
+    Valid,
+    /// It was refused once, and may be valid by now: it is checked like a new one.
+    CheckAgain,
+}
 
 /// A payment that is not being settled, after its checks.
 #[derive(Debug)]
@@ -43,9 +63,13 @@ impl Facilitator {
     ///
     /// # Errors
     /// An [`Unavailable`] when the payment cannot be checked now.
-    pub async fn verify(&self, request: PaymentRequest) -> Result<VerifyResponse, Unavailable> {
+    pub async fn verify(
+        &self,
+        request: PaymentRequest,
+        caller: &Caller,
+    ) -> Result<VerifyResponse, Unavailable> {
         let mut payer = request.payload.payer();
-        match self.try_verify(request, &mut payer).await {
+        match self.try_verify(request, caller, &mut payer).await {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,
@@ -60,6 +84,7 @@ impl Facilitator {
     async fn try_verify(
         &self,
         request: PaymentRequest,
+        caller: &Caller,
         payer: &mut Option<Address>,
     ) -> Result<(), Error> {
         let served = self.network_of(request.requirements.network)?;
@@ -69,21 +94,37 @@ impl Facilitator {
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 *payer = Some(session.payer);
-                return self.verify_proof(served, &session, &request, &proof).await;
+                let proof = (&request, &proof);
+                return self.verify_proof(served, &session, proof, caller).await;
             }
         };
         let (request, ()) = request.with_payload(payload);
-        let candidate = Candidate::from_request(request, &served.policy, Purpose::Verify)?;
-        let mut known = self.look_up(served, &candidate).await?;
+        let call = (caller, Call::Verify);
+        let (candidate, known) = self.recognise(served, request, call).await?;
+        self.verify_candidate(served, &candidate, known, call)
+            .await?;
+        self.gate.tell_valid(caller, candidate.terms.digest);
+        Ok(())
+    }
+
+    async fn verify_candidate(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        mut known: Lookup,
+        call: (&Caller, Call),
+    ) -> Result<(), Error> {
         loop {
             if let Some(found) = &known.payment
-                && self.verify_known(found).await?
+                && self.verify_known(found).await? == KnownPayment::Valid
             {
                 return Ok(());
             }
-            match self.preflight(served, &candidate, &known).await? {
+            let admitted = self.admit(served, candidate, &known, call).await?;
+            let checked = self.preflight(served, candidate, &known, &admitted);
+            match checked.await? {
                 Preflight::Valid(_) => {
-                    return Self::can_be_sent(served, &candidate, Purpose::Verify);
+                    return Self::can_be_sent(served, candidate, Purpose::Verify);
                 }
                 Preflight::Transferred(id) => {
                     known.payment = Some(self.ledger.payment_with_grant(id).await?);
@@ -92,15 +133,28 @@ impl Facilitator {
         }
     }
 
+    /// Validates a request without the chain, and looks its authorization up.
+    pub(super) async fn recognise(
+        &self,
+        served: &ServedNetwork,
+        request: PaymentRequest<AuthorizationPayload>,
+        (caller, call): (&Caller, Call),
+    ) -> Result<(Candidate, Lookup), Error> {
+        let candidate = Candidate::from_request(request, &served.policy, call.purpose())?;
+        let known = self.look_up(served, &candidate, (caller, call)).await?;
+        Ok((candidate, known))
+    }
+
     /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
     /// the seller has to ask for are those of the session, without one those of the authorization. Rejected are other content under the
     /// same nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
-    pub(super) async fn look_up(
+    async fn look_up(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
+        (caller, call): (&Caller, Call),
     ) -> Result<Lookup, Error> {
-        let known = readable(self.ledger.lookup(candidate.into()).await)?;
+        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
         if let Some(session) = &known.session {
             session.check_requirements(&candidate.requirements)?;
         }
@@ -110,42 +164,50 @@ impl Facilitator {
         };
         candidate.check_payee_and_amount()?;
         check_digest(candidate, &found.payment)?;
-        let is_proven = candidate.signed_by == SignedBy::Payer
-            || candidate.signature == found.payment.signature;
+        let is_proven = candidate.terms.is_signed_by_payer_key()
+            || candidate.terms.signature == found.payment.terms.signature;
         if !is_proven {
-            candidate.check_signature(&served.facts.of(candidate.signed()).await?)?;
+            self.count(call, caller)?;
+            candidate.check_signature(&served.facts.of(&candidate.terms).await?)?;
         }
         Ok(known)
     }
 
-    /// Checks a payment that is not being settled; where the check fails and the money may have been transferred already, looks for that on
-    /// the chain.
+    /// Checks a payment that is not being settled and has been at the gate; where a check fails and the money may have been transferred
+    /// already, looks for that on the chain and records it.
     async fn preflight(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
         known: &Lookup,
+        admitted: &Result<(), Rejection>,
     ) -> Result<Preflight, Error> {
-        let terms = &candidate.authorization;
-        served.check_sponsorship(terms.to, terms.from)?;
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
             candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
-            return Err(candidate.refuse_for(Fault::NonceUsed, NONCE_USED).into());
+            return Err(candidate
+                .terms
+                .rejection(Fault::NonceUsed, NONCE_USED)
+                .into());
         }
-        let rejection = match self.check(served, candidate.clone()).await {
+        let checked = match admitted {
+            Ok(()) => self.check(served, candidate.clone()).await,
+            Err(denied) => Err(denied.clone().into()),
+        };
+        let rejection = match checked {
             Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
             Err(Error::Rejected(rejection)) => rejection,
             Err(error) => return Err(error),
         };
-        let used = matches!(
+        let is_used = matches!(
             rejection.reason,
             Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
         );
+        let nonce = if is_used { Nonce::Used } else { Nonce::NotSeen };
         // An authorization that was accepted once or has a session may have been used by a foreign transaction, whatever the reason of the
         // rejection is now: the transfer may be older than the end of the time window, or than the removal of the payee from the operator's
         // list.
-        if is_new && !used {
+        if is_new && !is_used {
             return Err(rejection.into());
         }
         let turn = self.used_nonces.turn(candidate).await;
@@ -153,7 +215,7 @@ impl Facilitator {
         if is_new && self.is_known_to_be_used(served, candidate) {
             return Err(rejection.into());
         }
-        let transferred = self.find_transferred(served, candidate, known, used);
+        let transferred = self.record_transferred(served, candidate, known, nonce);
         match transferred.await? {
             Some(id) => Ok(Preflight::Transferred(id)),
             None => Err(rejection.into()),
@@ -168,23 +230,25 @@ impl Facilitator {
         }
         let mut candidate = candidate;
         // An ERC-6492 wrapper does not say whether its wallet is deployed.
-        if candidate.wallet.is_some() {
-            let code = served.rpc.code(candidate.authorization.from).await?;
+        if candidate.terms.wallet.is_some() {
+            let code = served.rpc.code(candidate.terms.from).await?;
             candidate = candidate.with_wallet_deployed(&served.policy, !code.is_empty())?;
         }
-        let facts = served.facts.of(candidate.signed()).await?;
+        let facts = served.facts.of(&candidate.terms).await?;
         let verified = candidate.verified(facts)?;
         let candidate = verified.candidate();
-        if candidate.wallet.is_some() && !served.has_multicall() {
+        if candidate.terms.wallet.is_some() && !served.has_multicall() {
             let why = "this network has no Multicall3, by which the payer's wallet would be deployed; deploy the wallet first, and sign without its factory";
-            return Err(candidate.refuse_for(Fault::Simulation, why).into());
+            return Err(candidate.terms.rejection(Fault::Simulation, why).into());
         }
-        let signed = candidate.signed();
-        if let Some(rejection) = served.code_rejection(signed, verified.facts()).await? {
+        if let Some(rejection) = served
+            .code_rejection(&candidate.terms, verified.facts())
+            .await?
+        {
             return Err(rejection.into());
         }
-        if signed.needs_approval_first(verified.facts())
-            && let Some(rejection) = approval_rejection(served, signed).await?
+        if candidate.terms.needs_approval_first(verified.facts())
+            && let Some(rejection) = approval_rejection(served, &candidate.terms).await?
         {
             return Err(rejection.into());
         }
@@ -198,7 +262,7 @@ impl Facilitator {
         candidate: &Candidate,
         purpose: Purpose,
     ) -> Result<(), Error> {
-        let named = candidate.method.facilitator();
+        let named = candidate.terms.settling_signer();
         let Err(cannot) = served.can_send(named) else {
             return Ok(());
         };
@@ -211,42 +275,45 @@ impl Facilitator {
         }
     }
 
-    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one. `Waiting` has every
-    /// change of a payment that was queued by this request.
+    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one.
     pub(super) async fn accept_or_join(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+        caller: &Caller,
+    ) -> Result<Admitted, Error> {
         if let Some(found) = &known.payment {
             self.ledger.end_verify_lease(found.payment.id).await?;
             if !matches!(decide(found), Decision::CheckAgain(_)) {
-                return Ok((found.payment.id, None));
+                return Ok(Admitted::InLedger(found.payment.id));
             }
         }
-        self.accept(served, candidate, known).await
+        let call = (caller, Call::Settle);
+        self.accept(served, candidate, known, call).await
     }
 
-    /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
-    /// without one.
+    /// Checks everything and puts the payment into the queue: a new one, or one that was refused before (the only ones that may be in
+    /// `known`), which keeps its id. The place in the queue is reserved first, so that no accepted payment is without one.
     pub(super) async fn accept(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+        call: (&Caller, Call),
+    ) -> Result<Admitted, Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
+        let admitted = self.admit(served, &candidate, known, call).await?;
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self.preflight(served, &candidate, known).await? {
+            let verified = match self.preflight(served, &candidate, known, &admitted).await? {
                 Preflight::Valid(verified) => *verified,
-                Preflight::Transferred(id) => return Ok((id, None)),
+                Preflight::Transferred(id) => return Ok(Admitted::InLedger(id)),
             };
-            if !candidate.authorization.value.is_zero() {
+            if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
             let facts = verified.facts().clone();
@@ -254,7 +321,7 @@ impl Facilitator {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
                 confirmations: served.policy.confirmations,
-                claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
+                claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -262,12 +329,12 @@ impl Facilitator {
             };
             match accepted {
                 Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
-                    return Ok((payment.id, None));
+                    return Ok(Admitted::InLedger(payment.id));
                 }
                 Accepted::New(payment) => {
                     let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
-                    return Ok((id, Some(waiting)));
+                    return Ok(Admitted::Queued(id, waiting));
                 }
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::AlreadyAccepted => {
@@ -275,7 +342,7 @@ impl Facilitator {
                         Some(id) => id,
                         None => self.existing_payment(&candidate).await?,
                     };
-                    return Ok((id, None));
+                    return Ok(Admitted::InLedger(id));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.
@@ -296,21 +363,24 @@ impl Facilitator {
                     return Err(Unavailable::NodeBehind(served.policy.network).into());
                 }
             }
+            // The balance has to be read again.
             tokio::time::sleep(RECORD_PAUSE).await;
         }
     }
 
     /// The payment that another request has just recorded for the candidate's nonce.
     pub(super) async fn existing_payment(&self, candidate: &Candidate) -> Result<PaymentId, Error> {
-        let known = self.ledger.lookup(candidate.into()).await?;
+        let known = self.ledger.lookup((&candidate.terms).into()).await?;
         let payment = known.payment.ok_or(Unavailable::BeingChecked)?.payment;
         check_digest(candidate, &payment)?;
         Ok(payment.id)
     }
 
-    /// Whether a settle of a payment in the ledger would succeed, or join its settlement. `false`: it was refused once, and may be valid
-    /// by now.
-    pub(super) async fn verify_known(&self, found: &PaymentWithGrant) -> Result<bool, Error> {
+    /// Checks a payment in the ledger for `/verify`: rejects one whose settlement would not be answered with success now.
+    pub(super) async fn verify_known(
+        &self,
+        found: &PaymentWithGrant,
+    ) -> Result<KnownPayment, Error> {
         let id = found.payment.id;
         let mut decision = decide(found);
         if decision == Decision::AwaitGrant {
@@ -318,10 +388,10 @@ impl Facilitator {
         }
         let duplicate = |why: &str| Rejection::new(Reason::DuplicateSettlement, why);
         let rejection = match decision {
-            Decision::Grant => return Ok(true),
-            Decision::CheckAgain(_) => return Ok(false),
+            Decision::Grant => return Ok(KnownPayment::Valid),
+            Decision::CheckAgain(_) => return Ok(KnownPayment::CheckAgain),
             Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
-                return Ok(true);
+                return Ok(KnownPayment::Valid);
             }
             Decision::Join => duplicate("another request is verifying this payment right now"),
             Decision::AwaitGrant | Decision::Duplicate => {
@@ -367,18 +437,18 @@ pub(super) fn readable<T>(read: Result<T, LedgerError>) -> Result<T, Error> {
 }
 
 fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejection> {
-    if payment.digest == candidate.digest {
+    if payment.terms.digest == candidate.terms.digest {
         return Ok(());
     }
     let why = "this payer's nonce belongs to another authorization that was presented before";
-    Err(candidate.refuse_for(Fault::NonceUsed, why))
+    Err(candidate.terms.rejection(Fault::NonceUsed, why))
 }
 
 /// The payer has promised more than it has.
 fn lacks_balance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
     let balance = facts.balance.unwrap_or_default();
     let why = too_little(&format!("the payer has {balance}"), promised, candidate);
-    candidate.refuse_for(Fault::Balance, why)
+    candidate.terms.rejection(Fault::Balance, why)
 }
 
 /// The payer has promised more than Permit2 may take.
@@ -390,7 +460,7 @@ fn lacks_allowance(candidate: &Candidate, facts: &ChainFacts, promised: U256) ->
 }
 
 fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
-    let value = candidate.authorization.value;
+    let value = candidate.terms.value;
     format!(
         "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
     )

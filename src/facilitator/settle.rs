@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::facilitator::intake::readable;
+use crate::facilitator::gate::Call;
+use crate::facilitator::intake::{Admitted, readable};
+use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
+use crate::payment::{Payment, PaymentId, PaymentState};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
@@ -104,9 +106,9 @@ impl SettleAnswer {
             Some(("paymentId".to_owned(), payment.id.to_string().into())),
             session.map(|session| ("sessionId".to_owned(), session.into())),
         ];
-        self.response.payer = Some(checksummed(payment.authorization.from));
+        self.response.payer = Some(checksummed(payment.terms.from));
         self.response.transaction = hash.map(|hash| hash.to_string()).unwrap_or_default();
-        self.response.amount = Some(payment.authorization.value);
+        self.response.amount = Some(payment.terms.value);
         self.response.extra = Some(extra.into_iter().flatten().collect());
     }
 }
@@ -151,31 +153,32 @@ impl Facilitator {
         let deadline = self.deadline();
         let served = self.network_of(request.requirements.network)?;
         let (request, payload) = request.with_payload(());
-        let (id, queued) = match payload {
+        let admitted = match payload {
             Payload::Authorization(payload) => {
                 let (request, ()) = request.with_payload(payload);
-                let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-                let known = self.look_up(served, &candidate).await?;
+                let call = (caller, Call::Settle);
+                let (candidate, known) = self.recognise(served, request, call).await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
-                self.accept_or_join(served, candidate, &known).await?
+                self.accept_or_join(served, candidate, &known, caller)
+                    .await?
             }
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 answer.response.payer = Some(checksummed(session.payer));
-                let id = self.payment_of_proof(served, &session, &request, &proof);
+                let id = self.payment_of_proof(served, &session, (&request, &proof), caller);
                 let id = id.await?;
                 answer.session = Some(session.id);
-                (id, None)
+                Admitted::InLedger(id)
             }
         };
-        let waiting = match queued {
+        let (id, waiting) = match admitted {
             // The row was just written: it need not be read before it changes.
-            Some(mut waiting) => {
+            Admitted::Queued(id, mut waiting) => {
                 self.wait_to_be_sent(served, None, &mut waiting, deadline)
                     .await?;
-                waiting
+                (id, waiting)
             }
-            None => self.waiters.wait_for(id),
+            Admitted::InLedger(id) => (id, self.waiters.wait_for(id)),
         };
         self.conclude(served, (id, waiting), answer, (caller, deadline))
             .await
@@ -215,10 +218,10 @@ impl Facilitator {
                 // A foreign transaction may have used the authorization while the payment waited.
                 Decision::CheckAgain(rejection)
                     if rejection.reason != Reason::UnexpectedSettleError
-                        && self.settle_refused(served, payment, false).await? => {}
+                        && self.settle_refused(served, payment, Nonce::NotSeen).await? => {}
                 Decision::CheckAgain(rejection) | Decision::Failed(rejection) => {
                     if rejection.reason == Reason::UnexpectedSettleError {
-                        served.can_send(payment.signer())?;
+                        served.can_send(payment.terms.settling_signer())?;
                     }
                     return Err(rejection.into());
                 }
@@ -240,8 +243,9 @@ impl Facilitator {
         answer: &mut SettleAnswer,
     ) -> Result<Option<Grant>, Unavailable> {
         // Created before the statement: if its result is lost or unreadable, the grant may be committed, and has to be voided.
-        let grant = Grant::new(self.clone(), id, caller.clone());
-        let granted = self.ledger.grant(id, caller.clone()).await;
+        let request = caller.grant_request();
+        let grant = Grant::new(self.clone(), id, request.clone());
+        let granted = self.ledger.grant(id, request).await;
         match granted.and_then(commit_result) {
             Ok(Some(payment)) => {
                 reach(Step::Granted);
@@ -272,7 +276,7 @@ impl Facilitator {
         deadline: Instant,
     ) -> Result<bool, Unavailable> {
         let queued = payment.is_none_or(|payment| payment.state == PaymentState::Queued);
-        let signer = payment.and_then(Payment::signer);
+        let signer = payment.and_then(|payment| payment.terms.settling_signer());
         let mut silent = 0;
         loop {
             let soon = deadline.min(Instant::now() + CHECK_INTERVAL);
@@ -340,7 +344,7 @@ fn commit_result<T>(result: T) -> Result<T, LedgerError> {
 /// Rejects a request for more than a settled payment has transferred: only a settled payment can be a duplicate. Every holder of a header,
 /// the buyer too, can have a small charge settled with it; a seller that charges more must not be told success.
 fn check_charge(payment: &Payment, required: Amount) -> Result<(), Rejection> {
-    let transferred = payment.authorization.value;
+    let transferred = payment.terms.value;
     let has_settled = matches!(
         payment.state,
         PaymentState::Settled(_)

@@ -4,14 +4,19 @@
 //! bounded before it is read, and parsed once; the three standard calls answer x402 shapes, all others camelCase JSON and RFC 9457
 //! problems; no response contains an error's cause, a key or an RPC URL.
 
+pub mod accept;
 mod body;
-pub mod connection;
+mod caller;
+mod client;
+mod connection;
+mod deadline;
 mod error;
 mod health;
 mod openapi;
 mod operator;
 mod paths;
 mod payments;
+mod places;
 mod sessions;
 mod settle;
 mod signers;

@@ -38,7 +38,7 @@ impl Modify for OperatorToken {
     fn modify(&self, specification: &mut utoipa::openapi::OpenApi) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("The token of X402D_ADMIN_TOKEN; callers on the loopback address need none unless it is set."))
+            .description(Some("The token of X402D_ADMIN_TOKEN; programs on the machine itself need none unless it is set."))
             .build();
         specification
             .components

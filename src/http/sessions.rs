@@ -1,19 +1,17 @@
 //! The session endpoints, for buyers.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::facilitator::{Error, Unavailable};
-use crate::http::connection::Connection;
+use crate::facilitator::{Caller, Error, Unavailable};
 use crate::http::{AppState, Problem, body};
 use crate::protocol::session::{
     Cancellation, SessionId, SessionOpened, SessionRequest, SessionView, TransferForm,
@@ -50,21 +48,20 @@ impl Wait {
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "too many sessions are open", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "too many sessions are open, or this caller asks too often", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the request cannot be checked now; nothing was accepted", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn open(
     State(state): State<AppState>,
-    ConnectInfo(connection): ConnectInfo<Connection>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let request: SessionRequest = body::read_json(&headers, body, state.body_bytes_max).await?;
-    let client = client_name(connection.peer.ip());
-    let opened = state.sessions.open(request, &client).await?;
+    let opened = state.sessions.open(request, &caller).await?;
     Ok((StatusCode::CREATED, Json(opened)).into_response())
 }
 
@@ -108,12 +105,13 @@ pub(super) async fn show(
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "not sent before the seller asks; the header is valid all the same", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or no such transaction yet", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "the session has expired", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "not what the session asks for; the code says why", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "this caller asks too often", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the submission cannot be checked now", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -121,6 +119,7 @@ pub(super) async fn transfer(
     State(state): State<AppState>,
     Path(id): Path<String>,
     wait: Result<Query<Wait>, QueryRejection>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SessionView>, Problem> {
@@ -133,7 +132,7 @@ pub(super) async fn transfer(
         )
     })?;
     let is_sent = matches!(form, TransferForm::Sent { .. });
-    let outcome = state.sessions.submit(id, form, wait).await;
+    let outcome = state.sessions.submit(id, form, wait, caller).await;
     // A transaction that the payer has sent moves money whatever the response is.
     outcome
         .map(Json)
@@ -155,7 +154,7 @@ pub(super) async fn transfer(
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or another token", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something was submitted already", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
@@ -191,19 +190,8 @@ fn waiting(wait: &Result<Query<Wait>, QueryRejection>) -> Result<Duration, Probl
     }
 }
 
-/// The name by which open sessions are counted: an IPv6 client has a whole /64 of addresses.
-fn client_name(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
-        }
-    }
-}
-
 fn status_of(reason: Reason) -> StatusCode {
-    const STATUSES: [(Reason, StatusCode); 7] = [
+    const STATUSES: [(Reason, StatusCode); 8] = [
         (Reason::SessionNotFound, StatusCode::NOT_FOUND),
         (Reason::TransferNotFound, StatusCode::NOT_FOUND),
         (Reason::SessionInUse, StatusCode::CONFLICT),
@@ -211,6 +199,7 @@ fn status_of(reason: Reason) -> StatusCode {
         (Reason::TransferAlreadyUsed, StatusCode::CONFLICT),
         (Reason::SessionExpired, StatusCode::GONE),
         (Reason::SponsorshipRefused, StatusCode::FORBIDDEN),
+        (Reason::AddressDenied, StatusCode::FORBIDDEN),
     ];
     let known = STATUSES.iter().find(|(known, _)| *known == reason);
     known.map_or(StatusCode::UNPROCESSABLE_ENTITY, |(_, status)| *status)
@@ -231,19 +220,5 @@ impl From<Error> for Problem {
             .retryable(true),
             Error::Unavailable(unavailable) => Self::unavailable(&unavailable),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ipv6_client_is_counted_by_its_network() {
-        let name = |text: &str| client_name(text.parse().unwrap());
-        assert_eq!(name("10.1.2.3"), "10.1.2.3");
-        assert_eq!(name("::ffff:10.1.2.3"), "10.1.2.3");
-        assert_eq!(name("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(name("2001:db8:1:2::9"), "2001:db8:1:2::/64");
     }
 }

@@ -1,11 +1,10 @@
 //! `POST /settle`
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-use tower_http::request_id::RequestId;
 
 use crate::facilitator::{Caller, SettleAnswer};
 use crate::http::connection::Connection;
@@ -27,34 +26,26 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
         (status = 400, description = "not an x402 request", body = error::Malformed),
         (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
-        (status = 415, description = "the body is compressed", body = error::Malformed),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = error::Malformed),
+        (status = 429, description = "this caller asks too often; nothing was broadcast for this request", body = SettleResponse),
         (status = 503, description = "the payment cannot be checked now; nothing was broadcast for this request", body = SettleResponse),
     )
 )]
 pub(super) async fn settle(
     State(state): State<AppState>,
     ConnectInfo(connection): ConnectInfo<Connection>,
-    Extension(request_id): Extension<RequestId>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
     let rejected = SettleResponse::rejected;
     let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     let network_name = request.network_name.clone();
-    let request_id = request_id
-        .header_value()
-        .to_str()
-        .unwrap_or_default()
-        .to_owned();
-    let caller = Caller {
-        request_id,
-        caller: connection.peer.ip().to_string(),
-    };
     match state.facilitator.settle(request, caller).await {
         Ok(answer) => Ok(render(answer, &connection)),
         Err(unavailable) => {
             let why = format!("{unavailable}; present the same payment again");
-            let why = Rejection::new(Reason::UnexpectedSettleError, why);
+            let why = Rejection::new(unavailable.reason(Reason::UnexpectedSettleError), why);
             let response = SettleResponse::rejected(why, None, network_name);
             Err(error::unavailable(&unavailable, &response))
         }

@@ -50,6 +50,7 @@ use groups::Groups;
 
 use crate::clock::{Clock, FollowingClock};
 use crate::protocol::Network;
+use crate::timing::Timing;
 
 pub use acceptance::{Accepted, AlreadyTransferred, NewPayment};
 pub use budgets::{GasHour, GasShare, GasSubject, GasUse, OverBudget, fits_at};
@@ -73,9 +74,6 @@ pub use suspensions::{Suspension, Wasteful};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 pub use undecided::{Undecided, Verdict};
 
-/// How often a lease is renewed. The lease of a lane is 10 s: a renewal without an answer and the next one fit into it.
-/// The lease of a process is 15 s: an answered grant is closed before it ends, even when the first try to close it gets no answer.
-pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 /// How long the core path may take to look up an absent authorization before the ledger is reported as unusable.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);
 
@@ -151,6 +149,7 @@ pub struct Ledger {
     history: Connections,
     options: PgConnectOptions,
     process: ProcessId,
+    timing: Timing,
     groups: Groups,
     clock: Arc<FollowingClock>,
 }
@@ -182,10 +181,23 @@ impl Ledger {
             history: Connections::new(&server, quarter, HISTORY),
             options,
             process,
+            timing: Timing::default(),
             groups,
             clock: Arc::default(),
         };
         Ok((ledger, task))
+    }
+
+    /// With other durations than those of production.
+    #[must_use]
+    pub const fn with_timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
+    /// The durations of this process.
+    pub const fn timing(&self) -> Timing {
+        self.timing
     }
 
     /// The id of this process in the ledger.

@@ -10,7 +10,7 @@ use super::connections::Connections;
 use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
-use crate::payment::{Candidate, Payment, PaymentId};
+use crate::payment::{Payment, PaymentId, PaymentTerms};
 use crate::protocol::{Network, Rejection, X402Version};
 
 /// Identifies an authorization: unique per network, contract and payer.
@@ -23,24 +23,13 @@ pub struct AuthorizationKey {
     pub nonce: B256,
 }
 
-impl From<&Candidate> for AuthorizationKey {
-    fn from(candidate: &Candidate) -> Self {
+impl From<&PaymentTerms> for AuthorizationKey {
+    fn from(terms: &PaymentTerms) -> Self {
         Self {
-            network: candidate.network,
-            domain: candidate.method.nonce_domain(candidate.asset),
-            payer: candidate.authorization.from,
-            nonce: candidate.authorization.nonce,
-        }
-    }
-}
-
-impl From<&Payment> for AuthorizationKey {
-    fn from(payment: &Payment) -> Self {
-        Self {
-            network: payment.network,
-            domain: payment.method.nonce_domain(payment.asset),
-            payer: payment.authorization.from,
-            nonce: payment.authorization.nonce,
+            network: terms.network,
+            domain: terms.method.nonce_domain(terms.asset),
+            payer: terms.from,
+            nonce: terms.nonce,
         }
     }
 }
@@ -65,9 +54,9 @@ impl Ledger {
     /// Claimed are payments that are
     ///
     /// - unclaimed;
-    /// - claimed by this process for two seconds: its memory has lost them;
-    /// - claimed for two seconds by a process that has not renewed its lease for five;
-    /// - claimed for ten seconds by another live process: it may be unable to send them.
+    /// - claimed by this process for a moment: its memory has lost them;
+    /// - claimed for a moment by a process that has missed its renewals;
+    /// - claimed for longer by another live process: it may be unable to send them.
     ///
     /// Payments in `already_claimed` are left out: this process has them in memory. A row that cannot be read is quarantined and left out.
     pub async fn claim_queued(
@@ -84,10 +73,10 @@ impl Ledger {
                 select id from payments
                 where network = $1 and state = 'queued' and quarantined_at is null and (signer is null or signer = any($2))
                     and (queued_by is null or queued_at < now() - case
-                        -- A living process renews its 15 seconds every three.
+                        -- A living process renews its lease long before it ends.
                         when queued_by <> $4 and exists (
-                            select from processes holder where holder.id = queued_by and holder.lease_until > now() + interval '10 seconds'
-                        ) then interval '10 seconds' else interval '2 seconds' end) and id <> all($3)
+                            select from processes holder where holder.id = queued_by and holder.lease_until > now() + make_interval(secs => $6)
+                        ) then make_interval(secs => $7) else make_interval(secs => $8) end) and id <> all($3)
                 order by queued_at limit $5 for update skip locked
             )) returning id",
             network.to_string(),
@@ -95,6 +84,9 @@ impl Ledger {
             &already_claimed,
             self.process().0,
             limit,
+            self.timing.missed_renewals().as_secs_f64(),
+            self.timing.payment_claim.as_secs_f64(),
+            self.timing.lost_payment_claim.as_secs_f64(),
         )
         .fetch_all(&self.engine)
         .await?;

@@ -5,7 +5,9 @@
 //! Invariants: a [`Candidate`] is well-formed, and its signature is either recovered to the payer's key or left for the chain to check. A
 //! [`Verified`] payment has passed every check, and the ledger accepts nothing else.
 
+mod caller;
 pub mod candidate;
+mod deny_list;
 pub mod facts;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -17,12 +19,16 @@ pub mod session;
 pub mod signature;
 mod sponsoring;
 pub mod state;
+pub mod terms;
 
+pub use caller::{InvalidKeyId, KeyId, Who};
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
+pub use deny_list::{DenyList, DenyListError};
 pub use facts::{ChainFacts, Verified};
-pub use method::{Method, Permit2, Signed, Sponsored};
+pub use method::{Method, Permit2, Sponsored};
 pub use policy::{ApprovalLimits, Asset, GasBudget, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use sponsoring::Approval;
 pub use state::{Location, PaymentState};
+pub use terms::{PaymentTerms, UnixSeconds};

@@ -4,7 +4,7 @@ use alloy::primitives::{Address, U256};
 use time::Duration;
 
 use crate::protocol::assets::{DefaultAsset, TransferMethod};
-use crate::protocol::{DomainSeparator, Network, Reason, Rejection};
+use crate::protocol::{Amount, DomainSeparator, Network, Reason, Rejection};
 
 /// A token accepted for payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Asset {
     pub method: TransferMethod,
     /// Whether the token has EIP-2612, so that a signature can replace an `approve` transaction.
     pub eip2612: bool,
+    /// The smallest payment: the gas of a smaller one may cost more than it moves.
+    pub minimum: Amount,
     /// The EIP-712 domain separator. Stored, because computing it costs four times as much as the digest itself.
     pub separator: DomainSeparator,
 }
@@ -42,6 +44,7 @@ impl Asset {
             decimals,
             method: TransferMethod::Eip3009,
             eip2612: version == "2",
+            minimum: Amount::ZERO,
             separator,
         }
     }
@@ -54,6 +57,12 @@ impl Asset {
             eip2612,
             ..self
         }
+    }
+
+    /// The same token with a smallest payment.
+    #[must_use]
+    pub fn from_minimum(self, minimum: Amount) -> Self {
+        Self { minimum, ..self }
     }
 
     /// Whether payers sign in the token's own EIP-712 domain: EIP-3009 authorizations or EIP-2612 permits.
@@ -136,6 +145,38 @@ impl NetworkPolicy {
         self.assets.iter().find(|asset| asset.address == address)
     }
 
+    /// The accepted token at `address`, or the rejection of a payment in any other.
+    pub fn served_asset(&self, address: Address) -> Result<&Asset, Rejection> {
+        self.asset(address).ok_or_else(|| {
+            let served: Vec<_> = self.tokens().iter().map(Address::to_string).collect();
+            let why = format!(
+                "expected one of the assets served on {} ({}), got {address}",
+                self.network,
+                served.join(", ")
+            );
+            Rejection::new(Reason::InvalidPaymentRequirements, why)
+        })
+    }
+
+    /// Checks asset, payee and amount of a new payment. An `upto` charge of 0 moves nothing, so no minimum applies.
+    pub fn check_terms(
+        &self,
+        asset: Address,
+        payee: Address,
+        amount: Amount,
+    ) -> Result<(), Rejection> {
+        let asset = self.served_asset(asset)?;
+        self.check_payee(payee)?;
+        if amount >= asset.minimum || amount.is_zero() {
+            return Ok(());
+        }
+        let why = format!(
+            "expected an amount of at least {} of the token {} on {}, got {amount}: smaller payments are not settled here",
+            asset.minimum, asset.address, self.network
+        );
+        Err(Rejection::new(Reason::AmountBelowMinimum, why))
+    }
+
     /// The addresses of the accepted tokens.
     pub fn tokens(&self) -> Vec<Address> {
         self.assets.iter().map(|asset| asset.address).collect()
@@ -152,6 +193,6 @@ impl NetworkPolicy {
             return Ok(());
         }
         let why = format!("{payee} is not among the payees that this facilitator serves");
-        Err(Rejection::new(Reason::InvalidPaymentRequirements, why))
+        Err(Rejection::new(Reason::PayeeNotAllowed, why))
     }
 }

@@ -231,6 +231,14 @@ reasons! {
     TransferNotFound = "transfer_not_found",
     /// The facilitator does not broadcast a session's authorization before the seller settles it.
     SponsorshipRefused = "sponsorship_refused",
+    /// This facilitator settles no payments to the payee, or none for this caller.
+    PayeeNotAllowed = "payee_not_allowed",
+    /// The amount is below the smallest that this facilitator settles in this token.
+    AmountBelowMinimum = "amount_below_minimum",
+    /// The payer or the payee is on the operator's deny list, or the operator's policy service refuses it.
+    AddressDenied = "address_denied",
+    /// The caller asks too often. It says nothing about the payment.
+    RateLimited = "rate_limited",
     /// The gas budget of the network, the payee or the payer is spent. Nothing was sent; the message says until when.
     SponsorshipExhausted = "sponsorship_exhausted",
     /// Transactions of this payer were mined in vain by its own doing. Nothing was sent; the message says until when.

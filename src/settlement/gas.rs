@@ -8,6 +8,7 @@ use alloy::primitives::U256;
 use tokio::time::Instant;
 
 use crate::chain::FeePolicy;
+use crate::timing::Timing;
 
 /// Least gas of one payment in a batch, with its calldata and a payee that never held the token.
 const ROW_GAS: u64 = 76_000;
@@ -15,10 +16,6 @@ const ROW_GAS: u64 = 76_000;
 const DOUBLE_AFTER: Duration = Duration::from_mins(1);
 /// Longest such time, where a node has rejected each larger batch again.
 const DOUBLE_AFTER_MAX: Duration = Duration::from_hours(1);
-/// After batch simulations have failed for this long, for whatever reason, payments are sent one by one...
-const ONE_BY_ONE_AFTER: Duration = Duration::from_secs(5);
-/// ...for this long. Then a batch is simulated again.
-const ONE_BY_ONE_FOR: Duration = Duration::from_secs(10);
 
 /// Gas of a payment with its own transaction, used to express balances in payments.
 pub(super) const PAYMENT_GAS: u64 = 100_000;
@@ -58,6 +55,8 @@ struct BatchSize {
     /// Batch size learned from a rejection (half of the rejected size), and when.
     limit: Option<(usize, Instant)>,
     double_after: Duration,
+    /// When payments are sent one by one, and for how long.
+    one_by_one: (Duration, Duration),
     /// Since when every batch simulation has failed.
     failing_since: Option<Instant>,
     one_by_one_until: Option<Instant>,
@@ -66,6 +65,17 @@ struct BatchSize {
 }
 
 impl BatchSize {
+    fn new(timing: &Timing) -> Self {
+        Self {
+            limit: None,
+            double_after: DOUBLE_AFTER,
+            one_by_one: (timing.one_by_one_after, timing.one_by_one_for),
+            failing_since: None,
+            one_by_one_until: None,
+            no_multicall: false,
+        }
+    }
+
     fn rows_max(&mut self, max: usize, now: Instant) -> usize {
         if self.no_multicall || self.one_by_one_until.is_some_and(|until| now < until) {
             return 1;
@@ -95,20 +105,8 @@ impl BatchSize {
 
     fn note_failed_simulation(&mut self, now: Instant) {
         let since = *self.failing_since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= ONE_BY_ONE_AFTER {
-            self.one_by_one_until = Some(now + ONE_BY_ONE_FOR);
-        }
-    }
-}
-
-impl Default for BatchSize {
-    fn default() -> Self {
-        Self {
-            limit: None,
-            double_after: DOUBLE_AFTER,
-            failing_since: None,
-            one_by_one_until: None,
-            no_multicall: false,
+        if now.saturating_duration_since(since) >= self.one_by_one.0 {
+            self.one_by_one_until = Some(now + self.one_by_one.1);
         }
     }
 }
@@ -131,12 +129,12 @@ pub(super) struct GasRule {
 }
 
 impl GasEstimates {
-    pub(super) fn new(limits: BatchLimits, fees: FeePolicy) -> Self {
+    pub(super) fn new(limits: BatchLimits, fees: FeePolicy, timing: &Timing) -> Self {
         Self {
             limits,
             gas_cap: fees.gas_cap,
             wallet_gas_cap: fees.wallet_gas_cap,
-            size: Mutex::default(),
+            size: Mutex::new(BatchSize::new(timing)),
             data_fee_wei: Mutex::default(),
             single_gas: AtomicU64::new(0),
             row_gas: AtomicU64::new(0),
@@ -255,7 +253,7 @@ mod tests {
             wallet_gas_cap: 200_000,
             gas_price_wei: None,
         };
-        GasEstimates::new(LIMITS, fees)
+        GasEstimates::new(LIMITS, fees, &Timing::default())
     }
 
     #[test]
@@ -282,7 +280,7 @@ mod tests {
 
     #[test]
     fn rejected_batch_size_is_halved_and_grows_again_with_time() {
-        let (mut size, mut now) = (BatchSize::default(), Instant::now());
+        let (mut size, mut now) = (BatchSize::new(&Timing::default()), Instant::now());
         size.batch_too_large(190, 190, now);
         size.batch_too_large(190, 190, now);
         assert_eq!(size.rows_max(190, now), 95, "planned before it was known");
@@ -330,19 +328,20 @@ mod tests {
 
     #[test]
     fn failing_batch_simulations_split_batches_for_a_while() {
-        let (mut size, mut now) = (BatchSize::default(), Instant::now());
+        let timing = Timing::default();
+        let (mut size, mut now) = (BatchSize::new(&timing), Instant::now());
         size.note_failed_simulation(now);
-        now += ONE_BY_ONE_AFTER / 2;
+        now += timing.one_by_one_after / 2;
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 190, "a hiccup");
         size.failing_since = None;
-        now += ONE_BY_ONE_AFTER;
+        now += timing.one_by_one_after;
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 190, "the next one");
-        now += ONE_BY_ONE_AFTER;
+        now += timing.one_by_one_after;
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 1);
-        now += ONE_BY_ONE_FOR;
+        now += timing.one_by_one_for;
         assert_eq!(size.rows_max(190, now), 190, "tried again");
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 1, "as before");

@@ -18,9 +18,8 @@ use crate::settlement::{
     Approvals, Budgets, CannotSend, ChainView, Queue, Senders, Suspensions, Waiters,
 };
 use crate::telemetry::causes;
+use crate::timing::Timing;
 
-/// A process that has had no RPC answer for this long leaves its lanes to other processes.
-const DISCONNECTED_AFTER: Duration = Duration::from_secs(8);
 /// Maximum fee of simulations, in wei per gas: above that of any block.
 const SIMULATED_FEE_WEI: u128 = 1_000_000_000_000_000;
 /// `Retry-After` while gas costs more than `max_fee_wei`.
@@ -30,6 +29,8 @@ const RETRY_FEES_TOO_HIGH: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct ServedNetworkParts {
     pub ledger: Ledger,
+    /// How long the engine waits.
+    pub timing: Timing,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
@@ -61,6 +62,8 @@ pub struct ServedNetworkParts {
 #[derive(Debug)]
 pub struct ServedNetwork {
     pub ledger: Ledger,
+    /// How long the engine waits.
+    pub timing: Timing,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
@@ -162,6 +165,7 @@ pub struct Health {
 impl ServedNetwork {
     pub fn new(parts: ServedNetworkParts) -> Self {
         Self {
+            timing: parts.timing,
             ledger: parts.ledger,
             rpc: parts.rpc,
             caller_rpc: parts.caller_rpc,
@@ -170,7 +174,7 @@ impl ServedNetwork {
             budgets: Budgets::new(parts.policy.budget),
             suspensions: Suspensions::default(),
             policy: parts.policy,
-            gas: GasEstimates::new(parts.batches, parts.fees),
+            gas: GasEstimates::new(parts.batches, parts.fees, &parts.timing),
             fees: parts.fees,
             tip_wei: Mutex::new(0),
             gas_price_wei: Mutex::new(None),
@@ -334,7 +338,7 @@ impl ServedNetwork {
     /// Whether no endpoint has answered for so long that other processes should do this one's work.
     pub fn is_disconnected(&self) -> bool {
         let silent_for = self.health().silent_for;
-        silent_for.is_none_or(|silence| silence > DISCONNECTED_AFTER)
+        silent_for.is_none_or(|silence| silence > self.timing.disconnected_after)
     }
 
     /// Wakes the reconciliation task: there are undecided payments.

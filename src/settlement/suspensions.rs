@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::chain::RpcError;
 use crate::ledger::{Suspension, Wasteful};
-use crate::payment::{ChainFacts, PaymentId, Signed};
+use crate::payment::{ChainFacts, PaymentId, PaymentTerms};
 use crate::protocol::{Reason, Rejection};
 use crate::settlement::budgets::until_text;
 use crate::settlement::{DependencyError, ServedNetwork};
@@ -133,13 +133,13 @@ impl ServedNetwork {
     /// Asks nothing while no code is suspended.
     pub async fn code_rejection(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         facts: &ChainFacts,
     ) -> Result<Option<Rejection>, DependencyError> {
         if !facts.payer_has_code || !self.suspensions.any_code() {
             return Ok(None);
         }
-        let payer = signed.terms.from;
+        let payer = terms.from;
         let Some(of) = self.code_of(payer).await? else {
             return Ok(None);
         };
@@ -147,7 +147,7 @@ impl ServedNetwork {
             return Ok(None);
         };
         let network = self.policy.network;
-        let known = self.ledger.has_paid(network, signed.asset, payer).await?;
+        let known = self.ledger.has_paid(network, terms.asset, payer).await?;
         Ok((!known).then(|| suspended(of, until)))
     }
 

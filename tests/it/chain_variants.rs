@@ -179,7 +179,7 @@ async fn chain_without_base_fee_gets_legacy_transactions_and_fee_bumps() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rollup_data_fees_are_recorded_and_stop_unfunded_signer() {
     const DATA_FEE: u64 = 30_000 * GWEI;
-    let world = Setup::default().build().await;
+    let world = Setup::default().shortened().build().await;
     let signer = Chain::signers(1)[0].address;
     let balance = async || -> U256 {
         let signers = world.facilitator.get("/signers").await.body;

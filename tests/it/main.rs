@@ -49,6 +49,8 @@ mod gas_budgets;
 #[cfg(test)]
 mod gas_funding;
 #[cfg(test)]
+mod gate;
+#[cfg(test)]
 mod history;
 #[cfg(test)]
 mod history_csv;

@@ -7,7 +7,7 @@ async fn ready() -> (TestLedger, LaneLease, Payment, Wasteful) {
     let test = TestLedger::new().await;
     let (_, lease) = test.owned_lane().await;
     let payment = test.accepted(1).await;
-    let payer = Wasteful::Payer(payment.authorization.from);
+    let payer = Wasteful::Payer(payment.terms.from);
     (test, lease, payment, payer)
 }
 
@@ -74,7 +74,7 @@ async fn no_transaction_is_written_with_a_payment_of_a_suspended_payer() {
     let (test, lease, payment, _) = ready().await;
     let other = test.accepted(2).await;
     let earlier = test.signed(lease, 0, &[&other]).await;
-    let payer = Wasteful::Payer(payment.authorization.from);
+    let payer = Wasteful::Payer(payment.terms.from);
     test.suspend(NETWORK, earlier, &[payer]).await.unwrap();
     let third = test.accepted(3).await;
     let attempt = attempt(1);
@@ -89,7 +89,7 @@ async fn no_transaction_is_written_with_a_payment_of_a_suspended_payer() {
 async fn payer_that_was_settled_has_paid() {
     let test = TestLedger::new().await;
     let payment = test.settled(1).await;
-    let (asset, payer) = (payment.asset, payment.authorization.from);
+    let (asset, payer) = (payment.terms.asset, payment.terms.from);
     assert!(test.has_paid(NETWORK, asset, payer).await.unwrap());
     let queued = test.accepted(2).await;
     let payer = queued.authorization.from;

@@ -73,7 +73,7 @@ fn closed(
     over: &[OverBudget],
     row: &SimulatedPayment,
 ) -> Option<(GasSubject, Option<OffsetDateTime>)> {
-    let terms = &row.payment.authorization;
+    let terms = &row.payment.terms;
     let subjects = [
         GasSubject::Network,
         GasSubject::Payee(terms.to),

@@ -53,8 +53,6 @@ use crate::telemetry::causes;
 const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 /// How often open transactions are checked, besides at every new block.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
-/// After this long without a result, a transaction's receipt is asked for by hash.
-const POLL_RECEIPT_AFTER: Duration = Duration::from_secs(3);
 /// Longest wait for the reply to the previous broadcast before the next one is sent.
 const SEND_ORDER_WAIT: Duration = Duration::from_millis(250);
 /// Pause before a lane that could not send takes more payments.
@@ -247,7 +245,8 @@ impl Lane {
         let open = self.served.ledger.pending_transactions(self.id).await?;
         owned.open_count.set(open.len());
         let now = Instant::now();
-        let long_ago = now.checked_sub(POLL_RECEIPT_AFTER).unwrap_or(now);
+        let long_ago = now.checked_sub(self.served.timing.poll_receipt_after);
+        let long_ago = long_ago.unwrap_or(now);
         owned.open = open
             .into_iter()
             .map(|transaction| OpenTransaction::new(transaction, long_ago))

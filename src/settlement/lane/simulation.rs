@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::Address;
 use tokio::time::Instant;
 
 use super::batch::PrepareError;
 use super::batch_plan::{BatchPlan, SETBACKS_WHOLE, SimulatedPayment, min_gas};
 use crate::chain::{AuthorizationUse, CallOutcome, RpcError};
 use crate::payment::method::Fault;
-use crate::payment::{ChainFacts, Payment};
+use crate::payment::{ChainFacts, Payment, SignedBy};
 use crate::protocol::Rejection;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
@@ -45,29 +45,29 @@ pub(super) async fn simulate(
     reach(Step::Picked);
     if expires_too_soon(served, &payment) {
         let rejection = Rejection {
-            reason: payment.reason(Fault::ValidBefore),
+            reason: payment.terms.reason(Fault::ValidBefore),
             message: "the authorization expires before a transaction could be mined".to_owned(),
         };
         return refuse(served, &payment, &rejection).await;
     }
-    let payment = drop_deployed_wallet(served, payment).await?;
+    let mut payment = drop_deployed_wallet(served, payment).await?;
     // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
     let usable = |facts: &ChainFacts| {
         (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(served, facts)
     };
     let facts = match facts.filter(usable) {
         Some(known) => known,
-        None => served.lane_facts.of(payment.signed()).await?,
+        None => served.lane_facts.of(&payment.terms).await?,
     };
     if facts.transfer_succeeds {
         if let Some(rejection) = gas_rejection(served, &payment, &facts) {
             return refuse(served, &payment, &rejection).await;
         }
-        let payer = payment.authorization.from;
+        let payer = payment.terms.from;
         if let Err(rejection) = served.check_payer(payer) {
             return refuse(served, &payment, &rejection).await;
         }
-        let runs_code = facts.payer_has_code || payment.wallet.is_some();
+        let runs_code = facts.payer_has_code || payment.terms.wallet.is_some();
         let turn = runs_code.then(|| served.suspensions.turn_of(payer));
         if matches!(turn, Some(None)) {
             return Ok(Simulated::Later(Box::new(Queued {
@@ -77,6 +77,10 @@ pub(super) async fn simulate(
             })));
         }
         reach(Step::Simulated);
+        if !facts.payer_has_code {
+            // A plain account has signed with its key; otherwise the payment would have been refused before.
+            payment.terms.signed_by = Some(SignedBy::Payer);
+        }
         return Ok(Simulated::Ready(Box::new(SimulatedPayment {
             payment,
             facts,
@@ -85,12 +89,12 @@ pub(super) async fn simulate(
             turn: turn.flatten().map(Arc::new),
         })));
     }
-    if payment.signed().fails_only_because_early(&facts) {
+    if payment.terms.fails_only_because_early(&facts) {
         // No endpoint simulates a later time, and the newest block is older than `validAfter`. The pickup task finds the payment again a
         // little later.
         return Ok(Simulated::Done);
     }
-    if payment.signed().needs_approval_first(&facts) {
+    if payment.terms.needs_approval_first(&facts) {
         served.approvals.enqueue(payment, &served.queue);
         return Ok(Simulated::Done);
     }
@@ -116,13 +120,13 @@ fn gas_rejection(
     facts: &ChainFacts,
 ) -> Option<Rejection> {
     let (fees, least) = (served.fees(), min_gas(facts));
-    let gas_cap = if facts.payer_has_code && payment.wallet.is_none() {
+    let gas_cap = if facts.payer_has_code && payment.terms.wallet.is_none() {
         fees.wallet_gas_cap
     } else {
         fees.gas_cap
     };
     (least > gas_cap).then(|| Rejection {
-        reason: payment.reason(Fault::Simulation),
+        reason: payment.terms.reason(Fault::Simulation),
         message: format!(
             "the transfer needs at least {least} gas, and this facilitator pays for {gas_cap} at most"
         ),
@@ -134,28 +138,18 @@ async fn drop_deployed_wallet(
     served: &ServedNetwork,
     mut payment: Payment,
 ) -> Result<Payment, RpcError> {
-    if payment.wallet.is_some()
-        && !served
-            .rpc
-            .code(payment.authorization.from)
-            .await?
-            .is_empty()
-    {
-        payment.wallet = None;
+    if payment.terms.wallet.is_some() && !served.rpc.code(payment.terms.from).await?.is_empty() {
+        payment.terms.wallet = None;
     }
     Ok(payment)
 }
 
 /// Whether less than half of `validity_min` is left: too little for another block or two.
 fn expires_too_soon(served: &ServedNetwork, payment: &Payment) -> bool {
-    let end = payment.authorization.valid_before.atomic();
+    let end = payment.terms.valid_before.timestamp();
     let least = served.policy.validity_min.whole_seconds() / 2;
-    let by = served
-        .view
-        .head()
-        .map(|head| head.time.unix_timestamp().saturating_add(least));
-    by.and_then(|by| u64::try_from(by).ok())
-        .is_some_and(|by| end <= U256::from(by))
+    let head = served.view.head();
+    head.is_some_and(|head| end <= head.time.unix_timestamp().saturating_add(least))
 }
 
 /// Whether the head is still the block of these facts.
@@ -173,10 +167,9 @@ async fn settle_or_refuse(
 ) -> Result<(), PrepareError> {
     let tokens = served.policy.tokens();
     let used = if facts.nonce_used == Some(true) {
-        let signed = payment.signed();
         served
             .rpc
-            .authorization_use(signed, facts.block_number, &tokens)
+            .authorization_use(&payment.terms, facts.block_number, &tokens)
             .await
     } else {
         Ok(AuthorizationUse::Unused)
@@ -192,10 +185,10 @@ async fn settle_or_refuse(
         served.note_unconfirmed();
     } else {
         let rejection = match used {
-            Ok(_) => payment.rejection_for(facts),
+            Ok(_) => payment.terms.diagnose(facts),
             // Affects this payment alone. The chain is asked again before a caller gets this answer.
             Err(error) => Rejection {
-                reason: payment.reason(Fault::NonceUsed),
+                reason: payment.terms.reason(Fault::NonceUsed),
                 message: format!(
                     "the authorization's nonce is used, and the transaction that used it could not be found ({error})"
                 ),
@@ -231,7 +224,7 @@ pub(super) async fn simulate_batch(
         return simulate_single(served, signer, plan, rule).await;
     }
     let gas_limit = plan.gas_limit(&plan.call().1, &rule);
-    let batch: Vec<_> = plan.rows.iter().map(SimulatedPayment::signed).collect();
+    let batch: Vec<_> = plan.rows.iter().map(|row| &row.payment.terms).collect();
     let sender = served
         .simulated_sender(Some(signer))
         .ok_or(PrepareError::NoHead)?;
@@ -310,7 +303,7 @@ async fn simulate_single(
             .would_succeed(signer, (to, &data), gas_limit, Some(fees));
         if !succeeds.await? {
             let rejection = Rejection {
-                reason: only.payment.reason(Fault::Simulation),
+                reason: only.payment.terms.reason(Fault::Simulation),
                 message: format!(
                     "the transfer fails in a transaction with {gas_limit} gas, although it succeeds in a call"
                 ),

@@ -27,7 +27,7 @@ enum Cause {
 
 /// The cause of a failure whose authorization is unused.
 fn cause_of_unused(row: &Undecided, facts: &ChainFacts) -> Cause {
-    let value = row.payment.authorization.value.atomic();
+    let value = row.payment.terms.value.atomic();
     let lacks = |has: Option<U256>| has.is_some_and(|has| has < value);
     if facts.payer_has_code {
         Cause::Code
@@ -78,7 +78,7 @@ pub(super) async fn wasteful(
     let mut all = HashMap::new();
     for rows in by_transaction.into_values() {
         for (row, cause) in wasted(rows.into_iter()) {
-            let payer = row.payment.authorization.from;
+            let payer = row.payment.terms.from;
             let mut of = vec![Wasteful::Payer(payer)];
             if cause == Cause::Code {
                 of.extend(served.code_of(payer).await?);
@@ -94,10 +94,10 @@ async fn cause_of(served: &ServedNetwork, row: &Undecided, used: &AuthorizationU
         _ if row.empty => Cause::Other,
         AuthorizationUse::Consumed(Some(by)) if *by != row.hash => Cause::Spent,
         AuthorizationUse::Consumed(_) | AuthorizationUse::Transferred { .. } => Cause::Other,
-        AuthorizationUse::Unused => match served.lane_facts.of(row.payment.signed()).await {
+        AuthorizationUse::Unused => match served.lane_facts.of(&row.payment.terms).await {
             Ok(facts) => cause_of_unused(row, &facts),
             // The code of the payer may be the reason, which must not keep the others from being decided.
-            Err(_) => match served.rpc.has_code(row.payment.authorization.from).await {
+            Err(_) => match served.rpc.has_code(row.payment.terms.from).await {
                 Ok(true) => Cause::Code,
                 Ok(false) | Err(_) => Cause::Other,
             },

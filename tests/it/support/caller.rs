@@ -18,6 +18,8 @@ pub(crate) struct Caller {
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// Seconds in `Retry-After`.
+    pub(crate) retry_after: Option<u64>,
     /// `null` when the body was not JSON.
     pub(crate) body: Value,
 }
@@ -142,8 +144,15 @@ impl Caller {
         let text = response.text().await?;
         let record = format!("{status} {headers:?}\n{text}\n");
         self.answers.lock().unwrap().push_str(&record);
+        let retry_after = headers
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok()?.parse().ok());
         let body = serde_json::from_str(&text).unwrap_or_default();
-        Ok(Answer { status, body })
+        Ok(Answer {
+            status,
+            retry_after,
+            body,
+        })
     }
 }
 

@@ -70,6 +70,13 @@ impl World {
         replica
     }
 
+    /// The same with another `x402d.toml`.
+    pub(crate) async fn replica_with(&self, toml: &str) -> Facilitator {
+        let mut replica = Facilitator::new(self.variables.clone(), toml);
+        replica.restart(None).await;
+        replica
+    }
+
     /// The same, not started yet, with additional variables.
     pub(crate) fn unstarted_replica(&self, further: &[(&'static str, String)]) -> Facilitator {
         let mut variables = self.variables.clone();
@@ -217,6 +224,11 @@ impl Setup {
         self
     }
 
+    /// With the engine's durations (`src/timing.rs`) divided by three, for a test that waits for several of them.
+    pub(crate) fn shortened(self) -> Self {
+        self.with("X402D_TIMES_SHORTER", "3")
+    }
+
     /// With a fault of the RPC proxy from the start.
     pub(crate) const fn behind(mut self, fault: Fault) -> Self {
         self.fault = fault;
@@ -269,7 +281,8 @@ pub(crate) async fn manually_mined(toml: &str) -> (World, PrivateKeySigner) {
         toml: format!("[networks.base-sepolia]\n{toml}\n"),
         ..Setup::default()
     };
-    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let setup = setup.with("X402D_SETTLE_WAIT", "2").shortened();
+    let world = setup.build().await;
     let payer = world.payer().await;
     world.chain.automine(false).await;
     (world, payer)

@@ -1,6 +1,6 @@
 //! Purchases from the buyer's side.
 
-use super::*;
+use crate::support::*;
 
 #[tokio::test]
 async fn v2_purchase_settles_before_handler_and_both_sides_get_hash() {

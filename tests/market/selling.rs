@@ -1,6 +1,6 @@
 //! Sales from the seller's side.
 
-use super::*;
+use crate::support::*;
 
 #[tokio::test]
 async fn challenge_has_both_versions_and_is_not_cacheable() {
@@ -101,7 +101,7 @@ async fn redirecting_facilitator_serves_nothing_and_names_target() {
         .get(
             &format!("{}/report", market.seller(Flow::Upfront).await),
             &PayOptions {
-                sessions: crate::buyer::SessionUse::PayFirst,
+                sessions: x402d::buyer::SessionUse::PayFirst,
                 ..cent()
             },
         )

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::*;
-use crate::protocol::permit2::UPTO_PROXY;
-use crate::protocol::{Permit2Payload, Scheme};
-use crate::seller::Charge;
+use crate::support::*;
+use x402d::protocol::permit2::UPTO_PROXY;
+use x402d::protocol::{Permit2Payload, Scheme};
+use x402d::seller::Charge;
 
 /// At most a cent.
 fn price() -> Price {
@@ -465,7 +465,7 @@ async fn interrupted_response_is_served_again_for_first_charge() {
         again = send().send().await.unwrap();
     }
     let receipt = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
-    let receipt: crate::protocol::SettleResponse = header::decode(receipt).unwrap();
+    let receipt: x402d::protocol::SettleResponse = header::decode(receipt).unwrap();
     assert_eq!(receipt.amount, Some("1000".parse().unwrap()));
     assert_eq!(again.bytes().await.unwrap().len(), 15 * 1024 * 1024);
     assert_eq!((market.runs(), last_call(&market).1), (2, json!("1000")));
@@ -487,7 +487,7 @@ async fn lost_zero_charge_response_is_recognised_without_hash() {
         assert_eq!(again.status(), status, "{charge}");
         if status == 200 {
             let receipt = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
-            let receipt: crate::protocol::SettleResponse = header::decode(receipt).unwrap();
+            let receipt: x402d::protocol::SettleResponse = header::decode(receipt).unwrap();
             assert_eq!(
                 (receipt.success, receipt.amount),
                 (true, Some(Amount::ZERO))

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use alloy::primitives::U256;
 
-use super::*;
-use crate::buyer::{Journal, SessionFailure, SessionUse};
-use crate::protocol::gas_sponsoring::EIP2612;
-use crate::protocol::permit2::{EXACT_PROXY, PERMIT2};
-use crate::protocol::{Eip2612Info, Permit2Payload, Scheme};
+use crate::support::*;
+use x402d::buyer::{Journal, SessionFailure, SessionUse};
+use x402d::protocol::gas_sponsoring::EIP2612;
+use x402d::protocol::permit2::{EXACT_PROXY, PERMIT2};
+use x402d::protocol::{Eip2612Info, Permit2Payload, Scheme};
 
 fn price() -> Price {
     Price::dollars("0.01").unwrap().by_permit2()
@@ -76,12 +76,12 @@ async fn v1_challenge_omits_permit2_offers() {
 async fn accepted_offer_of_two_methods_is_settled() {
     let mut market = Market::default();
     let facilitator = market.facilitator().await;
-    let terms = |price| crate::seller::Terms::new(BASE_SEPOLIA, Address::repeat_byte(0x22), price);
+    let terms = |price| x402d::seller::Terms::new(BASE_SEPOLIA, Address::repeat_byte(0x22), price);
     let exact = || Price::dollars("0.01").unwrap();
     let paywall = Paywall::new(facilitator)
         .pay_to(Address::repeat_byte(0x22))
         .network(BASE_SEPOLIA)
-        .sell(crate::seller::Route::new("/sold", exact()).or(terms(exact().by_permit2())));
+        .sell(x402d::seller::Route::new("/sold", exact()).or(terms(exact().by_permit2())));
     let router = Router::new().route("/sold", get(hash_of));
     let url = market.open(router.layer(paywall.build().unwrap())).await + "/sold";
     let mut challenge = challenge(&url).await;

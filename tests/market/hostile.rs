@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::*;
-use crate::protocol::PresentedPayment;
+use crate::support::*;
+use x402d::protocol::PresentedPayment;
 
 /// The payments that a seller received.
 #[derive(Clone, Default)]
@@ -221,7 +221,7 @@ async fn oversized_body_is_not_read_and_costs_no_second_payment() {
             matches!(
                 &error,
                 BuyerError::PaidUnanswered {
-                    cause: crate::buyer::ExchangeError::TooLong(100_000),
+                    cause: x402d::buyer::ExchangeError::TooLong(100_000),
                     ..
                 }
             ),
@@ -254,14 +254,14 @@ async fn unsafe_facilitator_url_from_seller_is_rejected() {
     });
     let url = market.open(router).await;
     let pay_first = PayOptions {
-        sessions: crate::buyer::SessionUse::PayFirst,
+        sessions: x402d::buyer::SessionUse::PayFirst,
         ..cent()
     };
     let error = client().get(&url, &pay_first).await.unwrap_err();
     assert!(
         matches!(
             error,
-            BuyerError::Session(crate::buyer::SessionFailure::UnsafeUrl)
+            BuyerError::Session(x402d::buyer::SessionFailure::UnsafeUrl)
         ),
         "{error}"
     );
@@ -316,8 +316,8 @@ async fn session_nonce_is_computed_here_and_hashes_are_compared() {
     );
     received.assert_one_payment_of_a_cent();
     let terms =
-        crate::protocol::session::requirements_hash(&challenge_for("10000")["accepts"][0]).unwrap();
-    let nonce = crate::protocol::session::nonce(&SESSION.parse().unwrap(), terms);
+        x402d::protocol::session::requirements_hash(&challenge_for("10000")["accepts"][0]).unwrap();
+    let nonce = x402d::protocol::session::nonce(&SESSION.parse().unwrap(), terms);
     assert!(
         received.nonces().contains(&format!("\"{nonce}\"")),
         "the nonce is computed by the buyer"
@@ -332,7 +332,7 @@ async fn session_nonce_is_computed_here_and_hashes_are_compared() {
     assert_eq!(paid.session.unwrap().transaction.as_deref(), Some(HASH));
 
     let pay_first = PayOptions {
-        sessions: crate::buyer::SessionUse::PayFirst,
+        sessions: x402d::buyer::SessionUse::PayFirst,
         ..cent()
     };
     for wrong in ["2026-01-02T03:04:05Z", "2026-01-02T04:04:06Z"] {
@@ -342,7 +342,7 @@ async fn session_nonce_is_computed_here_and_hashes_are_compared() {
             .get(&url, &pay_first)
             .await
             .unwrap_err();
-        let expiry = crate::buyer::SessionFailure::Expiry;
+        let expiry = x402d::buyer::SessionFailure::Expiry;
         assert!(
             matches!(&error, BuyerError::Session(failure) if *failure == expiry),
             "{wrong}: {error}"

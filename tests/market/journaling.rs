@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::*;
-use crate::buyer::{Journal, JournalError};
+use crate::support::*;
+use x402d::buyer::{Journal, JournalError};
 
 /// The nonces of all payments that the facilitator received.
 fn nonces(market: &Market) -> HashSet<String> {

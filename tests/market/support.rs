@@ -1,70 +1,67 @@
-//! Tests of buyer and seller over real sockets, with a facilitator that returns scripted responses.
+//! The parts that the tests are built from: a scripted facilitator, sellers and buyers.
 
-mod buying;
-mod hostile;
-mod journaling;
-mod metered;
-mod permit2;
-mod selling;
+pub(crate) use std::collections::VecDeque;
+pub(crate) use std::sync::atomic::{AtomicUsize, Ordering};
+pub(crate) use std::sync::{Arc, Mutex};
+pub(crate) use std::time::Duration;
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+pub(crate) use alloy::primitives::{Address, Signature, address};
+pub(crate) use axum::extract::{Path, State};
+pub(crate) use axum::http::{HeaderMap, StatusCode, Uri};
+pub(crate) use axum::response::{IntoResponse, Response};
+pub(crate) use axum::routing::{get, post};
+pub(crate) use axum::{Json, Router};
+pub(crate) use reqwest::Method;
+pub(crate) use serde_json::{Value, json};
+pub(crate) use time::macros::datetime;
+pub(crate) use tokio::net::TcpListener;
+pub(crate) use tokio::task::JoinSet;
 
-use alloy::primitives::{Address, Signature, address};
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use reqwest::Method;
-use serde_json::{Value, json};
-use time::macros::datetime;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
-
-use crate::buyer::{BuyerError, Client, Paid, PayOptions, Request, Signer, extract_payment_id};
-use crate::clock::ManualClock;
-use crate::protocol::header::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT_RESPONSE};
-use crate::protocol::{
+pub(crate) use x402d::buyer::{
+    BuyerError, Client, Paid, PayOptions, Request, Signer, extract_payment_id,
+};
+pub(crate) use x402d::clock::ManualClock;
+pub(crate) use x402d::protocol::header::{
+    self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT_RESPONSE,
+};
+pub(crate) use x402d::protocol::{
     Amount, DomainSeparator, ExactPayload, Network, PaymentHeader, PaymentRequired,
     PaymentRequirements, X402Version,
 };
-use crate::seller::{Flow, Payment, Paywall, Price};
+pub(crate) use x402d::seller::{Flow, Payment, Paywall, Price};
 
-const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
-const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
-const HASH: &str = "0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+pub(crate) const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
+pub(crate) const PAYER: Address = address!("19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
+pub(crate) const HASH: &str = "0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 /// The facilitator's account for metered payments.
-const FACILITATOR: Address = Address::repeat_byte(0x33);
-const USDC: &str = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
-const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
+pub(crate) const FACILITATOR: Address = Address::repeat_byte(0x33);
+pub(crate) const USDC: &str = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
+pub(crate) const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
 
 /// The calls that the facilitator received, and the responses that it is going to return.
 #[derive(Default)]
-struct Script {
+pub(crate) struct Script {
     /// Name and body of each call.
-    calls: Vec<(String, Value)>,
+    pub(crate) calls: Vec<(String, Value)>,
     /// Responses of `/verify` and `/settle`, in order; a success once there are no more.
-    answers: VecDeque<(u16, Value)>,
+    pub(crate) answers: VecDeque<(u16, Value)>,
     /// Responses of `/supported`, in order; the default once there are no more.
-    supported: VecDeque<(u16, Value)>,
+    pub(crate) supported: VecDeque<(u16, Value)>,
 }
 
-type Shared = Arc<Mutex<Script>>;
+pub(crate) type Shared = Arc<Mutex<Script>>;
 
 /// Servers on loopback ports; they stop when this value is dropped.
 #[derive(Default)]
-struct Market {
-    servers: JoinSet<()>,
-    script: Shared,
+pub(crate) struct Market {
+    pub(crate) servers: JoinSet<()>,
+    pub(crate) script: Shared,
     /// How often a handler ran.
-    runs: Arc<AtomicUsize>,
+    pub(crate) runs: Arc<AtomicUsize>,
 }
 
 impl Market {
-    async fn open(&mut self, router: Router) -> String {
+    pub(crate) async fn open(&mut self, router: Router) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         self.servers.spawn(async move {
@@ -73,7 +70,7 @@ impl Market {
         format!("http://{address}")
     }
 
-    async fn facilitator(&mut self) -> String {
+    pub(crate) async fn facilitator(&mut self) -> String {
         let router = Router::new()
             .route("/supported", get(supported_by_script))
             .route("/{call}", post(answer_by_script))
@@ -82,12 +79,12 @@ impl Market {
     }
 
     /// A seller of `/report` and `/broken`, with an unpriced page `/public`.
-    async fn seller(&mut self, flow: Flow) -> String {
+    pub(crate) async fn seller(&mut self, flow: Flow) -> String {
         let facilitator = self.facilitator().await;
         self.seller_with(&facilitator, flow).await
     }
 
-    async fn seller_with(&mut self, facilitator: &str, flow: Flow) -> String {
+    pub(crate) async fn seller_with(&mut self, facilitator: &str, flow: Flow) -> String {
         let paywall = Paywall::new(facilitator)
             .pay_to(Address::repeat_byte(0x22))
             .network(BASE_SEPOLIA)
@@ -105,7 +102,7 @@ impl Market {
     }
 
     /// Sells `handler` at `/sold` for `price`.
-    async fn sell<H, T>(&mut self, price: Price, flow: Flow, handler: H) -> String
+    pub(crate) async fn sell<H, T>(&mut self, price: Price, flow: Flow, handler: H) -> String
     where
         H: axum::handler::Handler<T, ()>,
         T: 'static,
@@ -122,25 +119,25 @@ impl Market {
         format!("{url}/sold")
     }
 
-    fn respond(&self, answers: impl IntoIterator<Item = (u16, Value)>) {
+    pub(crate) fn respond(&self, answers: impl IntoIterator<Item = (u16, Value)>) {
         self.script.lock().unwrap().answers.extend(answers);
     }
 
     /// Name and body of each call so far.
-    fn calls(&self) -> Vec<(String, Value)> {
+    pub(crate) fn calls(&self) -> Vec<(String, Value)> {
         self.script.lock().unwrap().calls.clone()
     }
 
-    fn call_names(&self) -> Vec<String> {
+    pub(crate) fn call_names(&self) -> Vec<String> {
         self.calls().into_iter().map(|(call, _)| call).collect()
     }
 
-    fn runs(&self) -> usize {
+    pub(crate) fn runs(&self) -> usize {
         self.runs.load(Ordering::SeqCst)
     }
 }
 
-async fn answer_by_script(
+pub(crate) async fn answer_by_script(
     State(script): State<Shared>,
     Path(call): Path<String>,
     Json(body): Json<Value>,
@@ -162,7 +159,7 @@ async fn answer_by_script(
     (StatusCode::from_u16(status).unwrap(), Json(answer)).into_response()
 }
 
-async fn supported_by_script(State(script): State<Shared>) -> Response {
+pub(crate) async fn supported_by_script(State(script): State<Shared>) -> Response {
     let mut script = script.lock().unwrap();
     script.calls.push(("supported".to_owned(), Value::Null));
     let default = json!({"kinds": [{"x402Version": 2, "scheme": "exact", "network": "eip155:84532"},
@@ -171,17 +168,17 @@ async fn supported_by_script(State(script): State<Shared>) -> Response {
     (StatusCode::from_u16(status).unwrap(), Json(answer)).into_response()
 }
 
-fn valid() -> Value {
+pub(crate) fn valid() -> Value {
     json!({"isValid": true, "payer": PAYER.to_string()})
 }
 
-fn settled() -> Value {
+pub(crate) fn settled() -> Value {
     json!({"success": true, "payer": PAYER.to_string(), "transaction": HASH, "network": "eip155:84532", "amount": "10000",
         "extra": {"paymentId": "0190-payment"}})
 }
 
 /// A success for another amount; a charge of zero has no transaction.
-fn settled_for(amount: &str) -> Value {
+pub(crate) fn settled_for(amount: &str) -> Value {
     let mut settled = settled();
     settled["amount"] = json!(amount);
     if amount == "0" {
@@ -190,11 +187,11 @@ fn settled_for(amount: &str) -> Value {
     settled
 }
 
-fn failed(reason: &str, transaction: &str) -> Value {
+pub(crate) fn failed(reason: &str, transaction: &str) -> Value {
     json!({"success": false, "errorReason": reason, "transaction": transaction, "network": "eip155:84532"})
 }
 
-async fn report(State(runs): State<Arc<AtomicUsize>>, payment: Payment) -> Json<Value> {
+pub(crate) async fn report(State(runs): State<Arc<AtomicUsize>>, payment: Payment) -> Json<Value> {
     runs.fetch_add(1, Ordering::SeqCst);
     Json(
         json!({"id": payment.id, "paymentId": payment.payment_id, "payer": payment.payer.to_string(), "amount": payment.amount,
@@ -202,13 +199,13 @@ async fn report(State(runs): State<Arc<AtomicUsize>>, payment: Payment) -> Json<
     )
 }
 
-async fn broken(State(runs): State<Arc<AtomicUsize>>) -> StatusCode {
+pub(crate) async fn broken(State(runs): State<Arc<AtomicUsize>>) -> StatusCode {
     runs.fetch_add(1, Ordering::SeqCst);
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
 /// A client without retries.
-fn client() -> Client {
+pub(crate) fn client() -> Client {
     let clock = ManualClock::new(datetime!(2026-01-02 03:04:05 UTC));
     Client::new(Signer::from_key(KEY).unwrap())
         .unwrap()
@@ -217,26 +214,26 @@ fn client() -> Client {
 }
 
 /// A client with five retries.
-fn retrying_client() -> Client {
+pub(crate) fn retrying_client() -> Client {
     client().recovery(5, Duration::ZERO, Duration::from_mins(1))
 }
 
-fn cent() -> PayOptions {
+pub(crate) fn cent() -> PayOptions {
     PayOptions::up_to("10000".parse().unwrap())
 }
 
-fn json_of(paid: &Paid) -> Value {
+pub(crate) fn json_of(paid: &Paid) -> Value {
     serde_json::from_slice(&paid.body).unwrap()
 }
 
-async fn challenge(url: &str) -> PaymentRequired {
+pub(crate) async fn challenge(url: &str) -> PaymentRequired {
     let response = reqwest::get(url).await.unwrap();
     assert_eq!(response.status(), 402);
     header::decode(response.headers()[PAYMENT_REQUIRED].to_str().unwrap()).unwrap()
 }
 
 /// Sends a payment for the first offer of `challenge` directly, without the buyer's checks.
-async fn present(url: &str, challenge: &PaymentRequired) -> reqwest::Response {
+pub(crate) async fn present(url: &str, challenge: &PaymentRequired) -> reqwest::Response {
     let offer = challenge.offers().remove(0);
     let payload: ExactPayload = serde_json::from_value(json!({"signature": "0x07", "authorization": {"from": PAYER.to_string(),
         "to": Address::repeat_byte(0x22).to_string(), "value": "10000", "validAfter": "0", "validBefore": "1900000000", "nonce": HASH}}))

@@ -1,5 +1,6 @@
 //! Starts and stops everything: configuration → ledger → networks → engine → router → sockets, and back.
 
+mod callers;
 mod problem;
 
 use std::net::SocketAddr;
@@ -80,7 +81,10 @@ impl Service {
             .iter()
             .map(|network| (network.policy.network, addresses(&network.signers)))
             .collect();
+        let access = callers::access(config, &ledger).await?;
+        callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
         let facilitator = Facilitator {
+            access,
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             served_networks: served_networks.into(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::payment::AccessMode;
 use crate::protocol::assets::TransferMethod;
 
 /// The whole file; every key is optional.
@@ -21,8 +22,16 @@ pub(super) struct File {
     pub(super) body_bytes_max: Option<usize>,
     pub(super) connections_max: Option<usize>,
     pub(super) database_connections_max: Option<u32>,
+    pub(super) access: AccessFile,
     pub(super) sessions: SessionsFile,
     pub(super) networks: BTreeMap<String, NetworkFile>,
+}
+
+/// `[access]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AccessFile {
+    pub(super) settle: Option<AccessMode>,
 }
 
 /// `[sessions]`.

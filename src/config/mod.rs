@@ -3,6 +3,7 @@
 //! Flags override the environment, the environment `x402d.toml`, the file the defaults. All problems are reported at once, each with its
 //! key, what was expected and what to write. No secret appears in an error or in `Debug` output.
 
+mod access;
 mod file;
 mod network;
 mod sessions;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::payment::AccessMode;
 use file::File;
 pub use network::NetworkConfig;
 pub use sessions::SessionsConfig;
@@ -41,6 +43,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Connections to the database, at most.
     pub database_connections_max: u32,
+    /// Who may have payments verified and settled.
+    pub access: AccessMode,
     pub sessions: SessionsConfig,
     /// The networks to serve; at least one.
     pub networks: Vec<NetworkConfig>,
@@ -98,6 +102,9 @@ pub struct Flags {
     pub data_dir: Option<PathBuf>,
 }
 
+/// The shortest admin token, in characters.
+const ADMIN_TOKEN_MIN: usize = 16;
+
 /// The file that is read if no other is named.
 const DEFAULT_FILE: &str = "x402d.toml";
 
@@ -131,6 +138,23 @@ impl Config {
             ),
         }
         Err(ConfigError(problems))
+    }
+
+    /// Reads only where the ledger is: the URL of its database, or the folder of a private Postgres.
+    pub fn read_ledger(
+        flags: &Flags,
+        environment: &dyn Environment,
+    ) -> Result<(Option<SecretString>, Option<PathBuf>), ConfigError> {
+        let problems = variables::unknown(environment);
+        if !problems.is_empty() {
+            return Err(ConfigError(problems));
+        }
+        let file = read_file(flags.file.as_deref())?;
+        let url = environment.get("DATABASE_URL").or(file.database_url);
+        Ok((
+            url.map(SecretString::from),
+            data_dir(flags, environment, file.data_dir),
+        ))
     }
 
     fn validated(
@@ -185,6 +209,7 @@ impl Config {
         let admin_token = settings.admin_token(file.admin_token);
         let sessions = sessions::read(&mut settings, file.sessions);
         let networks = network::read(&mut settings, file.networks);
+        let access = access::read(&mut settings, &file.access, &networks);
         Self {
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
             database_url: settings
@@ -192,26 +217,28 @@ impl Config {
                 .get("DATABASE_URL")
                 .or(file.database_url)
                 .map(SecretString::from),
-            data_dir: flags
-                .data_dir
-                .clone()
-                .or_else(|| {
-                    settings
-                        .environment
-                        .get("X402D_DATA_DIR")
-                        .map(PathBuf::from)
-                })
-                .or(file.data_dir),
+            data_dir: data_dir(flags, settings.environment, file.data_dir),
             admin_token,
             settle_wait: Duration::from_secs(wait_s),
             verify_lease_s: verify_lease_s.unwrap_or(10),
             body_bytes_max,
             connections_max: connections_max.unwrap_or(8192),
             database_connections_max: database_connections_max.unwrap_or(32),
+            access,
             sessions,
             networks,
         }
     }
+}
+
+fn data_dir(
+    flags: &Flags,
+    environment: &dyn Environment,
+    in_file: Option<PathBuf>,
+) -> Option<PathBuf> {
+    let from_environment = || environment.get("X402D_DATA_DIR").map(PathBuf::from);
+    let given = flags.data_dir.clone().or_else(from_environment);
+    given.or(in_file)
 }
 
 fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
@@ -307,14 +334,13 @@ impl Settings<'_> {
         value
     }
 
-    /// An empty token would admit every caller; one that no header can hold would admit none.
+    /// A short token can be guessed; one that no header can hold would admit nobody.
     fn admin_token(&mut self, in_file: Option<String>) -> Option<SecretString> {
         let token = self.environment.get("X402D_ADMIN_TOKEN").or(in_file)?;
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.problems.push(
-                "admin_token (X402D_ADMIN_TOKEN): expected visible ASCII characters without spaces; leave it out to admit only callers on this machine"
-                    .to_owned(),
-            );
+        if token.len() < ADMIN_TOKEN_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.problems.push(format!(
+                "admin_token (X402D_ADMIN_TOKEN): expected {ADMIN_TOKEN_MIN} visible ASCII characters or more, without spaces; leave it out to admit only callers on this machine"
+            ));
         }
         Some(token.into())
     }

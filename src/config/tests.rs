@@ -208,8 +208,9 @@ fn useless_admin_tokens_and_limits_are_refused() {
     for (line, key) in [
         ("admin_token = \"\"", "admin_token"),
         ("admin_token = \" \"", "admin_token"),
-        ("admin_token = \"two words\"", "admin_token"),
-        ("admin_token = \"sécret\"", "admin_token"),
+        ("admin_token = \"fifteen-letters\"", "admin_token"),
+        ("admin_token = \"two words, which are long\"", "admin_token"),
+        ("admin_token = \"sécret and a long one\"", "admin_token"),
         ("connections_max = 0", "connections_max"),
         ("connections_max = 9223372036854775807", "connections_max"),
         ("database_connections_max = 0", "database_connections_max"),
@@ -225,16 +226,50 @@ fn useless_admin_tokens_and_limits_are_refused() {
         );
     }
     let mut environment = base_sepolia();
-    environment.insert("X402D_ADMIN_TOKEN", "a-long-token\n");
+    environment.insert("X402D_ADMIN_TOKEN", "a-long-admin-token\n");
     let error = Config::read(&Flags::default(), &environment).unwrap_err();
     assert!(!error.to_string().contains("a-long"), "{error}");
-    environment.insert("X402D_ADMIN_TOKEN", "a-long-token");
+    environment.insert("X402D_ADMIN_TOKEN", "a-long-admin-token");
     assert!(
         Config::read(&Flags::default(), &environment)
             .unwrap()
             .admin_token
             .is_some()
     );
+}
+
+#[test]
+fn strangers_settle_on_test_networks_unless_the_operator_says_otherwise() {
+    let access = |name: &'static str, toml: &str, payees: &'static str| {
+        let (flags, _file) = flags_with(toml);
+        let mut environment = base_sepolia();
+        environment.insert("X402D_NETWORK", name);
+        environment.insert("X402D_PAYEES", payees);
+        Config::read(&flags, &environment).map(|config| config.access)
+    };
+    let (open, keys) = (
+        "[access]\nsettle = \"open\"\n",
+        "[access]\nsettle = \"keys\"\n",
+    );
+    for (name, toml, expected) in [
+        ("base-sepolia", "", AccessMode::Open),
+        ("base-sepolia", keys, AccessMode::Keys),
+        ("base", "", AccessMode::Keys),
+        ("base", open, AccessMode::Open),
+    ] {
+        assert_eq!(
+            access(name, toml, PAYEE).unwrap(),
+            expected,
+            "{name} {toml}"
+        );
+    }
+    let error = access("base", open, "").unwrap_err().to_string();
+    assert!(
+        error.contains("access.settle") && error.contains("payees"),
+        "{error}"
+    );
+    let error = access("base", "[access]\nsettle = \"everybody\"\n", PAYEE);
+    assert!(error.unwrap_err().to_string().contains("line 2"));
 }
 
 /// A configuration of one network by the environment and a file.

@@ -1,15 +1,19 @@
 //! Who makes a request, and from where.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::ledger::GrantRequest;
-use crate::payment::Who;
+use crate::payment::{Key, Who};
+use crate::protocol::{PaymentRequirements, Rejection};
 
 /// The caller of one request.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// Whose rights and limits count. A payment belongs to one of them.
     pub who: Who,
+    /// The key of the request. The operator has none, whatever the request carries.
+    pub key: Option<Arc<Key>>,
     /// The address of the client, behind proxies that are trusted.
     pub client: IpAddr,
     /// The id of the request in the log.
@@ -25,6 +29,14 @@ impl Caller {
                 let [a, b, c, d, ..] = address.segments();
                 format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
             }
+        }
+    }
+
+    /// Rejects payments that the caller's key is not for.
+    pub(super) fn check_payee(&self, required: &PaymentRequirements) -> Result<(), Rejection> {
+        match &self.key {
+            Some(key) => key.check_payee(required.network, required.pay_to),
+            None => Ok(()),
         }
     }
 
@@ -46,6 +58,7 @@ mod tests {
         let name = |client: &str| {
             let caller = Caller {
                 who: Who::Anonymous,
+                key: None,
                 client: client.parse().unwrap(),
                 request_id: String::new(),
             };

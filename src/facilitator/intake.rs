@@ -7,13 +7,13 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::facilitator::settle::{Decision, decide};
+use crate::facilitator::settle::{Decision, decide, decide_for_owner};
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
 use crate::payment::{
-    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified,
+    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified, Who,
 };
 use crate::protocol::response::checksummed;
 use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
@@ -46,10 +46,10 @@ impl Facilitator {
     pub async fn verify(
         &self,
         request: PaymentRequest,
-        _caller: &Caller,
+        caller: &Caller,
     ) -> Result<VerifyResponse, Unavailable> {
         let mut payer = request.payload.payer();
-        match self.try_verify(request, &mut payer).await {
+        match self.try_verify(request, caller, &mut payer).await {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,
@@ -64,16 +64,21 @@ impl Facilitator {
     async fn try_verify(
         &self,
         request: PaymentRequest,
+        caller: &Caller,
         payer: &mut Option<Address>,
     ) -> Result<(), Error> {
         let served = self.network_of(request.requirements.network)?;
+        caller.check_payee(&request.requirements)?;
+        let who = caller.who;
         let (request, payload) = request.with_payload(());
         let payload = match payload {
             Payload::Authorization(payload) => payload,
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 *payer = Some(session.payer);
-                return self.verify_proof(served, &session, &request, &proof).await;
+                return self
+                    .verify_proof(served, &session, (&request, &proof), who)
+                    .await;
             }
         };
         let (request, ()) = request.with_payload(payload);
@@ -81,11 +86,11 @@ impl Facilitator {
         let mut known = self.look_up(served, &candidate).await?;
         loop {
             if let Some(found) = &known.payment
-                && self.verify_known(found).await?
+                && self.verify_known(found, who).await?
             {
                 return Ok(());
             }
-            match self.preflight(served, &candidate, &known).await? {
+            match self.preflight(served, &candidate, &known, None).await? {
                 Preflight::Valid(_) => {
                     return Self::can_be_sent(served, &candidate, Purpose::Verify);
                 }
@@ -129,6 +134,7 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: &Candidate,
         known: &Lookup,
+        settler: Option<Who>,
     ) -> Result<Preflight, Error> {
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
@@ -155,7 +161,7 @@ impl Facilitator {
         if is_new && self.is_known_to_be_used(served, candidate) {
             return Err(rejection.into());
         }
-        let transferred = self.find_transferred(served, candidate, known, used);
+        let transferred = self.find_transferred(served, candidate, (known, settler), used);
         match transferred.await? {
             Some(id) => Ok(Preflight::Transferred(id)),
             None => Err(rejection.into()),
@@ -217,23 +223,29 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
+        who: Who,
     ) -> Result<(PaymentId, Option<Waiting>), Error> {
         if let Some(found) = &known.payment {
-            self.ledger.end_verify_lease(found.payment.id).await?;
-            if !matches!(decide(found), Decision::CheckAgain(_)) {
+            let decision = decide(found, who);
+            // The lease of the owner is not another caller's to end.
+            if decision != Decision::Duplicate {
+                self.ledger.end_verify_lease(found.payment.id).await?;
+            }
+            if !matches!(decision, Decision::CheckAgain(_)) {
                 return Ok((found.payment.id, None));
             }
         }
-        self.accept(served, candidate, known).await
+        self.accept(served, candidate, known, Some(who)).await
     }
 
     /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
-    /// without one.
+    /// without one. It belongs to `settler` from then on, if there is one.
     pub(super) async fn accept(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
+        settler: Option<Who>,
     ) -> Result<(PaymentId, Option<Waiting>), Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
         let queue = &served.queue;
@@ -241,7 +253,7 @@ impl Facilitator {
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self.preflight(served, &candidate, known).await? {
+            let verified = match self.preflight(served, &candidate, known, settler).await? {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok((id, None)),
             };
@@ -254,6 +266,7 @@ impl Facilitator {
                 verified,
                 confirmations: served.policy.confirmations,
                 claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
+                caller: settler,
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -309,11 +322,15 @@ impl Facilitator {
 
     /// Whether a settle of a payment in the ledger would succeed, or join its settlement. `false`: it was refused once, and may be valid
     /// by now.
-    pub(super) async fn verify_known(&self, found: &PaymentWithGrant) -> Result<bool, Error> {
+    pub(super) async fn verify_known(
+        &self,
+        found: &PaymentWithGrant,
+        who: Who,
+    ) -> Result<bool, Error> {
         let id = found.payment.id;
-        let mut decision = decide(found);
+        let mut decision = decide(found, who);
         if decision == Decision::AwaitGrant {
-            decision = decide(&self.after_answer(id, self.settle_wait).await?);
+            decision = decide(&self.after_answer(id, self.settle_wait).await?, who);
         }
         let duplicate = |why: &str| Rejection::new(Reason::DuplicateSettlement, why);
         let rejection = match decision {
@@ -323,9 +340,9 @@ impl Facilitator {
                 return Ok(true);
             }
             Decision::Join => duplicate("another request is verifying this payment right now"),
-            Decision::AwaitGrant | Decision::Duplicate => {
-                duplicate("this payment has bought its resource already")
-            }
+            Decision::AwaitGrant | Decision::Duplicate => duplicate(
+                "this payment has bought its resource already, or another caller has it settled",
+            ),
             Decision::Failed(rejection) => rejection,
             Decision::Quarantined(why) => {
                 let why = format!("the operator has to look at this payment: {why}");
@@ -345,7 +362,7 @@ impl Facilitator {
         let deadline = Instant::now() + limit;
         loop {
             let found = self.ledger.payment_with_grant(id).await?;
-            let is_being_answered = decide(&found) == Decision::AwaitGrant;
+            let is_being_answered = decide_for_owner(&found) == Decision::AwaitGrant;
             if !is_being_answered || !self.wait(&mut waiting, deadline).await {
                 return Ok(found);
             }

@@ -69,6 +69,9 @@ impl Sessions {
     ) -> Result<SessionOpened, Error> {
         let terms = terms_of(&request)?;
         let served = self.payments.network_of(terms.network)?;
+        self.payments
+            .access
+            .check_session(caller, terms.network, terms.pay_to)?;
         let asset = served_asset(served, &request, &terms)?;
         let id = SessionId::from_entropy(FixedBytes(entropy()?));
         let session = self.new_session(id, served, &request, &terms)?;
@@ -130,12 +133,12 @@ impl Sessions {
         id: SessionId,
         form: TransferForm,
         wait: Duration,
-        _caller: Caller,
+        caller: Caller,
     ) -> Result<SessionView, Error> {
         let sessions = self.clone();
         let work = async move {
             let session = sessions.payments.session_with_id(&id).await?;
-            Box::pin(sessions.accept_submission(&session, form)).await?;
+            Box::pin(sessions.accept_submission(&session, form, &caller)).await?;
             sessions.read(&id, wait).await
         };
         self.payments.run_detached(work).await

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::facilitator::intake::readable;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
+use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose, Who};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
@@ -29,7 +29,7 @@ pub(super) enum Decision {
     Grant,
     /// Another request is answering success right now; wait until that answer was written or has broken off.
     AwaitGrant,
-    /// A caller was told success before.
+    /// A caller was told success before, or another caller has had the payment accepted.
     Duplicate,
     /// Refused, and no transaction of it is under way; check it anew.
     CheckAgain(Rejection),
@@ -39,8 +39,21 @@ pub(super) enum Decision {
     Quarantined(String),
 }
 
-/// The answer for a payment that the ledger has: a pure function from its state and its grant.
-pub(super) fn decide(found: &PaymentWithGrant) -> Decision {
+/// What `who` gets for a payment that the ledger has: a pure function from its owner, its state and its grant.
+pub(super) fn decide(found: &PaymentWithGrant, who: Who) -> Decision {
+    let decision = decide_for_owner(found);
+    let is_owners = matches!(
+        decision,
+        Decision::Join | Decision::Grant | Decision::AwaitGrant
+    );
+    if is_owners && found.payment.belongs_to_another(who) {
+        return Decision::Duplicate;
+    }
+    decision
+}
+
+/// The same for the caller to whom the payment belongs.
+pub(super) fn decide_for_owner(found: &PaymentWithGrant) -> Decision {
     let payment = &found.payment;
     if let Some(why) = &payment.quarantine {
         return Decision::Quarantined(why.clone());
@@ -150,6 +163,7 @@ impl Facilitator {
     ) -> Result<Grant, Error> {
         let deadline = self.deadline();
         let served = self.network_of(request.requirements.network)?;
+        caller.check_payee(&request.requirements)?;
         let (request, payload) = request.with_payload(());
         let (id, queued) = match payload {
             Payload::Authorization(payload) => {
@@ -157,7 +171,8 @@ impl Facilitator {
                 let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
                 let known = self.look_up(served, &candidate).await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
-                self.accept_or_join(served, candidate, &known).await?
+                self.accept_or_join(served, candidate, &known, caller.who)
+                    .await?
             }
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
@@ -194,7 +209,10 @@ impl Facilitator {
             let payment = &found.payment;
             answer.describe(payment);
             check_charge(payment, answer.required)?;
-            match decide(&found) {
+            match decide(&found, caller.who) {
+                Decision::Join | Decision::Grant if payment.caller.is_none() => {
+                    self.ledger.own_payment(id, caller.who).await?;
+                }
                 Decision::Grant => {
                     if let Some(grant) = self.grant(id, caller, answer).await? {
                         return Ok(grant);
@@ -209,7 +227,11 @@ impl Facilitator {
                     }
                 }
                 Decision::Duplicate => {
-                    let why = "this payment has bought its resource already, with this transaction";
+                    let why = if payment.belongs_to_another(caller.who) {
+                        "another caller has presented this payment, and it is settled for that one"
+                    } else {
+                        "this payment has bought its resource already, with this transaction"
+                    };
                     return Err(Rejection::new(Reason::DuplicateSettlement, why).into());
                 }
                 // A foreign transaction may have used the authorization while the payment waited.

@@ -4,10 +4,10 @@
 use alloy::primitives::B256;
 
 use crate::chain::transfer::decode;
-use crate::facilitator::{Error, Facilitator, Sessions, Unavailable};
+use crate::facilitator::{Caller, Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{SessionStatus, Transfer};
-use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session};
+use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session, Who};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
 use crate::protocol::session::{Rail, SessionId, SessionProof, TransferForm};
@@ -24,6 +24,7 @@ impl Sessions {
         &self,
         session: &Session,
         form: TransferForm,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let payments = &self.payments;
         let served = payments.network_of(session.network)?;
@@ -35,7 +36,7 @@ impl Sessions {
         let (transfer, raw, claim) = match form {
             TransferForm::Authorization(payload) => {
                 session.check_authorization(&payload.authorization)?;
-                return self.send_early(served, session, payload).await;
+                return self.send_early(served, session, payload, caller).await;
             }
             TransferForm::Raw { bytes, claim } => {
                 let transfer = decode(&bytes).ok_or_else(|| {
@@ -78,6 +79,7 @@ impl Sessions {
         served: &ServedNetwork,
         session: &Session,
         payload: ExactPayload,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let request = request_of(session, payload)?;
         let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
@@ -89,7 +91,13 @@ impl Sessions {
             return Ok(());
         }
         self.may_send_early(served, session)?;
-        self.payments.accept(served, candidate, &known).await?;
+        // The key of the payee may have been revoked since the session was opened.
+        let access = &self.payments.access;
+        access.check_session(caller, session.network, session.payee)?;
+        // It belongs to the caller that settles it.
+        self.payments
+            .accept(served, candidate, &known, None)
+            .await?;
         self.payments.waiters.wake([session.id.clone()]);
         Ok(())
     }
@@ -150,8 +158,8 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
+        (request, proof): (&PaymentRequest<()>, &SessionProof),
+        who: Who,
     ) -> Result<(), Error> {
         check_proof(session, request, proof)?;
         let Some(id) = session.payment else {
@@ -161,7 +169,7 @@ impl Facilitator {
         };
         self.same_transfer(session, id, proof.transaction).await?;
         let found = self.ledger.payment_with_grant(id).await?;
-        self.verify_known(&found).await?;
+        self.verify_known(&found, who).await?;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::chain::AuthorizationUse;
 use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{AlreadyTransferred, LaneKey, Lookup};
-use crate::payment::{Candidate, Location, Payment, PaymentId, Signed};
+use crate::payment::{Candidate, Location, Payment, PaymentId, Signed, Who};
 use crate::protocol::Network;
 use crate::settlement::ServedNetwork;
 
@@ -38,7 +38,7 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
-        known: &Lookup,
+        (known, settler): (&Lookup, Option<Who>),
         used: bool,
     ) -> Result<Option<PaymentId>, Error> {
         if let Some(found) = &known.payment {
@@ -71,6 +71,7 @@ impl Facilitator {
             confirmations,
             location: &location,
             confirmed: location.is_confirmed(head, confirmations),
+            caller: settler,
         };
         if !self.ledger.accept_transferred(&transfer).await? {
             return Ok(Some(self.existing_payment(candidate).await?));

@@ -180,6 +180,7 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
         wallet: candidate.wallet,
         resource: candidate.resource,
         state,
+        caller: None,
         confirmations: 2,
         quarantine: None,
         unmatched: None,

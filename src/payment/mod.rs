@@ -10,6 +10,7 @@ pub mod candidate;
 pub mod facts;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod key;
 pub mod method;
 pub mod policy;
 pub mod record;
@@ -22,8 +23,9 @@ pub mod state;
 pub use caller::{InvalidKeyId, KeyId, Who};
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
+pub use key::{Key, PresentedKey, Scope};
 pub use method::{Method, Permit2, Signed, Sponsored};
-pub use policy::{ApprovalLimits, Asset, NetworkPolicy, Proxies};
+pub use policy::{AccessMode, ApprovalLimits, Asset, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use sponsoring::Approval;

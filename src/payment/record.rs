@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::payment::method::Fault;
-use crate::payment::{Method, PaymentState, Signed, Wallet};
+use crate::payment::{Method, PaymentState, Signed, Wallet, Who};
 use crate::protocol::session::Rail;
 use crate::protocol::{Authorization, Network, Reason, X402Version};
 
@@ -46,6 +46,8 @@ pub struct Payment {
     /// The URL of the resource, if the request named one.
     pub resource: Option<String>,
     pub state: PaymentState,
+    /// Whose `/settle` accepted it; `None`: nobody's so far.
+    pub caller: Option<Who>,
     /// The confirmations that the payment needs to be settled, fixed at acceptance.
     pub confirmations: u32,
     /// Why the payment is quarantined for the operator, if it is.
@@ -69,6 +71,11 @@ impl Payment {
             wallet: self.wallet.as_ref(),
             signed_by: None,
         }
+    }
+
+    /// Whether another caller than `who` has had the payment accepted.
+    pub fn belongs_to_another(&self, who: Who) -> bool {
+        self.caller.is_some_and(|owner| owner != who)
     }
 
     /// The reason code for a fault of this payment.

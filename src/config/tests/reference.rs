@@ -10,6 +10,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md")
 
 /// Tables of the file, which the tables of the page are about.
 const SERVICE: &str = "";
+const ACCESS: &str = "[access]";
 const SESSIONS: &str = "[sessions]";
 const NETWORK: &str = "[networks.base-sepolia]";
 const APPROVALS: &str = "[networks.base-sepolia.approvals]";
@@ -36,12 +37,15 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["listen", "X402D_LISTEN", "127.0.0.1:4402", "IP address and port", "Where to listen."],
         ["database_url", "DATABASE_URL", "a private Postgres", "`postgres://…`", "The ledger."],
         ["data_dir", "X402D_DATA_DIR", "see below", "a folder", "Where the private Postgres and the buyer's journal are."],
-        ["admin_token", "X402D_ADMIN_TOKEN", "none", "visible ASCII", "Who may read the history. Without it: callers on the loopback address."],
+        ["admin_token", "X402D_ADMIN_TOKEN", "none", "16 visible ASCII characters or more", "The operator's token. Without it and without a key of scope `admin`: callers on the loopback address."],
         ["settle_wait_s", "X402D_SETTLE_WAIT", "20", "1 to 25", "Seconds until `/settle` answers `settlement_pending`. SDKs give up after 30."],
         ["verify_lease_s", "", "10", "1 to 3600", "Seconds for which a `/verify` of a payment under way keeps others out."],
         ["body_bytes_max", "", "65536", "1024 to 1048576", "The longest body of a request, in bytes."],
         ["connections_max", "", "8192", "1 to 1000000", "Connections of callers at a time. Further ones wait."],
         ["database_connections_max", "", "32", "1 to 10000", "Connections of this process to the database at most."],
+    ]),
+    ("callers", ACCESS, &[
+        ["settle", "", "\"open\" if every network is a test network, else \"keys\"", "\"open\" or \"keys\"", "Who may verify and settle: everybody, or holders of a key."],
     ]),
     ("sessions", SESSIONS, &[
         ["open_max", "", "100000", "1 to 10000000", "Open sessions in total."],
@@ -110,14 +114,14 @@ fn keys_read(table: &str) -> Vec<String> {
     let error = toml::from_str::<File>(&format!("{table}\nunheard_of = 1\n"));
     let message = error.err().unwrap().message().to_owned();
     let named = message.split('`').skip(3).step_by(2);
-    let tables = ["sessions", "networks", "approvals", "assets"];
+    let tables = ["access", "sessions", "networks", "approvals", "assets"];
     let keys = named.filter(|key| !tables.contains(key));
     keys.map(str::to_owned).collect()
 }
 
 #[test]
 fn every_key_and_variable_that_is_read_is_on_the_page() {
-    for table in [SERVICE, SESSIONS, NETWORK, APPROVALS, ASSETS] {
+    for table in [SERVICE, ACCESS, SESSIONS, NETWORK, APPROVALS, ASSETS] {
         let (mut listed, mut read): (Vec<&str>, _) = (
             settings_of(table).map(|[key, ..]| *key).collect(),
             keys_read(table),

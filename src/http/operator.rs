@@ -98,7 +98,7 @@ async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Proble
             "expected Authorization: Bearer with a key that has the scope admin or history",
         ));
     }
-    if is_local(parts) {
+    if is_local_operator(parts) {
         return Ok(Reader::Operator);
     }
     Err(Problem::operator_only(
@@ -107,7 +107,7 @@ async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Proble
 }
 
 /// Whether a request was made on this machine, and neither passed on by a proxy nor made by a page of another origin.
-fn is_local(parts: &Parts) -> bool {
+fn is_local_operator(parts: &Parts) -> bool {
     let connection = parts.extensions.get::<ConnectInfo<Connection>>();
     let is_loopback = connection
         .is_some_and(|ConnectInfo(connection)| connection.peer.ip().to_canonical().is_loopback());

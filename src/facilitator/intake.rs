@@ -8,15 +8,18 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::facilitator::settle::{Decision, decide, decide_for_owner};
+use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
 use crate::payment::{
-    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified, Who,
+    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified, Who,
 };
 use crate::protocol::response::checksummed;
-use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
+use crate::protocol::{
+    AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
+};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, ServedNetwork, approval_rejection};
 use crate::telemetry::causes;
@@ -27,6 +30,24 @@ const READS_MAX: u32 = 3;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
 /// Pause before the next read, in which the ledger records results or the endpoint catches up.
 const RECORD_PAUSE: Duration = Duration::from_millis(300);
+
+/// The payment that answers a request to settle.
+#[derive(Debug)]
+pub(super) enum Admitted {
+    /// Queued by this request. `Waiting` has every change since.
+    Queued(PaymentId, Waiting),
+    /// The ledger had it before, or it needs no transaction: its row answers.
+    InLedger(PaymentId),
+}
+
+/// What a check of a payment that the ledger has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownPayment {
+    /// Settling it would succeed, or join its settlement.
+    Valid,
+    /// It was refused once, and may be valid by now: it is checked like a new one.
+    CheckAgain,
+}
 
 /// A payment that is not being settled, after its checks.
 #[derive(Debug)]
@@ -82,11 +103,10 @@ impl Facilitator {
             }
         };
         let (request, ()) = request.with_payload(payload);
-        let candidate = Candidate::from_request(request, &served.policy, Purpose::Verify)?;
-        let mut known = self.look_up(served, &candidate).await?;
+        let (candidate, mut known) = self.recognise(served, request, Purpose::Verify).await?;
         loop {
             if let Some(found) = &known.payment
-                && self.verify_known(found, who).await?
+                && self.verify_known(found, who).await? == KnownPayment::Valid
             {
                 return Ok(());
             }
@@ -101,15 +121,27 @@ impl Facilitator {
         }
     }
 
+    /// Validates a request without the chain, and looks its authorization up.
+    pub(super) async fn recognise(
+        &self,
+        served: &ServedNetwork,
+        request: PaymentRequest<AuthorizationPayload>,
+        purpose: Purpose,
+    ) -> Result<(Candidate, Lookup), Error> {
+        let candidate = Candidate::from_request(request, &served.policy, purpose)?;
+        let known = self.look_up(served, &candidate).await?;
+        Ok((candidate, known))
+    }
+
     /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
     /// the seller has to ask for are those of the session, without one those of the authorization. Rejected are other content under the
     /// same nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
-    pub(super) async fn look_up(
+    async fn look_up(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
     ) -> Result<Lookup, Error> {
-        let known = readable(self.ledger.lookup(candidate.into()).await)?;
+        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
         if let Some(session) = &known.session {
             session.check_requirements(&candidate.requirements)?;
         }
@@ -119,16 +151,16 @@ impl Facilitator {
         };
         candidate.check_payee_and_amount()?;
         check_digest(candidate, &found.payment)?;
-        let is_proven = candidate.signed_by == SignedBy::Payer
-            || candidate.signature == found.payment.signature;
+        let is_proven = candidate.terms.is_signed_by_payer_key()
+            || candidate.terms.signature == found.payment.terms.signature;
         if !is_proven {
-            candidate.check_signature(&served.facts.of(candidate.signed()).await?)?;
+            candidate.check_signature(&served.facts.of(&candidate.terms).await?)?;
         }
         Ok(known)
     }
 
     /// Checks a payment that is not being settled; where the check fails and the money may have been transferred already, looks for that on
-    /// the chain.
+    /// the chain and records it.
     async fn preflight(
         &self,
         served: &ServedNetwork,
@@ -139,21 +171,25 @@ impl Facilitator {
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
             candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
-            return Err(candidate.refuse_for(Fault::NonceUsed, NONCE_USED).into());
+            return Err(candidate
+                .terms
+                .rejection(Fault::NonceUsed, NONCE_USED)
+                .into());
         }
         let rejection = match self.check(served, candidate.clone()).await {
             Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
             Err(Error::Rejected(rejection)) => rejection,
             Err(error) => return Err(error),
         };
-        let used = matches!(
+        let is_used = matches!(
             rejection.reason,
             Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
         );
+        let nonce = if is_used { Nonce::Used } else { Nonce::NotSeen };
         // An authorization that was accepted once or has a session may have been used by a foreign transaction, whatever the reason of the
         // rejection is now: the transfer may be older than the end of the time window, or than the removal of the payee from the operator's
         // list.
-        if is_new && !used {
+        if is_new && !is_used {
             return Err(rejection.into());
         }
         let turn = self.used_nonces.turn(candidate).await;
@@ -161,7 +197,7 @@ impl Facilitator {
         if is_new && self.is_known_to_be_used(served, candidate) {
             return Err(rejection.into());
         }
-        let transferred = self.find_transferred(served, candidate, (known, settler), used);
+        let transferred = self.record_transferred(served, candidate, (known, settler), nonce);
         match transferred.await? {
             Some(id) => Ok(Preflight::Transferred(id)),
             None => Err(rejection.into()),
@@ -176,20 +212,19 @@ impl Facilitator {
         }
         let mut candidate = candidate;
         // An ERC-6492 wrapper does not say whether its wallet is deployed.
-        if candidate.wallet.is_some() {
-            let code = served.rpc.code(candidate.authorization.from).await?;
+        if candidate.terms.wallet.is_some() {
+            let code = served.rpc.code(candidate.terms.from).await?;
             candidate = candidate.with_wallet_deployed(&served.policy, !code.is_empty())?;
         }
-        let facts = served.facts.of(candidate.signed()).await?;
+        let facts = served.facts.of(&candidate.terms).await?;
         let verified = candidate.verified(facts)?;
         let candidate = verified.candidate();
-        if candidate.wallet.is_some() && !served.has_multicall() {
+        if candidate.terms.wallet.is_some() && !served.has_multicall() {
             let why = "this network has no Multicall3, by which the payer's wallet would be deployed; deploy the wallet first, and sign without its factory";
-            return Err(candidate.refuse_for(Fault::Simulation, why).into());
+            return Err(candidate.terms.rejection(Fault::Simulation, why).into());
         }
-        let signed = candidate.signed();
-        if signed.needs_approval_first(verified.facts())
-            && let Some(rejection) = approval_rejection(served, signed).await?
+        if candidate.terms.needs_approval_first(verified.facts())
+            && let Some(rejection) = approval_rejection(served, &candidate.terms).await?
         {
             return Err(rejection.into());
         }
@@ -203,7 +238,7 @@ impl Facilitator {
         candidate: &Candidate,
         purpose: Purpose,
     ) -> Result<(), Error> {
-        let named = candidate.method.facilitator();
+        let named = candidate.terms.settling_signer();
         let Err(cannot) = served.can_send(named) else {
             return Ok(());
         };
@@ -216,15 +251,14 @@ impl Facilitator {
         }
     }
 
-    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one. `Waiting` has every
-    /// change of a payment that was queued by this request.
+    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one.
     pub(super) async fn accept_or_join(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
         who: Who,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+    ) -> Result<Admitted, Error> {
         if let Some(found) = &known.payment {
             let decision = decide(found, who);
             // The lease of the owner is not another caller's to end.
@@ -232,21 +266,22 @@ impl Facilitator {
                 self.ledger.end_verify_lease(found.payment.id).await?;
             }
             if !matches!(decision, Decision::CheckAgain(_)) {
-                return Ok((found.payment.id, None));
+                return Ok(Admitted::InLedger(found.payment.id));
             }
         }
         self.accept(served, candidate, known, Some(who)).await
     }
 
-    /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
-    /// without one. It belongs to `settler` from then on, if there is one.
+    /// Checks everything and puts the payment into the queue: a new one, or one that was refused before (the only ones that may be in
+    /// `known`), which keeps its id. The place in the queue is reserved first, so that no accepted payment is without one. It belongs to
+    /// `settler` from then on, if there is one.
     pub(super) async fn accept(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
         settler: Option<Who>,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+    ) -> Result<Admitted, Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
@@ -255,9 +290,9 @@ impl Facilitator {
         loop {
             let verified = match self.preflight(served, &candidate, known, settler).await? {
                 Preflight::Valid(verified) => *verified,
-                Preflight::Transferred(id) => return Ok((id, None)),
+                Preflight::Transferred(id) => return Ok(Admitted::InLedger(id)),
             };
-            if !candidate.authorization.value.is_zero() {
+            if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
             let facts = verified.facts().clone();
@@ -265,7 +300,7 @@ impl Facilitator {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
                 confirmations: served.policy.confirmations,
-                claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
+                claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
                 caller: settler,
             };
             let accepted = match refused {
@@ -274,12 +309,12 @@ impl Facilitator {
             };
             match accepted {
                 Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
-                    return Ok((payment.id, None));
+                    return Ok(Admitted::InLedger(payment.id));
                 }
                 Accepted::New(payment) => {
                     let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
-                    return Ok((id, Some(waiting)));
+                    return Ok(Admitted::Queued(id, waiting));
                 }
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::AlreadyAccepted => {
@@ -287,7 +322,7 @@ impl Facilitator {
                         Some(id) => id,
                         None => self.existing_payment(&candidate).await?,
                     };
-                    return Ok((id, None));
+                    return Ok(Admitted::InLedger(id));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.
@@ -308,25 +343,25 @@ impl Facilitator {
                     return Err(Unavailable::NodeBehind(served.policy.network).into());
                 }
             }
+            // The balance has to be read again.
             tokio::time::sleep(RECORD_PAUSE).await;
         }
     }
 
     /// The payment that another request has just recorded for the candidate's nonce.
     pub(super) async fn existing_payment(&self, candidate: &Candidate) -> Result<PaymentId, Error> {
-        let known = self.ledger.lookup(candidate.into()).await?;
+        let known = self.ledger.lookup((&candidate.terms).into()).await?;
         let payment = known.payment.ok_or(Unavailable::BeingChecked)?.payment;
         check_digest(candidate, &payment)?;
         Ok(payment.id)
     }
 
-    /// Whether a settle of a payment in the ledger would succeed, or join its settlement. `false`: it was refused once, and may be valid
-    /// by now.
+    /// Checks a payment in the ledger for `/verify`: rejects one whose settlement would not be answered with success to `who` now.
     pub(super) async fn verify_known(
         &self,
         found: &PaymentWithGrant,
         who: Who,
-    ) -> Result<bool, Error> {
+    ) -> Result<KnownPayment, Error> {
         let id = found.payment.id;
         let mut decision = decide(found, who);
         if decision == Decision::AwaitGrant {
@@ -334,10 +369,10 @@ impl Facilitator {
         }
         let duplicate = |why: &str| Rejection::new(Reason::DuplicateSettlement, why);
         let rejection = match decision {
-            Decision::Grant => return Ok(true),
-            Decision::CheckAgain(_) => return Ok(false),
+            Decision::Grant => return Ok(KnownPayment::Valid),
+            Decision::CheckAgain(_) => return Ok(KnownPayment::CheckAgain),
             Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
-                return Ok(true);
+                return Ok(KnownPayment::Valid);
             }
             Decision::Join => duplicate("another request is verifying this payment right now"),
             Decision::AwaitGrant | Decision::Duplicate => duplicate(
@@ -383,18 +418,18 @@ pub(super) fn readable<T>(read: Result<T, LedgerError>) -> Result<T, Error> {
 }
 
 fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejection> {
-    if payment.digest == candidate.digest {
+    if payment.terms.digest == candidate.terms.digest {
         return Ok(());
     }
     let why = "this payer's nonce belongs to another authorization that was presented before";
-    Err(candidate.refuse_for(Fault::NonceUsed, why))
+    Err(candidate.terms.rejection(Fault::NonceUsed, why))
 }
 
 /// The payer has promised more than it has.
 fn lacks_balance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
     let balance = facts.balance.unwrap_or_default();
     let why = too_little(&format!("the payer has {balance}"), promised, candidate);
-    candidate.refuse_for(Fault::Balance, why)
+    candidate.terms.rejection(Fault::Balance, why)
 }
 
 /// The payer has promised more than Permit2 may take.
@@ -406,7 +441,7 @@ fn lacks_allowance(candidate: &Candidate, facts: &ChainFacts, promised: U256) ->
 }
 
 fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
-    let value = candidate.authorization.value;
+    let value = candidate.terms.value;
     format!(
         "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
     )

@@ -7,10 +7,12 @@ mod access;
 mod caller;
 mod grant;
 mod intake;
+mod proof;
 mod sessions;
 mod settle;
 mod submission;
 mod supported;
+mod transferred;
 mod used_nonces;
 
 use std::sync::Arc;

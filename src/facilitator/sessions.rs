@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::facilitator::sessions::view::{add_payment, opened, session_view};
-use crate::facilitator::submission::{accepted_terms, not_found};
+use crate::facilitator::submission::accepted_terms;
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{NewSession, OpenLimits, Opened};
 use crate::payment::session::SessionStatus;
@@ -244,6 +244,19 @@ impl Sessions {
             id,
         })
     }
+}
+
+impl Facilitator {
+    /// The session with this id.
+    pub(super) async fn session_with_id(&self, id: &SessionId) -> Result<Session, Error> {
+        let session = self.ledger.session(id).await?;
+        session.ok_or_else(|| not_found(id).into())
+    }
+}
+
+fn not_found(id: &SessionId) -> Rejection {
+    let why = format!("there is no session {id} here");
+    Rejection::new(Reason::SessionNotFound, why)
 }
 
 /// Whether a session past its end can be marked expired: its authorization's nonce must be unused, as the chain says; without an answer of

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::facilitator::intake::readable;
+use crate::facilitator::intake::{Admitted, readable};
+use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose, Who};
+use crate::payment::{Payment, PaymentId, PaymentState, Purpose, Who};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
@@ -117,9 +118,9 @@ impl SettleAnswer {
             Some(("paymentId".to_owned(), payment.id.to_string().into())),
             session.map(|session| ("sessionId".to_owned(), session.into())),
         ];
-        self.response.payer = Some(checksummed(payment.authorization.from));
+        self.response.payer = Some(checksummed(payment.terms.from));
         self.response.transaction = hash.map(|hash| hash.to_string()).unwrap_or_default();
-        self.response.amount = Some(payment.authorization.value);
+        self.response.amount = Some(payment.terms.value);
         self.response.extra = Some(extra.into_iter().flatten().collect());
     }
 }
@@ -165,11 +166,11 @@ impl Facilitator {
         let served = self.network_of(request.requirements.network)?;
         caller.check_payee(&request.requirements)?;
         let (request, payload) = request.with_payload(());
-        let (id, queued) = match payload {
+        let admitted = match payload {
             Payload::Authorization(payload) => {
                 let (request, ()) = request.with_payload(payload);
-                let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-                let known = self.look_up(served, &candidate).await?;
+                let recognised = self.recognise(served, request, Purpose::Settle);
+                let (candidate, known) = recognised.await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
                 self.accept_or_join(served, candidate, &known, caller.who)
                     .await?
@@ -180,17 +181,17 @@ impl Facilitator {
                 let id = self.payment_of_proof(served, &session, &request, &proof);
                 let id = id.await?;
                 answer.session = Some(session.id);
-                (id, None)
+                Admitted::InLedger(id)
             }
         };
-        let waiting = match queued {
+        let (id, waiting) = match admitted {
             // The row was just written: it need not be read before it changes.
-            Some(mut waiting) => {
+            Admitted::Queued(id, mut waiting) => {
                 self.wait_to_be_sent(served, None, &mut waiting, deadline)
                     .await?;
-                waiting
+                (id, waiting)
             }
-            None => self.waiters.wait_for(id),
+            Admitted::InLedger(id) => (id, self.waiters.wait_for(id)),
         };
         self.conclude(served, (id, waiting), answer, (caller, deadline))
             .await
@@ -237,10 +238,10 @@ impl Facilitator {
                 // A foreign transaction may have used the authorization while the payment waited.
                 Decision::CheckAgain(rejection)
                     if rejection.reason != Reason::UnexpectedSettleError
-                        && self.settle_refused(served, payment, false).await? => {}
+                        && self.settle_refused(served, payment, Nonce::NotSeen).await? => {}
                 Decision::CheckAgain(rejection) | Decision::Failed(rejection) => {
                     if rejection.reason == Reason::UnexpectedSettleError {
-                        served.can_send(payment.signer())?;
+                        served.can_send(payment.terms.settling_signer())?;
                     }
                     return Err(rejection.into());
                 }
@@ -295,7 +296,7 @@ impl Facilitator {
         deadline: Instant,
     ) -> Result<bool, Unavailable> {
         let queued = payment.is_none_or(|payment| payment.state == PaymentState::Queued);
-        let signer = payment.and_then(Payment::signer);
+        let signer = payment.and_then(|payment| payment.terms.settling_signer());
         let mut silent = 0;
         loop {
             let soon = deadline.min(Instant::now() + CHECK_INTERVAL);
@@ -363,7 +364,7 @@ fn commit_result<T>(result: T) -> Result<T, LedgerError> {
 /// Rejects a request for more than a settled payment has transferred: only a settled payment can be a duplicate. Every holder of a header,
 /// the buyer too, can have a small charge settled with it; a seller that charges more must not be told success.
 fn check_charge(payment: &Payment, required: Amount) -> Result<(), Rejection> {
-    let transferred = payment.authorization.value;
+    let transferred = payment.terms.value;
     let has_settled = matches!(
         payment.state,
         PaymentState::Settled(_)

@@ -1,5 +1,4 @@
-//! What pays a session besides an authorization in the seller's request: what its buyer submits (an authorization, signed bytes, or the
-//! hash of a transaction that was sent already), and the proof of a transfer in the seller's request.
+//! What a buyer submits to pay its session: an authorization, signed bytes, or the hash of a transaction that was sent already.
 
 use alloy::primitives::B256;
 
@@ -7,10 +6,10 @@ use crate::chain::transfer::decode;
 use crate::facilitator::{Caller, Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{SessionStatus, Transfer};
-use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session, Who};
+use crate::payment::{PaymentId, PaymentState, Purpose, Session};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
-use crate::protocol::session::{Rail, SessionId, SessionProof, TransferForm};
+use crate::protocol::session::{Rail, TransferForm};
 use crate::protocol::{
     Amount, AuthorizationPayload, ExactPayload, GasSponsoring, PaymentRequest, PaymentRequirements,
     Reason, Rejection, X402Version, field, v1,
@@ -82,8 +81,8 @@ impl Sessions {
         caller: &Caller,
     ) -> Result<(), Error> {
         let request = request_of(session, payload)?;
-        let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-        let known = self.payments.look_up(served, &candidate).await?;
+        let recognised = self.payments.recognise(served, request, Purpose::Settle);
+        let (candidate, known) = recognised.await?;
         if let Some(found) = &known.payment
             && !matches!(found.payment.state, PaymentState::Refused(_))
         {
@@ -124,57 +123,8 @@ impl Sessions {
 }
 
 impl Facilitator {
-    /// The session with this id.
-    pub(super) async fn session_with_id(&self, id: &SessionId) -> Result<Session, Error> {
-        let session = self.ledger.session(id).await?;
-        session.ok_or_else(|| not_found(id).into())
-    }
-
-    /// Finds the payment of a proof, or records the transfer.
-    pub(super) async fn payment_of_proof(
-        &self,
-        served: &ServedNetwork,
-        session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
-    ) -> Result<PaymentId, Error> {
-        check_proof(session, request, proof)?;
-        if let Some(id) = session.payment {
-            return self.same_transfer(session, id, proof.transaction).await;
-        }
-        let transfer = self
-            .find_transfer(served, session, proof.transaction)
-            .await?;
-        let new = NewTransfer {
-            transfer: &transfer,
-            raw: None,
-            claim: &proof.signature,
-        };
-        self.join_or_record(served, session, new).await
-    }
-
-    /// Checks a proof without writing anything.
-    pub(super) async fn verify_proof(
-        &self,
-        served: &ServedNetwork,
-        session: &Session,
-        (request, proof): (&PaymentRequest<()>, &SessionProof),
-        who: Who,
-    ) -> Result<(), Error> {
-        check_proof(session, request, proof)?;
-        let Some(id) = session.payment else {
-            self.find_transfer(served, session, proof.transaction)
-                .await?;
-            return Ok(());
-        };
-        self.same_transfer(session, id, proof.transaction).await?;
-        let found = self.ledger.payment_with_grant(id).await?;
-        self.verify_known(&found, who).await?;
-        Ok(())
-    }
-
     /// Reads a transaction that pays a session from the chain.
-    async fn find_transfer(
+    pub(super) async fn find_transfer(
         &self,
         served: &ServedNetwork,
         session: &Session,
@@ -202,7 +152,7 @@ impl Facilitator {
     }
 
     /// Commits a transfer as its session's payment, and starts to follow it. If the session has a payment, it must be this transfer.
-    async fn join_or_record(
+    pub(super) async fn join_or_record(
         &self,
         served: &ServedNetwork,
         session: &Session,
@@ -234,43 +184,21 @@ impl Facilitator {
     }
 
     /// The payment of a session, which must have this transaction.
-    async fn same_transfer(
+    pub(super) async fn same_transfer(
         &self,
         session: &Session,
         id: PaymentId,
         transaction: B256,
     ) -> Result<PaymentId, Error> {
         let payment = self.ledger.payment_with_grant(id).await?.payment;
-        if payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction) {
+        if payment.rail == Rail::Transfer
+            && payment.terms.digest == session.claim_digest(transaction)
+        {
             return Ok(id);
         }
         let why = "another transaction was submitted for this session before; open a new session for this one";
         Err(Rejection::new(Reason::SessionInUse, why).into())
     }
-}
-
-pub(super) fn not_found(id: &SessionId) -> Rejection {
-    let why = format!("there is no session {id} here");
-    Rejection::new(Reason::SessionNotFound, why)
-}
-
-/// Checks a proof as far as no chain is needed.
-fn check_proof(
-    session: &Session,
-    request: &PaymentRequest<()>,
-    proof: &SessionProof,
-) -> Result<(), Rejection> {
-    let required = &request.requirements;
-    if required.payment_flow() != Some("upfront") {
-        let why = "a transfer by the payer is settled before the handler runs: expected extra.paymentFlow \"upfront\" in the seller's requirement";
-        return Err(Rejection::new(Reason::SessionFlowRequired, why));
-    }
-    if request.accepted_network != required.network {
-        let why = format!("the buyer accepted {}", request.accepted_network);
-        return Err(Rejection::new(Reason::ExactNetworkMismatch, why));
-    }
-    session.check_requirements(required)?;
-    session.check_claim(proof.transaction, &proof.signature)
 }
 
 /// The request that a seller would send for an authorization submitted for a session.

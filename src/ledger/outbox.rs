@@ -136,7 +136,7 @@ impl Ledger {
         let amounts = new
             .payments
             .iter()
-            .map(|payment| payment.authorization.value.to_string());
+            .map(|payment| payment.terms.value.to_string());
         let amounts: Vec<String> = amounts.collect();
         // The amount is compared because a payment may have been refused and presented again with another charge since it was read.
         // `is true` makes the planner find the rows by id: the index over states would read the whole queue.

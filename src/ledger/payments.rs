@@ -8,7 +8,7 @@ use super::connections::Connections;
 use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
-use crate::payment::{Candidate, Payment, PaymentId};
+use crate::payment::{Payment, PaymentId, PaymentTerms};
 use crate::protocol::{Network, Rejection, X402Version};
 
 /// Identifies an authorization: unique per network, contract and payer.
@@ -21,24 +21,13 @@ pub struct AuthorizationKey {
     pub nonce: B256,
 }
 
-impl From<&Candidate> for AuthorizationKey {
-    fn from(candidate: &Candidate) -> Self {
+impl From<&PaymentTerms> for AuthorizationKey {
+    fn from(terms: &PaymentTerms) -> Self {
         Self {
-            network: candidate.network,
-            domain: candidate.method.nonce_domain(candidate.asset),
-            payer: candidate.authorization.from,
-            nonce: candidate.authorization.nonce,
-        }
-    }
-}
-
-impl From<&Payment> for AuthorizationKey {
-    fn from(payment: &Payment) -> Self {
-        Self {
-            network: payment.network,
-            domain: payment.method.nonce_domain(payment.asset),
-            payer: payment.authorization.from,
-            nonce: payment.authorization.nonce,
+            network: terms.network,
+            domain: terms.method.nonce_domain(terms.asset),
+            payer: terms.from,
+            nonce: terms.nonce,
         }
     }
 }

@@ -236,18 +236,18 @@ pub(super) fn valid_before() -> OffsetDateTime {
 /// An EIP-3009 authorization with this nonce, of a payer of its own: what one payer promises does not bound another.
 pub(super) fn candidate(nonce: u8) -> Candidate {
     let mut candidate = fixture::candidate();
-    candidate.authorization.nonce = B256::repeat_byte(nonce);
-    candidate.authorization.from = Address::repeat_byte(nonce);
-    candidate.authorization.valid_before = Amount::from_atomic(U256::from(VALID_BEFORE));
+    candidate.terms.nonce = B256::repeat_byte(nonce);
+    candidate.terms.from = Address::repeat_byte(nonce);
+    candidate.terms.valid_before = U256::from(VALID_BEFORE).into();
     candidate
 }
 
 /// A Permit2 authorization with this nonce, of a payer of its own.
 pub(super) fn permit2_candidate(scheme: Scheme, nonce: u8) -> Candidate {
     let mut candidate = fixture::candidate_of(&fixture::permit2_body(scheme), Purpose::Settle);
-    candidate.authorization.nonce = B256::repeat_byte(nonce);
-    candidate.authorization.from = Address::repeat_byte(nonce);
-    candidate.authorization.valid_before = Amount::from_atomic(U256::from(VALID_BEFORE));
+    candidate.terms.nonce = B256::repeat_byte(nonce);
+    candidate.terms.from = Address::repeat_byte(nonce);
+    candidate.terms.valid_before = U256::from(VALID_BEFORE).into();
     candidate
 }
 
@@ -267,7 +267,7 @@ pub(super) fn new_payment(nonce: u8) -> NewPayment {
 }
 
 pub(super) fn key(nonce: u8) -> AuthorizationKey {
-    AuthorizationKey::from(&candidate(nonce))
+    AuthorizationKey::from(&candidate(nonce).terms)
 }
 
 /// Where a payment's money was transferred: a block per number, at the height 100 + number.

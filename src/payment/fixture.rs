@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::payment::{
     Asset, Candidate, ChainFacts, Location, NetworkPolicy, Payment, PaymentId, PaymentState,
-    Purpose,
+    PaymentTerms, Purpose,
 };
 use crate::protocol::permit2::proxy_of;
 use crate::protocol::session::Rail;
@@ -169,15 +169,11 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
     let candidate = candidate();
     Payment {
         id: PaymentId(Uuid::from_u128(7)),
-        version: candidate.version,
         rail: Rail::Authorization,
-        network: candidate.network,
-        asset: candidate.asset,
-        authorization: candidate.authorization,
-        method: candidate.method,
-        digest: candidate.digest,
-        signature: candidate.signature,
-        wallet: candidate.wallet,
+        terms: PaymentTerms {
+            signed_by: None,
+            ..candidate.terms
+        },
         resource: candidate.resource,
         state,
         caller: None,

@@ -19,14 +19,16 @@ pub mod session;
 pub mod signature;
 mod sponsoring;
 pub mod state;
+pub mod terms;
 
 pub use caller::{InvalidKeyId, KeyId, Who};
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
 pub use key::{Key, PresentedKey, Scope};
-pub use method::{Method, Permit2, Signed, Sponsored};
+pub use method::{Method, Permit2, Sponsored};
 pub use policy::{AccessMode, ApprovalLimits, Asset, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use sponsoring::Approval;
 pub use state::{Location, PaymentState};
+pub use terms::{PaymentTerms, UnixSeconds};

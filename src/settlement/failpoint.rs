@@ -15,8 +15,8 @@ pub enum Step {
     Broadcast,
     /// Its receipt was read; the result is not committed.
     Mined,
-    /// The result is committed; no caller has an answer.
-    Settled,
+    /// The result is committed, mined or settled; no caller has an answer.
+    ResultRecorded,
     /// The grant is committed; the answer is not written.
     Granted,
 }

@@ -81,7 +81,7 @@ async fn scenario_04_kill_after_receipt_settles_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_after_result_commit_settles_once() {
-    assert_settles_once_after_kill_at("settled", true).await;
+    assert_settles_once_after_kill_at("resultrecorded", true).await;
 }
 
 /// The first presentation after the restart waits until the dead process's lease has expired.

@@ -9,12 +9,12 @@ use crate::protocol::{Amount, Reason, Rejection, Scheme};
 /// The same payer with another nonce.
 fn further(nonce: u8, payer: u8) -> NewPayment {
     let mut further = candidate(nonce);
-    further.authorization.from = candidate(payer).authorization.from;
+    further.terms.from = candidate(payer).terms.from;
     verified(further, &fixture::facts())
 }
 
 fn with_amount(mut candidate: Candidate, amount: u64) -> Candidate {
-    candidate.authorization.value = Amount::from_atomic(U256::from(amount));
+    candidate.terms.value = Amount::from_atomic(U256::from(amount));
     candidate
 }
 
@@ -82,7 +82,7 @@ async fn balance_from_before_the_latest_payment_is_stale() {
     let mut facts = fixture::facts();
     facts.block_number = location(1).block_number;
     let mut candidate = candidate(2);
-    candidate.authorization.from = key(1).payer;
+    candidate.terms.from = key(1).payer;
     let current = test.accept(verified(candidate, &facts)).await.unwrap();
     assert!(matches!(current, Accepted::New(_)), "{current:?}");
 }
@@ -92,7 +92,7 @@ async fn limited_allowance_bounds_the_promises_of_its_payer_alone() {
     let test = TestLedger::new().await;
     let new = |nonce, payer: u8, amount| {
         let mut candidate = with_amount(permit2_candidate(Scheme::Upto, nonce), amount);
-        candidate.authorization.from = key(payer).payer;
+        candidate.terms.from = key(payer).payer;
         verified(candidate, &allowance(AMOUNT))
     };
     // One statement counts the promises of all payers.
@@ -130,7 +130,7 @@ async fn only_an_authorization_of_its_terms_pays_a_session() {
     let open = test.opened(1, Rail::Authorization).await;
     let paying = |amount| {
         let mut paying = with_amount(fixture::candidate(), amount);
-        paying.authorization.nonce = open.nonce;
+        paying.terms.nonce = open.nonce;
         verified(paying, &fixture::facts())
     };
     let less = paying(AMOUNT - 1);

@@ -18,7 +18,7 @@ async fn fund(
 ) -> Option<Recorded> {
     let funding = Funding {
         payment: payment.id,
-        payer: payment.authorization.from,
+        payer: payment.terms.from,
         wei: U256::from(wei),
     };
     let attempt = attempt(nonce);
@@ -126,7 +126,7 @@ async fn reverted_and_replaced_fundings_gave_nothing() {
     }
     let failed = FundingState::Failed;
     assert_eq!(states, [FundingState::Mined, failed, failed]);
-    let payer = payments[1].authorization.from;
+    let payer = payments[1].terms.from;
     let totals = test.funding_totals(NETWORK, payer).await.unwrap();
     let expected = FundingTotals {
         payer: U256::ZERO,

@@ -38,14 +38,12 @@ impl OpenTransaction {
     /// Whether every payment in it has expired.
     fn has_expired(&self, head: &Head) -> bool {
         let now = head.time.unix_timestamp();
-        let ended = |end: i64| end < now;
         // A transaction without payments (funding, empty) does not expire.
         let payments = &self.transaction.payments;
         !payments.is_empty()
-            && payments.iter().all(|payment| {
-                let end = i64::try_from(payment.authorization.valid_before.atomic());
-                end.is_ok_and(ended)
-            })
+            && payments
+                .iter()
+                .all(|payment| payment.terms.valid_before.timestamp() < now)
     }
 
     /// The transaction that should replace the newest bytes now, if any: the same with a higher fee, or an empty self-transfer where every

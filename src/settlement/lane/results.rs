@@ -163,7 +163,7 @@ impl Lane {
                 return;
             }
         };
-        reach(Step::Settled);
+        reach(Step::ResultRecorded);
         let Some(open) = owned.open.remove(index) else {
             return;
         };
@@ -203,7 +203,7 @@ impl Lane {
             .filter_map(|payment| {
                 Some(TransferredPayment {
                     payment: payment.id,
-                    log_index: transfer_log(payment.signed(), &receipt.logs)?,
+                    log_index: transfer_log(&payment.terms, &receipt.logs)?,
                     confirmed: confirmations >= u64::from(payment.confirmations),
                 })
             });
@@ -260,7 +260,7 @@ impl Lane {
 
     /// Records the gas that a transaction used. The gas of a smart wallet's own code says nothing about other payments.
     fn learn_gas(&self, transaction: &PendingTransaction, mined: &MinedTransaction) {
-        let own_code = |payment: &Payment| payment.wallet.is_some();
+        let own_code = |payment: &Payment| payment.terms.wallet.is_some();
         if self.id.network.charges_gas_limit() {
             // Where the gas limit is charged, receipts do not show the gas that execution needed.
             return;

@@ -129,9 +129,9 @@ impl Reconciler {
         self.has_unconfirmed = rows.len() < all;
         self.undecided_since
             .retain(|id, _| rows.iter().any(|row| row.payment.id == *id));
-        let signed: Vec<_> = rows.iter().map(|row| row.payment.signed()).collect();
+        let terms: Vec<_> = rows.iter().map(|row| &row.payment.terms).collect();
         let tokens = served.policy.tokens();
-        let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
+        let uses = served.rpc.authorization_uses(&terms, head.number, &tokens);
         let mut again = false;
         for (row, used) in rows.iter().zip(uses.await?) {
             let id = row.payment.id;
@@ -192,9 +192,9 @@ impl Reconciler {
             .ledger
             .payments_without_transfer(network, recheck_failed, after, GIVEN_UP_MAX)
             .await?;
-        let signed: Vec<_> = payments.iter().map(Payment::signed).collect();
+        let terms: Vec<_> = payments.iter().map(|payment| &payment.terms).collect();
         let tokens = served.policy.tokens();
-        let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
+        let uses = served.rpc.authorization_uses(&terms, head.number, &tokens);
         for (payment, used) in payments.iter().zip(uses.await?) {
             if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
                 settle_foreign(served, payment, &location, head.number).await?;

@@ -215,7 +215,7 @@ async fn is_replaced(
     head: &Head,
 ) -> bool {
     let below_head = u64::from(transfer.payment.confirmations).saturating_sub(1);
-    let payer = transfer.payment.authorization.from;
+    let payer = transfer.payment.terms.from;
     let at = served
         .rpc
         .agreed_height(head.number)
@@ -285,7 +285,7 @@ async fn record(
 ) -> Result<(), DependencyError> {
     let id = transfer.payment.id;
     served.ledger.record_transfer(id, outcome).await?;
-    reach(Step::Settled);
+    reach(Step::ResultRecorded);
     if matches!(
         outcome,
         TransferOutcome::Transferred {
@@ -300,5 +300,5 @@ async fn record(
 }
 
 fn expiry(transfer: &OpenTransfer) -> i64 {
-    i64::try_from(transfer.payment.authorization.valid_before.atomic()).unwrap_or(i64::MAX)
+    transfer.payment.terms.valid_before.timestamp()
 }

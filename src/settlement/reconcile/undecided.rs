@@ -52,15 +52,15 @@ pub(super) fn verdict(
             quarantine("the nonce is used, but the token's event for it was not found")
         }
         AuthorizationUse::Consumed(Some(by)) if *by == row.hash => fail(
-            payment.reason(Fault::Transfer),
+            payment.terms.reason(Fault::Transfer),
             "the token used the nonce without transferring exactly this amount to the payee",
         ),
         AuthorizationUse::Consumed(Some(_)) => fail(
-            payment.reason(Fault::NonceUsed),
+            payment.terms.reason(Fault::NonceUsed),
             "the nonce was cancelled, or used for another transfer",
         ),
         AuthorizationUse::Unused if head.time.unix_timestamp() > expiry(payment) => fail(
-            payment.reason(Fault::ValidBefore),
+            payment.terms.reason(Fault::ValidBefore),
             "the authorization expired on the chain before it could be used",
         ),
         AuthorizationUse::Unused if row.call_succeeded => quarantine(
@@ -72,7 +72,7 @@ pub(super) fn verdict(
                 row.tries
             );
             Some(Verdict::Refuse(Rejection {
-                reason: payment.reason(Fault::Transaction),
+                reason: payment.terms.reason(Fault::Transaction),
                 message,
             }))
         }
@@ -81,7 +81,7 @@ pub(super) fn verdict(
 }
 
 fn expiry(payment: &Payment) -> i64 {
-    i64::try_from(payment.authorization.valid_before.atomic()).unwrap_or(i64::MAX)
+    payment.terms.valid_before.timestamp()
 }
 
 #[cfg(test)]
@@ -253,7 +253,7 @@ mod tests {
         let failing = |scheme, used: &AuthorizationUse, time| {
             let candidate = candidate_of(&permit2_body(scheme), Purpose::Settle);
             let mut row = row(false, TRIES_MAX);
-            row.payment.method = candidate.method;
+            row.payment.terms.method = candidate.terms.method;
             match verdict_at(time, used, &row) {
                 Some(Verdict::Fail(rejection) | Verdict::Refuse(rejection)) => rejection.reason,
                 other => panic!("expected a code, got {other:?}"),

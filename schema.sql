@@ -1,4 +1,10 @@
 
+CREATE FUNCTION public.keys_are_addresses(list bytea[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select coalesce(bool_and(octet_length(one) = 20), true) from unnest(list) as one
+$$;
+
 CREATE FUNCTION public.payments_begin() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -244,6 +250,59 @@ COMMENT ON COLUMN public.grants.answered_at IS 'the answer was flushed to the so
 
 COMMENT ON COLUMN public.grants.voided_at IS 'the connection broke first: the next presenter gets the grant';
 
+CREATE TABLE public.keys (
+    id text NOT NULL,
+    name text NOT NULL,
+    secret_hash bytea NOT NULL,
+    earlier_hash bytea,
+    earlier_until timestamp with time zone,
+    scopes text[] NOT NULL,
+    payees bytea[] DEFAULT '{}'::bytea[] NOT NULL,
+    networks text[] DEFAULT '{}'::text[] NOT NULL,
+    gas_wei_per_day numeric(78,0),
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    CONSTRAINT keys_admin_is_alone CHECK (
+CASE
+    WHEN ('admin'::text = ANY (scopes)) THEN ((cardinality(scopes) = 1) AND (payees = '{}'::bytea[]) AND (networks = '{}'::text[]) AND (gas_wei_per_day IS NULL))
+    ELSE (payees <> '{}'::bytea[])
+END),
+    CONSTRAINT keys_earlier_secret_has_an_end CHECK (((earlier_hash IS NULL) = (earlier_until IS NULL))),
+    CONSTRAINT keys_expire_after_their_creation CHECK ((expires_at > created_at)),
+    CONSTRAINT keys_gas_is_uint256 CHECK (((gas_wei_per_day >= (0)::numeric) AND (gas_wei_per_day < ((2)::numeric ^ (256)::numeric)))),
+    CONSTRAINT keys_hashes_have_32_bytes CHECK (((octet_length(secret_hash) = 32) AND (octet_length(earlier_hash) = 32))),
+    CONSTRAINT keys_id_is_well_formed CHECK ((id ~ '^[0-9a-hjkmnp-tv-z]{12}$'::text)),
+    CONSTRAINT keys_name_is_short CHECK (((length(name) >= 1) AND (length(name) <= 64))),
+    CONSTRAINT keys_networks_are_caip2 CHECK ((array_to_string(networks, ','::text) ~ '^(eip155:[1-9][0-9]*(,|$))*$'::text)),
+    CONSTRAINT keys_payees_have_20_bytes CHECK (public.keys_are_addresses(payees)),
+    CONSTRAINT keys_scopes_are_known CHECK (((scopes <@ ARRAY['settle'::text, 'history'::text, 'admin'::text]) AND (cardinality(scopes) > 0)))
+);
+
+COMMENT ON TABLE public.keys IS 'who may call from elsewhere, and for which payees; never deleted, because payments name them';
+
+COMMENT ON COLUMN public.keys.id IS 'public part of the key: in logs, in payments.caller, in commands';
+
+COMMENT ON COLUMN public.keys.name IS 'the operator''s name for it';
+
+COMMENT ON COLUMN public.keys.secret_hash IS 'sha-256 of the secret part, which is stored nowhere';
+
+COMMENT ON COLUMN public.keys.earlier_hash IS 'the same of the secret before the last rotation';
+
+COMMENT ON COLUMN public.keys.earlier_until IS 'the secret before the last rotation is good until then';
+
+COMMENT ON COLUMN public.keys.scopes IS 'settle: verify, settle and sessions; history: read payments; admin: everything the operator may';
+
+COMMENT ON COLUMN public.keys.payees IS 'who may be paid, and whose payments may be read';
+
+COMMENT ON COLUMN public.keys.networks IS 'CAIP-2; empty: every network that is served';
+
+COMMENT ON COLUMN public.keys.gas_wei_per_day IS 'wei that its payments may cost in 24 hours; null: no limit of its own';
+
+COMMENT ON COLUMN public.keys.expires_at IS 'not good any more from then on; null: never';
+
+COMMENT ON COLUMN public.keys.revoked_at IS 'not good any more since then';
+
 CREATE TABLE public.lanes (
     network text NOT NULL,
     signer bytea NOT NULL,
@@ -359,12 +418,14 @@ CREATE TABLE public.payments (
     quarantine_reason text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    caller text,
     CONSTRAINT payments_addresses_have_20_bytes CHECK (((octet_length(asset) = 20) AND (octet_length(payer) = 20) AND (octet_length(payee) = 20) AND (octet_length(nonce_domain) = 20))),
     CONSTRAINT payments_allowance_approval_is_bounded CHECK (((octet_length(allowance_approval) >= 1) AND (octet_length(allowance_approval) <= 8192))),
     CONSTRAINT payments_allowance_is_for_permit2 CHECK ((((allowance_permit IS NULL) OR (allowance_approval IS NULL)) AND ((permitted IS NOT NULL) OR ((allowance_permit IS NULL) AND (allowance_approval IS NULL))))),
     CONSTRAINT payments_allowance_permit_has_97_bytes CHECK ((octet_length(allowance_permit) = 97)),
     CONSTRAINT payments_amount_is_permitted CHECK (((amount <= permitted) AND ((scheme = 'upto'::text) OR (amount = permitted)))),
     CONSTRAINT payments_amount_is_uint256 CHECK (((amount >= (0)::numeric) AND (amount < ((2)::numeric ^ (256)::numeric)) AND ((amount > (0)::numeric) OR (scheme = 'upto'::text)))),
+    CONSTRAINT payments_caller_is_known CHECK ((caller ~ '^([0-9a-hjkmnp-tv-z]{12}|operator|anonymous)$'::text)),
     CONSTRAINT payments_confirmations_is_positive CHECK ((confirmations > 0)),
     CONSTRAINT payments_factory_comes_with_its_call CHECK (((wallet_factory IS NULL) = (wallet_factory_call IS NULL))),
     CONSTRAINT payments_hashes_have_32_bytes CHECK (((octet_length(nonce) = 32) AND (octet_length(digest) = 32) AND (octet_length(transaction_hash) = 32) AND (octet_length(block_hash) = 32))),
@@ -456,6 +517,8 @@ COMMENT ON COLUMN public.payments.unmatched_reason IS 'the money moved too late 
 COMMENT ON COLUMN public.payments.quarantined_at IS 'quarantined for the operator because an assumption did not hold; the state is kept';
 
 COMMENT ON COLUMN public.payments.updated_at IS 'time of the last change of the row';
+
+COMMENT ON COLUMN public.payments.caller IS 'whose /settle accepted it: the id of a key, operator, or anonymous; null until the first /settle of a payment that came otherwise';
 
 CREATE TABLE public.processes (
     id uuid NOT NULL,
@@ -677,6 +740,9 @@ ALTER TABLE ONLY public.gas_spending
 ALTER TABLE ONLY public.grants
     ADD CONSTRAINT grants_one_per_payment PRIMARY KEY (payment_id);
 
+ALTER TABLE ONLY public.keys
+    ADD CONSTRAINT keys_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (network, signer);
 
@@ -736,6 +802,7 @@ CREATE INDEX foreign_nonces_recent ON public.foreign_nonces USING btree (network
 CREATE INDEX fundings_of_a_day ON public.fundings USING btree (network, created_at) INCLUDE (payer, wei);
 
 CREATE INDEX gas_spending_by_hour ON public.gas_spending USING btree (hour);
+CREATE UNIQUE INDEX keys_one_live_per_name ON public.keys USING btree (name) WHERE (revoked_at IS NULL);
 
 CREATE INDEX payments_by_amount ON public.payments USING btree (amount, created_at, id);
 

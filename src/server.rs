@@ -1,5 +1,6 @@
 //! Starts and stops everything: configuration → ledger → networks → engine → router → sockets, and back.
 
+mod callers;
 mod descriptors;
 mod problem;
 
@@ -91,7 +92,10 @@ impl Service {
         supervisor.keep_running(Task::of_process("deny list"), move || {
             Some(until(&stop, follower.clone().follow_deny_list()))
         });
+        let access = callers::access(config, &ledger).await?;
+        callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
         let facilitator = Facilitator {
+            access,
             gate,
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::payment::AccessMode;
 use crate::protocol::assets::TransferMethod;
 
 /// The whole file; every key is optional.
@@ -24,9 +25,17 @@ pub(super) struct File {
     pub(super) connections_max_per_proxy: Option<usize>,
     pub(super) trusted_proxies: Vec<String>,
     pub(super) database_connections_max: Option<u32>,
+    pub(super) access: AccessFile,
     pub(super) limits: LimitsFile,
     pub(super) sessions: SessionsFile,
     pub(super) networks: BTreeMap<String, NetworkFile>,
+}
+
+/// `[access]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AccessFile {
+    pub(super) settle: Option<AccessMode>,
 }
 
 /// `[limits]`.

@@ -3,6 +3,7 @@
 //! Flags override the environment, the environment `x402d.toml`, the file the defaults. All problems are reported at once, each with its
 //! key, what was expected and what to write. No secret appears in an error or in `Debug` output.
 
+mod access;
 mod connections;
 mod file;
 mod limits;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::payment::AccessMode;
 pub use connections::ConnectionsConfig;
 use file::File;
 pub use limits::LimitsConfig;
@@ -46,6 +48,8 @@ pub struct Config {
     /// Connections to the database, at most.
     pub database_connections_max: u32,
     pub limits: LimitsConfig,
+    /// Who may have payments verified and settled.
+    pub access: AccessMode,
     pub sessions: SessionsConfig,
     /// The networks to serve; at least one.
     pub networks: Vec<NetworkConfig>,
@@ -140,6 +144,23 @@ impl Config {
         Err(ConfigError(problems))
     }
 
+    /// Reads only where the ledger is: the URL of its database, or the folder of a private Postgres.
+    pub fn read_ledger(
+        flags: &Flags,
+        environment: &dyn Environment,
+    ) -> Result<(Option<SecretString>, Option<PathBuf>), ConfigError> {
+        let problems = variables::unknown(environment);
+        if !problems.is_empty() {
+            return Err(ConfigError(problems));
+        }
+        let file = read_file(flags.file.as_deref())?;
+        let url = environment.get("DATABASE_URL").or(file.database_url);
+        Ok((
+            url.map(SecretString::from),
+            data_dir(flags, environment, file.data_dir),
+        ))
+    }
+
     fn validated(
         flags: &Flags,
         environment: &dyn Environment,
@@ -192,6 +213,7 @@ impl Config {
         let limits = limits::read(&mut settings, file.limits);
         let sessions = sessions::read(&mut settings, file.sessions);
         let networks = network::read(&mut settings, file.networks);
+        let access = access::read(&mut settings, &file.access, &networks);
         Self {
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
             database_url: settings
@@ -199,27 +221,29 @@ impl Config {
                 .get("DATABASE_URL")
                 .or(file.database_url)
                 .map(SecretString::from),
-            data_dir: flags
-                .data_dir
-                .clone()
-                .or_else(|| {
-                    settings
-                        .environment
-                        .get("X402D_DATA_DIR")
-                        .map(PathBuf::from)
-                })
-                .or(file.data_dir),
+            data_dir: data_dir(flags, settings.environment, file.data_dir),
             admin_token,
             settle_wait: Duration::from_secs(wait_s),
             verify_lease_s: verify_lease_s.unwrap_or(10),
             body_bytes_max,
             connections,
             database_connections_max: database_connections_max.unwrap_or(32),
+            access,
             limits,
             sessions,
             networks,
         }
     }
+}
+
+fn data_dir(
+    flags: &Flags,
+    environment: &dyn Environment,
+    in_file: Option<PathBuf>,
+) -> Option<PathBuf> {
+    let from_environment = || environment.get("X402D_DATA_DIR").map(PathBuf::from);
+    let given = flags.data_dir.clone().or_else(from_environment);
+    given.or(in_file)
 }
 
 fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {

@@ -240,6 +240,40 @@ fn useless_admin_tokens_and_limits_are_refused() {
     );
 }
 
+#[test]
+fn strangers_settle_on_test_networks_unless_the_operator_says_otherwise() {
+    let access = |name: &'static str, toml: &str, payees: &'static str| {
+        let (flags, _file) = flags_with(toml);
+        let mut environment = base_sepolia();
+        environment.insert("X402D_NETWORK", name);
+        environment.insert("X402D_PAYEES", payees);
+        Config::read(&flags, &environment).map(|config| config.access)
+    };
+    let (open, keys) = (
+        "[access]\nsettle = \"open\"\n",
+        "[access]\nsettle = \"keys\"\n",
+    );
+    for (name, toml, expected) in [
+        ("base-sepolia", "", AccessMode::Open),
+        ("base-sepolia", keys, AccessMode::Keys),
+        ("base", "", AccessMode::Keys),
+        ("base", open, AccessMode::Open),
+    ] {
+        assert_eq!(
+            access(name, toml, PAYEE).unwrap(),
+            expected,
+            "{name} {toml}"
+        );
+    }
+    let error = access("base", open, "").unwrap_err().to_string();
+    assert!(
+        error.contains("access.settle") && error.contains("payees"),
+        "{error}"
+    );
+    let error = access("base", "[access]\nsettle = \"everybody\"\n", PAYEE);
+    assert!(error.unwrap_err().to_string().contains("line 2"));
+}
+
 /// A configuration of one network by the environment and a file.
 fn network(name: &'static str, toml: &str) -> Result<NetworkConfig, ConfigError> {
     let (flags, _file) = flags_with(toml);

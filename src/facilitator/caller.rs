@@ -1,17 +1,21 @@
 //! Who makes a request, and from where.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 
 use crate::ledger::GrantRequest;
-use crate::payment::Who;
+use crate::payment::{Key, Who};
+use crate::protocol::{PaymentRequirements, Rejection};
 
 /// The caller of one request.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// Whose rights and limits count. A payment belongs to one of them.
     pub who: Who,
+    /// The key of the request. The operator has none, whatever the request carries.
+    pub key: Option<Arc<Key>>,
     /// The address of the client, behind proxies that are trusted.
     pub client: IpAddr,
     /// The id of the request in the log.
@@ -19,6 +23,14 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Rejects payments that the caller's key is not for.
+    pub(super) fn check_payee(&self, required: &PaymentRequirements) -> Result<(), Rejection> {
+        match &self.key {
+            Some(key) => key.check_payee(required.network, required.pay_to),
+            None => Ok(()),
+        }
+    }
+
     /// What a grant records of the request that takes it.
     pub(super) fn grant_request(&self) -> GrantRequest {
         GrantRequest {

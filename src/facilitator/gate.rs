@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::facilitator::{Caller, Error, Facilitator};
 use crate::ledger::Lookup;
-use crate::payment::{Candidate, DenyList, Session};
+use crate::payment::{Candidate, DenyList, Session, Who};
 use crate::protocol::{Amount, Rejection};
 use crate::settlement::ServedNetwork;
 use denied::{Denials, DeniedFile, PolicyService};
@@ -102,6 +102,15 @@ pub(super) struct Asked<'a> {
     pub(super) is_exempt: bool,
 }
 
+/// What the gate says of an authorization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Admission {
+    /// Why it is not accepted, if its money was not transferred before.
+    pub(super) denied: Option<Rejection>,
+    /// To whom its payment belongs from now on. What is submitted for a session belongs to the caller that settles it.
+    pub(super) settler: Option<Who>,
+}
+
 impl Facilitator {
     /// The gate.
     ///
@@ -119,14 +128,14 @@ impl Facilitator {
     }
 
     /// Passes an authorization through the gate. One that the ledger has a payment for may have moved its money before it was refused, so
-    /// its rejection is the value: the chain is asked about that first.
+    /// it is admitted as denied: the chain is asked about that first.
     pub(super) async fn admit(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
         known: &Lookup,
         (caller, call): (&Caller, Call),
-    ) -> Result<Result<(), Rejection>, Error> {
+    ) -> Result<Admission, Error> {
         let told = self.gate.was_told_valid(caller, candidate.terms.digest);
         let asked = Asked {
             served,
@@ -138,10 +147,15 @@ impl Facilitator {
             amount: candidate.terms.value,
             is_exempt: call == Call::Settle && (known.payment.is_some() || told),
         };
-        match self.pass_gate(asked).await {
-            Err(Error::Rejected(rejection)) if known.payment.is_some() => Ok(Err(rejection)),
-            passed => passed.map(Ok),
-        }
+        let denied = match self.pass_gate(asked).await {
+            Ok(()) => None,
+            Err(Error::Rejected(rejection)) if known.payment.is_some() => Some(rejection),
+            Err(error) => return Err(error),
+        };
+        Ok(Admission {
+            denied,
+            settler: (call == Call::Settle).then_some(caller.who),
+        })
     }
 
     /// Passes a transfer of a session through the gate.

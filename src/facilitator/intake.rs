@@ -7,14 +7,16 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::facilitator::gate::Call;
-use crate::facilitator::settle::{Decision, decide};
+use crate::facilitator::gate::{Admission, Call};
+use crate::facilitator::settle::{Decision, decide, decide_for_owner};
 use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
-use crate::payment::{Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified};
+use crate::payment::{
+    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified, Who,
+};
 use crate::protocol::response::checksummed;
 use crate::protocol::{
     AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
@@ -88,6 +90,7 @@ impl Facilitator {
         payer: &mut Option<Address>,
     ) -> Result<(), Error> {
         let served = self.network_of(request.requirements.network)?;
+        caller.check_payee(&request.requirements)?;
         let (request, payload) = request.with_payload(());
         let payload = match payload {
             Payload::Authorization(payload) => payload,
@@ -116,12 +119,12 @@ impl Facilitator {
     ) -> Result<(), Error> {
         loop {
             if let Some(found) = &known.payment
-                && self.verify_known(found).await? == KnownPayment::Valid
+                && self.verify_known(found, call.0.who).await? == KnownPayment::Valid
             {
                 return Ok(());
             }
-            let admitted = self.admit(served, candidate, &known, call).await?;
-            let checked = self.preflight(served, candidate, &known, &admitted);
+            let admission = self.admit(served, candidate, &known, call).await?;
+            let checked = self.preflight(served, candidate, &known, &admission);
             match checked.await? {
                 Preflight::Valid(_) => {
                     return Self::can_be_sent(served, candidate, Purpose::Verify);
@@ -180,7 +183,7 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: &Candidate,
         known: &Lookup,
-        admitted: &Result<(), Rejection>,
+        admission: &Admission,
     ) -> Result<Preflight, Error> {
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
@@ -190,9 +193,9 @@ impl Facilitator {
                 .rejection(Fault::NonceUsed, NONCE_USED)
                 .into());
         }
-        let checked = match admitted {
-            Ok(()) => self.check(served, candidate.clone()).await,
-            Err(denied) => Err(denied.clone().into()),
+        let checked = match &admission.denied {
+            None => self.check(served, candidate.clone()).await,
+            Some(denied) => Err(denied.clone().into()),
         };
         let rejection = match checked {
             Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
@@ -215,7 +218,8 @@ impl Facilitator {
         if is_new && self.is_known_to_be_used(served, candidate) {
             return Err(rejection.into());
         }
-        let transferred = self.record_transferred(served, candidate, known, nonce);
+        let transferred =
+            self.record_transferred(served, candidate, (known, admission.settler), nonce);
         match transferred.await? {
             Some(id) => Ok(Preflight::Transferred(id)),
             None => Err(rejection.into()),
@@ -284,8 +288,12 @@ impl Facilitator {
         caller: &Caller,
     ) -> Result<Admitted, Error> {
         if let Some(found) = &known.payment {
-            self.ledger.end_verify_lease(found.payment.id).await?;
-            if !matches!(decide(found), Decision::CheckAgain(_)) {
+            let decision = decide(found, caller.who);
+            // The lease of the owner is not another caller's to end.
+            if decision != Decision::Duplicate {
+                self.ledger.end_verify_lease(found.payment.id).await?;
+            }
+            if !matches!(decision, Decision::CheckAgain(_)) {
                 return Ok(Admitted::InLedger(found.payment.id));
             }
         }
@@ -303,13 +311,16 @@ impl Facilitator {
         call: (&Caller, Call),
     ) -> Result<Admitted, Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
-        let admitted = self.admit(served, &candidate, known, call).await?;
+        let admission = self.admit(served, &candidate, known, call).await?;
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self.preflight(served, &candidate, known, &admitted).await? {
+            let verified = match self
+                .preflight(served, &candidate, known, &admission)
+                .await?
+            {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok(Admitted::InLedger(id)),
             };
@@ -322,6 +333,7 @@ impl Facilitator {
                 verified,
                 confirmations: served.policy.confirmations,
                 claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
+                caller: admission.settler,
             };
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
@@ -376,15 +388,16 @@ impl Facilitator {
         Ok(payment.id)
     }
 
-    /// Checks a payment in the ledger for `/verify`: rejects one whose settlement would not be answered with success now.
+    /// Checks a payment in the ledger for `/verify`: rejects one whose settlement would not be answered with success to `who` now.
     pub(super) async fn verify_known(
         &self,
         found: &PaymentWithGrant,
+        who: Who,
     ) -> Result<KnownPayment, Error> {
         let id = found.payment.id;
-        let mut decision = decide(found);
+        let mut decision = decide(found, who);
         if decision == Decision::AwaitGrant {
-            decision = decide(&self.after_answer(id, self.settle_wait).await?);
+            decision = decide(&self.after_answer(id, self.settle_wait).await?, who);
         }
         let duplicate = |why: &str| Rejection::new(Reason::DuplicateSettlement, why);
         let rejection = match decision {
@@ -394,9 +407,9 @@ impl Facilitator {
                 return Ok(KnownPayment::Valid);
             }
             Decision::Join => duplicate("another request is verifying this payment right now"),
-            Decision::AwaitGrant | Decision::Duplicate => {
-                duplicate("this payment has bought its resource already")
-            }
+            Decision::AwaitGrant | Decision::Duplicate => duplicate(
+                "this payment has bought its resource already, or another caller has it settled",
+            ),
             Decision::Failed(rejection) => rejection,
             Decision::Quarantined(why) => {
                 let why = format!("the operator has to look at this payment: {why}");
@@ -416,7 +429,7 @@ impl Facilitator {
         let deadline = Instant::now() + limit;
         loop {
             let found = self.ledger.payment_with_grant(id).await?;
-            let is_being_answered = decide(&found) == Decision::AwaitGrant;
+            let is_being_answered = decide_for_owner(&found) == Decision::AwaitGrant;
             if !is_being_answered || !self.wait(&mut waiting, deadline).await {
                 return Ok(found);
             }

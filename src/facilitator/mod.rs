@@ -3,6 +3,7 @@
 //! Uses payments, the ledger and the engine. Must not know HTTP. Always: an answer is rendered from a committed row; success is answered
 //! once per payment, and only after its grant is committed; an unavailable dependency is an error, never a rejection.
 
+mod access;
 mod caller;
 mod gate;
 mod grant;
@@ -30,6 +31,7 @@ use crate::protocol::{Network, Reason, Rejection};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{CannotSend, DependencyError, ServedNetwork, Waiters};
 
+pub use access::{Access, Keys, check_scope};
 pub use caller::{Caller, counted_as};
 pub use gate::{CallRates, Gate, GateRules};
 pub use grant::Grant;
@@ -45,6 +47,8 @@ pub struct Facilitator {
     /// Nonces that are used on the chain for something that does not count here.
     pub used_nonces: UsedNonces,
     pub ledger: Ledger,
+    /// Who may have payments settled.
+    pub access: Access,
     /// The served networks.
     pub served_networks: Arc<[Arc<ServedNetwork>]>,
     /// The addresses of the signers, per network.

@@ -57,7 +57,7 @@ impl Facilitator {
         };
         self.same_transfer(session, id, proof.transaction).await?;
         let found = self.ledger.payment_with_grant(id).await?;
-        match self.verify_known(&found).await? {
+        match self.verify_known(&found, caller.who).await? {
             // There is nothing else to check in a transfer that was refused once.
             KnownPayment::Valid | KnownPayment::CheckAgain => Ok(()),
         }

@@ -71,6 +71,9 @@ impl Sessions {
         let terms = terms_of(&request)?;
         let served = self.payments.network_of(terms.network)?;
         let payments = &self.payments;
+        payments
+            .access
+            .check_session(caller, terms.network, terms.pay_to)?;
         let asked = Asked {
             served,
             caller,

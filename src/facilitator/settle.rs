@@ -9,7 +9,7 @@ use crate::facilitator::intake::{Admitted, readable};
 use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
-use crate::payment::{Payment, PaymentId, PaymentState};
+use crate::payment::{Payment, PaymentId, PaymentState, Who};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
@@ -31,7 +31,7 @@ pub(super) enum Decision {
     Grant,
     /// Another request is answering success right now; wait until that answer was written or has broken off.
     AwaitGrant,
-    /// A caller was told success before.
+    /// A caller was told success before, or another caller has had the payment accepted.
     Duplicate,
     /// Refused, and no transaction of it is under way; check it anew.
     CheckAgain(Rejection),
@@ -41,8 +41,21 @@ pub(super) enum Decision {
     Quarantined(String),
 }
 
-/// The answer for a payment that the ledger has: a pure function from its state and its grant.
-pub(super) fn decide(found: &PaymentWithGrant) -> Decision {
+/// What `who` gets for a payment that the ledger has: a pure function from its owner, its state and its grant.
+pub(super) fn decide(found: &PaymentWithGrant, who: Who) -> Decision {
+    let decision = decide_for_owner(found);
+    let is_owners = matches!(
+        decision,
+        Decision::Join | Decision::Grant | Decision::AwaitGrant
+    );
+    if is_owners && found.payment.belongs_to_another(who) {
+        return Decision::Duplicate;
+    }
+    decision
+}
+
+/// The same for the caller to whom the payment belongs.
+pub(super) fn decide_for_owner(found: &PaymentWithGrant) -> Decision {
     let payment = &found.payment;
     if let Some(why) = &payment.quarantine {
         return Decision::Quarantined(why.clone());
@@ -152,6 +165,7 @@ impl Facilitator {
     ) -> Result<Grant, Error> {
         let deadline = self.deadline();
         let served = self.network_of(request.requirements.network)?;
+        caller.check_payee(&request.requirements)?;
         let (request, payload) = request.with_payload(());
         let admitted = match payload {
             Payload::Authorization(payload) => {
@@ -197,7 +211,10 @@ impl Facilitator {
             let payment = &found.payment;
             answer.describe(payment);
             check_charge(payment, answer.required)?;
-            match decide(&found) {
+            match decide(&found, caller.who) {
+                Decision::Join | Decision::Grant if payment.caller.is_none() => {
+                    self.ledger.own_payment(id, caller.who).await?;
+                }
                 Decision::Grant => {
                     if let Some(grant) = self.grant(id, caller, answer).await? {
                         return Ok(grant);
@@ -212,7 +229,11 @@ impl Facilitator {
                     }
                 }
                 Decision::Duplicate => {
-                    let why = "this payment has bought its resource already, with this transaction";
+                    let why = if payment.belongs_to_another(caller.who) {
+                        "another caller has presented this payment, and it is settled for that one"
+                    } else {
+                        "this payment has bought its resource already, with this transaction"
+                    };
                     return Err(Rejection::new(Reason::DuplicateSettlement, why).into());
                 }
                 // A foreign transaction may have used the authorization while the payment waited.

@@ -105,6 +105,9 @@ impl Sessions {
             return Ok(());
         }
         self.may_send_early(served, session)?;
+        // The key of the payee may have been revoked since the session was opened.
+        let access = &self.payments.access;
+        access.check_session(caller, session.network, session.payee)?;
         self.payments
             .accept(served, candidate, &known, call)
             .await?;

@@ -12,7 +12,7 @@ use crate::chain::AuthorizationUse;
 use crate::facilitator::used_nonces::UsedBy;
 use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{AlreadyTransferred, LaneKey, Lookup};
-use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentTerms};
+use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentTerms, Who};
 use crate::settlement::ServedNetwork;
 
 /// What a check of the payment, before the look at the chain, has found of its nonce.
@@ -26,12 +26,12 @@ pub(super) enum Nonce {
 
 impl Facilitator {
     /// Looks on the chain whether the money of an authorization was transferred already, in a way that counts here, and records it: the
-    /// payment with the transfer.
+    /// payment with the transfer, which belongs to `settler` if it is a new one.
     pub(super) async fn record_transferred(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
-        known: &Lookup,
+        (known, settler): (&Lookup, Option<Who>),
         nonce: Nonce,
     ) -> Result<Option<PaymentId>, Error> {
         if let Some(found) = &known.payment {
@@ -64,6 +64,7 @@ impl Facilitator {
             confirmations,
             location: &location,
             confirmed: location.is_confirmed(head, confirmations),
+            caller: settler,
         };
         if !self.ledger.accept_transferred(&transfer).await? {
             return Ok(Some(self.existing_payment(candidate).await?));

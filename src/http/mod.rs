@@ -45,6 +45,7 @@ use uuid::Uuid;
 use crate::facilitator::{Facilitator, Sessions};
 use crate::settlement::Supervisor;
 
+pub use caller::Refused;
 pub use error::Problem;
 pub use health::LastReadiness;
 pub use openapi::specification;
@@ -186,7 +187,14 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
         .get(REQUEST_ID)
         .and_then(|id| id.to_str().ok())
         .unwrap_or_default();
-    tracing::info_span!("http", method = %request.method(), path = request.uri().path(), request.id = id)
+    // A key in a path would stand in the log.
+    let path = request.uri().path();
+    let path = if caller::contains_key(path) {
+        "…"
+    } else {
+        path
+    };
+    tracing::info_span!("http", method = %request.method(), path, request.id = id, caller = tracing::field::Empty)
 }
 
 fn log<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {

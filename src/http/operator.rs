@@ -1,15 +1,22 @@
-//! Recognises the operator: a program on this machine, or a caller with the bearer token. Once a token is set, it is always required.
+//! Recognises who reads the history: the operator, or the holder of a key.
+//!
+//! The operator has a token or a key. As long as there is neither, a program on this machine is the operator.
 
+use std::sync::Arc;
+
+use alloy::primitives::Address;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderName, Version, header};
-use secrecy::ExposeSecret;
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq;
 
+use crate::facilitator::{Caller, check_scope};
+use crate::http::caller::Refused;
 use crate::http::connection::Connection;
 use crate::http::{AppState, Problem};
+use crate::ledger::HistoryFilter;
+use crate::payment::{Key, Scope, Who};
+use crate::protocol::response::checksummed;
 
 /// Headers that proxies add, and beginnings of their names.
 const PROXY_HEADERS: [&str; 3] = ["forwarded", "via", "x-real-ip"];
@@ -27,40 +34,84 @@ impl FromRequestParts<AppState> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
-        if let Some(token) = &state.admin_token {
-            let given = parts
-                .headers
-                .get(header::AUTHORIZATION)
-                .and_then(|value| value.to_str().ok());
-            // The scheme's name may be written in any case.
-            let given = given
-                .and_then(|value| value.split_once(' '))
-                .filter(|(scheme, token)| {
-                    scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()
-                })
-                .map(|(_, token)| token.as_bytes());
-            // Hashes have one length: a comparison of the texts would tell the length of the token.
-            let expected = Sha256::digest(token.expose_secret());
-            let is_valid = given.is_some_and(|given| Sha256::digest(given).ct_eq(&expected).into());
-            return if is_valid {
-                Ok(Self)
-            } else {
-                Err(Problem::operator_only(
-                    "expected Authorization: Bearer with the token of X402D_ADMIN_TOKEN",
-                ))
-            };
+        if let Reader::Key(key) = recognise(parts, state).await? {
+            check_scope(&key, Scope::Admin).map_err(Refused::from)?;
         }
-        if is_local_operator(parts) {
-            return Ok(Self);
-        }
-        Err(Problem::operator_only(
-            "this is open to programs on the machine itself (as localhost, without a proxy), or to a token: set X402D_ADMIN_TOKEN and send it as Authorization: Bearer",
-        ))
+        Ok(Self)
     }
 }
 
+/// Who reads the history.
+#[derive(Debug, Clone)]
+pub(super) enum Reader {
+    /// Reads everything.
+    Operator,
+    /// Reads the payments of its payees.
+    Key(Arc<Key>),
+}
+
+impl Reader {
+    /// Narrows a filter to what the reader may see.
+    pub(super) fn narrow(&self, filter: &mut HistoryFilter) {
+        let Self::Key(key) = self else { return };
+        match key.payees.as_slice() {
+            // The usual key has one payee: an index finds its rows in order.
+            [only] if filter.payee.is_none() => filter.payee = Some(*only),
+            payees => filter.payees = Some(payees.to_vec()),
+        }
+    }
+
+    /// Whether the reader may see payments to `payee`, as the history writes it.
+    pub(super) fn may_see(&self, payee: &str) -> bool {
+        let is = |own: &Address| checksummed(*own) == payee;
+        match self {
+            Self::Operator => true,
+            Self::Key(key) => key.payees.iter().any(is),
+        }
+    }
+}
+
+impl FromRequestParts<AppState> for Reader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+        let reader = recognise(parts, state).await?;
+        if let Self::Key(key) = &reader {
+            check_scope(key, Scope::History).map_err(Refused::from)?;
+        }
+        Ok(reader)
+    }
+}
+
+/// The operator, or the holder of a key of any scope.
+async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Problem> {
+    let caller = Caller::from_request_parts(parts, state).await?;
+    match (caller.who, caller.key) {
+        (Who::Operator, _) => return Ok(Reader::Operator),
+        (_, Some(key)) => return Ok(Reader::Key(key)),
+        (Who::Anonymous | Who::Key(_), None) => {}
+    }
+    if state.admin_token.is_some() {
+        return Err(Problem::operator_only(
+            "expected Authorization: Bearer with the token of X402D_ADMIN_TOKEN, or with a key that has the scope admin or history",
+        ));
+    }
+    let access = &state.facilitator.access;
+    if access.has_admin_key().map_err(Refused::from)? {
+        return Err(Problem::operator_only(
+            "expected Authorization: Bearer with a key that has the scope admin or history",
+        ));
+    }
+    if is_local_operator(parts) {
+        return Ok(Reader::Operator);
+    }
+    Err(Problem::operator_only(
+        "this is open to programs on the machine itself (as localhost, without a proxy), or to a key or token: create one with `x402d keys create NAME --scope admin`, or set X402D_ADMIN_TOKEN, and send it as Authorization: Bearer",
+    ))
+}
+
 /// Whether a request comes from a program on this machine that means this service: not through a proxy, which makes every caller local, and
-/// not from a page of another origin, which a browser on this machine shows. Only believed while there is no token.
+/// not from a page of another origin, which a browser on this machine shows. Only believed while there is neither token nor key of the operator.
 fn is_local_operator(parts: &Parts) -> bool {
     let Some(ConnectInfo(connection)) = parts.extensions.get::<ConnectInfo<Connection>>() else {
         return false;

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::facilitator::{Caller, Error, Unavailable};
+use crate::http::caller::refusal_status;
 use crate::http::{AppState, Problem, body};
 use crate::protocol::session::{
     Cancellation, SessionId, SessionOpened, SessionRequest, SessionView, TransferForm,
@@ -46,6 +47,8 @@ impl Wait {
     responses(
         (status = 201, description = "the session, and the data to sign", body = SessionOpened),
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "the key is not good; buyers need none", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "the payee is not among those of the key, or of any key", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
@@ -118,8 +121,8 @@ pub(super) async fn show(
 pub(super) async fn transfer(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    wait: Result<Query<Wait>, QueryRejection>,
     caller: Caller,
+    wait: Result<Query<Wait>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SessionView>, Problem> {
@@ -202,7 +205,14 @@ fn status_of(reason: Reason) -> StatusCode {
         (Reason::AddressDenied, StatusCode::FORBIDDEN),
     ];
     let known = STATUSES.iter().find(|(known, _)| *known == reason);
-    known.map_or(StatusCode::UNPROCESSABLE_ENTITY, |(_, status)| *status)
+    known.map_or_else(
+        // Of a caller that may not do this, or of the payment.
+        || match refusal_status(reason.code()) {
+            StatusCode::OK => StatusCode::UNPROCESSABLE_ENTITY,
+            of_caller => of_caller,
+        },
+        |(_, status)| *status,
+    )
 }
 
 impl From<Error> for Problem {

@@ -16,7 +16,7 @@ use super::row::{address, allowance_columns, hash};
 use super::undecided::record_foreign_transfer;
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
 use crate::payment::{
-    Candidate, Location, Payment, PaymentId, PaymentState, PaymentTerms, Verified,
+    Candidate, Location, Payment, PaymentId, PaymentState, PaymentTerms, Verified, Who,
 };
 use crate::protocol::session::Rail;
 
@@ -30,6 +30,8 @@ pub struct NewPayment {
     pub confirmations: u32,
     /// Claimed by this process, whose lane takes it from memory. Otherwise a process that owns a lane claims it from the ledger.
     pub claimed: bool,
+    /// Whose `/settle` it is; `None`: it came otherwise.
+    pub caller: Option<Who>,
 }
 
 /// The result of an acceptance.
@@ -196,6 +198,7 @@ struct Row<'a> {
     candidate: &'a Candidate,
     confirmations: u32,
     claimed: bool,
+    caller: Option<Who>,
 }
 
 impl<'a> From<&'a NewPayment> for Row<'a> {
@@ -205,6 +208,7 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
             candidate: new.verified.candidate(),
             confirmations: new.confirmations,
             claimed: new.claimed,
+            caller: new.caller,
         }
     }
 }
@@ -236,21 +240,25 @@ async fn insert(
         .iter()
         .map(|new| new.claimed.then_some(process.0))
         .collect();
+    let callers: Vec<Option<&str>> = new
+        .iter()
+        .map(|new| new.caller.as_ref().map(Who::as_str))
+        .collect();
     let rows = sqlx::query!(
         r#"with accepted as (
             insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
                 valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations, signer, permitted,
-                allowance_permit, allowance_approval, queued_by)
+                allowance_permit, allowance_approval, queued_by, caller)
             -- What charges nothing is settled with that.
             select id, version, network, scheme, asset, payer, payee, amount::numeric, resource, nonce_domain, nonce, valid_after, valid_before,
                 digest, signature, factory, factory_call, case when amount = '0' then 'settled' else 'queued' end, confirmations, signer,
-                permitted::numeric, allowance_permit, allowance_approval, queued_by
+                permitted::numeric, allowance_permit, allowance_approval, queued_by, caller
             from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::bytea[],
                 $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[], $17::text[],
-                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[])
+                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[], $24::text[])
                 as new (id, version, network, asset, payer, payee, amount, resource, nonce, valid_after, valid_before, digest, signature,
                     factory, factory_call, confirmations, scheme, nonce_domain, signer, permitted, allowance_permit, allowance_approval,
-                    queued_by)
+                    queued_by, caller)
             on conflict on constraint payments_one_per_authorization do nothing
             returning id, network, asset, payer, payee, amount, nonce, created_at
         ), paid as (
@@ -282,6 +290,7 @@ async fn insert(
         &column(new, |terms| allowance_columns(&terms.method).0) as _,
         &column(new, |terms| allowance_columns(&terms.method).1) as _,
         &claimed as _,
+        &callers as _,
     )
     .fetch_all(connection)
     .await?;
@@ -307,6 +316,7 @@ fn accepted_payment(new: &NewPayment, at: OffsetDateTime) -> Payment {
         } else {
             PaymentState::Queued
         },
+        caller: new.caller,
         confirmations: new.confirmations,
         quarantine: None,
         unmatched: None,
@@ -326,6 +336,8 @@ pub struct AlreadyTransferred<'a> {
     pub location: &'a Location,
     /// The transfer has the promised confirmations.
     pub confirmed: bool,
+    /// Whose `/settle` has found it; `None`: it was found otherwise.
+    pub caller: Option<Who>,
 }
 
 impl Ledger {
@@ -341,6 +353,7 @@ impl Ledger {
             candidate: moved.candidate,
             confirmations: moved.confirmations,
             claimed: true,
+            caller: moved.caller,
         };
         // The row counts as promised for a moment: between its insert and the record of its transfer no other acceptance may read the sum.
         lock(&mut transaction, vec![(&moved.candidate.terms).into()]).await?;
@@ -356,8 +369,8 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Queues a refused payment again, because it was presented again and is valid now, with the wallet, signature, charge and allowance of
-    /// the new presentation. [`Accepted::AlreadyAccepted`]: it is not in state `refused` any more.
+    /// Queues a refused payment again, because it was presented again and is valid now, with the caller, wallet, signature, charge and
+    /// allowance of the new presentation. [`Accepted::AlreadyAccepted`]: it is not in state `refused` any more.
     pub async fn queue_again(&self, again: NewPayment) -> Result<Accepted, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let again = [again];
@@ -374,7 +387,7 @@ impl Ledger {
         let queued = sqlx::query!(
             "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
                 queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
-                allowance_permit = $6, allowance_approval = $7, queued_by = $8
+                allowance_permit = $6, allowance_approval = $7, queued_by = $8, caller = $9
             where id = $1 and state = 'refused' and quarantined_at is null",
             new.id.0,
             &candidate.terms.signature[..],
@@ -384,6 +397,7 @@ impl Ledger {
             permit,
             approval,
             new.claimed.then_some(self.process().0),
+            new.caller.as_ref().map(Who::as_str),
         )
         .execute(&mut *transaction)
         .await?;

@@ -21,6 +21,7 @@ mod fundings;
 mod grants;
 mod groups;
 mod history;
+mod keys;
 mod lanes;
 mod migrate;
 mod outbox;
@@ -61,6 +62,7 @@ pub use fundings::{Funding, FundingState, FundingTotals};
 pub use grants::{Closing, GrantRequest, GrantStatus, Lookup, PaymentWithGrant};
 pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, PaidSession};
+pub use keys::{Created, StoredKey};
 pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
 pub use outbox::{
     Attempt, BroadcastReply, NewTransaction, PendingTransaction, Recorded, TransactionKind,

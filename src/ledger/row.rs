@@ -57,6 +57,7 @@ pub(super) struct PaymentRow {
     pub(super) permitted: Option<String>,
     pub(super) allowance_permit: Option<Vec<u8>>,
     pub(super) allowance_approval: Option<Vec<u8>>,
+    pub(super) caller: Option<String>,
 }
 
 /// `query_as!` over all columns of `payments p`, with the rest of the statement appended; `with` puts a text in front of the statement.
@@ -71,7 +72,7 @@ macro_rules! select_payments {
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
                 p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at, p.signer,
-                p.permitted::text, p.allowance_permit, p.allowance_approval
+                p.permitted::text, p.allowance_permit, p.allowance_approval, p.caller
             from payments p "# + $rest $(+ $more)*
             $(, $argument)*
         )
@@ -91,6 +92,8 @@ impl TryFrom<PaymentRow> for Payment {
             .wallet_factory
             .as_deref()
             .map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
+        let caller = row.caller.as_deref().map(str::parse).transpose();
+        let caller = caller.map_err(|_| bad("caller"))?;
         let (method, state) = (method(&row)?, state(&row)?);
         let seconds = UnixSeconds::from_moment;
         let terms = PaymentTerms {
@@ -121,6 +124,7 @@ impl TryFrom<PaymentRow> for Payment {
             terms,
             resource: row.resource,
             state,
+            caller,
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             quarantine: row.quarantine_reason,
             unmatched: row.unmatched_reason,

@@ -176,6 +176,7 @@ impl TestLedger {
             confirmations: 2,
             location: &location(nonce),
             confirmed: true,
+            caller: None,
         };
         assert!(self.accept_transferred(&settled).await.unwrap());
         self.payment(id).await.unwrap().unwrap()
@@ -257,6 +258,7 @@ pub(super) fn verified(candidate: Candidate, facts: &ChainFacts) -> NewPayment {
         verified: candidate.verified(facts.clone()).unwrap(),
         confirmations: 2,
         claimed: true,
+        caller: None,
     }
 }
 

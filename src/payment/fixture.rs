@@ -177,6 +177,7 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
         },
         resource: candidate.resource,
         state,
+        caller: None,
         confirmations: 2,
         quarantine: None,
         unmatched: None,

@@ -11,6 +11,7 @@ mod deny_list;
 pub mod facts;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod key;
 pub mod method;
 pub mod policy;
 pub mod record;
@@ -25,8 +26,9 @@ pub use caller::{InvalidKeyId, KeyId, Who};
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use deny_list::{DenyList, DenyListError};
 pub use facts::{ChainFacts, Verified};
+pub use key::{Key, PresentedKey, Scope};
 pub use method::{Method, Permit2, Sponsored};
-pub use policy::{ApprovalLimits, Asset, GasBudget, NetworkPolicy, Proxies};
+pub use policy::{AccessMode, ApprovalLimits, Asset, GasBudget, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use sponsoring::Approval;

@@ -1,6 +1,7 @@
 //! The operator's rules for a network. They apply to every scheme and every rail.
 
 use alloy::primitives::{Address, U256};
+use serde::Deserialize;
 use time::Duration;
 
 use crate::protocol::assets::{DefaultAsset, TransferMethod};
@@ -83,6 +84,16 @@ impl From<&DefaultAsset> for Asset {
         )
         .paid_with(known.method, known.eip2612)
     }
+}
+
+/// Who may have payments verified and settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessMode {
+    /// Everybody.
+    Open,
+    /// Holders of a key, for its payees.
+    Keys,
 }
 
 /// Limits for funding the gas of payers' approvals to Permit2. A payer receives the native currency that it lacks, and the facilitator
@@ -193,6 +204,6 @@ impl NetworkPolicy {
             return Ok(());
         }
         let why = format!("{payee} is not among the payees that this facilitator serves");
-        Err(Rejection::new(Reason::PayeeNotAllowed, why))
+        Err(Rejection::new(Reason::InvalidPaymentRequirements, why))
     }
 }

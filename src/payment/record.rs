@@ -5,7 +5,7 @@ use std::fmt;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::payment::{PaymentState, PaymentTerms};
+use crate::payment::{PaymentState, PaymentTerms, Who};
 use crate::protocol::session::Rail;
 
 /// The ledger's id of a payment: unique, assigned at acceptance, ordered by time of acceptance (UUID v7).
@@ -29,6 +29,8 @@ pub struct Payment {
     /// The URL of the resource, if the request named one.
     pub resource: Option<String>,
     pub state: PaymentState,
+    /// Whose `/settle` accepted it; `None`: nobody's so far.
+    pub caller: Option<Who>,
     /// The confirmations that the payment needs to be settled, fixed at acceptance.
     pub confirmations: u32,
     /// Why the payment is quarantined for the operator, if it is.
@@ -38,6 +40,13 @@ pub struct Payment {
     pub created_at: OffsetDateTime,
     /// When the row last changed.
     pub updated_at: OffsetDateTime,
+}
+
+impl Payment {
+    /// Whether another caller than `who` has had the payment accepted.
+    pub fn belongs_to_another(&self, who: Who) -> bool {
+        self.caller.is_some_and(|owner| owner != who)
+    }
 }
 
 impl fmt::Debug for Payment {

@@ -43,7 +43,7 @@ struct Denial {
 }
 
 const NOT_ALLOWED: Denial = Denial {
-    code: "payee_not_allowed",
+    code: "invalid_payment_requirements",
     status: 200,
     session_status: 422,
 };

@@ -17,6 +17,7 @@ mod broken_connections;
 #[cfg(test)]
 mod buyer;
 #[cfg(test)]
+mod callers;
 mod chain_variants;
 #[cfg(test)]
 mod costly_callers;

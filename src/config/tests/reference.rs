@@ -11,6 +11,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md")
 /// Tables of the file, which the tables of the page are about.
 const SERVICE: &str = "";
 const LIMITS: &str = "[limits]";
+const ACCESS: &str = "[access]";
 const SESSIONS: &str = "[sessions]";
 const NETWORK: &str = "[networks.base-sepolia]";
 const APPROVALS: &str = "[networks.base-sepolia.approvals]";
@@ -38,7 +39,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["listen", "X402D_LISTEN", "127.0.0.1:4402", "IP address and port", "Where to listen."],
         ["database_url", "DATABASE_URL", "a private Postgres", "`postgres://…`", "The ledger."],
         ["data_dir", "X402D_DATA_DIR", "see below", "a folder", "Where the private Postgres and the buyer's journal are."],
-        ["admin_token", "X402D_ADMIN_TOKEN", "none", "16 visible ASCII characters or more", "Who has it may read the history. Without it: programs on the machine itself."],
+        ["admin_token", "X402D_ADMIN_TOKEN", "none", "16 visible ASCII characters or more", "The operator's token. Without it and without a key of scope `admin`: programs on the machine itself."],
         ["settle_wait_s", "X402D_SETTLE_WAIT", "20", "1 to 25", "Seconds until `/settle` answers `settlement_pending`. SDKs give up after 30."],
         ["verify_lease_s", "", "10", "1 to 3600", "Seconds for which a `/verify` of a payment under way keeps others out."],
         ["body_bytes_max", "", "65536", "1024 to 1048576", "The longest body of a request, in bytes."],
@@ -47,6 +48,9 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["connections_max_per_proxy", "", "4096", "1 to 1000000", "Connections of one trusted proxy, or of one loopback address."],
         ["trusted_proxies", "X402D_TRUSTED_PROXIES", "none", "addresses and networks such as \"10.0.0.0/8\"", "Proxies that say for whom they ask, in `X-Forwarded-For` or `Forwarded`."],
         ["database_connections_max", "", "32", "1 to 10000", "Connections of this process to the database at most."],
+    ]),
+    ("callers", ACCESS, &[
+        ["settle", "", "\"open\" if every network is a test network, else \"keys\"", "\"open\" or \"keys\"", "Who may verify and settle: everybody, or holders of a key."],
     ]),
     ("limits", LIMITS, &[
         ["verify_per_second", "", "50", "1 to 1000000", "Calls of `/verify` a second of one key, or of one client address (IPv6: /56) without a key. Four seconds' worth may come at once."],
@@ -132,6 +136,7 @@ fn keys_read(table: &str) -> Vec<String> {
     let message = error.err().unwrap().message().to_owned();
     let named = message.split('`').skip(3).step_by(2);
     let tables = [
+        "access",
         "limits",
         "sessions",
         "networks",
@@ -146,7 +151,7 @@ fn keys_read(table: &str) -> Vec<String> {
 #[test]
 fn every_key_and_variable_that_is_read_is_on_the_page() {
     for table in [
-        SERVICE, LIMITS, SESSIONS, NETWORK, APPROVALS, BUDGET, ASSETS,
+        SERVICE, ACCESS, LIMITS, SESSIONS, NETWORK, APPROVALS, BUDGET, ASSETS,
     ] {
         let (mut listed, mut read): (Vec<&str>, _) = (
             settings_of(table).map(|[key, ..]| *key).collect(),

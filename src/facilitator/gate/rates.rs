@@ -155,6 +155,7 @@ mod tests {
     fn caller(client: &str) -> Caller {
         Caller {
             who: Who::Anonymous,
+            key: None,
             client: client.parse().unwrap(),
             request_id: String::new(),
         }

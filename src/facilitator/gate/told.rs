@@ -73,6 +73,7 @@ mod tests {
     fn caller(last: u8) -> Caller {
         Caller {
             who: Who::Anonymous,
+            key: None,
             client: [10, 0, 0, last].into(),
             request_id: String::new(),
         }

@@ -23,7 +23,7 @@ const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
 
 /// The columns, in order. New ones are added at the end.
 const COLUMNS: &str = "id,createdAt,updatedAt,state,reason,network,asset,payer,payee,amount,decimals,transaction,logIndex,\
-    blockNumber,blockTime,rail,session,clientReference,resource,unmatched,scheme,method,permitted\r\n";
+    blockNumber,blockTime,rail,session,clientReference,resource,unmatched,scheme,method,permitted,caller\r\n";
 
 /// The headers of a table.
 pub(super) const HEADERS: [(HeaderName, HeaderValue); 3] = [
@@ -95,7 +95,7 @@ async fn batch(
 fn write_line(lines: &mut String, payment: &PaymentView) {
     let number = |number: Option<u64>| number.map(|number| number.to_string());
     let decimals = payment.decimals.map(u64::from);
-    let cells: [Option<Cow<'_, str>>; 23] = [
+    let cells: [Option<Cow<'_, str>>; 24] = [
         Some((&payment.id).into()),
         Some((&payment.created_at).into()),
         Some((&payment.updated_at).into()),
@@ -119,6 +119,7 @@ fn write_line(lines: &mut String, payment: &PaymentView) {
         Some(payment.scheme.into()),
         Some(payment.method.into()),
         payment.permitted.as_deref().map(Into::into),
+        payment.caller.as_deref().map(Into::into),
     ];
     for (index, cell) in cells.iter().enumerate() {
         if index > 0 {

@@ -165,6 +165,7 @@ async fn transferred_authorization_is_accepted_once_and_promises_nothing() {
         confirmations: 2,
         location: &location(2),
         confirmed: true,
+        caller: None,
     };
     assert!(!test.accept_transferred(&again).await.unwrap());
     assert_eq!(test.payment(settled.id).await.unwrap(), Some(settled));
@@ -181,6 +182,7 @@ async fn transfer_log_of_another_payment_is_not_accepted_for_a_second_one() {
         confirmations: 2,
         location: &location(1),
         confirmed: true,
+        caller: None,
     };
     assert!(test.accept_transferred(&second).await.unwrap());
     let payment = test.payment(second.id).await.unwrap().unwrap();
@@ -244,4 +246,33 @@ async fn payment_queued_again_must_fit_the_balance() {
         .await;
     assert_eq!(test.queue_again(again).await.unwrap(), Accepted::Stale);
     assert_eq!(test.state(payment.id).await, "refused");
+}
+
+#[tokio::test]
+async fn payment_belongs_to_the_caller_that_presents_it_while_it_is_not_refused() {
+    let test = TestLedger::new().await;
+    let of = |caller| NewPayment {
+        caller: Some(caller),
+        ..new_payment(1)
+    };
+    let accepted = test.accept(of(Who::Operator)).await.unwrap();
+    let Accepted::New(payment) = accepted else {
+        panic!("expected a new payment, got {accepted:?}");
+    };
+    assert_eq!(payment.caller, Some(Who::Operator));
+    assert_eq!(
+        test.payment(payment.id).await.unwrap(),
+        Some(*payment.clone())
+    );
+    let other = test.accept(of(Who::Anonymous)).await.unwrap();
+    assert_eq!(other, Accepted::AlreadyAccepted);
+    assert_eq!(test.payment_value(payment.id, "caller").await, "operator");
+
+    refuse(&test, payment.id).await;
+    let again = NewPayment {
+        id: payment.id,
+        ..of(Who::Anonymous)
+    };
+    test.queue_again(again).await.unwrap();
+    assert_eq!(test.payment_value(payment.id, "caller").await, "anonymous");
 }

@@ -212,7 +212,7 @@ fn tokens_and_payees_outside_the_policy_are_rejected() {
     strict.payees = vec![OTHER_ACCOUNT];
     assert_eq!(
         reason(candidate().check_policy(&strict, now())),
-        Reason::PayeeNotAllowed
+        Reason::InvalidPaymentRequirements
     );
     strict.payees.push(PAYEE);
     candidate().check_policy(&strict, now()).unwrap();

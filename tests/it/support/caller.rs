@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 pub(crate) struct Caller {
     url: String,
     http: Client,
+    key: Option<String>,
     answers: Arc<Mutex<String>>,
 }
 
@@ -58,6 +59,14 @@ impl Caller {
         self.url = url;
         let fresh = Client::builder().no_proxy().pool_max_idle_per_host(0);
         self.http = fresh.build().unwrap();
+    }
+
+    /// The same client with a key.
+    pub(crate) fn with_key(&self, key: &str) -> Self {
+        Self {
+            key: Some(key.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// The service's address.
@@ -139,6 +148,10 @@ impl Caller {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        };
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await?;

@@ -43,10 +43,21 @@ pub(crate) struct Seller {
 impl Seller {
     /// Starts a seller of `tests/interop` that is paid at `pay_to` through `facilitator`.
     pub(crate) async fn start(file: &str, facilitator: &str, pay_to: &str) -> Self {
+        Self::start_with(file, facilitator, pay_to, &[]).await
+    }
+
+    /// The same with additional environment variables.
+    pub(crate) async fn start_with(
+        file: &str,
+        facilitator: &str,
+        pay_to: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut command = program(file);
         command
             .env("FACILITATOR_URL", facilitator)
-            .env("PAY_TO", pay_to);
+            .env("PAY_TO", pay_to)
+            .envs(variables.iter().copied());
         Self::run(command, file).await
     }
 

@@ -8,7 +8,8 @@ use serde_json::Value;
 use x402d::embedded::TEST_USDC;
 
 use super::{
-    Answer, Chain, Database, Facilitator, Fault, Proxy, Purchase, TcpProxy, eventually, new_account,
+    Answer, Chain, Database, Facilitator, Fault, Proxy, Purchase, TcpProxy, eventually,
+    new_account, run,
 };
 
 /// How a world is built. The default: one signer, a block for each transaction, no further configuration.
@@ -75,6 +76,31 @@ impl World {
         let mut replica = Facilitator::new(self.variables.clone(), toml);
         replica.restart(None).await;
         replica
+    }
+
+    /// Runs a command on the world's database, and returns what it printed.
+    pub(crate) fn command(&self, arguments: &[&str]) -> String {
+        let (name, place) = self.database.variable();
+        let output = run(arguments, &[(name, place.as_str())], "");
+        let (said, errors) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(said.clone()).unwrap()
+    }
+
+    /// Creates a key for payments to `payee`, and waits until the service takes it.
+    pub(crate) async fn key(&self, name: &str, payee: Address, further: &[&str]) -> String {
+        let payee = payee.to_string();
+        let mut arguments = vec!["keys", "create", name, "--payee", &payee];
+        arguments.extend(further);
+        let said = self.command(&arguments);
+        let key = said.lines().next().unwrap().to_owned();
+        let caller = self.facilitator.with_key(&key);
+        let limit = Duration::from_secs(5);
+        eventually("the new key to be known", limit, async || {
+            (caller.get("/stats").await.status != 401).then_some(())
+        })
+        .await;
+        key
     }
 
     /// The same, not started yet, with additional variables.

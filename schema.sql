@@ -802,6 +802,7 @@ CREATE INDEX foreign_nonces_recent ON public.foreign_nonces USING btree (network
 CREATE INDEX fundings_of_a_day ON public.fundings USING btree (network, created_at) INCLUDE (payer, wei);
 
 CREATE INDEX gas_spending_by_hour ON public.gas_spending USING btree (hour);
+
 CREATE UNIQUE INDEX keys_one_live_per_name ON public.keys USING btree (name) WHERE (revoked_at IS NULL);
 
 CREATE INDEX payments_by_amount ON public.payments USING btree (amount, created_at, id);

@@ -92,6 +92,6 @@ async fn payer_that_was_settled_has_paid() {
     let (asset, payer) = (payment.terms.asset, payment.terms.from);
     assert!(test.has_paid(NETWORK, asset, payer).await.unwrap());
     let queued = test.accepted(2).await;
-    let payer = queued.authorization.from;
+    let payer = queued.terms.from;
     assert!(!test.has_paid(NETWORK, asset, payer).await.unwrap());
 }

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{HeaderName, Method, Request, Response, header};
 use secrecy::SecretString;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -42,6 +43,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
 use crate::facilitator::{Facilitator, Sessions};
+use crate::http::connection::Connection;
 use crate::settlement::Supervisor;
 
 pub use error::Problem;
@@ -185,7 +187,10 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
         .get(REQUEST_ID)
         .and_then(|id| id.to_str().ok())
         .unwrap_or_default();
-    tracing::info_span!("http", method = %request.method(), path = request.uri().path(), request.id = id)
+    let connection = request.extensions().get::<ConnectInfo<Connection>>();
+    let client =
+        connection.map(|ConnectInfo(connection)| tracing::field::display(connection.client));
+    tracing::info_span!("http", method = %request.method(), path = request.uri().path(), client, request.id = id)
 }
 
 fn log<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {

@@ -1,11 +1,11 @@
 # x402d and nothing else: the ledger is a Postgres server named by DATABASE_URL.
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
 ENV SQLX_OFFLINE=true
 RUN cargo build --release --locked
 
-FROM debian:bookworm-slim
+FROM debian:12.9-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{HeaderName, Method, Request, Response, header};
 use secrecy::SecretString;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -43,6 +44,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
 use crate::facilitator::{Facilitator, Sessions};
+use crate::http::connection::Connection;
 use crate::settlement::Supervisor;
 
 pub use caller::Refused;
@@ -194,7 +196,10 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
     } else {
         path
     };
-    tracing::info_span!("http", method = %request.method(), path, request.id = id, caller = tracing::field::Empty)
+    let connection = request.extensions().get::<ConnectInfo<Connection>>();
+    let client =
+        connection.map(|ConnectInfo(connection)| tracing::field::display(connection.client));
+    tracing::info_span!("http", method = %request.method(), path, client, request.id = id, caller = tracing::field::Empty)
 }
 
 fn log<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {

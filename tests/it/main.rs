@@ -32,6 +32,10 @@ mod database_refusals;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod edge_flood;
+#[cfg(test)]
+mod edge_proxies;
+#[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
 mod faults_under_load;

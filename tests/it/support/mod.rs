@@ -18,6 +18,7 @@ mod rpc_proxy;
 mod session;
 mod tcp_proxy;
 mod wait;
+mod web_server;
 mod world;
 
 pub(crate) use buyer_process::{BuyerProcess, Interception, PayOutput, SellerProxy};
@@ -39,4 +40,5 @@ pub(crate) use rpc_proxy::{Fault, Proxy, SECRET};
 pub(crate) use session::OpenSession;
 pub(crate) use tcp_proxy::TcpProxy;
 pub(crate) use wait::eventually;
+pub(crate) use web_server::WebServer;
 pub(crate) use world::{Setup, World, attempts, manually_mined, settle_until_final};

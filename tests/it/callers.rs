@@ -21,7 +21,7 @@ const REVOCATION: Duration = Duration::from_secs(5);
 
 fn keys_only() -> Setup {
     Setup {
-        toml: "[access]\nsettle = \"keys\"\n".to_owned(),
+        toml: "[access]\nsettle = \"keys\"\n[limits]\nverify_per_second = 100000\nsettle_per_second = 1000\n".to_owned(),
         ..Setup::default()
     }
 }

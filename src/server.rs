@@ -18,9 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{
-    CallRates, Facilitator, Gate, GateRules, SessionRules, Sessions, Sponsorship, UsedNonces,
-};
+use crate::facilitator::{Facilitator, Gate, SessionRules, Sessions, Sponsorship, UsedNonces};
 use crate::http::accept::{Acceptor, ConnectionLimits};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{Ledger, OpenLimits};
@@ -87,7 +85,7 @@ impl Service {
             .iter()
             .map(|network| (network.policy.network, addresses(&network.signers)))
             .collect();
-        let gate = Gate::new(gate_rules(config));
+        let gate = Gate::new(callers::gate_rules(config));
         let (stop, follower) = (stopped.clone(), gate.clone());
         supervisor.keep_running(Task::of_process("deny list"), move || {
             Some(until(&stop, follower.clone().follow_deny_list()))
@@ -168,20 +166,6 @@ impl Service {
             );
         }
         self.ledger.close().await;
-    }
-}
-
-fn gate_rules(config: &Config) -> GateRules {
-    let limits = &config.limits;
-    GateRules {
-        rates: CallRates {
-            verify: limits.verify_per_second,
-            settle: limits.settle_per_second,
-            sessions: limits.sessions_per_second,
-        },
-        deny_list: limits.deny_list.clone(),
-        policy_service: limits.policy_service.clone(),
-        told_for: Duration::from_secs(config.verify_lease_s.into()),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn read(
         if let Some(network) = unlimited {
             let network = network.policy.network;
             settings.problems.push(format!(
-                "access.settle: expected \"keys\", because {network} is a mainnet without payees or without a gas budget; name them, or let only holders of a key settle"
+                "access.settle: expected \"keys\", because {network} is a mainnet without payees or without budget.wei_per_day; set both, or let only holders of a key settle"
             ));
         }
     }
@@ -40,7 +40,7 @@ fn limits_strangers(network: &NetworkConfig) -> bool {
     !network.policy.payees.is_empty() && has_gas_budget(network)
 }
 
-/// Whether the gas of a day is limited. There is no such setting yet.
-const fn has_gas_budget(_: &NetworkConfig) -> bool {
-    true
+/// Whether the gas of a day is limited.
+const fn has_gas_budget(network: &NetworkConfig) -> bool {
+    network.policy.budget.wei_per_day.is_some()
 }

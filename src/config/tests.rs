@@ -253,11 +253,13 @@ fn strangers_settle_on_test_networks_unless_the_operator_says_otherwise() {
         "[access]\nsettle = \"open\"\n",
         "[access]\nsettle = \"keys\"\n",
     );
+    let limited =
+        "[access]\nsettle = \"open\"\n[networks.base.budget]\nwei_per_day = \"0.01eth\"\n";
     for (name, toml, expected) in [
         ("base-sepolia", "", AccessMode::Open),
         ("base-sepolia", keys, AccessMode::Keys),
         ("base", "", AccessMode::Keys),
-        ("base", open, AccessMode::Open),
+        ("base", limited, AccessMode::Open),
     ] {
         assert_eq!(
             access(name, toml, PAYEE).unwrap(),
@@ -265,11 +267,13 @@ fn strangers_settle_on_test_networks_unless_the_operator_says_otherwise() {
             "{name} {toml}"
         );
     }
-    let error = access("base", open, "").unwrap_err().to_string();
+    let error = access("base", limited, "").unwrap_err().to_string();
     assert!(
         error.contains("access.settle") && error.contains("payees"),
         "{error}"
     );
+    let error = access("base", open, PAYEE).unwrap_err().to_string();
+    assert!(error.contains("budget.wei_per_day"), "{error}");
     let error = access("base", "[access]\nsettle = \"everybody\"\n", PAYEE);
     assert!(error.unwrap_err().to_string().contains("line 2"));
 }

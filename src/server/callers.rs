@@ -1,4 +1,4 @@
-//! Who may call: says it at the start, and keeps the keys in memory up to date.
+//! Who may call and how often: says it at the start, and keeps the keys in memory up to date.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{StartError, until};
 use crate::config::Config;
-use crate::facilitator::{Access, Keys};
+use crate::facilitator::{Access, CallRates, GateRules, Keys};
 use crate::ledger::Ledger;
 use crate::payment::AccessMode;
 use crate::protocol::assets::is_test_network;
@@ -20,16 +20,17 @@ const KEYS_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn access(config: &Config, ledger: &Ledger) -> Result<Access, StartError> {
     let keys = Keys::default();
     keys.read(ledger).await?;
-    let mainnets = config.networks.iter().map(|network| network.policy.network);
-    let mainnets = mainnets.filter(|network| !is_test_network(*network));
+    let policies = config.networks.iter().map(|network| &network.policy);
+    let mainnets = policies.filter(|policy| !is_test_network(policy.network));
     match config.access {
         AccessMode::Keys => tracing::info!(
             "callers: only holders of a key may settle; `x402d keys create` makes one"
         ),
         AccessMode::Open => {
             tracing::info!("callers: everybody may settle");
-            for network in mainnets {
-                tracing::warn!(%network, "callers: everybody may settle to the configured payees on a mainnet; each payment costs you its gas");
+            for policy in mainnets {
+                let wei = policy.budget.wei_per_day.unwrap_or_default();
+                tracing::warn!(network = %policy.network, wei_per_day = %wei, "callers: everybody may settle to the configured payees on a mainnet; their payments may cost so much gas in a day");
             }
         }
     }
@@ -60,5 +61,20 @@ async fn read_keys(ledger: Ledger, keys: Keys) {
         if let Err(error) = keys.read(&ledger).await {
             tracing::warn!(error = causes(&error), "keys not read");
         }
+    }
+}
+
+/// What every payment has to pass.
+pub(super) fn gate_rules(config: &Config) -> GateRules {
+    let limits = &config.limits;
+    GateRules {
+        rates: CallRates {
+            verify: limits.verify_per_second,
+            settle: limits.settle_per_second,
+            sessions: limits.sessions_per_second,
+        },
+        deny_list: limits.deny_list.clone(),
+        policy_service: limits.policy_service.clone(),
+        told_for: Duration::from_secs(config.verify_lease_s.into()),
     }
 }

@@ -68,6 +68,8 @@ mod interop;
 #[cfg(test)]
 mod interop_permit2;
 #[cfg(test)]
+mod keys;
+#[cfg(test)]
 mod killed;
 #[cfg(test)]
 mod lane_claims;

@@ -17,7 +17,7 @@ use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
 use crate::facilitator::{
-    CallRates, Facilitator, Gate, GateRules, SessionRules, Sessions, Sponsorship, UsedNonces,
+    CallRates, Facilitator, Gate, GateRules, Looks, SessionRules, Sessions, Sponsorship, UsedNonces,
 };
 use crate::http::connection::{BoundedListener, Connection};
 use crate::http::{AppState, LastReadiness, router};
@@ -91,6 +91,7 @@ impl Service {
         });
         let facilitator = Facilitator {
             gate,
+            looks: Looks::default(),
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             served_networks: served_networks.into(),
@@ -173,6 +174,8 @@ fn gate_rules(config: &Config) -> GateRules {
             settle: limits.settle_per_second,
             sessions: limits.sessions_per_second,
         },
+        unattended_max: limits.unattended_per_caller,
+        waits_max: limits.waits_per_caller,
         deny_list: limits.deny_list.clone(),
         policy_service: limits.policy_service.clone(),
         told_for: Duration::from_secs(config.verify_lease_s.into()),
@@ -255,6 +258,7 @@ async fn open_network(
         waiters: waiters.clone(),
         signers: addresses(&config.signers),
         queue_max: config.queue_max,
+        queue_max_per_payer: config.queue_max_per_payer,
         inflight_max: config.inflight_max,
         poll: config.poll,
         batch_wait: config.batch_wait,

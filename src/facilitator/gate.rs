@@ -4,8 +4,8 @@
 //! the ledger has as being settled or settled has passed before. None of them makes an RPC call or asks the ledger.
 
 mod denied;
+mod places;
 mod rates;
-mod told;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,22 +15,30 @@ use alloy::primitives::{Address, B256};
 use reqwest::{Client, Url};
 use tokio::time::Instant;
 
-use crate::facilitator::{Caller, Error, Facilitator};
+use crate::facilitator::recent::Recent;
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::Lookup;
 use crate::payment::{Candidate, DenyList, Session};
 use crate::protocol::{Amount, Rejection};
 use crate::settlement::ServedNetwork;
 use denied::{Denials, DeniedFile, PolicyService};
-use rates::Rates;
-use told::Told;
+use places::{Attendant, Attended, Place, Places, attended};
+use rates::{Counted, Rates};
 
 pub(super) use rates::Call;
 pub use rates::CallRates;
+
+/// Valid payments remembered, at most.
+const TOLD_MAX: usize = 50_000;
 
 /// What an operator configures.
 #[derive(Debug)]
 pub struct GateRules {
     pub rates: CallRates,
+    /// Settlements of one caller that outlive their requests, at most.
+    pub unattended_max: usize,
+    /// Reads of sessions of one caller that wait for a change, at most.
+    pub waits_max: usize,
     /// The file with denied addresses, and what it held at the start.
     pub deny_list: Option<(PathBuf, DenyList)>,
     /// The operator's policy service, and whether payments are admitted while it does not answer.
@@ -46,8 +54,11 @@ pub struct Gate(Arc<State>);
 #[derive(Debug)]
 struct State {
     rates: Rates,
-    told: Told,
+    /// Payments that callers were told are valid: their handlers run, and stock sellers do not repeat a settle that was refused.
+    told: Recent<(Counted, B256)>,
     denials: Denials,
+    unattended: Places,
+    waits: Places,
 }
 
 impl Gate {
@@ -56,7 +67,9 @@ impl Gate {
         let service = rules.policy_service;
         Self(Arc::new(State {
             rates: Rates::new(rules.rates),
-            told: Told::new(rules.told_for),
+            told: Recent::new(rules.told_for, TOLD_MAX),
+            unattended: Places::new(rules.unattended_max),
+            waits: Places::new(rules.waits_max),
             denials: Denials {
                 file: file.map(|(path, list)| DeniedFile::new(path, list)),
                 service: service.map(|(url, is_fail_open)| PolicyService {
@@ -68,13 +81,35 @@ impl Gate {
         }))
     }
 
+    /// The two sides of a task that goes on when its caller leaves.
+    ///
+    /// # Errors
+    /// [`Unavailable::Unattended`] when the caller has left too many behind already.
+    pub(super) fn attend(&self, caller: &Caller) -> Result<(Attendant, Attended), Unavailable> {
+        let unattended = &self.0.unattended;
+        if unattended.are_taken(caller) {
+            return Err(Unavailable::Unattended);
+        }
+        Ok(attended(unattended, caller))
+    }
+
+    /// A place to wait for a change of a session; `None` when the caller waits too often already.
+    pub(super) fn place_to_wait(&self, caller: &Caller) -> Option<Place> {
+        self.0.waits.take(caller)
+    }
+
     /// Remembers that a caller was told that a payment is valid.
     pub(super) fn tell_valid(&self, caller: &Caller, digest: B256) {
-        self.0.told.remember(caller, digest, Instant::now());
+        if let Some(counted) = Counted::of(caller) {
+            self.0.told.remember((counted, digest), Instant::now());
+        }
     }
 
     fn was_told_valid(&self, caller: &Caller, digest: B256) -> bool {
-        self.0.told.contains(caller, digest, Instant::now())
+        Counted::of(caller).is_some_and(|counted| {
+            let key = (counted, digest);
+            self.0.told.since(key, Instant::now()).is_some()
+        })
     }
 
     /// Reads the file with denied addresses whenever it changes. Without one, never ends.

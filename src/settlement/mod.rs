@@ -17,7 +17,7 @@ pub mod waiters;
 mod watch;
 
 pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
-pub use intake::{Approvals, Approver, Pickup, Place, Queue, Queued, approval_rejection};
+pub use intake::{Approvals, Approver, NoPlace, Pickup, Place, Queue, Queued, approval_rejection};
 pub use lane::{Lane, UnconfiguredSigners};
 pub use reconcile::{Reconciler, Transfers};
 pub use senders::{CannotSend, SenderWatch, Senders, native_amount};

@@ -50,7 +50,7 @@
 //!    I/O.
 //! 3. The ledger is asked: a request for a known authorization *joins* its payment, which is not checked again;
 //!    `facilitator::settle::decide` is the table of answers.
-//! 4. A new authorization is checked against the operator's policy and the clock. Then `chain::facts` reads payer, nonce, balance and
+//! 4. A new authorization passes `facilitator::gate` and is checked against the operator's policy and the clock. Then `chain::facts` reads payer, nonce, balance and
 //!    a simulated transfer in one `eth_call`, shared with other requests. Only a `payment::Verified` can be accepted. If the nonce is
 //!    used already, `facilitator::transferred` looks whether the money was transferred, and whether that counts for this ledger.
 //! 5. `Ledger::accept` locks the payer's account, so that a payer cannot promise more than its balance, and inserts the row: one for each

@@ -18,7 +18,9 @@ use tokio_util::task::TaskTracker;
 use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{Facilitator, Gate, SessionRules, Sessions, Sponsorship, UsedNonces};
+use crate::facilitator::{
+    Facilitator, Gate, Looks, SessionRules, Sessions, Sponsorship, UsedNonces,
+};
 use crate::http::accept::{Acceptor, ConnectionLimits};
 use crate::http::{AppState, LastReadiness, router};
 use crate::ledger::{Ledger, OpenLimits};
@@ -95,6 +97,7 @@ impl Service {
         let facilitator = Facilitator {
             access,
             gate,
+            looks: Looks::default(),
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             served_networks: served_networks.into(),
@@ -247,6 +250,7 @@ async fn open_network(
         waiters: waiters.clone(),
         signers: addresses(&config.signers),
         queue_max: config.queue_max,
+        queue_max_per_payer: config.queue_max_per_payer,
         inflight_max: config.inflight_max,
         poll: config.poll,
         batch_wait: config.batch_wait,

@@ -31,6 +31,7 @@ pub(super) enum Verdict {
 const UNDECIDED: &[Reason] = &[
     Reason::UnexpectedVerifyError,
     Reason::UnexpectedSettleError,
+    Reason::RateLimited,
     Reason::SessionInUse,
     Reason::TransferNotFound,
 ];

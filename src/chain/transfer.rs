@@ -13,14 +13,23 @@ use crate::payment::{Payment, PaymentTerms};
 pub(super) const TRANSFER: B256 =
     b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 
+/// A signed transaction that has not been sent yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedTransfer {
+    pub transfer: Transfer,
+    pub gas_limit: u64,
+    /// What it pays for gas at most, in wei.
+    pub max_fee_wei: u128,
+}
+
 /// Decodes a signed transaction; its hash and sender are computed from the bytes. `None` for any other bytes, and for trailing bytes.
-pub fn decode(raw: &Bytes) -> Option<Transfer> {
+pub fn decode(raw: &Bytes) -> Option<SignedTransfer> {
     let mut rest: &[u8] = raw;
     let signed = TxEnvelope::decode_2718(&mut rest).ok()?;
     if !rest.is_empty() {
         return None;
     }
-    Some(Transfer {
+    let transfer = Transfer {
         hash: *signed.tx_hash(),
         chain_id: signed.chain_id(),
         from: signed.recover_signer().ok()?,
@@ -28,6 +37,11 @@ pub fn decode(raw: &Bytes) -> Option<Transfer> {
         to: signed.to(),
         value: signed.value(),
         input: signed.input().clone(),
+    };
+    Some(SignedTransfer {
+        transfer,
+        gas_limit: signed.gas_limit(),
+        max_fee_wei: signed.max_fee_per_gas(),
     })
 }
 

@@ -18,6 +18,10 @@ pub struct LimitsConfig {
     pub settle_per_second: NonZeroU32,
     /// Sessions opened a second.
     pub sessions_per_second: NonZeroU32,
+    /// Settlements of one caller that outlive their requests, at most.
+    pub unattended_per_caller: usize,
+    /// Reads of sessions of one caller that wait for a change, at most.
+    pub waits_per_caller: usize,
     /// The file with denied addresses, and what it holds at the start.
     pub deny_list: Option<(PathBuf, DenyList)>,
     /// The operator's policy service, and whether payments are admitted while it does not answer.
@@ -29,10 +33,28 @@ pub(super) fn read(settings: &mut Settings<'_>, file: LimitsFile) -> LimitsConfi
         let value = settings.between(key, value, 1..=1_000_000);
         NonZeroU32::new(value.unwrap_or(default)).unwrap_or(NonZeroU32::MIN)
     };
+    let rates = [
+        rate("limits.verify_per_second", file.verify_per_second, 50),
+        rate("limits.settle_per_second", file.settle_per_second, 20),
+        rate("limits.sessions_per_second", file.sessions_per_second, 2),
+    ];
+    let mut places = |key: &str, value: Option<usize>, default: usize| {
+        let value = settings.between(key, value, 1..=1_000_000);
+        value.unwrap_or(default)
+    };
+    let unattended = places(
+        "limits.unattended_per_caller",
+        file.unattended_per_caller,
+        256,
+    );
+    let waits = places("limits.waits_per_caller", file.waits_per_caller, 32);
+    let [verify_per_second, settle_per_second, sessions_per_second] = rates;
     LimitsConfig {
-        verify_per_second: rate("limits.verify_per_second", file.verify_per_second, 50),
-        settle_per_second: rate("limits.settle_per_second", file.settle_per_second, 20),
-        sessions_per_second: rate("limits.sessions_per_second", file.sessions_per_second, 2),
+        unattended_per_caller: unattended,
+        waits_per_caller: waits,
+        verify_per_second,
+        settle_per_second,
+        sessions_per_second,
         policy_service: policy_service(settings, file.policy_url, file.policy_fail.as_deref()),
         deny_list: file.deny_list.and_then(|path| deny_list(settings, path)),
     }

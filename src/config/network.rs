@@ -38,6 +38,8 @@ pub struct NetworkConfig {
     pub signers: Vec<SignerKey>,
     /// Payments that may wait in memory, at most.
     pub queue_max: usize,
+    /// Payments of one payer that may wait in memory, at most.
+    pub queue_max_per_payer: usize,
     /// Unmined transactions of one signer, at most; nodes keep about 16 of one sender.
     pub inflight_max: usize,
     /// How often to look for a new block while a transaction is open.
@@ -159,6 +161,12 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         "queue_max",
         "1 to 1000000",
     );
+    let queue_max_per_payer = entry.queue_max_per_payer.unwrap_or(64);
+    reader.needs(
+        (1..=1_000_000).contains(&queue_max_per_payer),
+        "queue_max_per_payer",
+        "1 to 1000000",
+    );
     let poll_ms = entry.poll_ms.unwrap_or(150);
     reader.needs((20..=10_000).contains(&poll_ms), "poll_ms", "20 to 10000");
     let batch_wait_ms = entry.batch_wait_ms.unwrap_or(200);
@@ -173,6 +181,7 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         confirm_with,
         signers,
         queue_max,
+        queue_max_per_payer,
         inflight_max,
         poll: Duration::from_millis(poll_ms),
         batch_wait: Duration::from_millis(batch_wait_ms),

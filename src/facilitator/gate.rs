@@ -5,8 +5,8 @@
 //! or asks the ledger.
 
 mod denied;
+mod places;
 mod rates;
-mod told;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,22 +16,30 @@ use alloy::primitives::{Address, B256};
 use reqwest::{Client, Url};
 use tokio::time::Instant;
 
-use crate::facilitator::{Caller, Error, Facilitator};
+use crate::facilitator::recent::Recent;
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::Lookup;
 use crate::payment::{Candidate, DenyList, Session, Who};
 use crate::protocol::{Amount, Rejection};
 use crate::settlement::ServedNetwork;
 use denied::{Denials, DeniedFile, PolicyService};
-use rates::Rates;
-use told::Told;
+use places::{Attendant, Attended, Place, Places, attended};
+use rates::{Counted, Rates};
 
 pub(super) use rates::Call;
 pub use rates::CallRates;
+
+/// Valid payments remembered, at most.
+const TOLD_MAX: usize = 50_000;
 
 /// What an operator configures.
 #[derive(Debug)]
 pub struct GateRules {
     pub rates: CallRates,
+    /// Settlements of one caller that outlive their requests, at most.
+    pub unattended_max: usize,
+    /// Reads of sessions of one caller that wait for a change, at most.
+    pub waits_max: usize,
     /// The file with denied addresses, and what it held at the start.
     pub deny_list: Option<(PathBuf, DenyList)>,
     /// The operator's policy service, and whether payments are admitted while it does not answer.
@@ -47,8 +55,11 @@ pub struct Gate(Arc<State>);
 #[derive(Debug)]
 struct State {
     rates: Rates,
-    told: Told,
+    /// Payments that callers were told are valid: their handlers run, and stock sellers do not repeat a settle that was refused.
+    told: Recent<(Counted, B256)>,
     denials: Denials,
+    unattended: Places,
+    waits: Places,
 }
 
 impl Gate {
@@ -57,7 +68,9 @@ impl Gate {
         let service = rules.policy_service;
         Self(Arc::new(State {
             rates: Rates::new(rules.rates),
-            told: Told::new(rules.told_for),
+            told: Recent::new(rules.told_for, TOLD_MAX),
+            unattended: Places::new(rules.unattended_max),
+            waits: Places::new(rules.waits_max),
             denials: Denials {
                 file: file.map(|(path, list)| DeniedFile::new(path, list)),
                 service: service.map(|(url, is_fail_open)| PolicyService {
@@ -69,13 +82,35 @@ impl Gate {
         }))
     }
 
+    /// The two sides of a task that goes on when its caller leaves.
+    ///
+    /// # Errors
+    /// [`Unavailable::Unattended`] when the caller has left too many behind already.
+    pub(super) fn attend(&self, caller: &Caller) -> Result<(Attendant, Attended), Unavailable> {
+        let unattended = &self.0.unattended;
+        if unattended.are_taken(caller) {
+            return Err(Unavailable::Unattended);
+        }
+        Ok(attended(unattended, caller))
+    }
+
+    /// A place to wait for a change of a session; `None` when the caller waits too often already.
+    pub(super) fn place_to_wait(&self, caller: &Caller) -> Option<Place> {
+        self.0.waits.take(caller)
+    }
+
     /// Remembers that a caller was told that a payment is valid.
     pub(super) fn tell_valid(&self, caller: &Caller, digest: B256) {
-        self.0.told.remember(caller, digest, Instant::now());
+        if let Some(counted) = Counted::of(caller) {
+            self.0.told.remember((counted, digest), Instant::now());
+        }
     }
 
     fn was_told_valid(&self, caller: &Caller, digest: B256) -> bool {
-        self.0.told.contains(caller, digest, Instant::now())
+        Counted::of(caller).is_some_and(|counted| {
+            let key = (counted, digest);
+            self.0.told.since(key, Instant::now()).is_some()
+        })
     }
 
     /// Reads the file with denied addresses whenever it changes. Without one, never ends.
@@ -100,6 +135,8 @@ pub(super) struct Asked<'a> {
     pub(super) amount: Amount,
     /// The caller's rate does not matter.
     pub(super) is_exempt: bool,
+    /// Whether the operator pays for its gas; a transfer by the payer costs nothing.
+    pub(super) costs_gas: bool,
 }
 
 /// What the gate says of an authorization.
@@ -123,7 +160,9 @@ impl Facilitator {
             self.gate.0.rates.count(asked.call, asked.caller)?;
         }
         self.gate.0.denials.check(&asked).await?;
-        asked.served.check_sponsorship(asked.payee, asked.payer)?;
+        if asked.costs_gas {
+            asked.served.check_sponsorship(asked.payee, asked.payer)?;
+        }
         Ok(())
     }
 
@@ -146,6 +185,7 @@ impl Facilitator {
             payee: candidate.terms.to,
             amount: candidate.terms.value,
             is_exempt: call == Call::Settle && (known.payment.is_some() || told),
+            costs_gas: true,
         };
         let denied = match self.pass_gate(asked).await {
             Ok(()) => None,
@@ -176,6 +216,7 @@ impl Facilitator {
             payee: session.payee,
             amount: session.amount,
             is_exempt: call == Call::Settle && self.gate.was_told_valid(caller, claim),
+            costs_gas: false,
         };
         self.pass_gate(asked).await
     }

@@ -171,7 +171,7 @@ impl Facilitator {
             || candidate.terms.signature == found.payment.terms.signature;
         if !is_proven {
             self.count(call, caller)?;
-            candidate.check_signature(&served.facts.of(&candidate.terms).await?)?;
+            candidate.check_signature(&self.facts_of(served, candidate).await?)?;
         }
         Ok(known)
     }
@@ -238,7 +238,7 @@ impl Facilitator {
             let code = served.rpc.code(candidate.terms.from).await?;
             candidate = candidate.with_wallet_deployed(&served.policy, !code.is_empty())?;
         }
-        let facts = served.facts.of(&candidate.terms).await?;
+        let facts = self.facts_of(served, &candidate).await?;
         let verified = candidate.verified(facts)?;
         let candidate = verified.candidate();
         if candidate.terms.wallet.is_some() && !served.has_multicall() {
@@ -302,7 +302,8 @@ impl Facilitator {
     }
 
     /// Checks everything and puts the payment into the queue: a new one, or one that was refused before (the only ones that may be in
-    /// `known`), which keeps its id. The place in the queue is reserved first, so that no accepted payment is without one.
+    /// `known`), which keeps its id. The place in the queue is reserved after the chain was asked, so that what cannot be settled holds
+    /// none, and before the ledger accepts the payment, so that no accepted payment is without one.
     pub(super) async fn accept(
         &self,
         served: &ServedNetwork,
@@ -313,7 +314,9 @@ impl Facilitator {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
         let admission = self.admit(served, &candidate, known, call).await?;
         let queue = &served.queue;
-        let place = queue.reserve().ok_or(Unavailable::Busy)?;
+        let payer = candidate.terms.from;
+        queue.check_room(payer)?;
+        let mut reserved = None;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
@@ -327,6 +330,10 @@ impl Facilitator {
             if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
+            let place = match reserved.take() {
+                Some(place) => place,
+                None => queue.reserve_for(payer)?,
+            };
             let facts = verified.facts().clone();
             let new = NewPayment {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
@@ -376,6 +383,7 @@ impl Facilitator {
                 }
             }
             // The balance has to be read again.
+            reserved = Some(place);
             tokio::time::sleep(RECORD_PAUSE).await;
         }
     }

@@ -8,12 +8,16 @@ mod caller;
 mod gate;
 mod grant;
 mod intake;
+mod looks;
 mod proof;
+mod raw_transfer;
+mod recent;
 mod sessions;
 mod settle;
 mod submission;
 mod supported;
 mod transferred;
+mod turns;
 mod used_nonces;
 
 use std::sync::Arc;
@@ -29,12 +33,13 @@ use crate::clock::Clock;
 use crate::ledger::{Ledger, LedgerError};
 use crate::protocol::{Network, Reason, Rejection};
 use crate::settlement::waiters::Waiting;
-use crate::settlement::{CannotSend, DependencyError, ServedNetwork, Waiters};
+use crate::settlement::{CannotSend, DependencyError, NoPlace, ServedNetwork, Waiters};
 
 pub use access::{Access, Keys, check_scope};
 pub use caller::{Caller, counted_as};
 pub use gate::{CallRates, Gate, GateRules};
 pub use grant::Grant;
+pub use looks::Looks;
 pub use sessions::{SessionRules, Sessions, Sponsorship};
 pub use settle::SettleAnswer;
 pub use used_nonces::UsedNonces;
@@ -44,6 +49,8 @@ pub use used_nonces::UsedNonces;
 pub struct Facilitator {
     /// What every payment passes before the chain is asked about it.
     pub gate: Gate,
+    /// What the chain said a moment ago.
+    pub looks: Looks,
     /// Nonces that are used on the chain for something that does not count here.
     pub used_nonces: UsedNonces,
     pub ledger: Ledger,
@@ -99,6 +106,12 @@ pub enum Unavailable {
     /// The caller asks too often; its next call is admitted after this time.
     #[error("this caller asks too often")]
     RateLimited(Duration),
+    /// The payer has as many payments in the queue as one payer may have.
+    #[error("too many payments of this payer are waiting")]
+    PayerBusy,
+    /// The caller has left too many settlements behind by disconnecting.
+    #[error("too many settlements that this caller has disconnected from are under way")]
+    Unattended,
     /// The operator's policy service did not answer, and payments are refused then.
     #[error("the operator's policy service does not answer")]
     PolicyService,
@@ -126,6 +139,15 @@ impl Unavailable {
         match self {
             Self::RateLimited(_) => Reason::RateLimited,
             _ => other,
+        }
+    }
+}
+
+impl From<NoPlace> for Unavailable {
+    fn from(none: NoPlace) -> Self {
+        match none {
+            NoPlace::Full => Self::Busy,
+            NoPlace::PayerFull => Self::PayerBusy,
         }
     }
 }
@@ -175,7 +197,14 @@ impl Facilitator {
     async fn run_detached<T: Send + 'static, E: From<Unavailable> + Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, E>> + Send + 'static,
+        caller: &Caller,
     ) -> Result<T, E> {
+        let (_attendant, attended) = self.gate.attend(caller)?;
+        let work = async move {
+            let result = work.await;
+            drop(attended);
+            result
+        };
         let task = self.tasks.spawn(work.in_current_span());
         task.await
             .unwrap_or_else(|_| Err(Unavailable::Stopping.into()))

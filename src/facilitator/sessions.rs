@@ -33,7 +33,7 @@ const REFERENCE_CHARACTERS_MAX: usize = 200;
 /// The longest `resourceId` of a seller's route, in characters.
 const ROUTE_CHARACTERS_MAX: usize = 2048;
 /// Bounds of the lifetime that the seller's entry gives a session, in seconds.
-const LIFE_S: (u64, u64) = (30, 24 * 3600 - 60);
+const LIFE_S: (u64, u64) = (30, 30 * 60);
 
 /// The limits of what sessions may cost the operator.
 #[derive(Debug, Clone)]
@@ -83,6 +83,7 @@ impl Sessions {
             payee: terms.pay_to,
             amount: terms.amount,
             is_exempt: false,
+            costs_gas: request.rail == Rail::Authorization,
         };
         payments.pass_gate(asked).await?;
         let asset = served_asset(served, &request, &terms)?;
@@ -104,11 +105,31 @@ impl Sessions {
         }
     }
 
+    /// A session, for a caller that may wait for a change.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and [`Unavailable::RateLimited`] when the caller waits too often already.
+    pub async fn show(
+        &self,
+        id: &SessionId,
+        wait: Duration,
+        caller: &Caller,
+    ) -> Result<SessionView, Error> {
+        let _place = if wait.is_zero() {
+            None
+        } else {
+            let place = self.payments.gate.place_to_wait(caller);
+            let retry = Unavailable::RateLimited(Duration::from_secs(1));
+            Some(place.ok_or(retry)?)
+        };
+        self.read(id, wait).await
+    }
+
     /// A session, as soon as it is neither open nor submitted, has changed, or `wait` is over (at most a minute).
     ///
     /// # Errors
     /// [`Reason::SessionNotFound`], or an unavailable dependency.
-    pub async fn read(&self, id: &SessionId, wait: Duration) -> Result<SessionView, Error> {
+    async fn read(&self, id: &SessionId, wait: Duration) -> Result<SessionView, Error> {
         let payments = &self.payments;
         let deadline = Instant::now() + wait.min(WAIT_MAX);
         let mut first = None;
@@ -148,13 +169,16 @@ impl Sessions {
         wait: Duration,
         caller: Caller,
     ) -> Result<SessionView, Error> {
-        let sessions = self.clone();
+        let (sessions, of) = (self.clone(), caller.clone());
         let work = async move {
             let session = sessions.payments.session_with_id(&id).await?;
             Box::pin(sessions.accept_submission(&session, form, &caller)).await?;
+            // What was submitted is accepted: without a place to wait, its state now is the answer.
+            let place = sessions.payments.gate.place_to_wait(&caller);
+            let wait = place.as_ref().map_or(Duration::ZERO, |_| wait);
             sessions.read(&id, wait).await
         };
-        self.payments.run_detached(work).await
+        self.payments.run_detached(work, &of).await
     }
 
     /// Cancels a session that has no submission: an authorization signed for it is not sent early any more.
@@ -193,7 +217,7 @@ impl Sessions {
         };
         if let (Some(served), None, true) = (served, &found, expired)
             && session.status == SessionStatus::Open
-            && may_expire(served, &session).await
+            && payments.may_expire(served, &session).await
         {
             payments.ledger.expire_session(&session.id).await?;
             session.status = SessionStatus::Expired;
@@ -265,24 +289,29 @@ impl Facilitator {
         let session = self.ledger.session(id).await?;
         session.ok_or_else(|| not_found(id).into())
     }
+
+    /// Whether a session past its end can be marked expired: its authorization's nonce must be unused, as the chain says; without an
+    /// answer of the chain it stays open. A transfer needs no check: one that was mined in time counts even when it is submitted later.
+    async fn may_expire(&self, served: &ServedNetwork, session: &Session) -> bool {
+        if session.rail == Rail::Transfer {
+            return true;
+        }
+        if self.looks.is_used(session.nonce) {
+            return false;
+        }
+        let rpc = &served.caller_rpc;
+        let used = rpc.is_nonce_used(session.asset, session.payer, session.nonce);
+        let used = used.await;
+        if used == Ok(true) {
+            self.looks.note_used(session.nonce);
+        }
+        used == Ok(false)
+    }
 }
 
 fn not_found(id: &SessionId) -> Rejection {
     let why = format!("there is no session {id} here");
     Rejection::new(Reason::SessionNotFound, why)
-}
-
-/// Whether a session past its end can be marked expired: its authorization's nonce must be unused, as the chain says; without an answer of
-/// the chain it stays open. A transfer needs no check: one that was mined in time counts even when it is submitted later.
-async fn may_expire(served: &ServedNetwork, session: &Session) -> bool {
-    match session.rail {
-        Rail::Transfer => true,
-        Rail::Authorization => {
-            let rpc = &served.caller_rpc;
-            let used = rpc.is_nonce_used(session.asset, session.payer, session.nonce);
-            used.await == Ok(false)
-        }
-    }
 }
 
 fn entropy<const N: usize>() -> Result<[u8; N], Unavailable> {

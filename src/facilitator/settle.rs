@@ -137,7 +137,7 @@ impl Facilitator {
         request: PaymentRequest,
         caller: Caller,
     ) -> Result<SettleAnswer, Unavailable> {
-        let facilitator = self.clone();
+        let (facilitator, of) = (self.clone(), caller.clone());
         let work = async move {
             let mut answer = SettleAnswer::new(&request);
             match Box::pin(facilitator.try_settle(request, &caller, &mut answer)).await {
@@ -153,7 +153,7 @@ impl Facilitator {
             }
             Ok(answer)
         };
-        self.run_detached(work).await
+        self.run_detached(work, &of).await
     }
 
     /// Returns the grant; only an answer that holds it says success.

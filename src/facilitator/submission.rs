@@ -1,6 +1,7 @@
 //! What a buyer submits to pay its session: an authorization, signed bytes, or the hash of a transaction that was sent already.
 
 use alloy::primitives::B256;
+use tokio::time::Instant;
 
 use crate::chain::transfer::decode;
 use crate::facilitator::gate::Call;
@@ -39,11 +40,11 @@ impl Sessions {
                 return self.send_early(served, session, payload, caller).await;
             }
             TransferForm::Raw { bytes, claim } => {
-                let transfer = decode(&bytes).ok_or_else(|| {
+                let signed = decode(&bytes).ok_or_else(|| {
                     let why = "expected the bytes of one signed transaction";
                     Rejection::new(Reason::SessionTransferMismatch, why)
                 })?;
-                (transfer, Some(bytes), claim)
+                (signed.transfer.clone(), Some((bytes, signed)), claim)
             }
             TransferForm::Sent { transaction, claim } => {
                 if let Some(claim) = &claim {
@@ -72,15 +73,16 @@ impl Sessions {
             let why = "the session has expired; nothing was sent";
             return Err(Rejection::new(Reason::SessionExpired, why).into());
         }
-        if raw.is_some() && session.payment.is_none() {
+        if let (Some((_, signed)), None) = (&raw, session.payment) {
             let call = (caller, Call::Submit);
             payments
                 .admit_transfer(served, session, transfer.hash, call)
                 .await?;
+            payments.check_mineable(served, session, signed).await?;
         }
         let new = NewTransfer {
             transfer: &transfer,
-            raw: raw.as_ref(),
+            raw: raw.as_ref().map(|(bytes, _)| bytes),
             claim: &claim,
         };
         payments.join_or_record(served, session, new).await?;
@@ -147,7 +149,7 @@ impl Facilitator {
         if !served.is_open() {
             return Err(Unavailable::NetworkStarting(served.policy.network).into());
         }
-        let Some((transfer, block)) = served.caller_rpc.transfer(transaction).await? else {
+        let Some((transfer, block)) = self.look_for(served, transaction).await? else {
             let why = format!(
                 "{} does not know transaction {transaction} yet; hand it in again once a node has it, or hand in its signed bytes",
                 session.network
@@ -163,6 +165,25 @@ impl Facilitator {
             return Err(Rejection::new(Reason::TransferTooOld, why).into());
         }
         Ok(transfer)
+    }
+
+    /// A transaction of a payer. One that no node knows is asked for once a second, however often callers ask.
+    async fn look_for(
+        &self,
+        served: &ServedNetwork,
+        transaction: B256,
+    ) -> Result<Option<(Transfer, Option<u64>)>, Error> {
+        let (network, arrived) = (served.policy.network, Instant::now());
+        let turn = self.looks.turn(network, transaction).await;
+        let _turn = turn.ok_or(Unavailable::BeingChecked)?;
+        if self.looks.is_unknown(network, transaction, arrived).await {
+            return Ok(None);
+        }
+        let found = served.caller_rpc.transfer(transaction).await?;
+        if found.is_none() {
+            self.looks.note_unknown(network, transaction);
+        }
+        Ok(found)
     }
 
     /// Commits a transfer as its session's payment, and starts to follow it. If the session has a payment, it must be this transfer.

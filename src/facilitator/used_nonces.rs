@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alloy::primitives::B256;
-use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
+use crate::facilitator::turns::{Turn, Turns};
 use crate::ledger::AuthorizationKey;
 use crate::payment::Candidate;
 
@@ -17,9 +17,6 @@ const KEPT_MAX: usize = 20_000;
 const FOUND_FOR: Duration = Duration::from_mins(30);
 /// The same where the use was not found: nodes show logs later than state.
 const NOT_FOUND_FOR: Duration = Duration::from_secs(5);
-
-/// How long a request waits for another one that looks at the chain for the same nonce.
-const TURN_LIMIT: Duration = Duration::from_secs(10);
 
 /// The transaction that used a nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +43,7 @@ struct Used {
 #[derive(Debug, Clone, Default)]
 pub struct UsedNonces {
     memory: Arc<Mutex<Memory>>,
+    turns: Turns<AuthorizationKey>,
 }
 
 #[derive(Debug, Default)]
@@ -54,31 +52,6 @@ struct Memory {
     /// A nonce that was remembered again has two places, of which the later one counts.
     oldest_first: VecDeque<(AuthorizationKey, u64)>,
     next_number: u64,
-    turns: HashMap<AuthorizationKey, Arc<tokio::sync::Mutex<()>>>,
-}
-
-/// The right to look at the chain for one nonce, held by one request at a time.
-#[derive(Debug)]
-pub(super) struct Turn {
-    nonces: UsedNonces,
-    key: AuthorizationKey,
-    guard: Option<OwnedMutexGuard<()>>,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.guard = None;
-        self.nonces.with(|memory| {
-            // A waiting request has a reference of its own.
-            if memory
-                .turns
-                .get(&self.key)
-                .is_some_and(|turn| Arc::strong_count(turn) == 1)
-            {
-                memory.turns.remove(&self.key);
-            }
-        });
-    }
 }
 
 impl UsedNonces {
@@ -134,20 +107,10 @@ impl UsedNonces {
     }
 
     /// Waits until no other request looks at the chain for this nonce; `None` when that takes too long.
-    pub(super) async fn turn(&self, candidate: &Candidate) -> Option<Turn> {
-        let key = AuthorizationKey::from(&candidate.terms);
-        let turn = self.with(|memory| {
-            if memory.turns.len() >= KEPT_MAX {
-                memory.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            }
-            Arc::clone(memory.turns.entry(key).or_default())
-        });
-        let turn = tokio::time::timeout(TURN_LIMIT, turn.lock_owned()).await;
-        Some(Turn {
-            nonces: self.clone(),
-            key,
-            guard: Some(turn.ok()?),
-        })
+    pub(super) async fn turn(&self, candidate: &Candidate) -> Option<Turn<AuthorizationKey>> {
+        self.turns
+            .take(AuthorizationKey::from(&candidate.terms))
+            .await
     }
 }
 
@@ -199,17 +162,5 @@ mod tests {
         assert!(!nonces.contains(&oldest, 0));
         let kept = nonces.with(|memory| (memory.used.len(), memory.oldest_first.len()));
         assert_eq!(kept, (KEPT_MAX, KEPT_MAX));
-    }
-
-    #[tokio::test]
-    async fn turns_exclude_each_other_and_are_removed_after_use() {
-        let nonces = UsedNonces::default();
-        let candidate = candidate_of(&permit2_body(Scheme::Exact), Purpose::Verify);
-        let first = nonces.turn(&candidate).await.unwrap();
-        let second = tokio::time::timeout(Duration::from_millis(20), nonces.turn(&candidate));
-        assert!(second.await.is_err(), "the second waits");
-        drop(first);
-        drop(nonces.turn(&candidate).await);
-        assert!(nonces.with(|memory| memory.turns.is_empty()));
     }
 }

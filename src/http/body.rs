@@ -23,6 +23,9 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 /// response.
 const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// The character U+0000 as JSON writes it. A text with these very characters after a backslash is refused as well, and loses nothing.
+const NUL: &[u8] = b"\\u0000";
+
 /// The byte order mark that some editors and libraries put before a text. RFC 8259 §8.1 lets a parser ignore it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -59,6 +62,10 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     let bytes = whole(headers, body, bytes_max)
         .await
         .map_err(|(status, why)| Problem::new(status, "invalid_body", why))?;
+    if bytes.windows(NUL.len()).any(|window| window == NUL) {
+        let why = "a text has the character U+0000, which no database keeps; leave it out";
+        return Err(Problem::invalid_body(why));
+    }
     read_text(text(&bytes)).map_err(Problem::invalid_body)
 }
 

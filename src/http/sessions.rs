@@ -80,6 +80,7 @@ pub(super) async fn open(
         (status = 200, description = "the session", body = SessionView),
         (status = 400, description = "wait is not a number of seconds up to 60", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "this caller waits too often already", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -87,9 +88,10 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Path(id): Path<String>,
     wait: Result<Query<Wait>, QueryRejection>,
+    caller: Caller,
 ) -> Result<Json<SessionView>, Problem> {
     let (id, wait) = (session_id(&id)?, waiting(&wait)?);
-    Ok(Json(state.sessions.read(&id, wait).await?))
+    Ok(Json(state.sessions.show(&id, wait, &caller).await?))
 }
 
 /// Submit the transfer

@@ -18,7 +18,7 @@ const RETENTION_DAYS_AUTHORIZATION: i32 = 1;
 /// The same for rail `transfer`, where only the session tells what was paid for.
 const RETENTION_DAYS_TRANSFER: i32 = 30;
 
-/// How many sessions may be open.
+/// How many sessions may be open, or wait for a submitted transfer to be mined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenLimits {
     /// In total.
@@ -127,7 +127,7 @@ pub(super) async fn sessions_of_nonces(
 }
 
 impl Ledger {
-    /// Opens a session, unless too many are open. If a client has too many for one payer or payee, its oldest expires first.
+    /// Opens a session, unless too many are open or wait for a submitted transfer to be mined. If a client has too many for one payer or payee, its oldest expires first.
     pub async fn open_session(&self, new: &NewSession<'_>) -> Result<Opened, LedgerError> {
         let session = new.session;
         self.expire_oldest(new).await?;
@@ -136,9 +136,14 @@ impl Ledger {
                 requirements_hash, nonce, resource_id, resource, client_reference, accept_from_block, confirmations, expires_at)
             select $1, $2, $3, $4, $5, $6, $7, $8, $9, ($10::text)::numeric, $11, $12, $13, $14, $15, $16, $17, $18, $19
             where (select count(*) from (select from sessions
-                    where state = 'open' and payment_id is null and expires_at > now() limit $20) as open_ones) < $20
+                    where state = 'open' and payment_id is null and expires_at > now() limit $20) as open_ones)
+                + (select count(*) from (select from payments
+                    where rail = 'transfer' and state = 'inflight' and valid_before > now() limit $20) as unmined) < $20
                 and (select count(*) from (select from sessions
-                    where client = $3 and state = 'open' and payment_id is null and expires_at > now() limit $21) as own) < $21",
+                    where client = $3 and state = 'open' and payment_id is null and expires_at > now() limit $21) as own)
+                + (select count(*) from (select from payments p join sessions s on s.payment_id = p.id
+                    where s.client = $3 and p.rail = 'transfer' and p.state = 'inflight' and p.valid_before > now()
+                    limit $21) as own_unmined) < $21",
             session.id.as_str(),
             new.cancel_token_hash.as_slice(),
             new.client,

@@ -139,8 +139,8 @@ impl Ledger {
     }
 
     /// Transfers of a network whose outcome is open and, with `failed_too`, failed ones, because a reorg invalidates the proof of failure.
-    /// Oldest first, only those after the payment `behind`, and none whose session ended more than a day ago. Also returns the last row
-    /// that was read if there may be more after it. A row that cannot be read is quarantined and left out.
+    /// Newest first, only those before the payment `behind`, and none whose session ended more than a day ago. Also returns the last row
+    /// that was read if there may be older ones. A row that cannot be read is quarantined and left out.
     pub async fn open_transfers(
         &self,
         network: Network,
@@ -150,11 +150,11 @@ impl Ledger {
     ) -> Result<(Vec<OpenTransfer>, Option<PaymentId>), LedgerError> {
         let rows: Vec<PaymentRow> = select_payments!(
             "where p.network = $1 and p.rail = 'transfer' and (p.state = 'inflight' or $4 and p.state = 'failed') and p.quarantined_at is null
-                and p.valid_before > now() - interval '1 day' and p.id > $3
-            order by p.id limit $2",
+                and p.valid_before > now() - interval '1 day' and p.id < $3
+            order by p.id desc limit $2",
             network.to_string(),
             limit,
-            behind.map_or(Uuid::nil(), |id| id.0),
+            behind.map_or(Uuid::max(), |id| id.0),
             failed_too,
         )
         .fetch_all(&self.engine)

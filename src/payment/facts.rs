@@ -84,6 +84,9 @@ impl Candidate {
         self.check_permit_deadline(&facts)?;
         // A charge of 0 needs no transfer, so there is nothing to simulate. The nonce must still be unused.
         let zero_charge = self.terms.value.is_zero() && facts.nonce_used == Some(false);
+        if zero_charge {
+            self.check_maximum(&facts)?;
+        }
         let may_wait =
             self.terms.needs_approval_first(&facts) || self.terms.fails_only_because_early(&facts);
         if !facts.transfer_succeeds && !zero_charge && !may_wait {
@@ -93,6 +96,31 @@ impl Candidate {
             candidate: self,
             facts,
         })
+    }
+
+    /// Checks that the payer could pay the maximum that it has permitted. Otherwise accounts without money could have any number of charges
+    /// of 0 recorded.
+    fn check_maximum(&self, facts: &ChainFacts) -> Result<(), Rejection> {
+        let Some(permit) = self.terms.method.permit2() else {
+            return Ok(());
+        };
+        let most = permit.permitted;
+        if let Some(balance) = facts.balance.filter(|balance| *balance < most.atomic()) {
+            let why = format!("balance {balance} below the permitted {most}");
+            return Err(self.terms.rejection(Fault::Balance, why));
+        }
+        let too_low = |allowance: &U256| *allowance < most.atomic();
+        let allowance = facts.allowance.filter(too_low);
+        // A permit or approval that comes with the payment is not submitted for a charge of 0, so it is not seen on the chain.
+        if let Some(allowance) = allowance.filter(|_| permit.sponsored.is_none()) {
+            let payer = self.terms.from;
+            let why = format!(
+                "{payer} allows Permit2 to take {allowance} of {}, which is below the permitted {most}; it has to approve Permit2 once",
+                self.terms.asset
+            );
+            return Err(Rejection::new(Reason::Permit2AllowanceRequired, why));
+        }
+        Ok(())
     }
 
     fn check_permit_deadline(&self, facts: &ChainFacts) -> Result<(), Rejection> {
@@ -132,12 +160,18 @@ impl Candidate {
             let why = format!("the factory's call does not deploy a wallet at {payer}");
             return Err(Rejection::new(Reason::WalletDeploymentFailed, why));
         } else if !by_payer_key {
-            let why = format!(
-                "{payer} has no code, and the signature was not made with its key over this authorization and domain"
-            );
-            return Err(self.terms.rejection(Fault::Signature, why));
+            return Err(self.refuse_foreign_signature());
         }
         Ok(())
+    }
+
+    /// The rejection of a signature that is not the payer's, whose account has no code.
+    pub fn refuse_foreign_signature(&self) -> Rejection {
+        let payer = self.terms.from;
+        let why = format!(
+            "{payer} has no code, and the signature was not made with its key over this authorization and domain"
+        );
+        self.terms.rejection(Fault::Signature, why)
     }
 }
 

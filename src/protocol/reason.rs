@@ -241,6 +241,8 @@ reasons! {
     TransferTooOld = "transfer_too_old",
     /// The transfer's transaction was not found, or was replaced by another transaction.
     TransferNotFound = "transfer_not_found",
+    /// No block can take the transfer's transaction: account nonce, fee, native balance, or its simulation.
+    TransferUnmineable = "transfer_unmineable",
     /// The facilitator does not broadcast a session's authorization before the seller settles it.
     SponsorshipRefused = "sponsorship_refused",
     /// The amount is below the smallest that this facilitator settles in this token.

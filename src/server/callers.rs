@@ -73,6 +73,8 @@ pub(super) fn gate_rules(config: &Config) -> GateRules {
             settle: limits.settle_per_second,
             sessions: limits.sessions_per_second,
         },
+        unattended_max: limits.unattended_per_caller,
+        waits_max: limits.waits_per_caller,
         deny_list: limits.deny_list.clone(),
         policy_service: limits.policy_service.clone(),
         told_for: Duration::from_secs(config.verify_lease_s.into()),

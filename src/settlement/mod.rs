@@ -20,7 +20,7 @@ mod watch;
 
 pub use budgets::{BudgetWatch, Budgets};
 pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
-pub use intake::{Approvals, Approver, Pickup, Place, Queue, Queued, approval_rejection};
+pub use intake::{Approvals, Approver, NoPlace, Pickup, Place, Queue, Queued, approval_rejection};
 pub use lane::{Lane, UnconfiguredSigners};
 pub use reconcile::{Reconciler, Transfers};
 pub use senders::{CannotSend, SenderWatch, Senders, native_amount};

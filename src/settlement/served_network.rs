@@ -48,6 +48,8 @@ pub struct ServedNetworkParts {
     pub signers: Vec<Address>,
     /// Most payments that wait in memory for a lane.
     pub queue_max: usize,
+    /// The same of one payer.
+    pub queue_max_per_payer: usize,
     /// Most unmined transactions per signer.
     pub inflight_max: usize,
     /// How often to look for a new block while a transaction is in flight.
@@ -187,7 +189,7 @@ impl ServedNetwork {
             inflight_max: parts.inflight_max,
             poll: parts.poll,
             batch_wait: parts.batch_wait,
-            queue: Queue::new(&parts.signers, parts.queue_max),
+            queue: Queue::new(&parts.signers, parts.queue_max, parts.queue_max_per_payer),
             approvals: Approvals::default(),
             senders: Senders::new(&parts.signers),
             open_transactions: AtomicUsize::new(0),

@@ -1,12 +1,15 @@
 //! One gate: whatever the scheme, payment method, rail and endpoint, a denied payment gets the same code, and the chain is not asked.
 
 use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use x402d::embedded::TEST_USDC;
 
 use crate::support::{
@@ -405,4 +408,61 @@ async fn supported_names_the_limits_of_each_kind() {
         );
         assert_eq!(extra["maxTimeoutSeconds"], 691_200, "{kind}");
     }
+}
+
+/// A policy service that refuses one payer, and says nothing at all while it hangs.
+async fn policy_service(
+    refused: Address,
+    hangs: Arc<AtomicBool>,
+) -> (String, AbortOnDropHandle<()>) {
+    let answer = move |axum::Json(question): axum::Json<Value>| async move {
+        if hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        assert_eq!(question["amount"], MINIMUM.to_string(), "{question}");
+        let is_refused = question["payer"] == refused.to_checksum(None);
+        axum::Json(json!({"allowed": !is_refused}))
+    };
+    let router = axum::Router::new().route("/policy", axum::routing::post(answer));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/policy", listener.local_addr().unwrap());
+    let server = TaskTracker::new().spawn(async move {
+        axum::serve(listener, router).await.unwrap();
+    });
+    (url, AbortOnDropHandle::new(server))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policy_service_is_asked_about_new_payments_and_may_fail_closed_or_open() {
+    let world = World::new().await;
+    let (payer, refused) = (world.payer_with_gas().await, world.payer_with_gas().await);
+    let hangs = Arc::new(AtomicBool::new(false));
+    let (url, _service) = policy_service(refused.address(), Arc::clone(&hangs)).await;
+    let rates = "verify_per_second = 1000\nsettle_per_second = 1000\nsessions_per_second = 1000";
+    let toml =
+        |fail| format!("[limits]\n{rates}\npolicy_url = \"{url}\"\npolicy_fail = \"{fail}\"\n");
+    let closed = world.replica_with(&toml("closed")).await;
+    let terms = |payer: &PrivateKeySigner| Terms {
+        payer: payer.clone(),
+        payee: PAYEE,
+        amount: MINIMUM,
+    };
+    for presentation in terms(&refused).all() {
+        let answer = presentation.present(&closed).await;
+        presentation.assert_denied(&answer, DENIED);
+    }
+    let body = Purchase::new(&payer, PAYEE, MINIMUM).body();
+    assert!(closed.verify(&body).await.is_valid());
+
+    hangs.store(true, Ordering::Relaxed);
+    let unanswered = closed.verify(&body).await;
+    assert_eq!(
+        (unanswered.status, unanswered.retry_after),
+        (503, Some(1)),
+        "{unanswered:?}"
+    );
+    drop(closed);
+    let open = world.replica_with(&toml("open")).await;
+    assert!(open.verify(&body).await.is_valid());
+    assert!(open.settle(&body).await.succeeded());
 }

@@ -13,6 +13,8 @@ mod batch_isolation;
 #[cfg(test)]
 mod batching;
 #[cfg(test)]
+mod blacklisted;
+#[cfg(test)]
 mod broken_connections;
 #[cfg(test)]
 mod buyer;
@@ -111,6 +113,8 @@ mod permit2_payments;
 #[cfg(test)]
 mod permit2_via_contracts;
 #[cfg(test)]
+mod places;
+#[cfg(test)]
 mod races;
 #[cfg(test)]
 mod readme;
@@ -140,6 +144,8 @@ mod support;
 mod surface;
 #[cfg(test)]
 mod task_panics;
+#[cfg(test)]
+mod transfer_limits;
 #[cfg(test)]
 mod transfers;
 #[cfg(test)]

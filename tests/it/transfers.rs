@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::session::transfer_calldata;
 
-use crate::support::{OpenSession, Purchase, Setup, World, eventually, new_account};
+use crate::support::{
+    Fault, OpenSession, Purchase, Setup, World, eventually, new_account, pauseCall,
+};
 
 const PAYEE: Address = Address::repeat_byte(0xca);
 const RAIL: &str = "transfer";
@@ -279,7 +281,13 @@ async fn proof_requires_the_upfront_flow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_at_any_transfer_step_moves_money_once() {
-    for step in ["recorded", "broadcast", "mined", "settled", "granted"] {
+    for step in [
+        "recorded",
+        "broadcast",
+        "mined",
+        "resultrecorded",
+        "granted",
+    ] {
         let setup = Setup {
             failpoint: Some(step),
             ..Setup::default()
@@ -369,6 +377,7 @@ async fn late_transfer_is_recorded_and_never_granted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replaced_or_reverted_transfer_fails() {
+    const SEND: &str = "eth_sendRawTransaction";
     let world = World::new().await;
     let payer = world.payer_with_gas().await;
     let session = open(&world, &payer, 10).await;
@@ -377,30 +386,37 @@ async fn replaced_or_reverted_transfer_fails() {
         0,
         Some(transfer_calldata(PAYEE, "1".parse().unwrap(), B256::ZERO)),
     );
+    world.proxy.on(SEND, Fault::AcceptAndDrop);
+    let path = format!("/sessions/{}/transfer", session.id);
+    let taken = world.facilitator.post(&path, &raw(&bytes)).await.unwrap();
+    assert_eq!(taken.body["state"], "submitted", "{taken:?}");
     world.send_raw(&instead).await;
-    let failed = session.submit(&world.facilitator, &raw(&bytes)).await;
+    let failed = session.outcome(&world.facilitator).await;
     assert_eq!(
-        (&failed.body["state"], &failed.body["reason"]),
+        (&failed["state"], &failed["reason"]),
         (&json!("failed"), &json!("transfer_not_found")),
-        "{}",
-        failed.body
+        "{failed}"
     );
-    assert_eq!(failed.body["moneyMayMove"], false);
+    assert_eq!(failed["moneyMayMove"], false);
 
-    let pauper = new_account();
-    let wei = U256::from(10).pow(U256::from(18));
-    world
-        .chain
-        .call("anvil_setBalance", json!([pauper.address(), wei]))
-        .await;
-    let session = open(&world, &pauper, 10).await;
+    let payer = world.payer_with_gas().await;
+    let session = open(&world, &payer, 10).await;
     let (bytes, hash) = session.transaction(0, None);
-    let failed = session.submit(&world.facilitator, &raw(&bytes)).await;
+    let path = format!("/sessions/{}/transfer", session.id);
+    let taken = world.facilitator.post(&path, &raw(&bytes)).await.unwrap();
+    assert_eq!(taken.body["state"], "submitted", "{taken:?}");
+    world.chain.send(TEST_USDC, pauseCall { on: true }).await;
+    world.proxy.on(SEND, Fault::None);
+    let failed = eventually("a failure", Duration::from_secs(40), async || {
+        world.chain.mine(1).await;
+        let view = session.read(&world.facilitator).await;
+        (view["state"] == "failed").then_some(view)
+    })
+    .await;
     assert_eq!(
-        (&failed.body["state"], &failed.body["reason"]),
+        (&failed["state"], &failed["reason"]),
         (&json!("failed"), &json!("session_transfer_mismatch")),
-        "{}",
-        failed.body
+        "{failed}"
     );
     let settled = world.facilitator.settle(&session.proof(hash)).await;
     assert_eq!(
@@ -446,23 +462,4 @@ async fn transfer_counts_once_confirmed_and_survives_reorg() {
     let settled = world.facilitator.settle(&session.proof(hash)).await;
     assert!(settled.succeeded(), "{}", settled.body);
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn unmined_transfers_delay_no_other() {
-    let world = World::new().await;
-    for _ in 0..230 {
-        // This payer has no funds: its bytes can never be mined.
-        let session = open(&world, &new_account(), 5).await;
-        let (bytes, _) = session.transaction(0, None);
-        let path = format!("/sessions/{}/transfer", session.id);
-        let taken = world.facilitator.post(&path, &raw(&bytes)).await.unwrap();
-        assert_eq!(taken.body["state"], "submitted", "{}", taken.body);
-    }
-    let session = open(&world, &world.payer_with_gas().await, 700).await;
-    let (bytes, hash) = session.transaction(0, None);
-    session.submit(&world.facilitator, &raw(&bytes)).await;
-    let paid = session.outcome(&world.facilitator).await;
-    assert_eq!(paid["state"], "paid", "{paid}");
-    assert_eq!(paid["transaction"], hash.to_string());
 }

@@ -21,12 +21,13 @@ const ASSETS: &str = "[[networks.base-sepolia.assets]]";
 const VARIABLES: &str = "variables";
 
 /// Variables by which tests break the process: not in a release.
-const OF_TESTS: [&str; 5] = [
+const OF_TESTS: [&str; 6] = [
     "X402D_FAILPOINT",
     "X402D_GRANTS_LOST",
     "X402D_PANIC",
     "X402D_PANICS",
     "X402D_SIGNERS_DOWN",
+    "X402D_TIMES_SHORTER",
 ];
 
 /// Key, variable, default, allowed values, meaning.
@@ -56,6 +57,8 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["verify_per_second", "", "50", "1 to 1000000", "Calls of `/verify` a second of one key, or of one client address (IPv6: /56) without a key. Four seconds' worth may come at once."],
         ["settle_per_second", "", "20", "1 to 1000000", "The same for `/settle` and for submissions for sessions. Never refused for it: a payment that the ledger knows, or that its caller was told is valid within `verify_lease_s`."],
         ["sessions_per_second", "", "2", "1 to 1000000", "The same for sessions opened."],
+        ["unattended_per_caller", "", "256", "1 to 1000000", "Settlements that a caller has left behind by disconnecting. While so many are under way, its further ones get 503 with `Retry-After`."],
+        ["waits_per_caller", "", "32", "1 to 1000000", "Reads of sessions that wait (`wait`) at a time. Further ones get 429."],
         ["deny_list", "", "none", "a file", "Addresses that may neither pay nor be paid, one a line, `#` for comments. Read again when it changes; while it cannot be read, the addresses read before stay denied."],
         ["policy_url", "", "none", "http or https URL", "A service of yours that is asked about each new payment: see below."],
         ["policy_fail", "", "\"closed\"", "\"closed\" or \"open\"", "What happens while it does not answer within 500 ms: callers get 503, or payments are admitted."],
@@ -93,6 +96,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
     ]),
     ("load", NETWORK, &[
         ["queue_max", "", "8192", "1 to 1000000", "Payments that may wait in memory."],
+        ["queue_max_per_payer", "", "64", "1 to 1000000", "The same of one payer. Further ones get 503 with `Retry-After`."],
         ["inflight_max", "", "12", "1 to 64", "Unmined transactions of one signer. Nodes keep about 16 of one sender."],
         ["batch_wait_ms", "", "200", "0 to 5000", "Milliseconds for which a payment waits for others while transactions are under way."],
         ["batch_rows_max", "", "190 (Arbitrum 150)", "1 to 190", "Payments in one transaction at most."],
@@ -230,6 +234,18 @@ fn defaults_are_those_of_the_page() {
         ("gas_cap", network.fees.gas_cap.to_string()),
         ("wallet_gas_cap", network.fees.wallet_gas_cap.to_string()),
         ("queue_max", network.queue_max.to_string()),
+        (
+            "queue_max_per_payer",
+            network.queue_max_per_payer.to_string(),
+        ),
+        (
+            "unattended_per_caller",
+            config.limits.unattended_per_caller.to_string(),
+        ),
+        (
+            "waits_per_caller",
+            config.limits.waits_per_caller.to_string(),
+        ),
         ("inflight_max", network.inflight_max.to_string()),
         ("poll_ms", network.poll.as_millis().to_string()),
         ("batch_wait_ms", network.batch_wait.as_millis().to_string()),

@@ -7,4 +7,4 @@ mod queue;
 
 pub use approvals::{Approvals, Approver, approval_rejection};
 pub use pickup::Pickup;
-pub use queue::{Place, Queue, Queued};
+pub use queue::{NoPlace, Place, Queue, Queued};

@@ -55,14 +55,73 @@ impl Queued {
     }
 }
 
-/// A reserved place in the queue; `None` inside where this process owns no lane.
+/// A reserved place in the queue; no permit where this process owns no lane.
 #[derive(Debug)]
-pub struct Place<'a>(Option<mpsc::Permit<'a, Queued>>);
+pub struct Place<'a> {
+    permit: Option<mpsc::Permit<'a, Queued>>,
+    of_payer: Option<PayerPlace<'a>>,
+}
 
 impl Place<'_> {
     /// Whether a lane of this process will take the payment: the lane of `signer`, or any lane where `signer` is `None`.
     pub fn is_claimed_here(&self, queue: &Queue, signer: Option<Address>) -> bool {
-        self.0.is_some() && signer.is_none_or(|signer| queue.lanes().contains(&signer))
+        self.permit.is_some() && signer.is_none_or(|signer| queue.lanes().contains(&signer))
+    }
+}
+
+/// One of the places of a payer; given back when it is dropped.
+#[derive(Debug)]
+struct PayerPlace<'a> {
+    queue: &'a Queue,
+    payer: Address,
+}
+
+impl Drop for PayerPlace<'_> {
+    fn drop(&mut self) {
+        self.queue.claims().leave(self.payer);
+    }
+}
+
+/// Why no place was reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPlace {
+    /// The queue is full.
+    Full,
+    /// The payer has all the places that one payer may have.
+    PayerFull,
+}
+
+/// The claims of this process on queued payments.
+#[derive(Debug, Default)]
+struct Claims {
+    payments: HashMap<PaymentId, Claim>,
+    /// Places reserved or taken, of payers that have any.
+    of_payer: HashMap<Address, usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    /// The signer whose lane has taken the payment, if one has.
+    lane: Option<Address>,
+    /// The payer of whose places it has one.
+    payer: Option<Address>,
+}
+
+impl Claims {
+    fn leave(&mut self, payer: Address) {
+        if let Some(places) = self.of_payer.get_mut(&payer) {
+            *places = places.saturating_sub(1);
+            if *places == 0 {
+                self.of_payer.remove(&payer);
+            }
+        }
+    }
+
+    fn remove(&mut self, payment: PaymentId) {
+        let claim = self.payments.remove(&payment);
+        if let Some(payer) = claim.and_then(|claim| claim.payer) {
+            self.leave(payer);
+        }
     }
 }
 
@@ -72,8 +131,9 @@ pub struct Queue {
     shared: Channel,
     /// Payments that only one signer may settle.
     by_signer: HashMap<Address, Channel>,
-    /// Claimed payments, with the signer whose lane has taken each, if one has.
-    claimed: StdMutex<HashMap<PaymentId, Option<Address>>>,
+    claims: StdMutex<Claims>,
+    /// Places that one payer may have.
+    payer_max: usize,
     /// Payments kept from the lanes while another task of this process prepares them.
     on_hold: StdMutex<HashSet<PaymentId>>,
     lanes: StdMutex<HashSet<Address>>,
@@ -103,13 +163,14 @@ impl Channel {
 }
 
 impl Queue {
-    /// A queue for the lanes of `signers`, for at most `most` payments in each channel.
-    pub fn new(signers: &[Address], most: usize) -> Self {
+    /// A queue for the lanes of `signers`, for at most `most` payments in each channel, and `payer_max` of one payer.
+    pub fn new(signers: &[Address], most: usize, payer_max: usize) -> Self {
         let by_signer = signers.iter().map(|signer| (*signer, Channel::new(most)));
         Self {
             shared: Channel::new(most),
             by_signer: by_signer.collect(),
-            claimed: StdMutex::default(),
+            claims: StdMutex::default(),
+            payer_max,
             on_hold: StdMutex::default(),
             lanes: StdMutex::default(),
         }
@@ -141,9 +202,15 @@ impl Queue {
                 left.push(queued.payment.id);
             }
         }
-        let mut claimed = self.claimed();
-        let taken = claimed.extract_if(|_, by| *by == Some(signer));
-        left.extend(taken.map(|(payment, _)| payment));
+        let mut claims = self.claims();
+        let taken = claims.payments.iter();
+        let taken = taken.filter(|(_, claim)| claim.lane == Some(signer));
+        let taken: Vec<PaymentId> = taken.map(|(payment, _)| *payment).collect();
+        for payment in &taken {
+            claims.remove(*payment);
+        }
+        drop(claims);
+        left.extend(taken);
         left
     }
 
@@ -152,14 +219,42 @@ impl Queue {
         self.lanes().iter().copied().collect()
     }
 
-    /// Reserves a place, before the ledger accepts the payment: every accepted payment has one. `None` when the queue is full.
+    /// Reserves a place for a payment that the ledger has accepted. `None` when the queue is full.
     pub fn reserve(&self) -> Option<Place<'_>> {
-        if self.lanes().is_empty() {
+        let permit = if self.lanes().is_empty() {
             // No lane here empties the queue. The process that owns the lanes finds the payment in the ledger.
-            return Some(Place(None));
+            None
+        } else {
+            Some(self.shared.sender.try_reserve().ok()?)
+        };
+        Some(Place {
+            permit,
+            of_payer: None,
+        })
+    }
+
+    /// Reserves a place for a new payment, before the ledger accepts it: every accepted payment has one.
+    pub fn reserve_for(&self, payer: Address) -> Result<Place<'_>, NoPlace> {
+        let place = self.reserve().ok_or(NoPlace::Full)?;
+        if place.permit.is_none() {
+            return Ok(place);
         }
-        let permit = self.shared.sender.try_reserve().ok()?;
-        Some(Place(Some(permit)))
+        let mut claims = self.claims();
+        let places = claims.of_payer.entry(payer).or_default();
+        if *places >= self.payer_max {
+            return Err(NoPlace::PayerFull);
+        }
+        *places += 1;
+        drop(claims);
+        Ok(Place {
+            of_payer: Some(PayerPlace { queue: self, payer }),
+            ..place
+        })
+    }
+
+    /// Why a new payment of this payer would get no place now. It costs nothing to ask, other than the chain.
+    pub fn check_room(&self, payer: Address) -> Result<(), NoPlace> {
+        self.reserve_for(payer).map(drop)
     }
 
     /// Number of payments here that any lane may take.
@@ -169,7 +264,7 @@ impl Queue {
 
     /// All payments that this process has claimed: waiting, being prepared by a lane, or on hold.
     pub fn all_claimed(&self) -> Vec<PaymentId> {
-        let mut all: Vec<PaymentId> = self.claimed().keys().copied().collect();
+        let mut all: Vec<PaymentId> = self.claims().payments.keys().copied().collect();
         all.extend(self.on_hold().iter());
         all
     }
@@ -177,13 +272,13 @@ impl Queue {
     /// Queues a payment for the lanes of this process, if there is room.
     pub fn enqueue(&self, place: Place<'_>, queued: Queued) {
         let id = queued.payment.id;
-        match (queued.payment.terms.settling_signer(), place.0) {
-            (None, Some(place)) => {
-                self.claimed().insert(id, None);
-                place.send(queued);
+        match (queued.payment.terms.settling_signer(), place.permit) {
+            (None, Some(permit)) => {
+                self.claim(id, place.of_payer);
+                permit.send(queued);
             }
             (Some(signer), Some(_)) if self.lanes().contains(&signer) => {
-                self.claimed().insert(id, None);
+                self.claim(id, place.of_payer);
                 let channel = self.by_signer.get(&signer);
                 if channel.is_none_or(|channel| channel.sender.try_send(queued).is_err()) {
                     self.release(id);
@@ -191,6 +286,17 @@ impl Queue {
             }
             (None | Some(_), None) | (Some(_), Some(_)) => {}
         }
+    }
+
+    fn claim(&self, payment: PaymentId, of_payer: Option<PayerPlace<'_>>) {
+        let payer = of_payer.map(|place| {
+            let payer = place.payer;
+            // The claim has the place from now on.
+            std::mem::forget(place);
+            payer
+        });
+        let claim = Claim { lane: None, payer };
+        self.claims().payments.insert(payment, claim);
     }
 
     /// Keeps a payment from the lanes until [`Self::take_off_hold`]. `false` when it is on hold already.
@@ -205,7 +311,7 @@ impl Queue {
 
     /// Gives up the claim on a payment: it is in a transaction, or no lane here will take it.
     pub fn release(&self, payment: PaymentId) {
-        self.claimed().remove(&payment);
+        self.claims().remove(payment);
     }
 
     /// The next payments for the lane of `signer`, at most `room`; waits for at least one.
@@ -218,14 +324,21 @@ impl Queue {
             queued = own.next(room) => queued,
             queued = self.shared.next(room) => queued,
         };
-        let mut claimed = self.claimed();
-        claimed.extend(taken.iter().map(|one| (one.payment.id, Some(signer))));
-        drop(claimed);
+        let mut claims = self.claims();
+        for one in &taken {
+            let claim = claims.payments.entry(one.payment.id);
+            let claim = claim.or_insert(Claim {
+                lane: None,
+                payer: None,
+            });
+            claim.lane = Some(signer);
+        }
+        drop(claims);
         taken
     }
 
-    fn claimed(&self) -> MutexGuard<'_, HashMap<PaymentId, Option<Address>>> {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn on_hold(&self) -> MutexGuard<'_, HashSet<PaymentId>> {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +22,12 @@ use crate::settlement::served_network::OpenCount;
 use crate::settlement::{DependencyError, ServedNetwork};
 use crate::telemetry::causes;
 
-/// Transfers checked per query; each costs an RPC call or two. The next query continues after them, so transfers that never appear do not
-/// block others.
-const CHECKED_MAX: usize = 200;
+/// Transfers read per query. The next query continues after them, so transfers that never appear do not block others.
+const READ_MAX: usize = 200;
+/// Transfers looked at together; each look costs an RPC call or two.
+const LOOKS_MAX: usize = 20;
+/// The pauses between two looks at a transfer while no new block comes: the first one, which doubles with each look, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// Blocks after a reorg during which failed transfers are checked again.
 const RECHECK_BLOCKS: u64 = 64;
 
@@ -52,11 +56,31 @@ struct Followed {
     checked_at: Option<Instant>,
     late_since: Option<Instant>,
     used_since: Option<Instant>,
+    /// Looks in vain, and the height from which the next one is due.
+    in_vain: u32,
+    next_at: u64,
 }
 
 impl Followed {
+    /// Whether to look at a transfer that can still pay for its session: at the next block while it is fresh, then 2, 4, 8, … blocks
+    /// later, and after a time, because some chains make blocks for transactions alone, and lose some in reorgs.
+    fn is_due(&self, height: u64) -> bool {
+        let (first, longest) = PAUSE;
+        let factor = 1_u32.checked_shl(self.in_vain).unwrap_or(u32::MAX);
+        let pause = first.saturating_mul(factor).min(longest);
+        let rested = self.checked_at.is_none_or(|at| at.elapsed() >= pause);
+        height >= self.next_at || self.used_since.is_some() || rested
+    }
+
+    /// Records a look that did not find the transaction in a block.
+    fn looked_in_vain(&mut self, height: u64) {
+        let pause = 1_u64.checked_shl(self.in_vain).unwrap_or(u64::MAX);
+        self.next_at = height.saturating_add(pause);
+        self.in_vain = self.in_vain.saturating_add(1);
+    }
+
     /// Whether to check a transfer of an expired session: the longer ago, the less often.
-    fn is_due(&mut self, interval_max: Duration) -> bool {
+    fn is_due_late(&mut self, interval_max: Duration) -> bool {
         let late_for = self.late_since.get_or_insert_with(Instant::now).elapsed();
         let interval = interval_max.min(late_for / 4);
         self.checked_at
@@ -119,28 +143,49 @@ impl Transfers {
             != tick.reorganisations
         {
             self.recheck_failed_until = Some(head.number.saturating_add(RECHECK_BLOCKS));
+            for followed in self.followed.values_mut() {
+                (followed.in_vain, followed.next_at) = (0, 0);
+            }
         }
         self.recheck_failed_until = self
             .recheck_failed_until
             .filter(|until| head.number < *until);
         let network = self.served.policy.network;
-        let limit = i64::try_from(CHECKED_MAX).unwrap_or(i64::MAX);
+        let limit = i64::try_from(READ_MAX).unwrap_or(i64::MAX);
         let ledger = &self.served.ledger;
         let recheck_failed = self.recheck_failed_until.is_some();
         let (open, last) = ledger
             .open_transfers(network, recheck_failed, self.after, limit)
             .await?;
-        let mut result = Ok(());
+        let mut due = Vec::new();
         for transfer in &open {
             let followed = self.followed.entry(transfer.payment.id).or_default();
             followed.round = self.round;
             let late = head.time.unix_timestamp() > expiry(transfer);
             let open = matches!(transfer.payment.state, PaymentState::Inflight(_));
             self.in_time += usize::from(!late && open);
-            if !late || followed.is_due(self.served.timing.late_transfer) {
-                followed.checked_at = Some(Instant::now());
-                result = result.and(check_transfer(&self.served, transfer, followed, &head).await);
+            let is_due = if late {
+                followed.is_due_late(self.served.timing.late_transfer)
+            } else {
+                // A failed one was found in a block that a reorg has removed.
+                !open || followed.is_due(head.number)
+            };
+            if is_due {
+                due.push((transfer, *followed));
             }
+        }
+        let mut result = Ok(());
+        for together in due.chunks_mut(LOOKS_MAX) {
+            let served = &self.served;
+            let looks = together.iter_mut().map(|(transfer, followed)| {
+                followed.checked_at = Some(Instant::now());
+                check_transfer(served, transfer, followed, &head)
+            });
+            result = join_all(looks).await.into_iter().fold(result, Result::and);
+            let looked_at = together
+                .iter()
+                .map(|(transfer, followed)| (transfer.payment.id, *followed));
+            self.followed.extend(looked_at);
         }
         self.after = last;
         if self.after.is_none() {
@@ -167,12 +212,15 @@ async fn check_transfer(
 ) -> Result<(), DependencyError> {
     if let Some(receipt) = served.rpc.receipt(transfer.hash).await? {
         reach(Step::Mined);
+        // Its confirmations come one block after the other.
+        (followed.in_vain, followed.next_at) = (0, 0);
         return match outcome(served, transfer, &receipt, head).await? {
             Some(outcome) => record(served, transfer, &outcome).await,
             // A failure needs the same confirmations as success.
             None => Ok(()),
         };
     }
+    followed.looked_in_vain(head.number);
     if is_replaced(served, transfer, followed, head).await {
         let message = format!(
             "another transaction has used the payer's nonce {}; this transfer can never be mined",

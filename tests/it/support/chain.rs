@@ -19,6 +19,7 @@ sol! {
     function mint(address to, uint256 amount);
     function setMode(uint8 mode);
     function pause(bool on);
+    function blacklist(address account, bool on);
     function cancelAuthorization(address authorizer, bytes32 nonce, bytes signature);
     function DOMAIN_SEPARATOR() returns (bytes32);
     function addressOf(address owner, bytes32 salt) returns (address);

@@ -24,8 +24,8 @@ mod world;
 pub(crate) use buyer_process::{BuyerProcess, Interception, PayOutput, SellerProxy};
 pub(crate) use caller::{Answer, Caller, has_event};
 pub(crate) use chain::{
-    Chain, addressOfCall, approveCall, createWalletCall, invalidateUnorderedNoncesCall, mintCall,
-    pauseCall, setModeCall,
+    Chain, addressOfCall, approveCall, blacklistCall, createWalletCall,
+    invalidateUnorderedNoncesCall, mintCall, pauseCall, setModeCall,
 };
 pub(crate) use cluster::{Cluster, Pooler, free_port};
 pub(crate) use command::run;

@@ -30,7 +30,7 @@ impl Facilitator {
         let payer = session.payer;
         let call = (session.asset, &transfer.input);
         let (succeeds, wei, mined, pending) = tokio::try_join!(
-            rpc.would_succeed(payer, call, signed.gas_limit),
+            rpc.would_succeed(payer, call, signed.gas_limit, None),
             rpc.balance(payer),
             rpc.transaction_count(payer, "latest"),
             rpc.transaction_count(payer, "pending"),

@@ -14,6 +14,8 @@ pub struct Caller {
     pub client: IpAddr,
     /// The id of the request in the log.
     pub request_id: String,
+    /// The id that the caller gave the request in `X-Request-Id`, or `request_id`. Until a grant is answered to it nobody else knows it.
+    pub asked_as: String,
 }
 
 impl Caller {
@@ -32,6 +34,7 @@ impl Caller {
     pub(super) fn grant_request(&self) -> GrantRequest {
         GrantRequest {
             request_id: self.request_id.clone(),
+            asked_as: self.asked_as.clone(),
             caller: self.client.to_string(),
         }
     }
@@ -48,6 +51,7 @@ mod tests {
                 who: Who::Anonymous,
                 client: client.parse().unwrap(),
                 request_id: String::new(),
+                asked_as: String::new(),
             };
             caller.client_name()
         };

@@ -6,6 +6,7 @@
 mod caller;
 mod grant;
 mod intake;
+mod line;
 mod sessions;
 mod settle;
 mod submission;

@@ -1,4 +1,10 @@
 
+CREATE FUNCTION public.keys_are_addresses(list bytea[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select coalesce(bool_and(octet_length(one) = 20), true) from unnest(list) as one
+$$;
+
 CREATE FUNCTION public.payments_begin() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -184,6 +190,43 @@ COMMENT ON COLUMN public.fundings.wei IS 'what the payer lacked for its approval
 
 COMMENT ON COLUMN public.fundings.transaction_id IS 'our transaction that carries it';
 
+CREATE TABLE public.gas_reservations (
+    transaction_id uuid NOT NULL,
+    scope text NOT NULL,
+    subject bytea NOT NULL,
+    gas bigint NOT NULL,
+    CONSTRAINT gas_reservations_gas_is_positive CHECK ((gas > 0))
+);
+
+COMMENT ON TABLE public.gas_reservations IS 'the budgets that a transaction counts in, and the share of each';
+
+COMMENT ON COLUMN public.gas_reservations.gas IS 'share of the transaction''s cost; the whole is the row of scope network';
+
+CREATE TABLE public.gas_spending (
+    network text NOT NULL,
+    scope text NOT NULL,
+    subject bytea NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    spent_wei numeric(78,0) DEFAULT 0 NOT NULL,
+    reserved_wei numeric(78,0) DEFAULT 0 NOT NULL,
+    CONSTRAINT gas_spending_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)),
+    CONSTRAINT gas_spending_scope_is_a_word CHECK ((scope ~ '^[a-z_]{1,32}$'::text)),
+    CONSTRAINT gas_spending_subject_is_short CHECK ((octet_length(subject) <= 32))
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE public.gas_spending IS 'native currency spent on transactions, by scope and hour';
+
+COMMENT ON COLUMN public.gas_spending.scope IS 'whose budget: network, payee, payer';
+
+COMMENT ON COLUMN public.gas_spending.subject IS 'address of the payee or payer; empty for the network';
+
+COMMENT ON COLUMN public.gas_spending.hour IS 'the hour in which the transactions were written';
+
+COMMENT ON COLUMN public.gas_spending.spent_wei IS 'what the receipts of mined transactions say';
+
+COMMENT ON COLUMN public.gas_spending.reserved_wei IS 'most that transactions without a receipt may cost';
+
 CREATE TABLE public.grants (
     payment_id uuid NOT NULL,
     process_id uuid NOT NULL,
@@ -210,6 +253,59 @@ COMMENT ON COLUMN public.grants.answered_at IS 'the answer was flushed to the so
 COMMENT ON COLUMN public.grants.voided_at IS 'the connection broke first: the next presenter gets the grant';
 
 COMMENT ON COLUMN public.grants.asked_as IS 'X-Request-Id of the caller, or request_id when it sent none; repeated to all who present the payment again; null: written before the column was there';
+
+CREATE TABLE public.keys (
+    id text NOT NULL,
+    name text NOT NULL,
+    secret_hash bytea NOT NULL,
+    earlier_hash bytea,
+    earlier_until timestamp with time zone,
+    scopes text[] NOT NULL,
+    payees bytea[] DEFAULT '{}'::bytea[] NOT NULL,
+    networks text[] DEFAULT '{}'::text[] NOT NULL,
+    gas_wei_per_day numeric(78,0),
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    CONSTRAINT keys_admin_is_alone CHECK (
+CASE
+    WHEN ('admin'::text = ANY (scopes)) THEN ((cardinality(scopes) = 1) AND (payees = '{}'::bytea[]) AND (networks = '{}'::text[]) AND (gas_wei_per_day IS NULL))
+    ELSE (payees <> '{}'::bytea[])
+END),
+    CONSTRAINT keys_earlier_secret_has_an_end CHECK (((earlier_hash IS NULL) = (earlier_until IS NULL))),
+    CONSTRAINT keys_expire_after_their_creation CHECK ((expires_at > created_at)),
+    CONSTRAINT keys_gas_is_uint256 CHECK (((gas_wei_per_day >= (0)::numeric) AND (gas_wei_per_day < ((2)::numeric ^ (256)::numeric)))),
+    CONSTRAINT keys_hashes_have_32_bytes CHECK (((octet_length(secret_hash) = 32) AND (octet_length(earlier_hash) = 32))),
+    CONSTRAINT keys_id_is_well_formed CHECK ((id ~ '^[0-9a-hjkmnp-tv-z]{12}$'::text)),
+    CONSTRAINT keys_name_is_short CHECK (((length(name) >= 1) AND (length(name) <= 64))),
+    CONSTRAINT keys_networks_are_caip2 CHECK ((array_to_string(networks, ','::text) ~ '^(eip155:[1-9][0-9]*(,|$))*$'::text)),
+    CONSTRAINT keys_payees_have_20_bytes CHECK (public.keys_are_addresses(payees)),
+    CONSTRAINT keys_scopes_are_known CHECK (((scopes <@ ARRAY['settle'::text, 'history'::text, 'admin'::text]) AND (cardinality(scopes) > 0)))
+);
+
+COMMENT ON TABLE public.keys IS 'who may call from elsewhere, and for which payees; never deleted, because payments name them';
+
+COMMENT ON COLUMN public.keys.id IS 'public part of the key: in logs, in payments.caller, in commands';
+
+COMMENT ON COLUMN public.keys.name IS 'the operator''s name for it';
+
+COMMENT ON COLUMN public.keys.secret_hash IS 'sha-256 of the secret part, which is stored nowhere';
+
+COMMENT ON COLUMN public.keys.earlier_hash IS 'the same of the secret before the last rotation';
+
+COMMENT ON COLUMN public.keys.earlier_until IS 'the secret before the last rotation is good until then';
+
+COMMENT ON COLUMN public.keys.scopes IS 'settle: verify, settle and sessions; history: read payments; admin: everything the operator may';
+
+COMMENT ON COLUMN public.keys.payees IS 'who may be paid, and whose payments may be read';
+
+COMMENT ON COLUMN public.keys.networks IS 'CAIP-2; empty: every network that is served';
+
+COMMENT ON COLUMN public.keys.gas_wei_per_day IS 'wei that its payments may cost in 24 hours; null: no limit of its own';
+
+COMMENT ON COLUMN public.keys.expires_at IS 'not good any more from then on; null: never';
+
+COMMENT ON COLUMN public.keys.revoked_at IS 'not good any more since then';
 
 CREATE TABLE public.lanes (
     network text NOT NULL,
@@ -326,6 +422,7 @@ CREATE TABLE public.payments (
     quarantine_reason text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    caller text,
     first_asker text,
     first_asker_process uuid,
     CONSTRAINT payments_addresses_have_20_bytes CHECK (((octet_length(asset) = 20) AND (octet_length(payer) = 20) AND (octet_length(payee) = 20) AND (octet_length(nonce_domain) = 20))),
@@ -334,6 +431,7 @@ CREATE TABLE public.payments (
     CONSTRAINT payments_allowance_permit_has_97_bytes CHECK ((octet_length(allowance_permit) = 97)),
     CONSTRAINT payments_amount_is_permitted CHECK (((amount <= permitted) AND ((scheme = 'upto'::text) OR (amount = permitted)))),
     CONSTRAINT payments_amount_is_uint256 CHECK (((amount >= (0)::numeric) AND (amount < ((2)::numeric ^ (256)::numeric)) AND ((amount > (0)::numeric) OR (scheme = 'upto'::text)))),
+    CONSTRAINT payments_caller_is_known CHECK ((caller ~ '^([0-9a-hjkmnp-tv-z]{12}|operator|anonymous)$'::text)),
     CONSTRAINT payments_confirmations_is_positive CHECK ((confirmations > 0)),
     CONSTRAINT payments_factory_comes_with_its_call CHECK (((wallet_factory IS NULL) = (wallet_factory_call IS NULL))),
     CONSTRAINT payments_first_asker_is_bounded CHECK (((octet_length(first_asker) >= 1) AND (octet_length(first_asker) <= 128))),
@@ -428,6 +526,8 @@ COMMENT ON COLUMN public.payments.quarantined_at IS 'quarantined for the operato
 
 COMMENT ON COLUMN public.payments.updated_at IS 'time of the last change of the row';
 
+COMMENT ON COLUMN public.payments.caller IS 'whose /settle accepted it: the id of a key, operator, or anonymous; null until the first /settle of a payment that came otherwise';
+
 COMMENT ON COLUMN public.payments.first_asker IS 'grants.asked_as of the request that had it accepted; null: accepted without a request to settle';
 
 COMMENT ON COLUMN public.payments.first_asker_process IS 'process in which that request waits: nobody else is granted while it does; null: its connection or its wait has ended';
@@ -495,7 +595,7 @@ COMMENT ON TABLE public.sessions IS 'terms of one purchase: an entry of a seller
 
 COMMENT ON COLUMN public.sessions.cancel_token_hash IS 'keccak-256 of the token that the answer carried';
 
-COMMENT ON COLUMN public.sessions.client IS 'network address of the caller that opened it (IPv6: its /64); limits of open sessions count by it';
+COMMENT ON COLUMN public.sessions.client IS 'network address of the caller that opened it (IPv6: its /56); limits of open sessions count by it';
 
 COMMENT ON COLUMN public.sessions.rail IS 'authorization: EIP-3009, we pay for gas; transfer: a plain transfer, the payer pays for gas';
 
@@ -520,6 +620,32 @@ COMMENT ON COLUMN public.sessions.expires_at IS 'money that moves later, by the 
 COMMENT ON COLUMN public.sessions.state IS 'open, cancelled or expired; whether it is paid stands in its payment';
 
 COMMENT ON COLUMN public.sessions.needs_id IS 'its payment is granted only to a request with the session''s id, because it was submitted or presented with it';
+
+CREATE TABLE public.suspensions (
+    network text NOT NULL,
+    kind text NOT NULL,
+    subject bytea NOT NULL,
+    failures integer NOT NULL,
+    counted_at timestamp with time zone NOT NULL,
+    suspended_until timestamp with time zone NOT NULL,
+    CONSTRAINT suspensions_begin_before_they_end CHECK ((counted_at < suspended_until)),
+    CONSTRAINT suspensions_failures_are_counted CHECK ((failures > 0)),
+    CONSTRAINT suspensions_kind_is_known CHECK ((kind = ANY (ARRAY['payer'::text, 'code'::text]))),
+    CONSTRAINT suspensions_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)),
+    CONSTRAINT suspensions_subject_fits_its_kind CHECK ((octet_length(subject) =
+CASE kind
+    WHEN 'payer'::text THEN 20
+    ELSE 32
+END))
+);
+
+COMMENT ON TABLE public.suspensions IS 'payers and wallet codes that wasted gas, and until when no payment of theirs is sent';
+
+COMMENT ON COLUMN public.suspensions.subject IS 'address of the payer, or keccak-256 of the wallet''s code';
+
+COMMENT ON COLUMN public.suspensions.failures IS 'suspensions in a row; forgotten a day after the last one has ended';
+
+COMMENT ON COLUMN public.suspensions.counted_at IS 'when the last failure was counted; transactions written before belong to the same one';
 
 CREATE TABLE public.transaction_payments (
     transaction_id uuid NOT NULL,
@@ -551,6 +677,8 @@ CREATE TABLE public.transactions (
     gas_price_wei numeric(78,0),
     further_fee_wei numeric(78,0) DEFAULT 0 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    reserved_wei numeric(78,0) DEFAULT 0 NOT NULL,
+    spent_wei numeric(78,0) DEFAULT 0 NOT NULL,
     CONSTRAINT transactions_hashes_have_32_bytes CHECK (((octet_length(hash) = 32) AND (octet_length(block_hash) = 32))),
     CONSTRAINT transactions_kind_is_known CHECK ((kind = ANY (ARRAY['direct'::text, 'batch'::text, 'funding'::text]))),
     CONSTRAINT transactions_located_iff_mined CHECK (((state = 'mined'::text) = ((hash IS NOT NULL) AND (succeeded IS NOT NULL) AND (block_number IS NOT NULL) AND (block_hash IS NOT NULL) AND (gas_used IS NOT NULL) AND (gas_price_wei IS NOT NULL)))),
@@ -572,6 +700,10 @@ COMMENT ON COLUMN public.transactions.succeeded IS 'status of the receipt; says 
 COMMENT ON COLUMN public.transactions.gas_price_wei IS 'effective price per gas';
 
 COMMENT ON COLUMN public.transactions.further_fee_wei IS 'wei paid besides gas_used times gas_price_wei: a rollup''s fee for data, and unused gas where the limit is charged';
+
+COMMENT ON COLUMN public.transactions.reserved_wei IS 'most that any of its attempts may cost, with the native currency that it transfers';
+
+COMMENT ON COLUMN public.transactions.spent_wei IS 'what its last receipt says it cost, with the native currency that it transferred';
 
 CREATE TABLE public.transfers (
     payment_id uuid NOT NULL,
@@ -614,8 +746,17 @@ ALTER TABLE ONLY public.foreign_nonces
 ALTER TABLE ONLY public.fundings
     ADD CONSTRAINT fundings_one_per_payment PRIMARY KEY (payment_id);
 
+ALTER TABLE ONLY public.gas_reservations
+    ADD CONSTRAINT gas_reservations_pkey PRIMARY KEY (transaction_id, scope, subject);
+
+ALTER TABLE ONLY public.gas_spending
+    ADD CONSTRAINT gas_spending_pkey PRIMARY KEY (network, scope, subject, hour);
+
 ALTER TABLE ONLY public.grants
     ADD CONSTRAINT grants_one_per_payment PRIMARY KEY (payment_id);
+
+ALTER TABLE ONLY public.keys
+    ADD CONSTRAINT keys_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (network, signer);
@@ -650,6 +791,9 @@ ALTER TABLE ONLY public.sessions
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.suspensions
+    ADD CONSTRAINT suspensions_pkey PRIMARY KEY (network, kind, subject);
+
 ALTER TABLE ONLY public.transaction_payments
     ADD CONSTRAINT transaction_payments_pkey PRIMARY KEY (transaction_id, "position");
 
@@ -671,6 +815,10 @@ ALTER TABLE ONLY public.verify_leases
 CREATE INDEX foreign_nonces_recent ON public.foreign_nonces USING btree (network, signer, found_at);
 
 CREATE INDEX fundings_of_a_day ON public.fundings USING btree (network, created_at) INCLUDE (payer, wei);
+
+CREATE INDEX gas_spending_by_hour ON public.gas_spending USING btree (hour);
+
+CREATE UNIQUE INDEX keys_one_live_per_name ON public.keys USING btree (name) WHERE (revoked_at IS NULL);
 
 CREATE INDEX payments_by_amount ON public.payments USING btree (amount, created_at, id);
 
@@ -706,6 +854,8 @@ CREATE INDEX sessions_open_by_expiry ON public.sessions USING btree (expires_at)
 
 CREATE INDEX sessions_without_payment ON public.sessions USING btree (created_at) WHERE (payment_id IS NULL);
 
+CREATE INDEX suspensions_by_end ON public.suspensions USING btree (network, suspended_until);
+
 CREATE INDEX transaction_payments_by_payment ON public.transaction_payments USING btree (payment_id);
 
 CREATE UNIQUE INDEX transaction_payments_one_live_per_payment ON public.transaction_payments USING btree (payment_id) WHERE (outcome IS NULL);
@@ -735,6 +885,9 @@ ALTER TABLE ONLY public.fundings
 
 ALTER TABLE ONLY public.fundings
     ADD CONSTRAINT fundings_belong_to_a_transaction FOREIGN KEY (transaction_id) REFERENCES public.transactions(id);
+
+ALTER TABLE ONLY public.gas_reservations
+    ADD CONSTRAINT gas_reservations_belong_to_a_transaction FOREIGN KEY (transaction_id) REFERENCES public.transactions(id);
 
 ALTER TABLE ONLY public.grants
     ADD CONSTRAINT grants_belong_to_a_payment FOREIGN KEY (payment_id) REFERENCES public.payments(id);

@@ -44,7 +44,7 @@ create table sessions (
 
 comment on table sessions is 'terms of one purchase: an entry of a seller''s accepts, its rail and expiry, and its payment once there is one';
 comment on column sessions.cancel_token_hash is 'keccak-256 of the token that the answer carried';
-comment on column sessions.client is 'network address of the caller that opened it (IPv6: its /64); limits of open sessions count by it';
+comment on column sessions.client is 'network address of the caller that opened it (IPv6: its /56); limits of open sessions count by it';
 comment on column sessions.rail is 'authorization: EIP-3009, we pay for gas; transfer: a plain transfer, the payer pays for gas';
 comment on column sessions.amount is 'atomic units of the asset';
 comment on column sessions.accepted is 'the entry of accepts as canonical JSON (RFC 8785)';

@@ -35,7 +35,7 @@
 //! | `facilitator` | verify, settle, supported and sessions; decides which request is answered success |
 //! | `http` | routes, status codes, problem documents, the API specification |
 //! | `config`, `telemetry`, `server` | configuration; log output; start and stop |
-//! | `coalesce`, `clock` | one round trip for several callers; the time |
+//! | `coalesce`, `clock`, `timing` | one round trip for several callers; the time; how long the engine waits |
 //! | `embedded` | a private Postgres and a local chain |
 //! | `command` | the command line |
 //! | `buyer`, `seller` | clients of the protocol, usable without the rest |
@@ -52,7 +52,7 @@
 //!    `facilitator::settle::decide` is the table of answers.
 //! 4. A new authorization is checked against the operator's policy and the clock. Then `chain::facts` reads payer, nonce, balance and
 //!    a simulated transfer in one `eth_call`, shared with other requests. Only a `payment::Verified` can be accepted. If the nonce is
-//!    used already, `facilitator::used_nonces` looks whether the money was transferred, and whether that counts for this ledger.
+//!    used already, `facilitator::transferred` looks whether the money was transferred, and whether that counts for this ledger.
 //! 5. `Ledger::accept` locks the payer's account, so that a payer cannot promise more than its balance, and inserts the row: one for each
 //!    (network, token or Permit2, payer, nonce). The payment is `queued`. `ledger::groups` runs concurrent calls as one statement.
 //! 6. A `settlement::Lane` takes the payment: alone if the lane is idle, else with others in one transaction, which is simulated first. It
@@ -108,9 +108,6 @@ pub mod facilitator;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod ledger;
-#[cfg(test)]
-#[cfg(all(feature = "buyer", feature = "seller"))]
-mod market_tests;
 #[cfg(feature = "server")]
 pub mod payment;
 pub mod protocol;
@@ -122,3 +119,5 @@ pub mod server;
 pub mod settlement;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+pub mod timing;

@@ -1,5 +1,7 @@
 //! Starts and stops everything: configuration → ledger → networks → engine → router → sockets, and back.
 
+mod callers;
+mod descriptors;
 mod problem;
 
 use std::net::SocketAddr;
@@ -16,13 +18,16 @@ use tokio_util::task::TaskTracker;
 use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{Facilitator, SessionRules, Sessions, Sponsorship, UsedNonces};
-use crate::http::connection::{BoundedListener, Connection};
+use crate::facilitator::{
+    CallRates, Facilitator, Gate, GateRules, SessionRules, Sessions, Sponsorship, UsedNonces,
+};
+use crate::http::accept::{Acceptor, ConnectionLimits};
 use crate::http::{AppState, LastReadiness, router};
-use crate::ledger::{LEASE_RENEWAL, Ledger, OpenLimits};
+use crate::ledger::{Ledger, OpenLimits};
 use crate::settlement::{
-    Approver, BatchLimits, EngineFailed, Lane, Pickup, Reconciler, SenderWatch, ServedNetwork,
-    ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters, Watch,
+    Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
+    ServedNetwork, ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters,
+    Watch, failpoint,
 };
 use crate::telemetry::causes;
 
@@ -57,8 +62,10 @@ impl Service {
     /// # Errors
     /// [`StartError`] says what to correct.
     pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
+        descriptors::provide(config)?;
         let (ledger, statements) =
             Ledger::connect(database_url, config.database_connections_max).await?;
+        let ledger = ledger.with_timing(failpoint::timing());
         ledger.migrate().await?;
         ledger.begin_process().await?;
         let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -80,7 +87,16 @@ impl Service {
             .iter()
             .map(|network| (network.policy.network, addresses(&network.signers)))
             .collect();
+        let gate = Gate::new(gate_rules(config));
+        let (stop, follower) = (stopped.clone(), gate.clone());
+        supervisor.keep_running(Task::of_process("deny list"), move || {
+            Some(until(&stop, follower.clone().follow_deny_list()))
+        });
+        let access = callers::access(config, &ledger).await?;
+        callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
         let facilitator = Facilitator {
+            access,
+            gate,
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             served_networks: served_networks.into(),
@@ -155,6 +171,20 @@ impl Service {
     }
 }
 
+fn gate_rules(config: &Config) -> GateRules {
+    let limits = &config.limits;
+    GateRules {
+        rates: CallRates {
+            verify: limits.verify_per_second,
+            settle: limits.settle_per_second,
+            sessions: limits.sessions_per_second,
+        },
+        deny_list: limits.deny_list.clone(),
+        policy_service: limits.policy_service.clone(),
+        told_for: Duration::from_secs(config.verify_lease_s.into()),
+    }
+}
+
 fn session_rules(config: &SessionsConfig) -> SessionRules {
     SessionRules {
         limits: OpenLimits {
@@ -189,17 +219,19 @@ async fn listen(
     };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let listener = BoundedListener::new(listener, config.connections_max);
-    let service = router(state).into_make_service_with_connect_info::<Connection>();
-    let stop = stopping.clone();
-    requests.spawn(async move {
-        let served = axum::serve(listener, service)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await;
-        if let Err(error) = served {
-            tracing::error!(%error, "HTTP server ended");
-        }
-    });
+    let limits = ConnectionLimits {
+        total: config.connections.max,
+        per_client: config.connections.max_per_client,
+        per_proxy: config.connections.max_per_proxy,
+    };
+    let acceptor = Acceptor::new(
+        listener,
+        router(state),
+        limits,
+        &config.connections.trusted_proxies,
+        (requests.clone(), stopping.clone()),
+    );
+    requests.spawn(acceptor.run());
     Ok(address)
 }
 
@@ -221,6 +253,7 @@ async fn open_network(
     let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
     let served = Arc::new(ServedNetwork::new(ServedNetworkParts {
         ledger: ledger.clone(),
+        timing: ledger.timing(),
         rpc,
         caller_rpc,
         facts,
@@ -305,6 +338,9 @@ async fn run_network(
         }
     }
     SenderWatch::new(Arc::clone(&served)).first_check().await;
+    if let Err(error) = BudgetWatch::new(Arc::clone(&served)).read().await {
+        tracing::warn!(%network, error = causes(&error), "gas budgets not read: retrying");
+    }
     served.open();
     if !served.has_multicall() {
         tracing::warn!(%network, contract = %MULTICALL3, "Multicall3 is not deployed: each payment gets its own transaction");
@@ -330,12 +366,15 @@ async fn run_network(
 /// Keeps those tasks of a network alive that can be started at any time.
 fn keep_network(supervisor: &Supervisor, served: &Arc<ServedNetwork>, stopped: &CancellationToken) {
     type Start = fn(Arc<ServedNetwork>, CancellationToken) -> Running;
-    let tasks: [(&'static str, Start); 8] = [
+    let tasks: [(&'static str, Start); 9] = [
         (Task::WATCH, |served, stop| {
             Box::pin(Watch::new(served).run(stop))
         }),
         ("senders", |served, stop| {
             Box::pin(SenderWatch::new(served).run(stop))
+        }),
+        ("budgets", |served, stop| {
+            Box::pin(BudgetWatch::new(served).run(stop))
         }),
         ("comparison of endpoints", |served, stop| {
             Box::pin(until(&stop, served.rpc.clone().compare()))
@@ -430,7 +469,7 @@ async fn check(served: &ServedNetwork, signers: &[SignerKey]) -> Result<(), Netw
 }
 
 async fn heartbeat(ledger: Ledger, served_networks: Vec<Arc<ServedNetwork>>) {
-    let mut interval = tokio::time::interval(LEASE_RENEWAL);
+    let mut interval = tokio::time::interval(ledger.timing().lease_renewal);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
@@ -452,6 +491,9 @@ async fn delete_unpaid_sessions(ledger: Ledger) {
         interval.tick().await;
         if let Err(error) = ledger.delete_unpaid_sessions().await {
             tracing::warn!(error = causes(&error), "old sessions not deleted");
+        }
+        if let Err(error) = ledger.forget_gas_spending().await {
+            tracing::warn!(error = causes(&error), "old gas spending not deleted");
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Settlement end to end: callers in a closed loop, real Postgres and a local chain with timed blocks. Every answer is compared with
 //! the chain.
 //!
-//!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- callers… [+latency]]
+//!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- [verify] callers… [+latency]]
 //!
 //! `+100` runs only with 100 ms between x402d and the chain. Each line is one run: that many callers, each with one request at a time,
-//! for eight blocks of two seconds. The generator, x402d, Postgres and the chain share the machine.
+//! for eight blocks of two seconds. With `verify` the callers verify the payments, again and again, and nothing is settled. The generator,
+//! x402d, Postgres and the chain share the machine.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 #![expect(
     clippy::print_stderr,
@@ -44,9 +45,27 @@ const SIGNERS: usize = 4;
 /// Maximum number of payers.
 const PAYERS: usize = 1_000;
 
+/// What the callers ask for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Verify,
+    Settle,
+}
+
+impl Call {
+    /// The path, and the member of the answer that says whether it is good.
+    const fn path_and_member(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Verify => ("verify", "isValid"),
+            Self::Settle => ("settle", "success"),
+        }
+    }
+}
+
 /// Result of one run.
 struct Run {
-    settled: usize,
+    /// Good answers.
+    good: usize,
     failed: usize,
     /// Milliseconds, sorted.
     latencies: Vec<u128>,
@@ -63,6 +82,11 @@ async fn main() {
         .skip(1)
         .partition(|text| text.starts_with('+'));
     let asked: Vec<usize> = asked.iter().filter_map(|text| text.parse().ok()).collect();
+    let call = if std::env::args().any(|text| text == "verify") {
+        Call::Verify
+    } else {
+        Call::Settle
+    };
     let latencies: Vec<u64> = latencies
         .iter()
         .filter_map(|text| text.trim_start_matches('+').parse().ok())
@@ -77,25 +101,29 @@ async fn main() {
     } else {
         asked
     };
-    println!("callers  rpc ms  settled/s  failed    p50 ms    p99 ms  gas each  calls each  MiB");
+    let good = match call {
+        Call::Verify => "verified/s",
+        Call::Settle => " settled/s",
+    };
+    println!("callers  rpc ms {good}  failed    p50 ms    p99 ms  gas each  calls each  MiB");
     for latency_ms in latencies {
         for callers in &callers {
-            let run = measure(*callers, latency_ms).await;
-            report(*callers, latency_ms, &run);
+            let run = measure(call, *callers, latency_ms).await;
+            report(call, *callers, latency_ms, &run);
         }
     }
 }
 
-fn report(callers: usize, latency_ms: u64, run: &Run) {
+fn report(call: Call, callers: usize, latency_ms: u64, run: &Run) {
     let at = |percent: usize| {
         let index =
             (run.latencies.len() * percent / 100).min(run.latencies.len().saturating_sub(1));
         run.latencies.get(index).copied().unwrap_or_default()
     };
-    let each = |count: u64| count.checked_div(run.settled as u64).unwrap_or_default();
+    let each = |count: u64| count.checked_div(run.good as u64).unwrap_or_default();
     println!(
         "{callers:>7} {latency_ms:>7} {:>10} {:>7} {:>9} {:>9} {:>9} {:>11} {:>4}",
-        run.settled as u128 * 1_000 / run.took.as_millis().max(1),
+        run.good as u128 * 1_000 / run.took.as_millis().max(1),
         run.failed,
         at(50),
         at(99),
@@ -107,13 +135,14 @@ fn report(callers: usize, latency_ms: u64, run: &Run) {
         ),
         run.resident_kib / 1024,
     );
+    let settled = if call == Call::Settle { run.good } else { 0 };
     assert_eq!(
-        run.transfers, run.settled,
+        run.transfers, settled,
         "every success is one transfer, and there are no others"
     );
 }
 
-async fn measure(callers: usize, latency_ms: u64) -> Run {
+async fn measure(call: Call, callers: usize, latency_ms: u64) -> Run {
     let setup = Setup {
         signers: SIGNERS,
         block_time_s: Some(BLOCK_S),
@@ -130,7 +159,7 @@ async fn measure(callers: usize, latency_ms: u64) -> Run {
         .pool_max_idle_per_host(callers);
     let http = http.timeout(Duration::from_mins(1)).build().unwrap();
     let (next, bodies) = (Arc::new(AtomicUsize::new(0)), Arc::new(bodies));
-    let url = format!("{}/settle", world.facilitator.url());
+    let url = format!("{}/{}", world.facilitator.url(), call.path_and_member().0);
     let began = Instant::now();
     let end = began + Duration::from_secs(BLOCK_S * BLOCKS);
     let mut running = JoinSet::new();
@@ -144,9 +173,11 @@ async fn measure(callers: usize, latency_ms: u64) -> Run {
         running.spawn(async move {
             let mut answers = Vec::new();
             while Instant::now() < end {
-                let Some(body) = bodies.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if call == Call::Settle && number >= bodies.len() {
                     break;
-                };
+                }
+                let body = &bodies[number % bodies.len()];
                 let asked = Instant::now();
                 let request = http.post(&url).header("content-type", "application/json");
                 let answer: Value = match request.body(body.clone()).send().await {
@@ -160,11 +191,18 @@ async fn measure(callers: usize, latency_ms: u64) -> Run {
     }
     let answers: Vec<_> = running.join_all().await.into_iter().flatten().collect();
     let took = began.elapsed();
-    audit(&world, &answers, Audited { first, calls, took }).await
+    let run = Audited {
+        call,
+        first,
+        calls,
+        took,
+    };
+    audit(&world, &answers, run).await
 }
 
-/// Start and duration of a run.
+/// Kind, start and duration of a run.
 struct Audited {
+    call: Call,
     first: u64,
     calls: usize,
     took: Duration,
@@ -172,20 +210,16 @@ struct Audited {
 
 async fn audit(world: &World, answers: &[(u128, Value)], run: Audited) -> Run {
     let calls = world.proxy.all_calls() - run.calls;
-    let good: Vec<_> = answers
+    let (_, member) = run.call.path_and_member();
+    let (good, bad): (Vec<_>, Vec<_>) = answers
         .iter()
-        .filter(|(_, answer)| answer["success"] == true)
-        .collect();
-    for (_, answer) in answers
-        .iter()
-        .filter(|(_, answer)| answer["success"] != true)
-        .take(3)
-    {
-        eprintln!("not settled: {answer}");
+        .partition(|(_, answer)| answer[member] == true);
+    for (_, answer) in bad.iter().take(3) {
+        eprintln!("failed: {answer}");
     }
     let told: HashSet<_> = good
         .iter()
-        .map(|(_, answer)| answer["transaction"].clone())
+        .filter_map(|(_, answer)| answer.get("transaction").cloned())
         .collect();
     let transfers = world.chain.transfers_to(TEST_USDC, PAYEE).await;
     let moved: HashSet<_> = transfers
@@ -207,8 +241,8 @@ async fn audit(world: &World, answers: &[(u128, Value)], run: Audited) -> Run {
         }
     }
     Run {
-        settled: good.len(),
-        failed: answers.len() - good.len(),
+        good: good.len(),
+        failed: bad.len(),
         latencies,
         took: run.took,
         gas,

@@ -8,12 +8,12 @@ use alloy::primitives::{Address, Bytes};
 use crate::chain::multicall::{self, CallOutcome, MULTICALL3};
 use crate::chain::nonce_use::{AuthorizationUse, NonceCall};
 use crate::chain::{Log, Rpc, RpcError, RpcResult, eip3009, permit2};
-use crate::payment::{Method, Signed};
+use crate::payment::{Method, PaymentTerms};
 
 /// The call that settles a payment: to the token or a proxy, or to Multicall3 when the payer's wallet has to be deployed first.
-pub fn settlement_call(signed: Signed<'_>) -> (Address, Bytes) {
-    let settlement = direct_call(signed);
-    let Some(wallet) = signed.wallet else {
+pub fn settlement_call(terms: &PaymentTerms) -> (Address, Bytes) {
+    let settlement = direct_call(terms);
+    let Some(wallet) = &terms.wallet else {
         return settlement;
     };
     // Deployment may fail because the wallet has been deployed in the meantime: only the transfer has to succeed.
@@ -24,32 +24,32 @@ pub fn settlement_call(signed: Signed<'_>) -> (Address, Bytes) {
 }
 
 /// The contract that transfers the money, which is the token or a Permit2 proxy, and the calldata for it.
-pub(super) fn direct_call(signed: Signed<'_>) -> (Address, Bytes) {
-    let data = match signed.method {
-        Method::Eip3009 => eip3009::transfer_data(signed),
-        Method::Permit2(permit) => permit2::settle_data(signed, permit),
+pub(super) fn direct_call(terms: &PaymentTerms) -> (Address, Bytes) {
+    let data = match &terms.method {
+        Method::Eip3009 => eip3009::transfer_data(terms),
+        Method::Permit2(permit) => permit2::settle_data(terms, permit),
     };
-    (signed.method.settler(signed.asset), data)
+    (terms.method.settler(terms.asset), data)
 }
 
 /// The call that settles several payments at once. A payment that reverts does not affect the others.
-pub fn batch_call<'a>(payments: impl Iterator<Item = Signed<'a>>) -> (Address, Bytes) {
+pub fn batch_call<'a>(payments: impl Iterator<Item = &'a PaymentTerms>) -> (Address, Bytes) {
     let calls = payments.map(direct_call).map(multicall::call);
     (MULTICALL3, multicall::batch(calls.collect()))
 }
 
 /// The log index of a payment's transfer in a transaction that settles it. `None` unless the logs match the payment exactly.
-pub fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
-    match signed.method {
-        Method::Eip3009 => eip3009::transfer_log(signed.asset, signed.terms, logs),
-        Method::Permit2(_) => permit2::transfer_log(signed, logs),
+pub fn transfer_log(terms: &PaymentTerms, logs: &[Log]) -> Option<u64> {
+    match terms.method {
+        Method::Eip3009 => eip3009::transfer_log(terms, logs),
+        Method::Permit2(_) => permit2::transfer_log(terms, logs),
     }
 }
 
-pub(super) fn nonce_call(signed: Signed<'_>) -> NonceCall {
-    let (payer, nonce) = (signed.terms.from, signed.terms.nonce);
-    match signed.method {
-        Method::Eip3009 => eip3009::nonce_call(signed.asset, payer, nonce),
+pub(super) fn nonce_call(terms: &PaymentTerms) -> NonceCall {
+    let (payer, nonce) = (terms.from, terms.nonce);
+    match terms.method {
+        Method::Eip3009 => eip3009::nonce_call(terms.asset, payer, nonce),
         Method::Permit2(_) => permit2::nonce_call(payer, nonce),
     }
 }
@@ -58,11 +58,11 @@ impl Rpc {
     /// How one authorization was used; see [`authorization_uses`](Self::authorization_uses).
     pub async fn authorization_use(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         head: u64,
         tokens: &[Address],
     ) -> RpcResult<AuthorizationUse> {
-        let mut uses = self.authorization_uses(&[signed], head, tokens).await?;
+        let mut uses = self.authorization_uses(&[terms], head, tokens).await?;
         uses.pop().ok_or(RpcError::Malformed("aggregate3"))?
     }
 
@@ -76,7 +76,7 @@ impl Rpc {
     /// When the nonces cannot be read. An error that concerns one authorization is returned in its place.
     pub async fn authorization_uses(
         &self,
-        authorizations: &[Signed<'_>],
+        authorizations: &[&PaymentTerms],
         head: u64,
         tokens: &[Address],
     ) -> RpcResult<Vec<RpcResult<AuthorizationUse>>> {
@@ -85,22 +85,22 @@ impl Rpc {
         }
         let nonces: Vec<_> = authorizations.iter().copied().map(nonce_call).collect();
         let used = self.nonces_used(&nonces, head).await?;
-        let by_token = authorizations.iter().zip(&used).filter(|(signed, used)| {
-            matches!(used, Ok(true)) && matches!(signed.method, Method::Eip3009)
+        let by_token = authorizations.iter().zip(&used).filter(|(terms, used)| {
+            matches!(used, Ok(true)) && matches!(terms.method, Method::Eip3009)
         });
-        let by_token: Vec<Signed<'_>> = by_token.map(|(signed, _)| *signed).collect();
+        let by_token: Vec<&PaymentTerms> = by_token.map(|(terms, _)| *terms).collect();
         let logs = self.token_uses(&by_token, head).await;
         let mut receipts = HashMap::new();
         let mut uses = Vec::with_capacity(authorizations.len());
-        for (signed, used) in authorizations.iter().zip(used) {
-            uses.push(match (used, signed.method) {
+        for (terms, used) in authorizations.iter().zip(used) {
+            uses.push(match (used, &terms.method) {
                 (Err(error), _) => Err(error),
                 (Ok(false), _) => Ok(AuthorizationUse::Unused),
                 (Ok(true), Method::Eip3009) => match &logs {
-                    Ok(logs) => self.token_use(*signed, logs, &mut receipts).await,
+                    Ok(logs) => self.token_use(terms, logs, &mut receipts).await,
                     Err(error) => Err(error.clone()),
                 },
-                (Ok(true), Method::Permit2(_)) => self.permit2_use(*signed, head, tokens).await,
+                (Ok(true), Method::Permit2(_)) => self.permit2_use(terms, head, tokens).await,
             });
         }
         Ok(uses)
@@ -113,12 +113,12 @@ impl Rpc {
     pub async fn simulate_batch(
         &self,
         from: Address,
-        payments: &[Signed<'_>],
+        payments: &[&PaymentTerms],
         gas_limit: u64,
     ) -> RpcResult<Vec<CallOutcome>> {
         let calls = payments.iter().copied().map(direct_call);
         let calls = calls.map(multicall::call).collect();
-        let payers = payments.iter().map(|signed| signed.terms.from).collect();
+        let payers = payments.iter().map(|terms| terms.from).collect();
         self.simulate_calls(from, (calls, payers), gas_limit).await
     }
 }

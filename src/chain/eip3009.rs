@@ -11,8 +11,7 @@ use serde_json::json;
 use crate::chain::nonce_use::{AuthorizationUse, NonceCall};
 use crate::chain::transfer::{TRANSFER, is_transfer_of};
 use crate::chain::{Log, Receipt, Rpc, RpcError, RpcResult};
-use crate::payment::Signed;
-use crate::protocol::Authorization;
+use crate::payment::PaymentTerms;
 
 sol! {
     interface Eip3009 {
@@ -32,20 +31,19 @@ const AUTHORIZATION_USED: B256 =
     b256!("98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5");
 
 /// Calldata of `transferWithAuthorization`.
-pub(super) fn transfer_data(payment: Signed<'_>) -> Bytes {
-    let signed = payment.terms;
-    let (from, to, nonce) = (signed.from, signed.to, signed.nonce);
-    let value = signed.value.atomic();
-    let (after, before) = (signed.valid_after.atomic(), signed.valid_before.atomic());
+pub(super) fn transfer_data(terms: &PaymentTerms) -> Bytes {
+    let (from, to, nonce) = (terms.from, terms.to, terms.nonce);
+    let value = terms.value.atomic();
+    let (after, before) = (terms.valid_after.word(), terms.valid_before.word());
     // A signature by the payer's key uses the overload with `v`, `r` and `s`, which every EIP-3009 token has. A signature that only the
     // payer's contract can verify (EIP-1271) needs the overload with `bytes`, also if it has 65 bytes.
-    let fixed: Option<[u8; 65]> = payment.signature[..].try_into().ok();
-    let data = if let Some(signature) = fixed.filter(|_| payment.is_signed_by_payer_key()) {
+    let fixed: Option<[u8; 65]> = terms.signature[..].try_into().ok();
+    let data = if let Some(signature) = fixed.filter(|_| terms.is_signed_by_payer_key()) {
         let (r, s, v) = split(&signature);
         let call = (from, to, value, after, before, nonce, v, r, s);
         Eip3009::transferWithAuthorization_0Call::from(call).abi_encode()
     } else {
-        let signature = payment.signature.clone();
+        let signature = terms.signature.clone();
         let call = (from, to, value, after, before, nonce, signature);
         Eip3009::transferWithAuthorization_1Call::from(call).abi_encode()
     };
@@ -60,8 +58,7 @@ pub(super) fn split(signature: &[u8; 65]) -> (B256, B256, u8) {
 }
 
 /// Whether a call of a token is an EIP-3009 transfer with another token, payer, payee or amount than `signed`.
-pub(super) fn is_other_transfer(signed: Signed<'_>, token: Address, input: &Bytes) -> bool {
-    let terms = signed.terms;
+pub(super) fn is_other_transfer(terms: &PaymentTerms, token: Address, input: &Bytes) -> bool {
     let transfer = Eip3009::transferWithAuthorization_0Call::abi_decode(input)
         .map(|call| (call.from, call.to, call.value))
         .or_else(|_| {
@@ -69,7 +66,7 @@ pub(super) fn is_other_transfer(signed: Signed<'_>, token: Address, input: &Byte
                 .map(|call| (call.from, call.to, call.value))
         });
     let ours = (terms.from, terms.to, terms.value.atomic());
-    transfer.is_ok_and(|transfer| token != signed.asset || transfer != ours)
+    transfer.is_ok_and(|transfer| token != terms.asset || transfer != ours)
 }
 
 pub(super) fn nonce_call(token: Address, authorizer: Address, nonce: B256) -> NonceCall {
@@ -82,13 +79,13 @@ pub(super) fn nonce_call(token: Address, authorizer: Address, nonce: B256) -> No
 
 /// The log index of a payment's transfer: the token's `AuthorizationUsed(payer, nonce)` with the exact `Transfer` right beside it, both
 /// emitted by the token. `None` for anything less.
-pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log]) -> Option<u64> {
-    let payer = signed.from.into_word();
+pub(super) fn transfer_log(terms: &PaymentTerms, logs: &[Log]) -> Option<u64> {
+    let (asset, payer) = (terms.asset, terms.from.into_word());
     let by_token =
         |log: &Log, topics: &[B256]| log.address == asset && log.topics.starts_with(topics);
-    let paid = |log: &Log| is_transfer_of(asset, signed, log).then(|| log.log_index.to());
+    let paid = |log: &Log| is_transfer_of(terms, log).then(|| log.log_index.to());
     let at = logs.iter().position(|log| {
-        log.address == asset && log.topics == [AUTHORIZATION_USED, payer, signed.nonce]
+        log.address == asset && log.topics == [AUTHORIZATION_USED, payer, terms.nonce]
     })?;
     // In a transaction of their own, the payer can put any other calls before and after. A `Transfer` of the payer right after the event is
     // the one that used the nonce, whether it paid this payment or not. The one before is considered only if there is none after (some
@@ -103,10 +100,10 @@ pub(super) fn transfer_log(asset: Address, signed: &Authorization, logs: &[Log])
 }
 
 /// The token's event for an authorization: its nonce was used or cancelled.
-fn find_use<'a>(signed: Signed<'_>, logs: &'a [Log]) -> Option<&'a Log> {
-    let topics = [signed.terms.from.into_word(), signed.terms.nonce];
+fn find_use<'a>(terms: &PaymentTerms, logs: &'a [Log]) -> Option<&'a Log> {
+    let topics = [terms.from.into_word(), terms.nonce];
     logs.iter()
-        .find(|log| log.address == signed.asset && log.topics.get(1..) == Some(&topics))
+        .find(|log| log.address == terms.asset && log.topics.get(1..) == Some(&topics))
 }
 
 impl Rpc {
@@ -114,30 +111,26 @@ impl Rpc {
     /// whether the search is complete.
     pub(super) async fn token_uses(
         &self,
-        authorizations: &[Signed<'_>],
+        authorizations: &[&PaymentTerms],
         head: u64,
     ) -> RpcResult<(Vec<Log>, bool)> {
         if authorizations.is_empty() {
             return Ok((Vec::new(), true));
         }
         let all = authorizations.iter();
-        let assets: BTreeSet<Address> = all.clone().map(|signed| signed.asset).collect();
-        let payers: BTreeSet<B256> = all
-            .clone()
-            .map(|signed| signed.terms.from.into_word())
-            .collect();
-        let nonces: Vec<B256> = all.clone().map(|signed| signed.terms.nonce).collect();
+        let assets: BTreeSet<Address> = all.clone().map(|terms| terms.asset).collect();
+        let payers: BTreeSet<B256> = all.clone().map(|terms| terms.from.into_word()).collect();
+        let nonces: Vec<B256> = all.clone().map(|terms| terms.nonce).collect();
         let filter = (
             json!(assets),
             json!([[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], payers, nonces]),
         );
-        let nonces =
-            all.map(|signed| nonce_call(signed.asset, signed.terms.from, signed.terms.nonce));
+        let nonces = all.map(|terms| nonce_call(terms.asset, terms.from, terms.nonce));
         let nonces: Vec<_> = nonces.collect();
         let enough = |logs: &[Log]| {
             authorizations
                 .iter()
-                .all(|signed| find_use(*signed, logs).is_some())
+                .all(|terms| find_use(terms, logs).is_some())
         };
         self.recent_logs(filter, &nonces, head, enough).await
     }
@@ -146,11 +139,11 @@ impl Rpc {
     /// because one transaction may use many authorizations.
     pub(super) async fn token_use(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         (logs, complete): &(Vec<Log>, bool),
         receipts: &mut HashMap<B256, Receipt>,
     ) -> RpcResult<AuthorizationUse> {
-        let Some(transaction) = find_use(signed, logs).map(|log| log.transaction_hash) else {
+        let Some(transaction) = find_use(terms, logs).map(|log| log.transaction_hash) else {
             let consumed = complete.then_some(AuthorizationUse::Consumed(None));
             return consumed.ok_or(RpcError::SearchIncomplete);
         };
@@ -162,10 +155,10 @@ impl Rpc {
                 place.insert(receipt.ok_or(RpcError::Malformed("eth_getTransactionReceipt"))?)
             }
         };
-        let found = transfer_log(signed.asset, signed.terms, &receipt.logs);
+        let found = transfer_log(terms, &receipt.logs);
         let Some(log_index) = found.filter(|_| receipt.succeeded()) else {
             // A node may return a log that is in no canonical receipt.
-            return match find_use(signed, &receipt.logs) {
+            return match find_use(terms, &receipt.logs) {
                 Some(_) => Ok(AuthorizationUse::Consumed(Some(transaction))),
                 None => Err(RpcError::Malformed("eth_getLogs")),
             };

@@ -15,7 +15,7 @@ use crate::chain::lens::{self, LENS, Query, readCall};
 use crate::chain::nonce_use::NonceCall;
 use crate::chain::{Rpc, RpcError, RpcResult};
 use crate::coalesce::{Coalescer, GroupLimits, GroupWorker, coalescer};
-use crate::payment::{ChainFacts, Method, Signed};
+use crate::payment::{ChainFacts, Method, PaymentTerms};
 use crate::protocol::permit2::PERMIT2;
 
 /// Most rows in one call. A row takes about 300k gas; all of them stay below the gas that nodes allow for an `eth_call`.
@@ -74,15 +74,15 @@ impl FactsReader {
     }
 
     /// The facts about a payment. Fails when the RPC fails or too many queries wait, which says nothing about the payment.
-    pub async fn of(&self, signed: Signed<'_>) -> Answer {
-        let query = self.query(signed);
+    pub async fn of(&self, terms: &PaymentTerms) -> Answer {
+        let query = self.query(terms);
         let answer = self.queries.ask(query.clone());
         let facts = with_answer_limit(answer).await?;
-        if facts.transfer_succeeds || !signed.is_not_yet_valid_at(&facts) {
+        if facts.transfer_succeeds || !terms.is_not_yet_valid_at(&facts) {
             return Ok(facts);
         }
         // The newest block is before the authorization's `validAfter`: simulate it in a block at that time instead.
-        let Ok(begins) = u64::try_from(signed.valid_from()) else {
+        let Ok(begins) = u64::try_from(terms.valid_from().word()) else {
             return Ok(facts);
         };
         match with_answer_limit(self.early.ask((query, begins))).await {
@@ -97,35 +97,36 @@ impl FactsReader {
         }
     }
 
-    fn query(&self, signed: Signed<'_>) -> Query {
-        let payer = signed.terms.from;
-        let spender = match signed.method {
+    fn query(&self, terms: &PaymentTerms) -> Query {
+        let payer = terms.from;
+        let spender = match terms.method {
             Method::Eip3009 => Address::ZERO,
             Method::Permit2(_) => PERMIT2,
         };
         let NonceCall {
             call: (nonce_domain, nonce_data),
             mask,
-        } = nonce_call(signed);
-        let (settler, settlement) = direct_call(signed);
-        let (factory, factory_call) = signed
+        } = nonce_call(terms);
+        let (settler, settlement) = direct_call(terms);
+        let (factory, factory_call) = terms
             .wallet
+            .as_ref()
             .map(|wallet| (wallet.factory, wallet.call.clone()))
             .unwrap_or_default();
         Query {
-            token: signed.asset,
+            token: terms.asset,
             payer,
             nonceDomain: nonce_domain,
             nonceCall: nonce_data,
             nonceMask: mask,
             spender,
-            digest: signed.digest,
-            signature: signed.signature.clone(),
+            digest: terms.digest,
+            signature: terms.signature.clone(),
             factory,
             factoryCall: factory_call,
             settler,
             settlement,
-            sender: signed.method.facilitator().unwrap_or_default(),
+            sender: terms.settling_signer().unwrap_or_default(),
             gasLimit: U256::from(self.gas_limit),
         }
     }

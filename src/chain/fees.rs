@@ -11,6 +11,8 @@ pub struct FeePolicy {
     pub priority_fee_wei: u128,
     /// Cap on the gas of one payment.
     pub gas_cap: u64,
+    /// The same for a payer whose account has code.
+    pub wallet_gas_cap: u64,
     /// `eth_gasPrice` in wei, for chains without a base fee; `None` until a node has returned it.
     pub gas_price_wei: Option<u128>,
 }
@@ -196,6 +198,7 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
             gas_price_wei: None,
         };
         let at = |base| {
@@ -227,6 +230,7 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
             gas_price_wei: None,
         };
         let last = Fees {
@@ -264,6 +268,7 @@ mod tests {
             max_fee_cap_wei: 1000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
             gas_price_wei: None,
         };
         assert_eq!(policy.with_priority_fee(3).priority_fee_wei, 10);
@@ -277,6 +282,7 @@ mod tests {
             max_fee_cap_wei: 1_000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
             gas_price_wei: Some(160),
         };
         let head = Head {
@@ -302,6 +308,7 @@ mod tests {
             max_fee_cap_wei: 1_000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
             gas_price_wei: None,
         };
         let head = Head {
@@ -320,6 +327,7 @@ mod tests {
             max_fee_cap_wei: 1_000,
             priority_fee_wei: 10,
             gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
             gas_price_wei: Some(160),
         };
         let at = |base_fee_wei| Head {

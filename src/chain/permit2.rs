@@ -11,7 +11,7 @@ use crate::chain::multicall::{MULTICALL3, Multicall3};
 use crate::chain::nonce_use::NonceCall;
 use crate::chain::transfer::is_transfer_of;
 use crate::chain::{Log, eip3009};
-use crate::payment::{Permit2, Signed, Sponsored};
+use crate::payment::{PaymentTerms, Permit2, Sponsored};
 use crate::protocol::permit2::PERMIT2;
 
 sol! {
@@ -48,14 +48,13 @@ const SETTLED_WITH_PERMIT: B256 =
 const APPROVAL: B256 = b256!("8c5be1e5ebec7d5bd14f71427d1e84f3dd0314c0f7b2291e5b200ac8c7c3b925");
 
 /// Calldata for the proxy of the payment's scheme.
-pub(super) fn settle_data(signed: Signed<'_>, permit: &Permit2) -> Bytes {
-    let terms = signed.terms;
-    let (owner, signature) = (terms.from, signed.signature.clone());
-    let (to, valid_after) = (terms.to, terms.valid_after.atomic());
+pub(super) fn settle_data(terms: &PaymentTerms, permit: &Permit2) -> Bytes {
+    let (owner, signature) = (terms.from, terms.signature.clone());
+    let (to, valid_after) = (terms.to, terms.valid_after.word());
     let transfer_permit = PermitTransferFrom {
-        permitted: TokenPermissions::from((signed.asset, permit.permitted.atomic())),
+        permitted: TokenPermissions::from((terms.asset, permit.permitted.atomic())),
         nonce: U256::from_be_bytes(terms.nonce.0),
-        deadline: terms.valid_before.atomic(),
+        deadline: terms.valid_before.word(),
     };
     let amount = terms.value.atomic();
     let exact_witness = ExactWitness::from((to, valid_after));
@@ -90,7 +89,7 @@ fn permit2612(permit: &Permit2) -> Option<Permit2612> {
     else {
         return None;
     };
-    let (value, deadline) = (permit.permitted.atomic(), deadline.atomic());
+    let (value, deadline) = (permit.permitted.atomic(), deadline.word());
     let (r, s, v) = eip3009::split(signature);
     Some(Permit2612 {
         value,
@@ -114,13 +113,13 @@ pub(super) fn nonce_call(owner: Address, nonce: B256) -> NonceCall {
 
 /// The log index of a payment's transfer: the exact `Transfer` that is the token's last event before the proxy's event. Two payments with
 /// the same payer, payee, token and amount cannot be distinguished, so they are never put into the same transaction.
-pub(super) fn transfer_log(signed: Signed<'_>, logs: &[Log]) -> Option<u64> {
-    transfer_logs(signed, logs).next()
+pub(super) fn transfer_log(terms: &PaymentTerms, logs: &[Log]) -> Option<u64> {
+    transfer_logs(terms, logs).next()
 }
 
 /// The log indices for all payments with the same payer, payee, token and amount, in the order of the logs.
-pub(super) fn transfer_logs(signed: Signed<'_>, logs: &[Log]) -> impl Iterator<Item = u64> {
-    let proxy = signed.method.settler(signed.asset);
+pub(super) fn transfer_logs(terms: &PaymentTerms, logs: &[Log]) -> impl Iterator<Item = u64> {
+    let proxy = terms.method.settler(terms.asset);
     let settled = move |log: &Log| {
         log.address == proxy && matches!(log.topics.first(), Some(&SETTLED | &SETTLED_WITH_PERMIT))
     };
@@ -128,9 +127,9 @@ pub(super) fn transfer_logs(signed: Signed<'_>, logs: &[Log]) -> impl Iterator<I
         let (_, before) = before.split_last().filter(|(last, _)| settled(last))?;
         // Some tokens also emit `Approval`. Any other log between belongs to another call.
         let is_approval =
-            |log: &Log| log.address == signed.asset && log.topics.first() == Some(&APPROVAL);
+            |log: &Log| log.address == terms.asset && log.topics.first() == Some(&APPROVAL);
         let transfer = before.iter().rev().find(|log| !is_approval(log))?;
-        is_transfer_of(signed.asset, signed.terms, transfer).then(|| transfer.log_index.to())
+        is_transfer_of(terms, transfer).then(|| transfer.log_index.to())
     })
 }
 
@@ -140,14 +139,14 @@ pub(super) fn transfer_logs(signed: Signed<'_>, logs: &[Log]) -> impl Iterator<I
 /// `tokens`, and `tokens`, for other EIP-3009 transfers. Then this authorization must be the only one in it with its payer, payee, token
 /// and amount.
 pub(super) fn proves_settlement(
-    signed: Signed<'_>,
+    terms: &PaymentTerms,
     to: Option<Address>,
     input: &Bytes,
     tokens: &[Address],
 ) -> bool {
-    let proxy = signed.method.settler(signed.asset);
+    let proxy = terms.method.settler(terms.asset);
     if to == Some(proxy) {
-        return is_call_for(signed, input);
+        return is_call_for(terms, input);
     }
     if to != Some(MULTICALL3) {
         return false;
@@ -160,16 +159,16 @@ pub(super) fn proves_settlement(
             return settlement_of(&call.callData).is_some_and(|call| tokens.contains(&call.token));
         }
         tokens.contains(&call.target)
-            && eip3009::is_other_transfer(signed, call.target, &call.callData)
+            && eip3009::is_other_transfer(terms, call.target, &call.callData)
     };
     let same_transfer = |call: &&Multicall3::Call3| {
-        call.target == proxy && has_same_transfer(signed, &call.callData)
+        call.target == proxy && has_same_transfer(terms, &call.callData)
     };
     let mut same_transfer = batch.calls.iter().filter(same_transfer);
     batch.calls.iter().all(is_harmless)
         && same_transfer
             .next()
-            .is_some_and(|call| is_call_for(signed, &call.callData))
+            .is_some_and(|call| is_call_for(terms, &call.callData))
         && same_transfer.next().is_none()
 }
 
@@ -207,19 +206,18 @@ fn settlement_of(input: &Bytes) -> Option<Settlement> {
     of(call.permit, call.owner, call.witness.to, amount)
 }
 
-fn has_same_transfer(signed: Signed<'_>, input: &Bytes) -> bool {
-    let terms = signed.terms;
+fn has_same_transfer(terms: &PaymentTerms, input: &Bytes) -> bool {
     settlement_of(input).is_none_or(|call| {
         call.owner == terms.from
             && call.to == terms.to
-            && call.token == signed.asset
+            && call.token == terms.asset
             && call.amount == terms.value.atomic()
     })
 }
 
-fn is_call_for(signed: Signed<'_>, input: &Bytes) -> bool {
-    has_same_transfer(signed, input)
-        && settlement_of(input).is_some_and(|call| call.nonce == signed.terms.nonce)
+fn is_call_for(terms: &PaymentTerms, input: &Bytes) -> bool {
+    has_same_transfer(terms, input)
+        && settlement_of(input).is_some_and(|call| call.nonce == terms.nonce)
 }
 
 #[cfg(test)]

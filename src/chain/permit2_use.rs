@@ -9,7 +9,7 @@ use crate::chain::permit2::{nonce_call, proves_settlement, transfer_log, transfe
 use crate::chain::rpc::ErrorKind;
 use crate::chain::transfer::TRANSFER;
 use crate::chain::{Log, Receipt, Rpc, RpcError, RpcResult};
-use crate::payment::{Method, Signed};
+use crate::payment::{Method, PaymentTerms};
 use crate::protocol::permit2::PERMIT2;
 
 /// `UnorderedNonceInvalidation(address,uint256,uint256)`.
@@ -39,13 +39,12 @@ impl Rpc {
     /// How an authorization was used whose nonce is used at Permit2; see [`Rpc::authorization_uses`].
     pub(super) async fn permit2_use(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         head: u64,
         tokens: &[Address],
     ) -> RpcResult<AuthorizationUse> {
-        let terms = signed.terms;
         let (from, to) = (terms.from.into_word(), terms.to.into_word());
-        let filter = (json!(signed.asset), json!([TRANSFER, from, to]));
+        let filter = (json!(terms.asset), json!([TRANSFER, from, to]));
         let nonce_call = [nonce_call(terms.from, terms.nonce)];
         let all = |(logs, complete): (Vec<Log>, bool)| {
             let logs = complete.then_some(logs);
@@ -60,7 +59,7 @@ impl Rpc {
             .collect();
         same_transfer.sort_by_key(|log| std::cmp::Reverse(log.block_number));
         for log in same_transfer.iter().take(CANDIDATES_MAX) {
-            let found = self.settled_in(signed, log.transaction_hash, tokens);
+            let found = self.settled_in(terms, log.transaction_hash, tokens);
             if let Some(found) = found.await? {
                 return Ok(found);
             }
@@ -72,7 +71,7 @@ impl Rpc {
         let invalidated = self.recent_logs(filter, &nonce_call, head, enough);
         let invalidated = all(invalidated.await?)?;
         let Some(invalidation) = invalidated.iter().find(of_nonce) else {
-            return self.wrapped_use(signed, &same_transfer, tokens).await;
+            return self.wrapped_use(terms, &same_transfer, tokens).await;
         };
         let receipt = self.receipt(invalidation.transaction_hash).await?;
         // A node may return a log that is in no canonical receipt.
@@ -91,20 +90,20 @@ impl Rpc {
 
     async fn settled_in(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         transaction: B256,
         tokens: &[Address],
     ) -> RpcResult<Option<AuthorizationUse>> {
         let Some(call) = self.agreed_transaction(transaction).await? else {
             return Ok(None);
         };
-        if !proves_settlement(signed, call.to, &call.input, tokens) {
+        if !proves_settlement(terms, call.to, &call.input, tokens) {
             return Ok(None);
         }
         let Some(receipt) = self.receipt(transaction).await? else {
             return Ok(None);
         };
-        let found = transfer_log(signed, &receipt.logs).filter(|_| receipt.succeeded());
+        let found = transfer_log(terms, &receipt.logs).filter(|_| receipt.succeeded());
         match found {
             Some(log_index) => self.transferred(&receipt, log_index).await.map(Some),
             None => Ok(None),
@@ -116,11 +115,11 @@ impl Rpc {
     /// it was used has the payment's logs. `same_transfer` are the token's logs with its transfer.
     async fn wrapped_use(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         same_transfer: &[&Log],
         tokens: &[Address],
     ) -> RpcResult<AuthorizationUse> {
-        let Some(block) = self.block_used(signed, same_transfer).await? else {
+        let Some(block) = self.block_used(terms, same_transfer).await? else {
             return Ok(AuthorizationUse::Consumed(None));
         };
         let inside = same_transfer
@@ -134,16 +133,16 @@ impl Rpc {
         }
         let (mut receipts, mut all_evidence) = (Vec::new(), Vec::new());
         for transaction in transactions {
-            if let Some(found) = self.settled_in(signed, transaction, tokens).await? {
+            if let Some(found) = self.settled_in(terms, transaction, tokens).await? {
                 return Ok(found);
             }
-            let (receipt, evidence) = self.evidence_in(signed, (transaction, block)).await?;
+            let (receipt, evidence) = self.evidence_in(terms, (transaction, block)).await?;
             receipts.push(receipt);
             all_evidence.push(evidence);
         }
         // The proxy of `upto` accepts calls from the facilitator only, so such a payment cannot be wrapped.
         let may_be_wrapped =
-            matches!(signed.method, Method::Permit2(permit) if permit.facilitator.is_none());
+            matches!(&terms.method, Method::Permit2(permit) if permit.facilitator.is_none());
         let found = single_match(&all_evidence).filter(|_| may_be_wrapped);
         match found.and_then(|(index, log_index)| Some((receipts.get(index)?, log_index))) {
             Some((receipt, log_index)) => self.transferred(receipt, log_index).await,
@@ -154,7 +153,7 @@ impl Rpc {
     /// The block in which a nonce was used, if it is in the range of these logs and the nodes have its state and that of the block before.
     async fn block_used(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         same_transfer: &[&Log],
     ) -> RpcResult<Option<u64>> {
         let heights = same_transfer.iter().map(|log| log.block_number.to::<u64>());
@@ -168,7 +167,7 @@ impl Rpc {
                 Err(error)
             }
         };
-        let nonce = nonce_call(signed.terms.from, signed.terms.nonce);
+        let nonce = nonce_call(terms.from, terms.nonce);
         let block = match self.block_of_nonce_use(&nonce, (first, last)).await {
             Ok(Some(block)) => block,
             Ok(None) => return Ok(None),
@@ -180,7 +179,7 @@ impl Rpc {
 
     async fn evidence_in(
         &self,
-        signed: Signed<'_>,
+        terms: &PaymentTerms,
         (transaction, block): (B256, u64),
     ) -> RpcResult<(Receipt, Evidence)> {
         let call = self.agreed_transaction(transaction).await?;
@@ -195,7 +194,7 @@ impl Rpc {
         } else {
             &[]
         };
-        let evidence = evidence(signed, &call.input, logs);
+        let evidence = evidence(terms, &call.input, logs);
         Ok((receipt, evidence))
     }
 }
@@ -221,12 +220,12 @@ fn single_match(evidence: &[Evidence]) -> Option<(usize, u64)> {
     }
 }
 
-fn evidence(signed: Signed<'_>, input: &[u8], logs: &[Log]) -> Evidence {
-    let transfers: Vec<u64> = transfer_logs(signed, logs).collect();
-    let identified = nonces_in(signed, input);
+fn evidence(terms: &PaymentTerms, input: &[u8], logs: &[Log]) -> Evidence {
+    let transfers: Vec<u64> = transfer_logs(terms, logs).collect();
+    let identified = nonces_in(terms, input);
     if identified.len() == transfers.len() {
         let mut both = identified.iter().zip(&transfers);
-        let own = both.find(|(nonce, _)| **nonce == signed.terms.nonce);
+        let own = both.find(|(nonce, _)| **nonce == terms.nonce);
         return own.map_or(Evidence::None, |(_, log_index)| {
             Evidence::Identified(*log_index)
         });
@@ -239,11 +238,10 @@ fn evidence(signed: Signed<'_>, input: &[u8], logs: &[Log]) -> Evidence {
 }
 
 /// The nonces of all calls of the `exact` proxy with the payment's transfer, at any position in some calldata.
-fn nonces_in(signed: Signed<'_>, input: &[u8]) -> Vec<B256> {
-    let terms = signed.terms;
+fn nonces_in(terms: &PaymentTerms, input: &[u8]) -> Vec<B256> {
     let amount = B256::from(terms.value.atomic());
     let (token, owner, to) = (
-        signed.asset.into_word(),
+        terms.asset.into_word(),
         terms.from.into_word(),
         terms.to.into_word(),
     );
@@ -282,7 +280,7 @@ mod tests {
 
     fn exact(nonce: u8) -> Candidate {
         let mut exact = candidate_of(&permit2_body(Scheme::Exact), Purpose::Settle);
-        exact.authorization.nonce = B256::repeat_byte(nonce);
+        exact.terms.nonce = B256::repeat_byte(nonce);
         exact
     }
 
@@ -313,7 +311,7 @@ mod tests {
     fn wrapped_calls(nonces: &[u8]) -> Vec<u8> {
         let mut input = b"wrap".to_vec();
         for nonce in nonces {
-            input.extend_from_slice(&settlement_call(exact(*nonce).signed()).1);
+            input.extend_from_slice(&settlement_call(&exact(*nonce).terms).1);
         }
         input
     }
@@ -321,7 +319,7 @@ mod tests {
     #[test]
     fn calldata_with_every_settlement_identifies_the_payment() {
         let (payment, two) = (exact(1), settlements(2));
-        let of = |nonces: &[u8]| evidence(payment.signed(), &wrapped_calls(nonces), &two);
+        let of = |nonces: &[u8]| evidence(&payment.terms, &wrapped_calls(nonces), &two);
         assert_eq!(of(&[1, 2]), Evidence::Identified(0));
         assert_eq!(of(&[2, 1]), Evidence::Identified(2));
         assert_eq!(of(&[2, 3]), Evidence::None, "two other payments");
@@ -335,7 +333,7 @@ mod tests {
         let payment = exact(1);
         let of = |nonces: &[u8], count| {
             let logs = settlements(count);
-            evidence(payment.signed(), &wrapped_calls(nonces), &logs)
+            evidence(&payment.terms, &wrapped_calls(nonces), &logs)
         };
         assert_eq!(of(&[], 1), Evidence::Possible(0));
         assert_eq!(of(&[], 0), Evidence::None);

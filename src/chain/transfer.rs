@@ -3,12 +3,11 @@
 use alloy::consensus::transaction::SignerRecoverable as _;
 use alloy::consensus::{Transaction as _, TxEnvelope};
 use alloy::eips::eip2718::Decodable2718 as _;
-use alloy::primitives::{Address, B256, Bytes, b256};
+use alloy::primitives::{B256, Bytes, b256};
 
 use crate::chain::Log;
-use crate::payment::Payment;
 use crate::payment::session::Transfer;
-use crate::protocol::Authorization;
+use crate::payment::{Payment, PaymentTerms};
 
 /// `Transfer(address,address,uint256)`.
 pub(super) const TRANSFER: B256 =
@@ -33,14 +32,14 @@ pub fn decode(raw: &Bytes) -> Option<Transfer> {
 }
 
 /// Whether a log is a transfer with exactly this token, payer, payee and amount.
-pub(super) fn is_transfer_of(asset: Address, terms: &Authorization, log: &Log) -> bool {
-    log.address == asset
+pub(super) fn is_transfer_of(terms: &PaymentTerms, log: &Log) -> bool {
+    log.address == terms.asset
         && log.topics == [TRANSFER, terms.from.into_word(), terms.to.into_word()]
         && log.data[..] == terms.value.atomic().to_be_bytes::<32>()
 }
 
 /// The log index of a transfer with exactly the payment's token, payer, payee and amount.
 pub fn plain_transfer_log(payment: &Payment, logs: &[Log]) -> Option<u64> {
-    let exact = |log: &&Log| is_transfer_of(payment.asset, &payment.authorization, log);
+    let exact = |log: &&Log| is_transfer_of(&payment.terms, log);
     logs.iter().find(exact).map(|log| log.log_index.to())
 }

@@ -5,6 +5,7 @@
 mod database;
 mod demo;
 mod dev;
+mod keys;
 mod migrate;
 mod networks;
 mod pay;
@@ -37,6 +38,8 @@ enum Command {
     Demo(demo::DemoOptions),
     /// Buy a URL: pay what its seller asks for, up to a ceiling, exactly once.
     Pay(Box<pay::PayArguments>),
+    /// Make, show and revoke the keys by which sellers call the service.
+    Keys(keys::KeysOptions),
     /// Migrate the database and exit.
     Migrate(MigrateOptions),
     /// Show the networks and tokens that x402d knows, or check the configured ones against their chains.
@@ -86,6 +89,7 @@ pub async fn run(line: CommandLine) -> Result<(), CommandError> {
         Command::Dev(options) => dev::run(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::Pay(arguments) => pay::run(*arguments).await,
+        Command::Keys(options) => keys::run(options).await,
         Command::Migrate(options) => migrate::run(options.config).await,
         Command::Networks(options) => networks::run(options).await,
     }

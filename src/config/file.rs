@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::payment::AccessMode;
 use crate::protocol::assets::TransferMethod;
 
 /// The whole file; every key is optional.
@@ -20,9 +21,33 @@ pub(super) struct File {
     pub(super) verify_lease_s: Option<u32>,
     pub(super) body_bytes_max: Option<usize>,
     pub(super) connections_max: Option<usize>,
+    pub(super) connections_max_per_client: Option<usize>,
+    pub(super) connections_max_per_proxy: Option<usize>,
+    pub(super) trusted_proxies: Vec<String>,
     pub(super) database_connections_max: Option<u32>,
+    pub(super) access: AccessFile,
+    pub(super) limits: LimitsFile,
     pub(super) sessions: SessionsFile,
     pub(super) networks: BTreeMap<String, NetworkFile>,
+}
+
+/// `[access]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AccessFile {
+    pub(super) settle: Option<AccessMode>,
+}
+
+/// `[limits]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsFile {
+    pub(super) verify_per_second: Option<u32>,
+    pub(super) settle_per_second: Option<u32>,
+    pub(super) sessions_per_second: Option<u32>,
+    pub(super) deny_list: Option<PathBuf>,
+    pub(super) policy_url: Option<String>,
+    pub(super) policy_fail: Option<String>,
 }
 
 /// `[sessions]`.
@@ -46,15 +71,18 @@ pub(super) struct NetworkFile {
     pub(super) confirm_with: Option<usize>,
     pub(super) signer_keys: Vec<String>,
     pub(super) payees: Vec<String>,
+    pub(super) minimum_dollars: Option<String>,
     pub(super) eip6492_factories: Vec<String>,
     pub(super) assets: Vec<AssetFile>,
     pub(super) approvals: Option<ApprovalsFile>,
+    pub(super) budget: BudgetFile,
     pub(super) confirmations: Option<u32>,
     pub(super) validity_min_s: Option<u32>,
     pub(super) validity_max_s: Option<u32>,
     pub(super) max_fee_wei: Option<u64>,
     pub(super) priority_fee_wei: Option<u64>,
     pub(super) gas_cap: Option<u64>,
+    pub(super) wallet_gas_cap: Option<u64>,
     pub(super) queue_max: Option<usize>,
     pub(super) inflight_max: Option<usize>,
     pub(super) poll_ms: Option<u64>,
@@ -71,6 +99,27 @@ pub(super) struct ApprovalsFile {
     pub(super) wei_per_day: u64,
 }
 
+/// `[networks.NAME.budget]`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BudgetFile {
+    pub(super) wei_per_day: Option<WeiFile>,
+    pub(super) wei_per_day_per_payee: Option<WeiFile>,
+    pub(super) wei_per_day_per_payer: Option<WeiFile>,
+}
+
+/// An amount of native currency.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected wei as a whole number, or text such as \"0.01eth\""
+)]
+pub(super) enum WeiFile {
+    Wei(u64),
+    /// A number with its unit, or wei that TOML has no number for.
+    Text(String),
+}
+
 /// One `[[networks.NAME.assets]]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,4 +130,5 @@ pub(super) struct AssetFile {
     pub(super) decimals: u8,
     pub(super) transfer_method: Option<TransferMethod>,
     pub(super) eip2612: Option<bool>,
+    pub(super) minimum_units: Option<u64>,
 }

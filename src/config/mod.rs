@@ -3,7 +3,10 @@
 //! Flags override the environment, the environment `x402d.toml`, the file the defaults. All problems are reported at once, each with its
 //! key, what was expected and what to write. No secret appears in an error or in `Debug` output.
 
+mod access;
+mod connections;
 mod file;
+mod limits;
 mod network;
 mod sessions;
 mod variables;
@@ -16,7 +19,10 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::payment::AccessMode;
+pub use connections::ConnectionsConfig;
 use file::File;
+pub use limits::LimitsConfig;
 pub use network::NetworkConfig;
 pub use sessions::SessionsConfig;
 
@@ -37,10 +43,13 @@ pub struct Config {
     pub verify_lease_s: u32,
     /// The longest body that is read, in bytes.
     pub body_bytes_max: usize,
-    /// HTTP connections at a time, at most.
-    pub connections_max: usize,
+    /// Callers' connections.
+    pub connections: ConnectionsConfig,
     /// Connections to the database, at most.
     pub database_connections_max: u32,
+    pub limits: LimitsConfig,
+    /// Who may have payments verified and settled.
+    pub access: AccessMode,
     pub sessions: SessionsConfig,
     /// The networks to serve; at least one.
     pub networks: Vec<NetworkConfig>,
@@ -98,6 +107,8 @@ pub struct Flags {
     pub data_dir: Option<PathBuf>,
 }
 
+/// The least number of characters of the operator's token.
+const ADMIN_TOKEN_LENGTH_MIN: usize = 16;
 /// The file that is read if no other is named.
 const DEFAULT_FILE: &str = "x402d.toml";
 
@@ -133,6 +144,23 @@ impl Config {
         Err(ConfigError(problems))
     }
 
+    /// Reads only where the ledger is: the URL of its database, or the folder of a private Postgres.
+    pub fn read_ledger(
+        flags: &Flags,
+        environment: &dyn Environment,
+    ) -> Result<(Option<SecretString>, Option<PathBuf>), ConfigError> {
+        let problems = variables::unknown(environment);
+        if !problems.is_empty() {
+            return Err(ConfigError(problems));
+        }
+        let file = read_file(flags.file.as_deref())?;
+        let url = environment.get("DATABASE_URL").or(file.database_url);
+        Ok((
+            url.map(SecretString::from),
+            data_dir(flags, environment, file.data_dir),
+        ))
+    }
+
     fn validated(
         flags: &Flags,
         environment: &dyn Environment,
@@ -150,7 +178,7 @@ impl Config {
     fn compose(
         flags: &Flags,
         environment: &dyn Environment,
-        file: File,
+        mut file: File,
         problems: &mut Vec<String>,
     ) -> Self {
         let mut settings = Settings {
@@ -174,8 +202,7 @@ impl Config {
                 "body_bytes_max: expected 1024 to 1048576, got {body_bytes_max}"
             ));
         }
-        let connections_max =
-            settings.between("connections_max", file.connections_max, 1..=1_000_000);
+        let connections = connections::read(&mut settings, &mut file);
         let database_connections_max = settings.between(
             "database_connections_max",
             file.database_connections_max,
@@ -183,8 +210,10 @@ impl Config {
         );
         let verify_lease_s = settings.between("verify_lease_s", file.verify_lease_s, 1..=3600);
         let admin_token = settings.admin_token(file.admin_token);
+        let limits = limits::read(&mut settings, file.limits);
         let sessions = sessions::read(&mut settings, file.sessions);
         let networks = network::read(&mut settings, file.networks);
+        let access = access::read(&mut settings, &file.access, &networks);
         Self {
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
             database_url: settings
@@ -192,26 +221,29 @@ impl Config {
                 .get("DATABASE_URL")
                 .or(file.database_url)
                 .map(SecretString::from),
-            data_dir: flags
-                .data_dir
-                .clone()
-                .or_else(|| {
-                    settings
-                        .environment
-                        .get("X402D_DATA_DIR")
-                        .map(PathBuf::from)
-                })
-                .or(file.data_dir),
+            data_dir: data_dir(flags, settings.environment, file.data_dir),
             admin_token,
             settle_wait: Duration::from_secs(wait_s),
             verify_lease_s: verify_lease_s.unwrap_or(10),
             body_bytes_max,
-            connections_max: connections_max.unwrap_or(8192),
+            connections,
             database_connections_max: database_connections_max.unwrap_or(32),
+            access,
+            limits,
             sessions,
             networks,
         }
     }
+}
+
+fn data_dir(
+    flags: &Flags,
+    environment: &dyn Environment,
+    in_file: Option<PathBuf>,
+) -> Option<PathBuf> {
+    let from_environment = || environment.get("X402D_DATA_DIR").map(PathBuf::from);
+    let given = flags.data_dir.clone().or_else(from_environment);
+    given.or(in_file)
 }
 
 fn read_file(named: Option<&Path>) -> Result<File, ConfigError> {
@@ -307,14 +339,14 @@ impl Settings<'_> {
         value
     }
 
-    /// An empty token would admit every caller; one that no header can hold would admit none.
+    /// A short token could be guessed; one that no header can hold would admit nobody.
     fn admin_token(&mut self, in_file: Option<String>) -> Option<SecretString> {
         let token = self.environment.get("X402D_ADMIN_TOKEN").or(in_file)?;
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            self.problems.push(
-                "admin_token (X402D_ADMIN_TOKEN): expected visible ASCII characters without spaces; leave it out to admit only callers on this machine"
-                    .to_owned(),
-            );
+        let is_visible = token.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_visible || token.len() < ADMIN_TOKEN_LENGTH_MIN || token.contains("change-me") {
+            self.problems.push(format!(
+                "admin_token (X402D_ADMIN_TOKEN): expected at least {ADMIN_TOKEN_LENGTH_MIN} random visible ASCII characters without spaces, such as those of `openssl rand -hex 24`; leave it out to admit only programs on this machine"
+            ));
         }
         Some(token.into())
     }

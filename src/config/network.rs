@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use alloy::primitives::Address;
+use alloy::primitives::utils::parse_units;
+use alloy::primitives::{Address, U256};
 use secrecy::SecretString;
 
 use super::Settings;
-use super::file::{ApprovalsFile, AssetFile, NetworkFile};
+use super::file::{ApprovalsFile, AssetFile, BudgetFile, NetworkFile, WeiFile};
 use crate::chain::{FeePolicy, SignerKey};
-use crate::payment::{ApprovalLimits, Asset, NetworkPolicy};
+use crate::payment::{ApprovalLimits, Asset, GasBudget, NetworkPolicy};
 use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::field::parse_address;
 use crate::protocol::networks::NETWORKS;
-use crate::protocol::{DomainSeparator, Network};
+use crate::protocol::{Amount, DomainSeparator, Network};
 
 /// A week, because some sellers ask for days, and a day for clock differences. An authorization that is signed for longer stays open
 /// longer.
@@ -282,7 +283,8 @@ impl Reader<'_> {
     }
 
     fn policy(&mut self, network: Network, entry: &NetworkFile) -> NetworkPolicy {
-        let assets = self.assets(network, &entry.assets);
+        let dollars = self.minimum_dollars(network, entry);
+        let assets = self.assets(network, &entry.assets, &dollars);
         let known = !assets.is_empty();
         self.needs(
             known,
@@ -320,6 +322,7 @@ impl Reader<'_> {
             signers: Vec::new(),
             permit2: DomainSeparator::of_permit2(network),
             approvals: self.approvals(entry.approvals.as_ref()),
+            budget: self.budget(&entry.budget),
             factories: self.addresses(
                 "eip6492_factories (X402D_EIP6492_FACTORIES)",
                 &entry.eip6492_factories,
@@ -343,14 +346,71 @@ impl Reader<'_> {
         limits
     }
 
-    fn assets(&mut self, network: Network, entries: &[AssetFile]) -> Vec<Asset> {
+    fn budget(&mut self, entry: &BudgetFile) -> GasBudget {
+        let mut limit = |key: &str, given: Option<&WeiFile>| {
+            let wei = given.map(wei_of)?;
+            self.needs(
+                wei.is_some_and(|wei| !wei.is_zero()),
+                &format!("budget.{key}"),
+                "more than 0 wei, as a whole number or as text such as \"0.01eth\" or \"5000gwei\"",
+            );
+            wei
+        };
+        GasBudget {
+            wei_per_day: limit("wei_per_day", entry.wei_per_day.as_ref()),
+            wei_per_day_per_payee: limit(
+                "wei_per_day_per_payee",
+                entry.wei_per_day_per_payee.as_ref(),
+            ),
+            wei_per_day_per_payer: limit(
+                "wei_per_day_per_payer",
+                entry.wei_per_day_per_payer.as_ref(),
+            ),
+        }
+    }
+
+    /// The smallest payment in dollars: about what its gas costs, as long as gas is cheap.
+    fn minimum_dollars(&mut self, network: Network, entry: &NetworkFile) -> String {
+        let default = match network.chain_id() {
+            _ if network.is_test() => "0",
+            1 => "0.10",
+            _ => "0.001",
+        };
+        let dollars = entry.minimum_dollars.as_deref().unwrap_or(default);
+        self.needs(
+            Amount::from_dollars(dollars, 18).is_ok(),
+            "minimum_dollars",
+            "dollars such as \"0.001\"",
+        );
+        dollars.to_owned()
+    }
+
+    fn assets(&mut self, network: Network, entries: &[AssetFile], dollars: &str) -> Vec<Asset> {
+        // Every token of the table is worth a dollar.
+        let known = |address| default_assets(network).find(|known| known.address == address);
+        let minimum = |decimals| Amount::from_dollars(dollars, decimals).unwrap_or_default();
         if entries.is_empty() {
-            return default_assets(network).map(Asset::from).collect();
+            let all = default_assets(network).map(Asset::from);
+            let all = all.map(|asset| (minimum(asset.decimals), asset));
+            return all
+                .map(|(minimum, asset)| asset.from_minimum(minimum))
+                .collect();
         }
         let mut assets = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
-            let address = self.address(&format!("assets[{index}].address"), &entry.address);
-            assets.extend(address.map(|address| asset(network, address, entry)));
+            let key = |member: &str| format!("assets[{index}].{member}");
+            let Some(address) = self.address(&key("address"), &entry.address) else {
+                continue;
+            };
+            let units = entry.minimum_units.map(U256::from).map(Amount::from_atomic);
+            let is_known = network.is_test() || known(address).is_some();
+            self.needs(
+                is_known || units.is_some(),
+                &key("minimum_units"),
+                "the smallest payment in the token's smallest unit: x402d does not know what this token is worth, and anybody could spend your gas on payments of 1; 0 admits that",
+            );
+            let minimum = units.unwrap_or_else(|| minimum(entry.decimals));
+            assets.push(asset(network, address, entry).from_minimum(minimum));
         }
         assets
     }
@@ -396,13 +456,38 @@ impl Reader<'_> {
             "priority_fee_wei",
             "at most max_fee_wei",
         );
+        let wallet_gas_cap = entry.wallet_gas_cap.unwrap_or(200_000.min(gas_cap));
+        self.needs(
+            (50_000..=gas_cap.max(50_000)).contains(&wallet_gas_cap),
+            "wallet_gas_cap",
+            "50000 to gas_cap",
+        );
         FeePolicy {
             max_fee_cap_wei,
             priority_fee_wei,
             gas_cap,
+            wallet_gas_cap,
             gas_price_wei: None,
         }
     }
+}
+
+/// An amount in wei: a whole number, or one with a unit. Every native currency has the 18 decimals of ETH.
+fn wei_of(given: &WeiFile) -> Option<U256> {
+    let text = match given {
+        WeiFile::Wei(wei) => return Some(U256::from(*wei)),
+        WeiFile::Text(text) => text.trim().to_lowercase(),
+    };
+    let units = [("gwei", "gwei"), ("wei", "wei"), ("eth", "ether")];
+    let (number, unit) = units
+        .iter()
+        .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?.trim(), *unit)))
+        .unwrap_or((&text, "wei"));
+    let is_number = number
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let parsed = parse_units(number, unit).ok().filter(|_| is_number)?;
+    Some(parsed.get_absolute())
 }
 
 /// Small and capital letters of an address are its checksum (EIP-55); in small or in capital letters alone there is none.

@@ -19,7 +19,7 @@ impl<S: std::hash::BuildHasher> Environment for HashMap<&str, &str, S> {
 const PAYEE: &str = "0x2222222222222222222222222222222222222222";
 const KEY: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 
-fn base_sepolia() -> HashMap<&'static str, &'static str> {
+pub(super) fn base_sepolia() -> HashMap<&'static str, &'static str> {
     HashMap::from([
         ("X402D_NETWORK", "base-sepolia"),
         (
@@ -30,7 +30,7 @@ fn base_sepolia() -> HashMap<&'static str, &'static str> {
     ])
 }
 
-fn flags_with(text: &str) -> (Flags, tempfile::NamedTempFile) {
+pub(super) fn flags_with(text: &str) -> (Flags, tempfile::NamedTempFile) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     (
@@ -210,6 +210,9 @@ fn useless_admin_tokens_and_limits_are_refused() {
         ("admin_token = \" \"", "admin_token"),
         ("admin_token = \"two words\"", "admin_token"),
         ("admin_token = \"sécret\"", "admin_token"),
+        ("admin_token = \"fifteen-letters\"", "admin_token"),
+        ("admin_token = \"change-me\"", "admin_token"),
+        ("admin_token = \"change-me-change-me\"", "admin_token"),
         ("connections_max = 0", "connections_max"),
         ("connections_max = 9223372036854775807", "connections_max"),
         ("database_connections_max = 0", "database_connections_max"),
@@ -225,16 +228,50 @@ fn useless_admin_tokens_and_limits_are_refused() {
         );
     }
     let mut environment = base_sepolia();
-    environment.insert("X402D_ADMIN_TOKEN", "a-long-token\n");
+    environment.insert("X402D_ADMIN_TOKEN", "a-long-enough-token\n");
     let error = Config::read(&Flags::default(), &environment).unwrap_err();
     assert!(!error.to_string().contains("a-long"), "{error}");
-    environment.insert("X402D_ADMIN_TOKEN", "a-long-token");
+    environment.insert("X402D_ADMIN_TOKEN", "a-long-enough-token");
     assert!(
         Config::read(&Flags::default(), &environment)
             .unwrap()
             .admin_token
             .is_some()
     );
+}
+
+#[test]
+fn strangers_settle_on_test_networks_unless_the_operator_says_otherwise() {
+    let access = |name: &'static str, toml: &str, payees: &'static str| {
+        let (flags, _file) = flags_with(toml);
+        let mut environment = base_sepolia();
+        environment.insert("X402D_NETWORK", name);
+        environment.insert("X402D_PAYEES", payees);
+        Config::read(&flags, &environment).map(|config| config.access)
+    };
+    let (open, keys) = (
+        "[access]\nsettle = \"open\"\n",
+        "[access]\nsettle = \"keys\"\n",
+    );
+    for (name, toml, expected) in [
+        ("base-sepolia", "", AccessMode::Open),
+        ("base-sepolia", keys, AccessMode::Keys),
+        ("base", "", AccessMode::Keys),
+        ("base", open, AccessMode::Open),
+    ] {
+        assert_eq!(
+            access(name, toml, PAYEE).unwrap(),
+            expected,
+            "{name} {toml}"
+        );
+    }
+    let error = access("base", open, "").unwrap_err().to_string();
+    assert!(
+        error.contains("access.settle") && error.contains("payees"),
+        "{error}"
+    );
+    let error = access("base", "[access]\nsettle = \"everybody\"\n", PAYEE);
+    assert!(error.unwrap_err().to_string().contains("line 2"));
 }
 
 /// A configuration of one network by the environment and a file.

@@ -7,18 +7,22 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::facilitator::gate::{Admission, Call};
 use crate::facilitator::grant::FirstRight;
 use crate::facilitator::line::{InLine, Presenter};
-use crate::facilitator::settle::{Decision, decide};
+use crate::facilitator::settle::{Decision, decide, decide_for_owner};
+use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
 use crate::payment::{
-    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, SignedBy, Verified,
+    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified, Who,
 };
 use crate::protocol::response::checksummed;
-use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
+use crate::protocol::{
+    AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
+};
 use crate::settlement::{Queued, ServedNetwork, approval_rejection};
 use crate::telemetry::causes;
 
@@ -28,6 +32,15 @@ const READS_MAX: u32 = 3;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
 /// Pause before the next read, in which the ledger records results or the endpoint catches up.
 const RECORD_PAUSE: Duration = Duration::from_millis(300);
+
+/// What a check of a payment that the ledger has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownPayment {
+    /// Settling it would succeed, or join its settlement.
+    Valid,
+    /// It was refused once, and may be valid by now: it is checked like a new one.
+    CheckAgain,
+}
 
 /// A payment that is not being settled, after its checks.
 #[derive(Debug)]
@@ -47,10 +60,10 @@ impl Facilitator {
     pub async fn verify(
         &self,
         request: PaymentRequest,
-        _caller: &Caller,
+        caller: &Caller,
     ) -> Result<VerifyResponse, Unavailable> {
         let mut payer = request.payload.payer();
-        match self.try_verify(request, &mut payer).await {
+        match self.try_verify(request, caller, &mut payer).await {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,
@@ -65,30 +78,48 @@ impl Facilitator {
     async fn try_verify(
         &self,
         request: PaymentRequest,
+        caller: &Caller,
         payer: &mut Option<Address>,
     ) -> Result<(), Error> {
         let served = self.network_of(request.requirements.network)?;
+        caller.check_payee(&request.requirements)?;
         let (request, payload) = request.with_payload(());
         let payload = match payload {
             Payload::Authorization(payload) => payload,
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 *payer = Some(session.payer);
-                return self.verify_proof(served, &session, &request, &proof).await;
+                let proof = (&request, &proof);
+                return self.verify_proof(served, &session, proof, caller).await;
             }
         };
         let (request, ()) = request.with_payload(payload);
-        let candidate = Candidate::from_request(request, &served.policy, Purpose::Verify)?;
-        let mut known = self.look_up(served, &candidate).await?;
+        let call = (caller, Call::Verify);
+        let (candidate, known) = self.recognise(served, request, call).await?;
+        self.verify_candidate(served, &candidate, known, call)
+            .await?;
+        self.gate.tell_valid(caller, candidate.terms.digest);
+        Ok(())
+    }
+
+    async fn verify_candidate(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        mut known: Lookup,
+        call: (&Caller, Call),
+    ) -> Result<(), Error> {
         loop {
             if let Some(found) = &known.payment
-                && self.verify_known(found).await?
+                && self.verify_known(found, call.0.who).await? == KnownPayment::Valid
             {
                 return Ok(());
             }
-            match self.preflight(served, &candidate, &known).await? {
+            let admission = self.admit(served, candidate, &known, call).await?;
+            let checked = self.preflight(served, candidate, &known, &admission);
+            match checked.await? {
                 Preflight::Valid(_) => {
-                    return Self::can_be_sent(served, &candidate, Purpose::Verify);
+                    return Self::can_be_sent(served, candidate, Purpose::Verify);
                 }
                 Preflight::Transferred(id) => {
                     known.payment = Some(self.ledger.payment_with_grant(id).await?);
@@ -97,15 +128,28 @@ impl Facilitator {
         }
     }
 
+    /// Validates a request without the chain, and looks its authorization up.
+    pub(super) async fn recognise(
+        &self,
+        served: &ServedNetwork,
+        request: PaymentRequest<AuthorizationPayload>,
+        (caller, call): (&Caller, Call),
+    ) -> Result<(Candidate, Lookup), Error> {
+        let candidate = Candidate::from_request(request, &served.policy, call.purpose())?;
+        let known = self.look_up(served, &candidate, (caller, call)).await?;
+        Ok((candidate, known))
+    }
+
     /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
     /// the seller has to ask for are those of the session, without one those of the authorization. Rejected are other content under the
     /// same nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
-    pub(super) async fn look_up(
+    async fn look_up(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
+        (caller, call): (&Caller, Call),
     ) -> Result<Lookup, Error> {
-        let known = readable(self.ledger.lookup(candidate.into()).await)?;
+        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
         check_session(candidate, &known)?;
         let Some(found) = &known.payment else {
             candidate.check_payee()?;
@@ -113,40 +157,50 @@ impl Facilitator {
         };
         candidate.check_payee_and_amount()?;
         check_digest(candidate, &found.payment)?;
-        let is_proven = candidate.signed_by == SignedBy::Payer
-            || candidate.signature == found.payment.signature;
+        let is_proven = candidate.terms.is_signed_by_payer_key()
+            || candidate.terms.signature == found.payment.terms.signature;
         if !is_proven {
-            candidate.check_signature(&served.facts.of(candidate.signed()).await?)?;
+            self.count(call, caller)?;
+            candidate.check_signature(&served.facts.of(&candidate.terms).await?)?;
         }
         Ok(known)
     }
 
-    /// Checks a payment that is not being settled; where the check fails and the money may have been transferred already, looks for that on
-    /// the chain.
+    /// Checks a payment that is not being settled and has been at the gate; where a check fails and the money may have been transferred
+    /// already, looks for that on the chain and records it.
     async fn preflight(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
         known: &Lookup,
+        admission: &Admission,
     ) -> Result<Preflight, Error> {
         let is_new = known.is_new();
         if is_new && self.is_known_to_be_used(served, candidate) {
             candidate.check_policy(&served.policy, served.chain_time(self.clock.now()))?;
-            return Err(candidate.refuse_for(Fault::NonceUsed, NONCE_USED).into());
+            return Err(candidate
+                .terms
+                .rejection(Fault::NonceUsed, NONCE_USED)
+                .into());
         }
-        let rejection = match self.check(served, candidate.clone()).await {
+        let checked = match &admission.denied {
+            None => self.check(served, candidate.clone()).await,
+            Some(denied) => Err(denied.clone().into()),
+        };
+        let rejection = match checked {
             Ok(verified) => return Ok(Preflight::Valid(Box::new(verified))),
             Err(Error::Rejected(rejection)) => rejection,
             Err(error) => return Err(error),
         };
-        let used = matches!(
+        let is_used = matches!(
             rejection.reason,
             Reason::ExactNonceUsed | Reason::Permit2InvalidNonce
         );
+        let nonce = if is_used { Nonce::Used } else { Nonce::NotSeen };
         // An authorization that was accepted once or has a session may have been used by a foreign transaction, whatever the reason of the
         // rejection is now: the transfer may be older than the end of the time window, or than the removal of the payee from the operator's
         // list.
-        if is_new && !used {
+        if is_new && !is_used {
             return Err(rejection.into());
         }
         let turn = self.used_nonces.turn(candidate).await;
@@ -154,7 +208,8 @@ impl Facilitator {
         if is_new && self.is_known_to_be_used(served, candidate) {
             return Err(rejection.into());
         }
-        let transferred = self.find_transferred(served, candidate, known, used);
+        let transferred =
+            self.record_transferred(served, candidate, (known, admission.settler), nonce);
         match transferred.await? {
             Some(id) => Ok(Preflight::Transferred(id)),
             None => Err(rejection.into()),
@@ -169,20 +224,19 @@ impl Facilitator {
         }
         let mut candidate = candidate;
         // An ERC-6492 wrapper does not say whether its wallet is deployed.
-        if candidate.wallet.is_some() {
-            let code = served.rpc.code(candidate.authorization.from).await?;
+        if candidate.terms.wallet.is_some() {
+            let code = served.rpc.code(candidate.terms.from).await?;
             candidate = candidate.with_wallet_deployed(&served.policy, !code.is_empty())?;
         }
-        let facts = served.facts.of(candidate.signed()).await?;
+        let facts = served.facts.of(&candidate.terms).await?;
         let verified = candidate.verified(facts)?;
         let candidate = verified.candidate();
-        if candidate.wallet.is_some() && !served.has_multicall() {
+        if candidate.terms.wallet.is_some() && !served.has_multicall() {
             let why = "this network has no Multicall3, by which the payer's wallet would be deployed; deploy the wallet first, and sign without its factory";
-            return Err(candidate.refuse_for(Fault::Simulation, why).into());
+            return Err(candidate.terms.rejection(Fault::Simulation, why).into());
         }
-        let signed = candidate.signed();
-        if signed.needs_approval_first(verified.facts())
-            && let Some(rejection) = approval_rejection(served, signed).await?
+        if candidate.terms.needs_approval_first(verified.facts())
+            && let Some(rejection) = approval_rejection(served, &candidate.terms).await?
         {
             return Err(rejection.into());
         }
@@ -196,7 +250,7 @@ impl Facilitator {
         candidate: &Candidate,
         purpose: Purpose,
     ) -> Result<(), Error> {
-        let named = candidate.method.facilitator();
+        let named = candidate.terms.settling_signer();
         let Err(cannot) = served.can_send(named) else {
             return Ok(());
         };
@@ -217,35 +271,48 @@ impl Facilitator {
         known: &Lookup,
         presenter: &Presenter,
     ) -> Result<InLine, Error> {
+        let caller = &presenter.caller;
         if let Some(found) = &known.payment {
-            self.ledger.end_verify_lease(found.payment.id).await?;
-            if !matches!(decide(found), Decision::CheckAgain(_)) {
+            let decision = decide(found, caller.who);
+            // The lease of the owner is not another caller's to end.
+            if decision != Decision::Duplicate {
+                self.ledger.end_verify_lease(found.payment.id).await?;
+            }
+            if !matches!(decision, Decision::CheckAgain(_)) {
                 return Ok(self.line_up(found.payment.id, Some(presenter)));
             }
         }
-        self.accept(served, candidate, known, Some(presenter)).await
+        let call = (caller, Call::Settle);
+        self.accept(served, candidate, known, call, Some(presenter))
+            .await
     }
 
-    /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
-    /// without one. Without a `presenter` the payment is sent before a seller asks for it.
+    /// Checks everything and puts the payment into the queue: a new one, or one that was refused before (the only ones that may be in
+    /// `known`), which keeps its id. The place in the queue is reserved first, so that no accepted payment is without one. Without a
+    /// `presenter` the payment is sent before a seller asks for it.
     pub(super) async fn accept(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
+        call: (&Caller, Call),
         presenter: Option<&Presenter>,
     ) -> Result<InLine, Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
+        let admission = self.admit(served, &candidate, known, call).await?;
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
         let mut reads_left = READS_MAX;
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self.preflight(served, &candidate, known).await? {
+            let verified = match self
+                .preflight(served, &candidate, known, &admission)
+                .await?
+            {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok(self.line_up(id, presenter)),
             };
-            if !candidate.authorization.value.is_zero() {
+            if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
             let facts = verified.facts().clone();
@@ -253,7 +320,8 @@ impl Facilitator {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
                 verified,
                 confirmations: served.policy.confirmations,
-                claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
+                claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
+                caller: admission.settler,
                 first_asker: presenter.map(|presenter| presenter.caller.asked_as.clone()),
             };
             let mut own = self.go_first(new.id, presenter);
@@ -298,38 +366,42 @@ impl Facilitator {
                     return Err(Unavailable::NodeBehind(served.policy.network).into());
                 }
             }
+            // The balance has to be read again.
             tokio::time::sleep(RECORD_PAUSE).await;
         }
     }
 
     /// The payment that another request has just recorded for the candidate's nonce.
     pub(super) async fn existing_payment(&self, candidate: &Candidate) -> Result<PaymentId, Error> {
-        let known = self.ledger.lookup(candidate.into()).await?;
+        let known = self.ledger.lookup((&candidate.terms).into()).await?;
         check_session(candidate, &known)?;
         let payment = known.payment.ok_or(Unavailable::BeingChecked)?.payment;
         check_digest(candidate, &payment)?;
         Ok(payment.id)
     }
 
-    /// Whether a settle of a payment in the ledger would succeed, or join its settlement. `false`: it was refused once, and may be valid
-    /// by now.
-    pub(super) async fn verify_known(&self, found: &PaymentWithGrant) -> Result<bool, Error> {
+    /// Checks a payment in the ledger for `/verify`: rejects one whose settlement would not be answered with success to `who` now.
+    pub(super) async fn verify_known(
+        &self,
+        found: &PaymentWithGrant,
+        who: Who,
+    ) -> Result<KnownPayment, Error> {
         let id = found.payment.id;
-        let mut decision = decide(found);
+        let mut decision = decide(found, who);
         if decision == Decision::AwaitGrant {
-            decision = decide(&self.after_answer(id, self.settle_wait).await?);
+            decision = decide(&self.after_answer(id, self.settle_wait).await?, who);
         }
         let duplicate = |why: &str| Rejection::new(Reason::DuplicateSettlement, why);
         let rejection = match decision {
-            Decision::Grant => return Ok(true),
-            Decision::CheckAgain(_) => return Ok(false),
+            Decision::Grant => return Ok(KnownPayment::Valid),
+            Decision::CheckAgain(_) => return Ok(KnownPayment::CheckAgain),
             Decision::Join if self.ledger.lease_verify(id, self.verify_lease_s).await? => {
-                return Ok(true);
+                return Ok(KnownPayment::Valid);
             }
             Decision::Join => duplicate("another request is verifying this payment right now"),
-            Decision::AwaitGrant | Decision::Duplicate => {
-                duplicate("this payment has bought its resource already")
-            }
+            Decision::AwaitGrant | Decision::Duplicate => duplicate(
+                "this payment has bought its resource already, or another caller has it settled",
+            ),
             Decision::Failed(rejection) => rejection,
             Decision::Quarantined(why) => {
                 let why = format!("the operator has to look at this payment: {why}");
@@ -349,7 +421,7 @@ impl Facilitator {
         let deadline = Instant::now() + limit;
         loop {
             let found = self.ledger.payment_with_grant(id).await?;
-            let is_being_answered = decide(&found) == Decision::AwaitGrant;
+            let is_being_answered = decide_for_owner(&found) == Decision::AwaitGrant;
             if !is_being_answered || !self.wait(&mut waiting, deadline).await {
                 return Ok(found);
             }
@@ -380,18 +452,18 @@ fn check_session(candidate: &Candidate, known: &Lookup) -> Result<(), Rejection>
 }
 
 fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejection> {
-    if payment.digest == candidate.digest {
+    if payment.terms.digest == candidate.terms.digest {
         return Ok(());
     }
     let why = "this payer's nonce belongs to another authorization that was presented before";
-    Err(candidate.refuse_for(Fault::NonceUsed, why))
+    Err(candidate.terms.rejection(Fault::NonceUsed, why))
 }
 
 /// The payer has promised more than it has.
 fn lacks_balance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
     let balance = facts.balance.unwrap_or_default();
     let why = too_little(&format!("the payer has {balance}"), promised, candidate);
-    candidate.refuse_for(Fault::Balance, why)
+    candidate.terms.rejection(Fault::Balance, why)
 }
 
 /// The payer has promised more than Permit2 may take.
@@ -403,7 +475,7 @@ fn lacks_allowance(candidate: &Candidate, facts: &ChainFacts, promised: U256) ->
 }
 
 fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
-    let value = candidate.authorization.value;
+    let value = candidate.terms.value;
     format!(
         "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
     )

@@ -3,14 +3,18 @@
 //! Uses payments, the ledger and the engine. Must not know HTTP. Always: an answer is rendered from a committed row; success is answered
 //! once per payment, and only after its grant is committed; an unavailable dependency is an error, never a rejection.
 
+mod access;
 mod caller;
+mod gate;
 mod grant;
 mod intake;
 mod line;
+mod proof;
 mod sessions;
 mod settle;
 mod submission;
 mod supported;
+mod transferred;
 mod used_nonces;
 
 use std::sync::Arc;
@@ -28,7 +32,9 @@ use crate::protocol::{Network, Reason, Rejection};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{CannotSend, DependencyError, ServedNetwork, Waiters};
 
-pub use caller::Caller;
+pub use access::{Access, Keys, check_scope};
+pub use caller::{Caller, counted_as};
+pub use gate::{CallRates, Gate, GateRules};
 pub use grant::Grant;
 pub use sessions::{SessionRules, Sessions, Sponsorship};
 pub use settle::SettleAnswer;
@@ -37,9 +43,13 @@ pub use used_nonces::UsedNonces;
 /// Everything that requests share.
 #[derive(Debug, Clone)]
 pub struct Facilitator {
+    /// What every payment passes before the chain is asked about it.
+    pub gate: Gate,
     /// Nonces that are used on the chain for something that does not count here.
     pub used_nonces: UsedNonces,
     pub ledger: Ledger,
+    /// Who may have payments settled.
+    pub access: Access,
     /// The served networks.
     pub served_networks: Arc<[Arc<ServedNetwork>]>,
     /// The addresses of the signers, per network.
@@ -87,6 +97,12 @@ pub enum Unavailable {
     /// Another request looks at the chain for the same nonce, or has just recorded its payment.
     #[error("another request is checking the same authorization")]
     BeingChecked,
+    /// The caller asks too often; its next call is admitted after this time.
+    #[error("this caller asks too often")]
+    RateLimited(Duration),
+    /// The operator's policy service did not answer, and payments are refused then.
+    #[error("the operator's policy service does not answer")]
+    PolicyService,
     #[error("too many sessions are open")]
     TooManySessions,
     /// Without randomness no secret can be made, so no session can be opened.
@@ -99,10 +115,19 @@ pub enum Unavailable {
 impl Unavailable {
     /// The value of `Retry-After`.
     pub fn retry_after(&self) -> Duration {
-        if let Self::CannotSend(cannot) = self {
-            return cannot.retry_after;
+        match self {
+            Self::CannotSend(cannot) => cannot.retry_after,
+            Self::RateLimited(wait) => *wait,
+            _ => Duration::from_secs(1),
         }
-        Duration::from_secs(1)
+    }
+
+    /// The code of the answer; `other` unless the error has one of its own.
+    pub const fn reason(&self, other: Reason) -> Reason {
+        match self {
+            Self::RateLimited(_) => Reason::RateLimited,
+            _ => other,
+        }
     }
 }
 

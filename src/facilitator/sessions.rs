@@ -8,9 +8,10 @@ use alloy::primitives::{FixedBytes, keccak256};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::facilitator::gate::{Asked, Call};
 use crate::facilitator::sessions::view::{add_payment, opened, session_view};
-use crate::facilitator::submission::{accepted_terms, not_found};
-use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
+use crate::facilitator::submission::accepted_terms;
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable, counted_as};
 use crate::ledger::{NewSession, OpenLimits, Opened};
 use crate::payment::session::SessionStatus;
 use crate::payment::{Asset, Session};
@@ -69,6 +70,21 @@ impl Sessions {
     ) -> Result<SessionOpened, Error> {
         let terms = terms_of(&request)?;
         let served = self.payments.network_of(terms.network)?;
+        let payments = &self.payments;
+        payments
+            .access
+            .check_session(caller, terms.network, terms.pay_to)?;
+        let asked = Asked {
+            served,
+            caller,
+            call: Call::OpenSession,
+            asset: terms.asset,
+            payer: request.payer,
+            payee: terms.pay_to,
+            amount: terms.amount,
+            is_exempt: false,
+        };
+        payments.pass_gate(asked).await?;
         let asset = served_asset(served, &request, &terms)?;
         let id = SessionId::from_entropy(FixedBytes(entropy()?));
         let session = self.new_session(id, served, &request, &terms)?;
@@ -79,7 +95,7 @@ impl Sessions {
         let new = NewSession {
             session: &session,
             cancel_token_hash: keccak256(&token),
-            client: &caller.client_name(),
+            client: &counted_as(caller.client).to_string(),
             limits: self.rules.limits,
         };
         match self.payments.ledger.open_session(&new).await? {
@@ -130,12 +146,12 @@ impl Sessions {
         id: SessionId,
         form: TransferForm,
         wait: Duration,
-        _caller: Caller,
+        caller: Caller,
     ) -> Result<SessionView, Error> {
         let sessions = self.clone();
         let work = async move {
             let session = sessions.payments.session_with_id(&id).await?;
-            Box::pin(sessions.accept_submission(&session, form)).await?;
+            Box::pin(sessions.accept_submission(&session, form, &caller)).await?;
             sessions.read(&id, wait).await
         };
         self.payments.run_detached(work).await
@@ -244,6 +260,19 @@ impl Sessions {
     }
 }
 
+impl Facilitator {
+    /// The session with this id.
+    pub(super) async fn session_with_id(&self, id: &SessionId) -> Result<Session, Error> {
+        let session = self.ledger.session(id).await?;
+        session.ok_or_else(|| not_found(id).into())
+    }
+}
+
+fn not_found(id: &SessionId) -> Rejection {
+    let why = format!("there is no session {id} here");
+    Rejection::new(Reason::SessionNotFound, why)
+}
+
 /// Whether a session past its end can be marked expired: its authorization's nonce must be unused, as the chain says; without an answer of
 /// the chain it stays open. A transfer needs no check: one that was mined in time counts even when it is submitted later.
 async fn may_expire(served: &ServedNetwork, session: &Session) -> bool {
@@ -304,11 +333,7 @@ fn served_asset<'a>(
     request: &SessionRequest,
     terms: &PaymentRequirements,
 ) -> Result<&'a Asset, Rejection> {
-    let asset = served.policy.asset(terms.asset).ok_or_else(|| {
-        let why = format!("{} is not served on {}", terms.asset, terms.network);
-        Rejection::new(Reason::InvalidPaymentRequirements, why)
-    })?;
-    served.policy.check_payee(terms.pay_to)?;
+    let asset = served.policy.served_asset(terms.asset)?;
     let (name, version) = (terms.domain_name(), terms.domain_version());
     let needed = request.x402_version == X402Version::V2 && request.rail == Rail::Authorization;
     if needed && (name.is_none() || version.is_none()) {

@@ -5,11 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::facilitator::gate::Call;
 use crate::facilitator::intake::readable;
 use crate::facilitator::line::{InLine, Presenter};
+use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
-use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
+use crate::payment::{Payment, PaymentId, PaymentState, Who};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
@@ -30,7 +32,7 @@ pub(super) enum Decision {
     Grant,
     /// Another request is answering success right now, or is the first to be told; wait until its answer was written or has broken off.
     AwaitGrant,
-    /// A caller was told success before.
+    /// A caller was told success before, or another caller has had the payment accepted.
     Duplicate,
     /// Refused, and no transaction of it is under way; check it anew.
     CheckAgain(Rejection),
@@ -40,8 +42,21 @@ pub(super) enum Decision {
     Quarantined(String),
 }
 
-/// The answer for a payment that the ledger has: a pure function from its state and its grant.
-pub(super) fn decide(found: &PaymentWithGrant) -> Decision {
+/// What `who` gets for a payment that the ledger has: a pure function from its owner, its state and its grant.
+pub(super) fn decide(found: &PaymentWithGrant, who: Who) -> Decision {
+    let decision = decide_for_owner(found);
+    let is_owners = matches!(
+        decision,
+        Decision::Join | Decision::Grant | Decision::AwaitGrant
+    );
+    if is_owners && found.payment.belongs_to_another(who) {
+        return Decision::Duplicate;
+    }
+    decision
+}
+
+/// The same for the caller to whom the payment belongs.
+pub(super) fn decide_for_owner(found: &PaymentWithGrant) -> Decision {
     let payment = &found.payment;
     if let Some(why) = &payment.quarantine {
         return Decision::Quarantined(why.clone());
@@ -105,9 +120,9 @@ impl SettleAnswer {
             Some(("paymentId".to_owned(), payment.id.to_string().into())),
             session.map(|session| ("sessionId".to_owned(), session.into())),
         ];
-        self.response.payer = Some(checksummed(payment.authorization.from));
+        self.response.payer = Some(checksummed(payment.terms.from));
         self.response.transaction = hash.map(|hash| hash.to_string()).unwrap_or_default();
-        self.response.amount = Some(payment.authorization.value);
+        self.response.amount = Some(payment.terms.value);
         self.response.extra = Some(extra.into_iter().flatten().collect());
     }
 
@@ -166,12 +181,14 @@ impl Facilitator {
         answer: &mut SettleAnswer,
     ) -> Result<Grant, Error> {
         let served = self.network_of(request.requirements.network)?;
+        let caller = &presenter.caller;
+        caller.check_payee(&request.requirements)?;
         let (request, payload) = request.with_payload(());
         let line = match payload {
             Payload::Authorization(payload) => {
                 let (request, ()) = request.with_payload(payload);
-                let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-                let known = self.look_up(served, &candidate).await?;
+                let call = (caller, Call::Settle);
+                let (candidate, known) = self.recognise(served, request, call).await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
                 self.accept_or_join(served, candidate, &known, presenter)
                     .await?
@@ -179,7 +196,7 @@ impl Facilitator {
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 answer.response.payer = Some(checksummed(session.payer));
-                let id = self.payment_of_proof(served, &session, &request, &proof);
+                let id = self.payment_of_proof(served, &session, (&request, &proof), caller);
                 let id = id.await?;
                 answer.session = Some(session.id);
                 self.line_up(id, Some(presenter))
@@ -196,7 +213,8 @@ impl Facilitator {
         answer: &mut SettleAnswer,
         presenter: &Presenter,
     ) -> Result<Grant, Error> {
-        let asked_as = &presenter.caller.asked_as;
+        let caller = &presenter.caller;
+        let asked_as = &caller.asked_as;
         if line.just_queued {
             self.wait_to_be_sent(served, None, &mut line, presenter)
                 .await?;
@@ -214,9 +232,12 @@ impl Facilitator {
             let payment = &found.payment;
             answer.describe(payment);
             check_charge(payment, answer.required)?;
-            match decide(&found) {
+            match decide(&found, caller.who) {
+                Decision::Join | Decision::Grant if payment.caller.is_none() => {
+                    self.ledger.own_payment(line.id, caller.who).await?;
+                }
                 Decision::Grant if line.waiting.is_next() => {
-                    if let Some(grant) = self.grant(line.id, &presenter.caller, answer).await? {
+                    if let Some(grant) = self.grant(line.id, caller, answer).await? {
                         return Ok(grant.with_first_right(line.first_right.take()));
                     }
                 }
@@ -229,17 +250,21 @@ impl Facilitator {
                     }
                 }
                 Decision::Duplicate => {
-                    answer.name_granted(found.granted_to);
-                    let why = "this payment has bought its resource already, with this transaction";
+                    let why = if payment.belongs_to_another(caller.who) {
+                        "another caller has presented this payment, and it is settled for that one"
+                    } else {
+                        answer.name_granted(found.granted_to);
+                        "this payment has bought its resource already, with this transaction"
+                    };
                     return Err(Rejection::new(Reason::DuplicateSettlement, why).into());
                 }
                 // A foreign transaction may have used the authorization while the payment waited.
                 Decision::CheckAgain(rejection)
                     if rejection.reason != Reason::UnexpectedSettleError
-                        && self.settle_refused(served, payment, false).await? => {}
+                        && self.settle_refused(served, payment, Nonce::NotSeen).await? => {}
                 Decision::CheckAgain(rejection) | Decision::Failed(rejection) => {
                     if rejection.reason == Reason::UnexpectedSettleError {
-                        served.can_send(payment.signer())?;
+                        served.can_send(payment.terms.settling_signer())?;
                     }
                     return Err(rejection.into());
                 }
@@ -295,7 +320,7 @@ impl Facilitator {
     ) -> Result<bool, Unavailable> {
         let deadline = presenter.deadline;
         let queued = payment.is_none_or(|payment| payment.state == PaymentState::Queued);
-        let signer = payment.and_then(Payment::signer);
+        let signer = payment.and_then(|payment| payment.terms.settling_signer());
         let mut silent = 0;
         loop {
             let soon = deadline.min(Instant::now() + CHECK_INTERVAL);
@@ -368,7 +393,7 @@ fn commit_result<T>(result: T) -> Result<T, LedgerError> {
 /// Rejects a request for more than a settled payment has transferred: only a settled payment can be a duplicate. Every holder of a header,
 /// the buyer too, can have a small charge settled with it; a seller that charges more must not be told success.
 fn check_charge(payment: &Payment, required: Amount) -> Result<(), Rejection> {
-    let transferred = payment.authorization.value;
+    let transferred = payment.terms.value;
     let has_settled = matches!(
         payment.state,
         PaymentState::Settled(_)

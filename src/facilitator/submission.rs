@@ -1,16 +1,16 @@
-//! What pays a session besides an authorization in the seller's request: what its buyer submits (an authorization, signed bytes, or the
-//! hash of a transaction that was sent already), and the proof of a transfer in the seller's request.
+//! What a buyer submits to pay its session: an authorization, signed bytes, or the hash of a transaction that was sent already.
 
 use alloy::primitives::B256;
 
 use crate::chain::transfer::decode;
-use crate::facilitator::{Error, Facilitator, Sessions, Unavailable};
+use crate::facilitator::gate::Call;
+use crate::facilitator::{Caller, Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{SessionStatus, Transfer};
-use crate::payment::{Candidate, PaymentId, PaymentState, Purpose, Session};
+use crate::payment::{PaymentId, PaymentState, Session};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
-use crate::protocol::session::{Rail, SessionId, SessionProof, TransferForm};
+use crate::protocol::session::{Rail, TransferForm};
 use crate::protocol::{
     Amount, AuthorizationPayload, ExactPayload, GasSponsoring, PaymentRequest, PaymentRequirements,
     Reason, Rejection, X402Version, field, v1,
@@ -24,6 +24,7 @@ impl Sessions {
         &self,
         session: &Session,
         form: TransferForm,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let payments = &self.payments;
         let served = payments.network_of(session.network)?;
@@ -35,7 +36,7 @@ impl Sessions {
         let (transfer, raw, claim) = match form {
             TransferForm::Authorization(payload) => {
                 session.check_authorization(&payload.authorization)?;
-                return self.send_early(served, session, payload).await;
+                return self.send_early(served, session, payload, caller).await;
             }
             TransferForm::Raw { bytes, claim } => {
                 let transfer = decode(&bytes).ok_or_else(|| {
@@ -48,6 +49,14 @@ impl Sessions {
                 if let Some(claim) = &claim {
                     session.check_claim(transaction, claim)?;
                 }
+                if let Some(id) = session.payment {
+                    payments.same_transfer(session, id, transaction).await?;
+                    return Ok(());
+                }
+                let call = (caller, Call::Submit);
+                payments
+                    .admit_transfer(served, session, transaction, call)
+                    .await?;
                 let transfer = payments.find_transfer(served, session, transaction).await?;
                 (transfer, None, claim)
             }
@@ -62,6 +71,12 @@ impl Sessions {
         if raw.is_some() && session.payment.is_none() && self.is_expired(served, session) {
             let why = "the session has expired; nothing was sent";
             return Err(Rejection::new(Reason::SessionExpired, why).into());
+        }
+        if raw.is_some() && session.payment.is_none() {
+            let call = (caller, Call::Submit);
+            payments
+                .admit_transfer(served, session, transfer.hash, call)
+                .await?;
         }
         let new = NewTransfer {
             transfer: &transfer,
@@ -78,10 +93,11 @@ impl Sessions {
         served: &ServedNetwork,
         session: &Session,
         payload: ExactPayload,
+        caller: &Caller,
     ) -> Result<(), Error> {
         let request = request_of(session, payload)?;
-        let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
-        let known = self.payments.look_up(served, &candidate).await?;
+        let call = (caller, Call::Submit);
+        let (candidate, known) = self.payments.recognise(served, request, call).await?;
         if let Some(found) = &known.payment
             && !matches!(found.payment.state, PaymentState::Refused(_))
         {
@@ -90,9 +106,12 @@ impl Sessions {
             return Ok(());
         }
         self.may_send_early(served, session)?;
+        // The key of the payee may have been revoked since the session was opened.
+        let access = &self.payments.access;
+        access.check_session(caller, session.network, session.payee)?;
         // Before the broadcast makes the rest of the payload public.
         self.payments.ledger.need_session_id(&session.id).await?;
-        let accepted = self.payments.accept(served, candidate, &known, None);
+        let accepted = self.payments.accept(served, candidate, &known, call, None);
         accepted.await?;
         self.payments.waiters.wake([session.id.clone()]);
         Ok(())
@@ -120,57 +139,8 @@ impl Sessions {
 }
 
 impl Facilitator {
-    /// The session with this id.
-    pub(super) async fn session_with_id(&self, id: &SessionId) -> Result<Session, Error> {
-        let session = self.ledger.session(id).await?;
-        session.ok_or_else(|| not_found(id).into())
-    }
-
-    /// Finds the payment of a proof, or records the transfer.
-    pub(super) async fn payment_of_proof(
-        &self,
-        served: &ServedNetwork,
-        session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
-    ) -> Result<PaymentId, Error> {
-        check_proof(session, request, proof)?;
-        if let Some(id) = session.payment {
-            return self.same_transfer(session, id, proof.transaction).await;
-        }
-        let transfer = self
-            .find_transfer(served, session, proof.transaction)
-            .await?;
-        let new = NewTransfer {
-            transfer: &transfer,
-            raw: None,
-            claim: &proof.signature,
-        };
-        self.join_or_record(served, session, new).await
-    }
-
-    /// Checks a proof without writing anything.
-    pub(super) async fn verify_proof(
-        &self,
-        served: &ServedNetwork,
-        session: &Session,
-        request: &PaymentRequest<()>,
-        proof: &SessionProof,
-    ) -> Result<(), Error> {
-        check_proof(session, request, proof)?;
-        let Some(id) = session.payment else {
-            self.find_transfer(served, session, proof.transaction)
-                .await?;
-            return Ok(());
-        };
-        self.same_transfer(session, id, proof.transaction).await?;
-        let found = self.ledger.payment_with_grant(id).await?;
-        self.verify_known(&found).await?;
-        Ok(())
-    }
-
     /// Reads a transaction that pays a session from the chain.
-    async fn find_transfer(
+    pub(super) async fn find_transfer(
         &self,
         served: &ServedNetwork,
         session: &Session,
@@ -198,7 +168,7 @@ impl Facilitator {
     }
 
     /// Commits a transfer as its session's payment, and starts to follow it. If the session has a payment, it must be this transfer.
-    async fn join_or_record(
+    pub(super) async fn join_or_record(
         &self,
         served: &ServedNetwork,
         session: &Session,
@@ -230,43 +200,21 @@ impl Facilitator {
     }
 
     /// The payment of a session, which must have this transaction.
-    async fn same_transfer(
+    pub(super) async fn same_transfer(
         &self,
         session: &Session,
         id: PaymentId,
         transaction: B256,
     ) -> Result<PaymentId, Error> {
         let payment = self.ledger.payment_with_grant(id).await?.payment;
-        if payment.rail == Rail::Transfer && payment.digest == session.claim_digest(transaction) {
+        if payment.rail == Rail::Transfer
+            && payment.terms.digest == session.claim_digest(transaction)
+        {
             return Ok(id);
         }
         let why = "another transaction was submitted for this session before; open a new session for this one";
         Err(Rejection::new(Reason::SessionInUse, why).into())
     }
-}
-
-pub(super) fn not_found(id: &SessionId) -> Rejection {
-    let why = format!("there is no session {id} here");
-    Rejection::new(Reason::SessionNotFound, why)
-}
-
-/// Checks a proof as far as no chain is needed.
-fn check_proof(
-    session: &Session,
-    request: &PaymentRequest<()>,
-    proof: &SessionProof,
-) -> Result<(), Rejection> {
-    let required = &request.requirements;
-    if required.payment_flow() != Some("upfront") {
-        let why = "a transfer by the payer is settled before the handler runs: expected extra.paymentFlow \"upfront\" in the seller's requirement";
-        return Err(Rejection::new(Reason::SessionFlowRequired, why));
-    }
-    if request.accepted_network != required.network {
-        let why = format!("the buyer accepted {}", request.accepted_network);
-        return Err(Rejection::new(Reason::ExactNetworkMismatch, why));
-    }
-    session.check_requirements(required)?;
-    session.check_claim(proof.transaction, &proof.signature)
 }
 
 /// The request that a seller would send for an authorization submitted for a session.

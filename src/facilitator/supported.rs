@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::json;
+use alloy::primitives::Address;
+use serde_json::{Map, Value};
 
 use crate::facilitator::Facilitator;
 use crate::payment::{Asset, Proxies};
@@ -61,8 +62,8 @@ impl Facilitator {
 /// signer can send.
 fn kinds_on(served: &ServedNetwork) -> impl Iterator<Item = SupportedKind> {
     let network = served.policy.network;
-    // Sellers choose the validity of a payment; beyond this it is refused.
-    let longest = served.policy.validity_max.whole_seconds();
+    let limits = limits_of(served);
+    let exact_limits = limits.clone();
     // A network on which no token has EIP-3009 needs the Permit2 proxy.
     let by_token = |asset: &Asset| asset.method == TransferMethod::Eip3009;
     let has_exact = served.policy.assets.iter().any(by_token) || served.proxies().exact;
@@ -71,7 +72,7 @@ fn kinds_on(served: &ServedNetwork) -> impl Iterator<Item = SupportedKind> {
             x402_version: version,
             scheme: scheme.to_owned(),
             network,
-            extra: json!({ "maxTimeoutSeconds": longest }).as_object().cloned(),
+            extra: Some(exact_limits.clone()),
         }
     });
     let facilitator = served
@@ -81,10 +82,28 @@ fn kinds_on(served: &ServedNetwork) -> impl Iterator<Item = SupportedKind> {
         x402_version: X402Version::V2,
         scheme: Scheme::Upto.name().to_owned(),
         network: network.to_string(),
-        extra:
-            json!({ "facilitatorAddress": checksummed(facilitator), "maxTimeoutSeconds": longest })
-                .as_object()
-                .cloned(),
+        extra: Some(with_facilitator(limits.clone(), facilitator)),
     });
     exact.filter(move |_| has_exact).chain(upto)
+}
+
+/// What sellers have to keep to: the longest validity of a payment, which they choose, and the smallest amount of each token in its
+/// smallest unit.
+fn limits_of(served: &ServedNetwork) -> Map<String, Value> {
+    let longest = served.policy.validity_max.whole_seconds();
+    let smallest = |asset: &Asset| {
+        let minimum = asset.minimum.to_string();
+        (checksummed(asset.address), Value::from(minimum))
+    };
+    let minimums: Map<String, Value> = served.policy.assets.iter().map(smallest).collect();
+    Map::from_iter([
+        ("maxTimeoutSeconds".to_owned(), longest.into()),
+        ("minimumAmounts".to_owned(), minimums.into()),
+    ])
+}
+
+fn with_facilitator(mut limits: Map<String, Value>, facilitator: Address) -> Map<String, Value> {
+    let address = checksummed(facilitator).into();
+    limits.insert("facilitatorAddress".to_owned(), address);
+    limits
 }

@@ -90,11 +90,26 @@ fn encoding(headers: &HeaderMap) -> Option<String> {
     encoded.map(|text| text.chars().take(40).collect())
 }
 
+/// Whether a request comes from a page of a browser and does not say that it is JSON. A page may send other content types to any origin
+/// without asking that origin first.
+fn is_unasked(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE);
+    let essence = content_type
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.split(';').next());
+    headers.contains_key(header::ORIGIN)
+        && !essence.is_some_and(|text| text.trim().eq_ignore_ascii_case("application/json"))
+}
+
 async fn whole(
     headers: &HeaderMap,
     body: Body,
     bytes_max: usize,
 ) -> Result<Vec<u8>, (StatusCode, String)> {
+    if is_unasked(headers) {
+        let why = "a page (Origin) has to send Content-Type: application/json".to_owned();
+        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    }
     if let Some(encoding) = encoding(headers) {
         let why = format!(
             "Content-Encoding is {encoding:?}, expected none: send the body without compression"

@@ -5,29 +5,20 @@
 //! everything that it holds, so the first successful flush after that closes the grant as answered. A stream that is dropped before leaves
 //! the grant void.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, Request};
-use axum::middleware::Next;
-use axum::response::Response;
-use axum::serve::{IncomingStream, Listener};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use std::io;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::facilitator::Grant;
-
-/// How long to wait when the system has no file descriptor for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use crate::http::deadline::Deadline;
 
 /// The first bytes of an HTTP/2 client that assumes a server with HTTP/2 (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -36,87 +27,37 @@ const HTTP2_REFUSAL: &[u8] = &[
     0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
     0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13, // GOAWAY
 ];
-/// How long a client has to read that before the connection is closed.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
-
-/// A connection on which nothing was read or written for so long is closed: it is far longer than any request waits, and an idle client
-/// must not occupy a place for good.
-const IDLE_LIMIT: Duration = Duration::from_secs(75);
 
 /// Grants whose responses hyper has taken but not yet flushed.
 #[derive(Debug, Clone, Default)]
-struct Unflushed {
-    grants: Arc<Mutex<Vec<Grant>>>,
-    flushed: Arc<Notify>,
+pub(super) struct Unflushed(Arc<UnflushedGrants>);
+
+#[derive(Debug, Default)]
+struct UnflushedGrants {
+    grants: Mutex<Vec<Grant>>,
+    flushed: Notify,
 }
 
 impl Unflushed {
-    fn grants(&self) -> MutexGuard<'_, Vec<Grant>> {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    fn add(&self, grant: Grant) {
+        self.grants(|grants| grants.push(grant));
     }
 
     fn take(&self) -> Vec<Grant> {
-        let grants = std::mem::take(&mut *self.grants());
+        self.grants(std::mem::take)
+    }
+
+    fn grants<T>(&self, act: impl FnOnce(&mut Vec<Grant>) -> T) -> T {
+        let grants = self.0.grants.lock();
+        act(&mut grants.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn flushed(&self) {
+        let grants = self.take();
         if !grants.is_empty() {
-            self.flushed.notify_waiters();
+            grants.into_iter().for_each(Grant::answered);
+            self.0.flushed.notify_waiters();
         }
-        grants
-    }
-
-    /// Waits until no response with a grant is in hyper's buffer.
-    async fn empty(&self) {
-        loop {
-            let flushed = self.flushed.notified();
-            if self.grants().is_empty() {
-                return;
-            }
-            flushed.await;
-        }
-    }
-}
-
-/// Accepts a bounded number of connections at a time.
-#[derive(Debug)]
-pub struct BoundedListener {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl BoundedListener {
-    /// A listener that keeps at most `connections_max` connections; further ones wait in the system's backlog.
-    pub fn new(listener: TcpListener, connections_max: usize) -> Self {
-        Self {
-            listener,
-            places: Arc::new(Semaphore::new(connections_max)),
-        }
-    }
-}
-
-impl Listener for BoundedListener {
-    type Io = TrackedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TrackedStream, SocketAddr) {
-        loop {
-            // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-                continue;
-            };
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    stream.set_nodelay(true).ok();
-                    return (TrackedStream::new(stream, place), peer);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
     }
 }
 
@@ -132,23 +73,26 @@ enum Version {
 
 /// A TCP stream that closes grants when it is flushed.
 #[derive(Debug)]
-pub struct TrackedStream {
+pub(super) struct TrackedStream {
     stream: TcpStream,
     unflushed: Unflushed,
     version: Version,
-    idle: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
+    deadline: Deadline,
 }
 
 impl TrackedStream {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(stream: TcpStream, deadline: Deadline) -> Self {
         Self {
             stream,
             unflushed: Unflushed::default(),
             version: Version::Unknown(0),
-            idle: Box::pin(tokio::time::sleep(IDLE_LIMIT)),
-            _place: place,
+            deadline,
         }
+    }
+
+    /// The list of the stream's grants, for [`Connection`].
+    pub(super) fn unflushed(&self) -> Unflushed {
+        self.unflushed.clone()
     }
 
     /// Detects the version from the first bytes, and refuses an HTTP/2 client at once.
@@ -163,7 +107,7 @@ impl TrackedStream {
             } else {
                 // Nothing was written before, so the socket's buffer has room for these bytes.
                 self.stream.try_write(HTTP2_REFUSAL).ok();
-                self.idle.as_mut().reset(Instant::now() + REFUSAL_LIMIT);
+                self.deadline.refused();
                 Version::Http2
             };
         }
@@ -181,7 +125,7 @@ impl TrackedStream {
         loop {
             let received = buffer.filled().len() > earlier;
             buffer.set_filled(earlier);
-            if !received || self.idle.as_mut().poll(context).is_ready() {
+            if !received {
                 return Poll::Ready(Ok(()));
             }
             match Pin::new(&mut self.stream).poll_read(context, buffer) {
@@ -192,8 +136,13 @@ impl TrackedStream {
         }
     }
 
-    fn reset_idle(&mut self) {
-        self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
+    /// Tells the deadline what became of a write.
+    fn note_written(&self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Ready(Ok(bytes)) => self.deadline.wrote(*bytes),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.deadline.blocked(),
+        }
     }
 }
 
@@ -210,9 +159,9 @@ impl AsyncRead for TrackedStream {
             if self.detect_version(received) == Version::Http2 {
                 return self.poll_refused(context, buffer, earlier);
             }
-            self.reset_idle();
-        } else if self.idle.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            if buffer.filled().len() > earlier {
+                self.deadline.received();
+            }
         }
         read
     }
@@ -224,8 +173,9 @@ impl AsyncWrite for TrackedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.reset_idle();
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note_written(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -233,8 +183,9 @@ impl AsyncWrite for TrackedStream {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.reset_idle();
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note_written(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -244,7 +195,8 @@ impl AsyncWrite for TrackedStream {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if matches!(flushed, Poll::Ready(Ok(()))) {
-            self.unflushed.take().into_iter().for_each(Grant::answered);
+            self.unflushed.flushed();
+            self.deadline.flushed();
         }
         flushed
     }
@@ -261,36 +213,44 @@ impl Drop for TrackedStream {
     }
 }
 
-/// The connection, as handlers see it.
+/// The connection of a request, as handlers see it.
 #[derive(Debug, Clone)]
-pub struct Connection {
-    /// The address of the caller.
-    pub peer: SocketAddr,
-    unflushed: Unflushed,
-}
-
-impl Connected<IncomingStream<'_, BoundedListener>> for Connection {
-    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
-        Self {
-            peer: *stream.remote_addr(),
-            unflushed: stream.io().unflushed.clone(),
-        }
-    }
-}
-
-/// Keeps a request that was pipelined behind a response with a grant until that one was flushed. With its own response behind it hyper's
-/// buffer might never be flushed, although the caller has read the answer.
-pub async fn behind_grants(request: Request, next: Next) -> Response {
-    let connection = request.extensions().get::<ConnectInfo<Connection>>();
-    if let Some(ConnectInfo(connection)) = connection.cloned() {
-        connection.unflushed.empty().await;
-    }
-    next.run(request).await
+pub(super) struct Connection {
+    /// The other end of the connection.
+    pub(super) peer: IpAddr,
+    /// Who makes the request: the peer, or the client of the trusted proxy that it is.
+    pub(super) client: IpAddr,
+    /// Whether the peer is a trusted proxy.
+    pub(super) is_proxy: bool,
+    pub(super) unflushed: Unflushed,
 }
 
 impl Connection {
+    /// A connection without a stream.
+    #[cfg(test)]
+    pub(super) fn from_peer(peer: IpAddr) -> Self {
+        Self {
+            peer,
+            client: peer,
+            is_proxy: false,
+            unflushed: Unflushed::default(),
+        }
+    }
+
+    /// Returns when no grant waits for its flush any more. As long as hyper is given no later answer, that flush is the one of the grant's
+    /// own bytes: otherwise a caller could have all of them, leave the rest of a pipelined answer unread, and void the grant by a reset.
+    pub(super) async fn granted_are_flushed(&self) {
+        loop {
+            let flushed = self.unflushed.0.flushed.notified();
+            if self.unflushed.grants(|grants| grants.is_empty()) {
+                return;
+            }
+            flushed.await;
+        }
+    }
+
     /// A body of `json` that closes `grant` when it was flushed or has broken off.
-    pub fn granting(&self, json: Bytes, grant: Grant) -> Body {
+    pub(super) fn granting(&self, json: Bytes, grant: Grant) -> Body {
         Body::new(GrantingBody {
             json: Some(json),
             grant: Some(grant),
@@ -315,7 +275,7 @@ impl HttpBody for GrantingBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = self.json.take().map(|json| Ok(Frame::data(json)));
         if let (true, Some(grant)) = (frame.is_some(), self.grant.take()) {
-            self.unflushed.grants().push(grant);
+            self.unflushed.add(grant);
         }
         Poll::Ready(frame)
     }

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::facilitator::Unavailable;
 use crate::http::body::with_accept_encoding;
 use crate::ledger::LedgerError;
+use crate::protocol::Reason;
 use crate::telemetry::causes;
 
 /// An RFC 9457 problem document: the error format of all calls but the three standard ones.
@@ -84,6 +85,17 @@ impl Problem {
 
     /// A dependency is unavailable.
     pub(super) fn unavailable(unavailable: &Unavailable) -> Self {
+        if let Unavailable::RateLimited(wait) = unavailable {
+            let problem = Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                Reason::RateLimited.code(),
+                format!("{unavailable}; nothing was accepted, try again after Retry-After"),
+            );
+            return Self {
+                retry_after: Some(*wait),
+                ..problem.retryable(true)
+            };
+        }
         tracing::warn!(
             error = causes(unavailable),
             "session request failed: dependency unavailable"
@@ -191,11 +203,17 @@ impl IntoResponseParts for AlreadyLogged {
     }
 }
 
-/// The response of the standard calls when a dependency is unavailable: 503, so that machines see a failure, with the x402 shape, so that a
-/// seller's SDK can read a reason.
+/// The response of the standard calls when a dependency is unavailable, or the caller asks too often: 503 or 429, so that machines see a
+/// failure, with the x402 shape, so that a seller's SDK can read a reason.
 pub(super) fn unavailable<T: Serialize>(unavailable: &Unavailable, body: &T) -> Response {
-    let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
-    if let Unavailable::CannotSend(cannot) = unavailable {
+    let status = match unavailable {
+        Unavailable::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut response = (status, Json(body)).into_response();
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        tracing::debug!("payment request refused: its caller asks too often");
+    } else if let Unavailable::CannotSend(cannot) = unavailable {
         tracing::debug!(%cannot, "payment request failed: no signer can send");
         response.extensions_mut().insert(AlreadyLogged);
     } else {
@@ -211,7 +229,8 @@ pub(super) fn unavailable<T: Serialize>(unavailable: &Unavailable, body: &T) -> 
 
 /// The value of `Retry-After`: whole seconds, at least one.
 fn seconds(pause: Duration) -> HeaderValue {
-    HeaderValue::from(pause.as_secs().max(1))
+    let rounded_up = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+    HeaderValue::from(rounded_up.max(1))
 }
 
 pub(super) async fn no_such_path() -> Problem {

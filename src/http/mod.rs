@@ -4,15 +4,19 @@
 //! bounded before it is read, and parsed once; the three standard calls answer x402 shapes, all others camelCase JSON and RFC 9457
 //! problems; no response contains an error's cause, a key or an RPC URL.
 
+pub mod accept;
 mod body;
 mod caller;
-pub mod connection;
+mod client;
+mod connection;
+mod deadline;
 mod error;
 mod health;
 mod openapi;
 mod operator;
 mod paths;
 mod payments;
+mod places;
 mod sessions;
 mod settle;
 mod signers;
@@ -41,6 +45,7 @@ use uuid::Uuid;
 use crate::facilitator::{Facilitator, Sessions};
 use crate::settlement::Supervisor;
 
+pub use caller::Refused;
 pub use error::Problem;
 pub use health::LastReadiness;
 pub use openapi::specification;
@@ -84,7 +89,6 @@ pub fn router(state: AppState) -> Router {
         )
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
         .layer(axum::middleware::map_request(without_foreign_id))
-        .layer(axum::middleware::from_fn(connection::behind_grants))
         .with_state(state);
     // Outside of the routes' own router: a layer of that router would run after the route is chosen.
     Router::new()
@@ -186,7 +190,14 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
         .get(REQUEST_ID)
         .and_then(|id| id.to_str().ok())
         .unwrap_or_default();
-    tracing::info_span!("http", method = %request.method(), path = request.uri().path(), request.id = id)
+    // A key in a path would stand in the log.
+    let path = request.uri().path();
+    let path = if caller::contains_key(path) {
+        "…"
+    } else {
+        path
+    };
+    tracing::info_span!("http", method = %request.method(), path, request.id = id, caller = tracing::field::Empty)
 }
 
 fn log<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {

@@ -1,7 +1,7 @@
 //! The API specification: generated from the handlers, checked in as `openapi/x402d.json`.
 
 use serde::Serialize;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi, ToSchema};
 
 /// The body of `/verify` and `/settle` in either version.
@@ -25,25 +25,31 @@ pub(super) struct PaymentEnvelope {
     tags(
         (name = "facilitator", description = "The standard x402 calls, versions 1 and 2."),
         (name = "sessions", description = "Payment sessions, for buyers: terms first, then money, then the request."),
-        (name = "history", description = "Every payment that was ever accepted, for the operator."),
+        (name = "history", description = "Every payment that was ever accepted, for the operator; to holders of a key those of their payees."),
         (name = "health", description = "For monitoring, and for the operator."),
     ),
-    modifiers(&OperatorToken),
+    modifiers(&Credentials),
 )]
 struct Frame;
 
-struct OperatorToken;
+struct Credentials;
 
-impl Modify for OperatorToken {
+impl Modify for Credentials {
     fn modify(&self, specification: &mut utoipa::openapi::OpenApi) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("The token of X402D_ADMIN_TOKEN; callers on the loopback address need none unless it is set."))
+            .description(Some("The token of X402D_ADMIN_TOKEN, or a key with the scope admin; programs on the machine itself need none while neither exists."))
             .build();
-        specification
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("operator", SecurityScheme::Http(scheme));
+        let components = specification.components.get_or_insert_default();
+        components.add_security_scheme("operator", SecurityScheme::Http(scheme));
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A key of `x402d keys create`."))
+            .build();
+        components.add_security_scheme("key", SecurityScheme::Http(scheme));
+        let header = ApiKeyValue::with_description("X-API-Key", "The same key.");
+        let scheme = SecurityScheme::ApiKey(ApiKey::Header(header));
+        components.add_security_scheme("apiKey", scheme);
     }
 }
 
@@ -106,6 +112,8 @@ mod tests {
             ]
         );
         let components = specification.components.unwrap();
-        assert!(components.security_schemes.contains_key("operator"));
+        for scheme in ["apiKey", "key", "operator"] {
+            assert!(components.security_schemes.contains_key(scheme), "{scheme}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /payments`, `GET /payments/{id}`, `GET /payments/by-transaction/{network}/{hash}`, `GET /stats`: the history, for the operator.
+//! `GET /payments`, `GET /payments/{id}`, `GET /payments/by-transaction/{network}/{hash}`, `GET /stats`: the history.
 
 mod csv;
 mod query;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use self::query::{Filters, QueryReader, RawQuery, parsed};
 use self::view::{PaymentDetail, PaymentView};
-use crate::http::operator::Operator;
+use crate::http::operator::Reader;
 use crate::http::{AppState, Problem};
 use crate::ledger::{Entry, HistoryFilter, Page};
 use crate::payment::PaymentId;
@@ -54,20 +54,22 @@ pub(super) struct PaymentList {
         ("cursor" = Option<String>, Query, description = "`nextCursor` of the page before."),
         ("limit" = Option<u16>, Query, description = "Rows at most, 1 to 500; 50 unless given.", minimum = 1, maximum = 500),
         ("format" = Option<String>, Query, description = "`json`, or `csv` for all rows as RFC 4180; comes before the `Accept` header."),
-    ), security(("operator" = [])), responses(
+    ), security(("operator" = []), ("key" = []), ("apiKey" = [])), responses(
     (status = 200, description = "a page, or a table", content((PaymentPage = "application/json"), (String = "text/csv"))),
     (status = 400, description = "a filter cannot be read; the detail names it", body = Problem, content_type = "application/problem+json"),
-    (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
+    (status = 401, description = "neither the operator nor the holder of a key", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "the key does not have the scope history", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn list(
-    _: Operator,
+    reader: Reader,
     State(state): State<AppState>,
     headers: HeaderMap,
     query: RawQuery,
 ) -> Result<Response, Problem> {
     let mut query = QueryReader::new(query)?;
-    let filter = query.filter()?;
+    let mut filter = query.filter()?;
+    reader.narrow(&mut filter);
     let (after, limit) = (
         query.member("cursor", parsed)?,
         query.member("limit", limit)?,
@@ -111,15 +113,16 @@ async fn page(
 /// With its timeline (every change of state, and every answer of success), every signed transaction that was to transfer its money, and the
 /// cost of gas.
 #[utoipa::path(get, path = "/payments/{id}", operation_id = "showPayment", tag = "history", params(("id" = String, Path, description = "the ledger's id")),
-    security(("operator" = [])), responses(
+    security(("operator" = []), ("key" = []), ("apiKey" = [])), responses(
     (status = 200, description = "the payment", body = PaymentDetail),
     (status = 400, description = "not an id", body = Problem, content_type = "application/problem+json"),
-    (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
+    (status = 401, description = "neither the operator nor the holder of a key", body = Problem, content_type = "application/problem+json"),
     (status = 404, description = "no such payment", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "the key does not have the scope history", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn show(
-    _: Operator,
+    reader: Reader,
     State(state): State<AppState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<PaymentDetail>, Problem> {
@@ -128,6 +131,7 @@ pub(super) async fn show(
         Problem::invalid_parameter("id: expected an id of this ledger, a UUID; for a hash there is /payments/by-transaction/{network}/{hash}")
     })?;
     let detail = state.facilitator.ledger.detail(id).await?;
+    let detail = detail.filter(|detail| reader.may_see(&detail.entry.payee));
     let detail = detail.ok_or_else(|| Problem::not_found(format!("there is no payment {id}")))?;
     Ok(Json(PaymentDetail::new(detail, &state)))
 }
@@ -139,14 +143,15 @@ pub(super) async fn show(
 #[utoipa::path(get, path = "/payments/by-transaction/{network}/{hash}", operation_id = "listPaymentsOfTransaction", tag = "history", params(
         ("network" = String, Path, description = "CAIP-2 or name, such as `eip155:8453` or `base`"),
         ("hash" = String, Path, description = "the transaction's hash"),
-    ), security(("operator" = [])), responses(
+    ), security(("operator" = []), ("key" = []), ("apiKey" = [])), responses(
     (status = 200, description = "the payments", body = PaymentList),
     (status = 400, description = "not a network, or not a hash", body = Problem, content_type = "application/problem+json"),
-    (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
+    (status = 401, description = "neither the operator nor the holder of a key", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "the key does not have the scope history", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn of_transaction(
-    _: Operator,
+    reader: Reader,
     State(state): State<AppState>,
     path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Json<PaymentList>, Problem> {
@@ -157,7 +162,8 @@ pub(super) async fn of_transaction(
     let hash =
         parse_hash(&hash).map_err(|why| Problem::invalid_parameter(format!("hash: {why}")))?;
     let ledger = &state.facilitator.ledger;
-    let entries = ledger.payments_of_transaction(network, hash).await?;
+    let mut entries = ledger.payments_of_transaction(network, hash).await?;
+    entries.retain(|entry| reader.may_see(&entry.payee));
     Ok(Json(PaymentList {
         payments: views(entries, &state),
     }))

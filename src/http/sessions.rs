@@ -12,6 +12,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::facilitator::{Caller, Error, Unavailable};
+use crate::http::caller::refusal_status;
 use crate::http::{AppState, Problem, body};
 use crate::protocol::session::{
     Cancellation, SessionId, SessionOpened, SessionRequest, SessionView, TransferForm,
@@ -46,11 +47,13 @@ impl Wait {
     responses(
         (status = 201, description = "the session, and the data to sign", body = SessionOpened),
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "the key is not good; buyers need none", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "the payee is not among those of the key, or of any key", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "too many sessions are open", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "too many sessions are open, or this caller asks too often", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the request cannot be checked now; nothing was accepted", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -105,20 +108,21 @@ pub(super) async fn show(
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "not sent before the seller asks; the header is valid all the same", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or no such transaction yet", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something else was submitted before, or the session was cancelled", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "the session has expired", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "not what the session asks for; the code says why", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "this caller asks too often", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the submission cannot be checked now", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn transfer(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    wait: Result<Query<Wait>, QueryRejection>,
     caller: Caller,
+    wait: Result<Query<Wait>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SessionView>, Problem> {
@@ -153,7 +157,7 @@ pub(super) async fn transfer(
         (status = 400, description = "not such a request; the detail names the member", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "the body is compressed", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or another token", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something was submitted already", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
@@ -190,7 +194,7 @@ fn waiting(wait: &Result<Query<Wait>, QueryRejection>) -> Result<Duration, Probl
 }
 
 fn status_of(reason: Reason) -> StatusCode {
-    const STATUSES: [(Reason, StatusCode); 7] = [
+    const STATUSES: [(Reason, StatusCode); 8] = [
         (Reason::SessionNotFound, StatusCode::NOT_FOUND),
         (Reason::TransferNotFound, StatusCode::NOT_FOUND),
         (Reason::SessionInUse, StatusCode::CONFLICT),
@@ -198,9 +202,17 @@ fn status_of(reason: Reason) -> StatusCode {
         (Reason::TransferAlreadyUsed, StatusCode::CONFLICT),
         (Reason::SessionExpired, StatusCode::GONE),
         (Reason::SponsorshipRefused, StatusCode::FORBIDDEN),
+        (Reason::AddressDenied, StatusCode::FORBIDDEN),
     ];
     let known = STATUSES.iter().find(|(known, _)| *known == reason);
-    known.map_or(StatusCode::UNPROCESSABLE_ENTITY, |(_, status)| *status)
+    known.map_or_else(
+        // Of a caller that may not do this, or of the payment.
+        || match refusal_status(reason.code()) {
+            StatusCode::OK => StatusCode::UNPROCESSABLE_ENTITY,
+            of_caller => of_caller,
+        },
+        |(_, status)| *status,
+    )
 }
 
 impl From<Error> for Problem {

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::facilitator::{Caller, SettleAnswer};
+use crate::http::caller::{Refused, refusal_status, settler};
 use crate::http::connection::Connection;
 use crate::http::{AppState, body, error};
 use crate::protocol::{Reason, Rejection, SettleResponse};
@@ -26,30 +27,37 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
         ("x-request-id" = Option<String>, Header, description = "The caller's own id of this request: 1 to 128 characters of visible ASCII that nobody can guess. Any other is ignored. Without one, the id in the header of the response counts"),
     ),
     request_body(content = crate::http::openapi::PaymentEnvelope, description = "x402 v1 or v2"),
+    security((), ("key" = []), ("apiKey" = [])),
     responses(
         (status = 200, description = "the outcome, good or bad", body = SettleResponse),
         (status = 400, description = "not an x402 request", body = error::Malformed),
+        (status = 401, description = "a key is needed, or the key is not good; nothing was done", body = SettleResponse),
+        (status = 403, description = "the key is not for this call, or not for this payee; nothing was done", body = SettleResponse),
         (status = 408, description = "the body did not arrive in time", body = error::Malformed),
         (status = 413, description = "body too large", body = error::Malformed),
-        (status = 415, description = "the body is compressed", body = error::Malformed),
+        (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = error::Malformed),
+        (status = 429, description = "this caller asks too often; nothing was broadcast for this request", body = SettleResponse),
         (status = 503, description = "the payment cannot be checked now; nothing was broadcast for this request", body = SettleResponse),
     )
 )]
 pub(super) async fn settle(
     State(state): State<AppState>,
     ConnectInfo(connection): ConnectInfo<Connection>,
-    caller: Caller,
+    caller: Result<Caller, Refused>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
     let rejected = SettleResponse::rejected;
+    let caller = settler(caller, &state).map_err(|refused| {
+        refused.in_shape(|rejection| SettleResponse::rejected(rejection, None, String::new()))
+    })?;
     let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     let network_name = request.network_name.clone();
     match state.facilitator.settle(request, caller).await {
         Ok(answer) => Ok(render(answer, &connection)),
         Err(unavailable) => {
             let why = format!("{unavailable}; present the same payment again");
-            let why = Rejection::new(Reason::UnexpectedSettleError, why);
+            let why = Rejection::new(unavailable.reason(Reason::UnexpectedSettleError), why);
             let response = SettleResponse::rejected(why, None, network_name);
             Err(error::unavailable(&unavailable, &response))
         }
@@ -58,7 +66,8 @@ pub(super) async fn settle(
 
 fn render(answer: SettleAnswer, connection: &Connection) -> Response {
     let Some(grant) = answer.grant else {
-        return Json(answer.response).into_response();
+        let reason = answer.response.error_reason.as_deref().unwrap_or_default();
+        return (refusal_status(reason), Json(answer.response)).into_response();
     };
     match serde_json::to_vec(&answer.response) {
         Ok(json) => {

@@ -12,11 +12,13 @@ use uuid::Uuid;
 
 use super::accounts::{Account, AccountKey, count_promises, lock};
 use super::connections::{Connection, Connections};
-use super::row::{address, allowance_columns, hash, moment};
+use super::row::{address, allowance_columns, hash};
 use super::undecided::record_foreign_transfer;
 use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
-use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentState, Verified};
-use crate::protocol::session::Rail;
+use crate::payment::{
+    Candidate, Location, Payment, PaymentId, PaymentState, PaymentTerms, Verified, Who,
+};
+use crate::protocol::session::{Rail, SessionId};
 
 /// A payment that is about to be accepted.
 #[derive(Debug, Clone)]
@@ -30,6 +32,8 @@ pub struct NewPayment {
     pub claimed: bool,
     /// [`GrantRequest::asked_as`](super::GrantRequest::asked_as) of the request to settle that has it accepted and waits in this process.
     pub first_asker: Option<String>,
+    /// Whose `/settle` it is; `None`: it came otherwise.
+    pub caller: Option<Who>,
 }
 
 /// The result of an acceptance.
@@ -55,7 +59,7 @@ pub enum Accepted {
 
 impl NewPayment {
     fn key(&self) -> AuthorizationKey {
-        self.verified.candidate().into()
+        (&self.verified.candidate().terms).into()
     }
 }
 
@@ -68,77 +72,67 @@ pub(super) async fn accept(
     let mut transaction = pool.begin().await?;
     let mut accounts = lock(&mut transaction, payers(&new)).await?;
     count_promises(&mut transaction, &new, &mut accounts).await?;
-    let mut checks = check_balances(&new, &accounts, &HashSet::new());
-    if checks.iter().any(|check| *check != BalanceCheck::Fits) {
+    let mut obstacles = find_obstacles(&new, &accounts, &HashSet::new());
+    if obstacles.iter().any(Option::is_some) {
         // A payment that was accepted before counts in `held` already, and must not be refused because of its own amount.
         let known = already_accepted(&mut transaction, &new).await?;
-        checks = check_balances(&new, &accounts, &known);
+        obstacles = find_obstacles(&new, &accounts, &known);
     }
     let rows: Vec<Row<'_>> = new
         .iter()
-        .zip(&checks)
-        .filter(|(_, check)| **check == BalanceCheck::Fits)
+        .zip(&obstacles)
+        .filter(|(_, obstacle)| obstacle.is_none())
         .map(|(new, _)| new.into())
         .collect();
     let inserted = insert(&mut transaction, process, &rows).await?;
     transaction.commit().await?;
-    let answers = new.iter().zip(checks).map(|(new, check)| match check {
-        BalanceCheck::Fits => match inserted.get(&new.id) {
+    let answers = new.iter().zip(obstacles).map(|(new, obstacle)| {
+        obstacle.unwrap_or_else(|| match inserted.get(&new.id) {
             Some(at) => Accepted::New(Box::new(accepted_payment(new, *at))),
             None => Accepted::AlreadyAccepted,
-        },
-        BalanceCheck::AlreadyAccepted => Accepted::AlreadyAccepted,
-        BalanceCheck::InsufficientBalance { held } => Accepted::InsufficientBalance { held },
-        BalanceCheck::InsufficientAllowance { promised } => {
-            Accepted::InsufficientAllowance { promised }
-        }
-        BalanceCheck::Stale => Accepted::Stale,
+        })
     });
     Ok(answers.map(Ok).collect())
 }
 
 fn payers(new: &[NewPayment]) -> Vec<AccountKey> {
     new.iter()
-        .map(|new| new.verified.candidate().into())
+        .map(|new| (&new.verified.candidate().terms).into())
         .collect()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BalanceCheck {
-    Fits,
-    AlreadyAccepted,
-    InsufficientBalance { held: U256 },
-    InsufficientAllowance { promised: U256 },
-    Stale,
-}
-
-/// Checks each payment against its payer's account, in order of arrival: what fits counts as promised for the next ones.
-fn check_balances(
+/// Checks each payment against its payer's account, in order of arrival: what fits counts as promised for the next ones. `None` for a
+/// payment that fits, else its answer.
+fn find_obstacles(
     new: &[NewPayment],
     accounts: &HashMap<AccountKey, Account>,
     known: &HashSet<AuthorizationKey>,
-) -> Vec<BalanceCheck> {
+) -> Vec<Option<Accepted>> {
     let mut accounts = accounts.clone();
     let mut seen = known.clone();
-    let checks = new.iter().map(|new| {
+    let obstacles = new.iter().map(|new| {
         if seen.contains(&new.key()) {
-            return BalanceCheck::AlreadyAccepted;
+            return Some(Accepted::AlreadyAccepted);
         }
-        let account = accounts.get_mut(&AccountKey::from(new.verified.candidate()));
-        let check = account.map_or(BalanceCheck::Stale, |account| fits(account, &new.verified));
-        if check == BalanceCheck::Fits {
+        let account = accounts.get_mut(&AccountKey::from(&new.verified.candidate().terms));
+        let Some(account) = account else {
+            return Some(Accepted::Stale);
+        };
+        let obstacle = promise(account, &new.verified);
+        if obstacle.is_none() {
             seen.insert(new.key());
         }
-        check
+        obstacle
     });
-    checks.collect()
+    obstacles.collect()
 }
 
-fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
+/// Counts a payment as promised, or returns why it does not fit.
+fn promise(account: &mut Account, verified: &Verified) -> Option<Accepted> {
     if verified.facts().block_number < account.settled_block {
-        return BalanceCheck::Stale;
+        return Some(Accepted::Stale);
     }
-    let value = verified.candidate().authorization.value.atomic();
+    let value = verified.candidate().terms.value.atomic();
     let held = account.held.saturating_add(value);
     // A token that reports no balance: the transfer was simulated, and nothing more can be checked.
     if verified
@@ -146,21 +140,21 @@ fn fits(account: &mut Account, verified: &Verified) -> BalanceCheck {
         .balance
         .is_some_and(|balance| held > balance)
     {
-        return BalanceCheck::InsufficientBalance { held: account.held };
+        return Some(Accepted::InsufficientBalance { held: account.held });
     }
     if let Some(allowance) = verified.allowance() {
         let promised = account.at_permit2.saturating_add(value);
         // An EIP-2612 permit allows exactly its own payment. The payer's next permit is valid only after this one.
         let first = verified.candidate().has_token_permit() && account.at_permit2.is_zero();
         if promised > allowance && !first {
-            return BalanceCheck::InsufficientAllowance {
+            return Some(Accepted::InsufficientAllowance {
                 promised: account.at_permit2,
-            };
+            });
         }
         account.at_permit2 = promised;
     }
     account.held = held;
-    BalanceCheck::Fits
+    None
 }
 
 /// Which of the payments have a row already.
@@ -207,6 +201,7 @@ struct Row<'a> {
     confirmations: u32,
     claimed: bool,
     first_asker: Option<&'a str>,
+    caller: Option<Who>,
 }
 
 impl<'a> From<&'a NewPayment> for Row<'a> {
@@ -217,13 +212,14 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
             confirmations: new.confirmations,
             claimed: new.claimed,
             first_asker: new.first_asker.as_deref(),
+            caller: new.caller,
         }
     }
 }
 
 /// The values of one column for all rows.
-fn column<T>(new: &[Row<'_>], of: impl Fn(&Candidate) -> T) -> Vec<T> {
-    new.iter().map(|new| of(new.candidate)).collect()
+fn column<T>(new: &[Row<'_>], of: impl Fn(&PaymentTerms) -> T) -> Vec<T> {
+    new.iter().map(|new| of(&new.candidate.terms)).collect()
 }
 
 /// Inserts rows; returns the new ones with their time of creation. A session whose nonce an authorization uses is linked to its payment.
@@ -240,62 +236,75 @@ async fn insert(
         .iter()
         .map(|new| i32::try_from(new.confirmations).unwrap_or(i32::MAX))
         .collect();
+    let resources: Vec<Option<&str>> = new
+        .iter()
+        .map(|new| new.candidate.resource.as_deref())
+        .collect();
     let claimed: Vec<Option<Uuid>> = new
         .iter()
         .map(|new| new.claimed.then_some(process.0))
         .collect();
     let first_askers: Vec<Option<&str>> = new.iter().map(|new| new.first_asker).collect();
+    let sessions: Vec<Option<&str>> = new
+        .iter()
+        .map(|new| new.candidate.session.as_ref().map(SessionId::as_str))
+        .collect();
+    let callers: Vec<Option<&str>> = new
+        .iter()
+        .map(|new| new.caller.as_ref().map(Who::as_str))
+        .collect();
     let rows = sqlx::query!(
         r#"with accepted as (
             insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
                 valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations, signer, permitted,
-                allowance_permit, allowance_approval, queued_by, first_asker, first_asker_process)
+                allowance_permit, allowance_approval, queued_by, caller, first_asker, first_asker_process)
             -- What charges nothing is settled with that.
             select id, version, network, scheme, asset, payer, payee, amount::numeric, resource, nonce_domain, nonce, valid_after, valid_before,
                 digest, signature, factory, factory_call, case when amount = '0' then 'settled' else 'queued' end, confirmations, signer,
-                permitted::numeric, allowance_permit, allowance_approval, queued_by, first_asker,
-                case when first_asker is not null then $25::uuid end
+                permitted::numeric, allowance_permit, allowance_approval, queued_by, caller, first_asker,
+                case when first_asker is not null then $26::uuid end
             from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::bytea[],
                 $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[], $17::text[],
-                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[], $24::text[])
+                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[], $24::text[], $25::text[])
                 as new (id, version, network, asset, payer, payee, amount, resource, nonce, valid_after, valid_before, digest, signature,
                     factory, factory_call, confirmations, scheme, nonce_domain, signer, permitted, allowance_permit, allowance_approval,
-                    queued_by, first_asker)
+                    queued_by, caller, first_asker)
             on conflict on constraint payments_one_per_authorization do nothing
             returning id, network, asset, payer, payee, amount, nonce, created_at
         ), paid as (
             update sessions s set payment_id = a.id, needs_id = s.needs_id or presented.session_id is not distinct from s.id
-            from accepted a join unnest($1::uuid[], $26::text[]) as presented (id, session_id) on presented.id = a.id
+            from accepted a join unnest($1::uuid[], $27::text[]) as presented (id, session_id) on presented.id = a.id
             where s.nonce = a.nonce and s.rail = 'authorization' and s.payment_id is null and s.network = a.network
                 and s.asset = a.asset and s.payer = a.payer and s.payee = a.payee and s.amount = a.amount
         )
         select id, created_at from accepted"#,
         &ids,
-        &column(new, |new| i16::from(new.version)),
-        &column(new, |new| new.network.to_string()),
-        &column(new, |new| new.asset.to_vec()),
-        &column(new, |new| new.authorization.from.to_vec()),
-        &column(new, |new| new.authorization.to.to_vec()),
-        &column(new, |new| new.authorization.value.to_string()),
-        &column(new, |new| new.resource.clone()) as _,
-        &column(new, |new| new.authorization.nonce.to_vec()),
-        &column(new, |new| moment(new.authorization.valid_after)) as _,
-        &column(new, |new| moment(new.authorization.valid_before)) as _,
-        &column(new, |new| new.digest.to_vec()),
-        &column(new, |new| new.signature.to_vec()),
-        &column(new, |new| Some(new.wallet.as_ref()?.factory.to_vec())) as _,
-        &column(new, |new| Some(new.wallet.as_ref()?.call.to_vec())) as _,
+        &column(new, |terms| i16::from(terms.version)),
+        &column(new, |terms| terms.network.to_string()),
+        &column(new, |terms| terms.asset.to_vec()),
+        &column(new, |terms| terms.from.to_vec()),
+        &column(new, |terms| terms.to.to_vec()),
+        &column(new, |terms| terms.value.to_string()),
+        &resources as _,
+        &column(new, |terms| terms.nonce.to_vec()),
+        &column(new, |terms| terms.valid_after.moment()) as _,
+        &column(new, |terms| terms.valid_before.moment()) as _,
+        &column(new, |terms| terms.digest.to_vec()),
+        &column(new, |terms| terms.signature.to_vec()),
+        &column(new, |terms| Some(terms.wallet.as_ref()?.factory.to_vec())) as _,
+        &column(new, |terms| Some(terms.wallet.as_ref()?.call.to_vec())) as _,
         &confirmations,
-        &column(new, |new| new.method.scheme().name().to_owned()),
-        &column(new, |new| new.method.nonce_domain(new.asset).to_vec()),
-        &column(new, |new| Some(new.method.facilitator()?.to_vec())) as _,
-        &column(new, |new| Some(new.method.permit2()?.permitted.to_string())) as _,
-        &column(new, |new| allowance_columns(&new.method).0) as _,
-        &column(new, |new| allowance_columns(&new.method).1) as _,
+        &column(new, |terms| terms.method.scheme().name().to_owned()),
+        &column(new, |terms| terms.method.nonce_domain(terms.asset).to_vec()),
+        &column(new, |terms| Some(terms.settling_signer()?.to_vec())) as _,
+        &column(new, |terms| Some(terms.method.permit2()?.permitted.to_string())) as _,
+        &column(new, |terms| allowance_columns(&terms.method).0) as _,
+        &column(new, |terms| allowance_columns(&terms.method).1) as _,
         &claimed as _,
+        &callers as _,
         &first_askers as _,
         process.0,
-        &column(new, |new| Some(new.session.as_ref()?.to_string())) as _,
+        &sessions as _,
     )
     .fetch_all(connection)
     .await?;
@@ -310,21 +319,18 @@ fn accepted_payment(new: &NewPayment, at: OffsetDateTime) -> Payment {
     let candidate = new.verified.candidate();
     Payment {
         id: new.id,
-        version: candidate.version,
         rail: Rail::Authorization,
-        network: candidate.network,
-        asset: candidate.asset,
-        authorization: candidate.authorization,
-        method: candidate.method.clone(),
-        digest: candidate.digest,
-        signature: candidate.signature.clone(),
-        wallet: candidate.wallet.clone(),
+        terms: PaymentTerms {
+            signed_by: None,
+            ..candidate.terms.clone()
+        },
         resource: candidate.resource.clone(),
-        state: if candidate.authorization.value.is_zero() {
+        state: if candidate.terms.value.is_zero() {
             PaymentState::Uncharged
         } else {
             PaymentState::Queued
         },
+        caller: new.caller,
         confirmations: new.confirmations,
         quarantine: None,
         unmatched: None,
@@ -344,6 +350,8 @@ pub struct AlreadyTransferred<'a> {
     pub location: &'a Location,
     /// The transfer has the promised confirmations.
     pub confirmed: bool,
+    /// Whose `/settle` has found it; `None`: it was found otherwise.
+    pub caller: Option<Who>,
 }
 
 impl Ledger {
@@ -360,9 +368,10 @@ impl Ledger {
             confirmations: moved.confirmations,
             claimed: true,
             first_asker: None,
+            caller: moved.caller,
         };
         // The row counts as promised for a moment: between its insert and the record of its transfer no other acceptance may read the sum.
-        lock(&mut transaction, vec![moved.candidate.into()]).await?;
+        lock(&mut transaction, vec![(&moved.candidate.terms).into()]).await?;
         if insert(&mut transaction, self.process(), &[row])
             .await?
             .is_empty()
@@ -375,44 +384,35 @@ impl Ledger {
         Ok(true)
     }
 
-    /// Queues a refused payment again, because it was presented again and is valid now, with the wallet, signature, charge and allowance of
-    /// the new presentation. [`Accepted::AlreadyAccepted`]: it is not in state `refused` any more.
+    /// Queues a refused payment again, because it was presented again and is valid now, with the caller, wallet, signature, charge and
+    /// allowance of the new presentation. [`Accepted::AlreadyAccepted`]: it is not in state `refused` any more.
     pub async fn queue_again(&self, again: NewPayment) -> Result<Accepted, LedgerError> {
         let mut transaction = self.pool.begin().await?;
         let again = [again];
         let mut accounts = lock(&mut transaction, payers(&again)).await?;
         count_promises(&mut transaction, &again, &mut accounts).await?;
         let [new] = again;
-        match check_balances(std::slice::from_ref(&new), &accounts, &HashSet::new()).first() {
-            Some(BalanceCheck::Fits) => {}
-            Some(BalanceCheck::InsufficientBalance { held }) => {
-                return Ok(Accepted::InsufficientBalance { held: *held });
-            }
-            Some(BalanceCheck::InsufficientAllowance { promised }) => {
-                return Ok(Accepted::InsufficientAllowance {
-                    promised: *promised,
-                });
-            }
-            Some(BalanceCheck::AlreadyAccepted | BalanceCheck::Stale) | None => {
-                return Ok(Accepted::Stale);
-            }
+        let obstacle = find_obstacles(std::slice::from_ref(&new), &accounts, &HashSet::new()).pop();
+        if let Some(obstacle) = obstacle.unwrap_or(Some(Accepted::Stale)) {
+            return Ok(obstacle);
         }
         let candidate = new.verified.candidate();
-        let wallet = candidate.wallet.as_ref();
-        let (permit, approval) = allowance_columns(&candidate.method);
+        let wallet = candidate.terms.wallet.as_ref();
+        let (permit, approval) = allowance_columns(&candidate.terms.method);
         let queued = sqlx::query!(
             "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
                 queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
-                allowance_permit = $6, allowance_approval = $7, queued_by = $8, first_asker = $9, first_asker_process = $10
+                allowance_permit = $6, allowance_approval = $7, queued_by = $8, caller = $9, first_asker = $10, first_asker_process = $11
             where id = $1 and state = 'refused' and quarantined_at is null",
             new.id.0,
-            &candidate.signature[..],
+            &candidate.terms.signature[..],
             wallet.map(|wallet| wallet.factory.as_slice()),
             wallet.map(|wallet| &wallet.call[..]),
-            candidate.authorization.value.to_string(),
+            candidate.terms.value.to_string(),
             permit,
             approval,
             new.claimed.then_some(self.process().0),
+            new.caller.as_ref().map(Who::as_str),
             new.first_asker,
             new.first_asker.as_ref().map(|_| self.process().0),
         )

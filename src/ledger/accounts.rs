@@ -8,7 +8,7 @@ use super::LedgerError;
 use super::acceptance::NewPayment;
 use super::connections::Connection;
 use super::row::address;
-use crate::payment::Candidate;
+use crate::payment::PaymentTerms;
 use crate::protocol::Network;
 
 /// One payer and one token.
@@ -30,12 +30,12 @@ pub(super) struct Account {
     pub(super) settled_block: u64,
 }
 
-impl From<&Candidate> for AccountKey {
-    fn from(candidate: &Candidate) -> Self {
+impl From<&PaymentTerms> for AccountKey {
+    fn from(terms: &PaymentTerms) -> Self {
         Self {
-            network: candidate.network,
-            asset: candidate.asset,
-            payer: candidate.authorization.from,
+            network: terms.network,
+            asset: terms.asset,
+            payer: terms.from,
         }
     }
 }
@@ -130,7 +130,9 @@ pub(super) async fn count_promises(
         allowance.is_some_and(|allowance| allowance != U256::MAX)
     };
     let keys = new.iter().filter(limited);
-    let keys: HashSet<AccountKey> = keys.map(|new| new.verified.candidate().into()).collect();
+    let keys: HashSet<_> = keys
+        .map(|new| AccountKey::from(&new.verified.candidate().terms))
+        .collect();
     if keys.is_empty() {
         return Ok(());
     }

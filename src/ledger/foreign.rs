@@ -3,6 +3,7 @@
 use alloy::primitives::B256;
 use uuid::Uuid;
 
+use super::budgets::recount;
 use super::connections::Connection;
 use super::row::bigint;
 use super::{LaneKey, LaneLease, Ledger, LedgerError};
@@ -142,6 +143,7 @@ async fn requeue(
     )
     .fetch_all(&mut *connection)
     .await?;
+    recount(connection, &lost, (0, -1)).await?;
     Ok(queued.into_iter().map(PaymentId).collect())
 }
 

@@ -107,7 +107,7 @@ impl Ledger {
             return Ok(None);
         }
         let recorded = self.write(&mut transaction, new).await?;
-        if let Recorded::Written(id) = recorded {
+        if let Recorded::Written(id, _) = recorded {
             sqlx::query!(
                 "insert into fundings (payment_id, network, payer, wei, transaction_id)
                 values ($1, $2, $3, ($4::text)::numeric, $5)",

@@ -47,9 +47,11 @@ pub struct HistoryFilter {
     pub client_reference: Option<String>,
     /// The transaction that has transferred the money or is meant to.
     pub transaction: Option<B256>,
+    /// To one of these payees: those of the key that reads.
+    pub payees: Option<Vec<Address>>,
 }
 
-/// Appends the filter to a statement over `payments p`: `$statement!(filter + tail, its 13 arguments, further arguments)`.
+/// Appends the filter to a statement over `payments p`: `$statement!(filter + tail, its 14 arguments, further arguments)`.
 ///
 /// One text for all combinations of filters, so that it is checked when x402d is built. An absent filter is a null. With
 /// [`use_custom_plans`] the planner removes the conditions on nulls, and the join if it is not needed.
@@ -63,7 +65,7 @@ macro_rules! filtered {
             and ($8::text is null or p.amount >= ($8::text)::numeric) and ($9::text is null or p.amount <= ($9::text)::numeric)
             and ($10::text is null or (hashtextextended(p.resource, 0) = hashtextextended($10, 0) and p.resource = $10))
             and ($11::text is null or s.id = $11) and ($12::text is null or s.client_reference = $12)
-            and ($13::bytea is null or p.transaction_hash = $13) " + $tail,
+            and ($13::bytea is null or p.transaction_hash = $13) and ($14::bytea[] is null or p.payee = any($14)) " + $tail,
             $filter.payer.as_ref().map(|address| address.as_slice()),
             $filter.payee.as_ref().map(|address| address.as_slice()),
             $filter.network.map(|network| network.to_string()),
@@ -76,12 +78,18 @@ macro_rules! filtered {
             $filter.resource,
             $filter.session.as_ref().map(|session| session.as_str()),
             $filter.client_reference,
-            $filter.transaction.as_ref().map(|hash| hash.as_slice())
+            $filter.transaction.as_ref().map(|hash| hash.as_slice()),
+            $filter.payees.as_deref().map($crate::ledger::history::address_columns) as Option<Vec<&[u8]>>
             $(, $argument)*
         )
     };
 }
 pub(super) use filtered;
+
+/// Addresses as values of columns.
+pub(super) fn address_columns(addresses: &[Address]) -> Vec<&[u8]> {
+    addresses.iter().map(|address| address.as_slice()).collect()
+}
 
 /// The position after the last payment of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +189,8 @@ pub struct Entry {
     /// The resource, as named in the request; not verified.
     pub resource: Option<String>,
     pub session: Option<PaidSession>,
+    /// Whose `/settle` accepted it: the id of a key, `operator` or `anonymous`.
+    pub caller: Option<String>,
     /// Why the transfer does not count, although the money was transferred.
     pub unmatched: Option<String>,
     /// Why it waits for the operator. For a row that cannot be read: the column.
@@ -216,6 +226,7 @@ impl Entry {
             confirmations: u32::try_from(row.confirmations).unwrap_or_default(),
             resource: row.resource.clone(),
             session,
+            caller: row.caller.clone(),
             unmatched: row.unmatched_reason.clone(),
             nonce: hex::encode_prefixed(&row.nonce),
             created_at: row.created_at,
@@ -247,7 +258,7 @@ impl Ledger {
         use_custom_plans(&mut snapshot).await?;
         let rows: Vec<PaymentRow> = filtered!(select_payments!(
             filter,
-            "and ($14::timestamptz is null or (p.created_at, p.id) < ($14, $15::uuid)) order by p.created_at desc, p.id desc limit $16",
+            "and ($15::timestamptz is null or (p.created_at, p.id) < ($15, $16::uuid)) order by p.created_at desc, p.id desc limit $17",
             page.after.map(|cursor| cursor.at),
             page.after.map(|cursor| cursor.id.0),
             i64::from(page.limit),

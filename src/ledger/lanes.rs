@@ -74,7 +74,7 @@ pub enum Claim {
 impl Ledger {
     /// Claims a lane that this process owns already, or that is free, or whose owner's lease has run out. Of the network's `lanes` a
     /// process claims no more than its equal share among the processes that serve the network, unless a lane has been without an owner for
-    /// four seconds.
+    /// a while.
     pub async fn claim_lane(&self, lane: LaneKey, lanes: usize) -> Result<Claim, LedgerError> {
         let row = sqlx::query!(
             r#"with serving as (
@@ -84,11 +84,11 @@ impl Ledger {
                 select count(*) as lanes from lanes where network = $1 and owner = $3 and lease_until > now()
             ), claimed as (
                 update lanes
-                set owner = $3, epoch = epoch + 1, lease_until = now() + interval '10 seconds'
+                set owner = $3, epoch = epoch + 1, lease_until = now() + make_interval(secs => $5)
                 where network = $1 and signer = $2 and (
                     owner = $3 or (owner is null or lease_until < now()) and (
                         (select o.lanes * s.processes < $4 from owned o, serving s)
-                        or lease_until < now() - interval '4 seconds'
+                        or lease_until < now() - make_interval(secs => $6)
                     )
                 )
                 returning epoch, next_nonce, stopped_reason, reopened
@@ -100,6 +100,8 @@ impl Ledger {
             lane.signer.as_slice(),
             self.process().0,
             i64::try_from(lanes).unwrap_or(i64::MAX),
+            self.timing.lane_lease.as_secs_f64(),
+            self.timing.lane_unowned.as_secs_f64(),
         )
         .fetch_one(&self.leases)
         .await?;
@@ -129,8 +131,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Renews the lease for another ten seconds. `lanes`: number of lanes of the network. `blind`: this process gets no blocks of the
-    /// chain.
+    /// Renews the lease. `lanes`: number of lanes of the network. `blind`: this process gets no blocks of the chain.
     pub async fn renew_lane(
         &self,
         lane: LaneKey,
@@ -144,7 +145,7 @@ impl Ledger {
             ), before as (
                 select count(*) as lanes from lanes where network = $1 and owner = $3 and lease_until > now() and signer < $2
             ), renewed as (
-                update lanes set lease_until = now() + interval '10 seconds'
+                update lanes set lease_until = now() + make_interval(secs => $8)
                 where network = $1 and signer = $2 and owner = $3 and epoch = $4 and (stopped_reason is not null) = $5
                 returning reopened
             )
@@ -159,6 +160,7 @@ impl Ledger {
             lease.stopped,
             i64::try_from(lanes).unwrap_or(i64::MAX),
             blind,
+            self.timing.lane_lease.as_secs_f64(),
         )
         .fetch_optional(&self.leases)
         .await?;

@@ -12,6 +12,7 @@
 
 mod acceptance;
 mod accounts;
+mod budgets;
 mod connections;
 mod detail;
 mod error;
@@ -20,6 +21,7 @@ mod fundings;
 mod grants;
 mod groups;
 mod history;
+mod keys;
 mod lanes;
 mod migrate;
 mod outbox;
@@ -48,8 +50,10 @@ use groups::Groups;
 
 use crate::clock::{Clock, FollowingClock};
 use crate::protocol::Network;
+use crate::timing::Timing;
 
 pub use acceptance::{Accepted, AlreadyTransferred, NewPayment};
+pub use budgets::{GasHour, GasShare, GasSubject, GasUse, OverBudget, fits_at};
 pub use detail::{AttemptDetail, EntryDetail, Event, Mined};
 pub use error::{LedgerError, Unreadable};
 pub use foreign::{ForeignNonce, NoncesLost};
@@ -57,6 +61,7 @@ pub use fundings::{Funding, FundingState, FundingTotals};
 pub use grants::{Closing, GrantRequest, GrantStatus, Lookup, PaymentWithGrant};
 pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, PaidSession};
+pub use keys::{Created, StoredKey};
 pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
 pub use outbox::{
     Attempt, BroadcastReply, NewTransaction, PendingTransaction, Recorded, TransactionKind,
@@ -69,9 +74,6 @@ pub use stats::{Group, Grouping};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 pub use undecided::{Undecided, Verdict};
 
-/// How often a lease is renewed. The lease of a lane is 10 s: a renewal without an answer and the next one fit into it.
-/// The lease of a process is 15 s: an answered grant is closed before it ends, even when the first try to close it gets no answer.
-pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 /// How long the core path may take to look up an absent authorization before the ledger is reported as unusable.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);
 
@@ -147,6 +149,7 @@ pub struct Ledger {
     history: Connections,
     options: PgConnectOptions,
     process: ProcessId,
+    timing: Timing,
     groups: Groups,
     clock: Arc<FollowingClock>,
 }
@@ -178,10 +181,23 @@ impl Ledger {
             history: Connections::new(&server, quarter, HISTORY),
             options,
             process,
+            timing: Timing::default(),
             groups,
             clock: Arc::default(),
         };
         Ok((ledger, task))
+    }
+
+    /// With other durations than those of production.
+    #[must_use]
+    pub const fn with_timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
+    /// The durations of this process.
+    pub const fn timing(&self) -> Timing {
+        self.timing
     }
 
     /// The id of this process in the ledger.

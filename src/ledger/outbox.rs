@@ -1,8 +1,9 @@
 //! The write-ahead line: bytes, hash and nonce of a transaction are committed here before it is sent.
 
-use alloy::primitives::{B256, Bytes, keccak256};
+use alloy::primitives::{B256, Bytes, U256, keccak256};
 use uuid::Uuid;
 
+use super::budgets::{self, GasShare, GasUse, OverBudget, ShareColumns, part, reserve_attempt};
 use super::connections::Connection;
 use super::row::{PaymentRow, bigint, hash, select_payments};
 use super::{LaneKey, Ledger, LedgerError};
@@ -21,6 +22,8 @@ pub struct Attempt {
     pub max_fee_wei: u128,
     /// `maxPriorityFeePerGas` in wei (EIP-1559).
     pub max_priority_fee_wei: u128,
+    /// Most that it may cost in wei: gas, a rollup's fee for data, and the native currency that it transfers.
+    pub cost_wei: U256,
     /// An empty self-transfer, which only uses the nonce.
     pub empty: bool,
 }
@@ -60,6 +63,8 @@ pub struct NewTransaction<'a> {
     pub attempt: &'a Attempt,
     /// Its payments, in the order of their calls.
     pub payments: &'a [&'a Payment],
+    /// The budgets that it counts in.
+    pub shares: &'a [GasShare],
 }
 
 /// The endpoints' reply to a broadcast, for the history only: no decision depends on it.
@@ -74,12 +79,14 @@ pub struct BroadcastReply {
 /// Whether a transaction was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
-    /// Committed, with its id: it may be broadcast, and every owner of the lane will do so.
-    Written(Uuid),
+    /// Committed, with its id and the state of its budgets: it may be broadcast, and every owner of the lane will do so.
+    Written(Uuid, Vec<GasUse>),
     /// Another process owns the lane or has used the nonce. Nothing was written.
     LaneLost,
     /// Not all payments are queued any more. Nothing was written; plan again with these, which still are.
     PaymentsChanged(Vec<PaymentId>),
+    /// It may cost more than these budgets have left. Nothing was written.
+    OverBudget(Vec<OverBudget>),
 }
 
 /// A transaction whose outcome is open.
@@ -105,7 +112,7 @@ impl Ledger {
     pub async fn record(&self, new: &NewTransaction<'_>) -> Result<Recorded, LedgerError> {
         let mut transaction = self.engine.begin().await?;
         let recorded = self.write(&mut transaction, new).await?;
-        if matches!(recorded, Recorded::Written(_)) {
+        if matches!(recorded, Recorded::Written(..)) {
             transaction.commit().await?;
         }
         Ok(recorded)
@@ -136,7 +143,7 @@ impl Ledger {
         let amounts = new
             .payments
             .iter()
-            .map(|payment| payment.authorization.value.to_string());
+            .map(|payment| payment.terms.value.to_string());
         let amounts: Vec<String> = amounts.collect();
         // The amount is compared because a payment may have been refused and presented again with another charge since it was read.
         // `is true` makes the planner find the rows by id: the index over states would read the whole queue.
@@ -159,17 +166,51 @@ impl Ledger {
             ));
         }
         let id = Uuid::now_v7();
-        sqlx::query!(
-            "with written as (
-                insert into transactions (id, network, signer, nonce, epoch, kind, state)
-                values ($1, $2, $3, $4, $5, $12, 'signed') returning id
+        let shares = ShareColumns::of(new.shares, new.attempt.cost_wei);
+        // Rows of budgets are locked last, and in one order. In the first minutes of an hour those of the last hour are locked too: what
+        // was begun in it may not be committed yet.
+        let rows = sqlx::query!(
+            r#"with written as (
+                insert into transactions (id, network, signer, nonce, epoch, kind, state, reserved_wei)
+                values ($1, $2, $3, $4, $5, $12, 'signed', ($13::text)::numeric) returning id
             ), attempted as (
                 insert into attempts (hash, transaction_id, sequence, raw, gas_limit, max_fee_wei, max_priority_fee_wei)
                 select $6, id, 1, $7, $8, ($9::text)::numeric, ($10::text)::numeric from written
+            ), carried as (
+                insert into transaction_payments (transaction_id, position, payment_id)
+                select written.id, (riding.position - 1)::smallint, riding.payment_id
+                from written, unnest($11::uuid[]) with ordinality as riding (payment_id, position)
+            ), share as (
+                select position, scope, subject, gas, wei::numeric as wei
+                from unnest($14::text[], $15::bytea[], $16::bigint[], $17::text[]) with ordinality as share (scope, subject, gas, wei, position)
+            ), reserved as (
+                insert into gas_reservations (transaction_id, scope, subject, gas)
+                select written.id, share.scope, share.subject, share.gas from written, share
+            ), clock as (
+                select date_bin('1 hour', now(), timestamptz '1970-01-01 00:00:00+00') as hour
+            ), counted as (
+                insert into gas_spending as s (network, scope, subject, hour, reserved_wei)
+                select $2, share.scope, share.subject, touched.hour, touched.wei
+                from clock, share
+                cross join lateral (values (clock.hour, share.wei), (clock.hour - interval '1 hour', 0)) as touched (hour, wei)
+                where touched.hour = clock.hour or now() < clock.hour + interval '5 minutes'
+                order by 2, 3, 4
+                on conflict on constraint gas_spending_pkey do update set reserved_wei = s.reserved_wei + excluded.reserved_wei
+                returning s.scope, s.subject, s.hour, s.spent_wei, s.reserved_wei
+            ), hours as (
+                select scope, subject, spent_wei, reserved_wei from counted
+                union all
+                select s.scope, s.subject, s.spent_wei, s.reserved_wei from clock, share
+                cross join lateral (
+                    select scope, subject, hour, spent_wei, reserved_wei from gas_spending
+                    where network = $2 and scope = share.scope and subject = share.subject and hour >= clock.hour - interval '24 hours' offset 0
+                ) s
+                where not exists (
+                    select from counted where (counted.scope, counted.subject, counted.hour) = (s.scope, s.subject, s.hour)
+                )
             )
-            insert into transaction_payments (transaction_id, position, payment_id)
-            select written.id, (riding.position - 1)::smallint, riding.payment_id
-            from written, unnest($11::uuid[]) with ordinality as riding (payment_id, position)",
+            select share.position as "position!", sum(hours.spent_wei)::text as "spent!", sum(hours.reserved_wei)::text as "reserved!"
+            from share join hours on hours.scope = share.scope and hours.subject = share.subject group by share.position"#,
             id,
             network,
             signer,
@@ -182,10 +223,32 @@ impl Ledger {
             new.attempt.max_priority_fee_wei.to_string(),
             &ids,
             new.kind.name(),
+            new.attempt.cost_wei.to_string(),
+            &shares.scopes,
+            &shares.subjects,
+            &shares.gas,
+            &shares.wei,
         )
-        .execute(&mut *connection)
+        .fetch_all(&mut *connection)
         .await?;
-        Ok(Recorded::Written(id))
+        let mut uses = Vec::with_capacity(rows.len());
+        for row in rows {
+            let position = usize::try_from(row.position - 1).unwrap_or_default();
+            if let Some(share) = new.shares.get(position) {
+                let spent_wei = budgets::wei(&row.spent, "spent_wei")?;
+                let reserved_wei = budgets::wei(&row.reserved, "reserved_wei")?;
+                uses.push(GasUse {
+                    subject: share.subject,
+                    spent_wei,
+                    reserved_wei,
+                });
+            }
+        }
+        let over = self.over_budget(connection, new, &uses).await?;
+        if !over.is_empty() {
+            return Ok(Recorded::OverBudget(over));
+        }
+        Ok(Recorded::Written(id, uses))
     }
 
     /// Writes a replacement for the nonce of an open transaction, before it is sent; the transaction's payments then name its hash.
@@ -238,6 +301,8 @@ impl Ledger {
         )
         .execute(&mut *writing)
         .await?;
+        // Without a replacement the nonce would stay blocked, so it is counted whatever the budgets say.
+        reserve_attempt(&mut writing, transaction, attempt.cost_wei).await?;
         writing.commit().await?;
         Ok(true)
     }
@@ -305,6 +370,39 @@ impl Ledger {
         .fetch_all(&self.engine)
         .await?;
         Ok(self.readable(rows).await)
+    }
+}
+
+impl Ledger {
+    /// The budgets that a transaction exceeds which has just been counted in them. Its statements must be rolled back then.
+    async fn over_budget(
+        &self,
+        connection: &mut Connection,
+        new: &NewTransaction<'_>,
+        uses: &[GasUse],
+    ) -> Result<Vec<OverBudget>, LedgerError> {
+        let mut over = Vec::new();
+        for used in uses {
+            let mut shares = new.shares.iter();
+            let share = shares.find(|share| share.subject == used.subject);
+            let Some((share, limit_wei)) = share.and_then(|share| Some((share, share.limit_wei?)))
+            else {
+                continue;
+            };
+            if used.spent_wei.saturating_add(used.reserved_wei) <= limit_wei {
+                continue;
+            }
+            let payments = U256::from(share.payments.max(1));
+            let needs_wei = part(new.shares, share, new.attempt.cost_wei) / payments;
+            let hours = budgets::hours_of(connection, new.lane.network, share.subject).await?;
+            over.push(OverBudget {
+                subject: share.subject,
+                needs_wei,
+                limit_wei,
+                until: budgets::fits_at(&hours, needs_wei, limit_wei, self.clock().now()),
+            });
+        }
+        Ok(over)
     }
 }
 

@@ -8,7 +8,7 @@ use super::connections::Connections;
 use super::quarantine::each_payment;
 use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
-use crate::payment::{Candidate, Payment, PaymentId};
+use crate::payment::{Payment, PaymentId, PaymentTerms};
 use crate::protocol::{Network, Rejection, X402Version};
 
 /// Identifies an authorization: unique per network, contract and payer.
@@ -21,24 +21,13 @@ pub struct AuthorizationKey {
     pub nonce: B256,
 }
 
-impl From<&Candidate> for AuthorizationKey {
-    fn from(candidate: &Candidate) -> Self {
+impl From<&PaymentTerms> for AuthorizationKey {
+    fn from(terms: &PaymentTerms) -> Self {
         Self {
-            network: candidate.network,
-            domain: candidate.method.nonce_domain(candidate.asset),
-            payer: candidate.authorization.from,
-            nonce: candidate.authorization.nonce,
-        }
-    }
-}
-
-impl From<&Payment> for AuthorizationKey {
-    fn from(payment: &Payment) -> Self {
-        Self {
-            network: payment.network,
-            domain: payment.method.nonce_domain(payment.asset),
-            payer: payment.authorization.from,
-            nonce: payment.authorization.nonce,
+            network: terms.network,
+            domain: terms.method.nonce_domain(terms.asset),
+            payer: terms.from,
+            nonce: terms.nonce,
         }
     }
 }
@@ -63,9 +52,9 @@ impl Ledger {
     /// Claimed are payments that are
     ///
     /// - unclaimed;
-    /// - claimed by this process for two seconds: its memory has lost them;
-    /// - claimed for two seconds by a process that has not renewed its lease for five;
-    /// - claimed for ten seconds by another live process: it may be unable to send them.
+    /// - claimed by this process for a moment: its memory has lost them;
+    /// - claimed for a moment by a process that has missed its renewals;
+    /// - claimed for longer by another live process: it may be unable to send them.
     ///
     /// Payments in `already_claimed` are left out: this process has them in memory. A row that cannot be read is quarantined and left out.
     pub async fn claim_queued(
@@ -82,10 +71,10 @@ impl Ledger {
                 select id from payments
                 where network = $1 and state = 'queued' and quarantined_at is null and (signer is null or signer = any($2))
                     and (queued_by is null or queued_at < now() - case
-                        -- A living process renews its 15 seconds every three.
+                        -- A living process renews its lease long before it ends.
                         when queued_by <> $4 and exists (
-                            select from processes holder where holder.id = queued_by and holder.lease_until > now() + interval '10 seconds'
-                        ) then interval '10 seconds' else interval '2 seconds' end) and id <> all($3)
+                            select from processes holder where holder.id = queued_by and holder.lease_until > now() + make_interval(secs => $6)
+                        ) then make_interval(secs => $7) else make_interval(secs => $8) end) and id <> all($3)
                 order by queued_at limit $5 for update skip locked
             )) returning id",
             network.to_string(),
@@ -93,6 +82,9 @@ impl Ledger {
             &already_claimed,
             self.process().0,
             limit,
+            self.timing.missed_renewals().as_secs_f64(),
+            self.timing.payment_claim.as_secs_f64(),
+            self.timing.lost_payment_claim.as_secs_f64(),
         )
         .fetch_all(&self.engine)
         .await?;
@@ -122,6 +114,25 @@ impl Ledger {
     /// Refuses a queued payment. `false`: it is not queued any more, so a transaction may have been sent.
     pub async fn refuse(&self, id: PaymentId, rejection: &Rejection) -> Result<bool, LedgerError> {
         refuse(&self.engine, id, rejection).await
+    }
+
+    /// Refuses those of several payments that are queued, in one statement.
+    pub async fn refuse_all(
+        &self,
+        payments: &[PaymentId],
+        rejection: &Rejection,
+    ) -> Result<(), LedgerError> {
+        let ids: Vec<Uuid> = payments.iter().map(|id| id.0).collect();
+        sqlx::query!(
+            "update payments set state = 'refused', reason = $2, message = $3
+            where id = any($1) and (state = 'queued') is true",
+            &ids,
+            rejection.reason.code(),
+            rejection.message,
+        )
+        .execute(&self.engine)
+        .await?;
+        Ok(())
     }
 
     /// The same for a caller whose time is over, on the callers' connections: many callers may run out of time at once.

@@ -15,10 +15,11 @@ impl Ledger {
     /// Inserts a row for this process; everything that the process writes refers to it.
     pub async fn begin_process(&self) -> Result<(), LedgerError> {
         let now = sqlx::query_scalar!(
-            r#"insert into processes (id, version, lease_until) values ($1, $2, now() + interval '15 seconds')
+            r#"insert into processes (id, version, lease_until) values ($1, $2, now() + make_interval(secs => $3))
             returning now() as "now!""#,
             self.process.0,
             env!("CARGO_PKG_VERSION"),
+            self.timing.process_lease.as_secs_f64(),
         )
         .fetch_one(&self.leases)
         .await?;
@@ -30,9 +31,10 @@ impl Ledger {
     pub async fn renew_process(&self, serves: &[Network]) -> Result<(), LedgerError> {
         let serves: Vec<String> = serves.iter().map(Network::to_string).collect();
         let now = sqlx::query_scalar!(
-            r#"update processes set lease_until = now() + interval '15 seconds', serves = $2 where id = $1 returning now() as "now!""#,
+            r#"update processes set lease_until = now() + make_interval(secs => $3), serves = $2 where id = $1 returning now() as "now!""#,
             self.process.0,
             &serves,
+            self.timing.process_lease.as_secs_f64(),
         )
         .fetch_optional(&self.leases)
         .await?;

@@ -5,6 +5,7 @@ use alloy::primitives::B256;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::budgets::recount;
 use super::connections::Connection;
 use super::row::bigint;
 use super::{Ledger, LedgerError};
@@ -79,7 +80,11 @@ impl Ledger {
         let mut transaction = self.engine.begin().await?;
         let updated = sqlx::query!(
             "update transactions set state = 'mined', hash = $2, succeeded = $3, block_number = $4, block_hash = $5, gas_used = $6,
-                gas_price_wei = ($7::text)::numeric, further_fee_wei = ($8::text)::numeric
+                gas_price_wei = ($7::text)::numeric, further_fee_wei = ($8::text)::numeric,
+                spent_wei = $6::bigint * ($7::text)::numeric + ($8::text)::numeric + coalesce((
+                    -- Gas money is spent as well, if it was transferred.
+                    select f.wei from fundings f join attempts a on a.hash = $2 where f.transaction_id = $1 and $3 and not a.empty
+                ), 0)
             where id = $1 and state = 'signed'",
             mined.id,
             mined.hash.as_slice(),
@@ -125,6 +130,7 @@ impl Ledger {
         )
         .execute(&mut *transaction)
         .await?;
+        recount(&mut transaction, &[mined.id], (1, -1)).await?;
         transaction.commit().await?;
         Ok(usize::try_from(recorded.rows_affected()).unwrap_or(usize::MAX))
     }
@@ -268,6 +274,7 @@ impl Ledger {
         .await?;
         let payments =
             roll_back_payments(&mut transaction, (&network, &removed, lowest), &reopened).await?;
+        recount(&mut transaction, &reopened, (-1, 1)).await?;
         transaction.commit().await?;
         Ok(RolledBack {
             transactions: u64::try_from(reopened.len()).unwrap_or(u64::MAX),

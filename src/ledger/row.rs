@@ -10,11 +10,12 @@ use uuid::Uuid;
 
 use super::error::Unreadable;
 use crate::payment::{
-    Location, Method, Payment, PaymentId, PaymentState, Permit2, Sponsored, Wallet,
+    Location, Method, Payment, PaymentId, PaymentState, PaymentTerms, Permit2, Sponsored,
+    UnixSeconds, Wallet,
 };
 use crate::protocol::response::checksummed;
 use crate::protocol::session::Rail;
-use crate::protocol::{Amount, Authorization, Reason, Rejection, X402Version};
+use crate::protocol::{Reason, Rejection, X402Version};
 
 /// Reason codes of later versions are kept for the life of the process: each at most this long, in bytes, and at most so many.
 const CODE_BYTES_MAX: usize = 64;
@@ -56,6 +57,7 @@ pub(super) struct PaymentRow {
     pub(super) permitted: Option<String>,
     pub(super) allowance_permit: Option<Vec<u8>>,
     pub(super) allowance_approval: Option<Vec<u8>>,
+    pub(super) caller: Option<String>,
 }
 
 /// `query_as!` over all columns of `payments p`, with the rest of the statement appended; `with` puts a text in front of the statement.
@@ -70,7 +72,7 @@ macro_rules! select_payments {
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
                 p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at, p.signer,
-                p.permitted::text, p.allowance_permit, p.allowance_approval
+                p.permitted::text, p.allowance_permit, p.allowance_approval, p.caller
             from payments p "# + $rest $(+ $more)*
             $(, $argument)*
         )
@@ -86,30 +88,28 @@ impl TryFrom<PaymentRow> for Payment {
         let version = u8::try_from(row.x402_version)
             .ok()
             .and_then(|number| X402Version::try_from(number).ok());
-        let authorization = Authorization {
+        let factory = row
+            .wallet_factory
+            .as_deref()
+            .map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
+        let caller = row.caller.as_deref().map(str::parse).transpose();
+        let caller = caller.map_err(|_| bad("caller"))?;
+        let (method, state) = (method(&row)?, state(&row)?);
+        let seconds = UnixSeconds::from_moment;
+        let terms = PaymentTerms {
+            version: version.ok_or_else(|| bad("x402_version"))?,
+            network: row.network.parse().map_err(|_| bad("network"))?,
+            asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
+            method,
             from: address(&row.payer).ok_or_else(|| bad("payer"))?,
             to: address(&row.payee).ok_or_else(|| bad("payee"))?,
             value: row.amount.parse().map_err(|_| bad("amount"))?,
             valid_after: seconds(row.valid_after).ok_or_else(|| bad("valid_after"))?,
             valid_before: seconds(row.valid_before).ok_or_else(|| bad("valid_before"))?,
             nonce: hash(&row.nonce).ok_or_else(|| bad("nonce"))?,
-        };
-        let factory = row
-            .wallet_factory
-            .as_deref()
-            .map(|bytes| address(bytes).ok_or_else(|| bad("wallet_factory")));
-        let method = method(&row)?;
-        let state = state(&row)?;
-        Ok(Self {
-            id: PaymentId(row.id),
-            version: version.ok_or_else(|| bad("x402_version"))?,
-            rail: rail(&row.rail).ok_or_else(|| bad("rail"))?,
-            network: row.network.parse().map_err(|_| bad("network"))?,
-            asset: address(&row.asset).ok_or_else(|| bad("asset"))?,
-            authorization,
-            method,
             digest: hash(&row.digest).ok_or_else(|| bad("digest"))?,
             signature: row.signature.into(),
+            signed_by: None,
             wallet: factory
                 .transpose()?
                 .zip(row.wallet_factory_call)
@@ -117,8 +117,14 @@ impl TryFrom<PaymentRow> for Payment {
                     factory,
                     call: call.into(),
                 }),
+        };
+        Ok(Self {
+            id: PaymentId(row.id),
+            rail: rail(&row.rail).ok_or_else(|| bad("rail"))?,
+            terms,
             resource: row.resource,
             state,
+            caller,
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             quarantine: row.quarantine_reason,
             unmatched: row.unmatched_reason,
@@ -150,7 +156,7 @@ fn method(row: &PaymentRow) -> Result<Method, Unreadable> {
 fn permit_of(bytes: &[u8]) -> Option<Sponsored> {
     let (deadline, signature) = bytes.split_at_checked(32)?;
     Some(Sponsored::Permit {
-        deadline: Amount::from_atomic(U256::from_be_slice(deadline)),
+        deadline: U256::from_be_slice(deadline).into(),
         signature: signature.try_into().ok()?,
     })
 }
@@ -158,16 +164,13 @@ fn permit_of(bytes: &[u8]) -> Option<Sponsored> {
 /// The columns for what the payer signed in place of an existing allowance to Permit2: an EIP-2612 permit or an approval transaction.
 /// A permit is stored as its deadline (32 bytes, big endian) followed by its signature.
 pub(super) fn allowance_columns(method: &Method) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
-    let sponsored = method
-        .permit2()
-        .and_then(|permit| permit.sponsored.as_ref());
-    match sponsored {
+    match method.sponsored() {
         None => (None, None),
         Some(Sponsored::Permit {
             deadline,
             signature,
         }) => {
-            let deadline = deadline.atomic().to_be_bytes::<32>();
+            let deadline = deadline.word().to_be_bytes::<32>();
             (Some([&deadline[..], signature].concat()), None)
         }
         Some(Sponsored::Approval(raw)) => (None, Some(raw.to_vec())),
@@ -260,17 +263,6 @@ pub(super) fn shown_address(bytes: &[u8]) -> String {
 
 pub(super) fn hash(bytes: &[u8]) -> Option<B256> {
     B256::try_from(bytes).ok()
-}
-
-fn seconds(moment: OffsetDateTime) -> Option<Amount> {
-    u64::try_from(moment.unix_timestamp())
-        .ok()
-        .map(|seconds| Amount::from_atomic(U256::from(seconds)))
-}
-
-/// Unix seconds of an authorization, for a `timestamptz` column. The checks before acceptance have bounded them.
-pub(super) fn moment(seconds: Amount) -> Option<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds.atomic()).ok()?).ok()
 }
 
 /// Block heights, nonces, gas and log indices fit into `bigint`.

@@ -39,8 +39,8 @@ pub struct Group {
 macro_rules! select_groups {
     ($rest:literal $(+ $more:literal)* $(, $argument:expr)* $(,)?) => {
         sqlx::query!(
-            r#"select case when $14 then (p.created_at at time zone 'UTC')::date end as day, case when $15 then p.payee end as payee,
-                p.network, p.asset, case when $16 then p.state end as state, count(*) as "payments!", sum(p.amount)::text as "amount!"
+            r#"select case when $15 then (p.created_at at time zone 'UTC')::date end as day, case when $16 then p.payee end as payee,
+                p.network, p.asset, case when $17 then p.state end as state, count(*) as "payments!", sum(p.amount)::text as "amount!"
             from payments p "# + $rest $(+ $more)*
             $(, $argument)*
         )
@@ -59,7 +59,7 @@ impl Ledger {
         use_custom_plans(&mut snapshot).await?;
         let rows = filtered!(select_groups!(
             filter,
-            "group by 1, 2, 3, 4, 5 order by 1 desc nulls last, 2, 3, 4, 5 limit $17",
+            "group by 1, 2, 3, 4, 5 order by 1 desc nulls last, 2, 3, 4, 5 limit $18",
             grouping.day,
             grouping.payee,
             grouping.state,

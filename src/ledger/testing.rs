@@ -176,6 +176,7 @@ impl TestLedger {
             confirmations: 2,
             location: &location(nonce),
             confirmed: true,
+            caller: None,
         };
         assert!(self.accept_transferred(&settled).await.unwrap());
         self.payment(id).await.unwrap().unwrap()
@@ -192,7 +193,7 @@ impl TestLedger {
         let attempt = attempt(nonce);
         let new = transaction(lease, nonce, &attempt, payments);
         let outcome = self.record(&new).await.unwrap();
-        let Recorded::Written(id) = outcome else {
+        let Recorded::Written(id, _) = outcome else {
             panic!("expected it to be written, got {outcome:?}");
         };
         id
@@ -235,18 +236,18 @@ pub(super) fn valid_before() -> OffsetDateTime {
 /// An EIP-3009 authorization with this nonce, of a payer of its own: what one payer promises does not bound another.
 pub(super) fn candidate(nonce: u8) -> Candidate {
     let mut candidate = fixture::candidate();
-    candidate.authorization.nonce = B256::repeat_byte(nonce);
-    candidate.authorization.from = Address::repeat_byte(nonce);
-    candidate.authorization.valid_before = Amount::from_atomic(U256::from(VALID_BEFORE));
+    candidate.terms.nonce = B256::repeat_byte(nonce);
+    candidate.terms.from = Address::repeat_byte(nonce);
+    candidate.terms.valid_before = U256::from(VALID_BEFORE).into();
     candidate
 }
 
 /// A Permit2 authorization with this nonce, of a payer of its own.
 pub(super) fn permit2_candidate(scheme: Scheme, nonce: u8) -> Candidate {
     let mut candidate = fixture::candidate_of(&fixture::permit2_body(scheme), Purpose::Settle);
-    candidate.authorization.nonce = B256::repeat_byte(nonce);
-    candidate.authorization.from = Address::repeat_byte(nonce);
-    candidate.authorization.valid_before = Amount::from_atomic(U256::from(VALID_BEFORE));
+    candidate.terms.nonce = B256::repeat_byte(nonce);
+    candidate.terms.from = Address::repeat_byte(nonce);
+    candidate.terms.valid_before = U256::from(VALID_BEFORE).into();
     candidate
 }
 
@@ -258,6 +259,7 @@ pub(super) fn verified(candidate: Candidate, facts: &ChainFacts) -> NewPayment {
         confirmations: 2,
         claimed: true,
         first_asker: None,
+        caller: None,
     }
 }
 
@@ -266,7 +268,7 @@ pub(super) fn new_payment(nonce: u8) -> NewPayment {
 }
 
 pub(super) fn key(nonce: u8) -> AuthorizationKey {
-    AuthorizationKey::from(&candidate(nonce))
+    AuthorizationKey::from(&candidate(nonce).terms)
 }
 
 /// Where a payment's money was transferred: a block per number, at the height 100 + number.
@@ -297,6 +299,7 @@ pub(super) fn attempt(number: u64) -> Attempt {
         gas_limit: 100_000,
         max_fee_wei: 2_000,
         max_priority_fee_wei: 1_000,
+        cost_wei: U256::from(200_000_000),
         empty: false,
     }
 }
@@ -314,6 +317,7 @@ pub(super) fn transaction<'a>(
         kind: TransactionKind::Direct,
         attempt,
         payments,
+        shares: &[],
     }
 }
 

@@ -98,7 +98,7 @@ impl Ledger {
                 continue;
             };
             undecided.push(Undecided {
-                call_succeeded: row.call_succeeded && payment.wallet.is_none(),
+                call_succeeded: row.call_succeeded && payment.terms.wallet.is_none(),
                 payment,
                 transaction: row.id,
                 hash,

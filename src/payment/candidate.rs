@@ -2,16 +2,13 @@
 
 mod payload;
 
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, Bytes};
 use time::OffsetDateTime;
 
-use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
-use crate::payment::{Asset, Method, NetworkPolicy, signature, sponsoring};
+use crate::payment::method::{Fault, Sponsored};
+use crate::payment::{Asset, Method, NetworkPolicy, PaymentTerms, signature, sponsoring};
 use crate::protocol::session::SessionId;
-use crate::protocol::{
-    Authorization, AuthorizationPayload, Network, PaymentRequirements, Reason, Rejection, Scheme,
-    X402Version,
-};
+use crate::protocol::{AuthorizationPayload, PaymentRequirements, Reason, Rejection, Scheme};
 use payload::{ParsedPayload, PayloadParser};
 
 /// A request that carries an authorization.
@@ -47,22 +44,8 @@ pub enum Purpose {
 /// A well-formed payment. Its signature was recovered, if it is an ECDSA signature.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// The protocol version of the response.
-    pub version: X402Version,
-    pub network: Network,
-    /// The required token.
-    pub asset: Address,
-    /// The signed terms; `value` is the amount to transfer.
-    pub authorization: Authorization,
-    /// The contract that makes the transfer.
-    pub method: Method,
-    /// The signed EIP-712 digest.
-    pub digest: B256,
-    /// The signature without ERC-6492 wrapper; `v` is 27 or 28 if the payer's key made it.
-    pub signature: Bytes,
-    /// The deployment named by an ERC-6492 wrapper.
-    pub wallet: Option<Wallet>,
-    pub signed_by: SignedBy,
+    /// The terms; `value` is the amount to transfer.
+    pub terms: PaymentTerms,
     /// The session that the payload names.
     pub session: Option<SessionId>,
     /// The URL of the resource, if the request names one. No check depends on it.
@@ -94,7 +77,7 @@ impl Candidate {
             purpose,
         };
         let ParsedPayload {
-            terms,
+            authorization,
             mut method,
             token,
             digest,
@@ -108,28 +91,36 @@ impl Candidate {
             return Err(bad_signature("the signature is empty"));
         }
         let own = signature::normalised(&signature)
-            .filter(|normal| signature::recover_signer(normal, digest) == Some(terms.from));
+            .filter(|normal| signature::recover_signer(normal, digest) == Some(authorization.from));
         let session = match &request.payload {
             AuthorizationPayload::Eip3009(payload) => payload.session_id.clone(),
             AuthorizationPayload::Permit2(_) => None,
         };
         let sponsoring_fault = sponsoring::attach(&mut method, &request, policy).err();
-        Ok(Self {
+        let terms = PaymentTerms {
             version: request.version,
             network: request.requirements.network,
             asset: request.requirements.asset,
-            authorization: terms,
+            from: authorization.from,
+            to: authorization.to,
+            value: authorization.value,
+            valid_after: authorization.valid_after.into(),
+            valid_before: authorization.valid_before.into(),
+            nonce: authorization.nonce,
             digest,
-            signed_by: if own.is_some() {
+            signed_by: Some(if own.is_some() {
                 SignedBy::Payer
             } else {
                 SignedBy::Unknown
-            },
+            }),
             signature: own.map_or(signature, |normal| Bytes::copy_from_slice(&normal)),
-            session,
             // Permit2 cannot settle for a wallet that is not deployed yet.
             wallet: wallet.filter(|_| method == Method::Eip3009),
             method,
+        };
+        Ok(Self {
+            terms,
+            session,
             domain,
             token,
             purpose,
@@ -140,27 +131,11 @@ impl Candidate {
     }
 
     /// Whether an EIP-2612 permit is submitted together with the payment.
-    pub const fn has_token_permit(&self) -> bool {
+    pub fn has_token_permit(&self) -> bool {
         matches!(
-            self.method,
-            Method::Permit2(Permit2 {
-                sponsored: Some(Sponsored::Permit { .. }),
-                ..
-            })
+            self.terms.method.sponsored(),
+            Some(Sponsored::Permit { .. })
         )
-    }
-
-    /// The signed terms with everything needed to settle them.
-    pub const fn signed(&self) -> Signed<'_> {
-        Signed {
-            asset: self.asset,
-            terms: &self.authorization,
-            method: &self.method,
-            digest: self.digest,
-            signature: &self.signature,
-            wallet: self.wallet.as_ref(),
-            signed_by: Some(self.signed_by),
-        }
     }
 
     /// Checks that the authorization matches the requirement: payee, amount, token. Applies to payments already in the ledger too,
@@ -172,21 +147,21 @@ impl Candidate {
 
     /// Checks the payee, the first part of [`Self::check_payee_and_amount`]. For a new payment [`Self::check_policy`] checks the rest.
     pub fn check_payee(&self) -> Result<(), Rejection> {
-        let (paid, required) = (self.authorization.to, self.requirements.pay_to);
+        let (paid, required) = (self.terms.to, self.requirements.pay_to);
         if paid == required {
             return Ok(());
         }
         let why = format!("expected the payee {required}, got an authorization that pays {paid}");
-        Err(self.refuse_for(Fault::Payee, why))
+        Err(self.terms.rejection(Fault::Payee, why))
     }
 
     fn check_amount(&self) -> Result<(), Rejection> {
         let required = self.requirements.amount;
-        let signed = match &self.method {
-            Method::Eip3009 => self.authorization.value,
+        let signed = match &self.terms.method {
+            Method::Eip3009 => self.terms.value,
             Method::Permit2(permit) => permit.permitted,
         };
-        let charged = self.purpose == Purpose::Settle && self.method.scheme() == Scheme::Upto;
+        let charged = self.purpose == Purpose::Settle && self.terms.method.scheme() == Scheme::Upto;
         if charged && required > signed {
             let why = format!(
                 "expected a charge of at most {signed}, which the payer permitted, got {required}"
@@ -195,12 +170,12 @@ impl Candidate {
         }
         if !charged && required != signed {
             let why = format!("expected exactly {required}, got an authorization of {signed}");
-            return Err(self.refuse_for(Fault::Amount, why));
+            return Err(self.terms.rejection(Fault::Amount, why));
         }
-        if self.token != self.asset {
+        if self.token != self.terms.asset {
             let why = format!(
                 "expected the token {}, got a permit for {}",
-                self.asset, self.token
+                self.terms.asset, self.token
             );
             return Err(Rejection::new(Reason::Permit2TokenMismatch, why));
         }
@@ -214,21 +189,8 @@ impl Candidate {
         policy: &NetworkPolicy,
         now: OffsetDateTime,
     ) -> Result<(), Rejection> {
-        let asset = policy.asset(self.asset).ok_or_else(|| {
-            let known: Vec<_> = policy
-                .assets
-                .iter()
-                .map(|asset| asset.address.to_string())
-                .collect();
-            let why = format!(
-                "expected one of the assets served on {} ({}), got {}",
-                self.network,
-                known.join(", "),
-                self.asset
-            );
-            Rejection::new(Reason::InvalidPaymentRequirements, why)
-        })?;
-        policy.check_payee(self.authorization.to)?;
+        let asset = policy.served_asset(self.terms.asset)?;
+        policy.check_payee(self.terms.to)?;
         self.check_token_domain(asset)?;
         self.check_facilitator(policy)?;
         self.check_validity_window(policy, now)?;
@@ -243,13 +205,13 @@ impl Candidate {
         deployed: bool,
     ) -> Result<Self, Rejection> {
         if deployed {
-            self.wallet = None;
+            self.terms.wallet = None;
         }
-        match &self.wallet {
+        match &self.terms.wallet {
             Some(wallet) if !policy.factories.contains(&wallet.factory) => {
                 let why = format!(
                     "{} is not deployed, and the factory {} is not on this facilitator's list",
-                    self.authorization.from, wallet.factory
+                    self.terms.from, wallet.factory
                 );
                 Err(Rejection::new(Reason::FactoryNotAllowed, why))
             }
@@ -258,7 +220,7 @@ impl Candidate {
     }
 
     fn check_facilitator(&self, policy: &NetworkPolicy) -> Result<(), Rejection> {
-        let Some(named) = self.method.facilitator() else {
+        let Some(named) = self.terms.settling_signer() else {
             return Ok(());
         };
         if policy.signers.contains(&named) {
@@ -299,17 +261,13 @@ impl Candidate {
         policy: &NetworkPolicy,
         now: OffsetDateTime,
     ) -> Result<(), Rejection> {
-        let (after, before) = (
-            self.authorization.valid_after,
-            self.authorization.valid_before,
-        );
+        let (after, before) = (self.terms.valid_after, self.terms.valid_before);
         let seconds = |moment: OffsetDateTime| moment.unix_timestamp();
         let limits = (
             seconds(now + policy.validity_min),
             seconds(now + policy.validity_max),
         );
-        let before_s = i64::try_from(before.atomic()).unwrap_or(i64::MAX);
-        if before_s < limits.0 || before_s > limits.1 {
+        if before.timestamp() < limits.0 || before.timestamp() > limits.1 {
             let why = format!(
                 "expected the authorization to expire between {} and {}, at least {} s and at most {} s from now ({}), it expires at {before}; a seller's maxTimeoutSeconds must not be more than {}",
                 limits.0,
@@ -319,35 +277,25 @@ impl Candidate {
                 seconds(now),
                 policy.validity_max.whole_seconds()
             );
-            return Err(self.refuse_for(Fault::ValidBefore, why));
+            return Err(self.terms.rejection(Fault::ValidBefore, why));
         }
-        let ahead = after
-            .atomic()
-            .saturating_sub(U256::from(u64::try_from(seconds(now)).unwrap_or_default()));
-        if !ahead.is_zero() {
+        let ahead = after.timestamp().saturating_sub(seconds(now));
+        if ahead > 0 {
             let why = format!(
                 "expected validAfter of at most {} (now), got {after}: it begins {ahead} s from now, so the payer's clock is {ahead} s ahead, or it is meant for later",
                 seconds(now)
             );
-            return Err(self.refuse_for(Fault::ValidAfter, why));
+            return Err(self.terms.rejection(Fault::ValidAfter, why));
         }
         Ok(())
-    }
-
-    /// A rejection with the code that the payment's method and version have for `fault`.
-    pub fn refuse_for(&self, fault: Fault, message: impl Into<String>) -> Rejection {
-        self.method.rejection(self.version, fault, message)
     }
 }
 
 impl std::fmt::Debug for Candidate {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut fields = formatter.debug_struct("Candidate");
-        fields
-            .field("network", &self.network)
-            .field("authorization", &self.authorization);
-        fields
-            .field("signed_by", &self.signed_by)
+        formatter
+            .debug_struct("Candidate")
+            .field("terms", &self.terms)
             .finish_non_exhaustive()
     }
 }

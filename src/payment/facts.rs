@@ -3,9 +3,9 @@
 use alloy::primitives::{Bytes, U256};
 use time::OffsetDateTime;
 
-use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
-use crate::payment::{Candidate, Method, Payment, SignedBy, revert};
-use crate::protocol::{Reason, Rejection, X402Version};
+use crate::payment::method::{Fault, Permit2, Sponsored};
+use crate::payment::{Candidate, Method, PaymentTerms, revert};
+use crate::protocol::{Reason, Rejection};
 
 /// The shortest remaining validity of an EIP-2612 permit, in seconds: it is submitted with the payment. The reference uses 6 as well.
 const PERMIT_VALIDITY_MIN_S: i64 = 6;
@@ -65,9 +65,9 @@ impl Verified {
     /// The payer's allowance to Permit2, if the payment depends on it and the token has one. It does not depend on it if an approval is
     /// submitted first, or the charge is 0.
     pub fn allowance(&self) -> Option<U256> {
-        let permit = self.candidate.method.permit2()?;
+        let permit = self.candidate.terms.method.permit2()?;
         let has_approval = matches!(permit.sponsored, Some(Sponsored::Approval(_)));
-        let moves_nothing = self.candidate.authorization.value.is_zero();
+        let moves_nothing = self.candidate.terms.value.is_zero();
         self.facts
             .allowance
             .filter(|_| !has_approval && !moves_nothing)
@@ -83,11 +83,11 @@ impl Candidate {
         }
         self.check_permit_deadline(&facts)?;
         // A charge of 0 needs no transfer, so there is nothing to simulate. The nonce must still be unused.
-        let zero_charge = self.authorization.value.is_zero() && facts.nonce_used == Some(false);
-        let may_wait = self.signed().needs_approval_first(&facts);
-        let may_wait = may_wait || self.signed().fails_only_because_early(&facts);
+        let zero_charge = self.terms.value.is_zero() && facts.nonce_used == Some(false);
+        let may_wait =
+            self.terms.needs_approval_first(&facts) || self.terms.fails_only_because_early(&facts);
         if !facts.transfer_succeeds && !zero_charge && !may_wait {
-            return Err(diagnose(self.version, self.signed(), &facts));
+            return Err(self.terms.diagnose(&facts));
         }
         Ok(Verified {
             candidate: self,
@@ -96,15 +96,11 @@ impl Candidate {
     }
 
     fn check_permit_deadline(&self, facts: &ChainFacts) -> Result<(), Rejection> {
-        let permit = self
-            .method
-            .permit2()
-            .and_then(|permit| permit.sponsored.as_ref());
-        let Some(Sponsored::Permit { deadline, .. }) = permit else {
+        let Some(Sponsored::Permit { deadline, .. }) = self.terms.method.sponsored() else {
             return Ok(());
         };
         let least = facts.block_time.unix_timestamp() + PERMIT_VALIDITY_MIN_S;
-        if i64::try_from(deadline.atomic()).unwrap_or(i64::MAX) >= least {
+        if deadline.timestamp() >= least {
             return Ok(());
         }
         let why = format!("expected the permit's deadline at {least} or later, got {deadline}");
@@ -115,115 +111,105 @@ impl Candidate {
     /// a signature of the address's key.
     pub fn check_signature(&self, facts: &ChainFacts) -> Result<(), Rejection> {
         if !facts.token_has_code {
-            let why = format!("there is no contract at the asset's address {}", self.asset);
+            let why = format!(
+                "there is no contract at the asset's address {}",
+                self.terms.asset
+            );
             return Err(Rejection::new(Reason::AssetNotDeployedContract, why));
         }
-        let payer = self.authorization.from;
+        let payer = self.terms.from;
+        let by_payer_key = self.terms.is_signed_by_payer_key();
         if facts.payer_has_code {
             // Some tokens recover the signer even if the payer has code. The simulated transfer shows whether this token does.
-            let recovered = self.signed_by == SignedBy::Payer && facts.transfer_succeeds;
+            let recovered = by_payer_key && facts.transfer_succeeds;
             if !facts.signature_accepted && !recovered {
                 let why = format!(
                     "{payer} has code, and its isValidSignature does not accept the signature"
                 );
-                return Err(self.refuse_for(Fault::Signature, why));
+                return Err(self.terms.rejection(Fault::Signature, why));
             }
-        } else if self.wallet.is_some() {
+        } else if self.terms.wallet.is_some() {
             let why = format!("the factory's call does not deploy a wallet at {payer}");
             return Err(Rejection::new(Reason::WalletDeploymentFailed, why));
-        } else if self.signed_by == SignedBy::Unknown {
+        } else if !by_payer_key {
             let why = format!(
                 "{payer} has no code, and the signature was not made with its key over this authorization and domain"
             );
-            return Err(self.refuse_for(Fault::Signature, why));
+            return Err(self.terms.rejection(Fault::Signature, why));
         }
         Ok(())
     }
 }
 
-impl Signed<'_> {
+impl PaymentTerms {
     /// Whether the simulation failed only because the authorization is not valid yet.
     pub fn fails_only_because_early(&self, facts: &ChainFacts) -> bool {
-        // Any version will do: it affects only the spelling of other codes.
-        let version = X402Version::V2;
         let early = [
-            self.method.reason(version, Fault::ValidAfter),
+            self.reason(Fault::ValidAfter),
             Reason::Permit2PaymentTooEarly,
         ];
         !facts.transfer_succeeds
             && self.is_not_yet_valid_at(facts)
-            && early.contains(&diagnose(version, *self, facts).reason)
-    }
-
-    /// Whether the authorization becomes valid only after the block of `facts`.
-    pub fn is_not_yet_valid_at(&self, facts: &ChainFacts) -> bool {
-        let time = u64::try_from(facts.block_time.unix_timestamp()).unwrap_or_default();
-        self.valid_from() > U256::from(time)
+            && early.contains(&self.diagnose(facts).reason)
     }
 
     /// Whether the payer's contract accepts the signature, but the token does not support contract signatures.
     fn token_ignores_contract(&self, facts: &ChainFacts, revert: &str) -> bool {
-        *self.method == Method::Eip3009
+        self.method == Method::Eip3009
             && facts.payer_has_code
             && facts.signature_accepted
             && !self.is_signed_by_payer_key()
             && (facts.revert.is_empty() || revert.to_lowercase().contains("signature"))
     }
-}
 
-impl Payment {
-    /// Why an accepted payment is not sent, given the facts of a failed simulation.
-    pub fn rejection_for(&self, facts: &ChainFacts) -> Rejection {
-        diagnose(self.version, self.signed(), facts)
-    }
-}
-
-/// The most likely reason of a failed simulation: the first check that fails, in the order of the reference implementation.
-fn diagnose(version: X402Version, signed: Signed<'_>, facts: &ChainFacts) -> Rejection {
-    let rejection = |fault, why: String| signed.method.rejection(version, fault, why);
-    if let Some(found) = missing_contract(signed, facts) {
-        return found;
-    }
-    if facts.nonce_used == Some(true) {
-        return rejection(Fault::NonceUsed, NONCE_USED.to_owned());
-    }
-    let value = signed.terms.value;
-    if let Some(balance) = facts.balance.filter(|balance| *balance < value.atomic()) {
-        return rejection(Fault::Balance, format!("balance {balance} below {value}"));
-    }
-    if let Some(permit) = signed.method.permit2() {
-        let too_low = |allowance: &U256| *allowance < value.atomic();
-        if let Some(allowance) = facts.allowance.filter(too_low) {
-            let why = missing_allowance(allowance, permit, signed);
-            return Rejection::new(Reason::Permit2AllowanceRequired, why);
+    /// The most likely reason of a failed simulation: the first check that fails, in the order of the reference implementation.
+    pub fn diagnose(&self, facts: &ChainFacts) -> Rejection {
+        if let Some(found) = missing_contract(self, facts) {
+            return found;
         }
-        if let Some(known) = revert::permit2_rejection(&facts.revert) {
-            return known;
+        if facts.nonce_used == Some(true) {
+            return self.rejection(Fault::NonceUsed, NONCE_USED);
         }
-    }
-    let text = revert::printable(&facts.revert);
-    match signed.method {
-        Method::Eip3009 if text.contains("expired") => rejection(Fault::ValidBefore, text),
-        Method::Eip3009 if text.contains("not yet valid") => rejection(Fault::ValidAfter, text),
-        Method::Eip3009 if signed.token_ignores_contract(facts, &text) => {
-            let why = format!(
-                "the token {} takes plain accounts only: it has no transferWithAuthorization for the signature of the contract wallet {}",
-                signed.asset, signed.terms.from
-            );
-            rejection(Fault::Simulation, why)
+        let value = self.value;
+        if let Some(balance) = facts.balance.filter(|balance| *balance < value.atomic()) {
+            return self.rejection(Fault::Balance, format!("balance {balance} below {value}"));
         }
-        Method::Eip3009 | Method::Permit2(_) => {
-            let why = format!("the simulated transfer reverted: {text}");
-            rejection(Fault::Simulation, why)
+        if let Some(permit) = self.method.permit2() {
+            let too_low = |allowance: &U256| *allowance < value.atomic();
+            if let Some(allowance) = facts.allowance.filter(too_low) {
+                let why = missing_allowance(allowance, permit, self);
+                return Rejection::new(Reason::Permit2AllowanceRequired, why);
+            }
+            if let Some(known) = revert::permit2_rejection(&facts.revert) {
+                return known;
+            }
+        }
+        let text = revert::printable(&facts.revert);
+        match self.method {
+            Method::Eip3009 if text.contains("expired") => self.rejection(Fault::ValidBefore, text),
+            Method::Eip3009 if text.contains("not yet valid") => {
+                self.rejection(Fault::ValidAfter, text)
+            }
+            Method::Eip3009 if self.token_ignores_contract(facts, &text) => {
+                let why = format!(
+                    "the token {} takes plain accounts only: it has no transferWithAuthorization for the signature of the contract wallet {}",
+                    self.asset, self.from
+                );
+                self.rejection(Fault::Simulation, why)
+            }
+            Method::Eip3009 | Method::Permit2(_) => {
+                let why = format!("the simulated transfer reverted: {text}");
+                self.rejection(Fault::Simulation, why)
+            }
         }
     }
 }
 
 /// The rejection if a contract is not deployed, or lacks the required standard.
-fn missing_contract(signed: Signed<'_>, facts: &ChainFacts) -> Option<Rejection> {
-    match signed.method {
+fn missing_contract(terms: &PaymentTerms, facts: &ChainFacts) -> Option<Rejection> {
+    match terms.method {
         Method::Permit2(_) if !facts.settler_has_code => {
-            let proxy = signed.method.settler(signed.asset);
+            let proxy = terms.method.settler(terms.asset);
             let why = format!("the proxy {proxy} has no code on this network");
             Some(Rejection::new(Reason::Permit2ProxyNotDeployed, why))
         }
@@ -235,8 +221,8 @@ fn missing_contract(signed: Signed<'_>, facts: &ChainFacts) -> Option<Rejection>
     }
 }
 
-fn missing_allowance(allowance: U256, permit: &Permit2, signed: Signed<'_>) -> String {
-    let (payer, token, value) = (signed.terms.from, signed.asset, signed.terms.value);
+fn missing_allowance(allowance: U256, permit: &Permit2, terms: &PaymentTerms) -> String {
+    let (payer, token, value) = (terms.from, terms.asset, terms.value);
     let mut why = format!(
         "{payer} allows Permit2 to take {allowance} of {token}, which is below {value}; it has to approve Permit2 once"
     );

@@ -6,8 +6,8 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::payment::{
-    Asset, Candidate, ChainFacts, Location, NetworkPolicy, Payment, PaymentId, PaymentState,
-    Purpose,
+    Asset, Candidate, ChainFacts, GasBudget, Location, NetworkPolicy, Payment, PaymentId,
+    PaymentState, PaymentTerms, Purpose,
 };
 use crate::protocol::permit2::proxy_of;
 use crate::protocol::session::Rail;
@@ -118,6 +118,7 @@ pub(crate) fn policy() -> NetworkPolicy {
         signers: vec![FACILITATOR],
         permit2: DomainSeparator::of_permit2(network),
         approvals: None,
+        budget: GasBudget::default(),
         factories: Vec::new(),
         validity_min: Duration::seconds(6),
         validity_max: Duration::days(1),
@@ -169,17 +170,14 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
     let candidate = candidate();
     Payment {
         id: PaymentId(Uuid::from_u128(7)),
-        version: candidate.version,
         rail: Rail::Authorization,
-        network: candidate.network,
-        asset: candidate.asset,
-        authorization: candidate.authorization,
-        method: candidate.method,
-        digest: candidate.digest,
-        signature: candidate.signature,
-        wallet: candidate.wallet,
+        terms: PaymentTerms {
+            signed_by: None,
+            ..candidate.terms
+        },
         resource: candidate.resource,
         state,
+        caller: None,
         confirmations: 2,
         quarantine: None,
         unmatched: None,

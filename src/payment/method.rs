@@ -2,12 +2,11 @@
 //!
 //! Their differences are here and in `chain`; all other code treats payments alike.
 
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, Bytes};
 
-use crate::payment::sponsoring::ExpectedApproval;
-use crate::payment::{Approval, ChainFacts, SignedBy, Wallet, signature};
+use crate::payment::UnixSeconds;
 use crate::protocol::permit2::{PERMIT2, proxy_of};
-use crate::protocol::{Amount, Authorization, Network, Reason, Rejection, Scheme, X402Version};
+use crate::protocol::{Amount, Reason, Rejection, Scheme, X402Version};
 
 /// The transfer method of a payment, with the data that its contract needs besides the terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,86 +33,13 @@ pub struct Permit2 {
 pub enum Sponsored {
     /// An EIP-2612 permit, submitted together with the payment.
     Permit {
-        /// Unix seconds. The permit must be mined by then.
-        deadline: Amount,
+        /// The permit must be mined by then.
+        deadline: UnixSeconds,
         /// Signed for exactly the permitted amount; `v` is 27 or 28.
         signature: [u8; 65],
     },
     /// A signed `approve` transaction, submitted before the payment.
     Approval(Bytes),
-}
-
-/// Signed terms with everything needed to settle them.
-#[derive(Debug, Clone, Copy)]
-pub struct Signed<'a> {
-    /// The token contract.
-    pub asset: Address,
-    /// Payer, payee, amount to transfer, validity window and nonce.
-    pub terms: &'a Authorization,
-    pub method: &'a Method,
-    /// The signed EIP-712 digest.
-    pub digest: B256,
-    /// The signature without ERC-6492 wrapper.
-    pub signature: &'a Bytes,
-    /// The deployment of the payer's wallet, if it is needed first.
-    pub wallet: Option<&'a Wallet>,
-    /// The signer, if already known.
-    pub signed_by: Option<SignedBy>,
-}
-
-impl Signed<'_> {
-    /// Whether the payer's key made the signature, and its `v` is 27 or 28. Only such a signature can be passed to a token as `v`, `r`
-    /// and `s`. Every other signature, also one of 65 bytes, is for the payer's contract to check.
-    pub fn is_signed_by_payer_key(&self) -> bool {
-        let recovered = || {
-            let normal = signature::normalised(self.signature)?;
-            let is_normalised = normal == self.signature[..];
-            (is_normalised
-                && signature::recover_signer(&normal, self.digest) == Some(self.terms.from))
-            .then_some(SignedBy::Payer)
-        };
-        self.signed_by.or_else(recovered) == Some(SignedBy::Payer)
-    }
-
-    /// The first block time, in Unix seconds, at which the payment is valid. Tokens require a time later than `validAfter`; the Permit2
-    /// proxies accept `validAfter` itself.
-    pub fn valid_from(&self) -> U256 {
-        let after = self.terms.valid_after.atomic();
-        match self.method {
-            Method::Eip3009 => after.saturating_add(U256::ONE),
-            Method::Permit2(_) => after,
-        }
-    }
-
-    /// Whether only the allowance to Permit2 is missing, and the payer signed an approval that can be submitted first.
-    pub fn needs_approval_first(&self, facts: &ChainFacts) -> bool {
-        let sponsored = self
-            .method
-            .permit2()
-            .and_then(|permit| permit.sponsored.as_ref());
-        let value = self.terms.value.atomic();
-        matches!(sponsored, Some(Sponsored::Approval(_)))
-            && facts.settler_has_code
-            && !facts.payer_has_code
-            && facts.nonce_used == Some(false)
-            && facts.balance.is_some_and(|balance| balance >= value)
-            && facts.allowance.is_some_and(|allowance| allowance < value)
-    }
-
-    /// The decoded approval transaction, if the payment has one.
-    pub fn approval(&self, network: Network) -> Option<Approval> {
-        let permit = self.method.permit2()?;
-        let Some(Sponsored::Approval(raw)) = &permit.sponsored else {
-            return None;
-        };
-        let expected = ExpectedApproval {
-            network,
-            payer: self.terms.from,
-            token: self.asset,
-            amount: permit.permitted,
-        };
-        Approval::read(raw, expected).ok()
-    }
 }
 
 /// The kinds of faults of a payment. Each method and scheme has its own code for each.
@@ -174,7 +100,7 @@ impl Method {
     }
 
     /// The only account that may settle; `None` if any account may.
-    pub const fn facilitator(&self) -> Option<Address> {
+    pub const fn settling_signer(&self) -> Option<Address> {
         match self {
             Self::Eip3009 => None,
             Self::Permit2(permit) => permit.facilitator,
@@ -186,6 +112,11 @@ impl Method {
             Self::Eip3009 => None,
             Self::Permit2(permit) => Some(permit),
         }
+    }
+
+    /// The signed allowance to Permit2 that the facilitator submits, if there is one.
+    pub fn sponsored(&self) -> Option<&Sponsored> {
+        self.permit2()?.sponsored.as_ref()
     }
 
     /// The reason code for a fault. v1 has its own code for a wrong amount.

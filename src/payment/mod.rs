@@ -7,9 +7,11 @@
 
 mod caller;
 pub mod candidate;
+mod deny_list;
 pub mod facts;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod key;
 pub mod method;
 pub mod policy;
 pub mod record;
@@ -18,13 +20,17 @@ pub mod session;
 pub mod signature;
 mod sponsoring;
 pub mod state;
+pub mod terms;
 
 pub use caller::{InvalidKeyId, KeyId, Who};
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
+pub use deny_list::{DenyList, DenyListError};
 pub use facts::{ChainFacts, Verified};
-pub use method::{Method, Permit2, Signed, Sponsored};
-pub use policy::{ApprovalLimits, Asset, NetworkPolicy, Proxies};
+pub use key::{Key, PresentedKey, Scope};
+pub use method::{Method, Permit2, Sponsored};
+pub use policy::{AccessMode, ApprovalLimits, Asset, GasBudget, NetworkPolicy, Proxies};
 pub use record::{Payment, PaymentId};
 pub use session::Session;
 pub use sponsoring::Approval;
 pub use state::{Location, PaymentState};
+pub use terms::{PaymentTerms, UnixSeconds};

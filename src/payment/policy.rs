@@ -1,10 +1,11 @@
 //! The operator's rules for a network. They apply to every scheme and every rail.
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
+use serde::Deserialize;
 use time::Duration;
 
 use crate::protocol::assets::{DefaultAsset, TransferMethod};
-use crate::protocol::{DomainSeparator, Network, Reason, Rejection};
+use crate::protocol::{Amount, DomainSeparator, Network, Reason, Rejection};
 
 /// A token accepted for payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Asset {
     pub method: TransferMethod,
     /// Whether the token has EIP-2612, so that a signature can replace an `approve` transaction.
     pub eip2612: bool,
+    /// The smallest payment: the gas of a smaller one may cost more than it moves.
+    pub minimum: Amount,
     /// The EIP-712 domain separator. Stored, because computing it costs four times as much as the digest itself.
     pub separator: DomainSeparator,
 }
@@ -42,6 +45,7 @@ impl Asset {
             decimals,
             method: TransferMethod::Eip3009,
             eip2612: version == "2",
+            minimum: Amount::ZERO,
             separator,
         }
     }
@@ -54,6 +58,12 @@ impl Asset {
             eip2612,
             ..self
         }
+    }
+
+    /// The same token with a smallest payment.
+    #[must_use]
+    pub fn from_minimum(self, minimum: Amount) -> Self {
+        Self { minimum, ..self }
     }
 
     /// Whether payers sign in the token's own EIP-712 domain: EIP-3009 authorizations or EIP-2612 permits.
@@ -76,6 +86,16 @@ impl From<&DefaultAsset> for Asset {
     }
 }
 
+/// Who may have payments verified and settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessMode {
+    /// Everybody.
+    Open,
+    /// Holders of a key, for its payees.
+    Keys,
+}
+
 /// Limits for funding the gas of payers' approvals to Permit2. A payer receives the native currency that it lacks, and the facilitator
 /// cannot get it back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +104,17 @@ pub struct ApprovalLimits {
     pub wei_per_payer: u64,
     /// Wei sent to all payers together in 24 hours.
     pub wei_per_day: u64,
+}
+
+/// Limits for what transactions may cost the operator in 24 hours, in wei. `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GasBudget {
+    /// All transactions of the network.
+    pub wei_per_day: Option<U256>,
+    /// Those for the payments to one payee.
+    pub wei_per_day_per_payee: Option<U256>,
+    /// Those for the payments of one payer.
+    pub wei_per_day_per_payer: Option<U256>,
 }
 
 /// The schemes that work with Permit2 on a network: true where Permit2 and the scheme's proxy are deployed.
@@ -107,6 +138,8 @@ pub struct NetworkPolicy {
     pub permit2: DomainSeparator,
     /// The limits for submitting payers' approval transactions; `None`: they are not submitted.
     pub approvals: Option<ApprovalLimits>,
+    /// The limits for gas.
+    pub budget: GasBudget,
     /// Factories that may deploy a payer's wallet at the facilitator's cost (ERC-6492).
     pub factories: Vec<Address>,
     /// The shortest remaining validity of an authorization.
@@ -121,6 +154,38 @@ impl NetworkPolicy {
     /// The accepted token at `address`.
     pub fn asset(&self, address: Address) -> Option<&Asset> {
         self.assets.iter().find(|asset| asset.address == address)
+    }
+
+    /// The accepted token at `address`, or the rejection of a payment in any other.
+    pub fn served_asset(&self, address: Address) -> Result<&Asset, Rejection> {
+        self.asset(address).ok_or_else(|| {
+            let served: Vec<_> = self.tokens().iter().map(Address::to_string).collect();
+            let why = format!(
+                "expected one of the assets served on {} ({}), got {address}",
+                self.network,
+                served.join(", ")
+            );
+            Rejection::new(Reason::InvalidPaymentRequirements, why)
+        })
+    }
+
+    /// Checks asset, payee and amount of a new payment. An `upto` charge of 0 moves nothing, so no minimum applies.
+    pub fn check_terms(
+        &self,
+        asset: Address,
+        payee: Address,
+        amount: Amount,
+    ) -> Result<(), Rejection> {
+        let asset = self.served_asset(asset)?;
+        self.check_payee(payee)?;
+        if amount >= asset.minimum || amount.is_zero() {
+            return Ok(());
+        }
+        let why = format!(
+            "expected an amount of at least {} of the token {} on {}, got {amount}: smaller payments are not settled here",
+            asset.minimum, asset.address, self.network
+        );
+        Err(Rejection::new(Reason::AmountBelowMinimum, why))
     }
 
     /// The addresses of the accepted tokens.

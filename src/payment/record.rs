@@ -2,14 +2,11 @@
 
 use std::fmt;
 
-use alloy::primitives::{Address, B256, Bytes};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::payment::method::Fault;
-use crate::payment::{Method, PaymentState, Signed, Wallet};
+use crate::payment::{PaymentState, PaymentTerms, Who};
 use crate::protocol::session::Rail;
-use crate::protocol::{Authorization, Network, Reason, X402Version};
 
 /// The ledger's id of a payment: unique, assigned at acceptance, ordered by time of acceptance (UUID v7).
 ///
@@ -27,25 +24,13 @@ impl fmt::Display for PaymentId {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payment {
     pub id: PaymentId,
-    /// The protocol version of the first request.
-    pub version: X402Version,
     pub rail: Rail,
-    pub network: Network,
-    /// The token contract.
-    pub asset: Address,
-    /// The signed payer, payee, validity window and nonce, and the amount to transfer. On rail `transfer`: the terms of the session.
-    pub authorization: Authorization,
-    /// The transfer method. Without meaning on rail `transfer`.
-    pub method: Method,
-    /// The signed EIP-712 digest.
-    pub digest: B256,
-    /// The signature without ERC-6492 wrapper.
-    pub signature: Bytes,
-    /// The deployment of the payer's wallet, if it had no code at acceptance.
-    pub wallet: Option<Wallet>,
+    pub terms: PaymentTerms,
     /// The URL of the resource, if the request named one.
     pub resource: Option<String>,
     pub state: PaymentState,
+    /// Whose `/settle` accepted it; `None`: nobody's so far.
+    pub caller: Option<Who>,
     /// The confirmations that the payment needs to be settled, fixed at acceptance.
     pub confirmations: u32,
     /// Why the payment is quarantined for the operator, if it is.
@@ -58,27 +43,9 @@ pub struct Payment {
 }
 
 impl Payment {
-    /// The signed terms with everything needed to settle them.
-    pub const fn signed(&self) -> Signed<'_> {
-        Signed {
-            asset: self.asset,
-            terms: &self.authorization,
-            method: &self.method,
-            digest: self.digest,
-            signature: &self.signature,
-            wallet: self.wallet.as_ref(),
-            signed_by: None,
-        }
-    }
-
-    /// The reason code for a fault of this payment.
-    pub const fn reason(&self, fault: Fault) -> Reason {
-        self.method.reason(self.version, fault)
-    }
-
-    /// The only signer that may settle this payment; `None` if any may.
-    pub const fn signer(&self) -> Option<Address> {
-        self.method.facilitator()
+    /// Whether another caller than `who` has had the payment accepted.
+    pub fn belongs_to_another(&self, who: Who) -> bool {
+        self.caller.is_some_and(|owner| owner != who)
     }
 }
 
@@ -87,8 +54,7 @@ impl fmt::Debug for Payment {
         formatter
             .debug_struct("Payment")
             .field("id", &self.id)
-            .field("network", &self.network)
-            .field("authorization", &self.authorization)
+            .field("terms", &self.terms)
             .field("state", &self.state)
             .finish_non_exhaustive()
     }

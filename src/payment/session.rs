@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, B256, Bytes, U256};
 use time::OffsetDateTime;
 
-use crate::payment::{PaymentId, PaymentState, signature};
+use crate::payment::{PaymentId, PaymentState, UnixSeconds, signature};
 use crate::protocol::session::{Rail, SessionId, claim_digest, transfer_tag};
 use crate::protocol::{
     Amount, Authorization, Network, PaymentRequirements, PlainText, Reason, Rejection, X402Version,
@@ -160,14 +160,14 @@ impl Session {
     /// # Errors
     /// [`Reason::SessionTransferMismatch`] with the expected value.
     pub fn check_authorization(&self, signed: &Authorization) -> Result<(), Rejection> {
-        let end = U256::from(self.expires_at.unix_timestamp().max(0).unsigned_abs());
+        let end = self.expires_at.unix_timestamp();
         let expected = if self.rail != Rail::Authorization {
             "a transaction, because the session was opened on rail transfer".to_owned()
         } else if signed.from != self.payer {
             format!("the payer {}", self.payer)
         } else if signed.nonce != self.nonce {
             format!("the nonce {}", self.nonce)
-        } else if signed.valid_before.atomic() > end {
+        } else if UnixSeconds::from(signed.valid_before).timestamp() > end {
             format!("validBefore of at most {end}, when the session ends")
         } else {
             return Ok(());

@@ -92,7 +92,7 @@ fn check_permit(info: &Eip2612Info, expected: ExpectedApproval) -> Result<Sponso
         Rejection::new(Reason::Eip2612Format, why)
     })?;
     Ok(Sponsored::Permit {
-        deadline: info.deadline,
+        deadline: info.deadline.into(),
         signature,
     })
 }

@@ -61,6 +61,18 @@ macro_rules! reasons {
 }
 
 reasons! {
+    /// This facilitator serves holders of a key, and the request has none (HTTP 401).
+    KeyRequired = "key_required",
+    /// The key is unknown, revoked or expired (HTTP 401).
+    KeyInvalid = "key_invalid",
+    /// The key came in the URL, where logs keep it; nothing was done (HTTP 400).
+    KeyInUrl = "key_in_url",
+    /// The facilitator cannot look up keys now (HTTP 503).
+    KeysUnavailable = "keys_unavailable",
+    /// The key does not have the scope that the call needs (HTTP 403).
+    ScopeMissing = "scope_missing",
+    /// The key is not for this payee on this network, or no key is (HTTP 403).
+    PayeeNotAllowed = "payee_not_allowed",
     /// The version is neither 1 nor 2.
     InvalidX402Version = "invalid_x402_version",
     /// The payment payload has the wrong shape.
@@ -234,6 +246,16 @@ reasons! {
     TransferNotFound = "transfer_not_found",
     /// The facilitator does not broadcast a session's authorization before the seller settles it.
     SponsorshipRefused = "sponsorship_refused",
+    /// The amount is below the smallest that this facilitator settles in this token.
+    AmountBelowMinimum = "amount_below_minimum",
+    /// The payer or the payee is on the operator's deny list, or the operator's policy service refuses it.
+    AddressDenied = "address_denied",
+    /// The caller asks too often. It says nothing about the payment.
+    RateLimited = "rate_limited",
+    /// The gas budget of the network, the payee or the payer is spent. Nothing was sent; the message says until when.
+    SponsorshipExhausted = "sponsorship_exhausted",
+    /// Transactions of this payer were mined in vain by its own doing. Nothing was sent; the message says until when.
+    PayerSuspended = "payer_suspended",
 }
 
 /// The text is not a reason code of this version.

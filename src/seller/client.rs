@@ -20,6 +20,8 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 pub struct FacilitatorClient {
     base: Url,
     http: reqwest::Client,
+    /// A key of the facilitator's operator.
+    key: Option<String>,
 }
 
 /// The body of `/verify` and `/settle`.
@@ -88,7 +90,20 @@ impl FacilitatorClient {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(FacilitatorError::Setup)?;
-        Ok(Self { base, http })
+        Ok(Self {
+            base,
+            http,
+            key: None,
+        })
+    }
+
+    /// Sends this key with every call, as `Authorization: Bearer`.
+    #[must_use]
+    pub fn with_key(self, key: impl Into<String>) -> Self {
+        Self {
+            key: Some(key.into()),
+            ..self
+        }
     }
 
     /// Calls `POST /verify`. A refused payment is an `Ok` with `is_valid` false.
@@ -181,6 +196,10 @@ impl FacilitatorClient {
     ) -> Result<(reqwest::StatusCode, Vec<u8>), FacilitatorError> {
         let unreachable =
             |error: reqwest::Error| FacilitatorError::Unreachable(error.without_url());
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        };
         let mut response = request.send().await.map_err(unreachable)?;
         if response.status().is_redirection() {
             return Err(FacilitatorError::Redirected {
@@ -215,7 +234,7 @@ fn redirect_target(response: &reqwest::Response) -> String {
 
 impl fmt::Debug for FacilitatorClient {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may contain an API key.
+        // The URL may contain an API key, too.
         formatter
             .debug_struct("FacilitatorClient")
             .finish_non_exhaustive()

@@ -149,6 +149,7 @@ impl Route {
 #[derive(Clone)]
 pub struct Paywall {
     facilitator: String,
+    key: Option<String>,
     announced: Announced,
     owed_file: Option<PathBuf>,
     settled: Option<Hook>,
@@ -215,6 +216,7 @@ impl Paywall {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             facilitator: url.into(),
+            key: None,
             announced: Announced::default(),
             owed_file: None,
             settled: None,
@@ -225,6 +227,13 @@ impl Paywall {
             timeout_s: 300,
             routes: Vec::new(),
         }
+    }
+
+    /// Sends this key with every call to the facilitator, as `Authorization: Bearer`. An x402d needs one on mainnets.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
     }
 
     /// Announces that the facilitator offers payment sessions at `url`, the URL at which buyers reach it.
@@ -312,8 +321,11 @@ impl Paywall {
     /// # Errors
     /// [`PaywallError`]. The facilitator is not contacted; [`PaywallLayer::check`] does that.
     pub fn build(self) -> Result<PaywallLayer, PaywallError> {
-        let facilitator =
+        let mut facilitator =
             FacilitatorClient::new(&self.facilitator).map_err(PaywallError::Facilitator)?;
+        if let Some(key) = &self.key {
+            facilitator = facilitator.with_key(key);
+        }
         let mut routes: Vec<Priced> = Vec::new();
         for route in &self.routes {
             let priced = self.priced(route)?;

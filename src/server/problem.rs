@@ -23,6 +23,15 @@ pub enum StartError {
         address: SocketAddr,
         cause: std::io::Error,
     },
+    #[error(
+        "connections_max: {connections_max} connections need {needed} open files, and the system allows {allowed}; raise its limit (ulimit -n, LimitNOFILE= of systemd), or set connections_max to {fitting} at most"
+    )]
+    Descriptors {
+        connections_max: usize,
+        needed: usize,
+        allowed: usize,
+        fitting: usize,
+    },
 }
 
 /// A difference between a network and its configuration.

@@ -1,5 +1,7 @@
 //! Steps of a settlement at which a test can kill the process, and other faults that a test can cause.
 
+use crate::timing::Timing;
+
 /// A step that has just been completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -15,8 +17,8 @@ pub enum Step {
     Broadcast,
     /// Its receipt was read; the result is not committed.
     Mined,
-    /// The result is committed; no caller has an answer.
-    Settled,
+    /// The result is committed, mined or settled; no caller has an answer.
+    ResultRecorded,
     /// The grant is committed; the answer is not written.
     Granted,
 }
@@ -62,15 +64,21 @@ pub fn panic_if_asked(task: &str) {
     std::panic::panic_any("as a test has asked");
 }
 
+/// The durations of this process: those of production, divided by `X402D_TIMES_SHORTER` if a test has set it.
+pub fn timing() -> Timing {
+    let divisor = asked("X402D_TIMES_SHORTER").and_then(|text| text.parse().ok());
+    divisor.map_or_else(Timing::default, |divisor| {
+        Timing::default().shortened(divisor)
+    })
+}
+
 /// The value of a test's environment variable. Always `None` unless the feature `failpoints` is on.
 #[inline]
 fn asked(variable: &str) -> Option<String> {
-    #[cfg(feature = "failpoints")]
-    let asked = std::env::var(variable).ok();
-    #[cfg(not(feature = "failpoints"))]
-    let asked = {
-        let _ = variable;
+    // Not an attribute: both kinds of build compile the same code.
+    if cfg!(feature = "failpoints") {
+        std::env::var(variable).ok()
+    } else {
         None
-    };
-    asked
+    }
 }

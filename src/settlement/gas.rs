@@ -7,16 +7,15 @@ use std::time::Duration;
 use alloy::primitives::U256;
 use tokio::time::Instant;
 
+use crate::chain::FeePolicy;
+use crate::timing::Timing;
+
 /// Least gas of one payment in a batch, with its calldata and a payee that never held the token.
 const ROW_GAS: u64 = 76_000;
 /// After this long without a rejection, twice as many payments are tried in one transaction.
 const DOUBLE_AFTER: Duration = Duration::from_mins(1);
 /// Longest such time, where a node has rejected each larger batch again.
 const DOUBLE_AFTER_MAX: Duration = Duration::from_hours(1);
-/// After batch simulations have failed for this long, for whatever reason, payments are sent one by one...
-const ONE_BY_ONE_AFTER: Duration = Duration::from_secs(5);
-/// ...for this long. Then a batch is simulated again.
-const ONE_BY_ONE_FOR: Duration = Duration::from_secs(10);
 
 /// Gas of a payment with its own transaction, used to express balances in payments.
 pub(super) const PAYMENT_GAS: u64 = 100_000;
@@ -41,6 +40,7 @@ pub struct BatchLimits {
 pub(super) struct GasEstimates {
     limits: BatchLimits,
     gas_cap: u64,
+    wallet_gas_cap: u64,
     size: Mutex<BatchSize>,
     /// Fee that a rollup charges for the data of one payment, in wei, as last seen.
     data_fee_wei: Mutex<u128>,
@@ -55,6 +55,8 @@ struct BatchSize {
     /// Batch size learned from a rejection (half of the rejected size), and when.
     limit: Option<(usize, Instant)>,
     double_after: Duration,
+    /// When payments are sent one by one, and for how long.
+    one_by_one: (Duration, Duration),
     /// Since when every batch simulation has failed.
     failing_since: Option<Instant>,
     one_by_one_until: Option<Instant>,
@@ -63,6 +65,17 @@ struct BatchSize {
 }
 
 impl BatchSize {
+    fn new(timing: &Timing) -> Self {
+        Self {
+            limit: None,
+            double_after: DOUBLE_AFTER,
+            one_by_one: (timing.one_by_one_after, timing.one_by_one_for),
+            failing_since: None,
+            one_by_one_until: None,
+            no_multicall: false,
+        }
+    }
+
     fn rows_max(&mut self, max: usize, now: Instant) -> usize {
         if self.no_multicall || self.one_by_one_until.is_some_and(|until| now < until) {
             return 1;
@@ -92,20 +105,8 @@ impl BatchSize {
 
     fn note_failed_simulation(&mut self, now: Instant) {
         let since = *self.failing_since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= ONE_BY_ONE_AFTER {
-            self.one_by_one_until = Some(now + ONE_BY_ONE_FOR);
-        }
-    }
-}
-
-impl Default for BatchSize {
-    fn default() -> Self {
-        Self {
-            limit: None,
-            double_after: DOUBLE_AFTER,
-            failing_since: None,
-            one_by_one_until: None,
-            no_multicall: false,
+        if now.saturating_duration_since(since) >= self.one_by_one.0 {
+            self.one_by_one_until = Some(now + self.one_by_one.1);
         }
     }
 }
@@ -119,6 +120,8 @@ pub(super) struct GasRule {
     pub(super) gas_max: u64,
     /// Most gas of a payment with its own transaction.
     pub(super) gas_cap: u64,
+    /// The same for a payer with code.
+    pub(super) wallet_gas_cap: u64,
     /// Least gas of a payment with its own transaction.
     pub(super) single_min: u64,
     /// Least gas of a payment in a batch.
@@ -126,11 +129,12 @@ pub(super) struct GasRule {
 }
 
 impl GasEstimates {
-    pub(super) fn new(limits: BatchLimits, gas_cap: u64) -> Self {
+    pub(super) fn new(limits: BatchLimits, fees: FeePolicy, timing: &Timing) -> Self {
         Self {
             limits,
-            gas_cap,
-            size: Mutex::default(),
+            gas_cap: fees.gas_cap,
+            wallet_gas_cap: fees.wallet_gas_cap,
+            size: Mutex::new(BatchSize::new(timing)),
             data_fee_wei: Mutex::default(),
             single_gas: AtomicU64::new(0),
             row_gas: AtomicU64::new(0),
@@ -147,6 +151,7 @@ impl GasEstimates {
             rows_max: self.size().rows_max(self.limits.rows_max, Instant::now()),
             gas_max: self.limits.gas_max,
             gas_cap: self.gas_cap,
+            wallet_gas_cap: self.wallet_gas_cap,
             single_min: learned(&self.single_gas).min(self.gas_cap),
             row_min: learned(&self.row_gas)
                 .max(ROW_GAS)
@@ -240,9 +245,20 @@ mod tests {
         gas_max: 15_000_000,
     };
 
+    fn estimates() -> GasEstimates {
+        let fees = FeePolicy {
+            max_fee_cap_wei: 100,
+            priority_fee_wei: 1,
+            gas_cap: 500_000,
+            wallet_gas_cap: 200_000,
+            gas_price_wei: None,
+        };
+        GasEstimates::new(LIMITS, fees, &Timing::default())
+    }
+
     #[test]
     fn gas_used_is_learned_and_never_lowers_the_floor() {
-        let estimates = GasEstimates::new(LIMITS, 500_000);
+        let estimates = estimates();
         assert_eq!(
             (estimates.rule().row_min, estimates.rule().single_min),
             (ROW_GAS, 0)
@@ -264,7 +280,7 @@ mod tests {
 
     #[test]
     fn rejected_batch_size_is_halved_and_grows_again_with_time() {
-        let (mut size, mut now) = (BatchSize::default(), Instant::now());
+        let (mut size, mut now) = (BatchSize::new(&Timing::default()), Instant::now());
         size.batch_too_large(190, 190, now);
         size.batch_too_large(190, 190, now);
         assert_eq!(size.rows_max(190, now), 95, "planned before it was known");
@@ -290,7 +306,7 @@ mod tests {
 
     #[test]
     fn data_fees_raise_the_gas_price_and_decay_slowly() {
-        let estimates = GasEstimates::new(LIMITS, 500_000);
+        let estimates = estimates();
         assert_eq!(estimates.wei_per_gas(7), 7);
         estimates.note_data_fee(80_000_000);
         assert_eq!(estimates.wei_per_gas(7), 7 + 1_053);
@@ -303,7 +319,7 @@ mod tests {
 
     #[test]
     fn rejection_of_a_single_payment_limits_no_batches() {
-        let estimates = GasEstimates::new(LIMITS, 500_000);
+        let estimates = estimates();
         for rows in [0, 1] {
             estimates.batch_too_large(rows);
         }
@@ -312,19 +328,20 @@ mod tests {
 
     #[test]
     fn failing_batch_simulations_split_batches_for_a_while() {
-        let (mut size, mut now) = (BatchSize::default(), Instant::now());
+        let timing = Timing::default();
+        let (mut size, mut now) = (BatchSize::new(&timing), Instant::now());
         size.note_failed_simulation(now);
-        now += ONE_BY_ONE_AFTER / 2;
+        now += timing.one_by_one_after / 2;
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 190, "a hiccup");
         size.failing_since = None;
-        now += ONE_BY_ONE_AFTER;
+        now += timing.one_by_one_after;
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 190, "the next one");
-        now += ONE_BY_ONE_AFTER;
+        now += timing.one_by_one_after;
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 1);
-        now += ONE_BY_ONE_FOR;
+        now += timing.one_by_one_for;
         assert_eq!(size.rows_max(190, now), 190, "tried again");
         size.note_failed_simulation(now);
         assert_eq!(size.rows_max(190, now), 1, "as before");

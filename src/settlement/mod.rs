@@ -5,6 +5,7 @@
 //! unknown outcome stays open, and the same bytes are sent again. Success is read from event logs, never inferred. The process can be
 //! killed at any instruction: the ledger holds the truth, memory is a cache of it.
 
+mod budgets;
 pub mod failpoint;
 mod gas;
 mod intake;
@@ -16,6 +17,7 @@ mod supervisor;
 pub mod waiters;
 mod watch;
 
+pub use budgets::{BudgetWatch, Budgets};
 pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
 pub use intake::{Approvals, Approver, Pickup, Place, Queue, Queued, approval_rejection};
 pub use lane::{Lane, UnconfiguredSigners};

@@ -16,9 +16,6 @@ use crate::telemetry::causes;
 
 /// How often stopped lanes are read from the ledger.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a signer's balance is read, and how often while it is too low: a refill is seen within seconds.
-const BALANCE_INTERVAL: Duration = Duration::from_secs(15);
-const BALANCE_INTERVAL_EMPTY: Duration = Duration::from_secs(2);
 /// `Retry-After`: a refill needs a transaction, a stopped lane needs the operator.
 const RETRY_EMPTY: Duration = Duration::from_secs(5);
 const RETRY_STOPPED: Duration = Duration::from_secs(30);
@@ -255,8 +252,10 @@ impl SenderWatch {
         }
         for signer in &served.senders.configured {
             let interval = match served.send_problem(*signer) {
-                Some(SendProblem::Empty { .. }) => BALANCE_INTERVAL_EMPTY,
-                Some(SendProblem::Stopped(_) | SendProblem::Waiting(_)) | None => BALANCE_INTERVAL,
+                Some(SendProblem::Empty { .. }) => served.timing.low_balance,
+                Some(SendProblem::Stopped(_) | SendProblem::Waiting(_)) | None => {
+                    served.timing.balance
+                }
             };
             let read_at = served.senders.of(*signer).read_at;
             if read_at.is_some_and(|at| at.elapsed() < interval) {

@@ -4,21 +4,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::chain::fees::FeeError;
-use crate::chain::{FactsReader, FeePolicy, Rpc};
+use crate::chain::{FactsReader, FeePolicy, Fees, Rpc};
 use crate::ledger::Ledger;
 use crate::payment::{NetworkPolicy, PaymentId, Proxies};
 use crate::settlement::gas::{BatchLimits, GasEstimates};
-use crate::settlement::{Approvals, CannotSend, ChainView, Queue, Senders, Waiters};
+use crate::settlement::{Approvals, Budgets, CannotSend, ChainView, Queue, Senders, Waiters};
 use crate::telemetry::causes;
+use crate::timing::Timing;
 
-/// A process that has had no RPC answer for this long leaves its lanes to other processes.
-const DISCONNECTED_AFTER: Duration = Duration::from_secs(8);
 /// `Retry-After` while gas costs more than `max_fee_wei`.
 const RETRY_FEES_TOO_HIGH: Duration = Duration::from_secs(5);
 
@@ -26,6 +25,8 @@ const RETRY_FEES_TOO_HIGH: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct ServedNetworkParts {
     pub ledger: Ledger,
+    /// How long the engine waits.
+    pub timing: Timing,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
@@ -57,6 +58,8 @@ pub struct ServedNetworkParts {
 #[derive(Debug)]
 pub struct ServedNetwork {
     pub ledger: Ledger,
+    /// How long the engine waits.
+    pub timing: Timing,
     /// RPC pool of the engine.
     pub rpc: Rpc,
     /// RPC pool for the requests of callers: the same endpoints, a separate budget.
@@ -85,6 +88,8 @@ pub struct ServedNetwork {
     pub approvals: Approvals,
     /// Balance and state of each signer.
     pub senders: Senders,
+    /// What transactions may cost.
+    pub(super) budgets: Budgets,
     /// Gas use learned from mined transactions.
     pub(super) gas: GasEstimates,
     fees: FeePolicy,
@@ -155,13 +160,15 @@ pub struct Health {
 impl ServedNetwork {
     pub fn new(parts: ServedNetworkParts) -> Self {
         Self {
+            timing: parts.timing,
             ledger: parts.ledger,
             rpc: parts.rpc,
             caller_rpc: parts.caller_rpc,
             facts: parts.facts,
             lane_facts: parts.lane_facts,
+            budgets: Budgets::new(parts.policy.budget),
             policy: parts.policy,
-            gas: GasEstimates::new(parts.batches, parts.fees.gas_cap),
+            gas: GasEstimates::new(parts.batches, parts.fees, &parts.timing),
             fees: parts.fees,
             tip_wei: Mutex::new(0),
             gas_price_wei: Mutex::new(None),
@@ -248,6 +255,12 @@ impl ServedNetwork {
         price.map_or(fees, |price| fees.with_gas_price(price))
     }
 
+    /// Most that a transaction may cost, in wei, with a rollup's fee for the data of its payments.
+    pub(super) fn cost(&self, gas_limit: u64, fees: Fees, payments: usize) -> U256 {
+        let gas = U256::from(gas_limit).saturating_mul(U256::from(fees.max_fee_wei));
+        gas.saturating_add(self.gas.data_fee_of(payments))
+    }
+
     /// Records a node's gas price, where blocks have no base fee.
     pub fn note_gas_price(&self, wei: u128) {
         let price = self.gas_price_wei.lock();
@@ -303,7 +316,7 @@ impl ServedNetwork {
     /// Whether no endpoint has answered for so long that other processes should do this one's work.
     pub fn is_disconnected(&self) -> bool {
         let silent_for = self.health().silent_for;
-        silent_for.is_none_or(|silence| silence > DISCONNECTED_AFTER)
+        silent_for.is_none_or(|silence| silence > self.timing.disconnected_after)
     }
 
     /// Wakes the reconciliation task: there are undecided payments.

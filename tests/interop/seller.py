@@ -17,7 +17,11 @@ from x402.mechanisms.evm.upto.server import UptoEvmScheme
 NETWORK = os.environ.get("NETWORK", "eip155:84532")
 TERMS = {"pay_to": os.environ["PAY_TO"], "price": os.environ.get("PRICE", "$0.01"), "network": NETWORK}
 
-facilitator = HTTPFacilitatorClientSync({"url": os.environ["FACILITATOR_URL"]})
+headers = {"Authorization": f"Bearer {os.environ.get('FACILITATOR_KEY')}"}
+with_key = {"create_headers": lambda: {"verify": headers, "settle": headers, "supported": headers}}
+facilitator = HTTPFacilitatorClientSync(
+    {"url": os.environ["FACILITATOR_URL"], **(with_key if "FACILITATOR_KEY" in os.environ else {})}
+)
 payments = x402ResourceServerSync(facilitator)
 payments.register(NETWORK, ExactEvmScheme()).register(NETWORK, UptoEvmScheme())
 

@@ -4,10 +4,12 @@ import { HTTPFacilitatorClient } from "@x402/core/server";
 import { ExactEvmScheme } from "@x402/evm/exact/server";
 import { paymentMiddleware, x402ResourceServer } from "@x402/express";
 
-const { FACILITATOR_URL, PAY_TO, NETWORK = "eip155:84532", PRICE = "$0.01", PORT = "0" } = process.env;
+const { FACILITATOR_URL, FACILITATOR_KEY, PAY_TO, NETWORK = "eip155:84532", PRICE = "$0.01", PORT = "0" } = process.env;
 if (!FACILITATOR_URL || !PAY_TO) throw new Error("FACILITATOR_URL and PAY_TO must be set");
 
-const facilitator = new HTTPFacilitatorClient({ url: FACILITATOR_URL });
+const headers = { Authorization: `Bearer ${FACILITATOR_KEY}` };
+const createAuthHeaders = FACILITATOR_KEY ? async () => ({ verify: headers, settle: headers, supported: headers }) : undefined;
+const facilitator = new HTTPFacilitatorClient({ url: FACILITATOR_URL, createAuthHeaders });
 const payments = new x402ResourceServer(facilitator).register(NETWORK, new ExactEvmScheme());
 const accepts = { scheme: "exact", network: NETWORK, payTo: PAY_TO, price: PRICE };
 

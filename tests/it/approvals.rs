@@ -246,6 +246,7 @@ async fn kill_at_any_step_funds_once_and_pays_once() {
             failpoint: Some(step),
             ..setup(COST, COST)
         }
+        .shortened()
         .build()
         .await;
         let payment = approving(Permit2Purchase::exact, &world.payer().await);

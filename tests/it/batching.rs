@@ -34,7 +34,7 @@ async fn rejected_batch_simulations_do_not_disable_batching() {
         block_time_s: Some(2),
         ..Setup::default()
     };
-    let world = setup.build().await;
+    let world = setup.shortened().build().await;
     let before = transactions_to_settle(&world, 100).await;
     assert!(before <= PAYMENTS, "{before} transactions");
     for refusal in [
@@ -74,7 +74,7 @@ async fn payment_rejected_alone_does_not_disable_batching() {
         block_time_s: Some(2),
         ..Setup::default()
     };
-    let world = setup.build().await;
+    let world = setup.shortened().build().await;
     let send = "eth_sendRawTransaction";
     let refusal = "transaction gas limit too high (cap: 16777216, tx: 17000000)";
     world.proxy.on(send, Fault::Error(refusal));

@@ -52,7 +52,7 @@ async fn minimum_gas_prices_of_monad_and_celo_are_met() {
         let floor = keep_base_fee_floor(&chain, gwei);
         let setup = Setup {
             toml: format!(
-                "[[networks.{name}.assets]]\naddress = \"{TEST_USDC}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n"
+                "[access]\nsettle = \"open\"\n[[networks.{name}.assets]]\naddress = \"{TEST_USDC}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n"
             ),
             ..Setup::default()
         };
@@ -179,7 +179,7 @@ async fn chain_without_base_fee_gets_legacy_transactions_and_fee_bumps() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rollup_data_fees_are_recorded_and_stop_unfunded_signer() {
     const DATA_FEE: u64 = 30_000 * GWEI;
-    let world = Setup::default().build().await;
+    let world = Setup::default().shortened().build().await;
     let signer = Chain::signers(1)[0].address;
     let balance = async || -> U256 {
         let signers = world.facilitator.get("/signers").await.body;

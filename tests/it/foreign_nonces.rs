@@ -18,7 +18,8 @@ async fn world(signers: usize) -> World {
         queryable: true,
         ..Setup::default()
     };
-    setup.with("X402D_SETTLE_WAIT", "3").build().await
+    let setup = setup.with("X402D_SETTLE_WAIT", "3");
+    setup.shortened().build().await
 }
 
 /// Sends one transaction with a signer's key, not through the service, and returns its hash.

@@ -22,7 +22,7 @@ async fn stopped_reason(world: &World) -> Option<String> {
 
 async fn world() -> World {
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
-    setup.build().await
+    setup.shortened().build().await
 }
 
 /// A payer cancels while our transaction is in flight, and the logs that show what used the nonce are unreadable.
@@ -40,10 +40,10 @@ async fn unreadable_logs_stop_no_lane_and_fail_no_payment() {
     world.proxy.on(SEND, Fault::None);
     let pending = waiting.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
-    // "nonce too low" for the same bytes over twenty seconds proves nothing.
+    // "nonce too low" for the same bytes proves nothing, for twice as long as foreign use needs.
     let limit = Duration::from_mins(1);
     let asked = world.proxy.calls(LOGS);
-    eventually("twenty seconds of errors", limit, async || {
+    eventually("many errors", limit, async || {
         (world.proxy.calls(LOGS) > asked + 7).then_some(())
     })
     .await;
@@ -92,7 +92,7 @@ async fn log_queries_stay_within_provider_ranges() {
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(4));
 }
 
-/// The receipts of one transaction are unreadable for twenty seconds, although its nonce is used.
+/// The receipts of one transaction are unreadable for twice as long as foreign use needs, although its nonce is used.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_43_unreadable_receipts_are_not_foreign_use() {
     let world = world().await;
@@ -105,7 +105,7 @@ async fn scenario_43_unreadable_receipts_are_not_foreign_use() {
     assert_eq!(pending.reason(), "settlement_pending", "{pending:?}");
     let asked = world.proxy.calls(RECEIPT);
     let limit = Duration::from_mins(1);
-    eventually("twenty seconds of errors", limit, async || {
+    eventually("many errors", limit, async || {
         (world.proxy.calls(RECEIPT) > asked + 6).then_some(())
     })
     .await;
@@ -130,7 +130,8 @@ async fn scenario_14_foreign_use_is_detected_only_once_confirmed() {
         ..Setup::default()
     };
     let setup = setup.with("X402D_SETTLE_WAIT", "2");
-    let world = setup.with("X402D_CONFIRMATIONS", "4").build().await;
+    let setup = setup.with("X402D_CONFIRMATIONS", "4");
+    let world = setup.shortened().build().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 16).body();
     world.chain.automine(false).await;
     world.proxy.on(SEND, Fault::AcceptAndDrop);

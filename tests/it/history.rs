@@ -10,7 +10,7 @@ use crate::support::{Answer, Facilitator, Purchase, Setup, World};
 
 const PAYEE: Address = Address::repeat_byte(0x5e);
 const OTHER: Address = Address::repeat_byte(0x6f);
-const TOKEN: &str = "a-long-token";
+const TOKEN: &str = "a-long-enough-token";
 /// A well-formed id that no ledger has assigned.
 const UNKNOWN_ID: &str = "01a2094f-ebfa-75a9-8017-f2460b126937";
 

@@ -129,6 +129,31 @@ async fn official_python_client_pays_official_seller() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn official_sellers_send_a_key_by_their_own_means() {
+    for file in ["seller_v2.mjs", "seller.py"] {
+        let setup = Setup {
+            toml: "[access]\nsettle = \"keys\"\n".to_owned(),
+            ..Setup::default()
+        };
+        let world = setup.build().await;
+        let buyer = &LocalChain::funded_keys()[9];
+        world.chain.fund(buyer.address, 1_000_000).await;
+        let key = world.key("shop", PAYEE, &[]).await;
+        let (url, pay_to) = (world.facilitator.url(), PAYEE.to_string());
+        let without = Seller::start(file, url, &pay_to).await;
+        let report = format!("{}/report", without.url);
+        let refused = buy("buyer_v2.mjs", &report, buyer.key, None).await;
+        assert_ne!(refused.status, 200, "{file}: {refused:?}");
+
+        let variables = [("FACILITATOR_KEY", key.as_str())];
+        let with = Seller::start_with(file, url, &pay_to, &variables).await;
+        let report = format!("{}/report", with.url);
+        let bought = buy("buyer_v2.mjs", &report, buyer.key, None).await;
+        assert_price_transferred_once(&world, &bought).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn same_header_completes_purchase_after_kill() {
     let setup = Setup {
         failpoint: Some("settled"),

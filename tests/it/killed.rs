@@ -18,7 +18,7 @@ async fn assert_settles_once_after_kill_at(step: &'static str, sent: bool) {
         failpoint: Some(step),
         ..Setup::default()
     };
-    let mut world = setup.build().await;
+    let mut world = setup.shortened().build().await;
     let body = Purchase::new(&world.payer().await, PAYEE, 123_456).body();
     assert!(world.facilitator.verify(&body).await.is_valid());
     let broken = world.facilitator.try_settle(&body).await;
@@ -81,7 +81,7 @@ async fn scenario_04_kill_after_receipt_settles_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_after_result_commit_settles_once() {
-    assert_settles_once_after_kill_at("settled", true).await;
+    assert_settles_once_after_kill_at("resultrecorded", true).await;
 }
 
 /// The first presentation after the restart waits until the dead process's lease has expired.
@@ -92,7 +92,7 @@ async fn scenario_05_kill_between_grant_and_answer_grants_next_caller() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restart_continues_with_pending_transaction() {
-    let mut world = World::new().await;
+    let mut world = Setup::default().shortened().build().await;
     let payer = world.payer().await;
     let bodies = [1, 2, 3].map(|amount| Purchase::new(&payer, PAYEE, amount).body());
     world.chain.automine(false).await;

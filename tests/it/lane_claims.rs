@@ -17,7 +17,11 @@ async fn ended_world() -> World {
         queryable: true,
         ..Setup::default()
     };
-    let mut world = setup.with("X402D_SETTLE_WAIT", "3").build().await;
+    let mut world = setup
+        .with("X402D_SETTLE_WAIT", "3")
+        .shortened()
+        .build()
+        .await;
     assert_settles(&world, 1).await;
     world.facilitator.terminate().await;
     world
@@ -159,7 +163,7 @@ async fn new_lane_starts_at_first_unmined_nonce() {
         queryable: true,
         ..Setup::default()
     };
-    let world = setup.build().await;
+    let world = setup.shortened().build().await;
     let [first, second] = Chain::signers(2) else {
         unreachable!()
     };

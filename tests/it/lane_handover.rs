@@ -22,7 +22,7 @@ async fn lanes_of(facilitator: &Facilitator) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn process_without_rpc_hands_its_lane_over() {
-    let setup = Setup::default().with("X402D_SETTLE_WAIT", "25");
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "25").shortened();
     let world = setup.build().await;
     let good = Proxy::before(world.chain.url()).await;
     let mut replica = world.unstarted_replica(&[("X402D_RPC_URL", good.url())]);
@@ -46,7 +46,7 @@ fn entered_at(row: &Value, state: &str) -> OffsetDateTime {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn payment_accepted_without_a_lane_is_claimed_at_once() {
-    let setup = Setup::default().with("X402D_SETTLE_WAIT", "25");
+    let setup = Setup::default().with("X402D_SETTLE_WAIT", "25").shortened();
     let world = setup.build().await;
     let replica = world.replica().await;
     assert_eq!(lanes_of(&replica).await, 0);
@@ -73,7 +73,11 @@ async fn lanes_are_spread_over_live_processes() {
         signers: 4,
         ..Setup::default()
     };
-    let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let world = setup
+        .with("X402D_SETTLE_WAIT", "25")
+        .shortened()
+        .build()
+        .await;
     eventually("all lanes", Duration::from_secs(20), async || {
         (lanes_of(&world.facilitator).await == 4).then_some(())
     })

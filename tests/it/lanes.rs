@@ -39,7 +39,7 @@ async fn logged(facilitator: &Facilitator, text: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_14_foreign_nonce_is_skipped_and_payment_settles() {
-    let world = two_signers().build().await;
+    let world = two_signers().shortened().build().await;
     let payer = world.payer().await;
     world.chain.automine(false).await;
     let body = Purchase::new(&payer, PAYEE, 14).body();

@@ -36,7 +36,11 @@ async fn scenario_27_lost_payments_are_found_on_chain_and_lane_stops() {
         queryable: true,
         ..Setup::default()
     };
-    let mut world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let mut world = setup
+        .with("X402D_SETTLE_WAIT", "2")
+        .shortened()
+        .build()
+        .await;
     let payer = world.payer().await;
     let bodies: Vec<Value> = (0..4)
         .map(|number| Purchase::new(&payer, PAYEE, 1 << number).body())
@@ -97,7 +101,11 @@ async fn scenario_27_lost_pending_transaction_stops_lane_once_mined() {
         queryable: true,
         ..Setup::default()
     };
-    let mut world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let mut world = setup
+        .with("X402D_SETTLE_WAIT", "2")
+        .shortened()
+        .build()
+        .await;
     let payer = world.payer().await;
     let bodies: Vec<Value> = (0..3)
         .map(|number| Purchase::new(&payer, PAYEE, 1 << number).body())

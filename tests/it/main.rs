@@ -17,6 +17,7 @@ mod broken_connections;
 #[cfg(test)]
 mod buyer;
 #[cfg(test)]
+mod callers;
 mod chain_variants;
 #[cfg(test)]
 mod costly_callers;
@@ -45,7 +46,11 @@ mod forging_endpoints;
 #[cfg(test)]
 mod forks;
 #[cfg(test)]
+mod gas_budgets;
+#[cfg(test)]
 mod gas_funding;
+#[cfg(test)]
+mod gate;
 #[cfg(test)]
 mod history;
 #[cfg(test)]

@@ -28,7 +28,7 @@ async fn world_with_odd_token_and(setup: Setup) -> World {
     let toml = format!(
         "[[networks.base-sepolia.assets]]\naddress = \"{TOKEN}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n"
     );
-    Setup { toml, ..setup }.on(chain).await
+    Setup { toml, ..setup }.shortened().on(chain).await
 }
 
 /// Settles one payment of 1000 while the token is in `mode`, and another after the token is back to normal.

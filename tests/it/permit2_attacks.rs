@@ -184,7 +184,7 @@ async fn ungranted_small_charge_does_not_pay_a_larger_one() {
             failpoint: Some("granted"),
             ..Setup::default()
         };
-        let mut world = setup.build().await;
+        let mut world = setup.shortened().build().await;
         let payer = world.approved_payer().await;
         let payment = Permit2Purchase::upto(&payer, PAYEE, 500_000);
         let body = payment.charging(charge).body();

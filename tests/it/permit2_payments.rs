@@ -159,7 +159,7 @@ async fn assert_each_kind_settles_once_after_kill_at(step: &'static str) {
             failpoint: Some(step),
             ..Setup::default()
         };
-        let mut world = setup.build().await;
+        let mut world = setup.shortened().build().await;
         let payer = world.payer().await;
         let payment = match kind {
             "exact" => Permit2Purchase::exact(&payer, PAYEE, 9_000),
@@ -217,7 +217,7 @@ async fn kill_after_grant_tells_zero_charge_to_next_caller_once() {
         failpoint: Some("granted"),
         ..Setup::default()
     };
-    let mut world = setup.build().await;
+    let mut world = setup.shortened().build().await;
     let payer = world.approved_payer().await;
     let payment = Permit2Purchase::upto(&payer, PAYEE, 500_000).charging(0);
     assert!(world.facilitator.try_settle(&payment.body()).await.is_err());
@@ -232,7 +232,7 @@ async fn kill_after_grant_tells_zero_charge_to_next_caller_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_payment_submitted_elsewhere_is_granted_once() {
-    let world = World::new().await;
+    let world = Setup::default().shortened().build().await;
     let payer = world.approved_payer().await;
     let payment = Permit2Purchase::exact(&payer, PAYEE, 6_000);
     // The token is paused just before: the transaction is mined without a transfer and the payment is refused.

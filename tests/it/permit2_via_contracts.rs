@@ -149,7 +149,7 @@ async fn upto_cannot_be_settled_through_a_contract() {
 /// A transfer of one payment does not prove another with equal terms, whose nonce was used in another block.
 #[tokio::test(flavor = "multi_thread")]
 async fn traceless_nonce_use_takes_no_other_transfer() {
-    let world = world(Setup::default().with("X402D_SETTLE_WAIT", "3")).await;
+    let world = world(Setup::default().with("X402D_SETTLE_WAIT", "3").shortened()).await;
     let payer = world.approved_payer().await;
     let (paid, burned) = (
         Permit2Purchase::exact(&payer, PAYEE, 1_000),

@@ -204,7 +204,8 @@ async fn refused_payment_submitted_elsewhere_is_settled() {
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
     let setup = Setup::default().with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
-    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let setup = setup.with("X402D_SETTLE_WAIT", "2");
+    let world = setup.shortened().build().await;
     let payer = world.payer().await;
     let [presented, forgotten] = [231, 232].map(|amount| Purchase::new(&payer, PAYEE, amount));
     let mut refused = Vec::new();

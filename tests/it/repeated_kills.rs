@@ -24,7 +24,7 @@ async fn sixty_payments_settle_once_through_three_kills() {
         block_time_s: Some(1),
         ..Setup::default()
     };
-    let mut world = setup.build().await;
+    let mut world = setup.shortened().build().await;
     let payer = world.payer().await;
     let mut open: HashMap<u64, _> = (0..PAYMENTS)
         .map(|number| (number, Purchase::new(&payer, PAYEE, 1_000 + number).body()))

@@ -36,7 +36,11 @@ async fn scenario_02_other_process_sends_bytes_of_a_killed_one() {
         failpoint: Some("recorded"),
         ..Setup::default()
     };
-    let mut world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let mut world = setup
+        .with("X402D_SETTLE_WAIT", "25")
+        .shortened()
+        .build()
+        .await;
     let body = Purchase::new(&world.payer().await, PAYEE, 12).body();
     let replica = world.replica().await;
     assert!(world.facilitator.try_settle(&body).await.is_err());
@@ -57,7 +61,7 @@ async fn scenario_02_other_process_sends_bytes_of_a_killed_one() {
 /// A suspended process is not dead: when it resumes, its lane belongs to another process, and it must not use a nonce.
 #[tokio::test(flavor = "multi_thread")]
 async fn scenario_26_process_resuming_without_its_lane_sends_nothing() {
-    let world = World::new().await;
+    let world = Setup::default().shortened().build().await;
     let payer = world.payer().await;
     let replica = world.replica().await;
     world.facilitator.signal(nix::sys::signal::Signal::SIGSTOP);
@@ -87,7 +91,11 @@ async fn process_without_lane_accepts_beyond_its_queue() {
         toml: "[networks.base-sepolia]\nqueue_max = 1\n".to_owned(),
         ..Setup::default()
     };
-    let world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let world = setup
+        .with("X402D_SETTLE_WAIT", "25")
+        .shortened()
+        .build()
+        .await;
     let replica = world.replica().await;
     let payer = world.payer().await;
     let bodies = (0..4).map(|amount: u64| Purchase::new(&payer, PAYEE, 1 << amount).body());

@@ -16,7 +16,7 @@ const PAYEE: Address = Address::repeat_byte(0x4b);
 #[tokio::test(flavor = "multi_thread")]
 async fn sent_transactions_are_followed_without_their_key() {
     let setup = Setup::default().with("X402D_SETTLE_WAIT", "2");
-    let mut world = setup.build().await;
+    let mut world = setup.shortened().build().await;
     let payer = world.payer().await;
     world.chain.automine(false).await;
     let bodies: Vec<_> = (1..=3)
@@ -112,7 +112,7 @@ async fn payment_for_removed_signer_is_held_until_it_expires() {
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
     let setup = setup.with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
-    let mut world = setup.build().await;
+    let mut world = setup.shortened().build().await;
     let payer = new_account();
     world.chain.fund(payer.address(), 1_000).await;
     world

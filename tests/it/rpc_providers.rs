@@ -24,7 +24,7 @@ async fn world(block_time_s: Option<u64>) -> World {
         block_time_s,
         ..Setup::default()
     };
-    setup.build().await
+    setup.shortened().build().await
 }
 
 /// Presents payments to `path`, sixteen at a time, and returns every answer.
@@ -291,7 +291,7 @@ async fn truncated_log_search_decides_nothing() {
     // As many lookups as take longer than the wait for a contradiction.
     let asked = world.proxy.calls(LOGS);
     eventually("unsuccessful lookups", Duration::from_mins(2), async || {
-        (world.proxy.calls(LOGS) > asked + 2_300).then_some(())
+        (world.proxy.calls(LOGS) > asked + 1_200).then_some(())
     })
     .await;
     world.proxy.all(Fault::None);
@@ -308,7 +308,11 @@ async fn undecidable_payments_block_no_other() {
         block_time_s: Some(1),
         ..Setup::default()
     };
-    let world = setup.with("X402D_SETTLE_WAIT", "4").build().await;
+    let world = setup
+        .with("X402D_SETTLE_WAIT", "4")
+        .shortened()
+        .build()
+        .await;
     let payer = world.payer().await;
     let stolen: Vec<_> = (1..=10)
         .map(|amount| Purchase::new(&payer, PAYEE, amount))

@@ -21,6 +21,7 @@ async fn world_with_panicking(task: &'static str, panics: &Path, signers: usize)
     setup
         .with("X402D_PANIC", task)
         .with("X402D_PANICS", panics.to_str().unwrap())
+        .shortened()
         .build()
         .await
 }

@@ -284,7 +284,7 @@ async fn kill_at_any_transfer_step_moves_money_once() {
             failpoint: Some(step),
             ..Setup::default()
         };
-        let mut world = setup.build().await;
+        let mut world = setup.shortened().build().await;
         let payer = world.payer_with_gas().await;
         let session = open(&world, &payer, 12).await;
         let (bytes, hash) = session.transaction(0, None);

@@ -17,7 +17,7 @@ fn setup(signers: usize) -> Setup {
         signers,
         ..Setup::default()
     };
-    setup.with("X402D_SETTLE_WAIT", "20")
+    setup.with("X402D_SETTLE_WAIT", "20").shortened()
 }
 
 async fn set_balance(chain: &Chain, signer: Address, wei: U256) {

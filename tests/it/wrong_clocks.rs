@@ -33,7 +33,11 @@ async fn with_clock_off_by(seconds: i64) {
         queryable: true,
         ..Setup::default()
     };
-    let mut world = setup.with("X402D_SETTLE_WAIT", "25").build().await;
+    let mut world = setup
+        .with("X402D_SETTLE_WAIT", "25")
+        .shortened()
+        .build()
+        .await;
     let mut wrong: Facilitator = world.unstarted_replica(&[
         ("LD_PRELOAD", build_wrong_clock(folder.path())),
         ("WRONG_BY_SECONDS", seconds.to_string()),

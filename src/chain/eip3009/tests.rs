@@ -43,7 +43,7 @@ fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
         log.log_index = U64::from(index);
     }
     let payment = payment(PaymentState::Queued);
-    transfer_log(payment.asset, &payment.authorization, &logs)
+    transfer_log(&payment.terms, &logs)
 }
 
 #[test]
@@ -147,15 +147,15 @@ fn one_transfer_never_settles_two_authorizations() {
 #[test]
 fn undeployed_wallet_is_deployed_in_the_settling_transaction() {
     let mut payment = payment(PaymentState::Queued);
-    let (to, data) = settlement_call(payment.signed());
+    let (to, data) = settlement_call(&payment.terms);
     assert_eq!(to, USDC);
     assert!(data.starts_with(&Eip3009::transferWithAuthorization_0Call::SELECTOR));
-    payment.wallet = Some(Wallet {
+    payment.terms.wallet = Some(Wallet {
         factory: OTHER,
         call: Bytes::from_static(&[9]),
     });
-    payment.signature = vec![1; 66].into();
-    let (to, data) = settlement_call(payment.signed());
+    payment.terms.signature = vec![1; 66].into();
+    let (to, data) = settlement_call(&payment.terms);
     assert_eq!(to, MULTICALL3);
     let calls = Multicall3::aggregate3Call::abi_decode(&data).unwrap().calls;
     let shape: Vec<_> = calls

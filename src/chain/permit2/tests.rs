@@ -7,7 +7,7 @@ use crate::chain::transfer::TRANSFER;
 use crate::payment::fixture::{
     AMOUNT, FACILITATOR, PAYEE, PAYER, USDC, candidate_of, permit2_body,
 };
-use crate::payment::{Candidate, Purpose};
+use crate::payment::{Candidate, PaymentTerms, Purpose};
 use crate::protocol::Scheme;
 use crate::protocol::permit2::{EXACT_PROXY, UPTO_PROXY};
 
@@ -47,7 +47,7 @@ fn found(logs: impl IntoIterator<Item = Log>) -> Option<u64> {
     for (log, index) in logs.iter_mut().zip(40_u64..) {
         log.log_index = U64::from(index);
     }
-    transfer_log(exact().signed(), &logs)
+    transfer_log(&exact().terms, &logs)
 }
 
 #[test]
@@ -143,67 +143,68 @@ fn nonce_maps_to_a_bit_of_a_word() {
 #[test]
 fn proxy_call_proves_settlement_of_the_nonce_in_its_calldata() {
     for (candidate, proxy) in [(exact(), EXACT_PROXY), (upto(), UPTO_PROXY)] {
-        let signed = candidate.signed();
+        let signed = &candidate.terms;
         let (to, data) = crate::chain::authorization::settlement_call(signed);
         assert_eq!(to, proxy);
         assert!(proves_settlement(signed, Some(to), &data, &[]));
         assert!(!proves_settlement(signed, Some(OTHER), &data, &[]));
         assert!(!proves_settlement(signed, None, &data, &[]));
         let mut other = candidate.clone();
-        other.authorization.nonce = B256::repeat_byte(1);
+        other.terms.nonce = B256::repeat_byte(1);
         assert!(
-            !proves_settlement(other.signed(), Some(to), &data, &[]),
+            !proves_settlement(&other.terms, Some(to), &data, &[]),
             "another nonce"
         );
         let mut other = candidate.clone();
-        other.authorization.value = "1".parse().unwrap();
+        other.terms.value = "1".parse().unwrap();
         if proxy == UPTO_PROXY {
             assert!(
-                !proves_settlement(other.signed(), Some(to), &data, &[]),
+                !proves_settlement(&other.terms, Some(to), &data, &[]),
                 "another charge"
             );
         }
     }
-    assert_eq!(upto().method.facilitator(), Some(FACILITATOR));
+    assert_eq!(upto().terms.settling_signer(), Some(FACILITATOR));
 }
 
 #[test]
 fn batch_proves_settlement_only_without_another_possible_source() {
     let ours = exact();
-    let signed = ours.signed();
+    let signed = &ours.terms;
     let mut twin = ours.clone();
-    twin.authorization.nonce = B256::repeat_byte(1);
-    let batch = |of: &[Signed<'_>]| crate::chain::authorization::batch_call(of.iter().copied()).1;
+    twin.terms.nonce = B256::repeat_byte(1);
+    let batch =
+        |of: &[&PaymentTerms]| crate::chain::authorization::batch_call(of.iter().copied()).1;
     let proves = |data: &Bytes, tokens: &[Address]| {
         proves_settlement(signed, Some(MULTICALL3), data, tokens)
     };
 
     let mut other = crate::payment::fixture::candidate();
     let same_transfer = other.clone();
-    other.authorization.value = "1".parse().unwrap();
+    other.terms.value = "1".parse().unwrap();
     let mut in_unknown_token = twin.clone();
-    in_unknown_token.asset = OTHER;
+    in_unknown_token.terms.asset = OTHER;
 
     assert!(proves(&batch(&[signed]), &[USDC]));
-    assert!(proves(&batch(&[signed, other.signed()]), &[USDC]));
+    assert!(proves(&batch(&[signed, &other.terms]), &[USDC]));
     for (batch, tokens, why) in [
         (batch(&[signed]), vec![], "an unknown token"),
         (
-            batch(&[signed, in_unknown_token.signed()]),
+            batch(&[signed, &in_unknown_token.terms]),
             vec![USDC],
             "an unknown token beside it",
         ),
         (
-            batch(&[signed, twin.signed()]),
+            batch(&[signed, &twin.terms]),
             vec![USDC],
             "two payments with the same transfer",
         ),
         (
-            batch(&[signed, same_transfer.signed()]),
+            batch(&[signed, &same_transfer.terms]),
             vec![USDC],
             "an EIP-3009 payment with the same transfer",
         ),
-        (batch(&[twin.signed()]), vec![USDC], "another nonce"),
+        (batch(&[&twin.terms]), vec![USDC], "another nonce"),
         (Bytes::new(), vec![USDC], "not a batch"),
         (
             beside_a_plain_transfer(signed),
@@ -216,8 +217,8 @@ fn batch_proves_settlement_only_without_another_possible_source() {
 }
 
 /// A batch that also calls the token with `transferFrom`.
-fn beside_a_plain_transfer(signed: Signed<'_>) -> Bytes {
-    let (target, data) = crate::chain::authorization::settlement_call(signed);
+fn beside_a_plain_transfer(terms: &PaymentTerms) -> Bytes {
+    let (target, data) = crate::chain::authorization::settlement_call(terms);
     let call = |target, data| Multicall3::Call3 {
         target,
         allowFailure: true,

@@ -21,6 +21,7 @@ const WIDEN_AFTER: u64 = 50;
 
 /// Evenly spaced turns. A send takes its turn without waiting, because a delayed send delays settlement. The engine's calls reserve a
 /// turn and wait for it. Calls of callers only get turns that sends and the engine leave unused.
+/// Our own and not the crate `governor`, which has no call that goes ahead of its turn and delays the others.
 #[derive(Debug)]
 pub(super) struct Budget {
     interval: Duration,

@@ -10,9 +10,12 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md")
 
 /// Tables of the file, which the tables of the page are about.
 const SERVICE: &str = "";
+const LIMITS: &str = "[limits]";
+const ACCESS: &str = "[access]";
 const SESSIONS: &str = "[sessions]";
 const NETWORK: &str = "[networks.base-sepolia]";
 const APPROVALS: &str = "[networks.base-sepolia.approvals]";
+const BUDGET: &str = "[networks.base-sepolia.budget]";
 const ASSETS: &str = "[[networks.base-sepolia.assets]]";
 /// Not in the file.
 const VARIABLES: &str = "variables";
@@ -36,16 +39,30 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["listen", "X402D_LISTEN", "127.0.0.1:4402", "IP address and port", "Where to listen."],
         ["database_url", "DATABASE_URL", "a private Postgres", "`postgres://…`", "The ledger."],
         ["data_dir", "X402D_DATA_DIR", "see below", "a folder", "Where the private Postgres and the buyer's journal are."],
-        ["admin_token", "X402D_ADMIN_TOKEN", "none", "visible ASCII", "Who may read the history. Without it: callers on the loopback address."],
+        ["admin_token", "X402D_ADMIN_TOKEN", "none", "16 visible ASCII characters or more", "The operator's token. Without it and without a key of scope `admin`: programs on the machine itself."],
         ["settle_wait_s", "X402D_SETTLE_WAIT", "20", "1 to 25", "Seconds until `/settle` answers `settlement_pending`. SDKs give up after 30."],
         ["verify_lease_s", "", "10", "1 to 3600", "Seconds for which a `/verify` of a payment under way keeps others out."],
         ["body_bytes_max", "", "65536", "1024 to 1048576", "The longest body of a request, in bytes."],
-        ["connections_max", "", "8192", "1 to 1000000", "Connections of callers at a time. Further ones wait."],
+        ["connections_max", "", "8192", "1 to 1000000", "Connections of callers at a time. Further ones are refused (503)."],
+        ["connections_max_per_client", "", "256", "1 to 1000000", "Connections of one client address (IPv6: of one /56)."],
+        ["connections_max_per_proxy", "", "4096", "1 to 1000000", "Connections of one trusted proxy, or of one loopback address."],
+        ["trusted_proxies", "X402D_TRUSTED_PROXIES", "none", "addresses and networks such as \"10.0.0.0/8\"", "Proxies that say for whom they ask, in `X-Forwarded-For` or `Forwarded`."],
         ["database_connections_max", "", "32", "1 to 10000", "Connections of this process to the database at most."],
+    ]),
+    ("callers", ACCESS, &[
+        ["settle", "", "\"open\" if every network is a test network, else \"keys\"", "\"open\" or \"keys\"", "Who may verify and settle: everybody, or holders of a key."],
+    ]),
+    ("limits", LIMITS, &[
+        ["verify_per_second", "", "50", "1 to 1000000", "Calls of `/verify` a second of one key, or of one client address (IPv6: /56) without a key. Four seconds' worth may come at once."],
+        ["settle_per_second", "", "20", "1 to 1000000", "The same for `/settle` and for submissions for sessions. Never refused for it: a payment that the ledger knows, or that its caller was told is valid within `verify_lease_s`."],
+        ["sessions_per_second", "", "2", "1 to 1000000", "The same for sessions opened."],
+        ["deny_list", "", "none", "a file", "Addresses that may neither pay nor be paid, one a line, `#` for comments. Read again when it changes; while it cannot be read, the addresses read before stay denied."],
+        ["policy_url", "", "none", "http or https URL", "A service of yours that is asked about each new payment: see below."],
+        ["policy_fail", "", "\"closed\"", "\"closed\" or \"open\"", "What happens while it does not answer within 500 ms: callers get 503, or payments are admitted."],
     ]),
     ("sessions", SESSIONS, &[
         ["open_max", "", "100000", "1 to 10000000", "Open sessions in total."],
-        ["open_max_per_client", "", "200", "1 to 10000000", "Open sessions per client address (IPv6: per /64)."],
+        ["open_max_per_client", "", "200", "1 to 10000000", "Open sessions per client address (IPv6: per /56)."],
         ["open_max_per_party", "", "50", "1 to 10000000", "Open sessions per client address and payer, and per client address and payee. Beyond that the oldest one ends."],
         ["sponsor", "", "false", "true or false", "Whether gas is paid on a mainnet before the seller asks."],
         ["sponsor_minimum", "", "\"0.01\"", "dollars", "Lowest price for which gas is paid before the seller asks."],
@@ -54,6 +71,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["rpc_urls", "X402D_RPC_URL", "required", "http or https URLs", "RPC endpoints. They are used together."],
         ["signer_keys", "X402D_SIGNER_KEYS", "required", "private keys, each once", "Private keys of the accounts that pay for gas. Several send in parallel."],
         ["payees", "X402D_PAYEES", "anybody on test networks", "addresses", "Who may be paid. Required unless the network is known as a test network."],
+        ["minimum_dollars", "", "0 on test networks, \"0.10\" on Ethereum, else \"0.001\"", "dollars", "The smallest payment in a token that x402d knows: each of them is worth a dollar. `/supported` gives it as `extra.minimumAmounts`."],
         ["eip6492_factories", "X402D_EIP6492_FACTORIES", "none", "addresses", "Factories that may deploy a payer's wallet at your cost. Needs `gas_cap` of 450000 or more."],
         ["confirmations", "X402D_CONFIRMATIONS", "the network's", "1 to 1000", "Confirmations that make a payment settled. Its own block is the first."],
     ]),
@@ -71,6 +89,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["max_fee_wei", "", "the network's", "wei per gas", "What gas may cost at most, tip included. While blocks cost more, callers get 503 with the price."],
         ["priority_fee_wei", "", "1000000", "at most `max_fee_wei`", "The least tip, in wei per gas (0.001 gwei)."],
         ["gas_cap", "", "500000", "100000 to 5000000", "Gas of one payment at most."],
+        ["wallet_gas_cap", "", "200000", "50000 to `gas_cap`", "The same for a payer whose account has code (a deployed smart wallet, or EIP-7702)."],
     ]),
     ("load", NETWORK, &[
         ["queue_max", "", "8192", "1 to 1000000", "Payments that may wait in memory."],
@@ -78,6 +97,11 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["batch_wait_ms", "", "200", "0 to 5000", "Milliseconds for which a payment waits for others while transactions are under way."],
         ["batch_rows_max", "", "190 (Arbitrum 150)", "1 to 190", "Payments in one transaction at most."],
         ["batch_gas_max", "", "15000000", "1000000 to 16000000", "Gas of a transaction with several payments at most."],
+    ]),
+    ("budget", BUDGET, &[
+        ["wei_per_day", "", "no limit", "wei, or text such as \"0.01eth\"", "What all transactions of the network may cost in 24 hours."],
+        ["wei_per_day_per_payee", "", "no limit", "wei, or text such as \"0.01eth\"", "What the payments to one payee may cost of it."],
+        ["wei_per_day_per_payer", "", "no limit", "wei, or text such as \"0.01eth\"", "What the payments of one payer may cost of it, with gas money for its approvals."],
     ]),
     ("approvals", APPROVALS, &[
         ["wei_per_payer", "", "required", "at most `wei_per_day`", "Wei that one payer may be given in 24 hours."],
@@ -89,6 +113,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["version", "", "required", "text", "Its EIP-712 version, as the contract has it."],
         ["decimals", "", "required", "a number", "Its decimals, as the contract has them."],
         ["transfer_method", "", "what is known of the token, else \"eip3009\"", "\"eip3009\" or \"permit2\"", "How it is paid with unless a seller says otherwise."],
+        ["minimum_units", "", "`minimum_dollars` for tokens that x402d knows, required for others on mainnets", "a number", "The smallest payment in the token's smallest unit."],
         ["eip2612", "", "what is known of it, else true for version \"2\" by EIP-3009", "true or false", "Whether it has EIP-2612 (`permit`)."],
     ]),
     ("variables", VARIABLES, &[
@@ -110,14 +135,24 @@ fn keys_read(table: &str) -> Vec<String> {
     let error = toml::from_str::<File>(&format!("{table}\nunheard_of = 1\n"));
     let message = error.err().unwrap().message().to_owned();
     let named = message.split('`').skip(3).step_by(2);
-    let tables = ["sessions", "networks", "approvals", "assets"];
+    let tables = [
+        "access",
+        "limits",
+        "sessions",
+        "networks",
+        "approvals",
+        "budget",
+        "assets",
+    ];
     let keys = named.filter(|key| !tables.contains(key));
     keys.map(str::to_owned).collect()
 }
 
 #[test]
 fn every_key_and_variable_that_is_read_is_on_the_page() {
-    for table in [SERVICE, SESSIONS, NETWORK, APPROVALS, ASSETS] {
+    for table in [
+        SERVICE, ACCESS, LIMITS, SESSIONS, NETWORK, APPROVALS, BUDGET, ASSETS,
+    ] {
         let (mut listed, mut read): (Vec<&str>, _) = (
             settings_of(table).map(|[key, ..]| *key).collect(),
             keys_read(table),
@@ -146,7 +181,15 @@ fn defaults_are_those_of_the_page() {
         ("settle_wait_s", config.settle_wait.as_secs().to_string()),
         ("verify_lease_s", config.verify_lease_s.to_string()),
         ("body_bytes_max", config.body_bytes_max.to_string()),
-        ("connections_max", config.connections_max.to_string()),
+        ("connections_max", config.connections.max.to_string()),
+        (
+            "connections_max_per_client",
+            config.connections.max_per_client.to_string(),
+        ),
+        (
+            "connections_max_per_proxy",
+            config.connections.max_per_proxy.to_string(),
+        ),
         (
             "database_connections_max",
             config.database_connections_max.to_string(),
@@ -161,6 +204,18 @@ fn defaults_are_those_of_the_page() {
             sessions.open_max_per_party.to_string(),
         ),
         (
+            "verify_per_second",
+            config.limits.verify_per_second.to_string(),
+        ),
+        (
+            "settle_per_second",
+            config.limits.settle_per_second.to_string(),
+        ),
+        (
+            "sessions_per_second",
+            config.limits.sessions_per_second.to_string(),
+        ),
+        (
             "validity_min_s",
             policy.validity_min.whole_seconds().to_string(),
         ),
@@ -173,6 +228,7 @@ fn defaults_are_those_of_the_page() {
             network.fees.priority_fee_wei.to_string(),
         ),
         ("gas_cap", network.fees.gas_cap.to_string()),
+        ("wallet_gas_cap", network.fees.wallet_gas_cap.to_string()),
         ("queue_max", network.queue_max.to_string()),
         ("inflight_max", network.inflight_max.to_string()),
         ("poll_ms", network.poll.as_millis().to_string()),

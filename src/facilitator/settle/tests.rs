@@ -6,6 +6,7 @@ use super::*;
 use crate::payment::fixture::{PAYER, body, location, payment};
 use crate::protocol::X402Version;
 
+const WHO: Who = Who::Anonymous;
 const GRANTS: [GrantStatus; 4] = [
     GrantStatus::Free,
     GrantStatus::Reserved,
@@ -68,7 +69,7 @@ fn with_grant(state: &PaymentState, grant: GrantStatus) -> PaymentWithGrant {
 fn each_state_under_each_grant_leads_to_one_decision() {
     for (state, decisions) in table() {
         for (grant, expected) in GRANTS.into_iter().zip(decisions) {
-            let found = decide(&with_grant(&state, grant));
+            let found = decide(&with_grant(&state, grant), WHO);
             assert_eq!(found, expected, "{} under a {grant:?} grant", state.name());
         }
     }
@@ -88,7 +89,7 @@ fn quarantined_payment_is_never_granted() {
             let mut found = with_grant(&state, grant);
             found.payment.quarantine = Some("two events".to_owned());
             let expected = Decision::Quarantined("two events".to_owned());
-            assert_eq!(decide(&found), expected, "{} {grant:?}", state.name());
+            assert_eq!(decide(&found, WHO), expected, "{} {grant:?}", state.name());
         }
     }
 }
@@ -100,7 +101,23 @@ fn unmatched_payment_is_never_granted() {
         found.payment.unmatched = Some("late".to_owned());
         let transferred = decisions.first() == Some(&Decision::Grant);
         let late = Decision::Failed(Rejection::new(Reason::SessionExpired, "late"));
-        assert_eq!(decide(&found) == late, transferred, "{}", state.name());
+        assert_eq!(decide(&found, WHO) == late, transferred, "{}", state.name());
+    }
+}
+
+#[test]
+fn payment_of_another_caller_is_a_duplicate_whatever_its_grant_says() {
+    for (state, decisions) in table() {
+        for (grant, decision) in GRANTS.into_iter().zip(decisions) {
+            let mut found = with_grant(&state, grant);
+            found.payment.caller = Some(Who::Operator);
+            assert_eq!(decide(&found, Who::Operator), decision);
+            let expected = match decision {
+                Decision::Join | Decision::Grant | Decision::AwaitGrant => Decision::Duplicate,
+                unchanged => unchanged,
+            };
+            assert_eq!(decide(&found, WHO), expected, "{} {grant:?}", state.name());
+        }
     }
 }
 
@@ -125,12 +142,12 @@ fn grant_requires_settled_state_and_a_free_grant() {
 fn reserved_grant_is_free_for_the_first_asker_alone() {
     let found = with_grant(&PaymentState::Settled(location()), GrantStatus::Reserved);
     assert_eq!(
-        decide(&found.clone().seen_by("other")),
+        decide(&found.clone().seen_by("other"), WHO),
         Decision::AwaitGrant
     );
-    assert_eq!(decide(&found.seen_by("first")), Decision::Grant);
+    assert_eq!(decide(&found.seen_by("first"), WHO), Decision::Grant);
     let open = with_grant(&PaymentState::Settled(location()), GrantStatus::Open);
-    assert_eq!(decide(&open.seen_by("first")), Decision::AwaitGrant);
+    assert_eq!(decide(&open.seen_by("first"), WHO), Decision::AwaitGrant);
 }
 
 #[test]

@@ -4,12 +4,10 @@
 //! the connection, so that an incomplete table does not look complete.
 
 use std::borrow::Cow;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, HeaderValue, header};
-use hyper::body::Frame;
+use futures_util::stream::{self, StreamExt as _};
 
 use super::view::PaymentView;
 use crate::http::AppState;
@@ -25,7 +23,7 @@ const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
 
 /// The columns, in order. New ones are added at the end.
 const COLUMNS: &str = "id,createdAt,updatedAt,state,reason,network,asset,payer,payee,amount,decimals,transaction,logIndex,\
-    blockNumber,blockTime,rail,session,clientReference,resource,unmatched,scheme,method,permitted\r\n";
+    blockNumber,blockTime,rail,session,clientReference,resource,unmatched,scheme,method,permitted,caller\r\n";
 
 /// The headers of a table.
 pub(super) const HEADERS: [(HeaderName, HeaderValue); 3] = [
@@ -40,90 +38,48 @@ pub(super) const HEADERS: [(HeaderName, HeaderValue); 3] = [
     (header::VARY, HeaderValue::from_static("accept")),
 ];
 
-type Reading = Pin<Box<dyn Future<Output = Result<Batch, LedgerError>> + Send>>;
-
 /// Some lines, and the cursor of the next ones.
 struct Batch {
     lines: String,
     next: Option<Cursor>,
 }
 
-struct Table {
-    state: AppState,
-    filter: HistoryFilter,
-    first: Option<Bytes>,
-    reading: Option<Reading>,
-}
-
 /// Every payment that matches `filter`. The first batch is read at once, so that a failure of the ledger can still be answered with a
 /// status.
 pub(super) async fn table(state: AppState, filter: HistoryFilter) -> Result<Body, LedgerError> {
-    let first = batch(state.clone(), filter.clone(), None).await?;
-    let mut table = Table {
-        state,
-        filter,
-        first: Some(Bytes::from(COLUMNS.to_owned() + &first.lines)),
-        reading: None,
-    };
-    table.read_next(first.next);
-    Ok(Body::new(table))
-}
-
-impl Table {
-    fn read_next(&mut self, next: Option<Cursor>) {
-        self.reading = next.map(|next| -> Reading {
-            Box::pin(batch(self.state.clone(), self.filter.clone(), Some(next)))
-        });
-    }
-}
-
-impl HttpBody for Table {
-    type Data = Bytes;
-    type Error = LedgerError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, LedgerError>>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(Ok(Frame::data(first))));
-        }
-        let Some(reading) = self.reading.as_mut() else {
-            return Poll::Ready(None);
-        };
-        let Poll::Ready(read) = reading.as_mut().poll(context) else {
-            return Poll::Pending;
-        };
-        self.reading = None;
-        let frame = match read {
-            // The batch before was full, and was the last one.
-            Ok(batch) if batch.lines.is_empty() => return Poll::Ready(None),
-            Ok(batch) => {
-                self.read_next(batch.next);
-                Ok(Frame::data(Bytes::from(batch.lines)))
-            }
-            Err(error) => {
+    let first = batch(&state, &filter, None).await?;
+    let head = Bytes::from(COLUMNS.to_owned() + &first.lines);
+    let rest = stream::try_unfold(first.next, move |next| {
+        let (state, filter) = (state.clone(), filter.clone());
+        async move {
+            let Some(next) = next else {
+                return Ok(None);
+            };
+            let batch = batch(&state, &filter, Some(next)).await;
+            let batch = batch.inspect_err(|error| {
                 tracing::error!(
-                    error = causes(&error),
+                    error = causes(error),
                     "table broken off: ledger unavailable"
                 );
-                Err(error)
-            }
-        };
-        Poll::Ready(Some(frame))
-    }
+            })?;
+            // Empty: the batch before was full, and was the last one.
+            Ok((!batch.lines.is_empty()).then(|| (Bytes::from(batch.lines), batch.next)))
+        }
+    });
+    let head = stream::once(std::future::ready(Ok::<_, LedgerError>(head)));
+    Ok(Body::from_stream(head.chain(rest)))
 }
 
 async fn batch(
-    state: AppState,
-    filter: HistoryFilter,
+    state: &AppState,
+    filter: &HistoryFilter,
     after: Option<Cursor>,
 ) -> Result<Batch, LedgerError> {
     let page = Page {
         after,
         limit: BATCH,
     };
-    let entries = state.facilitator.ledger.history(&filter, page).await?;
+    let entries = state.facilitator.ledger.history(filter, page).await?;
     let full = entries.len() == usize::from(BATCH);
     let next = entries
         .last()
@@ -131,7 +87,7 @@ async fn batch(
         .map(crate::ledger::Entry::cursor);
     let mut lines = String::with_capacity(entries.len() * LINE_BYTES);
     for entry in entries {
-        write_line(&mut lines, &PaymentView::new(entry, &state));
+        write_line(&mut lines, &PaymentView::new(entry, state));
     }
     Ok(Batch { lines, next })
 }
@@ -139,7 +95,7 @@ async fn batch(
 fn write_line(lines: &mut String, payment: &PaymentView) {
     let number = |number: Option<u64>| number.map(|number| number.to_string());
     let decimals = payment.decimals.map(u64::from);
-    let cells: [Option<Cow<'_, str>>; 23] = [
+    let cells: [Option<Cow<'_, str>>; 24] = [
         Some((&payment.id).into()),
         Some((&payment.created_at).into()),
         Some((&payment.updated_at).into()),
@@ -163,6 +119,7 @@ fn write_line(lines: &mut String, payment: &PaymentView) {
         Some(payment.scheme.into()),
         Some(payment.method.into()),
         payment.permitted.as_deref().map(Into::into),
+        payment.caller.as_deref().map(Into::into),
     ];
     for (index, cell) in cells.iter().enumerate() {
         if index > 0 {
@@ -175,7 +132,8 @@ fn write_line(lines: &mut String, payment: &PaymentView) {
     lines.push_str("\r\n");
 }
 
-/// Writes a cell that every reader takes for the same text. A text that a spreadsheet would evaluate as a formula gets an apostrophe in
+/// Writes a cell that every reader takes for the same text. Our own and not the crate `csv`, whose writer quotes where it must, not where a
+/// spreadsheet would trim the text or evaluate it. A text that a spreadsheet would evaluate as a formula gets an apostrophe in
 /// front, as people do by hand; no value of this ledger's own columns begins like that.
 fn write_cell(lines: &mut String, text: &str) {
     let is_formula = text.trim_start_matches(' ').starts_with(FORMULA) || text.starts_with('\n');

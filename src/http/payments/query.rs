@@ -133,6 +133,7 @@ impl QueryReader {
             session: self.member("session", parsed)?,
             client_reference: self.member("clientReference", text)?,
             transaction: self.member("transaction", parse_hash)?,
+            payees: None,
         })
     }
 

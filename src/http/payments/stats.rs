@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::query::{Filters, QueryReader, RawQuery};
 use super::view::served_network;
-use crate::http::operator::Operator;
+use crate::http::operator::Reader;
 use crate::http::{AppState, Problem};
 use crate::ledger::{Group, Grouping};
 
@@ -63,19 +63,21 @@ pub(in crate::http) struct GroupView {
 #[utoipa::path(get, path = "/stats", operation_id = "paymentStats", tag = "history", params(
         Filters,
         ("groupBy" = Option<String>, Query, description = "Comma-separated: `day`, `payee`, `network`, `asset`, `state` (or `status`); `state` unless given."),
-    ), security(("operator" = [])), responses(
+    ), security(("operator" = []), ("key" = []), ("apiKey" = [])), responses(
     (status = 200, description = "the groups", body = Stats),
     (status = 400, description = "a filter cannot be read; the detail names it", body = Problem, content_type = "application/problem+json"),
-    (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
+    (status = 401, description = "neither the operator nor the holder of a key", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "the key does not have the scope history", body = Problem, content_type = "application/problem+json"),
     (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(in crate::http) async fn stats(
-    _: Operator,
+    reader: Reader,
     State(state): State<AppState>,
     query: RawQuery,
 ) -> Result<Json<Stats>, Problem> {
     let mut query = QueryReader::new(query)?;
-    let filter = query.filter()?;
+    let mut filter = query.filter()?;
+    reader.narrow(&mut filter);
     let grouping = query.member("groupBy", grouping)?;
     query.end()?;
     let grouping = grouping.unwrap_or(BY_STATE);

@@ -81,6 +81,9 @@ pub(in crate::http) struct PaymentView {
     /// The buyer's own name for the purchase.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) client_reference: Option<String>,
+    /// Whose `/settle` accepted it: the id of a key, `operator` or `anonymous`; absent before the first `/settle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) caller: Option<String>,
     /// Why the money does not count although it was transferred, if that is so: the payment was never granted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unmatched: Option<String>,
@@ -233,6 +236,7 @@ impl PaymentView {
             payee: entry.payee,
             amount: entry.amount,
             permitted: entry.permitted,
+            caller: entry.caller,
             state: entry.state,
             reason: entry.reason,
             message: entry.message,

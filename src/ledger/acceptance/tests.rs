@@ -10,12 +10,12 @@ use crate::protocol::{Amount, Reason, Rejection, Scheme};
 /// The same payer with another nonce.
 fn further(nonce: u8, payer: u8) -> NewPayment {
     let mut further = candidate(nonce);
-    further.authorization.from = candidate(payer).authorization.from;
+    further.terms.from = candidate(payer).terms.from;
     verified(further, &fixture::facts())
 }
 
 fn with_amount(mut candidate: Candidate, amount: u64) -> Candidate {
-    candidate.authorization.value = Amount::from_atomic(U256::from(amount));
+    candidate.terms.value = Amount::from_atomic(U256::from(amount));
     candidate
 }
 
@@ -91,7 +91,7 @@ async fn balance_from_before_the_latest_payment_is_stale() {
     let mut facts = fixture::facts();
     facts.block_number = location(1).block_number;
     let mut candidate = candidate(2);
-    candidate.authorization.from = key(1).payer;
+    candidate.terms.from = key(1).payer;
     let current = test.accept(verified(candidate, &facts)).await.unwrap();
     assert!(matches!(current, Accepted::New(_)), "{current:?}");
 }
@@ -101,7 +101,7 @@ async fn limited_allowance_bounds_the_promises_of_its_payer_alone() {
     let test = TestLedger::new().await;
     let new = |nonce, payer: u8, amount| {
         let mut candidate = with_amount(permit2_candidate(Scheme::Upto, nonce), amount);
-        candidate.authorization.from = key(payer).payer;
+        candidate.terms.from = key(payer).payer;
         verified(candidate, &allowance(AMOUNT))
     };
     // One statement counts the promises of all payers.
@@ -144,8 +144,8 @@ async fn session_needs_its_id_once_it_was_submitted_or_presented_with_it() {
     let presented = [None, Some(opened[1].id.clone()), Some(opened[0].id.clone())];
     for (session, id) in opened.iter().zip(presented) {
         let mut paying = candidate(1);
-        paying.authorization.from = session.payer;
-        paying.authorization.nonce = session.nonce;
+        paying.terms.from = session.payer;
+        paying.terms.nonce = session.nonce;
         paying.session = id;
         let accepted = test.accept(verified(paying, &plenty())).await.unwrap();
         assert!(matches!(accepted, Accepted::New(_)), "{accepted:?}");
@@ -170,7 +170,7 @@ async fn only_an_authorization_of_its_terms_pays_a_session() {
     let open = test.opened(1, Rail::Authorization).await;
     let paying = |amount| {
         let mut paying = with_amount(fixture::candidate(), amount);
-        paying.authorization.nonce = open.nonce;
+        paying.terms.nonce = open.nonce;
         verified(paying, &fixture::facts())
     };
     let less = paying(AMOUNT - 1);
@@ -205,6 +205,7 @@ async fn transferred_authorization_is_accepted_once_and_promises_nothing() {
         confirmations: 2,
         location: &location(2),
         confirmed: true,
+        caller: None,
     };
     assert!(!test.accept_transferred(&again).await.unwrap());
     assert_eq!(test.payment(settled.id).await.unwrap(), Some(settled));
@@ -221,6 +222,7 @@ async fn transfer_log_of_another_payment_is_not_accepted_for_a_second_one() {
         confirmations: 2,
         location: &location(1),
         confirmed: true,
+        caller: None,
     };
     assert!(test.accept_transferred(&second).await.unwrap());
     let payment = test.payment(second.id).await.unwrap().unwrap();
@@ -284,4 +286,33 @@ async fn payment_queued_again_must_fit_the_balance() {
         .await;
     assert_eq!(test.queue_again(again).await.unwrap(), Accepted::Stale);
     assert_eq!(test.state(payment.id).await, "refused");
+}
+
+#[tokio::test]
+async fn payment_belongs_to_the_caller_that_presents_it_while_it_is_not_refused() {
+    let test = TestLedger::new().await;
+    let of = |caller| NewPayment {
+        caller: Some(caller),
+        ..new_payment(1)
+    };
+    let accepted = test.accept(of(Who::Operator)).await.unwrap();
+    let Accepted::New(payment) = accepted else {
+        panic!("expected a new payment, got {accepted:?}");
+    };
+    assert_eq!(payment.caller, Some(Who::Operator));
+    assert_eq!(
+        test.payment(payment.id).await.unwrap(),
+        Some(*payment.clone())
+    );
+    let other = test.accept(of(Who::Anonymous)).await.unwrap();
+    assert_eq!(other, Accepted::AlreadyAccepted);
+    assert_eq!(test.payment_value(payment.id, "caller").await, "operator");
+
+    refuse(&test, payment.id).await;
+    let again = NewPayment {
+        id: payment.id,
+        ..of(Who::Anonymous)
+    };
+    test.queue_again(again).await.unwrap();
+    assert_eq!(test.payment_value(payment.id, "caller").await, "anonymous");
 }

@@ -15,8 +15,8 @@ const TOO_LARGE: &str = "repeat('9', 78)::numeric";
 async fn account_is_inserted_once_and_locked() {
     let test = TestLedger::new().await;
     let keys = vec![
-        AccountKey::from(&candidate(1)),
-        AccountKey::from(&candidate(1)),
+        AccountKey::from(&candidate(1).terms),
+        AccountKey::from(&candidate(1).terms),
     ];
     let mut first = test.pool.begin().await.unwrap();
     assert_eq!(lock(&mut first, keys.clone()).await.unwrap().len(), 1);
@@ -40,7 +40,7 @@ async fn unreadable_account_refuses_its_payer_alone() {
         "insert into payer_accounts (network, asset, payer, held)
         values ('eip155:84532', '\\x{:x}', '\\x{:x}', {TOO_LARGE})",
         fixture::USDC,
-        candidate(2).authorization.from,
+        candidate(2).terms.from,
     ))
     .await;
     let group: Arc<[_]> = [new_payment(1), new_payment(2), new_payment(3)].into();
@@ -62,7 +62,7 @@ async fn promises_beyond_any_amount_refuse_their_payer_alone() {
     };
     let new = |nonce, payer| {
         let mut candidate = permit2_candidate(Scheme::Exact, nonce);
-        candidate.authorization.from = permit2_candidate(Scheme::Exact, payer).authorization.from;
+        candidate.terms.from = permit2_candidate(Scheme::Exact, payer).terms.from;
         verified(candidate, &facts)
     };
     let group: Arc<[_]> = [new(1, 1), new(2, 2)].into();
@@ -74,7 +74,7 @@ async fn promises_beyond_any_amount_refuse_their_payer_alone() {
         .await;
     let spoiled = format!(
         "update payments set amount = {TOO_LARGE}, permitted = {TOO_LARGE} where payer = '\\x{:x}'",
-        new(2, 2).verified.candidate().authorization.from
+        new(2, 2).verified.candidate().terms.from
     );
     test.run(&spoiled).await;
     let group: Arc<[_]> = [new(3, 1), new(4, 2)].into();

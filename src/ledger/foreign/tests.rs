@@ -42,7 +42,7 @@ async fn payments_of_lost_nonces_are_queued_again_and_gas_money_can_be_sent_agai
     let lost = test.signed(lease, 0, &[&payment]).await;
     let funding = Funding {
         payment: funded.id,
-        payer: funded.authorization.from,
+        payer: funded.terms.from,
         wei: alloy::primitives::U256::from(5),
     };
     let limits = ApprovalLimits {
@@ -52,7 +52,7 @@ async fn payments_of_lost_nonces_are_queued_again_and_gas_money_can_be_sent_agai
     let attempt = attempt(1);
     let new = transaction(lease, 1, &attempt, &[]);
     let recorded = test.record_funding(&new, funding, limits).await.unwrap();
-    assert!(matches!(recorded, Some(Recorded::Written(_))));
+    assert!(matches!(recorded, Some(Recorded::Written(..))));
     // Not among the lost nonces.
     test.signed(lease, 2, &[&other]).await;
 

@@ -18,7 +18,7 @@ async fn fund(
 ) -> Option<Recorded> {
     let funding = Funding {
         payment: payment.id,
-        payer: payment.authorization.from,
+        payer: payment.terms.from,
         wei: U256::from(wei),
     };
     let attempt = attempt(nonce);
@@ -34,7 +34,7 @@ async fn ready() -> (TestLedger, LaneLease) {
 
 fn written(recorded: Option<Recorded>) -> uuid::Uuid {
     match recorded {
-        Some(Recorded::Written(id)) => id,
+        Some(Recorded::Written(id, _)) => id,
         refused => panic!("expected it to be written, got {refused:?}"),
     }
 }
@@ -126,7 +126,7 @@ async fn reverted_and_replaced_fundings_gave_nothing() {
     }
     let failed = FundingState::Failed;
     assert_eq!(states, [FundingState::Mined, failed, failed]);
-    let payer = payments[1].authorization.from;
+    let payer = payments[1].terms.from;
     let totals = test.funding_totals(NETWORK, payer).await.unwrap();
     let expected = FundingTotals {
         payer: U256::ZERO,

@@ -57,7 +57,7 @@ async fn process_without_the_lane_writes_no_nonce() {
     elsewhere.lane = OTHER_LANE;
     assert_eq!(test.record(&elsewhere).await.unwrap(), Recorded::LaneLost);
     nothing_written(&test).await;
-    assert!(matches!(test.record(&new).await, Ok(Recorded::Written(_))));
+    assert!(matches!(test.record(&new).await, Ok(Recorded::Written(..))));
     assert_eq!(test.record(&new).await.unwrap(), Recorded::LaneLost);
 }
 
@@ -75,7 +75,7 @@ async fn only_queued_payments_are_written_into_a_transaction() {
     };
     refuses(&test.settled(3).await).await;
     let mut charged = other.clone();
-    charged.authorization.value = crate::protocol::Amount::ZERO;
+    charged.terms.value = crate::protocol::Amount::ZERO;
     refuses(&charged).await;
     let mut absent = other.clone();
     absent.id = new_payment(4).id;
@@ -92,7 +92,7 @@ async fn payment_is_written_only_by_the_signer_that_it_names() {
     let Accepted::New(named) = test.accept(named).await.unwrap() else {
         panic!("expected a new payment")
     };
-    assert_eq!(named.signer(), Some(LANE.signer));
+    assert_eq!(named.terms.settling_signer(), Some(LANE.signer));
     test.open_lane(OTHER_LANE, 0).await.unwrap();
     let lease = own(&test, OTHER_LANE).await;
     let attempt = attempt(0);

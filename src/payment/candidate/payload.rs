@@ -13,7 +13,7 @@ use crate::protocol::{
 
 /// The parts of a payload, before the signature is recovered.
 pub(super) struct ParsedPayload {
-    pub(super) terms: Authorization,
+    pub(super) authorization: Authorization,
     pub(super) method: Method,
     /// The token in the signed data; in Permit2 it can differ from the required asset.
     pub(super) token: Address,
@@ -45,7 +45,7 @@ impl PayloadParser<'_> {
         self.check_network(&method)?;
         self.check_positive_amount()?;
         Ok(ParsedPayload {
-            terms: payload.authorization,
+            authorization: payload.authorization,
             method,
             token: self.request.requirements.asset,
             digest: payload
@@ -94,7 +94,7 @@ impl PayloadParser<'_> {
             signed.permitted.amount
         };
         Ok(ParsedPayload {
-            terms: signed.terms(value),
+            authorization: signed.terms(value),
             method,
             token: signed.permitted.token,
             digest: signed.digest(required.scheme, self.policy.permit2),

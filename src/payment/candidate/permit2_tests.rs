@@ -39,11 +39,18 @@ fn published_vectors_pass_every_local_check() {
     for scheme in SCHEMES {
         for purpose in PURPOSES {
             let candidate = candidate_of(&permit2_body(scheme), purpose);
-            assert_eq!(candidate.signed_by, SignedBy::Payer, "{scheme:?}");
-            assert_eq!(candidate.authorization.from, PAYER);
-            assert_eq!(candidate.authorization.to, PAYEE);
-            assert_eq!(candidate.method.scheme(), scheme);
-            assert_eq!(candidate.method.nonce_domain(candidate.asset), PERMIT2);
+            assert_eq!(
+                candidate.terms.signed_by,
+                Some(SignedBy::Payer),
+                "{scheme:?}"
+            );
+            assert_eq!(candidate.terms.from, PAYER);
+            assert_eq!(candidate.terms.to, PAYEE);
+            assert_eq!(candidate.terms.method.scheme(), scheme);
+            assert_eq!(
+                candidate.terms.method.nonce_domain(candidate.terms.asset),
+                PERMIT2
+            );
             candidate.check_payee_and_amount().unwrap();
             candidate.check_policy(&policy(), now()).unwrap();
         }
@@ -60,9 +67,9 @@ fn upto_amount_is_maximum_at_verify_and_charge_at_settle() {
     for amount in [0, 1, AMOUNT] {
         let candidate = charge(amount, Purpose::Settle);
         candidate.check_payee_and_amount().unwrap();
-        let charged = candidate.authorization.value.to_string();
+        let charged = candidate.terms.value.to_string();
         assert_eq!(charged, amount.to_string());
-        let maximum = permitted(&candidate.method).permitted.to_string();
+        let maximum = permitted(&candidate.terms.method).permitted.to_string();
         assert_eq!(maximum, AMOUNT.to_string());
     }
     let above = charge(AMOUNT + 1, Purpose::Settle).check_payee_and_amount();
@@ -122,7 +129,7 @@ fn signature_for_another_scheme_is_rejected() {
     let place = "/paymentPayload/payload/signature";
     *body.pointer_mut(place).unwrap() = other.pointer(place).unwrap().clone();
     let candidate = candidate_of(&body, Purpose::Settle);
-    assert_eq!(candidate.signed_by, SignedBy::Unknown);
+    assert_eq!(candidate.terms.signed_by, Some(SignedBy::Unknown));
     let refusal = candidate.verified(facts()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Permit2Signature);
 }
@@ -140,7 +147,7 @@ fn eip2612_faults_are_reported_after_the_signature_check() {
         candidate_of(&body, Purpose::Settle)
     };
     let good = with(info.clone());
-    let sponsored = permitted(&good.method).sponsored.clone();
+    let sponsored = permitted(&good.terms.method).sponsored.clone();
     assert!(matches!(sponsored, Some(Sponsored::Permit { .. })));
     let verified = good.verified(facts()).unwrap();
     assert_eq!(
@@ -155,7 +162,7 @@ fn eip2612_faults_are_reported_after_the_signature_check() {
     let refusal = faulty.clone().verified(facts()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Eip2612FromMismatch);
     let mut forged = faulty;
-    forged.signed_by = SignedBy::Unknown;
+    forged.terms.signed_by = Some(SignedBy::Unknown);
     let refusal = forged.verified(facts()).unwrap_err();
     assert_eq!(
         refusal.reason,

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use time::Duration;
 
 use super::*;
+use crate::payment::UnixSeconds;
 use crate::payment::fixture::{
     DIGEST, PAYEE, SIGNATURE, USDC, VALID_BEFORE, body, candidate, now, policy, request,
 };
-use crate::protocol::Amount;
+use crate::protocol::X402Version;
 
 const VERSIONS: [X402Version; 2] = [X402Version::V1, X402Version::V2];
 const OTHER_ACCOUNT: Address = Address::repeat_byte(0x55);
@@ -50,10 +51,10 @@ const SIGNATURE_MEMBER: &str = "/paymentPayload/payload/signature";
 fn published_payment_passes_every_local_check_in_both_versions() {
     for version in VERSIONS {
         let candidate = parse(&body(version)).unwrap();
-        assert_eq!(candidate.version, version);
-        assert_eq!(candidate.digest, DIGEST);
-        assert_eq!(candidate.signed_by, SignedBy::Payer);
-        assert_eq!(candidate.wallet, None);
+        assert_eq!(candidate.terms.version, version);
+        assert_eq!(candidate.terms.digest, DIGEST);
+        assert_eq!(candidate.terms.signed_by, Some(SignedBy::Payer));
+        assert_eq!(candidate.terms.wallet, None);
         candidate.check_payee_and_amount().unwrap();
         candidate.check_policy(&policy(), now()).unwrap();
     }
@@ -81,7 +82,7 @@ fn v2_requires_the_domain_in_the_requirement() {
 fn v1_may_omit_the_domain_of_a_configured_token() {
     let pointer = "/paymentRequirements/extra";
     let mut body = changed(X402Version::V1, pointer, Value::Null);
-    assert_eq!(parse(&body).unwrap().digest, DIGEST);
+    assert_eq!(parse(&body).unwrap().terms.digest, DIGEST);
     body["paymentRequirements"]["asset"] = json!(OTHER_ACCOUNT);
     assert_eq!(reason(parse(&body)), Reason::ExactMissingDomain);
 }
@@ -150,7 +151,11 @@ fn signature_over_other_data_is_left_for_the_chain_to_check() {
         (SIGNATURE_MEMBER, json!("0x1234")),
     ] {
         let candidate = parse(&changed(X402Version::V2, pointer, value)).unwrap();
-        assert_eq!(candidate.signed_by, SignedBy::Unknown, "{pointer}");
+        assert_eq!(
+            candidate.terms.signed_by,
+            Some(SignedBy::Unknown),
+            "{pointer}"
+        );
     }
 }
 
@@ -158,8 +163,11 @@ fn signature_over_other_data_is_left_for_the_chain_to_check() {
 fn payer_signature_is_stored_with_v_27_or_28() {
     let zero = format!("{}00", SIGNATURE.strip_suffix("1b").unwrap());
     let candidate = parse(&changed(X402Version::V2, SIGNATURE_MEMBER, json!(zero))).unwrap();
-    assert_eq!(candidate.signature, SIGNATURE.parse::<Bytes>().unwrap());
-    assert_eq!(candidate.signed_by, SignedBy::Payer);
+    assert_eq!(
+        candidate.terms.signature,
+        SIGNATURE.parse::<Bytes>().unwrap()
+    );
+    assert_eq!(candidate.terms.signed_by, Some(SignedBy::Payer));
 }
 
 #[test]
@@ -230,21 +238,22 @@ fn only_listed_factories_may_deploy_a_wallet() {
         let body = changed(version, SIGNATURE_MEMBER, wrapped(OTHER_ACCOUNT));
         let candidate = parse(&body).unwrap();
         assert_eq!(
-            candidate.wallet.as_ref().map(|wallet| wallet.factory),
+            candidate.terms.wallet.as_ref().map(|wallet| wallet.factory),
             Some(OTHER_ACCOUNT)
         );
         let mut policy = policy();
         let deploying = candidate.clone().with_wallet_deployed(&policy, false);
         assert_eq!(reason(deploying.map(drop)), Reason::FactoryNotAllowed);
         let deployed = candidate.clone().with_wallet_deployed(&policy, true);
-        assert_eq!(deployed.unwrap().wallet, None, "no factory is needed");
+        assert_eq!(deployed.unwrap().terms.wallet, None, "no factory is needed");
         policy.factories.push(OTHER_ACCOUNT);
         let deploying = candidate.with_wallet_deployed(&policy, false).unwrap();
-        assert!(deploying.wallet.is_some());
+        assert!(deploying.terms.wallet.is_some());
         assert_eq!(
             deploying
                 .with_wallet_deployed(&policy, true)
                 .unwrap()
+                .terms
                 .wallet,
             None,
             "listed or not"
@@ -276,8 +285,7 @@ fn authorization_must_already_be_valid() {
     let mut candidate = candidate();
     for (after_s, good) in [(0, true), (1, false)] {
         let after = now() + Duration::seconds(after_s);
-        candidate.authorization.valid_after =
-            Amount::from_atomic(U256::from(after.unix_timestamp()));
+        candidate.terms.valid_after = UnixSeconds::from_moment(after).unwrap();
         let outcome = candidate.check_policy(&policy(), now());
         assert_eq!(outcome.is_ok(), good, "{after_s} s");
         if let Err(refusal) = outcome {
@@ -288,15 +296,15 @@ fn authorization_must_already_be_valid() {
 
 #[test]
 fn times_beyond_64_bits_are_rejected_without_overflow() {
-    let maximum = Amount::from_atomic(U256::MAX);
+    let maximum = UnixSeconds::from(U256::MAX);
     let mut endless = candidate();
-    endless.authorization.valid_before = maximum;
+    endless.terms.valid_before = maximum;
     assert_eq!(
         reason(endless.check_policy(&policy(), now())),
         Reason::ExactValidBefore
     );
     let mut never = candidate();
-    never.authorization.valid_after = maximum;
+    never.terms.valid_after = maximum;
     assert_eq!(
         reason(never.check_policy(&policy(), now())),
         Reason::ExactValidAfter
@@ -308,7 +316,7 @@ fn debug_output_and_rejections_contain_no_signature() {
     let candidate = candidate();
     let digits = SIGNATURE.trim_start_matches("0x");
     assert!(!format!("{candidate:?}").contains(digits));
-    let refusal = candidate.refuse_for(Fault::Signature, "why");
+    let refusal = candidate.terms.rejection(Fault::Signature, "why");
     assert!(!format!("{refusal:?}").contains(digits));
-    assert_eq!(candidate.asset, USDC);
+    assert_eq!(candidate.terms.asset, USDC);
 }

@@ -3,8 +3,7 @@ use alloy::sol_types::{Revert, SolError};
 
 use super::*;
 use crate::payment::fixture::{AMOUNT, candidate, facts, payment};
-use crate::payment::{PaymentState, Wallet};
-use crate::protocol::Amount;
+use crate::payment::{PaymentState, SignedBy, UnixSeconds, Wallet};
 
 fn reverted(text: &str) -> ChainFacts {
     ChainFacts {
@@ -23,13 +22,13 @@ fn check(candidate: Candidate, facts: &ChainFacts) -> Result<(), Reason> {
 
 fn with_unknown_signer() -> Candidate {
     let mut candidate = candidate();
-    candidate.signed_by = SignedBy::Unknown;
+    candidate.terms.signed_by = Some(SignedBy::Unknown);
     candidate
 }
 
 fn with_undeployed_wallet() -> Candidate {
     let mut candidate = with_unknown_signer();
-    candidate.wallet = Some(Wallet {
+    candidate.terms.wallet = Some(Wallet {
         factory: Address::repeat_byte(0x55),
         call: Bytes::new(),
     });
@@ -104,8 +103,7 @@ fn contract_of_the_payer_decides_over_the_signature() {
 fn simulation_that_fails_only_because_early_is_accepted() {
     let early = "FiatTokenV2: authorization is not yet valid";
     let mut early_payment = candidate();
-    early_payment.authorization.valid_after =
-        Amount::from_atomic(U256::from(facts().block_time.unix_timestamp()));
+    early_payment.terms.valid_after = UnixSeconds::from_moment(facts().block_time).unwrap();
     assert_eq!(check(early_payment.clone(), &reverted(early)), Ok(()));
     assert_eq!(
         check(candidate(), &reverted(early)),
@@ -179,7 +177,7 @@ fn first_failed_check_explains_a_failed_simulation() {
         assert_eq!(check(candidate(), &facts), Err(expected));
         let queued = payment(PaymentState::Queued);
         assert_eq!(
-            queued.rejection_for(&facts).reason,
+            queued.terms.diagnose(&facts).reason,
             expected,
             "before sending"
         );
@@ -215,7 +213,9 @@ fn successful_simulation_outweighs_missing_token_views() {
 #[test]
 fn revert_text_is_cut_and_without_control_characters() {
     let long = format!("a\u{7}\nb{}", "x".repeat(1000));
-    let rejection = payment(PaymentState::Queued).rejection_for(&reverted(&long));
+    let rejection = payment(PaymentState::Queued)
+        .terms
+        .diagnose(&reverted(&long));
     assert!(
         rejection.message.chars().count() < 200,
         "{}",
@@ -226,7 +226,7 @@ fn revert_text_is_cut_and_without_control_characters() {
         revert: Bytes::from_static(&[0xff, 0xad]),
         ..reverted("")
     };
-    let rejection = payment(PaymentState::Queued).rejection_for(&raw);
+    let rejection = payment(PaymentState::Queued).terms.diagnose(&raw);
     assert!(
         rejection.message.contains("0xffad"),
         "{}",

@@ -18,7 +18,7 @@ use crate::chain::Broadcast;
 use crate::chain::RpcError;
 use crate::chain::broadcast::{BroadcastRejection, broadcast};
 use crate::ledger::{Funding, FundingState};
-use crate::payment::{Approval, Payment, PaymentId, Signed};
+use crate::payment::{Approval, Payment, PaymentId, PaymentTerms};
 use crate::protocol::{Reason, Rejection};
 use crate::settlement::supervisor::report_panic;
 use crate::settlement::{DependencyError, Queue, Queued, ServedNetwork};
@@ -91,13 +91,13 @@ impl Approvals {
 /// the ledger does not answer.
 pub async fn approval_rejection(
     served: &ServedNetwork,
-    signed: Signed<'_>,
+    terms: &PaymentTerms,
 ) -> Result<Option<Rejection>, DependencyError> {
-    let Some(approval) = signed.approval(served.policy.network) else {
+    let Some(approval) = terms.approval() else {
         let why = "the signed approval cannot be decoded".to_owned();
         return Ok(Some(Rejection::new(Reason::ApprovalParseFailed, why)));
     };
-    if let Some(why) = outdated(served, signed, &approval).await? {
+    if let Some(why) = outdated(served, terms, &approval).await? {
         return Ok(Some(Rejection::new(Reason::ApprovalFailed, why)));
     }
     let base_fee = served
@@ -112,21 +112,21 @@ pub async fn approval_rejection(
         );
         return Ok(Some(Rejection::new(Reason::ApprovalFailed, why)));
     }
-    let call = (signed.asset, &approval.call);
+    let call = (terms.asset, &approval.call);
     if !served
         .rpc
-        .would_succeed(signed.terms.from, call, approval.gas_limit)
+        .would_succeed(terms.from, call, approval.gas_limit)
         .await?
     {
         let why = "the approval reverts when simulated, or its gas limit is too low".to_owned();
         return Ok(Some(Rejection::new(Reason::ApprovalFailed, why)));
     }
-    let Some(wei) = missing_wei(served, signed, &approval).await? else {
+    let Some(wei) = missing_wei(served, terms, &approval).await? else {
         return Ok(None);
     };
     let given = served
         .ledger
-        .funding_totals(served.policy.network, signed.terms.from)
+        .funding_totals(served.policy.network, terms.from)
         .await?;
     let within = served
         .policy
@@ -141,13 +141,10 @@ pub async fn approval_rejection(
 /// Why an approval can never be mined, if so: its nonce must be the payer's next one.
 async fn outdated(
     served: &ServedNetwork,
-    signed: Signed<'_>,
+    terms: &PaymentTerms,
     approval: &Approval,
 ) -> Result<Option<String>, RpcError> {
-    let next = served
-        .rpc
-        .transaction_count(signed.terms.from, "latest")
-        .await?;
+    let next = served.rpc.transaction_count(terms.from, "latest").await?;
     let own = approval.account_nonce;
     Ok((next != own).then(|| {
         format!("the approval has the account nonce {own}, the payer's next nonce is {next}")
@@ -157,10 +154,10 @@ async fn outdated(
 /// Native currency that the payer lacks for the approval's gas, in wei.
 async fn missing_wei(
     served: &ServedNetwork,
-    signed: Signed<'_>,
+    terms: &PaymentTerms,
     approval: &Approval,
 ) -> Result<Option<U256>, RpcError> {
-    let balance = served.rpc.balance(signed.terms.from).await?;
+    let balance = served.rpc.balance(terms.from).await?;
     let lacking = approval.cost_wei().checked_sub(balance);
     Ok(lacking.filter(|wei| !wei.is_zero()))
 }
@@ -296,8 +293,8 @@ async fn follow_approval(on_hold: OnHold, payment: Payment) {
 }
 
 async fn step(served: &ServedNetwork, payment: &Payment) -> Result<Next, DependencyError> {
-    let signed = payment.signed();
-    let Some(approval) = signed.approval(served.policy.network) else {
+    let terms = &payment.terms;
+    let Some(approval) = terms.approval() else {
         let why = "the signed approval cannot be decoded".to_owned();
         return Ok(Next::Refuse(Rejection::new(
             Reason::ApprovalParseFailed,
@@ -305,18 +302,15 @@ async fn step(served: &ServedNetwork, payment: &Payment) -> Result<Next, Depende
         )));
     };
     // In this order: if a block comes between the two reads, the allowance is the newer one.
-    let outdated = outdated(served, signed, &approval).await?;
-    let allowance = served
-        .rpc
-        .allowance(signed.asset, signed.terms.from)
-        .await?;
-    if allowance >= signed.terms.value.atomic() {
+    let outdated = outdated(served, terms, &approval).await?;
+    let allowance = served.rpc.allowance(terms.asset, terms.from).await?;
+    if allowance >= terms.value.atomic() {
         return Ok(Next::Release);
     }
     if let Some(why) = outdated {
         return Ok(Next::Refuse(Rejection::new(Reason::ApprovalFailed, why)));
     }
-    if let Some(wei) = missing_wei(served, signed, &approval).await? {
+    if let Some(wei) = missing_wei(served, terms, &approval).await? {
         return fund(served, payment, wei).await;
     }
     Ok(
@@ -346,7 +340,7 @@ async fn fund(
     payment: &Payment,
     wei: U256,
 ) -> Result<Next, DependencyError> {
-    let payer = payment.authorization.from;
+    let payer = payment.terms.from;
     // In this order: gas money that a lane records for this payment between the two reads must not count as given before.
     let given = served
         .ledger

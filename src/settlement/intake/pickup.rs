@@ -77,7 +77,7 @@ impl Pickup {
         let mut unclaimed = Vec::new();
         for payment in payments {
             match queue.reserve() {
-                Some(place) if place.is_claimed_here(queue, payment.signer()) => {
+                Some(place) if place.is_claimed_here(queue, payment.terms.settling_signer()) => {
                     tracing::debug!(payment.id = %payment.id, "queued payment claimed");
                     queue.enqueue(place, Queued::new(payment, None));
                 }

@@ -171,7 +171,7 @@ impl Queue {
     /// Queues a payment for the lanes of this process, if there is room.
     pub fn enqueue(&self, place: Place<'_>, queued: Queued) {
         let id = queued.payment.id;
-        match (queued.payment.signer(), place.0) {
+        match (queued.payment.terms.settling_signer(), place.0) {
             (None, Some(place)) => {
                 self.claimed().insert(id, None);
                 place.send(queued);

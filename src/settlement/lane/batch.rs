@@ -8,11 +8,11 @@ use crate::chain::fees::FeeError;
 use crate::chain::signer::{SigningFailed, UnsignedTransaction};
 use crate::chain::{RpcError, SignerKey};
 use crate::ledger::{
-    Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, PendingTransaction, Recorded,
-    TransactionKind,
+    Attempt, LaneKey, LaneLease, LedgerError, NewTransaction, OverBudget, PendingTransaction,
+    Recorded, TransactionKind,
 };
 use crate::payment::method::Fault;
-use crate::payment::{ChainFacts, Payment};
+use crate::payment::{ChainFacts, Payment, SignedBy};
 use crate::protocol::Rejection;
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
@@ -51,27 +51,33 @@ pub(super) async fn simulate(
     reach(Step::Picked);
     if expires_too_soon(served, &payment) {
         let rejection = Rejection {
-            reason: payment.reason(Fault::ValidBefore),
+            reason: payment.terms.reason(Fault::ValidBefore),
             message: "the authorization expires before a transaction could be mined".to_owned(),
         };
         served.ledger.refuse(payment.id, &rejection).await?;
         served.waiters.wake([payment.id]);
         return Ok(None);
     }
-    let payment = drop_deployed_wallet(served, payment).await?;
+    let mut payment = drop_deployed_wallet(served, payment).await?;
     // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
     let usable = |facts: &ChainFacts| {
         (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(served, facts)
     };
     let facts = match facts.filter(usable) {
         Some(known) => known,
-        None => served.lane_facts.of(payment.signed()).await?,
+        None => served.lane_facts.of(&payment.terms).await?,
     };
     if facts.transfer_succeeds {
-        let (least, gas_cap) = (min_gas(&facts), served.fees().gas_cap);
+        let fees = served.fees();
+        let gas_cap = if facts.payer_has_code && payment.terms.wallet.is_none() {
+            fees.wallet_gas_cap
+        } else {
+            fees.gas_cap
+        };
+        let least = min_gas(&facts);
         if least > gas_cap {
             let rejection = Rejection {
-                reason: payment.reason(Fault::Simulation),
+                reason: payment.terms.reason(Fault::Simulation),
                 message: format!(
                     "the transfer needs at least {least} gas, and this facilitator pays for {gas_cap} at most"
                 ),
@@ -81,18 +87,22 @@ pub(super) async fn simulate(
             return Ok(None);
         }
         reach(Step::Simulated);
+        if !facts.payer_has_code {
+            // A plain account has signed with its key; otherwise the payment would have been refused before.
+            payment.terms.signed_by = Some(SignedBy::Payer);
+        }
         return Ok(Some(SimulatedPayment {
             payment,
             facts,
             alone,
         }));
     }
-    if payment.signed().fails_only_because_early(&facts) {
+    if payment.terms.fails_only_because_early(&facts) {
         // No endpoint simulates a later time, and the newest block is older than `validAfter`. The pickup task finds the payment again a
         // little later.
         return Ok(None);
     }
-    if payment.signed().needs_approval_first(&facts) {
+    if payment.terms.needs_approval_first(&facts) {
         served.approvals.enqueue(payment, &served.queue);
         return Ok(None);
     }
@@ -105,28 +115,18 @@ async fn drop_deployed_wallet(
     served: &ServedNetwork,
     mut payment: Payment,
 ) -> Result<Payment, RpcError> {
-    if payment.wallet.is_some()
-        && !served
-            .rpc
-            .code(payment.authorization.from)
-            .await?
-            .is_empty()
-    {
-        payment.wallet = None;
+    if payment.terms.wallet.is_some() && !served.rpc.code(payment.terms.from).await?.is_empty() {
+        payment.terms.wallet = None;
     }
     Ok(payment)
 }
 
 /// Whether less than half of `validity_min` is left: too little for another block or two.
 fn expires_too_soon(served: &ServedNetwork, payment: &Payment) -> bool {
-    let end = payment.authorization.valid_before.atomic();
+    let end = payment.terms.valid_before.timestamp();
     let least = served.policy.validity_min.whole_seconds() / 2;
-    let by = served
-        .view
-        .head()
-        .map(|head| head.time.unix_timestamp().saturating_add(least));
-    by.and_then(|by| u64::try_from(by).ok())
-        .is_some_and(|by| end <= U256::from(by))
+    let head = served.view.head();
+    head.is_some_and(|head| end <= head.time.unix_timestamp().saturating_add(least))
 }
 
 /// Whether the head is still the block of these facts.
@@ -144,10 +144,9 @@ async fn settle_or_refuse(
 ) -> Result<(), PrepareError> {
     let tokens = served.policy.tokens();
     let used = if facts.nonce_used == Some(true) {
-        let signed = payment.signed();
         served
             .rpc
-            .authorization_use(signed, facts.block_number, &tokens)
+            .authorization_use(&payment.terms, facts.block_number, &tokens)
             .await
     } else {
         Ok(AuthorizationUse::Unused)
@@ -163,10 +162,10 @@ async fn settle_or_refuse(
         served.note_unconfirmed();
     } else {
         let rejection = match used {
-            Ok(_) => payment.rejection_for(facts),
+            Ok(_) => payment.terms.diagnose(facts),
             // Affects this payment alone. The chain is asked again before a caller gets this answer.
             Err(error) => Rejection {
-                reason: payment.reason(Fault::NonceUsed),
+                reason: payment.terms.reason(Fault::NonceUsed),
                 message: format!(
                     "the authorization's nonce is used, and the transaction that used it could not be found ({error})"
                 ),
@@ -213,7 +212,7 @@ pub(super) async fn simulate_batch(
         });
     }
     let gas_limit = plan.gas_limit(&plan.call().1, &rule);
-    let batch: Vec<_> = plan.rows.iter().map(SimulatedPayment::signed).collect();
+    let batch: Vec<_> = plan.rows.iter().map(|row| &row.payment.terms).collect();
     let results = match served.rpc.simulate_batch(signer, &batch, gas_limit).await {
         Ok(results) => results,
         Err(error) => return Ok(batch_not_simulated(served, plan, error)),
@@ -273,6 +272,8 @@ pub(super) enum SignedBatch {
     Recorded(PendingTransaction),
     /// Some payments changed state meanwhile; these remain and are planned again.
     PaymentsChanged(Vec<SimulatedPayment>),
+    /// It may cost more than these budgets have left.
+    OverBudget(Vec<OverBudget>, Vec<SimulatedPayment>),
     /// Another process owns the lane.
     LaneLost,
 }
@@ -307,6 +308,7 @@ impl BatchContext<'_> {
             gas_limit,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            cost_wei: self.served.cost(gas_limit, fees, plan.rows.len()),
             empty: false,
         };
         let payments: Vec<&Payment> = plan.rows.iter().map(|row| &row.payment).collect();
@@ -322,18 +324,24 @@ impl BatchContext<'_> {
             },
             attempt: &attempt,
             payments: &payments,
+            shares: &self.served.budgets.shares(plan.gas_of_rows(&self.rule)),
         };
         let recorded = self.served.ledger.record(&new).await?;
         reach(Step::Recorded);
         Ok(match recorded {
-            Recorded::Written(id) => SignedBatch::Recorded(PendingTransaction {
-                id,
-                network: self.lane.network,
-                nonce,
-                batch,
-                attempts: vec![(hash, raw)],
-                payments: plan.rows.into_iter().map(|row| row.payment).collect(),
-            }),
+            Recorded::Written(id, uses) => {
+                let now = self.served.ledger.clock().now();
+                self.served.budgets.note(&uses, now);
+                SignedBatch::Recorded(PendingTransaction {
+                    id,
+                    network: self.lane.network,
+                    nonce,
+                    batch,
+                    attempts: vec![(hash, raw)],
+                    payments: plan.rows.into_iter().map(|row| row.payment).collect(),
+                })
+            }
+            Recorded::OverBudget(over) => SignedBatch::OverBudget(over, plan.rows),
             Recorded::LaneLost => SignedBatch::LaneLost,
             Recorded::PaymentsChanged(left) => {
                 let mut rows = plan.rows;

@@ -1,7 +1,7 @@
 //! Which payments share a transaction. Pure.
 
 use crate::chain::authorization::{batch_call, settlement_call};
-use crate::payment::{ChainFacts, Payment, Signed, SignedBy};
+use crate::payment::{ChainFacts, Payment};
 use crate::settlement::gas::GasRule;
 use alloy::primitives::{Address, Bytes};
 
@@ -33,32 +33,23 @@ impl SimulatedPayment {
     fn needs_own_transaction(&self) -> bool {
         self.alone
             || self.facts.payer_has_code
-            || self.payment.wallet.is_some()
-            || self.payment.signer().is_some()
+            || self.payment.terms.wallet.is_some()
+            || self.payment.terms.settling_signer().is_some()
             || self.is_early()
     }
 
     /// Whether it was not valid yet at the time of the block used for the simulation. A batch is simulated at that block as a whole.
     fn is_early(&self) -> bool {
-        self.payment.signed().is_not_yet_valid_at(&self.facts)
-    }
-
-    /// The signed terms. A payer without code has signed with its key; otherwise the payment would have been refused before.
-    pub(super) fn signed(&self) -> Signed<'_> {
-        let signed = self.payment.signed();
-        Signed {
-            signed_by: (!self.facts.payer_has_code).then_some(SignedBy::Payer),
-            ..signed
-        }
+        self.payment.terms.is_not_yet_valid_at(&self.facts)
     }
 
     /// Whether the logs of one transaction could not tell the two payments apart: the Permit2 proxy's event does not contain the nonce.
     fn looks_like(&self, other: &Self) -> bool {
         let of = |row: &Self| {
-            let terms = &row.payment.authorization;
-            (row.payment.asset, terms.from, terms.to, terms.value)
+            let terms = &row.payment.terms;
+            (terms.asset, terms.from, terms.to, terms.value)
         };
-        let by_permit2 = |row: &Self| row.payment.method.permit2().is_some();
+        let by_permit2 = |row: &Self| row.payment.terms.method.permit2().is_some();
         by_permit2(self) && by_permit2(other) && of(self) == of(other)
     }
 
@@ -76,7 +67,7 @@ struct Size {
 
 impl Size {
     fn of(row: &SimulatedPayment, rule: &GasRule) -> Self {
-        let (_, data) = settlement_call(row.signed());
+        let (_, data) = settlement_call(&row.payment.terms);
         Self {
             gas: row.gas_in_batch(rule),
             bytes: data.len() + CALL_BYTES,
@@ -106,10 +97,10 @@ impl BatchPlan {
     /// cheaper.
     pub(super) fn group(mut simulated: Vec<SimulatedPayment>, rule: &GasRule) -> Vec<Self> {
         simulated.sort_by_key(|row| {
-            let terms = &row.payment.authorization;
+            let terms = &row.payment.terms;
             (
                 row.needs_own_transaction(),
-                row.payment.asset,
+                terms.asset,
                 terms.to,
                 terms.from,
                 row.payment.id,
@@ -152,9 +143,20 @@ impl BatchPlan {
     /// Target and calldata of the transaction.
     pub(super) fn call(&self) -> (Address, Bytes) {
         match self.rows.as_slice() {
-            [only] => settlement_call(only.signed()),
-            rows => batch_call(rows.iter().map(SimulatedPayment::signed)),
+            [only] => settlement_call(&only.payment.terms),
+            rows => batch_call(rows.iter().map(|row| &row.payment.terms)),
         }
+    }
+
+    /// Payee, payer and gas of each payment, for the budgets that its transaction counts in.
+    pub(super) fn gas_of_rows(
+        &self,
+        rule: &GasRule,
+    ) -> impl Iterator<Item = (Option<Address>, Address, u64)> {
+        self.rows.iter().map(|row| {
+            let terms = &row.payment.terms;
+            (Some(terms.to), terms.from, row.gas_in_batch(rule))
+        })
     }
 
     /// Gas limit, computed and not estimated. For a single payment: the simulated call, a third more for the 63/64 rule of nested calls,
@@ -163,8 +165,13 @@ impl BatchPlan {
         match self.rows.as_slice() {
             // The simulation measures the transfer alone. The gas of the factory is unknown, but simulation and factory together stayed
             // within the cap.
-            [only] if only.payment.wallet.is_some() => rule.gas_cap,
+            [only] if only.payment.terms.wallet.is_some() => rule.gas_cap,
             [only] => {
+                let cap = if only.facts.payer_has_code {
+                    rule.wallet_gas_cap
+                } else {
+                    rule.gas_cap
+                };
                 let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
                 let used = only.facts.gas_used;
                 let execution = used.saturating_add(used / 3);
@@ -172,7 +179,7 @@ impl BatchPlan {
                     .saturating_add(BASE_GAS + COLD_GAS)
                     .saturating_add(bytes.saturating_mul(BYTE_GAS))
                     .max(rule.single_min)
-                    .min(rule.gas_cap)
+                    .min(cap)
             }
             rows => {
                 let rows: u64 = rows.iter().map(|row| row.gas_in_batch(rule)).sum();
@@ -200,8 +207,8 @@ mod tests {
     fn row(number: u128, payee: u8) -> SimulatedPayment {
         let mut payment = payment(PaymentState::Queued);
         payment.id = PaymentId(Uuid::from_u128(number));
-        payment.authorization.to = Address::repeat_byte(payee);
-        payment.authorization.nonce = B256::from(alloy::primitives::U256::from(number));
+        payment.terms.to = Address::repeat_byte(payee);
+        payment.terms.nonce = B256::from(alloy::primitives::U256::from(number));
         SimulatedPayment {
             payment,
             facts: facts(),
@@ -213,6 +220,7 @@ mod tests {
         rows_max: 190,
         gas_max: 15_000_000,
         gas_cap: 500_000,
+        wallet_gas_cap: 200_000,
         single_min: 0,
         row_min: 76_000,
     };
@@ -225,7 +233,7 @@ mod tests {
         let payees: Vec<_> = plans[0]
             .rows
             .iter()
-            .map(|row| row.payment.authorization.to)
+            .map(|row| row.payment.terms.to)
             .collect();
         assert!(payees.is_sorted());
     }
@@ -235,7 +243,7 @@ mod tests {
         let by_permit2 = |number, scheme| {
             let candidate = candidate_of(&permit2_body(scheme), Purpose::Settle);
             let mut row = row(number, 9);
-            row.payment.method = candidate.method;
+            row.payment.terms.method = candidate.terms.method;
             row
         };
         let mut rows: Vec<_> = (0..3)
@@ -251,7 +259,7 @@ mod tests {
             let twins = plan
                 .rows
                 .iter()
-                .filter(|row| row.payment.method != Method::Eip3009);
+                .filter(|row| row.payment.terms.method != Method::Eip3009);
             assert!(twins.count() <= 1);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::Address;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -93,7 +93,7 @@ impl Lane {
             payments: waiting.iter().map(|queued| queued.payment.id).collect(),
         };
         panic_if_asked("lane");
-        let rule = owned.rule(&self.served);
+        let rule = owned.rule_within_budget(&self.served);
         owned
             .simulations
             .spawn(simulate_waiting(claims, self.id.signer, rule, waiting).in_current_span());
@@ -167,6 +167,10 @@ impl Lane {
                 owned.put_back(rows);
                 Ok(())
             }
+            Ok(SignedBatch::OverBudget(over, rows)) => {
+                let result = self.refuse_over_budget(owned, &over, rows).await;
+                result.or_else(|error| owned.back_off(&error.into()))
+            }
             Ok(SignedBatch::LaneLost) => Err(LaneLost),
             Err(error) => owned.back_off(&error),
         }
@@ -195,12 +199,11 @@ impl OwnedLane {
 /// When a payment may be sent: at once, unless the next block may be older than `validAfter`, which was compared with the wall clock at
 /// acceptance. A chain that has made no block for a while after that gives its next block the clock's time.
 fn ready_at(served: &ServedNetwork, queued: &Queued, tick: &ChainTick) -> Instant {
-    let begins = queued.payment.signed().valid_from();
+    let begins = queued.payment.terms.valid_from().timestamp();
     let block_s = served.policy.network.min_block_time_s();
-    let next = tick.head.map(|head| {
-        let time = u64::try_from(head.time.unix_timestamp()).unwrap_or_default();
-        U256::from(time.saturating_add(block_s))
-    });
+    let next = tick
+        .head
+        .map(|head| head.time.unix_timestamp().saturating_add_unsigned(block_s));
     if next.is_some_and(|next| next >= begins) {
         return queued.since;
     }

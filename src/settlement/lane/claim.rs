@@ -1,7 +1,6 @@
 //! Claiming a lane. The signer's nonces on the chain are compared with the ledger before anything is written.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use alloy::primitives::B256;
 use tokio::task::JoinSet;
@@ -9,7 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::batch::PrepareError;
-use super::foreign::{POOL_WARNING_AFTER, UnknownNonces, identify_nonces, report_pooled_nonce};
+use super::foreign::{UnknownNonces, identify_nonces, report_pooled_nonce};
 use super::gas_balance::GasBalance;
 use super::{Lane, OwnedLane};
 use crate::chain::RpcError;
@@ -17,11 +16,8 @@ use crate::ledger::{Claim, LaneLease, LedgerError};
 use crate::settlement::ChainTick;
 use crate::settlement::served_network::OpenCount;
 
-/// Number of readings, and time between them, before nonces unknown to the ledger are taken as used.
+/// Number of readings before nonces unknown to the ledger are taken as used.
 const CONTRADICTIONS: usize = 3;
-const CONTRADICTION_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a lane that is opened for the first time waits for a second endpoint to confirm its nonce.
-const SINGLE_ENDPOINT_AFTER: Duration = Duration::from_secs(10);
 
 /// Result of an attempt to claim a lane.
 #[derive(Debug)]
@@ -152,7 +148,7 @@ impl Lane {
         let mut least = u64::MAX;
         for look in 0..CONTRADICTIONS {
             if look > 0 {
-                tokio::time::sleep(CONTRADICTION_INTERVAL).await;
+                tokio::time::sleep(self.served.timing.unknown_nonce_interval).await;
             }
             let mined = chain.agreed_nonce(signer, "latest".to_owned()).await;
             let pending = chain.agreed_nonce(signer, "pending".to_owned()).await;
@@ -177,8 +173,11 @@ impl Lane {
         let mined = chain.agreed_nonce(signer, "latest".to_owned()).await;
         let pending = chain.agreed_nonce(signer, "pending".to_owned()).await;
         let both = mined.and_then(|mined| Ok((mined, pending?)));
+        let timing = &self.served.timing;
         let (mined, pending) = match both {
-            Err(RpcError::NoAgreement(_)) if self.started.elapsed() >= SINGLE_ENDPOINT_AFTER => {
+            Err(RpcError::NoAgreement(_))
+                if self.started.elapsed() >= timing.single_endpoint_after =>
+            {
                 tracing::warn!(
                     "lane opened with the nonce of a single endpoint: no other endpoint answers"
                 );
@@ -187,7 +186,7 @@ impl Lane {
             }
             both => both?,
         };
-        if pending > mined && self.started.elapsed() >= POOL_WARNING_AFTER {
+        if pending > mined && self.started.elapsed() >= timing.pool_warning_after {
             report_pooled_nonce(&self.served, signer, mined);
         }
         Ok((pending <= mined).then_some(mined))

@@ -18,8 +18,6 @@ use super::{Lane, LaneLost, OpenTransaction, OwnedLane};
 const PATIENCE_BLOCKS: u64 = 3;
 /// Blocks per attempt after which the fee is bumped although it covers the base fee: block producers may want a higher priority fee.
 const BUMP_AFTER_BLOCKS: u64 = 8;
-/// Least age of the newest bytes for such a bump: on chains with fast blocks the number of blocks means little.
-const BUMP_AFTER: Duration = Duration::from_secs(12);
 
 impl OpenTransaction {
     /// Whether the newest bytes have waited this many blocks.
@@ -38,14 +36,12 @@ impl OpenTransaction {
     /// Whether every payment in it has expired.
     fn has_expired(&self, head: &Head) -> bool {
         let now = head.time.unix_timestamp();
-        let ended = |end: i64| end < now;
         // A transaction without payments (funding, empty) does not expire.
         let payments = &self.transaction.payments;
         !payments.is_empty()
-            && payments.iter().all(|payment| {
-                let end = i64::try_from(payment.authorization.valid_before.atomic());
-                end.is_ok_and(ended)
-            })
+            && payments
+                .iter()
+                .all(|payment| payment.terms.valid_before.timestamp() < now)
     }
 
     /// The transaction that should replace the newest bytes now, if any: the same with a higher fee, or an empty self-transfer where every
@@ -54,7 +50,7 @@ impl OpenTransaction {
         &mut self,
         head: &Head,
         fees: &FeePolicy,
-        signer: Address,
+        (signer, bump_after): (Address, Duration),
     ) -> Option<UnsignedTransaction> {
         if self
             .bump_failed_at
@@ -65,7 +61,7 @@ impl OpenTransaction {
         let unsigned = self.unsigned()?;
         let attempts = u64::try_from(self.transaction.attempts.len()).unwrap_or(u64::MAX);
         let old = self.has_waited(head, BUMP_AFTER_BLOCKS.saturating_mul(attempts))
-            && self.written_at.elapsed() >= BUMP_AFTER;
+            && self.written_at.elapsed() >= bump_after;
         let waited = self.has_waited(head, PATIENCE_BLOCKS);
         if !unsigned.is_empty() && (self.rejected_for_good || self.has_expired(head)) {
             return Some(unsigned.empty_replacement(signer));
@@ -85,12 +81,12 @@ impl Lane {
         let Some(key) = &self.key else {
             return Ok(());
         };
-        let fees = self.served.fees();
+        let (fees, bump_after) = (self.served.fees(), self.served.timing.bump_after);
         for index in 0..owned.open.len() {
             let Some(open) = owned.open.get_mut(index) else {
                 break;
             };
-            let Some(unsigned) = open.replacement(head, &fees, self.id.signer) else {
+            let Some(unsigned) = open.replacement(head, &fees, (self.id.signer, bump_after)) else {
                 continue;
             };
             match self
@@ -138,6 +134,7 @@ impl Lane {
         let unsigned = UnsignedTransaction { fees, ..unsigned };
         let (gas_limit, empty, cost_wei) =
             (unsigned.gas_limit, unsigned.is_empty(), unsigned.cost());
+        let (value, payments) = (unsigned.value, open.transaction.payments.len());
         let (raw, hash) = key.sign(unsigned)?;
         let attempt = Attempt {
             hash,
@@ -145,6 +142,7 @@ impl Lane {
             gas_limit,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            cost_wei: value.saturating_add(self.served.cost(gas_limit, fees, payments)),
             empty,
         };
         let lane = (self.id, owned.lease.epoch);

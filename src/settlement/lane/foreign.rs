@@ -15,16 +15,10 @@ use crate::ledger::{ForeignNonce, LaneLease};
 use crate::settlement::ServedNetwork;
 use crate::telemetry::causes;
 
-/// How long every check must show that a nonce is used and no node has a receipt of ours: nodes show receipts later than account nonces.
-const FOREIGN_AFTER: Duration = Duration::from_secs(10);
 /// Time limit of the search for the transactions that used them. Their hashes are for the operator; nothing else waits for them.
 const SEARCH_LIMIT: Duration = Duration::from_secs(5);
-/// How often an idle lane checks for foreign use.
-const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a blocked lane checks whether it may go on.
 const BLOCKED_INTERVAL: Duration = Duration::from_secs(1);
-/// Most pooled transactions are mined within this time; after it the wait is logged.
-pub(super) const POOL_WARNING_AFTER: Duration = Duration::from_secs(10);
 /// Most nonces that are identified one by one.
 const IDENTIFIED_MAX: u64 = 8;
 
@@ -64,7 +58,8 @@ pub(super) enum NonceFinding {
 
 impl Lane {
     /// Detects open transactions whose nonces were used by foreign transactions. Evidence: no node has a receipt for the transactions in
-    /// `missing`, and the account's nonce with the promised confirmations is beyond theirs. Every check for `FOREIGN_AFTER` must show this.
+    /// `missing`, and the account's nonce with the promised confirmations is beyond theirs. Every check must show this for as long as
+    /// [`foreign_after`](crate::timing::Timing).
     pub(super) async fn detect_foreign_use(
         &self,
         owned: &mut OwnedLane,
@@ -90,7 +85,7 @@ impl Lane {
                 continue;
             }
             let since = *open.foreign_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= FOREIGN_AFTER {
+            if since.elapsed() >= self.served.timing.foreign_after {
                 suspected.push((nonce, open.transaction.id));
             }
         }
@@ -116,8 +111,8 @@ impl Lane {
             return self.check_while_blocked(owned);
         }
         let idle = owned.open.is_empty() && owned.simulations.is_empty();
-        let due =
-            owned.nonces_checked_at.elapsed() >= IDLE_INTERVAL && owned.nonce_checks.is_empty();
+        let due = owned.nonces_checked_at.elapsed() >= self.served.timing.idle_nonce_check
+            && owned.nonce_checks.is_empty();
         if !idle || !due || !owned.can_write() {
             return;
         }
@@ -158,7 +153,7 @@ impl Lane {
             match identify_nonces(&served, signer, first).await.ok()? {
                 UnknownNonces::Unconfirmed => None,
                 UnknownNonces::InPool => {
-                    if since.elapsed() >= POOL_WARNING_AFTER {
+                    if since.elapsed() >= served.timing.pool_warning_after {
                         report_pooled_nonce(&served, signer, first);
                     }
                     None

@@ -8,9 +8,12 @@ use super::{Lane, LaneLost, OpenTransaction, OwnedLane};
 use crate::chain::FUNDING_GAS;
 use crate::chain::signer::UnsignedTransaction;
 use crate::ledger::{
-    Attempt, Funding, NewTransaction, PendingTransaction, Recorded, TransactionKind,
+    Attempt, Funding, LedgerError, NewTransaction, OverBudget, PendingTransaction, Recorded,
+    TransactionKind,
 };
+use crate::payment::PaymentId;
 use crate::settlement::ServedNetwork;
+use crate::settlement::budgets::exhausted;
 
 impl OwnedLane {
     /// Whether there is room for a transaction without payments.
@@ -29,8 +32,12 @@ impl Lane {
     ) -> Result<(), LaneLost> {
         match self.write_funding(owned, funding).await {
             Ok(None) => Ok(()),
+            Ok(Some(Recorded::OverBudget(over))) => {
+                let refused = self.refuse_funding(&over, funding.payment).await;
+                refused.or_else(|error| owned.back_off(&error.into()))
+            }
             Ok(Some(Recorded::LaneLost | Recorded::PaymentsChanged(_))) => Err(LaneLost),
-            Ok(Some(Recorded::Written(_))) => {
+            Ok(Some(Recorded::Written(..))) => {
                 owned.lease.next_nonce += 1;
                 owned.open_count.set(owned.open.len());
                 self.send(owned, owned.open.len() - 1, None);
@@ -38,6 +45,22 @@ impl Lane {
             }
             Err(error) => owned.back_off(&error),
         }
+    }
+
+    /// Refuses the payment that needed gas money which a budget does not allow. Nothing was sent.
+    async fn refuse_funding(
+        &self,
+        over: &[OverBudget],
+        payment: PaymentId,
+    ) -> Result<(), LedgerError> {
+        self.served.budgets.note_refused(over);
+        let closed = over.iter().find_map(|one| Some((one.subject, one.until?)));
+        if let Some((subject, until)) = closed {
+            let rejection = exhausted(subject, until);
+            self.served.ledger.refuse(payment, &rejection).await?;
+            self.served.waiters.wake([payment]);
+        }
+        Ok(())
     }
 
     async fn write_funding(
@@ -66,8 +89,12 @@ impl Lane {
             gas_limit: FUNDING_GAS,
             max_fee_wei: fees.max_fee_wei,
             max_priority_fee_wei: fees.max_priority_fee_wei,
+            cost_wei: funding
+                .wei
+                .saturating_add(self.served.cost(FUNDING_GAS, fees, 1)),
             empty: false,
         };
+        let shares = [(None, funding.payer, FUNDING_GAS)].into_iter();
         let new = NewTransaction {
             lane: self.id,
             epoch: owned.lease.epoch,
@@ -75,13 +102,16 @@ impl Lane {
             kind: TransactionKind::Funding,
             attempt: &attempt,
             payments: &[],
+            shares: &self.served.budgets.shares(shares),
         };
         let ledger = &self.served.ledger;
         let recorded = ledger.record_funding(&new, funding, limits).await?;
-        if let Some(Recorded::Written(id)) = recorded {
+        if let Some(Recorded::Written(id, uses)) = &recorded {
+            let now = ledger.clock().now();
+            self.served.budgets.note(uses, now);
             tracing::info!(nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "gas money sent to a payer for its approval");
             let transaction = PendingTransaction {
-                id,
+                id: *id,
                 network: self.id.network,
                 nonce,
                 batch: false,

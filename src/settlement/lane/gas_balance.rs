@@ -1,7 +1,6 @@
 //! The signer's balance for gas.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use alloy::primitives::U256;
 use tokio::task::JoinSet;
@@ -9,10 +8,8 @@ use tokio::time::Instant;
 
 use super::{Lane, OwnedLane};
 use crate::settlement::gas::{GAS_RESERVE_PAYMENTS, payment_cost};
+use crate::timing::Timing;
 
-const READ_INTERVAL: Duration = Duration::from_secs(15);
-/// The interval while the balance is too low, so that the lane goes on soon after a refill.
-const READ_INTERVAL_EMPTY: Duration = Duration::from_secs(2);
 /// Below the gas of this many payments the operator is warned.
 const LOW_BALANCE_PAYMENTS: u64 = 300;
 
@@ -74,11 +71,12 @@ impl GasBalance {
         }
     }
 
-    fn is_due(&self) -> bool {
+    /// Whether to read it. While it is too low, more often, so that the lane goes on soon after a refill.
+    fn is_due(&self, timing: &Timing) -> bool {
         let interval = if self.is_empty() {
-            READ_INTERVAL_EMPTY
+            timing.low_balance
         } else {
-            READ_INTERVAL
+            timing.balance
         };
         let due = self.read_at.is_none_or(|at| at.elapsed() >= interval);
         due && self.reading.is_empty()
@@ -100,7 +98,7 @@ fn level(balance: U256, wei_per_gas: u128) -> Level {
 impl Lane {
     /// Reads the signer's balance when it is due, beside the lane's other work.
     pub(super) fn read_balance_if_due(&self, owned: &mut OwnedLane) {
-        if owned.gas_balance.is_due() && self.key.is_some() {
+        if owned.gas_balance.is_due(&self.served.timing) && self.key.is_some() {
             owned.gas_balance.read_at = Some(Instant::now());
             let (served, signer) = (Arc::clone(&self.served), self.id.signer);
             owned

@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use alloy::primitives::Address;
 use tokio::task::JoinSet;
@@ -16,11 +15,6 @@ use super::claim::ClaimOutcome;
 use crate::settlement::ServedNetwork;
 use crate::settlement::supervisor::Task;
 use crate::telemetry::causes;
-
-/// How often the ledger is asked for such transactions. A process that has the key may end at any time.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// How long such a lane is owned at a time; then a process that has its key can claim it.
-const OWNED_FOR: Duration = Duration::from_secs(30);
 
 /// The task that follows these lanes on one network.
 #[derive(Debug)]
@@ -57,7 +51,7 @@ impl UnconfiguredSigners {
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
+                () = tokio::time::sleep(self.served.timing.keyless) => {}
             }
             while let Some(ended) = following.try_join_next_with_id() {
                 let (id, claimed) = match ended {
@@ -114,7 +108,7 @@ impl Lane {
                         "signer not configured: its open transactions are followed without its key; their fees cannot be bumped"
                     );
                 }
-                owned.owned_until = Some(Instant::now() + OWNED_FOR);
+                owned.owned_until = Some(Instant::now() + self.served.timing.keyless_turn);
                 let lease = owned.lease;
                 self.work(*owned, stop).await;
                 if let Err(error) = self.served.ledger.release_lane(self.id, lease).await {

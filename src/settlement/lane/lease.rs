@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::Lane;
-use crate::ledger::{LEASE_RENEWAL, LaneLease, Renewal};
+use crate::ledger::{LaneLease, Renewal};
 use crate::telemetry::causes;
 
 /// A running lease renewal; dropping it ends the renewal.
@@ -32,7 +32,7 @@ impl Lane {
         let (served, id) = (Arc::clone(&self.served), self.id);
         let (mut lease, shared) = (lease, self.shared_lanes());
         let renewing = async move {
-            let mut interval = every(LEASE_RENEWAL);
+            let mut interval = every(served.timing.lease_renewal);
             loop {
                 interval.tick().await;
                 let share = (shared, served.is_disconnected());

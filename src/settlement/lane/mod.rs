@@ -3,6 +3,7 @@
 mod batch;
 mod batch_plan;
 mod batches;
+mod budget;
 mod claim;
 mod fee_bump;
 mod foreign;
@@ -51,8 +52,6 @@ use crate::telemetry::causes;
 const CLAIM_INTERVAL: Duration = Duration::from_millis(500);
 /// How often open transactions are checked, besides at every new block.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
-/// After this long without a result, a transaction's receipt is asked for by hash.
-const POLL_RECEIPT_AFTER: Duration = Duration::from_secs(3);
 /// Longest wait for the reply to the previous broadcast before the next one is sent.
 const SEND_ORDER_WAIT: Duration = Duration::from_millis(250);
 /// Pause before a lane that could not send takes more payments.
@@ -130,6 +129,22 @@ impl OwnedLane {
         let gas = self.gas_balance.gas_for(promised, price);
         GasRule {
             gas_max: rule.gas_max.min(gas),
+            ..rule
+        }
+    }
+
+    /// The same, and no more gas in one transaction than the network's budget has left.
+    fn rule_within_budget(&self, served: &ServedNetwork) -> GasRule {
+        let rule = self.rule(served);
+        let fees = self.tick.head.map(|head| served.fees().quote(&head));
+        let (Some(Ok(fees)), Some(room)) = (fees, served.budgets.room()) else {
+            return rule;
+        };
+        let price = U256::from(served.gas.wei_per_gas(fees.max_fee_wei).max(1));
+        GasRule {
+            gas_max: u64::try_from(room / price)
+                .unwrap_or(u64::MAX)
+                .min(rule.gas_max),
             ..rule
         }
     }
@@ -228,7 +243,8 @@ impl Lane {
         let open = self.served.ledger.pending_transactions(self.id).await?;
         owned.open_count.set(open.len());
         let now = Instant::now();
-        let long_ago = now.checked_sub(POLL_RECEIPT_AFTER).unwrap_or(now);
+        let long_ago = now.checked_sub(self.served.timing.poll_receipt_after);
+        let long_ago = long_ago.unwrap_or(now);
         owned.open = open
             .into_iter()
             .map(|transaction| OpenTransaction::new(transaction, long_ago))

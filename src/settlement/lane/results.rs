@@ -1,12 +1,10 @@
 //! Results of the transactions that a lane has sent.
 
-use std::time::Duration;
-
 use alloy::primitives::{B256, Bytes, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Lane, LaneLost, OpenTransaction, OwnedLane, POLL_RECEIPT_AFTER, TICK_INTERVAL};
+use super::{Lane, LaneLost, OpenTransaction, OwnedLane, TICK_INTERVAL};
 use crate::chain::authorization::transfer_log;
 use crate::chain::signer::UnsignedTransaction;
 use crate::chain::{Head, Receipt, RpcError};
@@ -15,9 +13,6 @@ use crate::payment::Payment;
 use crate::settlement::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
 use crate::telemetry::causes;
-
-/// Bytes are broadcast again each time this has passed without a result.
-const RESEND_AFTER: Duration = Duration::from_secs(4);
 
 /// Result of the search for a transaction's receipt.
 #[derive(Debug)]
@@ -76,9 +71,10 @@ impl Lane {
 
     /// Periodic work: broadcasts again, bumps fees, polls receipts, reads the balance.
     pub(super) async fn tick(&self, owned: &mut OwnedLane) -> Result<(), LaneLost> {
+        let resend_after = self.served.timing.resend_after;
         let due = owned.open.iter().enumerate().filter(|(_, open)| {
             let since = open.sent_at.elapsed();
-            since >= RESEND_AFTER || (open.not_accepted && since >= TICK_INTERVAL)
+            since >= resend_after || (open.not_accepted && since >= TICK_INTERVAL)
         });
         let due: Vec<usize> = due.map(|(index, _)| index).collect();
         self.rebroadcast(owned, due);
@@ -95,8 +91,9 @@ impl Lane {
     /// Asks for receipts by hash: after blocks whose receipts were not read, and periodically for old transactions.
     async fn poll_receipts(&self, owned: &mut OwnedLane, head: &Head) -> Result<(), LaneLost> {
         let now = Instant::now();
+        let poll_after = self.served.timing.poll_receipt_after;
         let due = owned.open.iter_mut();
-        let due = due.filter(|open| now.duration_since(open.polled_at) >= POLL_RECEIPT_AFTER);
+        let due = due.filter(|open| now.duration_since(open.polled_at) >= poll_after);
         let due = due.map(|open| {
             open.polled_at = now;
             (open.transaction.id, open.transaction.attempts.clone())
@@ -163,7 +160,7 @@ impl Lane {
                 return;
             }
         };
-        reach(Step::Settled);
+        reach(Step::ResultRecorded);
         let Some(open) = owned.open.remove(index) else {
             return;
         };
@@ -203,7 +200,7 @@ impl Lane {
             .filter_map(|payment| {
                 Some(TransferredPayment {
                     payment: payment.id,
-                    log_index: transfer_log(payment.signed(), &receipt.logs)?,
+                    log_index: transfer_log(&payment.terms, &receipt.logs)?,
                     confirmed: confirmations >= u64::from(payment.confirmations),
                 })
             });
@@ -260,7 +257,7 @@ impl Lane {
 
     /// Records the gas that a transaction used. The gas of a smart wallet's own code says nothing about other payments.
     fn learn_gas(&self, transaction: &PendingTransaction, mined: &MinedTransaction) {
-        let own_code = |payment: &Payment| payment.wallet.is_some();
+        let own_code = |payment: &Payment| payment.terms.wallet.is_some();
         if self.id.network.charges_gas_limit() {
             // Where the gas limit is charged, receipts do not show the gas that execution needed.
             return;

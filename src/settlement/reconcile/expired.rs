@@ -4,7 +4,6 @@
 use super::settle_foreign;
 use crate::chain::AuthorizationUse;
 use crate::chain::Head;
-use crate::payment::Payment;
 use crate::payment::method::Fault;
 use crate::protocol::Rejection;
 use crate::settlement::{DependencyError, ServedNetwork};
@@ -26,9 +25,9 @@ pub(super) async fn refuse_expired(
     if expired.is_empty() {
         return Ok(());
     }
-    let signed: Vec<_> = expired.iter().map(Payment::signed).collect();
+    let terms: Vec<_> = expired.iter().map(|payment| &payment.terms).collect();
     let tokens = served.policy.tokens();
-    let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
+    let uses = served.rpc.authorization_uses(&terms, head.number, &tokens);
     for (payment, used) in expired.iter().zip(uses.await?) {
         let fault = match used {
             Ok(AuthorizationUse::Transferred { location, .. }) => {
@@ -43,8 +42,8 @@ pub(super) async fn refuse_expired(
             }
         };
         let rejection = Rejection {
-            reason: payment.reason(fault),
-            message: if payment.signer().is_some() {
+            reason: payment.terms.reason(fault),
+            message: if payment.terms.settling_signer().is_some() {
                 "the authorization expired before it could be sent: the signer that it names is stopped, or no longer configured"
             } else {
                 "the authorization expired before it could be sent"

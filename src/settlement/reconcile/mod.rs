@@ -9,7 +9,6 @@ pub use transfers::Transfers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,14 +22,8 @@ use crate::telemetry::causes;
 use expired::refuse_expired;
 use undecided::{is_confirmed, verdict};
 
-/// How often the ledger is read for payments that another process, or this one before a restart, left undecided.
-const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 /// Undecided payments per query.
 const UNDECIDED_MAX: i64 = 1_000;
-/// How often queued payments that have expired are searched for.
-const EXPIRED_INTERVAL: Duration = Duration::from_secs(5);
-/// How often payments that were given up are searched for.
-const GIVEN_UP_INTERVAL: Duration = Duration::from_secs(30);
 /// How many of them per query. If there are more, the next query follows soon.
 const GIVEN_UP_MAX: i64 = 200;
 /// Blocks after a reorg during which failed payments are checked again.
@@ -101,7 +94,7 @@ impl Reconciler {
                         return;
                     }
                 }
-                () = tokio::time::sleep(IDLE_INTERVAL) => {}
+                () = tokio::time::sleep(self.served.timing.reconcile) => {}
             }
         }
     }
@@ -112,7 +105,7 @@ impl Reconciler {
             return Ok(());
         }
         self.decide(head).await?;
-        let due = |checked_at: Instant| checked_at.elapsed() >= EXPIRED_INTERVAL;
+        let due = |checked_at: Instant| checked_at.elapsed() >= self.served.timing.expired;
         if self.expired_checked_at.is_none_or(due) {
             refuse_expired(&self.served, head).await?;
             self.expired_checked_at = Some(Instant::now());
@@ -129,9 +122,9 @@ impl Reconciler {
         self.has_unconfirmed = rows.len() < all;
         self.undecided_since
             .retain(|id, _| rows.iter().any(|row| row.payment.id == *id));
-        let signed: Vec<_> = rows.iter().map(|row| row.payment.signed()).collect();
+        let terms: Vec<_> = rows.iter().map(|row| &row.payment.terms).collect();
         let tokens = served.policy.tokens();
-        let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
+        let uses = served.rpc.authorization_uses(&terms, head.number, &tokens);
         let mut again = false;
         for (row, used) in rows.iter().zip(uses.await?) {
             let id = row.payment.id;
@@ -142,12 +135,9 @@ impl Reconciler {
                     continue;
                 }
             };
-            let undecided_for = self
-                .undecided_since
-                .entry(id)
-                .or_insert_with(Instant::now)
-                .elapsed();
-            let Some(verdict) = verdict(row, &used, head, undecided_for) else {
+            let since = self.undecided_since.entry(id).or_insert_with(Instant::now);
+            let lasting = since.elapsed() >= served.timing.contradiction_after;
+            let Some(verdict) = verdict(row, &used, head, lasting) else {
                 continue;
             };
             if !served.ledger.decide(row, &verdict).await? {
@@ -175,9 +165,10 @@ impl Reconciler {
     /// Searches for foreign transfers of payments that were given up, when that is due. After a reorg also of failed payments: until the
     /// new blocks have enough confirmations and our own bytes, which were broadcast again, are decided.
     async fn check_given_up(&mut self, head: &Head) -> Result<(), DependencyError> {
+        let timing = &self.served.timing;
         let interval = self
             .given_up_checked
-            .map_or(GIVEN_UP_INTERVAL, |_| IDLE_INTERVAL);
+            .map_or(timing.given_up, |_| timing.reconcile);
         let due = |checked_at: Instant| checked_at.elapsed() >= interval;
         if self.recheck_failed_until.is_none() && !self.given_up_checked_at.is_none_or(due) {
             return Ok(());
@@ -192,9 +183,9 @@ impl Reconciler {
             .ledger
             .payments_without_transfer(network, recheck_failed, after, GIVEN_UP_MAX)
             .await?;
-        let signed: Vec<_> = payments.iter().map(Payment::signed).collect();
+        let terms: Vec<_> = payments.iter().map(|payment| &payment.terms).collect();
         let tokens = served.policy.tokens();
-        let uses = served.rpc.authorization_uses(&signed, head.number, &tokens);
+        let uses = served.rpc.authorization_uses(&terms, head.number, &tokens);
         for (payment, used) in payments.iter().zip(uses.await?) {
             if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
                 settle_foreign(served, payment, &location, head.number).await?;

@@ -24,16 +24,8 @@ use crate::telemetry::causes;
 /// Transfers checked per query; each costs an RPC call or two. The next query continues after them, so transfers that never appear do not
 /// block others.
 const CHECKED_MAX: usize = 200;
-/// How often the ledger is read for transfers recorded by another process, or before a restart.
-const IDLE_INTERVAL: Duration = Duration::from_secs(3);
-/// Bytes are broadcast again after this long without being mined.
-const RESEND_AFTER: Duration = Duration::from_secs(4);
-/// Longest interval for a transfer whose session has expired: it no longer pays for anything, and only the history shows it.
-const LATE_INTERVAL: Duration = Duration::from_secs(30);
 /// Blocks after a reorg during which failed transfers are checked again.
 const RECHECK_BLOCKS: u64 = 64;
-/// How long a nonce must be used with the promised confirmations and no receipt of ours: nodes show receipts later than account nonces.
-const REPLACED_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub struct Transfers {
@@ -64,9 +56,9 @@ struct Followed {
 
 impl Followed {
     /// Whether to check a transfer of an expired session: the longer ago, the less often.
-    fn is_due(&mut self) -> bool {
+    fn is_due(&mut self, interval_max: Duration) -> bool {
         let late_for = self.late_since.get_or_insert_with(Instant::now).elapsed();
-        let interval = LATE_INTERVAL.min(late_for / 4);
+        let interval = interval_max.min(late_for / 4);
         self.checked_at
             .is_none_or(|since| since.elapsed() >= interval)
     }
@@ -112,7 +104,7 @@ impl Transfers {
                         return;
                     }
                 }
-                () = tokio::time::sleep(IDLE_INTERVAL) => {}
+                () = tokio::time::sleep(self.served.timing.reconcile) => {}
             }
         }
     }
@@ -145,7 +137,7 @@ impl Transfers {
             let late = head.time.unix_timestamp() > expiry(transfer);
             let open = matches!(transfer.payment.state, PaymentState::Inflight(_));
             self.in_time += usize::from(!late && open);
-            if !late || followed.is_due() {
+            if !late || followed.is_due(self.served.timing.late_transfer) {
                 followed.checked_at = Some(Instant::now());
                 result = result.and(check_transfer(&self.served, transfer, followed, &head).await);
             }
@@ -194,7 +186,7 @@ async fn check_transfer(
     }
     let due = followed
         .sent_at
-        .is_none_or(|since| since.elapsed() >= RESEND_AFTER);
+        .is_none_or(|since| since.elapsed() >= served.timing.resend_after);
     if let Some(raw) = transfer.raw.as_ref().filter(|_| due) {
         followed.sent_at = Some(Instant::now());
         let reply = broadcast(&served.rpc, raw, transfer.hash).await;
@@ -215,7 +207,7 @@ async fn is_replaced(
     head: &Head,
 ) -> bool {
     let below_head = u64::from(transfer.payment.confirmations).saturating_sub(1);
-    let payer = transfer.payment.authorization.from;
+    let payer = transfer.payment.terms.from;
     let at = served
         .rpc
         .agreed_height(head.number)
@@ -226,7 +218,7 @@ async fn is_replaced(
         return false;
     }
     let since = *followed.used_since.get_or_insert_with(Instant::now);
-    since.elapsed() >= REPLACED_AFTER
+    since.elapsed() >= served.timing.replaced_after
 }
 
 /// The outcome of a mined transfer; `None` while it has too few confirmations for that.
@@ -285,7 +277,7 @@ async fn record(
 ) -> Result<(), DependencyError> {
     let id = transfer.payment.id;
     served.ledger.record_transfer(id, outcome).await?;
-    reach(Step::Settled);
+    reach(Step::ResultRecorded);
     if matches!(
         outcome,
         TransferOutcome::Transferred {
@@ -300,5 +292,5 @@ async fn record(
 }
 
 fn expiry(transfer: &OpenTransfer) -> i64 {
-    i64::try_from(transfer.payment.authorization.valid_before.atomic()).unwrap_or(i64::MAX)
+    transfer.payment.terms.valid_before.timestamp()
 }

@@ -1,8 +1,6 @@
 //! Verdicts about payments whose transaction was mined without their transfer in its logs. Pure. The token's own state decides, with the
 //! confirmations that the payment was promised; a receipt's status alone proves nothing.
 
-use std::time::Duration;
-
 use crate::chain::AuthorizationUse;
 use crate::chain::Head;
 use crate::ledger::{Undecided, Verdict};
@@ -12,8 +10,6 @@ use crate::protocol::Rejection;
 
 /// A payment mined this often without effect, although each simulation succeeded, is refused.
 const TRIES_MAX: i64 = 3;
-/// Contradicting answers for this long quarantine the payment for the operator: nodes show logs a moment later than state.
-const CONTRADICTION_AFTER: Duration = Duration::from_secs(20);
 
 /// Whether the transaction has the confirmations that a verdict needs.
 pub(super) fn is_confirmed(row: &Undecided, head: &Head) -> bool {
@@ -21,12 +17,13 @@ pub(super) fn is_confirmed(row: &Undecided, head: &Head) -> bool {
     confirmations >= u64::from(row.payment.confirmations)
 }
 
-/// The verdict about a payment that has been undecided for `undecided_for` and of which the chain says `used`. `None`: not yet.
+/// The verdict about an undecided payment of which the chain says `used`. `None`: not yet. `lasting`: it has been undecided for so long that
+/// contradicting answers quarantine it for the operator.
 pub(super) fn verdict(
     row: &Undecided,
     used: &AuthorizationUse,
     head: &Head,
-    undecided_for: Duration,
+    lasting: bool,
 ) -> Option<Verdict> {
     let payment = &row.payment;
     let fail = |reason, message: &str| {
@@ -35,9 +32,7 @@ pub(super) fn verdict(
             message: message.to_owned(),
         }))
     };
-    let quarantine = |why: &str| {
-        (undecided_for >= CONTRADICTION_AFTER).then(|| Verdict::Quarantine(why.to_owned()))
-    };
+    let quarantine = |why: &str| lasting.then(|| Verdict::Quarantine(why.to_owned()));
     match used {
         AuthorizationUse::Transferred { location, .. } => {
             let confirmed = location.is_confirmed(head.number, payment.confirmations);
@@ -52,15 +47,15 @@ pub(super) fn verdict(
             quarantine("the nonce is used, but the token's event for it was not found")
         }
         AuthorizationUse::Consumed(Some(by)) if *by == row.hash => fail(
-            payment.reason(Fault::Transfer),
+            payment.terms.reason(Fault::Transfer),
             "the token used the nonce without transferring exactly this amount to the payee",
         ),
         AuthorizationUse::Consumed(Some(_)) => fail(
-            payment.reason(Fault::NonceUsed),
+            payment.terms.reason(Fault::NonceUsed),
             "the nonce was cancelled, or used for another transfer",
         ),
         AuthorizationUse::Unused if head.time.unix_timestamp() > expiry(payment) => fail(
-            payment.reason(Fault::ValidBefore),
+            payment.terms.reason(Fault::ValidBefore),
             "the authorization expired on the chain before it could be used",
         ),
         AuthorizationUse::Unused if row.call_succeeded => quarantine(
@@ -72,7 +67,7 @@ pub(super) fn verdict(
                 row.tries
             );
             Some(Verdict::Refuse(Rejection {
-                reason: payment.reason(Fault::Transaction),
+                reason: payment.terms.reason(Fault::Transaction),
                 message,
             }))
         }
@@ -81,7 +76,7 @@ pub(super) fn verdict(
 }
 
 fn expiry(payment: &Payment) -> i64 {
-    i64::try_from(payment.authorization.valid_before.atomic()).unwrap_or(i64::MAX)
+    payment.terms.valid_before.timestamp()
 }
 
 #[cfg(test)]
@@ -125,7 +120,7 @@ mod tests {
         used: &AuthorizationUse,
         row: &Undecided,
     ) -> Option<Verdict> {
-        verdict(row, used, &head_at(time), Duration::ZERO)
+        verdict(row, used, &head_at(time), false)
     }
 
     fn expired() -> OffsetDateTime {
@@ -210,9 +205,9 @@ mod tests {
             (&lost, row(true, 9)),
             (&unused, row(true, TRIES_MAX)),
         ] {
-            let after = |undecided_for| verdict(&row, used, &head_at(now()), undecided_for);
-            assert_eq!(after(CONTRADICTION_AFTER / 2), None);
-            let quarantined = after(CONTRADICTION_AFTER);
+            let after = |lasting| verdict(&row, used, &head_at(now()), lasting);
+            assert_eq!(after(false), None);
+            let quarantined = after(true);
             assert!(
                 matches!(quarantined, Some(Verdict::Quarantine(_))),
                 "{quarantined:?}"
@@ -253,7 +248,7 @@ mod tests {
         let failing = |scheme, used: &AuthorizationUse, time| {
             let candidate = candidate_of(&permit2_body(scheme), Purpose::Settle);
             let mut row = row(false, TRIES_MAX);
-            row.payment.method = candidate.method;
+            row.payment.terms.method = candidate.terms.method;
             match verdict_at(time, used, &row) {
                 Some(Verdict::Fail(rejection) | Verdict::Refuse(rejection)) => rejection.reason,
                 other => panic!("expected a code, got {other:?}"),

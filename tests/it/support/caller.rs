@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 pub(crate) struct Caller {
     url: String,
     http: Client,
+    key: Option<String>,
     answers: Arc<Mutex<String>>,
 }
 
@@ -18,6 +19,8 @@ pub(crate) struct Caller {
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// Seconds in `Retry-After`.
+    pub(crate) retry_after: Option<u64>,
     /// `null` when the body was not JSON.
     pub(crate) body: Value,
     /// The service's own id of the request.
@@ -58,6 +61,14 @@ impl Caller {
         self.url = url;
         let fresh = Client::builder().no_proxy().pool_max_idle_per_host(0);
         self.http = fresh.build().unwrap();
+    }
+
+    /// The same client with a key.
+    pub(crate) fn with_key(&self, key: &str) -> Self {
+        Self {
+            key: Some(key.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// The service's address.
@@ -155,16 +166,24 @@ impl Caller {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        };
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await?;
         let record = format!("{status} {headers:?}\n{text}\n");
         self.answers.lock().unwrap().push_str(&record);
+        let retry_after = headers
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok()?.parse().ok());
         let body = serde_json::from_str(&text).unwrap_or_default();
         let id = headers.get("x-request-id");
         let request_id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
         Ok(Answer {
             status,
+            retry_after,
             body,
             request_id: request_id.to_owned(),
         })

@@ -18,6 +18,8 @@ use super::{Caller, eventually};
 const START_LIMIT: Duration = Duration::from_secs(90);
 /// An orderly stop waits up to ten seconds each for requests and for the engine.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
+/// Rates that no test reaches.
+const UNLIMITED: &str = "[limits]\nverify_per_second = 1000000\nsettle_per_second = 1000000\nsessions_per_second = 1000000\n";
 /// Bytes of the log that a failing test shows.
 const LOG_SHOWN: usize = 6_000;
 
@@ -36,6 +38,13 @@ impl Facilitator {
     /// A service with only `variables` in its environment and `toml` as its file. [`restart`](Self::restart) starts it.
     pub(crate) fn new(variables: Vec<(&'static str, String)>, toml: &str) -> Self {
         let folder = TempDir::with_prefix("x402d-it-serve-").unwrap();
+        // A test calls as often as it likes, unless it is about rates.
+        let rates = if toml.contains("[limits]") {
+            ""
+        } else {
+            UNLIMITED
+        };
+        let toml = format!("{toml}\n{rates}");
         std::fs::write(folder.path().join("x402d.toml"), toml).unwrap();
         Self {
             variables,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 /// A paid request waits for a block, and an interpreter starts slowly on a busy machine.
@@ -42,10 +43,21 @@ pub(crate) struct Seller {
 impl Seller {
     /// Starts a seller of `tests/interop` that is paid at `pay_to` through `facilitator`.
     pub(crate) async fn start(file: &str, facilitator: &str, pay_to: &str) -> Self {
+        Self::start_with(file, facilitator, pay_to, &[]).await
+    }
+
+    /// The same with additional environment variables.
+    pub(crate) async fn start_with(
+        file: &str,
+        facilitator: &str,
+        pay_to: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut command = program(file);
         command
             .env("FACILITATOR_URL", facilitator)
-            .env("PAY_TO", pay_to);
+            .env("PAY_TO", pay_to)
+            .envs(variables.iter().copied());
         Self::run(command, file).await
     }
 
@@ -91,12 +103,20 @@ impl Seller {
     }
 }
 
-/// Builds an example and returns its path: a run of one test target builds none.
+/// The path of an example. The first call of a run builds all of them: a run of one test target builds none.
 pub(crate) async fn example(name: &str) -> PathBuf {
+    static BUILT: OnceCell<()> = OnceCell::const_new();
+    BUILT.get_or_init(build_examples).await;
+    let tests = std::env::current_exe().unwrap();
+    let target = tests.parent().unwrap().parent().unwrap();
+    target.join("examples").join(name)
+}
+
+async fn build_examples() {
     let mut build = Command::new(env!("CARGO"));
     build
         .args(["build", "--quiet", "--locked", "--features", "failpoints"])
-        .args(["--example", name])
+        .arg("--examples")
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     // Build scripts of dependencies watch what cargo sets for a test: with that in place, they and all that is built on them are built anew.
     for (name, _) in std::env::vars() {
@@ -105,9 +125,6 @@ pub(crate) async fn example(name: &str) -> PathBuf {
         }
     }
     assert!(build.status().await.unwrap().success());
-    let tests = std::env::current_exe().unwrap();
-    let target = tests.parent().unwrap().parent().unwrap();
-    target.join("examples").join(name)
 }
 
 /// A buyer's report.

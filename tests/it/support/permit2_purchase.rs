@@ -11,10 +11,12 @@ use uuid::Uuid;
 use x402d::chain::authorization::settlement_call;
 use x402d::clock::{Clock, SystemClock};
 use x402d::embedded::{CHAIN_ID, TEST_USDC};
-use x402d::payment::{Method, Permit2, Signed};
+use x402d::payment::{Method, PaymentTerms, Permit2};
 use x402d::protocol::gas_sponsoring::{EIP2612, ERC20_APPROVAL, Eip2612Info, Version};
 use x402d::protocol::permit2::{PERMIT2, Permitted, Witness, proxy_of};
-use x402d::protocol::{Amount, DomainSeparator, Network, Permit2Authorization, Scheme};
+use x402d::protocol::{
+    Amount, DomainSeparator, Network, Permit2Authorization, Scheme, X402Version,
+};
 
 use super::Chain;
 use super::chain::approveCall;
@@ -193,14 +195,21 @@ impl Permit2Purchase {
             sponsored: None,
         });
         let terms = self.authorization.terms(Amount::from_atomic(self.amount));
-        settlement_call(Signed {
+        settlement_call(&PaymentTerms {
+            version: X402Version::V2,
+            network: Network::from_chain_id(CHAIN_ID),
             asset: self.authorization.permitted.token,
-            terms: &terms,
-            method: &method,
+            method,
+            from: terms.from,
+            to: terms.to,
+            value: terms.value,
+            valid_after: terms.valid_after.into(),
+            valid_before: terms.valid_before.into(),
+            nonce: terms.nonce,
             digest: B256::ZERO,
-            signature: &self.own_signature(),
-            wallet: None,
+            signature: self.own_signature(),
             signed_by: None,
+            wallet: None,
         })
     }
 

@@ -8,7 +8,8 @@ use serde_json::Value;
 use x402d::embedded::TEST_USDC;
 
 use super::{
-    Answer, Chain, Database, Facilitator, Fault, Proxy, Purchase, TcpProxy, eventually, new_account,
+    Answer, Chain, Database, Facilitator, Fault, Proxy, Purchase, TcpProxy, eventually,
+    new_account, run,
 };
 
 /// How a world is built. The default: one signer, a block for each transaction, no further configuration.
@@ -68,6 +69,38 @@ impl World {
         let mut replica = Facilitator::new(self.variables.clone(), &self.toml);
         replica.restart(None).await;
         replica
+    }
+
+    /// The same with another `x402d.toml`.
+    pub(crate) async fn replica_with(&self, toml: &str) -> Facilitator {
+        let mut replica = Facilitator::new(self.variables.clone(), toml);
+        replica.restart(None).await;
+        replica
+    }
+
+    /// Runs a command on the world's database, and returns what it printed.
+    pub(crate) fn command(&self, arguments: &[&str]) -> String {
+        let (name, place) = self.database.variable();
+        let output = run(arguments, &[(name, place.as_str())], "");
+        let (said, errors) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(said.clone()).unwrap()
+    }
+
+    /// Creates a key for payments to `payee`, and waits until the service takes it.
+    pub(crate) async fn key(&self, name: &str, payee: Address, further: &[&str]) -> String {
+        let payee = payee.to_string();
+        let mut arguments = vec!["keys", "create", name, "--payee", &payee];
+        arguments.extend(further);
+        let said = self.command(&arguments);
+        let key = said.lines().next().unwrap().to_owned();
+        let caller = self.facilitator.with_key(&key);
+        let limit = Duration::from_secs(5);
+        eventually("the new key to be known", limit, async || {
+            (caller.get("/stats").await.status != 401).then_some(())
+        })
+        .await;
+        key
     }
 
     /// The same, not started yet, with additional variables.
@@ -217,6 +250,11 @@ impl Setup {
         self
     }
 
+    /// With the engine's durations (`src/timing.rs`) divided by three, for a test that waits for several of them.
+    pub(crate) fn shortened(self) -> Self {
+        self.with("X402D_TIMES_SHORTER", "3")
+    }
+
     /// With a fault of the RPC proxy from the start.
     pub(crate) const fn behind(mut self, fault: Fault) -> Self {
         self.fault = fault;
@@ -269,7 +307,8 @@ pub(crate) async fn manually_mined(toml: &str) -> (World, PrivateKeySigner) {
         toml: format!("[networks.base-sepolia]\n{toml}\n"),
         ..Setup::default()
     };
-    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let setup = setup.with("X402D_SETTLE_WAIT", "2").shortened();
+    let world = setup.build().await;
     let payer = world.payer().await;
     world.chain.automine(false).await;
     (world, payer)

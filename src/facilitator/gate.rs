@@ -1,0 +1,187 @@
+//! The gate: every payment passes it before anything is asked of the chain for it, whatever its scheme, payment method, rail and endpoint.
+//!
+//! Its steps, in this order: the terms (asset, payee, smallest amount), the rate of the caller, the operator's deny list, payers that have
+//! wasted gas, the gas budgets. A payment that the ledger has as being settled or settled has passed before. None of them makes an RPC call
+//! or asks the ledger.
+
+mod denied;
+mod rates;
+mod told;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256};
+use reqwest::{Client, Url};
+use tokio::time::Instant;
+
+use crate::facilitator::{Caller, Error, Facilitator};
+use crate::ledger::Lookup;
+use crate::payment::{Candidate, DenyList, Session, Who};
+use crate::protocol::{Amount, Rejection};
+use crate::settlement::ServedNetwork;
+use denied::{Denials, DeniedFile, PolicyService};
+use rates::Rates;
+use told::Told;
+
+pub(super) use rates::Call;
+pub use rates::CallRates;
+
+/// What an operator configures.
+#[derive(Debug)]
+pub struct GateRules {
+    pub rates: CallRates,
+    /// The file with denied addresses, and what it held at the start.
+    pub deny_list: Option<(PathBuf, DenyList)>,
+    /// The operator's policy service, and whether payments are admitted while it does not answer.
+    pub policy_service: Option<(Url, bool)>,
+    /// For how long the settle of a payment is never refused for its rate, once its caller was told that it is valid.
+    pub told_for: Duration,
+}
+
+/// The state of the gate. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    rates: Rates,
+    told: Told,
+    denials: Denials,
+}
+
+impl Gate {
+    pub fn new(rules: GateRules) -> Self {
+        let file = rules.deny_list;
+        let service = rules.policy_service;
+        Self(Arc::new(State {
+            rates: Rates::new(rules.rates),
+            told: Told::new(rules.told_for),
+            denials: Denials {
+                file: file.map(|(path, list)| DeniedFile::new(path, list)),
+                service: service.map(|(url, is_fail_open)| PolicyService {
+                    url,
+                    http: Client::new(),
+                    is_fail_open,
+                }),
+            },
+        }))
+    }
+
+    /// Remembers that a caller was told that a payment is valid.
+    pub(super) fn tell_valid(&self, caller: &Caller, digest: B256) {
+        self.0.told.remember(caller, digest, Instant::now());
+    }
+
+    fn was_told_valid(&self, caller: &Caller, digest: B256) -> bool {
+        self.0.told.contains(caller, digest, Instant::now())
+    }
+
+    /// Reads the file with denied addresses whenever it changes. Without one, never ends.
+    pub async fn follow_deny_list(self) {
+        match &self.0.denials.file {
+            Some(file) => file.follow().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A payment before the gate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) served: &'a ServedNetwork,
+    pub(super) caller: &'a Caller,
+    pub(super) call: Call,
+    pub(super) asset: Address,
+    pub(super) payer: Address,
+    pub(super) payee: Address,
+    /// What would move: in scheme `upto` the maximum at `/verify`, the charge at `/settle`.
+    pub(super) amount: Amount,
+    /// The caller's rate does not matter.
+    pub(super) is_exempt: bool,
+}
+
+/// What the gate says of an authorization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Admission {
+    /// Why it is not accepted, if its money was not transferred before.
+    pub(super) denied: Option<Rejection>,
+    /// To whom its payment belongs from now on. What is submitted for a session belongs to the caller that settles it.
+    pub(super) settler: Option<Who>,
+}
+
+impl Facilitator {
+    /// The gate.
+    ///
+    /// # Errors
+    /// A rejection, or an `Unavailable` when the caller asks too often or the operator's policy service does not answer.
+    pub(super) async fn pass_gate(&self, asked: Asked<'_>) -> Result<(), Error> {
+        let policy = &asked.served.policy;
+        policy.check_terms(asked.asset, asked.payee, asked.amount)?;
+        if !asked.is_exempt {
+            self.gate.0.rates.count(asked.call, asked.caller)?;
+        }
+        self.gate.0.denials.check(&asked).await?;
+        asked.served.check_sponsorship(asked.payee, asked.payer)?;
+        Ok(())
+    }
+
+    /// Passes an authorization through the gate. One that the ledger has a payment for may have moved its money before it was refused, so
+    /// it is admitted as denied: the chain is asked about that first.
+    pub(super) async fn admit(
+        &self,
+        served: &ServedNetwork,
+        candidate: &Candidate,
+        known: &Lookup,
+        (caller, call): (&Caller, Call),
+    ) -> Result<Admission, Error> {
+        let told = self.gate.was_told_valid(caller, candidate.terms.digest);
+        let asked = Asked {
+            served,
+            caller,
+            call,
+            asset: candidate.terms.asset,
+            payer: candidate.terms.from,
+            payee: candidate.terms.to,
+            amount: candidate.terms.value,
+            is_exempt: call == Call::Settle && (known.payment.is_some() || told),
+        };
+        let denied = match self.pass_gate(asked).await {
+            Ok(()) => None,
+            Err(Error::Rejected(rejection)) if known.payment.is_some() => Some(rejection),
+            Err(error) => return Err(error),
+        };
+        Ok(Admission {
+            denied,
+            settler: (call == Call::Settle).then_some(caller.who),
+        })
+    }
+
+    /// Passes a transfer of a session through the gate.
+    pub(super) async fn admit_transfer(
+        &self,
+        served: &ServedNetwork,
+        session: &Session,
+        transaction: B256,
+        (caller, call): (&Caller, Call),
+    ) -> Result<(), Error> {
+        let claim = session.claim_digest(transaction);
+        let asked = Asked {
+            served,
+            caller,
+            call,
+            asset: session.asset,
+            payer: session.payer,
+            payee: session.payee,
+            amount: session.amount,
+            is_exempt: call == Call::Settle && self.gate.was_told_valid(caller, claim),
+        };
+        self.pass_gate(asked).await
+    }
+
+    /// Counts a call that asks the chain about a signature that is not proven yet.
+    pub(super) fn count(&self, call: Call, caller: &Caller) -> Result<(), Error> {
+        Ok(self.gate.0.rates.count(call, caller)?)
+    }
+}

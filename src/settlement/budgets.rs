@@ -1,0 +1,355 @@
+//! The gas budgets of a network as this process knows them. The ledger enforces them where it writes a transaction; what is kept here turns
+//! payments away before anything is done for them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::{GasHour, GasShare, GasSubject, GasUse, LedgerError, OverBudget, fits_at};
+use crate::payment::GasBudget;
+use crate::protocol::{Reason, Rejection};
+use crate::settlement::ServedNetwork;
+use crate::telemetry::causes;
+
+/// How often the budgets that matter now are read from the ledger.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// A budget is watched, and the operator warned, from this part of its limit on, in percent.
+const LOW_PERCENT: u8 = 80;
+/// How long a warning about a budget holds: the window of the budget.
+const WARN_INTERVAL: time::Duration = time::Duration::hours(24);
+/// Most payees and payers that are watched. Further ones are turned away where their transaction is written.
+const WATCHED_MAX: usize = 10_000;
+
+/// What this process knows of the budgets of a network.
+#[derive(Debug)]
+pub struct Budgets {
+    limits: GasBudget,
+    watched: Mutex<HashMap<GasSubject, Watched>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Watched {
+    spent_wei: U256,
+    reserved_wei: U256,
+    warned_at: Option<OffsetDateTime>,
+    /// A transaction was not written because it needed this much.
+    refused_wei: U256,
+    /// New payments are refused until then.
+    closed_until: Option<OffsetDateTime>,
+}
+
+impl Watched {
+    fn is_low(&self, limit: U256) -> bool {
+        let used = self.spent_wei.saturating_add(self.reserved_wei);
+        let percent = |percent: u8| U256::from(percent);
+        used.saturating_mul(percent(100)) >= limit.saturating_mul(percent(LOW_PERCENT))
+    }
+}
+
+impl Budgets {
+    pub fn new(limits: GasBudget) -> Self {
+        Self {
+            limits,
+            watched: Mutex::default(),
+        }
+    }
+
+    fn limit_of(&self, subject: GasSubject) -> Option<U256> {
+        match subject {
+            GasSubject::Network => self.limits.wei_per_day,
+            GasSubject::Payee(_) => self.limits.wei_per_day_per_payee,
+            GasSubject::Payer(_) => self.limits.wei_per_day_per_payer,
+        }
+    }
+
+    /// The budgets that a transaction counts in whose payments have these payees, payers and gas. Payees and payers are counted where they
+    /// have a limit.
+    pub(super) fn shares(
+        &self,
+        rows: impl Iterator<Item = (Option<Address>, Address, u64)>,
+    ) -> Vec<GasShare> {
+        let mut shares: HashMap<GasSubject, GasShare> = HashMap::new();
+        for (payee, payer, gas) in rows {
+            let subjects = [
+                Some(GasSubject::Network),
+                payee.map(GasSubject::Payee),
+                Some(GasSubject::Payer(payer)),
+            ];
+            for subject in subjects.into_iter().flatten() {
+                let limit_wei = self.limit_of(subject);
+                if subject != GasSubject::Network && limit_wei.is_none() {
+                    continue;
+                }
+                let share = shares.entry(subject).or_insert(GasShare {
+                    subject,
+                    gas: 0,
+                    payments: 0,
+                    limit_wei,
+                });
+                share.gas = share.gas.saturating_add(gas);
+                share.payments += 1;
+            }
+        }
+        shares.into_values().collect()
+    }
+
+    /// What is left of the network's budget, as far as known; `None`: it has no limit.
+    pub(super) fn room(&self) -> Option<U256> {
+        let limit = self.limits.wei_per_day?;
+        let watched = self.watched();
+        let used = watched.get(&GasSubject::Network).map_or(U256::ZERO, |one| {
+            one.spent_wei.saturating_add(one.reserved_wei)
+        });
+        Some(limit.saturating_sub(used))
+    }
+
+    /// Records what a written transaction has found.
+    pub(super) fn note(&self, uses: &[GasUse], now: OffsetDateTime) {
+        for used in uses {
+            self.update(used, |_| {}, now);
+        }
+    }
+
+    /// Records that a transaction was not written, and closes the budgets that have no room for long.
+    pub(super) fn note_refused(&self, over: &[OverBudget]) {
+        let mut watched = self.watched();
+        for one in over {
+            if watched.len() >= WATCHED_MAX && !watched.contains_key(&one.subject) {
+                continue;
+            }
+            let entry = watched.entry(one.subject).or_default();
+            entry.refused_wei = one.needs_wei;
+            let was_open = entry.closed_until.is_none();
+            entry.closed_until = one.until.or(entry.closed_until);
+            if let Some(until) = entry.closed_until.filter(|_| was_open) {
+                tracing::warn!(subject = %one.subject, limit_wei = %one.limit_wei, until = until_text(until), "budget exhausted: new payments are refused");
+            }
+        }
+    }
+
+    fn update(&self, used: &GasUse, change: impl FnOnce(&mut Watched), now: OffsetDateTime) {
+        let Some(limit) = self.limit_of(used.subject) else {
+            return;
+        };
+        let mut watched = self.watched();
+        let full = watched.len() >= WATCHED_MAX;
+        let mut entry = watched.get(&used.subject).copied().unwrap_or_default();
+        (entry.spent_wei, entry.reserved_wei) = (used.spent_wei, used.reserved_wei);
+        change(&mut entry);
+        let is_low = entry.is_low(limit);
+        let holds = |at: OffsetDateTime| now - at < WARN_INTERVAL;
+        if is_low && !entry.warned_at.is_some_and(holds) {
+            entry.warned_at = Some(now);
+            tracing::warn!(subject = %used.subject, spent_wei = %entry.spent_wei, reserved_wei = %entry.reserved_wei, limit_wei = %limit, "budget low: {LOW_PERCENT} % of what may be spent in 24 hours is used");
+        }
+        let is_needed = used.subject == GasSubject::Network
+            || is_low
+            || entry.closed_until.is_some()
+            || entry.warned_at.is_some_and(holds);
+        if !is_needed {
+            watched.remove(&used.subject);
+        } else if !full || watched.contains_key(&used.subject) {
+            watched.insert(used.subject, entry);
+        }
+    }
+
+    /// Records the hours of a watched budget as the ledger has them now. It is open again when what was refused would fit.
+    fn refresh(&self, subject: GasSubject, hours: &[GasHour], now: OffsetDateTime) {
+        let sum =
+            |of: fn(&GasHour) -> U256| hours.iter().map(of).fold(U256::ZERO, U256::saturating_add);
+        let used = GasUse {
+            subject,
+            spent_wei: sum(|hour| hour.spent_wei),
+            reserved_wei: sum(|hour| hour.reserved_wei),
+        };
+        let limit = self.limit_of(subject).unwrap_or(U256::MAX);
+        let reopen = |entry: &mut Watched| {
+            let needs = entry.refused_wei.max(U256::ONE);
+            entry.closed_until = fits_at(hours, needs, limit, now);
+        };
+        self.update(&used, reopen, now);
+    }
+
+    /// Refuses a payment whose network, payee or payer has spent its budget.
+    fn check(&self, payee: Address, payer: Address) -> Result<(), Rejection> {
+        let subjects = [
+            GasSubject::Network,
+            GasSubject::Payee(payee),
+            GasSubject::Payer(payer),
+        ];
+        let watched = self.watched();
+        for subject in subjects {
+            let until = watched.get(&subject).and_then(|entry| entry.closed_until);
+            if let Some(until) = until {
+                return Err(exhausted(subject, until));
+            }
+        }
+        Ok(())
+    }
+
+    fn subjects(&self) -> Vec<GasSubject> {
+        let network = self.limits.wei_per_day.map(|_| GasSubject::Network);
+        let mut subjects: Vec<_> = self.watched().keys().copied().collect();
+        subjects.extend(network.filter(|network| !subjects.contains(network)));
+        subjects
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<GasSubject, Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The rejection of a payment whose budget is spent.
+pub(super) fn exhausted(subject: GasSubject, until: OffsetDateTime) -> Rejection {
+    let until = until_text(until);
+    Rejection::new(
+        Reason::SponsorshipExhausted,
+        format!(
+            "the gas budget of {subject} for 24 hours is spent; nothing was sent, and payments are taken again from {until} on"
+        ),
+    )
+}
+
+pub(super) fn until_text(until: OffsetDateTime) -> String {
+    let second = until.replace_nanosecond(0).unwrap_or(until);
+    second.format(&Rfc3339).unwrap_or_default()
+}
+
+impl ServedNetwork {
+    /// Refuses a payment for which no gas is spent now: its payer is suspended, or a budget is spent. Asks neither chain nor ledger.
+    pub fn check_sponsorship(&self, payee: Address, payer: Address) -> Result<(), Rejection> {
+        self.budgets.check(payee, payer)
+    }
+}
+
+/// The task that keeps [`Budgets`] current.
+#[derive(Debug)]
+pub struct BudgetWatch {
+    served: Arc<ServedNetwork>,
+}
+
+impl BudgetWatch {
+    pub const fn new(served: Arc<ServedNetwork>) -> Self {
+        Self { served }
+    }
+
+    /// Reads the ledger until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        loop {
+            if let Err(error) = self.read().await {
+                tracing::debug!(error = causes(&error), "gas budgets not read");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Reads once.
+    pub async fn read(&self) -> Result<(), LedgerError> {
+        let served = &self.served;
+        let subjects = served.budgets.subjects();
+        let network = served.policy.network;
+        let days = served.ledger.gas_hours(network, &subjects).await?;
+        let now = served.ledger.clock().now();
+        for (subject, hours) in subjects.iter().zip(days) {
+            served.budgets.refresh(*subject, &hours, now);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAYEE: Address = Address::repeat_byte(1);
+    const PAYER: Address = Address::repeat_byte(2);
+
+    fn budgets() -> Budgets {
+        Budgets::new(GasBudget {
+            wei_per_day: Some(U256::from(1_000)),
+            wei_per_day_per_payee: Some(U256::from(500)),
+            wei_per_day_per_payer: None,
+        })
+    }
+
+    fn at(hour: i64) -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + time::Duration::hours(hour)
+    }
+
+    fn spent(hour: i64, wei: u64) -> GasHour {
+        GasHour {
+            hour: at(hour),
+            spent_wei: U256::from(wei),
+            reserved_wei: U256::ZERO,
+        }
+    }
+
+    #[test]
+    fn transaction_counts_in_the_budgets_that_have_a_limit() {
+        let rows = [(Some(PAYEE), PAYER, 3), (Some(PAYER), PAYER, 4)];
+        let mut shares: Vec<_> = budgets()
+            .shares(rows.into_iter())
+            .into_iter()
+            .map(|share| (share.subject, share.gas))
+            .collect();
+        shares.sort_unstable();
+        let expected = [
+            (GasSubject::Network, 7),
+            (GasSubject::Payee(PAYEE), 3),
+            (GasSubject::Payee(PAYER), 4),
+        ];
+        assert_eq!(shares, expected);
+    }
+
+    #[test]
+    fn spent_budget_is_closed_until_its_oldest_hours_have_passed() {
+        let budgets = budgets();
+        let hours = [spent(10, 300), spent(11, 100), spent(20, 550)];
+        budgets.refresh(GasSubject::Network, &hours, at(20));
+        assert_eq!(budgets.check(PAYEE, PAYER), Ok(()));
+        assert_eq!(budgets.room(), Some(U256::from(50)));
+        budgets.note_refused(&[OverBudget {
+            subject: GasSubject::Network,
+            needs_wei: U256::from(400),
+            limit_wei: U256::from(1_000),
+            until: fits_at(&hours, U256::from(400), U256::from(1_000), at(20)),
+        }]);
+        let refused = budgets.check(PAYEE, PAYER).unwrap_err();
+        assert_eq!(refused.reason, Reason::SponsorshipExhausted);
+        assert!(
+            refused.message.contains("1970-01-02T12:00:00Z"),
+            "{refused:?}"
+        );
+        // Receipts that cost less open it again.
+        budgets.refresh(GasSubject::Network, &[spent(20, 600)], at(20));
+        assert_eq!(budgets.check(PAYEE, PAYER), Ok(()));
+    }
+
+    #[test]
+    fn payee_without_budget_leaves_other_payees_alone() {
+        let budgets = budgets();
+        budgets.refresh(GasSubject::Payee(PAYEE), &[spent(20, 500)], at(20));
+        assert!(budgets.check(PAYEE, PAYER).is_err());
+        assert_eq!(budgets.check(PAYER, PAYEE), Ok(()));
+    }
+
+    #[test]
+    fn reservations_alone_close_no_budget() {
+        let hours = [GasHour {
+            reserved_wei: U256::from(5_000),
+            ..spent(20, 999)
+        }];
+        let limit = U256::from(1_000);
+        assert_eq!(fits_at(&hours, U256::ONE, limit, at(20)), None);
+        let never = fits_at(&hours, U256::from(1_001), limit, at(20));
+        assert_eq!(never, Some(at(45)), "more than the whole budget");
+    }
+}

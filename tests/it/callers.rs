@@ -1,0 +1,590 @@
+//! Callers with keys: whom a key lets pay, read and be told, and when it stops being good.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use alloy::primitives::{Address, U256};
+use serde_json::{Value, json};
+use sqlx::Row;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use x402d::embedded::TEST_USDC;
+
+use crate::support::{Answer, Caller, Fault, OpenSession, Purchase, Setup, World, eventually, run};
+
+const SHOP: Address = Address::repeat_byte(0x5e);
+const OTHER: Address = Address::repeat_byte(0x6f);
+const STRANGER: Address = Address::repeat_byte(0x7a);
+const BOTH: &[&str] = &["--scope", "settle,history"];
+/// Within this time a revoked key is refused by every replica.
+const REVOCATION: Duration = Duration::from_secs(5);
+
+fn keys_only() -> Setup {
+    Setup {
+        toml: "[access]\nsettle = \"keys\"\n".to_owned(),
+        ..Setup::default()
+    }
+}
+
+/// Status and code of an answer, of a standard call or of another one.
+fn verdict(answer: &Answer) -> (u16, &str) {
+    let code = match answer.reason() {
+        "" => answer.body["code"].as_str().unwrap_or_default(),
+        code => code,
+    };
+    (answer.status, code)
+}
+
+/// Verify and settle refuse the body in the x402 shape, with this status and code.
+async fn assert_refused(caller: &Caller, body: &Value, expected: (u16, &str)) {
+    let verified = caller.verify(body).await;
+    assert_eq!(verified.body["isValid"], false, "{verified:?}");
+    assert_eq!(verdict(&verified), expected, "{verified:?}");
+    let settled = caller.settle(body).await;
+    assert_eq!(settled.body["success"], false, "{settled:?}");
+    assert_eq!(verdict(&settled), expected, "{settled:?}");
+    assert_eq!(settled.transaction(), "");
+}
+
+fn ids(answer: &Answer) -> HashSet<&str> {
+    let rows = answer.body["payments"].as_array().unwrap().iter();
+    rows.map(|row| row["id"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sellers_neither_settle_nor_read_each_others_payments() {
+    let world = keys_only().build().await;
+    let shop = world
+        .facilitator
+        .with_key(&world.key("shop", SHOP, BOTH).await);
+    let other = world
+        .facilitator
+        .with_key(&world.key("other", OTHER, BOTH).await);
+    let payer = world.payer().await;
+    let (first, second) = (
+        Purchase::new(&payer, SHOP, 11).body(),
+        Purchase::new(&payer, OTHER, 12).body(),
+    );
+
+    assert_refused(&world.facilitator, &first, (401, "key_required")).await;
+    let wrong = format!("x402d_0123456789ab_{}", "0".repeat(64));
+    assert_refused(
+        &world.facilitator.with_key(&wrong),
+        &first,
+        (401, "key_invalid"),
+    )
+    .await;
+    assert_refused(&other, &first, (403, "payee_not_allowed")).await;
+    assert_refused(&shop, &second, (403, "payee_not_allowed")).await;
+    assert_eq!(world.chain.usdc(SHOP).await, U256::ZERO);
+
+    assert!(shop.verify(&first).await.is_valid());
+    let settled = shop.settle(&first).await;
+    world.assert_transferred_once(SHOP, &settled, 11).await;
+    assert_refused(&other, &first, (403, "payee_not_allowed")).await;
+    let others = other.settle(&second).await;
+    assert!(others.succeeded(), "{others:?}");
+
+    let id = |answer: &Answer| {
+        answer.body["extra"]["paymentId"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let (own, foreign) = (id(&settled), id(&others));
+    for path in [
+        "/payments",
+        "/payments?state=settled",
+        &format!("/payments?payee={SHOP}"),
+    ] {
+        assert_eq!(
+            ids(&shop.get(path).await),
+            HashSet::from([own.as_str()]),
+            "{path}"
+        );
+    }
+    let narrowed = shop.get(&format!("/payments?payee={OTHER}")).await;
+    assert!(ids(&narrowed).is_empty(), "{narrowed:?}");
+    let table = shop.get("/payments?format=csv").await;
+    assert_eq!(table.status, 200);
+    let table = shop.answers();
+    let table = table.rsplit_once("\nid,").unwrap().1;
+    assert!(table.contains(&own) && !table.contains(&foreign), "{table}");
+    assert_eq!(shop.get(&format!("/payments/{own}")).await.status, 200);
+    assert_eq!(shop.get(&format!("/payments/{foreign}")).await.status, 404);
+    let of_transaction = |answer: &Answer| {
+        format!(
+            "/payments/by-transaction/base-sepolia/{}",
+            answer.transaction()
+        )
+    };
+    assert_eq!(
+        ids(&shop.get(&of_transaction(&settled)).await),
+        HashSet::from([own.as_str()])
+    );
+    assert!(ids(&shop.get(&of_transaction(&others)).await).is_empty());
+    let stats = shop.get("/stats?groupBy=payee").await.body;
+    let groups = stats["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 1, "{stats}");
+    assert_eq!(
+        (&groups[0]["payee"], &groups[0]["amount"]),
+        (&json!(SHOP.to_string()), &json!("11"))
+    );
+    assert_eq!(
+        world.facilitator.get("/payments").await.body["payments"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payment_is_granted_to_no_other_key_of_the_same_payee() {
+    let setup = Setup {
+        block_time_s: Some(1),
+        ..keys_only()
+    };
+    let world = setup.build().await;
+    let first = world
+        .facilitator
+        .with_key(&world.key("first", SHOP, &[]).await);
+    let second = world
+        .facilitator
+        .with_key(&world.key("second", SHOP, &[]).await);
+    let body = Purchase::new(&world.payer().await, SHOP, 11).body();
+    // While it is under way.
+    world.proxy.on("eth_sendRawTransaction", Fault::Hold);
+    let sends = world.proxy.calls("eth_sendRawTransaction");
+    let mut waiting = first.spawn_settle(&body);
+    world.proxy.called("eth_sendRawTransaction", sends).await;
+    let verified = second.verify(&body).await;
+    assert_eq!(verdict(&verified), (200, "duplicate_settlement"));
+    assert!(first.verify(&body).await.is_valid());
+    let early = second.settle(&body).await;
+    assert_eq!(verdict(&early), (200, "duplicate_settlement"));
+    world.proxy.on("eth_sendRawTransaction", Fault::None);
+    // Its answer is lost: the grant is void, and still nobody else's.
+    waiting.shutdown().await;
+    eventually("the money to move", Duration::from_secs(20), async || {
+        (world.chain.usdc(SHOP).await == U256::from(11)).then_some(())
+    })
+    .await;
+    for _ in 0..3 {
+        let late = second.settle(&body).await;
+        assert_eq!(verdict(&late), (200, "duplicate_settlement"), "{late:?}");
+    }
+    let told = first.settle(&body).await;
+    world.assert_transferred_once(SHOP, &told, 11).await;
+    let after = second.settle(&body).await;
+    assert_eq!(verdict(&after), (200, "duplicate_settlement"));
+    assert_eq!(after.transaction(), told.transaction());
+    assert_eq!(
+        verdict(&first.settle(&body).await),
+        (200, "duplicate_settlement")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anonymous_callers_are_one_caller_and_keys_are_others() {
+    let world = World::new().await;
+    let key = world
+        .facilitator
+        .with_key(&world.key("shop", SHOP, &[]).await);
+    let body = Purchase::new(&world.payer().await, SHOP, 11).body();
+    let settled = world.facilitator.settle(&body).await;
+    assert!(settled.succeeded(), "{settled:?}");
+    let again = key.settle(&body).await;
+    assert_eq!(verdict(&again), (200, "duplicate_settlement"));
+    assert_eq!(again.transaction(), settled.transaction());
+    // A key is for its payees where everybody may settle, too.
+    let elsewhere = Purchase::new(&world.payer().await, STRANGER, 11).body();
+    assert_refused(&key, &elsewhere, (403, "payee_not_allowed")).await;
+    assert!(world.facilitator.verify(&elsewhere).await.is_valid());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocation_and_rotation_hold_on_two_replicas_within_seconds() {
+    let world = keys_only().build().await;
+    let replica = world.replica().await;
+    let key = world.key("shop", SHOP, &[]).await;
+    let body = Purchase::new(&world.payer().await, SHOP, 11).body();
+    let on_both = |key: &str| [world.facilitator.with_key(key), replica.with_key(key)];
+    let until = async |key: &str, status: u16, since: Instant| {
+        for caller in on_both(key) {
+            let left = REVOCATION.saturating_sub(since.elapsed());
+            eventually("the key's change to hold", left, async || {
+                (caller.verify(&body).await.status == status).then_some(())
+            })
+            .await;
+        }
+    };
+    until(&key, 200, Instant::now()).await;
+    let said = world.command(&["keys", "rotate", "shop", "--json"]);
+    let rotated: Value = serde_json::from_str(&said).unwrap();
+    let newer = rotated["key"].as_str().unwrap();
+    assert!(rotated["about"]["oldSecretUntil"].is_string(), "{rotated}");
+    until(newer, 200, Instant::now()).await;
+    until(&key, 200, Instant::now()).await;
+
+    let said = world.command(&["keys", "rotate", "shop", "--keep", "0s", "--json"]);
+    let rotated: Value = serde_json::from_str(&said).unwrap();
+    let newest = rotated["key"].as_str().unwrap();
+    let now = Instant::now();
+    until(newest, 200, now).await;
+    until(&key, 401, now).await;
+    until(newer, 401, now).await;
+    let settled = on_both(newest)[1].settle(&body).await;
+    assert!(
+        settled.succeeded(),
+        "a rotated key is the same caller: {settled:?}"
+    );
+
+    world.command(&["keys", "revoke", "shop"]);
+    until(newest, 401, Instant::now()).await;
+    let listed: Value =
+        serde_json::from_str(&world.command(&["keys", "list", "--all", "--json"])).unwrap();
+    assert_eq!(listed["keys"][0]["state"], "revoked", "{listed}");
+    assert!(!world.command(&["keys", "list"]).contains("shop"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_scope_allows_its_own_calls() {
+    let world = keys_only().build().await;
+    let settle = world
+        .facilitator
+        .with_key(&world.key("settle", SHOP, &[]).await);
+    let history = world
+        .facilitator
+        .with_key(&world.key("history", SHOP, &["--scope", "history"]).await);
+    let said = world.command(&["keys", "create", "admin", "--scope", "admin"]);
+    let admin = world.facilitator.with_key(said.lines().next().unwrap());
+    eventually("the operator to need a key", REVOCATION, async || {
+        let local = world.facilitator.get("/signers").await;
+        (verdict(&local) == (401, "operator_only")).then_some(())
+    })
+    .await;
+    let payer = world.payer().await;
+    let body = Purchase::new(&payer, SHOP, 11).body();
+    let to_stranger = Purchase::new(&payer, STRANGER, 11).body();
+    let session = |payee| {
+        OpenSession::request(
+            &OpenSession::entry(payee, 11),
+            payer.address(),
+            "authorization",
+        )
+    };
+    let (missing, not_allowed) = ((403, "scope_missing"), (403, "payee_not_allowed"));
+    let ok = (200, "");
+    // The calls of the table, in order: verify, verify for another payee, sessions, sessions for another payee, payments, stats, signers.
+    for (name, caller, expected) in [
+        (
+            "settle",
+            &settle,
+            [
+                ok,
+                not_allowed,
+                (201, ""),
+                not_allowed,
+                missing,
+                missing,
+                missing,
+            ],
+        ),
+        (
+            "history",
+            &history,
+            [missing, missing, missing, missing, ok, ok, missing],
+        ),
+        ("admin", &admin, [ok, ok, (201, ""), (201, ""), ok, ok, ok]),
+        (
+            "nobody",
+            &*world.facilitator,
+            [
+                (401, "key_required"),
+                (401, "key_required"),
+                (201, ""),
+                not_allowed,
+                (401, "operator_only"),
+                (401, "operator_only"),
+                (401, "operator_only"),
+            ],
+        ),
+    ] {
+        let answers = [
+            caller.verify(&body).await,
+            caller.verify(&to_stranger).await,
+            caller.post("/sessions", &session(SHOP)).await.unwrap(),
+            caller.post("/sessions", &session(STRANGER)).await.unwrap(),
+            caller.get("/payments").await,
+            caller.get("/stats").await,
+            caller.get("/signers").await,
+        ];
+        for (number, (answer, expected)) in answers.iter().zip(expected).enumerate() {
+            assert_eq!(
+                verdict(answer),
+                expected,
+                "{name}, call {number}: {answer:?}"
+            );
+        }
+        for open in ["/supported", "/healthz", "/openapi.json"] {
+            assert_eq!(caller.get(open).await.status, 200, "{name} {open}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buyers_pay_sessions_without_a_key_and_the_payees_seller_is_told() {
+    let world = keys_only().build().await;
+    let shop = world
+        .facilitator
+        .with_key(&world.key("shop", SHOP, &[]).await);
+    let second = world
+        .facilitator
+        .with_key(&world.key("second", SHOP, &[]).await);
+    let payer = world.payer().await;
+    let session = OpenSession::open(&world.facilitator, &payer, "authorization", SHOP, 11).await;
+    let submitted = session
+        .submit(&world.facilitator, &session.authorization())
+        .await;
+    assert_eq!(submitted.status, 200, "{submitted:?}");
+    let body = session.purchase().body();
+    assert_refused(&world.facilitator, &body, (401, "key_required")).await;
+    let told = shop.settle(&body).await;
+    world.assert_transferred_once(SHOP, &told, 11).await;
+    let late = second.settle(&body).await;
+    assert_eq!(verdict(&late), (200, "duplicate_settlement"));
+    assert_eq!(late.transaction(), told.transaction());
+
+    let session = OpenSession::open(&world.facilitator, &payer, "authorization", SHOP, 11).await;
+    world.command(&["keys", "revoke", "shop"]);
+    world.command(&["keys", "revoke", "second"]);
+    eventually(
+        "nothing to be sent for a payee without a key",
+        REVOCATION,
+        async || {
+            let entry = OpenSession::entry(SHOP, 11);
+            let asked = OpenSession::request(&entry, payer.address(), "authorization");
+            let opened = world.facilitator.post("/sessions", &asked).await.unwrap();
+            (verdict(&opened) == (403, "payee_not_allowed")).then_some(())
+        },
+    )
+    .await;
+    let submitted = session
+        .submit(&world.facilitator, &session.authorization())
+        .await;
+    assert_eq!(verdict(&submitted), (403, "payee_not_allowed"));
+    assert_eq!(world.chain.transfers_to(TEST_USDC, SHOP).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_at_keys_cost_no_statement_and_leave_honest_callers_alone() {
+    const GUESSERS: u8 = 8;
+    const GUESSES: u32 = 1_250;
+    let world = keys_only().build().await;
+    let key = world.key("shop", SHOP, &[]).await;
+    let shop = world.facilitator.with_key(&key);
+    let body = Purchase::new(&world.payer().await, SHOP, 11).body();
+    let url = format!("{}/verify", world.facilitator.url());
+    let (id, _) = key.rsplit_once('_').unwrap();
+    let mut guessing = JoinSet::new();
+    for guesser in 0..GUESSERS {
+        let (url, body) = (url.clone(), body.clone());
+        // Half of them know the id.
+        let id = if guesser % 2 == 0 {
+            id.to_owned()
+        } else {
+            "x402d_0123456789ab".to_owned()
+        };
+        guessing.spawn(async move {
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            for number in 0..GUESSES {
+                let guess = format!("{id}_{:064x}", U256::from(number));
+                let request = client.post(&url).header("x-api-key", guess).json(&body);
+                assert_eq!(request.send().await.unwrap().status(), 401);
+            }
+        });
+    }
+    let mut honest = 0;
+    while guessing.try_join_next().is_none() {
+        let verified = shop.verify(&body).await;
+        assert!(verified.is_valid(), "{verified:?}");
+        honest += 1;
+    }
+    guessing.join_all().await;
+    assert!(honest > 0, "honest callers were served meanwhile");
+    assert!(shop.settle(&body).await.succeeded());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_judged_without_the_database_as_long_as_they_are_fresh() {
+    let setup = Setup {
+        database_proxied: true,
+        ..keys_only()
+    };
+    let world = setup.build().await;
+    let key = world.key("shop", SHOP, &[]).await;
+    let wrong = format!("{}_{}", key.rsplit_once('_').unwrap().0, "0".repeat(64));
+    let body = Purchase::new(&world.payer().await, SHOP, 11).body();
+    world.database_proxy.as_ref().unwrap().down(true);
+    let began = Instant::now();
+    let guessed = world.facilitator.with_key(&wrong).verify(&body).await;
+    assert_eq!(verdict(&guessed), (401, "key_invalid"));
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    // A revocation could be missed from here on.
+    eventually(
+        "old keys not to be used",
+        Duration::from_secs(20),
+        async || {
+            let late = world.facilitator.with_key(&key).verify(&body).await;
+            (verdict(&late) == (503, "keys_unavailable")).then_some(())
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_appears_in_no_log_answer_or_table() {
+    let setup = Setup {
+        queryable: true,
+        ..keys_only()
+    };
+    let world = setup.with("X402D_LOG", "trace").build().await;
+    let key = world.key("shop", SHOP, BOTH).await;
+    let secret = key.rsplit_once('_').unwrap().1;
+    let shop = world.facilitator.with_key(&key);
+    let body = Purchase::new(&world.payer().await, SHOP, 11).body();
+    for path in [
+        format!("/verify?key={key}"),
+        format!("/settle?{key}"),
+        format!("/settle?a=x402d%5F{}", &key[6..]),
+    ] {
+        let refused = world.facilitator.post(&path, &body).await.unwrap();
+        assert_eq!(verdict(&refused), (400, "key_in_url"), "{refused:?}");
+    }
+    for path in [
+        format!("/payments?key={key}"),
+        format!("/payments?{key}=1"),
+        format!("/sessions/ps_1?wait=0&k={key}"),
+        format!("/{key}"),
+    ] {
+        let refused = world.facilitator.get(&path).await;
+        assert!((400..500).contains(&refused.status), "{path}: {refused:?}");
+    }
+    let settled = shop.settle(&body).await;
+    assert!(settled.succeeded(), "{settled:?}");
+    assert_eq!(shop.get("/payments").await.status, 200);
+    let wrong = format!("{key}0");
+    assert_refused(
+        &world.facilitator.with_key(&wrong),
+        &body,
+        (401, "key_invalid"),
+    )
+    .await;
+    let row = world.facilitator.payment(&settled).await;
+    assert!(!row.to_string().contains(secret));
+
+    let log = world.facilitator.log();
+    assert!(
+        log.contains("TRACE") || log.contains("DEBUG"),
+        "the log is verbose"
+    );
+    assert!(!log.contains(secret), "in the log");
+    assert!(
+        !world.facilitator.answers().contains(secret),
+        "in an answer"
+    );
+    let mut connection = world.database.connection().await;
+    for table in ["keys", "payments", "grants", "events", "sessions"] {
+        let select = sqlx::AssertSqlSafe(format!("select t::text as row from {table} t"));
+        let rows = sqlx::query(select)
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+        let text: Vec<String> = rows.iter().map(|row| row.get("row")).collect();
+        assert!(!text.concat().contains(secret), "in {table}");
+    }
+    let owner = sqlx::query("select caller from payments")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(
+        format!("x402d_{}_{secret}", owner.get::<String, _>("caller")),
+        key
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_command_refuses_keys_that_mean_nothing() {
+    let world = World::new().await;
+    let (name, place) = world.database.variable();
+    let payee = SHOP.to_string();
+    for (arguments, expected) in [
+        (&["create", "shop"][..], "--payee"),
+        (
+            &["create", "shop", "--scope", "admin", "--payee", &payee],
+            "--scope admin",
+        ),
+        (
+            &["create", "shop", "--payee", &payee, "--scope", "everything"],
+            "expected settle",
+        ),
+        (&["create", "shop", "--payee", "0x5e"], "--payee"),
+        (
+            &["create", "shop", "--payee", &payee, "--gas-per-day", "1"],
+            "0.01eth",
+        ),
+        (
+            &["create", "shop", "--payee", &payee, "--expires", "soon"],
+            "--expires",
+        ),
+        (&["show", "nobody"], "there is no key"),
+        (&["revoke", "nobody"], "there is no key"),
+        (&["rotate", "nobody"], "there is no key"),
+    ] {
+        let arguments: Vec<&str> = [&["keys"], arguments].concat();
+        let output = run(&arguments, &[(name, place.as_str())], "");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && said.contains(expected),
+            "{arguments:?}: {said}"
+        );
+    }
+    let key = world
+        .key(
+            "shop",
+            SHOP,
+            &[
+                "--network",
+                "base-sepolia",
+                "--gas-per-day",
+                "0.01eth",
+                "--expires",
+                "90d",
+            ],
+        )
+        .await;
+    let shown = world.command(&["keys", "show", "shop"]);
+    let id = &key[6..18];
+    for expected in [
+        id,
+        "good",
+        "eip155:84532",
+        "10000000000000000",
+        payee.as_str(),
+    ] {
+        assert!(shown.contains(expected), "{shown}");
+    }
+    let output = run(
+        &["keys", "create", "shop", "--payee", &payee],
+        &[(name, place.as_str())],
+        "",
+    );
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("has this name already"), "{said}");
+    assert!(world.command(&["keys", "list"]).contains(id));
+}

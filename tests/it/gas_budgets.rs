@@ -1,0 +1,125 @@
+//! What strangers can make the signers spend in a day is a number that was configured.
+
+use alloy::primitives::{Address, U256};
+use serde_json::json;
+
+use crate::support::{Answer, Chain, Purchase, Setup, World};
+
+const EXHAUSTED: &str = "sponsorship_exhausted";
+/// Keeps what a payment costs from falling with the base fee of an idle chain.
+const TIP: &str = "priority_fee_wei = 1000000000\nmax_fee_wei = 20000000000";
+
+const fn payee(number: u8) -> Address {
+    Address::repeat_byte(0xd0 + number)
+}
+
+async fn with_budget(budget: &str) -> World {
+    let setup = Setup {
+        toml: format!("[networks.base-sepolia]\n{TIP}\n[networks.base-sepolia.budget]\n{budget}\n"),
+        ..Setup::default()
+    };
+    setup.with("X402D_SETTLE_WAIT", "10").build().await
+}
+
+/// Native balance of the signer.
+async fn balance(world: &World) -> U256 {
+    let signer = Chain::signers(1)[0].address;
+    let balance = json!([signer, "latest"]);
+    let balance = world.chain.call("eth_getBalance", balance).await;
+    serde_json::from_value(balance).unwrap()
+}
+
+/// Settles payments to a payee until one is refused; returns how many settled, and the refused one with its answer.
+async fn spend(world: &World, payee: Address) -> (usize, Purchase, Answer) {
+    for settled in 0..100 {
+        let purchase = Purchase::new(&world.payer().await, payee, 1);
+        let answer = world.facilitator.settle(&purchase.body()).await;
+        if !answer.succeeded() {
+            return (settled, purchase, answer);
+        }
+    }
+    panic!("100 payments to {payee} settled");
+}
+
+fn assert_exhausted(answer: &Answer, subject: &str) {
+    assert_eq!(answer.reason(), EXHAUSTED, "{answer:?}");
+    assert_eq!((answer.status, answer.transaction().as_str()), (200, ""));
+    let message = answer.body["errorMessage"].as_str().unwrap();
+    let starts = format!("the gas budget of {subject} for 24 hours is spent");
+    assert!(message.starts_with(&starts), "{message}");
+    let until = message.split("again from ").nth(1).unwrap();
+    assert!(until.len() > 20 && until.contains('T'), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exhausted_budget_refuses_its_payee_alone_and_outlives_the_process() {
+    let mut world =
+        with_budget("wei_per_day = \"0.002eth\"\nwei_per_day_per_payee = \"0.0006eth\"").await;
+    let before = balance(&world).await;
+    let first = Purchase::new(&world.payer().await, payee(1), 1);
+    let told = world.facilitator.settle(&first.body()).await;
+    assert!(told.succeeded(), "{told:?}");
+
+    let (settled, refused, answer) = spend(&world, payee(1)).await;
+    assert!(settled >= 1, "{answer:?}");
+    assert_exhausted(&answer, &format!("payee {}", payee(1)));
+    let verdict = world.facilitator.verify(&refused.body()).await;
+    assert_eq!(verdict.reason(), EXHAUSTED, "{verdict:?}");
+    let spent = before - balance(&world).await;
+    let limit = U256::from(600_000_000_000_000_u64);
+    assert!(spent <= limit && spent > limit / U256::from(4), "{spent}");
+    // What is known is still answered, and another payee is served.
+    world.assert_duplicate_rejected(&first.body(), &told).await;
+    let other = Purchase::new(&world.payer().await, payee(2), 1);
+    let served = world.facilitator.settle(&other.body()).await;
+    assert!(served.succeeded(), "{served:?}");
+
+    world.facilitator.kill();
+    world.facilitator.restart(None).await;
+    let again = world.facilitator.settle(&refused.body()).await;
+    assert_exhausted(&again, &format!("payee {}", payee(1)));
+    let mut network = None;
+    for number in 2..10 {
+        let (_, _, answer) = spend(&world, payee(number)).await;
+        let message = answer.body["errorMessage"].to_string();
+        if message.contains("of the network") {
+            network = Some(answer);
+            break;
+        }
+    }
+    assert_exhausted(&network.expect("the network's budget ends"), "the network");
+    let spent = before - balance(&world).await;
+    let limit = U256::from(2_000_000_000_000_000_u64);
+    assert!(spent <= limit && spent > limit / U256::from(2), "{spent}");
+    let log = world.facilitator.log();
+    assert!(log.contains("budget low: 80 %"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payments_at_once_stay_within_the_budget() {
+    let world = with_budget("wei_per_day = \"0.002eth\"").await;
+    let before = balance(&world).await;
+    let mut bodies = Vec::new();
+    for _ in 0..12 {
+        let payer = world.payer().await;
+        bodies.extend((0..5).map(|_| Purchase::new(&payer, payee(1), 1).body()));
+    }
+    let answers = world.facilitator.settle_all(bodies).await;
+    let (settled, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.succeeded());
+    let spent = before - balance(&world).await;
+    assert!(spent <= U256::from(2_000_000_000_000_000_u64), "{spent}");
+    assert!(
+        settled.len() >= 10,
+        "{} settled, {refused:?}",
+        settled.len()
+    );
+    for answer in &refused {
+        assert_exhausted(answer, "the network");
+    }
+    println!(
+        "{} of {} settled for {spent} wei",
+        settled.len(),
+        answers.len()
+    );
+}

@@ -1,0 +1,18 @@
+//! Buyer and seller over real sockets, with a facilitator that returns scripted responses.
+//!
+//!     cargo test --test market
+
+#[cfg(test)]
+mod buying;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod journaling;
+#[cfg(test)]
+mod metered;
+#[cfg(test)]
+mod permit2;
+#[cfg(test)]
+mod selling;
+#[cfg(test)]
+mod support;

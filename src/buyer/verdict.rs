@@ -33,6 +33,7 @@ const UNDECIDED: &[Reason] = &[
     Reason::UnexpectedSettleError,
     Reason::RateLimited,
     Reason::SessionInUse,
+    Reason::SessionIdRequired,
     Reason::TransferNotFound,
 ];
 

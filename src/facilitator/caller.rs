@@ -20,6 +20,8 @@ pub struct Caller {
     pub client: IpAddr,
     /// The id of the request in the log.
     pub request_id: String,
+    /// The id that the caller gave the request in `X-Request-Id`, or `request_id`. Until a grant is answered to it nobody else knows it.
+    pub asked_as: String,
 }
 
 impl Caller {
@@ -35,6 +37,7 @@ impl Caller {
     pub(super) fn grant_request(&self) -> GrantRequest {
         GrantRequest {
             request_id: self.request_id.clone(),
+            asked_as: self.asked_as.clone(),
             caller: self.client.to_string(),
         }
     }

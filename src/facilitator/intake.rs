@@ -8,6 +8,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::facilitator::gate::{Admission, Call};
+use crate::facilitator::grant::FirstRight;
+use crate::facilitator::line::{Asker, InLine, Presenter};
 use crate::facilitator::settle::{Decision, decide, decide_for_owner};
 use crate::facilitator::transferred::Nonce;
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
@@ -21,7 +23,6 @@ use crate::protocol::response::checksummed;
 use crate::protocol::{
     AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
 };
-use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, ServedNetwork, approval_rejection};
 use crate::telemetry::causes;
 
@@ -31,15 +32,6 @@ const READS_MAX: u32 = 3;
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(15);
 /// Pause before the next read, in which the ledger records results or the endpoint catches up.
 const RECORD_PAUSE: Duration = Duration::from_millis(300);
-
-/// The payment that answers a request to settle.
-#[derive(Debug)]
-pub(super) enum Admitted {
-    /// Queued by this request. `Waiting` has every change since.
-    Queued(PaymentId, Waiting),
-    /// The ledger had it before, or it needs no transaction: its row answers.
-    InLedger(PaymentId),
-}
 
 /// What a check of a payment that the ledger has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,9 +150,7 @@ impl Facilitator {
         (caller, call): (&Caller, Call),
     ) -> Result<Lookup, Error> {
         let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
-        if let Some(session) = &known.session {
-            session.check_requirements(&candidate.requirements)?;
-        }
+        check_session(candidate, &known)?;
         let Some(found) = &known.payment else {
             candidate.check_payee()?;
             return Ok(known);
@@ -285,8 +275,9 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-        caller: &Caller,
-    ) -> Result<Admitted, Error> {
+        presenter: &Presenter,
+    ) -> Result<InLine, Error> {
+        let caller = &presenter.caller;
         if let Some(found) = &known.payment {
             let decision = decide(found, caller.who);
             // The lease of the owner is not another caller's to end.
@@ -294,11 +285,11 @@ impl Facilitator {
                 self.ledger.end_verify_lease(found.payment.id).await?;
             }
             if !matches!(decision, Decision::CheckAgain(_)) {
-                return Ok(Admitted::InLedger(found.payment.id));
+                return Ok(self.line_up(found.payment.id, Some(presenter)));
             }
         }
-        let call = (caller, Call::Settle);
-        self.accept(served, candidate, known, call).await
+        let asker = Asker::Settle(presenter);
+        self.accept(served, candidate, known, asker).await
     }
 
     /// Checks everything and puts the payment into the queue: a new one, or one that was refused before (the only ones that may be in
@@ -309,10 +300,11 @@ impl Facilitator {
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-        call: (&Caller, Call),
-    ) -> Result<Admitted, Error> {
+        asker: Asker<'_>,
+    ) -> Result<InLine, Error> {
+        let presenter = asker.presenter();
         let refused = known.payment.as_ref().map(|found| found.payment.id);
-        let admission = self.admit(served, &candidate, known, call).await?;
+        let admission = self.admit(served, &candidate, known, asker.call()).await?;
         let queue = &served.queue;
         let payer = candidate.terms.from;
         queue.check_room(payer)?;
@@ -325,7 +317,7 @@ impl Facilitator {
                 .await?
             {
                 Preflight::Valid(verified) => *verified,
-                Preflight::Transferred(id) => return Ok(Admitted::InLedger(id)),
+                Preflight::Transferred(id) => return Ok(self.line_up(id, presenter)),
             };
             if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
@@ -341,27 +333,30 @@ impl Facilitator {
                 confirmations: served.policy.confirmations,
                 claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
                 caller: admission.settler,
+                first_asker: presenter.map(|presenter| presenter.caller.asked_as.clone()),
             };
+            let mut own = self.go_first(new.id, presenter);
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
                 None => self.ledger.accept(new).await?,
             };
-            match accepted {
-                Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
-                    return Ok(Admitted::InLedger(payment.id));
-                }
-                Accepted::New(payment) => {
-                    let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
+            if let Accepted::New(payment) = accepted {
+                own.first_right = own.first_right.map(FirstRight::accepted);
+                own.just_queued = payment.state != PaymentState::Uncharged;
+                if own.just_queued {
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
-                    return Ok(Admitted::Queued(id, waiting));
                 }
+                return Ok(own);
+            }
+            own.first_right.map(FirstRight::not_accepted);
+            match accepted {
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
-                Accepted::AlreadyAccepted => {
+                Accepted::New(_) | Accepted::AlreadyAccepted => {
                     let id = match refused {
                         Some(id) => id,
                         None => self.existing_payment(&candidate).await?,
                     };
-                    return Ok(Admitted::InLedger(id));
+                    return Ok(self.line_up(id, presenter));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.
@@ -391,6 +386,7 @@ impl Facilitator {
     /// The payment that another request has just recorded for the candidate's nonce.
     pub(super) async fn existing_payment(&self, candidate: &Candidate) -> Result<PaymentId, Error> {
         let known = self.ledger.lookup((&candidate.terms).into()).await?;
+        check_session(candidate, &known)?;
         let payment = known.payment.ok_or(Unavailable::BeingChecked)?.payment;
         check_digest(candidate, &payment)?;
         Ok(payment.id)
@@ -455,6 +451,16 @@ pub(super) fn readable<T>(read: Result<T, LedgerError>) -> Result<T, Error> {
         let why = format!("the operator has to look at this payment: {why}. Money may have moved");
         Rejection::new(Reason::SettlementPending, why).into()
     })
+}
+
+/// Checks the seller's terms and the presented id against the session whose nonce the authorization uses.
+fn check_session(candidate: &Candidate, known: &Lookup) -> Result<(), Rejection> {
+    let Some(session) = &known.session else {
+        return Ok(());
+    };
+    session.check_requirements(&candidate.requirements)?;
+    let payment = known.payment.as_ref().map(|found| &found.payment.state);
+    session.check_presented_id(candidate.session.as_ref(), payment)
 }
 
 fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejection> {

@@ -8,6 +8,7 @@ mod caller;
 mod gate;
 mod grant;
 mod intake;
+mod line;
 mod looks;
 mod proof;
 mod raw_transfer;

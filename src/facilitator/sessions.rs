@@ -277,6 +277,7 @@ impl Sessions {
             expires_at: end.replace_nanosecond(0).unwrap_or(end),
             status: SessionStatus::Open,
             payment: None,
+            needs_id: false,
             created_at: self.payments.clock.now(),
             id,
         })

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use crate::chain::transfer::decode;
 use crate::facilitator::gate::Call;
+use crate::facilitator::line::Asker;
 use crate::facilitator::{Caller, Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{SessionStatus, Transfer};
@@ -104,15 +105,18 @@ impl Sessions {
             && !matches!(found.payment.state, PaymentState::Refused(_))
         {
             // It is being settled, or is settled: nothing to send.
+            self.payments.ledger.need_session_id(&session.id).await?;
             return Ok(());
         }
         self.may_send_early(served, session)?;
         // The key of the payee may have been revoked since the session was opened.
         let access = &self.payments.access;
         access.check_session(caller, session.network, session.payee)?;
-        self.payments
-            .accept(served, candidate, &known, call)
-            .await?;
+        // Before the broadcast makes the rest of the payload public.
+        self.payments.ledger.need_session_id(&session.id).await?;
+        let asker = Asker::Submit(caller);
+        let accepted = self.payments.accept(served, candidate, &known, asker);
+        accepted.await?;
         self.payments.waiters.wake([session.id.clone()]);
         Ok(())
     }
@@ -241,6 +245,10 @@ fn request_of(
     session: &Session,
     payload: ExactPayload,
 ) -> Result<PaymentRequest<AuthorizationPayload>, Rejection> {
+    let payload = ExactPayload {
+        session_id: Some(session.id.clone()),
+        ..payload
+    };
     let requirements = accepted_terms(session.version, &session.accepted)?;
     Ok(PaymentRequest {
         version: session.version,

@@ -167,7 +167,7 @@ fn with_specification(callers: Router<AppState>) -> Router<AppState> {
     )
 }
 
-/// Request ids are always made here: one from a caller could be too long, or equal another caller's.
+/// Request ids in the log and in responses are always made here: one from a caller could be too long, or equal another caller's.
 #[derive(Debug, Clone, Copy)]
 struct FreshId;
 
@@ -177,9 +177,12 @@ impl MakeRequestId for FreshId {
     }
 }
 
-/// Removes an id that came with the request: it would be kept instead of a fresh one.
+/// Takes an id that came with the request out of its headers, where it would be kept instead of a fresh one. Grants record it.
 async fn without_foreign_id(mut request: Request<Body>) -> Request<Body> {
-    request.headers_mut().remove(REQUEST_ID);
+    let foreign = request.headers_mut().remove(REQUEST_ID);
+    if let Some(id) = foreign.as_ref().and_then(caller::CallersId::read) {
+        request.extensions_mut().insert(id);
+    }
     request
 }
 

@@ -16,11 +16,16 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
 ///
 /// Moves the money and answers `success` once, to one caller, with the hash of the transaction. While the outcome is open, the answer is
 /// `settlement_pending` with the hash: present the same payment again. A caller that presents a payment which has bought its resource gets
-/// `duplicate_settlement` with the same hash.
+/// `duplicate_settlement` with the same hash, and with the `X-Request-Id` of the request that was told success in `extra.grantedTo`: a
+/// caller that lost an answer knows by it whether that success was its own. The request that had the payment accepted is the first to be
+/// told, until its connection or its wait ends; then its presenters in the order in which they came.
 #[utoipa::path(
     post,
     path = "/settle",
     tag = "facilitator",
+    params(
+        ("x-request-id" = Option<String>, Header, description = "The caller's own id of this request: 1 to 128 characters of visible ASCII that nobody can guess. Any other is ignored. Without one, the id in the header of the response counts"),
+    ),
     request_body(content = crate::http::openapi::PaymentEnvelope, description = "x402 v1 or v2"),
     security((), ("key" = []), ("apiKey" = [])),
     responses(

@@ -258,6 +258,7 @@ pub(super) fn verified(candidate: Candidate, facts: &ChainFacts) -> NewPayment {
         verified: candidate.verified(facts.clone()).unwrap(),
         confirmations: 2,
         claimed: true,
+        first_asker: None,
         caller: None,
     }
 }
@@ -345,6 +346,7 @@ pub(super) fn mined(id: Uuid, nonce: u64, number: u8, payments: &[PaymentId]) ->
 pub(super) fn request(id: &str) -> GrantRequest {
     GrantRequest {
         request_id: id.to_owned(),
+        asked_as: id.to_owned(),
         caller: "a caller".to_owned(),
     }
 }
@@ -373,6 +375,7 @@ pub(super) fn session(number: u8, rail: Rail) -> Session {
         expires_at: valid_before(),
         status: SessionStatus::Open,
         payment: None,
+        needs_id: false,
         created_at: fixture::now(),
     }
 }

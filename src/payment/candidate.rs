@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::payment::method::{Fault, Sponsored};
 use crate::payment::{Asset, Method, NetworkPolicy, PaymentTerms, signature, sponsoring};
+use crate::protocol::session::SessionId;
 use crate::protocol::{AuthorizationPayload, PaymentRequirements, Reason, Rejection, Scheme};
 use payload::{ParsedPayload, PayloadParser};
 
@@ -45,6 +46,8 @@ pub enum Purpose {
 pub struct Candidate {
     /// The terms; `value` is the amount to transfer.
     pub terms: PaymentTerms,
+    /// The session that the payload names.
+    pub session: Option<SessionId>,
     /// The URL of the resource, if the request names one. No check depends on it.
     pub resource: Option<String>,
     /// The token's EIP-712 domain as the requirement gives it (EIP-3009 only).
@@ -89,6 +92,10 @@ impl Candidate {
         }
         let own = signature::normalised(&signature)
             .filter(|normal| signature::recover_signer(normal, digest) == Some(authorization.from));
+        let session = match &request.payload {
+            AuthorizationPayload::Eip3009(payload) => payload.session_id.clone(),
+            AuthorizationPayload::Permit2(_) => None,
+        };
         let sponsoring_fault = sponsoring::attach(&mut method, &request, policy).err();
         let terms = PaymentTerms {
             version: request.version,
@@ -113,6 +120,7 @@ impl Candidate {
         };
         Ok(Self {
             terms,
+            session,
             domain,
             token,
             purpose,

@@ -145,6 +145,8 @@ mod surface;
 #[cfg(test)]
 mod task_panics;
 #[cfg(test)]
+mod told;
+#[cfg(test)]
 mod transfer_limits;
 #[cfg(test)]
 mod transfers;

@@ -50,6 +50,7 @@ fn caller(who: Who, key: Option<Arc<Key>>) -> Caller {
         key,
         client: IpAddr::V4(Ipv4Addr::LOCALHOST),
         request_id: String::new(),
+        asked_as: String::new(),
     }
 }
 

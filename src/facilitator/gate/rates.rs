@@ -158,6 +158,7 @@ mod tests {
             key: None,
             client: client.parse().unwrap(),
             request_id: String::new(),
+            asked_as: String::new(),
         }
     }
 

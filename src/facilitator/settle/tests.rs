@@ -7,7 +7,12 @@ use crate::payment::fixture::{PAYER, body, location, payment};
 use crate::protocol::X402Version;
 
 const WHO: Who = Who::Anonymous;
-const GRANTS: [GrantStatus; 3] = [GrantStatus::Free, GrantStatus::Open, GrantStatus::Answered];
+const GRANTS: [GrantStatus; 4] = [
+    GrantStatus::Free,
+    GrantStatus::Reserved,
+    GrantStatus::Open,
+    GrantStatus::Answered,
+];
 
 fn rejection() -> Rejection {
     Rejection::new(Reason::ExactNonceUsed, "used")
@@ -20,10 +25,17 @@ fn failed(transaction: Option<B256>) -> PaymentState {
     }
 }
 
-/// Every state, with the decisions for a free, an undecided and an answered grant.
-fn table() -> Vec<(PaymentState, [Decision; 3])> {
-    let always = |decision: Decision| [decision.clone(), decision.clone(), decision];
-    let settled = || [Decision::Grant, Decision::AwaitGrant, Decision::Duplicate];
+/// Every state, with the decisions for a free, a reserved, an undecided and an answered grant.
+fn table() -> Vec<(PaymentState, [Decision; 4])> {
+    let always = |decision: Decision| [(); 4].map(|()| decision.clone());
+    let settled = || {
+        [
+            Decision::Grant,
+            Decision::AwaitGrant,
+            Decision::AwaitGrant,
+            Decision::Duplicate,
+        ]
+    };
     vec![
         (PaymentState::Queued, always(Decision::Join)),
         (PaymentState::Inflight(B256::ZERO), always(Decision::Join)),
@@ -48,6 +60,8 @@ fn with_grant(state: &PaymentState, grant: GrantStatus) -> PaymentWithGrant {
     PaymentWithGrant {
         payment: payment(state.clone()),
         grant,
+        first_asker: Some("first".to_owned()),
+        granted_to: None,
     }
 }
 
@@ -122,6 +136,18 @@ fn grant_requires_settled_state_and_a_free_grant() {
         );
         assert_eq!(grants.count(), usize::from(settled), "{}", state.name());
     }
+}
+
+#[test]
+fn reserved_grant_is_free_for_the_first_asker_alone() {
+    let found = with_grant(&PaymentState::Settled(location()), GrantStatus::Reserved);
+    assert_eq!(
+        decide(&found.clone().seen_by("other"), WHO),
+        Decision::AwaitGrant
+    );
+    assert_eq!(decide(&found.seen_by("first"), WHO), Decision::Grant);
+    let open = with_grant(&PaymentState::Settled(location()), GrantStatus::Open);
+    assert_eq!(decide(&open.seen_by("first"), WHO), Decision::AwaitGrant);
 }
 
 #[test]

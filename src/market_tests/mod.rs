@@ -1,11 +1,16 @@
 //! Tests of buyer and seller over real sockets, with a facilitator that returns scripted responses.
 
 mod buying;
+mod deliveries;
 mod hostile;
 mod journaling;
+mod lost_answers;
 mod metered;
+mod metered_again;
+mod paid_bodies;
 mod permit2;
 mod selling;
+mod spellings;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,6 +51,8 @@ const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
 struct Script {
     /// Name and body of each call.
     calls: Vec<(String, Value)>,
+    /// The `X-Request-Id` of each call of `/verify` and `/settle`.
+    request_ids: Vec<Option<String>>,
     /// Responses of `/verify` and `/settle`, in order; a success once there are no more.
     answers: VecDeque<(u16, Value)>,
     /// Responses of `/supported`, in order; the default once there are no more.
@@ -92,6 +99,7 @@ impl Market {
             .pay_to(Address::repeat_byte(0x22))
             .network(BASE_SEPOLIA)
             .flow(flow)
+            .clock(clock())
             .route("GET /report", Price::dollars("0.01").unwrap())
             .route("POST /broken", Price::dollars("0.01").unwrap());
         let router = Router::new()
@@ -115,6 +123,7 @@ impl Market {
             .pay_to(Address::repeat_byte(0x22))
             .network(BASE_SEPOLIA)
             .flow(flow)
+            .clock(clock())
             .sponsors_gas()
             .route("GET /sold", price);
         let router = Router::new().route("/sold", get(handler));
@@ -135,6 +144,10 @@ impl Market {
         self.calls().into_iter().map(|(call, _)| call).collect()
     }
 
+    fn request_ids(&self) -> Vec<Option<String>> {
+        self.script.lock().unwrap().request_ids.clone()
+    }
+
     fn runs(&self) -> usize {
         self.runs.load(Ordering::SeqCst)
     }
@@ -143,10 +156,15 @@ impl Market {
 async fn answer_by_script(
     State(script): State<Shared>,
     Path(call): Path<String>,
+    headers: HeaderMap,
     Json(body): Json<Value>,
 ) -> Response {
     let mut script = script.lock().unwrap();
     script.calls.push((call.clone(), body.clone()));
+    let id = headers.get("x-request-id");
+    script
+        .request_ids
+        .push(id.map(|id| id.to_str().unwrap().to_owned()));
     let default = || match call.as_str() {
         "verify" => valid(),
         _ => settled_for(
@@ -207,12 +225,16 @@ async fn broken(State(runs): State<Arc<AtomicUsize>>) -> StatusCode {
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
+/// The clock of sellers and clients.
+fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(datetime!(2026-01-02 03:04:05 UTC)))
+}
+
 /// A client without retries.
 fn client() -> Client {
-    let clock = ManualClock::new(datetime!(2026-01-02 03:04:05 UTC));
     Client::new(Signer::from_key(KEY).unwrap())
         .unwrap()
-        .clock(Arc::new(clock))
+        .clock(clock())
         .recovery(0, Duration::ZERO, Duration::from_mins(1))
 }
 
@@ -235,13 +257,19 @@ async fn challenge(url: &str) -> PaymentRequired {
     header::decode(response.headers()[PAYMENT_REQUIRED].to_str().unwrap()).unwrap()
 }
 
+/// A payment for the first offer of `challenge`, with a signature that the scripted facilitator does not check.
+fn unsigned_payment(challenge: &PaymentRequired, nonce: &str) -> PaymentHeader {
+    let payload = json!({"signature": "0x07", "authorization": {"from": PAYER.to_string(),
+        "to": Address::repeat_byte(0x22).to_string(), "value": "10000", "validAfter": "0", "validBefore": "1900000000", "nonce": nonce}});
+    PaymentHeader::present(challenge, &challenge.offers().remove(0), &payload).unwrap()
+}
+
 /// Sends a payment for the first offer of `challenge` directly, without the buyer's checks.
 async fn present(url: &str, challenge: &PaymentRequired) -> reqwest::Response {
-    let offer = challenge.offers().remove(0);
-    let payload: ExactPayload = serde_json::from_value(json!({"signature": "0x07", "authorization": {"from": PAYER.to_string(),
-        "to": Address::repeat_byte(0x22).to_string(), "value": "10000", "validAfter": "0", "validBefore": "1900000000", "nonce": HASH}}))
-    .unwrap();
-    let payment = PaymentHeader::present(challenge, &offer, &payload).unwrap();
+    send(url, &unsigned_payment(challenge, HASH)).await
+}
+
+async fn send(url: &str, payment: &PaymentHeader) -> reqwest::Response {
     reqwest::Client::new()
         .get(url)
         .header(payment.name(), payment.value())

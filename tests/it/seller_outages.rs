@@ -86,7 +86,7 @@ async fn gateway_charges_by_itself_and_forwards_no_odd_path() {
     world.chain.fund(buyer.address, 1_000_000).await;
     let upstream = Router::new().fallback(async |uri: axum::http::Uri| {
         let overrides = [("settlement-overrides", r#"{"amount": "0"}"#)];
-        (overrides, format!("{uri:>1234}"))
+        (overrides, format!("{:>1234}", uri.to_string()))
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let inner = format!("http://{}", listener.local_addr().unwrap());

@@ -84,13 +84,12 @@ fn is_public(address: IpAddr) -> bool {
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let reserved = match address.octets() {
-        // This network; carrier-grade NAT; protocol assignments; 6to4 relays; benchmarks; multicast and beyond.
-        [0, ..]
+        // This network, and multicast and beyond; carrier-grade NAT; protocol assignments; 6to4 relays; benchmarks.
+        [0 | 224..=255, ..]
         | [100, 64..=127, ..]
         | [192, 0, 0, _]
         | [192, 88, 99, _]
-        | [198, 18..=19, ..]
-        | [224..=255, ..] => true,
+        | [198, 18..=19, ..] => true,
         _ => false,
     };
     !(reserved
@@ -109,9 +108,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
             is_public_v4(Ipv4Addr::new(first, second, third, fourth))
         }
         // Protocol assignments with Teredo; documentation; 6to4.
-        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x2002, ..] | [0x3fff, 0..=0xfff, ..] => {
-            false
-        }
+        [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x2002, ..] | [0x3fff, 0..=0xfff, ..] => false,
         // Everything else that is public begins with the bits 001.
         [first, ..] => first & 0xe000 == 0x2000,
     }

@@ -51,9 +51,8 @@ pub(super) struct PayArguments {
     max: String,
     #[command(flatten)]
     session: SessionArguments,
-    /// Pay over plain http, where anybody on the way can change the payee; without it only on this machine.
-    #[arg(long)]
-    allow_http: bool,
+    #[command(flatten)]
+    transport: TransportArguments,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -86,6 +85,13 @@ pub(super) struct PayArguments {
     /// The folder of the purchase journal.
     #[arg(long, value_name = "FOLDER", env = "X402D_DATA_DIR")]
     data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct TransportArguments {
+    /// Pay over plain http, where anybody on the way can change the payee; without it only on this machine.
+    #[arg(long)]
+    allow_http: bool,
 }
 
 #[derive(Debug, Args)]
@@ -148,7 +154,7 @@ pub(super) async fn run(arguments: PayArguments) -> Result<(), CommandError> {
     let mut client = arguments
         .session
         .limit_fees(Client::new(signer)?.journal(journal))?;
-    if arguments.allow_http {
+    if arguments.transport.allow_http {
         client = client.allow_http();
     }
     if let Some(url) = &arguments.session.facilitator {

@@ -172,7 +172,7 @@ async fn bodies_that_are_held_are_bounded_together() {
     // A request that is being read holds most of the room.
     let reading = payment_for(&url, 2).await;
     let mut stream = announce(&url, &reading, 90_000).await;
-    stream.write_all(&[b'x'; 80_000]).await.unwrap();
+    stream.write_all(&vec![b'x'; 80_000]).await.unwrap();
     let waiting = payment_for(&url, 3).await;
     let mut statuses = Vec::new();
     for _ in 0..500 {
@@ -186,7 +186,7 @@ async fn bodies_that_are_held_are_bounded_together() {
     }
     assert_eq!(statuses.last(), Some(&503), "{statuses:?}");
     market.script.lock().unwrap().answers.clear();
-    stream.write_all(&[b'x'; 10_000]).await.unwrap();
+    stream.write_all(&vec![b'x'; 10_000]).await.unwrap();
     assert_eq!(status(&mut stream).await, "200");
     let next = payment_for(&url, 4).await;
     assert_eq!(

@@ -6,10 +6,9 @@ use super::*;
 pub(super) async fn status_of(address: &str, target: &str, hosts: &[&str]) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let hosts: String = hosts
-        .iter()
-        .map(|host| format!("host: {host}\r\n"))
-        .collect();
+    let hosts = hosts.iter().fold(String::new(), |hosts, host| {
+        hosts + "host: " + host + "\r\n"
+    });
     let request = format!("{target} HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();

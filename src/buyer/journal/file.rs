@@ -73,11 +73,16 @@ fn open_private(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// The permissions of everybody but the owner.
+#[cfg(unix)]
+const OTHERS: u32 = 0o077;
+
 #[cfg(unix)]
 fn close_to_others(file: &File, path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let mut permissions = file.metadata()?.permissions();
-    if permissions.mode() & 0o077 == 0 {
+    let is_open = permissions.mode() & OTHERS != 0;
+    if !is_open {
         return Ok(());
     }
     permissions.set_mode(0o600);

@@ -192,7 +192,9 @@ CREATE TABLE public.grants (
     granted_at timestamp with time zone DEFAULT now() NOT NULL,
     answered_at timestamp with time zone,
     voided_at timestamp with time zone,
-    CONSTRAINT grants_answered_or_voided CHECK (((answered_at IS NULL) OR (voided_at IS NULL)))
+    asked_as text,
+    CONSTRAINT grants_answered_or_voided CHECK (((answered_at IS NULL) OR (voided_at IS NULL))),
+    CONSTRAINT grants_asked_as_is_bounded CHECK (((octet_length(asked_as) >= 1) AND (octet_length(asked_as) <= 128)))
 );
 
 COMMENT ON TABLE public.grants IS 'the one success answer of a payment';
@@ -206,6 +208,8 @@ COMMENT ON COLUMN public.grants.caller IS 'network address of the caller';
 COMMENT ON COLUMN public.grants.answered_at IS 'the answer was flushed to the socket';
 
 COMMENT ON COLUMN public.grants.voided_at IS 'the connection broke first: the next presenter gets the grant';
+
+COMMENT ON COLUMN public.grants.asked_as IS 'X-Request-Id of the caller, or request_id when it sent none; repeated to all who present the payment again; null: written before the column was there';
 
 CREATE TABLE public.lanes (
     network text NOT NULL,
@@ -322,6 +326,8 @@ CREATE TABLE public.payments (
     quarantine_reason text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    first_asker text,
+    first_asker_process uuid,
     CONSTRAINT payments_addresses_have_20_bytes CHECK (((octet_length(asset) = 20) AND (octet_length(payer) = 20) AND (octet_length(payee) = 20) AND (octet_length(nonce_domain) = 20))),
     CONSTRAINT payments_allowance_approval_is_bounded CHECK (((octet_length(allowance_approval) >= 1) AND (octet_length(allowance_approval) <= 8192))),
     CONSTRAINT payments_allowance_is_for_permit2 CHECK ((((allowance_permit IS NULL) OR (allowance_approval IS NULL)) AND ((permitted IS NOT NULL) OR ((allowance_permit IS NULL) AND (allowance_approval IS NULL))))),
@@ -330,6 +336,8 @@ CREATE TABLE public.payments (
     CONSTRAINT payments_amount_is_uint256 CHECK (((amount >= (0)::numeric) AND (amount < ((2)::numeric ^ (256)::numeric)) AND ((amount > (0)::numeric) OR (scheme = 'upto'::text)))),
     CONSTRAINT payments_confirmations_is_positive CHECK ((confirmations > 0)),
     CONSTRAINT payments_factory_comes_with_its_call CHECK (((wallet_factory IS NULL) = (wallet_factory_call IS NULL))),
+    CONSTRAINT payments_first_asker_is_bounded CHECK (((octet_length(first_asker) >= 1) AND (octet_length(first_asker) <= 128))),
+    CONSTRAINT payments_first_right_is_an_askers CHECK (((first_asker_process IS NULL) OR (first_asker IS NOT NULL))),
     CONSTRAINT payments_hashes_have_32_bytes CHECK (((octet_length(nonce) = 32) AND (octet_length(digest) = 32) AND (octet_length(transaction_hash) = 32) AND (octet_length(block_hash) = 32))),
     CONSTRAINT payments_inflight_has_a_hash CHECK (((state <> 'inflight'::text) OR (transaction_hash IS NOT NULL))),
     CONSTRAINT payments_located_iff_money_moved CHECK ((((state = ANY (ARRAY['mined'::text, 'settled'::text, 'final'::text, 'late_settled'::text])) AND (amount > (0)::numeric)) = ((transaction_hash IS NOT NULL) AND (log_index IS NOT NULL) AND (block_number IS NOT NULL) AND (block_hash IS NOT NULL)))),
@@ -420,6 +428,10 @@ COMMENT ON COLUMN public.payments.quarantined_at IS 'quarantined for the operato
 
 COMMENT ON COLUMN public.payments.updated_at IS 'time of the last change of the row';
 
+COMMENT ON COLUMN public.payments.first_asker IS 'grants.asked_as of the request that had it accepted; null: accepted without a request to settle';
+
+COMMENT ON COLUMN public.payments.first_asker_process IS 'process in which that request waits: nobody else is granted while it does; null: its connection or its wait has ended';
+
 CREATE TABLE public.processes (
     id uuid NOT NULL,
     version text NOT NULL,
@@ -466,6 +478,7 @@ CREATE TABLE public.sessions (
     state text DEFAULT 'open'::text NOT NULL,
     payment_id uuid,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    needs_id boolean DEFAULT false NOT NULL,
     CONSTRAINT sessions_addresses_have_20_bytes CHECK (((octet_length(asset) = 20) AND (octet_length(payer) = 20) AND (octet_length(payee) = 20))),
     CONSTRAINT sessions_amount_is_positive_uint256 CHECK (((amount > (0)::numeric) AND (amount < ((2)::numeric ^ (256)::numeric)))),
     CONSTRAINT sessions_confirmations_is_positive CHECK ((confirmations > 0)),
@@ -505,6 +518,8 @@ COMMENT ON COLUMN public.sessions.accept_from_block IS 'a transfer counts from t
 COMMENT ON COLUMN public.sessions.expires_at IS 'money that moves later, by the block''s time, does not count; validBefore of the authorization';
 
 COMMENT ON COLUMN public.sessions.state IS 'open, cancelled or expired; whether it is paid stands in its payment';
+
+COMMENT ON COLUMN public.sessions.needs_id IS 'its payment is granted only to a request with the session''s id, because it was submitted or presented with it';
 
 CREATE TABLE public.transaction_payments (
     transaction_id uuid NOT NULL,

@@ -65,7 +65,8 @@
 //!    `mined`, and `settled` once the block has its confirmations and is still in the chain. A payment that its transaction did not transfer
 //!    stays undecided until the required confirmations are reached; then `settlement::Reconciler` asks the chain what became of its
 //!    authorization.
-//! 9. The waiting request wakes up, reads the row, takes the grant and builds the response from the row. `http::connection` sees that the
+//! 9. The waiting request wakes up, reads the row, takes the grant if it is the next in line (`facilitator::line`: the request that had the
+//!    payment accepted, then those that came after it), and builds the response from the row. `http::connection` sees that the
 //!    response was flushed to the socket, and closes the grant as answered. If the connection breaks before, the grant is void, and the next
 //!    request with the same header is answered success with the same hash.
 //!

@@ -170,7 +170,9 @@ impl Client {
                 let permit = self.permit_nonce(chosen).await;
                 self.sign_and_record(key, requirements.amount, || {
                     let (challenge, offer) = (&chosen.challenge, &chosen.offer);
-                    let prepared = scheme::sign(&self.signer, challenge, offer, binding, permit)?;
+                    let id = session.as_ref().map(|session| &session.id);
+                    let prepared =
+                        scheme::sign(&self.signer, challenge, offer, binding, id, permit)?;
                     let early = prepared.authorization.filter(|_| pay_first);
                     let submission =
                         early.map(|payload| TransferForm::Authorization(payload).into());

@@ -11,6 +11,7 @@ use crate::buyer::{BuyerError, SignedPayment, Signer};
 use crate::protocol::challenge::Offer;
 use crate::protocol::gas_sponsoring::{EIP2612, Version};
 use crate::protocol::permit2::{PERMIT2, Permitted, Witness, proxy_of};
+use crate::protocol::session::SessionId;
 use crate::protocol::{
     Amount, Authorization, DomainSeparator, Eip2612Info, ExactPayload, PaymentHeader,
     PaymentMethod, PaymentRequired, PaymentRequirements, Permit2Authorization, Permit2Payload,
@@ -32,12 +33,14 @@ pub(super) struct Binding {
     pub(super) valid_before: u64,
 }
 
-/// Signs a payment for `offer`, an entry of `challenge`. With a `permit_nonce` an EIP-2612 permit is attached.
+/// Signs a payment for `offer`, an entry of `challenge`, and names the session that the nonce is made of. With a `permit_nonce` an EIP-2612
+/// permit is attached.
 pub(super) fn sign(
     signer: &Signer,
     challenge: &PaymentRequired,
     offer: &Offer,
     binding: Binding,
+    session: Option<&SessionId>,
     permit_nonce: Option<U256>,
 ) -> Result<PreparedPayment, BuyerError> {
     let valid_before = i64::try_from(binding.valid_before).unwrap_or(i64::MAX);
@@ -48,7 +51,10 @@ pub(super) fn sign(
     };
     match offer.requirements.payment_method() {
         Some(PaymentMethod::Authorization) => {
-            let payload = eip3009_payload(signer, &offer.requirements, binding)?;
+            let payload = ExactPayload {
+                session_id: session.cloned(),
+                ..eip3009_payload(signer, &offer.requirements, binding)?
+            };
             Ok(prepared(
                 present(challenge, offer, &payload)?,
                 Some(payload),
@@ -135,6 +141,7 @@ fn eip3009_payload(
     Ok(ExactPayload {
         signature: sign_digest(signer, digest)?,
         authorization,
+        session_id: None,
     })
 }
 
@@ -226,7 +233,7 @@ mod tests {
             valid_before: 1_900_000_000,
         };
         let signer = Signer::from_key(KEY).unwrap();
-        let prepared = sign(&signer, &challenge, &offer, binding, permit_nonce).unwrap();
+        let prepared = sign(&signer, &challenge, &offer, binding, None, permit_nonce).unwrap();
         assert!(prepared.authorization.is_none());
         let payment = PresentedPayment::read(X402Version::V2, prepared.header.value()).unwrap();
         (payment.raw().clone(), prepared.signed)

@@ -33,6 +33,7 @@ const UNDECIDED: &[Reason] = &[
     Reason::UnexpectedVerifyError,
     Reason::UnexpectedSettleError,
     Reason::SessionInUse,
+    Reason::SessionIdRequired,
     Reason::TransferNotFound,
 ];
 

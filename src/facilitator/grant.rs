@@ -1,4 +1,4 @@
-//! A grant from its commit to its end: taken before success is answered, closed as answered or void.
+//! A grant from its commit to its end: taken before success is answered, closed as answered or void. And the first right to one.
 
 use std::time::Duration;
 
@@ -22,9 +22,31 @@ pub struct Grant {
     payment: PaymentId,
     request: GrantRequest,
     open: bool,
+    /// Ends with a void grant; an answered one leaves nothing to have a right to.
+    first_right: Option<FirstRight>,
 }
 
-/// How a grant ends.
+/// The first right to a payment's grant, of the request that has the payment accepted. It stands in the payment's row while the request
+/// waits. Dropped, it ends there, and the next in line may take the grant.
+#[derive(Debug)]
+pub(super) struct FirstRight {
+    facilitator: Facilitator,
+    payment: PaymentId,
+    request: GrantRequest,
+    state: Right,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Right {
+    /// The statement that accepts the payment returned no result: the row may be there, or may come late.
+    Uncertain,
+    /// It stands in the row.
+    Held,
+    /// There is nothing to end.
+    Over,
+}
+
+/// What is to be recorded: how a grant ends, or that the first right to one is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// The answer was flushed to the socket.
@@ -33,6 +55,49 @@ enum End {
     BrokenOff,
     /// The statement that takes the grant returned no result: it may be committed, or may be committed later.
     Lost,
+    /// The request has its answer, and no grant, or its connection has ended.
+    FirstRight,
+}
+
+impl FirstRight {
+    pub(super) const fn new(
+        facilitator: Facilitator,
+        payment: PaymentId,
+        request: GrantRequest,
+    ) -> Self {
+        Self {
+            facilitator,
+            payment,
+            request,
+            state: Right::Uncertain,
+        }
+    }
+
+    /// The row was committed.
+    pub(super) fn accepted(mut self) -> Self {
+        self.state = Right::Held;
+        self
+    }
+
+    /// No row of this request was written.
+    pub(super) fn not_accepted(mut self) {
+        self.state = Right::Over;
+    }
+}
+
+impl Drop for FirstRight {
+    fn drop(&mut self) {
+        if self.state != Right::Over {
+            let uncertain = self.state == Right::Uncertain;
+            let (facilitator, request) = (self.facilitator.clone(), self.request.clone());
+            record_in_background(
+                facilitator,
+                self.payment,
+                request,
+                (End::FirstRight, uncertain),
+            );
+        }
+    }
 }
 
 impl Grant {
@@ -42,7 +107,14 @@ impl Grant {
             payment,
             request,
             open: true,
+            first_right: None,
         }
+    }
+
+    /// The request holds the first right of the payment as well.
+    pub(super) fn with_first_right(mut self, first_right: Option<FirstRight>) -> Self {
+        self.first_right = first_right;
+        self
     }
 
     /// It is not known whether the grant was committed. It is voided in any case.
@@ -57,6 +129,7 @@ impl Grant {
 
     /// The answer was flushed to the socket without error.
     pub fn answered(mut self) {
+        self.first_right.take().map(FirstRight::not_accepted);
         self.end(End::Answered);
     }
 
@@ -64,19 +137,9 @@ impl Grant {
         if !std::mem::replace(&mut self.open, false) {
             return;
         }
-        let (facilitator, payment) = (self.facilitator.clone(), self.payment);
-        let request = self.request.clone();
-        self.facilitator.tasks.spawn(async move {
-            record(&facilitator, payment, &request, end).await;
-            facilitator.waiters.wake([payment]);
-            if end == End::Lost {
-                // A statement that reached the database late has ended by then.
-                let stopping = facilitator.stopping.cancelled();
-                drop(tokio::time::timeout(LATE, stopping).await);
-                record(&facilitator, payment, &request, end).await;
-                facilitator.waiters.wake([payment]);
-            }
-        });
+        let (facilitator, request) = (self.facilitator.clone(), self.request.clone());
+        let may_come_late = end == End::Lost;
+        record_in_background(facilitator, self.payment, request, (end, may_come_late));
     }
 }
 
@@ -84,6 +147,26 @@ impl Drop for Grant {
     fn drop(&mut self) {
         self.end(End::BrokenOff);
     }
+}
+
+/// Records an end, and wakes those who wait for it. What a statement may still write late is ended once more.
+fn record_in_background(
+    facilitator: Facilitator,
+    payment: PaymentId,
+    request: GrantRequest,
+    (end, may_come_late): (End, bool),
+) {
+    facilitator.tasks.clone().spawn(async move {
+        record(&facilitator, payment, &request, end).await;
+        facilitator.waiters.wake([payment]);
+        if may_come_late {
+            // A statement that reached the database late has ended by then.
+            let stopping = facilitator.stopping.cancelled();
+            drop(tokio::time::timeout(LATE, stopping).await);
+            record(&facilitator, payment, &request, end).await;
+            facilitator.waiters.wake([payment]);
+        }
+    });
 }
 
 /// Records how a grant ended. While the grant is open no other request is answered, and it stays open as long as this process lives: so
@@ -119,13 +202,16 @@ async fn record_once(
     request: &GrantRequest,
     end: End,
 ) -> Result<(), LedgerError> {
-    if end == End::Lost {
-        return facilitator.ledger.void_lost_grant(payment, request).await;
+    let ledger = &facilitator.ledger;
+    match end {
+        End::Lost => return ledger.void_lost_grant(payment, request).await,
+        End::FirstRight => return ledger.end_first_right(payment, &request.asked_as).await,
+        End::Answered | End::BrokenOff => {}
     }
     let closing = Closing {
         payment,
         request_id: request.request_id.clone(),
         answered: end == End::Answered,
     };
-    facilitator.ledger.close_grant(closing).await
+    ledger.close_grant(closing).await
 }

@@ -7,8 +7,10 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::facilitator::grant::FirstRight;
+use crate::facilitator::line::{InLine, Presenter};
 use crate::facilitator::settle::{Decision, decide};
-use crate::facilitator::{Error, Facilitator, Unavailable};
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
@@ -17,7 +19,6 @@ use crate::payment::{
 };
 use crate::protocol::response::checksummed;
 use crate::protocol::{Payload, PaymentRequest, Reason, Rejection, VerifyResponse};
-use crate::settlement::waiters::Waiting;
 use crate::settlement::{Queued, ServedNetwork, approval_rejection};
 use crate::telemetry::causes;
 
@@ -43,7 +44,11 @@ impl Facilitator {
     ///
     /// # Errors
     /// An [`Unavailable`] when the payment cannot be checked now.
-    pub async fn verify(&self, request: PaymentRequest) -> Result<VerifyResponse, Unavailable> {
+    pub async fn verify(
+        &self,
+        request: PaymentRequest,
+        _caller: &Caller,
+    ) -> Result<VerifyResponse, Unavailable> {
         let mut payer = request.payload.payer();
         match self.try_verify(request, &mut payer).await {
             Ok(()) => Ok(VerifyResponse {
@@ -101,9 +106,7 @@ impl Facilitator {
         candidate: &Candidate,
     ) -> Result<Lookup, Error> {
         let known = readable(self.ledger.lookup(candidate.into()).await)?;
-        if let Some(session) = &known.session {
-            session.check_requirements(&candidate.requirements)?;
-        }
+        check_session(candidate, &known)?;
         let Some(found) = &known.payment else {
             candidate.check_payee()?;
             return Ok(known);
@@ -206,31 +209,32 @@ impl Facilitator {
         }
     }
 
-    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one. `Waiting` has every
-    /// change of a payment that was queued by this request.
+    /// The payment that answers a request to settle: the one that the ledger has for the authorization, or a new one.
     pub(super) async fn accept_or_join(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+        presenter: &Presenter,
+    ) -> Result<InLine, Error> {
         if let Some(found) = &known.payment {
             self.ledger.end_verify_lease(found.payment.id).await?;
             if !matches!(decide(found), Decision::CheckAgain(_)) {
-                return Ok((found.payment.id, None));
+                return Ok(self.line_up(found.payment.id, Some(presenter)));
             }
         }
-        self.accept(served, candidate, known).await
+        self.accept(served, candidate, known, Some(presenter)).await
     }
 
     /// Checks everything and puts the payment into the queue. The place in the queue is reserved first, so that no accepted payment is
-    /// without one.
+    /// without one. Without a `presenter` the payment is sent before a seller asks for it.
     pub(super) async fn accept(
         &self,
         served: &ServedNetwork,
         candidate: Candidate,
         known: &Lookup,
-    ) -> Result<(PaymentId, Option<Waiting>), Error> {
+        presenter: Option<&Presenter>,
+    ) -> Result<InLine, Error> {
         let refused = known.payment.as_ref().map(|found| found.payment.id);
         let queue = &served.queue;
         let place = queue.reserve().ok_or(Unavailable::Busy)?;
@@ -239,7 +243,7 @@ impl Facilitator {
         loop {
             let verified = match self.preflight(served, &candidate, known).await? {
                 Preflight::Valid(verified) => *verified,
-                Preflight::Transferred(id) => return Ok((id, None)),
+                Preflight::Transferred(id) => return Ok(self.line_up(id, presenter)),
             };
             if !candidate.authorization.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
@@ -250,27 +254,30 @@ impl Facilitator {
                 verified,
                 confirmations: served.policy.confirmations,
                 claimed: place.is_claimed_here(queue, candidate.method.facilitator()),
+                first_asker: presenter.map(|presenter| presenter.caller.asked_as.clone()),
             };
+            let mut own = self.go_first(new.id, presenter);
             let accepted = match refused {
                 Some(_) => self.ledger.queue_again(new).await?,
                 None => self.ledger.accept(new).await?,
             };
-            match accepted {
-                Accepted::New(payment) if payment.state == PaymentState::Uncharged => {
-                    return Ok((payment.id, None));
-                }
-                Accepted::New(payment) => {
-                    let (id, waiting) = (payment.id, self.waiters.wait_for(payment.id));
+            if let Accepted::New(payment) = accepted {
+                own.first_right = own.first_right.map(FirstRight::accepted);
+                own.just_queued = payment.state != PaymentState::Uncharged;
+                if own.just_queued {
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
-                    return Ok((id, Some(waiting)));
                 }
+                return Ok(own);
+            }
+            own.first_right.map(FirstRight::not_accepted);
+            match accepted {
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
-                Accepted::AlreadyAccepted => {
+                Accepted::New(_) | Accepted::AlreadyAccepted => {
                     let id = match refused {
                         Some(id) => id,
                         None => self.existing_payment(&candidate).await?,
                     };
-                    return Ok((id, None));
+                    return Ok(self.line_up(id, presenter));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a
                 // second time.
@@ -298,6 +305,7 @@ impl Facilitator {
     /// The payment that another request has just recorded for the candidate's nonce.
     pub(super) async fn existing_payment(&self, candidate: &Candidate) -> Result<PaymentId, Error> {
         let known = self.ledger.lookup(candidate.into()).await?;
+        check_session(candidate, &known)?;
         let payment = known.payment.ok_or(Unavailable::BeingChecked)?.payment;
         check_digest(candidate, &payment)?;
         Ok(payment.id)
@@ -359,6 +367,16 @@ pub(super) fn readable<T>(read: Result<T, LedgerError>) -> Result<T, Error> {
         let why = format!("the operator has to look at this payment: {why}. Money may have moved");
         Rejection::new(Reason::SettlementPending, why).into()
     })
+}
+
+/// Checks the seller's terms and the presented id against the session whose nonce the authorization uses.
+fn check_session(candidate: &Candidate, known: &Lookup) -> Result<(), Rejection> {
+    let Some(session) = &known.session else {
+        return Ok(());
+    };
+    session.check_requirements(&candidate.requirements)?;
+    let payment = known.payment.as_ref().map(|found| &found.payment.state);
+    session.check_presented_id(candidate.session.as_ref(), payment)
 }
 
 fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejection> {

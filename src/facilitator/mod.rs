@@ -3,8 +3,10 @@
 //! Uses payments, the ledger and the engine. Must not know HTTP. Always: an answer is rendered from a committed row; success is answered
 //! once per payment, and only after its grant is committed; an unavailable dependency is an error, never a rejection.
 
+mod caller;
 mod grant;
 mod intake;
+mod line;
 mod sessions;
 mod settle;
 mod submission;
@@ -21,11 +23,12 @@ use tracing::Instrument as _;
 
 use crate::chain::RpcError;
 use crate::clock::Clock;
-use crate::ledger::{GrantRequest, Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError};
 use crate::protocol::{Network, Reason, Rejection};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{CannotSend, DependencyError, ServedNetwork, Waiters};
 
+pub use caller::Caller;
 pub use grant::Grant;
 pub use sessions::{SessionRules, Sessions, Sponsorship};
 pub use settle::SettleAnswer;
@@ -53,9 +56,6 @@ pub struct Facilitator {
     /// Tracks work that outlives its request.
     pub tasks: TaskTracker,
 }
-
-/// The request that takes a grant.
-pub type Caller = GrantRequest;
 
 /// Why a payment is not settled, or a session not served.
 #[derive(Debug)]

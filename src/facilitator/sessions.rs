@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::facilitator::sessions::view::{add_payment, opened, session_view};
 use crate::facilitator::submission::{accepted_terms, not_found};
-use crate::facilitator::{Error, Facilitator, Unavailable};
+use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::{NewSession, OpenLimits, Opened};
 use crate::payment::session::SessionStatus;
 use crate::payment::{Asset, Session};
@@ -57,15 +57,15 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Opens a session for one entry of a seller's `accepts`. Makes no RPC call and writes no payment. `client` is the address by which
-    /// open sessions are counted.
+    /// Opens a session for one entry of a seller's `accepts`. Makes no RPC call and writes no payment. Open sessions are
+    /// counted by the client's address.
     ///
     /// # Errors
     /// A rejection when such a payment could not be settled here; [`Unavailable::TooManySessions`] when too many are open.
     pub async fn open(
         &self,
         request: SessionRequest,
-        client: &str,
+        caller: &Caller,
     ) -> Result<SessionOpened, Error> {
         let terms = terms_of(&request)?;
         let served = self.payments.network_of(terms.network)?;
@@ -79,7 +79,7 @@ impl Sessions {
         let new = NewSession {
             session: &session,
             cancel_token_hash: keccak256(&token),
-            client,
+            client: &caller.client_name(),
             limits: self.rules.limits,
         };
         match self.payments.ledger.open_session(&new).await? {
@@ -130,6 +130,7 @@ impl Sessions {
         id: SessionId,
         form: TransferForm,
         wait: Duration,
+        _caller: Caller,
     ) -> Result<SessionView, Error> {
         let sessions = self.clone();
         let work = async move {
@@ -236,6 +237,7 @@ impl Sessions {
             expires_at: end.replace_nanosecond(0).unwrap_or(end),
             status: SessionStatus::Open,
             payment: None,
+            needs_id: false,
             created_at: self.payments.clock.now(),
             id,
         })

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::facilitator::intake::readable;
+use crate::facilitator::line::{InLine, Presenter};
 use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
 use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose};
@@ -13,7 +15,6 @@ use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
 use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::{Step, grant_answers_are_lost, reach};
-use crate::settlement::waiters::Waiting;
 
 /// How often a request that waits checks whether anything can be sent at all, and whether the ledger answers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,7 +28,7 @@ pub(super) enum Decision {
     Join,
     /// The money was transferred and no caller was told success: this one may be.
     Grant,
-    /// Another request is answering success right now; wait until that answer was written or has broken off.
+    /// Another request is answering success right now, or is the first to be told; wait until its answer was written or has broken off.
     AwaitGrant,
     /// A caller was told success before.
     Duplicate,
@@ -56,7 +57,7 @@ pub(super) fn decide(found: &PaymentWithGrant) -> Decision {
             }
             match found.grant {
                 GrantStatus::Free => Decision::Grant,
-                GrantStatus::Open => Decision::AwaitGrant,
+                GrantStatus::Open | GrantStatus::Reserved => Decision::AwaitGrant,
                 GrantStatus::Answered => Decision::Duplicate,
             }
         }
@@ -109,6 +110,13 @@ impl SettleAnswer {
         self.response.amount = Some(payment.authorization.value);
         self.response.extra = Some(extra.into_iter().flatten().collect());
     }
+
+    /// Adds the id of the request that was told success: a caller that lost its answer knows by it whether that was its own.
+    fn name_granted(&mut self, granted_to: Option<String>) {
+        if let (Some(extra), Some(id)) = (&mut self.response.extra, granted_to) {
+            extra.insert("grantedTo".to_owned(), id.into());
+        }
+    }
 }
 
 impl Facilitator {
@@ -123,9 +131,18 @@ impl Facilitator {
         caller: Caller,
     ) -> Result<SettleAnswer, Unavailable> {
         let facilitator = self.clone();
+        let gone = CancellationToken::new();
+        // This future is dropped when the connection ends; its work goes on.
+        let _present = gone.clone().drop_guard();
+        let presenter = Presenter {
+            caller,
+            arrival: self.waiters.arrival(),
+            deadline: self.deadline(),
+            gone,
+        };
         let work = async move {
             let mut answer = SettleAnswer::new(&request);
-            match Box::pin(facilitator.try_settle(request, &caller, &mut answer)).await {
+            match Box::pin(facilitator.try_settle(request, &presenter, &mut answer)).await {
                 Ok(grant) => {
                     answer.grant = Some(grant);
                     answer.response.success = true;
@@ -145,19 +162,19 @@ impl Facilitator {
     async fn try_settle(
         &self,
         request: PaymentRequest,
-        caller: &Caller,
+        presenter: &Presenter,
         answer: &mut SettleAnswer,
     ) -> Result<Grant, Error> {
-        let deadline = self.deadline();
         let served = self.network_of(request.requirements.network)?;
         let (request, payload) = request.with_payload(());
-        let (id, queued) = match payload {
+        let line = match payload {
             Payload::Authorization(payload) => {
                 let (request, ()) = request.with_payload(payload);
                 let candidate = Candidate::from_request(request, &served.policy, Purpose::Settle)?;
                 let known = self.look_up(served, &candidate).await?;
                 answer.session = known.session.as_ref().map(|session| session.id.clone());
-                self.accept_or_join(served, candidate, &known).await?
+                self.accept_or_join(served, candidate, &known, presenter)
+                    .await?
             }
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
@@ -165,50 +182,54 @@ impl Facilitator {
                 let id = self.payment_of_proof(served, &session, &request, &proof);
                 let id = id.await?;
                 answer.session = Some(session.id);
-                (id, None)
+                self.line_up(id, Some(presenter))
             }
         };
-        let waiting = match queued {
-            // The row was just written: it need not be read before it changes.
-            Some(mut waiting) => {
-                self.wait_to_be_sent(served, None, &mut waiting, deadline)
-                    .await?;
-                waiting
-            }
-            None => self.waiters.wait_for(id),
-        };
-        self.conclude(served, (id, waiting), answer, (caller, deadline))
-            .await
+        self.conclude(served, line, answer, presenter).await
     }
 
     /// Waits until the outcome of an accepted payment is known or the time is over.
     async fn conclude(
         &self,
         served: &ServedNetwork,
-        (id, mut waiting): (PaymentId, Waiting),
+        mut line: InLine,
         answer: &mut SettleAnswer,
-        (caller, deadline): (&Caller, Instant),
+        presenter: &Presenter,
     ) -> Result<Grant, Error> {
+        let asked_as = &presenter.caller.asked_as;
+        if line.just_queued {
+            self.wait_to_be_sent(served, None, &mut line, presenter)
+                .await?;
+        }
         loop {
-            let found = readable(self.ledger.payment_with_grant(id).await)?;
+            if presenter.gone.is_cancelled() {
+                line.leave();
+            }
+            let found = self.ledger.payment_with_grant(line.id).await;
+            let found = readable(found)?.seen_by(asked_as);
+            // Also when the request that had it accepted is asked again, perhaps elsewhere: only its caller knows its id.
+            if found.is_first_asker(asked_as) {
+                line.waiting.go_first();
+            }
             let payment = &found.payment;
             answer.describe(payment);
             check_charge(payment, answer.required)?;
             match decide(&found) {
-                Decision::Grant => {
-                    if let Some(grant) = self.grant(id, caller, answer).await? {
-                        return Ok(grant);
+                Decision::Grant if line.waiting.is_next() => {
+                    if let Some(grant) = self.grant(line.id, &presenter.caller, answer).await? {
+                        return Ok(grant.with_first_right(line.first_right.take()));
                     }
                 }
-                Decision::Join | Decision::AwaitGrant => {
+                Decision::Join | Decision::AwaitGrant | Decision::Grant => {
                     if !self
-                        .wait_to_be_sent(served, Some(payment), &mut waiting, deadline)
+                        .wait_to_be_sent(served, Some(payment), &mut line, presenter)
                         .await?
                     {
                         self.out_of_time(payment).await?;
                     }
                 }
                 Decision::Duplicate => {
+                    answer.name_granted(found.granted_to);
                     let why = "this payment has bought its resource already, with this transaction";
                     return Err(Rejection::new(Reason::DuplicateSettlement, why).into());
                 }
@@ -240,8 +261,9 @@ impl Facilitator {
         answer: &mut SettleAnswer,
     ) -> Result<Option<Grant>, Unavailable> {
         // Created before the statement: if its result is lost or unreadable, the grant may be committed, and has to be voided.
-        let grant = Grant::new(self.clone(), id, caller.clone());
-        let granted = self.ledger.grant(id, caller.clone()).await;
+        let request = caller.grant_request();
+        let grant = Grant::new(self.clone(), id, request.clone());
+        let granted = self.ledger.grant(id, request).await;
         match granted.and_then(commit_result) {
             Ok(Some(payment)) => {
                 reach(Step::Granted);
@@ -259,8 +281,8 @@ impl Facilitator {
         }
     }
 
-    /// Waits for a change of `payment`, or (`None`) of one that was queued just now. `false`: the deadline passed first, the service stops,
-    /// or the payment is still queued and nothing can be sent any more.
+    /// Waits for a change of `payment`, or (`None`) of one that was queued just now, or for the end of the connection. `false`: the deadline
+    /// passed first, the service stops, or the payment is still queued and nothing can be sent any more.
     ///
     /// # Errors
     /// When the ledger is silent: the outcome cannot be known, and callers have time limits of their own.
@@ -268,15 +290,21 @@ impl Facilitator {
         &self,
         served: &ServedNetwork,
         payment: Option<&Payment>,
-        waiting: &mut Waiting,
-        deadline: Instant,
+        line: &mut InLine,
+        presenter: &Presenter,
     ) -> Result<bool, Unavailable> {
+        let deadline = presenter.deadline;
         let queued = payment.is_none_or(|payment| payment.state == PaymentState::Queued);
         let signer = payment.and_then(Payment::signer);
         let mut silent = 0;
         loop {
             let soon = deadline.min(Instant::now() + CHECK_INTERVAL);
-            if self.wait(waiting, soon).await {
+            let in_line = line.waiting.is_in_line();
+            let changed = tokio::select! {
+                changed = self.wait(&mut line.waiting, soon) => changed,
+                () = presenter.gone.cancelled(), if in_line => true,
+            };
+            if changed {
                 return Ok(true);
             }
             let over = Instant::now() >= deadline || self.stopping.is_cancelled();

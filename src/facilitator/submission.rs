@@ -86,10 +86,14 @@ impl Sessions {
             && !matches!(found.payment.state, PaymentState::Refused(_))
         {
             // It is being settled, or is settled: nothing to send.
+            self.payments.ledger.need_session_id(&session.id).await?;
             return Ok(());
         }
         self.may_send_early(served, session)?;
-        self.payments.accept(served, candidate, &known).await?;
+        // Before the broadcast makes the rest of the payload public.
+        self.payments.ledger.need_session_id(&session.id).await?;
+        let accepted = self.payments.accept(served, candidate, &known, None);
+        accepted.await?;
         self.payments.waiters.wake([session.id.clone()]);
         Ok(())
     }
@@ -270,6 +274,10 @@ fn request_of(
     session: &Session,
     payload: ExactPayload,
 ) -> Result<PaymentRequest<AuthorizationPayload>, Rejection> {
+    let payload = ExactPayload {
+        session_id: Some(session.id.clone()),
+        ..payload
+    };
     let requirements = accepted_terms(session.version, &session.accepted)?;
     Ok(PaymentRequest {
         version: session.version,

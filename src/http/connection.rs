@@ -7,18 +7,21 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request};
+use axum::middleware::Next;
+use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use std::io;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use crate::facilitator::Grant;
@@ -42,18 +45,33 @@ const IDLE_LIMIT: Duration = Duration::from_secs(75);
 
 /// Grants whose responses hyper has taken but not yet flushed.
 #[derive(Debug, Clone, Default)]
-struct Unflushed(Arc<Mutex<Vec<Grant>>>);
+struct Unflushed {
+    grants: Arc<Mutex<Vec<Grant>>>,
+    flushed: Arc<Notify>,
+}
 
 impl Unflushed {
-    fn add(&self, grant: Grant) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(grant);
+    fn grants(&self) -> MutexGuard<'_, Vec<Grant>> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self) -> Vec<Grant> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let grants = std::mem::take(&mut *self.grants());
+        if !grants.is_empty() {
+            self.flushed.notify_waiters();
+        }
+        grants
+    }
+
+    /// Waits until no response with a grant is in hyper's buffer.
+    async fn empty(&self) {
+        loop {
+            let flushed = self.flushed.notified();
+            if self.grants().is_empty() {
+                return;
+            }
+            flushed.await;
+        }
     }
 }
 
@@ -260,6 +278,16 @@ impl Connected<IncomingStream<'_, BoundedListener>> for Connection {
     }
 }
 
+/// Keeps a request that was pipelined behind a response with a grant until that one was flushed. With its own response behind it hyper's
+/// buffer might never be flushed, although the caller has read the answer.
+pub async fn behind_grants(request: Request, next: Next) -> Response {
+    let connection = request.extensions().get::<ConnectInfo<Connection>>();
+    if let Some(ConnectInfo(connection)) = connection.cloned() {
+        connection.unflushed.empty().await;
+    }
+    next.run(request).await
+}
+
 impl Connection {
     /// A body of `json` that closes `grant` when it was flushed or has broken off.
     pub fn granting(&self, json: Bytes, grant: Grant) -> Body {
@@ -287,7 +315,7 @@ impl HttpBody for GrantingBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = self.json.take().map(|json| Ok(Frame::data(json)));
         if let (true, Some(grant)) = (frame.is_some(), self.grant.take()) {
-            self.unflushed.add(grant);
+            self.unflushed.grants().push(grant);
         }
         Poll::Ready(frame)
     }

@@ -5,6 +5,7 @@
 //! problems; no response contains an error's cause, a key or an RPC URL.
 
 mod body;
+mod caller;
 pub mod connection;
 mod error;
 mod health;
@@ -83,6 +84,7 @@ pub fn router(state: AppState) -> Router {
         )
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
         .layer(axum::middleware::map_request(without_foreign_id))
+        .layer(axum::middleware::from_fn(connection::behind_grants))
         .with_state(state);
     // Outside of the routes' own router: a layer of that router would run after the route is chosen.
     Router::new()
@@ -159,7 +161,7 @@ fn with_specification(callers: Router<AppState>) -> Router<AppState> {
     )
 }
 
-/// Request ids are always made here: one from a caller could be too long, or equal another caller's.
+/// Request ids in the log and in responses are always made here: one from a caller could be too long, or equal another caller's.
 #[derive(Debug, Clone, Copy)]
 struct FreshId;
 
@@ -169,9 +171,12 @@ impl MakeRequestId for FreshId {
     }
 }
 
-/// Removes an id that came with the request: it would be kept instead of a fresh one.
+/// Takes an id that came with the request out of its headers, where it would be kept instead of a fresh one. Grants record it.
 async fn without_foreign_id(mut request: Request<Body>) -> Request<Body> {
-    request.headers_mut().remove(REQUEST_ID);
+    let foreign = request.headers_mut().remove(REQUEST_ID);
+    if let Some(id) = foreign.as_ref().and_then(caller::CallersId::read) {
+        request.extensions_mut().insert(id);
+    }
     request
 }
 

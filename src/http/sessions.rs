@@ -1,19 +1,17 @@
 //! The session endpoints, for buyers.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::facilitator::{Error, Unavailable};
-use crate::http::connection::Connection;
+use crate::facilitator::{Caller, Error, Unavailable};
 use crate::http::{AppState, Problem, body};
 use crate::protocol::session::{
     Cancellation, SessionId, SessionOpened, SessionRequest, SessionView, TransferForm,
@@ -58,13 +56,12 @@ impl Wait {
 )]
 pub(super) async fn open(
     State(state): State<AppState>,
-    ConnectInfo(connection): ConnectInfo<Connection>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let request: SessionRequest = body::read_json(&headers, body, state.body_bytes_max).await?;
-    let client = client_name(connection.peer.ip());
-    let opened = state.sessions.open(request, &client).await?;
+    let opened = state.sessions.open(request, &caller).await?;
     Ok((StatusCode::CREATED, Json(opened)).into_response())
 }
 
@@ -121,6 +118,7 @@ pub(super) async fn transfer(
     State(state): State<AppState>,
     Path(id): Path<String>,
     wait: Result<Query<Wait>, QueryRejection>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SessionView>, Problem> {
@@ -133,7 +131,7 @@ pub(super) async fn transfer(
         )
     })?;
     let is_sent = matches!(form, TransferForm::Sent { .. });
-    let outcome = state.sessions.submit(id, form, wait).await;
+    let outcome = state.sessions.submit(id, form, wait, caller).await;
     // A transaction that the payer has sent moves money whatever the response is.
     outcome
         .map(Json)
@@ -191,17 +189,6 @@ fn waiting(wait: &Result<Query<Wait>, QueryRejection>) -> Result<Duration, Probl
     }
 }
 
-/// The name by which open sessions are counted: an IPv6 client has a whole /64 of addresses.
-fn client_name(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
-        }
-    }
-}
-
 fn status_of(reason: Reason) -> StatusCode {
     const STATUSES: [(Reason, StatusCode); 7] = [
         (Reason::SessionNotFound, StatusCode::NOT_FOUND),
@@ -231,19 +218,5 @@ impl From<Error> for Problem {
             .retryable(true),
             Error::Unavailable(unavailable) => Self::unavailable(&unavailable),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ipv6_client_is_counted_by_its_network() {
-        let name = |text: &str| client_name(text.parse().unwrap());
-        assert_eq!(name("10.1.2.3"), "10.1.2.3");
-        assert_eq!(name("::ffff:10.1.2.3"), "10.1.2.3");
-        assert_eq!(name("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(name("2001:db8:1:2::9"), "2001:db8:1:2::/64");
     }
 }

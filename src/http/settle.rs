@@ -1,11 +1,10 @@
 //! `POST /settle`
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-use tower_http::request_id::RequestId;
 
 use crate::facilitator::{Caller, SettleAnswer};
 use crate::http::connection::Connection;
@@ -16,11 +15,16 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
 ///
 /// Moves the money and answers `success` once, to one caller, with the hash of the transaction. While the outcome is open, the answer is
 /// `settlement_pending` with the hash: present the same payment again. A caller that presents a payment which has bought its resource gets
-/// `duplicate_settlement` with the same hash.
+/// `duplicate_settlement` with the same hash, and with the `X-Request-Id` of the request that was told success in `extra.grantedTo`: a
+/// caller that lost an answer knows by it whether that success was its own. The request that had the payment accepted is the first to be
+/// told, until its connection or its wait ends; then its presenters in the order in which they came.
 #[utoipa::path(
     post,
     path = "/settle",
     tag = "facilitator",
+    params(
+        ("x-request-id" = Option<String>, Header, description = "The caller's own id of this request: 1 to 128 characters of visible ASCII that nobody can guess. Any other is ignored. Without one, the id in the header of the response counts"),
+    ),
     request_body(content = crate::http::openapi::PaymentEnvelope, description = "x402 v1 or v2"),
     responses(
         (status = 200, description = "the outcome, good or bad", body = SettleResponse),
@@ -34,22 +38,13 @@ use crate::protocol::{Reason, Rejection, SettleResponse};
 pub(super) async fn settle(
     State(state): State<AppState>,
     ConnectInfo(connection): ConnectInfo<Connection>,
-    Extension(request_id): Extension<RequestId>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
     let rejected = SettleResponse::rejected;
     let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     let network_name = request.network_name.clone();
-    let request_id = request_id
-        .header_value()
-        .to_str()
-        .unwrap_or_default()
-        .to_owned();
-    let caller = Caller {
-        request_id,
-        caller: connection.peer.ip().to_string(),
-    };
     match state.facilitator.settle(request, caller).await {
         Ok(answer) => Ok(render(answer, &connection)),
         Err(unavailable) => {

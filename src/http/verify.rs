@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
+use crate::facilitator::Caller;
 use crate::http::{AppState, body, error};
 use crate::protocol::{Reason, Rejection, VerifyResponse};
 
@@ -29,12 +30,13 @@ use crate::protocol::{Reason, Rejection, VerifyResponse};
 )]
 pub(super) async fn verify(
     State(state): State<AppState>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
     let rejected = |rejection, payer, _| VerifyResponse::rejected(rejection, payer);
     let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
-    match state.facilitator.verify(request).await {
+    match state.facilitator.verify(request, &caller).await {
         Ok(response) => Ok(Json(response).into_response()),
         Err(unavailable) => {
             let why = format!("{unavailable}; nothing was decided about the payment, try again");

@@ -28,6 +28,8 @@ pub struct NewPayment {
     pub confirmations: u32,
     /// Claimed by this process, whose lane takes it from memory. Otherwise a process that owns a lane claims it from the ledger.
     pub claimed: bool,
+    /// [`GrantRequest::asked_as`](super::GrantRequest::asked_as) of the request to settle that has it accepted and waits in this process.
+    pub first_asker: Option<String>,
 }
 
 /// The result of an acceptance.
@@ -204,6 +206,7 @@ struct Row<'a> {
     candidate: &'a Candidate,
     confirmations: u32,
     claimed: bool,
+    first_asker: Option<&'a str>,
 }
 
 impl<'a> From<&'a NewPayment> for Row<'a> {
@@ -213,6 +216,7 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
             candidate: new.verified.candidate(),
             confirmations: new.confirmations,
             claimed: new.claimed,
+            first_asker: new.first_asker.as_deref(),
         }
     }
 }
@@ -240,25 +244,28 @@ async fn insert(
         .iter()
         .map(|new| new.claimed.then_some(process.0))
         .collect();
+    let first_askers: Vec<Option<&str>> = new.iter().map(|new| new.first_asker).collect();
     let rows = sqlx::query!(
         r#"with accepted as (
             insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
                 valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations, signer, permitted,
-                allowance_permit, allowance_approval, queued_by)
+                allowance_permit, allowance_approval, queued_by, first_asker, first_asker_process)
             -- What charges nothing is settled with that.
             select id, version, network, scheme, asset, payer, payee, amount::numeric, resource, nonce_domain, nonce, valid_after, valid_before,
                 digest, signature, factory, factory_call, case when amount = '0' then 'settled' else 'queued' end, confirmations, signer,
-                permitted::numeric, allowance_permit, allowance_approval, queued_by
+                permitted::numeric, allowance_permit, allowance_approval, queued_by, first_asker,
+                case when first_asker is not null then $25::uuid end
             from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::bytea[],
                 $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[], $17::text[],
-                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[])
+                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[], $24::text[])
                 as new (id, version, network, asset, payer, payee, amount, resource, nonce, valid_after, valid_before, digest, signature,
                     factory, factory_call, confirmations, scheme, nonce_domain, signer, permitted, allowance_permit, allowance_approval,
-                    queued_by)
+                    queued_by, first_asker)
             on conflict on constraint payments_one_per_authorization do nothing
             returning id, network, asset, payer, payee, amount, nonce, created_at
         ), paid as (
-            update sessions s set payment_id = a.id from accepted a
+            update sessions s set payment_id = a.id, needs_id = s.needs_id or presented.session_id is not distinct from s.id
+            from accepted a join unnest($1::uuid[], $26::text[]) as presented (id, session_id) on presented.id = a.id
             where s.nonce = a.nonce and s.rail = 'authorization' and s.payment_id is null and s.network = a.network
                 and s.asset = a.asset and s.payer = a.payer and s.payee = a.payee and s.amount = a.amount
         )
@@ -286,6 +293,9 @@ async fn insert(
         &column(new, |new| allowance_columns(&new.method).0) as _,
         &column(new, |new| allowance_columns(&new.method).1) as _,
         &claimed as _,
+        &first_askers as _,
+        process.0,
+        &column(new, |new| Some(new.session.as_ref()?.to_string())) as _,
     )
     .fetch_all(connection)
     .await?;
@@ -349,6 +359,7 @@ impl Ledger {
             candidate: moved.candidate,
             confirmations: moved.confirmations,
             claimed: true,
+            first_asker: None,
         };
         // The row counts as promised for a moment: between its insert and the record of its transfer no other acceptance may read the sum.
         lock(&mut transaction, vec![moved.candidate.into()]).await?;
@@ -392,7 +403,7 @@ impl Ledger {
         let queued = sqlx::query!(
             "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
                 queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
-                allowance_permit = $6, allowance_approval = $7, queued_by = $8
+                allowance_permit = $6, allowance_approval = $7, queued_by = $8, first_asker = $9, first_asker_process = $10
             where id = $1 and state = 'refused' and quarantined_at is null",
             new.id.0,
             &candidate.signature[..],
@@ -402,6 +413,8 @@ impl Ledger {
             permit,
             approval,
             new.claimed.then_some(self.process().0),
+            new.first_asker,
+            new.first_asker.as_ref().map(|_| self.process().0),
         )
         .execute(&mut *transaction)
         .await?;

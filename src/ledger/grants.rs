@@ -19,6 +19,8 @@ use crate::protocol::permit2::PERMIT2;
 pub enum GrantStatus {
     /// No request holds it, or the answer of the one that held it never arrived: the next request may take it.
     Free,
+    /// The request that had the payment accepted waits for it: no other may take it.
+    Reserved,
     /// A request holds it; its answer has neither reached the socket nor broken off.
     Open,
     /// The answer has reached the socket of a caller.
@@ -30,6 +32,26 @@ pub enum GrantStatus {
 pub struct PaymentWithGrant {
     pub payment: Payment,
     pub grant: GrantStatus,
+    /// [`GrantRequest::asked_as`] of the request that had the payment accepted.
+    pub first_asker: Option<String>,
+    /// [`GrantRequest::asked_as`] of the request that was told success.
+    pub granted_to: Option<String>,
+}
+
+impl PaymentWithGrant {
+    /// Whether the request that had the payment accepted was asked under this id.
+    pub fn is_first_asker(&self, asked_as: &str) -> bool {
+        self.first_asker.as_deref() == Some(asked_as)
+    }
+
+    /// The same as the request sees it that was asked under this id: a grant that is reserved for it is free.
+    #[must_use]
+    pub fn seen_by(mut self, asked_as: &str) -> Self {
+        if self.grant == GrantStatus::Reserved && self.is_first_asker(asked_as) {
+            self.grant = GrantStatus::Free;
+        }
+        self
+    }
 }
 
 /// The request that takes a grant.
@@ -37,6 +59,9 @@ pub struct PaymentWithGrant {
 pub struct GrantRequest {
     /// Id of the HTTP request.
     pub request_id: String,
+    /// The id that the caller gave its request, or `request_id`. Two requests may have the same one. Nobody else knows it before the payment
+    /// is granted.
+    pub asked_as: String,
     /// Address of the caller.
     pub caller: String,
 }
@@ -170,35 +195,44 @@ async fn with_grants(
         return Ok(Vec::new());
     }
     let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-    let granted = sqlx::query!(
-        r#"select g.payment_id, case
+    let found = sqlx::query!(
+        r#"select p.id as "id!", p.first_asker, coalesce(g.asked_as, g.request_id) as granted_to, case
             when g.answered_at is not null then 'answered'
-            when g.voided_at is not null or holder.lease_until < now() then 'free'
-            else 'open' end as "status!"
-        from grants g join processes holder on holder.id = g.process_id
-        where g.payment_id = any($1)"#,
+            when g.voided_at is null and holder.lease_until >= now() then 'open'
+            when first.lease_until >= now() then 'reserved'
+            else 'free' end as "status!"
+        from payments p
+        left join grants g on g.payment_id = p.id
+        left join processes holder on holder.id = g.process_id
+        left join processes first on first.id = p.first_asker_process
+        where p.id = any($1)"#,
         &ids,
     )
     .fetch_all(pool)
     .await?;
-    let granted: HashMap<Uuid, GrantStatus> = granted
+    let mut grants: HashMap<Uuid, (GrantStatus, Option<String>, Option<String>)> = found
         .into_iter()
         .map(|row| {
-            let status = match row.status.as_str() {
-                "answered" => GrantStatus::Answered,
-                "free" => GrantStatus::Free,
-                _ => GrantStatus::Open,
+            let (status, granted_to) = match row.status.as_str() {
+                "answered" => (GrantStatus::Answered, row.granted_to),
+                "open" => (GrantStatus::Open, None),
+                "reserved" => (GrantStatus::Reserved, None),
+                _ => (GrantStatus::Free, None),
             };
-            (row.payment_id, status)
+            (row.id, (status, row.first_asker, granted_to))
         })
         .collect();
     let payments = each_payment(pool, rows).await.into_iter();
     let with_grants = payments.map(|(id, payment)| {
-        let grant = granted.get(&id.0).copied().unwrap_or(GrantStatus::Free);
-        (
-            id,
-            payment.map(|payment| PaymentWithGrant { payment, grant }),
-        )
+        let grant = grants.remove(&id.0);
+        let (grant, first_asker, granted_to) = grant.unwrap_or((GrantStatus::Free, None, None));
+        let payment = payment.map(|payment| PaymentWithGrant {
+            payment,
+            grant,
+            first_asker,
+            granted_to,
+        });
+        (id, payment)
     });
     Ok(with_grants.collect())
 }
@@ -221,19 +255,26 @@ pub(super) async fn grant(
     let callers: Vec<&str> = chosen()
         .map(|((_, request), _)| request.caller.as_str())
         .collect();
+    let asked_as: Vec<&str> = chosen()
+        .map(|((_, request), _)| request.asked_as.as_str())
+        .collect();
     let rows: Vec<PaymentRow> = select_payments!(
         with "with taken as (
-            insert into grants as g (payment_id, process_id, request_id, caller)
-            select p.id, $2, asked.request_id, asked.caller
-            from unnest($1::uuid[], $3::text[], $4::text[]) as asked (payment_id, request_id, caller)
+            insert into grants as g (payment_id, process_id, request_id, caller, asked_as)
+            select p.id, $2, asked.request_id, asked.caller, asked.asked_as
+            from unnest($1::uuid[], $3::text[], $4::text[], $5::text[]) as asked (payment_id, request_id, caller, asked_as)
             cross join lateral (
                 -- Fenced: each by its id, never all of a state.
-                select id, state, quarantined_at, unmatched_reason from payments where id = asked.payment_id offset 0
+                select id, state, quarantined_at, unmatched_reason, first_asker, first_asker_process
+                from payments where id = asked.payment_id offset 0
             ) p
             where p.state in ('settled', 'final', 'late_settled') and p.quarantined_at is null and p.unmatched_reason is null
+                and (p.first_asker_process is null or p.first_asker = asked.asked_as or not exists (
+                    select from processes first where first.id = p.first_asker_process and first.lease_until >= now()
+                ))
             on conflict on constraint grants_one_per_payment do update
             set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,
-                granted_at = now(), voided_at = null
+                asked_as = excluded.asked_as, granted_at = now(), voided_at = null
             where g.answered_at is null and (g.voided_at is not null or exists (
                 select from processes holder where holder.id = g.process_id and holder.lease_until < now()
             ))
@@ -248,6 +289,7 @@ pub(super) async fn grant(
         process.0,
         &request_ids as _,
         &callers as _,
+        &asked_as as _,
     )
     .fetch_all(&pool)
     .await?;
@@ -303,9 +345,11 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         sqlx::query!(
             "with voided as (
-                insert into grants as g (payment_id, process_id, request_id, caller, voided_at) values ($1, $2, $3, $4, now())
+                insert into grants as g (payment_id, process_id, request_id, caller, asked_as, voided_at)
+                values ($1, $2, $3, $4, $5, now())
                 on conflict on constraint grants_one_per_payment do update
-                set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller, voided_at = now(),
+                set process_id = excluded.process_id, request_id = excluded.request_id, caller = excluded.caller,
+                    asked_as = excluded.asked_as, voided_at = now(),
                     granted_at = case when g.request_id = excluded.request_id then g.granted_at else now() end
                 -- A void row of another request would let the late statement in: its place is taken as well.
                 where g.answered_at is null and case when g.request_id = excluded.request_id then g.voided_at is null
@@ -320,8 +364,27 @@ impl Ledger {
             self.process.0,
             request.request_id,
             request.caller,
+            request.asked_as,
         )
         .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Ends the first right of the request that had a payment accepted and waits in this process: others may take the grant.
+    pub async fn end_first_right(
+        &self,
+        payment: PaymentId,
+        asked_as: &str,
+    ) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "update payments set first_asker_process = null
+            where id = $1 and first_asker_process = $2 and first_asker = $3",
+            payment.0,
+            self.process.0,
+            asked_as,
+        )
+        .execute(&self.granting)
         .await?;
         Ok(())
     }

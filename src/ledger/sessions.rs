@@ -68,6 +68,7 @@ struct SessionRow {
     expires_at: OffsetDateTime,
     state: String,
     payment_id: Option<uuid::Uuid>,
+    needs_id: bool,
     created_at: OffsetDateTime,
 }
 
@@ -78,7 +79,7 @@ macro_rules! select_sessions {
             SessionRow,
             r#"select s.id, s.x402_version, s.rail, s.network, s.asset, s.payer, s.payee, s.amount::text as "amount!", s.accepted,
                 s.requirements_hash, s.nonce, s.resource_id, s.resource, s.client_reference, s.accept_from_block, s.confirmations,
-                s.expires_at, s.state, s.payment_id, s.created_at
+                s.expires_at, s.state, s.payment_id, s.needs_id, s.created_at
             from sessions s "# + $rest
             $(, $argument)*
         )
@@ -235,6 +236,17 @@ impl Ledger {
         Ok(allowed)
     }
 
+    /// From now on the session's payment is granted only to a request with the session's id.
+    pub async fn need_session_id(&self, id: &SessionId) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "update sessions set needs_id = true where id = $1 and rail = 'authorization' and not needs_id",
+            id.as_str(),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Expires an open session without a payment.
     pub async fn expire_session(&self, id: &SessionId) -> Result<(), LedgerError> {
         sqlx::query!(
@@ -317,6 +329,7 @@ impl TryFrom<SessionRow> for Session {
             client_reference: row.client_reference.as_deref().map(stored_text),
             expires_at: row.expires_at,
             payment: row.payment_id.map(PaymentId),
+            needs_id: row.needs_id,
             created_at: row.created_at,
         })
     }

@@ -257,6 +257,7 @@ pub(super) fn verified(candidate: Candidate, facts: &ChainFacts) -> NewPayment {
         verified: candidate.verified(facts.clone()).unwrap(),
         confirmations: 2,
         claimed: true,
+        first_asker: None,
     }
 }
 
@@ -341,6 +342,7 @@ pub(super) fn mined(id: Uuid, nonce: u64, number: u8, payments: &[PaymentId]) ->
 pub(super) fn request(id: &str) -> GrantRequest {
     GrantRequest {
         request_id: id.to_owned(),
+        asked_as: id.to_owned(),
         caller: "a caller".to_owned(),
     }
 }
@@ -369,6 +371,7 @@ pub(super) fn session(number: u8, rail: Rail) -> Session {
         expires_at: valid_before(),
         status: SessionStatus::Open,
         payment: None,
+        needs_id: false,
         created_at: fixture::now(),
     }
 }

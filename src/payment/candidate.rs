@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::payment::method::{Fault, Permit2, Signed, Sponsored};
 use crate::payment::{Asset, Method, NetworkPolicy, signature, sponsoring};
+use crate::protocol::session::SessionId;
 use crate::protocol::{
     Authorization, AuthorizationPayload, Network, PaymentRequirements, Reason, Rejection, Scheme,
     X402Version,
@@ -62,6 +63,8 @@ pub struct Candidate {
     /// The deployment named by an ERC-6492 wrapper.
     pub wallet: Option<Wallet>,
     pub signed_by: SignedBy,
+    /// The session that the payload names.
+    pub session: Option<SessionId>,
     /// The URL of the resource, if the request names one. No check depends on it.
     pub resource: Option<String>,
     /// The token's EIP-712 domain as the requirement gives it (EIP-3009 only).
@@ -106,6 +109,10 @@ impl Candidate {
         }
         let own = signature::normalised(&signature)
             .filter(|normal| signature::recover_signer(normal, digest) == Some(terms.from));
+        let session = match &request.payload {
+            AuthorizationPayload::Eip3009(payload) => payload.session_id.clone(),
+            AuthorizationPayload::Permit2(_) => None,
+        };
         let sponsoring_fault = sponsoring::attach(&mut method, &request, policy).err();
         Ok(Self {
             version: request.version,
@@ -119,6 +126,7 @@ impl Candidate {
                 SignedBy::Unknown
             },
             signature: own.map_or(signature, |normal| Bytes::copy_from_slice(&normal)),
+            session,
             // Permit2 cannot settle for a wallet that is not deployed yet.
             wallet: wallet.filter(|_| method == Method::Eip3009),
             method,

@@ -5,6 +5,7 @@
 //! Invariants: a [`Candidate`] is well-formed, and its signature is either recovered to the payer's key or left for the chain to check. A
 //! [`Verified`] payment has passed every check, and the ledger accepts nothing else.
 
+mod caller;
 pub mod candidate;
 pub mod facts;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub mod signature;
 mod sponsoring;
 pub mod state;
 
+pub use caller::{InvalidKeyId, KeyId, Who};
 pub use candidate::{Candidate, Purpose, SignedBy, Wallet};
 pub use facts::{ChainFacts, Verified};
 pub use method::{Method, Permit2, Signed, Sponsored};

@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, B256, Bytes, U256};
 use time::OffsetDateTime;
 
-use crate::payment::{PaymentId, signature};
+use crate::payment::{PaymentId, PaymentState, signature};
 use crate::protocol::session::{Rail, SessionId, claim_digest, transfer_tag};
 use crate::protocol::{
     Amount, Authorization, Network, PaymentRequirements, PlainText, Reason, Rejection, X402Version,
@@ -45,6 +45,8 @@ pub struct Session {
     pub status: SessionStatus,
     /// The session's payment, once one was submitted.
     pub payment: Option<PaymentId>,
+    /// Success is told only to a request with the session's id: the authorization was submitted or presented with it, and is public by now.
+    pub needs_id: bool,
     pub created_at: OffsetDateTime,
 }
 
@@ -126,6 +128,31 @@ impl Session {
             );
         }
         Ok(())
+    }
+
+    /// Checks the session's id in a presentation of its authorization. Without it, nonce and signature may have been read on the chain.
+    ///
+    /// # Errors
+    /// [`Reason::SessionIdRequired`] when it is missing although it is needed, or is another session's.
+    pub fn check_presented_id(
+        &self,
+        presented: Option<&SessionId>,
+        payment: Option<&PaymentState>,
+    ) -> Result<(), Rejection> {
+        let found = match presented {
+            Some(id) if *id == self.id => return Ok(()),
+            None if !self.needs_id => return Ok(()),
+            Some(_) => "the id of another session",
+            None => "none",
+        };
+        let moved = match payment.and_then(PaymentState::location) {
+            Some(location) => format!("The money moved in transaction {}", location.transaction),
+            None => "The money may still move".to_owned(),
+        };
+        let why = format!(
+            "expected in payload.sessionId, beside authorization and signature, the id of the session that this authorization was submitted for; got {found}. {moved}; present the same authorization with the id"
+        );
+        Err(Rejection::new(Reason::SessionIdRequired, why))
     }
 
     /// Checks that an authorization has the session's payer, nonce and expiry.

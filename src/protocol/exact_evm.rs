@@ -3,8 +3,10 @@
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::sol;
 use alloy::sol_types::{Eip712Domain, SolStruct};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
+use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Network, field};
 
 sol! {
@@ -55,6 +57,21 @@ pub struct ExactPayload {
     pub signature: Bytes,
     /// The signed authorization.
     pub authorization: Authorization,
+    /// The id of the session that the nonce is made of. It never goes on the chain, so it tells the buyer from those who have read the
+    /// signature there.
+    #[serde(
+        rename = "sessionId",
+        default,
+        deserialize_with = "session_id",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub session_id: Option<SessionId>,
+}
+
+/// Other clients may use the member for ids of their own, which are none of a session here.
+fn session_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SessionId>, D::Error> {
+    let given = Value::deserialize(deserializer)?;
+    Ok(given.as_str().and_then(|text| text.parse().ok()))
 }
 
 /// The EIP-712 domain separator of a token on a network.

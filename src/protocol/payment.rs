@@ -215,6 +215,7 @@ mod tests {
                 valid_before: "1900000000".parse().unwrap(),
                 nonce: B256::repeat_byte(0xab),
             },
+            session_id: None,
         }
     }
 

@@ -215,6 +215,9 @@ reasons! {
     SessionCancelled = "session_cancelled",
     /// A payment was already submitted for the session.
     SessionInUse = "session_in_use",
+    /// The authorization was submitted for a session, and `payload.sessionId` does not name that session. Whoever reads the chain knows the
+    /// rest of the payload.
+    SessionIdRequired = "session_id_required",
     /// The seller's requirements differ from the session's.
     SessionRequirementsMismatch = "session_requirements_mismatch",
     /// A transfer by the payer needs `extra.paymentFlow = "upfront"`.

@@ -6,7 +6,7 @@ import { baseSepolia } from "viem/chains";
 import { print, recordingFetch } from "./recording.mjs";
 
 const url = process.argv[2];
-const { PRIVATE_KEY, RAW_HEADER, RAIL = "authorization", RPC_URL } = process.env;
+const { PRIVATE_KEY, RAW_HEADER, RAIL = "authorization", RPC_URL, FACILITATOR_URL } = process.env;
 const { sent, fetchAndRecord } = recordingFetch("PAYMENT-SIGNATURE");
 const decode = (text) => JSON.parse(Buffer.from(text, "base64"));
 const encode = (value) => Buffer.from(JSON.stringify(value)).toString("base64");
@@ -31,7 +31,7 @@ async function headerOfSession() {
   const account = privateKeyToAccount(PRIVATE_KEY);
   const challenge = decode((await fetch(url)).headers.get("PAYMENT-REQUIRED"));
   const accepted = challenge.accepts[0];
-  const facilitator = challenge.extensions["payment-session"].info.url;
+  const facilitator = FACILITATOR_URL ?? challenge.extensions["payment-session"].info.url;
   const session = await post(`${facilitator}/sessions`, { x402Version: 2, accepted, payer: account.address, rail: RAIL, resource: challenge.resource });
   const submit = (body) => post(`${facilitator}/sessions/${session.sessionId}/transfer?wait=20`, body);
   let payload;
@@ -39,6 +39,8 @@ async function headerOfSession() {
     const authorization = session.authorization.message;
     payload = { authorization, signature: await account.signTypedData(session.authorization) };
     await submit(payload);
+    // What everybody can read on the chain buys nothing without the session's id.
+    payload.sessionId = session.sessionId;
   } else {
     const { transaction } = await submit({ rawTransaction: await signedTransaction(account, session.transfer) });
     const claim = { ...session.claim, message: { ...session.claim.message, transaction } };

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::Value;
 use x402d::embedded::{LocalChain, TEST_USDC};
 
 use crate::support::{BuyerReport, Seller, Setup, World, buy, buy_with, eventually};
@@ -92,6 +95,23 @@ async fn sessions_pay_official_seller_on_both_rails_and_flows() {
         assert_eq!(again.status, 402, "{again:?}");
         assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
     }
+}
+
+/// The official middlewares of both languages pass the member on that only the buyer knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn official_python_seller_passes_the_sessions_id_on() {
+    let (world, seller, key) = market("seller.py").await;
+    let url = format!("{}/report", seller.url);
+    let variables = [("FACILITATOR_URL", world.facilitator.url())];
+    let bought = buy_with("session_buyer.mjs", &url, key, None, &variables).await;
+    assert_price_transferred_once(&world, &bought).await;
+    let header = BASE64.decode(&bought.header).unwrap();
+    let mut header: Value = serde_json::from_slice(&header).unwrap();
+    let payload = header["payload"].as_object_mut().unwrap();
+    assert!(payload.remove("sessionId").is_some(), "{payload:?}");
+    let read_on_the_chain = BASE64.encode(header.to_string());
+    let stolen = buy("session_buyer.mjs", &url, key, Some(&read_on_the_chain)).await;
+    assert_eq!(stolen.status, 402, "{stolen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,6 +131,8 @@ mod surface;
 #[cfg(test)]
 mod task_panics;
 #[cfg(test)]
+mod told;
+#[cfg(test)]
 mod transfers;
 #[cfg(test)]
 mod two_replicas;

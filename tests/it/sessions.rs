@@ -29,7 +29,7 @@ async fn transfer_precedes_request_with_same_hash_everywhere() {
     assert_eq!(paid.body["moneyMayMove"], false);
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(700));
 
-    let settled = world.facilitator.settle(&session.purchase().body()).await;
+    let settled = world.facilitator.settle(&session.presentation()).await;
     assert!(settled.succeeded(), "{}", settled.body);
     assert_eq!(settled.body["extra"]["sessionId"], session.id);
     assert_eq!(settled.body["transaction"], paid.body["transaction"]);
@@ -40,7 +40,7 @@ async fn transfer_precedes_request_with_same_hash_everywhere() {
     assert_eq!(row["transaction"], settled.body["transaction"]);
     assert_eq!(row["id"], consumed["paymentId"]);
 
-    let again = world.facilitator.settle(&session.purchase().body()).await;
+    let again = world.facilitator.settle(&session.presentation()).await;
     assert_eq!(again.reason(), "duplicate_settlement");
     assert_eq!(world.chain.transfers_to(TEST_USDC, PAYEE).await.len(), 1);
 }
@@ -75,7 +75,7 @@ async fn session_authorization_submitted_elsewhere_pays_once() {
             let paid = session.submit(&world.facilitator, &authorization).await;
             assert_eq!((paid.status, &paid.body["state"]), (200, &json!("paid")));
         }
-        let body = session.purchase().body();
+        let body = session.presentation();
         assert!(world.facilitator.verify(&body).await.is_valid());
         let settled = world.facilitator.settle(&body).await;
         assert!(settled.succeeded(), "{}", settled.body);
@@ -101,7 +101,7 @@ async fn fifty_copies_of_a_paid_header_at_two_processes_buy_once() {
     let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 9).await;
     let paid = session.submit(&replica, &session.authorization()).await;
     assert_eq!(paid.body["state"], "paid", "{}", paid.body);
-    let bodies = || vec![session.purchase().body(); 25];
+    let bodies = || vec![session.presentation(); 25];
     let (here, there) = tokio::join!(
         world.facilitator.settle_all(bodies()),
         replica.settle_all(bodies())

@@ -68,7 +68,7 @@ pub(super) fn add_payment(view: &mut SessionView, found: &PaymentWithGrant, expi
             view.money_may_move = false;
             view.state = match found.grant {
                 GrantStatus::Answered => SessionState::Consumed,
-                GrantStatus::Free | GrantStatus::Open => SessionState::Paid,
+                GrantStatus::Free | GrantStatus::Reserved | GrantStatus::Open => SessionState::Paid,
             };
         }
         PaymentState::Refused(rejection) => {

@@ -6,7 +6,12 @@ use super::*;
 use crate::payment::fixture::{PAYER, body, location, payment};
 use crate::protocol::X402Version;
 
-const GRANTS: [GrantStatus; 3] = [GrantStatus::Free, GrantStatus::Open, GrantStatus::Answered];
+const GRANTS: [GrantStatus; 4] = [
+    GrantStatus::Free,
+    GrantStatus::Reserved,
+    GrantStatus::Open,
+    GrantStatus::Answered,
+];
 
 fn rejection() -> Rejection {
     Rejection::new(Reason::ExactNonceUsed, "used")
@@ -19,10 +24,17 @@ fn failed(transaction: Option<B256>) -> PaymentState {
     }
 }
 
-/// Every state, with the decisions for a free, an undecided and an answered grant.
-fn table() -> Vec<(PaymentState, [Decision; 3])> {
-    let always = |decision: Decision| [decision.clone(), decision.clone(), decision];
-    let settled = || [Decision::Grant, Decision::AwaitGrant, Decision::Duplicate];
+/// Every state, with the decisions for a free, a reserved, an undecided and an answered grant.
+fn table() -> Vec<(PaymentState, [Decision; 4])> {
+    let always = |decision: Decision| [(); 4].map(|()| decision.clone());
+    let settled = || {
+        [
+            Decision::Grant,
+            Decision::AwaitGrant,
+            Decision::AwaitGrant,
+            Decision::Duplicate,
+        ]
+    };
     vec![
         (PaymentState::Queued, always(Decision::Join)),
         (PaymentState::Inflight(B256::ZERO), always(Decision::Join)),
@@ -47,6 +59,8 @@ fn with_grant(state: &PaymentState, grant: GrantStatus) -> PaymentWithGrant {
     PaymentWithGrant {
         payment: payment(state.clone()),
         grant,
+        first_asker: Some("first".to_owned()),
+        granted_to: None,
     }
 }
 
@@ -105,6 +119,18 @@ fn grant_requires_settled_state_and_a_free_grant() {
         );
         assert_eq!(grants.count(), usize::from(settled), "{}", state.name());
     }
+}
+
+#[test]
+fn reserved_grant_is_free_for_the_first_asker_alone() {
+    let found = with_grant(&PaymentState::Settled(location()), GrantStatus::Reserved);
+    assert_eq!(
+        decide(&found.clone().seen_by("other")),
+        Decision::AwaitGrant
+    );
+    assert_eq!(decide(&found.seen_by("first")), Decision::Grant);
+    let open = with_grant(&PaymentState::Settled(location()), GrantStatus::Open);
+    assert_eq!(decide(&open.seen_by("first")), Decision::AwaitGrant);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crate::ledger::testing::{
 };
 use crate::payment::ChainFacts;
 use crate::payment::fixture::{self, AMOUNT};
+use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Reason, Rejection, Scheme};
 
 /// The same payer with another nonce.
@@ -22,6 +23,14 @@ fn allowance(limit: u64) -> ChainFacts {
     ChainFacts {
         allowance: Some(U256::from(limit)),
         balance: None,
+        ..fixture::facts()
+    }
+}
+
+/// Facts of a payer that has enough for several payments.
+fn plenty() -> ChainFacts {
+    ChainFacts {
+        balance: Some(U256::from(100 * AMOUNT)),
         ..fixture::facts()
     }
 }
@@ -122,6 +131,37 @@ async fn charge_of_nothing_is_settled_without_a_transaction() {
     };
     assert_eq!(payment.state, PaymentState::Uncharged);
     assert_eq!(test.payment(new.id).await.unwrap().unwrap(), *payment);
+}
+
+#[tokio::test]
+async fn session_needs_its_id_once_it_was_submitted_or_presented_with_it() {
+    let test = TestLedger::new().await;
+    let needs_id = async |id: &SessionId| test.session(id).await.unwrap().unwrap().needs_id;
+    let mut opened = Vec::new();
+    for number in 1..=3 {
+        opened.push(test.opened(number, Rail::Authorization).await);
+    }
+    let presented = [None, Some(opened[1].id.clone()), Some(opened[0].id.clone())];
+    for (session, id) in opened.iter().zip(presented) {
+        let mut paying = candidate(1);
+        paying.authorization.from = session.payer;
+        paying.authorization.nonce = session.nonce;
+        paying.session = id;
+        let accepted = test.accept(verified(paying, &plenty())).await.unwrap();
+        assert!(matches!(accepted, Accepted::New(_)), "{accepted:?}");
+    }
+    assert!(!needs_id(&opened[0].id).await);
+    assert!(needs_id(&opened[1].id).await);
+    assert!(
+        !needs_id(&opened[2].id).await,
+        "the id is another session's"
+    );
+    test.need_session_id(&opened[0].id).await.unwrap();
+    assert!(needs_id(&opened[0].id).await);
+    assert!(!needs_id(&opened[2].id).await);
+    let proven = test.opened(4, Rail::Transfer).await;
+    test.need_session_id(&proven.id).await.unwrap();
+    assert!(!needs_id(&proven.id).await, "its proof names it anyway");
 }
 
 #[tokio::test]

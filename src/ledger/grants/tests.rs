@@ -3,8 +3,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
-use crate::ledger::testing::{TestLedger, key, location, request};
+use crate::ledger::Accepted;
+use crate::ledger::testing::{TestLedger, key, location, new_payment, request};
 use crate::protocol::session::Rail;
+use crate::protocol::{Reason, Rejection};
 
 /// Ends the lease of every process but `ledger`'s.
 async fn end_other_leases(test: &TestLedger, ledger: &Ledger) {
@@ -90,6 +92,81 @@ async fn grant_of_a_dead_process_is_free() {
     // Its answer comes too late to close the grant of another request.
     other.close_grant(closing(id, "one", true)).await.unwrap();
     assert_eq!(grant_of(&test, id).await, GrantStatus::Open);
+}
+
+/// A settled payment that `first` has had accepted.
+async fn settled_for(test: &TestLedger, number: u8, first: &str) -> PaymentId {
+    let id = test.settled(number).await.id;
+    let right = format!(
+        "first_asker = '{first}', first_asker_process = '{}'",
+        test.process().0
+    );
+    test.set(id, &right).await;
+    id
+}
+
+#[tokio::test]
+async fn first_right_keeps_others_out_until_it_ends() {
+    let test = TestLedger::new().await;
+    let other = test.another_process().await;
+    let id = settled_for(&test, 1, "first").await;
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Reserved);
+    assert!(!takes(&test, id, "two").await);
+    assert!(!takes(&other, id, "three").await);
+    // Neither another process nor another id ends it.
+    other.end_first_right(id, "first").await.unwrap();
+    test.end_first_right(id, "two").await.unwrap();
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Reserved);
+    test.end_first_right(id, "first").await.unwrap();
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Free);
+    assert!(takes(&other, id, "three").await);
+    assert_eq!(kinds(&test).await, "granted three");
+}
+
+#[tokio::test]
+async fn first_asker_takes_its_grant_at_any_process() {
+    let test = TestLedger::new().await;
+    let other = test.another_process().await;
+    let id = settled_for(&test, 1, "first").await;
+    assert!(takes(&other, id, "first").await);
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Open);
+    other.close_grant(closing(id, "first", true)).await.unwrap();
+    let found = test.payment_with_grant(id).await.unwrap();
+    assert_eq!(found.granted_to.as_deref(), Some("first"));
+    assert!(found.is_first_asker("first"));
+}
+
+#[tokio::test]
+async fn first_right_of_a_dead_process_is_over() {
+    let test = TestLedger::new().await;
+    let other = test.another_process().await;
+    let id = settled_for(&test, 1, "first").await;
+    end_other_leases(&test, &other).await;
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Free);
+    assert!(takes(&other, id, "two").await);
+}
+
+#[tokio::test]
+async fn acceptance_records_its_first_asker() {
+    let test = TestLedger::new().await;
+    let mut new = new_payment(1);
+    new.first_asker = Some("first".to_owned());
+    let id = new.id;
+    assert!(matches!(test.accept(new).await.unwrap(), Accepted::New(_)));
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Reserved);
+    let early = new_payment(2);
+    let early_id = early.id;
+    test.accept(early).await.unwrap();
+    assert_eq!(grant_of(&test, early_id).await, GrantStatus::Free);
+    // Presented again after its refusal, by another request.
+    let refused = Rejection::new(Reason::UnexpectedSettleError, "a test");
+    assert!(test.refuse(id, &refused).await.unwrap());
+    let mut again = new_payment(1);
+    (again.id, again.first_asker) = (id, Some("second".to_owned()));
+    test.queue_again(again).await.unwrap();
+    let found = test.payment_with_grant(id).await.unwrap();
+    assert!(found.is_first_asker("second"));
+    assert_eq!(found.grant, GrantStatus::Reserved);
 }
 
 #[tokio::test]

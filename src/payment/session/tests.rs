@@ -27,6 +27,7 @@ fn session(rail: Rail) -> Session {
         expires_at: now(),
         status: SessionStatus::Open,
         payment: None,
+        needs_id: false,
         created_at: now(),
     }
 }

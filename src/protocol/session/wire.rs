@@ -265,6 +265,7 @@ impl TransferSubmission {
                 Some(TransferForm::Authorization(ExactPayload {
                     signature,
                     authorization,
+                    session_id: None,
                 }))
             }
             (None, Some(Hex(bytes)), None, signature) => Some(TransferForm::Raw {

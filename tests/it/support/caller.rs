@@ -20,6 +20,8 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// `null` when the body was not JSON.
     pub(crate) body: Value,
+    /// The service's own id of the request.
+    pub(crate) request_id: String,
 }
 
 impl Answer {
@@ -79,6 +81,22 @@ impl Caller {
     /// Like `settle`, where the connection may break.
     pub(crate) async fn try_settle(&self, body: &Value) -> Result<Answer, reqwest::Error> {
         self.post("/settle", body).await
+    }
+
+    /// A settle to which the caller gives an id.
+    pub(crate) async fn settle_as(&self, body: &Value, id: &str) -> Answer {
+        self.try_settle_as(body, id).await.unwrap()
+    }
+
+    /// The same, where the connection may break.
+    pub(crate) async fn try_settle_as(
+        &self,
+        body: &Value,
+        id: &str,
+    ) -> Result<Answer, reqwest::Error> {
+        let request = self.http.post(format!("{}/settle", self.url));
+        self.answer(request.header("x-request-id", id).json(body))
+            .await
     }
 
     /// Starts a settle; its answer is the set's only result. Dropping the set breaks the connection.
@@ -143,7 +161,13 @@ impl Caller {
         let record = format!("{status} {headers:?}\n{text}\n");
         self.answers.lock().unwrap().push_str(&record);
         let body = serde_json::from_str(&text).unwrap_or_default();
-        Ok(Answer { status, body })
+        let id = headers.get("x-request-id");
+        let request_id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
+        Ok(Answer {
+            status,
+            body,
+            request_id: request_id.to_owned(),
+        })
     }
 }
 

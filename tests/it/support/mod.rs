@@ -17,6 +17,7 @@ mod purchase;
 mod rpc_proxy;
 mod session;
 mod tcp_proxy;
+mod thief;
 mod wait;
 mod world;
 
@@ -38,5 +39,6 @@ pub(crate) use purchase::{Purchase, new_account, random, wrapped};
 pub(crate) use rpc_proxy::{Fault, Proxy, SECRET};
 pub(crate) use session::OpenSession;
 pub(crate) use tcp_proxy::TcpProxy;
+pub(crate) use thief::Thief;
 pub(crate) use wait::eventually;
 pub(crate) use world::{Setup, World, attempts, manually_mined, settle_until_final};

@@ -84,6 +84,13 @@ impl OpenSession {
         purchase
     }
 
+    /// The body of `/verify` and `/settle`, with the session's id.
+    pub(crate) fn presentation(&self) -> Value {
+        let mut body = self.purchase().body();
+        body["paymentPayload"]["payload"]["sessionId"] = json!(self.id);
+        body
+    }
+
     /// The body that submits the authorization.
     pub(crate) fn authorization(&self) -> Value {
         let purchase = self.purchase();

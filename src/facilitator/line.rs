@@ -1,0 +1,66 @@
+//! Who is told first that a payment succeeded. After its broadcast a payment's header is public, so its presenters are told in the order in
+//! which they came, and the request that had it accepted goes before them all: in this process by its place in the line, in other processes
+//! by its first right, which stands in the payment's row.
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::facilitator::grant::FirstRight;
+use crate::facilitator::{Caller, Facilitator};
+use crate::payment::PaymentId;
+use crate::settlement::waiters::{Arrival, Waiting};
+
+/// A request to settle.
+#[derive(Debug, Clone)]
+pub(super) struct Presenter {
+    pub(super) caller: Caller,
+    pub(super) arrival: Arrival,
+    /// When its wait is over.
+    pub(super) deadline: Instant,
+    /// Cancelled when its connection ends.
+    pub(super) gone: CancellationToken,
+}
+
+/// A request at its payment.
+#[derive(Debug)]
+pub(super) struct InLine {
+    pub(super) id: PaymentId,
+    pub(super) waiting: Waiting,
+    /// It had the payment accepted.
+    pub(super) first_right: Option<FirstRight>,
+    /// The payment was queued by this request. Its row need not be read before it changes.
+    pub(super) just_queued: bool,
+}
+
+impl InLine {
+    /// The place is given up: its connection has ended, and no answer would arrive.
+    pub(super) fn leave(&mut self) {
+        self.waiting.leave_line();
+        self.first_right = None;
+    }
+}
+
+impl Facilitator {
+    /// The place of a presenter behind those who came before. Without a presenter nobody is to be told.
+    pub(super) fn line_up(&self, id: PaymentId, presenter: Option<&Presenter>) -> InLine {
+        let waiting = match presenter {
+            Some(presenter) => self.waiters.line_up(id, presenter.arrival),
+            None => self.waiters.wait_for(id),
+        };
+        InLine {
+            id,
+            waiting,
+            first_right: None,
+            just_queued: false,
+        }
+    }
+
+    /// The first place, of the request that is about to have the payment accepted. It is taken before others can see the row.
+    pub(super) fn go_first(&self, id: PaymentId, presenter: Option<&Presenter>) -> InLine {
+        let mut line = self.line_up(id, presenter);
+        line.waiting.go_first();
+        line.first_right = presenter
+            .map(|presenter| FirstRight::new(self.clone(), id, presenter.caller.grant_request()));
+        line
+    }
+}

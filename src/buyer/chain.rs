@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::buyer::exchange::Http;
 use crate::buyer::{SignedPayment, Signer};
 use crate::protocol::permit2::PERMIT2;
+use crate::protocol::text::escaped_start;
 use crate::protocol::{Amount, Network, PaymentMethod};
 
 sol! {
@@ -33,13 +34,14 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// Signs an EIP-1559 transaction that calls `to` with the payer's next account nonce. Returns the raw bytes and the transaction hash.
+    /// Signs an EIP-1559 transaction that calls `to` with the payer's next account nonce, and whose gas can cost at most `wei_max`. Returns
+    /// the raw bytes and the transaction hash.
     pub(super) async fn signed_call(
         &self,
         http: &Http,
         signer: &Signer,
-        to: Address,
-        data: Bytes,
+        (to, data): (Address, Bytes),
+        wei_max: U256,
     ) -> Result<(Bytes, B256), String> {
         let payer = signer.address();
         let chain: U64 = self.request(http, "eth_chainId", json!([])).await?;
@@ -56,12 +58,12 @@ impl Chain {
         let tip: U128 = self
             .request(http, "eth_maxPriorityFeePerGas", json!([]))
             .await?;
-        // Twice the current gas price stays sufficient through six full blocks in a row (EIP-1559: at most +12.5 % each).
-        let max_fee = price.to::<u128>().saturating_mul(2);
+        let gas = gas.to::<u64>().saturating_mul(6) / 5;
+        let max_fee = fee_within(gas, price.to(), wei_max)?;
         let transaction = TxEip1559 {
             chain_id: self.network.chain_id(),
             nonce: nonce.to(),
-            gas_limit: gas.to::<u64>().saturating_mul(6) / 5,
+            gas_limit: gas,
             max_fee_per_gas: max_fee,
             max_priority_fee_per_gas: tip.to::<u128>().min(max_fee),
             to: TxKind::Call(to),
@@ -175,8 +177,7 @@ impl Chain {
         let invalid = || format!("the RPC endpoint returned no valid result for {method}");
         let (_, mut answer) = http.post_json(&self.rpc, &body).await.ok_or_else(invalid)?;
         if let Some(message) = answer.pointer("/error/message").and_then(Value::as_str) {
-            let message: String = message.chars().take(200).collect();
-            return Err(format!("{method}: {message}"));
+            return Err(format!("{method}: {}", escaped_start(message, 200)));
         }
         let result = answer
             .get_mut("result")
@@ -186,8 +187,44 @@ impl Chain {
     }
 }
 
+/// The highest price of gas in wei: twice the current one, which stays sufficient through six full blocks in a row (EIP-1559: at most +12.5 %
+/// each), or less where `gas` would cost more than `wei_max`.
+fn fee_within(gas: u64, price: u128, wei_max: U256) -> Result<u128, String> {
+    let cost = U256::from(gas).saturating_mul(U256::from(price));
+    let highest = wei_max.checked_div(U256::from(gas)).unwrap_or_default();
+    let highest = u128::try_from(highest).unwrap_or(u128::MAX);
+    if cost > wei_max || highest == 0 {
+        return Err(format!(
+            "the gas of the transfer costs {cost} wei by the RPC endpoint, above the limit of {wei_max}: raise it with --max-fee (Client::transfer_fee_max), or pay without --transfer"
+        ));
+    }
+    Ok(price.saturating_mul(2).min(highest))
+}
+
 impl fmt::Debug for Chain {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Chain({})", self.network)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gas_of_a_signed_call_costs_at_most_the_limit() {
+        let wei = |amount: u64| U256::from(amount);
+        assert_eq!(fee_within(100, 7, wei(10_000)), Ok(14));
+        assert_eq!(fee_within(100, 7, wei(1_000)), Ok(10), "less than twice");
+        assert_eq!(fee_within(100, 7, wei(700)), Ok(7));
+        for (gas, price, limit) in [
+            (100, 7, wei(699)),
+            (u64::MAX, u128::MAX, U256::from(u128::MAX)),
+            (100, 0, wei(99)),
+            (0, 7, wei(1_000)),
+        ] {
+            let refused = fee_within(gas, price, limit).unwrap_err();
+            assert!(refused.contains("above the limit"), "{refused}");
+        }
     }
 }

@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use crate::buyer::chain::Chain;
 use crate::buyer::exchange::{Answer, Http};
+use crate::buyer::fees::{FeeLimits, Share};
 use crate::buyer::journal::Journal;
+use crate::buyer::verdict::is_hash;
 use crate::buyer::{BuyerError, PayOptions, Request, SignedPayment, Signer};
 use crate::clock::{Clock, SystemClock};
 use crate::protocol::{Amount, Network, PaymentRequired, SettleResponse, X402Version, header};
@@ -40,7 +42,9 @@ pub struct Client {
     pub(super) before: Option<Arc<BeforePayment>>,
     pub(super) after: Option<Arc<AfterPayment>>,
     pub(super) facilitator: Option<Url>,
+    pub(super) allow_http: bool,
     pub(super) chains: Vec<Chain>,
+    pub(super) fees: FeeLimits,
     /// Held from the budget check until the signed payment is in the journal.
     pub(super) signing: Arc<Mutex<()>>,
     /// Serialises transfers, because each takes the payer's next account nonce.
@@ -99,7 +103,7 @@ impl Paid {
     /// The payment's transaction hash, when the seller reports success.
     pub fn transaction(&self) -> Option<&str> {
         let payment = self.payment.as_ref().filter(|payment| payment.success)?;
-        Some(payment.transaction.as_str()).filter(|hash| !hash.is_empty())
+        Some(payment.transaction.as_str()).filter(|hash| is_hash(hash))
     }
 
     /// The amount that was charged, in atomic units of the signed token, when the seller reports success. At a metered price it is between
@@ -135,7 +139,9 @@ impl Client {
             before: None,
             after: None,
             facilitator: None,
+            allow_http: false,
             chains: Vec::new(),
+            fees: FeeLimits::default(),
             signing: Arc::default(),
             transfers: Arc::default(),
             retries: RETRIES,
@@ -187,7 +193,35 @@ impl Client {
         self
     }
 
-    /// Negotiates payment sessions with this facilitator and ignores the one that a seller announces.
+    /// Pays sellers over plain http too, and lets the caller's own facilitator be reached that way. Without it only sellers on this machine
+    /// are paid over http, because anybody on the way can change the payee of a price.
+    #[must_use]
+    pub const fn allow_http(mut self) -> Self {
+        self.allow_http = true;
+        self
+    }
+
+    /// The most that the gas of a transfer by the payer's own transaction may cost ([`crate::buyer::SessionUse::Transfer`]), in wei. Unless
+    /// set, 100,000 gas at the highest usual price of the network. What rollups charge besides for data is not in it.
+    #[must_use]
+    pub const fn transfer_fee_max(mut self, wei: U256) -> Self {
+        self.fees.wei_max = Some(wei);
+        self
+    }
+
+    /// The most that the same gas may cost as a share of the price, in percent, when a unit of the network's currency costs
+    /// `native_price` millionths of a dollar. Holds together with [`Self::transfer_fee_max`].
+    #[must_use]
+    pub const fn transfer_fee_share(mut self, native_price: Amount, percent: u16) -> Self {
+        self.fees.share = Some(Share {
+            native_price,
+            percent,
+        });
+        self
+    }
+
+    /// Negotiates payment sessions with this facilitator and ignores the one that a seller announces. It may be anywhere; one that a seller
+    /// announces is reached at public addresses alone, or on this machine if the seller is here too.
     #[must_use]
     pub fn facilitator(mut self, url: Url) -> Self {
         self.facilitator = Some(url);

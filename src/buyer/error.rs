@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::buyer::Paid;
 use crate::buyer::journal::JournalError;
+use crate::buyer::verdict::is_hash;
 use crate::protocol::permit2::PERMIT2;
 use crate::protocol::{Amount, Network, PaymentMethod, SettleResponse, field};
 
@@ -56,9 +57,9 @@ pub enum SessionFailure {
     /// Neither the seller nor the caller names a facilitator with sessions.
     #[error("neither the seller nor the caller names a facilitator with sessions")]
     NoFacilitator,
-    /// The facilitator's URL is neither https nor a loopback URL, or a remote seller names a loopback URL.
+    /// The facilitator's URL is not https, or a seller names one that is not public: loopback from elsewhere, or a private address.
     #[error(
-        "the facilitator's URL is not usable: expected https, or a loopback URL from a loopback seller"
+        "the facilitator's URL is not usable: expected https and, where the seller names it, a public address"
     )]
     UnsafeUrl,
     /// The facilitator sent no response, or one that is not valid for sessions.
@@ -81,7 +82,8 @@ pub enum SessionFailure {
     Transfer(String),
 }
 
-/// Why a call ended without its resource. [`BuyerError::code`] is stable; [`BuyerError::advice`] says what to do.
+/// Why a call ended without its resource. The texts of others in its message are escaped, so that it can be shown on a terminal.
+/// [`BuyerError::code`] is stable; [`BuyerError::advice`] says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuyerError {
@@ -97,6 +99,12 @@ pub enum BuyerError {
     /// The first request got no response. Nothing was signed.
     #[error("no response from the seller; nothing was signed")]
     Unanswered(#[source] ExchangeError),
+    /// The seller is reached over plain http and is not on this machine; holds its origin. Nothing was signed.
+    /// [`crate::buyer::Client::allow_http`] allows it.
+    #[error(
+        "{0} asks for a payment over plain http, where anybody on the way can change the payee; nothing was signed"
+    )]
+    InsecureSeller(String),
     /// The seller answered 402 without a readable challenge of x402 v1 or v2. Nothing was signed.
     #[error("the seller answered 402 without a readable x402 challenge; nothing was signed")]
     Challenge,
@@ -164,12 +172,12 @@ pub enum BuyerError {
     },
     /// The seller redirects the request with the payment. The redirect was not followed; the payment may settle.
     #[error(
-        "the payment was sent and the seller redirects to {location:?}, which was not followed; it may still settle"
+        "the payment was sent and the seller redirects to \"{location}\", which was not followed; it may still settle"
     )]
     Redirected {
         /// The payment that may still settle.
         signed: Box<SignedPayment>,
-        /// The `Location` header as sent, shortened to 200 characters.
+        /// The `Location` header as sent, shortened to 200 characters and escaped ([`crate::protocol::text::escaped`]).
         location: String,
     },
     /// The payment's transaction is in flight, and presenting the payment again brought no final result.
@@ -195,9 +203,9 @@ pub enum BuyerError {
     Refused {
         /// The refused payment.
         signed: Box<SignedPayment>,
-        /// The seller's reason: a code of x402 or free text, shortened to 300 characters.
+        /// The seller's reason: a code of x402 or free text, shortened to 300 characters and escaped ([`crate::protocol::text::escaped`]).
         reason: String,
-        /// The facilitator's settlement response, when the seller forwarded it.
+        /// The facilitator's settlement response, when the seller forwarded it: as sent, so escape its texts before you print them.
         outcome: Option<Box<SettleResponse>>,
     },
     /// The seller reports that the payer's allowance to Permit2 is missing, and no permit was sponsored. No money can have moved yet, but
@@ -271,6 +279,7 @@ impl BuyerError {
             Self::Url(_) => "invalid_url",
             Self::AlreadyPaid => "payment_header_present",
             Self::Unanswered(_) => "seller_unanswered",
+            Self::InsecureSeller(_) => "insecure_seller",
             Self::Challenge => "challenge_unreadable",
             Self::NothingPayable(_) => "nothing_payable",
             Self::AboveCeiling { .. } => "above_ceiling",
@@ -320,6 +329,7 @@ impl BuyerError {
             | Self::Url(_)
             | Self::AlreadyPaid
             | Self::Unanswered(_)
+            | Self::InsecureSeller(_)
             | Self::Challenge
             | Self::NothingPayable(_)
             | Self::AboveCeiling { .. }
@@ -331,7 +341,7 @@ impl BuyerError {
         }
     }
 
-    /// The transaction hash that the seller or facilitator reported for the payment. Verify it on chain.
+    /// The transaction hash that the seller or facilitator reported for the payment, never any other text. Verify it on chain.
     pub fn transaction(&self) -> Option<&str> {
         let reported = match self {
             Self::Pending { transaction, .. } | Self::Used { transaction, .. } => Some(transaction),
@@ -346,6 +356,7 @@ impl BuyerError {
             | Self::Url(_)
             | Self::AlreadyPaid
             | Self::Unanswered(_)
+            | Self::InsecureSeller(_)
             | Self::Challenge
             | Self::NothingPayable(_)
             | Self::AboveCeiling { .. }
@@ -360,7 +371,7 @@ impl BuyerError {
             | Self::AllowanceRequired { .. }
             | Self::PriceChanged { .. } => None,
         };
-        reported.map(String::as_str).filter(|hash| !hash.is_empty())
+        reported.map(String::as_str).filter(|hash| is_hash(hash))
     }
 
     /// What to do next, for people.
@@ -370,6 +381,9 @@ impl BuyerError {
                 "nothing was signed; fix the call or contact the seller"
             }
             Self::Unanswered(_) => "nothing was signed; call again",
+            Self::InsecureSeller(_) => {
+                "nothing was signed; use the seller's https URL, or allow plain http where you trust the network: --allow-http (Client::allow_http)"
+            }
             Self::NothingPayable(_) | Self::AboveCeiling { .. } | Self::OverBudget { .. } => {
                 "nothing was signed; raise the limit, or buy elsewhere"
             }

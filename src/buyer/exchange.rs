@@ -1,6 +1,7 @@
 //! HTTP exchanges: a repeatable request and a response with bounded length.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -9,6 +10,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::buyer::reach::{PublicOnly, may_be_public};
 use crate::buyer::{BuyerError, ExchangeError};
 use crate::protocol::{PaymentHeader, header};
 
@@ -105,11 +107,13 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
-/// Two HTTP clients: requests without a payment follow redirects within their origin, requests with a payment follow none.
+/// Three HTTP clients: requests without a payment follow redirects within their origin, requests with a payment follow none, and requests to
+/// hosts that a seller names reach public addresses alone.
 #[derive(Debug, Clone)]
 pub(super) struct Http {
     unpaid_client: reqwest::Client,
     paid_client: reqwest::Client,
+    public_client: reqwest::Client,
     /// The limit of a seller's response body, in bytes.
     pub(super) body_bytes_max: usize,
 }
@@ -121,12 +125,18 @@ impl Http {
                 .redirect(policy)
                 .timeout(TIMEOUT)
                 .connect_timeout(CONNECT_TIMEOUT)
-                .build()
-                .map_err(BuyerError::Setup)
         };
+        let unpaid_client = client(Policy::custom(same_origin_only)).build();
+        let paid_client = client(Policy::none()).build();
+        // A proxy would look names up itself.
+        let public_client = client(Policy::none())
+            .no_proxy()
+            .dns_resolver(Arc::new(PublicOnly::new()))
+            .build();
         Ok(Self {
-            unpaid_client: client(Policy::custom(same_origin_only))?,
-            paid_client: client(Policy::none())?,
+            unpaid_client: unpaid_client.map_err(BuyerError::Setup)?,
+            paid_client: paid_client.map_err(BuyerError::Setup)?,
+            public_client: public_client.map_err(BuyerError::Setup)?,
             body_bytes_max: BODY_BYTES_MAX,
         })
     }
@@ -155,8 +165,8 @@ impl Http {
         exchange(&self.paid_client, request, headers, self.body_bytes_max).await
     }
 
-    /// Sends a JSON POST to a facilitator or an RPC endpoint. Returns status and JSON body, `None` without a complete response. Redirects
-    /// are not followed: for one the JSON is a string with the target's origin and path.
+    /// Sends a JSON POST to a URL of the caller's. Returns status and JSON body, `None` without a complete response. Redirects are not
+    /// followed: for one the JSON is a string with the target's origin and path.
     pub(super) async fn post_json<T: Serialize>(
         &self,
         url: &Url,
@@ -165,9 +175,31 @@ impl Http {
         json_exchange(self.paid_client.post(url.clone()).json(body)).await
     }
 
+    /// The same for a facilitator, which is reached at public addresses alone unless it is `trusted`.
+    pub(super) async fn post_to_facilitator<T: Serialize>(
+        &self,
+        (url, trusted): (&Url, bool),
+        body: &T,
+    ) -> Option<(u16, Value)> {
+        let client = self.facilitator_client(url, trusted)?;
+        json_exchange(client.post(url.clone()).json(body)).await
+    }
+
     /// The same for GET without a body.
-    pub(super) async fn get_json(&self, url: &Url) -> Option<(u16, Value)> {
-        json_exchange(self.paid_client.get(url.clone())).await
+    pub(super) async fn get_from_facilitator(
+        &self,
+        (url, trusted): (&Url, bool),
+    ) -> Option<(u16, Value)> {
+        let client = self.facilitator_client(url, trusted)?;
+        json_exchange(client.get(url.clone())).await
+    }
+
+    fn facilitator_client(&self, url: &Url, trusted: bool) -> Option<&reqwest::Client> {
+        if trusted {
+            Some(&self.paid_client)
+        } else {
+            may_be_public(url).then_some(&self.public_client)
+        }
     }
 }
 

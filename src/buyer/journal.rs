@@ -130,6 +130,9 @@ impl OpenPayment {
 pub(super) struct OpenSession {
     pub(super) id: String,
     pub(super) facilitator: Url,
+    /// The facilitator may be reached at addresses that are not public.
+    #[serde(default)]
+    pub(super) trusted: bool,
     /// What the facilitator is asked to submit before the payment header is presented.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) submission: Option<TransferSubmission>,
@@ -168,7 +171,8 @@ impl Journal {
         Self::default()
     }
 
-    /// Opens the journal file at `path`, or creates it with mode 0600. The file stays locked while this value or a clone lives. An
+    /// Opens the journal file at `path`, or creates it with mode 0600. A file that others may read or write gets that mode, because its
+    /// payments are bearer values; if its mode cannot be changed, it is refused. The file stays locked while this value or a clone lives. An
     /// incomplete last line, left by a killed process, is dropped: its payment was never sent.
     ///
     /// # Errors

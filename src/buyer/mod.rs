@@ -7,16 +7,21 @@
 //! - A purchase never has two payments that can both settle: each payment is written to the [`Journal`] before it is sent, and is
 //!   presented again until its outcome is known.
 //! - A request that carries a payment follows no redirect.
+//! - Sellers that are not on this machine are paid over https alone, unless the caller allows http.
+//! - A host that a seller names is reached at public addresses alone.
 //! - Every error says whether money may have moved ([`BuyerError::money_may_have_moved`]).
 #![warn(missing_docs)]
 
 mod chain;
 mod choose;
 mod client;
+mod early;
 mod error;
 mod exchange;
+mod fees;
 mod journal;
 mod purchase;
+mod reach;
 mod scheme;
 mod session;
 mod signer;
@@ -44,12 +49,12 @@ pub async fn pay(url: &str, signer: Signer, options: &PayOptions) -> Result<Paid
     Client::new(signer)?.get(url, options).await
 }
 
-/// The transaction hash in a seller's payment response header. It is no proof of settlement: a response with `settlement_pending` names
+/// The transaction hash in a seller's payment response header, `None` for any other text. It is no proof of settlement: a response with `settlement_pending` names
 /// a hash too.
 pub fn extract_payment_id(headers: &HeaderMap) -> Option<String> {
     settlement(headers)
         .map(|settled| settled.transaction)
-        .filter(|hash| !hash.is_empty())
+        .filter(|hash| verdict::is_hash(hash))
 }
 
 /// Decodes the seller's payment response header: v2's if it is there, else v1's.
@@ -65,6 +70,8 @@ mod tests {
     use reqwest::header::HeaderValue;
     use serde_json::json;
 
+    const HASH: &str = "0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
     fn headers(name: &'static str, transaction: &str) -> HeaderMap {
         let outcome =
             json!({"success": true, "transaction": transaction, "network": "eip155:84532"});
@@ -76,14 +83,14 @@ mod tests {
     fn payment_id_is_read_from_v1_and_v2_headers() {
         for name in [header::PAYMENT_RESPONSE, header::X_PAYMENT_RESPONSE] {
             assert_eq!(
-                extract_payment_id(&headers(name, "0x12")).as_deref(),
-                Some("0x12")
+                extract_payment_id(&headers(name, HASH)).as_deref(),
+                Some(HASH)
             );
         }
-        assert_eq!(
-            extract_payment_id(&headers(header::PAYMENT_RESPONSE, "")),
-            None
-        );
+        for other in ["", "0x12", "0x12\u{1b}[2K"] {
+            let headers = headers(header::PAYMENT_RESPONSE, other);
+            assert_eq!(extract_payment_id(&headers), None);
+        }
         assert_eq!(extract_payment_id(&HeaderMap::new()), None);
     }
 }

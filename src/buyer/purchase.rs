@@ -15,6 +15,7 @@ use crate::buyer::chain::Chain;
 use crate::buyer::choose::choose;
 use crate::buyer::client::{SessionReceipt, challenge_of};
 use crate::buyer::journal::{JournalError, OpenPayment, OpenSession, PurchaseKey};
+use crate::buyer::reach::is_loopback;
 use crate::buyer::scheme::{self, Binding, payment_terms};
 use crate::buyer::session::{self, NegotiatedSession};
 use crate::buyer::verdict::{Verdict, classify, is_hash};
@@ -23,22 +24,18 @@ use crate::buyer::{
 };
 use crate::protocol::challenge::Offer;
 use crate::protocol::gas_sponsoring::EIP2612;
-use crate::protocol::session::{
-    PROOF_TYPE, Rail, SessionProof, TransferForm, claim_digest, transfer_calldata,
-};
-use crate::protocol::{
-    Amount, Network, PaymentHeader, PaymentMethod, PaymentRequired, X402Version,
-};
+use crate::protocol::session::{Rail, TransferForm};
+use crate::protocol::{Amount, Network, PaymentHeader, PaymentMethod, PaymentRequired};
 
 /// The longest validity that is signed, in seconds, even when a seller asks for more. It bounds how long an unanswered payment stays open.
 const VALIDITY_S_MAX: u64 = 3600;
 
 /// A 402 challenge and the offer of it that is going to be paid.
-struct Chosen {
-    challenge: PaymentRequired,
-    offer: Offer,
+pub(super) struct Chosen {
+    pub(super) challenge: PaymentRequired,
+    pub(super) offer: Offer,
     /// The URL that answered 402, to which the payment is sent.
-    url: Url,
+    pub(super) url: Url,
 }
 
 impl Client {
@@ -64,6 +61,10 @@ impl Client {
             return Ok(Paid::new(answer, None, None));
         }
         let challenge = challenge_of(&answer, options.version).ok_or(BuyerError::Challenge)?;
+        if answer.url.scheme() != "https" && !is_loopback(&answer.url) && !self.allow_http {
+            let origin = answer.url.origin().ascii_serialization();
+            return Err(BuyerError::InsecureSeller(origin));
+        }
         let offer = choose(&challenge, options)?;
         let chosen = Chosen {
             challenge,
@@ -128,7 +129,7 @@ impl Client {
         }
     }
 
-    fn chain_of(&self, network: Network) -> Option<&Chain> {
+    pub(super) fn chain_of(&self, network: Network) -> Option<&Chain> {
         self.chains.iter().find(|chain| chain.network == network)
     }
 
@@ -246,10 +247,17 @@ impl Client {
         };
         let opened = async {
             let (challenge, offer) = (&chosen.challenge, &chosen.offer);
-            let configured = self.facilitator.as_ref();
-            let url = session::facilitator(configured, challenge, offer, &chosen.url)?;
+            let own = (self.facilitator.as_ref(), self.allow_http);
+            let facilitator = session::facilitator(own, challenge, offer, &chosen.url)?;
             let terms = (&self.signer, offer, rail);
-            session::open(&self.http, url, terms, &chosen.url, (now, VALIDITY_S_MAX)).await
+            session::open(
+                &self.http,
+                facilitator,
+                terms,
+                &chosen.url,
+                (now, VALIDITY_S_MAX),
+            )
+            .await
         };
         match opened.await {
             Ok(session) => Ok(Some(session)),
@@ -259,63 +267,6 @@ impl Client {
             }
             Err(failure) => Err(BuyerError::Session(failure)),
         }
-    }
-
-    /// Rail `transfer`: signs the payer's own transaction, and the claim that assigns it to this session.
-    async fn sign_transfer(
-        &self,
-        request: &Request,
-        key: &PurchaseKey,
-        chosen: &Chosen,
-        session: &NegotiatedSession,
-    ) -> Result<OpenPayment, BuyerError> {
-        let unusable = |why: &str| BuyerError::Session(SessionFailure::Transfer(why.to_owned()));
-        let requirements = &chosen.offer.requirements;
-        let chain = self.chain_of(requirements.network);
-        let chain = chain.ok_or_else(|| unusable("no RPC endpoint for this network"))?;
-        if chosen.offer.version != X402Version::V2 || requirements.payment_flow() != Some("upfront")
-        {
-            return Err(unusable("the offer is not x402 v2 with flow upfront"));
-        }
-        if !self.signer.is_plain_account() {
-            return Err(unusable("a contract wallet cannot send transactions"));
-        }
-        let _guard = self.transfers.lock().await;
-        let tag = session.binding.nonce;
-        let data = transfer_calldata(requirements.pay_to, requirements.amount, tag);
-        let call = chain
-            .signed_call(&self.http, &self.signer, requirements.asset, data)
-            .await;
-        let (raw, transaction) = call.map_err(BuyerError::Signing)?;
-        let digest = claim_digest(
-            &session.id,
-            session.requirements_hash,
-            transaction,
-            requirements.network,
-        );
-        let signature = self.signer.sign(digest).map_err(BuyerError::Signing)?;
-        let form = TransferForm::Raw {
-            bytes: raw,
-            claim: Some(signature.clone()),
-        };
-        let proof = SessionProof {
-            kind: PROOF_TYPE.to_owned(),
-            session_id: session.id.clone(),
-            transaction,
-            signature,
-        };
-        let header = PaymentHeader::present(&chosen.challenge, &chosen.offer, &proof)
-            .map_err(|error| BuyerError::Signing(error.to_string()))?;
-        let signed = payment_terms(&self.signer, &chosen.offer, tag, None);
-        let recorded = session.record(Some(form.into()));
-        let open = self.sign_and_record(key, requirements.amount, || {
-            let mut open = chosen.open(request, &header, signed, Some(recorded));
-            open.transaction = Some(transaction.to_string());
-            Ok(open)
-        })?;
-        // The facilitator must have this transaction before the next transfer reads the pending account nonce.
-        self.pay_first(key, &open, Instant::now()).await;
-        Ok(open)
     }
 
     fn check_budget(&self, price: Amount) -> Result<(), BuyerError> {
@@ -335,7 +286,7 @@ impl Client {
     }
 
     /// Checks the budget, then signs and records. One purchase at a time, so that two cannot spend the same rest of the budget.
-    fn sign_and_record(
+    pub(super) fn sign_and_record(
         &self,
         key: &PurchaseKey,
         price: Amount,
@@ -450,22 +401,10 @@ impl Client {
         warn_unless_recorded(self.journal.close(key));
         Ok(paid)
     }
-
-    /// Submits a session's transfer to the facilitator, when it is to be sent before the payment header. Safe to repeat.
-    async fn pay_first(&self, key: &PurchaseKey, open: &OpenPayment, deadline: Instant) {
-        let Some(session) = &open.session else { return };
-        let Some(submission) = &session.submission else {
-            return;
-        };
-        let hash = session::pay_first(&self.http, session, submission, deadline).await;
-        if let Some(hash) = hash.filter(|hash| is_hash(hash)) {
-            warn_unless_recorded(self.journal.record_transaction(key, &hash));
-        }
-    }
 }
 
 /// Logs a failed journal write. The purchase stays open then, and the next call presents the same payment.
-fn warn_unless_recorded(result: Result<(), JournalError>) {
+pub(super) fn warn_unless_recorded(result: Result<(), JournalError>) {
     if let Err(error) = result {
         tracing::warn!(%error, "purchase journal update failed: the purchase stays open, and the next call presents the same payment");
     }
@@ -479,7 +418,7 @@ impl Chosen {
         )
     }
 
-    fn open(
+    pub(super) fn open(
         &self,
         request: &Request,
         header: &PaymentHeader,

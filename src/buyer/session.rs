@@ -9,11 +9,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::time::Instant;
-use url::Host;
 
 use crate::buyer::exchange::Http;
 use crate::buyer::journal::OpenSession;
+use crate::buyer::reach::{is_loopback, may_be_public};
 use crate::buyer::scheme::Binding;
+use crate::buyer::verdict::is_hash;
 use crate::buyer::{SessionFailure, Signer};
 use crate::protocol::PaymentRequired;
 use crate::protocol::challenge::Offer;
@@ -21,6 +22,7 @@ use crate::protocol::session::{
     EXTENSION, Rail, SessionId, SessionRequest, SessionState, SessionView, TransferSubmission,
     nonce, requirements_hash,
 };
+use crate::protocol::text::{escaped, escaped_start};
 
 /// The wait of one long poll of a session, in seconds.
 const LONG_POLL_S: u64 = 20;
@@ -30,7 +32,7 @@ const POLL_PAUSE: Duration = Duration::from_millis(250);
 /// An open session, to which a payment is going to be bound.
 pub(super) struct NegotiatedSession {
     pub(super) id: SessionId,
-    pub(super) facilitator: Url,
+    pub(super) facilitator: Facilitator,
     pub(super) requirements_hash: B256,
     pub(super) binding: Binding,
 }
@@ -40,7 +42,8 @@ impl NegotiatedSession {
     pub(super) fn record(&self, submission: Option<TransferSubmission>) -> OpenSession {
         OpenSession {
             id: self.id.to_string(),
-            facilitator: self.facilitator.clone(),
+            facilitator: self.facilitator.url.clone(),
+            trusted: self.facilitator.trusted,
             submission,
         }
     }
@@ -55,15 +58,28 @@ struct OpenResponse {
     expires_at: OffsetDateTime,
 }
 
-/// The facilitator's base URL: the caller's, else the one in the seller's challenge.
+/// Where sessions are negotiated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facilitator {
+    /// The base URL.
+    pub(super) url: Url,
+    /// The caller names it, or it is on this machine as its seller is. Otherwise it is reached at public addresses alone.
+    pub(super) trusted: bool,
+}
+
+/// The facilitator: the caller's, else the one in the seller's challenge. `allow_http` concerns the caller's own.
 pub(super) fn facilitator(
-    configured: Option<&Url>,
+    (configured, allow_http): (Option<&Url>, bool),
     challenge: &PaymentRequired,
     offer: &Offer,
     seller: &Url,
-) -> Result<Url, SessionFailure> {
+) -> Result<Facilitator, SessionFailure> {
     if let Some(url) = configured {
-        return checked(url.clone(), true);
+        let plain = allow_http || is_loopback(url);
+        return Ok(Facilitator {
+            url: checked(url.clone(), plain)?,
+            trusted: true,
+        });
     }
     let extension = challenge
         .extensions
@@ -74,31 +90,24 @@ pub(super) fn facilitator(
         .or_else(|| offer.requirements.extra_text("sessionUrl"))
         .ok_or(SessionFailure::NoFacilitator)?;
     let url = Url::parse(announced).map_err(|_| SessionFailure::UnsafeUrl)?;
-    // A remote seller must not make this machine send requests to itself.
-    checked(url, is_loopback(seller))
+    // A remote seller must not make this machine send requests to itself or into its network.
+    let is_own_machine = is_loopback(&url) && is_loopback(seller);
+    if !is_own_machine && (is_loopback(&url) || !may_be_public(&url)) {
+        return Err(SessionFailure::UnsafeUrl);
+    }
+    Ok(Facilitator {
+        url: checked(url, is_own_machine)?,
+        trusted: is_own_machine,
+    })
 }
 
-/// Accepts https URLs, and loopback URLs with `allow_loopback`; none with credentials or a query.
-fn checked(url: Url, allow_loopback: bool) -> Result<Url, SessionFailure> {
-    let loopback = is_loopback(&url);
-    let safe = match url.scheme() {
-        "https" => allow_loopback || !loopback,
-        "http" => allow_loopback && loopback,
-        _ => false,
-    };
+/// Accepts https URLs, and http ones where that is allowed; none with credentials or a query.
+fn checked(url: Url, allow_http: bool) -> Result<Url, SessionFailure> {
+    let safe = url.scheme() == "https" || (allow_http && url.scheme() == "http");
     let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
     (safe && plain)
         .then_some(url)
         .ok_or(SessionFailure::UnsafeUrl)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
 }
 
 fn endpoint(facilitator: &Url, path: &str) -> Option<Url> {
@@ -109,7 +118,7 @@ fn endpoint(facilitator: &Url, path: &str) -> Option<Url> {
 /// Opens a session for `offer`. Costs nothing and commits the payer to nothing.
 pub(super) async fn open(
     http: &Http,
-    facilitator: Url,
+    facilitator: Facilitator,
     (signer, offer, rail): (&Signer, &Offer, Rail),
     resource: &Url,
     (now, validity_max_s): (u64, u64),
@@ -127,11 +136,13 @@ pub(super) async fn open(
         resource: Some(Value::String(resource.into())),
         client_reference: None,
     };
-    let url = endpoint(&facilitator, "sessions").ok_or(SessionFailure::UnsafeUrl)?;
-    let answer = http.post_json(&url, &request).await;
+    let url = endpoint(&facilitator.url, "sessions").ok_or(SessionFailure::UnsafeUrl)?;
+    let answer = http
+        .post_to_facilitator((&url, facilitator.trusted), &request)
+        .await;
     let (status, body) = answer.ok_or(SessionFailure::Unanswered)?;
     if (300..400).contains(&status) {
-        let target = body.as_str().unwrap_or_default().to_owned();
+        let target = escaped(body.as_str().unwrap_or_default());
         return Err(SessionFailure::Redirected(target));
     }
     if status != 201 && status != 200 {
@@ -139,7 +150,7 @@ pub(super) async fn open(
             .get("code")
             .and_then(Value::as_str)
             .unwrap_or("no code given");
-        return Err(SessionFailure::Refused(code.chars().take(100).collect()));
+        return Err(SessionFailure::Refused(escaped_start(code, 100)));
     }
     let opened: OpenResponse =
         serde_json::from_value(body).map_err(|_| SessionFailure::Unanswered)?;
@@ -168,7 +179,9 @@ pub(super) async fn pay_first(
 ) -> Option<String> {
     let path = format!("sessions/{}/transfer", session.id);
     let url = endpoint(&session.facilitator, &path)?;
-    let (status, body) = http.post_json(&url, submission).await?;
+    let (status, body) = http
+        .post_to_facilitator((&url, session.trusted), submission)
+        .await?;
     if status != 200 {
         let code = body.get("code").and_then(Value::as_str).unwrap_or_default();
         tracing::debug!(
@@ -187,16 +200,16 @@ pub(super) async fn pay_first(
             tokio::time::sleep(POLL_PAUSE).await;
         }
     }
-    view.transaction
+    view.transaction.filter(|hash| is_hash(hash))
 }
 
 /// Reads the session from its facilitator, waiting up to `wait_s` seconds for a change.
 pub(super) async fn read(http: &Http, session: &OpenSession, wait_s: u64) -> Option<SessionView> {
     let path = format!("sessions/{}?wait={wait_s}", session.id);
-    let (status, body) = http
-        .get_json(&endpoint(&session.facilitator, &path)?)
-        .await?;
-    let view: SessionView = (status == 200).then(|| serde_json::from_value(body).ok())??;
+    let url = endpoint(&session.facilitator, &path)?;
+    let (status, body) = http.get_from_facilitator((&url, session.trusted)).await?;
+    let mut view: SessionView = (status == 200).then(|| serde_json::from_value(body).ok())??;
+    view.transaction = view.transaction.filter(|hash| is_hash(hash));
     (view.session_id.as_str() == session.id).then_some(view)
 }
 
@@ -222,7 +235,10 @@ mod tests {
         let challenge: PaymentRequired = serde_json::from_value(challenge).unwrap();
         let offer = challenge.offers().remove(0);
         let seller = seller.parse().unwrap();
-        facilitator(None, &challenge, &offer, &seller).map(String::from)
+        facilitator((None, false), &challenge, &offer, &seller).map(|found| {
+            assert_eq!(found.trusted, is_loopback(&found.url));
+            found.url.into()
+        })
     }
 
     #[test]
@@ -245,6 +261,27 @@ mod tests {
     }
 
     #[test]
+    fn own_facilitator_needs_https_unless_http_is_allowed() {
+        let challenge = json!({"x402Version": 2, "accepts": [{"scheme": "exact", "network": "eip155:84532", "amount": "1",
+            "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "payTo": "0x2222222222222222222222222222222222222222",
+            "maxTimeoutSeconds": 300, "extra": {}}]});
+        let challenge: PaymentRequired = serde_json::from_value(challenge).unwrap();
+        let offer = challenge.offers().remove(0);
+        let seller: Url = "https://shop.example/report".parse().unwrap();
+        for (url, allow_http, accepted) in [
+            ("https://10.0.0.1:4402", false, true),
+            ("http://127.0.0.1:4402", false, true),
+            ("http://10.0.0.1:4402", false, false),
+            ("http://10.0.0.1:4402", true, true),
+        ] {
+            let url: Url = url.parse().unwrap();
+            let own = (Some(&url), allow_http);
+            let found = facilitator(own, &challenge, &offer, &seller);
+            assert_eq!(found.is_ok_and(|found| found.trusted), accepted, "{url}");
+        }
+    }
+
+    #[test]
     fn remote_facilitator_needs_https_loopback_needs_local_seller() {
         for url in [
             "http://pay.example",
@@ -254,6 +291,10 @@ mod tests {
             "http://127.0.0.1:8545",
             "https://localhost/x",
             "http://[::ffff:127.0.0.1]:80",
+            "https://10.0.0.1/x",
+            "https://169.254.169.254/latest/meta-data",
+            "https://[fd00::1]/x",
+            "https://192.168.1.1:8443",
             "nothing",
         ] {
             let answer = chosen("https://shop.example/report", Some(url), None);

@@ -10,6 +10,7 @@ use crate::buyer::exchange::Answer;
 use crate::buyer::{BuyerError, ExchangeError, Paid, SignedPayment, settlement};
 use crate::protocol::challenge::network_name;
 use crate::protocol::header;
+use crate::protocol::text::escaped_start;
 use crate::protocol::{Amount, PaymentMethod, Reason, SettleResponse, X402Version};
 
 /// The meaning of a response to a presented payment.
@@ -66,7 +67,7 @@ pub(super) fn classify(answer: Result<Answer, ExchangeError>, signed: &SignedPay
             .headers
             .get(LOCATION)
             .and_then(|text| text.to_str().ok());
-        let location = location.unwrap_or_default().chars().take(200).collect();
+        let location = escaped_start(location.unwrap_or_default(), 200);
         let signed = Box::new(*signed);
         return Verdict::Final(BuyerError::Redirected { signed, location });
     }
@@ -103,10 +104,11 @@ fn contradiction(outcome: &SettleResponse, signed: &SignedPayment) -> Option<Str
     let names =
         [X402Version::V2, X402Version::V1].map(|version| network_name(version, signed.network));
     let is_own = |name: &String| names.iter().flatten().any(|own| own == name);
-    let short = |text: &str| text.chars().take(80).collect::<String>();
+    // `Debug` would escape less.
+    let short = |text: &str| format!("\"{}\"", escaped_start(text, 80));
     if !outcome.network.is_empty() && !is_own(&outcome.network) {
         return Some(format!(
-            "it names the network {:?}, not {}",
+            "it names the network {}, not {}",
             short(&outcome.network),
             signed.network
         ));
@@ -125,18 +127,14 @@ fn contradiction(outcome: &SettleResponse, signed: &SignedPayment) -> Option<Str
     let payer = outcome.payer.as_deref().filter(|payer| !payer.is_empty());
     if let Some(payer) = payer.filter(|payer| payer.parse::<Address>().ok() != Some(signed.payer)) {
         return Some(format!(
-            "it names the payer {:?}, not {}",
+            "it names the payer {}, not {}",
             short(payer),
             signed.payer
         ));
     }
     let hash = &outcome.transaction;
-    (!hash.is_empty() && !is_hash(hash)).then(|| {
-        format!(
-            "it names {:?}, which is not a transaction hash",
-            short(hash)
-        )
-    })
+    (!hash.is_empty() && !is_hash(hash))
+        .then(|| format!("it names {}, which is not a transaction hash", short(hash)))
 }
 
 /// Whether a text is a transaction hash: `0x` and 64 hex digits.
@@ -151,16 +149,13 @@ fn refused(answer: &Answer, outcome: Option<SettleResponse>, signed: &SignedPaym
         .as_ref()
         .and_then(|outcome| outcome.error_reason.clone());
     let text = text.or_else(|| challenge.as_ref()?.error.clone());
-    let reason: String = text
-        .as_deref()
-        .unwrap_or("no reason given")
-        .chars()
-        .take(300)
-        .collect();
+    let reason = escaped_start(text.as_deref().unwrap_or("no reason given"), 300);
     let code: Option<Reason> = reason.parse().ok();
+    // A hash or nothing: whatever else stands there is shown to people as a hash.
     let reported_hash = outcome
         .as_ref()
         .map(|outcome| outcome.transaction.clone())
+        .filter(|transaction| is_hash(transaction))
         .unwrap_or_default();
     let signed = Box::new(*signed);
     match code {

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Environment as _, Flags, ProcessEnvironment};
+use crate::protocol::text::escaped;
 use crate::telemetry;
 
 /// A self-hosted x402 payment facilitator.
@@ -95,10 +96,18 @@ pub async fn run(line: CommandLine) -> Result<(), CommandError> {
     }
 }
 
-/// Writes a line to stdout. A closed stdout is no reason to stop.
+/// Writes lines to stdout. Texts of others are in them, so everything that a terminal obeys is escaped. A closed stdout is no reason to stop.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).ok();
+    writeln!(out, "{}", for_terminal(text))
+        .and_then(|()| out.flush())
+        .ok();
+}
+
+/// Lines as a terminal may show them.
+pub fn for_terminal(text: &str) -> String {
+    let lines = text.split('\n').map(escaped);
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Returns at Ctrl-C or SIGTERM.

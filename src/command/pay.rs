@@ -1,7 +1,7 @@
 //! `x402d pay`: buys one URL. Killed and run again, it presents the same payment, because each payment is in a file before it is sent.
 
 use std::fs::{self, DirBuilder};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,13 +20,16 @@ use crate::buyer::{
     BuyerError, Client, Journal, JournalError, Paid, PayOptions, Request, SessionUse,
     SignedPayment, Signer,
 };
-use crate::command::{CommandError, say};
+use crate::command::{CommandError, for_terminal, say};
 use crate::config::{Environment, ProcessEnvironment};
 use crate::embedded::{default_data_dir, running_as_root};
+use crate::protocol::text::is_plain;
 use crate::protocol::{Amount, Network, PaymentMethod, X402Version};
 
 /// Decimals of every token that this command pays with.
 const DECIMALS: u8 = 6;
+/// Decimals of every network's currency.
+const NATIVE_DECIMALS: u8 = 18;
 /// How long to wait for another purchase that uses the journal, and how often to try.
 const JOURNAL_WAIT: Duration = Duration::from_mins(3);
 const JOURNAL_RETRY: Duration = Duration::from_millis(50);
@@ -48,6 +51,8 @@ pub(super) struct PayArguments {
     max: String,
     #[command(flatten)]
     session: SessionArguments,
+    #[command(flatten)]
+    transport: TransportArguments,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -83,6 +88,13 @@ pub(super) struct PayArguments {
 }
 
 #[derive(Debug, Args)]
+struct TransportArguments {
+    /// Pay over plain http, where anybody on the way can change the payee; without it only on this machine.
+    #[arg(long)]
+    allow_http: bool,
+}
+
+#[derive(Debug, Args)]
 struct SessionArguments {
     /// Open a payment session and pay before the paid request.
     #[arg(long)]
@@ -93,6 +105,20 @@ struct SessionArguments {
     /// Where to open the session; the seller's facilitator unless given.
     #[arg(long, value_name = "URL")]
     facilitator: Option<Url>,
+    /// The most that the gas of --transfer may cost, in the network's currency, such as 0.0001.
+    #[arg(long, value_name = "AMOUNT")]
+    max_fee: Option<String>,
+    /// What a unit of the network's currency costs; then the gas of --transfer may cost --max-fee-percent of the price.
+    #[arg(long, value_name = "DOLLARS")]
+    native_price: Option<String>,
+    /// The most that the gas of --transfer may cost, relative to the price.
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        default_value_t = 100,
+        requires = "native_price"
+    )]
+    max_fee_percent: u16,
 }
 
 #[derive(Debug, Args)]
@@ -123,8 +149,14 @@ pub(super) async fn run(arguments: PayArguments) -> Result<(), CommandError> {
     let network = arguments.network.as_deref().map(network).transpose()?;
     let options = arguments.options(network)?;
     let signer = arguments.payer.signer(&ProcessEnvironment)?;
-    let journal = journal(arguments.data_dir.as_deref()).await?;
-    let mut client = Client::new(signer)?.journal(journal);
+    let folder = buyer_folder(arguments.data_dir.as_deref())?;
+    let journal = journal(&folder).await?;
+    let mut client = arguments
+        .session
+        .limit_fees(Client::new(signer)?.journal(journal))?;
+    if arguments.transport.allow_http {
+        client = client.allow_http();
+    }
     if let Some(url) = &arguments.session.facilitator {
         client = client.facilitator(url.clone());
     }
@@ -137,7 +169,7 @@ pub(super) async fn run(arguments: PayArguments) -> Result<(), CommandError> {
             if arguments.json {
                 say(&result_json(&paid).to_string());
             } else {
-                show(&paid);
+                show(&paid, &folder);
             }
             let failed = || format!("the seller answered {}", paid.status).into();
             paid.status.is_success().then_some(()).ok_or_else(failed)
@@ -212,6 +244,23 @@ impl PayArguments {
     }
 }
 
+impl SessionArguments {
+    /// Sets what the gas of a transfer may cost.
+    fn limit_fees(&self, mut client: Client) -> Result<Client, CommandError> {
+        if let Some(fee) = &self.max_fee {
+            let wei = Amount::from_dollars(fee, NATIVE_DECIMALS)
+                .map_err(|error| format!("--max-fee: {error}"))?;
+            client = client.transfer_fee_max(wei.atomic());
+        }
+        if let Some(price) = &self.native_price {
+            let price = Amount::from_dollars(price, DECIMALS)
+                .map_err(|error| format!("--native-price: {error}"))?;
+            client = client.transfer_fee_share(price, self.max_fee_percent);
+        }
+        Ok(client)
+    }
+}
+
 impl PayerArguments {
     fn signer(&self, environment: &dyn Environment) -> Result<Signer, CommandError> {
         if let Some(file) = &self.keystore {
@@ -256,8 +305,8 @@ fn network(text: &str) -> Result<Network, CommandError> {
     })
 }
 
-/// The journal of this user, once no other purchase uses it.
-async fn journal(data_dir: Option<&Path>) -> Result<Journal, CommandError> {
+/// The buyer's folder in the data directory.
+fn buyer_folder(data_dir: Option<&Path>) -> Result<PathBuf, CommandError> {
     let environment = |name: &str| ProcessEnvironment.get(name);
     let folder = default_data_dir(data_dir, &environment, running_as_root());
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -268,6 +317,11 @@ async fn journal(data_dir: Option<&Path>) -> Result<Journal, CommandError> {
         }
         Ok(()) | Err(_) => {}
     }
+    Ok(folder)
+}
+
+/// The journal of this user, once no other purchase uses it.
+async fn journal(folder: &Path) -> Result<Journal, CommandError> {
     let path = folder.join("purchases.jsonl");
     let deadline = Instant::now() + JOURNAL_WAIT;
     loop {
@@ -280,12 +334,24 @@ async fn journal(data_dir: Option<&Path>) -> Result<Journal, CommandError> {
     }
 }
 
-/// Writes the body to stdout and the details of the payment to stderr.
-fn show(paid: &Paid) {
-    let mut out = std::io::stdout().lock();
-    out.write_all(&paid.body).and_then(|()| out.flush()).ok();
-    drop(out);
+/// Writes the body to stdout and the details of the payment to stderr. A body that a terminal would obey goes to a file.
+fn show(paid: &Paid, folder: &Path) {
     let mut lines = vec![format!("status       {}", paid.status)];
+    let mut out = std::io::stdout().lock();
+    if !out.is_terminal() || is_printable(&paid.body) {
+        out.write_all(&paid.body).and_then(|()| out.flush()).ok();
+    } else {
+        let file = folder.join("last-body");
+        let kept = match fs::write(&file, &paid.body) {
+            Ok(()) => format!("is in {}", file.display()),
+            Err(error) => format!("could not be kept in {}: {error}", file.display()),
+        };
+        let bytes = paid.body.len();
+        lines.push(format!(
+            "body         is no plain text, so the terminal does not get it: {bytes} bytes, {kept}"
+        ));
+    }
+    drop(out);
     if let Some(signed) = &paid.signed {
         lines.push(format!(
             "paid         {} atomic units of {} on {}",
@@ -307,6 +373,18 @@ fn show(paid: &Paid) {
         lines.push(format!("session      {}", session.id));
     }
     write_to_stderr(&lines);
+}
+
+/// Whether a terminal may be given a body as it is: text of lines and tabs, without anything that a terminal obeys.
+fn is_printable(body: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(body) else {
+        return false;
+    };
+    text.split('\n').all(|line| {
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        line.chars()
+            .all(|letter| letter == '\t' || is_plain(letter))
+    })
 }
 
 /// The charge, where it is known; for scheme `upto` also the permitted maximum.
@@ -347,7 +425,7 @@ fn explain(error: &BuyerError) {
 /// Details for people go to stderr, so that stdout has only what a program reads.
 fn write_to_stderr(lines: &[String]) {
     let mut out = std::io::stderr().lock();
-    writeln!(out, "\n{}", lines.join("\n")).ok();
+    writeln!(out, "\n{}", for_terminal(&lines.join("\n"))).ok();
 }
 
 /// When a payment expires.
@@ -375,4 +453,27 @@ fn result_json(paid: &Paid) -> Value {
 fn error_json(error: &BuyerError) -> Value {
     json!({"error": {"code": error.code(), "message": error.to_string(), "moneyMayHaveMoved": error.money_may_have_moved(),
         "transaction": error.transaction(), "signed": error.signed().map(signed_json), "advice": error.advice()}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminal_gets_plain_text_alone() {
+        for body in ["", "the weather is fine\n", "a\tb\r\nc", "größe 日本"] {
+            assert!(is_printable(body.as_bytes()), "{body:?}");
+        }
+        for body in [
+            "\u{1b}[2Kno money has moved",
+            "\u{1b}]52;c;eA==\u{7}",
+            "paid\rfree",
+            "\u{9b}2K",
+            "\u{202e}fdp.exe",
+            "a\0b",
+        ] {
+            assert!(!is_printable(body.as_bytes()), "{body:?}");
+        }
+        assert!(!is_printable(&[0xff, 0xfe]));
+    }
 }

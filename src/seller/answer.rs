@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD,
-    CACHE_CONTROL, VARY,
+    CACHE_CONTROL, RETRY_AFTER, VARY,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
@@ -216,9 +216,9 @@ pub(super) fn preflight(request: &HeaderMap) -> Response {
     response
 }
 
-/// 400: different readings of the path match different prices.
+/// 400: a server behind this one could read the path otherwise, or its readings have different prices.
 pub(super) fn ambiguous() -> Response {
-    let body = json!({"error": "the path is ambiguous: write it without dots, encoded slashes and the like"});
+    let body = json!({"error": "the path is ambiguous: write it without dot segments, encoded slashes, double encoding, semicolons, backslashes and control characters"});
     allow_any_origin((StatusCode::BAD_REQUEST, Json(body)).into_response())
 }
 
@@ -226,6 +226,30 @@ pub(super) fn ambiguous() -> Response {
 pub(super) fn body_too_long(bytes_max: usize) -> Response {
     let body = json!({"error": format!("the body of a paid request may have at most {bytes_max} bytes; nothing was settled")});
     allow_any_origin((StatusCode::PAYLOAD_TOO_LARGE, Json(body)).into_response())
+}
+
+/// 408: the body of a paid request did not come in time.
+pub(super) fn body_too_slow() -> Response {
+    let body =
+        json!({"error": "the body of the paid request did not come in time; nothing was settled"});
+    allow_any_origin((StatusCode::REQUEST_TIMEOUT, Json(body)).into_response())
+}
+
+/// 503: other requests hold all the memory for bodies.
+pub(super) fn busy() -> Response {
+    let body = json!({"error": "too many requests are being read; nothing was settled, present the same payment again"});
+    let answer = (
+        StatusCode::SERVICE_UNAVAILABLE,
+        [(RETRY_AFTER, "1")],
+        Json(body),
+    );
+    allow_any_origin(answer.into_response())
+}
+
+/// 400: the request's `Host` is not the name of a host.
+pub(super) fn invalid_host() -> Response {
+    let body = json!({"error": "the Host header is not one host name with an optional port"});
+    allow_any_origin((StatusCode::BAD_REQUEST, Json(body)).into_response())
 }
 
 /// 500, without internal details.

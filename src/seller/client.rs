@@ -7,13 +7,18 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::protocol::{SettleResponse, Supported, VerifyResponse, X402Version};
+use crate::protocol::{Reason, SettleResponse, Supported, VerifyResponse, X402Version};
 
 /// Longer than a facilitator waits before it answers `/settle`.
 const TIMEOUT: Duration = Duration::from_secs(90);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limit of a response body, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// The longest reason of a facilitator that is passed on as a code, in bytes.
+const CODE_BYTES_MAX: usize = 100;
+/// The header that names a call.
+const REQUEST_ID: &str = "x-request-id";
 
 /// A client of one facilitator.
 #[derive(Clone)]
@@ -59,12 +64,12 @@ pub enum FacilitatorError {
 }
 
 impl FacilitatorError {
-    /// Whether the facilitator may have answered this request with a success that was lost: the request was sent, and the facilitator
-    /// itself neither refused nor answered it.
+    /// Whether the facilitator may have answered this request with a success that was lost: the request was sent, and no answer of the
+    /// facilitator came back.
     pub(super) fn may_have_been_success(&self) -> bool {
         match self {
             Self::Unreachable(error) => !error.is_connect() && !error.is_builder(),
-            Self::InvalidResponse(status) => matches!(status, 200 | 502 | 504),
+            Self::InvalidResponse(_) => true,
             Self::Redirected { .. } | Self::Url | Self::Setup(_) => false,
         }
     }
@@ -124,6 +129,7 @@ impl FacilitatorClient {
                     payment_payload: payload,
                     payment_requirements: requirements,
                 },
+                None,
             )
             .await?;
         parse_verify(&answer)
@@ -141,16 +147,22 @@ impl FacilitatorClient {
         payload: &Value,
         requirements: &Value,
     ) -> Result<SettleResponse, FacilitatorError> {
-        let (status, answer) = self
-            .post(
-                "settle",
-                Call {
-                    x402_version: version,
-                    payment_payload: payload,
-                    payment_requirements: requirements,
-                },
-            )
-            .await?;
+        let call = Call {
+            x402_version: version,
+            payment_payload: payload,
+            payment_requirements: requirements,
+        };
+        self.settle_as(call, None).await
+    }
+
+    /// The same under an id of the caller's, at most 128 visible ASCII characters. When x402d answers `duplicate_settlement`, it repeats in
+    /// `extra.grantedTo` the id of the call that was told success.
+    pub(super) async fn settle_as(
+        &self,
+        call: Call<'_>,
+        request_id: Option<&str>,
+    ) -> Result<SettleResponse, FacilitatorError> {
+        let (status, answer) = self.post("settle", call, request_id).await?;
         parse_settle(&answer)
             .filter(|outcome| !outcome.success || status.is_success())
             .ok_or(FacilitatorError::InvalidResponse(status.as_u16()))
@@ -181,10 +193,13 @@ impl FacilitatorClient {
         &self,
         name: &str,
         call: Call<'_>,
+        request_id: Option<&str>,
     ) -> Result<(reqwest::StatusCode, Map<String, Value>), FacilitatorError> {
-        let (status, body) = self
-            .send(self.http.post(self.endpoint(name)).json(&call))
-            .await?;
+        let mut request = self.http.post(self.endpoint(name)).json(&call);
+        if let Some(id) = request_id {
+            request = request.header(REQUEST_ID, id);
+        }
+        let (status, body) = self.send(request).await?;
         let answer = serde_json::from_slice(&body)
             .map_err(|_| FacilitatorError::InvalidResponse(status.as_u16()))?;
         Ok((status, answer))
@@ -249,20 +264,47 @@ fn text(answer: &Map<String, Value>, member: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// A reason that may be passed on to buyers: a code. Other texts can hold what only this server should see, such as the URL of an RPC endpoint
+/// with its key, so `instead` stands for them.
+fn reason(answer: &Map<String, Value>, members: &[&str], instead: Reason) -> Option<String> {
+    let given = members.iter().find_map(|member| text(answer, member))?;
+    let is_code = given.len() <= CODE_BYTES_MAX
+        && given
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    if is_code {
+        return Some(given);
+    }
+    tracing::debug!(
+        reason = given.chars().take(300).collect::<String>(),
+        "facilitator's reason is not a code: buyers do not see it"
+    );
+    Some(instead.code().to_owned())
+}
+
+/// A message that may be passed on: one that explains a code of x402d, without a URL.
+fn message(answer: &Map<String, Value>, member: &str, reason: Option<&str>) -> Option<String> {
+    let known = reason.is_some_and(|reason| reason.parse::<Reason>().is_ok());
+    text(answer, member).filter(|message| known && !message.contains("://"))
+}
+
 fn parse_verify(answer: &Map<String, Value>) -> Option<VerifyResponse> {
+    let why = reason(answer, &["invalidReason"], Reason::UnexpectedVerifyError);
     Some(VerifyResponse {
         is_valid: answer.get("isValid")?.as_bool()?,
-        invalid_reason: text(answer, "invalidReason"),
-        invalid_message: text(answer, "invalidMessage"),
+        invalid_message: message(answer, "invalidMessage", why.as_deref()),
+        invalid_reason: why,
         payer: text(answer, "payer"),
     })
 }
 
 fn parse_settle(answer: &Map<String, Value>) -> Option<SettleResponse> {
+    let members = ["errorReason", "error_reason"];
+    let why = reason(answer, &members, Reason::UnexpectedSettleError);
     Some(SettleResponse {
         success: answer.get("success")?.as_bool()?,
-        error_reason: text(answer, "errorReason").or_else(|| text(answer, "error_reason")),
-        error_message: text(answer, "errorMessage"),
+        error_message: message(answer, "errorMessage", why.as_deref()),
+        error_reason: why,
         payer: text(answer, "payer"),
         transaction: text(answer, "transaction").unwrap_or_default(),
         network: text(answer, "network").unwrap_or_default(),

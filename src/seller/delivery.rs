@@ -3,35 +3,66 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
 
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::seller::copies::Copying;
+use crate::seller::held::frame_of;
 use crate::seller::owed::ClaimedPurchase;
 
 /// The limit of one data frame, in bytes. A server polls the next frame only when its write buffer has room, so the last frame is polled
 /// when nearly everything was sent.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// How long the rest of an answer that broke off is read for its copy. The payment stays claimed meanwhile.
+const REST_LIMIT: Duration = Duration::from_secs(10);
 
-/// A body that closes its purchase once it was read to its end. If it is dropped before, the purchase stays owed.
+/// A body that closes its purchase once it was read to its end. If it is dropped before, the purchase stays owed, with a copy of the answer
+/// if that is short enough.
 struct TrackedBody {
     body: Body,
     /// The part of the last data frame that was not polled yet.
     pending: Bytes,
+    copying: Option<Copying>,
     claim: Option<Arc<ClaimedPurchase>>,
+    tasks: TaskTracker,
 }
 
 /// Tracks the delivery of a purchase's response. Data that was given to the connection and lost on the network cannot be detected here.
-pub(super) fn track_delivery(response: Response, claim: Arc<ClaimedPurchase>) -> Response {
+pub(super) fn track_delivery(
+    response: Response,
+    claim: Arc<ClaimedPurchase>,
+    (copying, tasks): (Option<Copying>, TaskTracker),
+) -> Response {
     let (parts, body) = response.into_parts();
     let mut tracked = TrackedBody {
         body,
         pending: Bytes::new(),
+        copying,
         claim: Some(claim),
+        tasks,
     };
     tracked.close_at_end();
     Response::from_parts(parts, Body::new(tracked))
+}
+
+/// Reads the rest of an answer that broke off, and keeps its copy. Then the claim is dropped, which counts it.
+async fn copy_rest(mut body: Body, copying: Copying, claim: Arc<ClaimedPurchase>) {
+    let complete = async {
+        let mut copying = copying;
+        while let Some(frame) = frame_of(&mut body).await {
+            copying = copying.with(frame.ok()?.data_ref()?)?;
+        }
+        Some(copying.finish())
+    };
+    if let Ok(Some(copy)) = timeout(REST_LIMIT, complete).await {
+        claim.keep_copy(copy);
+    }
 }
 
 impl TrackedBody {
@@ -75,13 +106,19 @@ impl HttpBody for TrackedBody {
             }
             // An incomplete body was not delivered: the purchase stays owed.
             Poll::Ready(Some(Err(error))) => {
+                self.copying = None;
                 drop(self.claim.take());
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 let frame = match frame.into_data() {
-                    Ok(data) => self.next_frame(data),
+                    Ok(data) => {
+                        self.copying = self.copying.take().and_then(|copying| copying.with(&data));
+                        self.next_frame(data)
+                    }
                     Err(other) => {
+                        // A copy has no trailers.
+                        self.copying = None;
                         self.close_at_end();
                         other
                     }
@@ -105,5 +142,18 @@ impl HttpBody for TrackedBody {
             hint.set_upper(upper.saturating_add(pending));
         }
         hint
+    }
+}
+
+impl Drop for TrackedBody {
+    fn drop(&mut self) {
+        let (Some(claim), Some(copying)) = (self.claim.take(), self.copying.take()) else {
+            return;
+        };
+        let body = std::mem::replace(&mut self.body, Body::empty());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks
+                .spawn_on(copy_rest(body, copying, claim), &runtime);
+        }
     }
 }

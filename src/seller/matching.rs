@@ -1,15 +1,15 @@
 //! Matches the payment of a request to an offer.
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::Address;
 use axum::http::request::Parts;
 use serde_json::Value;
 
 use crate::protocol::header::{PAYMENT_SIGNATURE, X_PAYMENT};
-use crate::protocol::session::requirements_hash;
 use crate::protocol::{
     PaymentRequirements, PresentedPayment, Reason, Scheme, SettleResponse, X402Version, field,
 };
 use crate::seller::answer::Quote;
+use crate::seller::identity::PaymentIdentity;
 use crate::seller::{Flow, Payment};
 
 /// A presented payment and the offer that it matches.
@@ -18,6 +18,7 @@ pub(super) struct MatchedPayment<'a> {
     pub(super) offer: &'a PaymentRequirements,
     /// The same offer as JSON, as it is sent to the facilitator.
     pub(super) offer_json: &'a Value,
+    pub(super) identity: PaymentIdentity,
     /// The details that the handler gets.
     pub(super) details: Payment,
 }
@@ -46,14 +47,17 @@ impl<'a> MatchedPayment<'a> {
             .ok_or_else(|| refuse("the payment header is not base64 of a JSON object"))?;
         let (offer, offer_json) = find_offer(&presented, quote)
             .ok_or_else(|| refuse("No matching payment requirements"))?;
+        let identity = presented
+            .raw()
+            .get("payload")
+            .and_then(|payload| PaymentIdentity::of(payload, offer))
+            .ok_or_else(|| refuse(Reason::InvalidPayload.code()))?;
         // A session proof names no payer; the facilitator's response does.
-        let payer = presented.payer().unwrap_or(Address::ZERO);
-        if payer.is_zero() && !is_session_proof(&presented) {
-            return Err(refuse(Reason::InvalidPayload.code()));
-        }
+        let payer = identity.payer.unwrap_or(Address::ZERO);
         Ok(Self {
             offer,
             offer_json,
+            identity,
             details: Payment {
                 id: None,
                 payment_id: None,
@@ -93,18 +97,6 @@ impl<'a> MatchedPayment<'a> {
             details.amount = charged;
         }
     }
-
-    /// The hash of the payload, which identifies the payment for any encoding of its header.
-    pub(super) fn key(&self) -> Option<B256> {
-        requirements_hash(self.presented.raw().get("payload")?).ok()
-    }
-}
-
-fn is_session_proof(payment: &PresentedPayment) -> bool {
-    payment
-        .raw()
-        .pointer("/payload/sessionId")
-        .is_some_and(Value::is_string)
 }
 
 /// The offer that a payment accepts. A v1 payment names only scheme and network, so an offer with the signed amount and payee is preferred,

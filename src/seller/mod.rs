@@ -8,7 +8,8 @@
 //! - A buyer sees neither the facilitator's URL nor the text of internal errors.
 //!
 //! By default a payment is settled before the handler runs ([`Flow::Upfront`]), so that the handler gets the transaction hash. Settled
-//! money is not refunded when the handler fails.
+//! money is not refunded when the handler fails: the same payment gets the resource later. An answer that broke off is served again at most
+//! three times, and until an hour after the payment has expired; an answer of at most 1 MiB is served from a copy then.
 //!
 //! A price may also be metered ([`Price::metered`]): the buyer signs a maximum, the handler sets the actual amount with a [`Charge`], and
 //! this amount is settled before the response is sent.
@@ -18,9 +19,12 @@ mod announced;
 mod answer;
 mod charge;
 mod client;
+mod copies;
 mod delivery;
 mod facilitator_address;
 mod forwarded;
+mod held;
+mod identity;
 mod layer;
 mod matching;
 mod offer;
@@ -29,8 +33,11 @@ mod page;
 mod path;
 mod payment;
 mod price;
+mod resource;
+mod route;
 mod sale;
 mod settling;
+mod suspended;
 
 pub use charge::{Charge, ChargeError};
 pub use client::{FacilitatorClient, FacilitatorError};
@@ -39,24 +46,29 @@ pub use offer::Terms;
 pub use owed::OwedFileError;
 pub use payment::{Payment, Unpaid};
 pub use price::{Price, Token};
+pub use route::Route;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alloy::primitives::Address;
-use axum::http::request::Parts;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
+use crate::clock::{Clock, SystemClock};
 use crate::protocol::Network;
 use crate::protocol::amount::AmountError;
 use crate::seller::announced::Announced;
+use crate::seller::copies::Copies;
 use crate::seller::facilitator_address::FacilitatorAddresses;
 use crate::seller::forwarded::ForwardedCheck;
+use crate::seller::held::{BodyLimits, Room};
 use crate::seller::offer::{OfferSettings, Offers, Source};
 use crate::seller::owed::Purchases;
 use crate::seller::path::Pattern;
 use crate::seller::sale::PaywallState;
+use crate::seller::suspended::SuspendedPayers;
 
 /// When a payment is settled, relative to the handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,84 +77,9 @@ pub enum Flow {
     #[default]
     Upfront,
     /// After the handler, unless it answers 400 or above. Its response is held back until the payment is settled. The handler runs for a
-    /// verified payment that may still fail to settle. Metered prices always use this flow.
+    /// verified payment that may still fail to settle: its payer can use up the nonce or move the money meanwhile, so do not use it for work
+    /// that costs more than you are ready to give away. Metered prices always use this flow.
     AfterHandler,
-}
-
-/// A priced route.
-#[derive(Debug, Clone)]
-pub struct Route {
-    spec: String,
-    source: Source,
-    further: Vec<Terms>,
-    resource_id: Option<String>,
-    description: Option<String>,
-    mime_type: Option<String>,
-    flow: Option<Flow>,
-}
-
-impl Route {
-    /// A route with a fixed price. `spec` is a path, optionally with a method: `GET /report`, `/files/{*path}`. Segments in braces match
-    /// anything, as in axum. Without a method every method is priced. `HEAD` counts as `GET`.
-    pub fn new(spec: impl Into<String>, price: Price) -> Self {
-        Self::of(spec, Source::Price(price))
-    }
-
-    /// A route whose price or payee depends on the request. `terms` is called for the unpaid request and again for the paid one; it must
-    /// return the same terms for both, otherwise the payment is refused.
-    pub fn computed(
-        spec: impl Into<String>,
-        terms: impl Fn(&Parts) -> Vec<Terms> + Send + Sync + 'static,
-    ) -> Self {
-        Self::of(spec, Source::Computed(Arc::new(terms)))
-    }
-
-    fn of(spec: impl Into<String>, source: Source) -> Self {
-        Self {
-            spec: spec.into(),
-            source,
-            further: Vec::new(),
-            resource_id: None,
-            description: None,
-            mime_type: None,
-            flow: None,
-        }
-    }
-
-    /// Adds another way to pay. Offers are listed in the order in which they were added.
-    #[must_use]
-    pub fn or(mut self, terms: Terms) -> Self {
-        self.further.push(terms);
-        self
-    }
-
-    /// Sets `extra.resourceId`, which binds payment sessions to this route: a session opened for it cannot pay for another one.
-    #[must_use]
-    pub fn resource_id(mut self, id: impl Into<String>) -> Self {
-        self.resource_id = Some(id.into());
-        self
-    }
-
-    /// A description of the resource, shown to buyers in the challenge.
-    #[must_use]
-    pub fn description(mut self, text: impl Into<String>) -> Self {
-        self.description = Some(text.into());
-        self
-    }
-
-    /// The MIME type of the paid response; `application/json` unless set.
-    #[must_use]
-    pub fn mime_type(mut self, text: impl Into<String>) -> Self {
-        self.mime_type = Some(text.into());
-        self
-    }
-
-    /// Overrides the paywall's flow. Metered prices ignore it.
-    #[must_use]
-    pub const fn flow(mut self, flow: Flow) -> Self {
-        self.flow = Some(flow);
-        self
-    }
 }
 
 /// Builder of a paywall: routes, payee, network and facilitator. [`Paywall::build`] returns the layer.
@@ -158,6 +95,8 @@ pub struct Paywall {
     public_url: Option<Url>,
     flow: Flow,
     timeout_s: u64,
+    limits: BodyLimits,
+    clock: Arc<dyn Clock>,
     routes: Vec<Route>,
 }
 
@@ -225,6 +164,8 @@ impl Paywall {
             public_url: None,
             flow: Flow::default(),
             timeout_s: 300,
+            limits: BodyLimits::default(),
+            clock: Arc::new(SystemClock),
             routes: Vec::new(),
         }
     }
@@ -253,7 +194,8 @@ impl Paywall {
     }
 
     /// Keeps owed purchases (settled, but not delivered) in `file` as well as in memory, so that a buyer can still get the resource for the
-    /// same payment after a restart. Each process needs its own file.
+    /// same payment after a restart. Each process needs its own file. Copies of answers that broke off are not in it: after a restart the
+    /// handler runs again.
     #[must_use]
     pub fn owed_in(mut self, file: impl Into<PathBuf>) -> Self {
         self.owed_file = Some(file.into());
@@ -282,7 +224,8 @@ impl Paywall {
         self
     }
 
-    /// Sets the URL at which buyers reach this server. Without it the `Host` header of each request is used.
+    /// Sets the URL at which buyers reach this server. Without it the `Host` header of each request is used, which any client can choose:
+    /// what it names stands in the challenge and in the facilitator's history. Set it on every server that strangers can reach.
     #[must_use]
     pub fn public_url(mut self, url: Url) -> Self {
         self.public_url = Some(url);
@@ -300,6 +243,37 @@ impl Paywall {
     #[must_use]
     pub const fn timeout_s(mut self, seconds: u64) -> Self {
         self.timeout_s = seconds;
+        self
+    }
+
+    /// Sets the longest body of a paid request, in bytes; 1 MiB unless set. Nothing beyond 64 KiB is read before the facilitator has found
+    /// the payment valid. A longer body is answered with 413, and nothing is settled.
+    #[must_use]
+    pub const fn body_bytes_max(mut self, bytes: usize) -> Self {
+        self.limits.bytes_max = bytes;
+        self
+    }
+
+    /// Sets how long the body of a paid request may take; 30 s unless set. A slower one is answered with 408, and nothing is settled.
+    #[must_use]
+    pub const fn body_deadline(mut self, limit: Duration) -> Self {
+        self.limits.deadline = limit;
+        self
+    }
+
+    /// Sets the limit of everything that the paywall holds for paid requests at one time, in bytes: their bodies, and the responses that
+    /// wait for a settlement. 64 MiB unless set; a quarter of it, besides, is for payments that are not verified yet. A request that finds no
+    /// room is answered with 503, and nothing is settled.
+    #[must_use]
+    pub const fn held_bytes_max(mut self, bytes: usize) -> Self {
+        self.limits.held_bytes_max = bytes;
+        self
+    }
+
+    /// Uses `clock` for the end of owed purchases; the machine's clock unless set.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -335,13 +309,18 @@ impl Paywall {
             routes.push(priced);
         }
         let purchases = match &self.owed_file {
-            Some(path) => Purchases::in_file(path)?,
-            None => Purchases::default(),
+            Some(path) => Purchases::in_file(path, Arc::clone(&self.clock))?,
+            None => Purchases::in_memory(Arc::clone(&self.clock)),
         };
         Ok(PaywallLayer::new(PaywallState {
             facilitator,
             routes,
             purchases,
+            copies: Copies::default(),
+            suspended: SuspendedPayers::default(),
+            limits: self.limits,
+            room: Room::new(self.limits),
+            clock: self.clock,
             tasks: TaskTracker::new(),
             public_url: self.public_url,
             forwarded: ForwardedCheck::default(),

@@ -3,36 +3,46 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use alloy::primitives::keccak256;
-use axum::body::{Body, to_bytes};
-use axum::extract::{OriginalUri, Request};
-use axum::http::header::HOST;
+use alloy::primitives::{B256, keccak256};
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
 use axum::http::request::Parts;
 use axum::response::Response;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 use url::Url;
 
+use crate::clock::Clock;
 use crate::protocol::response::checksummed;
 use crate::protocol::{Amount, PaymentMethod, PaymentRequirements, Reason, SettleResponse};
 use crate::seller::announced::Announced;
-use crate::seller::answer::{Quote, body_too_long, internal_error, receipt, unavailable};
+use crate::seller::answer::{self, Quote, internal_error, receipt, unavailable};
+use crate::seller::copies::{AnswerCopy, Copies};
 use crate::seller::delivery::track_delivery;
 use crate::seller::facilitator_address::{FacilitatorAddresses, NoFacilitatorAddress};
 use crate::seller::forwarded::ForwardedCheck;
+use crate::seller::held::{BodyLimits, BodyReader, Progress, Room, UNVERIFIED_BYTES_MAX};
 use crate::seller::matching::{MatchedPayment, version_of};
-use crate::seller::owed::{ClaimError, ClaimedPurchase, PurchaseKey, Purchases};
+use crate::seller::owed::{ClaimError, ClaimedPurchase, Purchases};
+use crate::seller::resource::{self, InvalidHost, path_of};
 use crate::seller::settling::{SaleError, Settlement};
+use crate::seller::suspended::SuspendedPayers;
 use crate::seller::{Charge, ChargeError, FacilitatorClient, Flow, Hook, Priced};
 
-/// The limit in bytes of a handler's response that is held back until its payment is settled, and of the body of a paid request.
-const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The limit in bytes of a handler's response that is held back until its payment is settled.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A built paywall: routes, facilitator client and the state of sales.
 pub(super) struct PaywallState {
     pub(super) facilitator: FacilitatorClient,
     pub(super) routes: Vec<Priced>,
     pub(super) purchases: Purchases,
+    pub(super) copies: Copies,
+    pub(super) suspended: SuspendedPayers,
+    pub(super) limits: BodyLimits,
+    pub(super) room: Room,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) tasks: TaskTracker,
     pub(super) public_url: Option<Url>,
     pub(super) forwarded: ForwardedCheck,
@@ -62,7 +72,15 @@ impl PaywallState {
         match self.serve_paid(&quote, (parts, body), inner).await {
             Ok(response) => response,
             Err(SaleError::Internal) => internal_error(),
-            Err(SaleError::BodyTooLong) => body_too_long(HELD_BYTES_MAX),
+            Err(SaleError::BodyTooLong) => answer::body_too_long(self.limits.bytes_max),
+            Err(SaleError::BodyTooSlow) => answer::body_too_slow(),
+            Err(SaleError::Busy) => {
+                tracing::warn!(
+                    held_bytes_max = self.limits.held_bytes_max,
+                    "paid request turned away: too many bodies are held in memory"
+                );
+                answer::busy()
+            }
             Err(SaleError::PaymentRequired(None)) if page => quote.page(),
             Err(SaleError::PaymentRequired(error)) => quote.challenge(error.as_deref()),
             Err(SaleError::Refused(outcome)) => quote.refuse(version, &outcome),
@@ -98,7 +116,10 @@ impl PaywallState {
                 return Err(unavailable());
             }
         }
-        Quote::new(priced, offers, self.url_of(parts), &self.announced).map_err(|error| {
+        let url = self
+            .url_of(parts)
+            .map_err(|InvalidHost| answer::invalid_host())?;
+        Quote::new(priced, offers, url, &self.announced).map_err(|error| {
             tracing::error!(%error, "offers could not be serialised");
             internal_error()
         })
@@ -134,65 +155,117 @@ impl PaywallState {
     {
         let payment =
             MatchedPayment::from_request(&parts, quote).map_err(SaleError::PaymentRequired)?;
-        let body = to_bytes(body, HELD_BYTES_MAX)
-            .await
-            .map_err(|_| SaleError::BodyTooLong)?;
-        // A payment belongs to one request: this hash covers method, path, query and body.
-        let target = [parts.method.as_str(), " ", path_of(&parts), "\n"].concat();
-        let request = keccak256([target.as_bytes(), keccak256(&body).as_slice()].concat());
-        let key = payment.key().map(PurchaseKey).ok_or_else(|| {
-            SaleError::PaymentRequired(Some(Reason::InvalidPayload.code().to_owned()))
-        })?;
-        let claim = self.purchases.claim(key, request).map_err(|error| {
-            let why = match error {
-                ClaimError::AlreadyClaimed => "this payment is being served right now",
-                ClaimError::OtherRequest => "this payment is for another request",
-            };
-            SaleError::PaymentRequired(Some(format!("{}: {why}", Reason::DuplicateSettlement)))
-        })?;
+        let mut reader = BodyReader::new(body, Some(self.limits.deadline));
+        let verified = self.read_body(&payment, &mut reader).await?;
+        let (body, room) = reader.finish();
+        let claim = self.claim(&payment, request_hash(&parts, &body))?;
         let request = Request::from_parts(parts, Body::from(body));
         let sale = Sale {
             state: self,
             payment,
             claim: Arc::new(claim),
+            verified,
+            _room: room,
         };
+        if let Some(copy) = sale.claim.copy.clone() {
+            return sale.serve_copy(&copy);
+        }
+        let unasked = sale.claim.owed.is_none() && !sale.claim.was_settling;
         match sale.payment.flow() {
-            Flow::Upfront => sale.serve_settled(request, inner).await,
-            Flow::AfterHandler => sale.serve_then_settle(request, inner).await,
+            Flow::AfterHandler if unasked => sale.serve_then_settle(request, inner).await,
+            Flow::AfterHandler | Flow::Upfront => sale.serve_settled(request, inner).await,
+        }
+    }
+
+    /// Reads the body of a paid request. Beyond [`UNVERIFIED_BYTES_MAX`], or without room for unverified payments, it is read only for a
+    /// payment that the facilitator finds valid or that is known here. Returns whether the payment was verified.
+    async fn read_body(
+        &self,
+        payment: &MatchedPayment<'_>,
+        reader: &mut BodyReader,
+    ) -> Result<bool, SaleError> {
+        let bytes_max = self.limits.bytes_max;
+        let first = reader
+            .read(bytes_max.min(UNVERIFIED_BYTES_MAX), &self.room.unverified)
+            .await?;
+        if first == Progress::Complete {
+            return Ok(false);
+        }
+        if reader.length_min() > u64::try_from(bytes_max).unwrap_or(u64::MAX) {
+            return Err(SaleError::BodyTooLong);
+        }
+        // A settled payment is not valid any more, and its buyer may come back for what is owed.
+        let is_known = self.purchases.knows(payment.identity);
+        if !is_known {
+            self.verify(payment).await?;
+        }
+        match reader.read(bytes_max, &self.room.verified).await? {
+            Progress::Complete => Ok(!is_known),
+            Progress::LimitReached => Err(SaleError::BodyTooLong),
+            Progress::NoRoom => Err(SaleError::Busy),
+        }
+    }
+
+    fn claim(
+        &self,
+        payment: &MatchedPayment<'_>,
+        request: B256,
+    ) -> Result<ClaimedPurchase, SaleError> {
+        let timeout_s = payment.offer.max_timeout_seconds;
+        let claimed = self.purchases.claim(payment.identity, request, timeout_s);
+        claimed.map_err(|error| {
+            let why = match error {
+                ClaimError::NoRandomness => return SaleError::Internal,
+                ClaimError::AlreadyClaimed => "this payment is being served right now",
+                ClaimError::OtherRequest => "this payment is for another request",
+            };
+            SaleError::PaymentRequired(Some(format!("{}: {why}", Reason::DuplicateSettlement)))
+        })
+    }
+
+    async fn verify(&self, payment: &MatchedPayment<'_>) -> Result<(), SaleError> {
+        let presented = &payment.presented;
+        let verdict = self
+            .facilitator
+            .verify(presented.version, presented.raw(), payment.offer_json)
+            .await?;
+        if verdict.is_valid {
+            return Ok(());
+        }
+        let reason = verdict.invalid_reason;
+        self.refresh_facilitator_address(payment, reason.as_deref());
+        Err(SaleError::PaymentRequired(Some(
+            reason.unwrap_or_else(|| "the payment is not valid".to_owned()),
+        )))
+    }
+
+    /// Forgets the facilitator's address after a mismatch: the facilitator settles from another account now, and is asked for it again.
+    fn refresh_facilitator_address(&self, payment: &MatchedPayment<'_>, reason: Option<&str>) {
+        if reason == Some(Reason::UptoFacilitatorMismatch.code()) {
+            self.facilitator_addresses.forget(payment.offer.network);
         }
     }
 
     /// The resource URL as buyers see it.
-    fn url_of(&self, parts: &Parts) -> String {
-        let path = path_of(parts);
+    fn url_of(&self, parts: &Parts) -> Result<String, InvalidHost> {
         if let Some(base) = &self.public_url {
-            return format!("{}{path}", base.as_str().trim_end_matches('/'));
+            return Ok(resource::below(base, parts));
         }
-        let host = parts
-            .headers
-            .get(HOST)
-            .and_then(|host| host.to_str().ok())
-            .or_else(|| {
-                parts
-                    .uri
-                    .authority()
-                    .map(axum::http::uri::Authority::as_str)
-            })
-            .unwrap_or("localhost");
-        let url = format!("http://{host}{path}");
+        let url = resource::at_named_host(parts)?;
         self.forwarded.compare(&parts.headers, &url);
-        url
+        Ok(url)
+    }
+
+    /// The present time in Unix seconds.
+    fn now(&self) -> i64 {
+        self.clock.now().unix_timestamp()
     }
 }
 
-/// Path and query as the client sent them, also inside a nested router.
-fn path_of(parts: &Parts) -> &str {
-    let uri = parts
-        .extensions
-        .get::<OriginalUri>()
-        .map_or(&parts.uri, |original| &original.0);
-    uri.path_and_query()
-        .map_or("/", axum::http::uri::PathAndQuery::as_str)
+/// A payment buys one request: this hash covers method, path, query and body.
+fn request_hash(parts: &Parts, body: &Bytes) -> B256 {
+    let target = [parts.method.as_str(), " ", path_of(parts), "\n"].concat();
+    keccak256([target.as_bytes(), keccak256(body).as_slice()].concat())
 }
 
 /// A request with a matching payment whose purchase is claimed.
@@ -200,10 +273,14 @@ struct Sale<'a> {
     state: &'a PaywallState,
     payment: MatchedPayment<'a>,
     claim: Arc<ClaimedPurchase>,
+    /// The facilitator has found the payment valid for this request.
+    verified: bool,
+    /// The room of the request's body.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Sale<'_> {
-    /// [`Flow::Upfront`]: settles, then runs the handler. If the handler fails, the purchase stays owed.
+    /// Settles, or has settled before, then runs the handler. If the handler fails, the purchase stays owed.
     async fn serve_settled<S>(
         mut self,
         mut request: Request,
@@ -212,10 +289,14 @@ impl Sale<'_> {
     where
         S: Service<Request, Response = Response, Error = Infallible>,
     {
-        let outcome = self.settlement(self.payment.offer.amount).await?;
+        // What an earlier call asked for is asked for again: the payment may have been settled by it.
+        let charge = self.claim.earlier_charge;
+        let charge = charge.unwrap_or(self.payment.offer.amount);
+        let outcome = self.settlement(charge).await?;
         request
             .extensions_mut()
             .insert(self.payment.details.clone());
+        self.claim.begin_answer();
         let Ok(mut response) = inner.call(request).await;
         if let Err(error) = self.charge(&mut response) {
             tracing::error!(%error, "charge ignored: the payment was settled before the handler ran");
@@ -232,8 +313,9 @@ impl Sale<'_> {
     where
         S: Service<Request, Response = Response, Error = Infallible>,
     {
-        if self.claim.owed.is_none() && !self.claim.was_settling {
-            self.verify().await?;
+        self.refuse_suspended()?;
+        if !self.verified {
+            self.state.verify(&self.payment).await?;
         }
         request
             .extensions_mut()
@@ -243,23 +325,67 @@ impl Sale<'_> {
         if response.status().as_u16() >= 400 {
             return Ok(response);
         }
-        let charge = match charge {
-            // An earlier settlement is final: the charge of this run of the handler is not used.
-            _ if self.claim.owed.is_some() => self.payment.offer.amount,
-            Ok(charge) => charge,
-            Err(error) => return Err(SaleError::InvalidCharge(error)),
-        };
+        let charge = charge.map_err(SaleError::InvalidCharge)?;
         let (parts, body) = response.into_parts();
-        let Ok(held) = to_bytes(body, HELD_BYTES_MAX).await else {
-            tracing::error!(
-                bytes_max = HELD_BYTES_MAX,
-                "handler's response is incomplete or too long to be held back: nothing was settled"
-            );
-            return Err(SaleError::Internal);
-        };
-        let outcome = self.settlement(charge).await?;
+        let mut reader = BodyReader::new(body, None);
+        let read = reader
+            .read(RESPONSE_BYTES_MAX, &self.state.room.verified)
+            .await;
+        match read {
+            Ok(Progress::Complete) => {}
+            Ok(Progress::NoRoom) => return Err(SaleError::Busy),
+            Ok(Progress::LimitReached) | Err(_) => {
+                tracing::error!(
+                    bytes_max = RESPONSE_BYTES_MAX,
+                    "handler's response is incomplete or too long to be held back: nothing was settled"
+                );
+                return Err(SaleError::Internal);
+            }
+        }
+        let (held, _room) = reader.finish();
+        let outcome = self.settlement(charge).await;
+        self.count_outcome(&outcome);
+        let outcome = outcome?;
+        self.claim.begin_answer();
         let response = Response::from_parts(parts, Body::from(held));
         Ok(self.deliver(response, &outcome))
+    }
+
+    /// Refuses a payer whose verified payments did not settle after the handler had run.
+    fn refuse_suspended(&self) -> Result<(), SaleError> {
+        let (payer, now) = (self.payment.identity.payer, self.state.now());
+        match payer.and_then(|payer| self.state.suspended.until(payer, now)) {
+            None => Ok(()),
+            Some(until) => Err(SaleError::PaymentRequired(Some(format!(
+                "payer_suspended: earlier payments of this payer were valid and could not be settled; nothing is served to it until {until} (Unix \
+                 seconds), and nothing was settled"
+            )))),
+        }
+    }
+
+    /// Counts whether a verified payment settled after the handler had run.
+    fn count_outcome(&self, outcome: &Result<SettleResponse, SaleError>) {
+        let Some(payer) = self.payment.identity.payer else {
+            return;
+        };
+        match outcome {
+            Ok(_) => self.state.suspended.record_success(payer),
+            Err(error) if error.is_final_refusal() => {
+                self.state.suspended.record_failure(payer, self.state.now());
+                tracing::warn!(%payer, "verified payment not settled after the handler ran: its payer has to wait");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Serves a copy of the answer that broke off.
+    fn serve_copy(mut self, copy: &AnswerCopy) -> Result<Response, SaleError> {
+        let outcome = self.claim.owed.clone().ok_or(SaleError::Internal)?;
+        self.payment.apply(&outcome);
+        self.claim.begin_answer();
+        let response = receipt(copy.response(), self.payment.presented.version, &outcome);
+        let tasks = self.state.tasks.clone();
+        Ok(track_delivery(response, self.claim, (None, tasks)))
     }
 
     /// Removes the charge from a handler's response; without one the whole price is charged.
@@ -274,38 +400,20 @@ impl Sale<'_> {
     /// Adds the receipt. After a server error of the handler the purchase stays owed; otherwise it is closed once the response was sent
     /// completely.
     fn deliver(self, response: Response, outcome: &SettleResponse) -> Response {
-        let response = receipt(response, self.payment.presented.version, outcome);
-        if response.status().is_server_error() {
+        let version = self.payment.presented.version;
+        let lowest_failure = match self.payment.flow() {
+            Flow::Upfront => 500,
+            // Nothing would have been charged for it in the first place.
+            Flow::AfterHandler => 400,
+        };
+        if response.status().as_u16() >= lowest_failure {
             tracing::warn!(transaction = %outcome.transaction, "handler of a paid request failed: the same payment can be presented again");
-            return response;
+            self.claim.record_failed();
+            return receipt(response, version, outcome);
         }
-        track_delivery(response, self.claim)
-    }
-
-    async fn verify(&self) -> Result<(), SaleError> {
-        let payment = &self.payment.presented;
-        let verdict = self
-            .state
-            .facilitator
-            .verify(payment.version, payment.raw(), self.payment.offer_json)
-            .await?;
-        if verdict.is_valid {
-            return Ok(());
-        }
-        let reason = verdict.invalid_reason;
-        self.refresh_facilitator_address(reason.as_deref());
-        Err(SaleError::PaymentRequired(Some(
-            reason.unwrap_or_else(|| "the payment is not valid".to_owned()),
-        )))
-    }
-
-    /// Forgets the facilitator's address after a mismatch: the facilitator settles from another account now, and is asked for it again.
-    fn refresh_facilitator_address(&self, reason: Option<&str>) {
-        if reason == Some(Reason::UptoFacilitatorMismatch.code()) {
-            self.state
-                .facilitator_addresses
-                .forget(self.payment.offer.network);
-        }
+        let copying = self.state.copies.begin(&response);
+        let response = receipt(response, version, outcome);
+        track_delivery(response, self.claim, (copying, self.state.tasks.clone()))
     }
 
     /// The settlement of this payment: the earlier one when its resource is owed, else a new one for `charge`. A new one runs in a task of
@@ -331,7 +439,9 @@ impl Sale<'_> {
         let outcome = self.state.tasks.spawn(settlement.run()).await;
         let outcome = outcome.map_err(|_| SaleError::Internal)?;
         if let Err(SaleError::Refused(refusal)) = &outcome {
-            self.refresh_facilitator_address(refusal.error_reason.as_deref());
+            let reason = refusal.error_reason.as_deref();
+            self.state
+                .refresh_facilitator_address(&self.payment, reason);
         }
         let outcome = outcome?;
         self.payment.apply(&outcome);

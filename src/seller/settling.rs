@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use crate::protocol::challenge::network_name;
 use crate::protocol::{Amount, Network, PresentedPayment, Reason, SettleResponse};
+use crate::seller::client::Call;
+use crate::seller::held::ReadError;
 use crate::seller::owed::ClaimedPurchase;
 use crate::seller::{ChargeError, FacilitatorClient, FacilitatorError, OwedFileError};
 
@@ -22,6 +24,10 @@ pub(super) enum SaleError {
     NotRecorded(OwedFileError),
     /// The request's body exceeds the limit.
     BodyTooLong,
+    /// The request's body did not come in time.
+    BodyTooSlow,
+    /// Other requests hold all the memory for bodies.
+    Busy,
     /// An internal error, such as a handler response that could not be read.
     Internal,
     /// The handler's charge is invalid.
@@ -39,9 +45,21 @@ impl SaleError {
             Self::PaymentRequired(_)
             | Self::NotRecorded(_)
             | Self::BodyTooLong
+            | Self::BodyTooSlow
+            | Self::Busy
             | Self::Internal
             | Self::InvalidCharge(_) => false,
         }
+    }
+
+    /// Whether the facilitator refuses for good to settle this payment for this seller.
+    pub(super) fn is_final_refusal(&self) -> bool {
+        let Self::Refused(outcome) = self else {
+            return false;
+        };
+        let open = [Reason::SettlementPending, Reason::UnexpectedSettleError];
+        let reason = outcome.error_reason.as_deref();
+        !open.iter().any(|open| reason == Some(open.code()))
     }
 
     /// Whether the facilitator may have answered with a success that was lost.
@@ -52,6 +70,8 @@ impl SaleError {
             | Self::PaymentRequired(_)
             | Self::NotRecorded(_)
             | Self::BodyTooLong
+            | Self::BodyTooSlow
+            | Self::Busy
             | Self::Internal
             | Self::InvalidCharge(_) => false,
         }
@@ -61,6 +81,16 @@ impl SaleError {
 impl From<FacilitatorError> for SaleError {
     fn from(error: FacilitatorError) -> Self {
         Self::Unavailable(error)
+    }
+}
+
+impl From<ReadError> for SaleError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::TooSlow => Self::BodyTooSlow,
+            // The buyer is gone, so nobody reads this answer.
+            ReadError::Broken => Self::Internal,
+        }
     }
 }
 
@@ -81,10 +111,19 @@ pub(super) struct Settlement {
     pub(super) claim: Arc<ClaimedPurchase>,
 }
 
+/// The member of a `duplicate_settlement` that names the request which was told success.
+const GRANTED_TO: &str = "grantedTo";
+/// What a buyer is told when the success of an earlier call was lost and belongs to somebody else.
+const GRANTED_ELSEWHERE: &str = "the facilitator has granted this payment to another request, not to one of this seller for this resource: nothing \
+    is served for it here";
+/// The same, when the facilitator does not say to whom it belongs.
+const GRANTED_UNKNOWN: &str = "the money has moved, and nothing is served: an earlier answer of the facilitator to this seller was lost, and the \
+    facilitator does not say to which request it granted the payment. Do not pay again; show the seller this transaction hash";
+
 impl Settlement {
     /// Records the purchase before `/settle` is called, and the result before anything is served.
     pub(super) async fn run(self) -> Result<SettleResponse, SaleError> {
-        self.claim.record_settling().await?;
+        self.claim.record_settling(self.charge).await?;
         match self.settle().await {
             Ok(outcome) => {
                 self.claim.record_settled(&outcome).await?;
@@ -92,7 +131,7 @@ impl Settlement {
             }
             Err(error) => {
                 if error.may_hide_a_success() {
-                    self.claim.keep_settling();
+                    self.claim.keep_settling(self.charge);
                 } else if !(self.claim.was_settling && error.may_still_settle()) {
                     self.claim.record_not_settled().await?;
                 }
@@ -101,36 +140,29 @@ impl Settlement {
         }
     }
 
+    async fn call(&self) -> Result<SettleResponse, SaleError> {
+        let id = self.claim.request_id().ok_or(SaleError::Internal)?;
+        let call = Call {
+            x402_version: self.payment.version,
+            payment_payload: self.payment.raw(),
+            payment_requirements: &self.requirements,
+        };
+        Ok(self.facilitator.settle_as(call, Some(&id)).await?)
+    }
+
     /// Calls `/settle`, once more when the first response is `settlement_pending`.
     async fn settle(&self) -> Result<SettleResponse, SaleError> {
-        let payment = &self.payment;
-        let call = || {
-            self.facilitator
-                .settle(payment.version, payment.raw(), &self.requirements)
-        };
-        let refused_as = |outcome: &SettleResponse, reason: Reason| {
-            !outcome.success && outcome.error_reason.as_deref() == Some(reason.code())
-        };
-        let mut outcome = call().await?;
+        let mut outcome = self.call().await?;
         if refused_as(&outcome, Reason::SettlementPending) {
             // The first response names a transaction, which must not be lost when the second call fails.
-            if let Ok(second) = call().await {
+            if let Ok(second) = self.call().await {
                 outcome = second;
             }
         }
         if outcome.network.is_empty() {
-            outcome.network = network_name(payment.version, self.network).unwrap_or_default();
+            outcome.network = network_name(self.payment.version, self.network).unwrap_or_default();
         }
-        // A charge of zero has no transaction.
-        let has_hash = !outcome.transaction.is_empty();
-        let granted_here = self.claim.was_settling
-            && refused_as(&outcome, Reason::DuplicateSettlement)
-            && (has_hash || self.charge == Some(Amount::ZERO));
-        if granted_here {
-            // An earlier call of this server was granted the success, and its response was lost: serve the purchase.
-            outcome.success = true;
-            (outcome.error_reason, outcome.error_message) = (None, None);
-        }
+        let granted_here = self.attribute(&mut outcome);
         let charged_less = |outcome: &SettleResponse| outcome.amount < self.charge;
         if outcome.success && outcome.amount.is_some() && !granted_here && charged_less(&outcome) {
             // Another caller, possibly the buyer, has settled this payment with a smaller charge.
@@ -140,11 +172,42 @@ impl Settlement {
         if !outcome.success {
             return Err(SaleError::Refused(Box::new(outcome)));
         }
-        // The receipt must state the charge even when the facilitator's response does not. Not for a lost response with a transaction: the
-        // handler's charge of that run may have been another one.
-        if !(granted_here && has_hash) {
-            outcome.amount = outcome.amount.or(self.charge);
-        }
+        // The receipt must state the charge even when the facilitator's response does not.
+        outcome.amount = outcome.amount.or(self.charge);
         Ok(outcome)
     }
+
+    /// Makes a duplicate a success if the facilitator granted the payment to an earlier call of this purchase, whose response was lost.
+    /// Returns whether it did. Otherwise a purchase with a lost response gets the explanation that its buyer needs.
+    fn attribute(&self, outcome: &mut SettleResponse) -> bool {
+        // The buyer has no use for the id of a request.
+        let granted_to = outcome
+            .extra
+            .as_mut()
+            .and_then(|extra| extra.remove(GRANTED_TO));
+        if !refused_as(outcome, Reason::DuplicateSettlement) {
+            return false;
+        }
+        let granted_to = granted_to.as_ref().and_then(Value::as_str);
+        if granted_to.is_some_and(|id| self.claim.has_asked_as(id)) {
+            outcome.success = true;
+            (outcome.error_reason, outcome.error_message) = (None, None);
+            return true;
+        }
+        if self.claim.was_settling {
+            let why = granted_to.map_or(GRANTED_UNKNOWN, |_| GRANTED_ELSEWHERE);
+            outcome.error_message = Some(why.to_owned());
+            tracing::error!(
+                transaction = %outcome.transaction,
+                facilitator_names_request = granted_to.is_some(),
+                "payment refused after a lost answer: it was not granted to this seller, or the facilitator does not say so; its buyer may ask \
+                 with the transaction hash"
+            );
+        }
+        false
+    }
+}
+
+fn refused_as(outcome: &SettleResponse, reason: Reason) -> bool {
+    !outcome.success && outcome.error_reason.as_deref() == Some(reason.code())
 }

@@ -1,8 +1,12 @@
 //! `x402d pay` against official sellers pays once even when it is killed, disconnected and run again.
 
 use alloy::primitives::{Address, U256};
-use serde_json::Value;
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use x402d::embedded::{LocalChain, TEST_USDC};
+use x402d::protocol::header;
 
 use crate::support::{BuyerProcess, Interception, PayOutput, Seller, SellerProxy, Setup, World};
 
@@ -164,6 +168,80 @@ async fn payers_own_transfer_buys_with_same_hash_everywhere() {
         "the payer paid for gas"
     );
     assert_eq!(market.world.chain.transaction_count(buyer.address).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gas_of_a_transfer_has_a_ceiling_of_the_payers() {
+    let mut market = Market::open(Setup::default(), "/upfront", Interception::Open).await;
+    let buyer = &LocalChain::funded_keys()[9];
+    market.buyer = BuyerProcess::new(buyer.key).with_chain(market.world.chain.url());
+    let transfer = ["--transfer", "--network", "base-sepolia"];
+    for limit in [
+        &["--max-fee", "0.000000000001"][..],
+        &["--native-price", "3000", "--max-fee-percent", "1"],
+    ] {
+        let shown = market
+            .buyer
+            .buy(&market.url(), &[&transfer, limit].concat())
+            .await;
+        let error = &shown.json["error"];
+        assert_eq!(error["code"], "signing_failed", "{shown:?}");
+        assert_eq!(error["moneyMayHaveMoved"], false, "{shown:?}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("above the limit"), "{message}");
+    }
+    assert!(market.proxy.payments().is_empty());
+    assert_eq!(market.world.chain.transaction_count(buyer.address).await, 0);
+    let enough = [&transfer[..], &["--max-fee", "0.01"]].concat();
+    let shown = market.buyer.buy(&market.url(), &enough).await;
+    assert_hash_everywhere(&market, &shown).await;
+}
+
+/// What a terminal obeys: erase the line, set the clipboard, reverse the direction of text.
+const ESCAPES: &str = "x\u{1b}[2K\u{1b}[1A\u{1b}]52;c;eA==\u{7}\u{202e}\u{9b}y";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_text_reaches_no_terminal_and_plain_http_no_payment() {
+    let challenge = json!({"x402Version": 2, "accepts": [{"scheme": "exact", "network": "eip155:84532", "amount": "10000",
+        "asset": TEST_USDC, "payTo": PAYEE, "maxTimeoutSeconds": 300, "extra": {"name": "USDC", "version": "2"}}]});
+    let result = json!({"success": true, "transaction": "", "network": ESCAPES});
+    let challenge = header::encode(&challenge).unwrap();
+    let result = header::encode(&result).unwrap();
+    let router = Router::new().fallback(async move |headers: HeaderMap| {
+        if headers.contains_key("payment-signature") {
+            (StatusCode::OK, [("payment-response", result)], ESCAPES)
+        } else {
+            let challenge = [("payment-required", challenge)];
+            (StatusCode::PAYMENT_REQUIRED, challenge, ESCAPES)
+        }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let _serving = AbortOnDropHandle::new(
+        TaskTracker::new().spawn(async move { axum::serve(listener, router).await.unwrap() }),
+    );
+    let buyer = BuyerProcess::new(LocalChain::funded_keys()[9].key);
+    // This machine by an address that is none of the loopback ones.
+    let elsewhere = format!("http://0.0.0.0:{port}/report");
+    let shown = buyer.buy(&elsewhere, &[]).await;
+    assert_eq!(shown.json["error"]["code"], "insecure_seller", "{shown:?}");
+    assert_eq!(shown.json["error"]["moneyMayHaveMoved"], false, "{shown:?}");
+
+    let allowed = ["--allow-http"];
+    let shown = buyer.buy(&elsewhere, &allowed).await;
+    assert_eq!(
+        shown.json["error"]["code"], "result_contradicts",
+        "{shown:?}"
+    );
+    assert_eq!(shown.json["error"]["transaction"], Value::Null, "{shown:?}");
+    let plain = buyer
+        .buy_in_words(&format!("http://127.0.0.1:{port}/report"))
+        .await;
+    assert!(plain.contains("\\u001b[2K"), "{plain}");
+    for text in [&shown.stderr, &shown.json.to_string(), &plain] {
+        let obeyed = |letter: char| letter != '\n' && (letter.is_control() || letter == '\u{202e}');
+        assert!(!text.contains(obeyed), "{text:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

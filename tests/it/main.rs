@@ -132,6 +132,7 @@ mod rpc_pool;
 mod rpc_providers;
 #[cfg(test)]
 mod seller;
+mod seller_outages;
 #[cfg(test)]
 mod sessions;
 #[cfg(test)]

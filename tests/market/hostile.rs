@@ -274,6 +274,7 @@ async fn unsafe_facilitator_url_from_seller_is_rejected() {
     assert_eq!(challenges.load(Ordering::SeqCst), 2);
 }
 
+const OTHER_HASH: &str = "0xbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 const SESSION: &str = "ps_0123456789abcdefghjkmnpqrs";
 
 /// A facilitator whose sessions expire at `expires_at` and are paid by `transaction`. Its responses contain typed data that must not be
@@ -304,14 +305,14 @@ async fn session_nonce_is_computed_here_and_hashes_are_compared() {
     let mut market = Market::default();
     let (url, received) = seller(&mut market, || result(200, &settled())).await;
     let end = "2026-01-02T03:09:05Z";
-    let lying = facilitator(&mut market, end, "0xbbbb").await;
+    let lying = facilitator(&mut market, end, OTHER_HASH).await;
     let error = client()
         .facilitator(lying)
         .get(&url, &cent())
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, BuyerError::Contradiction { what, .. } if what.contains("0xbbbb")),
+        matches!(&error, BuyerError::Contradiction { what, .. } if what.contains(OTHER_HASH)),
         "{error}"
     );
     received.assert_one_payment_of_a_cent();
@@ -348,4 +349,90 @@ async fn session_nonce_is_computed_here_and_hashes_are_compared() {
             "{wrong}: {error}"
         );
     }
+}
+
+/// What a terminal obeys: erase the line, set the clipboard, reverse the direction of text.
+const ESCAPES: &str = "x\u{1b}[2K\u{1b}[1A\u{1b}]52;c;eA==\u{7}\u{202e}\u{9b}y\r\nz";
+
+#[tokio::test]
+async fn texts_of_a_seller_are_escaped_and_a_hash_is_a_hash() {
+    let mut market = Market::default();
+    let refused = failed(ESCAPES, ESCAPES);
+    let used = failed("duplicate_settlement", ESCAPES);
+    let pending = failed("settlement_pending", ESCAPES);
+    let mut contradicting = settled();
+    contradicting["network"] = json!(ESCAPES);
+    let mut junk_hash = settled();
+    junk_hash["transaction"] = json!(ESCAPES);
+    for (status, outcome) in [
+        (402, refused),
+        (402, used),
+        (402, pending),
+        (200, contradicting),
+        (200, junk_hash),
+    ] {
+        let answer = outcome.clone();
+        let paid = move || {
+            let mut response = result(status, &answer);
+            let challenge = header::encode(&challenge_for("10000")).unwrap();
+            let headers = response.headers_mut();
+            headers.insert(PAYMENT_REQUIRED, challenge.parse().unwrap());
+            response
+        };
+        let (url, _) = seller(&mut market, paid).await;
+        let error = client().get(&url, &cent()).await.unwrap_err();
+        let shown = error.to_string();
+        assert!(!shown.chars().any(char::is_control), "{shown:?}");
+        assert!(!shown.contains('\u{202e}'), "{shown:?}");
+        let hash = error.transaction();
+        assert!(hash.is_none_or(|hash| hash == HASH), "{outcome}");
+        assert!(error.money_may_have_moved());
+    }
+}
+
+#[tokio::test]
+async fn seller_on_plain_http_elsewhere_is_not_paid_unless_allowed() {
+    let mut market = Market::default();
+    let (url, received) = seller(&mut market, || result(200, &settled())).await;
+    // This machine by an address that is none of the loopback ones.
+    let elsewhere = url.replace("127.0.0.1", "0.0.0.0");
+    let error = client().get(&elsewhere, &cent()).await.unwrap_err();
+    assert_eq!(error.code(), "insecure_seller", "{error}");
+    assert!(!error.money_may_have_moved());
+    assert_eq!(received.count(), 0);
+    let allowed = client().allow_http().get(&elsewhere, &cent()).await;
+    assert_eq!(allowed.unwrap().status, 200);
+    assert_eq!(client().get(&url, &cent()).await.unwrap().status, 200);
+    assert_eq!(received.count(), 2);
+}
+
+/// A seller names a facilitator by a name that leads to this machine, but is not `localhost`.
+#[tokio::test]
+async fn facilitator_named_by_a_seller_is_not_reached_at_a_private_address() {
+    let mut market = Market::default();
+    let inside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = inside.local_addr().unwrap().port();
+    let router = Router::new().fallback(async move |headers: HeaderMap| {
+        if headers.contains_key("payment-signature") {
+            return result(200, &settled());
+        }
+        let mut challenge = challenge_for("10000");
+        let url = format!("https://localhost.:{port}/");
+        challenge["extensions"] = json!({"payment-session": {"info": {"url": url}}});
+        required(&challenge)
+    });
+    let url = market.open(router).await;
+    let pay_first = PayOptions {
+        sessions: x402d::buyer::SessionUse::PayFirst,
+        ..cent()
+    };
+    let buyer = client();
+    let (ended, reached) = tokio::select! {
+        error = buyer.get(&url, &pay_first) => (error.unwrap_err().code(), false),
+        _ = inside.accept() => ("", true),
+    };
+    assert!(!reached, "a connection into the buyer's network");
+    assert_eq!(ended, "session_unavailable");
+    let paid = buyer.get(&url, &cent()).await.unwrap();
+    assert_eq!(paid.status, 200, "the header pays without a session");
 }

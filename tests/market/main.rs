@@ -5,14 +5,24 @@
 #[cfg(test)]
 mod buying;
 #[cfg(test)]
+mod deliveries;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod journaling;
 #[cfg(test)]
+mod lost_answers;
+#[cfg(test)]
 mod metered;
+#[cfg(test)]
+mod metered_again;
+#[cfg(test)]
+mod paid_bodies;
 #[cfg(test)]
 mod permit2;
 #[cfg(test)]
 mod selling;
+#[cfg(test)]
+mod spellings;
 #[cfg(test)]
 mod support;

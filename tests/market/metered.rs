@@ -8,12 +8,12 @@ use x402d::protocol::{Permit2Payload, Scheme};
 use x402d::seller::Charge;
 
 /// At most a cent.
-fn price() -> Price {
+pub(super) fn price() -> Price {
     Price::dollars("0.01").unwrap().metered()
 }
 
 /// A handler whose charge is set by the query: `typed` as a [`Charge`], `stock` in the header of the official SDKs, `status` as status.
-async fn charging_handler(uri: Uri, payment: Payment) -> Response {
+pub(super) async fn charging_handler(uri: Uri, payment: Payment) -> Response {
     let url = reqwest::Url::parse("http://shop").unwrap();
     let url = url.join(&uri.to_string()).unwrap();
     let query: HashMap<_, _> = url.query_pairs().into_owned().collect();
@@ -31,17 +31,17 @@ async fn charging_handler(uri: Uri, payment: Payment) -> Response {
     response
 }
 
-async fn shop(market: &mut Market) -> String {
+pub(super) async fn shop(market: &mut Market) -> String {
     market.sell(price(), Flow::Upfront, charging_handler).await
 }
 
 /// Name and amount of the last call.
-fn last_call(market: &Market) -> (String, Value) {
+pub(super) fn last_call(market: &Market) -> (String, Value) {
     let (call, body) = market.calls().pop().unwrap();
     (call, body["paymentRequirements"]["amount"].clone())
 }
 
-fn with_query(url: &str, query: &[(&str, &str)]) -> String {
+pub(super) fn with_query(url: &str, query: &[(&str, &str)]) -> String {
     reqwest::Url::parse_with_params(url, query).unwrap().into()
 }
 
@@ -430,68 +430,15 @@ async fn maximum_raised_after_payment_is_not_paid() {
 }
 
 /// A payment for the first offer, with an invalid signature that the scripted facilitator does not check.
-fn payment(challenge: &PaymentRequired) -> PaymentHeader {
+pub(super) fn payment(challenge: &PaymentRequired) -> PaymentHeader {
+    payment_with_nonce(challenge, "7")
+}
+
+pub(super) fn payment_with_nonce(challenge: &PaymentRequired, nonce: &str) -> PaymentHeader {
     let offer = challenge.offers().remove(0);
     let payload: Permit2Payload = serde_json::from_value(json!({"signature": "0x07", "permit2Authorization": {"from": PAYER.to_string(),
-        "permitted": {"token": USDC, "amount": "10000"}, "spender": UPTO_PROXY.to_string(), "nonce": "7", "deadline": "1900000000",
+        "permitted": {"token": USDC, "amount": "10000"}, "spender": UPTO_PROXY.to_string(), "nonce": nonce, "deadline": "1900000000",
         "witness": {"to": Address::repeat_byte(0x22).to_string(), "facilitator": FACILITATOR.to_string(), "validAfter": "0"}}}))
     .unwrap();
     PaymentHeader::present(challenge, &offer, &payload).unwrap()
-}
-
-#[tokio::test]
-async fn interrupted_response_is_served_again_for_first_charge() {
-    let mut market = Market::default();
-    let runs = Arc::clone(&market.runs);
-    // Longer than the buffers of a connection that is not read.
-    let handler = async move || {
-        let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
-        let charge: Charge = (1000 * run).to_string().parse().unwrap();
-        (charge, vec![b'x'; 15 * 1024 * 1024])
-    };
-    let url = market.sell(price(), Flow::Upfront, handler).await;
-    let payment = payment(&challenge(&url).await);
-    let client = reqwest::Client::new();
-    let send = || client.get(&url).header(payment.name(), payment.value());
-    let broken = send().send().await.unwrap();
-    assert_eq!(broken.status(), 200);
-    drop(broken);
-    // The payment stays claimed until the server has noticed the closed connection.
-    let mut again = send().send().await.unwrap();
-    for _ in 0..10_000 {
-        if again.status() != 402 {
-            break;
-        }
-        again = send().send().await.unwrap();
-    }
-    let receipt = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
-    let receipt: x402d::protocol::SettleResponse = header::decode(receipt).unwrap();
-    assert_eq!(receipt.amount, Some("1000".parse().unwrap()));
-    assert_eq!(again.bytes().await.unwrap().len(), 15 * 1024 * 1024);
-    assert_eq!((market.runs(), last_call(&market).1), (2, json!("1000")));
-    assert_eq!(market.call_names(), ["supported", "verify", "settle"]);
-}
-
-#[tokio::test]
-async fn lost_zero_charge_response_is_recognised_without_hash() {
-    for (charge, status) in [("0", 200), ("1", 402)] {
-        let mut market = Market::default();
-        let url = with_query(&shop(&mut market).await, &[("typed", charge)]);
-        let payment = payment(&challenge(&url).await);
-        let client = reqwest::Client::new();
-        let send = || client.get(&url).header(payment.name(), payment.value());
-        market.respond([(200, valid()), (502, json!({}))]);
-        assert_eq!(send().send().await.unwrap().status(), 502);
-        market.respond([(200, failed("duplicate_settlement", ""))]);
-        let again = send().send().await.unwrap();
-        assert_eq!(again.status(), status, "{charge}");
-        if status == 200 {
-            let receipt = again.headers()[PAYMENT_RESPONSE].to_str().unwrap();
-            let receipt: x402d::protocol::SettleResponse = header::decode(receipt).unwrap();
-            assert_eq!(
-                (receipt.success, receipt.amount),
-                (true, Some(Amount::ZERO))
-            );
-        }
-    }
 }

@@ -43,6 +43,8 @@ pub(crate) const BASE_SEPOLIA: Network = Network::from_chain_id(84_532);
 pub(crate) struct Script {
     /// Name and body of each call.
     pub(crate) calls: Vec<(String, Value)>,
+    /// The `X-Request-Id` of each call of `/verify` and `/settle`.
+    pub(crate) request_ids: Vec<Option<String>>,
     /// Responses of `/verify` and `/settle`, in order; a success once there are no more.
     pub(crate) answers: VecDeque<(u16, Value)>,
     /// Responses of `/supported`, in order; the default once there are no more.
@@ -89,6 +91,7 @@ impl Market {
             .pay_to(Address::repeat_byte(0x22))
             .network(BASE_SEPOLIA)
             .flow(flow)
+            .clock(clock())
             .route("GET /report", Price::dollars("0.01").unwrap())
             .route("POST /broken", Price::dollars("0.01").unwrap());
         let router = Router::new()
@@ -112,6 +115,7 @@ impl Market {
             .pay_to(Address::repeat_byte(0x22))
             .network(BASE_SEPOLIA)
             .flow(flow)
+            .clock(clock())
             .sponsors_gas()
             .route("GET /sold", price);
         let router = Router::new().route("/sold", get(handler));
@@ -132,6 +136,10 @@ impl Market {
         self.calls().into_iter().map(|(call, _)| call).collect()
     }
 
+    pub(crate) fn request_ids(&self) -> Vec<Option<String>> {
+        self.script.lock().unwrap().request_ids.clone()
+    }
+
     pub(crate) fn runs(&self) -> usize {
         self.runs.load(Ordering::SeqCst)
     }
@@ -140,10 +148,15 @@ impl Market {
 pub(crate) async fn answer_by_script(
     State(script): State<Shared>,
     Path(call): Path<String>,
+    headers: HeaderMap,
     Json(body): Json<Value>,
 ) -> Response {
     let mut script = script.lock().unwrap();
     script.calls.push((call.clone(), body.clone()));
+    let id = headers.get("x-request-id");
+    script
+        .request_ids
+        .push(id.map(|id| id.to_str().unwrap().to_owned()));
     let default = || match call.as_str() {
         "verify" => valid(),
         _ => settled_for(
@@ -204,12 +217,16 @@ pub(crate) async fn broken(State(runs): State<Arc<AtomicUsize>>) -> StatusCode {
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
+/// The clock of sellers and clients.
+pub(crate) fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(datetime!(2026-01-02 03:04:05 UTC)))
+}
+
 /// A client without retries.
 pub(crate) fn client() -> Client {
-    let clock = ManualClock::new(datetime!(2026-01-02 03:04:05 UTC));
     Client::new(Signer::from_key(KEY).unwrap())
         .unwrap()
-        .clock(Arc::new(clock))
+        .clock(clock())
         .recovery(0, Duration::ZERO, Duration::from_mins(1))
 }
 
@@ -232,13 +249,19 @@ pub(crate) async fn challenge(url: &str) -> PaymentRequired {
     header::decode(response.headers()[PAYMENT_REQUIRED].to_str().unwrap()).unwrap()
 }
 
+/// A payment for the first offer of `challenge`, with a signature that the scripted facilitator does not check.
+pub(crate) fn unsigned_payment(challenge: &PaymentRequired, nonce: &str) -> PaymentHeader {
+    let payload = json!({"signature": "0x07", "authorization": {"from": PAYER.to_string(),
+        "to": Address::repeat_byte(0x22).to_string(), "value": "10000", "validAfter": "0", "validBefore": "1900000000", "nonce": nonce}});
+    PaymentHeader::present(challenge, &challenge.offers().remove(0), &payload).unwrap()
+}
+
 /// Sends a payment for the first offer of `challenge` directly, without the buyer's checks.
 pub(crate) async fn present(url: &str, challenge: &PaymentRequired) -> reqwest::Response {
-    let offer = challenge.offers().remove(0);
-    let payload: ExactPayload = serde_json::from_value(json!({"signature": "0x07", "authorization": {"from": PAYER.to_string(),
-        "to": Address::repeat_byte(0x22).to_string(), "value": "10000", "validAfter": "0", "validBefore": "1900000000", "nonce": HASH}}))
-    .unwrap();
-    let payment = PaymentHeader::present(challenge, &offer, &payload).unwrap();
+    send(url, &unsigned_payment(challenge, HASH)).await
+}
+
+pub(crate) async fn send(url: &str, payment: &PaymentHeader) -> reqwest::Response {
     reqwest::Client::new()
         .get(url)
         .header(payment.name(), payment.value())

@@ -61,13 +61,34 @@ impl JournalFile {
     }
 }
 
-/// Opens or creates a file with mode 0600.
+/// Opens or creates a file with mode 0600. An existing one that others may read or write gets that mode, or is refused.
 fn open_private(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
+    let file = options.open(path)?;
+    #[cfg(unix)]
+    close_to_others(&file, path)?;
+    Ok(file)
+}
+
+/// The permissions of everybody but the owner.
+#[cfg(unix)]
+const OTHERS: u32 = 0o077;
+
+#[cfg(unix)]
+fn close_to_others(file: &File, path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut permissions = file.metadata()?.permissions();
+    let is_open = permissions.mode() & OTHERS != 0;
+    if !is_open {
+        return Ok(());
+    }
+    permissions.set_mode(0o600);
+    file.set_permissions(permissions)?;
+    tracing::warn!(path = %path.display(), "purchase journal was open to other users: its mode is 0600 now");
+    Ok(())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

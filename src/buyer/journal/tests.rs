@@ -137,3 +137,27 @@ fn file_is_locked_and_readable_by_owner_only() {
     drop(journal);
     Journal::open(&path).unwrap();
 }
+
+#[cfg(unix)]
+#[test]
+fn journal_that_was_open_to_others_is_closed_to_them() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("purchases.jsonl");
+    let mode = |mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&path, permissions).unwrap();
+    };
+    let mode_now = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    Journal::open(&path)
+        .unwrap()
+        .record(&key("a"), &payment("1"))
+        .unwrap();
+    assert_eq!(mode_now(), 0o600);
+    for open in [0o644, 0o666, 0o620, 0o777] {
+        mode(open);
+        let journal = Journal::open(&path).unwrap();
+        assert_eq!(journal.unresolved().len(), 1);
+        assert_eq!(mode_now(), 0o600, "{open:o}");
+    }
+}

@@ -140,6 +140,7 @@ mod tests {
             key: None,
             client: [10, 0, 0, last].into(),
             request_id: String::new(),
+            asked_as: String::new(),
         }
     }
 

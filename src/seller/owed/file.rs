@@ -26,9 +26,10 @@ pub enum OwedFileError {
         #[source]
         source: io::Error,
     },
-    /// A line is not a purchase: the file belongs to another program, or is damaged.
+    /// A line is not a purchase: the file belongs to another program or an earlier version, or is damaged.
     #[error(
-        "line {line} of {path} is not a purchase: move the file away if it belongs to another program"
+        "line {line} of {path} is not a purchase of this version: if the file is of an earlier version, serve or refund what it lists, and move \
+         it away"
     )]
     Corrupt {
         /// The file.
@@ -72,9 +73,10 @@ struct State {
 }
 
 impl OwedFile {
-    /// Locks the file, reads the open purchases, and rewrites it without closed ones.
+    /// Locks the file, reads the open purchases, and rewrites it without closed and expired ones.
     pub(super) fn open(
         path: &Path,
+        now: i64,
     ) -> Result<(Self, HashMap<PurchaseKey, Purchase>), OwedFileError> {
         let failed = |source| OwedFileError::Disk {
             path: path.to_owned(),
@@ -84,7 +86,8 @@ impl OwedFile {
         if !try_lock(&lock).map_err(failed)? {
             return Err(OwedFileError::InUse(path.to_owned()));
         }
-        let open = read(path)?;
+        let mut open = read(path)?;
+        open.retain(|_, purchase| purchase.until >= now);
         let (file, end) = rewrite(path, &open).map_err(failed)?;
         sync_folder(path).map_err(failed)?;
         let state = State {

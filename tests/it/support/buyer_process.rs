@@ -98,6 +98,13 @@ impl BuyerProcess {
             .unwrap()
     }
 
+    /// Buys `url` for at most one cent, and returns what people are shown of it.
+    pub(crate) async fn buy_in_words(&self, url: &str) -> String {
+        let run = self.command(&[url, "--max", "0.01"]).output();
+        let output = timeout(LIMIT, run).await.expect("it ends in time").unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    }
+
     /// Buys `url`, for at most one cent unless `more` sets `--max`.
     pub(crate) async fn buy(&self, url: &str, more: &[&str]) -> PayOutput {
         let cent: &[&str] = if more.contains(&"--max") {

@@ -67,17 +67,24 @@ impl Seller {
         pay_to: &str,
         variables: &[(&str, &str)],
     ) -> Self {
-        let mut command = Command::new(example("seller").await);
+        let variables = [
+            &[("FACILITATOR_URL", facilitator), ("PAY_TO", pay_to)],
+            variables,
+        ];
+        Self::of_example("seller", &variables.concat()).await
+    }
+
+    /// Starts an example that sells, with these environment variables alone.
+    pub(crate) async fn of_example(name: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(example(name).await);
         command
             .env_clear()
-            .env("FACILITATOR_URL", facilitator)
-            .env("PAY_TO", pay_to)
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .kill_on_drop(true);
-        Self::run(command, "examples/seller.rs").await
+        Self::run(command, name).await
     }
 
     async fn run(mut command: Command, file: &str) -> Self {

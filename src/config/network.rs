@@ -1,16 +1,17 @@
 //! The configuration of one network.
 
+mod spending;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use alloy::primitives::utils::parse_units;
 use alloy::primitives::{Address, U256};
 use secrecy::SecretString;
 
 use super::Settings;
-use super::file::{ApprovalsFile, AssetFile, BudgetFile, NetworkFile, WeiFile};
+use super::file::{AssetFile, NetworkFile};
 use crate::chain::{FeePolicy, SignerKey};
-use crate::payment::{ApprovalLimits, Asset, GasBudget, NetworkPolicy};
+use crate::payment::{Asset, NetworkPolicy};
 use crate::protocol::assets::{TransferMethod, default_assets};
 use crate::protocol::field::parse_address;
 use crate::protocol::networks::NETWORKS;
@@ -342,58 +343,6 @@ impl Reader<'_> {
         }
     }
 
-    fn approvals(&mut self, entry: Option<&ApprovalsFile>) -> Option<ApprovalLimits> {
-        let limits = entry.map(|entry| ApprovalLimits {
-            wei_per_payer: entry.wei_per_payer,
-            wei_per_day: entry.wei_per_day,
-        });
-        self.needs(
-            limits.is_none_or(|limits| limits.wei_per_payer <= limits.wei_per_day),
-            "approvals.wei_per_payer",
-            "at most approvals.wei_per_day",
-        );
-        limits
-    }
-
-    fn budget(&mut self, entry: &BudgetFile) -> GasBudget {
-        let mut limit = |key: &str, given: Option<&WeiFile>| {
-            let wei = given.map(wei_of)?;
-            self.needs(
-                wei.is_some_and(|wei| !wei.is_zero()),
-                &format!("budget.{key}"),
-                "more than 0 wei, as a whole number or as text such as \"0.01eth\" or \"5000gwei\"",
-            );
-            wei
-        };
-        GasBudget {
-            wei_per_day: limit("wei_per_day", entry.wei_per_day.as_ref()),
-            wei_per_day_per_payee: limit(
-                "wei_per_day_per_payee",
-                entry.wei_per_day_per_payee.as_ref(),
-            ),
-            wei_per_day_per_payer: limit(
-                "wei_per_day_per_payer",
-                entry.wei_per_day_per_payer.as_ref(),
-            ),
-        }
-    }
-
-    /// The smallest payment in dollars: about what its gas costs, as long as gas is cheap.
-    fn minimum_dollars(&mut self, network: Network, entry: &NetworkFile) -> String {
-        let default = match network.chain_id() {
-            _ if network.is_test() => "0",
-            1 => "0.10",
-            _ => "0.001",
-        };
-        let dollars = entry.minimum_dollars.as_deref().unwrap_or(default);
-        self.needs(
-            Amount::from_dollars(dollars, 18).is_ok(),
-            "minimum_dollars",
-            "dollars such as \"0.001\"",
-        );
-        dollars.to_owned()
-    }
-
     fn assets(&mut self, network: Network, entries: &[AssetFile], dollars: &str) -> Vec<Asset> {
         // Every token of the table is worth a dollar.
         let known = |address| default_assets(network).find(|known| known.address == address);
@@ -479,24 +428,6 @@ impl Reader<'_> {
             gas_price_wei: None,
         }
     }
-}
-
-/// An amount in wei: a whole number, or one with a unit. Every native currency has the 18 decimals of ETH.
-fn wei_of(given: &WeiFile) -> Option<U256> {
-    let text = match given {
-        WeiFile::Wei(wei) => return Some(U256::from(*wei)),
-        WeiFile::Text(text) => text.trim().to_lowercase(),
-    };
-    let units = [("gwei", "gwei"), ("wei", "wei"), ("eth", "ether")];
-    let (number, unit) = units
-        .iter()
-        .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?.trim(), *unit)))
-        .unwrap_or((&text, "wei"));
-    let is_number = number
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let parsed = parse_units(number, unit).ok().filter(|_| is_number)?;
-    Some(parsed.get_absolute())
 }
 
 /// Small and capital letters of an address are its checksum (EIP-55); in small or in capital letters alone there is none.

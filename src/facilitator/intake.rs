@@ -352,10 +352,7 @@ impl Facilitator {
             match accepted {
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::New(_) | Accepted::AlreadyAccepted => {
-                    let id = match refused {
-                        Some(id) => id,
-                        None => self.existing_payment(&candidate).await?,
-                    };
+                    let id = self.existing_payment(&candidate).await?;
                     return Ok(self.line_up(id, presenter));
                 }
                 // The balance may already lack the money of a payment whose result is not recorded yet, which the ledger then counts a

@@ -246,7 +246,7 @@ impl Facilitator {
                         .wait_to_be_sent(served, Some(payment), &mut line, presenter)
                         .await?
                     {
-                        self.out_of_time(payment).await?;
+                        self.out_of_time(&found).await?;
                     }
                 }
                 Decision::Duplicate => {
@@ -351,8 +351,13 @@ impl Facilitator {
 
     /// The wait is over. A payment whose bytes were committed is pending; a queued one is refused in the ledger, so that the answer
     /// "nothing was broadcast" stays true. `Ok`: the payment has to be read again.
-    async fn out_of_time(&self, payment: &Payment) -> Result<(), Error> {
+    async fn out_of_time(&self, found: &PaymentWithGrant) -> Result<(), Error> {
+        let payment = &found.payment;
         let why = match &payment.state {
+            // A reorg has undone its transaction, and its nonce was used otherwise.
+            PaymentState::Queued if found.grant == GrantStatus::Answered => {
+                "success was told for this payment, a reorg has undone its transaction, and it is sent again; present the same payment again".to_owned()
+            }
             PaymentState::Queued => {
                 let why = "the payment could not be sent to the chain in time; nothing was broadcast, present it again";
                 let rejection = Rejection::new(Reason::UnexpectedSettleError, why);

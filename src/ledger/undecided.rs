@@ -270,6 +270,8 @@ pub(super) async fn record_foreign_transfer(
     let moved = sqlx::query!(
         "update payments p set transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5, block_time = $6,
             state = case when p.state = 'failed' then 'late_settled' when $7 then 'settled' else 'mined' end,
+            -- A refused payment belongs to whoever presents it next.
+            caller = case when p.state = 'refused' then null else p.caller end,
             reason = null, message = null
         where p.id = $1 and (p.state in ('queued', 'inflight', 'refused') or p.state = 'failed' and $7) and not exists (
             select from payments taken where taken.transaction_hash = $2 and taken.log_index = $3 and taken.network = p.network

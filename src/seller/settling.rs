@@ -34,13 +34,28 @@ pub(super) enum SaleError {
     InvalidCharge(ChargeError),
 }
 
+/// Answers that leave the payment's outcome open: it may be settled, or was, and the refusal is about the caller or the moment.
+const OPEN_REASONS: [Reason; 8] = [
+    Reason::SettlementPending,
+    Reason::UnexpectedSettleError,
+    Reason::RateLimited,
+    Reason::KeyRequired,
+    Reason::KeyInvalid,
+    Reason::KeysUnavailable,
+    Reason::ScopeMissing,
+    Reason::PayeeNotAllowed,
+];
+
+fn is_open(outcome: &SettleResponse) -> bool {
+    let reason = outcome.error_reason.as_deref();
+    OPEN_REASONS.iter().any(|open| reason == Some(open.code()))
+}
+
 impl SaleError {
     /// Whether the facilitator may still settle this payment.
     fn may_still_settle(&self) -> bool {
         match self {
-            Self::Refused(outcome) => {
-                outcome.error_reason.as_deref() == Some(Reason::SettlementPending.code())
-            }
+            Self::Refused(outcome) => is_open(outcome),
             Self::Unavailable(_) => true,
             Self::PaymentRequired(_)
             | Self::NotRecorded(_)
@@ -57,9 +72,9 @@ impl SaleError {
         let Self::Refused(outcome) = self else {
             return false;
         };
-        let open = [Reason::SettlementPending, Reason::UnexpectedSettleError];
-        let reason = outcome.error_reason.as_deref();
-        !open.iter().any(|open| reason == Some(open.code()))
+        let is_exhausted =
+            outcome.error_reason.as_deref() == Some(Reason::SponsorshipExhausted.code());
+        !is_exhausted && !is_open(outcome)
     }
 
     /// Whether the facilitator may have answered with a success that was lost.
@@ -155,7 +170,9 @@ impl Settlement {
         let mut outcome = self.call().await?;
         if refused_as(&outcome, Reason::SettlementPending) {
             // The first response names a transaction, which must not be lost when the second call fails.
-            if let Ok(second) = self.call().await {
+            if let Ok(second) = self.call().await
+                && (!is_open(&second) || !second.transaction.is_empty())
+            {
                 outcome = second;
             }
         }

@@ -300,7 +300,7 @@ async fn buyers_pay_sessions_without_a_key_and_the_payees_seller_is_told() {
         .submit(&world.facilitator, &session.authorization())
         .await;
     assert_eq!(submitted.status, 200, "{submitted:?}");
-    let body = session.purchase().body();
+    let body = session.presentation();
     assert_refused(&world.facilitator, &body, (401, "key_required")).await;
     let told = shop.settle(&body).await;
     world.assert_transferred_once(SHOP, &told, 11).await;

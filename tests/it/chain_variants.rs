@@ -52,7 +52,7 @@ async fn minimum_gas_prices_of_monad_and_celo_are_met() {
         let floor = keep_base_fee_floor(&chain, gwei);
         let setup = Setup {
             toml: format!(
-                "[access]\nsettle = \"open\"\n[networks.{name}.budget]\nwei_per_day = \"10eth\"\n[[networks.{name}.assets]]\naddress = \"{TEST_USDC}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n"
+                "[access]\nsettle = \"open\"\n[networks.{name}.budget]\nwei_per_day = \"10eth\"\n[[networks.{name}.assets]]\naddress = \"{TEST_USDC}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\nminimum_units = 0\n"
             ),
             ..Setup::default()
         };

@@ -184,7 +184,7 @@ async fn of_open_sessions(caller: &Caller, terms: &Terms) -> Vec<Presentation> {
         Presentation::new("sent", submit(&own), sent),
     ];
     let presented = [
-        Presentation::at_both("session's authorization", &early.purchase().body()),
+        Presentation::at_both("session's authorization", &early.presentation()),
         Presentation::at_both("proof", &own.proof(hash)),
     ];
     [submitted.to_vec(), presented.concat()].concat()

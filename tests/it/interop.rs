@@ -156,7 +156,7 @@ async fn official_sellers_send_a_key_by_their_own_means() {
 #[tokio::test(flavor = "multi_thread")]
 async fn same_header_completes_purchase_after_kill() {
     let setup = Setup {
-        failpoint: Some("settled"),
+        failpoint: Some("resultrecorded"),
         ..Setup::default()
     };
     let (mut world, seller, key) = market_of(setup, "seller_v2.mjs").await;

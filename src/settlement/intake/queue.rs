@@ -296,7 +296,10 @@ impl Queue {
             payer
         });
         let claim = Claim { lane: None, payer };
-        self.claims().payments.insert(payment, claim);
+        let mut claims = self.claims();
+        // It may still be claimed from before, when its caller's time was over while it was queued here.
+        claims.remove(payment);
+        claims.payments.insert(payment, claim);
     }
 
     /// Keeps a payment from the lanes until [`Self::take_off_hold`]. `false` when it is on hold already.

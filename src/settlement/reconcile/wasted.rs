@@ -29,10 +29,12 @@ enum Cause {
 fn cause_of_unused(row: &Undecided, facts: &ChainFacts) -> Cause {
     let value = row.payment.terms.value.atomic();
     let lacks = |has: Option<U256>| has.is_some_and(|has| has < value);
-    if facts.payer_has_code {
-        Cause::Code
-    } else if lacks(facts.balance) || lacks(facts.allowance) {
+    let is_spent = lacks(facts.balance) || lacks(facts.allowance);
+    // Who spent the money and got code afterwards must not have the code blamed, which others share.
+    if is_spent && !(facts.payer_has_code && row.ran_out_of_gas) {
         Cause::Spent
+    } else if facts.payer_has_code {
+        Cause::Code
     } else if facts.transfer_succeeds {
         Cause::Unseen
     } else {
@@ -80,8 +82,11 @@ pub(super) async fn wasteful(
         for (row, cause) in wasted(rows.into_iter()) {
             let payer = row.payment.terms.from;
             let mut of = vec![Wasteful::Payer(payer)];
-            if cause == Cause::Code {
-                of.extend(served.code_of(payer).await?);
+            // Its payer is suspended also while its code cannot be read.
+            if cause == Cause::Code
+                && let Ok(code) = served.code_of(payer).await
+            {
+                of.extend(code);
             }
             all.insert(row.payment.id, of);
         }

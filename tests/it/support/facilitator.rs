@@ -19,7 +19,7 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 /// An orderly stop waits up to ten seconds each for requests and for the engine.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
 /// Rates that no test reaches.
-const UNLIMITED: &str = "[limits]\nverify_per_second = 1000000\nsettle_per_second = 1000000\nsessions_per_second = 1000000\n";
+const UNLIMITED: &str = "[limits]\nverify_per_second = 1000000\nsettle_per_second = 1000000\nsessions_per_second = 1000000\nunattended_per_caller = 1000000\nwaits_per_caller = 1000000\n";
 /// Bytes of the log that a failing test shows.
 const LOG_SHOWN: usize = 6_000;
 
@@ -44,7 +44,12 @@ impl Facilitator {
         } else {
             UNLIMITED
         };
-        let toml = format!("{toml}\n{rates}");
+        // One payer may be the whole crowd of a test.
+        let network = variables.iter().rfind(|(name, _)| *name == "X402D_NETWORK");
+        let payers = network
+            .filter(|_| !toml.contains("[networks."))
+            .map(|(_, network)| format!("[networks.{network}]\nqueue_max_per_payer = 1000000\n"));
+        let toml = format!("{toml}\n{rates}\n{}", payers.unwrap_or_default());
         std::fs::write(folder.path().join("x402d.toml"), toml).unwrap();
         Self {
             variables,

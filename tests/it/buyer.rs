@@ -95,7 +95,7 @@ async fn rerun_after_kill_after_payment_signs_nothing_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answer_is_recovered_within_the_same_call() {
     let setup = Setup {
-        failpoint: Some("settled"),
+        failpoint: Some("resultrecorded"),
         ..Setup::default()
     };
     let mut market = Market::open(setup, "/report", Interception::Open).await;

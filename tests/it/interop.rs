@@ -111,7 +111,7 @@ async fn official_python_client_pays_official_seller() {
 #[tokio::test(flavor = "multi_thread")]
 async fn same_header_completes_purchase_after_kill() {
     let setup = Setup {
-        failpoint: Some("settled"),
+        failpoint: Some("resultrecorded"),
         ..Setup::default()
     };
     let (mut world, seller, key) = market_of(setup, "seller_v2.mjs").await;

@@ -279,7 +279,13 @@ async fn proof_requires_the_upfront_flow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_at_any_transfer_step_moves_money_once() {
-    for step in ["recorded", "broadcast", "mined", "settled", "granted"] {
+    for step in [
+        "recorded",
+        "broadcast",
+        "mined",
+        "resultrecorded",
+        "granted",
+    ] {
         let setup = Setup {
             failpoint: Some(step),
             ..Setup::default()

@@ -308,10 +308,9 @@ async fn insert(
     )
     .fetch_all(connection)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (PaymentId(row.id), row.created_at))
-        .collect())
+    let created = rows.into_iter();
+    let created = created.map(|row| (PaymentId(row.id), row.created_at));
+    Ok(created.collect())
 }
 
 /// The payment of a row that was just inserted, without reading it again.

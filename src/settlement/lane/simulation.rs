@@ -77,10 +77,9 @@ pub(super) async fn simulate(
             })));
         }
         reach(Step::Simulated);
-        if !facts.payer_has_code {
-            // A plain account has signed with its key; otherwise the payment would have been refused before.
-            payment.terms.signed_by = Some(SignedBy::Payer);
-        }
+        // A plain account has signed with its key; otherwise the payment would have been refused before. An account may have got code since
+        // an earlier simulation.
+        payment.terms.signed_by = (!facts.payer_has_code).then_some(SignedBy::Payer);
         return Ok(Simulated::Ready(Box::new(SimulatedPayment {
             payment,
             facts,

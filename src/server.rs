@@ -88,10 +88,7 @@ impl Service {
             .map(|network| (network.policy.network, addresses(&network.signers)))
             .collect();
         let gate = Gate::new(callers::gate_rules(config));
-        let (stop, follower) = (stopped.clone(), gate.clone());
-        supervisor.keep_running(Task::of_process("deny list"), move || {
-            Some(until(&stop, follower.clone().follow_deny_list()))
-        });
+        callers::follow_deny_list(&supervisor, &stopped, &gate);
         let access = callers::access(config, &ledger).await?;
         callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
         let facilitator = Facilitator {

@@ -16,7 +16,7 @@ use crate::buyer::choose::choose;
 use crate::buyer::client::{SessionReceipt, challenge_of};
 use crate::buyer::journal::{JournalError, OpenPayment, OpenSession, PurchaseKey};
 use crate::buyer::reach::is_loopback;
-use crate::buyer::scheme::{self, Binding, payment_terms};
+use crate::buyer::scheme::{self, Binding, Extras, payment_terms};
 use crate::buyer::session::{self, NegotiatedSession};
 use crate::buyer::verdict::{Verdict, classify, is_hash};
 use crate::buyer::{
@@ -167,12 +167,14 @@ impl Client {
             session => {
                 let binding = session.as_ref().map_or(random, |session| session.binding);
                 let pay_first = options.sessions == SessionUse::PayFirst;
-                let permit = self.permit_nonce(chosen).await;
+                let permit_nonce = self.permit_nonce(chosen).await;
                 self.sign_and_record(key, requirements.amount, || {
                     let (challenge, offer) = (&chosen.challenge, &chosen.offer);
-                    let id = session.as_ref().map(|session| &session.id);
-                    let prepared =
-                        scheme::sign(&self.signer, challenge, offer, binding, id, permit)?;
+                    let extras = Extras {
+                        session: session.as_ref().map(|session| &session.id),
+                        permit_nonce,
+                    };
+                    let prepared = scheme::sign(&self.signer, challenge, offer, binding, extras)?;
                     let early = prepared.authorization.filter(|_| pay_first);
                     let submission =
                         early.map(|payload| TransferForm::Authorization(payload).into());

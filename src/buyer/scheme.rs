@@ -33,15 +33,22 @@ pub(super) struct Binding {
     pub(super) valid_before: u64,
 }
 
-/// Signs a payment for `offer`, an entry of `challenge`, and names the session that the nonce is made of. With a `permit_nonce` an EIP-2612
-/// permit is attached.
+/// What a presentation carries besides the signed payment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Extras<'a> {
+    /// The session that the nonce is made of.
+    pub(super) session: Option<&'a SessionId>,
+    /// An EIP-2612 permit is attached, with this nonce.
+    pub(super) permit_nonce: Option<U256>,
+}
+
+/// Signs a payment for `offer`, an entry of `challenge`.
 pub(super) fn sign(
     signer: &Signer,
     challenge: &PaymentRequired,
     offer: &Offer,
     binding: Binding,
-    session: Option<&SessionId>,
-    permit_nonce: Option<U256>,
+    extras: Extras<'_>,
 ) -> Result<PreparedPayment, BuyerError> {
     let valid_before = i64::try_from(binding.valid_before).unwrap_or(i64::MAX);
     let prepared = |header, authorization| PreparedPayment {
@@ -52,7 +59,7 @@ pub(super) fn sign(
     match offer.requirements.payment_method() {
         Some(PaymentMethod::Authorization) => {
             let payload = ExactPayload {
-                session_id: session.cloned(),
+                session_id: extras.session.cloned(),
                 ..eip3009_payload(signer, &offer.requirements, binding)?
             };
             Ok(prepared(
@@ -63,7 +70,7 @@ pub(super) fn sign(
         Some(method @ (PaymentMethod::Permit2 | PaymentMethod::Metered)) => {
             let payload = permit2_payload(signer, &offer.requirements, method, binding)?;
             let mut challenge = challenge.clone();
-            if let Some(nonce) = permit_nonce {
+            if let Some(nonce) = extras.permit_nonce {
                 let permit = eip2612_permit(signer, &offer.requirements, binding, nonce)?;
                 if let Ok(Value::Object(info)) = serde_json::to_value(permit) {
                     challenge.fill(EIP2612, info);
@@ -233,7 +240,17 @@ mod tests {
             valid_before: 1_900_000_000,
         };
         let signer = Signer::from_key(KEY).unwrap();
-        let prepared = sign(&signer, &challenge, &offer, binding, None, permit_nonce).unwrap();
+        let prepared = sign(
+            &signer,
+            &challenge,
+            &offer,
+            binding,
+            Extras {
+                session: None,
+                permit_nonce,
+            },
+        )
+        .unwrap();
         assert!(prepared.authorization.is_none());
         let payment = PresentedPayment::read(X402Version::V2, prepared.header.value()).unwrap();
         (payment.raw().clone(), prepared.signed)

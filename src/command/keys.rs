@@ -181,7 +181,7 @@ async fn list(ledger: &Ledger, all: bool, json: bool) -> Result<(), CommandError
     let now = SystemClock.now();
     let mut keys = ledger.keys().await?;
     keys.retain(|stored| all || stored.key.is_live(now));
-    let views: Vec<_> = keys.iter().map(|stored| view(stored)).collect();
+    let views: Vec<_> = keys.iter().map(view).collect();
     say(&if json {
         json!({ "keys": views }).to_string()
     } else {

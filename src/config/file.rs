@@ -106,9 +106,12 @@ pub(super) struct ApprovalsFile {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct BudgetFile {
-    pub(super) wei_per_day: Option<WeiFile>,
-    pub(super) wei_per_day_per_payee: Option<WeiFile>,
-    pub(super) wei_per_day_per_payer: Option<WeiFile>,
+    #[serde(rename = "wei_per_day")]
+    pub(super) in_all: Option<WeiFile>,
+    #[serde(rename = "wei_per_day_per_payee")]
+    pub(super) per_payee: Option<WeiFile>,
+    #[serde(rename = "wei_per_day_per_payer")]
+    pub(super) per_payer: Option<WeiFile>,
 }
 
 /// An amount of native currency.

@@ -118,30 +118,12 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
         return None;
     };
     let mut reader = Reader { name, problems };
-    reader.needs(
-        !entry.rpc_urls.is_empty(),
-        "rpc_urls (X402D_RPC_URL)",
-        "at least one URL",
-    );
+    reader.check_urls(entry);
     reader.needs(
         !entry.signer_keys.is_empty(),
         "signer_keys (X402D_SIGNER_KEYS)",
         "at least one private key that pays for gas",
     );
-    for (key, urls) in [
-        ("rpc_urls (X402D_RPC_URL)", &entry.rpc_urls),
-        ("send_urls", &entry.send_urls),
-    ] {
-        let usable = |url: &String| {
-            url.parse::<url::Url>()
-                .is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
-        };
-        reader.needs(
-            urls.iter().all(usable),
-            key,
-            "http or https URLs (WebSocket is not used)",
-        );
-    }
     reader.needs(
         entry.rpc_calls_per_second.is_none_or(|calls| calls >= 5),
         "rpc_calls_per_second",
@@ -216,6 +198,22 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn check_urls(&mut self, entry: &NetworkFile) {
+        let (rpc_urls, send_urls) = ("rpc_urls (X402D_RPC_URL)", "send_urls");
+        self.needs(!entry.rpc_urls.is_empty(), rpc_urls, "at least one URL");
+        for (key, urls) in [(rpc_urls, &entry.rpc_urls), (send_urls, &entry.send_urls)] {
+            let usable = |url: &String| {
+                url.parse::<url::Url>()
+                    .is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+            };
+            self.needs(
+                urls.iter().all(usable),
+                key,
+                "http or https URLs (WebSocket is not used)",
+            );
+        }
+    }
+
     fn needs(&mut self, holds: bool, key: &str, expected: &str) {
         if !holds {
             self.problems
@@ -414,7 +412,7 @@ impl Reader<'_> {
             "priority_fee_wei",
             "at most max_fee_wei",
         );
-        let wallet_gas_cap = entry.wallet_gas_cap.unwrap_or(200_000.min(gas_cap));
+        let wallet_gas_cap = entry.wallet_gas_cap.unwrap_or_else(|| gas_cap.min(200_000));
         self.needs(
             (50_000..=gas_cap.max(50_000)).contains(&wallet_gas_cap),
             "wallet_gas_cap",

@@ -129,7 +129,9 @@ impl Grant {
 
     /// The answer was flushed to the socket without error.
     pub fn answered(mut self) {
-        self.first_right.take().map(FirstRight::not_accepted);
+        if let Some(right) = self.first_right.take() {
+            right.not_accepted();
+        }
         self.end(End::Answered);
     }
 

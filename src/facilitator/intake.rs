@@ -305,11 +305,9 @@ impl Facilitator {
         let presenter = asker.presenter();
         let refused = known.payment.as_ref().map(|found| found.payment.id);
         let admission = self.admit(served, &candidate, known, asker.call()).await?;
-        let queue = &served.queue;
-        let payer = candidate.terms.from;
+        let (queue, payer) = (&served.queue, candidate.terms.from);
         queue.check_room(payer)?;
-        let mut reserved = None;
-        let mut reads_left = READS_MAX;
+        let (mut reserved, mut reads_left) = (None, READS_MAX);
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
             let verified = match self
@@ -322,10 +320,9 @@ impl Facilitator {
             if !candidate.terms.value.is_zero() {
                 Self::can_be_sent(served, &candidate, Purpose::Settle)?;
             }
-            let place = match reserved.take() {
-                Some(place) => place,
-                None => queue.reserve_for(payer)?,
-            };
+            let place = reserved
+                .take()
+                .map_or_else(|| queue.reserve_for(payer), Ok)?;
             let facts = verified.facts().clone();
             let new = NewPayment {
                 id: refused.unwrap_or_else(|| PaymentId(Uuid::now_v7())),
@@ -348,7 +345,7 @@ impl Facilitator {
                 }
                 return Ok(own);
             }
-            own.first_right.map(FirstRight::not_accepted);
+            own.give_up_first_right();
             match accepted {
                 // Another request was faster: its row answers, after the same checks that every known payment gets.
                 Accepted::New(_) | Accepted::AlreadyAccepted => {

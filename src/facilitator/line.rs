@@ -59,6 +59,13 @@ pub(super) struct InLine {
 }
 
 impl InLine {
+    /// The payment was not accepted for this request.
+    pub(super) fn give_up_first_right(&mut self) {
+        if let Some(right) = self.first_right.take() {
+            right.not_accepted();
+        }
+    }
+
     /// The place is given up: its connection has ended, and no answer would arrive.
     pub(super) fn leave(&mut self) {
         self.waiting.leave_line();

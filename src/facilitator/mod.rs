@@ -128,18 +128,21 @@ pub enum Unavailable {
 impl Unavailable {
     /// The value of `Retry-After`.
     pub fn retry_after(&self) -> Duration {
-        match self {
-            Self::CannotSend(cannot) => cannot.retry_after,
-            Self::RateLimited(wait) => *wait,
-            _ => Duration::from_secs(1),
+        if let Self::RateLimited(wait) = self {
+            *wait
+        } else if let Self::CannotSend(cannot) = self {
+            cannot.retry_after
+        } else {
+            Duration::from_secs(1)
         }
     }
 
     /// The code of the answer; `other` unless the error has one of its own.
     pub const fn reason(&self, other: Reason) -> Reason {
-        match self {
-            Self::RateLimited(_) => Reason::RateLimited,
-            _ => other,
+        if matches!(self, Self::RateLimited(_)) {
+            Reason::RateLimited
+        } else {
+            other
         }
     }
 }

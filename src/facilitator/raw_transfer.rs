@@ -42,19 +42,19 @@ impl Facilitator {
                 .await;
         }
         if nonce > pending {
-            return unmineable(format!(
+            return unmineable(&format!(
                 "its account nonce is {nonce}, but the next one of {payer} is {pending}; sign it with {pending}, or send the transactions before it first"
             ));
         }
         let cost = U256::from(signed.gas_limit) * U256::from(signed.max_fee_wei);
         if wei < cost {
-            return unmineable(format!(
+            return unmineable(&format!(
                 "{payer} has {wei} wei, its gas may cost {cost} wei (gas limit {} at {} wei); fund the account, or pay on rail authorization, where the facilitator pays the gas",
                 signed.gas_limit, signed.max_fee_wei
             ));
         }
         if !succeeds {
-            return unmineable(format!(
+            return unmineable(&format!(
                 "simulated with its gas limit of {}, it fails: expected {payer} to hold {} of the token {}, a token that lets it pay, and enough gas",
                 signed.gas_limit, session.amount, session.asset
             ));
@@ -72,7 +72,7 @@ impl Facilitator {
         if served.caller_rpc.transfer(transaction).await?.is_some() {
             return Ok(());
         }
-        unmineable(format!(
+        unmineable(&format!(
             "its account nonce is {nonce}, which another transaction has used; sign it with {next}"
         ))
     }
@@ -83,13 +83,13 @@ fn check_fee(served: &ServedNetwork, signed: &SignedTransfer) -> Result<(), Erro
     let Some(base) = base.filter(|base| signed.max_fee_wei < *base) else {
         return Ok(());
     };
-    unmineable(format!(
+    unmineable(&format!(
         "it pays at most {} wei per gas, and blocks cost {base} wei now; sign it with a higher fee",
         signed.max_fee_wei
     ))
 }
 
-fn unmineable(why: String) -> Result<(), Error> {
+fn unmineable(why: &str) -> Result<(), Error> {
     let why = format!("no block can take the transaction: {why}. Nothing was sent");
     Err(Rejection::new(Reason::TransferUnmineable, why).into())
 }

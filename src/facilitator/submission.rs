@@ -38,7 +38,8 @@ impl Sessions {
         let (transfer, raw, claim) = match form {
             TransferForm::Authorization(payload) => {
                 session.check_authorization(&payload.authorization)?;
-                return self.send_early(served, session, payload, caller).await;
+                let sending = self.send_early(served, session, payload, caller);
+                return Box::pin(sending).await;
             }
             TransferForm::Raw { bytes, claim } => {
                 let signed = decode(&bytes).ok_or_else(|| {

@@ -17,7 +17,7 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long a connection may be idle between two requests: longer than common clients keep one.
 const IDLE_LIMIT: Duration = Duration::from_secs(75);
 /// How long a request may be without any part of its answer: longer than any call waits.
-const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+const ANSWER_LIMIT: Duration = Duration::from_mins(2);
 /// How long the caller may take to receive the next `RECEIVED_LEAST` bytes of an answer that does not fit into the socket's buffer.
 const RECEIVE_LIMIT: Duration = Duration::from_secs(30);
 const RECEIVED_LEAST: usize = 16 * 1024;

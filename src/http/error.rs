@@ -206,9 +206,10 @@ impl IntoResponseParts for AlreadyLogged {
 /// The response of the standard calls when a dependency is unavailable, or the caller asks too often: 503 or 429, so that machines see a
 /// failure, with the x402 shape, so that a seller's SDK can read a reason.
 pub(super) fn unavailable<T: Serialize>(unavailable: &Unavailable, body: &T) -> Response {
-    let status = match unavailable {
-        Unavailable::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
+    let status = if matches!(unavailable, Unavailable::RateLimited(_)) {
+        StatusCode::TOO_MANY_REQUESTS
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
     };
     let mut response = (status, Json(body)).into_response();
     if status == StatusCode::TOO_MANY_REQUESTS {

@@ -120,7 +120,7 @@ fn is_local_operator(parts: &Parts) -> bool {
     let is_proxied = parts.headers.keys().any(|name| {
         let name = name.as_str();
         let begins = |prefix: &&str| name.starts_with(prefix);
-        PROXY_HEADERS.contains(&name) || PROXY_PREFIXES.iter().any(|prefix| begins(&prefix))
+        PROXY_HEADERS.contains(&name) || PROXY_PREFIXES.iter().any(begins)
     });
     let site = parts.headers.get(FETCH_SITE);
     let is_foreign_page =

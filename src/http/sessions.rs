@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -125,12 +125,12 @@ pub(super) async fn transfer(
     Path(id): Path<String>,
     caller: Caller,
     wait: Result<Query<Wait>, QueryRejection>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<Json<SessionView>, Problem> {
     let (id, wait) = (session_id(&id)?, waiting(&wait)?);
+    let (head, body) = request.into_parts();
     let submission: TransferSubmission =
-        body::read_json(&headers, body, state.body_bytes_max).await?;
+        body::read_json(&head.headers, body, state.body_bytes_max).await?;
     let form = submission.form().ok_or_else(|| {
         Problem::invalid_body(
             "expected one of: authorization and signature; rawTransaction; transaction",

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use alloy::primitives::U256;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::accounts::{Account, AccountKey, count_promises, lock};
 use super::connections::{Connection, Connections};
@@ -18,7 +17,7 @@ use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
 use crate::payment::{
     Candidate, Location, Payment, PaymentId, PaymentState, PaymentTerms, Verified, Who,
 };
-use crate::protocol::session::{Rail, SessionId};
+use crate::protocol::session::Rail;
 
 /// A payment that is about to be accepted.
 #[derive(Debug, Clone)]
@@ -201,7 +200,7 @@ struct Row<'a> {
     confirmations: u32,
     claimed: bool,
     first_asker: Option<&'a str>,
-    caller: Option<Who>,
+    caller: Option<&'a Who>,
 }
 
 impl<'a> From<&'a NewPayment> for Row<'a> {
@@ -212,47 +211,32 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
             confirmations: new.confirmations,
             claimed: new.claimed,
             first_asker: new.first_asker.as_deref(),
-            caller: new.caller,
+            caller: new.caller.as_ref(),
         }
     }
 }
 
 /// The values of one column for all rows.
+fn each<'a, T>(new: &[Row<'a>], of: impl Fn(&Row<'a>) -> T) -> Vec<T> {
+    new.iter().map(of).collect()
+}
+
+/// The values of one column of the terms for all rows.
 fn column<T>(new: &[Row<'_>], of: impl Fn(&PaymentTerms) -> T) -> Vec<T> {
-    new.iter().map(|new| of(&new.candidate.terms)).collect()
+    each(new, |row| of(&row.candidate.terms))
 }
 
 /// Inserts rows; returns the new ones with their time of creation. A session whose nonce an authorization uses is linked to its payment.
-async fn insert(
+async fn insert<'a>(
     connection: &mut Connection,
     process: ProcessId,
-    new: &[Row<'_>],
+    new: &[Row<'a>],
 ) -> Result<HashMap<PaymentId, OffsetDateTime>, LedgerError> {
     if new.is_empty() {
         return Ok(HashMap::new());
     }
-    let ids: Vec<Uuid> = new.iter().map(|new| new.id.0).collect();
-    let confirmations: Vec<i32> = new
-        .iter()
-        .map(|new| i32::try_from(new.confirmations).unwrap_or(i32::MAX))
-        .collect();
-    let resources: Vec<Option<&str>> = new
-        .iter()
-        .map(|new| new.candidate.resource.as_deref())
-        .collect();
-    let claimed: Vec<Option<Uuid>> = new
-        .iter()
-        .map(|new| new.claimed.then_some(process.0))
-        .collect();
-    let first_askers: Vec<Option<&str>> = new.iter().map(|new| new.first_asker).collect();
-    let sessions: Vec<Option<&str>> = new
-        .iter()
-        .map(|new| new.candidate.session.as_ref().map(SessionId::as_str))
-        .collect();
-    let callers: Vec<Option<&str>> = new
-        .iter()
-        .map(|new| new.caller.as_ref().map(Who::as_str))
-        .collect();
+    let confirmations = |row: &Row<'_>| i32::try_from(row.confirmations).unwrap_or(i32::MAX);
+    let session = |row: &Row<'a>| Some(row.candidate.session.as_ref()?.as_str());
     let rows = sqlx::query!(
         r#"with accepted as (
             insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
@@ -278,14 +262,14 @@ async fn insert(
                 and s.asset = a.asset and s.payer = a.payer and s.payee = a.payee and s.amount = a.amount
         )
         select id, created_at from accepted"#,
-        &ids,
+        &each(new, |row| row.id.0),
         &column(new, |terms| i16::from(terms.version)),
         &column(new, |terms| terms.network.to_string()),
         &column(new, |terms| terms.asset.to_vec()),
         &column(new, |terms| terms.from.to_vec()),
         &column(new, |terms| terms.to.to_vec()),
         &column(new, |terms| terms.value.to_string()),
-        &resources as _,
+        &each(new, |row| row.candidate.resource.as_deref()) as _,
         &column(new, |terms| terms.nonce.to_vec()),
         &column(new, |terms| terms.valid_after.moment()) as _,
         &column(new, |terms| terms.valid_before.moment()) as _,
@@ -293,18 +277,18 @@ async fn insert(
         &column(new, |terms| terms.signature.to_vec()),
         &column(new, |terms| Some(terms.wallet.as_ref()?.factory.to_vec())) as _,
         &column(new, |terms| Some(terms.wallet.as_ref()?.call.to_vec())) as _,
-        &confirmations,
+        &each(new, confirmations),
         &column(new, |terms| terms.method.scheme().name().to_owned()),
         &column(new, |terms| terms.method.nonce_domain(terms.asset).to_vec()),
         &column(new, |terms| Some(terms.settling_signer()?.to_vec())) as _,
         &column(new, |terms| Some(terms.method.permit2()?.permitted.to_string())) as _,
         &column(new, |terms| allowance_columns(&terms.method).0) as _,
         &column(new, |terms| allowance_columns(&terms.method).1) as _,
-        &claimed as _,
-        &callers as _,
-        &first_askers as _,
+        &each(new, |row| row.claimed.then_some(process.0)) as _,
+        &each(new, |row| Some(row.caller?.as_str())) as _,
+        &each(new, |row| row.first_asker) as _,
         process.0,
-        &sessions as _,
+        &each(new, session) as _,
     )
     .fetch_all(connection)
     .await?;
@@ -367,7 +351,7 @@ impl Ledger {
             confirmations: moved.confirmations,
             claimed: true,
             first_asker: None,
-            caller: moved.caller,
+            caller: moved.caller.as_ref(),
         };
         // The row counts as promised for a moment: between its insert and the record of its transfer no other acceptance may read the sum.
         lock(&mut transaction, vec![(&moved.candidate.terms).into()]).await?;

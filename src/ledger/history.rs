@@ -79,7 +79,7 @@ macro_rules! filtered {
             $filter.session.as_ref().map(|session| session.as_str()),
             $filter.client_reference,
             $filter.transaction.as_ref().map(|hash| hash.as_slice()),
-            $filter.payees.as_deref().map($crate::ledger::history::address_columns) as Option<Vec<&[u8]>>
+            $filter.payees.as_deref().map($crate::ledger::history::address_columns) as _
             $(, $argument)*
         )
     };

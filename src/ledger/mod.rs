@@ -74,7 +74,7 @@ pub use sessions::{NewSession, OpenLimits, Opened};
 pub use stats::{Group, Grouping};
 pub use suspensions::{Suspension, Wasteful};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
-pub use undecided::{Undecided, Verdict};
+pub use undecided::{Carried, Undecided, Verdict};
 
 /// How long the core path may take to look up an absent authorization before the ledger is reported as unusable.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);

@@ -28,14 +28,24 @@ pub struct Undecided {
     pub block_hash: B256,
     /// The transaction was a call for this payment alone, and succeeded.
     pub call_succeeded: bool,
-    /// Its transaction carried other payments too.
-    pub in_batch: bool,
-    /// An empty attempt was mined, which had no call for it.
-    pub empty: bool,
+    pub carried: Carried,
     /// The transaction used up its gas.
     pub ran_out_of_gas: bool,
+    /// Number of the transaction's payments that it did not transfer, decided or not.
+    pub without_transfer: i64,
     /// Number of transactions that the payment has had for itself.
     pub tries: i64,
+}
+
+/// What the mined attempt carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carried {
+    /// One payment.
+    Payment,
+    /// This payment and others.
+    Batch,
+    /// Nothing: an empty attempt took the account nonce.
+    Nothing,
 }
 
 /// The decision about an undecided payment.
@@ -58,7 +68,8 @@ pub enum Verdict {
 }
 
 impl Ledger {
-    /// The undecided payments of a network, at most `limit`, those of one transaction in the order of their calls. A row that cannot be read is quarantined and left out.
+    /// The undecided payments of a network, at most `limit`, those of one transaction in the order of their calls. A row that cannot be read
+    /// is quarantined and left out.
     pub async fn undecided(
         &self,
         network: Network,
@@ -72,7 +83,9 @@ impl Ledger {
                     where other.payment_id = open.payment_id) as "tries!",
                 t.kind = 'batch' as "in_batch!", a.empty,
                 -- An eighth is more than refunds give back.
-                t.gas_used >= a.gas_limit - a.gas_limit / 8 as "ran_out_of_gas!"
+                t.gas_used >= a.gas_limit - a.gas_limit / 8 as "ran_out_of_gas!",
+                (select count(*) from transaction_payments other
+                    where other.transaction_id = t.id and other.outcome is distinct from 'transferred') as "without_transfer!"
             from (select transaction_id, payment_id, position from transaction_payments where outcome is null offset 0) open
             cross join lateral (
                 select id, kind, hash, succeeded, block_number, block_hash, gas_used from transactions
@@ -114,9 +127,13 @@ impl Ledger {
                 hash,
                 block_number: u64::try_from(row.block_number).unwrap_or_default(),
                 block_hash,
-                in_batch: row.in_batch,
-                empty: row.empty,
+                carried: match (row.empty, row.in_batch) {
+                    (true, _) => Carried::Nothing,
+                    (false, true) => Carried::Batch,
+                    (false, false) => Carried::Payment,
+                },
                 ran_out_of_gas: row.ran_out_of_gas,
+                without_transfer: row.without_transfer,
                 tries: row.tries,
             });
         }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{StartError, until};
 use crate::config::Config;
-use crate::facilitator::{Access, CallRates, GateRules, Keys};
+use crate::facilitator::{Access, CallRates, Gate, GateRules, Keys};
 use crate::ledger::Ledger;
 use crate::payment::AccessMode;
 use crate::protocol::assets::is_test_network;
@@ -39,6 +39,14 @@ pub(super) async fn access(config: &Config, ledger: &Ledger) -> Result<Access, S
         keys,
         clock: ledger.clock(),
     })
+}
+
+/// Reads the deny list again whenever it changes.
+pub(super) fn follow_deny_list(supervisor: &Supervisor, stopped: &CancellationToken, gate: &Gate) {
+    let (stop, gate) = (stopped.clone(), gate.clone());
+    supervisor.keep_running(Task::of_process("deny list"), move || {
+        Some(until(&stop, gate.clone().follow_deny_list()))
+    });
 }
 
 /// Reads the keys again and again.

@@ -4,13 +4,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::Config;
 use crate::http::accept::RESERVE;
-use crate::server::StartError;
+use crate::server::problem::TooFewDescriptors;
 
 /// Descriptors for everything but callers and the database: RPC connections, the log, the runtime.
 const OTHERS: usize = 128;
 
 /// Raises the soft limit to the hard one, and checks that the configured connections fit into it.
-pub(super) fn provide(config: &Config) -> Result<(), StartError> {
+pub(super) fn provide(config: &Config) -> Result<(), TooFewDescriptors> {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         // Without the figure nothing can be compared.
         return Ok(());
@@ -24,7 +24,7 @@ pub(super) fn provide(config: &Config) -> Result<(), StartError> {
     check(config, usize::try_from(allowed).unwrap_or(usize::MAX))
 }
 
-fn check(config: &Config, allowed: usize) -> Result<(), StartError> {
+fn check(config: &Config, allowed: usize) -> Result<(), TooFewDescriptors> {
     let database = usize::try_from(config.database_connections_max).unwrap_or(usize::MAX);
     let besides = OTHERS.saturating_add(RESERVE).saturating_add(database);
     let connections_max = config.connections.max;
@@ -32,7 +32,7 @@ fn check(config: &Config, allowed: usize) -> Result<(), StartError> {
     if needed <= allowed {
         return Ok(());
     }
-    Err(StartError::Descriptors {
+    Err(TooFewDescriptors {
         connections_max,
         needed,
         allowed,

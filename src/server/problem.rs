@@ -23,15 +23,21 @@ pub enum StartError {
         address: SocketAddr,
         cause: std::io::Error,
     },
-    #[error(
-        "connections_max: {connections_max} connections need {needed} open files, and the system allows {allowed}; raise its limit (ulimit -n, LimitNOFILE= of systemd), or set connections_max to {fitting} at most"
-    )]
-    Descriptors {
-        connections_max: usize,
-        needed: usize,
-        allowed: usize,
-        fitting: usize,
-    },
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
+}
+
+/// The configured connections need more open files than the system allows.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "connections_max: {connections_max} connections need {needed} open files, and the system allows {allowed}; raise its limit (ulimit -n, LimitNOFILE= of systemd), or set connections_max to {fitting} at most"
+)]
+pub struct TooFewDescriptors {
+    pub(super) connections_max: usize,
+    pub(super) needed: usize,
+    pub(super) allowed: usize,
+    /// The most connections that the system allows.
+    pub(super) fitting: usize,
 }
 
 /// A difference between a network and its configuration.

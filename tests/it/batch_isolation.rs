@@ -266,7 +266,7 @@ async fn payer_getting_code_after_the_simulation_burns_one_batch_once() {
                 "payer_suspended",
                 "invalid_exact_evm_transaction_simulation_failed",
             ];
-            assert!(codes.contains(&&*answer.reason()), "{answer:?}");
+            assert!(codes.contains(&answer.reason()), "{answer:?}");
         } else {
             assert!(answer.succeeded(), "{answer:?}");
             transactions.insert(answer.transaction());

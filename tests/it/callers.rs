@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
+use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
 use x402d::embedded::TEST_USDC;
 
@@ -82,13 +83,18 @@ async fn two_sellers_neither_settle_nor_read_each_others_payments() {
     let others = other.settle(&second).await;
     assert!(others.succeeded(), "{others:?}");
 
+    assert_history_is_of_the_shop(&shop, &settled, &others).await;
+    let all = world.facilitator.get("/payments").await;
+    assert_eq!(ids(&all).len(), 2, "{all:?}");
+}
+
+/// The shop reads its own payment and nothing of the other's, in every way.
+async fn assert_history_is_of_the_shop(shop: &Caller, settled: &Answer, others: &Answer) {
     let id = |answer: &Answer| {
-        answer.body["extra"]["paymentId"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        let id = answer.body["extra"]["paymentId"].as_str();
+        id.unwrap().to_owned()
     };
-    let (own, foreign) = (id(&settled), id(&others));
+    let (own, foreign) = (id(settled), id(others));
     for path in [
         "/payments",
         "/payments?state=settled",
@@ -116,23 +122,16 @@ async fn two_sellers_neither_settle_nor_read_each_others_payments() {
         )
     };
     assert_eq!(
-        ids(&shop.get(&of_transaction(&settled)).await),
+        ids(&shop.get(&of_transaction(settled)).await),
         HashSet::from([own.as_str()])
     );
-    assert!(ids(&shop.get(&of_transaction(&others)).await).is_empty());
+    assert!(ids(&shop.get(&of_transaction(others)).await).is_empty());
     let stats = shop.get("/stats?groupBy=payee").await.body;
     let groups = stats["groups"].as_array().unwrap();
     assert_eq!(groups.len(), 1, "{stats}");
     assert_eq!(
         (&groups[0]["payee"], &groups[0]["amount"]),
         (&json!(SHOP.to_string()), &json!("11"))
-    );
-    assert_eq!(
-        world.facilitator.get("/payments").await.body["payments"]
-            .as_array()
-            .unwrap()
-            .len(),
-        2
     );
 }
 
@@ -200,15 +199,31 @@ async fn anonymous_callers_are_one_caller_and_keys_are_others() {
     assert!(world.facilitator.verify(&elsewhere).await.is_valid());
 }
 
+/// In order: verify, verify for another payee, sessions, sessions for another payee, payments, stats, signers.
+async fn table_of_calls(caller: &Caller, payer: &PrivateKeySigner) -> [Answer; 7] {
+    let body = |payee| Purchase::new(payer, payee, 11).body();
+    let session = |payee| {
+        let entry = OpenSession::entry(payee, 11);
+        OpenSession::request(&entry, payer.address(), "authorization")
+    };
+    [
+        caller.verify(&body(SHOP)).await,
+        caller.verify(&body(STRANGER)).await,
+        caller.post("/sessions", &session(SHOP)).await.unwrap(),
+        caller.post("/sessions", &session(STRANGER)).await.unwrap(),
+        caller.get("/payments").await,
+        caller.get("/stats").await,
+        caller.get("/signers").await,
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_scope_allows_its_own_calls() {
     let world = keys_only().build().await;
-    let settle = world
-        .facilitator
-        .with_key(&world.key("settle", SHOP, &[]).await);
-    let history = world
-        .facilitator
-        .with_key(&world.key("history", SHOP, &["--scope", "history"]).await);
+    let scopes: [&[&str]; 2] = [&[], &["--scope", "history"]];
+    let [settle, history] = scopes.map(|scope| world.key("shop", SHOP, scope));
+    let settle = world.facilitator.with_key(&settle.await);
+    let history = world.facilitator.with_key(&history.await);
     let said = world.command(&["keys", "create", "admin", "--scope", "admin"]);
     let admin = world.facilitator.with_key(said.lines().next().unwrap());
     eventually("the operator to need a key", REVOCATION, async || {
@@ -217,18 +232,9 @@ async fn each_scope_allows_its_own_calls() {
     })
     .await;
     let payer = world.payer().await;
-    let body = Purchase::new(&payer, SHOP, 11).body();
-    let to_stranger = Purchase::new(&payer, STRANGER, 11).body();
-    let session = |payee| {
-        OpenSession::request(
-            &OpenSession::entry(payee, 11),
-            payer.address(),
-            "authorization",
-        )
-    };
     let (missing, not_allowed) = ((403, "scope_missing"), (403, "payee_not_allowed"));
-    let ok = (200, "");
-    // The calls of the table, in order: verify, verify for another payee, sessions, sessions for another payee, payments, stats, signers.
+    let (no_key, not_operator) = ((401, "key_required"), (401, "operator_only"));
+    let (ok, opened) = ((200, ""), (201, ""));
     for (name, caller, expected) in [
         (
             "settle",
@@ -236,7 +242,7 @@ async fn each_scope_allows_its_own_calls() {
             [
                 ok,
                 not_allowed,
-                (201, ""),
+                opened,
                 not_allowed,
                 missing,
                 missing,
@@ -248,30 +254,22 @@ async fn each_scope_allows_its_own_calls() {
             &history,
             [missing, missing, missing, missing, ok, ok, missing],
         ),
-        ("admin", &admin, [ok, ok, (201, ""), (201, ""), ok, ok, ok]),
+        ("admin", &admin, [ok, ok, opened, opened, ok, ok, ok]),
         (
             "nobody",
             &*world.facilitator,
             [
-                (401, "key_required"),
-                (401, "key_required"),
-                (201, ""),
+                no_key,
+                no_key,
+                opened,
                 not_allowed,
-                (401, "operator_only"),
-                (401, "operator_only"),
-                (401, "operator_only"),
+                not_operator,
+                not_operator,
+                not_operator,
             ],
         ),
     ] {
-        let answers = [
-            caller.verify(&body).await,
-            caller.verify(&to_stranger).await,
-            caller.post("/sessions", &session(SHOP)).await.unwrap(),
-            caller.post("/sessions", &session(STRANGER)).await.unwrap(),
-            caller.get("/payments").await,
-            caller.get("/stats").await,
-            caller.get("/signers").await,
-        ];
+        let answers = table_of_calls(caller, &payer).await;
         for (number, (answer, expected)) in answers.iter().zip(expected).enumerate() {
             assert_eq!(
                 verdict(answer),

@@ -286,7 +286,7 @@ fn replace(body: &mut Value, member: &str, value: &Value) {
             }
         }
         Value::Array(all) => all.iter_mut().for_each(|one| replace(one, member, value)),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

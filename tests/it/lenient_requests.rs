@@ -170,19 +170,20 @@ async fn unstorable_text_is_rejected_and_no_outage() {
     let payer = world.payer().await;
     let mut entry = OpenSession::entry(PAYEE, 10_000);
     entry["extra"]["resourceId"] = json!("reports\u{0}");
-    let request = OpenSession::request(&entry, payer.address(), "authorization");
-    let opened = world.facilitator.post("/sessions", &request).await.unwrap();
-    assert_eq!(opened.status, 422, "{opened:?}");
-    let said = opened.body["detail"].as_str().unwrap();
-    assert!(said.contains("extra.resourceId"), "{said}");
+    let in_extra = OpenSession::request(&entry, payer.address(), "authorization");
     let entry = OpenSession::entry(PAYEE, 10_000);
-    let mut request = OpenSession::request(&entry, payer.address(), "authorization");
-    request["clientReference"] = json!("a\u{0}b");
-    let opened = world.facilitator.post("/sessions", &request).await.unwrap();
-    assert_eq!(opened.status, 422, "{opened:?}");
-    request["clientReference"] = Value::Null;
-    request["resource"] = json!("https://shop.example/\u{0}");
-    let opened = world.facilitator.post("/sessions", &request).await.unwrap();
+    let good = OpenSession::request(&entry, payer.address(), "authorization");
+    let (mut in_reference, mut in_resource) = (good.clone(), good.clone());
+    in_reference["clientReference"] = json!("a\u{0}b");
+    in_resource["resource"] = json!("https://shop.example/\u{0}");
+    for request in [in_extra, in_reference, in_resource] {
+        let refused = world.facilitator.post("/sessions", &request).await.unwrap();
+        assert_eq!(refused.status, 400, "{refused:?}");
+        assert_eq!(refused.body["code"], "invalid_body");
+        let said = refused.body["detail"].as_str().unwrap();
+        assert!(said.contains("U+0000"), "{said}");
+    }
+    let opened = world.facilitator.post("/sessions", &good).await.unwrap();
     assert_eq!(opened.status, 201, "{opened:?}");
     let filtered = world.facilitator.get("/payments?resource=a%00").await;
     assert_eq!(filtered.status, 400, "{filtered:?}");

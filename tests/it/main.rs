@@ -20,6 +20,7 @@ mod broken_connections;
 mod buyer;
 #[cfg(test)]
 mod callers;
+#[cfg(test)]
 mod chain_variants;
 #[cfg(test)]
 mod costly_callers;
@@ -132,6 +133,7 @@ mod rpc_pool;
 mod rpc_providers;
 #[cfg(test)]
 mod seller;
+#[cfg(test)]
 mod seller_outages;
 #[cfg(test)]
 mod sessions;

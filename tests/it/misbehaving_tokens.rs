@@ -199,8 +199,9 @@ async fn scenario_30_out_of_gas_batch_is_retried_once_confirmed() {
         sent,
         "nothing after one confirmation"
     );
+    // One of the payers is taken for the one that used the gas, and is suspended for a minute.
     for body in &bodies[1..] {
-        eventually("success", Duration::from_secs(40), async || {
+        eventually("success", Duration::from_secs(100), async || {
             world.chain.mine(1).await;
             let answer = world.facilitator.settle(body).await;
             (answer.succeeded() || answer.reason() == "duplicate_settlement").then_some(())

@@ -84,7 +84,14 @@ async fn payer_spending_first_is_refused_and_can_pay_later() {
     );
     assert_eq!(answer.transaction(), "");
     world.chain.fund(payer.address(), 73).await;
-    assert!(world.facilitator.verify(&purchase.body()).await.is_valid());
+    let suspended = world.facilitator.verify(&purchase.body()).await;
+    assert_eq!(suspended.reason(), "payer_suspended", "{suspended:?}");
+    let minute = Duration::from_secs(90);
+    eventually("the end of its suspension", minute, async || {
+        let verdict = world.facilitator.verify(&purchase.body()).await;
+        verdict.is_valid().then_some(())
+    })
+    .await;
     let answer = world.facilitator.settle(&purchase.body()).await;
     assert!(answer.succeeded(), "{answer:?}");
     assert_eq!(world.chain.usdc(PAYEE).await, U256::from(73));

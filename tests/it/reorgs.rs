@@ -177,8 +177,9 @@ async fn scenario_18_payer_without_funds_after_reorg_is_refused() {
         "{row}"
     );
     assert!(has_event(&row, "reorged"), "{row}");
+    // It has spent the money of a payment on its way.
     let answer = world.facilitator.settle(&body).await;
-    assert_eq!(answer.reason(), "invalid_exact_evm_insufficient_balance");
+    assert_eq!(answer.reason(), "payer_suspended");
     assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO);
     let held: String = sqlx::query_scalar("select sum(held)::text from payer_accounts")
         .fetch_one(&mut world.database.connection().await)

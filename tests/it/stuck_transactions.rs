@@ -151,7 +151,9 @@ async fn scenario_34_low_gas_signer_sends_smaller_batches() {
     // Empty blocks lower the base fee, so that gas costs little more than the priority fee.
     chain.mine(80).await;
     let setup = Setup {
-        toml: "[networks.base-sepolia]\npriority_fee_wei = 1000000000\n".to_owned(),
+        toml:
+            "[networks.base-sepolia]\npriority_fee_wei = 1000000000\nqueue_max_per_payer = 1000\n"
+                .to_owned(),
         ..Setup::default()
     };
     let gas = U256::from(5_000_000) * U256::from(1_000_000_000);

@@ -2,6 +2,7 @@
 
 use alloy::primitives::Address;
 use serde_json::{Value, json};
+use x402d::embedded::TEST_USDC;
 
 use crate::support::{Chain, Purchase, World, run};
 
@@ -10,13 +11,14 @@ const PAYEE: Address = Address::repeat_byte(0x5e);
 #[tokio::test(flavor = "multi_thread")]
 async fn sellers_find_every_kind_at_both_prefixes() {
     let world = World::new().await;
+    let none = json!({ TEST_USDC.to_string(): "0" });
     for path in ["/supported", "/api/supported"] {
         let supported = world.facilitator.get(path).await.body;
         let kinds = json!([
-            {"x402Version": 2, "scheme": "exact", "network": "eip155:84532", "extra": {"maxTimeoutSeconds": 691_200}},
-            {"x402Version": 1, "scheme": "exact", "network": "base-sepolia", "extra": {"maxTimeoutSeconds": 691_200}},
+            {"x402Version": 2, "scheme": "exact", "network": "eip155:84532", "extra": {"maxTimeoutSeconds": 691_200, "minimumAmounts": none}},
+            {"x402Version": 1, "scheme": "exact", "network": "base-sepolia", "extra": {"maxTimeoutSeconds": 691_200, "minimumAmounts": none}},
             {"x402Version": 2, "scheme": "upto", "network": "eip155:84532",
-                "extra": {"facilitatorAddress": Chain::signers(1)[0].address.to_checksum(None), "maxTimeoutSeconds": 691_200}},
+                "extra": {"facilitatorAddress": Chain::signers(1)[0].address.to_checksum(None), "maxTimeoutSeconds": 691_200, "minimumAmounts": none}},
         ]);
         assert_eq!(supported["kinds"], kinds);
         let extensions = json!(["payment-session", "eip2612GasSponsoring"]);

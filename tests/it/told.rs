@@ -333,7 +333,8 @@ async fn answer_that_could_be_read_is_answered_whatever_stands_behind_it() {
     let stream = socket.connect(address.parse().unwrap()).await.unwrap();
     let (mut reading, mut writing) = stream.into_split();
     let requests = format!("{further}{settle}{further}");
-    let sending = tokio::spawn(async move {
+    let mut sending = JoinSet::new();
+    sending.spawn(async move {
         // The server stops reading when nobody reads its answers.
         drop(writing.write_all(requests.as_bytes()).await);
         writing
@@ -353,8 +354,8 @@ async fn answer_that_could_be_read_is_answered_whatever_stands_behind_it() {
         let read = reading.read(&mut part).await.unwrap();
         heard.extend_from_slice(&part[..read]);
     }
-    sending.abort();
-    drop((reading, sending.await));
+    sending.shutdown().await;
+    drop(reading);
     let again = world.facilitator.settle(&body).await;
     assert_eq!(again.reason(), "duplicate_settlement", "{again:?}");
 }

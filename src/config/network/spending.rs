@@ -33,15 +33,9 @@ impl Reader<'_> {
             wei
         };
         GasBudget {
-            wei_per_day: limit("wei_per_day", entry.wei_per_day.as_ref()),
-            wei_per_day_per_payee: limit(
-                "wei_per_day_per_payee",
-                entry.wei_per_day_per_payee.as_ref(),
-            ),
-            wei_per_day_per_payer: limit(
-                "wei_per_day_per_payer",
-                entry.wei_per_day_per_payer.as_ref(),
-            ),
+            wei_per_day: limit("wei_per_day", entry.in_all.as_ref()),
+            wei_per_day_per_payee: limit("wei_per_day_per_payee", entry.per_payee.as_ref()),
+            wei_per_day_per_payer: limit("wei_per_day_per_payer", entry.per_payer.as_ref()),
         }
     }
 

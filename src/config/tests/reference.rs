@@ -1,5 +1,7 @@
 //! The tables of `docs/configuration.md`: written here, held against the types and the limits that they speak of, and compared with the page.
 
+use std::fmt::Display;
+
 use crate::config::file::File;
 use crate::config::tests::{base_sepolia, flags_with};
 use crate::config::variables::KNOWN;
@@ -180,81 +182,48 @@ fn defaults_are_those_of_the_page() {
     let config = Config::read(&Flags::default(), &base_sepolia()).unwrap();
     let (sessions, network) = (&config.sessions, &config.networks[0]);
     let policy = &network.policy;
-    let actual = [
-        ("listen", config.listen.to_string()),
-        ("settle_wait_s", config.settle_wait.as_secs().to_string()),
-        ("verify_lease_s", config.verify_lease_s.to_string()),
-        ("body_bytes_max", config.body_bytes_max.to_string()),
-        ("connections_max", config.connections.max.to_string()),
+    let actual: [(&str, &dyn Display); 27] = [
+        ("listen", &config.listen),
+        ("settle_wait_s", &config.settle_wait.as_secs()),
+        ("verify_lease_s", &config.verify_lease_s),
+        ("body_bytes_max", &config.body_bytes_max),
+        ("connections_max", &config.connections.max),
         (
             "connections_max_per_client",
-            config.connections.max_per_client.to_string(),
+            &config.connections.max_per_client,
         ),
         (
             "connections_max_per_proxy",
-            config.connections.max_per_proxy.to_string(),
+            &config.connections.max_per_proxy,
         ),
-        (
-            "database_connections_max",
-            config.database_connections_max.to_string(),
-        ),
-        ("open_max", sessions.open_max.to_string()),
-        (
-            "open_max_per_client",
-            sessions.open_max_per_client.to_string(),
-        ),
-        (
-            "open_max_per_party",
-            sessions.open_max_per_party.to_string(),
-        ),
-        (
-            "verify_per_second",
-            config.limits.verify_per_second.to_string(),
-        ),
-        (
-            "settle_per_second",
-            config.limits.settle_per_second.to_string(),
-        ),
-        (
-            "sessions_per_second",
-            config.limits.sessions_per_second.to_string(),
-        ),
-        (
-            "validity_min_s",
-            policy.validity_min.whole_seconds().to_string(),
-        ),
-        (
-            "validity_max_s",
-            policy.validity_max.whole_seconds().to_string(),
-        ),
-        (
-            "priority_fee_wei",
-            network.fees.priority_fee_wei.to_string(),
-        ),
-        ("gas_cap", network.fees.gas_cap.to_string()),
-        ("wallet_gas_cap", network.fees.wallet_gas_cap.to_string()),
-        ("queue_max", network.queue_max.to_string()),
-        (
-            "queue_max_per_payer",
-            network.queue_max_per_payer.to_string(),
-        ),
+        ("database_connections_max", &config.database_connections_max),
+        ("open_max", &sessions.open_max),
+        ("open_max_per_client", &sessions.open_max_per_client),
+        ("open_max_per_party", &sessions.open_max_per_party),
+        ("verify_per_second", &config.limits.verify_per_second),
+        ("settle_per_second", &config.limits.settle_per_second),
+        ("sessions_per_second", &config.limits.sessions_per_second),
+        ("validity_min_s", &policy.validity_min.whole_seconds()),
+        ("validity_max_s", &policy.validity_max.whole_seconds()),
+        ("priority_fee_wei", &network.fees.priority_fee_wei),
+        ("gas_cap", &network.fees.gas_cap),
+        ("wallet_gas_cap", &network.fees.wallet_gas_cap),
+        ("queue_max", &network.queue_max),
+        ("queue_max_per_payer", &network.queue_max_per_payer),
         (
             "unattended_per_caller",
-            config.limits.unattended_per_caller.to_string(),
+            &config.limits.unattended_per_caller,
         ),
-        (
-            "waits_per_caller",
-            config.limits.waits_per_caller.to_string(),
-        ),
-        ("inflight_max", network.inflight_max.to_string()),
-        ("poll_ms", network.poll.as_millis().to_string()),
-        ("batch_wait_ms", network.batch_wait.as_millis().to_string()),
-        ("batch_gas_max", network.batch_gas_max.to_string()),
+        ("waits_per_caller", &config.limits.waits_per_caller),
+        ("inflight_max", &network.inflight_max),
+        ("poll_ms", &network.poll.as_millis()),
+        ("batch_wait_ms", &network.batch_wait.as_millis()),
+        ("batch_gas_max", &network.batch_gas_max),
     ];
     let settings = || GROUPS.iter().flat_map(|(.., settings)| settings.iter());
     for (key, value) in actual {
         let listed = settings().find(|[name, ..]| *name == key).unwrap();
-        assert_eq!(listed[2], value, "{key}");
+        assert_eq!(listed[2], value.to_string(), "{key}");
     }
 }
 

@@ -116,8 +116,8 @@ impl Drop for Attendant {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if matches!(*attendance, Attendance::Attended) {
-            let _place = self.places.occupy(&self.caller);
-            *attendance = Attendance::Left { _place };
+            let place = self.places.occupy(&self.caller);
+            *attendance = Attendance::Left { _place: place };
         }
     }
 }

@@ -1,3 +1,5 @@
+use uuid::Uuid;
+
 use super::*;
 use crate::ledger::testing::{
     TestLedger, candidate, key, location, new_payment, permit2_candidate, verified,

@@ -42,10 +42,10 @@ async fn write(
 }
 
 fn id_of(recorded: &Recorded) -> Uuid {
-    match recorded {
-        Recorded::Written(id, _) => *id,
-        refused => panic!("expected it to be written, got {refused:?}"),
-    }
+    let Recorded::Written(id, _) = recorded else {
+        panic!("expected it to be written, got {recorded:?}")
+    };
+    *id
 }
 
 async fn ready() -> (TestLedger, LaneLease, Payment) {

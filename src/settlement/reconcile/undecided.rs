@@ -86,6 +86,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::ledger::Carried;
     use crate::payment::fixture::{
         PAYER, VALID_BEFORE, candidate_of, location, now, payment, permit2_body,
     };
@@ -103,9 +104,9 @@ mod tests {
             block_number: location().block_number,
             block_hash: B256::ZERO,
             call_succeeded,
-            in_batch: false,
-            empty: false,
+            carried: Carried::Payment,
             ran_out_of_gas: false,
+            without_transfer: 1,
             tries,
         }
     }

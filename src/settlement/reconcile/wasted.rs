@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use alloy::primitives::U256;
 
 use crate::chain::{AuthorizationUse, RpcResult};
-use crate::ledger::{Undecided, Wasteful};
+use crate::ledger::{Carried, Undecided, Wasteful};
 use crate::payment::{ChainFacts, PaymentId};
 use crate::settlement::ServedNetwork;
 
@@ -45,14 +45,16 @@ fn cause_of_unused(row: &Undecided, facts: &ChainFacts) -> Cause {
 /// The payments of one transaction, in their order, that failed by their payers' doing.
 ///
 /// Code may take all gas, and then the payments behind it fail without it. An account can have code for one block only (EIP-7702). So in a
-/// batch that used up its gas, the first payment that fails for no other reason is the one that took it.
-fn wasted<'a>(rows: impl Iterator<Item = (&'a Undecided, Cause)>) -> Vec<(&'a Undecided, Cause)> {
+/// batch that used up its gas, the first payment that fails for no other reason is the one that took it. That is said only with all of
+/// them at hand: if one was decided before, or cannot be read now, it may be the one.
+fn wasted<'a>(rows: &[(&'a Undecided, Cause)]) -> Vec<(&'a Undecided, Cause)> {
     let mut found = Vec::new();
-    for (row, cause) in rows {
-        let took_all = row.in_batch && row.ran_out_of_gas;
+    for (row, cause) in rows.iter().copied() {
+        let took_all = row.carried == Carried::Batch && row.ran_out_of_gas;
+        let all_here = i64::try_from(rows.len()) == Ok(row.without_transfer);
         match cause {
             Cause::Other => {}
-            Cause::Unseen if !took_all => {}
+            Cause::Unseen if !(took_all && all_here) => {}
             Cause::Spent => found.push((row, cause)),
             Cause::Code | Cause::Unseen => {
                 found.push((row, cause));
@@ -79,7 +81,7 @@ pub(super) async fn wasteful(
     }
     let mut all = HashMap::new();
     for rows in by_transaction.into_values() {
-        for (row, cause) in wasted(rows.into_iter()) {
+        for (row, cause) in wasted(&rows) {
             let payer = row.payment.terms.from;
             let mut of = vec![Wasteful::Payer(payer)];
             // Its payer is suspended also while its code cannot be read.
@@ -96,7 +98,7 @@ pub(super) async fn wasteful(
 
 async fn cause_of(served: &ServedNetwork, row: &Undecided, used: &AuthorizationUse) -> Cause {
     match used {
-        _ if row.empty => Cause::Other,
+        _ if row.carried == Carried::Nothing => Cause::Other,
         AuthorizationUse::Consumed(Some(by)) if *by != row.hash => Cause::Spent,
         AuthorizationUse::Consumed(_) | AuthorizationUse::Transferred { .. } => Cause::Other,
         AuthorizationUse::Unused => match served.lane_facts.of(&row.payment.terms).await {
@@ -127,29 +129,34 @@ mod tests {
             block_number: 1,
             block_hash: B256::ZERO,
             call_succeeded: false,
-            in_batch: true,
-            empty: false,
+            carried: Carried::Batch,
             ran_out_of_gas,
+            without_transfer: 4,
             tries: 0,
         }
     }
 
     #[test]
     fn payment_that_took_the_gas_is_blamed_and_those_behind_it_are_not() {
+        use Cause::{Code, Other, Spent, Unseen};
         let (burnt, calm) = (row(true), row(false));
         let blamed = |row: &Undecided, causes: &[Cause]| {
-            let rows = causes.iter().map(|cause| (row, *cause));
-            wasted(rows)
+            let rows: Vec<_> = causes.iter().map(|cause| (row, *cause)).collect();
+            wasted(&rows)
                 .into_iter()
                 .map(|(_, cause)| cause)
                 .collect::<Vec<_>>()
         };
-        use Cause::{Code, Other, Spent, Unseen};
         assert_eq!(
             blamed(&burnt, &[Spent, Unseen, Unseen, Code]),
             [Spent, Unseen]
         );
         assert_eq!(blamed(&burnt, &[Other, Code, Unseen, Unseen]), [Code]);
+        assert_eq!(
+            blamed(&burnt, &[Unseen, Unseen, Spent]),
+            [Spent],
+            "one is missing"
+        );
         assert_eq!(
             blamed(&calm, &[Unseen, Spent, Unseen, Code, Other]),
             [Spent, Code]

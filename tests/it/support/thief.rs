@@ -51,7 +51,7 @@ impl Thief {
 
     /// The answers to all copies of the payment with this nonce.
     pub(crate) async fn presented(&self, nonce: B256) -> Vec<Answer> {
-        eventually("the thief's answers", Duration::from_secs(60), async || {
+        eventually("the thief's answers", Duration::from_mins(1), async || {
             let answers = self.answers.lock().unwrap();
             let found = answers.get(&nonce)?;
             (found.len() == COPIES).then(|| found.clone())

@@ -1,6 +1,8 @@
 //! Undecided payments: their transaction was mined, and its logs show no transfer for them. The settlement engine asks the chain and
 //! records its verdict here. Also records transfers of payments by transactions that no lane of ours has sent.
 
+use std::collections::HashMap;
+
 use alloy::primitives::B256;
 use uuid::Uuid;
 
@@ -107,8 +109,13 @@ impl Ledger {
                 .fetch_all(&self.engine)
                 .await?;
         let mut undecided = Vec::with_capacity(rows.len());
-        for payment in self.readable(payments).await {
-            let Some(row) = rows.iter().find(|row| row.payment_id == payment.id.0) else {
+        let readable = self.readable(payments).await;
+        let mut readable: HashMap<Uuid, Payment> = readable
+            .into_iter()
+            .map(|payment| (payment.id.0, payment))
+            .collect();
+        for row in rows {
+            let Some(payment) = readable.remove(&row.payment_id) else {
                 continue;
             };
             let Some((hash, block_hash)) = hash(&row.hash).zip(hash(&row.block_hash)) else {

@@ -347,15 +347,16 @@ async fn every_endpoint_has_a_rate() {
     }
     let before = questions(&world);
     for presentation in [terms.all(), open_ones].concat() {
-        let answer = eventually("a refusal", Duration::from_secs(5), async || {
-            // One call a second is admitted: it is used up by a payment of nobody.
-            let kind = usize::from(presentation.path != "/verify");
-            let kind = kind + usize::from(presentation.path == "/sessions");
-            empty[kind].present(&limited).await;
-            let answer = presentation.present(&limited).await;
-            (answer.status == 429).then_some(answer)
+        let kind = usize::from(presentation.path != "/verify");
+        let kind = kind + usize::from(presentation.path == "/sessions");
+        // One call a second is admitted. Those right after it are refused.
+        eventually("an admitted call", Duration::from_secs(20), async || {
+            let is_admitted = empty[kind].present(&limited).await.status != 429;
+            let is_next_refused = empty[kind].present(&limited).await.status == 429;
+            (is_admitted && is_next_refused).then_some(())
         })
         .await;
+        let answer = presentation.present(&limited).await;
         presentation.assert_denied(&answer, TOO_OFTEN);
     }
     assert_eq!(world.transactions(1).await, 0, "{before}");

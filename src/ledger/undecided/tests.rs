@@ -309,11 +309,13 @@ async fn undecided_payments_of_one_transaction_are_queued_together() {
     let payments = [1, 2, 3].map(|number| test.accepted(number));
     let [first, second, third] = payments;
     let (first, second, third) = (first.await, second.await, third.await);
-    let id = test.signed(lease, 0, &[&first, &second, &third]).await;
+    // In the order of their calls, which is not the one of their ids.
+    let id = test.signed(lease, 0, &[&third, &first, &second]).await;
     test.record_mined(&mined(id, 0, 1, &[])).await.unwrap();
     let rows = test.undecided(NETWORK, 100).await.unwrap();
     let order: Vec<PaymentId> = rows.iter().map(|row| row.payment.id).collect();
-    assert_eq!(order, [first.id, second.id, third.id]);
+    assert_eq!(order, [third.id, first.id, second.id]);
+    assert!(rows.iter().all(|row| row.without_transfer == 3));
     // One that is decided meanwhile keeps its verdict; after a reorg nothing is recorded.
     let refused = Verdict::Refuse(rejection());
     assert!(test.decide(&rows[1], &refused).await.unwrap());

@@ -34,7 +34,7 @@ async fn rejected_batch_simulations_do_not_disable_batching() {
         block_time_s: Some(2),
         ..Setup::default()
     };
-    let world = setup.shortened().build().await;
+    let world = setup.build().await;
     let before = transactions_to_settle(&world, 100).await;
     assert!(before <= PAYMENTS, "{before} transactions");
     for refusal in [

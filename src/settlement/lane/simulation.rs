@@ -50,6 +50,12 @@ pub(super) async fn simulate(
         };
         return refuse(served, &payment, &rejection).await;
     }
+    // Its budget was closed while it waited behind others; those that were planned already wait for receipts.
+    if setbacks == 0
+        && let Err(rejection) = served.check_sponsorship(payment.terms.to, payment.terms.from)
+    {
+        return refuse(served, &payment, &rejection).await;
+    }
     let mut payment = drop_deployed_wallet(served, payment).await?;
     // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
     let usable = |facts: &ChainFacts| {

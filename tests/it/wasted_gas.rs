@@ -148,6 +148,8 @@ async fn storm_of_strangers_costs_what_is_configured_and_delays_nobody() {
         let caller = (*world.facilitator).clone();
         storm.spawn(async move { caller.settle(&body).await });
     }
+    // From here on the storm is answered; its requests arrive together.
+    storm.join_next().await.unwrap().unwrap();
     let mut blocks = Vec::new();
     for number in 0..8_usize {
         let sent = height(&world.chain).await;

@@ -322,7 +322,7 @@ async fn undecided_payments_of_one_transaction_are_queued_together() {
     let mut orphaned = rows[0].clone();
     orphaned.block_hash = B256::ZERO;
     test.queue_undecided(&[&orphaned]).await.unwrap();
-    assert_eq!(test.state(first.id).await, "inflight");
+    assert_eq!(test.state(third.id).await, "inflight");
     let all: Vec<&Undecided> = rows.iter().collect();
     test.queue_undecided(&all).await.unwrap();
     let mut states = Vec::new();
@@ -332,8 +332,8 @@ async fn undecided_payments_of_one_transaction_are_queued_together() {
     assert_eq!(states, ["queued", "refused", "queued"]);
     assert_eq!(open(&test).await, 0);
     assert_eq!(outcomes(&test).await, ["without_effect"; 3].join(" "));
-    assert!(test.failed_batches(&[first.id]).await.unwrap().is_empty());
+    assert!(test.failed_batches(&[third.id]).await.unwrap().is_empty());
     test.run("update transactions set kind = 'batch'").await;
-    let failed = test.failed_batches(&[first.id, second.id]).await.unwrap();
-    assert_eq!(failed.get(&first.id), Some(&1));
+    let failed = test.failed_batches(&[third.id, second.id]).await.unwrap();
+    assert_eq!(failed.get(&third.id), Some(&1));
 }

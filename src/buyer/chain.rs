@@ -33,6 +33,17 @@ pub(super) struct Chain {
     pub(super) rpc: Url,
 }
 
+/// What a chain shows of a signed payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It can never move money: its time is over, and its nonce is unused.
+    Unpaid,
+    /// Its nonce is used: it was paid, or cancelled by the payer.
+    NonceUsed,
+    /// It may still move money.
+    Open,
+}
+
 impl Chain {
     /// Signs an EIP-1559 transaction that calls `to` with the payer's next account nonce, and whose gas can cost at most `wei_max`. Returns
     /// the raw bytes and the transaction hash.
@@ -78,13 +89,8 @@ impl Chain {
         Ok((raw, hash))
     }
 
-    /// Whether the chain proves that a signed payment can never move money: the latest block is past its expiry, and its nonce is unused
-    /// at that block.
-    pub(super) async fn proves_unpaid(
-        &self,
-        http: &Http,
-        signed: &SignedPayment,
-    ) -> Result<bool, String> {
+    /// What the chain says of a signed payment at its latest block.
+    pub(super) async fn fate(&self, http: &Http, signed: &SignedPayment) -> Result<Fate, String> {
         let block: Value = self
             .request(http, "eth_getBlockByNumber", json!(["latest", false]))
             .await?;
@@ -105,7 +111,13 @@ impl Chain {
                 PaymentMethod::Permit2 | PaymentMethod::Metered => time > end,
             })
         });
-        Ok(expired && !self.is_used(http, signed, number).await?)
+        Ok(if self.is_used(http, signed, number).await? {
+            Fate::NonceUsed
+        } else if expired {
+            Fate::Unpaid
+        } else {
+            Fate::Open
+        })
     }
 
     /// Whether the payment's nonce was used at `block`.

@@ -2,8 +2,8 @@
 //!
 //! An open payment in the journal is presented again before anything else, so that a purchase never has two payments that can both settle.
 //! When it has expired, a new one is signed only if the chain proves that it moved no money (needs an RPC endpoint); or if the seller
-//! refused it once more without reporting a hash or an earlier use, and no hash was ever reported for it (x402d answers a settled payment
-//! with its hash also after the expiry); or if the caller asserts it ([`PayOptions::sign_again`]).
+//! refused it once more without reporting a hash or an earlier use, no hash was ever reported for it (x402d answers a settled payment with
+//! its hash also after the expiry), and the chain does not show its nonce as used; or if the caller asserts it ([`PayOptions::sign_again`]).
 
 use std::sync::PoisonError;
 
@@ -11,7 +11,7 @@ use alloy::primitives::{B256, U256};
 use reqwest::{StatusCode, Url};
 use tokio::time::Instant;
 
-use crate::buyer::chain::Chain;
+use crate::buyer::chain::{Chain, Fate};
 use crate::buyer::choose::choose;
 use crate::buyer::client::{SessionReceipt, challenge_of};
 use crate::buyer::journal::{JournalError, OpenPayment, OpenSession, PurchaseKey};
@@ -88,7 +88,12 @@ impl Client {
             return Err(BuyerError::Journal(JournalError::OtherRequest));
         }
         let expired = self.is_expired(&open, options.sign_again);
-        if expired && self.is_proven_unpaid(&open).await {
+        let fate = if expired {
+            self.fate_of(&open).await
+        } else {
+            None
+        };
+        if fate == Some(Fate::Unpaid) {
             self.close(key)?;
             return Ok(None);
         }
@@ -104,7 +109,9 @@ impl Client {
                 | BuyerError::AllowanceRequired { .. }
                 | BuyerError::PriceChanged { .. }
         );
-        if options.sign_again || (refused && hash.is_none()) {
+        // What a seller says does not outweigh a nonce that the chain shows as used.
+        let is_unpaid = refused && hash.is_none() && fate != Some(Fate::NonceUsed);
+        if options.sign_again || is_unpaid {
             self.close(key)?;
             return Ok(None);
         }
@@ -122,11 +129,10 @@ impl Client {
         }
     }
 
-    async fn is_proven_unpaid(&self, open: &OpenPayment) -> bool {
-        match self.chain_of(open.signed.network) {
-            Some(chain) => chain.proves_unpaid(&self.http, &open.signed).await == Ok(true),
-            None => false,
-        }
+    /// What the chain shows of a payment; `None` when no endpoint is configured for its network, or it does not answer.
+    async fn fate_of(&self, open: &OpenPayment) -> Option<Fate> {
+        let chain = self.chain_of(open.signed.network)?;
+        chain.fate(&self.http, &open.signed).await.ok()
     }
 
     pub(super) fn chain_of(&self, network: Network) -> Option<&Chain> {

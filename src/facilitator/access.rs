@@ -34,6 +34,8 @@ pub struct Keys(Arc<RwLock<Arc<KeySet>>>);
 #[derive(Debug, Default)]
 struct KeySet {
     by_id: HashMap<KeyId, GoodKey>,
+    /// There is or was a key of the operator.
+    had_admin: bool,
     /// When the statement began that has read them.
     read_at: Option<Instant>,
 }
@@ -60,11 +62,12 @@ impl Keys {
     /// Reads the keys anew.
     pub async fn read(&self, ledger: &Ledger) -> Result<(), LedgerError> {
         let read_at = Instant::now();
-        self.replace(ledger.live_keys().await?, read_at);
+        let had_admin = ledger.has_had_admin_key().await?;
+        self.replace(ledger.live_keys().await?, had_admin, read_at);
         Ok(())
     }
 
-    fn replace(&self, keys: Vec<StoredKey>, read_at: Instant) {
+    fn replace(&self, keys: Vec<StoredKey>, had_admin: bool, read_at: Instant) {
         let keys = keys.into_iter().map(|stored| {
             let good = GoodKey {
                 key: Arc::new(stored.key),
@@ -75,6 +78,7 @@ impl Keys {
         });
         let set = Arc::new(KeySet {
             by_id: keys.collect(),
+            had_admin,
             read_at: Some(read_at),
         });
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = set;
@@ -107,14 +111,12 @@ impl Access {
         is_good.then(|| Arc::clone(&good.key)).ok_or_else(invalid)
     }
 
-    /// Whether a key makes its holder the operator. While there is one, an address does not.
+    /// Whether a key has made its holder the operator. From then on an address does not, also after the key was revoked or has expired.
     ///
     /// # Errors
     /// [`Reason::KeysUnavailable`].
-    pub fn has_admin_key(&self) -> Result<bool, Rejection> {
-        let (set, now) = (self.keys.current()?, self.clock.now());
-        let mut keys = set.by_id.values().map(|good| &good.key);
-        Ok(keys.any(|key| key.has(Scope::Admin) && key.is_live(now)))
+    pub fn has_had_admin_key(&self) -> Result<bool, Rejection> {
+        Ok(self.keys.current()?.had_admin)
     }
 
     /// Rejects callers that may not have payments verified and settled.

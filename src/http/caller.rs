@@ -114,7 +114,7 @@ impl FromRequestParts<AppState> for Caller {
             let why = "a key in the URL stands in logs: send it as Authorization: Bearer x402d_… or as X-API-Key, and rotate this one";
             return Err(Rejection::new(Reason::KeyInUrl, why).into());
         }
-        let (who, key) = match credentials(&parts.headers) {
+        let (who, key) = match credentials(&parts.headers)? {
             Some(token) if is_admin_token(state, token) => (Who::Operator, None),
             Some(token) if is_meant_as_key(&parts.headers, token) => {
                 let key = state.facilitator.access.key(token)?;
@@ -144,12 +144,22 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
-/// The key or token of a request.
-fn credentials(headers: &HeaderMap) -> Option<&str> {
+/// The key or token of a request. Several are not taken for anybody's: which one counts must not depend on their order.
+fn credentials(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
+    for name in [API_KEY, header::AUTHORIZATION] {
+        if headers.get_all(&name).iter().count() > 1 {
+            let why = format!("expected one header {name}, got several");
+            return Err(Rejection::new(Reason::KeyInvalid, why));
+        }
+    }
     if let Some(key) = headers.get(API_KEY) {
         // One that is no text is no key, and is refused as such.
-        return Some(key.to_str().unwrap_or_default().trim());
+        return Ok(Some(key.to_str().unwrap_or_default().trim()));
     }
+    Ok(bearer_token(headers))
+}
+
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     // The scheme's name may be written in any case.
@@ -226,12 +236,26 @@ mod tests {
             ("abc", None),
         ] {
             let headers = headers(&[(authorization.clone(), value)]);
-            assert_eq!(credentials(&headers), expected, "{value}");
+            assert_eq!(credentials(&headers).unwrap(), expected, "{value}");
         }
         let both = headers(&[(authorization, "Bearer abc"), (API_KEY, "xyz")]);
-        assert_eq!(credentials(&both), Some("xyz"));
+        assert_eq!(credentials(&both).unwrap(), Some("xyz"));
         assert!(is_meant_as_key(&both, "xyz"));
-        assert_eq!(credentials(&HeaderMap::new()), None);
+        assert_eq!(credentials(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn several_credentials_of_one_kind_are_refused() {
+        for name in [header::AUTHORIZATION, API_KEY] {
+            let mut several = HeaderMap::new();
+            several.append(name.clone(), HeaderValue::from_static("Bearer other"));
+            several.append(
+                name,
+                HeaderValue::from_static("Bearer x402d_0123456789ab_00"),
+            );
+            let refused = credentials(&several).unwrap_err();
+            assert_eq!(refused.reason, Reason::KeyInvalid);
+        }
     }
 
     #[test]

@@ -100,7 +100,14 @@ impl Problem {
             error = causes(unavailable),
             "session request failed: dependency unavailable"
         );
-        let detail = format!("{unavailable}; nothing was accepted, try again");
+        // A statement without an answer may have been committed.
+        let detail = if matches!(unavailable, Unavailable::Ledger(_)) {
+            format!(
+                "{unavailable}; whether anything was accepted is not known, try again: repeating the call is harmless"
+            )
+        } else {
+            format!("{unavailable}; nothing was accepted, try again")
+        };
         Self {
             retry_after: Some(unavailable.retry_after()),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)

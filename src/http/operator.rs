@@ -97,9 +97,9 @@ async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Proble
         ));
     }
     let access = &state.facilitator.access;
-    if access.has_admin_key().map_err(Refused::from)? {
+    if access.has_had_admin_key().map_err(Refused::from)? {
         return Err(Problem::operator_only(
-            "expected Authorization: Bearer with a key that has the scope admin or history",
+            "expected Authorization: Bearer with a key that has the scope admin or history; `x402d keys create NAME --scope admin` makes one",
         ));
     }
     if is_local_operator(parts) {
@@ -111,7 +111,8 @@ async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Proble
 }
 
 /// Whether a request comes from a program on this machine that means this service: not through a proxy, which makes every caller local, and
-/// not from a page of another origin, which a browser on this machine shows. Only believed while there is neither token nor key of the operator.
+/// not from a page of another origin, which a browser on this machine shows. Only believed while there is no
+/// token and was no key of the operator.
 fn is_local_operator(parts: &Parts) -> bool {
     let Some(ConnectInfo(connection)) = parts.extensions.get::<ConnectInfo<Connection>>() else {
         return false;

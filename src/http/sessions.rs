@@ -54,7 +54,7 @@ impl Wait {
         (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "such a payment could not be settled here; the code says why", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "too many sessions are open, or this caller asks too often", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "the request cannot be checked now; nothing was accepted", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "the request cannot be checked now; the detail says whether anything was accepted", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn open(

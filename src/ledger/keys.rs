@@ -107,6 +107,14 @@ impl Ledger {
         Ok(keys.collect())
     }
 
+    /// Whether there is or was a key of the operator, also one that is revoked, has expired or cannot be read.
+    pub async fn has_had_admin_key(&self) -> Result<bool, LedgerError> {
+        let had = sqlx::query_scalar!(
+            r#"select exists (select from keys where 'admin' = any(scopes)) as "had!""#
+        );
+        Ok(had.fetch_one(&self.leases).await?)
+    }
+
     /// Revokes a key. `false`: it is revoked already, or there is none.
     pub async fn revoke_key(&self, id: KeyId) -> Result<bool, LedgerError> {
         let revoked = sqlx::query!(

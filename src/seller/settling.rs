@@ -156,7 +156,7 @@ impl Settlement {
     }
 
     async fn call(&self) -> Result<SettleResponse, SaleError> {
-        let id = self.claim.request_id().ok_or(SaleError::Internal)?;
+        let id = self.claim.request_id();
         let call = Call {
             x402_version: self.payment.version,
             payment_payload: self.payment.raw(),
@@ -206,7 +206,7 @@ impl Settlement {
             return false;
         }
         let granted_to = granted_to.as_ref().and_then(Value::as_str);
-        if granted_to.is_some_and(|id| self.claim.has_asked_as(id)) {
+        if granted_to.is_some_and(|id| id == self.claim.request_id()) {
             outcome.success = true;
             (outcome.error_reason, outcome.error_message) = (None, None);
             return true;

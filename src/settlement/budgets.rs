@@ -186,7 +186,7 @@ impl Budgets {
     }
 
     /// Refuses a payment whose network, payee or payer has spent its budget.
-    fn check(&self, payee: Address, payer: Address) -> Result<(), Rejection> {
+    pub(super) fn check(&self, payee: Address, payer: Address) -> Result<(), Rejection> {
         let subjects = [
             GasSubject::Network,
             GasSubject::Payee(payee),

@@ -220,10 +220,9 @@ async fn table_of_calls(caller: &Caller, payer: &PrivateKeySigner) -> [Answer; 7
 #[tokio::test(flavor = "multi_thread")]
 async fn each_scope_allows_its_own_calls() {
     let world = keys_only().build().await;
-    let scopes: [&[&str]; 2] = [&[], &["--scope", "history"]];
-    let [settle, history] = scopes.map(|scope| world.key("shop", SHOP, scope));
-    let settle = world.facilitator.with_key(&settle.await);
-    let history = world.facilitator.with_key(&history.await);
+    let settle = world.key("settle", SHOP, &[]).await;
+    let history = world.key("history", SHOP, &["--scope", "history"]).await;
+    let [settle, history] = [settle, history].map(|key| world.facilitator.with_key(&key));
     let said = world.command(&["keys", "create", "admin", "--scope", "admin"]);
     let admin = world.facilitator.with_key(said.lines().next().unwrap());
     eventually("the operator to need a key", REVOCATION, async || {

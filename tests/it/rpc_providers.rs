@@ -194,7 +194,12 @@ async fn endpoint_losing_state_overrides_is_skipped() {
         first.on(CALL, fault);
         for _ in 0..3 {
             let body = Purchase::new(&payer, PAYEE, 3).body();
-            let verdict = world.facilitator.verify(&body).await;
+            // Both endpoints may be slow on a busy machine.
+            let verdict = eventually("a verdict", Duration::from_secs(20), async || {
+                let verdict = world.facilitator.verify(&body).await;
+                (verdict.status != 503).then_some(verdict)
+            })
+            .await;
             assert!(verdict.is_valid(), "{verdict:?}");
             assert!(world.facilitator.settle(&body).await.succeeded());
         }

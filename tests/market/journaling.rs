@@ -435,3 +435,25 @@ async fn chain_proves_an_expired_authorization_unpaid() {
         }
     }
 }
+
+#[tokio::test]
+async fn nothing_is_signed_again_when_the_chain_shows_the_nonce_used() {
+    let mut market = Market::default();
+    let url = format!("{}/report", market.seller(Flow::Upfront).await);
+    let rpc = chain(&mut market, NOW + 300, true).await;
+    let journal = Journal::in_memory();
+    outage(&market);
+    let early = client().journal(journal.clone());
+    early.get(&url, &cent()).await.unwrap_err();
+    market.script.lock().unwrap().answers.clear();
+    // A seller that forgot its purchases says that nothing was paid.
+    let expired = "invalid_exact_evm_payload_authorization_valid_before";
+    market.respond([(200, failed(expired, ""))]);
+    let later = client()
+        .journal(journal)
+        .clock(at(LATER))
+        .chain(BASE_SEPOLIA, rpc);
+    let error = later.get(&url, &cent()).await.unwrap_err();
+    assert_eq!(error.code(), "unresolved", "{error}");
+    assert_eq!(nonces(&market).len(), 1);
+}

@@ -139,6 +139,24 @@ async fn rotation_keeps_the_secret_before_for_a_time() {
 }
 
 #[tokio::test]
+async fn operators_key_is_remembered_after_its_end() {
+    let test = TestLedger::new().await;
+    create(&test, &key(1)).await;
+    assert!(!test.has_had_admin_key().await.unwrap());
+    let (settler, presented) = key(2);
+    let admin = Key {
+        scopes: vec![Scope::Admin],
+        payees: vec![],
+        ..settler
+    };
+    create(&test, &(admin.clone(), presented)).await;
+    assert!(test.has_had_admin_key().await.unwrap());
+    test.revoke_key(admin.id).await.unwrap();
+    assert_eq!(live(&test).await, [key(1).0.id]);
+    assert!(test.has_had_admin_key().await.unwrap());
+}
+
+#[tokio::test]
 async fn key_that_cannot_be_read_locks_out_no_other() {
     let test = TestLedger::new().await;
     let (first, second) = (key(1), key(2));

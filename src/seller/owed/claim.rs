@@ -59,16 +59,10 @@ impl ClaimedPurchase {
         }
     }
 
-    /// A new request id for a `/settle` call of this purchase; `None` if the system provides no randomness.
-    pub(in crate::seller) fn request_id(&self) -> Option<String> {
-        let call: FixedBytes<8> = FixedBytes::try_random().ok()?;
-        Some(format!("{:x}.{call:x}", self.id))
-    }
-
-    /// Whether a request id belongs to a call of this purchase.
-    pub(in crate::seller) fn has_asked_as(&self, request_id: &str) -> bool {
-        let own = format!("{:x}.", self.id);
-        request_id.starts_with(&own)
+    /// The request id of every `/settle` call of this purchase. The facilitator tells the request first that had the payment accepted, so a
+    /// call that is repeated after a lost answer comes before strangers who present the same payment.
+    pub(in crate::seller) fn request_id(&self) -> String {
+        format!("{:x}", self.id)
     }
 
     fn purchase(&self, stage: Stage) -> Purchase {

@@ -40,7 +40,7 @@ pub(super) async fn simulate(
         alone,
         setbacks,
         since,
-        ..
+        not_before,
     } = queued;
     reach(Step::Picked);
     if expires_too_soon(served, &payment) {
@@ -50,9 +50,10 @@ pub(super) async fn simulate(
         };
         return refuse(served, &payment, &rejection).await;
     }
-    // Its budget was closed while it waited behind others; those that were planned already wait for receipts.
-    if setbacks == 0
-        && let Err(rejection) = served.check_sponsorship(payment.terms.to, payment.terms.from)
+    // A budget was closed while it waited behind others. Those that wait for receipts were planned before.
+    let terms = &payment.terms;
+    if not_before.is_none()
+        && let Err(rejection) = served.budgets.check(terms.to, terms.from)
     {
         return refuse(served, &payment, &rejection).await;
     }

@@ -1,10 +1,13 @@
 //! An HTTP client of the service.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::Client;
 use serde_json::Value;
 use tokio::task::JoinSet;
+
+use super::eventually;
 
 /// A client of the service, like a seller's. Cheap to clone.
 #[derive(Clone, Default)]
@@ -140,7 +143,13 @@ impl Caller {
     /// The payment as the operator sees it, with its events.
     pub(crate) async fn payment(&self, settled: &Answer) -> Value {
         let id = settled.body["extra"]["paymentId"].as_str().unwrap();
-        self.get(&format!("/payments/{id}")).await.body
+        let path = format!("/payments/{id}");
+        // After an outage of the database the keys of callers are read again within a second.
+        eventually("the payment", Duration::from_secs(20), async || {
+            let answer = self.get(&path).await;
+            (answer.status != 503).then_some(answer.body)
+        })
+        .await
     }
 
     /// Posts any text. The service may answer a long body before it has read it all; that answer is returned.

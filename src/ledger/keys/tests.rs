@@ -147,6 +147,8 @@ async fn operators_key_is_remembered_after_its_end() {
     let admin = Key {
         scopes: vec![Scope::Admin],
         payees: vec![],
+        networks: vec![],
+        gas_wei_per_day: None,
         ..settler
     };
     create(&test, &(admin.clone(), presented)).await;

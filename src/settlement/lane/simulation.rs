@@ -14,7 +14,7 @@ use crate::payment::{ChainFacts, Payment, SignedBy};
 use crate::protocol::Rejection;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
-use crate::settlement::{Queued, ServedNetwork};
+use crate::settlement::{GasParties, Queued, ServedNetwork};
 
 /// Pause before a payment whose payer has others under way is simulated again.
 const TURN_PAUSE: Duration = Duration::from_millis(500);
@@ -52,7 +52,7 @@ pub(super) async fn simulate(
     }
     // Its budget was closed while it waited behind others; those that were planned already wait for receipts.
     if setbacks == 0
-        && let Err(rejection) = served.check_sponsorship(payment.terms.to, payment.terms.from)
+        && let Err(rejection) = served.check_sponsorship(GasParties::of(&payment))
     {
         return refuse(served, &payment, &rejection).await;
     }

@@ -217,9 +217,9 @@ WITH (fillfactor='50');
 
 COMMENT ON TABLE public.gas_spending IS 'native currency spent on transactions, by scope and hour';
 
-COMMENT ON COLUMN public.gas_spending.scope IS 'whose budget: network, payee, payer';
+COMMENT ON COLUMN public.gas_spending.scope IS 'whose budget: network, payee, payer, key';
 
-COMMENT ON COLUMN public.gas_spending.subject IS 'address of the payee or payer; empty for the network';
+COMMENT ON COLUMN public.gas_spending.subject IS 'address of the payee or payer; id of the key; empty for the network';
 
 COMMENT ON COLUMN public.gas_spending.hour IS 'the hour in which the transactions were written';
 
@@ -301,7 +301,7 @@ COMMENT ON COLUMN public.keys.payees IS 'who may be paid, and whose payments may
 
 COMMENT ON COLUMN public.keys.networks IS 'CAIP-2; empty: every network that is served';
 
-COMMENT ON COLUMN public.keys.gas_wei_per_day IS 'wei that its payments may cost in 24 hours; null: no limit of its own';
+COMMENT ON COLUMN public.keys.gas_wei_per_day IS 'wei that its payments may cost in 24 hours on each network; null: no limit of its own';
 
 COMMENT ON COLUMN public.keys.expires_at IS 'not good any more from then on; null: never';
 

@@ -45,7 +45,7 @@ comment on column keys.earlier_until is 'the secret before the last rotation is 
 comment on column keys.scopes is 'settle: verify, settle and sessions; history: read payments; admin: everything the operator may';
 comment on column keys.payees is 'who may be paid, and whose payments may be read';
 comment on column keys.networks is 'CAIP-2; empty: every network that is served';
-comment on column keys.gas_wei_per_day is 'wei that its payments may cost in 24 hours; null: no limit of its own';
+comment on column keys.gas_wei_per_day is 'wei that its payments may cost in 24 hours on each network; null: no limit of its own';
 comment on column keys.expires_at is 'not good any more from then on; null: never';
 comment on column keys.revoked_at is 'not good any more since then';
 

@@ -1,4 +1,4 @@
--- What the operator pays for gas, so that each network, payee and payer can have a limit per day.
+-- What the operator pays for gas, so that each network, payee, payer and key can have a limit per day.
 create table gas_spending (
     network text,
     scope text,
@@ -14,8 +14,8 @@ create table gas_spending (
 
 -- A budget is the sum of its last hours. Who adds to one locks its row of the hour, so that two writers together stay within the limit.
 comment on table gas_spending is 'native currency spent on transactions, by scope and hour';
-comment on column gas_spending.scope is 'whose budget: network, payee, payer';
-comment on column gas_spending.subject is 'address of the payee or payer; empty for the network';
+comment on column gas_spending.scope is 'whose budget: network, payee, payer, key';
+comment on column gas_spending.subject is 'address of the payee or payer; id of the key; empty for the network';
 comment on column gas_spending.hour is 'the hour in which the transactions were written';
 comment on column gas_spending.spent_wei is 'what the receipts of mined transactions say';
 comment on column gas_spending.reserved_wei is 'most that transactions without a receipt may cost';

@@ -84,7 +84,7 @@ struct NewKey {
     /// settle: verify, settle and sessions. history: read payments. admin: everything that the operator may, alone and without a payee.
     #[arg(long = "scope", value_name = "SCOPES", value_delimiter = ',', default_value = "settle", value_parser = scope)]
     scopes: Vec<Scope>,
-    /// What its payments may cost in a day, such as 0.01eth, 5gwei or 1000wei. It is recorded, and not enforced yet.
+    /// What its payments may cost on each network in 24 hours, such as 0.01eth, 5gwei or 1000wei; no limit unless given.
     #[arg(long, value_name = "AMOUNT", value_parser = wei)]
     gas_per_day: Option<Amount>,
     /// After which time it is not good any more, such as 90d or 12h.

@@ -21,7 +21,7 @@ use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::Lookup;
 use crate::payment::{Candidate, DenyList, Session, Who};
 use crate::protocol::{Amount, Rejection};
-use crate::settlement::ServedNetwork;
+use crate::settlement::{GasParties, ServedNetwork};
 use denied::{Denials, DeniedFile, PolicyService};
 use places::{Attendant, Attended, Place, Places, attended};
 use rates::{Counted, Rates};
@@ -139,6 +139,16 @@ pub(super) struct Asked<'a> {
     pub(super) costs_gas: bool,
 }
 
+impl Asked<'_> {
+    /// To whom the payment would belong. What is submitted for a session belongs to the caller that settles it later.
+    const fn owner(&self) -> Option<Who> {
+        match self.call {
+            Call::Verify | Call::Settle => Some(self.caller.who),
+            Call::OpenSession | Call::Submit => None,
+        }
+    }
+}
+
 /// What the gate says of an authorization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Admission {
@@ -161,7 +171,11 @@ impl Facilitator {
         }
         self.gate.0.denials.check(&asked).await?;
         if asked.costs_gas {
-            asked.served.check_sponsorship(asked.payee, asked.payer)?;
+            asked.served.check_sponsorship(GasParties {
+                payee: Some(asked.payee),
+                payer: asked.payer,
+                caller: asked.owner(),
+            })?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Gas budgets: what the operator's transactions cost in 24 hours, in total and for each payee and payer.
+//! Gas budgets: what the operator's transactions cost in 24 hours, in total and for each payee, payer and key.
 //!
 //! A transaction is counted where its bytes are written, at what it may cost, and corrected by its receipt. Whoever counts locks the rows of
 //! the hour, so that several lanes and processes together stay within a limit.
@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::connections::Connection;
 use super::{Ledger, LedgerError, Unreadable};
+use crate::payment::KeyId;
 use crate::protocol::Network;
 
 /// A bucket counts for 24 hours after its last minute.
@@ -21,6 +22,8 @@ pub enum GasSubject {
     Network,
     Payee(Address),
     Payer(Address),
+    /// The payments of the key's holder.
+    Key(KeyId),
 }
 
 impl GasSubject {
@@ -30,6 +33,7 @@ impl GasSubject {
             Self::Network => "network",
             Self::Payee(_) => "payee",
             Self::Payer(_) => "payer",
+            Self::Key(_) => "key",
         }
     }
 
@@ -37,6 +41,7 @@ impl GasSubject {
         match self {
             Self::Network => Vec::new(),
             Self::Payee(address) | Self::Payer(address) => address.to_vec(),
+            Self::Key(id) => id.as_str().as_bytes().to_vec(),
         }
     }
 }
@@ -47,6 +52,7 @@ impl std::fmt::Display for GasSubject {
             Self::Network => formatter.write_str("the network"),
             Self::Payee(address) => write!(formatter, "payee {address}"),
             Self::Payer(address) => write!(formatter, "payer {address}"),
+            Self::Key(id) => write!(formatter, "key {id}"),
         }
     }
 }

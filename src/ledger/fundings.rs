@@ -5,7 +5,7 @@ use alloy::primitives::{Address, U256};
 use super::connections::Connection;
 use super::outbox::NewTransaction;
 use super::{Ledger, LedgerError, Recorded, Unreadable};
-use crate::payment::{ApprovalLimits, PaymentId};
+use crate::payment::{ApprovalLimits, PaymentId, Who};
 use crate::protocol::Network;
 
 /// Native currency that a payer is to receive.
@@ -14,6 +14,8 @@ pub struct Funding {
     /// The payment that needs it.
     pub payment: PaymentId,
     pub payer: Address,
+    /// Whose the payment is.
+    pub caller: Option<Who>,
     pub wei: U256,
 }
 

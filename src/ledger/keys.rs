@@ -1,6 +1,6 @@
 //! Keys of callers, and who owns a payment.
 
-use alloy::primitives::B256;
+use alloy::primitives::{B256, U256};
 use time::OffsetDateTime;
 
 use super::error::Unreadable;
@@ -144,6 +144,27 @@ impl Ledger {
         .fetch_optional(&self.pool)
         .await?;
         Ok(until)
+    }
+
+    /// What the payments of keys may cost on a network in 24 hours, in wei, where a key has a limit. Payments of keys that are not good any
+    /// more may still wait, so those are among them.
+    pub async fn gas_limits_of_keys(&self) -> Result<Vec<(KeyId, U256)>, LedgerError> {
+        let rows = sqlx::query!(
+            r#"select id, gas_wei_per_day::text as "wei!" from keys where gas_wei_per_day is not null"#
+        )
+        .fetch_all(&self.engine)
+        .await?;
+        let limits = rows.into_iter().map(|row| {
+            let bad = |column| Unreadable {
+                table: "keys",
+                column,
+                id: row.id.clone(),
+            };
+            let id = row.id.parse().map_err(|_| bad("id"))?;
+            let wei = row.wei.parse().map_err(|_| bad("gas_wei_per_day"))?;
+            Ok((id, wei))
+        });
+        Ok(limits.collect::<Result<_, Unreadable>>()?)
     }
 
     /// Makes `who` the owner of a payment that has none: it was not accepted by a `/settle`. `false`: it has one.

@@ -78,6 +78,14 @@ impl Who {
             Self::Anonymous => Self::ANONYMOUS,
         }
     }
+
+    /// The key that is held, if any.
+    pub const fn key(self) -> Option<KeyId> {
+        match self {
+            Self::Key(id) => Some(id),
+            Self::Operator | Self::Anonymous => None,
+        }
+    }
 }
 
 impl FromStr for Who {

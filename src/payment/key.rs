@@ -59,7 +59,7 @@ pub struct Key {
     pub payees: Vec<Address>,
     /// Where; empty is everywhere.
     pub networks: Vec<Network>,
-    /// Wei that its payments may cost in 24 hours.
+    /// Wei that its payments may cost in 24 hours on each network.
     pub gas_wei_per_day: Option<Amount>,
     pub created_at: OffsetDateTime,
     /// Not good from then on.

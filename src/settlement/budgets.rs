@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{GasHour, GasShare, GasSubject, GasUse, LedgerError, OverBudget, fits_at};
-use crate::payment::GasBudget;
+use crate::payment::{GasBudget, KeyId, Payment, Who};
 use crate::protocol::{Reason, Rejection};
 use crate::settlement::ServedNetwork;
 use crate::telemetry::causes;
@@ -26,13 +26,48 @@ const REFUSED_FOR: time::Duration = time::Duration::minutes(1);
 const RECHECK_AFTER: time::Duration = time::Duration::seconds(10);
 /// How long a warning about a budget holds: the window of the budget.
 const WARN_INTERVAL: time::Duration = time::Duration::hours(24);
-/// Most payees and payers that are watched. Further ones are turned away where their transaction is written.
+/// Most budgets that are watched. Further ones are turned away where their transaction is written.
 const WATCHED_MAX: usize = 1_000;
+
+/// The parties of a payment in whose budgets its gas counts, besides the network's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GasParties {
+    /// `None`: the payee has nothing of it.
+    pub payee: Option<Address>,
+    pub payer: Address,
+    /// Whose payment it is. What was submitted for a session is nobody's, and counts for no key.
+    pub caller: Option<Who>,
+}
+
+impl GasParties {
+    pub const fn of(payment: &Payment) -> Self {
+        Self {
+            payee: Some(payment.terms.to),
+            payer: payment.terms.from,
+            caller: payment.caller,
+        }
+    }
+
+    /// All budgets that a payment of these parties may count in.
+    pub(super) fn subjects(self) -> impl Iterator<Item = GasSubject> {
+        let key = self.caller.and_then(Who::key);
+        let subjects = [
+            Some(GasSubject::Network),
+            self.payee.map(GasSubject::Payee),
+            Some(GasSubject::Payer(self.payer)),
+            key.map(GasSubject::Key),
+        ];
+        subjects.into_iter().flatten()
+    }
+}
 
 /// What this process knows of the budgets of a network.
 #[derive(Debug)]
 pub struct Budgets {
     limits: GasBudget,
+    /// Most wei in 24 hours for the payments of each key that has a limit, read every [`REFRESH_INTERVAL`]. Payments of a new key that
+    /// are sent before count in no budget of the key.
+    key_limits: Mutex<HashMap<KeyId, U256>>,
     watched: Mutex<HashMap<GasSubject, Watched>>,
 }
 
@@ -45,6 +80,8 @@ struct Watched {
     refused: Option<(OffsetDateTime, U256)>,
     /// New payments are refused until then.
     closed_until: Option<OffsetDateTime>,
+    /// It is closed because it is spent, not because open transactions reserve the rest.
+    is_spent: bool,
 }
 
 impl Watched {
@@ -59,6 +96,7 @@ impl Budgets {
     pub fn new(limits: GasBudget) -> Self {
         Self {
             limits,
+            key_limits: Mutex::default(),
             watched: Mutex::default(),
         }
     }
@@ -68,23 +106,16 @@ impl Budgets {
             GasSubject::Network => self.limits.wei_per_day,
             GasSubject::Payee(_) => self.limits.wei_per_day_per_payee,
             GasSubject::Payer(_) => self.limits.wei_per_day_per_payer,
+            GasSubject::Key(id) => self.key_limits().get(&id).copied(),
         }
     }
 
-    /// The budgets that a transaction counts in whose payments have these payees, payers and gas. Payees and payers are counted where they
+    /// The budgets that a transaction counts in whose payments have these parties and gas. Payees, payers and keys are counted where they
     /// have a limit.
-    pub(super) fn shares(
-        &self,
-        rows: impl Iterator<Item = (Option<Address>, Address, u64)>,
-    ) -> Vec<GasShare> {
+    pub(super) fn shares(&self, rows: impl Iterator<Item = (GasParties, u64)>) -> Vec<GasShare> {
         let mut shares: HashMap<GasSubject, GasShare> = HashMap::new();
-        for (payee, payer, gas) in rows {
-            let subjects = [
-                Some(GasSubject::Network),
-                payee.map(GasSubject::Payee),
-                Some(GasSubject::Payer(payer)),
-            ];
-            for subject in subjects.into_iter().flatten() {
+        for (parties, gas) in rows {
+            for subject in parties.subjects() {
                 let limit_wei = self.limit_of(subject);
                 if subject != GasSubject::Network && limit_wei.is_none() {
                     continue;
@@ -132,6 +163,7 @@ impl Budgets {
             let was_told = entry.closed_until.is_some_and(|until| until > soon);
             // While open transactions reserve the rest, most would be refused where they are written.
             entry.closed_until = one.until.or(Some(soon));
+            entry.is_spent = one.until.is_some();
             if let Some(until) = one.until.filter(|_| !was_told) {
                 tracing::warn!(subject = %one.subject, limit_wei = %one.limit_wei, until = until_text(until), "budget exhausted: new payments are refused");
             }
@@ -140,6 +172,7 @@ impl Budgets {
 
     fn update(&self, used: &GasUse, change: impl FnOnce(&mut Watched), now: OffsetDateTime) {
         let Some(limit) = self.limit_of(used.subject) else {
+            self.watched().remove(&used.subject);
             return;
         };
         let mut watched = self.watched();
@@ -180,20 +213,17 @@ impl Budgets {
             let reserved = used.spent_wei.saturating_add(used.reserved_wei);
             let still = entry.closed_until.filter(|until| *until > now);
             let still = still.filter(|_| reserved.saturating_add(needs) > limit);
-            entry.closed_until = fits_at(hours, needs, limit, now).or(still);
+            let fits_at = fits_at(hours, needs, limit, now);
+            entry.is_spent = fits_at.is_some();
+            entry.closed_until = fits_at.or(still);
         };
         self.update(&used, reopen, now);
     }
 
-    /// Refuses a payment whose network, payee or payer has spent its budget.
-    pub(super) fn check(&self, payee: Address, payer: Address) -> Result<(), Rejection> {
-        let subjects = [
-            GasSubject::Network,
-            GasSubject::Payee(payee),
-            GasSubject::Payer(payer),
-        ];
+    /// Refuses a payment whose network, payee, payer or key has spent its budget.
+    fn check(&self, parties: GasParties) -> Result<(), Rejection> {
         let watched = self.watched();
-        for subject in subjects {
+        for subject in parties.subjects() {
             let until = watched.get(&subject).and_then(|entry| entry.closed_until);
             if let Some(until) = until {
                 return Err(exhausted(subject, until));
@@ -202,11 +232,31 @@ impl Budgets {
         Ok(())
     }
 
+    /// The same for a payment in the queue. `Ok(false)`: open transactions reserve the rest of a budget, and it waits for their receipts.
+    pub(super) fn check_queued(&self, parties: GasParties) -> Result<bool, Rejection> {
+        let watched = self.watched();
+        let mut has_room = true;
+        for subject in parties.subjects() {
+            let entry = watched.get(&subject).copied().unwrap_or_default();
+            match entry.closed_until {
+                Some(until) if entry.is_spent => return Err(exhausted(subject, until)),
+                Some(_) => has_room = false,
+                None => {}
+            }
+        }
+        Ok(has_room)
+    }
+
     fn subjects(&self) -> Vec<GasSubject> {
         let network = self.limits.wei_per_day.map(|_| GasSubject::Network);
         let mut subjects: Vec<_> = self.watched().keys().copied().collect();
         subjects.extend(network.filter(|network| !subjects.contains(network)));
         subjects
+    }
+
+    fn key_limits(&self) -> MutexGuard<'_, HashMap<KeyId, U256>> {
+        let limits = self.key_limits.lock();
+        limits.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<GasSubject, Watched>> {
@@ -232,9 +282,9 @@ pub(super) fn until_text(until: OffsetDateTime) -> String {
 
 impl ServedNetwork {
     /// Refuses a payment for which no gas is spent now: its payer is suspended, or a budget is spent. Asks neither chain nor ledger.
-    pub fn check_sponsorship(&self, payee: Address, payer: Address) -> Result<(), Rejection> {
-        self.check_payer(payer)?;
-        self.budgets.check(payee, payer)
+    pub fn check_sponsorship(&self, parties: GasParties) -> Result<(), Rejection> {
+        self.check_payer(parties.payer)?;
+        self.budgets.check(parties)
     }
 }
 
@@ -265,6 +315,8 @@ impl BudgetWatch {
     /// Reads once.
     pub async fn read(&self) -> Result<(), LedgerError> {
         let served = &self.served;
+        let key_limits = served.ledger.gas_limits_of_keys().await?;
+        *served.budgets.key_limits() = key_limits.into_iter().collect();
         let subjects = served.budgets.subjects();
         let network = served.policy.network;
         let days = served.ledger.gas_hours(network, &subjects).await?;
@@ -293,6 +345,18 @@ mod tests {
         })
     }
 
+    fn key() -> KeyId {
+        KeyId::from_entropy([7; KeyId::LENGTH])
+    }
+
+    fn parties(payee: Address, payer: Address) -> GasParties {
+        GasParties {
+            payee: Some(payee),
+            payer,
+            caller: None,
+        }
+    }
+
     fn at(hour: i64) -> OffsetDateTime {
         OffsetDateTime::UNIX_EPOCH + time::Duration::hours(hour)
     }
@@ -307,17 +371,30 @@ mod tests {
 
     #[test]
     fn transaction_counts_in_the_budgets_that_have_a_limit() {
-        let rows = [(Some(PAYEE), PAYER, 3), (Some(PAYER), PAYER, 4)];
-        let mut shares: Vec<_> = budgets()
+        let of = |key: KeyId, payee| GasParties {
+            caller: Some(Who::Key(key)),
+            ..parties(payee, PAYER)
+        };
+        let unlimited = KeyId::from_entropy([8; KeyId::LENGTH]);
+        let rows = [
+            (of(key(), PAYEE), 3),
+            (of(key(), PAYER), 4),
+            (of(unlimited, PAYEE), 5),
+            (parties(PAYEE, PAYER), 6),
+        ];
+        let budgets = budgets();
+        budgets.key_limits().insert(key(), U256::from(100));
+        let mut shares: Vec<_> = budgets
             .shares(rows.into_iter())
             .into_iter()
             .map(|share| (share.subject, share.gas))
             .collect();
         shares.sort_unstable();
         let expected = [
-            (GasSubject::Network, 7),
-            (GasSubject::Payee(PAYEE), 3),
+            (GasSubject::Network, 18),
+            (GasSubject::Payee(PAYEE), 14),
             (GasSubject::Payee(PAYER), 4),
+            (GasSubject::Key(key()), 7),
         ];
         assert_eq!(shares, expected);
     }
@@ -327,7 +404,7 @@ mod tests {
         let budgets = budgets();
         let hours = [spent(10, 300), spent(11, 100), spent(20, 550)];
         budgets.refresh(GasSubject::Network, &hours, at(20));
-        assert_eq!(budgets.check(PAYEE, PAYER), Ok(()));
+        assert_eq!(budgets.check(parties(PAYEE, PAYER)), Ok(()));
         assert_eq!(budgets.room(), Some(U256::from(50)));
         budgets.note_refused(
             &[OverBudget {
@@ -338,25 +415,47 @@ mod tests {
             }],
             at(20),
         );
-        let refused = budgets.check(PAYEE, PAYER).unwrap_err();
+        let refused = budgets.check(parties(PAYEE, PAYER)).unwrap_err();
         assert_eq!(refused.reason, Reason::SponsorshipExhausted);
         assert!(
             refused.message.contains("1970-01-02T12:00:00Z"),
             "{refused:?}"
         );
         budgets.refresh(GasSubject::Network, &hours, at(20));
-        assert!(budgets.check(PAYEE, PAYER).is_err());
+        assert!(budgets.check(parties(PAYEE, PAYER)).is_err());
         // Receipts that cost less open it again.
         budgets.refresh(GasSubject::Network, &[spent(20, 600)], at(20));
-        assert_eq!(budgets.check(PAYEE, PAYER), Ok(()));
+        assert_eq!(budgets.check(parties(PAYEE, PAYER)), Ok(()));
     }
 
     #[test]
     fn payee_without_budget_leaves_other_payees_alone() {
         let budgets = budgets();
         budgets.refresh(GasSubject::Payee(PAYEE), &[spent(20, 500)], at(20));
-        assert!(budgets.check(PAYEE, PAYER).is_err());
-        assert_eq!(budgets.check(PAYER, PAYEE), Ok(()));
+        assert!(budgets.check(parties(PAYEE, PAYER)).is_err());
+        assert_eq!(budgets.check(parties(PAYER, PAYEE)), Ok(()));
+    }
+
+    #[test]
+    fn key_without_budget_leaves_other_callers_alone() {
+        let budgets = budgets();
+        budgets.key_limits().insert(key(), U256::from(100));
+        let subject = GasSubject::Key(key());
+        budgets.refresh(subject, &[spent(20, 100)], at(20));
+        let of = |caller| GasParties {
+            caller,
+            ..parties(PAYEE, PAYER)
+        };
+        let refused = budgets.check(of(Some(Who::Key(key())))).unwrap_err();
+        assert!(refused.message.contains("key 777777777777"), "{refused:?}");
+        let other = KeyId::from_entropy([8; KeyId::LENGTH]);
+        for caller in [None, Some(Who::Anonymous), Some(Who::Key(other))] {
+            assert_eq!(budgets.check(of(caller)), Ok(()), "{caller:?}");
+        }
+        // A budget without a limit is not watched any more.
+        budgets.key_limits().clear();
+        budgets.refresh(subject, &[spent(20, 100)], at(20));
+        assert_eq!(budgets.check(of(Some(Who::Key(key())))), Ok(()));
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod suspensions;
 pub mod waiters;
 mod watch;
 
-pub use budgets::{BudgetWatch, Budgets};
+pub use budgets::{BudgetWatch, Budgets, GasParties};
 pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
 pub use intake::{Approvals, Approver, NoPlace, Pickup, Place, Queue, Queued, approval_rejection};
 pub use lane::{Lane, UnconfiguredSigners};

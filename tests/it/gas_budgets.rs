@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, U256};
 use serde_json::json;
 
-use crate::support::{Answer, Chain, Purchase, Setup, World};
+use crate::support::{Answer, Caller, Chain, Purchase, Setup, World};
 
 const EXHAUSTED: &str = "sponsorship_exhausted";
 /// Keeps what a payment costs from falling with the base fee of an idle chain.
@@ -31,9 +31,13 @@ async fn balance(world: &World) -> U256 {
 
 /// Settles payments to a payee until one is refused; returns how many settled, and the refused one with its answer.
 async fn spend(world: &World, payee: Address) -> (usize, Purchase, Answer) {
+    spend_as(&world.facilitator, world, payee).await
+}
+
+async fn spend_as(caller: &Caller, world: &World, payee: Address) -> (usize, Purchase, Answer) {
     for settled in 0..100 {
         let purchase = Purchase::new(&world.payer().await, payee, 1);
-        let answer = world.facilitator.settle(&purchase.body()).await;
+        let answer = caller.settle(&purchase.body()).await;
         if !answer.succeeded() {
             return (settled, purchase, answer);
         }
@@ -99,6 +103,55 @@ async fn exhausted_budget_refuses_its_payee_alone_and_outlives_the_process() {
     assert!(spent <= limit && spent > limit / U256::from(2), "{spent}");
     let log = world.facilitator.log();
     assert!(log.contains("budget low: 80 %"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exhausted_budget_of_a_key_refuses_its_payments_alone() {
+    const LIMIT: u64 = 600_000_000_000_000;
+    let mut world = with_budget("").await;
+    let limit = ["--gas-per-day", "0.0006eth"];
+    let small_key = world.key("small", payee(1), &limit).await;
+    let large_key = world.key("large", payee(1), &[]).await;
+    let key_name = format!("key {}", &small_key[6..18]);
+    // Limits are read each second, and before the first payment.
+    world.facilitator.kill();
+    world.facilitator.restart(None).await;
+    let small = world.facilitator.with_key(&small_key);
+    let large = world.facilitator.with_key(&large_key);
+
+    let before = balance(&world).await;
+    let (settled, refused, answer) = spend_as(&small, &world, payee(1)).await;
+    assert!(settled >= 2, "{answer:?}");
+    assert_exhausted(&answer, &key_name);
+    let spent = before - balance(&world).await;
+    let limit = U256::from(LIMIT);
+    assert!(spent <= limit && spent > limit / U256::from(4), "{spent}");
+    let verdict = small.verify(&refused.body()).await;
+    assert_eq!(verdict.reason(), EXHAUSTED, "{verdict:?}");
+    // The same payment is taken from another caller.
+    assert!(large.verify(&refused.body()).await.is_valid());
+    let taken = large.settle(&refused.body()).await;
+    assert!(taken.succeeded(), "{taken:?}");
+
+    // A process that knows nothing of it yet finds out where it writes a transaction, also with payments of both.
+    world.facilitator.kill();
+    world.facilitator.restart(None).await;
+    let small = world.facilitator.with_key(&small_key);
+    let large = world.facilitator.with_key(&large_key);
+    let mut bodies = Vec::new();
+    for _ in 0..24 {
+        bodies.push(Purchase::new(&world.payer().await, payee(1), 1).body());
+    }
+    let of_large = bodies.split_off(12);
+    let (of_small, of_large) = tokio::join!(small.settle_all(bodies), large.settle_all(of_large));
+    assert!(of_large.iter().all(Answer::succeeded), "{of_large:?}");
+    let refused: Vec<_> = of_small.iter().filter(|one| !one.succeeded()).collect();
+    assert!(!refused.is_empty(), "{of_small:?}");
+    for answer in refused {
+        assert_exhausted(answer, &key_name);
+    }
+    let log = world.facilitator.log();
+    assert!(log.contains(&key_name) && !log.contains(&small_key[19..]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

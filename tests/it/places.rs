@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 const PAYEE: Address = Address::repeat_byte(0xf1);
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn world_with(toml: &str) -> World {
     let rates =

@@ -114,7 +114,7 @@ async fn code_of_a_later_version_is_read_and_returned() {
     let down = folder.path().join("down");
     std::fs::write(&down, "").unwrap();
     let setup = setup.with("X402D_SIGNERS_DOWN", down.to_str().unwrap());
-    let world = setup.with("X402D_SETTLE_WAIT", "2").build().await;
+    let world = setup.with("X402D_SETTLE_WAIT", "6").build().await;
     let payer = world.payer().await;
     let [again, failed] = [7_000, 8_000].map(|amount| Purchase::new(&payer, PAYEE, amount).body());
     for body in [&again, &failed] {

@@ -152,6 +152,35 @@ async fn budget_of_a_payee_is_its_own() {
 }
 
 #[tokio::test]
+async fn budget_of_a_key_is_its_own() {
+    let (test, lease, payment) = ready().await;
+    let other = test.accepted(2).await;
+    let of_key = |byte| {
+        let subject = GasSubject::Key(KeyId::from_entropy([byte; KeyId::LENGTH]));
+        [
+            share(GasSubject::Network, 4, None),
+            share(GasSubject::Payee(PAYEE), 4, None),
+            share(subject, 3, Some(COST)),
+        ]
+    };
+    let id = id_of(&write(&test, (lease, 0), &payment, &of_key(1)).await);
+    assert_eq!(counted(&test, "key").await, (0, COST / 4 * 3));
+    let refused = write(&test, (lease, 1), &other, &of_key(1)).await;
+    assert!(
+        matches!(&refused, Recorded::OverBudget(over) if over.len() == 1 && over[0].subject == of_key(1)[2].subject),
+        "{refused:?}"
+    );
+    assert_eq!(counted(&test, "key").await, (0, COST / 4 * 3));
+    assert_eq!(test.state(other.id).await, "queued");
+    id_of(&write(&test, (lease, 1), &other, &of_key(2)).await);
+    test.record_mined(&mined(id, 0, 1, &[payment.id]))
+        .await
+        .unwrap();
+    let expected = (ACTUAL * 3 / 4, COST / 4 * 3);
+    assert_eq!(counted(&test, "key").await, expected);
+}
+
+#[tokio::test]
 async fn hours_count_for_a_day_and_are_then_forgotten() {
     let (test, lease, payment) = ready().await;
     let spend = async |hours: u32| {

@@ -43,6 +43,7 @@ async fn payments_of_lost_nonces_are_queued_again_and_gas_money_can_be_sent_agai
     let funding = Funding {
         payment: funded.id,
         payer: funded.terms.from,
+        caller: funded.caller,
         wei: alloy::primitives::U256::from(5),
     };
     let limits = ApprovalLimits {

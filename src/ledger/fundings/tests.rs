@@ -29,6 +29,7 @@ async fn fund_within(
     let funding = Funding {
         payment: payment.id,
         payer: payment.terms.from,
+        caller: payment.caller,
         wei: U256::from(wei),
     };
     let mut attempt = attempt(nonce);

@@ -173,6 +173,20 @@ async fn key_that_cannot_be_read_locks_out_no_other() {
 }
 
 #[tokio::test]
+async fn gas_limits_are_those_of_keys_that_have_one() {
+    let test = TestLedger::new().await;
+    assert!(test.gas_limits_of_keys().await.unwrap().is_empty());
+    let (first, mut second) = (key(1), key(2));
+    second.0.gas_wei_per_day = None;
+    create(&test, &first).await;
+    create(&test, &second).await;
+    test.revoke_key(first.0.id).await.unwrap();
+    let limit = U256::from(10_000_000_000_000_000_u64);
+    let limits = test.gas_limits_of_keys().await.unwrap();
+    assert_eq!(limits, [(first.0.id, limit)]);
+}
+
+#[tokio::test]
 async fn payment_gets_one_owner() {
     let test = TestLedger::new().await;
     let payment = test.accepted(1).await;

@@ -381,6 +381,7 @@ async fn fund(
             let funding = Funding {
                 payment: payment.id,
                 payer,
+                caller: payment.caller,
                 wei,
             };
             // Requested again at the next step, unless it is in the ledger by then.

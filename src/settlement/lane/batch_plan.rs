@@ -3,6 +3,7 @@
 use crate::chain::authorization::{batch_call, settlement_call};
 use crate::ledger::TransactionKind;
 use crate::payment::{ChainFacts, Payment};
+use crate::settlement::GasParties;
 use crate::settlement::gas::GasRule;
 use crate::settlement::suspensions::WalletTurn;
 use alloy::primitives::{Address, Bytes};
@@ -178,15 +179,10 @@ impl BatchPlan {
         }
     }
 
-    /// Payee, payer and gas of each payment, for the budgets that its transaction counts in.
-    pub(super) fn gas_of_rows(
-        &self,
-        rule: &GasRule,
-    ) -> impl Iterator<Item = (Option<Address>, Address, u64)> {
-        self.rows.iter().map(|row| {
-            let terms = &row.payment.terms;
-            (Some(terms.to), terms.from, row.gas_in_batch(rule))
-        })
+    /// Parties and gas of each payment, for the budgets that its transaction counts in.
+    pub(super) fn gas_of_rows(&self, rule: &GasRule) -> impl Iterator<Item = (GasParties, u64)> {
+        let rows = self.rows.iter();
+        rows.map(|row| (GasParties::of(&row.payment), row.gas_in_batch(rule)))
     }
 
     /// Gas limit, computed and not estimated. For a single payment: the simulated call, a third more for the 63/64 rule of nested calls,

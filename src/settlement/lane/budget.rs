@@ -10,8 +10,8 @@ use super::batch_plan::{SETBACKS_WHOLE, SimulatedPayment};
 use super::{Lane, OwnedLane};
 use crate::ledger::{GasSubject, LedgerError, OverBudget};
 use crate::payment::PaymentId;
-use crate::settlement::Queued;
 use crate::settlement::budgets::exhausted;
+use crate::settlement::{GasParties, Queued};
 
 /// Payments of a lane that wait for something to end. More would keep it from taking others.
 pub(super) const HELD_BACK_MAX: usize = 64;
@@ -73,13 +73,8 @@ fn closed(
     over: &[OverBudget],
     row: &SimulatedPayment,
 ) -> Option<(GasSubject, Option<OffsetDateTime>)> {
-    let terms = &row.payment.terms;
-    let subjects = [
-        GasSubject::Network,
-        GasSubject::Payee(terms.to),
-        GasSubject::Payer(terms.from),
-    ];
-    let own = over.iter().filter(|one| subjects.contains(&one.subject));
+    let subjects = GasParties::of(&row.payment).subjects();
+    let own = subjects.filter_map(|subject| over.iter().find(|one| one.subject == subject));
     own.map(|one| (one.subject, one.until))
         .max_by_key(|(_, until)| *until)
 }

@@ -12,8 +12,8 @@ use crate::ledger::{
     TransactionKind,
 };
 use crate::payment::PaymentId;
-use crate::settlement::ServedNetwork;
 use crate::settlement::budgets::exhausted;
+use crate::settlement::{GasParties, ServedNetwork};
 
 impl OwnedLane {
     /// Whether there is room for a transaction without payments.
@@ -95,7 +95,12 @@ impl Lane {
                 .saturating_add(self.served.cost(FUNDING_GAS, fees, 1)),
             empty: false,
         };
-        let shares = [(None, funding.payer, FUNDING_GAS)].into_iter();
+        let parties = GasParties {
+            payee: None,
+            payer: funding.payer,
+            caller: funding.caller,
+        };
+        let shares = [(parties, FUNDING_GAS)].into_iter();
         let new = NewTransaction {
             lane: self.id,
             epoch: owned.lease.epoch,

@@ -14,16 +14,16 @@ use crate::payment::{ChainFacts, Payment, SignedBy};
 use crate::protocol::Rejection;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
-use crate::settlement::{Queued, ServedNetwork};
+use crate::settlement::{GasParties, Queued, ServedNetwork};
 
-/// Pause before a payment whose payer has others under way is simulated again.
-const TURN_PAUSE: Duration = Duration::from_millis(500);
+/// Pause before a payment that cannot be sent yet is simulated again.
+const LATER: Duration = Duration::from_millis(500);
 
 /// Result of simulating a payment.
 #[derive(Debug)]
 pub(super) enum Simulated {
     Ready(Box<SimulatedPayment>),
-    /// Others of its payer are under way: it is simulated again later.
+    /// Others of its payer are under way, or open transactions reserve the rest of its gas budget: it is simulated again later.
     Later(Box<Queued>),
     /// It was refused, settled or put on hold, and the ledger says so where its state changed.
     Done,
@@ -50,12 +50,13 @@ pub(super) async fn simulate(
         };
         return refuse(served, &payment, &rejection).await;
     }
-    // A budget was closed while it waited behind others. Those that wait for receipts were planned before.
-    let terms = &payment.terms;
-    if not_before.is_none()
-        && let Err(rejection) = served.budgets.check(terms.to, terms.from)
-    {
-        return refuse(served, &payment, &rejection).await;
+    if not_before.is_none() {
+        // A budget was closed while it waited behind others.
+        match served.budgets.check_queued(GasParties::of(&payment)) {
+            Ok(true) => {}
+            Ok(false) => return Ok(later(payment, facts, since)),
+            Err(rejection) => return refuse(served, &payment, &rejection).await,
+        }
     }
     let mut payment = drop_deployed_wallet(served, payment).await?;
     // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
@@ -77,11 +78,7 @@ pub(super) async fn simulate(
         let runs_code = facts.payer_has_code || payment.terms.wallet.is_some();
         let turn = runs_code.then(|| served.suspensions.turn_of(payer));
         if matches!(turn, Some(None)) {
-            return Ok(Simulated::Later(Box::new(Queued {
-                since,
-                not_before: Some(Instant::now() + TURN_PAUSE),
-                ..Queued::new(payment, Some(facts))
-            })));
+            return Ok(later(payment, Some(facts), since));
         }
         reach(Step::Simulated);
         // A plain account has signed with its key; otherwise the payment would have been refused before. An account may have got code since
@@ -106,6 +103,15 @@ pub(super) async fn simulate(
     }
     settle_or_refuse(served, &payment, &facts).await?;
     Ok(Simulated::Done)
+}
+
+/// A payment that is simulated again a little later.
+fn later(payment: Payment, facts: Option<ChainFacts>, since: Instant) -> Simulated {
+    Simulated::Later(Box::new(Queued {
+        since,
+        not_before: Some(Instant::now() + LATER),
+        ..Queued::new(payment, facts)
+    }))
 }
 
 /// Refuses a payment before anything was written for it.

@@ -48,6 +48,7 @@ pub(super) struct NetworkFile {
     pub(super) rpc_calls_per_second: Option<u32>,
     pub(super) confirm_with: Option<usize>,
     pub(super) signer_keys: Vec<String>,
+    pub(super) signer_keys_file: Option<PathBuf>,
     pub(super) payees: Vec<String>,
     pub(super) eip6492_factories: Vec<String>,
     pub(super) assets: Vec<AssetFile>,

@@ -5,6 +5,7 @@
 
 mod connections;
 mod file;
+mod keys;
 mod network;
 mod sessions;
 mod variables;
@@ -108,7 +109,20 @@ const DEFAULT_FILE: &str = "x402d.toml";
 impl Config {
     /// Reads and validates the whole configuration. An error lists every problem.
     pub fn read(flags: &Flags, environment: &dyn Environment) -> Result<Self, ConfigError> {
-        Self::validated(flags, environment, read_file(flags.file.as_deref())?)
+        let file = read_file(flags.file.as_deref())?;
+        if file
+            .networks
+            .values()
+            .any(|network| !network.signer_keys.is_empty())
+        {
+            keys::warn_if_open(
+                flags
+                    .file
+                    .as_deref()
+                    .unwrap_or_else(|| Path::new(DEFAULT_FILE)),
+            );
+        }
+        Self::validated(flags, environment, file)
     }
 
     /// The same from flags and environment alone.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use alloy::primitives::Address;
 use secrecy::SecretString;
 
-use super::Settings;
 use super::file::{ApprovalsFile, AssetFile, NetworkFile};
+use super::{Settings, keys};
 use crate::chain::{FeePolicy, SignerKey};
 use crate::payment::{ApprovalLimits, Asset, NetworkPolicy};
 use crate::protocol::assets::{TransferMethod, default_assets};
@@ -74,6 +74,7 @@ pub(super) fn read(
     }
     let mut networks: Vec<NetworkConfig> = Vec::new();
     for (name, entry) in wanted {
+        let entry = with_keys_of_file(&name, entry, settings.problems);
         if let Some(config) = validated(&name, &entry, settings.problems) {
             if networks
                 .iter()
@@ -102,10 +103,36 @@ fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> Netwo
             *list = given;
         }
     }
+    let keys_file = settings.environment.get("X402D_SIGNER_KEYS_FILE");
+    if let Some(path) = keys_file {
+        base.signer_keys_file = Some(path.into());
+    }
     base.confirmations = settings
         .parsed("X402D_CONFIRMATIONS", "a number of blocks")
         .or(base.confirmations);
     base
+}
+
+/// Reads `signer_keys_file`.
+fn with_keys_of_file(
+    name: &str,
+    mut entry: NetworkFile,
+    problems: &mut Vec<String>,
+) -> NetworkFile {
+    let Some(path) = &entry.signer_keys_file else {
+        return entry;
+    };
+    let key = format!("networks.{name}.signer_keys_file (X402D_SIGNER_KEYS_FILE)");
+    if !entry.signer_keys.is_empty() {
+        problems.push(format!(
+            "{key}: expected one of signer_keys and signer_keys_file"
+        ));
+    }
+    match keys::read(path) {
+        Ok(keys) => entry.signer_keys.extend(keys),
+        Err(problem) => problems.push(format!("{key}: {problem}")),
+    }
+    entry
 }
 
 fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Option<NetworkConfig> {

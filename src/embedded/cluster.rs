@@ -1,8 +1,8 @@
 //! One cluster on disk: creates it, starts its server and waits until it answers.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -32,6 +32,8 @@ const STILL_IN_USE: &str = "pre-existing shared memory block";
 const LOG_MAX: u64 = 16 * 1024 * 1024;
 /// How much of a log an error quotes, in bytes.
 const QUOTE: u64 = 1_500;
+/// The name of the list of users who may connect.
+const MAP: &str = "x402d";
 const MAX_WAL: &str = "max_wal_size=1GB";
 
 /// Durable, reachable by its socket alone, and with a short log: statements and values are not logged, because the ledger's statements
@@ -65,6 +67,9 @@ pub(super) struct Cluster {
     /// Postgres's data directory, below a folder that belongs to the account.
     data: PathBuf,
     log: PathBuf,
+    /// Who may connect (`pg_hba.conf`), and as which role (`pg_ident.conf`).
+    access: PathBuf,
+    names: PathBuf,
 }
 
 impl Cluster {
@@ -79,6 +84,8 @@ impl Cluster {
             account,
             data: folder.join("data"),
             log: folder.with_extension("log"),
+            access: folder.with_extension("hba"),
+            names: folder.with_extension("ident"),
         })
     }
 
@@ -154,6 +161,12 @@ impl Cluster {
             "unix_socket_directories={}",
             socket_folder.display()
         ));
+        self.write_access()?;
+        for (setting, file) in [("hba_file", &self.access), ("ident_file", &self.names)] {
+            command
+                .arg("-c")
+                .arg(format!("{setting}={}", file.display()));
+        }
         for setting in SETTINGS {
             command.args(["-c", setting]);
         }
@@ -164,6 +177,35 @@ impl Cluster {
             .stdout(log)
             .stderr(errors);
         spawn(&mut command, "postgres")
+    }
+
+    /// Writes who may connect: only the user of this process and the cluster's account, as the kernel says who is at the other end of the
+    /// socket. The files are beside the folder, where only x402d writes, and hold no secret.
+    fn write_access(&self) -> Result<(), EmbeddedError> {
+        let mut users = vec![self.account.name().to_owned()];
+        users.extend(Account::own_name().filter(|name| name != self.account.name()));
+        let names = users
+            .iter()
+            .map(|user| format!("{MAP} \"{user}\" {}\n", database::USER));
+        let files = [
+            (&self.access, format!("local all all peer map={MAP}\n")),
+            (&self.names, names.collect()),
+        ];
+        for (path, text) in files {
+            let failed = EmbeddedError::io(format!("write {}", path.display()));
+            let written = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .open(path)
+                .and_then(|mut file| {
+                    file.write_all(text.as_bytes())?;
+                    // Whatever the umask: the account has to read it.
+                    file.set_permissions(fs::Permissions::from_mode(0o644))
+                });
+            written.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Creates the cluster under another name and then renames it, so that an interrupted attempt never looks like a cluster.
@@ -181,9 +223,9 @@ impl Cluster {
             .arg("-D")
             .arg(&unfinished)
             .args(["-U", database::USER]);
-        // Only the account and root can reach the socket, so a password would protect nothing.
+        // Not used: the server is started with files of its own.
         command.args([
-            "--auth=trust",
+            "--auth=reject",
             "--encoding=UTF8",
             "--no-locale",
             "--data-checksums",

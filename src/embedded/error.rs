@@ -31,9 +31,24 @@ pub enum EmbeddedError {
     },
     /// Postgres refuses to run as root, and there is no other account to run it as.
     #[error(
-        "Postgres refuses to run as root, and there is neither a user `postgres` nor `nobody` to run it as"
+        "Postgres refuses to run as root, and there is no user `postgres` to run it as: create it (`useradd --system postgres`), run x402d \
+         as another user, or set DATABASE_URL"
     )]
     NoAccount,
+    /// The account that owns the cluster is one that other services run as.
+    #[error(
+        "{folder} belongs to the user `nobody`, whom other services run as: stop x402d, give it to another user \
+         (`chown -R postgres {folder}`), and start again",
+        folder = folder.display()
+    )]
+    SharedAccount { folder: PathBuf },
+    /// Another account could put something else at the place of a folder.
+    #[error(
+        "{folder} can be changed by other users, so x402d as root does not hand folders in it to another user: allow only root to write there, \
+         or set X402D_DATA_DIR to another folder",
+        folder = folder.display()
+    )]
+    OpenFolder { folder: PathBuf },
     /// A folder on the way to a needed file cannot be entered by the account that runs Postgres.
     #[error(
         "the user `{user}`, as whom Postgres runs, cannot enter {folder}: allow it with `chmod o+x {folder}`, or set \

@@ -217,6 +217,8 @@ mod tests {
             run(first.url(), "select current_setting('listen_addresses')").await,
             ""
         );
+        let methods = "select string_agg(distinct auth_method, ',') from pg_hba_file_rules";
+        assert_eq!(run(first.url(), methods).await, "peer");
         let second = EmbeddedPostgres::start(&place.path()).await.unwrap();
         assert_eq!(second.url(), first.url());
         first.stop().await.unwrap();

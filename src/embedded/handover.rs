@@ -101,6 +101,9 @@ mod tests {
 
     use super::*;
 
+    /// Puts a way to the victim at a place.
+    type Plant = fn(&Path, &Path);
+
     /// An ordinary user can give only to itself; root gives to an account without a name.
     fn hands() -> (u32, (u32, u32)) {
         let me = geteuid().as_raw();
@@ -135,7 +138,7 @@ mod tests {
         let victim = place.path().join("victim");
         fs::write(&victim, "secret").unwrap();
         let (from, to) = hands();
-        let plants: [(&str, fn(&Path, &Path)); 3] = [
+        let plants: [(&str, Plant); 3] = [
             ("symbolic", |victim, at| symlink(victim, at).unwrap()),
             ("second name", |victim, at| {
                 fs::hard_link(victim, at).unwrap();

@@ -260,10 +260,11 @@ mod tests {
         let server = cluster.wait_until_ready(&mut old).await.unwrap().unwrap();
         let url = database::url(&server.socket_folder.unwrap());
         assert_eq!(run(&url, METHODS).await, "trust");
-        // The old version was killed; init reaps its server.
-        let reaper = tokio::spawn(async move { old.unwrap().wait().await });
-        let next = EmbeddedPostgres::start(&place.path()).await.unwrap();
-        assert!(reaper.await.unwrap().unwrap().success());
+        // The old version was killed, so another process reaps its server.
+        let (mut old, path) = (old.unwrap(), place.path());
+        let (ended, next) = tokio::join!(old.wait(), EmbeddedPostgres::start(&path));
+        assert!(ended.unwrap().success());
+        let next = next.unwrap();
         assert_eq!(run(next.url(), METHODS).await, "peer");
         assert_eq!(run(next.url(), "select word from kept").await, "committed");
         next.stop().await.unwrap();

@@ -31,6 +31,14 @@ pub(super) struct File {
     pub(super) networks: BTreeMap<String, NetworkFile>,
 }
 
+impl File {
+    /// Whether private keys are in the file itself.
+    pub(super) fn has_keys(&self) -> bool {
+        let mut networks = self.networks.values();
+        networks.any(|network| !network.signer_keys.is_empty())
+    }
+}
+
 /// `[access]`.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -72,6 +80,7 @@ pub(super) struct NetworkFile {
     pub(super) rpc_calls_per_second: Option<u32>,
     pub(super) confirm_with: Option<usize>,
     pub(super) signer_keys: Vec<String>,
+    pub(super) signer_keys_file: Option<PathBuf>,
     pub(super) payees: Vec<String>,
     pub(super) minimum_dollars: Option<String>,
     pub(super) eip6492_factories: Vec<String>,

@@ -6,6 +6,7 @@
 mod access;
 mod connections;
 mod file;
+mod keys;
 mod limits;
 mod network;
 mod sessions;
@@ -115,7 +116,12 @@ const DEFAULT_FILE: &str = "x402d.toml";
 impl Config {
     /// Reads and validates the whole configuration. An error lists every problem.
     pub fn read(flags: &Flags, environment: &dyn Environment) -> Result<Self, ConfigError> {
-        Self::validated(flags, environment, read_file(flags.file.as_deref())?)
+        let file = read_file(flags.file.as_deref())?;
+        if file.has_keys() {
+            let path = flags.file.as_deref();
+            keys::warn_if_open(path.unwrap_or_else(|| Path::new(DEFAULT_FILE)));
+        }
+        Self::validated(flags, environment, file)
     }
 
     /// The same from flags and environment alone.

@@ -1,5 +1,6 @@
 //! The configuration of one network.
 
+mod signers;
 mod spending;
 
 use std::collections::BTreeMap;
@@ -97,7 +98,6 @@ pub(super) fn read(
 fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> NetworkFile {
     for (variable, list) in [
         ("X402D_RPC_URL", &mut base.rpc_urls),
-        ("X402D_SIGNER_KEYS", &mut base.signer_keys),
         ("X402D_PAYEES", &mut base.payees),
         ("X402D_EIP6492_FACTORIES", &mut base.eip6492_factories),
     ] {
@@ -105,6 +105,12 @@ fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> Netwo
         if !given.is_empty() {
             *list = given;
         }
+    }
+    let keys = settings.list("X402D_SIGNER_KEYS");
+    let keys_file = settings.environment.get("X402D_SIGNER_KEYS_FILE");
+    if !keys.is_empty() || keys_file.is_some() {
+        base.signer_keys = keys;
+        base.signer_keys_file = keys_file.map(Into::into);
     }
     base.confirmations = settings
         .parsed("X402D_CONFIRMATIONS", "a number of blocks")
@@ -120,17 +126,12 @@ fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Opt
     let mut reader = Reader { name, problems };
     reader.check_urls(entry);
     reader.needs(
-        !entry.signer_keys.is_empty(),
-        "signer_keys (X402D_SIGNER_KEYS)",
-        "at least one private key that pays for gas",
-    );
-    reader.needs(
         entry.rpc_calls_per_second.is_none_or(|calls| calls >= 5),
         "rpc_calls_per_second",
         "5 or more",
     );
     let confirm_with = reader.confirm_with(network, entry);
-    let signers = reader.signers(&entry.signer_keys);
+    let signers = reader.signers(entry);
     let policy = NetworkPolicy {
         signers: signers.iter().map(SignerKey::address).collect(),
         ..reader.policy(network, entry)
@@ -236,33 +237,6 @@ impl Reader<'_> {
             &format!("1 to {endpoints}, the number of rpc_urls"),
         );
         confirm_with
-    }
-
-    fn signers(&mut self, keys: &[String]) -> Vec<SignerKey> {
-        let mut signers: Vec<SignerKey> = Vec::new();
-        for (index, key) in keys.iter().enumerate() {
-            match SignerKey::from_hex(key) {
-                Ok(key) if signers.iter().any(|other| other.address() == key.address()) => {
-                    self.needs(false, &format!("signer_keys[{index}]"), "each key once");
-                }
-                Ok(key) => signers.push(key),
-                Err(error) => {
-                    let found = if parse_address(key).is_ok() {
-                        "; this is an address"
-                    } else {
-                        ""
-                    };
-                    let expected = error.to_string();
-                    let expected = expected.trim_start_matches("expected ");
-                    self.needs(
-                        false,
-                        &format!("signer_keys[{index}] (X402D_SIGNER_KEYS)"),
-                        &format!("{expected}{found}"),
-                    );
-                }
-            }
-        }
-        signers
     }
 
     fn addresses(&mut self, key: &str, texts: &[String]) -> Vec<Address> {

@@ -28,6 +28,7 @@ pub(super) const KNOWN: &[&str] = &[
     "X402D_SETTLE_WAIT",
     "X402D_SIGNERS_DOWN",
     "X402D_SIGNER_KEYS",
+    "X402D_SIGNER_KEYS_FILE",
     "X402D_TIMES_SHORTER",
     "X402D_TRUSTED_PROXIES",
 ];

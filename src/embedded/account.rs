@@ -1,20 +1,26 @@
 //! The account that runs Postgres: the caller's own, or another one if x402d is root, because Postgres refuses root.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, Metadata};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::fs::{self, DirBuilder, Metadata, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::unistd::{Uid, User, getegid, geteuid};
 use tokio::process::Command;
 
 use super::error::EmbeddedError;
+use super::handover;
 
 /// The only search path that Postgres's own programs need.
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
 /// The accounts that run Postgres if x402d is root; the first that exists is used.
-const STAND_INS: [&str; 2] = ["postgres", "nobody"];
+const STAND_INS: [&str; 2] = ["x402d", "postgres"];
+
+/// Not one of them: several services run as this user, and each could change what belongs to it.
+const SHARED: &str = "nobody";
 
 /// The account that owns the cluster and runs its processes.
 #[derive(Debug, Clone)]
@@ -39,17 +45,12 @@ impl Account {
                 changes: false,
             });
         }
-        let owner = fs::metadata(cluster)
-            .ok()
-            .map(|found| Uid::from_raw(found.uid()))
-            .filter(|uid| !uid.is_root());
         let stand_in = || {
-            STAND_INS
-                .iter()
-                .find_map(|name| User::from_name(name).ok().flatten())
+            let mut users = STAND_INS.iter();
+            users.find_map(|name| User::from_name(name).ok().flatten())
         };
-        let chosen = owner
-            .and_then(user)
+        let chosen = owner(cluster)
+            .filter(|owner| !owner.uid.is_root() && owner.name != SHARED)
             .or_else(stand_in)
             .ok_or(EmbeddedError::NoAccount)?;
         Ok(Self {
@@ -75,23 +76,55 @@ impl Account {
         command
     }
 
-    /// Makes sure that the folder exists, belongs to the account, and is closed to all other accounts.
+    /// Makes sure that the folder exists, belongs to the account, and is closed to all other accounts. A link is not followed, and a folder
+    /// with something in it keeps its owner.
     pub(super) fn own_folder(&self, folder: &Path) -> Result<(), EmbeddedError> {
         let failed = |what: &str| EmbeddedError::io(format!("{what} {}", folder.display()));
-        if !folder.exists() {
-            DirBuilder::new()
-                .mode(0o700)
-                .create(folder)
-                .map_err(failed("create"))?;
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(problem) if problem.kind() != ErrorKind::AlreadyExists => {
+                return Err(failed("create")(problem));
+            }
+            Ok(()) | Err(_) => {}
         }
-        let found = fs::symlink_metadata(folder).map_err(failed("look at"))?;
+        // What is changed below is what was opened here, whatever is put in its place.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY).bits())
+            .open(folder)
+            .map_err(failed("open as a folder, which it has to be and no link:"))?;
+        let found = opened.metadata().map_err(failed("look at"))?;
         if self.changes && found.uid() != self.uid {
-            chown(folder, Some(self.uid), Some(self.gid)).map_err(failed("hand over"))?;
+            let names = handover::names(&opened).map_err(failed("read"))?;
+            if found.uid() != 0 || !names.is_empty() {
+                return Err(EmbeddedError::ForeignFolder {
+                    folder: folder.to_owned(),
+                    user: self.name.clone(),
+                });
+            }
+            fchown(&opened, Some(self.uid), Some(self.gid)).map_err(failed("hand over"))?;
         }
         if is_open(&found) {
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+            opened
+                .set_permissions(fs::Permissions::from_mode(0o700))
                 .map_err(failed("close"))?;
         }
+        Ok(())
+    }
+
+    /// Takes a cluster from `nobody`, as whom earlier versions ran Postgres where there was no user `postgres`. No server may run on it.
+    pub(super) fn take_from_nobody(&self, cluster: &Path) -> Result<(), EmbeddedError> {
+        let Some(shared) = owner(cluster).filter(|owner| owner.name == SHARED) else {
+            return Ok(());
+        };
+        if !self.changes {
+            return Ok(());
+        }
+        handover::give(cluster, shared.uid.as_raw(), (self.uid, self.gid))?;
+        tracing::warn!(
+            folder = %cluster.display(),
+            user = self.name,
+            "private Postgres taken from the user nobody: until now every program that runs as nobody could change the ledger"
+        );
         Ok(())
     }
 
@@ -135,6 +168,23 @@ fn user(uid: Uid) -> Option<User> {
     User::from_uid(uid).ok().flatten()
 }
 
+/// The owner of the folder itself, not of what a link leads to.
+fn owner(folder: &Path) -> Option<User> {
+    let found = fs::symlink_metadata(folder).ok()?;
+    user(Uid::from_raw(found.uid()))
+}
+
+/// The users whom the private server lets in: root, who can do everything anyway, and the one that runs x402d.
+pub(super) fn admitted() -> Vec<String> {
+    let mut names: Vec<String> = [Uid::from_raw(0), geteuid()]
+        .into_iter()
+        .filter_map(user)
+        .map(|user| user.name)
+        .collect();
+    names.dedup();
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,12 +194,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("inner");
         fs::create_dir(&inner).unwrap();
-        let other = Account {
-            name: "other".to_owned(),
-            uid: 4_000_000,
-            gid: 4_000_000,
-            changes: true,
-        };
+        let other = other(true);
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let closed = other.find_closed_folder(&inner).unwrap().to_string();
         assert!(closed.contains("`other`"), "{closed}");
@@ -159,6 +204,66 @@ mod tests {
         );
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
         assert!(other.find_closed_folder(&inner).is_none());
+    }
+
+    fn other(changes: bool) -> Account {
+        Account {
+            name: "other".to_owned(),
+            uid: 4_000_000,
+            gid: 4_000_000,
+            changes,
+        }
+    }
+
+    /// Another user could put a link to somebody else's folder there, which then would be handed over.
+    #[test]
+    fn folder_is_not_handed_over_through_a_link() {
+        let place = tempfile::tempdir().unwrap();
+        let (link, victim) = (place.path().join("cluster"), place.path().join("victim"));
+        DirBuilder::new().mode(0o755).create(&victim).unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        let before = fs::metadata(&victim).unwrap();
+        for changes in [false, true] {
+            let refused = other(changes).own_folder(&link).unwrap_err().to_string();
+            assert!(refused.contains("no link"), "{refused}");
+            let after = fs::metadata(&victim).unwrap();
+            assert_eq!((after.uid(), after.mode()), (before.uid(), before.mode()));
+        }
+    }
+
+    #[test]
+    fn folder_with_something_in_it_keeps_its_owner() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("cluster");
+        fs::create_dir_all(folder.join("data")).unwrap();
+        let before = fs::metadata(&folder).unwrap().uid();
+        let refused = other(true).own_folder(&folder).unwrap_err().to_string();
+        let advice = format!("chown -hR other {}", folder.display());
+        assert!(refused.contains(&advice), "{refused}");
+        assert_eq!(fs::metadata(&folder).unwrap().uid(), before);
+        fs::remove_dir(folder.join("data")).unwrap();
+        // Only root can hand over.
+        let handed = other(true).own_folder(&folder);
+        assert_eq!(handed.is_ok(), geteuid().is_root());
+        let owner = if geteuid().is_root() {
+            4_000_000
+        } else {
+            before
+        };
+        assert_eq!(fs::metadata(&folder).unwrap().uid(), owner);
+    }
+
+    #[test]
+    fn root_and_the_own_user_are_let_in_and_nobody_is_not() {
+        let names = admitted();
+        let own = user(geteuid()).unwrap().name;
+        let root = user(Uid::from_raw(0)).unwrap().name;
+        assert!(names.contains(&own) && names.contains(&root), "{names:?}");
+        assert!(names.len() <= 2, "{names:?}");
+        let account = Account::choose(Path::new("/nonexistent")).unwrap();
+        assert_ne!(account.name, SHARED);
+        assert_eq!(account.changes, geteuid().is_root());
     }
 
     #[tokio::test]

@@ -1,16 +1,18 @@
 //! One cluster on disk: creates it, starts its server and waits until it answers.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::account::Account;
+use super::account::{Account, admitted};
 use super::binaries::{Binaries, Places, first_number};
 use super::error::EmbeddedError;
 use super::postmaster::{PidFile, Postmaster};
@@ -32,6 +34,8 @@ const STILL_IN_USE: &str = "pre-existing shared memory block";
 const LOG_MAX: u64 = 16 * 1024 * 1024;
 /// How much of a log an error quotes, in bytes.
 const QUOTE: u64 = 1_500;
+/// The name of the list of users who may connect.
+const MAP: &str = "x402d";
 const MAX_WAL: &str = "max_wal_size=1GB";
 
 /// Durable, reachable by its socket alone, and with a short log: statements and values are not logged, because the ledger's statements
@@ -62,24 +66,45 @@ const SETTINGS: &[&str] = &[
 #[derive(Debug)]
 pub(super) struct Cluster {
     account: Account,
-    /// Postgres's data directory, below a folder that belongs to the account.
+    /// Belongs to the account.
+    folder: PathBuf,
+    /// Postgres's data directory, below the folder.
     data: PathBuf,
     log: PathBuf,
+    /// Who may connect (`pg_hba.conf`), and as which role (`pg_ident.conf`).
+    access: PathBuf,
+    names: PathBuf,
 }
 
 impl Cluster {
     /// The cluster in `folder`, which need not exist yet. The log is beside the folder, where only x402d writes.
     pub(super) fn below(folder: &Path) -> Result<Self, EmbeddedError> {
-        let account = Account::choose(folder)?;
-        account.own_folder(folder)?;
-        if let Some(closed) = account.find_closed_folder(folder) {
-            return Err(closed);
-        }
         Ok(Self {
-            account,
+            account: Account::choose(folder)?,
+            folder: folder.to_owned(),
             data: folder.join("data"),
             log: folder.with_extension("log"),
+            access: folder.with_extension("hba"),
+            names: folder.with_extension("ident"),
         })
+    }
+
+    /// Makes the folder the account's, and creates it at the first use.
+    pub(super) fn own_folder(&self, is_only_user: bool) -> Result<(), EmbeddedError> {
+        if is_only_user && self.find_server()?.is_none() {
+            self.account.take_from_nobody(&self.folder)?;
+        }
+        self.account.own_folder(&self.folder)?;
+        match self.account.find_closed_folder(&self.folder) {
+            Some(closed) => Err(closed),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a server of an earlier version runs, which lets in everybody who reaches its socket.
+    pub(super) fn has_outdated_server(&self) -> Result<bool, EmbeddedError> {
+        let server = self.find_server()?;
+        Ok(server.is_some_and(|server| !server.has_argument(&self.access_setting())))
     }
 
     /// The server, if it runs.
@@ -129,6 +154,24 @@ impl Cluster {
 
     /// Starts the server, and creates the cluster first if there is none.
     async fn launch(&self) -> Result<Child, EmbeddedError> {
+        let mut command = self.command().await?;
+        self.write_access()?;
+        command.arg("-c").arg(self.access_setting());
+        command
+            .arg("-c")
+            .arg(format!("ident_file={}", self.names.display()));
+        spawn(&mut command, "postgres")
+    }
+
+    /// The setting of `pg_hba.conf`, as an argument.
+    fn access_setting(&self) -> OsString {
+        let mut setting = OsString::from("hba_file=");
+        setting.push(&self.access);
+        setting
+    }
+
+    /// The server's command, but for who may connect.
+    pub(super) async fn command(&self) -> Result<Command, EmbeddedError> {
         let version = fs::read_to_string(self.data.join("PG_VERSION")).ok();
         let wanted = version
             .as_deref()
@@ -163,7 +206,35 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);
-        spawn(&mut command, "postgres")
+        Ok(command)
+    }
+
+    /// Writes who may connect, by what the kernel says of the process at the other end of the socket. The files are beside the folder, where
+    /// only x402d writes, and hold no secret.
+    fn write_access(&self) -> Result<(), EmbeddedError> {
+        let names = admitted()
+            .into_iter()
+            .map(|user| format!("{MAP} \"{user}\" {}\n", database::USER));
+        let files = [
+            (&self.access, format!("local all all peer map={MAP}\n")),
+            (&self.names, names.collect()),
+        ];
+        for (path, text) in files {
+            let failed = EmbeddedError::io(format!("write {}", path.display()));
+            let written = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .custom_flags(OFlag::O_NOFOLLOW.bits())
+                .open(path)
+                .and_then(|mut file| {
+                    file.write_all(text.as_bytes())?;
+                    // Whatever the umask: the account has to read it.
+                    file.set_permissions(fs::Permissions::from_mode(0o644))
+                });
+            written.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Creates the cluster under another name and then renames it, so that an interrupted attempt never looks like a cluster.
@@ -181,9 +252,9 @@ impl Cluster {
             .arg("-D")
             .arg(&unfinished)
             .args(["-U", database::USER]);
-        // Only the account and root can reach the socket, so a password would protect nothing.
+        // For a server that is started without x402d; x402d's own has a file of its own.
         command.args([
-            "--auth=trust",
+            "--auth=reject",
             "--encoding=UTF8",
             "--no-locale",
             "--data-checksums",
@@ -218,7 +289,7 @@ impl Cluster {
     }
 
     /// Waits until the server answers; `None` when it has ended.
-    async fn wait_until_ready(
+    pub(super) async fn wait_until_ready(
         &self,
         child: &mut Option<Child>,
     ) -> Result<Option<Postmaster>, EmbeddedError> {

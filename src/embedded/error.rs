@@ -31,9 +31,28 @@ pub enum EmbeddedError {
     },
     /// Postgres refuses to run as root, and there is no other account to run it as.
     #[error(
-        "Postgres refuses to run as root, and there is neither a user `postgres` nor `nobody` to run it as"
+        "Postgres refuses to run as root, and there is neither a user `x402d` nor `postgres` to run it as (`nobody` is not used: other \
+         services run as it): create one (`useradd --system x402d`), run x402d as another user, or set DATABASE_URL"
     )]
     NoAccount,
+    /// The folder of the cluster belongs to another account than the one that runs Postgres.
+    #[error(
+        "{folder} does not belong to `{user}`, as whom Postgres runs: stop all x402d that use it, look into it, and if it is x402d's, run \
+         `chown -hR {user} {folder}`, or set X402D_DATA_DIR to another folder",
+        folder = folder.display()
+    )]
+    ForeignFolder {
+        folder: PathBuf,
+        /// The account.
+        user: String,
+    },
+    /// Something in the folder of a cluster that is to be given to another account is not what Postgres puts there.
+    #[error(
+        "{path} is a link, or does not belong to the owner of its folder, so the folder is not handed to another user: move it away and start \
+         again",
+        path = path.display()
+    )]
+    StrangeEntry { path: PathBuf },
     /// A folder on the way to a needed file cannot be entered by the account that runs Postgres.
     #[error(
         "the user `{user}`, as whom Postgres runs, cannot enter {folder}: allow it with `chmod o+x {folder}`, or set \

@@ -6,6 +6,7 @@
 //! Always:
 //! - The cluster belongs to its data directory. An x402d that finds a running server there shares it, and the last x402d that stops in
 //!   order stops it. After `kill -9` the server keeps running, and the next x402d uses it.
+//! - The private server lets in root and the user that runs x402d, by the kernel's word. As root it never runs as `nobody`.
 //! - A child process never gets the environment of x402d, because signer keys may be in it.
 //! - Every wait has a time limit, and every error says what the operator can do.
 
@@ -18,6 +19,7 @@ mod data_dir;
 mod database;
 mod error;
 mod genesis;
+mod handover;
 mod json_rpc;
 mod locks;
 mod postgres;

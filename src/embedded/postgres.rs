@@ -69,7 +69,7 @@ impl EmbeddedPostgres {
     }
 
     /// The URL of the database `x402d`, for sqlx and for `psql`: a Unix socket, so it works on this machine only, for root and for the user
-    /// that owns the cluster. It holds no secret.
+    /// that runs x402d. It holds no secret.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -89,6 +89,13 @@ impl EmbeddedPostgres {
         cluster: &Cluster,
         is_only_user: bool,
     ) -> Result<(String, Option<Child>), EmbeddedError> {
+        if is_only_user && cluster.has_outdated_server()? {
+            tracing::info!(
+                "private Postgres restarted: an earlier version started it, with open access for who reaches its socket"
+            );
+            stop_server(cluster, None).await?;
+        }
+        cluster.own_folder(is_only_user)?;
         let (server, child) = cluster.run(is_only_user).await?;
         let socket_folder = server.socket_folder.unwrap_or_default();
         database::ensure(&socket_folder).await?;
@@ -145,12 +152,17 @@ async fn stop_server(cluster: &Cluster, child: Option<Child>) -> Result<(), Embe
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+    use nix::unistd::User;
     use sqlx::{Connection, PgConnection, Row};
 
     use super::*;
+    use crate::embedded::handover;
     use crate::embedded::postmaster::Postmaster;
+
+    /// How those who connect have to show who they are.
+    const METHODS: &str = "select string_agg(distinct auth_method, ',') from pg_hba_file_rules";
 
     /// A data directory whose server is killed after the test.
     struct TestDataDir(tempfile::TempDir);
@@ -166,12 +178,17 @@ mod tests {
             self.0.path().join("x402d")
         }
 
+        fn cluster(&self) -> Cluster {
+            let data = fs::canonicalize(self.path()).unwrap();
+            Cluster::below(&data.join("postgres")).unwrap()
+        }
+
         fn server(&self) -> Option<Postmaster> {
-            let data = fs::canonicalize(self.path()).ok()?;
-            Cluster::below(&data.join("postgres"))
-                .ok()?
-                .find_server()
-                .ok()?
+            // The test of a data directory that is a file has none.
+            let is_folder = self.path().is_dir();
+            is_folder
+                .then(|| self.cluster().find_server().unwrap())
+                .flatten()
         }
     }
 
@@ -217,12 +234,63 @@ mod tests {
             run(first.url(), "select current_setting('listen_addresses')").await,
             ""
         );
+        assert_eq!(run(first.url(), METHODS).await, "peer");
         let second = EmbeddedPostgres::start(&place.path()).await.unwrap();
         assert_eq!(second.url(), first.url());
         first.stop().await.unwrap();
         assert_eq!(run(second.url(), "select 'shared'").await, "shared");
         second.stop().await.unwrap();
         assert!(place.server().is_none());
+    }
+
+    #[tokio::test]
+    async fn server_of_an_earlier_version_is_replaced_by_one_that_asks_who_connects() {
+        let place = TestDataDir::new();
+        let first = EmbeddedPostgres::start(&place.path()).await.unwrap();
+        let mut connection = PgConnection::connect(first.url()).await.unwrap();
+        sqlx::raw_sql("create table kept as select 'committed' as word")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        first.stop().await.unwrap();
+        let cluster = place.cluster();
+        let access = place.path().join("postgres/data/pg_hba.conf");
+        fs::write(access, "local all all trust\n").unwrap();
+        let mut old = Some(cluster.command().await.unwrap().spawn().unwrap());
+        let server = cluster.wait_until_ready(&mut old).await.unwrap().unwrap();
+        let url = database::url(&server.socket_folder.unwrap());
+        assert_eq!(run(&url, METHODS).await, "trust");
+        // The old version was killed, so another process reaps its server.
+        let (mut old, path) = (old.unwrap(), place.path());
+        let (ended, next) = tokio::join!(old.wait(), EmbeddedPostgres::start(&path));
+        assert!(ended.unwrap().success());
+        let next = next.unwrap();
+        assert_eq!(run(next.url(), METHODS).await, "peer");
+        assert_eq!(run(next.url(), "select word from kept").await, "committed");
+        next.stop().await.unwrap();
+    }
+
+    /// Only root can make this folder; for another user it is its own, and stays so.
+    #[tokio::test]
+    async fn cluster_of_nobody_is_taken_and_starts() {
+        let place = TestDataDir::new();
+        let first = EmbeddedPostgres::start(&place.path()).await.unwrap();
+        first.stop().await.unwrap();
+        let folder = fs::canonicalize(place.path()).unwrap().join("postgres");
+        let before = fs::metadata(&folder).unwrap();
+        let ids = (before.uid(), before.gid());
+        let nobody = User::from_name("nobody").unwrap().unwrap();
+        let nobody = (nobody.uid.as_raw(), nobody.gid.as_raw());
+        let old = if running_as_root() { nobody } else { ids };
+        handover::give(&folder, ids.0, old).unwrap();
+        let next = EmbeddedPostgres::start(&place.path()).await.unwrap();
+        assert_eq!(run(next.url(), "select 'started'").await, "started");
+        for path in ["", "data", "data/PG_VERSION", "data/base/1"] {
+            let found = fs::metadata(folder.join(path)).unwrap();
+            assert_eq!((found.uid(), found.gid()), ids, "{path}");
+        }
+        assert_ne!(ids.0, nobody.0);
+        next.stop().await.unwrap();
     }
 
     #[tokio::test]

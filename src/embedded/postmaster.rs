@@ -1,5 +1,6 @@
 //! The running server as other processes see it: its pid file, its process, and how to end it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -89,7 +90,12 @@ impl PidFile {
 impl Postmaster {
     /// Whether the process lives and is the server of this cluster, and not another process with the same id.
     pub(super) fn is_running(&self) -> bool {
-        is_server_of(self.pid, &self.cluster)
+        self.has_argument(self.cluster.as_os_str())
+    }
+
+    /// Whether the process lives and was started with this argument.
+    pub(super) fn has_argument(&self, argument: &OsStr) -> bool {
+        has_argument(self.pid, argument.as_encoded_bytes())
     }
 
     /// Ends the server by a fast shutdown: clients are disconnected, and committed data is written out.
@@ -122,14 +128,13 @@ impl Postmaster {
     }
 }
 
-/// Looks for the data directory in the arguments of the process. A process that ended and was not yet reaped has no arguments.
-fn is_server_of(pid: Pid, cluster: &Path) -> bool {
-    let cluster = cluster.as_os_str().as_encoded_bytes();
+/// A process that ended and was not yet reaped has no arguments.
+fn has_argument(pid: Pid, wanted: &[u8]) -> bool {
     if Path::new("/proc/self/cmdline").exists() {
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         return arguments
             .split(|byte| *byte == 0)
-            .any(|argument| argument == cluster);
+            .any(|argument| argument == wanted);
     }
     let listed = Command::new("ps")
         .args(["-ww", "-o", "args=", "-p", &pid.to_string()])
@@ -137,8 +142,8 @@ fn is_server_of(pid: Pid, cluster: &Path) -> bool {
     listed.is_ok_and(|listed| {
         listed
             .stdout
-            .windows(cluster.len())
-            .any(|part| part == cluster)
+            .windows(wanted.len())
+            .any(|part| part == wanted)
     })
 }
 

@@ -116,6 +116,8 @@ mod permit2_via_contracts;
 #[cfg(test)]
 mod places;
 #[cfg(test)]
+mod private_postgres;
+#[cfg(test)]
 mod races;
 #[cfg(test)]
 mod readme;

@@ -75,6 +75,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
     ("access", NETWORK, &[
         ["rpc_urls", "X402D_RPC_URL", "required", "http or https URLs", "RPC endpoints. They are used together."],
         ["signer_keys", "X402D_SIGNER_KEYS", "required", "private keys, each once", "Private keys of the accounts that pay for gas. Several send in parallel."],
+        ["signer_keys_file", "X402D_SIGNER_KEYS_FILE", "none", "a file that only its owner can read", "The same keys in a file, one on a line, in place of `signer_keys`. A file that others can read is refused."],
         ["payees", "X402D_PAYEES", "anybody on test networks", "addresses", "Who may be paid. Required unless the network is known as a test network."],
         ["minimum_dollars", "", "0 on test networks, \"0.10\" on Ethereum, else \"0.001\"", "dollars", "The smallest payment in a token that x402d knows: each of them is worth a dollar. `/supported` gives it as `extra.minimumAmounts`."],
         ["eip6492_factories", "X402D_EIP6492_FACTORIES", "none", "addresses", "Factories that may deploy a payer's wallet at your cost. Needs `gas_cap` of 450000 or more."],

@@ -109,8 +109,9 @@ impl Client {
                 | BuyerError::AllowanceRequired { .. }
                 | BuyerError::PriceChanged { .. }
         );
-        // What a seller says does not outweigh a nonce that the chain shows as used.
-        let is_unpaid = refused && hash.is_none() && fate != Some(Fate::NonceUsed);
+        // What a seller says does not outweigh a chain that shows the nonce as used, or not yet as expired.
+        let is_unpaid =
+            refused && hash.is_none() && !matches!(fate, Some(Fate::NonceUsed | Fate::Open));
         if options.sign_again || is_unpaid {
             self.close(key)?;
             return Ok(None);

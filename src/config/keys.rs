@@ -9,7 +9,8 @@ use nix::unistd::geteuid;
 
 /// Bytes of a file of keys at most: about a thousand keys.
 const BYTES_MAX: u64 = 64 * 1024;
-/// The bits of a mode that let the group read, and everybody else.
+/// The bits of a mode that let others than the owner read, write or run a file.
+const OTHERS: u32 = 0o077;
 const GROUP_READS: u32 = 0o040;
 const OTHERS_READ: u32 = 0o004;
 
@@ -20,7 +21,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<String>, String> {
     let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
     let (found, file) =
         opened.map_err(|error| format!("a readable file, but {shown} cannot be read: {error}"))?;
-    if has_other_readers(&found, geteuid().as_raw()) {
+    if is_open_to_others(&found, geteuid().as_raw()) {
         let mode = found.permissions().mode() & 0o777;
         return Err(format!(
             "a file that only its owner can read, but {shown} has mode {mode:o}: run `chmod 600 {shown}` as the user that runs x402d, and \
@@ -43,14 +44,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<String>, String> {
     Ok(keys)
 }
 
-/// Whether users that need not may read the file. Where systemd and Kubernetes hand a secret to a user other than root, root owns the file,
-/// and the group's bits are what lets the process itself read it.
-fn has_other_readers(found: &Metadata, user: u32) -> bool {
+/// Whether users that need not may read or change the file. Where systemd and Kubernetes hand a secret to a user other than root, root owns
+/// the file, and the group's bit is what lets the process itself read it.
+fn is_open_to_others(found: &Metadata, user: u32) -> bool {
     let is_handed_by_root = found.uid() == 0 && user != 0;
     let forbidden = if is_handed_by_root {
-        OTHERS_READ
+        OTHERS & !GROUP_READS
     } else {
-        OTHERS_READ | GROUP_READS
+        OTHERS
     };
     found.permissions().mode() & forbidden != 0
 }
@@ -100,7 +101,7 @@ mod tests {
         for mode in [0o600, 0o400] {
             assert_eq!(read(file(KEYS, mode).path()).unwrap().len(), 2);
         }
-        for mode in [0o644, 0o604, 0o640, 0o440] {
+        for mode in [0o644, 0o604, 0o640, 0o440, 0o620, 0o602] {
             let file = file(KEYS, mode);
             let error = problem(&file);
             let wanted = format!("`chmod 600 {}`", file.path().display());
@@ -119,14 +120,14 @@ mod tests {
     #[test]
     fn file_of_root_may_be_read_by_the_group_of_another_user() {
         let mine = file(KEYS, 0o640).as_file().metadata().unwrap();
-        assert!(has_other_readers(&mine, mine.uid()));
+        assert!(is_open_to_others(&mine, mine.uid()));
         let of_root = fs::metadata("/").unwrap();
         assert_eq!(of_root.uid(), 0);
-        assert!(has_other_readers(&of_root, 1000), "others read / too");
+        assert!(is_open_to_others(&of_root, 1000), "others read / too");
         if mine.uid() == 0 {
-            assert!(!has_other_readers(&mine, 1000));
+            assert!(!is_open_to_others(&mine, 1000));
         } else {
-            assert!(has_other_readers(&mine, mine.uid() + 1));
+            assert!(is_open_to_others(&mine, mine.uid() + 1));
         }
     }
 

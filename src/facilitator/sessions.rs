@@ -108,7 +108,7 @@ impl Sessions {
     /// A session, for a caller that may wait for a change.
     ///
     /// # Errors
-    /// As [`Self::read`], and [`Unavailable::RateLimited`] when the caller waits too often already.
+    /// As `read`, and [`Unavailable::RateLimited`] when the caller waits too often already.
     pub async fn show(
         &self,
         id: &SessionId,

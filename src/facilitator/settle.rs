@@ -350,7 +350,7 @@ impl Facilitator {
     }
 
     /// The wait is over. A payment whose bytes were committed is pending; a queued one is refused in the ledger, so that the answer
-    /// "nothing was broadcast" stays true. `Ok`: the payment has to be read again.
+    /// "nothing is under way" stays true. `Ok`: the payment has to be read again.
     async fn out_of_time(&self, found: &PaymentWithGrant) -> Result<(), Error> {
         let payment = &found.payment;
         let why = match &payment.state {
@@ -359,7 +359,7 @@ impl Facilitator {
                 "success was told for this payment, a reorg has undone its transaction, and it is sent again; present the same payment again".to_owned()
             }
             PaymentState::Queued => {
-                let why = "the payment could not be sent to the chain in time; nothing was broadcast, present it again";
+                let why = "the payment could not be sent to the chain in time; nothing is under way for it, present it again";
                 let rejection = Rejection::new(Reason::UnexpectedSettleError, why);
                 self.ledger
                     .refuse_for_caller(payment.id, &rejection)

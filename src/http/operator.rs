@@ -111,8 +111,8 @@ async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Proble
 }
 
 /// Whether a request comes from a program on this machine that means this service: not through a proxy, which makes every caller local, and
-/// not from a page of another origin, which a browser on this machine shows. Only believed while there is no
-/// token and was no key of the operator.
+/// not from a page of another origin, which a browser on this machine shows. Only believed while there is no token and never was a key of
+/// the operator.
 fn is_local_operator(parts: &Parts) -> bool {
     let Some(ConnectInfo(connection)) = parts.extensions.get::<ConnectInfo<Connection>>() else {
         return false;

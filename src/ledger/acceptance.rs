@@ -385,7 +385,10 @@ impl Ledger {
         let queued = sqlx::query!(
             "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
                 queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
-                allowance_permit = $6, allowance_approval = $7, queued_by = $8, caller = $9, first_asker = $10, first_asker_process = $11
+                allowance_permit = $6, allowance_approval = $7, queued_by = $8, first_asker = $10, first_asker_process = $11,
+                -- What was broadcast once is public. It stays its owner's, whoever presents it.
+                caller = case when caller is not null and exists (select from transaction_payments where payment_id = payments.id)
+                    then caller else $9 end
             where id = $1 and state = 'refused' and quarantined_at is null",
             new.id.0,
             &candidate.terms.signature[..],

@@ -85,6 +85,8 @@ pub struct OverBudget {
     pub subject: GasSubject,
     /// Most that one payment of the transaction may cost this subject.
     pub needs_wei: U256,
+    /// What was left before the transaction.
+    pub left_wei: U256,
     pub limit_wei: U256,
     /// When it has room for one payment. `None`: it has, or will have when open transactions have their receipts.
     pub until: Option<OffsetDateTime>,

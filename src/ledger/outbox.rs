@@ -413,11 +413,15 @@ impl Ledger {
                 continue;
             }
             let payments = U256::from(share.payments.max(1));
-            let needs_wei = part(new.shares, share, new.attempt.cost_wei) / payments;
+            let own_wei = part(new.shares, share, new.attempt.cost_wei);
+            let needs_wei = own_wei / payments;
+            let before = used.spent_wei.saturating_add(used.reserved_wei);
+            let before = before.saturating_sub(own_wei);
             let hours = budgets::hours_of(connection, new.lane.network, share.subject).await?;
             over.push(OverBudget {
                 subject: share.subject,
                 needs_wei,
+                left_wei: limit_wei.saturating_sub(before),
                 limit_wei,
                 until: budgets::fits_at(&hours, needs_wei, limit_wei, self.clock().now()),
             });

@@ -44,8 +44,8 @@ pub struct Suspension {
 }
 
 /// Counts a failure against each of them: a minute for a payer's first, twice the last time for each further one, a day at most. Payments in
-/// transactions written before the last failure was counted were under way already, and count with it. A code is slower to be suspended,
-/// because honest wallets may share it. Returns the suspensions that hold now.
+/// transactions written before the last failure was counted were under way already, and count with it. A code is suspended for
+/// two minutes at most, because honest wallets may share it. Returns the suspensions that hold now.
 async fn suspend(
     connections: &Connections,
     network: Network,
@@ -63,8 +63,10 @@ async fn suspend(
             left join suspensions known on known.network = $1 and known.kind = one.kind and known.subject = one.subject
         )
         insert into suspensions as s (network, kind, subject, failures, counted_at, suspended_until)
-        select $1, kind, subject, failures, now(), now() + least(
-            case kind when 'code' then interval '15 seconds' else interval '1 minute' end * power(2, least(failures - 1, 20)), interval '1 day')
+        select $1, kind, subject, failures, now(), now() + case kind
+            -- Honest wallets share code, and anybody can have it counted: it is never suspended for long.
+            when 'code' then least(interval '15 seconds' * power(2, least(failures - 1, 20)), interval '2 minutes')
+            else least(interval '1 minute' * power(2, least(failures - 1, 20)), interval '1 day') end
         from failed where counted_at is null or created_at > counted_at order by kind, subject
         on conflict on constraint suspensions_pkey do update
             set failures = excluded.failures, counted_at = excluded.counted_at, suspended_until = excluded.suspended_until

@@ -33,8 +33,6 @@ pub struct Undecided {
     pub carried: Carried,
     /// The transaction used up its gas.
     pub ran_out_of_gas: bool,
-    /// Number of the transaction's payments that it did not transfer, decided or not.
-    pub without_transfer: i64,
     /// Number of transactions that the payment has had for itself.
     pub tries: i64,
 }
@@ -85,9 +83,7 @@ impl Ledger {
                     where other.payment_id = open.payment_id) as "tries!",
                 t.kind = 'batch' as "in_batch!", a.empty,
                 -- An eighth is more than refunds give back.
-                t.gas_used >= a.gas_limit - a.gas_limit / 8 as "ran_out_of_gas!",
-                (select count(*) from transaction_payments other
-                    where other.transaction_id = t.id and other.outcome is distinct from 'transferred') as "without_transfer!"
+                t.gas_used >= a.gas_limit - a.gas_limit / 8 as "ran_out_of_gas!"
             from (select transaction_id, payment_id, position from transaction_payments where outcome is null offset 0) open
             cross join lateral (
                 select id, kind, hash, succeeded, block_number, block_hash, gas_used from transactions
@@ -140,7 +136,6 @@ impl Ledger {
                     (false, false) => Carried::Payment,
                 },
                 ran_out_of_gas: row.ran_out_of_gas,
-                without_transfer: row.without_transfer,
                 tries: row.tries,
             });
         }
@@ -294,8 +289,9 @@ pub(super) async fn record_foreign_transfer(
     let moved = sqlx::query!(
         "update payments p set transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5, block_time = $6,
             state = case when p.state = 'failed' then 'late_settled' when $7 then 'settled' else 'mined' end,
-            -- A refused payment belongs to whoever presents it next.
-            caller = case when p.state = 'refused' then null else p.caller end,
+            -- A refused payment that was never broadcast belongs to whoever presents it next.
+            caller = case when p.state = 'refused' and not exists (select from transaction_payments where payment_id = p.id) then null
+                else p.caller end,
             reason = null, message = null
         where p.id = $1 and (p.state in ('queued', 'inflight', 'refused') or p.state = 'failed' and $7) and not exists (
             select from payments taken where taken.transaction_hash = $2 and taken.log_index = $3 and taken.network = p.network

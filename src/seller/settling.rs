@@ -72,9 +72,11 @@ impl SaleError {
         let Self::Refused(outcome) = self else {
             return false;
         };
-        let is_exhausted =
-            outcome.error_reason.as_deref() == Some(Reason::SponsorshipExhausted.code());
-        !is_exhausted && !is_open(outcome)
+        // A copy of a header is refused as a duplicate, which is not the doing of the payer whose header it is.
+        let is_of_others = [Reason::SponsorshipExhausted, Reason::DuplicateSettlement]
+            .iter()
+            .any(|reason| outcome.error_reason.as_deref() == Some(reason.code()));
+        !is_of_others && !is_open(outcome)
     }
 
     /// Whether the facilitator may have answered with a success that was lost.
@@ -145,9 +147,10 @@ impl Settlement {
                 Ok(outcome)
             }
             Err(error) => {
-                if error.may_hide_a_success() {
+                // With the record its request id stays: the next call of this purchase comes before strangers who present the payment.
+                if error.may_hide_a_success() || error.may_still_settle() {
                     self.claim.keep_settling(self.charge);
-                } else if !(self.claim.was_settling && error.may_still_settle()) {
+                } else {
                     self.claim.record_not_settled().await?;
                 }
                 Err(error)

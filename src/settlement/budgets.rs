@@ -150,15 +150,20 @@ impl Budgets {
         }
     }
 
-    /// Records that a transaction was not written, and closes the budgets that have no room for long.
-    pub(super) fn note_refused(&self, over: &[OverBudget], now: OffsetDateTime) {
+    /// Records that a transaction was not written, and closes the budgets that have no room for a payment of `plain_wei`. One that needs
+    /// more, as a wallet's does, closes none to others.
+    pub(super) fn note_refused(&self, over: &[OverBudget], plain_wei: U256, now: OffsetDateTime) {
         let mut watched = self.watched();
         for one in over {
+            let needs_wei = one.needs_wei.min(plain_wei);
+            if one.left_wei >= needs_wei {
+                continue;
+            }
             if watched.len() >= WATCHED_MAX && !watched.contains_key(&one.subject) {
                 continue;
             }
             let entry = watched.entry(one.subject).or_default();
-            entry.refused = Some((now, one.needs_wei));
+            entry.refused = Some((now, needs_wei));
             let soon = now + RECHECK_AFTER;
             let was_told = entry.closed_until.is_some_and(|until| until > soon);
             // While open transactions reserve the rest, most would be refused where they are written.
@@ -410,9 +415,11 @@ mod tests {
             &[OverBudget {
                 subject: GasSubject::Network,
                 needs_wei: U256::from(400),
+                left_wei: U256::from(50),
                 limit_wei: U256::from(1_000),
                 until: fits_at(&hours, U256::from(400), U256::from(1_000), at(20)),
             }],
+            U256::MAX,
             at(20),
         );
         let refused = budgets.check(parties(PAYEE, PAYER)).unwrap_err();
@@ -426,6 +433,26 @@ mod tests {
         // Receipts that cost less open it again.
         budgets.refresh(GasSubject::Network, &[spent(20, 600)], at(20));
         assert_eq!(budgets.check(parties(PAYEE, PAYER)), Ok(()));
+    }
+
+    #[test]
+    fn payment_that_needs_much_closes_no_budget_to_others() {
+        let budgets = budgets();
+        let wallet = OverBudget {
+            subject: GasSubject::Network,
+            needs_wei: U256::from(400),
+            left_wei: U256::from(300),
+            limit_wei: U256::from(1_000),
+            until: Some(at(30)),
+        };
+        budgets.note_refused(std::slice::from_ref(&wallet), U256::from(150), at(20));
+        assert_eq!(budgets.check(parties(PAYEE, PAYER)), Ok(()));
+        let rest = OverBudget {
+            left_wei: U256::from(149),
+            ..wallet
+        };
+        budgets.note_refused(&[rest], U256::from(150), at(20));
+        assert!(budgets.check(parties(PAYEE, PAYER)).is_err());
     }
 
     #[test]

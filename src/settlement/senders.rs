@@ -180,6 +180,12 @@ impl ServedNetwork {
         (has < needs).then_some(SendProblem::Empty { has, needs })
     }
 
+    /// Most that the payment of a plain account needs, with a transaction of its own; no limit while the fees are unknown.
+    pub(super) fn plain_cost(&self) -> U256 {
+        let cost = self.cost_of_payment();
+        cost.map_or(U256::MAX, |cost| cost.saturating_add(cost / U256::from(2)))
+    }
+
     fn cost_of_payment(&self) -> Option<U256> {
         let fees = self.fees().quote(&self.view.head()?).ok()?;
         Some(payment_cost(self.gas.wei_per_gas(fees.max_fee_wei)))

@@ -17,8 +17,15 @@ use crate::settlement::{DependencyError, ServedNetwork};
 
 /// Transactions of a payer with code that are under way at a time. What its code does in the block is not known before.
 const WALLET_TURNS: usize = 2;
+/// What the code of an account begins with that delegates to a contract (EIP-7702).
+const DELEGATION: [u8; 3] = [0xef, 0x01, 0x00];
 /// Longest time for which the turn of an undecided payment is kept.
 const KEPT_MAX: Duration = Duration::from_mins(10);
+
+/// How long payers are sent alone after they were in a batch whose gas one of them took.
+const ALONE_FOR: Duration = Duration::from_hours(1);
+/// Payers that are sent alone, at most.
+const ALONE_MAX: usize = 10_000;
 
 /// The suspensions of a network and the payments of wallets under way.
 #[derive(Debug, Default)]
@@ -27,6 +34,8 @@ pub struct Suspensions {
     under_way: Arc<Mutex<HashMap<Address, usize>>>,
     /// Turns of payments that were mined without a transfer, until they are decided.
     undecided: Mutex<HashMap<PaymentId, (Instant, Arc<WalletTurn>)>>,
+    /// Payers that were in a batch whose gas one of them took, and since when.
+    alone: Mutex<HashMap<Address, Instant>>,
 }
 
 /// A payment of a payer with code is under way; dropping it makes room for another.
@@ -83,6 +92,22 @@ impl Suspensions {
     /// Ends the turns of payments that another process has decided.
     fn end_old_turns(&self) {
         locked(&self.undecided).retain(|_, (since, _)| since.elapsed() < KEPT_MAX);
+    }
+
+    /// Payments of this payer get transactions of their own for a while. Only this process knows it.
+    pub(super) fn send_alone(&self, payer: Address) {
+        let mut alone = locked(&self.alone);
+        alone.retain(|_, since| since.elapsed() < ALONE_FOR);
+        if alone.len() < ALONE_MAX {
+            alone.insert(payer, Instant::now());
+        }
+    }
+
+    pub(super) fn is_alone(&self, payer: Address) -> bool {
+        let alone = locked(&self.alone);
+        alone
+            .get(&payer)
+            .is_some_and(|since| since.elapsed() < ALONE_FOR)
     }
 
     /// A turn for a payment of a payer with code. `None` while as many as allowed are under way.
@@ -151,10 +176,12 @@ impl ServedNetwork {
         Ok((!known).then(|| suspended(of, until)))
     }
 
-    /// The code of a payer's account, by its hash.
+    /// The code of a payer's account, by its hash. `None` for a plain account and for one that delegates to a contract (EIP-7702): it can
+    /// point at the contract of honest users for a moment, and have it suspended.
     pub(super) async fn code_of(&self, payer: Address) -> Result<Option<Wasteful>, RpcError> {
         let code = self.rpc.code(payer).await?;
-        Ok((!code.is_empty()).then(|| Wasteful::Code(keccak256(&code))))
+        let is_own = !code.is_empty() && !code.starts_with(&DELEGATION);
+        Ok(is_own.then(|| Wasteful::Code(keccak256(&code))))
     }
 }
 

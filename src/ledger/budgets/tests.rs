@@ -105,6 +105,7 @@ async fn transaction_above_a_budget_is_not_written() {
     let expected = OverBudget {
         subject: GasSubject::Network,
         needs_wei: U256::from(COST),
+        left_wei: U256::from(COST - 1),
         limit_wei: U256::from(COST * 2 - 1),
         until: None,
     };

@@ -60,7 +60,7 @@ impl ClaimedPurchase {
     }
 
     /// The request id of every `/settle` call of this purchase. The facilitator tells the request first that had the payment accepted, so a
-    /// call that is repeated after a lost answer comes before strangers who present the same payment.
+    /// call that is repeated comes before strangers who present the same payment to the same process.
     pub(in crate::seller) fn request_id(&self) -> String {
         format!("{:x}", self.id)
     }

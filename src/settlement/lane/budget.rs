@@ -39,7 +39,7 @@ impl Lane {
     ) -> Result<(), LedgerError> {
         let served = &self.served;
         let now = served.ledger.clock().now();
-        served.budgets.note_refused(over, now);
+        served.budgets.note_refused(over, served.plain_cost(), now);
         let together = rows.len() > 1;
         let mut room = owned.room_to_hold_back();
         let mut refused: HashMap<(GasSubject, OffsetDateTime), Vec<PaymentId>> = HashMap::new();

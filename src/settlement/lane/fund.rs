@@ -54,7 +54,8 @@ impl Lane {
         payment: PaymentId,
     ) -> Result<(), LedgerError> {
         let now = self.served.ledger.clock().now();
-        self.served.budgets.note_refused(over, now);
+        let plain_wei = self.served.plain_cost();
+        self.served.budgets.note_refused(over, plain_wei, now);
         let closed = over.iter().find_map(|one| Some((one.subject, one.until?)));
         if let Some((subject, until)) = closed {
             let rejection = exhausted(subject, until);

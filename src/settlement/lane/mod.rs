@@ -109,10 +109,10 @@ impl OwnedLane {
     fn can_take(&self, served: &ServedNetwork) -> bool {
         let room = self.open.len() + self.simulations.len() < served.inflight_max;
         let rows_max = served.gas.rule().rows_max;
-        self.can_write()
-            && room
-            && self.waiting.len() < rows_max
-            && self.paused_until <= Instant::now()
+        // Those that are held back keep no other from being taken.
+        let ready = self.waiting.iter().filter(|one| one.not_before.is_none());
+        let ready = ready.count();
+        self.can_write() && room && ready < rows_max && self.paused_until <= Instant::now()
     }
 
     /// Limits of the next batch: what nodes accept, and the gas that the signer can pay for besides its open transactions.

@@ -32,66 +32,37 @@ pub(super) enum Simulated {
 /// Simulates a queued payment on the newest state.
 pub(super) async fn simulate(
     served: &ServedNetwork,
-    queued: Queued,
+    mut queued: Queued,
 ) -> Result<Simulated, PrepareError> {
-    let Queued {
-        payment,
-        facts,
-        alone,
-        setbacks,
-        since,
-        not_before,
-    } = queued;
     reach(Step::Picked);
-    if expires_too_soon(served, &payment) {
+    if expires_too_soon(served, &queued.payment) {
         let rejection = Rejection {
-            reason: payment.terms.reason(Fault::ValidBefore),
+            reason: queued.payment.terms.reason(Fault::ValidBefore),
             message: "the authorization expires before a transaction could be mined".to_owned(),
         };
-        return refuse(served, &payment, &rejection).await;
+        return refuse(served, &queued.payment, &rejection).await;
     }
-    if not_before.is_none() {
+    if queued.not_before.is_none() {
         // A budget was closed while it waited behind others.
-        match served.budgets.check_queued(GasParties::of(&payment)) {
+        match served.budgets.check_queued(GasParties::of(&queued.payment)) {
             Ok(true) => {}
-            Ok(false) => return Ok(later(payment, facts, since)),
-            Err(rejection) => return refuse(served, &payment, &rejection).await,
+            Ok(false) => return Ok(later(queued)),
+            Err(rejection) => return refuse(served, &queued.payment, &rejection).await,
         }
     }
-    let mut payment = drop_deployed_wallet(served, payment).await?;
+    drop_deployed_wallet(served, &mut queued.payment).await?;
     // A batch is simulated as a whole before it is sent, so older facts suffice where the payer is a plain account.
     let usable = |facts: &ChainFacts| {
         (!facts.payer_has_code && facts.transfer_succeeds) || is_fresh(served, facts)
     };
-    let facts = match facts.filter(usable) {
+    let facts = match queued.facts.take().filter(usable) {
         Some(known) => known,
-        None => served.lane_facts.of(&payment.terms).await?,
+        None => served.lane_facts.of(&queued.payment.terms).await?,
     };
     if facts.transfer_succeeds {
-        if let Some(rejection) = gas_rejection(served, &payment, &facts) {
-            return refuse(served, &payment, &rejection).await;
-        }
-        let payer = payment.terms.from;
-        if let Err(rejection) = served.check_payer(payer) {
-            return refuse(served, &payment, &rejection).await;
-        }
-        let runs_code = facts.payer_has_code || payment.terms.wallet.is_some();
-        let turn = runs_code.then(|| served.suspensions.turn_of(payer));
-        if matches!(turn, Some(None)) {
-            return Ok(later(payment, Some(facts), since));
-        }
-        reach(Step::Simulated);
-        // A plain account has signed with its key; otherwise the payment would have been refused before. An account may have got code since
-        // an earlier simulation.
-        payment.terms.signed_by = (!facts.payer_has_code).then_some(SignedBy::Payer);
-        return Ok(Simulated::Ready(Box::new(SimulatedPayment {
-            payment,
-            facts,
-            alone,
-            setbacks,
-            turn: turn.flatten().map(Arc::new),
-        })));
+        return ready(served, queued, facts).await;
     }
+    let payment = queued.payment;
     if payment.terms.fails_only_because_early(&facts) {
         // No endpoint simulates a later time, and the newest block is older than `validAfter`. The pickup task finds the payment again a
         // little later.
@@ -105,12 +76,47 @@ pub(super) async fn simulate(
     Ok(Simulated::Done)
 }
 
+/// A payment whose transfer succeeds now, unless its payer's code or its gas forbids it.
+async fn ready(
+    served: &ServedNetwork,
+    queued: Queued,
+    facts: ChainFacts,
+) -> Result<Simulated, PrepareError> {
+    let payment = &queued.payment;
+    if let Some(rejection) = gas_rejection(served, payment, &facts) {
+        return refuse(served, payment, &rejection).await;
+    }
+    let payer = payment.terms.from;
+    if let Err(rejection) = served.check_payer(payer) {
+        return refuse(served, payment, &rejection).await;
+    }
+    let runs_code = facts.payer_has_code || payment.terms.wallet.is_some();
+    let turn = runs_code.then(|| served.suspensions.turn_of(payer));
+    if matches!(turn, Some(None)) {
+        return Ok(later(Queued {
+            facts: Some(facts),
+            ..queued
+        }));
+    }
+    reach(Step::Simulated);
+    let mut payment = queued.payment;
+    // A plain account has signed with its key; otherwise the payment would have been refused before. An account may have got code since
+    // an earlier simulation.
+    payment.terms.signed_by = (!facts.payer_has_code).then_some(SignedBy::Payer);
+    Ok(Simulated::Ready(Box::new(SimulatedPayment {
+        payment,
+        facts,
+        alone: queued.alone || served.suspensions.is_alone(payer),
+        setbacks: queued.setbacks,
+        turn: turn.flatten().map(Arc::new),
+    })))
+}
+
 /// A payment that is simulated again a little later.
-fn later(payment: Payment, facts: Option<ChainFacts>, since: Instant) -> Simulated {
+fn later(queued: Queued) -> Simulated {
     Simulated::Later(Box::new(Queued {
-        since,
         not_before: Some(Instant::now() + LATER),
-        ..Queued::new(payment, facts)
+        ..queued
     }))
 }
 
@@ -148,12 +154,12 @@ fn gas_rejection(
 /// Drops the factory call of a wallet that has been deployed since.
 async fn drop_deployed_wallet(
     served: &ServedNetwork,
-    mut payment: Payment,
-) -> Result<Payment, RpcError> {
+    payment: &mut Payment,
+) -> Result<(), RpcError> {
     if payment.terms.wallet.is_some() && !served.rpc.code(payment.terms.from).await?.is_empty() {
         payment.terms.wallet = None;
     }
-    Ok(payment)
+    Ok(())
 }
 
 /// Whether less than half of `validity_min` is left: too little for another block or two.
@@ -292,8 +298,11 @@ async fn simulate_single(
             ready.push(row);
             continue;
         }
-        // Its turn ends first, and it takes another.
-        let again = Queued::alone(row.payment);
+        // Its turn ends first, and it takes another. It has been planned, so it waits for no budget any more.
+        let again = Queued {
+            not_before: Some(Instant::now()),
+            ..Queued::alone(row.payment)
+        };
         drop(row.turn);
         match simulate(served, again).await? {
             Simulated::Ready(row) => ready.push(*row),

@@ -9,7 +9,7 @@ use crate::payment::{Payment, PaymentState};
 use crate::protocol::Rejection;
 
 /// A payment mined this often without effect, although each simulation succeeded, is refused.
-const TRIES_MAX: i64 = 3;
+pub(super) const TRIES_MAX: i64 = 3;
 
 /// Whether the transaction has the confirmations that a verdict needs.
 pub(super) fn is_confirmed(row: &Undecided, head: &Head) -> bool {
@@ -106,7 +106,6 @@ mod tests {
             call_succeeded,
             carried: Carried::Payment,
             ran_out_of_gas: false,
-            without_transfer: 1,
             tries,
         }
     }

@@ -8,6 +8,7 @@ use crate::chain::{AuthorizationUse, RpcResult};
 use crate::ledger::{Carried, Undecided, Wasteful};
 use crate::payment::{ChainFacts, PaymentId};
 use crate::settlement::ServedNetwork;
+use crate::settlement::reconcile::undecided::TRIES_MAX;
 
 /// An undecided payment, and what the chain says of its nonce.
 pub(super) type Found<'a> = (&'a Undecided, &'a AuthorizationUse);
@@ -29,12 +30,14 @@ enum Cause {
 fn cause_of_unused(row: &Undecided, facts: &ChainFacts) -> Cause {
     let value = row.payment.terms.value.atomic();
     let lacks = |has: Option<U256>| has.is_some_and(|has| has < value);
-    let is_spent = lacks(facts.balance) || lacks(facts.allowance);
-    // Who spent the money and got code afterwards must not have the code blamed, which others share.
-    if is_spent && !(facts.payer_has_code && row.ran_out_of_gas) {
-        Cause::Spent
-    } else if facts.payer_has_code {
+    // An allowance by a permit is none before the permit is used, and the transfer succeeds all the same.
+    let is_spent = !facts.transfer_succeeds && (lacks(facts.balance) || lacks(facts.allowance));
+    // A plain account rides in batches. If it has code now, that explains a batch without gas, but not a payment that lacks money.
+    let ran_code = row.ran_out_of_gas || row.carried == Carried::Payment || !is_spent;
+    if facts.payer_has_code && ran_code {
         Cause::Code
+    } else if is_spent {
+        Cause::Spent
     } else if facts.transfer_succeeds {
         Cause::Unseen
     } else {
@@ -42,29 +45,36 @@ fn cause_of_unused(row: &Undecided, facts: &ChainFacts) -> Cause {
     }
 }
 
-/// The payments of one transaction, in their order, that failed by their payers' doing.
+/// What follows for the payers of one transaction's payments.
+#[derive(Debug, Default)]
+struct Blame<'a> {
+    /// Failed by their payers' doing.
+    wasted: Vec<(&'a Undecided, Cause)>,
+    /// One of these took the gas of the others.
+    suspects: Vec<&'a Undecided>,
+}
+
+/// Who has wasted the gas of one transaction.
 ///
-/// Code may take all gas, and then the payments behind it fail without it. An account can have code for one block only (EIP-7702). So in a
-/// batch that used up its gas, the first payment that fails for no other reason is the one that took it. That is said only with all of
-/// them at hand: if one was decided before, or cannot be read now, it may be the one.
-fn wasted<'a>(rows: &[(&'a Undecided, Cause)]) -> Vec<(&'a Undecided, Cause)> {
-    let mut found = Vec::new();
+/// Code may take all gas of a batch, and an account can have code for one block only (EIP-7702): nothing is seen of it afterwards. If no
+/// payer of a batch without gas has code now, any of them may have had it, whatever its payment looks like since. None is suspended for
+/// that, but each is sent alone for a while, where it can burn its own gas only, and is seen to do so.
+fn blame<'a>(rows: &[(&'a Undecided, Cause)]) -> Blame<'a> {
+    let mut blame = Blame::default();
+    let has_code = rows.iter().any(|(_, cause)| *cause == Cause::Code);
     for (row, cause) in rows.iter().copied() {
-        let took_all = row.carried == Carried::Batch && row.ran_out_of_gas;
-        let all_here = i64::try_from(rows.len()) == Ok(row.without_transfer);
-        match cause {
-            Cause::Other => {}
-            Cause::Unseen if !(took_all && all_here) => {}
-            Cause::Spent => found.push((row, cause)),
-            Cause::Code | Cause::Unseen => {
-                found.push((row, cause));
-                if took_all {
-                    break;
-                }
-            }
+        let burnt = row.ran_out_of_gas && row.carried == Carried::Batch;
+        let burnt_alone = row.ran_out_of_gas && row.carried == Carried::Payment;
+        let again_and_again = burnt_alone && row.tries >= TRIES_MAX;
+        if matches!(cause, Cause::Code | Cause::Spent) || cause == Cause::Unseen && again_and_again
+        {
+            blame.wasted.push((row, cause));
+        }
+        if burnt && !has_code {
+            blame.suspects.push(row);
         }
     }
-    found
+    blame
 }
 
 /// The payers among these payments that have wasted gas, each with what to suspend. Asks the chain about unused authorizations only.
@@ -81,7 +91,11 @@ pub(super) async fn wasteful(
     }
     let mut all = HashMap::new();
     for rows in by_transaction.into_values() {
-        for (row, cause) in wasted(&rows) {
+        let blame = blame(&rows);
+        for row in blame.suspects {
+            served.suspensions.send_alone(row.payment.terms.from);
+        }
+        for (row, cause) in blame.wasted {
             let payer = row.payment.terms.from;
             let mut of = vec![Wasteful::Payer(payer)];
             // Its payer is suspended also while its code cannot be read.
@@ -121,7 +135,7 @@ mod tests {
     use crate::payment::PaymentState;
     use crate::payment::fixture::{facts, payment};
 
-    fn row(ran_out_of_gas: bool) -> Undecided {
+    fn row(carried: Carried, ran_out_of_gas: bool) -> Undecided {
         Undecided {
             payment: payment(PaymentState::Inflight(B256::ZERO)),
             transaction: Uuid::nil(),
@@ -129,43 +143,48 @@ mod tests {
             block_number: 1,
             block_hash: B256::ZERO,
             call_succeeded: false,
-            carried: Carried::Batch,
+            carried,
             ran_out_of_gas,
-            without_transfer: 4,
             tries: 0,
         }
     }
 
+    /// The causes that are blamed, and the number of suspects.
+    fn blamed(row: &Undecided, causes: &[Cause]) -> (Vec<Cause>, usize) {
+        let rows: Vec<_> = causes.iter().map(|cause| (row, *cause)).collect();
+        let blame = blame(&rows);
+        let causes = blame.wasted.into_iter().map(|(_, cause)| cause);
+        (causes.collect(), blame.suspects.len())
+    }
+
     #[test]
-    fn payment_that_took_the_gas_is_blamed_and_those_behind_it_are_not() {
+    fn batch_without_gas_suspends_none_that_is_not_seen_to_have_taken_it() {
         use Cause::{Code, Other, Spent, Unseen};
-        let (burnt, calm) = (row(true), row(false));
-        let blamed = |row: &Undecided, causes: &[Cause]| {
-            let rows: Vec<_> = causes.iter().map(|cause| (row, *cause)).collect();
-            wasted(&rows)
-                .into_iter()
-                .map(|(_, cause)| cause)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            blamed(&burnt, &[Spent, Unseen, Unseen, Code]),
-            [Spent, Unseen]
-        );
-        assert_eq!(blamed(&burnt, &[Other, Code, Unseen, Unseen]), [Code]);
-        assert_eq!(
-            blamed(&burnt, &[Unseen, Unseen, Spent]),
-            [Spent],
-            "one is missing"
-        );
-        assert_eq!(
-            blamed(&calm, &[Unseen, Spent, Unseen, Code, Other]),
-            [Spent, Code]
-        );
+        let burnt = row(Carried::Batch, true);
+        for (causes, wasted, suspects) in [
+            (vec![Unseen, Unseen, Code, Unseen], vec![Code], 0),
+            (vec![Code, Spent, Code], vec![Code, Spent, Code], 0),
+            // Its code is gone again, or it has spent its money or used its authorization since.
+            (vec![Unseen, Unseen], vec![], 2),
+            (vec![Unseen, Spent, Other], vec![Spent], 3),
+        ] {
+            assert_eq!(blamed(&burnt, &causes), (wasted, suspects), "{causes:?}");
+        }
+        let calm = row(Carried::Batch, false);
+        assert_eq!(blamed(&calm, &[Unseen, Spent, Other]), (vec![Spent], 0));
+    }
+
+    #[test]
+    fn payment_that_burns_its_own_gas_again_and_again_is_blamed() {
+        let mut alone = row(Carried::Payment, true);
+        assert_eq!(blamed(&alone, &[Cause::Unseen]), (vec![], 0));
+        alone.tries = TRIES_MAX;
+        assert_eq!(blamed(&alone, &[Cause::Unseen]), (vec![Cause::Unseen], 0));
     }
 
     #[test]
     fn cause_is_read_from_the_payers_account() {
-        let row = row(false);
+        let row = row(Carried::Batch, false);
         let of = |facts: &ChainFacts| cause_of_unused(&row, facts);
         assert_eq!(of(&facts()), Cause::Unseen);
         let mut with_code = facts();
@@ -174,6 +193,9 @@ mod tests {
         let mut poor = facts();
         (poor.balance, poor.transfer_succeeds) = (Some(U256::ZERO), false);
         assert_eq!(of(&poor), Cause::Spent);
+        let mut permitted = facts();
+        permitted.allowance = Some(U256::ZERO);
+        assert_eq!(of(&permitted), Cause::Unseen, "its permit comes with it");
         let mut paused = facts();
         paused.transfer_succeeds = false;
         assert_eq!(of(&paused), Cause::Other);

@@ -1,8 +1,9 @@
 use uuid::Uuid;
 
 use super::*;
+use crate::ledger::Verdict;
 use crate::ledger::testing::{
-    TestLedger, candidate, key, location, new_payment, permit2_candidate, verified,
+    NETWORK, TestLedger, candidate, key, location, mined, new_payment, permit2_candidate, verified,
 };
 use crate::payment::ChainFacts;
 use crate::payment::fixture::{self, AMOUNT};
@@ -317,4 +318,31 @@ async fn payment_belongs_to_the_caller_that_presents_it_while_it_is_not_refused(
     };
     test.queue_again(again).await.unwrap();
     assert_eq!(test.payment_value(payment.id, "caller").await, "anonymous");
+}
+
+#[tokio::test]
+async fn payment_that_was_broadcast_stays_its_owners_after_a_refusal() {
+    let test = TestLedger::new().await;
+    let (_, lease) = test.owned_lane().await;
+    let of = |caller| NewPayment {
+        caller: Some(caller),
+        ..new_payment(1)
+    };
+    let accepted = test.accept(of(Who::Operator)).await.unwrap();
+    let Accepted::New(payment) = accepted else {
+        panic!("expected a new payment, got {accepted:?}");
+    };
+    let id = test.signed(lease, 0, &[&payment]).await;
+    test.record_mined(&mined(id, 0, 1, &[])).await.unwrap();
+    let rows = test.undecided(NETWORK, 10).await.unwrap();
+    let rejection = Rejection::new(Reason::UnexpectedSettleError, "a test");
+    let refused = test.decide(&rows[0], &Verdict::Refuse(rejection)).await;
+    assert!(refused.unwrap());
+    let again = NewPayment {
+        id: payment.id,
+        ..of(Who::Anonymous)
+    };
+    let queued = test.queue_again(again).await.unwrap();
+    assert!(matches!(queued, Accepted::New(_)), "{queued:?}");
+    assert_eq!(test.payment_value(payment.id, "caller").await, "operator");
 }

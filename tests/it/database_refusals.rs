@@ -88,7 +88,7 @@ async fn full_disk_is_outage_and_loses_nothing() {
     assert!(
         answer.body["errorMessage"]
             .as_str()
-            .is_some_and(|text| text.contains("nothing was broadcast")),
+            .is_some_and(|text| text.contains("nothing is under way")),
         "{answer:?}"
     );
     assert_eq!(

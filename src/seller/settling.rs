@@ -79,6 +79,12 @@ impl SaleError {
         !is_of_others && !is_open(outcome)
     }
 
+    /// Whether the facilitator has accepted the payment. Then anybody may read it from the chain, and the record keeps the request id by
+    /// which the next call of this purchase comes first. Payments that were only turned away are not kept: strangers make any number.
+    fn is_pending(&self) -> bool {
+        matches!(self, Self::Refused(outcome) if refused_as(outcome, Reason::SettlementPending))
+    }
+
     /// Whether the facilitator may have answered with a success that was lost.
     fn may_hide_a_success(&self) -> bool {
         match self {
@@ -147,10 +153,9 @@ impl Settlement {
                 Ok(outcome)
             }
             Err(error) => {
-                // With the record its request id stays: the next call of this purchase comes before strangers who present the payment.
-                if error.may_hide_a_success() || error.may_still_settle() {
+                if error.may_hide_a_success() || error.is_pending() {
                     self.claim.keep_settling(self.charge);
-                } else {
+                } else if !(self.claim.was_settling && error.may_still_settle()) {
                     self.claim.record_not_settled().await?;
                 }
                 Err(error)

@@ -353,7 +353,8 @@ impl Rpc {
     }
 
     /// The result of a call with state overrides, on the newest state or, with a `time`, in a future block at that time (block overrides).
-    /// `decode` recognises the answer of an endpoint that applied the overrides: some ignore them and return something else.
+    /// `decode` recognises the answer of an endpoint that applied the overrides: some ignore them and return something else. A call with a
+    /// gas price must override its sender's balance; an endpoint that finds the balance too small ignored that.
     ///
     /// # Errors
     /// [`RpcError::NoOverrides`] when no endpoint supports them.
@@ -370,14 +371,18 @@ impl Rpc {
             let answer = answer.map(|answer| decode(&answer));
             let unsupported = match &answer {
                 Ok(decoded) => decoded.is_none(),
-                Err(error) => error.kind() == ErrorKind::Unsupported,
+                Err(error) => {
+                    [ErrorKind::Unsupported, ErrorKind::InsufficientFunds].contains(&error.kind())
+                }
             };
-            // Fewer nodes support block overrides, so that a call with them fails does not mean that the endpoint lacks state overrides.
-            if unsupported && time.is_none() {
-                self.record_overrides(index, false);
-                return Err(RpcError::NoOverrides);
+            if !unsupported {
+                return answer?.ok_or(RpcError::NoOverrides);
             }
-            answer?.ok_or(RpcError::NoOverrides)
+            // Fewer nodes support block overrides, so that a call with them fails does not mean that the endpoint lacks state overrides.
+            if time.is_none() {
+                self.record_overrides(index, false);
+            }
+            Err(RpcError::NoOverrides)
         };
         let round = || self.read_round(self.ranked_with_overrides(), CALL, &parameters, &check);
         retry_rounds(round).await

@@ -69,8 +69,10 @@ pub enum RpcError {
 pub(in crate::chain) enum ErrorKind {
     /// The called contract reverted. A final answer, the same on every endpoint.
     Revert,
-    /// The call cannot be executed on any endpoint, because of its gas or its sender's balance. A final answer.
+    /// The call cannot be executed on any endpoint, because of its gas. A final answer.
     InvalidCall,
+    /// The call's sender cannot pay for its gas. A final answer, unless the call overrides the balance: then the endpoint ignored that.
+    InsufficientFunds,
     /// Too many calls for this endpoint: ask another one, or retry later. Does not count as a failure of the endpoint.
     RateLimited,
     /// This node does not have the block or its state yet: the nodes behind a load balancer are not all at the same block. Ask another one,
@@ -153,12 +155,14 @@ const MISSING_BLOCK: [&str; 10] = [
 ];
 
 /// Texts of nodes for calls that no valid transaction could make.
-const INVALID_CALL: [&str; 4] = [
+const INVALID_CALL: [&str; 3] = [
     "intrinsic gas",
-    "insufficient funds",
     "gas limit is too high",
     "exceeds block gas limit",
 ];
+
+/// Texts of nodes for a sender that cannot pay for the gas of a call.
+const INSUFFICIENT_FUNDS: [&str; 1] = ["insufficient funds"];
 
 /// Texts of endpoints for unsupported methods and parameters.
 const UNSUPPORTED: [&str; 6] = [
@@ -171,13 +175,14 @@ const UNSUPPORTED: [&str; 6] = [
 ];
 
 /// The first that matches counts. A range that ends above the node's head also matches [`RANGE_TOO_WIDE`], but its width does not matter.
-const TEXTS: [(&[&str], ErrorKind); 7] = [
+const TEXTS: [(&[&str], ErrorKind); 8] = [
     (&BEYOND_HEAD, ErrorKind::MissingBlock),
     (&RANGE_TOO_WIDE, ErrorKind::RangeTooWide),
     (&MISSING_STATE, ErrorKind::MissingState),
     (&MISSING_BLOCK, ErrorKind::MissingBlock),
     (&RATE_LIMITED, ErrorKind::RateLimited),
     (&INVALID_CALL, ErrorKind::InvalidCall),
+    (&INSUFFICIENT_FUNDS, ErrorKind::InsufficientFunds),
     (&UNSUPPORTED, ErrorKind::Unsupported),
 ];
 
@@ -220,7 +225,10 @@ impl RpcError {
 
     /// Whether every endpoint would give this error: the called contract reverted, or the call cannot be executed.
     pub(in crate::chain) fn is_final(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Revert | ErrorKind::InvalidCall)
+        matches!(
+            self.kind(),
+            ErrorKind::Revert | ErrorKind::InvalidCall | ErrorKind::InsufficientFunds
+        )
     }
 
     /// Whether the endpoint does not have the block or its state, perhaps no more.
@@ -265,6 +273,7 @@ impl RetryPauses {
             ErrorKind::ConnectionLost => (&mut self.connection_lost, 1),
             ErrorKind::Revert
             | ErrorKind::InvalidCall
+            | ErrorKind::InsufficientFunds
             | ErrorKind::MissingState
             | ErrorKind::RangeTooWide
             | ErrorKind::Unsupported
@@ -392,7 +401,7 @@ mod tests {
         (
             -32003,
             "Insufficient funds for gas * price + value",
-            ErrorKind::InvalidCall,
+            ErrorKind::InsufficientFunds,
         ),
         (
             -32601,

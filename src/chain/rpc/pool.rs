@@ -125,7 +125,8 @@ impl Rpc {
         let answer = endpoint.call(method, parameters).await;
         let now = Instant::now();
         match answer.as_ref().err().map(RpcError::kind) {
-            None | Some(ErrorKind::Revert | ErrorKind::InvalidCall) => {
+            None
+            | Some(ErrorKind::Revert | ErrorKind::InvalidCall | ErrorKind::InsufficientFunds) => {
                 endpoint.health().record_success(now - started_at);
                 self.preferred.store(index, Relaxed);
             }

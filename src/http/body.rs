@@ -2,13 +2,18 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use alloy::primitives::Address;
 use axum::Json;
-use axum::body::{Body, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -19,8 +24,9 @@ use crate::protocol::{PaymentRequest, Rejection, RequestError};
 
 /// How long a body may take to arrive.
 const READ_LIMIT: Duration = Duration::from_secs(10);
-/// How much of a body that is too long is read and discarded: a caller that is still writing when the connection closes does not see the
-/// response.
+/// How long a response waits for the rest of a body that nobody needs.
+const DISCARD_LIMIT: Duration = Duration::from_secs(5);
+/// How much of a body that is too long, or that nobody needs, is read and discarded.
 const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The character U+0000 as JSON writes it. A text with these very characters after a backslash is refused as well, and loses nothing.
@@ -136,6 +142,52 @@ async fn whole(
             Err((StatusCode::REQUEST_TIMEOUT, why))
         }
     }
+}
+
+/// A body of which a handler reads as much as it needs, and [`discard_rest`] the rest.
+#[derive(Debug, Clone)]
+struct SharedBody(Arc<Mutex<Body>>);
+
+impl HttpBody for SharedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut *body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        body.size_hint()
+    }
+}
+
+/// Reads and discards what a handler has left of a body before the response goes out. hyper closes the connection otherwise: a caller that
+/// is still writing then sees a broken pipe in place of the response, and a proxy takes it for a broken server.
+pub(super) async fn discard_rest(request: Request, next: Next) -> Response {
+    // A caller that waits for `100 Continue` sends nothing after a refusal.
+    if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    let rest = SharedBody(Arc::new(Mutex::new(body)));
+    let body = Body::new(rest.clone());
+    let answer = next.run(Request::from_parts(head, body)).await;
+    // It has had its time.
+    if answer.status() != StatusCode::REQUEST_TIMEOUT {
+        let discarded = collect(Body::new(rest), 0);
+        tokio::time::timeout(DISCARD_LIMIT, discarded).await.ok();
+    }
+    answer
 }
 
 /// The complete body; `None` when it is too long or breaks off. Never holds more than `bytes_max`.

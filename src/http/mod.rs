@@ -89,6 +89,7 @@ pub fn router(state: AppState) -> Router {
                 .on_response(log)
                 .on_failure(log_broken),
         )
+        .layer(axum::middleware::from_fn(body::discard_rest))
         .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId))
         .layer(axum::middleware::map_request(without_foreign_id))
         .with_state(state);

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use alloy::primitives::Address;
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::{OpenSession, Purchase, Setup, WebServer, World};
 
@@ -94,6 +96,83 @@ fn shipped_nginx(listen: SocketAddr, upstream: SocketAddr) -> String {
     assert!(text.contains("443 ssl http2") && text.contains("127.0.0.1:4402"));
     text.replace("443 ssl http2", &listen.to_string())
         .replace("127.0.0.1:4402", &upstream.to_string())
+}
+
+/// A body as long as they may be, in a call that is refused before it is read.
+fn unread_post(client: &Client, address: SocketAddr) -> reqwest::RequestBuilder {
+    let post = client.post(format!("http://{address}/settle"));
+    post.header("host", PUBLIC_NAME)
+        .header("content-type", "application/json")
+        .body(vec![b'x'; 60_000])
+}
+
+/// Callers without a key, whose bodies nobody reads, do not make nginx take the processes behind it for broken. The limits of nginx itself
+/// and `max_fails=0` are left out: x402d alone is tested.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_callers_take_no_process_out_of_nginx() {
+    let setup = Setup {
+        toml: "trusted_proxies = [\"127.0.0.1\"]\n[access]\nsettle = \"keys\"\n".to_owned(),
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let upstream = upstream(&world);
+    let nginx = WebServer::nginx(|listen| {
+        let text = shipped_nginx(listen, upstream).replace(" max_fails=0", "");
+        let line = format!("server {upstream};");
+        assert!(text.contains(&line));
+        let text = text.replace(&line, &format!("{line} {line}"));
+        let lines = text
+            .lines()
+            .filter(|line| !line.trim().starts_with("limit_req "));
+        lines.collect::<Vec<_>>().join("\n")
+    })
+    .await;
+    let mut refused = tokio::task::JoinSet::new();
+    for last in 1..5 {
+        let address = nginx.address;
+        refused.spawn(async move {
+            let client = from(last);
+            let mut statuses = Vec::new();
+            for _ in 0..50 {
+                statuses.push(unread_post(&client, address).send().await.unwrap().status());
+            }
+            statuses
+        });
+    }
+    for _ in 0..200 {
+        let request = from(9).get(format!("http://{}/supported", nginx.address));
+        let answer = request.header("host", PUBLIC_NAME).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+    for statuses in refused.join_all().await {
+        assert_eq!(statuses, [StatusCode::UNAUTHORIZED; 50]);
+    }
+}
+
+/// The response waits for the rest of the body, and the connection goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_caller_reads_the_answer_after_its_whole_body() {
+    let setup = Setup {
+        toml: "[access]\nsettle = \"keys\"\n".to_owned(),
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let mut stream = TcpStream::connect(upstream(&world)).await.unwrap();
+    for _ in 0..2 {
+        let head = "POST /settle HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..60 {
+            stream.write_all(&[b'x'; 1_000]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "closed");
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        assert!(answer.contains("key_required"), "{answer}");
+    }
 }
 
 fn shipped_caddy(listen: SocketAddr, upstream: SocketAddr) -> String {

@@ -44,7 +44,8 @@ pub(super) async fn simulate(
     }
     if queued.not_before.is_none() {
         // A budget was closed while it waited behind others.
-        match served.budgets.check_queued(GasParties::of(&queued.payment)) {
+        let (parties, now) = (GasParties::of(&queued.payment), served.ledger.clock().now());
+        match served.budgets.check_queued(parties, now) {
             Ok(true) => {}
             Ok(false) => return Ok(later(queued)),
             Err(rejection) => return refuse(served, &queued.payment, &rejection).await,

@@ -55,10 +55,11 @@ fn new_payment_of(caller: Who) -> NewPayment {
 }
 
 async fn accepted_of(test: &TestLedger, caller: Who) -> Payment {
-    match test.accept(new_payment_of(caller)).await.unwrap() {
-        Accepted::New(payment) => *payment,
-        other => panic!("expected a new payment, got {other:?}"),
-    }
+    let accepted = test.accept(new_payment_of(caller)).await.unwrap();
+    let Accepted::New(payment) = accepted else {
+        panic!("expected a new payment, got {accepted:?}");
+    };
+    *payment
 }
 
 #[tokio::test]

@@ -39,6 +39,9 @@ impl Facilitator {
             let transferred = self.settle_refused(served, &found.payment, nonce).await?;
             return Ok(transferred.then_some(found.payment.id));
         }
+        if !candidate.terms.has_storable_times() {
+            return Ok(None);
+        }
         // Read before the chain is asked: a reorg in between may undo the use that is found.
         let reorganisations = served.view.latest().reorganisations;
         let remember = |by| self.used_nonces.remember(candidate, by, reorganisations);

@@ -93,6 +93,11 @@ impl PaymentTerms {
             && facts.allowance.is_some_and(|allowance| allowance < value)
     }
 
+    /// Whether the ledger can store both times. No payment that may be accepted has others.
+    pub fn has_storable_times(&self) -> bool {
+        self.valid_after.moment().is_some() && self.valid_before.moment().is_some()
+    }
+
     /// The decoded approval transaction, if the payment has one.
     pub fn approval(&self) -> Option<Approval> {
         let permit = self.method.permit2()?;

@@ -5,6 +5,7 @@
 //! `/settle` is called and removed once the response was sent completely, at the latest an hour after its payment has expired. With a file
 //! it survives a restart; without one, a restart leaves a buyer with a transaction hash and no resource.
 
+mod body_place;
 mod claim;
 mod file;
 
@@ -21,6 +22,7 @@ use crate::seller::copies::AnswerCopy;
 use crate::seller::identity::PaymentIdentity;
 use crate::seller::owed::file::OwedFile;
 
+pub(super) use body_place::BodyPlace;
 pub(super) use claim::ClaimedPurchase;
 pub use file::OwedFileError;
 
@@ -81,6 +83,8 @@ struct OpenPurchases {
     copies: HashMap<PurchaseKey, Arc<AnswerCopy>>,
     /// The payments that are being served. One request at a time, because its handler may run before the payment is settled.
     claimed: HashSet<B256>,
+    /// The payments of which a long body is held.
+    with_body: HashSet<B256>,
 }
 
 /// All purchases of a paywall that are not finished. Clones share them.

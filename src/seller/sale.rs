@@ -24,7 +24,7 @@ use crate::seller::facilitator_address::{FacilitatorAddresses, NoFacilitatorAddr
 use crate::seller::forwarded::ForwardedCheck;
 use crate::seller::held::{BodyLimits, BodyReader, Progress, Room, UNVERIFIED_BYTES_MAX};
 use crate::seller::matching::{MatchedPayment, version_of};
-use crate::seller::owed::{ClaimError, ClaimedPurchase, Purchases};
+use crate::seller::owed::{BodyPlace, ClaimError, ClaimedPurchase, Purchases};
 use crate::seller::resource::{self, InvalidHost, path_of};
 use crate::seller::settling::{SaleError, Settlement};
 use crate::seller::suspended::SuspendedPayers;
@@ -156,7 +156,7 @@ impl PaywallState {
         let payment =
             MatchedPayment::from_request(&parts, quote).map_err(SaleError::PaymentRequired)?;
         let mut reader = BodyReader::new(body, Some(self.limits.deadline));
-        let verified = self.read_body(&payment, &mut reader).await?;
+        let (verified, place) = self.read_body(&payment, &mut reader).await?;
         let (body, room) = reader.finish();
         let claim = self.claim(&payment, request_hash(&parts, &body))?;
         let request = Request::from_parts(parts, Body::from(body));
@@ -165,7 +165,7 @@ impl PaywallState {
             payment,
             claim: Arc::new(claim),
             verified,
-            _room: room,
+            _held: (room, place),
         };
         if let Some(copy) = sale.claim.copy.clone() {
             return sale.serve_copy(&copy);
@@ -178,18 +178,19 @@ impl PaywallState {
     }
 
     /// Reads the body of a paid request. Beyond [`UNVERIFIED_BYTES_MAX`], or without room for unverified payments, it is read only for a
-    /// payment that the facilitator finds valid or that is known here. Returns whether the payment was verified.
+    /// payment that the facilitator finds valid or that is known here, and one of them at a time. Returns whether the payment was verified,
+    /// and the place of its body.
     async fn read_body(
         &self,
         payment: &MatchedPayment<'_>,
         reader: &mut BodyReader,
-    ) -> Result<bool, SaleError> {
+    ) -> Result<(bool, Option<BodyPlace>), SaleError> {
         let bytes_max = self.limits.bytes_max;
         let first = reader
             .read(bytes_max.min(UNVERIFIED_BYTES_MAX), &self.room.unverified)
             .await?;
         if first == Progress::Complete {
-            return Ok(false);
+            return Ok((false, None));
         }
         if reader.length_min() > u64::try_from(bytes_max).unwrap_or(u64::MAX) {
             return Err(SaleError::BodyTooLong);
@@ -199,8 +200,10 @@ impl PaywallState {
         if !is_known {
             self.verify(payment).await?;
         }
+        let place = self.purchases.place_for_body(payment.identity);
+        let place = place.map_err(not_claimed)?;
         match reader.read(bytes_max, &self.room.verified).await? {
-            Progress::Complete => Ok(!is_known),
+            Progress::Complete => Ok((!is_known, Some(place))),
             Progress::LimitReached => Err(SaleError::BodyTooLong),
             Progress::NoRoom => Err(SaleError::Busy),
         }
@@ -213,14 +216,7 @@ impl PaywallState {
     ) -> Result<ClaimedPurchase, SaleError> {
         let timeout_s = payment.offer.max_timeout_seconds;
         let claimed = self.purchases.claim(payment.identity, request, timeout_s);
-        claimed.map_err(|error| {
-            let why = match error {
-                ClaimError::NoRandomness => return SaleError::Internal,
-                ClaimError::AlreadyClaimed => "this payment is being served right now",
-                ClaimError::OtherRequest => "this payment is for another request",
-            };
-            SaleError::PaymentRequired(Some(format!("{}: {why}", Reason::DuplicateSettlement)))
-        })
+        claimed.map_err(not_claimed)
     }
 
     async fn verify(&self, payment: &MatchedPayment<'_>) -> Result<(), SaleError> {
@@ -262,6 +258,16 @@ impl PaywallState {
     }
 }
 
+/// The answer for a payment that cannot be claimed.
+fn not_claimed(error: ClaimError) -> SaleError {
+    let why = match error {
+        ClaimError::NoRandomness => return SaleError::Internal,
+        ClaimError::AlreadyClaimed => "this payment is being served right now",
+        ClaimError::OtherRequest => "this payment is for another request",
+    };
+    SaleError::PaymentRequired(Some(format!("{}: {why}", Reason::DuplicateSettlement)))
+}
+
 /// A payment buys one request: this hash covers method, path, query and body.
 fn request_hash(parts: &Parts, body: &Bytes) -> B256 {
     let target = [parts.method.as_str(), " ", path_of(parts), "\n"].concat();
@@ -275,8 +281,8 @@ struct Sale<'a> {
     claim: Arc<ClaimedPurchase>,
     /// The facilitator has found the payment valid for this request.
     verified: bool,
-    /// The room of the request's body.
-    _room: Option<OwnedSemaphorePermit>,
+    /// What the request's body takes: its bytes, and the place of a long one.
+    _held: (Option<OwnedSemaphorePermit>, Option<BodyPlace>),
 }
 
 impl Sale<'_> {

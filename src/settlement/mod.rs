@@ -15,6 +15,7 @@ mod senders;
 mod served_network;
 mod supervisor;
 mod suspensions;
+mod turns;
 pub mod waiters;
 mod watch;
 

@@ -13,6 +13,7 @@ use crate::ledger::{Suspension, Wasteful};
 use crate::payment::{ChainFacts, PaymentId, PaymentTerms};
 use crate::protocol::{Reason, Rejection};
 use crate::settlement::budgets::until_text;
+use crate::settlement::turns::{Turn, Turns};
 use crate::settlement::{DependencyError, ServedNetwork};
 
 /// Transactions of a payer with code that are under way at a time. What its code does in the block is not known before.
@@ -28,31 +29,23 @@ const ALONE_FOR: Duration = Duration::from_hours(1);
 const ALONE_MAX: usize = 10_000;
 
 /// The suspensions of a network and the payments of wallets under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Suspensions {
     known: Mutex<HashMap<Wasteful, OffsetDateTime>>,
-    under_way: Arc<Mutex<HashMap<Address, usize>>>,
+    under_way: Turns,
     /// Turns of payments that were mined without a transfer, until they are decided.
-    undecided: Mutex<HashMap<PaymentId, (Instant, Arc<WalletTurn>)>>,
+    undecided: Mutex<HashMap<PaymentId, (Instant, Arc<Turn>)>>,
     /// Payers that were in a batch whose gas one of them took, and since when.
     alone: Mutex<HashMap<Address, Instant>>,
 }
 
-/// A payment of a payer with code is under way; dropping it makes room for another.
-#[derive(Debug)]
-pub(super) struct WalletTurn {
-    payer: Address,
-    under_way: Arc<Mutex<HashMap<Address, usize>>>,
-}
-
-impl Drop for WalletTurn {
-    fn drop(&mut self) {
-        let mut under_way = locked(&self.under_way);
-        if let Some(count) = under_way.get_mut(&self.payer) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                under_way.remove(&self.payer);
-            }
+impl Default for Suspensions {
+    fn default() -> Self {
+        Self {
+            known: Mutex::default(),
+            under_way: Turns::new(WALLET_TURNS),
+            undecided: Mutex::default(),
+            alone: Mutex::default(),
         }
     }
 }
@@ -80,7 +73,7 @@ impl Suspensions {
     }
 
     /// Keeps the turn of a payment that was mined without a transfer.
-    pub(super) fn keep_turn(&self, payment: PaymentId, turn: Arc<WalletTurn>) {
+    pub(super) fn keep_turn(&self, payment: PaymentId, turn: Arc<Turn>) {
         locked(&self.undecided).insert(payment, (Instant::now(), turn));
     }
 
@@ -111,17 +104,8 @@ impl Suspensions {
     }
 
     /// A turn for a payment of a payer with code. `None` while as many as allowed are under way.
-    pub(super) fn turn_of(&self, payer: Address) -> Option<WalletTurn> {
-        let mut under_way = locked(&self.under_way);
-        let count = under_way.entry(payer).or_default();
-        if *count >= WALLET_TURNS {
-            return None;
-        }
-        *count += 1;
-        Some(WalletTurn {
-            payer,
-            under_way: Arc::clone(&self.under_way),
-        })
+    pub(super) fn turn_of(&self, payer: Address) -> Option<Turn> {
+        self.under_way.of(payer)
     }
 }
 

@@ -1,5 +1,7 @@
 //! `erc20ApprovalGasSponsoring`: approvals of Permit2 are submitted for payers without native currency, within limits.
 
+use std::time::Duration;
+
 use alloy::consensus::TxEip1559;
 use alloy::primitives::{Address, Bytes, TxKind, U64, U256};
 use alloy::signers::local::PrivateKeySigner;
@@ -8,7 +10,9 @@ use serde_json::json;
 use x402d::embedded::TEST_USDC;
 use x402d::protocol::permit2::PERMIT2;
 
-use crate::support::{Permit2Purchase, Setup, World, approveCall, new_account, pauseCall, signed};
+use crate::support::{
+    Permit2Purchase, Setup, World, approveCall, eventually, new_account, pauseCall, signed,
+};
 
 const PAYEE: Address = Address::repeat_byte(0x2e);
 const OTHER: Address = Address::repeat_byte(0x66);
@@ -311,4 +315,42 @@ async fn approval_with_occupied_nonce_is_not_sent() {
     world.resume_mining().await;
     let settled = world.facilitator.settle(&payment.body()).await;
     assert!(settled.succeeded(), "{settled:?}");
+}
+
+/// As many payments of one payer as may wait in memory, and none of their approvals can be mined: they offer less than the base fee.
+#[tokio::test(flavor = "multi_thread")]
+async fn payer_whose_approvals_are_not_mined_delays_no_other_payer() {
+    const PAYMENTS: usize = 64;
+    let world = world().await;
+    let rich = async |payer: &PrivateKeySigner| {
+        let wei = U256::from(1_000 * u128::from(COST));
+        let balance = json!([payer.address(), wei]);
+        world.chain.call("anvil_setBalance", balance).await;
+    };
+    let (idle, honest) = (world.payer().await, world.payer().await);
+    rich(&idle).await;
+    rich(&honest).await;
+    world.chain.automine(false).await;
+    let mut waiting = Vec::new();
+    for _ in 0..PAYMENTS {
+        let payment = approving(Permit2Purchase::exact, &idle);
+        waiting.push(world.facilitator.spawn_settle(&payment.body()));
+    }
+    let path = format!("/payments?state=queued&payer={}&limit=200", idle.address());
+    eventually("all payments", Duration::from_secs(30), async || {
+        let queued = world.facilitator.get(&path).await.body;
+        (queued["payments"].as_array().unwrap().len() == PAYMENTS).then_some(())
+    })
+    .await;
+    world.chain.next_base_fee(9).await;
+    let payment = Permit2Purchase::exact(&honest, OTHER, PRICE);
+    let dear = TxEip1559 {
+        max_fee_per_gas: 18_000_000_000,
+        ..payment.approval()
+    };
+    let body = payment.with_approval(&dear).body();
+    world.chain.automine(true).await;
+    let settled = world.facilitator.settle(&body).await;
+    assert!(settled.succeeded(), "{settled:?}");
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::ZERO, "they still wait");
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use x402d::clock::{Clock, SystemClock};
 use x402d::protocol::Amount;
 
-use crate::support::{Fault, Purchase, Setup, World, eventually};
+use crate::support::{Fault, OpenSession, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0xcc);
 
@@ -154,4 +154,27 @@ async fn windows_are_judged_by_clock_and_reported_with_limits() {
     let message = verdict.body["invalidMessage"].as_str().unwrap();
     assert!(message.contains(&limit.to_string()), "{message}");
     assert_ne!(supported["kinds"], Value::Null);
+}
+
+/// The nonce is that of a session, so the chain is asked whether somebody else has moved the money. Somebody has, and the ledger could not
+/// store the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn time_after_the_year_9999_is_refused_also_where_the_money_has_moved() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let code = "invalid_exact_evm_payload_authorization_valid_before";
+    for end in [U256::from(253_402_300_800_u64), U256::MAX] {
+        let rail = "authorization";
+        let session = OpenSession::open(&world.facilitator, &payer, rail, PAYEE, 9).await;
+        let mut purchase = session.purchase();
+        purchase.authorization.valid_before = Amount::from_atomic(end);
+        world.assert_rejected_at_both(&purchase.body(), code).await;
+        world.chain.submit(&purchase).await;
+        world.assert_rejected_at_both(&purchase.body(), code).await;
+        let authorization =
+            json!({"authorization": purchase.authorization, "signature": purchase.own_signature()});
+        let refused = session.submit(&world.facilitator, &authorization).await;
+        assert_eq!(refused.status, 422, "{refused:?}");
+    }
+    assert_eq!(world.chain.usdc(PAYEE).await, U256::from(18));
 }

@@ -26,3 +26,5 @@ mod selling;
 mod spellings;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod turned_away;

@@ -1,7 +1,8 @@
 //! Bodies of paid requests: little is read before the payment was verified, and everything that is held is bounded.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::support::*;
 
@@ -63,7 +64,7 @@ async fn announce(url: &str, payment: &PaymentHeader, bytes: usize) -> TcpStream
     stream
 }
 
-async fn status(stream: &mut TcpStream) -> String {
+async fn status(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut answer = Vec::new();
     while !answer.contains(&b'\n') {
         let mut part = [0; 1024];
@@ -194,4 +195,70 @@ async fn bodies_that_are_held_are_bounded_together() {
         200,
         "there is room again"
     );
+}
+
+/// Announces long bodies of one payment, and waits until all but one of them are answered with 402.
+async fn begin_copies(
+    url: &str,
+    payment: &PaymentHeader,
+    copies: usize,
+) -> (JoinSet<String>, Vec<OwnedWriteHalf>) {
+    let (mut answers, mut senders) = (JoinSet::new(), Vec::new());
+    for _ in 0..copies {
+        let stream = announce(url, payment, 90_000).await;
+        let (mut receiver, sender) = stream.into_split();
+        senders.push(sender);
+        answers.spawn(async move { status(&mut receiver).await });
+    }
+    for _ in 1..copies {
+        assert_eq!(answers.join_next().await.unwrap().unwrap(), "402");
+    }
+    (answers, senders)
+}
+
+/// Sends the body that is waited for, and returns its answer.
+async fn end_copies((mut answers, mut senders): (JoinSet<String>, Vec<OwnedWriteHalf>)) -> String {
+    for sender in &mut senders {
+        // A copy that was answered takes none.
+        sender.write_all(&vec![b'x'; 90_000]).await.ok();
+    }
+    answers.join_next().await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn payment_holds_the_room_of_one_body_at_a_time() {
+    for (flow, is_known) in [
+        (Flow::Upfront, false),
+        (Flow::Upfront, true),
+        (Flow::AfterHandler, false),
+    ] {
+        let mut market = Market::default();
+        let adjust = |paywall: Paywall| paywall.held_bytes_max(300_000);
+        let url = seller(&mut market, flow, adjust).await;
+        let payment = payment_for(&url, 1).await;
+        if is_known {
+            let pending = (200, failed("settlement_pending", HASH));
+            market.respond([pending.clone(), pending]);
+            assert_eq!(post_body(&url, &payment, 10).await.status(), 402);
+        }
+        let copies = begin_copies(&url, &payment, 10).await;
+        let other = payment_for(&url, 2).await;
+        let served = post_body(&url, &other, 90_000).await;
+        assert_eq!(served.status(), 200, "{flow:?}, known: {is_known}");
+        let last = end_copies(copies).await;
+        assert_eq!(last, "200", "{flow:?}, known: {is_known}");
+        assert_eq!(market.runs(), 2);
+    }
+}
+
+/// Whoever sends a long body slowly does not keep the buyer from presenting the payment.
+#[tokio::test]
+async fn short_body_is_served_while_a_long_one_of_its_payment_is_read() {
+    let mut market = Market::default();
+    let url = seller(&mut market, Flow::Upfront, |paywall| paywall).await;
+    let payment = payment_for(&url, 1).await;
+    let copies = begin_copies(&url, &payment, 2).await;
+    assert_eq!(post_body(&url, &payment, 10).await.status(), 200);
+    market.respond([(200, failed("duplicate_settlement", HASH))]);
+    assert_eq!(end_copies(copies).await, "402");
 }

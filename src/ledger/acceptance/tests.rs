@@ -46,6 +46,22 @@ async fn refuse(test: &TestLedger, id: PaymentId) {
     assert!(test.refuse(id, &rejection).await.unwrap());
 }
 
+/// A new payment of this caller.
+fn new_payment_of(caller: Who) -> NewPayment {
+    NewPayment {
+        caller: Some(caller),
+        ..new_payment(1)
+    }
+}
+
+async fn accepted_of(test: &TestLedger, caller: Who) -> Payment {
+    let accepted = test.accept(new_payment_of(caller)).await.unwrap();
+    let Accepted::New(payment) = accepted else {
+        panic!("expected a new payment, got {accepted:?}");
+    };
+    *payment
+}
+
 #[tokio::test]
 async fn second_use_of_an_authorization_is_no_second_payment() {
     let test = TestLedger::new().await;
@@ -294,27 +310,20 @@ async fn payment_queued_again_must_fit_the_balance() {
 #[tokio::test]
 async fn payment_belongs_to_the_caller_that_presents_it_while_it_is_not_refused() {
     let test = TestLedger::new().await;
-    let of = |caller| NewPayment {
-        caller: Some(caller),
-        ..new_payment(1)
-    };
-    let accepted = test.accept(of(Who::Operator)).await.unwrap();
-    let Accepted::New(payment) = accepted else {
-        panic!("expected a new payment, got {accepted:?}");
-    };
+    let payment = accepted_of(&test, Who::Operator).await;
     assert_eq!(payment.caller, Some(Who::Operator));
     assert_eq!(
         test.payment(payment.id).await.unwrap(),
-        Some(*payment.clone())
+        Some(payment.clone())
     );
-    let other = test.accept(of(Who::Anonymous)).await.unwrap();
+    let other = test.accept(new_payment_of(Who::Anonymous)).await.unwrap();
     assert_eq!(other, Accepted::AlreadyAccepted);
     assert_eq!(test.payment_value(payment.id, "caller").await, "operator");
 
     refuse(&test, payment.id).await;
     let again = NewPayment {
         id: payment.id,
-        ..of(Who::Anonymous)
+        ..new_payment_of(Who::Anonymous)
     };
     test.queue_again(again).await.unwrap();
     assert_eq!(test.payment_value(payment.id, "caller").await, "anonymous");
@@ -324,14 +333,7 @@ async fn payment_belongs_to_the_caller_that_presents_it_while_it_is_not_refused(
 async fn payment_that_was_broadcast_stays_its_owners_after_a_refusal() {
     let test = TestLedger::new().await;
     let (_, lease) = test.owned_lane().await;
-    let of = |caller| NewPayment {
-        caller: Some(caller),
-        ..new_payment(1)
-    };
-    let accepted = test.accept(of(Who::Operator)).await.unwrap();
-    let Accepted::New(payment) = accepted else {
-        panic!("expected a new payment, got {accepted:?}");
-    };
+    let payment = accepted_of(&test, Who::Operator).await;
     let id = test.signed(lease, 0, &[&payment]).await;
     test.record_mined(&mined(id, 0, 1, &[])).await.unwrap();
     let rows = test.undecided(NETWORK, 10).await.unwrap();
@@ -340,7 +342,7 @@ async fn payment_that_was_broadcast_stays_its_owners_after_a_refusal() {
     assert!(refused.unwrap());
     let again = NewPayment {
         id: payment.id,
-        ..of(Who::Anonymous)
+        ..new_payment_of(Who::Anonymous)
     };
     let queued = test.queue_again(again).await.unwrap();
     assert!(matches!(queued, Accepted::New(_)), "{queued:?}");

@@ -312,6 +312,28 @@ fn times_beyond_64_bits_are_rejected_without_overflow() {
 }
 
 #[test]
+fn no_accepted_payment_has_a_time_that_the_ledger_cannot_store() {
+    const YEAR_10_000: u64 = 253_402_300_800;
+    let terms_with = |after: u64, before: U256| {
+        let mut candidate = candidate();
+        candidate.terms.valid_after = U256::from(after).into();
+        candidate.terms.valid_before = before.into();
+        candidate
+    };
+    let last = terms_with(YEAR_10_000 - 1, U256::from(YEAR_10_000 - 1));
+    assert!(last.terms.has_storable_times());
+    for (after, before) in [
+        (0, U256::from(YEAR_10_000)),
+        (0, U256::MAX),
+        (YEAR_10_000, U256::from(VALID_BEFORE)),
+    ] {
+        let candidate = terms_with(after, before);
+        assert!(!candidate.terms.has_storable_times(), "{after} {before}");
+        assert!(candidate.check_policy(&policy(), now()).is_err());
+    }
+}
+
+#[test]
 fn debug_output_and_rejections_contain_no_signature() {
     let candidate = candidate();
     let digits = SIGNATURE.trim_start_matches("0x");

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::U256;
+use alloy::primitives::{Address, U256};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -21,11 +21,14 @@ use crate::ledger::{Funding, FundingState};
 use crate::payment::{Approval, Payment, PaymentId, PaymentTerms};
 use crate::protocol::{Reason, Rejection};
 use crate::settlement::supervisor::report_panic;
+use crate::settlement::turns::{Turn, Turns};
 use crate::settlement::{DependencyError, Queue, Queued, ServedNetwork};
 use crate::telemetry::causes;
 
 /// Approvals that are followed at once; further payments wait in the ledger.
 const FOLLOWED_MAX: usize = 64;
+/// Of one payer: its approval, and one with a higher fee that replaces it. Once either is mined, the payer's other payments need none.
+const FOLLOWED_MAX_PER_PAYER: usize = 2;
 /// How long an approval is followed; no caller waits longer.
 const FOLLOW_LIMIT: Duration = Duration::from_mins(1);
 /// How often the chain is read when no block comes.
@@ -34,8 +37,16 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Payments that wait for their payers' approvals, and requests to the lanes for gas money.
 #[derive(Debug)]
 pub struct Approvals {
-    payments: Channel<Payment>,
+    payments: Channel<Following>,
     fundings: Channel<Funding>,
+    turns: Turns,
+}
+
+/// A payment whose approval is followed, or is about to be.
+#[derive(Debug)]
+struct Following {
+    payment: Payment,
+    _turn: Turn,
 }
 
 #[derive(Debug)]
@@ -67,16 +78,26 @@ impl Default for Approvals {
         Self {
             payments: Channel::new(),
             fundings: Channel::new(),
+            turns: Turns::new(FOLLOWED_MAX_PER_PAYER),
         }
     }
 }
 
 impl Approvals {
+    /// A turn for a payment of this payer, which [`Self::enqueue`] takes. `None` while as many of its payments are followed as allowed.
+    pub fn turn_of(&self, payer: Address) -> Option<Turn> {
+        self.turns.of(payer)
+    }
+
     /// Follows the approval of a payment that lacks nothing else, and keeps the payment from the lanes meanwhile. Without room it stays in
     /// the ledger, where the pickup task finds it again.
-    pub fn enqueue(&self, payment: Payment, queue: &Queue) {
+    pub fn enqueue(&self, payment: Payment, turn: Turn, queue: &Queue) {
         let id = payment.id;
-        if queue.put_on_hold(id) && self.payments.sender.try_send(payment).is_err() {
+        let following = Following {
+            payment,
+            _turn: turn,
+        };
+        if queue.put_on_hold(id) && self.payments.sender.try_send(following).is_err() {
             queue.take_off_hold(id);
         }
     }
@@ -227,10 +248,10 @@ impl Approver {
                         report_panic("approval", error);
                     }
                 }
-                payment = self.served.approvals.payments.next(), if followed.len() < FOLLOWED_MAX => {
+                following = self.served.approvals.payments.next(), if followed.len() < FOLLOWED_MAX => {
                     // Made before the task runs: a task that ends before its first step takes it off hold too.
-                    let on_hold = OnHold { served: Arc::clone(&self.served), payment: payment.id };
-                    followed.spawn(follow_approval(on_hold, payment).in_current_span());
+                    let on_hold = OnHold { served: Arc::clone(&self.served), payment: following.payment.id };
+                    followed.spawn(follow_approval(on_hold, following).in_current_span());
                 }
             }
         }
@@ -249,7 +270,7 @@ impl Drop for OnHold {
     }
 }
 
-async fn follow_approval(on_hold: OnHold, payment: Payment) {
+async fn follow_approval(on_hold: OnHold, Following { payment, _turn }: Following) {
     let served = &*Arc::clone(&on_hold.served);
     let id = payment.id;
     let deadline = Instant::now() + FOLLOW_LIMIT;

@@ -16,7 +16,7 @@ use crate::payment::Payment;
 use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::{Step, reach, signers_are_down};
 use crate::settlement::gas::GasRule;
-use crate::settlement::suspensions::WalletTurn;
+use crate::settlement::turns::Turn;
 
 /// Why a payment was not put into a transaction.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub(super) struct RanWith {
     /// All were accounts without code.
     pub(super) plain: bool,
     /// The turns of wallets in it.
-    pub(super) turns: Vec<Arc<WalletTurn>>,
+    pub(super) turns: Vec<Arc<Turn>>,
 }
 
 impl RanWith {

@@ -5,7 +5,7 @@ use crate::ledger::TransactionKind;
 use crate::payment::{ChainFacts, Payment};
 use crate::settlement::GasParties;
 use crate::settlement::gas::GasRule;
-use crate::settlement::suspensions::WalletTurn;
+use crate::settlement::turns::Turn;
 use alloy::primitives::{Address, Bytes};
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub(super) struct SimulatedPayment {
     /// How often its batch was planned or mined in vain, by the fault of others.
     pub(super) setbacks: u8,
     /// Its turn, for a payer with code.
-    pub(super) turn: Option<Arc<WalletTurn>>,
+    pub(super) turn: Option<Arc<Turn>>,
 }
 
 impl SimulatedPayment {

@@ -23,7 +23,8 @@ const LATER: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Simulated {
     Ready(Box<SimulatedPayment>),
-    /// Others of its payer are under way, or open transactions reserve the rest of its gas budget: it is simulated again later.
+    /// Others of its payer are under way or wait for its approval, or open transactions reserve the rest of its gas budget: it is simulated
+    /// again later.
     Later(Box<Queued>),
     /// It was refused, settled or put on hold, and the ledger says so where its state changed.
     Done,
@@ -44,7 +45,8 @@ pub(super) async fn simulate(
     }
     if queued.not_before.is_none() {
         // A budget was closed while it waited behind others.
-        match served.budgets.check_queued(GasParties::of(&queued.payment)) {
+        let (parties, now) = (GasParties::of(&queued.payment), served.ledger.clock().now());
+        match served.budgets.check_queued(parties, now) {
             Ok(true) => {}
             Ok(false) => return Ok(later(queued)),
             Err(rejection) => return refuse(served, &queued.payment, &rejection).await,
@@ -62,17 +64,24 @@ pub(super) async fn simulate(
     if facts.transfer_succeeds {
         return ready(served, queued, facts).await;
     }
-    let payment = queued.payment;
+    let payment = &queued.payment;
     if payment.terms.fails_only_because_early(&facts) {
         // No endpoint simulates a later time, and the newest block is older than `validAfter`. The pickup task finds the payment again a
         // little later.
         return Ok(Simulated::Done);
     }
     if payment.terms.needs_approval_first(&facts) {
-        served.approvals.enqueue(payment, &served.queue);
+        let Some(turn) = served.approvals.turn_of(payment.terms.from) else {
+            return Ok(later(Queued {
+                facts: Some(facts),
+                ..queued
+            }));
+        };
+        let (approvals, queue) = (&served.approvals, &served.queue);
+        approvals.enqueue(queued.payment, turn, queue);
         return Ok(Simulated::Done);
     }
-    settle_or_refuse(served, &payment, &facts).await?;
+    settle_or_refuse(served, payment, &facts).await?;
     Ok(Simulated::Done)
 }
 

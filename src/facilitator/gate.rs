@@ -135,8 +135,9 @@ pub(super) struct Asked<'a> {
     pub(super) amount: Amount,
     /// The caller's rate does not matter.
     pub(super) is_exempt: bool,
-    /// Whether the operator pays for its gas; a transfer by the payer costs nothing.
-    pub(super) costs_gas: bool,
+    /// Whether its gas needs room in the budgets: not that of a transfer, which its payer pays, and not that of a payment whose success was
+    /// told, which is sent whatever they say.
+    pub(super) needs_budget: bool,
 }
 
 impl Asked<'_> {
@@ -170,7 +171,7 @@ impl Facilitator {
             self.gate.0.rates.count(asked.call, asked.caller)?;
         }
         self.gate.0.denials.check(&asked).await?;
-        if asked.costs_gas {
+        if asked.needs_budget {
             asked.served.check_sponsorship(GasParties {
                 payee: Some(asked.payee),
                 payer: asked.payer,
@@ -199,7 +200,7 @@ impl Facilitator {
             payee: candidate.terms.to,
             amount: candidate.terms.value,
             is_exempt: call == Call::Settle && told,
-            costs_gas: true,
+            needs_budget: !known.was_told(),
         };
         let denied = match self.pass_gate(asked).await {
             Ok(()) => None,
@@ -230,7 +231,7 @@ impl Facilitator {
             payee: session.payee,
             amount: session.amount,
             is_exempt: call == Call::Settle && self.gate.was_told_valid(caller, claim),
-            costs_gas: false,
+            needs_budget: false,
         };
         self.pass_gate(asked).await
     }

@@ -83,7 +83,7 @@ impl Sessions {
             payee: terms.pay_to,
             amount: terms.amount,
             is_exempt: false,
-            costs_gas: request.rail == Rail::Authorization,
+            needs_budget: request.rail == Rail::Authorization,
         };
         payments.pass_gate(asked).await?;
         let asset = served_asset(served, &request, &terms)?;

@@ -317,6 +317,7 @@ fn accepted_payment(new: &NewPayment, at: OffsetDateTime) -> Payment {
         confirmations: new.confirmations,
         quarantine: None,
         unmatched: None,
+        told: false,
         created_at: at,
         updated_at: at,
     }

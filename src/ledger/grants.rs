@@ -80,6 +80,12 @@ impl Lookup {
     pub const fn is_new(&self) -> bool {
         self.session.is_none() && self.payment.is_none()
     }
+
+    /// Whether its success was told to a request.
+    pub fn was_told(&self) -> bool {
+        let payment = self.payment.as_ref();
+        payment.is_some_and(|found| found.grant == GrantStatus::Answered)
+    }
 }
 
 /// The end of a grant.

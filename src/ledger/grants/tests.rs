@@ -375,3 +375,25 @@ async fn unreadable_payment_fails_its_own_grant_alone() {
     assert_eq!(three.unwrap().unwrap().id, third);
     test.assert_quarantined(unreadable).await;
 }
+
+#[tokio::test]
+async fn queued_payment_whose_success_was_told_is_read_as_told() {
+    let test = TestLedger::new().await;
+    let told = async |id| test.payment(id).await.unwrap().unwrap().told;
+    let id = test.settled(1).await.id;
+    assert!(takes(&test, id, "one").await);
+    test.close_grant(closing(id, "one", true)).await.unwrap();
+    assert!(!told(id).await, "it is not queued");
+    test.set(
+        id,
+        "state = 'inflight', log_index = null, block_number = null, block_hash = null, block_time = null",
+    )
+    .await;
+    test.set(id, "state = 'queued', transaction_hash = null")
+        .await;
+    assert!(told(id).await);
+    // A grant that is open or void has told nobody.
+    test.run("update grants set answered_at = null").await;
+    assert!(!told(id).await);
+    assert!(!told(test.accepted(2).await.id).await);
+}

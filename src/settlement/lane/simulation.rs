@@ -42,7 +42,7 @@ pub(super) async fn simulate(
         };
         return refuse(served, &queued.payment, &rejection).await;
     }
-    if queued.not_before.is_none() {
+    if queued.not_before.is_none() && !queued.payment.told {
         // A budget was closed while it waited behind others.
         match served.budgets.check_queued(GasParties::of(&queued.payment)) {
             Ok(true) => {}

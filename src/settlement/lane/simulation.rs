@@ -23,7 +23,8 @@ const LATER: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Simulated {
     Ready(Box<SimulatedPayment>),
-    /// Others of its payer are under way, or open transactions reserve the rest of its gas budget: it is simulated again later.
+    /// Others of its payer are under way, open transactions reserve the rest of its gas budget, or its key has not been read yet: it is
+    /// simulated again later.
     Later(Box<Queued>),
     /// It was refused, settled or put on hold, and the ledger says so where its state changed.
     Done,
@@ -41,6 +42,9 @@ pub(super) async fn simulate(
             message: "the authorization expires before a transaction could be mined".to_owned(),
         };
         return refuse(served, &queued.payment, &rejection).await;
+    }
+    if !served.budgets.knows_key_of(&queued.payment) {
+        return Ok(later(queued));
     }
     if queued.not_before.is_none() && !queued.payment.told {
         // A budget was closed while it waited behind others.

@@ -330,7 +330,7 @@ impl Facilitator {
                 confirmations: served.policy.confirmations,
                 claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
                 caller: admission.settler,
-                first_asker: presenter.map(|presenter| presenter.caller.asked_as.clone()),
+                first_asker: presenter.map(|presenter| presenter.caller.grant_request()),
             };
             let mut own = self.go_first(new.id, presenter);
             let accepted = match refused {

@@ -319,10 +319,14 @@ impl Facilitator {
         let (mut reserved, mut reads_left) = (None, READS_MAX);
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self
+            let checked = self
                 .preflight(served, &candidate, known, &admission)
-                .await?
-            {
+                .await?;
+            // Before the broadcast makes the rest of the payload public, and not for a submission that was turned away.
+            if let Asker::Submit(_, session) = asker {
+                self.ledger.need_session_id(session).await?;
+            }
+            let verified = match checked {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok(self.line_up(id, presenter)),
             };

@@ -425,6 +425,7 @@ CREATE TABLE public.payments (
     caller text,
     first_asker text,
     first_asker_process uuid,
+    first_request text,
     CONSTRAINT payments_addresses_have_20_bytes CHECK (((octet_length(asset) = 20) AND (octet_length(payer) = 20) AND (octet_length(payee) = 20) AND (octet_length(nonce_domain) = 20))),
     CONSTRAINT payments_allowance_approval_is_bounded CHECK (((octet_length(allowance_approval) >= 1) AND (octet_length(allowance_approval) <= 8192))),
     CONSTRAINT payments_allowance_is_for_permit2 CHECK ((((allowance_permit IS NULL) OR (allowance_approval IS NULL)) AND ((permitted IS NOT NULL) OR ((allowance_permit IS NULL) AND (allowance_approval IS NULL))))),
@@ -435,7 +436,8 @@ CREATE TABLE public.payments (
     CONSTRAINT payments_confirmations_is_positive CHECK ((confirmations > 0)),
     CONSTRAINT payments_factory_comes_with_its_call CHECK (((wallet_factory IS NULL) = (wallet_factory_call IS NULL))),
     CONSTRAINT payments_first_asker_is_bounded CHECK (((octet_length(first_asker) >= 1) AND (octet_length(first_asker) <= 128))),
-    CONSTRAINT payments_first_right_is_an_askers CHECK (((first_asker_process IS NULL) OR (first_asker IS NOT NULL))),
+    CONSTRAINT payments_first_request_is_bounded CHECK (((octet_length(first_request) >= 1) AND (octet_length(first_request) <= 128))),
+    CONSTRAINT payments_first_right_is_an_askers CHECK (((first_asker_process IS NULL) OR ((first_asker IS NOT NULL) AND (first_request IS NOT NULL)))),
     CONSTRAINT payments_hashes_have_32_bytes CHECK (((octet_length(nonce) = 32) AND (octet_length(digest) = 32) AND (octet_length(transaction_hash) = 32) AND (octet_length(block_hash) = 32))),
     CONSTRAINT payments_inflight_has_a_hash CHECK (((state <> 'inflight'::text) OR (transaction_hash IS NOT NULL))),
     CONSTRAINT payments_located_iff_money_moved CHECK ((((state = ANY (ARRAY['mined'::text, 'settled'::text, 'final'::text, 'late_settled'::text])) AND (amount > (0)::numeric)) = ((transaction_hash IS NOT NULL) AND (log_index IS NOT NULL) AND (block_number IS NOT NULL) AND (block_hash IS NOT NULL)))),
@@ -531,6 +533,8 @@ COMMENT ON COLUMN public.payments.caller IS 'whose /settle accepted it: the id o
 COMMENT ON COLUMN public.payments.first_asker IS 'grants.asked_as of the request that had it accepted; null: accepted without a request to settle';
 
 COMMENT ON COLUMN public.payments.first_asker_process IS 'process in which that request waits: nobody else is granted while it does; null: its connection or its wait has ended';
+
+COMMENT ON COLUMN public.payments.first_request IS 'grants.request_id of that request: it alone ends its first right, not an earlier one that was asked under the same id';
 
 CREATE TABLE public.processes (
     id uuid NOT NULL,

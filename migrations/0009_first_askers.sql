@@ -3,11 +3,16 @@
 alter table payments
     add column first_asker text,
     add column first_asker_process uuid,
+    add column first_request text,
     add constraint payments_first_asker_is_bounded check (octet_length(first_asker) between 1 and 128),
-    add constraint payments_first_right_is_an_askers check (first_asker_process is null or first_asker is not null);
+    add constraint payments_first_request_is_bounded check (octet_length(first_request) between 1 and 128),
+    add constraint payments_first_right_is_an_askers check (
+        first_asker_process is null or first_asker is not null and first_request is not null
+    );
 
 comment on column payments.first_asker is 'grants.asked_as of the request that had it accepted; null: accepted without a request to settle';
 comment on column payments.first_asker_process is 'process in which that request waits: nobody else is granted while it does; null: its connection or its wait has ended';
+comment on column payments.first_request is 'grants.request_id of that request: it alone ends its first right, not an earlier one that was asked under the same id';
 
 alter table grants
     add column asked_as text,

@@ -324,7 +324,7 @@ async fn run_network(
     }
     SenderWatch::new(Arc::clone(&served)).first_check().await;
     if let Err(error) = BudgetWatch::new(Arc::clone(&served)).read().await {
-        tracing::warn!(%network, error = causes(&error), "gas budgets not read: retrying");
+        tracing::warn!(%network, error = causes(&error), "gas budgets not read: payments of keys wait; retrying");
     }
     served.open();
     if !served.has_multicall() {

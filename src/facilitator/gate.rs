@@ -2,7 +2,7 @@
 //!
 //! Its steps, in this order: the terms (asset, payee, smallest amount), the rate of the caller, the operator's deny list, payers that have
 //! wasted gas, the gas budgets. A payment that the ledger has as being settled or settled has passed before. None of them makes an RPC call
-//! or asks the ledger.
+//! or asks the ledger. Before that, requests of all kinds are counted, so that none costs a statement beyond a rate.
 
 mod denied;
 mod places;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, keccak256};
 use reqwest::{Client, Url};
 use tokio::time::Instant;
 
@@ -20,6 +20,7 @@ use crate::facilitator::recent::Recent;
 use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
 use crate::ledger::Lookup;
 use crate::payment::{Candidate, DenyList, Session, Who};
+use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Rejection};
 use crate::settlement::{GasParties, ServedNetwork};
 use denied::{Denials, DeniedFile, PolicyService};
@@ -57,6 +58,8 @@ struct State {
     rates: Rates,
     /// Payments that callers were told are valid: their handlers run, and stock sellers do not repeat a settle that was refused.
     told: Recent<(Counted, B256)>,
+    /// Those of them that were not settled since: their next settle is no further request.
+    unsettled: Recent<(Counted, B256)>,
     denials: Denials,
     unattended: Places,
     waits: Places,
@@ -69,6 +72,7 @@ impl Gate {
         Self(Arc::new(State {
             rates: Rates::new(rules.rates),
             told: Recent::new(rules.told_for, TOLD_MAX),
+            unsettled: Recent::new(rules.told_for, TOLD_MAX),
             unattended: Places::new(rules.unattended_max),
             waits: Places::new(rules.waits_max),
             denials: Denials {
@@ -99,10 +103,34 @@ impl Gate {
         self.0.waits.take(caller)
     }
 
+    /// Counts a request of any kind, before it costs a statement.
+    ///
+    /// # Errors
+    /// [`Unavailable::RateLimited`].
+    pub(super) fn count_request(&self, caller: &Caller) -> Result<(), Unavailable> {
+        self.0.rates.count_request(caller)
+    }
+
+    /// The same for a request to settle. The first one after its caller was told that the payment is valid is not counted: it was with that
+    /// verify.
+    ///
+    /// # Errors
+    /// [`Unavailable::RateLimited`].
+    pub(super) fn count_settle(&self, caller: &Caller, digest: B256) -> Result<(), Unavailable> {
+        let counted = Counted::of(caller);
+        let is_first = |counted| self.0.unsettled.forget((counted, digest), Instant::now());
+        if counted.is_some_and(is_first) {
+            return Ok(());
+        }
+        self.count_request(caller)
+    }
+
     /// Remembers that a caller was told that a payment is valid.
     pub(super) fn tell_valid(&self, caller: &Caller, digest: B256) {
         if let Some(counted) = Counted::of(caller) {
-            self.0.told.remember((counted, digest), Instant::now());
+            let now = Instant::now();
+            self.0.told.remember((counted, digest), now);
+            self.0.unsettled.remember((counted, digest), now);
         }
     }
 
@@ -122,6 +150,11 @@ impl Gate {
     }
 }
 
+/// Names the proof of a transfer as a payment's digest names its authorization, without its session's row.
+pub(super) fn proof_digest(session: &SessionId, transaction: B256) -> B256 {
+    keccak256([session.as_str().as_bytes(), transaction.as_slice()].concat())
+}
+
 /// A payment before the gate.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
@@ -135,8 +168,9 @@ pub(super) struct Asked<'a> {
     pub(super) amount: Amount,
     /// The caller's rate does not matter.
     pub(super) is_exempt: bool,
-    /// Whether the operator pays for its gas; a transfer by the payer costs nothing.
-    pub(super) costs_gas: bool,
+    /// Whether its gas needs room in the budgets: not that of a transfer, which its payer pays, and not that of a payment whose success was
+    /// told, which is sent whatever they say.
+    pub(super) needs_budget: bool,
 }
 
 impl Asked<'_> {
@@ -170,7 +204,7 @@ impl Facilitator {
             self.gate.0.rates.count(asked.call, asked.caller)?;
         }
         self.gate.0.denials.check(&asked).await?;
-        if asked.costs_gas {
+        if asked.needs_budget {
             asked.served.check_sponsorship(GasParties {
                 payee: Some(asked.payee),
                 payer: asked.payer,
@@ -199,7 +233,7 @@ impl Facilitator {
             payee: candidate.terms.to,
             amount: candidate.terms.value,
             is_exempt: call == Call::Settle && told,
-            costs_gas: true,
+            needs_budget: !known.was_told(),
         };
         let denied = match self.pass_gate(asked).await {
             Ok(()) => None,
@@ -220,7 +254,7 @@ impl Facilitator {
         transaction: B256,
         (caller, call): (&Caller, Call),
     ) -> Result<(), Error> {
-        let claim = session.claim_digest(transaction);
+        let proof = proof_digest(&session.id, transaction);
         let asked = Asked {
             served,
             caller,
@@ -229,8 +263,8 @@ impl Facilitator {
             payer: session.payer,
             payee: session.payee,
             amount: session.amount,
-            is_exempt: call == Call::Settle && self.gate.was_told_valid(caller, claim),
-            costs_gas: false,
+            is_exempt: call == Call::Settle && self.gate.was_told_valid(caller, proof),
+            needs_budget: false,
         };
         self.pass_gate(asked).await
     }

@@ -207,7 +207,7 @@ async fn record_once(
     let ledger = &facilitator.ledger;
     match end {
         End::Lost => return ledger.void_lost_grant(payment, request).await,
-        End::FirstRight => return ledger.end_first_right(payment, &request.asked_as).await,
+        End::FirstRight => return ledger.end_first_right(payment, request).await,
         End::Answered | End::BrokenOff => {}
     }
     let closing = Closing {

@@ -7,7 +7,7 @@ use alloy::primitives::{Address, U256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::facilitator::gate::{Admission, Call};
+use crate::facilitator::gate::{Admission, Call, proof_digest};
 use crate::facilitator::grant::FirstRight;
 use crate::facilitator::line::{Asker, InLine, Presenter};
 use crate::facilitator::settle::{Decision, decide, decide_for_owner};
@@ -81,6 +81,7 @@ impl Facilitator {
         caller: &Caller,
         payer: &mut Option<Address>,
     ) -> Result<(), Error> {
+        self.gate.count_request(caller)?;
         let served = self.network_of(request.requirements.network)?;
         caller.check_payee(&request.requirements)?;
         let (request, payload) = request.with_payload(());
@@ -89,8 +90,12 @@ impl Facilitator {
             Payload::Proof(proof) => {
                 let session = self.session_with_id(&proof.session_id).await?;
                 *payer = Some(session.payer);
-                let proof = (&request, &proof);
-                return self.verify_proof(served, &session, proof, caller).await;
+                let presented = (&request, &proof);
+                self.verify_proof(served, &session, presented, caller)
+                    .await?;
+                let digest = proof_digest(&session.id, proof.transaction);
+                self.gate.tell_valid(caller, digest);
+                return Ok(());
             }
         };
         let (request, ()) = request.with_payload(payload);
@@ -128,7 +133,8 @@ impl Facilitator {
         }
     }
 
-    /// Validates a request without the chain, and looks its authorization up.
+    /// Validates a request without the chain, and looks its authorization up. A settle is counted in between: only its content says whether
+    /// its caller was told that it is valid. Other requests have been counted.
     pub(super) async fn recognise(
         &self,
         served: &ServedNetwork,
@@ -136,6 +142,9 @@ impl Facilitator {
         (caller, call): (&Caller, Call),
     ) -> Result<(Candidate, Lookup), Error> {
         let candidate = Candidate::from_request(request, &served.policy, call.purpose())?;
+        if call == Call::Settle {
+            self.gate.count_settle(caller, candidate.terms.digest)?;
+        }
         let known = self.look_up(served, &candidate, (caller, call)).await?;
         Ok((candidate, known))
     }
@@ -310,10 +319,14 @@ impl Facilitator {
         let (mut reserved, mut reads_left) = (None, READS_MAX);
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let verified = match self
+            let checked = self
                 .preflight(served, &candidate, known, &admission)
-                .await?
-            {
+                .await?;
+            // Before the broadcast makes the rest of the payload public, and not for a submission that was turned away.
+            if let Asker::Submit(_, session) = asker {
+                self.ledger.need_session_id(session).await?;
+            }
+            let verified = match checked {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok(self.line_up(id, presenter)),
             };
@@ -330,7 +343,7 @@ impl Facilitator {
                 confirmations: served.policy.confirmations,
                 claimed: place.is_claimed_here(queue, candidate.terms.settling_signer()),
                 caller: admission.settler,
-                first_asker: presenter.map(|presenter| presenter.caller.asked_as.clone()),
+                first_asker: presenter.map(|presenter| presenter.caller.grant_request()),
             };
             let mut own = self.go_first(new.id, presenter);
             let accepted = match refused {

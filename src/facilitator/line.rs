@@ -9,6 +9,7 @@ use crate::facilitator::gate::Call;
 use crate::facilitator::grant::FirstRight;
 use crate::facilitator::{Caller, Facilitator};
 use crate::payment::PaymentId;
+use crate::protocol::session::SessionId;
 use crate::settlement::waiters::{Arrival, Waiting};
 
 /// A request to settle.
@@ -27,22 +28,22 @@ pub(super) struct Presenter {
 pub(super) enum Asker<'a> {
     /// A seller's, which waits for the outcome.
     Settle(&'a Presenter),
-    /// A submission for a session, before a seller asks.
-    Submit(&'a Caller),
+    /// A submission for this session, before a seller asks.
+    Submit(&'a Caller, &'a SessionId),
 }
 
 impl<'a> Asker<'a> {
     pub(super) const fn call(self) -> (&'a Caller, Call) {
         match self {
             Self::Settle(presenter) => (&presenter.caller, Call::Settle),
-            Self::Submit(caller) => (caller, Call::Submit),
+            Self::Submit(caller, _) => (caller, Call::Submit),
         }
     }
 
     pub(super) const fn presenter(self) -> Option<&'a Presenter> {
         match self {
             Self::Settle(presenter) => Some(presenter),
-            Self::Submit(_) => None,
+            Self::Submit(..) => None,
         }
     }
 }

@@ -51,8 +51,6 @@ impl Facilitator {
                 .await?;
             self.find_transfer(served, session, proof.transaction)
                 .await?;
-            let claim = session.claim_digest(proof.transaction);
-            self.gate.tell_valid(caller, claim);
             return Ok(());
         };
         self.same_transfer(session, id, proof.transaction).await?;

@@ -42,6 +42,13 @@ impl<K: Copy + Eq + Hash + Debug> Recent<K> {
         since.filter(|since| now.duration_since(*since) < self.kept_for)
     }
 
+    /// Forgets a member. `false`: it was none.
+    pub(super) fn forget(&self, key: K, now: Instant) -> bool {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = memory.since.remove(&key);
+        since.is_some_and(|since| now.duration_since(since) < self.kept_for)
+    }
+
     pub(super) fn remember(&self, key: K, now: Instant) {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.since.insert(key, now);
@@ -79,6 +86,9 @@ mod tests {
         }
         assert_eq!(recent.since("b", at(13)), None, "too many");
         assert_eq!(recent.since("c", at(13)), Some(at(13)));
+        assert!(!recent.forget("b", at(13)) && recent.forget("c", at(13)));
+        assert_eq!(recent.since("c", at(13)), None);
+        recent.remember("c", at(13));
         let memory = recent.memory.lock().unwrap();
         assert_eq!((memory.since.len(), memory.oldest_first.len()), (3, 3));
     }

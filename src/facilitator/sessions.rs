@@ -68,6 +68,7 @@ impl Sessions {
         request: SessionRequest,
         caller: &Caller,
     ) -> Result<SessionOpened, Error> {
+        self.payments.gate.count_request(caller)?;
         let terms = terms_of(&request)?;
         let served = self.payments.network_of(terms.network)?;
         let payments = &self.payments;
@@ -83,7 +84,7 @@ impl Sessions {
             payee: terms.pay_to,
             amount: terms.amount,
             is_exempt: false,
-            costs_gas: request.rail == Rail::Authorization,
+            needs_budget: request.rail == Rail::Authorization,
         };
         payments.pass_gate(asked).await?;
         let asset = served_asset(served, &request, &terms)?;
@@ -108,13 +109,14 @@ impl Sessions {
     /// A session, for a caller that may wait for a change.
     ///
     /// # Errors
-    /// As `read`, and [`Unavailable::RateLimited`] when the caller waits too often already.
+    /// As `read`, and [`Unavailable::RateLimited`] when the caller asks too often, or waits too often already.
     pub async fn show(
         &self,
         id: &SessionId,
         wait: Duration,
         caller: &Caller,
     ) -> Result<SessionView, Error> {
+        self.payments.gate.count_request(caller)?;
         let _place = if wait.is_zero() {
             None
         } else {
@@ -169,6 +171,7 @@ impl Sessions {
         wait: Duration,
         caller: Caller,
     ) -> Result<SessionView, Error> {
+        self.payments.gate.count_request(&caller)?;
         let (sessions, of) = (self.clone(), caller.clone());
         let work = async move {
             let session = sessions.payments.session_with_id(&id).await?;
@@ -185,7 +188,13 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Reason::SessionNotFound`] also for a wrong token; [`Reason::SessionInUse`] once there is a submission.
-    pub async fn cancel(&self, id: &SessionId, token: &str) -> Result<SessionView, Error> {
+    pub async fn cancel(
+        &self,
+        id: &SessionId,
+        token: &str,
+        caller: &Caller,
+    ) -> Result<SessionView, Error> {
+        self.payments.gate.count_request(caller)?;
         let (token_hash, ledger) = (keccak256(token), &self.payments.ledger);
         if !ledger.may_cancel(id, token_hash).await? {
             return Err(not_found(id).into());

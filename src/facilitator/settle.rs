@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::facilitator::gate::Call;
+use crate::facilitator::gate::{Call, proof_digest};
 use crate::facilitator::intake::readable;
 use crate::facilitator::line::{InLine, Presenter};
 use crate::facilitator::transferred::Nonce;
@@ -194,6 +194,8 @@ impl Facilitator {
                     .await?
             }
             Payload::Proof(proof) => {
+                let digest = proof_digest(&proof.session_id, proof.transaction);
+                self.gate.count_settle(caller, digest)?;
                 let session = self.session_with_id(&proof.session_id).await?;
                 answer.response.payer = Some(checksummed(session.payer));
                 let id = self.payment_of_proof(served, &session, (&request, &proof), caller);

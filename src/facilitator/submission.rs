@@ -113,9 +113,7 @@ impl Sessions {
         // The key of the payee may have been revoked since the session was opened.
         let access = &self.payments.access;
         access.check_session(caller, session.network, session.payee)?;
-        // Before the broadcast makes the rest of the payload public.
-        self.payments.ledger.need_session_id(&session.id).await?;
-        let asker = Asker::Submit(caller);
+        let asker = Asker::Submit(caller, &session.id);
         let accepted = self.payments.accept(served, candidate, &known, asker);
         accepted.await?;
         self.payments.waiters.wake([session.id.clone()]);

@@ -80,7 +80,7 @@ pub(super) async fn open(
         (status = 200, description = "the session", body = SessionView),
         (status = 400, description = "wait is not a number of seconds up to 60", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "this caller waits too often already", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "this caller asks too often, or waits too often already", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -162,19 +162,21 @@ pub(super) async fn transfer(
         (status = 415, description = "the body is compressed, or a page (Origin) sends no application/json", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "no such session, or another token", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "something was submitted already", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "this caller asks too often", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "the ledger does not answer", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn cancel(
     State(state): State<AppState>,
     Path(id): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SessionView>, Problem> {
     let id = session_id(&id)?;
     let Cancellation { cancel_token } =
         body::read_json(&headers, body, state.body_bytes_max).await?;
-    let view = state.sessions.cancel(&id, &cancel_token).await?;
+    let view = state.sessions.cancel(&id, &cancel_token, &caller).await?;
     Ok(Json(view))
 }
 

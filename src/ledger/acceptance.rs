@@ -13,7 +13,7 @@ use super::accounts::{Account, AccountKey, count_promises, lock};
 use super::connections::{Connection, Connections};
 use super::row::{address, allowance_columns, hash};
 use super::undecided::record_foreign_transfer;
-use super::{AuthorizationKey, Ledger, LedgerError, ProcessId};
+use super::{AuthorizationKey, GrantRequest, Ledger, LedgerError, ProcessId};
 use crate::payment::{
     Candidate, Location, Payment, PaymentId, PaymentState, PaymentTerms, Verified, Who,
 };
@@ -29,8 +29,8 @@ pub struct NewPayment {
     pub confirmations: u32,
     /// Claimed by this process, whose lane takes it from memory. Otherwise a process that owns a lane claims it from the ledger.
     pub claimed: bool,
-    /// [`GrantRequest::asked_as`](super::GrantRequest::asked_as) of the request to settle that has it accepted and waits in this process.
-    pub first_asker: Option<String>,
+    /// The request to settle that has it accepted and waits in this process.
+    pub first_asker: Option<GrantRequest>,
     /// Whose `/settle` it is; `None`: it came otherwise.
     pub caller: Option<Who>,
 }
@@ -199,7 +199,7 @@ struct Row<'a> {
     candidate: &'a Candidate,
     confirmations: u32,
     claimed: bool,
-    first_asker: Option<&'a str>,
+    first_asker: Option<&'a GrantRequest>,
     caller: Option<&'a Who>,
 }
 
@@ -210,7 +210,7 @@ impl<'a> From<&'a NewPayment> for Row<'a> {
             candidate: new.verified.candidate(),
             confirmations: new.confirmations,
             claimed: new.claimed,
-            first_asker: new.first_asker.as_deref(),
+            first_asker: new.first_asker.as_ref(),
             caller: new.caller.as_ref(),
         }
     }
@@ -241,18 +241,18 @@ async fn insert<'a>(
         r#"with accepted as (
             insert into payments (id, x402_version, network, scheme, asset, payer, payee, amount, resource, nonce_domain, nonce,
                 valid_after, valid_before, digest, signature, wallet_factory, wallet_factory_call, state, confirmations, signer, permitted,
-                allowance_permit, allowance_approval, queued_by, caller, first_asker, first_asker_process)
+                allowance_permit, allowance_approval, queued_by, caller, first_asker, first_asker_process, first_request)
             -- What charges nothing is settled with that.
             select id, version, network, scheme, asset, payer, payee, amount::numeric, resource, nonce_domain, nonce, valid_after, valid_before,
                 digest, signature, factory, factory_call, case when amount = '0' then 'settled' else 'queued' end, confirmations, signer,
                 permitted::numeric, allowance_permit, allowance_approval, queued_by, caller, first_asker,
-                case when first_asker is not null then $26::uuid end
+                case when first_asker is not null then $26::uuid end, first_request
             from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::text[], $8::text[], $9::bytea[],
                 $10::timestamptz[], $11::timestamptz[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::integer[], $17::text[],
-                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[], $24::text[], $25::text[])
+                $18::bytea[], $19::bytea[], $20::text[], $21::bytea[], $22::bytea[], $23::uuid[], $24::text[], $25::text[], $28::text[])
                 as new (id, version, network, asset, payer, payee, amount, resource, nonce, valid_after, valid_before, digest, signature,
                     factory, factory_call, confirmations, scheme, nonce_domain, signer, permitted, allowance_permit, allowance_approval,
-                    queued_by, caller, first_asker)
+                    queued_by, caller, first_asker, first_request)
             on conflict on constraint payments_one_per_authorization do nothing
             returning id, network, asset, payer, payee, amount, nonce, created_at
         ), paid as (
@@ -286,9 +286,10 @@ async fn insert<'a>(
         &column(new, |terms| allowance_columns(&terms.method).1) as _,
         &each(new, |row| row.claimed.then_some(process.0)) as _,
         &each(new, |row| Some(row.caller?.as_str())) as _,
-        &each(new, |row| row.first_asker) as _,
+        &each(new, |row| Some(row.first_asker?.asked_as.as_str())) as _,
         process.0,
         &each(new, session) as _,
+        &each(new, |row| Some(row.first_asker?.request_id.as_str())) as _,
     )
     .fetch_all(connection)
     .await?;
@@ -317,6 +318,7 @@ fn accepted_payment(new: &NewPayment, at: OffsetDateTime) -> Payment {
         confirmations: new.confirmations,
         quarantine: None,
         unmatched: None,
+        told: false,
         created_at: at,
         updated_at: at,
     }
@@ -386,6 +388,7 @@ impl Ledger {
             "update payments set state = case when $5 = '0' then 'settled' else 'queued' end, reason = null, message = null,
                 queued_at = now(), signature = $2, wallet_factory = $3, wallet_factory_call = $4, amount = ($5::text)::numeric,
                 allowance_permit = $6, allowance_approval = $7, queued_by = $8, first_asker = $10, first_asker_process = $11,
+                first_request = $12,
                 -- What was broadcast once is public. It stays its owner's, whoever presents it.
                 caller = case when caller is not null and exists (select from transaction_payments where payment_id = payments.id)
                     then caller else $9 end
@@ -399,8 +402,9 @@ impl Ledger {
             approval,
             new.claimed.then_some(self.process().0),
             new.caller.as_ref().map(Who::as_str),
-            new.first_asker,
+            new.first_asker.as_ref().map(|first| &first.asked_as),
             new.first_asker.as_ref().map(|_| self.process().0),
+            new.first_asker.as_ref().map(|first| &first.request_id),
         )
         .execute(&mut *transaction)
         .await?;

@@ -80,6 +80,12 @@ impl Lookup {
     pub const fn is_new(&self) -> bool {
         self.session.is_none() && self.payment.is_none()
     }
+
+    /// Whether its success was told to a request.
+    pub fn was_told(&self) -> bool {
+        let payment = self.payment.as_ref();
+        payment.is_some_and(|found| found.grant == GrantStatus::Answered)
+    }
 }
 
 /// The end of a grant.
@@ -371,18 +377,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// Ends the first right of the request that had a payment accepted and waits in this process: others may take the grant.
+    /// Ends the first right of the request that had a payment accepted and waits in this process: others may take the grant. That of a later
+    /// request for the same payment, which may have been asked under the same id, stays.
     pub async fn end_first_right(
         &self,
         payment: PaymentId,
-        asked_as: &str,
+        request: &GrantRequest,
     ) -> Result<(), LedgerError> {
         sqlx::query!(
             "update payments set first_asker_process = null
-            where id = $1 and first_asker_process = $2 and first_asker = $3",
+            where id = $1 and first_asker_process = $2 and first_request = $3",
             payment.0,
             self.process.0,
-            asked_as,
+            request.request_id,
         )
         .execute(&self.granting)
         .await?;

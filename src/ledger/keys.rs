@@ -146,25 +146,17 @@ impl Ledger {
         Ok(until)
     }
 
-    /// What the payments of keys may cost on a network in 24 hours, in wei, where a key has a limit. Payments of keys that are not good any
-    /// more may still wait, so those are among them.
-    pub async fn gas_limits_of_keys(&self) -> Result<Vec<(KeyId, U256)>, LedgerError> {
-        let rows = sqlx::query!(
-            r#"select id, gas_wei_per_day::text as "wei!" from keys where gas_wei_per_day is not null"#
-        )
-        .fetch_all(&self.engine)
-        .await?;
-        let limits = rows.into_iter().map(|row| {
-            let bad = |column| Unreadable {
-                table: "keys",
-                column,
-                id: row.id.clone(),
-            };
-            let id = row.id.parse().map_err(|_| bad("id"))?;
-            let wei = row.wei.parse().map_err(|_| bad("gas_wei_per_day"))?;
-            Ok((id, wei))
+    /// All keys, with what their payments may cost on a network in 24 hours, in wei; `None`: the key has no limit. Payments of keys that are
+    /// not good any more may still wait, so those are among them. Where a limit cannot be read, nothing may be spent.
+    pub async fn gas_limits_of_keys(&self) -> Result<Vec<(KeyId, Option<U256>)>, LedgerError> {
+        let rows = sqlx::query!("select id, gas_wei_per_day::text as wei from keys order by id")
+            .fetch_all(&self.engine)
+            .await?;
+        let limits = rows.into_iter().filter_map(|row| {
+            let limit = row.wei.map(|wei| wei.parse().unwrap_or(U256::ZERO));
+            Some((row.id.parse().ok()?, limit))
         });
-        Ok(limits.collect::<Result<_, Unreadable>>()?)
+        Ok(limits.collect())
     }
 
     /// Makes `who` the owner of a payment that has none: it was not accepted by a `/settle`. `false`: it has one.

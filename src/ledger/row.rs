@@ -58,6 +58,7 @@ pub(super) struct PaymentRow {
     pub(super) allowance_permit: Option<Vec<u8>>,
     pub(super) allowance_approval: Option<Vec<u8>>,
     pub(super) caller: Option<String>,
+    pub(super) told: bool,
 }
 
 /// `query_as!` over all columns of `payments p`, with the rest of the statement appended; `with` puts a text in front of the statement.
@@ -72,7 +73,10 @@ macro_rules! select_payments {
                 p.nonce, p.valid_after, p.valid_before, p.digest, p.signature, p.wallet_factory, p.wallet_factory_call,
                 p.state, p.reason, p.message, p.transaction_hash, p.log_index, p.block_number, p.block_hash, p.block_time,
                 p.confirmations, p.quarantine_reason, p.unmatched_reason, p.created_at, p.updated_at, p.signer,
-                p.permitted::text, p.allowance_permit, p.allowance_approval, p.caller
+                p.permitted::text, p.allowance_permit, p.allowance_approval, p.caller,
+                (p.state = 'queued' and exists (
+                    select from grants g where g.payment_id = p.id and g.answered_at is not null
+                )) as "told!"
             from payments p "# + $rest $(+ $more)*
             $(, $argument)*
         )
@@ -128,6 +132,7 @@ impl TryFrom<PaymentRow> for Payment {
             confirmations: u32::try_from(row.confirmations).map_err(|_| bad("confirmations"))?,
             quarantine: row.quarantine_reason,
             unmatched: row.unmatched_reason,
+            told: row.told,
             created_at: row.created_at,
             updated_at: row.updated_at,
         })

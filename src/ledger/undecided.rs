@@ -279,7 +279,7 @@ pub(super) enum ForeignTransfer {
 }
 
 /// Records the transfer of an authorization that no lane has recorded; no other statement does. A failed payment becomes `late_settled` at
-/// its confirmations only.
+/// its confirmations only. The transfer has made the authorization public, so the payment stays its owner's, also one that was refused.
 pub(super) async fn record_foreign_transfer(
     connection: &mut Connection,
     id: PaymentId,
@@ -289,9 +289,6 @@ pub(super) async fn record_foreign_transfer(
     let moved = sqlx::query!(
         "update payments p set transaction_hash = $2, log_index = $3, block_number = $4, block_hash = $5, block_time = $6,
             state = case when p.state = 'failed' then 'late_settled' when $7 then 'settled' else 'mined' end,
-            -- A refused payment that was never broadcast belongs to whoever presents it next.
-            caller = case when p.state = 'refused' and not exists (select from transaction_payments where payment_id = p.id) then null
-                else p.caller end,
             reason = null, message = null
         where p.id = $1 and (p.state in ('queued', 'inflight', 'refused') or p.state = 'failed' and $7) and not exists (
             select from payments taken where taken.transaction_hash = $2 and taken.log_index = $3 and taken.network = p.network

@@ -181,6 +181,7 @@ pub(crate) fn payment(state: PaymentState) -> Payment {
         confirmations: 2,
         quarantine: None,
         unmatched: None,
+        told: false,
         created_at: now(),
         updated_at: now(),
     }

@@ -37,6 +37,8 @@ pub struct Payment {
     pub quarantine: Option<String>,
     /// Why the transfer does not pay for anything, such as a transfer after the session's expiry. Such a payment is never granted.
     pub unmatched: Option<String>,
+    /// It is queued although its success was told: a reorg has undone its transaction. It is sent whatever the gas budgets say.
+    pub told: bool,
     pub created_at: OffsetDateTime,
     /// When the row last changed.
     pub updated_at: OffsetDateTime,

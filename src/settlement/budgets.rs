@@ -65,9 +65,8 @@ impl GasParties {
 #[derive(Debug)]
 pub struct Budgets {
     limits: GasBudget,
-    /// Most wei in 24 hours for the payments of each key that has a limit, read every [`REFRESH_INTERVAL`]. Payments of a new key that
-    /// are sent before count in no budget of the key.
-    key_limits: Mutex<HashMap<KeyId, U256>>,
+    /// All keys, and most wei in 24 hours for the payments of those that have a limit; read every [`REFRESH_INTERVAL`].
+    key_limits: Mutex<HashMap<KeyId, Option<U256>>>,
     watched: Mutex<HashMap<GasSubject, Watched>>,
 }
 
@@ -111,7 +110,7 @@ impl Budgets {
             GasSubject::Network => self.limits.wei_per_day,
             GasSubject::Payee(_) => self.limits.wei_per_day_per_payee,
             GasSubject::Payer(_) => self.limits.wei_per_day_per_payer,
-            GasSubject::Key(id) => self.key_limits().get(&id).copied(),
+            GasSubject::Key(id) => self.key_limits().get(&id).copied().flatten(),
         }
     }
 
@@ -230,6 +229,13 @@ impl Budgets {
         self.update(&used, reopen, now);
     }
 
+    /// Whether the key of a payment has been read, with its limit if it has one. Before that the payment would count in no budget of the
+    /// key, so it waits.
+    pub(super) fn knows_key_of(&self, payment: &Payment) -> bool {
+        let key = payment.caller.and_then(Who::key);
+        key.is_none_or(|key| self.key_limits().contains_key(&key))
+    }
+
     /// Refuses a payment whose network, payee, payer or key has spent its budget.
     fn check(&self, parties: GasParties, now: OffsetDateTime) -> Result<(), Rejection> {
         let watched = self.watched();
@@ -268,7 +274,7 @@ impl Budgets {
         subjects
     }
 
-    fn key_limits(&self) -> MutexGuard<'_, HashMap<KeyId, U256>> {
+    fn key_limits(&self) -> MutexGuard<'_, HashMap<KeyId, Option<U256>>> {
         let limits = self.key_limits.lock();
         limits.unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,9 +1,11 @@
 //! What strangers can make the signers spend in a day is a number that was configured.
 
+use std::time::Duration;
+
 use alloy::primitives::{Address, U256};
 use serde_json::json;
 
-use crate::support::{Answer, Caller, Chain, Purchase, Setup, World};
+use crate::support::{Answer, Caller, Chain, Purchase, Setup, World, eventually, has_event};
 
 const EXHAUSTED: &str = "sponsorship_exhausted";
 /// Keeps what a payment costs from falling with the base fee of an idle chain.
@@ -109,13 +111,11 @@ async fn exhausted_budget_refuses_its_payee_alone_and_outlives_the_process() {
 async fn exhausted_budget_of_a_key_refuses_its_payments_alone() {
     const LIMIT: u64 = 600_000_000_000_000;
     let mut world = with_budget("").await;
-    let limit = ["--gas-per-day", "0.0006eth"];
-    let small_key = world.key("small", payee(1), &limit).await;
     let large_key = world.key("large", payee(1), &[]).await;
+    let limit = ["--gas-per-day", "0.0006eth"];
+    // Its first payments come before the process may have read its limit.
+    let small_key = world.key("small", payee(1), &limit).await;
     let key_name = format!("key {}", &small_key[6..18]);
-    // Limits are read each second, and before the first payment.
-    world.facilitator.kill();
-    world.facilitator.restart(None).await;
     let small = world.facilitator.with_key(&small_key);
     let large = world.facilitator.with_key(&large_key);
 
@@ -184,4 +184,55 @@ async fn payments_at_once_stay_within_the_budget() {
         settled.len(),
         answers.len()
     );
+}
+
+/// Who was told that a payment succeeded gave the goods for it: no budget stops it after a reorg.
+#[tokio::test(flavor = "multi_thread")]
+async fn told_payment_that_is_queued_again_is_sent_whatever_the_budget_says() {
+    let toml = format!(
+        "[networks.base-sepolia]\n{TIP}\n[networks.base-sepolia.budget]\nwei_per_day_per_payee = \"0.0006eth\"\n"
+    );
+    let setup = Setup {
+        toml,
+        queryable: true,
+        ..Setup::default()
+    };
+    let world = setup.shortened().build().await;
+    let (first, second) = (world.payer().await, world.payer().await);
+    let told = Purchase::new(&first, payee(1), 7).body();
+    let answer = world.facilitator.settle(&told).await;
+    assert!(answer.succeeded(), "{answer:?}");
+    let payee_spends =
+        "update gas_spending set spent_wei = spent_wei + 1000000000000000 where scope = 'payee'";
+    sqlx::query(payee_spends)
+        .execute(&mut world.database.connection().await)
+        .await
+        .unwrap();
+    let new = Purchase::new(&second, payee(1), 1).body();
+    let refused = world.facilitator.settle(&new).await;
+    assert_exhausted(&refused, &format!("payee {}", payee(1)));
+
+    let signer = Chain::signers(1)[0].address;
+    let foreign = json!({"from": signer, "to": payee(9), "value": "0x1"});
+    world.chain.reorg_with(1, &[foreign]).await;
+    let row = eventually("a second settlement", Duration::from_mins(1), async || {
+        let row = world.facilitator.payment(&answer).await;
+        let is_over = row["state"] == "settled" || row["state"] == "refused";
+        (has_event(&row, "reorged") && is_over).then_some(row)
+    })
+    .await;
+    assert_eq!(row["state"], "settled", "{row}");
+    assert_ne!(row["transaction"], answer.transaction().as_str(), "{row}");
+    assert_eq!(world.chain.usdc(payee(1)).await, U256::from(7));
+    // It is counted all the same, and others stay refused.
+    let again = world.facilitator.settle(&new).await;
+    assert_exhausted(&again, &format!("payee {}", payee(1)));
+    let counted: String = sqlx::query_scalar(
+        "select string_agg(distinct r.scope, ' ' order by r.scope) from gas_reservations r
+        join transactions t on t.id = r.transaction_id and t.state = 'mined'",
+    )
+    .fetch_one(&mut world.database.connection().await)
+    .await
+    .unwrap();
+    assert_eq!(counted, "network payee");
 }

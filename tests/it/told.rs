@@ -253,6 +253,29 @@ async fn payment_submitted_for_a_session_needs_the_sessions_id() {
     assert!(told.succeeded(), "{told:?}");
 }
 
+/// A submission that was turned away has changed nothing: the header alone is a payment like any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn submission_that_was_turned_away_asks_for_no_session_id() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let strict = world
+        .replica_with("[networks.base-sepolia]\nminimum_dollars = \"0.002\"\n")
+        .await;
+    let session = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 16).await;
+    let path = format!("/sessions/{}/transfer", session.id);
+    let by_gate = strict.post(&path, &session.authorization()).await.unwrap();
+    assert_eq!(by_gate.body["code"], "amount_below_minimum", "{by_gate:?}");
+    let other = OpenSession::open(&world.facilitator, &payer, RAIL, PAYEE, 16).await;
+    let mut forged = session.authorization();
+    forged["signature"] = other.authorization()["signature"].take();
+    let by_check = world.facilitator.post(&path, &forged).await.unwrap();
+    assert_eq!(by_check.status, 422, "{by_check:?}");
+    let plain = session.purchase().body();
+    assert!(world.facilitator.verify(&plain).await.is_valid());
+    let told = world.facilitator.settle(&plain).await;
+    assert!(told.succeeded(), "{told:?}");
+}
+
 /// What another client calls `sessionId` is none of our sessions.
 #[tokio::test(flavor = "multi_thread")]
 async fn session_id_of_another_kind_in_a_plain_payment_is_ignored() {

@@ -57,7 +57,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
     ]),
     ("limits", LIMITS, &[
         ["verify_per_second", "", "50", "1 to 1000000", "Calls of `/verify` a second of one key, or of one client address (IPv6: /56) without a key. Four seconds' worth may come at once."],
-        ["settle_per_second", "", "20", "1 to 1000000", "The same for `/settle` and for submissions for sessions. Never refused for it: a payment that the ledger knows, or that its caller was told is valid within `verify_lease_s`."],
+        ["settle_per_second", "", "20", "1 to 1000000", "The same for `/settle` and for submissions for sessions. Never refused for it: a payment that the ledger knows, or that its caller was told is valid within `verify_lease_s`. Requests of all kinds together have four times the sum of the three rates."],
         ["sessions_per_second", "", "2", "1 to 1000000", "The same for sessions opened."],
         ["unattended_per_caller", "", "256", "1 to 1000000", "Settlements that a caller has left behind by disconnecting. While so many are under way, its further ones get 503 with `Retry-After`."],
         ["waits_per_caller", "", "32", "1 to 1000000", "Reads of sessions that wait (`wait`) at a time. Further ones get 429."],

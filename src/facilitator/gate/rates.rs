@@ -15,6 +15,9 @@ use crate::payment::{KeyId, Purpose, Who};
 
 /// Seconds of its rate that a caller may use at once.
 const BURST_S: u32 = 4;
+/// Requests of all kinds that a caller may make for each call that has a rate: payments that are known are asked for again and again, and
+/// sessions are read.
+const REQUESTS_PER_CALL: NonZeroU32 = NonZeroU32::MIN.saturating_add(3);
 /// Clients counted apart, at most. While so many are active, all of them share one count.
 const COUNTED_MAX: usize = 50_000;
 /// How often callers that have been idle for the length of a burst are forgotten.
@@ -28,6 +31,15 @@ pub struct CallRates {
     pub settle: NonZeroU32,
     /// Sessions opened.
     pub sessions: NonZeroU32,
+}
+
+impl CallRates {
+    /// Requests of all kinds together.
+    fn requests(self) -> NonZeroU32 {
+        let calls = self.verify.saturating_add(self.settle.get());
+        let calls = calls.saturating_add(self.sessions.get());
+        calls.saturating_mul(REQUESTS_PER_CALL)
+    }
 }
 
 /// A call that has a rate.
@@ -74,6 +86,7 @@ impl Counted {
 /// The counts of all callers.
 #[derive(Debug)]
 pub(super) struct Rates {
+    requests: Counts,
     verify: Counts,
     settle: Counts,
     sessions: Counts,
@@ -82,6 +95,7 @@ pub(super) struct Rates {
 impl Rates {
     pub(super) fn new(rates: CallRates) -> Self {
         Self {
+            requests: Counts::new(rates.requests()),
             verify: Counts::new(rates.verify),
             settle: Counts::new(rates.settle),
             sessions: Counts::new(rates.sessions),
@@ -93,15 +107,20 @@ impl Rates {
     /// # Errors
     /// [`Unavailable::RateLimited`] with the time until the next call is admitted.
     pub(super) fn count(&self, call: Call, caller: &Caller) -> Result<(), Unavailable> {
-        let Some(counted) = Counted::of(caller) else {
-            return Ok(());
-        };
         let counts = match call {
             Call::Verify => &self.verify,
             Call::Settle | Call::Submit => &self.settle,
             Call::OpenSession => &self.sessions,
         };
-        counts.count(counted).map_err(Unavailable::RateLimited)
+        counts.count_caller(caller)
+    }
+
+    /// Counts a request of any kind.
+    ///
+    /// # Errors
+    /// As [`Self::count`].
+    pub(super) fn count_request(&self, caller: &Caller) -> Result<(), Unavailable> {
+        self.requests.count_caller(caller)
     }
 }
 
@@ -121,6 +140,13 @@ impl Counts {
             clock: DefaultClock::default(),
             forgotten_at: Mutex::new(Instant::now()),
         }
+    }
+
+    fn count_caller(&self, caller: &Caller) -> Result<(), Unavailable> {
+        let Some(counted) = Counted::of(caller) else {
+            return Ok(());
+        };
+        self.count(counted).map_err(Unavailable::RateLimited)
     }
 
     /// The time until the next call is admitted is the error.
@@ -184,6 +210,19 @@ mod tests {
         rates.count(Call::Verify, &caller("10.0.0.2")).unwrap();
         rates.count(Call::Settle, &one).unwrap();
         rates.count(Call::OpenSession, &one).unwrap();
+    }
+
+    #[test]
+    fn requests_of_all_kinds_are_counted_together() {
+        let rates = rates(5);
+        let one = caller("10.0.0.1");
+        // Four times the sum of the rates, for four seconds.
+        for _ in 0..4 * (5 + 2 + 1) * 4 {
+            rates.count_request(&one).unwrap();
+        }
+        assert!(rates.count_request(&one).is_err());
+        rates.count(Call::Verify, &one).unwrap();
+        rates.count_request(&caller("10.0.0.2")).unwrap();
     }
 
     #[test]

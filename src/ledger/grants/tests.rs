@@ -98,7 +98,7 @@ async fn grant_of_a_dead_process_is_free() {
 async fn settled_for(test: &TestLedger, number: u8, first: &str) -> PaymentId {
     let id = test.settled(number).await.id;
     let right = format!(
-        "first_asker = '{first}', first_asker_process = '{}'",
+        "first_asker = '{first}', first_request = '{first}', first_asker_process = '{}'",
         test.process().0
     );
     test.set(id, &right).await;
@@ -114,10 +114,10 @@ async fn first_right_keeps_others_out_until_it_ends() {
     assert!(!takes(&test, id, "two").await);
     assert!(!takes(&other, id, "three").await);
     // Neither another process nor another id ends it.
-    other.end_first_right(id, "first").await.unwrap();
-    test.end_first_right(id, "two").await.unwrap();
+    other.end_first_right(id, &request("first")).await.unwrap();
+    test.end_first_right(id, &request("two")).await.unwrap();
     assert_eq!(grant_of(&test, id).await, GrantStatus::Reserved);
-    test.end_first_right(id, "first").await.unwrap();
+    test.end_first_right(id, &request("first")).await.unwrap();
     assert_eq!(grant_of(&test, id).await, GrantStatus::Free);
     assert!(takes(&other, id, "three").await);
     assert_eq!(kinds(&test).await, "granted three");
@@ -150,7 +150,7 @@ async fn first_right_of_a_dead_process_is_over() {
 async fn acceptance_records_its_first_asker() {
     let test = TestLedger::new().await;
     let mut new = new_payment(1);
-    new.first_asker = Some("first".to_owned());
+    new.first_asker = Some(request("first"));
     let id = new.id;
     assert!(matches!(test.accept(new).await.unwrap(), Accepted::New(_)));
     assert_eq!(grant_of(&test, id).await, GrantStatus::Reserved);
@@ -162,11 +162,35 @@ async fn acceptance_records_its_first_asker() {
     let refused = Rejection::new(Reason::UnexpectedSettleError, "a test");
     assert!(test.refuse(id, &refused).await.unwrap());
     let mut again = new_payment(1);
-    (again.id, again.first_asker) = (id, Some("second".to_owned()));
+    (again.id, again.first_asker) = (id, Some(request("second")));
     test.queue_again(again).await.unwrap();
     let found = test.payment_with_grant(id).await.unwrap();
     assert!(found.is_first_asker("second"));
     assert_eq!(found.grant, GrantStatus::Reserved);
+}
+
+/// A caller repeats its request under its own id, after the first one was refused. What ends late is the first one.
+#[tokio::test]
+async fn late_end_of_a_request_leaves_the_first_right_of_its_repetition() {
+    let test = TestLedger::new().await;
+    let asked_again = |id: &str| GrantRequest {
+        asked_as: "the caller's id".to_owned(),
+        ..request(id)
+    };
+    let (earlier, later) = (asked_again("one"), asked_again("two"));
+    let mut new = new_payment(1);
+    let id = new.id;
+    new.first_asker = Some(earlier.clone());
+    test.accept(new).await.unwrap();
+    let refused = Rejection::new(Reason::UnexpectedSettleError, "a test");
+    assert!(test.refuse(id, &refused).await.unwrap());
+    let mut again = new_payment(1);
+    (again.id, again.first_asker) = (id, Some(later.clone()));
+    test.queue_again(again).await.unwrap();
+    test.end_first_right(id, &earlier).await.unwrap();
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Reserved);
+    test.end_first_right(id, &later).await.unwrap();
+    assert_eq!(grant_of(&test, id).await, GrantStatus::Free);
 }
 
 #[tokio::test]
@@ -374,4 +398,26 @@ async fn unreadable_payment_fails_its_own_grant_alone() {
     );
     assert_eq!(three.unwrap().unwrap().id, third);
     test.assert_quarantined(unreadable).await;
+}
+
+#[tokio::test]
+async fn queued_payment_whose_success_was_told_is_read_as_told() {
+    let test = TestLedger::new().await;
+    let told = async |id| test.payment(id).await.unwrap().unwrap().told;
+    let id = test.settled(1).await.id;
+    assert!(takes(&test, id, "one").await);
+    test.close_grant(closing(id, "one", true)).await.unwrap();
+    assert!(!told(id).await, "it is not queued");
+    test.set(
+        id,
+        "state = 'inflight', log_index = null, block_number = null, block_hash = null, block_time = null",
+    )
+    .await;
+    test.set(id, "state = 'queued', transaction_hash = null")
+        .await;
+    assert!(told(id).await);
+    // A grant that is open or void has told nobody.
+    test.run("update grants set answered_at = null").await;
+    assert!(!told(id).await);
+    assert!(!told(test.accepted(2).await.id).await);
 }

@@ -173,7 +173,7 @@ async fn key_that_cannot_be_read_locks_out_no_other() {
 }
 
 #[tokio::test]
-async fn gas_limits_are_those_of_keys_that_have_one() {
+async fn gas_limits_are_read_for_each_key_by_itself() {
     let test = TestLedger::new().await;
     assert!(test.gas_limits_of_keys().await.unwrap().is_empty());
     let (first, mut second) = (key(1), key(2));
@@ -183,7 +183,18 @@ async fn gas_limits_are_those_of_keys_that_have_one() {
     test.revoke_key(first.0.id).await.unwrap();
     let limit = U256::from(10_000_000_000_000_000_u64);
     let limits = test.gas_limits_of_keys().await.unwrap();
-    assert_eq!(limits, [(first.0.id, limit)]);
+    let expected = [(first.0.id, Some(limit)), (second.0.id, None)];
+    assert_eq!(limits, expected);
+    // One that cannot be read closes its own key, and opens no other.
+    test.run(&format!(
+        "alter table keys drop constraint keys_gas_is_uint256;
+        update keys set gas_wei_per_day = 9e77 where id = '{}'",
+        second.0.id
+    ))
+    .await;
+    let limits = test.gas_limits_of_keys().await.unwrap();
+    let expected = [(first.0.id, Some(limit)), (second.0.id, Some(U256::ZERO))];
+    assert_eq!(limits, expected);
 }
 
 #[tokio::test]

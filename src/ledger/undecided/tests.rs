@@ -3,7 +3,7 @@ use crate::ledger::LaneLease;
 use crate::ledger::testing::{
     LANE, NETWORK, TestLedger, attempt, block, location, mined, new_payment,
 };
-use crate::payment::PaymentState;
+use crate::payment::{PaymentState, Who};
 use crate::protocol::Reason;
 
 /// Payments whose transactions, one for each, are mined without their transfers.
@@ -230,6 +230,24 @@ async fn transfer_by_a_foreign_transaction_is_recorded_once() {
     let taken = test.payment(second.id).await.unwrap().unwrap();
     assert_eq!(taken.state, PaymentState::Queued);
     assert_eq!(taken.quarantine.as_deref(), Some(LOG_TAKEN));
+}
+
+/// Its authorization is public by then: if it lost its owner, whoever presents it first would be told.
+#[tokio::test]
+async fn refused_payment_that_a_foreign_transaction_settles_stays_its_owners() {
+    let test = TestLedger::new().await;
+    let owned = test.accepted(1).await.id;
+    let nobodys = test.accepted(2).await.id;
+    assert!(test.own_payment(owned, Who::Anonymous).await.unwrap());
+    for (id, number, owner) in [(owned, 8, Some(Who::Anonymous)), (nobodys, 9, None)] {
+        assert!(test.refuse(id, &rejection()).await.unwrap());
+        let settled = test
+            .settle_by_foreign_transaction(id, &location(number), true)
+            .await;
+        assert!(settled.unwrap());
+        let payment = test.payment(id).await.unwrap().unwrap();
+        assert_eq!(payment.caller, owner);
+    }
 }
 
 #[tokio::test]

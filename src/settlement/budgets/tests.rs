@@ -1,4 +1,6 @@
 use super::*;
+use crate::payment::PaymentState;
+use crate::payment::fixture::payment;
 
 const PAYEE: Address = Address::repeat_byte(1);
 const PAYER: Address = Address::repeat_byte(2);
@@ -49,7 +51,7 @@ fn transaction_counts_in_the_budgets_that_have_a_limit() {
         (parties(PAYEE, PAYER), 6),
     ];
     let budgets = budgets();
-    budgets.key_limits().insert(key(), U256::from(100));
+    budgets.key_limits().insert(key(), Some(U256::from(100)));
     let mut shares: Vec<_> = budgets
         .shares(rows.into_iter())
         .into_iter()
@@ -153,7 +155,7 @@ fn payee_without_budget_leaves_other_payees_alone() {
 #[test]
 fn key_without_budget_leaves_other_callers_alone() {
     let budgets = budgets();
-    budgets.key_limits().insert(key(), U256::from(100));
+    budgets.key_limits().insert(key(), Some(U256::from(100)));
     let subject = GasSubject::Key(key());
     budgets.refresh(subject, &[spent(20, 100)], at(20));
     let of = |caller| GasParties {
@@ -184,4 +186,22 @@ fn reservations_alone_close_no_budget() {
     assert_eq!(fits_at(&hours, U256::ONE, limit, at(20)), None);
     let never = fits_at(&hours, U256::from(1_001), limit, at(20));
     assert_eq!(never, Some(at(45)), "more than the whole budget");
+}
+
+#[test]
+fn key_is_known_once_it_was_read_with_a_limit_or_without_one() {
+    let budgets = budgets();
+    let of = |caller| Payment {
+        caller,
+        ..payment(PaymentState::Queued)
+    };
+    let of_key = of(Some(Who::Key(key())));
+    assert!(!budgets.knows_key_of(&of_key));
+    for caller in [None, Some(Who::Anonymous), Some(Who::Operator)] {
+        assert!(budgets.knows_key_of(&of(caller)), "{caller:?}");
+    }
+    for limit in [None, Some(U256::ZERO)] {
+        *budgets.key_limits() = [(key(), limit)].into();
+        assert!(budgets.knows_key_of(&of_key), "{limit:?}");
+    }
 }

@@ -121,7 +121,7 @@ impl BatchContext<'_> {
             kind: plan.kind(),
             attempt: &attempt,
             payments: &payments,
-            shares: &self.served.budgets.shares(plan.gas_of_rows(&self.rule)),
+            shares: &plan.shares(&self.served.budgets, &self.rule),
         };
         let recorded = self.served.ledger.record(&new).await?;
         reach(Step::Recorded);

@@ -1,11 +1,11 @@
 //! Which payments share a transaction. Pure.
 
 use crate::chain::authorization::{batch_call, settlement_call};
-use crate::ledger::TransactionKind;
+use crate::ledger::{GasShare, TransactionKind};
 use crate::payment::{ChainFacts, Payment};
-use crate::settlement::GasParties;
 use crate::settlement::gas::GasRule;
 use crate::settlement::turns::Turn;
+use crate::settlement::{Budgets, GasParties};
 use alloy::primitives::{Address, Bytes};
 use std::sync::Arc;
 
@@ -39,10 +39,11 @@ pub(super) struct SimulatedPayment {
 }
 
 impl SimulatedPayment {
-    /// Whether the payment must not share a transaction: settling it runs foreign code, which could burn the gas of the other payments, or
-    /// it has to be called by its signer instead of Multicall3.
+    /// Whether the payment must not share a transaction: settling it runs foreign code, which could burn the gas of the other payments, it
+    /// has to be called by its signer instead of Multicall3, or no budget limits it.
     fn needs_own_transaction(&self) -> bool {
         self.alone
+            || self.payment.told
             || self.facts.payer_has_code
             || self.payment.terms.wallet.is_some()
             || self.payment.terms.settling_signer().is_some()
@@ -179,10 +180,17 @@ impl BatchPlan {
         }
     }
 
-    /// Parties and gas of each payment, for the budgets that its transaction counts in.
-    pub(super) fn gas_of_rows(&self, rule: &GasRule) -> impl Iterator<Item = (GasParties, u64)> {
+    /// The budgets that the transaction counts in. A payment whose success was told is counted, and no limit refuses it.
+    pub(super) fn shares(&self, budgets: &Budgets, rule: &GasRule) -> Vec<GasShare> {
         let rows = self.rows.iter();
-        rows.map(|row| (GasParties::of(&row.payment), row.gas_in_batch(rule)))
+        let rows = rows.map(|row| (GasParties::of(&row.payment), row.gas_in_batch(rule)));
+        let mut shares = budgets.shares(rows);
+        if self.rows.iter().any(|row| row.payment.told) {
+            for share in &mut shares {
+                share.limit_wei = None;
+            }
+        }
+        shares
     }
 
     /// Gas limit, computed and not estimated. For a single payment: the simulated call, a third more for the 63/64 rule of nested calls,
@@ -222,12 +230,12 @@ pub(super) fn min_gas(facts: &ChainFacts) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use alloy::primitives::B256;
+    use alloy::primitives::{B256, U256};
     use uuid::Uuid;
 
     use super::*;
     use crate::payment::fixture::{candidate_of, facts, payment, permit2_body};
-    use crate::payment::{Method, PaymentId, PaymentState, Purpose};
+    use crate::payment::{GasBudget, Method, PaymentId, PaymentState, Purpose};
     use crate::protocol::Scheme;
 
     fn row(number: u128, payee: u8) -> SimulatedPayment {
@@ -302,6 +310,26 @@ mod tests {
             .map(|plan| plan.rows.len())
             .collect();
         assert_eq!(sizes, [3, 1, 1]);
+    }
+
+    #[test]
+    fn told_payment_rides_alone_and_is_counted_without_a_limit() {
+        let limit = Some(U256::from(1_000));
+        let budgets = Budgets::new(GasBudget {
+            wei_per_day: limit,
+            wei_per_day_per_payee: limit,
+            wei_per_day_per_payer: None,
+        });
+        let mut rows: Vec<_> = (0..3).map(|number| row(number, 9)).collect();
+        rows[1].payment.told = true;
+        let plans = BatchPlan::group(rows, &RULE);
+        let limits = plans.iter().map(|plan| {
+            let shares = plan.shares(&budgets, &RULE);
+            let limits: Vec<_> = shares.iter().map(|share| share.limit_wei).collect();
+            (plan.rows.len(), limits)
+        });
+        let expected = [(2, vec![limit; 2]), (1, vec![None; 2])];
+        assert_eq!(limits.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -23,8 +23,8 @@ const LATER: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Simulated {
     Ready(Box<SimulatedPayment>),
-    /// Others of its payer are under way or wait for its approval, or open transactions reserve the rest of its gas budget: it is simulated
-    /// again later.
+    /// Others of its payer are under way or wait for its approval, open transactions reserve the rest of its gas budget, or its key has not
+    /// been read yet: it is simulated again later.
     Later(Box<Queued>),
     /// It was refused, settled or put on hold, and the ledger says so where its state changed.
     Done,
@@ -43,7 +43,10 @@ pub(super) async fn simulate(
         };
         return refuse(served, &queued.payment, &rejection).await;
     }
-    if queued.not_before.is_none() {
+    if !served.budgets.knows_key_of(&queued.payment) {
+        return Ok(later(queued));
+    }
+    if queued.not_before.is_none() && !queued.payment.told {
         // A budget was closed while it waited behind others.
         let (parties, now) = (GasParties::of(&queued.payment), served.ledger.clock().now());
         match served.budgets.check_queued(parties, now) {

@@ -319,13 +319,10 @@ impl Facilitator {
         let (mut reserved, mut reads_left) = (None, READS_MAX);
         let catch_up_deadline = Instant::now() + CATCH_UP_LIMIT;
         loop {
-            let checked = self
-                .preflight(served, &candidate, known, &admission)
-                .await?;
-            // Before the broadcast makes the rest of the payload public, and not for a submission that was turned away.
-            if let Asker::Submit(_, session) = asker {
-                self.ledger.need_session_id(session).await?;
-            }
+            let checked = self.preflight(served, &candidate, known, &admission);
+            let checked = checked.await?;
+            // Not for a submission that was turned away.
+            asker.require_session_id(&self.ledger).await?;
             let verified = match checked {
                 Preflight::Valid(verified) => *verified,
                 Preflight::Transferred(id) => return Ok(self.line_up(id, presenter)),
@@ -494,8 +491,8 @@ fn lacks_allowance(candidate: &Candidate, facts: &ChainFacts, promised: U256) ->
 }
 
 fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
-    let value = candidate.terms.value;
     format!(
-        "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
+        "{has} and promised {promised} of it to payments under way, which leaves too little for {}",
+        candidate.terms.value
     )
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::facilitator::gate::Call;
 use crate::facilitator::grant::FirstRight;
 use crate::facilitator::{Caller, Facilitator};
+use crate::ledger::{Ledger, LedgerError};
 use crate::payment::PaymentId;
 use crate::protocol::session::SessionId;
 use crate::settlement::waiters::{Arrival, Waiting};
@@ -44,6 +45,14 @@ impl<'a> Asker<'a> {
         match self {
             Self::Settle(presenter) => Some(presenter),
             Self::Submit(..) => None,
+        }
+    }
+
+    /// Makes the id of a submission's session necessary from now on: its broadcast makes the rest of the payload public.
+    pub(super) async fn require_session_id(self, ledger: &Ledger) -> Result<(), LedgerError> {
+        match self {
+            Self::Settle(_) => Ok(()),
+            Self::Submit(_, session) => ledger.need_session_id(session).await,
         }
     }
 }

@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(recent.since("c", at(13)), Some(at(13)));
         assert!(!recent.forget("b", at(13)) && recent.forget("c", at(13)));
         assert_eq!(recent.since("c", at(13)), None);
-        recent.remember("c", at(13));
+        recent.remember("c", at(14));
         let memory = recent.memory.lock().unwrap();
         assert_eq!((memory.since.len(), memory.oldest_first.len()), (3, 3));
     }

@@ -1,9 +1,14 @@
 //! Callers that cause cost without paying: bounded cost for the operator and no effect on other callers.
 
-use alloy::primitives::{Address, B256, U256};
-use serde_json::Value;
+use std::time::Duration;
 
-use crate::support::{Chain, Fault, Purchase, Setup, World, new_account};
+use alloy::primitives::{Address, B256, U256};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::support::{
+    Caller, Chain, Fault, OpenSession, Purchase, Setup, World, eventually, new_account,
+};
 
 const PAYEE: Address = Address::repeat_byte(0xf8);
 /// RPC methods used to look up a used nonce.
@@ -114,4 +119,53 @@ async fn gas_burning_wallets_fail_no_other_caller() {
             assert!(answer.status == 200 && !answer.is_valid(), "{answer:?}");
         }
     }
+}
+
+/// What is known already, and reads of sessions, cost a statement each.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_every_kind_are_counted_together() {
+    let world = World::new().await;
+    let payer = world.payer().await;
+    let known = Purchase::new(&payer, PAYEE, 1).body();
+    let told = world.facilitator.settle(&known).await;
+    assert!(told.succeeded(), "{told:?}");
+    let session = OpenSession::open(&world.facilitator, &payer, "transfer", PAYEE, 2).await;
+    let path = format!("/sessions/{}", session.id);
+    // Twelve a second.
+    let slow = "verify_lease_s = 120\n[limits]\nverify_per_second = 1\nsettle_per_second = 1\nsessions_per_second = 1\n";
+    let limited = world.replica_with(slow).await;
+    let fresh = Purchase::new(&payer, PAYEE, 3).body();
+    assert!(limited.verify(&fresh).await.is_valid());
+    let cancel = format!("{path}/cancel");
+    let token = json!({"cancelToken": "ct_of_nobody"});
+    let kinds = [
+        ("/verify", Some(&known)),
+        ("/settle", Some(&known)),
+        (path.as_str(), None),
+        (cancel.as_str(), Some(&token)),
+    ];
+    for (path, body) in kinds {
+        let mut asked = JoinSet::new();
+        for _ in 0..150 {
+            let (caller, path, body) = (Caller::clone(&limited), path.to_owned(), body.cloned());
+            asked.spawn(async move {
+                match body {
+                    Some(body) => caller.post(&path, &body).await.unwrap(),
+                    None => caller.get(&path).await,
+                }
+            });
+        }
+        let answers = asked.join_all().await;
+        let refused = answers.iter().filter(|answer| answer.status == 429);
+        assert!(refused.clone().count() > 0, "{path}: {answers:?}");
+        assert!(refused.clone().all(|answer| answer.retry_after.is_some()));
+    }
+    // A settle after a verify is not refused, and one that is repeated at a sensible pace is answered.
+    let settled = limited.settle(&fresh).await;
+    assert!(settled.succeeded(), "{settled:?}");
+    eventually("an answer", Duration::from_secs(20), async || {
+        let answer = limited.settle(&known).await;
+        (answer.reason() == "duplicate_settlement").then_some(())
+    })
+    .await;
 }

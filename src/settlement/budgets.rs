@@ -238,14 +238,14 @@ impl Budgets {
 
     /// Refuses a payment whose network, payee, payer or key has spent its budget.
     fn check(&self, parties: GasParties, now: OffsetDateTime) -> Result<(), Rejection> {
-        let watched = self.watched();
-        for subject in parties.subjects() {
-            let entry = watched.get(&subject);
-            if let Some(until) = entry.and_then(|entry| entry.closed_at(now)) {
-                return Err(exhausted(subject, until));
-            }
-        }
-        Ok(())
+        let closed = parties.subjects().find_map(|subject| {
+            let watched = self.watched();
+            let until = watched.get(&subject)?.closed_at(now)?;
+            Some((subject, until))
+        });
+        closed.map_or(Ok(()), |(subject, until)| {
+            Err(self.exhausted(subject, until))
+        })
     }
 
     /// The same for a payment in the queue. `Ok(false)`: open transactions reserve the rest of a budget, and it waits for their receipts.
@@ -254,17 +254,32 @@ impl Budgets {
         parties: GasParties,
         now: OffsetDateTime,
     ) -> Result<bool, Rejection> {
-        let watched = self.watched();
         let mut has_room = true;
         for subject in parties.subjects() {
-            let entry = watched.get(&subject).copied().unwrap_or_default();
+            let entry = self.watched().get(&subject).copied().unwrap_or_default();
             match entry.closed_at(now) {
-                Some(until) if entry.is_spent => return Err(exhausted(subject, until)),
+                Some(until) if entry.is_spent => return Err(self.exhausted(subject, until)),
                 Some(_) => has_room = false,
                 None => {}
             }
         }
         Ok(has_room)
+    }
+
+    /// The rejection of a payment whose budget has no room until then. Of a budget that is smaller than one payment no time is named.
+    pub(super) fn exhausted(&self, subject: GasSubject, until: OffsetDateTime) -> Rejection {
+        let refused = self.watched().get(&subject).and_then(|entry| entry.refused);
+        let needs = refused.map(|(_, wei)| wei);
+        let why = match needs.zip(self.limit_of(subject)) {
+            Some((needs, limit)) if needs > limit => format!(
+                "one payment may cost {needs} wei of gas now, more than the whole budget of {subject} for 24 hours, {limit} wei; nothing was sent, and the operator has to raise it"
+            ),
+            Some(_) | None => format!(
+                "the gas budget of {subject} for 24 hours is spent; nothing was sent, and payments are taken again from {} on",
+                until_text(until)
+            ),
+        };
+        Rejection::new(Reason::SponsorshipExhausted, why)
     }
 
     fn subjects(&self) -> Vec<GasSubject> {
@@ -282,17 +297,6 @@ impl Budgets {
     fn watched(&self) -> MutexGuard<'_, HashMap<GasSubject, Watched>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The rejection of a payment whose budget is spent.
-pub(super) fn exhausted(subject: GasSubject, until: OffsetDateTime) -> Rejection {
-    let until = until_text(until);
-    Rejection::new(
-        Reason::SponsorshipExhausted,
-        format!(
-            "the gas budget of {subject} for 24 hours is spent; nothing was sent, and payments are taken again from {until} on"
-        ),
-    )
 }
 
 pub(super) fn until_text(until: OffsetDateTime) -> String {

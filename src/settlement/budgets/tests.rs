@@ -118,6 +118,28 @@ fn payment_that_needs_much_closes_no_budget_to_others() {
     assert!(budgets.check(parties(PAYEE, PAYER), at(20)).is_err());
 }
 
+/// Its time would move on for ever.
+#[test]
+fn budget_smaller_than_one_payment_says_so() {
+    let (budgets, of) = (budgets(), parties(PAYEE, PAYER));
+    let over = OverBudget {
+        subject: GasSubject::Network,
+        needs_wei: U256::from(1_001),
+        left_wei: U256::from(1_000),
+        limit_wei: U256::from(1_000),
+        until: Some(at(44)),
+    };
+    budgets.note_refused(&[over], U256::MAX, at(20));
+    let refused = budgets.check(of, at(20)).unwrap_err();
+    assert_eq!(refused.reason, Reason::SponsorshipExhausted);
+    assert!(
+        refused.message.contains("1001 wei") && refused.message.contains("1000 wei"),
+        "{refused:?}"
+    );
+    assert!(!refused.message.contains("1970"), "{refused:?}");
+    assert_eq!(budgets.check_queued(of, at(20)), Err(refused));
+}
+
 /// Its ledger may not answer when the time has come.
 #[test]
 fn closed_budget_is_open_from_its_time_on_without_another_reading() {

@@ -10,7 +10,6 @@ use super::batch_plan::{SETBACKS_WHOLE, SimulatedPayment};
 use super::{Lane, OwnedLane};
 use crate::ledger::{GasSubject, LedgerError, OverBudget};
 use crate::payment::PaymentId;
-use crate::settlement::budgets::exhausted;
 use crate::settlement::{GasParties, Queued};
 
 /// Payments of a lane that wait for something to end. More would keep it from taking others.
@@ -60,7 +59,7 @@ impl Lane {
         }
         owned.put_back(free);
         for ((subject, until), payments) in refused {
-            let rejection = exhausted(subject, until);
+            let rejection = served.budgets.exhausted(subject, until);
             served.ledger.refuse_all(&payments, &rejection).await?;
             served.waiters.wake(payments);
         }

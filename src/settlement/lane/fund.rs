@@ -12,7 +12,6 @@ use crate::ledger::{
     TransactionKind,
 };
 use crate::payment::PaymentId;
-use crate::settlement::budgets::exhausted;
 use crate::settlement::{GasParties, ServedNetwork};
 
 impl OwnedLane {
@@ -58,7 +57,7 @@ impl Lane {
         self.served.budgets.note_refused(over, plain_wei, now);
         let closed = over.iter().find_map(|one| Some((one.subject, one.until?)));
         if let Some((subject, until)) = closed {
-            let rejection = exhausted(subject, until);
+            let rejection = self.served.budgets.exhausted(subject, until);
             self.served.ledger.refuse(payment, &rejection).await?;
             self.served.waiters.wake([payment]);
         }

@@ -140,28 +140,36 @@ impl Facilitator {
         Ok((candidate, known))
     }
 
-    /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
-    /// the seller has to ask for are those of the session, without one those of the authorization. Rejected are other content under the
-    /// same nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
+    /// Looks up an authorization in the ledger. A signature that is neither the stored one nor valid is rejected: the signed content of a
+    /// mined payment is public.
     async fn look_up(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
         (caller, call): (&Caller, Call),
     ) -> Result<Lookup, Error> {
-        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
-        check_session(candidate, &known)?;
-        let Some(found) = &known.payment else {
-            candidate.check_payee()?;
-            return Ok(known);
-        };
-        candidate.check_payee_and_amount()?;
-        check_digest(candidate, &found.payment)?;
-        let is_proven = candidate.terms.is_signed_by_payer_key()
-            || candidate.terms.signature == found.payment.terms.signature;
-        if !is_proven {
+        let known = self.find(candidate).await?;
+        if let Some(found) = &known.payment
+            && !candidate.is_proven_by(&found.payment)
+        {
             self.count(call, caller)?;
             candidate.check_signature(&self.facts_of(served, candidate).await?)?;
+        }
+        Ok(known)
+    }
+
+    /// What the ledger has of an authorization: the session that its nonce belongs to, and its payment, where they exist. The terms that
+    /// the seller has to ask for are those of the session, without one those of the authorization. Other content under the same nonce is
+    /// rejected.
+    pub(super) async fn find(&self, candidate: &Candidate) -> Result<Lookup, Error> {
+        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
+        check_session(candidate, &known)?;
+        match &known.payment {
+            None => candidate.check_payee()?,
+            Some(found) => {
+                candidate.check_payee_and_amount()?;
+                check_digest(candidate, &found.payment)?;
+            }
         }
         Ok(known)
     }

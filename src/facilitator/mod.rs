@@ -1,4 +1,4 @@
-//! The operations of the facilitator: verify, settle, supported, and payment sessions.
+//! The operations of the facilitator: verify, settle, status, supported, and payment sessions.
 //!
 //! Uses payments, the ledger and the engine. Must not know HTTP. Always: an answer is rendered from a committed row; success is answered
 //! once per payment, and only after its grant is committed; an unavailable dependency is an error, never a rejection.
@@ -15,6 +15,7 @@ mod raw_transfer;
 mod recent;
 mod sessions;
 mod settle;
+mod status;
 mod submission;
 mod supported;
 mod transferred;

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::facilitator::Error;
 use crate::http::Problem;
 use crate::http::error::Malformed;
 use crate::protocol::field::read_text;
@@ -50,6 +51,21 @@ pub(super) async fn read<T: Serialize>(
             return Json(rejected(rejection, payer, network_name)).into_response();
         }
         Malformed::answer(StatusCode::BAD_REQUEST, error.to_string())
+    })
+}
+
+/// The same for a call that answers problems.
+pub(super) async fn read_payment(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+) -> Result<PaymentRequest, Problem> {
+    let bytes = whole(headers, body, bytes_max)
+        .await
+        .map_err(|(status, why)| Problem::new(status, "invalid_body", why))?;
+    PaymentRequest::parse(text(&bytes)).map_err(|error| match error {
+        RequestError::Rejected { rejection, .. } => Error::Rejected(rejection).into(),
+        malformed => Problem::invalid_body(malformed.to_string()),
     })
 }
 

@@ -20,6 +20,7 @@ mod places;
 mod sessions;
 mod settle;
 mod signers;
+mod status;
 mod supported;
 mod verify;
 
@@ -140,6 +141,8 @@ fn callers() -> OpenApiRouter<AppState> {
         .routes(routes!(supported::supported))
         .routes(routes!(verify::verify))
         .routes(routes!(settle::settle))
+        // Sellers and buyers
+        .routes(routes!(status::status))
         // Buyers
         .routes(routes!(sessions::open))
         .routes(routes!(sessions::show))

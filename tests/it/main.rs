@@ -142,6 +142,8 @@ mod sessions;
 #[cfg(test)]
 mod soak;
 #[cfg(test)]
+mod status;
+#[cfg(test)]
 mod stuck_transactions;
 #[cfg(test)]
 mod support;

@@ -13,6 +13,7 @@ mod looks;
 mod proof;
 mod raw_transfer;
 mod recent;
+mod refusals;
 mod sessions;
 mod settle;
 mod status;
@@ -42,6 +43,7 @@ pub use caller::{Caller, counted_as};
 pub use gate::{CallRates, Gate, GateRules};
 pub use grant::Grant;
 pub use looks::Looks;
+pub use refusals::{Endpoint, Refusals};
 pub use sessions::{SessionRules, Sessions, Sponsorship};
 pub use settle::SettleAnswer;
 pub use used_nonces::UsedNonces;
@@ -56,6 +58,8 @@ pub struct Facilitator {
     /// Nonces that are used on the chain for something that does not count here.
     pub used_nonces: UsedNonces,
     pub ledger: Ledger,
+    /// What is refused, on its way to the ledger.
+    pub refusals: Refusals,
     /// Who may have payments settled.
     pub access: Access,
     /// The served networks.

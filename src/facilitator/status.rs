@@ -84,7 +84,13 @@ impl Facilitator {
             PaymentState::Refused(why) | PaymentState::Failed { rejection: why, .. } => {
                 (Some(why.reason.code().to_owned()), Some(&why.message))
             }
-            _ => (None, payment.unmatched.as_ref()),
+            PaymentState::Queued
+            | PaymentState::Inflight(_)
+            | PaymentState::Mined(_)
+            | PaymentState::Settled(_)
+            | PaymentState::Uncharged
+            | PaymentState::Final(_)
+            | PaymentState::LateSettled(_) => (None, payment.unmatched.as_ref()),
         };
         let message = payment.quarantine.as_ref().or(message).cloned();
         let is_over = self.is_over(served, payment.terms.valid_before);

@@ -15,8 +15,9 @@ use serde::de::DeserializeOwned;
 use crate::facilitator::Error;
 use crate::http::Problem;
 use crate::http::error::Malformed;
+use crate::ledger::RefusedPayment;
 use crate::protocol::field::read_text;
-use crate::protocol::{PaymentRequest, Rejection, RequestError};
+use crate::protocol::{Network, PaymentRequest, Rejection, RequestError};
 
 /// How long a body may take to arrive.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -52,6 +53,15 @@ pub(super) async fn read<T: Serialize>(
         }
         Malformed::answer(StatusCode::BAD_REQUEST, error.to_string())
     })
+}
+
+/// What is known of a payment that could not be read.
+pub(super) fn refused_payment(network_name: &str, payer: Option<Address>) -> RefusedPayment {
+    RefusedPayment {
+        network: Network::from_name(network_name),
+        payer,
+        ..RefusedPayment::default()
+    }
 }
 
 /// The same for a call that answers problems.

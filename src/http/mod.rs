@@ -17,6 +17,7 @@ mod operator;
 mod paths;
 mod payments;
 mod places;
+mod refusals;
 mod sessions;
 mod settle;
 mod signers;
@@ -158,6 +159,7 @@ fn operators() -> OpenApiRouter<AppState> {
         .routes(routes!(payments::show))
         .routes(routes!(payments::of_transaction))
         .routes(routes!(payments::stats::stats))
+        .routes(routes!(refusals::list))
         .routes(routes!(signers::signers))
         .routes(routes!(health::readyz))
 }

@@ -25,7 +25,7 @@ pub(super) struct PaymentEnvelope {
     tags(
         (name = "facilitator", description = "The standard x402 calls, versions 1 and 2, and what became of a payment."),
         (name = "sessions", description = "Payment sessions, for buyers: terms first, then money, then the request."),
-        (name = "history", description = "Every payment that was ever accepted, for the operator; to holders of a key those of their payees."),
+        (name = "history", description = "Every payment that was ever accepted, and what was refused, for the operator; to holders of a key those of their payees."),
         (name = "health", description = "For monitoring, and for the operator."),
     ),
     modifiers(&Credentials),
@@ -100,6 +100,7 @@ mod tests {
                 "/payments/by-transaction/{network}/{hash}",
                 "/payments/{id}",
                 "/readyz",
+                "/refusals",
                 "/sessions",
                 "/sessions/{id}",
                 "/sessions/{id}/cancel",

@@ -122,6 +122,8 @@ mod races;
 #[cfg(test)]
 mod readme;
 #[cfg(test)]
+mod refusals;
+#[cfg(test)]
 mod reorgs;
 #[cfg(test)]
 mod repeated_kills;

@@ -62,7 +62,7 @@ impl Facilitator {
         caller: &Caller,
     ) -> Result<VerifyResponse, Unavailable> {
         let mut asked = refused(&request);
-        match self.try_verify(request, caller, &mut asked.payer).await {
+        match Box::pin(self.try_verify(request, caller, &mut asked.payer)).await {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,

@@ -64,7 +64,7 @@ pub(super) fn refused_payment(network_name: &str, payer: Option<Address>) -> Ref
     }
 }
 
-/// The same for a call that answers problems.
+/// Reads the payment request in the body of a call that answers problems.
 pub(super) async fn read_payment(
     headers: &HeaderMap,
     body: Body,
@@ -73,9 +73,11 @@ pub(super) async fn read_payment(
     let bytes = whole(headers, body, bytes_max)
         .await
         .map_err(|(status, why)| Problem::new(status, "invalid_body", why))?;
-    PaymentRequest::parse(text(&bytes)).map_err(|error| match error {
-        RequestError::Rejected { rejection, .. } => Error::Rejected(rejection).into(),
-        malformed => Problem::invalid_body(malformed.to_string()),
+    PaymentRequest::parse(text(&bytes)).map_err(|error| {
+        if let RequestError::Rejected { rejection, .. } = error {
+            return Error::Rejected(rejection).into();
+        }
+        Problem::invalid_body(error.to_string())
     })
 }
 

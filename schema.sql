@@ -559,6 +559,47 @@ COMMENT ON COLUMN public.processes.lease_until IS 'the process counts as dead af
 
 COMMENT ON COLUMN public.processes.ended_at IS 'set by an orderly shutdown; null after a kill';
 
+CREATE TABLE public.refusals (
+    id uuid NOT NULL,
+    at timestamp with time zone NOT NULL,
+    request_id text NOT NULL,
+    endpoint text NOT NULL,
+    code text NOT NULL,
+    message text NOT NULL,
+    network text,
+    payer bytea,
+    payee bytea,
+    asset bytea,
+    amount numeric(78,0),
+    caller text NOT NULL,
+    CONSTRAINT refusals_addresses_have_20_bytes CHECK (((octet_length(payer) = 20) AND (octet_length(payee) = 20) AND (octet_length(asset) = 20))),
+    CONSTRAINT refusals_amount_is_uint256 CHECK (((amount >= (0)::numeric) AND (amount < ((2)::numeric ^ (256)::numeric)))),
+    CONSTRAINT refusals_caller_is_known CHECK ((caller ~ '^([0-9a-hjkmnp-tv-z]{12}|operator|anonymous)$'::text)),
+    CONSTRAINT refusals_endpoint_is_known CHECK ((endpoint = ANY (ARRAY['verify'::text, 'settle'::text, 'sessions'::text, 'transfer'::text]))),
+    CONSTRAINT refusals_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)),
+    CONSTRAINT refusals_texts_are_short CHECK (((octet_length(request_id) <= 128) AND (octet_length(code) <= 128) AND (octet_length(message) <= 2048)))
+);
+
+COMMENT ON TABLE public.refusals IS 'requests to verify, settle or open a session that were refused; kept for seven days, the newest 100000';
+
+COMMENT ON COLUMN public.refusals.id IS 'uuid v7: rows sort by time';
+
+COMMENT ON COLUMN public.refusals.at IS 'time of the refusal';
+
+COMMENT ON COLUMN public.refusals.request_id IS 'id of the request in the log';
+
+COMMENT ON COLUMN public.refusals.endpoint IS 'verify, settle, sessions: a session was to be opened, transfer: something was submitted for one';
+
+COMMENT ON COLUMN public.refusals.code IS 'stable code of the refusal';
+
+COMMENT ON COLUMN public.refusals.message IS 'the same for people; never a secret';
+
+COMMENT ON COLUMN public.refusals.network IS 'CAIP-2; null, like the columns after it: it could not be read';
+
+COMMENT ON COLUMN public.refusals.amount IS 'atomic units of the asset that the seller asked for';
+
+COMMENT ON COLUMN public.refusals.caller IS 'whose request it was: the id of a key, operator, or anonymous';
+
 CREATE TABLE public.sessions (
     id text NOT NULL,
     cancel_token_hash bytea NOT NULL,
@@ -785,6 +826,9 @@ ALTER TABLE ONLY public.payments
 
 ALTER TABLE ONLY public.processes
     ADD CONSTRAINT processes_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.refusals
+    ADD CONSTRAINT refusals_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_one_per_nonce UNIQUE (nonce);

@@ -32,7 +32,7 @@
 //! | `chain` | the only module with RPC calls: facts about a payment, blocks, receipts, signing, broadcasting |
 //! | `ledger` | the only module with SQL: payments, grants, lanes, transactions, events |
 //! | `settlement` | the engine: takes queued payments to the chain and records their results (`intake`, `lane`, `watch`, `reconcile`) |
-//! | `facilitator` | verify, settle, supported and sessions; decides which request is answered success |
+//! | `facilitator` | verify, settle, status, supported and sessions; decides which request is answered success, and notes what is refused |
 //! | `http` | routes, status codes, problem documents, the API specification |
 //! | `config`, `telemetry`, `server` | configuration; log output; start and stop |
 //! | `coalesce`, `clock`, `timing` | one round trip for several callers; the time; how long the engine waits |

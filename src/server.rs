@@ -91,12 +91,14 @@ impl Service {
         callers::follow_deny_list(&supervisor, &stopped, &gate);
         let access = callers::access(config, &ledger).await?;
         callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
+        let refusals = callers::keep_refusals(&supervisor, &stopped, &ledger);
         let facilitator = Facilitator {
             access,
             gate,
             looks: Looks::default(),
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
+            refusals,
             served_networks: served_networks.into(),
             signers,
             waiters,

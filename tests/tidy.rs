@@ -75,6 +75,11 @@ const OTHER_FEATURE_GATES: &[(&str, usize, &str)] = &[
         "the API specification shows the answers, and only a server has one",
     ),
     (
+        "protocol/status.rs",
+        2,
+        "the API specification shows the answer, and only a server has one",
+    ),
+    (
         "protocol/session/wire.rs",
         27,
         "the API specification shows the sessions, and only a server has one",

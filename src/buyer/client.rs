@@ -220,7 +220,8 @@ impl Client {
         self
     }
 
-    /// Negotiates payment sessions with this facilitator and ignores the one that a seller announces. It may be anywhere; one that a seller
+    /// Negotiates payment sessions with this facilitator and ignores the one that a seller announces. It is also asked what became of an
+    /// expired payment, before another one is signed in its place. It may be anywhere; one that a seller
     /// announces is reached at public addresses alone, or on this machine if the seller is here too.
     #[must_use]
     pub fn facilitator(mut self, url: Url) -> Self {

@@ -25,6 +25,7 @@ mod reach;
 mod scheme;
 mod session;
 mod signer;
+mod status;
 mod verdict;
 
 use reqwest::header::HeaderMap;

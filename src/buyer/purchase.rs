@@ -3,7 +3,8 @@
 //! An open payment in the journal is presented again before anything else, so that a purchase never has two payments that can both settle.
 //! When it has expired, a new one is signed only if the chain proves that it moved no money (needs an RPC endpoint); or if the seller
 //! refused it once more without reporting a hash or an earlier use, no hash was ever reported for it (x402d answers a settled payment with
-//! its hash also after the expiry), and the chain does not show its nonce as used; or if the caller asserts it ([`PayOptions::sign_again`]).
+//! its hash also after the expiry), and neither the chain shows its nonce as used, nor the facilitator (where one is known) has its money
+//! moved or still to be moved; or if the caller asserts it ([`PayOptions::sign_again`]).
 
 use std::sync::PoisonError;
 
@@ -102,7 +103,7 @@ impl Client {
             Err(error) if !expired => return Err(error),
             Err(error) => error,
         };
-        let hash = self.journal.find(key).and_then(|open| open.transaction);
+        let mut hash = self.journal.find(key).and_then(|open| open.transaction);
         let refused = matches!(
             error,
             BuyerError::Refused { .. }
@@ -110,8 +111,19 @@ impl Client {
                 | BuyerError::PriceChanged { .. }
         );
         // What a seller says does not outweigh a chain that shows the nonce as used, or not yet as expired.
-        let is_unpaid =
+        let mut is_unpaid =
             refused && hash.is_none() && !matches!(fate, Some(Fate::NonceUsed | Fate::Open));
+        // Nor one that the facilitator has and the seller hides.
+        if is_unpaid
+            && !options.sign_again
+            && let Some(status) = self.status_of(&open).await
+        {
+            is_unpaid = !status.money_moved && !status.money_may_move;
+            hash = status.transaction.filter(|_| !is_unpaid);
+            if let Some(hash) = &hash {
+                warn_unless_recorded(self.journal.record_transaction(key, hash));
+            }
+        }
         if options.sign_again || is_unpaid {
             self.close(key)?;
             return Ok(None);

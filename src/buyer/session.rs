@@ -75,11 +75,7 @@ pub(super) fn facilitator(
     seller: &Url,
 ) -> Result<Facilitator, SessionFailure> {
     if let Some(url) = configured {
-        let plain = allow_http || is_loopback(url);
-        return Ok(Facilitator {
-            url: checked(url.clone(), plain)?,
-            trusted: true,
-        });
+        return own(url, allow_http);
     }
     let extension = challenge
         .extensions
@@ -101,6 +97,15 @@ pub(super) fn facilitator(
     })
 }
 
+/// The caller's own facilitator.
+pub(super) fn own(url: &Url, allow_http: bool) -> Result<Facilitator, SessionFailure> {
+    let plain = allow_http || is_loopback(url);
+    Ok(Facilitator {
+        url: checked(url.clone(), plain)?,
+        trusted: true,
+    })
+}
+
 /// Accepts https URLs, and http ones where that is allowed; none with credentials or a query.
 fn checked(url: Url, allow_http: bool) -> Result<Url, SessionFailure> {
     let safe = url.scheme() == "https" || (allow_http && url.scheme() == "http");
@@ -110,7 +115,7 @@ fn checked(url: Url, allow_http: bool) -> Result<Url, SessionFailure> {
         .ok_or(SessionFailure::UnsafeUrl)
 }
 
-fn endpoint(facilitator: &Url, path: &str) -> Option<Url> {
+pub(super) fn endpoint(facilitator: &Url, path: &str) -> Option<Url> {
     let base = facilitator.as_str().trim_end_matches('/');
     Url::parse(&format!("{base}/{path}")).ok()
 }

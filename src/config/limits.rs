@@ -12,7 +12,7 @@ use crate::payment::DenyList;
 /// The limits of callers.
 #[derive(Debug)]
 pub struct LimitsConfig {
-    /// Calls of `/verify` a second, of one caller.
+    /// Calls of `/verify` and `/status` a second, of one caller.
     pub verify_per_second: NonZeroU32,
     /// Calls of `/settle` and submissions for sessions a second.
     pub settle_per_second: NonZeroU32,

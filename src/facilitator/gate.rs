@@ -25,10 +25,10 @@ use crate::protocol::{Amount, Rejection};
 use crate::settlement::{GasParties, ServedNetwork};
 use denied::{Denials, DeniedFile, PolicyService};
 use places::{Attendant, Attended, Place, Places, attended};
-use rates::{Counted, Rates};
+use rates::Rates;
 
-pub(super) use rates::Call;
 pub use rates::CallRates;
+pub(super) use rates::{Call, Counted};
 
 /// Valid payments remembered, at most.
 const TOLD_MAX: usize = 50_000;

@@ -3,22 +3,21 @@
 
 use std::time::Duration;
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::Address;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::facilitator::gate::{Admission, Call, proof_digest};
 use crate::facilitator::grant::FirstRight;
 use crate::facilitator::line::{Asker, InLine, Presenter};
+use crate::facilitator::refusals::refused;
 use crate::facilitator::settle::{Decision, decide, decide_for_owner};
 use crate::facilitator::transferred::Nonce;
-use crate::facilitator::{Caller, Error, Facilitator, Unavailable};
+use crate::facilitator::{Caller, Endpoint, Error, Facilitator, Unavailable};
 use crate::ledger::{Accepted, LedgerError, Lookup, NewPayment, PaymentWithGrant};
 use crate::payment::facts::NONCE_USED;
 use crate::payment::method::Fault;
-use crate::payment::{
-    Candidate, ChainFacts, Payment, PaymentId, PaymentState, Purpose, Verified, Who,
-};
+use crate::payment::{Candidate, Payment, PaymentId, PaymentState, Purpose, Verified, Who};
 use crate::protocol::response::checksummed;
 use crate::protocol::{
     AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
@@ -62,15 +61,19 @@ impl Facilitator {
         request: PaymentRequest,
         caller: &Caller,
     ) -> Result<VerifyResponse, Unavailable> {
-        let mut payer = request.payload.payer();
-        match self.try_verify(request, caller, &mut payer).await {
+        let mut asked = refused(&request);
+        match Box::pin(self.try_verify(request, caller, &mut asked.payer)).await {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,
                 invalid_message: None,
-                payer: payer.map(checksummed),
+                payer: asked.payer.map(checksummed),
             }),
-            Err(Error::Rejected(rejection)) => Ok(VerifyResponse::rejected(rejection, payer)),
+            Err(Error::Rejected(rejection)) => {
+                self.refusals
+                    .note((Endpoint::Verify, caller), asked, &rejection);
+                Ok(VerifyResponse::rejected(rejection, asked.payer))
+            }
             Err(Error::Unavailable(unavailable)) => Err(unavailable),
         }
     }
@@ -149,28 +152,34 @@ impl Facilitator {
         Ok((candidate, known))
     }
 
-    /// Looks up an authorization in the ledger: the session that its nonce belongs to, and its payment, where they exist. The terms that
-    /// the seller has to ask for are those of the session, without one those of the authorization. Rejected are other content under the
-    /// same nonce, and a signature that is neither the stored one nor valid: the signed content of a mined payment is public.
+    /// Looks up an authorization. A signature that is neither the stored one nor valid is rejected: what is signed can be read on the chain.
     async fn look_up(
         &self,
         served: &ServedNetwork,
         candidate: &Candidate,
         (caller, call): (&Caller, Call),
     ) -> Result<Lookup, Error> {
-        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
-        check_session(candidate, &known)?;
-        let Some(found) = &known.payment else {
-            candidate.check_payee()?;
-            return Ok(known);
-        };
-        candidate.check_payee_and_amount()?;
-        check_digest(candidate, &found.payment)?;
-        let is_proven = candidate.terms.is_signed_by_payer_key()
-            || candidate.terms.signature == found.payment.terms.signature;
-        if !is_proven {
+        let known = self.find(candidate).await?;
+        if let Some(found) = &known.payment
+            && !candidate.is_proven_by(&found.payment)
+        {
             self.count(call, caller)?;
             candidate.check_signature(&self.facts_of(served, candidate).await?)?;
+        }
+        Ok(known)
+    }
+
+    /// What the ledger has of an authorization: the session that its nonce belongs to, and its payment, where they exist. Rejects terms of
+    /// the seller that differ from the session's, without one from the authorization's, and other content under the same nonce.
+    pub(super) async fn find(&self, candidate: &Candidate) -> Result<Lookup, Error> {
+        let known = readable(self.ledger.lookup((&candidate.terms).into()).await)?;
+        check_session(candidate, &known)?;
+        match &known.payment {
+            None => candidate.check_payee()?,
+            Some(found) => {
+                candidate.check_payee_and_amount()?;
+                check_digest(candidate, &found.payment)?;
+            }
         }
         Ok(known)
     }
@@ -370,10 +379,10 @@ impl Facilitator {
                     reads_left -= 1;
                 }
                 Accepted::InsufficientBalance { held } => {
-                    return Err(lacks_balance(&candidate, &facts, held).into());
+                    return Err(candidate.lacks_balance(&facts, held).into());
                 }
                 Accepted::InsufficientAllowance { promised } => {
-                    return Err(lacks_allowance(&candidate, &facts, promised).into());
+                    return Err(candidate.lacks_allowance(&facts, promised).into());
                 }
                 // The endpoint is behind a block in which this payer has paid: wait for it, or for another endpoint.
                 Accepted::Stale if Instant::now() < catch_up_deadline => {}
@@ -473,26 +482,4 @@ fn check_digest(candidate: &Candidate, payment: &Payment) -> Result<(), Rejectio
     }
     let why = "this payer's nonce belongs to another authorization that was presented before";
     Err(candidate.terms.rejection(Fault::NonceUsed, why))
-}
-
-/// The payer has promised more than it has.
-fn lacks_balance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
-    let balance = facts.balance.unwrap_or_default();
-    let why = too_little(&format!("the payer has {balance}"), promised, candidate);
-    candidate.terms.rejection(Fault::Balance, why)
-}
-
-/// The payer has promised more than Permit2 may take.
-fn lacks_allowance(candidate: &Candidate, facts: &ChainFacts, promised: U256) -> Rejection {
-    let allowance = facts.allowance.unwrap_or_default();
-    let has = format!("the payer lets Permit2 take {allowance}");
-    let why = too_little(&has, promised, candidate);
-    Rejection::new(Reason::Permit2AllowanceRequired, why)
-}
-
-fn too_little(has: &str, promised: U256, candidate: &Candidate) -> String {
-    format!(
-        "{has} and promised {promised} of it to payments under way, which leaves too little for {}",
-        candidate.terms.value
-    )
 }

@@ -1,4 +1,4 @@
-//! The operations of the facilitator: verify, settle, supported, and payment sessions.
+//! The operations of the facilitator: verify, settle, status, supported, and payment sessions.
 //!
 //! Uses payments, the ledger and the engine. Must not know HTTP. Always: an answer is rendered from a committed row; success is answered
 //! once per payment, and only after its grant is committed; an unavailable dependency is an error, never a rejection.
@@ -13,8 +13,10 @@ mod looks;
 mod proof;
 mod raw_transfer;
 mod recent;
+mod refusals;
 mod sessions;
 mod settle;
+mod status;
 mod submission;
 mod supported;
 mod transferred;
@@ -41,6 +43,7 @@ pub use caller::{Caller, counted_as};
 pub use gate::{CallRates, Gate, GateRules};
 pub use grant::Grant;
 pub use looks::Looks;
+pub use refusals::{Endpoint, Refusals};
 pub use sessions::{SessionRules, Sessions, Sponsorship};
 pub use settle::SettleAnswer;
 pub use used_nonces::UsedNonces;
@@ -55,6 +58,8 @@ pub struct Facilitator {
     /// Nonces that are used on the chain for something that does not count here.
     pub used_nonces: UsedNonces,
     pub ledger: Ledger,
+    /// What is refused, on its way to the ledger.
+    pub refusals: Refusals,
     /// Who may have payments settled.
     pub access: Access,
     /// The served networks.

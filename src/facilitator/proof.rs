@@ -63,7 +63,7 @@ impl Facilitator {
 }
 
 /// Checks a proof as far as no chain is needed.
-fn check_proof(
+pub(super) fn check_proof(
     session: &Session,
     request: &PaymentRequest<()>,
     proof: &SessionProof,

@@ -9,9 +9,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::facilitator::gate::{Asked, Call};
+use crate::facilitator::refusals::{refused_session, refused_terms};
 use crate::facilitator::sessions::view::{add_payment, opened, session_view};
 use crate::facilitator::submission::accepted_terms;
-use crate::facilitator::{Caller, Error, Facilitator, Unavailable, counted_as};
+use crate::facilitator::{Caller, Endpoint, Error, Facilitator, Unavailable, counted_as};
 use crate::ledger::{NewSession, OpenLimits, Opened};
 use crate::payment::session::SessionStatus;
 use crate::payment::{Asset, Session};
@@ -70,6 +71,21 @@ impl Sessions {
     ) -> Result<SessionOpened, Error> {
         self.payments.gate.count_request(caller)?;
         let terms = terms_of(&request)?;
+        let opened = self.try_open(&request, &terms, caller).await;
+        if let Err(Error::Rejected(rejection)) = &opened {
+            let asked = refused_terms(&terms, Some(request.payer));
+            let of = (Endpoint::Sessions, caller);
+            self.payments.refusals.note(of, asked, rejection);
+        }
+        opened
+    }
+
+    async fn try_open(
+        &self,
+        request: &SessionRequest,
+        terms: &PaymentRequirements,
+        caller: &Caller,
+    ) -> Result<SessionOpened, Error> {
         let served = self.payments.network_of(terms.network)?;
         let payments = &self.payments;
         payments
@@ -87,9 +103,9 @@ impl Sessions {
             needs_budget: request.rail == Rail::Authorization,
         };
         payments.pass_gate(asked).await?;
-        let asset = served_asset(served, &request, &terms)?;
+        let asset = served_asset(served, request, terms)?;
         let id = SessionId::from_entropy(FixedBytes(entropy()?));
-        let session = self.new_session(id, served, &request, &terms)?;
+        let session = self.new_session(id, served, request, terms)?;
         if session.rail == Rail::Transfer && session.accept_from_block == 0 {
             return Err(Unavailable::NetworkStarting(terms.network).into());
         }
@@ -175,7 +191,13 @@ impl Sessions {
         let (sessions, of) = (self.clone(), caller.clone());
         let work = async move {
             let session = sessions.payments.session_with_id(&id).await?;
-            Box::pin(sessions.accept_submission(&session, form, &caller)).await?;
+            let accepted = Box::pin(sessions.accept_submission(&session, form, &caller)).await;
+            if let Err(Error::Rejected(rejection)) = &accepted {
+                let of = (Endpoint::Transfer, &caller);
+                let asked = refused_session(&session);
+                sessions.payments.refusals.note(of, asked, rejection);
+            }
+            accepted?;
             // What was submitted is accepted: without a place to wait, its state now is the answer.
             let place = sessions.payments.gate.place_to_wait(&caller);
             let wait = place.as_ref().map_or(Duration::ZERO, |_| wait);

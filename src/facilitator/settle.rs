@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 use crate::facilitator::gate::{Call, proof_digest};
 use crate::facilitator::intake::readable;
 use crate::facilitator::line::{InLine, Presenter};
+use crate::facilitator::refusals::refused;
 use crate::facilitator::transferred::Nonce;
-use crate::facilitator::{Caller, Error, Facilitator, Grant, Unavailable};
+use crate::facilitator::{Caller, Endpoint, Error, Facilitator, Grant, Unavailable};
 use crate::ledger::{GrantStatus, LedgerError, PaymentWithGrant};
 use crate::payment::{Payment, PaymentId, PaymentState, Who};
 use crate::protocol::response::checksummed;
@@ -157,12 +158,15 @@ impl Facilitator {
         };
         let work = async move {
             let mut answer = SettleAnswer::new(&request);
+            let asked = refused(&request);
             match Box::pin(facilitator.try_settle(request, &presenter, &mut answer)).await {
                 Ok(grant) => {
                     answer.grant = Some(grant);
                     answer.response.success = true;
                 }
                 Err(Error::Rejected(rejection)) => {
+                    let of = (Endpoint::Settle, &presenter.caller);
+                    facilitator.refusals.note(of, asked, &rejection);
                     answer.response.error_reason = Some(rejection.reason.code().to_owned());
                     answer.response.error_message = Some(rejection.message);
                 }

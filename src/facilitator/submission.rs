@@ -9,7 +9,7 @@ use crate::facilitator::line::Asker;
 use crate::facilitator::{Caller, Error, Facilitator, Sessions, Unavailable};
 use crate::ledger::{NewTransfer, Submitted};
 use crate::payment::session::{SessionStatus, Transfer};
-use crate::payment::{PaymentId, PaymentState, Session};
+use crate::payment::{Payment, PaymentId, PaymentState, Session};
 use crate::protocol::assets::is_test_network;
 use crate::protocol::challenge::network_name;
 use crate::protocol::session::{Rail, TransferForm};
@@ -229,14 +229,21 @@ impl Facilitator {
         transaction: B256,
     ) -> Result<PaymentId, Error> {
         let payment = self.ledger.payment_with_grant(id).await?.payment;
-        if payment.rail == Rail::Transfer
-            && payment.terms.digest == session.claim_digest(transaction)
-        {
-            return Ok(id);
-        }
-        let why = "another transaction was submitted for this session before; open a new session for this one";
-        Err(Rejection::new(Reason::SessionInUse, why).into())
+        check_same_transfer(session, &payment, transaction)?;
+        Ok(id)
     }
+}
+
+pub(super) fn check_same_transfer(
+    session: &Session,
+    payment: &Payment,
+    transaction: B256,
+) -> Result<(), Rejection> {
+    if payment.rail == Rail::Transfer && payment.terms.digest == session.claim_digest(transaction) {
+        return Ok(());
+    }
+    let why = "another transaction was submitted for this session before; open a new session for this one";
+    Err(Rejection::new(Reason::SessionInUse, why))
 }
 
 /// The request that a seller would send for an authorization submitted for a session.

@@ -17,10 +17,12 @@ use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::facilitator::Error;
 use crate::http::Problem;
 use crate::http::error::Malformed;
+use crate::ledger::RefusedPayment;
 use crate::protocol::field::read_text;
-use crate::protocol::{PaymentRequest, Rejection, RequestError};
+use crate::protocol::{Network, PaymentRequest, Rejection, RequestError};
 
 /// How long a body may take to arrive.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -56,6 +58,32 @@ pub(super) async fn read<T: Serialize>(
             return Json(rejected(rejection, payer, network_name)).into_response();
         }
         Malformed::answer(StatusCode::BAD_REQUEST, error.to_string())
+    })
+}
+
+/// What is known of a payment that could not be read.
+pub(super) fn refused_payment(network_name: &str, payer: Option<Address>) -> RefusedPayment {
+    RefusedPayment {
+        network: Network::from_name(network_name),
+        payer,
+        ..RefusedPayment::default()
+    }
+}
+
+/// Reads the payment request in the body of a call that answers problems.
+pub(super) async fn read_payment(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+) -> Result<PaymentRequest, Problem> {
+    let bytes = whole(headers, body, bytes_max)
+        .await
+        .map_err(|(status, why)| Problem::new(status, "invalid_body", why))?;
+    PaymentRequest::parse(text(&bytes)).map_err(|error| {
+        if let RequestError::Rejected { rejection, .. } = error {
+            return Error::Rejected(rejection).into();
+        }
+        Problem::invalid_body(error.to_string())
     })
 }
 

@@ -98,7 +98,7 @@ impl Problem {
         }
         tracing::warn!(
             error = causes(unavailable),
-            "session request failed: dependency unavailable"
+            "request failed: dependency unavailable"
         );
         // A statement without an answer may have been committed.
         let detail = if matches!(unavailable, Unavailable::Ledger(_)) {

@@ -17,9 +17,11 @@ mod operator;
 mod paths;
 mod payments;
 mod places;
+mod refusals;
 mod sessions;
 mod settle;
 mod signers;
+mod status;
 mod supported;
 mod verify;
 
@@ -141,6 +143,8 @@ fn callers() -> OpenApiRouter<AppState> {
         .routes(routes!(supported::supported))
         .routes(routes!(verify::verify))
         .routes(routes!(settle::settle))
+        // Sellers and buyers
+        .routes(routes!(status::status))
         // Buyers
         .routes(routes!(sessions::open))
         .routes(routes!(sessions::show))
@@ -156,6 +160,7 @@ fn operators() -> OpenApiRouter<AppState> {
         .routes(routes!(payments::show))
         .routes(routes!(payments::of_transaction))
         .routes(routes!(payments::stats::stats))
+        .routes(routes!(refusals::list))
         .routes(routes!(signers::signers))
         .routes(routes!(health::readyz))
 }

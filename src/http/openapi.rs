@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi, ToSchema};
 
-/// The body of `/verify` and `/settle` in either version.
+/// The body of `/verify`, `/settle` and `/status` in either version.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PaymentEnvelope {
@@ -23,9 +23,9 @@ pub(super) struct PaymentEnvelope {
 #[openapi(
     info(title = "x402d", description = "A self-hosted x402 facilitator: verifies, settles and records payments."),
     tags(
-        (name = "facilitator", description = "The standard x402 calls, versions 1 and 2."),
+        (name = "facilitator", description = "The standard x402 calls, versions 1 and 2, and what became of a payment."),
         (name = "sessions", description = "Payment sessions, for buyers: terms first, then money, then the request."),
-        (name = "history", description = "Every payment that was ever accepted, for the operator; to holders of a key those of their payees."),
+        (name = "history", description = "Every payment that was ever accepted, and what was refused, for the operator; to holders of a key those of their payees."),
         (name = "health", description = "For monitoring, and for the operator."),
     ),
     modifiers(&Credentials),
@@ -100,6 +100,7 @@ mod tests {
                 "/payments/by-transaction/{network}/{hash}",
                 "/payments/{id}",
                 "/readyz",
+                "/refusals",
                 "/sessions",
                 "/sessions/{id}",
                 "/sessions/{id}/cancel",
@@ -107,6 +108,7 @@ mod tests {
                 "/settle",
                 "/signers",
                 "/stats",
+                "/status",
                 "/supported",
                 "/verify"
             ]

@@ -1,7 +1,7 @@
 //! `GET /payments`, `GET /payments/{id}`, `GET /payments/by-transaction/{network}/{hash}`, `GET /stats`: the history.
 
 mod csv;
-mod query;
+pub(super) mod query;
 pub(super) mod stats;
 mod view;
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use self::query::{Filters, QueryReader, RawQuery, parsed};
+use self::query::{Filters, QueryReader, RawQuery, page_limit, parsed};
 use self::view::{PaymentDetail, PaymentView};
 use crate::http::operator::Reader;
 use crate::http::{AppState, Problem};
@@ -22,9 +22,8 @@ use crate::ledger::{Entry, HistoryFilter, Page};
 use crate::payment::PaymentId;
 use crate::protocol::field::parse_hash;
 
-/// Default and maximum of the rows on a page.
+/// Default of the rows on a page.
 const PAGE_DEFAULT: u16 = 50;
-const PAGE_MAX: u16 = 500;
 
 /// A page of the history, newest first.
 #[derive(Debug, Serialize, ToSchema)]
@@ -72,7 +71,7 @@ pub(super) async fn list(
     reader.narrow(&mut filter);
     let (after, limit) = (
         query.member("cursor", parsed)?,
-        query.member("limit", limit)?,
+        query.member("limit", page_limit)?,
     );
     let as_csv = query.member("format", |text| match text {
         "csv" => Ok(true),
@@ -172,13 +171,6 @@ pub(super) async fn of_transaction(
 fn views(entries: Vec<Entry>, state: &AppState) -> Vec<PaymentView> {
     let views = entries.into_iter();
     views.map(|entry| PaymentView::new(entry, state)).collect()
-}
-
-fn limit(text: &str) -> Result<u16, String> {
-    let limit = text.parse().ok();
-    limit
-        .filter(|limit| (1..=PAGE_MAX).contains(limit))
-        .ok_or_else(|| format!("expected 1 to {PAGE_MAX}"))
 }
 
 /// Whether the caller names CSV and does not prefer JSON. A caller that accepts anything gets JSON.

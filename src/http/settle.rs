@@ -6,7 +6,7 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::facilitator::{Caller, SettleAnswer};
+use crate::facilitator::{Caller, Endpoint, SettleAnswer};
 use crate::http::caller::{Refused, refusal_status, settler};
 use crate::http::connection::Connection;
 use crate::http::{AppState, body, error};
@@ -47,10 +47,15 @@ pub(super) async fn settle(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
-    let rejected = SettleResponse::rejected;
     let caller = settler(caller, &state).map_err(|refused| {
         refused.in_shape(|rejection| SettleResponse::rejected(rejection, None, String::new()))
     })?;
+    let rejected = |rejection, payer, network: String| {
+        let of = (Endpoint::Settle, &caller);
+        let asked = body::refused_payment(&network, payer);
+        state.facilitator.refusals.note(of, asked, &rejection);
+        SettleResponse::rejected(rejection, payer, network)
+    };
     let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     let network_name = request.network_name.clone();
     match state.facilitator.settle(request, caller).await {

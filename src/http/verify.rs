@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
-use crate::facilitator::Caller;
+use crate::facilitator::{Caller, Endpoint};
 use crate::http::caller::{Refused, refusal_status, settler};
 use crate::http::{AppState, body, error};
 use crate::protocol::{Reason, Rejection, VerifyResponse};
@@ -39,10 +39,15 @@ pub(super) async fn verify(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
-    let rejected = |rejection, payer, _| VerifyResponse::rejected(rejection, payer);
     let caller = settler(caller, &state).map_err(|refused| {
         refused.in_shape(|rejection| VerifyResponse::rejected(rejection, None))
     })?;
+    let rejected = |rejection, payer, network: String| {
+        let of = (Endpoint::Verify, &caller);
+        let asked = body::refused_payment(&network, payer);
+        state.facilitator.refusals.note(of, asked, &rejection);
+        VerifyResponse::rejected(rejection, payer)
+    };
     let request = body::read(&headers, body, state.body_bytes_max, rejected).await?;
     match state.facilitator.verify(request, &caller).await {
         Ok(response) => {

@@ -28,6 +28,7 @@ mod outbox;
 mod payments;
 mod processes;
 mod quarantine;
+mod refusals;
 mod results;
 mod row;
 mod sessions;
@@ -69,6 +70,7 @@ pub use outbox::{
 };
 pub use payments::{AuthorizationKey, GivenUpPlace};
 pub use processes::ProcessId;
+pub use refusals::{NewRefusal, Refusal, RefusalFilter, RefusedPayment};
 pub use results::{BlockRef, MinedTransaction, RolledBack, TransferredPayment};
 pub use sessions::{NewSession, OpenLimits, Opened};
 pub use stats::{Group, Grouping};

@@ -6,7 +6,7 @@ use alloy::primitives::{Address, Bytes};
 use time::OffsetDateTime;
 
 use crate::payment::method::{Fault, Sponsored};
-use crate::payment::{Asset, Method, NetworkPolicy, PaymentTerms, signature, sponsoring};
+use crate::payment::{Asset, Method, NetworkPolicy, Payment, PaymentTerms, signature, sponsoring};
 use crate::protocol::session::SessionId;
 use crate::protocol::{AuthorizationPayload, PaymentRequirements, Reason, Rejection, Scheme};
 use payload::{ParsedPayload, PayloadParser};
@@ -136,6 +136,11 @@ impl Candidate {
             self.terms.method.sponsored(),
             Some(Sponsored::Permit { .. })
         )
+    }
+
+    /// Whether the payer has signed, as far as that is known without the chain: by its key, or as in the stored payment.
+    pub fn is_proven_by(&self, stored: &Payment) -> bool {
+        self.terms.is_signed_by_payer_key() || self.terms.signature == stored.terms.signature
     }
 
     /// Checks that the authorization matches the requirement: payee, amount, token. Applies to payments already in the ledger too,

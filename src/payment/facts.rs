@@ -98,6 +98,28 @@ impl Candidate {
         })
     }
 
+    /// The rejection of a payment whose payer has promised more than it has.
+    pub fn lacks_balance(&self, facts: &ChainFacts, promised: U256) -> Rejection {
+        let balance = facts.balance.unwrap_or_default();
+        let why = self.too_little(&format!("the payer has {balance}"), promised);
+        self.terms.rejection(Fault::Balance, why)
+    }
+
+    /// The same for what Permit2 may take.
+    pub fn lacks_allowance(&self, facts: &ChainFacts, promised: U256) -> Rejection {
+        let allowance = facts.allowance.unwrap_or_default();
+        let has = format!("the payer lets Permit2 take {allowance}");
+        let why = self.too_little(&has, promised);
+        Rejection::new(Reason::Permit2AllowanceRequired, why)
+    }
+
+    fn too_little(&self, has: &str, promised: U256) -> String {
+        let value = self.terms.value;
+        format!(
+            "{has} and promised {promised} of it to payments under way, which leaves too little for {value}"
+        )
+    }
+
     /// Checks that the payer could pay the maximum that it has permitted. Otherwise accounts without money could have any number of charges
     /// of 0 recorded.
     fn check_maximum(&self, facts: &ChainFacts) -> Result<(), Rejection> {

@@ -24,6 +24,7 @@ pub mod request;
 pub mod requirements;
 pub mod response;
 pub mod session;
+pub mod status;
 pub mod text;
 pub mod v1;
 pub mod version;

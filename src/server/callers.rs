@@ -1,4 +1,4 @@
-//! Who may call and how often: says it at the start, and keeps the keys in memory up to date.
+//! Who may call and how often: says it at the start, keeps the keys in memory up to date, and records what is refused.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{StartError, until};
 use crate::config::Config;
-use crate::facilitator::{Access, CallRates, Gate, GateRules, Keys};
+use crate::facilitator::{Access, CallRates, Gate, GateRules, Keys, Refusals};
 use crate::ledger::Ledger;
 use crate::payment::AccessMode;
 use crate::protocol::assets::is_test_network;
@@ -59,6 +59,20 @@ pub(super) fn keep_keys(
     supervisor.keep_running(Task::of_process("keys"), move || {
         Some(until(&stop, read_keys(ledger.clone(), keys.clone())))
     });
+}
+
+/// Writes refusals into the ledger, and deletes old ones.
+pub(super) fn keep_refusals(
+    supervisor: &Supervisor,
+    stopped: &CancellationToken,
+    ledger: &Ledger,
+) -> Refusals {
+    let refusals = Refusals::new(ledger.clock());
+    let (stop, ledger, writing) = (stopped.clone(), ledger.clone(), refusals.clone());
+    supervisor.keep_running(Task::of_process("refusals"), move || {
+        Some(writing.clone().write(ledger.clone(), stop.clone()))
+    });
+    refusals
 }
 
 async fn read_keys(ledger: Ledger, keys: Keys) {

@@ -122,6 +122,8 @@ mod races;
 #[cfg(test)]
 mod readme;
 #[cfg(test)]
+mod refusals;
+#[cfg(test)]
 mod reorgs;
 #[cfg(test)]
 mod repeated_kills;
@@ -141,6 +143,8 @@ mod seller_outages;
 mod sessions;
 #[cfg(test)]
 mod soak;
+#[cfg(test)]
+mod status;
 #[cfg(test)]
 mod stuck_transactions;
 #[cfg(test)]

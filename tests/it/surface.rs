@@ -49,6 +49,7 @@ async fn health_and_api_page_load_nothing_external() {
         "/supported",
         "/verify",
         "/settle",
+        "/status",
         "/payments",
         "/payments/{id}",
         "/healthz",

@@ -6,14 +6,14 @@ use crate::support::*;
 use x402d::buyer::{Journal, JournalError};
 
 /// The nonces of all payments that the facilitator received.
-fn nonces(market: &Market) -> HashSet<String> {
+pub(crate) fn nonces(market: &Market) -> HashSet<String> {
     let calls = market.calls();
     let nonce =
         |body: &Value| body["paymentPayload"]["payload"]["authorization"]["nonce"].to_string();
     calls.iter().map(|(_, body)| nonce(body)).collect()
 }
 
-fn at(unix: i64) -> Arc<ManualClock> {
+pub(crate) fn at(unix: i64) -> Arc<ManualClock> {
     Arc::new(ManualClock::new(
         time::OffsetDateTime::from_unix_timestamp(unix).unwrap(),
     ))
@@ -21,10 +21,10 @@ fn at(unix: i64) -> Arc<ManualClock> {
 
 const NOW: i64 = 1_767_323_045;
 /// Offers are valid for 300 s, and the buyer adds a margin of 60 s.
-const LATER: i64 = NOW + 361;
+pub(crate) const LATER: i64 = NOW + 361;
 
 /// The facilitator fails its next two calls.
-fn outage(market: &Market) {
+pub(crate) fn outage(market: &Market) {
     market.respond([(503, json!({})), (503, json!({}))]);
 }
 

@@ -3,6 +3,8 @@
 //!     cargo test --test market
 
 #[cfg(test)]
+mod asked_facilitators;
+#[cfg(test)]
 mod buying;
 #[cfg(test)]
 mod deliveries;

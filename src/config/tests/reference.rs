@@ -56,7 +56,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
         ["settle", "", "\"open\" if every network is a test network, else \"keys\"", "\"open\" or \"keys\"", "Who may verify and settle: everybody, or holders of a key."],
     ]),
     ("limits", LIMITS, &[
-        ["verify_per_second", "", "50", "1 to 1000000", "Calls of `/verify` a second of one key, or of one client address (IPv6: /56) without a key. Four seconds' worth may come at once."],
+        ["verify_per_second", "", "50", "1 to 1000000", "Calls of `/verify` and `/status` a second of one key, or of one client address (IPv6: /56) without a key. Four seconds' worth may come at once."],
         ["settle_per_second", "", "20", "1 to 1000000", "The same for `/settle` and for submissions for sessions. Never refused for it: a payment that the ledger knows, or that its caller was told is valid within `verify_lease_s`. Requests of all kinds together have four times the sum of the three rates."],
         ["sessions_per_second", "", "2", "1 to 1000000", "The same for sessions opened."],
         ["unattended_per_caller", "", "256", "1 to 1000000", "Settlements that a caller has left behind by disconnecting. While so many are under way, its further ones get 503 with `Retry-After`."],

@@ -16,6 +16,10 @@ use crate::protocol::{Amount, Network};
 
 /// The longest text that can be searched for, in bytes; resources are URLs.
 const TEXT_BYTES_MAX: usize = 4096;
+/// The longest code that can be searched for, in bytes.
+const CODE_BYTES_MAX: usize = 128;
+/// Rows on a page, at most.
+const PAGE_MAX: u16 = 500;
 /// How much of an unknown key is shown, in characters.
 const KEY_CHARACTERS_SHOWN: usize = 40;
 
@@ -171,12 +175,30 @@ fn state(name: &str) -> Result<&'static str, String> {
     known.ok_or_else(|| format!("expected one of {}", PaymentState::NAMES.join(", ")))
 }
 
-fn moment(text: &str) -> Result<OffsetDateTime, String> {
+/// Parses a time.
+pub(in crate::http) fn moment(text: &str) -> Result<OffsetDateTime, String> {
     // Converted to UTC, a time at either end of the calendar may not be representable.
     OffsetDateTime::parse(text, &Rfc3339)
         .ok()
         .and_then(|moment| moment.checked_to_offset(UtcOffset::UTC))
         .ok_or_else(|| "expected a time such as 2026-01-31T12:00:00Z".to_owned())
+}
+
+/// Parses the number of rows on a page.
+pub(in crate::http) fn page_limit(text: &str) -> Result<u16, String> {
+    let limit = text.parse().ok();
+    limit
+        .filter(|limit| (1..=PAGE_MAX).contains(limit))
+        .ok_or_else(|| format!("expected 1 to {PAGE_MAX}"))
+}
+
+/// Parses a reason code, also one of another version.
+pub(in crate::http) fn code(text: &str) -> Result<String, String> {
+    let is_code = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if text.is_empty() || text.len() > CODE_BYTES_MAX || !text.bytes().all(is_code) {
+        return Err("expected a code such as invalid_payload".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// A text that the ledger can store.

@@ -106,6 +106,8 @@ mod outages;
 #[cfg(test)]
 mod payment_isolation;
 #[cfg(test)]
+mod payments_command;
+#[cfg(test)]
 mod permit2_attacks;
 #[cfg(test)]
 mod permit2_codes;
@@ -140,7 +142,11 @@ mod seller_outages;
 #[cfg(test)]
 mod sessions;
 #[cfg(test)]
+mod signers_command;
+#[cfg(test)]
 mod soak;
+#[cfg(test)]
+mod status_command;
 #[cfg(test)]
 mod stuck_transactions;
 #[cfg(test)]

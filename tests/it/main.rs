@@ -35,6 +35,8 @@ mod database_refusals;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod doctor;
+#[cfg(test)]
 mod edge_flood;
 #[cfg(test)]
 mod edge_proxies;

@@ -316,6 +316,9 @@ CREATE TABLE public.lanes (
     lease_until timestamp with time zone NOT NULL,
     stopped_reason text,
     reopened bigint DEFAULT 0 NOT NULL,
+    paused_at timestamp with time zone,
+    draining boolean DEFAULT false NOT NULL,
+    CONSTRAINT lanes_drain_is_a_pause CHECK (((NOT draining) OR (paused_at IS NOT NULL))),
     CONSTRAINT lanes_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)),
     CONSTRAINT lanes_numbers_are_natural CHECK (((next_nonce >= 0) AND (epoch > 0))),
     CONSTRAINT lanes_signer_has_20_bytes CHECK ((octet_length(signer) = 20))
@@ -325,13 +328,17 @@ COMMENT ON TABLE public.lanes IS 'one signer on one network: its next account no
 
 COMMENT ON COLUMN public.lanes.next_nonce IS 'first account nonce without bytes';
 
-COMMENT ON COLUMN public.lanes.epoch IS 'number of owners so far; part of every write of a nonce';
+COMMENT ON COLUMN public.lanes.epoch IS 'number of owners and pauses so far; part of every write of a nonce';
 
 COMMENT ON COLUMN public.lanes.owner IS 'process that owns the lane while lease_until is ahead';
 
 COMMENT ON COLUMN public.lanes.stopped_reason IS 'set when the lane must write no new nonce without the operator, for instance after repeated foreign use of its key; what it has sent is still followed';
 
 COMMENT ON COLUMN public.lanes.reopened IS 'counts how often a reorg reopened transactions of the lane; its owner reads them again when it has changed';
+
+COMMENT ON COLUMN public.lanes.paused_at IS 'since when the operator wants no new payments for it; null: not paused. What it has sent is still followed';
+
+COMMENT ON COLUMN public.lanes.draining IS 'the lane still sends what is queued; without it a paused lane writes no new nonce';
 
 CREATE TABLE public.networks (
     network text NOT NULL,
@@ -887,6 +894,8 @@ CREATE INDEX payments_given_up ON public.payments USING btree (network, valid_be
 CREATE INDEX payments_open_transfers ON public.payments USING btree (network, id) WHERE ((rail = 'transfer'::text) AND (state = 'inflight'::text));
 
 CREATE INDEX payments_promised_at_permit2 ON public.payments USING btree (payer, asset, network) WHERE ((permitted IS NOT NULL) AND (state = ANY (ARRAY['queued'::text, 'inflight'::text])));
+
+CREATE INDEX payments_quarantined ON public.payments USING btree (created_at) WHERE (quarantined_at IS NOT NULL);
 
 CREATE INDEX payments_unclaimed ON public.payments USING btree (network, queued_at) WHERE ((state = 'queued'::text) AND (queued_by IS NULL));
 

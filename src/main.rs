@@ -8,7 +8,7 @@ use x402d::command::{CommandLine, for_terminal, run};
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(CommandLine::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             use std::io::Write as _;
             // The whole chain of causes, each on its line: nothing else is shown to the operator.

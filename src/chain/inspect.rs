@@ -5,10 +5,11 @@ use std::time::Duration;
 use alloy::primitives::{Address, B256, U256};
 use alloy::sol;
 use futures_util::future::join_all;
+use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::chain::rpc::{Chain, Endpoint};
-use crate::chain::{Rpc, RpcError, RpcResult};
+use crate::chain::{Head, Rpc, RpcError, RpcResult};
 use crate::payment::{Asset, Proxies};
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
 
@@ -164,6 +165,18 @@ impl Rpc {
             }
         }
         if supporting { Ok(()) } else { Err(last) }
+    }
+}
+
+/// What providers allow.
+impl Rpc {
+    /// The number of blocks that one call for logs may cover, as the endpoints accept it now; at most a thousand, and on a young chain
+    /// all of it.
+    pub async fn log_blocks(&self, head: &Head) -> RpcResult<u64> {
+        // A filter that no log matches.
+        let filter = (json!([PERMIT2]), json!([B256::ZERO]));
+        let (_, from) = self.logs_up_to(&filter, 0, head.number).await?;
+        Ok((head.number + 1).saturating_sub(from))
     }
 }
 

@@ -2,12 +2,64 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::command::CommandError;
-use crate::config::{Environment as _, ProcessEnvironment};
+use crate::config::{Config, Environment as _, Flags, ProcessEnvironment};
 use crate::embedded::{EmbeddedPostgres, ScratchDatabase, default_data_dir, running_as_root};
 use crate::ledger::Ledger;
+
+/// Where the ledger is, and how to print what it has.
+#[derive(Debug, Args)]
+pub(super) struct LedgerOptions {
+    /// The configuration that names the database; x402d.toml in the working directory unless given.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Where the private Postgres keeps its data.
+    #[arg(long, value_name = "FOLDER", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+impl LedgerOptions {
+    /// The flags of the configuration.
+    pub(super) fn flags(&self) -> Flags {
+        Flags {
+            file: self.config.clone(),
+            data_dir: self.data_dir.clone(),
+            ..Flags::default()
+        }
+    }
+
+    /// Does something with the ledger, whether or not the service runs. No network and no signer is needed, so only the place of the ledger
+    /// is read from the configuration.
+    pub(super) async fn on_ledger<T>(
+        &self,
+        work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let (url, data_dir) = Config::read_ledger(&self.flags(), &ProcessEnvironment)?;
+        let database = Database::open(url.as_ref(), data_dir.as_deref()).await?;
+        let done = on_database(database.url(), work).await;
+        database.close().await?;
+        done
+    }
+}
+
+async fn on_database<T>(
+    url: &str,
+    work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
+    let (ledger, _) = Ledger::connect(url, 1).await?;
+    let done = match ledger.migrate().await {
+        Ok(()) => work(&ledger).await,
+        Err(error) => Err(error.into()),
+    };
+    ledger.close().await;
+    done
+}
 
 /// A database, and the server or scratch database to stop with it.
 #[derive(Debug)]

@@ -2,7 +2,6 @@
 
 mod view;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use alloy::primitives::{Address, FixedBytes};
@@ -11,9 +10,9 @@ use serde_json::json;
 
 use self::view::{KeyView, table};
 use crate::clock::{Clock as _, SystemClock};
-use crate::command::database::Database;
+use crate::command::database::LedgerOptions;
+use crate::command::shown::parse_network;
 use crate::command::{CommandError, say};
-use crate::config::{Config, Flags, ProcessEnvironment};
 use crate::ledger::{Created, Ledger, StoredKey};
 use crate::payment::{Key, KeyId, PresentedKey, Scope};
 use crate::protocol::field::parse_address;
@@ -26,15 +25,8 @@ const KEEP_MAX: Duration = Duration::from_hours(31 * 24);
 
 #[derive(Debug, Args)]
 pub(super) struct KeysOptions {
-    /// The configuration that names the database; x402d.toml in the working directory unless given.
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Where the private Postgres keeps its data.
-    #[arg(long, value_name = "FOLDER", global = true)]
-    data_dir: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    ledger: LedgerOptions,
     #[command(subcommand)]
     command: KeysCommand,
 }
@@ -79,7 +71,7 @@ struct NewKey {
     #[arg(long = "payee", value_name = "ADDRESS", value_parser = parse_address)]
     payees: Vec<Address>,
     /// Where, such as base or eip155:8453; every network unless given. Repeat it for several.
-    #[arg(long = "network", value_name = "NETWORK", value_parser = network)]
+    #[arg(long = "network", value_name = "NETWORK", value_parser = parse_network)]
     networks: Vec<Network>,
     /// settle: verify, settle and sessions. history: read payments. admin: everything that the operator may, alone and without a payee.
     #[arg(long = "scope", value_name = "SCOPES", value_delimiter = ',', default_value = "settle", value_parser = scope)]
@@ -93,34 +85,16 @@ struct NewKey {
 }
 
 pub(super) async fn run(options: KeysOptions) -> Result<(), CommandError> {
-    let flags = Flags {
-        file: options.config,
-        data_dir: options.data_dir,
-        ..Flags::default()
+    let KeysOptions { ledger, command } = options;
+    let json = ledger.json;
+    let work = async move |ledger: &Ledger| match command {
+        KeysCommand::Create(new) => create(ledger, new, json).await,
+        KeysCommand::List { all } => list(ledger, all, json).await,
+        KeysCommand::Show { key } => show(ledger, &key, json).await,
+        KeysCommand::Revoke { key } => revoke(ledger, &key, json).await,
+        KeysCommand::Rotate { key, keep } => rotate(ledger, (&key, keep), json).await,
     };
-    // No network and no signer is needed, so only the place of the ledger is read from the configuration.
-    let (url, data_dir) = Config::read_ledger(&flags, &ProcessEnvironment)?;
-    let database = Database::open(url.as_ref(), data_dir.as_deref()).await?;
-    let done = on_ledger(database.url(), options.command, options.json).await;
-    database.close().await?;
-    done
-}
-
-async fn on_ledger(url: &str, command: KeysCommand, json: bool) -> Result<(), CommandError> {
-    let (ledger, _) = Ledger::connect(url, 1).await?;
-    let done = async {
-        ledger.migrate().await?;
-        match command {
-            KeysCommand::Create(new) => create(&ledger, new, json).await,
-            KeysCommand::List { all } => list(&ledger, all, json).await,
-            KeysCommand::Show { key } => show(&ledger, &key, json).await,
-            KeysCommand::Revoke { key } => revoke(&ledger, &key, json).await,
-            KeysCommand::Rotate { key, keep } => rotate(&ledger, (&key, keep), json).await,
-        }
-    };
-    let done = done.await;
-    ledger.close().await;
-    done
+    ledger.on_ledger(work).await
 }
 
 async fn create(ledger: &Ledger, new: NewKey, json: bool) -> Result<(), CommandError> {
@@ -270,11 +244,6 @@ fn name(text: &str) -> Result<String, String> {
         return Err("expected a name that does not look like an id".to_owned());
     }
     Ok(name.into())
-}
-
-fn network(text: &str) -> Result<Network, String> {
-    let expected = || "expected a network such as base or eip155:8453".to_owned();
-    Network::from_name(text).ok_or_else(expected)
 }
 
 fn scope(text: &str) -> Result<Scope, String> {

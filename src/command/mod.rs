@@ -5,17 +5,26 @@
 mod database;
 mod demo;
 mod dev;
+mod doctor;
+mod finding;
 mod keys;
 mod migrate;
 mod networks;
 mod pay;
+mod payments;
+mod probe;
 mod serve;
+mod shown;
+mod signers;
+mod status;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::config::{Environment as _, Flags, ProcessEnvironment};
 use crate::protocol::text::escaped;
@@ -41,6 +50,19 @@ enum Command {
     Pay(Box<pay::PayArguments>),
     /// Make, show and revoke the keys by which sellers call the service.
     Keys(keys::KeysOptions),
+    /// Say whether all is well, on one page: networks, signers, queue, budgets. Ends with 0, 1 (degraded) or 2 (down).
+    Status(status::StatusOptions),
+    /// Check everything that the service depends on, and say what to do about what is wrong.
+    Doctor(doctor::DoctorOptions),
+    /// List the signers, pause or drain one, and resume one that is paused or stopped.
+    Signers(signers::SignersOptions),
+    /// List, show and export payments, and release one from quarantine.
+    Payments(payments::PaymentsOptions),
+    /// Print what a shell needs to complete the commands of x402d.
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
     /// Migrate the database and exit.
     Migrate(MigrateOptions),
     /// Show the networks and tokens that x402d knows, or check the configured ones against their chains.
@@ -82,18 +104,34 @@ impl ServeOptions {
 /// Why a command failed; shown to the operator as it is.
 pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Runs the command of a command line.
-pub async fn run(line: CommandLine) -> Result<(), CommandError> {
+/// Runs the command of a command line. The code is for a command that has more to tell than success or an error.
+pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
     telemetry::begin(ProcessEnvironment.get("X402D_LOG").as_deref())?;
-    match line.command {
+    let done = match line.command {
         Command::Serve(options) => serve::run(options.flags()).await,
         Command::Dev(options) => dev::run(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::Pay(arguments) => pay::run(*arguments).await,
         Command::Keys(options) => keys::run(options).await,
+        Command::Status(options) => return status::run(options).await,
+        Command::Doctor(options) => doctor::run(options).await,
+        Command::Signers(options) => signers::run(options).await,
+        Command::Payments(options) => payments::run(options).await,
+        Command::Completions { shell } => {
+            print_completions(shell);
+            Ok(())
+        }
         Command::Migrate(options) => migrate::run(options.config).await,
         Command::Networks(options) => networks::run(options).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn print_completions(shell: Shell) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "x402d", &mut script);
+    // A closed stdout is no reason to fail.
+    std::io::stdout().lock().write_all(&script).ok();
 }
 
 /// Writes lines to stdout. Texts of others are in them, so everything that a terminal obeys is escaped. A closed stdout is no reason to stop.

@@ -1,22 +1,26 @@
 //! `x402d networks`: the table of networks and tokens, and the check of the configured ones against their chains.
 
-mod check;
+pub(super) mod check;
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::command::shown::{aligned, parse_network, row};
 use crate::command::{CommandError, say};
 use crate::config::{Config, Flags, ProcessEnvironment};
+use crate::protocol::Network;
 use crate::protocol::assets::{DefaultAsset, TransferMethod, default_assets};
 use crate::protocol::networks::{KnownNetwork, NETWORKS};
 use crate::protocol::response::checksummed;
 
 #[derive(Debug, Args)]
 pub(super) struct NetworksOptions {
+    /// Show this network alone, with its tokens; such as base or eip155:8453.
+    #[arg(value_name = "NETWORK", value_parser = parse_network, conflicts_with = "check")]
+    network: Option<Network>,
     /// Ask the chains of the configured networks whether they agree with the configuration, as `serve` does when it starts.
     #[arg(long)]
     check: bool,
@@ -30,13 +34,7 @@ pub(super) struct NetworksOptions {
 
 pub(super) async fn run(options: NetworksOptions) -> Result<(), CommandError> {
     if !options.check {
-        let table: Vec<_> = NETWORKS.iter().map(NetworkView::new).collect();
-        say(&if options.json {
-            json!({ "networks": table }).to_string()
-        } else {
-            formatted(&table)
-        });
-        return Ok(());
+        return show(options.network, options.json);
     }
     let flags = Flags {
         file: options.config,
@@ -59,6 +57,22 @@ pub(super) async fn run(options: NetworksOptions) -> Result<(), CommandError> {
         let all = reports.len();
         return Err(format!("{wrong} of {all} networks cannot be served as configured").into());
     }
+    Ok(())
+}
+
+/// Shows a network, or all of them.
+fn show(network: Option<Network>, json: bool) -> Result<(), CommandError> {
+    let wanted = |known: &&KnownNetwork| network.is_none_or(|network| known.network() == network);
+    let views = NETWORKS.iter().filter(wanted).map(NetworkView::new);
+    let views: Vec<_> = views.collect();
+    if let (Some(network), true) = (network, views.is_empty()) {
+        return Err(format!("{network} is not in the table; it can be configured all the same, with its tokens in assets").into());
+    }
+    say(&match views.as_slice() {
+        views if json => json!({ "networks": views }).to_string(),
+        [one] if network.is_some() => one.details(),
+        views => table(views),
+    });
     Ok(())
 }
 
@@ -126,71 +140,86 @@ impl AssetView {
     }
 }
 
-/// Each network on a line, its tokens below it.
-fn formatted(table: &[NetworkView]) -> String {
-    let mut text = format!(
-        "{:<17} {:<21} {:<34} {:<5} {:<7} {:>7} {:>6}  {}\n{:<10} {:<43} {:>9} {:<8} {:<8} {:<3} {}\n",
-        "NETWORK",
-        "",
-        "NAMES",
-        "WORTH",
-        "GAS",
-        "BLOCK",
-        "CONF.",
-        "EXPLORER",
-        "  TOKEN",
-        "ADDRESS",
-        "DECIMALS",
-        "BY",
-        "",
-        "SDK",
-        "EIP-712 NAME AND VERSION",
-    );
-    for row in table {
-        // Writing to a `String` cannot fail.
-        row.write_to(&mut text).ok();
-    }
-    text + "\nNAMES are for [networks.NAME] and X402D_NETWORK, * as in x402 v1; CONF. is the default of confirmations; SDK: whether SDK buyers pay with the token unasked."
+/// Each network on a line, with the symbols of its tokens.
+fn table(networks: &[NetworkView]) -> String {
+    let mut rows = vec![row([
+        "NAME", "NETWORK", "", "WORTH", "GAS", "BLOCK", "CONF.", "TOKENS",
+    ])];
+    rows.extend(networks.iter().map(|network| {
+        let name = network.names.first().copied().unwrap_or_default();
+        let tokens = network.assets.iter().map(|asset| asset.symbol);
+        let tokens = tokens.collect::<Vec<_>>().join(", ");
+        vec![
+            name.to_owned(),
+            network.network.clone(),
+            network.name.to_owned(),
+            network.worth().to_owned(),
+            network.native_symbol.to_owned(),
+            duration(network.block_time_ms),
+            network.confirmations.to_string(),
+            if tokens.is_empty() {
+                "-".to_owned()
+            } else {
+                tokens
+            },
+        ]
+    }));
+    aligned(&rows)
+        + "\n\nNAME is for [networks.NAME] and X402D_NETWORK; CONF. is the default of confirmations. `x402d networks NAME` shows a network with its tokens."
 }
 
 impl NetworkView {
-    fn write_to(&self, text: &mut String) -> std::fmt::Result {
-        let worth = if self.test_network { "test" } else { "main" };
-        writeln!(
-            text,
-            "\n{:<17} {:<21} {:<34} {:<5} {:<7} {:>7} {:>6}  {}",
-            self.network,
-            self.name,
-            self.spelled_names(),
-            worth,
-            self.native_symbol,
-            duration(self.block_time_ms),
-            self.confirmations,
-            self.explorer.unwrap_or("-"),
-        )?;
-        for asset in &self.assets {
-            writeln!(
-                text,
-                "  {:<8} {:<43} {:>9} {:<8} {:<8} {:<3} {:?} {}",
-                asset.symbol,
-                asset.address,
-                asset.decimals,
-                asset.transfer_method,
-                if asset.eip2612 { "eip2612" } else { "-" },
-                if asset.in_sdk { "yes" } else { "no" },
-                asset.name,
-                asset.version,
-            )?;
-        }
-        Ok(())
+    const fn worth(&self) -> &'static str {
+        if self.test_network { "test" } else { "main" }
     }
 
-    fn spelled_names(&self) -> String {
-        let names = self.names.iter().map(|name| {
-            let mark = if self.v1_name == Some(*name) { "*" } else { "" };
-            format!("{name}{mark}")
-        });
-        names.collect::<Vec<_>>().join(", ")
+    /// A property on each line, then the tokens.
+    fn details(&self) -> String {
+        let properties = [
+            ("network", self.network.clone()),
+            ("name", self.name.to_owned()),
+            ("names", self.names.join(", ")),
+            ("in x402 v1", self.v1_name.unwrap_or("-").to_owned()),
+            ("worth", self.worth().to_owned()),
+            ("gas in", self.native_symbol.to_owned()),
+            ("block time", duration(self.block_time_ms)),
+            ("confirmations", self.confirmations.to_string()),
+            ("explorer", self.explorer.unwrap_or("-").to_owned()),
+        ];
+        let properties = properties.map(|(name, value)| vec![name.to_owned(), value]);
+        if self.assets.is_empty() {
+            return aligned(&properties) + "\n\nno known token: write its tokens into assets";
+        }
+        let mut rows = vec![row([
+            "TOKEN",
+            "ADDRESS",
+            "DECIMALS",
+            "BY",
+            "EIP-2612",
+            "SDK",
+            "EIP-712 NAME AND VERSION",
+        ])];
+        rows.extend(self.assets.iter().map(AssetView::row));
+        format!(
+            "{}\n\n{}\n\nSDK: whether SDK buyers pay with the token unasked.",
+            aligned(&properties),
+            aligned(&rows)
+        )
+    }
+}
+
+impl AssetView {
+    fn row(&self) -> Vec<String> {
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        vec![
+            self.symbol.to_owned(),
+            self.address.clone(),
+            self.decimals.to_string(),
+            self.transfer_method.to_string(),
+            yes(self.eip2612).to_owned(),
+            yes(self.in_sdk).to_owned(),
+            format!("{:?} {}", self.name, self.version),
+        ]
     }
 }
 
@@ -219,20 +248,24 @@ mod tests {
     }
 
     #[test]
-    fn every_network_and_token_has_a_line() {
-        let table: Vec<_> = NETWORKS.iter().map(NetworkView::new).collect();
-        let text = formatted(&table);
-        for row in &table {
+    fn every_network_has_a_line_and_every_token_is_in_the_details() {
+        let views: Vec<_> = NETWORKS.iter().map(NetworkView::new).collect();
+        let text = table(&views);
+        let longest = text.lines().map(|line| line.chars().count()).max();
+        assert!(longest.is_some_and(|longest| longest <= 160), "{text}");
+        for view in &views {
             let line = text
                 .lines()
-                .find(|line| line.contains(&format!("{} ", row.network)));
-            let line = line.expect(row.name);
+                .find(|line| line.contains(&format!("{} ", view.network)));
+            let line = line.expect(view.name);
             assert!(
-                line.contains(row.name) && line.contains(row.native_symbol),
+                line.contains(view.name) && line.contains(view.native_symbol),
                 "{line}"
             );
-            for asset in &row.assets {
-                assert!(text.contains(&asset.address), "{}", asset.address);
+            let details = view.details();
+            for asset in &view.assets {
+                assert!(line.contains(asset.symbol), "{line}");
+                assert!(details.contains(&asset.address), "{details}");
             }
         }
     }

@@ -53,6 +53,7 @@ pub use caller::Refused;
 pub use error::Problem;
 pub use health::LastReadiness;
 pub use openapi::specification;
+pub use payments::write_cell;
 
 /// The header with the id of a request, in responses and in the log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

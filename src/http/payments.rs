@@ -14,6 +14,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use self::csv::write_cell;
 use self::query::{Filters, QueryReader, RawQuery, page_limit, parsed};
 use self::view::{PaymentDetail, PaymentView};
 use crate::http::operator::Reader;

@@ -55,9 +55,14 @@ pub(super) struct SignerView {
     lease_until: String,
     /// Increases by one with each new owner.
     epoch: i64,
-    /// Why the lane signs nothing new until the operator clears `lanes.stopped_reason`.
+    /// Why the lane signs nothing new until the operator runs `x402d signers resume`.
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped_reason: Option<String>,
+    /// Since when the operator has paused it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paused_at: Option<String>,
+    /// Whether a paused lane still sends what is queued.
+    draining: bool,
 }
 
 /// Show the signers
@@ -119,5 +124,9 @@ async fn view(lane: LaneView, served: Option<&ServedNetwork>, owned_here: bool) 
         lease_until: lane.lease_until.format(&Rfc3339).unwrap_or_default(),
         epoch: lane.epoch,
         stopped_reason: lane.stopped_reason,
+        paused_at: lane
+            .pause
+            .map(|pause| pause.at.format(&Rfc3339).unwrap_or_default()),
+        draining: lane.pause.is_some_and(|pause| pause.draining),
     }
 }

@@ -4,8 +4,11 @@ use alloy::primitives::Address;
 use time::OffsetDateTime;
 
 use super::row::{address, bigint};
-use super::{Ledger, LedgerError, ProcessId};
+use super::{Ledger, LedgerError, Pause, ProcessId};
 use crate::protocol::Network;
+
+/// Why a paused lane takes no new payments.
+const PAUSED: &str = "paused by the operator; `x402d signers resume` ends that";
 
 /// One signer on one network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,7 +20,7 @@ pub struct LaneKey {
 /// The lease of a lane that this process owns until it fails to renew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneLease {
-    /// Counts the lane's owners. Every write of a nonce is fenced by it.
+    /// Counts the lane's owners and pauses. Every write of a nonce is fenced by it.
     pub epoch: i64,
     /// The first nonce without a signed transaction.
     pub next_nonce: u64,
@@ -37,7 +40,7 @@ pub enum Renewal {
     /// This process owns the lane and should release it to another process that serves the network: that one owns fewer lanes, or this
     /// one gets no blocks.
     Surplus,
-    /// Another process owns the lane, or the operator has stopped or restarted it.
+    /// Another process owns the lane, or it was stopped, paused or resumed.
     Changed,
 }
 
@@ -47,13 +50,15 @@ pub struct LaneView {
     pub lane: LaneKey,
     /// The first nonce without a signed transaction.
     pub next_nonce: u64,
-    /// Counts the lane's owners.
+    /// Counts the lane's owners and pauses.
     pub epoch: i64,
     /// The process that owns the lane while the lease runs.
     pub owner: Option<ProcessId>,
     pub lease_until: OffsetDateTime,
     /// Why the lane writes no new transactions.
     pub stopped_reason: Option<String>,
+    /// The operator's pause, if there is one.
+    pub pause: Option<Pause>,
     /// Number of transactions whose outcome is open.
     pub open: u64,
     /// Number of payments in these transactions.
@@ -91,11 +96,11 @@ impl Ledger {
                         or lease_until < now() - make_interval(secs => $6)
                     )
                 )
-                returning epoch, next_nonce, stopped_reason, reopened
+                returning epoch, next_nonce, reopened, (stopped_reason is not null or paused_at is not null and not draining) as stopped
             )
             select exists (select from lanes where network = $1 and signer = $2) as "known!",
                 (select epoch from claimed), (select next_nonce from claimed), (select reopened from claimed),
-                (select stopped_reason is not null from claimed) as stopped"#,
+                (select stopped from claimed)"#,
             lane.network.to_string(),
             lane.signer.as_slice(),
             self.process().0,
@@ -146,7 +151,8 @@ impl Ledger {
                 select count(*) as lanes from lanes where network = $1 and owner = $3 and lease_until > now() and signer < $2
             ), renewed as (
                 update lanes set lease_until = now() + make_interval(secs => $8)
-                where network = $1 and signer = $2 and owner = $3 and epoch = $4 and (stopped_reason is not null) = $5
+                where network = $1 and signer = $2 and owner = $3 and epoch = $4
+                    and (stopped_reason is not null or paused_at is not null and not draining) = $5
                 returning reopened
             )
             select reopened, (
@@ -187,7 +193,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stops a lane until the operator clears `stopped_reason`, because of something that only a person can explain. Nonces that the chain
+    /// Stops a lane until the operator resumes it, because of something that only a person can explain. Nonces that the chain
     /// has used without the ledger cannot be used again: the lane continues at `next_nonce` or above. `false`: this process does not own
     /// the lane any more.
     pub async fn stop_lane(
@@ -227,7 +233,7 @@ impl Ledger {
     /// All lanes of the ledger, also those of signers that are not configured any more.
     pub async fn lanes(&self) -> Result<Vec<LaneView>, LedgerError> {
         let rows = sqlx::query!(
-            r#"select l.network, l.signer, l.next_nonce, l.epoch, l.owner, l.lease_until, l.stopped_reason,
+            r#"select l.network, l.signer, l.next_nonce, l.epoch, l.owner, l.lease_until, l.stopped_reason, l.paused_at, l.draining,
                 (select count(*) from transactions t where t.network = l.network and t.signer = l.signer and t.state = 'signed') as "open!",
                 (select count(*) from transactions t join transaction_payments tp on tp.transaction_id = t.id
                     where t.network = l.network and t.signer = l.signer and t.state = 'signed') as "payments!"
@@ -247,6 +253,10 @@ impl Ledger {
                 owner: row.owner.map(ProcessId),
                 lease_until: row.lease_until,
                 stopped_reason: row.stopped_reason.clone(),
+                pause: row.paused_at.map(|at| Pause {
+                    at,
+                    draining: row.draining,
+                }),
                 open: u64::try_from(row.open).unwrap_or_default(),
                 payments: u64::try_from(row.payments).unwrap_or_default(),
             })
@@ -274,14 +284,16 @@ impl Ledger {
         Ok(found.collect())
     }
 
-    /// Signers of a network whose lanes are stopped and wait for the operator, with the reason.
+    /// Signers of a network that take no new payments until the operator resumes them, with the reason.
     pub async fn stopped_lanes(
         &self,
         network: Network,
     ) -> Result<Vec<(Address, String)>, LedgerError> {
         let rows = sqlx::query!(
-            r#"select signer, stopped_reason as "reason!" from lanes where network = $1 and stopped_reason is not null"#,
+            r#"select signer, coalesce(stopped_reason, $2) as "reason!" from lanes
+            where network = $1 and (stopped_reason is not null or paused_at is not null)"#,
             network.to_string(),
+            PAUSED,
         )
         .fetch_all(&self.pool)
         .await?;

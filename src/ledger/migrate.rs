@@ -47,6 +47,14 @@ impl Ledger {
         }
         Ok(())
     }
+
+    /// The number of migrations that the database lacks. Fails when its schema is not one of this program.
+    pub async fn missing_migrations(&self) -> Result<usize, LedgerError> {
+        let applied = applied(&self.pool).await;
+        let applied = applied.map_err(|error| self.cannot_use(&error))?;
+        check(&applied)?;
+        Ok(MIGRATOR.iter().count().saturating_sub(applied.len()))
+    }
 }
 
 /// A row of `_sqlx_migrations`.

@@ -13,6 +13,7 @@
 mod acceptance;
 mod accounts;
 mod budgets;
+mod condition;
 mod connections;
 mod detail;
 mod error;
@@ -25,6 +26,7 @@ mod keys;
 mod lanes;
 mod migrate;
 mod outbox;
+mod pauses;
 mod payments;
 mod processes;
 mod quarantine;
@@ -56,6 +58,7 @@ use crate::timing::Timing;
 
 pub use acceptance::{Accepted, AlreadyTransferred, NewPayment};
 pub use budgets::{GasHour, GasShare, GasSubject, GasUse, OverBudget, fits_at};
+pub use condition::{Backlog, RunningProcess, ServerFacts};
 pub use detail::{AttemptDetail, EntryDetail, Event, Mined};
 pub use error::{LedgerError, Unreadable};
 pub use foreign::{ForeignNonce, NoncesLost};
@@ -68,6 +71,7 @@ pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
 pub use outbox::{
     Attempt, BroadcastReply, NewTransaction, PendingTransaction, Recorded, TransactionKind,
 };
+pub use pauses::{Pause, Waiting};
 pub use payments::{AuthorizationKey, GivenUpPlace};
 pub use processes::ProcessId;
 pub use refusals::{NewRefusal, Refusal, RefusalFilter, RefusedPayment};

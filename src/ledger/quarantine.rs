@@ -3,7 +3,8 @@
 
 use super::connections::{Connection, Connections};
 use super::error::Unreadable;
-use super::row::PaymentRow;
+use super::history::{Entry, with_sessions};
+use super::row::{PaymentRow, select_payments};
 use super::{Ledger, LedgerError};
 use crate::payment::{Payment, PaymentId};
 
@@ -11,6 +12,35 @@ impl Ledger {
     pub async fn quarantine(&self, id: PaymentId, why: &str) -> Result<(), LedgerError> {
         let mut connection = self.engine.acquire().await?;
         quarantine(&mut connection, id, why).await.map(drop)
+    }
+
+    /// The newest quarantined payments, newest first.
+    pub async fn quarantined(&self, limit: u16) -> Result<Vec<Entry>, LedgerError> {
+        let mut snapshot = self.snapshot().await?;
+        let rows: Vec<PaymentRow> = select_payments!(
+            "where p.quarantined_at is not null order by p.created_at desc, p.id desc limit $1",
+            i64::from(limit),
+        )
+        .fetch_all(&mut *snapshot)
+        .await?;
+        with_sessions(&mut snapshot, rows).await
+    }
+
+    /// Releases a payment from the quarantine whose reason the operator has seen. It is then decided anew by the engine. `false`: it is not
+    /// in quarantine, or for another reason, or there is none.
+    pub async fn release_from_quarantine(
+        &self,
+        id: PaymentId,
+        why: &str,
+    ) -> Result<bool, LedgerError> {
+        let released = sqlx::query!(
+            "update payments set quarantined_at = null, quarantine_reason = null where id = $1 and quarantine_reason = $2",
+            id.0,
+            why,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(released.rows_affected() == 1)
     }
 
     /// The payments of rows. A row that cannot be read is quarantined and left out.

@@ -35,6 +35,8 @@ mod database_refusals;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod doctor;
+#[cfg(test)]
 mod edge_flood;
 #[cfg(test)]
 mod edge_proxies;
@@ -106,6 +108,8 @@ mod outages;
 #[cfg(test)]
 mod payment_isolation;
 #[cfg(test)]
+mod payments_command;
+#[cfg(test)]
 mod permit2_attacks;
 #[cfg(test)]
 mod permit2_codes;
@@ -142,9 +146,13 @@ mod seller_outages;
 #[cfg(test)]
 mod sessions;
 #[cfg(test)]
+mod signers_command;
+#[cfg(test)]
 mod soak;
 #[cfg(test)]
 mod status;
+#[cfg(test)]
+mod status_command;
 #[cfg(test)]
 mod stuck_transactions;
 #[cfg(test)]

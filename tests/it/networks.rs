@@ -269,51 +269,63 @@ fn table_shows_every_network_with_its_tokens() {
     let text = stdout(&shown);
     for parts in [
         &[
+            "base ",
             "eip155:8453 ",
             "Base ",
-            "base*",
             "main",
             "ETH",
             "2 s",
-            "https://basescan.org",
+            "USDC",
         ][..],
-        &["eip155:84532 ", "Base Sepolia", "base-sepolia*", "test"],
-        &[
-            "eip155:42161 ",
-            "Arbitrum One",
-            "arbitrum, arbitrum-one",
-            "250 ms",
-        ],
-        &[
-            "eip155:137 ",
-            "Polygon",
-            "POL",
-            "      2  https://polygonscan.com",
-        ],
-        &[
-            "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
-            "USDC",
-            " 6 eip3009  eip2612  yes \"USD Coin\" 2",
-        ],
-        &[
-            "0xFAfDdbb3FC7688494971a79cc65DCa3EF82079E7",
-            "MegaUSD",
-            "18 permit2  eip2612  yes",
-        ],
-        &[
-            "0xA5b8BF902b2844dA17d4506cc827F7F1681735E7",
-            "USDC",
-            " 6 permit2  -        yes",
-        ],
-        &[
-            "0x5425890298aed601595a70AB815c96711a31Bc65",
-            "USDC",
-            " 6 eip3009  eip2612  no",
-        ],
+        &["base-sepolia ", "eip155:84532 ", "Base Sepolia", "test"],
+        &["arbitrum ", "eip155:42161 ", "Arbitrum One", "250 ms"],
+        &["polygon ", "eip155:137 ", "POL", "2 s", " 2 "],
+        &["megaeth ", "eip155:4326 ", "MegaUSD"],
+        &["local ", "eip155:31337 ", "Local chain", "-"],
     ] {
         let found = |line: &str| parts.iter().all(|part| line.contains(part));
         assert!(text.lines().any(found), "{parts:?} is missing in {text}");
     }
+    for (network, parts) in [
+        (
+            "base",
+            &[
+                "USDC",
+                "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
+                "6",
+                "eip3009",
+                "\"USD Coin\" 2",
+            ][..],
+        ),
+        (
+            "eip155:4326",
+            &[
+                "MegaUSD",
+                "0xFAfDdbb3FC7688494971a79cc65DCa3EF82079E7",
+                "18",
+                "permit2",
+                "yes",
+            ],
+        ),
+        (
+            "avalanche-fuji",
+            &[
+                "USDC",
+                "0x5425890298aed601595a70AB815c96711a31Bc65",
+                "eip3009",
+                "no",
+            ],
+        ),
+        ("base", &["explorer", "https://basescan.org"]),
+        ("arbitrum-one", &["names", "arbitrum, arbitrum-one"]),
+    ] {
+        let shown = run(&["networks", network], &[], "");
+        let text = stdout(&shown);
+        let found = |line: &str| parts.iter().all(|part| line.contains(part));
+        assert!(text.lines().any(found), "{parts:?} is missing in {text}");
+    }
+    let unknown = stderr(&run(&["networks", "eip155:7"], &[], ""));
+    assert!(unknown.contains("is not in the table"), "{unknown}");
     let shown = run(&["networks", "--json"], &[], "");
     let table: Value = serde_json::from_slice(&shown.stdout).unwrap();
     let networks = table["networks"].as_array().unwrap();

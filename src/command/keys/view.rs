@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use crate::command::shown::{aligned, moment};
 use crate::payment::Key;
 use crate::protocol::response::checksummed;
 
@@ -102,41 +102,4 @@ pub(super) fn table(keys: &[KeyView]) -> String {
         ]
     }));
     aligned(&rows)
-}
-
-/// Rows with columns of equal width; the last one is not padded.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or_default()
-    };
-    let lines = rows.iter().map(|row| {
-        let last = row.len().saturating_sub(1);
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let width = if column == last { 0 } else { width(column) };
-            format!("{cell:<width$}")
-        });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-fn moment(at: OffsetDateTime) -> String {
-    let at = at.replace_nanosecond(0).unwrap_or(at);
-    at.format(&Rfc3339).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_of_a_table_are_aligned() {
-        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
-        let rows = [row(["ID", "NAME", "X"]), row(["1", "größer", "y"])];
-        assert_eq!(aligned(&rows), "ID  NAME    X\n1   größer  y");
-    }
 }

@@ -1,19 +1,24 @@
 //! Compares a configuration with the chains.
 
-use std::fmt::Write as _;
-
-use alloy::primitives::{Address, U256};
+use alloy::primitives::Address;
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use crate::chain::MULTICALL3;
 use crate::chain::{Rpc, RpcError};
+use crate::clock::{Clock as _, SystemClock};
+use crate::command::finding::{Finding, Outcome};
+use crate::command::probe::{self, Endpoint, Runway};
+use crate::command::shown::{count, length};
 use crate::config::NetworkConfig;
 use crate::payment::Asset;
+use crate::protocol::Network;
 use crate::protocol::assets::TransferMethod;
 use crate::protocol::permit2::{EXACT_PROXY, PERMIT2, UPTO_PROXY};
-use crate::protocol::response::checksummed;
-use crate::server::{NetworkProblem, network_rpc, rpc_with_urls};
-use crate::settlement::{GAS_RESERVE_PAYMENTS, native_amount, payment_cost};
+use crate::server::{NetworkProblem, network_rpc};
+
+/// A provider that allows fewer blocks in a call for logs makes searches slow, or fail.
+const LOG_BLOCKS_LOW: u64 = 100;
 
 /// A contract that has the same address on every chain where it is deployed.
 struct Contract {
@@ -49,69 +54,15 @@ const CONTRACTS: [Contract; 4] = [
 /// The result of checking a configured network.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Report {
+pub(in crate::command) struct Report {
     network: String,
     name: Option<&'static str>,
     confirmations: u32,
-    findings: Vec<Finding>,
-}
-
-/// The result of one check.
-#[derive(Debug, Serialize)]
-struct Finding {
-    about: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<String>,
-    outcome: Outcome,
-    says: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Outcome {
-    /// The chain agrees with the configuration.
-    Agrees,
-    /// It is not deployed, and the configuration does not need it.
-    Missing,
-    /// `serve` would refuse to start, or could not settle.
-    Wrong,
-    /// The RPC did not answer.
-    Unanswered,
-}
-
-impl Outcome {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Agrees => "ok",
-            Self::Missing => "missing",
-            Self::Wrong => "WRONG",
-            Self::Unanswered => "UNKNOWN",
-        }
-    }
-}
-
-impl Finding {
-    fn new(
-        about: &'static str,
-        address: Option<Address>,
-        found: Result<String, NetworkProblem>,
-    ) -> Self {
-        let (outcome, says) = match found {
-            Ok(says) => (Outcome::Agrees, says),
-            Err(problem) if problem.is_transient() => (Outcome::Unanswered, problem.to_string()),
-            Err(problem) => (Outcome::Wrong, problem.to_string()),
-        };
-        Self {
-            about,
-            address: address.map(checksummed),
-            outcome,
-            says,
-        }
-    }
+    pub(in crate::command) findings: Vec<Finding>,
 }
 
 /// Checks everything that is configured of a network. If its endpoints serve another chain or do not answer, nothing else is checked.
-pub(super) async fn check(config: &NetworkConfig) -> Report {
+pub(in crate::command) async fn check(config: &NetworkConfig) -> Report {
     let network = config.policy.network;
     let mut report = Report {
         network: network.to_string(),
@@ -145,26 +96,12 @@ async fn checked_rpc(config: &NetworkConfig) -> Result<Rpc, RpcError> {
 }
 
 impl Report {
-    /// Where there are several URLs, checks each alone: `serve` starts without those that fail.
+    /// Asks each URL alone: `serve` starts without those that fail.
     async fn check_urls(&mut self, config: &NetworkConfig) {
-        if config.rpc_urls.len() < 2 {
-            return;
-        }
-        for (index, url) in config.rpc_urls.iter().enumerate() {
-            let alone = rpc_with_urls(config, std::slice::from_ref(url));
-            let checked = async { alone?.check_chain().await };
-            if let Err(mut error) = checked.await {
-                // Its number among all URLs, not among the one that was checked.
-                if let RpcError::WrongChain { number, .. } = &mut error {
-                    *number = index + 1;
-                }
-                let wrong_chain = matches!(error, RpcError::WrongChain { .. });
-                let mut finding = Finding::new("rpc", None, Err(error.into()));
-                if !wrong_chain {
-                    finding.says = format!("RPC URL number {}: {}", index + 1, finding.says);
-                }
-                self.findings.push(finding);
-            }
+        let now = SystemClock.now();
+        for endpoint in probe::endpoints(config).await {
+            self.findings
+                .push(url(config.policy.network, endpoint, now));
         }
     }
 
@@ -176,6 +113,7 @@ impl Report {
         }
         let found = gas(rpc, config).await;
         self.findings.push(Finding::new("gas", None, found));
+        self.findings.push(logs(rpc).await);
         for key in &config.signers {
             let finding = signer(rpc, config, key.address()).await;
             self.findings.push(finding);
@@ -190,10 +128,8 @@ impl Report {
 
     /// Whether the network can be served as it is configured.
     pub(super) fn agrees(&self) -> bool {
-        self.findings.iter().all(|finding| match finding.outcome {
-            Outcome::Agrees | Outcome::Missing => true,
-            Outcome::Wrong | Outcome::Unanswered => false,
-        })
+        let mut findings = self.findings.iter();
+        findings.all(|finding| !finding.outcome.is_failure())
     }
 
     /// The network on a line, its findings below it.
@@ -205,10 +141,8 @@ impl Report {
             self.confirmations
         );
         for finding in &self.findings {
-            let (word, about, says) = (finding.outcome.word(), finding.about, &finding.says);
-            let address = finding.address.as_deref().unwrap_or_default();
-            // Writing to a `String` cannot fail.
-            write!(text, "\n  {word:<8} {about:<9} {address:<42} {says}").ok();
+            text.push('\n');
+            text.push_str(&finding.formatted());
         }
         text
     }
@@ -236,52 +170,105 @@ async fn token(rpc: &Rpc, asset: &Asset) -> Result<String, NetworkProblem> {
     ))
 }
 
+/// One of the URLs: the age of its newest block, and how fast it answers.
+fn url(network: Network, endpoint: Endpoint, now: OffsetDateTime) -> Finding {
+    let about = "rpc";
+    let number = endpoint.number;
+    let (head, took) = match endpoint.found {
+        Ok(found) => found,
+        Err(error) => {
+            let wrong_chain = matches!(error, RpcError::WrongChain { .. });
+            let mut finding = Finding::new(about, None, Err(error.into()));
+            if !wrong_chain {
+                finding.says = format!("RPC URL number {number}: {}", finding.says);
+            }
+            return finding;
+        }
+    };
+    let answered = format!("answers in {} ms", took.as_millis());
+    match probe::age(&head, now) {
+        None => Finding::warning(
+            about,
+            format!("RPC URL number {number} {answered}; its newest block is of the future"),
+            "set the clock of this machine; x402d itself goes by the clocks of chain and database",
+        ),
+        Some(age) if age > probe::late_after(network) => Finding::warning(
+            about,
+            format!(
+                "RPC URL number {number} {answered}; its newest block is {} old",
+                length(age)
+            ),
+            "if the chain goes on elsewhere, use another endpoint; a test chain may make blocks on demand",
+        ),
+        Some(age) => Finding::ok(
+            about,
+            format!(
+                "RPC URL number {number} {answered}; block {}, {} old",
+                head.number,
+                length(age)
+            ),
+        ),
+    }
+}
+
+/// How many blocks a call for logs may cover.
+async fn logs(rpc: &Rpc) -> Finding {
+    let about = "logs";
+    let allowed = async {
+        let head = rpc.newest().await?;
+        Ok::<_, RpcError>((head.number, rpc.log_blocks(&head).await?))
+    };
+    match allowed.await {
+        Ok((height, blocks)) if blocks < LOG_BLOCKS_LOW && blocks <= height => Finding::warning(
+            about,
+            format!(
+                "the RPC allows {} in a call for logs",
+                count(blocks, "block")
+            ),
+            "use an endpoint that allows a thousand: what others submit is searched for over an hour of the chain",
+        ),
+        Ok((_, blocks)) => Finding::ok(
+            about,
+            format!("{} in a call for logs", count(blocks, "block")),
+        ),
+        Err(error) => Finding::new(about, None, Err(error.into())),
+    }
+}
+
 /// A signer has to be a plain account with money for gas. `serve` starts with a signer without money, but it cannot send.
 async fn signer(rpc: &Rpc, config: &NetworkConfig, signer: Address) -> Finding {
     let about = "signer";
+    let network = config.policy.network;
     let state = async {
         if rpc.has_code(signer).await? {
             return Err(NetworkProblem::SignerHasCode(signer));
         }
-        Ok((rpc.balance(signer).await?, rpc.newest().await?))
+        let head = rpc.newest().await?;
+        let fees = probe::fees(rpc, config, &head).await?;
+        Ok((rpc.balance(signer).await?, fees.quote(&head)))
     };
-    let (balance, head) = match state.await {
+    let (balance, fees) = match state.await {
         Ok(state) => state,
         Err(problem) => return Finding::new(about, Some(signer), Err(problem)),
     };
-    let known = config.policy.network.known();
-    let native = |wei| native_amount(wei, known.map_or("ETH", |known| known.native_symbol));
-    let has = native(balance);
-    let Ok(fees) = config.fees.quote(&head) else {
-        let says = format!("a plain account with {has}");
-        return Finding::new(about, Some(signer), Ok(says));
+    let has = probe::native(network, balance);
+    let plain = format!("a plain account with {has}");
+    let Ok(fees) = fees else {
+        return Finding::ok(about, plain).of(signer);
     };
-    let cost = payment_cost(fees.max_fee_wei);
-    let left = balance.checked_div(cost);
-    let says = left.map_or_else(
-        || format!("a plain account with {has}"),
-        |left| format!("a plain account with {has}, gas for {left} payments"),
-    );
-    let mut finding = Finding::new(about, Some(signer), Ok(says));
-    let needs = cost.saturating_mul(U256::from(GAS_RESERVE_PAYMENTS));
-    if balance < needs {
-        finding.outcome = Outcome::Wrong;
-        finding.says = format!(
-            "has {has}, and a payment costs about {}: it sends nothing below {} (gas for {GAS_RESERVE_PAYMENTS} payments); refill it",
-            native(cost),
-            native(needs)
-        );
+    let runway = Runway::new(balance, fees.max_fee_wei);
+    if let Some(problem) = runway.problem(network) {
+        return Finding::wrong(about, problem).of(signer);
     }
-    finding
+    let left = runway.payments_left();
+    let left = left.map(|left| format!(", gas for {left} payments"));
+    Finding::ok(about, plain + &left.unwrap_or_default()).of(signer)
 }
 
 /// Compares the price of gas in the newest block with the configured limit.
 async fn gas(rpc: &Rpc, config: &NetworkConfig) -> Result<String, NetworkProblem> {
     let head = rpc.newest().await?;
-    let fees = match head.base_fee_wei {
-        Some(_) => config.fees,
-        None => config.fees.with_gas_price(rpc.gas_price().await?),
-    };
+    let fees = probe::fees(rpc, config, &head).await?;
     fees.quote(&head)?;
     Ok(fees.describe(&head))
 }

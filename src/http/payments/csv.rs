@@ -135,7 +135,7 @@ fn write_line(lines: &mut String, payment: &PaymentView) {
 /// Writes a cell that every reader takes for the same text. Our own and not the crate `csv`, whose writer quotes where it must, not where a
 /// spreadsheet would trim the text or evaluate it. A text that a spreadsheet would evaluate as a formula gets an apostrophe in
 /// front, as people do by hand; no value of this ledger's own columns begins like that.
-fn write_cell(lines: &mut String, text: &str) {
+pub fn write_cell(lines: &mut String, text: &str) {
     let is_formula = text.trim_start_matches(' ').starts_with(FORMULA) || text.starts_with('\n');
     let quoted = is_formula || text.contains(['"', ',', '\r', '\n']) || text.trim() != text;
     if !quoted {

@@ -236,6 +236,11 @@ impl Connections {
         self.server.name()
     }
 
+    /// Whether a pooler in transaction mode is in front of the server.
+    pub(super) fn is_pooled(&self) -> bool {
+        self.server.is_pooled()
+    }
+
     /// A connection that answers, within the limit.
     pub(super) async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let deadline = Instant::now() + self.limits.acquire;

@@ -1,5 +1,4 @@
 use super::*;
-use crate::ledger::row::select_payments;
 use crate::ledger::testing::TestLedger;
 
 #[tokio::test]
@@ -58,4 +57,25 @@ async fn row_that_cannot_be_quarantined_is_left_out_all_the_same() {
         "-"
     );
     assert!(test.payment(first).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn payment_is_released_for_the_reason_that_was_seen() {
+    let test = TestLedger::new().await;
+    let [first, unreadable, third] = test.one_unreadable_of_three().await;
+    assert_eq!(test.quarantined(10).await.unwrap(), []);
+    for id in [first, unreadable] {
+        Ledger::quarantine(&test, id, "a reason").await.unwrap();
+    }
+    let listed = test.quarantined(10).await.unwrap();
+    let ids: Vec<_> = listed.iter().map(|entry| entry.id).collect();
+    assert_eq!(ids, [unreadable, first]);
+    assert_eq!(test.quarantined(1).await.unwrap().len(), 1);
+    let release = async |id, why| test.release_from_quarantine(id, why).await.unwrap();
+    assert!(!release(first, "another reason").await);
+    assert!(!release(third, "a reason").await);
+    assert!(release(first, "a reason").await);
+    assert!(!release(first, "a reason").await);
+    assert_eq!(test.state(first).await, "queued");
+    assert_eq!(test.quarantined(10).await.unwrap().len(), 1);
 }

@@ -269,7 +269,7 @@ impl Lane {
         self.served.senders.note_stopped(self.id.signer, why);
         tracing::error!(
             why,
-            "lane stopped: find the cause, then clear lanes.stopped_reason"
+            "lane stopped: find the cause, then run `x402d signers resume` with the signer's address"
         );
     }
 }

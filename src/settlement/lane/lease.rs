@@ -45,7 +45,7 @@ impl Lane {
                     Ok(Renewal::Surplus) => break,
                     Ok(Renewal::Changed) => {
                         tracing::warn!(
-                            "lane changed in the ledger: taken by another process, stopped, or resumed; claiming it again"
+                            "lane changed in the ledger: taken by another process, stopped, paused or resumed; claiming it again"
                         );
                         lost.cancel();
                         return;

@@ -1,5 +1,6 @@
 //! A whole test world.
 
+use std::process::Output;
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
@@ -85,6 +86,19 @@ impl World {
         let (said, errors) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{arguments:?}: {errors}");
         String::from_utf8(said.clone()).unwrap()
+    }
+
+    /// Runs a command with the service's environment and `toml` as its file; `further` variables replace those of the service.
+    pub(crate) fn configured(
+        &self,
+        arguments: &[&str],
+        further: &[(&str, &str)],
+        toml: &str,
+    ) -> Output {
+        let own = self.variables.iter();
+        let own = own.map(|(name, value)| (*name, value.as_str()));
+        let variables: Vec<_> = own.chain(further.iter().copied()).collect();
+        run(arguments, &variables, toml)
     }
 
     /// Creates a key for payments to `payee`, and waits until the service takes it.

@@ -34,18 +34,14 @@ pub(super) async fn endpoints(config: &NetworkConfig) -> Vec<Endpoint> {
             let alone = rpc_with_urls(config, std::slice::from_ref(url))?;
             alone.check_chain().await?;
             let began = Instant::now();
-            Ok((alone.newest().await?, began.elapsed()))
+            Ok::<_, RpcError>((alone.newest().await?, began.elapsed()))
         };
-        let found = found.await.map_err(|error| match error {
+        let found = found.await.map_err(|mut error| {
             // Its number among all URLs, not among the one that was asked.
-            RpcError::WrongChain {
-                configured, found, ..
-            } => RpcError::WrongChain {
-                number,
-                configured,
-                found,
-            },
-            other => other,
+            if let RpcError::WrongChain { number: shown, .. } = &mut error {
+                *shown = number;
+            }
+            error
         });
         Endpoint { number, found }
     });

@@ -36,12 +36,8 @@ pub struct ServerFacts {
     pub version_number: u32,
     /// It is a standby, or takes no writes for another reason.
     pub read_only: bool,
-    /// Without it a power failure can damage the database.
-    pub fsync: bool,
-    /// Without it a page that is half written stays so.
-    pub full_page_writes: bool,
-    /// `off`: a commit can be lost after it was confirmed.
-    pub synchronous_commit: String,
+    /// Settings that are off although commits are safe only with them.
+    pub unsafe_settings: Vec<&'static str>,
     pub max_connections: u32,
     /// The time of the server.
     pub now: OffsetDateTime,
@@ -106,13 +102,18 @@ impl Ledger {
         )
         .fetch_one(&self.leases)
         .await?;
+        let settings = [
+            ("fsync", row.fsync),
+            ("full_page_writes", row.full_page_writes),
+            ("synchronous_commit", row.synchronous_commit != "off"),
+        ];
+        let unsafe_settings = settings.into_iter().filter(|(_, is_on)| !is_on);
+        let unsafe_settings = unsafe_settings.map(|(name, _)| name);
         Ok(ServerFacts {
             version: row.version,
             version_number: u32::try_from(row.number).unwrap_or_default(),
             read_only: row.read_only,
-            fsync: row.fsync,
-            full_page_writes: row.full_page_writes,
-            synchronous_commit: row.synchronous_commit,
+            unsafe_settings: unsafe_settings.collect(),
             max_connections: u32::try_from(row.max_connections).unwrap_or_default(),
             now: row.now,
             pooled: self.leases.is_pooled(),

@@ -68,24 +68,14 @@ fn server_findings(server: &ServerFacts, name: &str) -> Vec<Finding> {
     } else {
         findings.push(Finding::ok("writes", "are taken"));
     }
-    let settings = [
-        ("fsync", server.fsync),
-        ("full_page_writes", server.full_page_writes),
-        ("synchronous_commit", server.synchronous_commit != "off"),
-    ];
-    for (setting, is_on) in settings {
-        if !is_on {
-            let says = format!(
-                "{setting} is off: after a crash commits can be missing, and with them which payments were sent"
-            );
-            findings.push(Finding::warning(
-                "settings",
-                says,
-                &format!("set {setting} = on"),
-            ));
-        }
+    for setting in &server.unsafe_settings {
+        let says = format!(
+            "{setting} is off: after a crash commits can be missing, and with them which payments were sent"
+        );
+        let fix = format!("set {setting} = on");
+        findings.push(Finding::warning("settings", says, &fix));
     }
-    if settings.iter().all(|(_, is_on)| *is_on) {
+    if server.unsafe_settings.is_empty() {
         findings.push(Finding::ok("settings", "commits are durable"));
     }
     if server.pooled {

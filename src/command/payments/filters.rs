@@ -31,7 +31,7 @@ pub(super) struct FilterArguments {
     /// In this token, by its address.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     asset: Option<Address>,
-    /// In this state: queued, inflight, mined, settled, final, late_settled, refused or failed.
+    /// In this state: queued, inflight, mined, settled, final, `late_settled`, refused or failed.
     #[arg(long, value_name = "STATE", value_parser = state)]
     state: Option<&'static str>,
     /// Accepted then or later: 2026-11-01, or 2026-11-01T12:00:00Z. A day begins at midnight UTC.

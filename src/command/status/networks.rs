@@ -6,7 +6,7 @@ use alloy::primitives::{Address, U256};
 use serde::Serialize;
 
 use super::Known;
-use crate::chain::Head;
+use crate::chain::{Head, RpcError};
 use crate::command::CommandError;
 use crate::command::probe::{self, Endpoint, Runway, native};
 use crate::command::shown::{count, length, moment, network_name};
@@ -170,9 +170,12 @@ fn newest(endpoints: &[Endpoint]) -> Option<Head> {
 fn note_endpoints(endpoints: &[Endpoint], name: &str, problems: &mut Vec<String>) {
     for endpoint in endpoints {
         if let Err(error) = &endpoint.found {
-            problems.push(match error {
-                crate::chain::RpcError::WrongChain { .. } => format!("{name}: {error}"),
-                _ => format!("{name}: RPC URL number {}: {error}", endpoint.number),
+            // That one names the URL itself.
+            let names_it = matches!(error, RpcError::WrongChain { .. });
+            problems.push(if names_it {
+                format!("{name}: {error}")
+            } else {
+                format!("{name}: RPC URL number {}: {error}", endpoint.number)
             });
         }
     }

@@ -58,8 +58,8 @@ struct State {
     rates: Rates,
     /// Payments that callers were told are valid: their handlers run, and stock sellers do not repeat a settle that was refused.
     told: Recent<(Counted, B256)>,
-    /// Those of them that were not settled since: their next settle is no further request.
-    unsettled: Recent<(Counted, B256)>,
+    /// Those of them whose next settle is counted already, with the verify.
+    counted_ahead: Recent<(Counted, B256)>,
     denials: Denials,
     unattended: Places,
     waits: Places,
@@ -72,7 +72,7 @@ impl Gate {
         Self(Arc::new(State {
             rates: Rates::new(rules.rates),
             told: Recent::new(rules.told_for, TOLD_MAX),
-            unsettled: Recent::new(rules.told_for, TOLD_MAX),
+            counted_ahead: Recent::new(rules.told_for, TOLD_MAX),
             unattended: Places::new(rules.unattended_max),
             waits: Places::new(rules.waits_max),
             denials: Denials {
@@ -118,7 +118,11 @@ impl Gate {
     /// [`Unavailable::RateLimited`].
     pub(super) fn count_settle(&self, caller: &Caller, digest: B256) -> Result<(), Unavailable> {
         let counted = Counted::of(caller);
-        let is_first = |counted| self.0.unsettled.forget((counted, digest), Instant::now());
+        let is_first = |counted| {
+            self.0
+                .counted_ahead
+                .forget((counted, digest), Instant::now())
+        };
         if counted.is_some_and(is_first) {
             return Ok(());
         }
@@ -130,7 +134,7 @@ impl Gate {
         if let Some(counted) = Counted::of(caller) {
             let now = Instant::now();
             self.0.told.remember((counted, digest), now);
-            self.0.unsettled.remember((counted, digest), now);
+            self.0.counted_ahead.remember((counted, digest), now);
         }
     }
 
@@ -168,8 +172,8 @@ pub(super) struct Asked<'a> {
     pub(super) amount: Amount,
     /// The caller's rate does not matter.
     pub(super) is_exempt: bool,
-    /// Whether its gas needs room in the budgets: not that of a transfer, which its payer pays, and not that of a payment whose success was
-    /// told, which is sent whatever they say.
+    /// Whether budgets and the suspension of its payer apply. Not to a transfer, whose gas its payer pays, and not to a payment whose success
+    /// was told: that is sent in any case.
     pub(super) needs_budget: bool,
 }
 

@@ -28,7 +28,9 @@ use crate::protocol::{Network, PaymentRequest, Rejection, RequestError};
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How long a response waits for the rest of a body that nobody needs.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);
-/// How much of a body that is too long, or that nobody needs, is read and discarded.
+/// How much of a body that nobody needs is read and discarded: as much as a body may have.
+const REST_BYTES_MAX: usize = 1024 * 1024;
+/// How much of a body that is too long is read and discarded.
 const DISCARDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The character U+0000 as JSON writes it. A text with these very characters after a backslash is refused as well, and loses nothing.
@@ -157,7 +159,7 @@ async fn whole(
         );
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
-    match tokio::time::timeout(READ_LIMIT, collect(body, bytes_max)).await {
+    match tokio::time::timeout(READ_LIMIT, collect(body, bytes_max, DISCARDED_BYTES_MAX)).await {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => {
             let why = format!(
@@ -203,23 +205,27 @@ impl HttpBody for SharedBody {
 /// is still writing then sees a broken pipe in place of the response, and a proxy takes it for a broken server.
 pub(super) async fn discard_rest(request: Request, next: Next) -> Response {
     // A caller that waits for `100 Continue` sends nothing after a refusal.
-    if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
+    let expected = request.headers().get(header::EXPECT);
+    let waits =
+        expected.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if waits || request.body().is_end_stream() {
         return next.run(request).await;
     }
     let (head, body) = request.into_parts();
     let rest = SharedBody(Arc::new(Mutex::new(body)));
     let body = Body::new(rest.clone());
     let answer = next.run(Request::from_parts(head, body)).await;
-    // It has had its time.
-    if answer.status() != StatusCode::REQUEST_TIMEOUT {
-        let discarded = collect(Body::new(rest), 0);
+    // These bodies have had their time, or their bytes.
+    let is_read = [StatusCode::REQUEST_TIMEOUT, StatusCode::PAYLOAD_TOO_LARGE];
+    if !is_read.contains(&answer.status()) {
+        let discarded = collect(Body::new(rest), 0, REST_BYTES_MAX);
         tokio::time::timeout(DISCARD_LIMIT, discarded).await.ok();
     }
     answer
 }
 
-/// The complete body; `None` when it is too long or breaks off. Never holds more than `bytes_max`.
-async fn collect(mut body: Body, bytes_max: usize) -> Option<Vec<u8>> {
+/// The complete body; `None` when it is too long or breaks off. Never holds more than `bytes_max`, and reads `discarded_max` further ones.
+async fn collect(mut body: Body, bytes_max: usize, discarded_max: usize) -> Option<Vec<u8>> {
     let (mut bytes, mut discarded) = (Vec::new(), 0_usize);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
         let Ok(data) = frame.ok()?.into_data() else {
@@ -231,7 +237,7 @@ async fn collect(mut body: Body, bytes_max: usize) -> Option<Vec<u8>> {
         } else {
             bytes.extend_from_slice(&data);
         }
-        if discarded > DISCARDED_BYTES_MAX {
+        if discarded > discarded_max {
             break;
         }
     }

@@ -100,6 +100,8 @@ pub(super) struct Purchases {
 pub(super) enum ClaimError {
     /// Another request with the same payment is being served.
     AlreadyClaimed,
+    /// Another long body of this payment is being read.
+    BodyHeld,
     /// The payment has bought another request's resource, which is still owed.
     OtherRequest,
     /// The system provides no randomness for the id of the purchase.

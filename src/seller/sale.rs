@@ -262,6 +262,8 @@ impl PaywallState {
 fn not_claimed(error: ClaimError) -> SaleError {
     let why = match error {
         ClaimError::NoRandomness => return SaleError::Internal,
+        // A retry may find it free, so it is no refusal of the payment.
+        ClaimError::BodyHeld => return SaleError::Busy,
         ClaimError::AlreadyClaimed => "this payment is being served right now",
         ClaimError::OtherRequest => "this payment is for another request",
     };

@@ -1,4 +1,4 @@
-//! Turns of payers: how many payments of one payer are at something at a time.
+//! Limits how many payments of one payer do a thing at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

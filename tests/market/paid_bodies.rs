@@ -197,7 +197,7 @@ async fn bodies_that_are_held_are_bounded_together() {
     );
 }
 
-/// Announces long bodies of one payment, and waits until all but one of them are answered with 402.
+/// Announces long bodies of one payment, and waits until all but one of them are told to come again.
 async fn begin_copies(
     url: &str,
     payment: &PaymentHeader,
@@ -211,7 +211,7 @@ async fn begin_copies(
         answers.spawn(async move { status(&mut receiver).await });
     }
     for _ in 1..copies {
-        assert_eq!(answers.join_next().await.unwrap().unwrap(), "402");
+        assert_eq!(answers.join_next().await.unwrap().unwrap(), "503");
     }
     (answers, senders)
 }

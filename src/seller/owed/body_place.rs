@@ -18,14 +18,17 @@ impl Purchases {
     /// no places, because anybody can invent such payments; they share a room of their own.
     ///
     /// # Errors
-    /// [`ClaimError::AlreadyClaimed`] while the payment is being served, or another body of it is held.
+    /// [`ClaimError::AlreadyClaimed`] while the payment is being served, [`ClaimError::BodyHeld`] while another body of it is held.
     pub(in crate::seller) fn place_for_body(
         &self,
         payment: PaymentIdentity,
     ) -> Result<BodyPlace, ClaimError> {
         let mut state = self.state();
-        if state.claimed.contains(&payment.key) || !state.with_body.insert(payment.key) {
+        if state.claimed.contains(&payment.key) {
             return Err(ClaimError::AlreadyClaimed);
+        }
+        if !state.with_body.insert(payment.key) {
+            return Err(ClaimError::BodyHeld);
         }
         drop(state);
         Ok(BodyPlace {

@@ -27,7 +27,8 @@ use crate::telemetry::causes;
 
 /// Approvals that are followed at once; further payments wait in the ledger.
 const FOLLOWED_MAX: usize = 64;
-/// Of one payer: its approval, and one with a higher fee that replaces it. Once either is mined, the payer's other payments need none.
+/// Of one payer, whatever the token: its approval, and one with a higher fee that replaces it. Once either is mined, its other payments with
+/// that token need none.
 const FOLLOWED_MAX_PER_PAYER: usize = 2;
 /// How long an approval is followed; no caller waits longer.
 const FOLLOW_LIMIT: Duration = Duration::from_mins(1);

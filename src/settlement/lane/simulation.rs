@@ -100,6 +100,13 @@ async fn ready(
     }
     let payer = payment.terms.from;
     if let Err(rejection) = served.check_payer(payer) {
+        if payment.told {
+            // The seller was told success and does not ask again: the payment waits for the end of the suspension.
+            return Ok(later(Queued {
+                facts: Some(facts),
+                ..queued
+            }));
+        }
         return refuse(served, payment, &rejection).await;
     }
     let runs_code = facts.payer_has_code || payment.terms.wallet.is_some();

@@ -81,6 +81,9 @@ async fn healthy_set_up_has_no_problem() {
     );
 }
 
+/// Variables and file of a wrong configuration, and the word and parts of the line that names it.
+type Case<'a> = (&'a [(&'a str, &'a str)], String, &'a str, &'a [&'a str]);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_configurations_are_named_with_their_fix() {
     let world = World::new().await;
@@ -89,7 +92,7 @@ async fn wrong_configurations_are_named_with_their_fix() {
         "[[networks.base-sepolia.assets]]\naddress = \"{:?}\"\nname = \"USDC\"\nversion = \"2\"\ndecimals = 6\n",
         alloy::primitives::Address::repeat_byte(0xaa)
     );
-    let cases: [(&[(&str, &str)], String, &str, &[&str]); 9] = [
+    let cases: [Case<'_>; 9] = [
         (
             &[("X402D_PAYEE", "0x12")],
             String::new(),
@@ -152,13 +155,22 @@ async fn wrong_configurations_are_named_with_their_fix() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn troubles_of_ledger_and_signers_are_named_with_their_fix() {
+async fn queryable() -> World {
     let setup = Setup {
         queryable: true,
         ..Setup::default()
     };
-    let mut world = setup.build().await;
+    setup.build().await
+}
+
+async fn sql(connection: &mut sqlx::PgConnection, statement: &str) {
+    let statement = sqlx::AssertSqlSafe(statement.to_owned());
+    sqlx::raw_sql(statement).execute(connection).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn troubles_of_signers_are_named_with_their_fix() {
+    let mut world = queryable().await;
     let signer = Chain::signers(1)[0].address;
     let named = signer.to_checksum(None);
     let resume = format!("x402d signers resume {named} --network base-sepolia");
@@ -171,10 +183,6 @@ async fn troubles_of_ledger_and_signers_are_named_with_their_fix() {
     world.command(&["signers", "resume", &named]);
     world.facilitator.terminate().await;
     let mut connection = world.database.connection().await;
-    let sql = async |connection: &mut sqlx::PgConnection, statement: &str| {
-        let statement = sqlx::AssertSqlSafe(statement.to_owned());
-        sqlx::raw_sql(statement).execute(connection).await.unwrap();
-    };
     sql(
         &mut connection,
         "update lanes set stopped_reason = 'nonce 7 is foreign'",
@@ -203,9 +211,13 @@ async fn troubles_of_ledger_and_signers_are_named_with_their_fix() {
         "WRONG",
         &["nonces up to 4", "use the key for nothing else"],
     );
-    let nonce = json!([signer, U256::ZERO]);
-    world.chain.call("anvil_setNonce", nonce).await;
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn troubles_of_the_database_are_named_with_their_fix() {
+    let mut world = queryable().await;
+    world.facilitator.terminate().await;
+    let mut connection = world.database.connection().await;
     let read_only = |value: &str| {
         format!(
             "do $$ begin execute format('alter database %I set default_transaction_read_only = {value}', current_database()); end $$"

@@ -25,9 +25,8 @@ async fn queryable() -> World {
     setup.build().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn history_is_listed_shown_and_exported() {
-    let world = queryable().await;
+/// Answers to two settlements: a cent to one payee, then one and a half dollars to another.
+async fn two_payments(world: &World) -> (Answer, Answer) {
     let payer = world.payer().await;
     let cent = world
         .facilitator
@@ -39,8 +38,14 @@ async fn history_is_listed_shown_and_exported() {
         .settle(&Purchase::new(&payer, OTHER, 1_500_000).body())
         .await;
     assert!(dollar.succeeded(), "{dollar:?}");
-    let (cent_id, dollar_id) = (id(&cent), id(&dollar));
+    (cent, dollar)
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn history_is_listed_with_filters() {
+    let world = queryable().await;
+    let (_, dollar) = two_payments(&world).await;
+    let dollar_id = id(&dollar);
     let listed = world.command(&["payments", "list"]);
     let lines: Vec<&str> = listed.lines().collect();
     assert_eq!(lines.len(), 3, "{listed}");
@@ -76,7 +81,13 @@ async fn history_is_listed_shown_and_exported() {
         let arguments = [&["payments", "list"][..], none].concat();
         assert_eq!(world.command(&arguments), "no payments\n", "{none:?}");
     }
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn payment_is_shown_and_history_exported() {
+    let world = queryable().await;
+    let (cent, dollar) = two_payments(&world).await;
+    let (cent_id, dollar_id) = (id(&cent), id(&dollar));
     let shown = world.command(&["payments", "show", &cent_id]);
     for part in [
         "0.01 USDC",
@@ -110,6 +121,7 @@ async fn history_is_listed_shown_and_exported() {
         lines[2].trim_end().ends_with(&format!("{cent_id},10000")),
         "{table}"
     );
+    let payee = OTHER.to_string();
     let objects = world.command(&["payments", "export", "--json", "--payee", &payee]);
     let object: Value = serde_json::from_str(&objects).unwrap();
     assert_eq!(object["id"], dollar_id.as_str());

@@ -7,7 +7,4 @@ alter table lanes add constraint lanes_drain_is_a_pause check (not draining or p
 comment on column lanes.paused_at is 'since when the operator wants no new payments for it; null: not paused. What it has sent is still followed';
 comment on column lanes.draining is 'the lane still sends what is queued; without it a paused lane writes no new nonce';
 
--- The operator asks for the quarantined payments, of which there are few in a long history.
-create index payments_quarantined on payments (created_at) where quarantined_at is not null;
-
 comment on column lanes.epoch is 'number of owners and pauses so far; part of every write of a nonce';

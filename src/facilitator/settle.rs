@@ -339,7 +339,7 @@ impl Facilitator {
                 return Ok(true);
             }
             let over = Instant::now() >= deadline || self.stopping.is_cancelled();
-            if over || (queued && served.can_send(signer).is_err()) {
+            if over || (queued && !served.can_send_queued(signer)) {
                 return Ok(false);
             }
             // Two checks in a row: after a machine has slept, the first one comes before the next heartbeat.

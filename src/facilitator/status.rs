@@ -68,10 +68,12 @@ impl Facilitator {
         Ok(self.status_of(served, found))
     }
 
-    /// Whether an authorization can be accepted no more.
+    /// Whether an authorization can be accepted no more, neither here nor by the chain. A chain that was down goes on with blocks whose time is
+    /// behind the clock, so the newest block has to be later too.
     fn is_over(&self, served: &ServedNetwork, end: UnixSeconds) -> bool {
-        let now = served.chain_time(self.clock.now());
-        end.timestamp().saturating_add(ACCEPTED_LATE_S) < now.unix_timestamp()
+        let end = end.timestamp().saturating_add(ACCEPTED_LATE_S);
+        let head = served.view.head().map(|head| head.time.unix_timestamp());
+        end < self.clock.now().unix_timestamp() && head.is_some_and(|time| end < time)
     }
 
     fn status_of(&self, served: &ServedNetwork, found: PaymentWithGrant) -> StatusResponse {
@@ -117,7 +119,7 @@ impl Facilitator {
 
 fn unknown_authorization(end: UnixSeconds, is_over: bool) -> StatusResponse {
     let next = if is_over {
-        "the payment is not in the ledger, so this facilitator has not moved its money, and its time is over, so it never will; whether anybody else has used the authorization, only the chain says".to_owned()
+        "the payment is not in the ledger, so as far as the ledger knows this facilitator has not moved its money, and its time is over, so it never will; whether anybody else has used the authorization, only the chain says".to_owned()
     } else {
         format!(
             "the payment is not in the ledger, so no transaction of this facilitator carries it; until {end} (Unix time) it can be presented to /settle, and a request that is being checked may still have it accepted: do not pay again before that time"
@@ -158,6 +160,8 @@ const fn may_move(payment: &Payment, is_over: bool) -> bool {
     }
     match &payment.state {
         PaymentState::Queued | PaymentState::Inflight(_) | PaymentState::Mined(_) => true,
+        // After a reorg the transaction of a failed payment is sent again, and anybody can submit an authorization that was not used.
+        PaymentState::Failed { .. } if matches!(payment.rail, Rail::Authorization) => !is_over,
         PaymentState::Refused(_) => !is_over,
         PaymentState::Settled(_)
         | PaymentState::Uncharged
@@ -191,7 +195,15 @@ fn next(found: &PaymentWithGrant, is_over: bool) -> &'static str {
         PaymentState::Refused(_) => {
             "no transaction is under way for the payment: present it to /settle again to have it checked anew, and do not pay otherwise before its time is over"
         }
-        PaymentState::Failed { .. } => "the payment can move no money any more: sign a new one",
+        PaymentState::Failed { .. } if payment.rail == Rail::Transfer => {
+            "the transfer does not pay this session: look its transaction up before you pay again, and ask the payee if it was mined"
+        }
+        PaymentState::Failed { .. } if is_over => {
+            "the payment can move no money any more: sign a new one"
+        }
+        PaymentState::Failed { .. } => {
+            "the transaction of the payment moved nothing; until the payment's time is over it may still be used, so do not pay again before"
+        }
         PaymentState::Settled(_)
         | PaymentState::Uncharged
         | PaymentState::Final(_)

@@ -76,6 +76,15 @@ pub enum Claim {
     Unknown,
 }
 
+/// A signer that takes no new payments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoppedLane {
+    pub signer: Address,
+    pub reason: String,
+    /// It still sends what is queued.
+    pub is_draining: bool,
+}
+
 impl Ledger {
     /// Claims a lane that this process owns already, or that is free, or whose owner's lease has run out. Of the network's `lanes` a
     /// process claims no more than its equal share among the processes that serve the network, unless a lane has been without an owner for
@@ -284,13 +293,10 @@ impl Ledger {
         Ok(found.collect())
     }
 
-    /// Signers of a network that take no new payments until the operator resumes them, with the reason.
-    pub async fn stopped_lanes(
-        &self,
-        network: Network,
-    ) -> Result<Vec<(Address, String)>, LedgerError> {
+    /// Signers of a network that take no new payments until the operator resumes them.
+    pub async fn stopped_lanes(&self, network: Network) -> Result<Vec<StoppedLane>, LedgerError> {
         let rows = sqlx::query!(
-            r#"select signer, coalesce(stopped_reason, $2) as "reason!" from lanes
+            r#"select signer, coalesce(stopped_reason, $2) as "reason!", draining and stopped_reason is null as "is_draining!" from lanes
             where network = $1 and (stopped_reason is not null or paused_at is not null)"#,
             network.to_string(),
             PAUSED,
@@ -298,7 +304,13 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await?;
         let stopped = rows.into_iter();
-        let stopped = stopped.filter_map(|row| Some((address(&row.signer)?, row.reason)));
+        let stopped = stopped.filter_map(|row| {
+            Some(StoppedLane {
+                signer: address(&row.signer)?,
+                reason: row.reason,
+                is_draining: row.is_draining,
+            })
+        });
         Ok(stopped.collect())
     }
 }

@@ -67,7 +67,7 @@ pub use grants::{Closing, GrantRequest, GrantStatus, Lookup, PaymentWithGrant};
 pub use groups::LedgerTask;
 pub use history::{Cursor, Entry, HistoryFilter, Page, PaidSession};
 pub use keys::{Created, StoredKey};
-pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal};
+pub use lanes::{Claim, LaneKey, LaneLease, LaneView, Renewal, StoppedLane};
 pub use outbox::{
     Attempt, BroadcastReply, NewTransaction, PendingTransaction, Recorded, TransactionKind,
 };

@@ -10,6 +10,7 @@ use alloy::primitives::{Address, U256};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::ledger::StoppedLane;
 use crate::settlement::ServedNetwork;
 use crate::settlement::gas::{GAS_RESERVE_PAYMENTS, payment_cost};
 use crate::telemetry::causes;
@@ -44,6 +45,8 @@ struct Sender {
     balance: Option<U256>,
     read_at: Option<Instant>,
     stopped: Option<String>,
+    /// It is stopped for new payments, and still sends what is queued.
+    is_draining: bool,
     /// Its lane, owned by this process, waits for a condition that passes without the operator.
     waiting: Option<String>,
 }
@@ -79,11 +82,13 @@ impl Senders {
     }
 
     /// Records the stop reasons of all lanes.
-    fn note_all_stopped(&self, stopped: &[(Address, String)]) {
+    fn note_all_stopped(&self, stopped: &[StoppedLane]) {
         let mut known = self.known();
         for signer in &self.configured {
-            let why = stopped.iter().find(|(stopped, _)| stopped == signer);
-            known.entry(*signer).or_default().stopped = why.map(|(_, why)| why.clone());
+            let lane = stopped.iter().find(|lane| lane.signer == *signer);
+            let sender = known.entry(*signer).or_default();
+            sender.stopped = lane.map(|lane| lane.reason.clone());
+            sender.is_draining = lane.is_some_and(|lane| lane.is_draining);
         }
     }
 
@@ -141,6 +146,13 @@ impl ServedNetwork {
                 RETRY_EMPTY
             },
         })
+    }
+
+    /// Whether a queued payment can be sent: by `signer`, if it names one, or by any signer. One that is drained sends what is queued.
+    pub fn can_send_queued(&self, signer: Option<Address>) -> bool {
+        let candidates = self.senders.configured.iter().copied();
+        let mut candidates = candidates.filter(|one| signer.is_none_or(|signer| signer == *one));
+        self.can_send(signer).is_ok() || candidates.any(|one| self.senders.of(one).is_draining)
     }
 
     /// The account that sellers are told to name: the first signer that can send. So it stays the same while that signer works.

@@ -15,7 +15,7 @@ const PAYEE: Address = Address::repeat_byte(0xed);
 /// A head has ten seconds.
 const HEAD_CLOSED: Duration = Duration::from_secs(20);
 /// An answer that nobody receives has thirty.
-const UNREAD_CLOSED: Duration = Duration::from_secs(50);
+const UNREAD_CLOSED: Duration = Duration::from_secs(100);
 const PIPELINED: &str = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 async fn with(toml: &str) -> World {

@@ -43,6 +43,8 @@ mod edge_proxies;
 #[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
+mod failing_simulations;
+#[cfg(test)]
 mod faults_under_load;
 #[cfg(test)]
 mod fee_bumps;

@@ -16,13 +16,13 @@ const BURNER: Address = Address::repeat_byte(0x3c);
 const SUSPENDED: &str = "payer_suspended";
 
 /// A payer with this code and money.
-async fn wallet(world: &World, contract: &str, address: Address) -> Address {
+pub(crate) async fn wallet(world: &World, contract: &str, address: Address) -> Address {
     world.chain.place(contract, address).await;
     world.chain.fund(address, 1_000).await;
     address
 }
 
-fn paid_by(wallet: Address) -> Purchase {
+pub(crate) fn paid_by(wallet: Address) -> Purchase {
     Purchase::new(&new_account(), PAYEE, 1).paid_by(wallet)
 }
 
@@ -154,8 +154,12 @@ async fn storm_of_strangers_costs_what_is_configured_and_delays_nobody() {
     for number in 0..8_usize {
         let sent = height(&world.chain).await;
         let body = Purchase::new(&payer, HONEST, 7).body();
-        let answer = world.facilitator.settle(&body).await;
-        assert!(answer.succeeded(), "honest payment {number}: {answer:?}");
+        // Presented again as sellers do, because the first ones may wait for the processor longer than a request waits.
+        let answer = eventually("an honest payment", Duration::from_mins(2), async || {
+            let answer = world.facilitator.settle(&body).await;
+            answer.succeeded().then_some(answer)
+        })
+        .await;
         let receipt = world.chain.receipt(&answer.transaction()).await;
         let block: U64 = serde_json::from_value(receipt["blockNumber"].clone()).unwrap();
         blocks.push(block.to::<u64>() - sent);
@@ -196,58 +200,4 @@ async fn storm_of_strangers_costs_what_is_configured_and_delays_nobody() {
     // The honest payee has its own budget of the same size.
     assert!(spent <= U256::from(2 * PER_PAYEE), "{spent}");
     assert!(reasons["sponsorship_exhausted"] > 500, "{reasons:?}");
-}
-
-/// What the chain and the ledger have of the only signer: its next nonce on the chain with pending transactions, its lane's next nonce, and
-/// the transactions that were written. And how many accepted payments were refused before they were sent.
-async fn nonces(world: &World) -> ((u64, i64, i64), i64) {
-    let mut ledger = world.database.connection().await;
-    let sql = "select next_nonce, (select count(*) from transactions),
-        (select count(*) from payments where state = 'refused') from lanes";
-    let (next, written, refused) = sqlx::query_as(sql).fetch_one(&mut ledger).await.unwrap();
-    ((world.pending(1).await, next, written), refused)
-}
-
-/// Half of them fail in the simulation for the caller, half in that of the lane: the wallet's code tells calls from transactions.
-#[tokio::test(flavor = "multi_thread")]
-async fn thousand_failing_simulations_use_no_nonce() {
-    const WALLETS: u8 = 25;
-    const PAYMENTS: usize = 20;
-    let setup = Setup {
-        queryable: true,
-        ..Setup::default()
-    };
-    let world = setup.build().await;
-    let payer = world.payer().await;
-    let first = Purchase::new(&payer, HONEST, 1).body();
-    assert!(world.facilitator.settle(&first).await.succeeded());
-    assert_eq!(nonces(&world).await, ((1, 1, 1), 0));
-    let mut wallets = Vec::new();
-    for number in 1..=WALLETS {
-        let address = Address::with_last_byte(0x80 + number);
-        wallets.push(wallet(&world, "SimulationAwareWallet", address).await);
-    }
-    let mut refused = 0;
-    for _ in 0..PAYMENTS {
-        let mut bodies = Vec::new();
-        for wallet in &wallets {
-            bodies.push(paid_by(*wallet).body());
-            bodies.push(Purchase::new(&new_account(), PAYEE, 1).body());
-        }
-        for answer in world.facilitator.settle_all(bodies).await {
-            assert_eq!(answer.status, 200, "{answer:?}");
-            assert_eq!(answer.transaction(), "", "{answer:?}");
-            let code = answer.reason();
-            assert!(code.starts_with("invalid_exact_evm_"), "{answer:?}");
-        }
-        refused += i64::from(WALLETS);
-        assert_eq!(nonces(&world).await, ((1, 1, 1), refused));
-    }
-    let next = Purchase::new(&payer, HONEST, 1).body();
-    let settled = world.facilitator.settle(&next).await;
-    assert!(settled.succeeded(), "{settled:?}");
-    let hash = json!([settled.transaction()]);
-    let transaction = world.chain.call("eth_getTransactionByHash", hash).await;
-    assert_eq!(transaction["nonce"], json!(U64::from(1)));
-    assert_eq!(nonces(&world).await, ((2, 2, 2), refused));
 }

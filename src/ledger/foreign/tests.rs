@@ -124,10 +124,10 @@ async fn third_foreign_use_within_an_hour_stops_the_lane() {
     test.run(&format!("{earlier} '5 minutes'")).await;
     assert_eq!(lose(4).await, (3, true));
     let stopped = test.stopped_lanes(NETWORK).await.unwrap();
-    let signers: Vec<_> = stopped.iter().map(|(signer, _)| *signer).collect();
+    let signers: Vec<_> = stopped.iter().map(|stopped| stopped.signer).collect();
     assert_eq!(signers, [LANE.signer]);
     assert!(
-        stopped[0].1.contains("nonce 4 of this signer"),
+        stopped[0].reason.contains("nonce 4 of this signer"),
         "{stopped:?}"
     );
     // The operator's reason stays.

@@ -136,7 +136,11 @@ async fn lane_is_stopped_by_its_owner_alone() {
     assert!(!test.stop_lane(lane, earlier, 9, "earlier").await.unwrap());
     assert_eq!(test.stopped_lanes(NETWORK).await.unwrap(), []);
     assert!(test.stop_lane(lane, lease, 5, "mine").await.unwrap());
-    let stopped = [(lane.signer, "mine".to_owned())];
+    let stopped = [StoppedLane {
+        signer: lane.signer,
+        reason: "mine".to_owned(),
+        is_draining: false,
+    }];
     assert_eq!(test.stopped_lanes(NETWORK).await.unwrap(), stopped);
     // A nonce is never used twice.
     assert!(test.stop_lane(lane, lease, 2, "mine").await.unwrap());

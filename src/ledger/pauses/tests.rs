@@ -33,7 +33,7 @@ async fn paused_lane_writes_nothing_from_the_pause_on() {
     assert_eq!(renewed, Renewal::Kept);
     let stopped = test.stopped_lanes(NETWORK).await.unwrap();
     assert!(
-        stopped[0].1.contains("paused by the operator"),
+        stopped[0].reason.contains("paused by the operator"),
         "{stopped:?}"
     );
 

@@ -164,8 +164,9 @@ async fn payments_at_once_stay_within_the_budget() {
         bodies.extend((0..5).map(|_| Purchase::new(&payer, payee(1), 1).body()));
     }
     let answers = world.facilitator.settle_all(bodies).await;
-    let (settled, refused): (Vec<_>, Vec<_>) =
-        answers.iter().partition(|answer| answer.succeeded());
+    // On a slow machine a request may end before its transaction is mined.
+    let was_sent = |answer: &&Answer| answer.succeeded() || answer.reason() == "settlement_pending";
+    let (settled, refused): (Vec<_>, Vec<_>) = answers.iter().partition(was_sent);
     let spent = before - balance(&world).await;
     assert!(spent <= U256::from(2_000_000_000_000_000_u64), "{spent}");
     assert!(
@@ -174,7 +175,7 @@ async fn payments_at_once_stay_within_the_budget() {
         settled.len()
     );
     for answer in &refused {
-        // On a slow machine some wait for receipts that leave room until their own time is over.
+        // Some wait for receipts that leave room until their own time is over.
         if answer.reason() != "unexpected_settle_error" {
             assert_exhausted(answer, "the network");
         }

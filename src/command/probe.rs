@@ -13,7 +13,7 @@ use crate::protocol::Network;
 use crate::server::rpc_with_urls;
 use crate::settlement::{GAS_RESERVE_PAYMENTS, native_amount, payment_cost};
 
-/// A chain whose newest block is older than this many blocks take, and a minute, stands still, or the endpoint is behind.
+/// When the newest block is older than the time of this many blocks and a minute, the chain has stopped or the endpoint is behind.
 const BLOCKS_LATE: u32 = 20;
 /// The same where the time between blocks is not known.
 const LATE_AFTER: Duration = Duration::from_mins(1);
@@ -53,7 +53,7 @@ pub(super) fn age(head: &Head, now: OffsetDateTime) -> Option<Duration> {
     Duration::try_from(now - head.time).ok()
 }
 
-/// From which age of its newest block on a chain stands still.
+/// The age of its newest block from which on a chain counts as stopped.
 pub(super) fn late_after(network: Network) -> Duration {
     let block_time = network.known().map_or(0, |known| known.block_time_ms);
     let blocks = Duration::from_millis(block_time.into()) * BLOCKS_LATE;

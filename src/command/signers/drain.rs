@@ -100,6 +100,14 @@ impl Draining<'_> {
             }
             let lanes = self.ledger.lanes().await?;
             let view = lanes.iter().find(|view| view.lane == self.lane);
+            let pause = view.and_then(|view| view.pause);
+            if pause.is_none_or(|pause| pause.draining) {
+                return Err(format!(
+                    "{} was resumed or drained by somebody else meanwhile: it is not drained",
+                    named(self.lane)
+                )
+                .into());
+            }
             let open = view.filter(|view| view.open > 0);
             let Some(open) = open else { return Ok(true) };
             self.tell(format!("waiting for {} under way", under_way(open)));

@@ -131,7 +131,8 @@ async fn stopped_signer_is_resumed_without_sql() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn signer_is_drained_under_load_and_no_payment_fails() {
-    let world = signers(2).build().await;
+    // Long: a payment that cannot be sent in time is refused, with or without a drain.
+    let world = signers(2).with("X402D_SETTLE_WAIT", "30").build().await;
     let replica = world.replica().await;
     let payer = world.approved_payer().await;
     let first = Chain::signers(2)[0].address;

@@ -6,6 +6,7 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::command::CommandError;
+use crate::command::shown::count;
 use crate::config::{Config, Environment as _, Flags, ProcessEnvironment};
 use crate::embedded::{EmbeddedPostgres, ScratchDatabase, default_data_dir, running_as_root};
 use crate::ledger::Ledger;
@@ -35,13 +36,36 @@ impl LedgerOptions {
     }
 
     /// Does something with the ledger, whether or not the service runs. No network and no signer is needed, so only the place of the ledger
-    /// is read from the configuration.
+    /// is read from the configuration. Fails when there is no ledger, or one of an older version: a command leaves the tables as they are.
     pub(super) async fn on_ledger<T>(
         &self,
         work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
     ) -> Result<T, CommandError> {
         let (url, data_dir) = Config::read_ledger(&self.flags(), &ProcessEnvironment)?;
+        let database = Database::open_existing(url.as_ref(), data_dir.as_deref()).await?;
+        let work = async |ledger: &Ledger| {
+            refuse_other_version(ledger).await?;
+            work(ledger).await
+        };
+        let done = on_database(database.url(), work).await;
+        database.close().await?;
+        done
+    }
+
+    /// The same, and makes the ledger when there is none yet.
+    pub(super) async fn on_ledger_or_new<T>(
+        &self,
+        work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let (url, data_dir) = Config::read_ledger(&self.flags(), &ProcessEnvironment)?;
         let database = Database::open(url.as_ref(), data_dir.as_deref()).await?;
+        let work = async |ledger: &Ledger| {
+            if ledger.missing_migrations().await? == Ledger::migrations() {
+                ledger.migrate().await?;
+            }
+            refuse_other_version(ledger).await?;
+            work(ledger).await
+        };
         let done = on_database(database.url(), work).await;
         database.close().await?;
         done
@@ -53,12 +77,27 @@ async fn on_database<T>(
     work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
     let (ledger, _) = Ledger::connect(url, 1).await?;
-    let done = match ledger.migrate().await {
-        Ok(()) => work(&ledger).await,
-        Err(error) => Err(error.into()),
-    };
+    let done = work(&ledger).await;
     ledger.close().await;
     done
+}
+
+/// Fails unless the tables are those of this version. Bringing them up to date could stop the older processes that still run on them.
+pub(super) async fn refuse_other_version(ledger: &Ledger) -> Result<(), CommandError> {
+    let missing = ledger.missing_migrations().await?;
+    if missing == 0 {
+        return Ok(());
+    }
+    let lack = if missing == Ledger::migrations() {
+        "has no ledger yet".to_owned()
+    } else {
+        format!("lacks {}", count(u64::try_from(missing)?, "migration"))
+    };
+    let database = ledger.database();
+    Err(
+        format!("{database} {lack}: start this version of the service, or run `x402d migrate`")
+            .into(),
+    )
 }
 
 /// A database, and the server or scratch database to stop with it.
@@ -90,6 +129,23 @@ impl Database {
             scratch: None,
             embedded: Some(embedded),
         })
+    }
+
+    /// The database of a ledger that is there already: unlike `open`, this creates no private Postgres.
+    pub(super) async fn open_existing(
+        configured: Option<&SecretString>,
+        data_dir: Option<&Path>,
+    ) -> Result<Self, CommandError> {
+        let data_dir = resolve_data_dir(data_dir);
+        if configured.is_none() && !EmbeddedPostgres::is_in(&data_dir) {
+            return Err(format!(
+                "no ledger found: no DATABASE_URL is set, and {} has no private Postgres; name the service's configuration with --config, or \
+                 its folder with --data-dir",
+                data_dir.display()
+            )
+            .into());
+        }
+        Self::open(configured, Some(&data_dir)).await
     }
 
     /// A database for one local chain.

@@ -87,6 +87,7 @@ struct NewKey {
 pub(super) async fn run(options: KeysOptions) -> Result<(), CommandError> {
     let KeysOptions { ledger, command } = options;
     let json = ledger.json;
+    let is_new = matches!(command, KeysCommand::Create(_));
     let work = async move |ledger: &Ledger| match command {
         KeysCommand::Create(new) => create(ledger, new, json).await,
         KeysCommand::List { all } => list(ledger, all, json).await,
@@ -94,7 +95,12 @@ pub(super) async fn run(options: KeysOptions) -> Result<(), CommandError> {
         KeysCommand::Revoke { key } => revoke(ledger, &key, json).await,
         KeysCommand::Rotate { key, keep } => rotate(ledger, (&key, keep), json).await,
     };
-    ledger.on_ledger(work).await
+    if is_new {
+        // The first key can be made before the service has ever run.
+        ledger.on_ledger_or_new(work).await
+    } else {
+        ledger.on_ledger(work).await
+    }
 }
 
 async fn create(ledger: &Ledger, new: NewKey, json: bool) -> Result<(), CommandError> {

@@ -12,8 +12,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use self::networks::{NetworkStatus, SignerStatus};
-use crate::command::database::{Database, LedgerOptions};
-use crate::command::shown::count;
+use crate::command::database::{Database, LedgerOptions, refuse_other_version};
 use crate::command::{CommandError, say};
 use crate::config::{Config, ProcessEnvironment};
 use crate::ledger::{Backlog, LaneView, Ledger, RunningProcess};
@@ -101,7 +100,8 @@ impl Status {
 
 async fn read(options: &LedgerOptions) -> Result<Status, CommandError> {
     let config = Config::read(&options.flags(), &ProcessEnvironment)?;
-    let database = Database::open(config.database_url.as_ref(), config.data_dir.as_deref()).await?;
+    let (url, data_dir) = (config.database_url.as_ref(), config.data_dir.as_deref());
+    let database = Database::open_existing(url, data_dir).await?;
     let read = read_on(&config, database.url()).await;
     database.close().await?;
     read
@@ -118,15 +118,7 @@ async fn read_on(config: &Config, url: &str) -> Result<Status, CommandError> {
 }
 
 async fn known(ledger: &Ledger) -> Result<Known, CommandError> {
-    let missing = ledger.missing_migrations().await?;
-    if missing > 0 {
-        let missing = u64::try_from(missing)?;
-        return Err(format!(
-            "the database lacks {}: start this version of the service, or run `x402d migrate`",
-            count(missing, "migration")
-        )
-        .into());
-    }
+    refuse_other_version(ledger).await?;
     let server = ledger.server_facts().await?;
     if server.read_only {
         return Err("the database takes no writes: it is a standby, or set to read-only".into());

@@ -16,6 +16,8 @@ use super::{database, locks, sockets};
 
 /// Longer than another x402d may take to create and start a cluster.
 const LOCK_LIMIT: Duration = Duration::from_mins(5);
+/// The cluster's folder in the data directory.
+const CLUSTER: &str = "postgres";
 /// A fast shutdown writes one checkpoint.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
@@ -66,6 +68,11 @@ impl EmbeddedPostgres {
             cluster,
             child,
         })
+    }
+
+    /// Whether `data_dir` has a cluster, running or not.
+    pub fn is_in(data_dir: &Path) -> bool {
+        data_dir.join(CLUSTER).is_dir()
     }
 
     /// The URL of the database `x402d`, for sqlx and for `psql`: a Unix socket, so it works on this machine only, for root and for the user
@@ -127,7 +134,7 @@ impl Files {
         );
         let data_dir = usable.map_err(EmbeddedError::io(action))?;
         Ok(Self {
-            cluster: data_dir.join("postgres"),
+            cluster: data_dir.join(CLUSTER),
             starting: data_dir.join("postgres-starting.lock"),
             users: data_dir.join("postgres-users.lock"),
         })

@@ -177,7 +177,10 @@ impl Refusals {
             return;
         }
         match ledger.record_refusals(&group).await {
-            Ok(()) => self.waiting().remove_first(group.len()),
+            Ok(unwritable) => {
+                self.waiting().remove_first(group.len());
+                self.0.dropped.fetch_add(unwritable, Ordering::Relaxed);
+            }
             Err(error) => {
                 tracing::debug!(
                     error = causes(&error),

@@ -53,7 +53,12 @@ impl Ledger {
         let applied = applied(&self.pool).await;
         let applied = applied.map_err(|error| self.cannot_use(&error))?;
         check(&applied)?;
-        Ok(MIGRATOR.iter().count().saturating_sub(applied.len()))
+        Ok(Self::migrations().saturating_sub(applied.len()))
+    }
+
+    /// The number of migrations of this program; a database that lacks them all has no ledger.
+    pub fn migrations() -> usize {
+        MIGRATOR.iter().count()
     }
 }
 

@@ -79,8 +79,25 @@ pub struct RefusalFilter {
 }
 
 impl Ledger {
-    /// Records refusals. One that is recorded already is left as it is.
-    pub async fn record_refusals(&self, refusals: &[NewRefusal]) -> Result<(), LedgerError> {
+    /// Records refusals, and returns how many of them can never be. One that is recorded already is left as it is.
+    pub async fn record_refusals(&self, refusals: &[NewRefusal]) -> Result<u64, LedgerError> {
+        match self.insert_refusals(refusals).await {
+            Ok(()) => return Ok(0),
+            Err(error) if error.concerns_one_row() => {}
+            Err(error) => return Err(error),
+        }
+        let mut unwritable = 0;
+        for one in refusals {
+            match self.insert_refusals(std::slice::from_ref(one)).await {
+                Ok(()) => {}
+                Err(error) if error.concerns_one_row() => unwritable += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(unwritable)
+    }
+
+    async fn insert_refusals(&self, refusals: &[NewRefusal]) -> Result<(), LedgerError> {
         let address = |of: fn(&RefusedPayment) -> Option<Address>| {
             let values = refusals.iter().map(|refusal| of(&refusal.payment));
             let values = values.map(|address| address.map(|address| address.to_vec()));

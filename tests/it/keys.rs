@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::callers::{BOTH, REVOCATION, SHOP, assert_refused, keys_only, verdict};
-use crate::support::{Purchase, Setup, World, eventually, run};
+use crate::support::{Database, Purchase, Setup, World, eventually, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revocation_and_rotation_hold_on_two_replicas_within_seconds() {
@@ -54,6 +54,49 @@ async fn revocation_and_rotation_hold_on_two_replicas_within_seconds() {
         serde_json::from_str(&world.command(&["keys", "list", "--all", "--json"])).unwrap();
     assert_eq!(listed["keys"][0]["state"], "revoked", "{listed}");
     assert!(!world.command(&["keys", "list"]).contains("shop"));
+}
+
+/// A command that reads must not bring the tables of a running older service up to date, nor make a ledger where there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_first_key_makes_a_ledger_and_no_command_migrates_one() {
+    const FIRST_KEY: [&str; 5] = ["keys", "create", "ops", "--scope", "admin"];
+    let reading: [&[&str]; 3] = [
+        &["keys", "list"],
+        &["payments", "list"],
+        &["signers", "list"],
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = folder.path().join("x402d").display().to_string();
+    for arguments in reading {
+        let refused = run(arguments, &[("X402D_DATA_DIR", &nowhere)], "");
+        let told = [refused.stdout, refused.stderr].concat();
+        let told = String::from_utf8(told).unwrap();
+        assert!(!refused.status.success(), "{told}");
+        assert!(
+            told.contains("no ledger found") && told.contains(&nowhere),
+            "{told}"
+        );
+    }
+    assert!(!folder.path().join("x402d").exists());
+
+    let database = Database::queryable().await;
+    let (name, place) = database.variable();
+    let variables = [(name, place.as_str())];
+    let told = run(&["keys", "list"], &variables, "");
+    assert!(String::from_utf8_lossy(&told.stderr).contains("has no ledger yet"));
+    let made = run(&FIRST_KEY, &variables, "");
+    assert!(made.status.success(), "{made:?}");
+    let mut connection = database.connection().await;
+    let older =
+        "delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)";
+    sqlx::query(older).execute(&mut connection).await.unwrap();
+    for arguments in reading.into_iter().chain([&FIRST_KEY[..]]) {
+        let refused = run(arguments, &variables, "");
+        let told = [refused.stdout, refused.stderr].concat();
+        let told = String::from_utf8(told).unwrap();
+        assert!(!refused.status.success(), "{told}");
+        assert!(told.contains("lacks 1 migration"), "{arguments:?}: {told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,7 +132,7 @@ async fn stopped_signer_is_resumed_without_sql() {
 #[tokio::test(flavor = "multi_thread")]
 async fn signer_is_drained_under_load_and_no_payment_fails() {
     // Long: a payment that cannot be sent in time is refused, with or without a drain.
-    let world = signers(2).with("X402D_SETTLE_WAIT", "30").build().await;
+    let world = signers(2).with("X402D_SETTLE_WAIT", "25").build().await;
     let replica = world.replica().await;
     let payer = world.approved_payer().await;
     let first = Chain::signers(2)[0].address;
@@ -198,6 +198,53 @@ async fn signer_is_drained_under_load_and_no_payment_fails() {
     let body = Purchase::new(&payer, PAYEE, 5_000).body();
     until_settled(&replica, &body).await;
     assert_eq!(world.chain.transaction_count(first).await, mined);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_ends_when_somebody_resumes_the_signer() {
+    let one_at_a_time = Setup {
+        toml: "[networks.base-sepolia]\ninflight_max = 1\n".to_owned(),
+        ..signers(1)
+    };
+    let world = one_at_a_time.build().await;
+    let payer = world.payer().await;
+    world.chain.automine(false).await;
+    let bodies: Vec<Value> = (0..3)
+        .map(|number| Purchase::new(&payer, PAYEE, 21 + number).body())
+        .collect();
+    // The first is under way until a block comes, and the others wait in the queue for it.
+    for body in &bodies {
+        world.facilitator.settle(body).await;
+    }
+    let signer = address(0);
+    let (name, place) = world.database.variable();
+    let drain = tokio::task::spawn_blocking({
+        let signer = signer.clone();
+        move || {
+            run(
+                &["signers", "drain", &signer],
+                &[(name, place.as_str())],
+                "",
+            )
+        }
+    });
+    eventually("the drain to begin", NOTICED, async || {
+        let listed = world.command(&["signers", "list"]);
+        listed.contains("draining").then_some(())
+    })
+    .await;
+    world.command(&["signers", "resume", &signer]);
+    let output = drain.await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{said}");
+    assert!(
+        said.contains("resumed or drained by somebody else"),
+        "{said}"
+    );
+    world.resume_mining().await;
+    for body in &bodies {
+        until_settled(&world.facilitator, body).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

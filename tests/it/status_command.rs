@@ -3,9 +3,10 @@
 use std::process::Output;
 use std::time::Duration;
 
+use alloy::primitives::Address;
 use serde_json::Value;
 
-use crate::support::{Chain, Setup, World, eventually};
+use crate::support::{Chain, Purchase, Setup, World, eventually};
 
 fn said(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -99,4 +100,17 @@ async fn status_ends_with_the_state_of_the_service() {
         page.starts_with("down\n") && page.contains("127.0.0.1:9"),
         "{page}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spent_budget_means_that_nothing_can_be_sold() {
+    let world = World::new().await;
+    let body = Purchase::new(&world.payer().await, Address::repeat_byte(0x57), 1).body();
+    assert!(world.facilitator.settle(&body).await.succeeded());
+    let budget = "[networks.base-sepolia.budget]\nwei_per_day = \"1wei\"\n";
+    let spent = world.configured(&["status"], &[], budget);
+    assert_eq!(spent.status.code(), Some(2), "{}", said(&spent));
+    for part in ["gas budget of 24 hours is spent", "nothing can be sold"] {
+        assert!(said(&spent).contains(part), "{}", said(&spent));
+    }
 }

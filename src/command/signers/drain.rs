@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::{named, under_way};
 use crate::command::shown::{count, length};
 use crate::command::{CommandError, say, wait_for_stop_signal};
-use crate::ledger::{LaneKey, Ledger};
+use crate::ledger::{LaneKey, LaneView, Ledger, Pause};
 
 /// How long processes may still accept payments for a signer after it began to drain: they look every second, and a payment that has passed
 /// the look is queued soon.
@@ -89,7 +89,26 @@ impl Draining<'_> {
                 ));
             }
             sleep(LOOK_INTERVAL).await;
+            self.view_while(|pause| pause.draining).await?;
         }
+    }
+
+    /// The lane. Fails when its pause is not the one of this drain any more.
+    async fn view_while(
+        &self,
+        is_ours: impl FnOnce(&Pause) -> bool,
+    ) -> Result<Option<LaneView>, CommandError> {
+        let lanes = self.ledger.lanes().await?;
+        let view = lanes.into_iter().find(|view| view.lane == self.lane);
+        let pause = view.as_ref().and_then(|view| view.pause);
+        if pause.as_ref().is_some_and(is_ours) {
+            return Ok(view);
+        }
+        Err(format!(
+            "{} was resumed or drained by somebody else meanwhile: it is not drained",
+            named(self.lane)
+        )
+        .into())
     }
 
     /// Waits for the end of what the paused lane has sent. `false`: a payment came late and only this lane can send it.
@@ -98,19 +117,10 @@ impl Draining<'_> {
             if self.ledger.waiting_for(self.lane).await?.naming > 0 {
                 return Ok(false);
             }
-            let lanes = self.ledger.lanes().await?;
-            let view = lanes.iter().find(|view| view.lane == self.lane);
-            let pause = view.and_then(|view| view.pause);
-            if pause.is_none_or(|pause| pause.draining) {
-                return Err(format!(
-                    "{} was resumed or drained by somebody else meanwhile: it is not drained",
-                    named(self.lane)
-                )
-                .into());
-            }
+            let view = self.view_while(|pause| !pause.draining).await?;
             let open = view.filter(|view| view.open > 0);
             let Some(open) = open else { return Ok(true) };
-            self.tell(format!("waiting for {} under way", under_way(open)));
+            self.tell(format!("waiting for {} under way", under_way(&open)));
             sleep(LOOK_INTERVAL).await;
         }
     }

@@ -144,10 +144,11 @@ pub(super) async fn read(
         ));
     }
     let used = budget.map(|budget| percent(budget, &name, &mut problems));
+    let spent = used.is_some_and(|percent| percent >= 100);
     Read {
         network: NetworkStatus {
             network: network.to_string(),
-            can_sell: served && can_send && head.is_some() && fee.is_some(),
+            can_sell: served && can_send && head.is_some() && fee.is_some() && !spent,
             endpoints: endpoints.iter().map(endpoint_status).collect(),
             head_age_seconds: age.map(|age| age.as_secs()),
             queued: waiting.map_or(0, |waiting| waiting.queued),
@@ -236,6 +237,9 @@ async fn read_signer(
         Ok(rpc) => rpc.balance(signer).await.ok(),
         Err(_) => None,
     };
+    if balance.is_none() {
+        problems.push(format!("{address} on {name}: its balance cannot be read"));
+    }
     let runway = balance
         .zip(fee)
         .map(|(balance, fee)| Runway::new(balance, fee));
@@ -262,7 +266,8 @@ async fn read_signer(
         paused_at: lane.and_then(paused_at),
         stopped_reason: lane.and_then(|lane| lane.stopped_reason.clone()),
     };
-    let can_send = state == "working" && empty.is_none() && runway.is_some();
+    // A balance that cannot be read says nothing about the signer.
+    let can_send = state == "working" && empty.is_none();
     (status, can_send)
 }
 
@@ -274,7 +279,11 @@ fn paused_at(lane: &LaneView) -> Option<String> {
 fn percent((used, limit): (U256, U256), name: &str, problems: &mut Vec<String>) -> u64 {
     let percent = used.saturating_mul(U256::from(100)).checked_div(limit);
     let percent = percent.map_or(100, |percent| u64::try_from(percent).unwrap_or(u64::MAX));
-    if percent >= BUDGET_LOW_PERCENT {
+    if percent >= 100 {
+        problems.push(format!(
+            "{name}: the gas budget of 24 hours is spent, and new payments are refused until its oldest hours are over; `budget.wei_per_day` raises it"
+        ));
+    } else if percent >= BUDGET_LOW_PERCENT {
         problems.push(format!(
             "{name}: {percent} % of the gas budget of 24 hours is used"
         ));

@@ -60,6 +60,18 @@ async fn refusals_are_recorded_once_and_read_as_they_were() {
 }
 
 #[tokio::test]
+async fn unwritable_refusal_is_left_out_of_its_group() {
+    let test = TestLedger::new().await;
+    let [before, mut spoiled, behind] = ["address_denied", "invalid_payload", "rate_limited"]
+        .map(|code| refusal(code, Some(PAYEE), Who::Anonymous));
+    spoiled.message = "x".repeat(2_049);
+    let group = [before, spoiled, behind];
+    assert_eq!(test.record_refusals(&group).await.unwrap(), 1);
+    let written = codes(&test, &RefusalFilter::default()).await;
+    assert_eq!(written, ["rate_limited", "address_denied"]);
+}
+
+#[tokio::test]
 async fn schema_refuses_what_is_no_refusal() {
     let test = TestLedger::new().await;
     for (change, constraint) in [

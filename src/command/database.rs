@@ -41,15 +41,11 @@ impl LedgerOptions {
         &self,
         work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
     ) -> Result<T, CommandError> {
-        let (url, data_dir) = Config::read_ledger(&self.flags(), &ProcessEnvironment)?;
-        let database = Database::open_existing(url.as_ref(), data_dir.as_deref()).await?;
         let work = async |ledger: &Ledger| {
             refuse_other_version(ledger).await?;
             work(ledger).await
         };
-        let done = on_database(database.url(), work).await;
-        database.close().await?;
-        done
+        self.place().await?.finish(work).await
     }
 
     /// The same, and makes the ledger when there is none yet.
@@ -57,8 +53,6 @@ impl LedgerOptions {
         &self,
         work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
     ) -> Result<T, CommandError> {
-        let (url, data_dir) = Config::read_ledger(&self.flags(), &ProcessEnvironment)?;
-        let database = Database::open(url.as_ref(), data_dir.as_deref()).await?;
         let work = async |ledger: &Ledger| {
             if ledger.missing_migrations().await? == Ledger::migrations() {
                 ledger.migrate().await?;
@@ -66,20 +60,20 @@ impl LedgerOptions {
             refuse_other_version(ledger).await?;
             work(ledger).await
         };
-        let done = on_database(database.url(), work).await;
-        database.close().await?;
-        done
+        self.place_or_new().await?.finish(work).await
     }
-}
 
-async fn on_database<T>(
-    url: &str,
-    work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
-) -> Result<T, CommandError> {
-    let (ledger, _) = Ledger::connect(url, 1).await?;
-    let done = work(&ledger).await;
-    ledger.close().await;
-    done
+    /// The database of a ledger that is there already.
+    pub(super) async fn place(&self) -> Result<Database, CommandError> {
+        let (url, data_dir) = Config::read_ledger(&self.flags(), &ProcessEnvironment)?;
+        Database::open_existing(url.as_ref(), data_dir.as_deref()).await
+    }
+
+    /// The database for a ledger that need not be there yet.
+    pub(super) async fn place_or_new(&self) -> Result<Database, CommandError> {
+        let (url, data_dir) = Config::read_ledger(&self.flags(), &ProcessEnvironment)?;
+        Database::open(url.as_ref(), data_dir.as_deref()).await
+    }
 }
 
 /// Fails unless the tables are those of this version. Bringing them up to date could stop the older processes that still run on them.
@@ -169,6 +163,23 @@ impl Database {
 
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Does something with the ledger, then closes.
+    pub(super) async fn finish<T>(
+        self,
+        work: impl AsyncFnOnce(&Ledger) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let done = match Ledger::connect(&self.url, 1).await {
+            Ok((ledger, _)) => {
+                let done = work(&ledger).await;
+                ledger.close().await;
+                done
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.close().await?;
+        done
     }
 
     /// Stops or removes what `open` started or created.

@@ -2,6 +2,7 @@
 //!
 //! The only module that uses the service, the embedded programs, the buyer and the seller.
 
+mod backup;
 mod database;
 mod demo;
 mod dev;
@@ -63,6 +64,12 @@ enum Command {
         /// For which shell.
         shell: Shell,
     },
+    /// Write a backup of the ledger, also while the service runs.
+    Backup(backup::BackupOptions),
+    /// Put a backup into a new database.
+    Restore(backup::BackupOptions),
+    /// Run psql on the ledger, read-only unless told otherwise.
+    Psql(backup::PsqlOptions),
     /// Migrate the database and exit.
     Migrate(MigrateOptions),
     /// Show the networks and tokens that x402d knows, or check the configured ones against their chains.
@@ -121,6 +128,9 @@ pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
             print_completions(shell);
             Ok(())
         }
+        Command::Backup(options) => backup::backup(options).await,
+        Command::Restore(options) => backup::restore(options).await,
+        Command::Psql(options) => return backup::psql(options).await,
         Command::Migrate(options) => migrate::run(options.config).await,
         Command::Networks(options) => networks::run(options).await,
     };

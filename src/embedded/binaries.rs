@@ -105,6 +105,13 @@ impl Places {
     }
 }
 
+/// A client program of Postgres, such as `pg_dump`: from the search path, else beside an installed server.
+pub fn postgres_program(name: &str) -> Option<PathBuf> {
+    let folders = Places::usual(std::env::var_os("PATH")).folders();
+    let mut programs = folders.into_iter().map(|folder| folder.join(name));
+    programs.find(|program| program.is_file())
+}
+
 /// The `bin` folders of the versions below `parent`, the newest first.
 fn below(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     let names = fs::read_dir(parent)

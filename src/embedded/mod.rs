@@ -28,6 +28,7 @@ mod scratch;
 mod sockets;
 
 pub use anvil::{LocalChain, LocalChainOptions};
+pub use binaries::postgres_program;
 pub use data_dir::{default_data_dir, running_as_root};
 pub use error::EmbeddedError;
 pub use genesis::{CHAIN_ID, DevAccount, SMART_WALLET_FACTORY, TEST_USDC};

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod approvals;
 #[cfg(test)]
+mod backup;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod batch_isolation;

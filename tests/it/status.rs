@@ -222,8 +222,15 @@ async fn status_needs_no_key_and_has_a_rate() {
     let body = Purchase::new(&world.payer().await, PAYEE, 29).body();
     let settled = world.facilitator.with_key(&shop).settle(&body).await;
     assert!(settled.succeeded(), "{settled:?}");
-    let shown = status(&world.facilitator, &body).await;
-    assert_eq!(shown["grantedTo"], settled.request_id, "{shown}");
+    eventually(
+        "the record of the answer",
+        Duration::from_secs(20),
+        async || {
+            let shown = status(&world.facilitator, &body).await;
+            (shown["grantedTo"] == settled.request_id.as_str()).then_some(())
+        },
+    )
+    .await;
     let wrong = format!("x402d_0123456789ab_{}", "0".repeat(64));
     let wrong = world.facilitator.with_key(&wrong);
     assert_eq!(wrong.post("/status", &body).await.unwrap().status, 401);

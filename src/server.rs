@@ -22,14 +22,16 @@ use crate::facilitator::{
     Facilitator, Gate, Looks, SessionRules, Sessions, Sponsorship, UsedNonces,
 };
 use crate::http::accept::{Acceptor, ConnectionLimits};
-use crate::http::{AppState, LastReadiness, router};
+use crate::http::{AppState, LastBacklog, LastReadiness, router};
 use crate::ledger::{Ledger, OpenLimits};
+use crate::protocol::Reason;
 use crate::settlement::{
     Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
     ServedNetwork, ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters,
     Watch, failpoint,
 };
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Metrics;
 
 pub use problem::{NetworkProblem, StartError};
 
@@ -72,10 +74,18 @@ impl Service {
         let (requests, engine) = (TaskTracker::new(), TaskTracker::new());
         let supervisor = Supervisor::new(engine.clone(), stopped.clone());
         let waiters = Waiters::default();
+        let metrics = Metrics::new(Reason::ALL.iter().map(|reason| reason.code()));
         let mut served_networks = Vec::new();
         for network in &config.networks {
-            served_networks
-                .push(open_network(network, &ledger, &waiters, &supervisor, &stopped).await?);
+            served_networks.push(
+                open_network(
+                    network,
+                    (&ledger, &waiters, &metrics),
+                    &supervisor,
+                    &stopped,
+                )
+                .await?,
+            );
         }
         supervisor.run(
             Task::of_process("statements"),
@@ -91,7 +101,7 @@ impl Service {
         callers::follow_deny_list(&supervisor, &stopped, &gate);
         let access = callers::access(config, &ledger).await?;
         callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
-        let refusals = callers::keep_refusals(&supervisor, &stopped, &ledger);
+        let refusals = callers::keep_refusals(&supervisor, &stopped, (&ledger, &metrics));
         let facilitator = Facilitator {
             access,
             gate,
@@ -99,6 +109,7 @@ impl Service {
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             refusals,
+            metrics,
             served_networks: served_networks.into(),
             signers,
             waiters,
@@ -118,6 +129,7 @@ impl Service {
             admin_token: config.admin_token.clone().map(Arc::new),
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),
+            backlog: LastBacklog::default(),
             supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;
@@ -223,8 +235,7 @@ async fn listen(
 
 async fn open_network(
     config: &NetworkConfig,
-    ledger: &Ledger,
-    waiters: &Waiters,
+    (ledger, waiters, metrics): (&Ledger, &Waiters, &Metrics),
     supervisor: &Supervisor,
     stopped: &CancellationToken,
 ) -> Result<Arc<ServedNetwork>, StartError> {
@@ -247,6 +258,7 @@ async fn open_network(
         policy: config.policy.clone(),
         fees: config.fees,
         waiters: waiters.clone(),
+        metrics: metrics.of_network(&network.to_string()),
         signers: addresses(&config.signers),
         queue_max: config.queue_max,
         queue_max_per_payer: config.queue_max_per_payer,

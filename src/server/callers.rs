@@ -12,6 +12,7 @@ use crate::payment::AccessMode;
 use crate::protocol::assets::is_test_network;
 use crate::settlement::{Supervisor, Task};
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Metrics;
 
 /// How often the keys of callers are read. A revocation holds everywhere within seconds.
 const KEYS_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,9 +66,9 @@ pub(super) fn keep_keys(
 pub(super) fn keep_refusals(
     supervisor: &Supervisor,
     stopped: &CancellationToken,
-    ledger: &Ledger,
+    (ledger, metrics): (&Ledger, &Metrics),
 ) -> Refusals {
-    let refusals = Refusals::new(ledger.clock());
+    let refusals = Refusals::new(ledger.clock(), metrics.clone());
     let (stop, ledger, writing) = (stopped.clone(), ledger.clone(), refusals.clone());
     supervisor.keep_running(Task::of_process("refusals"), move || {
         Some(writing.clone().write(ledger.clone(), stop.clone()))

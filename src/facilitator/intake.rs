@@ -360,9 +360,7 @@ impl Facilitator {
             };
             if let Accepted::New(payment) = accepted {
                 own.first_right = own.first_right.map(FirstRight::accepted);
-                served.metrics.count(metrics::Step::Accepted);
-                tracing::info!(payment = %payment.id, network = %served.policy.network, payer = %payment.terms.from, "payment accepted");
-                own.just_queued = payment.state != PaymentState::Uncharged;
+                own.just_queued = note_accepted(served, &payment);
                 if own.just_queued {
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
                 }
@@ -456,6 +454,13 @@ impl Facilitator {
             }
         }
     }
+}
+
+/// Counts and logs an accepted payment. Returns whether it is to be sent.
+fn note_accepted(served: &ServedNetwork, payment: &Payment) -> bool {
+    served.metrics.count(metrics::Step::Accepted);
+    tracing::info!(payment = %payment.id, network = %served.policy.network, payer = %payment.terms.from, "payment accepted");
+    payment.state != PaymentState::Uncharged
 }
 
 /// Turns a payment whose row cannot be read into a rejection: the operator has to repair it.

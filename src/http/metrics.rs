@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::facilitator::Facilitator;
@@ -64,11 +65,11 @@ pub(super) async fn metrics(_: Operator, State(state): State<AppState>) -> Respo
     gauges.set(
         "database_up",
         "1 if the database answers this process",
-        Vec::new(),
+        &Vec::new(),
         if backlog.is_some() { 1.0 } else { 0.0 },
     );
     for served in facilitator.served_networks.iter() {
-        read_network(served, &mut gauges);
+        read_network(served, facilitator.clock.now(), &mut gauges);
         if let Some(rows) = &backlog {
             let network = served.policy.network;
             let row = rows.iter().find(|row| row.network == network);
@@ -76,8 +77,8 @@ pub(super) async fn metrics(_: Operator, State(state): State<AppState>) -> Respo
             gauges.set(
                 "quarantined_payments",
                 "Payments that wait for the operator's decision",
-                vec![("network", network.to_string())],
-                number(quarantined),
+                &vec![("network", network.to_string())],
+                number(&quarantined),
             );
         }
     }
@@ -87,35 +88,35 @@ pub(super) async fn metrics(_: Operator, State(state): State<AppState>) -> Respo
     }
 }
 
-fn read_network(served: &ServedNetwork, gauges: &mut Gauges) {
+fn read_network(served: &ServedNetwork, now: OffsetDateTime, gauges: &mut Gauges) {
     let name = served.policy.network.to_string();
     let of_network = || vec![("network", name.clone())];
     let health = served.health();
     gauges.set(
         "queue_payments",
         "Payments that wait in this process for a transaction",
-        of_network(),
-        number(served.queue.waiting()),
+        &of_network(),
+        number(&served.queue.waiting()),
     );
     gauges.set(
         "inflight_transactions",
         "Transactions without a result that this process follows",
-        of_network(),
-        number(health.open),
+        &of_network(),
+        number(&health.open),
     );
     let silent = health.silent_for;
     gauges.set(
         "rpc_silent_seconds",
         "Time since an endpoint last gave the watch an answer; +Inf before the first",
-        of_network(),
+        &of_network(),
         silent.map_or(f64::INFINITY, |silence| silence.as_secs_f64()),
     );
     if let Some(head) = served.view.head() {
-        let age = time::OffsetDateTime::now_utc() - head.time;
+        let age = now - head.time;
         gauges.set(
             "head_age_seconds",
             "Age of the newest block",
-            of_network(),
+            &of_network(),
             age.as_seconds_f64().max(0.0),
         );
     }
@@ -129,7 +130,7 @@ fn read_network(served: &ServedNetwork, gauges: &mut Gauges) {
         gauges.set(
             "signer_stopped",
             "1 if the signer is stopped, paused or drained: it takes no new payments until the operator resumes it",
-            labels(),
+            &labels(),
             if signer.is_stopped { 1.0 } else { 0.0 },
         );
         let Some(balance) = signer.balance else {
@@ -138,21 +139,21 @@ fn read_network(served: &ServedNetwork, gauges: &mut Gauges) {
         gauges.set(
             "signer_balance_wei",
             "Balance as it was last read",
-            labels(),
-            number(balance),
+            &labels(),
+            number(&balance),
         );
         if let Some(left) = served.payments_left(balance) {
             gauges.set(
                 "signer_payments_left",
                 "Payments that the balance pays for at the present gas price",
-                labels(),
-                number(left),
+                &labels(),
+                number(&left),
             );
         }
     }
 }
 
 /// An integer as Prometheus has it; large ones lose their last digits.
-fn number(integer: impl ToString) -> f64 {
+fn number(integer: &impl ToString) -> f64 {
     integer.to_string().parse().unwrap_or(f64::MAX)
 }

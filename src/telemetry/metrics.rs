@@ -192,14 +192,14 @@ type ValuesByLabel = Family<Labels, Gauge<f64, AtomicU64>>;
 
 impl Gauges {
     /// Adds a value. The labels of a name are always the same.
-    pub fn set(&mut self, name: &'static str, help: &'static str, labels: Labels, value: f64) {
+    pub fn set(&mut self, name: &'static str, help: &'static str, labels: &Labels, value: f64) {
         let known = self.0.iter().find(|(known, ..)| *known == name);
         if let Some((.., family)) = known {
-            family.get_or_create(&labels).set(value);
+            family.get_or_create(labels).set(value);
             return;
         }
         let family = ValuesByLabel::default();
-        family.get_or_create(&labels).set(value);
+        family.get_or_create(labels).set(value);
         self.0.push((name, help, family));
     }
 }
@@ -229,7 +229,7 @@ mod tests {
     fn gauges_of_one_name_share_a_head() {
         let mut gauges = Gauges::default();
         for network in ["a", "b"] {
-            gauges.set("queue", "Help", vec![("network", network.to_owned())], 2.0);
+            gauges.set("queue", "Help", &vec![("network", network.to_owned())], 2.0);
         }
         let text = Metrics::new(std::iter::empty()).text(gauges).unwrap();
         assert_eq!(

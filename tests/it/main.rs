@@ -98,6 +98,7 @@ mod lost_sends;
 #[cfg(test)]
 mod malformed_bodies;
 #[cfg(test)]
+mod metrics;
 mod misbehaving_tokens;
 #[cfg(test)]
 mod missed_reorgs;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use alloy::primitives::{Address, U256};
 use serde_json::json;
 
-use crate::support::{Caller, Purchase, Setup, World, eventually, new_account};
+use crate::support::{Caller, Fault, Purchase, Setup, World, eventually, new_account};
 
 const PAYEE: Address = Address::repeat_byte(0x3e);
 /// What is read from the chain and the ledger shows after its interval.
@@ -18,13 +18,14 @@ async fn text(caller: &Caller) -> String {
     answer.text().await.unwrap()
 }
 
-/// The value of the first series that begins so.
-fn value(text: &str, series: &str) -> Option<f64> {
+/// The value of the first series that begins so, rounded.
+fn value(text: &str, series: &str) -> Option<i128> {
     let line = text.lines().find(|line| line.starts_with(series))?;
-    line.rsplit(' ').next()?.parse().ok()
+    let value: f64 = line.rsplit(' ').next()?.parse().ok()?;
+    format!("{value:.0}").parse().ok()
 }
 
-async fn shows(world: &World, series: &str, expected: impl Fn(f64) -> bool) {
+async fn shows(world: &World, series: &str, expected: impl Fn(i128) -> bool) {
     eventually(series, SHOWN, async || {
         let text = text(&world.facilitator).await;
         value(&text, series).filter(|value| expected(*value))
@@ -45,10 +46,10 @@ async fn payment_is_followed_by_its_id_in_figures_and_log() {
     let answer = world.facilitator.settle(&body).await;
     assert!(answer.succeeded(), "{answer:?}");
     for outcome in ["accepted", "sent", "settled", "granted"] {
-        shows(&world, &payments(outcome), |count| count == 1.0).await;
+        shows(&world, &payments(outcome), |count| count == 1).await;
     }
     for seconds in ["x402d_verify_seconds_count", "x402d_settle_seconds_count"] {
-        shows(&world, seconds, |count| count == 1.0).await;
+        shows(&world, seconds, |count| count == 1).await;
     }
     let id = answer.body["extra"]["paymentId"].as_str().unwrap();
     let log = world.facilitator.log();
@@ -66,7 +67,7 @@ async fn refused_payment_is_counted_with_its_code_and_logged_without_a_warning()
     let answer = world.facilitator.verify(&body).await;
     let code = answer.reason();
     let series = format!("x402d_refusals_total{{code=\"{code}\"}}");
-    shows(&world, &series, |count| count == 1.0).await;
+    shows(&world, &series, |count| count == 1).await;
     let log = world.facilitator.log();
     let line = log.lines().find(|line| line.contains("payment refused"));
     let line = line.unwrap_or_else(|| panic!("{log}"));
@@ -74,16 +75,32 @@ async fn refused_payment_is_counted_with_its_code_and_logged_without_a_warning()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn empty_signer_shows() {
-    let world = Setup::default().shortened().build().await;
-    shows(&world, "x402d_signer_payments_left", |left| left > 1.0).await;
-    shows(&world, "x402d_signer_stopped", |stopped| stopped == 0.0).await;
+async fn paused_and_empty_signers_show() {
+    let setup = Setup {
+        queryable: true,
+        ..Setup::default()
+    };
+    let world = setup.shortened().build().await;
+    shows(&world, "x402d_signer_payments_left", |left| left > 1).await;
+    shows(&world, "x402d_signer_stopped", |stopped| stopped == 0).await;
     let signers = world.facilitator.get("/signers").await.body;
     let signer = signers["signers"][0]["signer"].as_str().unwrap().to_owned();
+    let said = world.command(&["signers", "pause", &signer]);
+    assert!(said.contains("is paused"), "{said}");
+    shows(&world, "x402d_signer_stopped", |stopped| stopped == 1).await;
     let empty = json!([signer, U256::ZERO]);
     world.chain.call("anvil_setBalance", empty).await;
-    shows(&world, "x402d_signer_balance_wei", |wei| wei == 0.0).await;
-    shows(&world, "x402d_signer_payments_left", |left| left == 0.0).await;
+    shows(&world, "x402d_signer_balance_wei", |wei| wei == 0).await;
+    shows(&world, "x402d_signer_payments_left", |left| left == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rpc_that_is_down_shows() {
+    let world = World::new().await;
+    world.proxy.all(Fault::Unavailable);
+    shows(&world, "x402d_rpc_silent_seconds", |silence| silence > 5).await;
+    world.proxy.all(Fault::None);
+    shows(&world, "x402d_rpc_silent_seconds", |silence| silence < 5).await;
 }
 
 /// The names of metrics in a text.
@@ -96,7 +113,7 @@ fn names(text: &str) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread")]
 async fn documented_metrics_are_those_that_are_served_and_alerts_name_no_other() {
     let world = World::new().await;
-    shows(&world, "x402d_signer_payments_left", |left| left > 1.0).await;
+    shows(&world, "x402d_signer_payments_left", |left| left > 1).await;
     let served = text(&world.facilitator).await;
     let heads = served.lines().filter(|line| line.starts_with("# TYPE "));
     let mut served: Vec<_> = heads.filter_map(|line| line.split(' ').nth(2)).collect();

@@ -99,6 +99,7 @@ mod lost_sends;
 mod malformed_bodies;
 #[cfg(test)]
 mod metrics;
+#[cfg(test)]
 mod misbehaving_tokens;
 #[cfg(test)]
 mod missed_reorgs;

@@ -17,19 +17,19 @@ use tokio_util::task::TaskTracker;
 
 use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
-use crate::config::{Config, NetworkConfig, SessionsConfig};
-use crate::facilitator::{
-    Facilitator, Gate, Looks, SessionRules, Sessions, Sponsorship, UsedNonces,
-};
+use crate::config::{Config, NetworkConfig};
+use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
 use crate::http::accept::{Acceptor, ConnectionLimits};
-use crate::http::{AppState, LastReadiness, router};
-use crate::ledger::{Ledger, OpenLimits};
+use crate::http::{AppState, LastBacklog, LastReadiness, router};
+use crate::ledger::Ledger;
+use crate::protocol::Reason;
 use crate::settlement::{
     Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
     ServedNetwork, ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters,
     Watch, failpoint,
 };
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Metrics;
 
 pub use problem::{NetworkProblem, StartError};
 
@@ -72,26 +72,19 @@ impl Service {
         let (requests, engine) = (TaskTracker::new(), TaskTracker::new());
         let supervisor = Supervisor::new(engine.clone(), stopped.clone());
         let waiters = Waiters::default();
-        let mut served_networks = Vec::new();
-        for network in &config.networks {
-            served_networks
-                .push(open_network(network, &ledger, &waiters, &supervisor, &stopped).await?);
-        }
+        let metrics = Metrics::new(Reason::ALL.iter().map(|reason| reason.code()));
+        let shared = (&ledger, &waiters, &metrics);
+        let served_networks = open_networks(config, shared, &supervisor, &stopped).await?;
         supervisor.run(
             Task::of_process("statements"),
             until(&stopped, statements.run()),
         );
         run_process(&supervisor, &stopped, (&ledger, &served_networks, &waiters));
-        let signers = config
-            .networks
-            .iter()
-            .map(|network| (network.policy.network, addresses(&network.signers)))
-            .collect();
         let gate = Gate::new(callers::gate_rules(config));
         callers::follow_deny_list(&supervisor, &stopped, &gate);
         let access = callers::access(config, &ledger).await?;
         callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
-        let refusals = callers::keep_refusals(&supervisor, &stopped, &ledger);
+        let refusals = callers::keep_refusals(&supervisor, &stopped, (&ledger, &metrics));
         let facilitator = Facilitator {
             access,
             gate,
@@ -99,8 +92,9 @@ impl Service {
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
             refusals,
+            metrics,
             served_networks: served_networks.into(),
-            signers,
+            signers: callers::signers(config),
             waiters,
             clock: ledger.clock(),
             settle_wait: config.settle_wait,
@@ -110,7 +104,7 @@ impl Service {
         };
         let sessions = Sessions {
             payments: facilitator.clone(),
-            rules: session_rules(&config.sessions),
+            rules: callers::session_rules(&config.sessions),
         };
         let state = AppState {
             facilitator,
@@ -118,6 +112,7 @@ impl Service {
             admin_token: config.admin_token.clone().map(Arc::new),
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),
+            backlog: LastBacklog::default(),
             supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;
@@ -171,20 +166,6 @@ impl Service {
     }
 }
 
-fn session_rules(config: &SessionsConfig) -> SessionRules {
-    SessionRules {
-        limits: OpenLimits {
-            total: config.open_max,
-            client: config.open_max_per_client,
-            party: config.open_max_per_party,
-        },
-        sponsorship: config
-            .sponsor_minimum
-            .clone()
-            .map(|least_dollars| Sponsorship { least_dollars }),
-    }
-}
-
 /// Checks that an address is free, for commands that start other programs before the service.
 pub async fn check_address(address: SocketAddr) -> Result<(), StartError> {
     let listener = TcpListener::bind(address).await;
@@ -221,10 +202,22 @@ async fn listen(
     Ok(address)
 }
 
+async fn open_networks(
+    config: &Config,
+    shared: (&Ledger, &Waiters, &Metrics),
+    supervisor: &Supervisor,
+    stopped: &CancellationToken,
+) -> Result<Vec<Arc<ServedNetwork>>, StartError> {
+    let mut served = Vec::new();
+    for network in &config.networks {
+        served.push(open_network(network, shared, supervisor, stopped).await?);
+    }
+    Ok(served)
+}
+
 async fn open_network(
     config: &NetworkConfig,
-    ledger: &Ledger,
-    waiters: &Waiters,
+    (ledger, waiters, metrics): (&Ledger, &Waiters, &Metrics),
     supervisor: &Supervisor,
     stopped: &CancellationToken,
 ) -> Result<Arc<ServedNetwork>, StartError> {
@@ -247,6 +240,7 @@ async fn open_network(
         policy: config.policy.clone(),
         fees: config.fees,
         waiters: waiters.clone(),
+        metrics: metrics.of_network(&network.to_string()),
         signers: addresses(&config.signers),
         queue_max: config.queue_max,
         queue_max_per_payer: config.queue_max_per_payer,

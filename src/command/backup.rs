@@ -1,5 +1,6 @@
 //! `x402d backup`, `restore` and `psql`: Postgres's own programs on the database of the ledger, wherever it is.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -14,6 +15,7 @@ use url::Url;
 use crate::command::database::{LedgerOptions, refuse_other_version};
 use crate::command::shown::count;
 use crate::command::{CommandError, say};
+use crate::config::{Environment as _, ProcessEnvironment};
 use crate::embedded::postgres_program;
 use crate::ledger::Ledger;
 
@@ -137,7 +139,8 @@ async fn dump(url: &str, file: &Path) -> Result<(), CommandError> {
 
 /// A program of Postgres that connects to `url`. Its password is not among the arguments, which everybody on the machine can read.
 fn program(name: &str, url: &str) -> Result<Command, CommandError> {
-    let found = postgres_program(name).ok_or_else(|| {
+    let path = ProcessEnvironment.get("PATH").map(OsString::from);
+    let found = postgres_program(name, path).ok_or_else(|| {
         format!(
             "{name} is not installed: install Postgres's client programs (Debian: apt-get install postgresql-client)"
         )

@@ -105,9 +105,9 @@ impl Places {
     }
 }
 
-/// A client program of Postgres, such as `pg_dump`: from the search path, else beside an installed server.
-pub fn postgres_program(name: &str) -> Option<PathBuf> {
-    let folders = Places::usual(std::env::var_os("PATH")).folders();
+/// A client program of Postgres, such as `pg_dump`: from the search path `path`, else beside an installed server.
+pub fn postgres_program(name: &str, path: Option<OsString>) -> Option<PathBuf> {
+    let folders = Places::usual(path).folders();
     let mut programs = folders.into_iter().map(|folder| folder.join(name));
     programs.find(|program| program.is_file())
 }

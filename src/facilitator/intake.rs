@@ -23,7 +23,7 @@ use crate::protocol::{
     AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
 };
 use crate::settlement::{Queued, ServedNetwork, approval_rejection};
-use crate::telemetry::causes;
+use crate::telemetry::{causes, metrics};
 
 /// How many times the balance is read for one acceptance: a transfer of the same payer may be in a block whose result is being recorded.
 const READS_MAX: u32 = 3;
@@ -61,8 +61,10 @@ impl Facilitator {
         request: PaymentRequest,
         caller: &Caller,
     ) -> Result<VerifyResponse, Unavailable> {
-        let mut asked = refused(&request);
-        match Box::pin(self.try_verify(request, caller, &mut asked.payer)).await {
+        let (mut asked, began) = (refused(&request), Instant::now());
+        let verified = Box::pin(self.try_verify(request, caller, &mut asked.payer)).await;
+        self.metrics.verified(began.elapsed());
+        match verified {
             Ok(()) => Ok(VerifyResponse {
                 is_valid: true,
                 invalid_reason: None,
@@ -358,7 +360,7 @@ impl Facilitator {
             };
             if let Accepted::New(payment) = accepted {
                 own.first_right = own.first_right.map(FirstRight::accepted);
-                own.just_queued = payment.state != PaymentState::Uncharged;
+                own.just_queued = note_accepted(served, &payment);
                 if own.just_queued {
                     queue.enqueue(place, Queued::new(*payment, Some(facts)));
                 }
@@ -452,6 +454,13 @@ impl Facilitator {
             }
         }
     }
+}
+
+/// Counts and logs an accepted payment. Returns whether it is to be sent.
+fn note_accepted(served: &ServedNetwork, payment: &Payment) -> bool {
+    served.metrics.count(metrics::Step::Accepted);
+    tracing::info!(payment = %payment.id, network = %served.policy.network, payer = %payment.terms.from, "payment accepted");
+    payment.state != PaymentState::Uncharged
 }
 
 /// Turns a payment whose row cannot be read into a rejection: the operator has to repair it.

@@ -37,6 +37,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::protocol::{Network, Reason, Rejection};
 use crate::settlement::waiters::Waiting;
 use crate::settlement::{CannotSend, DependencyError, NoPlace, ServedNetwork, Waiters};
+use crate::telemetry::metrics::Metrics;
 
 pub use access::{Access, Keys, check_scope};
 pub use caller::{Caller, counted_as};
@@ -60,6 +61,7 @@ pub struct Facilitator {
     pub ledger: Ledger,
     /// What is refused, on its way to the ledger.
     pub refusals: Refusals,
+    pub metrics: Metrics,
     /// Who may have payments settled.
     pub access: Access,
     /// The served networks.

@@ -18,6 +18,7 @@ use crate::ledger::{Ledger, NewRefusal, RefusedPayment};
 use crate::payment::Session;
 use crate::protocol::{PaymentRequest, PaymentRequirements, Reason, Rejection};
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Metrics;
 
 /// Refusals that wait to be written, at most.
 const WAITING_MAX: usize = 2_000;
@@ -64,6 +65,7 @@ struct Inner {
     waiting: Mutex<Waiting>,
     dropped: AtomicU64,
     clock: Arc<dyn Clock>,
+    metrics: Metrics,
 }
 
 #[derive(Debug, Default)]
@@ -102,11 +104,12 @@ impl Waiting {
 }
 
 impl Refusals {
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
+    pub fn new(clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
             waiting: Mutex::default(),
             dropped: AtomicU64::new(0),
             clock,
+            metrics,
         }))
     }
 
@@ -130,17 +133,30 @@ impl Refusals {
         if rejection.reason == Reason::SettlementPending {
             return;
         }
+        let code = rejection.reason.code();
+        self.0.metrics.refused(code);
         let refusal = NewRefusal {
             id: Uuid::now_v7(),
             at: self.0.clock.now(),
             request_id: caller.request_id.clone(),
             endpoint: endpoint.name(),
-            code: rejection.reason.code(),
+            code,
             message: kept(&rejection.message),
             payment,
             caller: caller.who,
         };
-        if !self.waiting().push(Counted::of(caller), refusal, now) {
+        // A flood fills neither the ledger nor the log.
+        if self.waiting().push(Counted::of(caller), refusal, now) {
+            let network = payment.network.map(tracing::field::display);
+            let payer = payment.payer.map(tracing::field::display);
+            tracing::info!(
+                network,
+                payer,
+                endpoint = endpoint.name(),
+                code,
+                "payment refused"
+            );
+        } else {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

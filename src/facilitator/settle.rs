@@ -18,6 +18,7 @@ use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
 use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::{Step, grant_answers_are_lost, reach};
+use crate::telemetry::metrics;
 
 /// How often a request that waits checks whether anything can be sent at all, and whether the ledger answers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -159,7 +160,11 @@ impl Facilitator {
         let work = async move {
             let mut answer = SettleAnswer::new(&request);
             let asked = refused(&request);
-            match Box::pin(facilitator.try_settle(request, &presenter, &mut answer)).await {
+            let began = Instant::now();
+            let settled = facilitator.try_settle(request, &presenter, &mut answer);
+            let settled = Box::pin(settled).await;
+            facilitator.metrics.settled(began.elapsed());
+            match settled {
                 Ok(grant) => {
                     answer.grant = Some(grant);
                     answer.response.success = true;
@@ -299,6 +304,7 @@ impl Facilitator {
             Ok(Some(payment)) => {
                 reach(Step::Granted);
                 answer.describe(&payment);
+                self.log_granted(&payment);
                 Ok(Some(grant))
             }
             Ok(None) => {
@@ -310,6 +316,14 @@ impl Facilitator {
                 Err(error.into())
             }
         }
+    }
+
+    fn log_granted(&self, payment: &Payment) {
+        if let Some(served) = self.served_network(payment.terms.network) {
+            served.metrics.count(metrics::Step::Granted);
+        }
+        let transaction = payment.state.transaction().map(tracing::field::display);
+        tracing::info!(payment = %payment.id, network = %payment.terms.network, payer = %payment.terms.from, transaction, "payment granted");
     }
 
     /// Waits for a change of `payment`, or (`None`) of one that was queued just now, or for the end of the connection. `false`: the deadline

@@ -12,6 +12,7 @@ mod connection;
 mod deadline;
 mod error;
 mod health;
+mod metrics;
 mod openapi;
 mod operator;
 mod paths;
@@ -52,6 +53,7 @@ use crate::settlement::Supervisor;
 pub use caller::Refused;
 pub use error::Problem;
 pub use health::LastReadiness;
+pub use metrics::LastBacklog;
 pub use openapi::specification;
 pub use payments::write_cell;
 
@@ -71,6 +73,7 @@ pub struct AppState {
     /// The longest body that is read, in bytes.
     pub body_bytes_max: usize,
     pub readiness: LastReadiness,
+    pub backlog: LastBacklog,
     /// Knows which tasks of the engine have failed.
     pub supervisor: Supervisor,
 }
@@ -163,6 +166,7 @@ fn operators() -> OpenApiRouter<AppState> {
         .routes(routes!(payments::stats::stats))
         .routes(routes!(refusals::list))
         .routes(routes!(signers::signers))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(health::readyz))
 }
 

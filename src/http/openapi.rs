@@ -96,6 +96,7 @@ mod tests {
             paths,
             [
                 "/healthz",
+                "/metrics",
                 "/payments",
                 "/payments/by-transaction/{network}/{hash}",
                 "/payments/{id}",

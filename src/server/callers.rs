@@ -1,17 +1,23 @@
 //! Who may call and how often: says it at the start, keeps the keys in memory up to date, and records what is refused.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use alloy::primitives::Address;
 use tokio_util::sync::CancellationToken;
 
 use super::{StartError, until};
-use crate::config::Config;
-use crate::facilitator::{Access, CallRates, Gate, GateRules, Keys, Refusals};
-use crate::ledger::Ledger;
+use crate::config::{Config, SessionsConfig};
+use crate::facilitator::{
+    Access, CallRates, Gate, GateRules, Keys, Refusals, SessionRules, Sponsorship,
+};
+use crate::ledger::{Ledger, OpenLimits};
 use crate::payment::AccessMode;
+use crate::protocol::Network;
 use crate::protocol::assets::is_test_network;
 use crate::settlement::{Supervisor, Task};
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Metrics;
 
 /// How often the keys of callers are read. A revocation holds everywhere within seconds.
 const KEYS_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,14 +71,36 @@ pub(super) fn keep_keys(
 pub(super) fn keep_refusals(
     supervisor: &Supervisor,
     stopped: &CancellationToken,
-    ledger: &Ledger,
+    (ledger, metrics): (&Ledger, &Metrics),
 ) -> Refusals {
-    let refusals = Refusals::new(ledger.clock());
+    let refusals = Refusals::new(ledger.clock(), metrics.clone());
     let (stop, ledger, writing) = (stopped.clone(), ledger.clone(), refusals.clone());
     supervisor.keep_running(Task::of_process("refusals"), move || {
         Some(writing.clone().write(ledger.clone(), stop.clone()))
     });
     refusals
+}
+
+pub(super) fn session_rules(config: &SessionsConfig) -> SessionRules {
+    SessionRules {
+        limits: OpenLimits {
+            total: config.open_max,
+            client: config.open_max_per_client,
+            party: config.open_max_per_party,
+        },
+        sponsorship: config
+            .sponsor_minimum
+            .clone()
+            .map(|least_dollars| Sponsorship { least_dollars }),
+    }
+}
+
+/// The addresses of the signers, per network.
+pub(super) fn signers(config: &Config) -> Arc<[(Network, Vec<Address>)]> {
+    let networks = config.networks.iter();
+    networks
+        .map(|network| (network.policy.network, super::addresses(&network.signers)))
+        .collect()
 }
 
 async fn read_keys(ledger: Ledger, keys: Keys) {

@@ -24,7 +24,7 @@ pub use gas::{BatchLimits, GAS_RESERVE_PAYMENTS, payment_cost};
 pub use intake::{Approvals, Approver, NoPlace, Pickup, Place, Queue, Queued, approval_rejection};
 pub use lane::{Lane, UnconfiguredSigners};
 pub use reconcile::{Reconciler, Transfers};
-pub use senders::{CannotSend, SenderWatch, Senders, native_amount};
+pub use senders::{CannotSend, SenderFigures, SenderWatch, Senders, native_amount};
 pub use served_network::{Health, ServedNetwork, ServedNetworkParts};
 pub use supervisor::{EngineFailed, FailingTask, Supervisor, Task};
 pub use suspensions::Suspensions;

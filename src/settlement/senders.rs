@@ -92,6 +92,19 @@ impl Senders {
         }
     }
 
+    /// What is known of each configured signer.
+    pub fn figures(&self) -> Vec<SenderFigures> {
+        let figures = self.configured.iter().map(|signer| {
+            let sender = self.of(*signer);
+            SenderFigures {
+                address: *signer,
+                balance: sender.balance,
+                is_stopped: sender.stopped.is_some(),
+            }
+        });
+        figures.collect()
+    }
+
     fn of(&self, signer: Address) -> Sender {
         self.known().get(&signer).cloned().unwrap_or_default()
     }
@@ -99,6 +112,16 @@ impl Senders {
     fn known(&self) -> MutexGuard<'_, HashMap<Address, Sender>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A signer, for monitoring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SenderFigures {
+    pub address: Address,
+    /// In wei, as it was last read.
+    pub balance: Option<U256>,
+    /// It takes no new payments until the operator resumes it.
+    pub is_stopped: bool,
 }
 
 /// Why a signer sends no new transaction.

@@ -18,6 +18,7 @@ use crate::settlement::{
     Approvals, Budgets, CannotSend, ChainView, Queue, Senders, Suspensions, Waiters,
 };
 use crate::telemetry::causes;
+use crate::telemetry::metrics::NetworkMetrics;
 use crate::timing::Timing;
 
 /// Maximum fee of simulations, in wei per gas: above that of any block.
@@ -44,6 +45,7 @@ pub struct ServedNetworkParts {
     /// Limits on gas prices and gas.
     pub fees: FeePolicy,
     pub waiters: Waiters,
+    pub metrics: NetworkMetrics,
     /// Accounts whose transactions settle the payments of this network.
     pub signers: Vec<Address>,
     /// Most payments that wait in memory for a lane.
@@ -77,6 +79,7 @@ pub struct ServedNetwork {
     /// The operator's settings for this network.
     pub policy: NetworkPolicy,
     pub waiters: Waiters,
+    pub metrics: NetworkMetrics,
     /// Head and receipts as the watch has read them.
     pub view: ChainView,
     signers: usize,
@@ -183,6 +186,7 @@ impl ServedNetwork {
             multicall: AtomicBool::new(true),
             has_data_fee: AtomicBool::new(false),
             waiters: parts.waiters,
+            metrics: parts.metrics,
             view: ChainView::default(),
             signers: parts.signers.len(),
             unconfigured: AtomicUsize::new(0),

@@ -77,7 +77,13 @@ async fn assert_no_operator(world: &World, proxy: SocketAddr) {
     let purchase = Purchase::new(&world.payer().await, PAYEE, 5);
     let settled = world.facilitator.settle(&purchase.body()).await;
     assert!(settled.succeeded(), "{settled:?}");
-    for path in ["/payments", "/payments?format=csv", "/signers", "/stats"] {
+    for path in [
+        "/payments",
+        "/payments?format=csv",
+        "/signers",
+        "/stats",
+        "/metrics",
+    ] {
         let request = from(1).get(format!("http://{proxy}{path}"));
         let answer = request.header("host", PUBLIC_NAME).send().await.unwrap();
         assert_eq!(answer.status(), 401, "{path}");
@@ -249,7 +255,13 @@ async fn operator_is_a_program_on_this_machine_and_no_page() {
         ),
         (vec![("cf-ray", "1".to_owned())], 401),
     ] {
-        for path in ["/payments", "/payments?format=csv", "/signers", "/stats"] {
+        for path in [
+            "/payments",
+            "/payments?format=csv",
+            "/signers",
+            "/stats",
+            "/metrics",
+        ] {
             let mut request = client.get(format!("{url}{path}"));
             for (name, value) in &headers {
                 request = request.header(*name, value);

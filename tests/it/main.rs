@@ -100,6 +100,8 @@ mod lost_sends;
 #[cfg(test)]
 mod malformed_bodies;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod misbehaving_tokens;
 #[cfg(test)]
 mod missed_reorgs;

@@ -26,7 +26,10 @@ fn note_at(refusals: &Refusals, now: Instant, number: usize, message: &str) {
 }
 
 fn refusals() -> Refusals {
-    Refusals::new(Arc::new(SystemClock))
+    Refusals::new(
+        Arc::new(SystemClock),
+        crate::telemetry::metrics::Metrics::new(std::iter::empty()),
+    )
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::batch::{BatchContext, PrepareError, SignedBatch};
 use super::batch_plan::BatchPlan;
 use super::simulation::{Simulated, SimulatedBatch, simulate, simulate_batch};
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane, PAUSE};
+use crate::ledger::PendingTransaction;
 use crate::payment::PaymentId;
 use crate::settlement::ChainTick;
 use crate::settlement::failpoint::panic_if_asked;
@@ -20,6 +21,7 @@ use crate::settlement::gas::GasRule;
 use crate::settlement::supervisor::report_panic;
 use crate::settlement::{Queued, ServedNetwork};
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Step;
 
 /// Rounds of simulation that run at once: the next one is prepared while the chain simulates the first.
 const SIMULATIONS_MAX: usize = 2;
@@ -160,6 +162,7 @@ impl Lane {
         match written {
             Ok(SignedBatch::Recorded(transaction, ran)) => {
                 owned.lease.next_nonce += 1;
+                self.log_sent(&transaction);
                 owned.open.push_back(OpenTransaction {
                     ran,
                     ..OpenTransaction::new(transaction, Instant::now())
@@ -178,6 +181,17 @@ impl Lane {
             }
             Ok(SignedBatch::LaneLost) => Err(LaneLost),
             Err(error) => owned.back_off(&error),
+        }
+    }
+}
+
+impl Lane {
+    fn log_sent(&self, transaction: &PendingTransaction) {
+        let hash = transaction.attempts.first();
+        let hash = hash.map(|(hash, _)| tracing::field::display(*hash));
+        for payment in &transaction.payments {
+            self.served.metrics.count(Step::Sent);
+            tracing::info!(payment = %payment.id, network = %self.id.network, payer = %payment.terms.from, signer = %self.id.signer, transaction = hash, "payment sent");
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::chain::{Head, Receipt, RpcError};
 use crate::ledger::{BlockRef, MinedTransaction, PendingTransaction, TransferredPayment};
 use crate::settlement::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
-use crate::telemetry::causes;
+use crate::telemetry::{causes, metrics};
 
 /// Result of the search for a transaction's receipt.
 #[derive(Debug)]
@@ -183,8 +183,20 @@ impl Lane {
         if mined.transferred.iter().any(|row| !row.confirmed) {
             self.served.note_unconfirmed();
         }
+        self.log_settled(&open, &mined);
         let moved = mined.transferred.iter().map(|row| row.payment);
         self.served.waiters.wake(moved);
+    }
+
+    /// Counts and logs the payments that have all their confirmations with this block; the watch does it for the others.
+    fn log_settled(&self, open: &OpenTransaction, mined: &MinedTransaction) {
+        for row in mined.transferred.iter().filter(|row| row.confirmed) {
+            self.served.metrics.count(metrics::Step::Settled);
+            let mut payments = open.transaction.payments.iter();
+            let payer = payments.find(|payment| payment.id == row.payment);
+            let payer = payer.map(|payment| tracing::field::display(payment.terms.from));
+            tracing::info!(payment = %row.payment, network = %self.id.network, payer, signer = %self.id.signer, transaction = %mined.hash, "payment settled");
+        }
     }
 
     async fn mined_transaction(

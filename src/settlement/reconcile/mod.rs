@@ -22,6 +22,7 @@ use crate::payment::{Location, Payment, PaymentId};
 use crate::protocol::Rejection;
 use crate::settlement::{DependencyError, ServedNetwork};
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Step;
 use expired::refuse_expired;
 use undecided::{is_confirmed, verdict};
 use wasted::{Found, wasteful};
@@ -215,6 +216,10 @@ fn announce(served: &ServedNetwork, row: &Undecided, verdict: &Verdict) {
     let id = row.payment.id;
     served.suspensions.end_turn(id);
     tracing::warn!(payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
+    if let Verdict::Fail(rejection) = verdict {
+        served.metrics.count(Step::Failed);
+        tracing::info!(payment = %id, network = %served.policy.network, payer = %row.payment.terms.from, transaction = %row.hash, code = rejection.reason.code(), "payment failed");
+    }
     if matches!(
         verdict,
         Verdict::Transferred {

@@ -17,6 +17,7 @@ use crate::ledger::{LedgerError, RolledBack};
 use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::panic_if_asked;
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Step;
 
 /// How often to look for a block while nothing is in flight: often enough for current fees and block time.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -241,6 +242,10 @@ impl Watch {
                 if waiting {
                     self.served.note_unconfirmed();
                 }
+                for payment in &settled {
+                    self.served.metrics.count(Step::Settled);
+                    tracing::info!(%payment, network = %self.served.policy.network, "payment settled");
+                }
                 self.served.waiters.wake(settled);
             }
             Err(error) => {
@@ -257,6 +262,7 @@ impl Watch {
     async fn roll_back(&self, removed: &[B256], lowest: u64) -> Result<(), LedgerError> {
         let network = self.served.policy.network;
         self.served.view.remove_blocks(removed);
+        self.served.metrics.reorged(removed.len());
         let rolled_back = self.served.ledger.roll_back(network, removed, lowest);
         let RolledBack {
             transactions,

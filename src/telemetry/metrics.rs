@@ -1,0 +1,242 @@
+//! Counters and histograms of this process, in the text format of Prometheus.
+//!
+//! Every series is made at the start, so that counting is one atomic addition. Labels come from networks that are configured and from codes
+//! of this program, never from a request.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+/// Upper bounds of the buckets of durations, in seconds.
+const SECONDS: [f64; 12] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+/// The label of a code that this version does not know.
+const OTHER: &str = "other";
+
+type Labels = Vec<(&'static str, String)>;
+
+/// A step of a payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It is in the ledger, and will be sent.
+    Accepted,
+    /// The bytes of its transaction are committed.
+    Sent,
+    /// Its transfer has the confirmations.
+    Settled,
+    /// Success is answered to a request.
+    Granted,
+    /// Its transaction, or its authorization, moved no money and cannot any more.
+    Failed,
+}
+
+/// Counters of one network, resolved at the start. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct NetworkMetrics {
+    accepted: Counter,
+    sent: Counter,
+    settled: Counter,
+    granted: Counter,
+    failed: Counter,
+    reorged_blocks: Counter,
+}
+
+impl NetworkMetrics {
+    /// Counts a payment.
+    pub fn count(&self, step: Step) {
+        match step {
+            Step::Accepted => &self.accepted,
+            Step::Sent => &self.sent,
+            Step::Settled => &self.settled,
+            Step::Granted => &self.granted,
+            Step::Failed => &self.failed,
+        }
+        .inc();
+    }
+
+    /// Counts blocks that were orphaned.
+    pub fn reorged(&self, blocks: usize) {
+        self.reorged_blocks
+            .inc_by(u64::try_from(blocks).unwrap_or(u64::MAX));
+    }
+}
+
+/// What this process has counted since its start. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    payments: Family<Labels, Counter>,
+    reorged_blocks: Family<Labels, Counter>,
+    refusals: HashMap<&'static str, Counter>,
+    verify_seconds: Histogram,
+    settle_seconds: Histogram,
+}
+
+impl Metrics {
+    /// `codes`: every code with which this version refuses.
+    pub fn new(codes: impl Iterator<Item = &'static str>) -> Self {
+        let mut registry = Registry::with_prefix("x402d");
+        let build: Family<Labels, Gauge> = Family::default();
+        let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+        build.get_or_create(&version).set(1);
+        registry.register("build_info", "The version of this process", build);
+        let payments: Family<Labels, Counter> = Family::default();
+        registry.register(
+            "payments",
+            "Payments that this process took through a step: accepted, sent, settled, granted, failed",
+            payments.clone(),
+        );
+        let reorged_blocks: Family<Labels, Counter> = Family::default();
+        registry.register(
+            "reorged_blocks",
+            "Orphaned blocks that had been read",
+            reorged_blocks.clone(),
+        );
+        let by_code: Family<Labels, Counter> = Family::default();
+        let refusals = codes.chain([OTHER]).map(|code| {
+            let labels = vec![("code", code.to_owned())];
+            (code, by_code.get_or_create_owned(&labels))
+        });
+        let refusals = refusals.collect();
+        registry.register("refusals", "Requests that were refused, by code", by_code);
+        let verify_seconds = Histogram::new(SECONDS);
+        registry.register(
+            "verify_seconds",
+            "How long verifies took",
+            verify_seconds.clone(),
+        );
+        let settle_seconds = Histogram::new(SECONDS);
+        registry.register(
+            "settle_seconds",
+            "How long settles took, with the wait for the chain",
+            settle_seconds.clone(),
+        );
+        Self(Arc::new(Inner {
+            registry,
+            payments,
+            reorged_blocks,
+            refusals,
+            verify_seconds,
+            settle_seconds,
+        }))
+    }
+
+    /// The counters of a network. Made once, at the start.
+    pub fn of_network(&self, network: &str) -> NetworkMetrics {
+        let label = || ("network", network.to_owned());
+        let step = |step: &str| {
+            let labels = vec![label(), ("outcome", step.to_owned())];
+            self.0.payments.get_or_create_owned(&labels)
+        };
+        NetworkMetrics {
+            accepted: step("accepted"),
+            sent: step("sent"),
+            settled: step("settled"),
+            granted: step("granted"),
+            failed: step("failed"),
+            reorged_blocks: self.0.reorged_blocks.get_or_create_owned(&vec![label()]),
+        }
+    }
+
+    /// Counts a refused request.
+    pub fn refused(&self, code: &'static str) {
+        let refusals = &self.0.refusals;
+        if let Some(counter) = refusals.get(code).or_else(|| refusals.get(OTHER)) {
+            counter.inc();
+        }
+    }
+
+    /// Records how long a verify took.
+    pub fn verified(&self, took: Duration) {
+        self.0.verify_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Records how long a settle took.
+    pub fn settled(&self, took: Duration) {
+        self.0.settle_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Everything that was counted, and `gauges`.
+    pub fn text(&self, gauges: Gauges) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &self.0.registry)?;
+        let mut registry = Registry::with_prefix("x402d");
+        for (name, help, family) in gauges.0 {
+            registry.register(name, help, family);
+        }
+        prometheus_text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+/// Values that are read when they are asked for.
+#[derive(Debug, Default)]
+pub struct Gauges(Vec<(&'static str, &'static str, ValuesByLabel)>);
+
+type ValuesByLabel = Family<Labels, Gauge<f64, AtomicU64>>;
+
+impl Gauges {
+    /// Adds a value. The labels of a name are always the same.
+    pub fn set(&mut self, name: &'static str, help: &'static str, labels: &Labels, value: f64) {
+        let known = self.0.iter().find(|(known, ..)| *known == name);
+        if let Some((.., family)) = known {
+            family.get_or_create(labels).set(value);
+            return;
+        }
+        let family = ValuesByLabel::default();
+        family.get_or_create(labels).set(value);
+        self.0.push((name, help, family));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_code_is_counted_without_a_label_of_its_own() {
+        let metrics = Metrics::new(["known"].into_iter());
+        metrics.refused("known");
+        metrics.refused("made_up");
+        let text = metrics.text(Gauges::default()).unwrap();
+        assert!(
+            text.contains("x402d_refusals_total{code=\"known\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("x402d_refusals_total{code=\"other\"} 1"),
+            "{text}"
+        );
+        assert!(!text.contains("made_up"), "{text}");
+    }
+
+    #[test]
+    fn gauges_of_one_name_share_a_head() {
+        let mut gauges = Gauges::default();
+        for network in ["a", "b"] {
+            gauges.set("queue", "Help", &vec![("network", network.to_owned())], 2.0);
+        }
+        let text = Metrics::new(std::iter::empty()).text(gauges).unwrap();
+        assert_eq!(
+            text.matches("# TYPE x402d_queue gauge").count(),
+            1,
+            "{text}"
+        );
+        assert!(text.contains("x402d_queue{network=\"b\"} 2"), "{text}");
+    }
+}

@@ -215,7 +215,7 @@ mod tests {
             let (stripped, found) = without_password(url).unwrap();
             assert_eq!((stripped.as_str(), found.as_deref()), (without, password));
         }
-        let error = without_password("a:secret@h/d d").unwrap_err();
+        let error = without_password("postgres://a:secret@h:port/d").unwrap_err();
         assert!(!error.to_string().contains("secret"));
     }
 }

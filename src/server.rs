@@ -2,6 +2,7 @@
 
 mod callers;
 mod descriptors;
+mod events;
 mod problem;
 
 use std::net::SocketAddr;
@@ -91,14 +92,13 @@ impl Service {
         callers::follow_deny_list(&supervisor, &stopped, &gate);
         let access = callers::access(config, &ledger).await?;
         callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
-        let refusals = callers::keep_refusals(&supervisor, &stopped, &ledger);
         let facilitator = Facilitator {
             access,
             gate,
             looks: Looks::default(),
             used_nonces: UsedNonces::default(),
             ledger: ledger.clone(),
-            refusals,
+            refusals: callers::keep_refusals(&supervisor, &stopped, &ledger),
             served_networks: served_networks.into(),
             signers,
             waiters,
@@ -118,6 +118,7 @@ impl Service {
             admin_token: config.admin_token.clone().map(Arc::new),
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),
+            events: events::keep(&supervisor, &stopped, &ledger).await?,
             supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;

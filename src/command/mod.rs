@@ -6,6 +6,7 @@ mod database;
 mod demo;
 mod dev;
 mod doctor;
+mod events;
 mod finding;
 mod keys;
 mod migrate;
@@ -56,6 +57,8 @@ enum Command {
     Doctor(doctor::DoctorOptions),
     /// List the signers, pause or drain one, and resume one that is paused or stopped.
     Signers(signers::SignersOptions),
+    /// Show what happened to payments, signers, networks, budgets and keys, and with --follow what happens.
+    Events(events::EventsOptions),
     /// List, show and export payments, and release one from quarantine.
     Payments(payments::PaymentsOptions),
     /// Print what a shell needs to complete the commands of x402d.
@@ -116,6 +119,7 @@ pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
         Command::Status(options) => return status::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
         Command::Signers(options) => signers::run(options).await,
+        Command::Events(options) => events::run(options).await,
         Command::Payments(options) => payments::run(options).await,
         Command::Completions { shell } => {
             print_completions(shell);

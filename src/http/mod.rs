@@ -11,6 +11,7 @@ mod client;
 mod connection;
 mod deadline;
 mod error;
+mod events;
 mod health;
 mod openapi;
 mod operator;
@@ -51,6 +52,7 @@ use crate::settlement::Supervisor;
 
 pub use caller::Refused;
 pub use error::Problem;
+pub use events::{EventFeed, EventView};
 pub use health::LastReadiness;
 pub use openapi::specification;
 pub use payments::write_cell;
@@ -71,6 +73,8 @@ pub struct AppState {
     /// The longest body that is read, in bytes.
     pub body_bytes_max: usize,
     pub readiness: LastReadiness,
+    /// Passes new events to streams.
+    pub events: EventFeed,
     /// Knows which tasks of the engine have failed.
     pub supervisor: Supervisor,
 }
@@ -162,6 +166,7 @@ fn operators() -> OpenApiRouter<AppState> {
         .routes(routes!(payments::of_transaction))
         .routes(routes!(payments::stats::stats))
         .routes(routes!(refusals::list))
+        .routes(routes!(events::list))
         .routes(routes!(signers::signers))
         .routes(routes!(health::readyz))
 }

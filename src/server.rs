@@ -398,18 +398,15 @@ fn run_process(
     stopped: &CancellationToken,
     (ledger, served_networks, waiters): (&Ledger, &[Arc<ServedNetwork>], &Waiters),
 ) {
-    let (stop, handle, served_networks) =
-        (stopped.clone(), ledger.clone(), served_networks.to_vec());
+    let (stop, handle, networks) = (stopped.clone(), ledger.clone(), served_networks.to_vec());
     supervisor.keep_running(Task::of_process("heartbeat"), move || {
-        Some(until(
-            &stop,
-            heartbeat(handle.clone(), served_networks.clone()),
-        ))
+        Some(until(&stop, heartbeat(handle.clone(), networks.clone())))
     });
     let (stop, handle, waiters) = (stopped.clone(), ledger.clone(), waiters.clone());
     supervisor.keep_running(Task::of_process("waiters"), move || {
         Some(until(&stop, waiters.clone().poll_ledger(handle.clone())))
     });
+    events::keep_levels(supervisor, stopped, (ledger, served_networks));
     let (stop, handle) = (stopped.clone(), ledger.clone());
     supervisor.keep_running(Task::of_process("sessions"), move || {
         Some(until(&stop, delete_unpaid_sessions(handle.clone())))

@@ -25,6 +25,7 @@ mod groups;
 mod history;
 mod keys;
 mod lanes;
+mod levels;
 mod migrate;
 mod outbox;
 mod pauses;

@@ -1,12 +1,14 @@
 //! Keeps the feed of events: reads it for the streams of this process, and deletes old ones.
 
+use std::sync::Arc;
+
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{FORGET_INTERVAL, StartError, until};
 use crate::http::EventFeed;
 use crate::ledger::Ledger;
-use crate::settlement::{Supervisor, Task};
+use crate::settlement::{Levels, ServedNetwork, Supervisor, Task};
 use crate::telemetry::causes;
 
 /// Begins to read new events for the streams of this process.
@@ -32,6 +34,19 @@ pub(super) async fn keep(
         Some(until(&stop, forget(handle.clone())))
     });
     Ok(feed)
+}
+
+/// Has changes of balances, networks and budgets told.
+pub(super) fn keep_levels(
+    supervisor: &Supervisor,
+    stopped: &CancellationToken,
+    (ledger, served_networks): (&Ledger, &[Arc<ServedNetwork>]),
+) {
+    let (stop, ledger, networks) = (stopped.clone(), ledger.clone(), served_networks.to_vec());
+    supervisor.keep_running(Task::of_process("levels"), move || {
+        let levels = Levels::new(ledger.clone(), networks.clone());
+        Some(until(&stop, levels.run()))
+    });
 }
 
 /// Deletes old events, a group at a time.

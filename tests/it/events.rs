@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use alloy::primitives::Address;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::callers::{BOTH, keys_only, verdict};
-use crate::support::{Answer, Caller, Chain, Purchase, World, eventually};
+use crate::support::{Answer, Caller, Chain, Fault, Purchase, Setup, World, eventually};
 
 const PAYEE: Address = Address::repeat_byte(0x5f);
 const OTHER: Address = Address::repeat_byte(0x6e);
@@ -180,6 +180,42 @@ async fn signer_that_is_paused_and_resumed_is_told() {
     assert_eq!(types(&events), ["signer.paused", "signer.resumed"]);
     assert!(
         events.iter().all(|event| event["signer"] == signer),
+        "{events:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_signer_and_unreachable_network_are_told_once_by_two_processes() {
+    let world = Setup::default().shortened().build().await;
+    let _replica = world.replica().await;
+    let signer = Chain::signers(1)[0].address.to_checksum(None);
+    let set_balance = async |wei: &str| {
+        world
+            .chain
+            .call("anvil_setBalance", json!([signer, wei]))
+            .await;
+    };
+    set_balance("0x0").await;
+    told(&world.facilitator, "&types=signer.empty", 1).await;
+    set_balance("0x8ac7230489e80000").await;
+    world.proxy.all(Fault::Unavailable);
+    told(&world.facilitator, "&types=network.down", 1).await;
+    world.proxy.all(Fault::None);
+    let events = told(
+        &world.facilitator,
+        "&types=signer.empty,signer.low,network.*",
+        3,
+    )
+    .await;
+    assert_eq!(
+        types(&events),
+        ["signer.empty", "network.down", "network.up"]
+    );
+    assert_eq!(events[0]["signer"], signer);
+    assert!(
+        events
+            .iter()
+            .all(|event| event["network"] == "eip155:84532"),
         "{events:?}"
     );
 }

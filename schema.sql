@@ -5,6 +5,50 @@ CREATE FUNCTION public.keys_are_addresses(list bytea[]) RETURNS boolean
     select coalesce(bool_and(octet_length(one) = 20), true) from unnest(list) as one
 $$;
 
+CREATE FUNCTION public.keys_tell() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    insert into events (kind, subject) values (case when tg_op = 'INSERT' then 'key.created' else 'key.revoked' end, new.id);
+    return null;
+end
+$$;
+
+CREATE FUNCTION public.lanes_tell() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if new.stopped_reason is not null and old.stopped_reason is null then
+        insert into events (kind, network, signer, reason) values ('signer.stopped', new.network, new.signer, new.stopped_reason);
+    end if;
+    if new.paused_at is not null and (old.paused_at is null or old.draining <> new.draining) then
+        insert into events (kind, network, signer, reason)
+        values ('signer.paused', new.network, new.signer, case when new.draining then 'draining' else 'paused' end);
+    end if;
+    if new.stopped_reason is null and new.paused_at is null then
+        insert into events (kind, network, signer) values ('signer.resumed', new.network, new.signer);
+    end if;
+    return null;
+end
+$$;
+
+CREATE FUNCTION public.levels_tell() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    -- What is well from the start is no news, and a balance that is well again is none either.
+    if new.level <> 'good' and not (tg_op = 'INSERT' and new.level = 'up') then
+        insert into events (kind, network, signer, subject)
+        values (
+            new.topic || '.' || new.level, new.network,
+            case when new.topic = 'signer' then decode(substr(new.subject, 3), 'hex') end,
+            case when new.topic = 'budget' then new.subject end
+        );
+    end if;
+    return null;
+end
+$$;
+
 CREATE FUNCTION public.payments_begin() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -127,22 +171,33 @@ COMMENT ON COLUMN public.attempts.broadcast_at IS 'time of the latest reply';
 
 CREATE TABLE public.events (
     id bigint NOT NULL,
-    payment_id uuid NOT NULL,
+    payment_id uuid DEFAULT '00000000-0000-0000-0000-000000000000'::uuid NOT NULL,
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     kind text NOT NULL,
     from_state text,
     to_state text,
     reason text,
     transaction_hash bytea,
-    CONSTRAINT events_kind_is_known CHECK ((kind = ANY (ARRAY['state'::text, 'granted'::text, 'answered'::text, 'voided'::text, 'quarantined'::text, 'reorged'::text]))),
+    xact xid8 DEFAULT pg_current_xact_id(),
+    network text,
+    signer bytea,
+    subject text,
     CONSTRAINT events_state_kind_names_a_state CHECK (((kind = 'state'::text) = (to_state IS NOT NULL)))
 );
 
-COMMENT ON TABLE public.events IS 'what happened to a payment, in order';
+COMMENT ON TABLE public.events IS 'what happened to a payment, and to signers, networks, budgets and keys, in order';
 
-COMMENT ON COLUMN public.events.kind IS 'state: a change of state; granted, answered, voided: its grant; quarantined; reorged';
+COMMENT ON COLUMN public.events.payment_id IS 'the nil UUID: it concerns no payment';
+
+COMMENT ON COLUMN public.events.kind IS 'state: a change of state; granted, answered, voided: its grant; quarantined; reorged; with a dot: the type as readers see it';
 
 COMMENT ON COLUMN public.events.reason IS 'code of a refusal or failure; for a grant the id of the request';
+
+COMMENT ON COLUMN public.events.xact IS 'transaction that wrote it: with the id the order of the feed; null: from before there was one';
+
+COMMENT ON COLUMN public.events.network IS 'CAIP-2, where it concerns no payment';
+
+COMMENT ON COLUMN public.events.subject IS 'what it concerns besides: the id of a key, or the subject of a budget';
 
 ALTER TABLE public.events ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.events_id_seq
@@ -339,6 +394,23 @@ COMMENT ON COLUMN public.lanes.reopened IS 'counts how often a reorg reopened tr
 COMMENT ON COLUMN public.lanes.paused_at IS 'since when the operator wants no new payments for it; null: not paused. What it has sent is still followed';
 
 COMMENT ON COLUMN public.lanes.draining IS 'the lane still sends what is queued; without it a paused lane writes no new nonce';
+
+CREATE TABLE public.levels (
+    topic text NOT NULL,
+    network text NOT NULL,
+    subject text NOT NULL,
+    level text NOT NULL,
+    since timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT levels_level_is_known CHECK ((level = ANY (ARRAY['good'::text, 'up'::text, 'low'::text, 'empty'::text, 'exhausted'::text, 'down'::text]))),
+    CONSTRAINT levels_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)),
+    CONSTRAINT levels_topic_is_known CHECK ((topic = ANY (ARRAY['signer'::text, 'network'::text, 'budget'::text])))
+);
+
+COMMENT ON TABLE public.levels IS 'the last known level of a signer''s balance, a network and a gas budget';
+
+COMMENT ON COLUMN public.levels.subject IS 'address of the signer; scope and subject of the budget; empty for a network';
+
+COMMENT ON COLUMN public.levels.level IS 'good, low, empty: a signer; up, down: a network; good, low, exhausted: a budget';
 
 CREATE TABLE public.networks (
     network text NOT NULL,
@@ -789,8 +861,20 @@ ALTER TABLE ONLY public.attempts
 ALTER TABLE ONLY public.attempts
     ADD CONSTRAINT attempts_pkey PRIMARY KEY (hash);
 
+ALTER TABLE public.events
+    ADD CONSTRAINT events_kind_is_known CHECK ((kind = ANY (ARRAY['state'::text, 'granted'::text, 'answered'::text, 'voided'::text, 'quarantined'::text, 'reorged'::text, 'signer.low'::text, 'signer.empty'::text, 'signer.stopped'::text, 'signer.paused'::text, 'signer.resumed'::text, 'network.down'::text, 'network.up'::text, 'budget.low'::text, 'budget.exhausted'::text, 'key.created'::text, 'key.revoked'::text]))) NOT VALID;
+
+ALTER TABLE public.events
+    ADD CONSTRAINT events_network_is_caip2 CHECK ((network ~ '^eip155:[1-9][0-9]*$'::text)) NOT VALID;
+
+ALTER TABLE public.events
+    ADD CONSTRAINT events_of_no_payment_have_the_nil_id CHECK (((payment_id = '00000000-0000-0000-0000-000000000000'::uuid) = (kind ~~ '%.%'::text))) NOT VALID;
+
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (payment_id, id);
+
+ALTER TABLE public.events
+    ADD CONSTRAINT events_signer_has_20_bytes CHECK ((octet_length(signer) = 20)) NOT VALID;
 
 ALTER TABLE ONLY public.foreign_nonces
     ADD CONSTRAINT foreign_nonces_pkey PRIMARY KEY (network, signer, nonce);
@@ -812,6 +896,9 @@ ALTER TABLE ONLY public.keys
 
 ALTER TABLE ONLY public.lanes
     ADD CONSTRAINT lanes_pkey PRIMARY KEY (network, signer);
+
+ALTER TABLE ONLY public.levels
+    ADD CONSTRAINT levels_pkey PRIMARY KEY (topic, network, subject);
 
 ALTER TABLE ONLY public.networks
     ADD CONSTRAINT networks_pkey PRIMARY KEY (network);
@@ -866,6 +953,8 @@ ALTER TABLE ONLY public.transfers
 
 ALTER TABLE ONLY public.verify_leases
     ADD CONSTRAINT verify_leases_one_per_payment PRIMARY KEY (payment_id);
+
+CREATE INDEX events_in_order ON public.events USING btree (xact, id) WHERE (xact IS NOT NULL);
 
 CREATE INDEX foreign_nonces_recent ON public.foreign_nonces USING btree (network, signer, found_at);
 
@@ -922,6 +1011,14 @@ CREATE INDEX transactions_by_block ON public.transactions USING btree (network, 
 CREATE INDEX transactions_unmined ON public.transactions USING btree (network, signer, nonce) WHERE (state = 'signed'::text);
 
 CREATE STATISTICS public.payments_columns_go_together (dependencies, mcv) ON network, asset, payee, state FROM public.payments;
+
+CREATE TRIGGER keys_every_creation_is_recorded AFTER INSERT ON public.keys FOR EACH ROW EXECUTE FUNCTION public.keys_tell();
+
+CREATE TRIGGER keys_every_revocation_is_recorded AFTER UPDATE OF revoked_at ON public.keys FOR EACH ROW WHEN (((old.revoked_at IS NULL) AND (new.revoked_at IS NOT NULL))) EXECUTE FUNCTION public.keys_tell();
+
+CREATE TRIGGER lanes_every_stop_and_pause_is_recorded AFTER UPDATE OF stopped_reason, paused_at, draining ON public.lanes FOR EACH ROW WHEN ((((old.stopped_reason IS NULL) IS DISTINCT FROM (new.stopped_reason IS NULL)) OR ((old.paused_at IS NULL) IS DISTINCT FROM (new.paused_at IS NULL)) OR (old.draining IS DISTINCT FROM new.draining))) EXECUTE FUNCTION public.lanes_tell();
+
+CREATE TRIGGER levels_every_change_is_recorded AFTER INSERT OR UPDATE OF level ON public.levels FOR EACH ROW EXECUTE FUNCTION public.levels_tell();
 
 CREATE TRIGGER payments_every_beginning_is_recorded AFTER INSERT ON public.payments REFERENCING NEW TABLE AS begun FOR EACH STATEMENT EXECUTE FUNCTION public.payments_begin();
 

@@ -2,6 +2,7 @@
 
 mod callers;
 mod descriptors;
+mod events;
 mod problem;
 
 use std::net::SocketAddr;
@@ -113,6 +114,7 @@ impl Service {
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),
             backlog: LastBacklog::default(),
+            events: events::keep(&supervisor, &stopped, &ledger).await?,
             supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;
@@ -391,18 +393,15 @@ fn run_process(
     stopped: &CancellationToken,
     (ledger, served_networks, waiters): (&Ledger, &[Arc<ServedNetwork>], &Waiters),
 ) {
-    let (stop, handle, served_networks) =
-        (stopped.clone(), ledger.clone(), served_networks.to_vec());
+    let (stop, handle, networks) = (stopped.clone(), ledger.clone(), served_networks.to_vec());
     supervisor.keep_running(Task::of_process("heartbeat"), move || {
-        Some(until(
-            &stop,
-            heartbeat(handle.clone(), served_networks.clone()),
-        ))
+        Some(until(&stop, heartbeat(handle.clone(), networks.clone())))
     });
     let (stop, handle, waiters) = (stopped.clone(), ledger.clone(), waiters.clone());
     supervisor.keep_running(Task::of_process("waiters"), move || {
         Some(until(&stop, waiters.clone().poll_ledger(handle.clone())))
     });
+    events::keep_levels(supervisor, stopped, (ledger, served_networks));
     let (stop, handle) = (stopped.clone(), ledger.clone());
     supervisor.keep_running(Task::of_process("sessions"), move || {
         Some(until(&stop, delete_unpaid_sessions(handle.clone())))

@@ -7,6 +7,7 @@ mod database;
 mod demo;
 mod dev;
 mod doctor;
+mod events;
 mod finding;
 mod keys;
 mod migrate;
@@ -57,6 +58,8 @@ enum Command {
     Doctor(doctor::DoctorOptions),
     /// List the signers, pause or drain one, and resume one that is paused or stopped.
     Signers(signers::SignersOptions),
+    /// Show what happened to payments, signers, networks, budgets and keys, and with --follow what happens.
+    Events(events::EventsOptions),
     /// List, show and export payments, and release one from quarantine.
     Payments(payments::PaymentsOptions),
     /// Print what a shell needs to complete the commands of x402d.
@@ -123,6 +126,7 @@ pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
         Command::Status(options) => return status::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
         Command::Signers(options) => signers::run(options).await,
+        Command::Events(options) => events::run(options).await,
         Command::Payments(options) => payments::run(options).await,
         Command::Completions { shell } => {
             print_completions(shell);

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use alloy::primitives::Address;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
-use crate::protocol::assets::{DefaultAsset, default_assets};
-use crate::protocol::{Amount, Network};
+use crate::protocol::Network;
 
 /// Rows with columns of equal width; the last one is not padded.
 pub(super) fn aligned(rows: &[Vec<String>]) -> String {
@@ -73,37 +71,6 @@ pub(super) fn parse_network(text: &str) -> Result<Network, String> {
     Network::from_name(text).ok_or_else(expected)
 }
 
-/// A token of the table.
-pub(super) fn known_token(network: Network, address: &str) -> Option<&'static DefaultAsset> {
-    let address: Address = address.parse().ok()?;
-    default_assets(network).find(|known| known.address == address)
-}
-
-/// An amount of a token, such as `0.01 USDC`; in atomic units for a token that is not in the table.
-pub(super) fn money(network: &str, token: &str, units: &str) -> String {
-    let known = network.parse().ok();
-    let known = known.and_then(|network| known_token(network, token));
-    match (known, units.parse()) {
-        (Some(known), Ok(amount)) => {
-            format!("{} {}", decimal(amount, known.decimals), known.symbol)
-        }
-        _ => format!("{units} units"),
-    }
-}
-
-/// An amount in whole tokens, without zeros at the end.
-pub(super) fn decimal(amount: Amount, decimals: u8) -> String {
-    let places = usize::from(decimals);
-    let digits = format!("{:0>width$}", amount.to_string(), width = places + 1);
-    let (whole, fraction) = digits.split_at(digits.len() - places);
-    let fraction = fraction.trim_end_matches('0');
-    if fraction.is_empty() {
-        whole.to_owned()
-    } else {
-        format!("{whole}.{fraction}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
@@ -114,27 +81,6 @@ mod tests {
     fn columns_of_a_table_are_aligned() {
         let rows = [row(["ID", "NAME", "X"]), row(["1", "größer", "y"])];
         assert_eq!(aligned(&rows), "ID  NAME    X\n1   größer  y");
-    }
-
-    #[test]
-    fn amounts_are_shown_in_whole_tokens() {
-        for (units, decimals, expected) in [
-            ("10000", 6, "0.01"),
-            ("0", 6, "0"),
-            ("1", 6, "0.000001"),
-            ("1000000", 6, "1"),
-            ("123456789", 6, "123.456789"),
-            ("42", 0, "42"),
-        ] {
-            assert_eq!(
-                decimal(units.parse().unwrap(), decimals),
-                expected,
-                "{units}"
-            );
-        }
-        let usdc = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
-        assert_eq!(money("eip155:84532", usdc, "10000"), "0.01 USDC");
-        assert_eq!(money("eip155:8453", usdc, "10000"), "10000 units");
     }
 
     #[test]

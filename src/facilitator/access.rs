@@ -111,6 +111,12 @@ impl Access {
         is_good.then(|| Arc::clone(&good.key)).ok_or_else(invalid)
     }
 
+    /// Whether a key that was good before still is, for answers that take long. A key that cannot be looked up now is not.
+    pub fn is_still_good(&self, id: KeyId) -> bool {
+        let (now, set) = (self.clock.now(), self.keys.current());
+        set.is_ok_and(|set| set.by_id.get(&id).is_some_and(|good| good.key.is_live(now)))
+    }
+
     /// Whether a key has made its holder the operator. From then on an address does not, also after the key was revoked or has expired.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod client;
 mod connection;
 mod deadline;
 mod error;
+mod events;
 mod health;
 mod metrics;
 mod openapi;
@@ -52,6 +53,7 @@ use crate::settlement::Supervisor;
 
 pub use caller::Refused;
 pub use error::Problem;
+pub use events::{EventFeed, EventView};
 pub use health::LastReadiness;
 pub use metrics::LastBacklog;
 pub use openapi::specification;
@@ -74,6 +76,8 @@ pub struct AppState {
     pub body_bytes_max: usize,
     pub readiness: LastReadiness,
     pub backlog: LastBacklog,
+    /// Passes new events to streams.
+    pub events: EventFeed,
     /// Knows which tasks of the engine have failed.
     pub supervisor: Supervisor,
 }
@@ -165,6 +169,7 @@ fn operators() -> OpenApiRouter<AppState> {
         .routes(routes!(payments::of_transaction))
         .routes(routes!(payments::stats::stats))
         .routes(routes!(refusals::list))
+        .routes(routes!(events::list))
         .routes(routes!(signers::signers))
         .routes(routes!(metrics::metrics))
         .routes(routes!(health::readyz))

@@ -95,6 +95,7 @@ mod tests {
         assert_eq!(
             paths,
             [
+                "/events",
                 "/healthz",
                 "/metrics",
                 "/payments",

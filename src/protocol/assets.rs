@@ -5,7 +5,7 @@ use std::fmt;
 use alloy::primitives::{Address, address};
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::Network;
+use crate::protocol::{Amount, Network};
 
 /// The contract that transfers the token: `extra.assetTransferMethod` of scheme `exact` on EVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -181,6 +181,40 @@ pub fn default_assets(network: Network) -> impl Iterator<Item = &'static Default
         .filter(move |asset| asset.chain_id == network.chain_id())
 }
 
+/// A token of the table.
+#[must_use]
+pub fn known_token(network: Network, address: &str) -> Option<&'static DefaultAsset> {
+    let address: Address = address.parse().ok()?;
+    default_assets(network).find(|known| known.address == address)
+}
+
+/// An amount of a token, such as `0.01 USDC`; in atomic units for a token that is not in the table.
+#[must_use]
+pub fn money(network: &str, token: &str, units: &str) -> String {
+    let known = network.parse().ok();
+    let known = known.and_then(|network| known_token(network, token));
+    match (known, units.parse()) {
+        (Some(known), Ok(amount)) => {
+            format!("{} {}", decimal(amount, known.decimals), known.symbol)
+        }
+        _ => format!("{units} units"),
+    }
+}
+
+/// An amount in whole tokens, without zeros at the end.
+#[must_use]
+pub fn decimal(amount: Amount, decimals: u8) -> String {
+    let places = usize::from(decimals);
+    let digits = format!("{:0>width$}", amount.to_string(), width = places + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - places);
+    let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() {
+        whole.to_owned()
+    } else {
+        format!("{whole}.{fraction}")
+    }
+}
+
 /// Whether the table lists the network as a test network; false for networks that are not in the table.
 pub fn is_test_network(network: Network) -> bool {
     network.is_test()
@@ -192,6 +226,27 @@ mod tests {
 
     use super::*;
     use crate::protocol::DomainSeparator;
+
+    #[test]
+    fn amounts_are_shown_in_whole_tokens() {
+        for (units, decimals, expected) in [
+            ("10000", 6, "0.01"),
+            ("0", 6, "0"),
+            ("1", 6, "0.000001"),
+            ("1000000", 6, "1"),
+            ("123456789", 6, "123.456789"),
+            ("42", 0, "42"),
+        ] {
+            assert_eq!(
+                decimal(units.parse().unwrap(), decimals),
+                expected,
+                "{units}"
+            );
+        }
+        let usdc = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
+        assert_eq!(money("eip155:84532", usdc, "10000"), "0.01 USDC");
+        assert_eq!(money("eip155:8453", usdc, "10000"), "10000 units");
+    }
 
     #[test]
     fn tokens_are_unique_and_their_chains_are_known() {

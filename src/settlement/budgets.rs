@@ -289,6 +289,26 @@ impl Budgets {
         subjects
     }
 
+    /// How much is left in the budgets of the network and of keys. Those of payees and payers are the matter of strangers.
+    pub(super) fn levels(&self, now: OffsetDateTime) -> Vec<(GasSubject, &'static str)> {
+        let limits = self.key_limits().clone();
+        let keys = limits
+            .into_iter()
+            .filter_map(|(id, limit)| Some((GasSubject::Key(id), limit?)));
+        let network = self.limits.wei_per_day;
+        let network = network.map(|limit| (GasSubject::Network, limit));
+        let watched = self.watched();
+        let level = |(subject, limit): (GasSubject, U256)| {
+            let level = match watched.get(&subject) {
+                Some(entry) if entry.is_spent && entry.closed_at(now).is_some() => "exhausted",
+                Some(entry) if entry.is_low(limit) => "low",
+                Some(_) | None => "good",
+            };
+            (subject, level)
+        };
+        network.into_iter().chain(keys).map(level).collect()
+    }
+
     fn key_limits(&self) -> MutexGuard<'_, HashMap<KeyId, Option<U256>>> {
         let limits = self.key_limits.lock();
         limits.unwrap_or_else(PoisonError::into_inner)

@@ -21,6 +21,8 @@ const DOUBLE_AFTER_MAX: Duration = Duration::from_hours(1);
 pub(super) const PAYMENT_GAS: u64 = 100_000;
 /// Below the gas of this many payments no new transaction is written: those in flight may need a fee bump.
 pub const GAS_RESERVE_PAYMENTS: u64 = 30;
+/// Fewer payments than the log warns from.
+pub const PAYMENTS_LOW: u64 = 300;
 
 /// Most that a payment with its own transaction costs, in wei.
 pub fn payment_cost(wei_per_gas: u128) -> U256 {

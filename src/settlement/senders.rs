@@ -201,6 +201,16 @@ impl ServedNetwork {
         Some(u64::try_from(left).unwrap_or(u64::MAX))
     }
 
+    /// How many payments the balance of a signer pays for; `None`: it is not known, or [`Self::payments_left`] is not.
+    pub(super) fn payments_left_of(&self, signer: Address) -> Option<u64> {
+        self.payments_left(self.senders.of(signer).balance?)
+    }
+
+    /// The signers of the configuration.
+    pub(super) fn signers(&self) -> &[Address] {
+        &self.senders.configured
+    }
+
     fn send_problem(&self, signer: Address) -> Option<SendProblem> {
         let sender = self.senders.of(signer);
         if let Some(why) = sender.stopped {

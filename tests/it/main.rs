@@ -43,6 +43,10 @@ mod edge_flood;
 #[cfg(test)]
 mod edge_proxies;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
+mod events_stream;
+#[cfg(test)]
 mod exactly_once;
 #[cfg(test)]
 mod failing_simulations;

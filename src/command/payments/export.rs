@@ -4,9 +4,10 @@ use std::io::{BufWriter, StdoutLock, Write};
 
 use super::view::{PaymentView, explorer_url, network_of};
 use crate::command::CommandError;
-use crate::command::shown::{clock_time, decimal, known_token};
+use crate::command::shown::clock_time;
 use crate::http::write_cell;
 use crate::ledger::{Entry, HistoryFilter, Ledger, Page};
+use crate::protocol::assets::{decimal, known_token};
 
 /// Payments that are read at a time.
 const BATCH: u16 = 500;

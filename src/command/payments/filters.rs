@@ -7,10 +7,10 @@ use time::macros::format_description;
 use time::{Date, OffsetDateTime, Time, UtcOffset};
 
 use crate::command::CommandError;
-use crate::command::shown::{known_token, parse_network};
+use crate::command::shown::parse_network;
 use crate::ledger::HistoryFilter;
 use crate::payment::PaymentState;
-use crate::protocol::assets::default_assets;
+use crate::protocol::assets::{default_assets, known_token};
 use crate::protocol::field::{parse_address, parse_hash};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;

@@ -5,9 +5,10 @@ use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
 use super::view::{PaymentView, explorer_url, network_of};
-use crate::command::shown::{aligned, clock_time, count, moment, money};
+use crate::command::shown::{aligned, clock_time, count, moment};
 use crate::ledger::{AttemptDetail, EntryDetail, Event};
 use crate::protocol::Network;
+use crate::protocol::assets::money;
 use crate::settlement::native_amount;
 
 pub(super) fn show(detail: &EntryDetail, json: bool) -> String {

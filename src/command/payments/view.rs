@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
-use crate::command::shown::{aligned, clock_time, moment, money, network_name, row};
+use crate::command::shown::{aligned, clock_time, moment, network_name, row};
 use crate::ledger::Entry;
 use crate::protocol::Network;
+use crate::protocol::assets::money;
 
 /// A payment, as `--json` has it; names as in the API.
 #[derive(Debug, Serialize)]

@@ -14,9 +14,8 @@ use crate::config::NetworkConfig;
 use crate::ledger::{GasSubject, LaneView, Ledger};
 use crate::protocol::response::checksummed;
 use crate::server::network_rpc;
+use crate::settlement::PAYMENTS_LOW;
 
-/// Fewer payments than the log warns from.
-const PAYMENTS_LOW: u64 = 300;
 /// A queued payment that waits longer is late.
 const QUEUED_LATE: Duration = Duration::from_mins(1);
 /// The part of a budget from which it is low, in percent.

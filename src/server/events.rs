@@ -1,0 +1,62 @@
+//! Keeps the feed of events: reads it for the streams of this process, and deletes old ones.
+
+use std::sync::Arc;
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::{FORGET_INTERVAL, StartError, until};
+use crate::http::EventFeed;
+use crate::ledger::Ledger;
+use crate::settlement::{Levels, ServedNetwork, Supervisor, Task};
+use crate::telemetry::causes;
+
+/// Begins to read new events for the streams of this process.
+pub(super) async fn keep(
+    supervisor: &Supervisor,
+    stopped: &CancellationToken,
+    ledger: &Ledger,
+) -> Result<EventFeed, StartError> {
+    let placed = ledger.place_restored_events().await?;
+    if placed > 0 {
+        tracing::warn!(
+            events = placed,
+            "events placed anew: the ledger was restored into another server, and readers of /events get them again"
+        );
+    }
+    let feed = EventFeed::default();
+    let (stop, handle, reading) = (stopped.clone(), ledger.clone(), feed.clone());
+    supervisor.keep_running(Task::of_process("events"), move || {
+        Some(until(&stop, reading.clone().run(handle.clone())))
+    });
+    let (stop, handle) = (stopped.clone(), ledger.clone());
+    supervisor.keep_running(Task::of_process("old events"), move || {
+        Some(until(&stop, forget(handle.clone())))
+    });
+    Ok(feed)
+}
+
+/// Has changes of balances, networks and budgets told.
+pub(super) fn keep_levels(
+    supervisor: &Supervisor,
+    stopped: &CancellationToken,
+    (ledger, served_networks): (&Ledger, &[Arc<ServedNetwork>]),
+) {
+    let (stop, ledger, networks) = (stopped.clone(), ledger.clone(), served_networks.to_vec());
+    supervisor.keep_running(Task::of_process("levels"), move || {
+        let levels = Levels::new(ledger.clone(), networks.clone());
+        Some(until(&stop, levels.run()))
+    });
+}
+
+/// Deletes old events, a group at a time.
+async fn forget(ledger: Ledger) {
+    let mut interval = tokio::time::interval(FORGET_INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if let Err(error) = ledger.forget_events().await {
+            tracing::warn!(error = causes(&error), "old events not deleted");
+        }
+    }
+}

@@ -855,6 +855,73 @@ COMMENT ON TABLE public.verify_leases IS 'short leases of /verify, ended by the 
 
 COMMENT ON COLUMN public.verify_leases.lease_until IS 'others may verify the payment after this time';
 
+CREATE TABLE public.webhook_deliveries (
+    id bigint NOT NULL,
+    receiver_id uuid NOT NULL,
+    event_id bigint,
+    payment_id uuid NOT NULL,
+    body text NOT NULL,
+    state text DEFAULT 'waiting'::text NOT NULL,
+    tries integer DEFAULT 0 NOT NULL,
+    next_try_at timestamp with time zone DEFAULT now() NOT NULL,
+    first_tried_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    status integer,
+    problem text,
+    CONSTRAINT webhook_deliveries_end_with_a_time CHECK (((state = 'waiting'::text) = (ended_at IS NULL))),
+    CONSTRAINT webhook_deliveries_state_is_known CHECK ((state = ANY (ARRAY['waiting'::text, 'delivered'::text, 'dead'::text])))
+);
+
+COMMENT ON TABLE public.webhook_deliveries IS 'what is sent to receivers, and what became of it';
+
+COMMENT ON COLUMN public.webhook_deliveries.event_id IS 'null: a test';
+
+COMMENT ON COLUMN public.webhook_deliveries.payment_id IS 'those of one payment are sent one after the other; the nil UUID: none';
+
+COMMENT ON COLUMN public.webhook_deliveries.state IS 'dead: given up after three days';
+
+COMMENT ON COLUMN public.webhook_deliveries.next_try_at IS 'a process that sends it moves this, so that no other does for a while';
+
+COMMENT ON COLUMN public.webhook_deliveries.status IS 'HTTP status of the last try';
+
+ALTER TABLE public.webhook_deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.webhook_deliveries_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.webhook_receivers (
+    id uuid NOT NULL,
+    url text NOT NULL,
+    types text NOT NULL,
+    payee bytea,
+    secret bytea NOT NULL,
+    may_be_private boolean NOT NULL,
+    position_xact xid8 NOT NULL,
+    position_id bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT webhook_receivers_payee_has_20_bytes CHECK ((octet_length(payee) = 20)),
+    CONSTRAINT webhook_receivers_secret_has_32_bytes CHECK ((octet_length(secret) = 32)),
+    CONSTRAINT webhook_receivers_types_are_short CHECK (((octet_length(types) >= 1) AND (octet_length(types) <= 1024))),
+    CONSTRAINT webhook_receivers_url_is_http CHECK (((url ~ '^https?://'::text) AND (octet_length(url) <= 2048)))
+);
+
+COMMENT ON TABLE public.webhook_receivers IS 'URLs that events are sent to';
+
+COMMENT ON COLUMN public.webhook_receivers.types IS 'names and groups of types, separated by commas';
+
+COMMENT ON COLUMN public.webhook_receivers.payee IS 'only payments to this payee; null: everything';
+
+COMMENT ON COLUMN public.webhook_receivers.secret IS 'key of the signatures; shown once, when the receiver is added';
+
+COMMENT ON COLUMN public.webhook_receivers.may_be_private IS 'its host may have an address that is not public';
+
+COMMENT ON COLUMN public.webhook_receivers.position_xact IS 'with position_id: the place in the feed up to which deliveries were written';
+
 ALTER TABLE ONLY public.attempts
     ADD CONSTRAINT attempts_in_sequence UNIQUE (transaction_id, sequence);
 
@@ -954,6 +1021,15 @@ ALTER TABLE ONLY public.transfers
 ALTER TABLE ONLY public.verify_leases
     ADD CONSTRAINT verify_leases_one_per_payment PRIMARY KEY (payment_id);
 
+ALTER TABLE ONLY public.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_one_per_event UNIQUE (receiver_id, event_id);
+
+ALTER TABLE ONLY public.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.webhook_receivers
+    ADD CONSTRAINT webhook_receivers_pkey PRIMARY KEY (id);
+
 CREATE INDEX events_in_order ON public.events USING btree (xact, id) WHERE (xact IS NOT NULL);
 
 CREATE INDEX foreign_nonces_recent ON public.foreign_nonces USING btree (network, signer, found_at);
@@ -1009,6 +1085,10 @@ CREATE UNIQUE INDEX transaction_payments_one_live_per_payment ON public.transact
 CREATE INDEX transactions_by_block ON public.transactions USING btree (network, block_number) WHERE (state = 'mined'::text);
 
 CREATE INDEX transactions_unmined ON public.transactions USING btree (network, signer, nonce) WHERE (state = 'signed'::text);
+
+CREATE INDEX webhook_deliveries_due ON public.webhook_deliveries USING btree (receiver_id, next_try_at) WHERE (state = 'waiting'::text);
+
+CREATE INDEX webhook_deliveries_waiting ON public.webhook_deliveries USING btree (receiver_id, payment_id, id) WHERE (state = 'waiting'::text);
 
 CREATE STATISTICS public.payments_columns_go_together (dependencies, mcv) ON network, asset, payee, state FROM public.payments;
 
@@ -1069,4 +1149,7 @@ ALTER TABLE ONLY public.transfers
 
 ALTER TABLE ONLY public.verify_leases
     ADD CONSTRAINT verify_leases_belong_to_a_payment FOREIGN KEY (payment_id) REFERENCES public.payments(id);
+
+ALTER TABLE ONLY public.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_of_a_receiver FOREIGN KEY (receiver_id) REFERENCES public.webhook_receivers(id) ON DELETE CASCADE;
 

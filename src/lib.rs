@@ -21,7 +21,7 @@
 //! A module may use the modules to its left; `tests/tidy.rs` fails when one uses another.
 //!
 //! ```text
-//! protocol ← payment ← { chain, ledger } ← settlement ← facilitator ← http ← server ← command
+//! protocol ← payment ← { chain, ledger } ← settlement ← facilitator ← http ← webhooks ← server ← command
 //!     ↖ buyer, seller                                             config ↗     embedded ↗
 //! ```
 //!
@@ -34,6 +34,7 @@
 //! | `settlement` | the engine: takes queued payments to the chain and records their results (`intake`, `lane`, `watch`, `reconcile`) |
 //! | `facilitator` | verify, settle, status, supported and sessions; decides which request is answered success, and notes what is refused |
 //! | `http` | routes, status codes, problem documents, the API specification |
+//! | `webhooks` | sends events to the operator's receivers |
 //! | `config`, `telemetry`, `server` | configuration; log output; start and stop |
 //! | `coalesce`, `clock`, `timing` | one round trip for several callers; the time; how long the engine waits |
 //! | `embedded` | a private Postgres and a local chain |
@@ -121,3 +122,5 @@ pub mod settlement;
 pub mod telemetry;
 #[cfg(feature = "server")]
 pub mod timing;
+#[cfg(feature = "server")]
+pub mod webhooks;

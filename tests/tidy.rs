@@ -27,10 +27,11 @@ const MODULES: &[(&str, &str)] = &[
         "http",
         "protocol payment chain ledger settlement clock facilitator telemetry",
     ),
+    ("webhooks", "clock ledger http buyer telemetry"),
     ("config", "protocol payment chain"),
     (
         "server",
-        "protocol payment chain ledger settlement clock facilitator http config telemetry",
+        "protocol payment chain ledger settlement clock facilitator http webhooks config telemetry",
     ),
     ("buyer", "protocol clock"),
     ("seller", "protocol clock"),

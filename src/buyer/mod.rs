@@ -21,7 +21,7 @@ mod exchange;
 mod fees;
 mod journal;
 mod purchase;
-mod reach;
+pub(crate) mod reach;
 mod scheme;
 mod session;
 mod signer;

@@ -29,11 +29,11 @@ impl Resolve for SystemResolver {
 }
 
 /// Resolves names to their public addresses alone.
-pub(super) struct PublicOnly(Arc<dyn Resolve>);
+pub(crate) struct PublicOnly(Arc<dyn Resolve>);
 
 impl PublicOnly {
     /// With the system's resolver.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(SystemResolver))
     }
 }
@@ -55,7 +55,7 @@ impl Resolve for PublicOnly {
 
 /// Whether the host of a URL is a name, or an address that may be reached. A client does not resolve addresses, so [`PublicOnly`] never sees
 /// them.
-pub(super) fn may_be_public(url: &Url) -> bool {
+pub(crate) fn may_be_public(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => is_public(address.into()),
         Some(Host::Ipv6(address)) => is_public(address.into()),

@@ -19,6 +19,7 @@ mod serve;
 mod shown;
 mod signers;
 mod status;
+mod webhooks;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -60,6 +61,8 @@ enum Command {
     Signers(signers::SignersOptions),
     /// Show what happened to payments, signers, networks, budgets and keys, and with --follow what happens.
     Events(events::EventsOptions),
+    /// Have events sent to URLs, signed by Standard Webhooks.
+    Webhooks(webhooks::WebhooksOptions),
     /// List, show and export payments, and release one from quarantine.
     Payments(payments::PaymentsOptions),
     /// Print what a shell needs to complete the commands of x402d.
@@ -127,6 +130,7 @@ pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
         Command::Doctor(options) => doctor::run(options).await,
         Command::Signers(options) => signers::run(options).await,
         Command::Events(options) => events::run(options).await,
+        Command::Webhooks(options) => webhooks::run(options).await,
         Command::Payments(options) => payments::run(options).await,
         Command::Completions { shell } => {
             print_completions(shell);

@@ -130,6 +130,23 @@ pub struct EventPosition {
     id: i64,
 }
 
+impl EventPosition {
+    /// The place in two columns. A transaction that cannot be read is the beginning.
+    pub(super) fn new(xact: &str, id: i64) -> Self {
+        xact.parse()
+            .map_or_else(|_| Self::default(), |xact| Self { xact, id })
+    }
+
+    /// The transaction, as a statement takes it.
+    pub(super) fn xact_text(&self) -> String {
+        self.xact.to_string()
+    }
+
+    pub(super) const fn id(&self) -> i64 {
+        self.id
+    }
+}
+
 impl fmt::Display for EventPosition {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}.{}", self.xact, self.id)

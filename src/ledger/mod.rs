@@ -42,6 +42,7 @@ mod suspensions;
 mod testing;
 mod transfers;
 mod undecided;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +85,7 @@ pub use stats::{Group, Grouping};
 pub use suspensions::{Suspension, Wasteful};
 pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
 pub use undecided::{Carried, Undecided, Verdict};
+pub use webhooks::{ClaimedDelivery, Delivery, Receiver, Tried};
 
 /// How long the core path may take to look up an absent authorization before the ledger is reported as unusable.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);

@@ -10,6 +10,7 @@ use crate::http::EventFeed;
 use crate::ledger::Ledger;
 use crate::settlement::{Levels, ServedNetwork, Supervisor, Task};
 use crate::telemetry::causes;
+use crate::webhooks::Webhooks;
 
 /// Begins to read new events for the streams of this process.
 pub(super) async fn keep(
@@ -25,6 +26,11 @@ pub(super) async fn keep(
         );
     }
     let feed = EventFeed::default();
+    let webhooks = Webhooks::new(ledger.clone()).map_err(StartError::Webhooks)?;
+    let stop = stopped.clone();
+    supervisor.keep_running(Task::of_process("webhooks"), move || {
+        Some(until(&stop, webhooks.clone().run()))
+    });
     let (stop, handle, reading) = (stopped.clone(), ledger.clone(), feed.clone());
     supervisor.keep_running(Task::of_process("events"), move || {
         Some(until(&stop, reading.clone().run(handle.clone())))
@@ -57,6 +63,9 @@ async fn forget(ledger: Ledger) {
         interval.tick().await;
         if let Err(error) = ledger.forget_events().await {
             tracing::warn!(error = causes(&error), "old events not deleted");
+        }
+        if let Err(error) = ledger.forget_deliveries().await {
+            tracing::warn!(error = causes(&error), "old deliveries not deleted");
         }
     }
 }

@@ -23,6 +23,8 @@ pub enum StartError {
         address: SocketAddr,
         cause: std::io::Error,
     },
+    #[error("webhooks cannot be sent: the TLS of this machine cannot be used: {0}")]
+    Webhooks(reqwest::Error),
     #[error(transparent)]
     Descriptors(#[from] TooFewDescriptors),
 }

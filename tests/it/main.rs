@@ -192,4 +192,6 @@ mod wallets;
 #[cfg(test)]
 mod wasted_gas;
 #[cfg(test)]
+mod webhooks;
+#[cfg(test)]
 mod wrong_clocks;

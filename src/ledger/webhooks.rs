@@ -1,0 +1,328 @@
+//! Webhooks: receivers of events, and deliveries to them. Each receiver has its place in the feed; behind it the deliveries are written by
+//! whichever process is first.
+
+use alloy::primitives::Address;
+use secrecy::{ExposeSecret as _, SecretSlice};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::events::{EventPosition, EventTypes, FeedEvent};
+use super::row::address;
+use super::{Ledger, LedgerError};
+
+/// Events that are made into deliveries at a time.
+const EVENTS_READ: u16 = 500;
+/// Rows that one statement deletes.
+const GROUP_MAX: i64 = 1000;
+/// So long no other process sends what this one has claimed; longer than a try takes.
+const CLAIM_SECONDS: f64 = 30.0;
+
+/// Where events are sent.
+#[derive(Debug)]
+pub struct Receiver {
+    pub id: Uuid,
+    pub url: String,
+    /// Names and groups of types.
+    pub types: String,
+    /// Only payments to this payee.
+    pub payee: Option<Address>,
+    pub secret: SecretSlice<u8>,
+    /// Its host may have an address that is not public.
+    pub may_be_private: bool,
+    pub created_at: OffsetDateTime,
+    /// Deliveries that wait, and that were given up.
+    pub waiting: i64,
+    pub dead: i64,
+}
+
+impl Receiver {
+    /// Whether an event is for this receiver.
+    fn is_told(&self, event: &FeedEvent) -> bool {
+        let types = self.types.parse::<EventTypes>();
+        let payee = event
+            .payment
+            .as_ref()
+            .and_then(|payment| payment.payee_address);
+        types.is_ok_and(|types| types.contains(event.kind))
+            && self.payee.is_none_or(|wanted| payee == Some(wanted))
+    }
+}
+
+/// A delivery that this process sends now.
+#[derive(Debug)]
+pub struct ClaimedDelivery {
+    pub id: i64,
+    /// `None`: a test.
+    pub event_id: Option<i64>,
+    pub body: String,
+    /// Number of tries with this one.
+    pub tries: i32,
+}
+
+/// What became of a try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tried {
+    /// The receiver has taken it.
+    Delivered { status: u16 },
+    Failed {
+        status: Option<u16>,
+        problem: String,
+    },
+}
+
+/// A delivery as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    pub id: i64,
+    pub receiver: Uuid,
+    pub event_id: Option<i64>,
+    pub state: String,
+    pub tries: i32,
+    pub next_try_at: OffsetDateTime,
+    pub created_at: OffsetDateTime,
+    pub status: Option<i32>,
+    pub problem: Option<String>,
+}
+
+impl Ledger {
+    /// Adds a receiver of what happens from now on.
+    pub async fn add_receiver(&self, new: &Receiver) -> Result<(), LedgerError> {
+        let place = self.event_place(0).await?;
+        sqlx::query!(
+            "insert into webhook_receivers (id, url, types, payee, secret, may_be_private, position_xact, position_id)
+            values ($1, $2, $3, $4, $5, $6, ($7::text)::xid8, $8)",
+            new.id,
+            new.url,
+            new.types,
+            new.payee.as_ref().map(|payee| payee.as_slice()),
+            new.secret.expose_secret(),
+            new.may_be_private,
+            place.xact_text(),
+            place.id(),
+        )
+        .execute(&self.history)
+        .await?;
+        Ok(())
+    }
+
+    /// All receivers, in order of their making.
+    pub async fn receivers(&self) -> Result<Vec<Receiver>, LedgerError> {
+        let rows = sqlx::query!(
+            r#"select id, url, types, payee, secret, may_be_private, created_at,
+                (select count(*) from webhook_deliveries d where d.receiver_id = r.id and d.state = 'waiting') as "waiting!",
+                (select count(*) from webhook_deliveries d where d.receiver_id = r.id and d.state = 'dead') as "dead!"
+            from webhook_receivers r order by created_at, id"#
+        )
+        .fetch_all(&self.history)
+        .await?;
+        let receivers = rows.into_iter().map(|row| Receiver {
+            id: row.id,
+            url: row.url,
+            types: row.types,
+            payee: row.payee.as_deref().and_then(address),
+            secret: row.secret.into(),
+            may_be_private: row.may_be_private,
+            created_at: row.created_at,
+            waiting: row.waiting,
+            dead: row.dead,
+        });
+        Ok(receivers.collect())
+    }
+
+    /// Removes a receiver with everything that waits for it. `false`: there is none.
+    pub async fn remove_receiver(&self, id: Uuid) -> Result<bool, LedgerError> {
+        let removed = sqlx::query!("delete from webhook_receivers where id = $1", id)
+            .execute(&self.history)
+            .await?;
+        Ok(removed.rows_affected() == 1)
+    }
+
+    /// Writes the deliveries of the events behind a receiver's place. `false`: there are no more of them now.
+    pub async fn write_deliveries(
+        &self,
+        receiver: &Receiver,
+        render: impl Fn(&FeedEvent) -> String,
+    ) -> Result<bool, LedgerError> {
+        let place = sqlx::query!(
+            r#"select position_xact::text as "xact!", position_id from webhook_receivers where id = $1"#,
+            receiver.id,
+        )
+        .fetch_optional(&self.history)
+        .await?;
+        let Some(place) = place else { return Ok(false) };
+        let after = EventPosition::new(&place.xact, place.position_id);
+        let (events, end, more) = match self.events_after(after, EVENTS_READ).await? {
+            Some(page) if page.end == after => return Ok(false),
+            Some(page) => (page.events, page.end, page.more),
+            None => {
+                tracing::error!(receiver = %receiver.id, "webhook: its place in the events is not there any more, because the ledger was restored; it gets what happens from now on, read /events for the rest");
+                (Vec::new(), self.event_place(0).await?, false)
+            }
+        };
+        let told: Vec<&FeedEvent> = events
+            .iter()
+            .filter(|event| receiver.is_told(event))
+            .collect();
+        let ids: Vec<i64> = told.iter().map(|event| event.id).collect();
+        let payments = told
+            .iter()
+            .map(|event| event.payment.as_ref().map(|payment| payment.id.0));
+        let payments: Vec<Uuid> = payments.map(Option::unwrap_or_default).collect();
+        let bodies: Vec<String> = told.iter().map(|event| render(event)).collect();
+        // Of several processes, one moves the place; the others write nothing.
+        sqlx::query!(
+            "with moved as (
+                update webhook_receivers set position_xact = ($2::text)::xid8, position_id = $3
+                where id = $1 and position_xact = ($4::text)::xid8 and position_id = $5
+                returning id
+            )
+            insert into webhook_deliveries (receiver_id, event_id, payment_id, body)
+            select moved.id, new.event_id, new.payment_id, new.body
+            from moved cross join unnest($6::bigint[], $7::uuid[], $8::text[]) with ordinality as new (event_id, payment_id, body, place)
+            order by new.place
+            on conflict on constraint webhook_deliveries_one_per_event do nothing",
+            receiver.id,
+            end.xact_text(),
+            end.id(),
+            after.xact_text(),
+            after.id(),
+            &ids,
+            &payments,
+            &bodies,
+        )
+        .execute(&self.history)
+        .await?;
+        Ok(more)
+    }
+
+    /// Takes deliveries that are due, for a while: of one payment the first that waits.
+    pub async fn claim_deliveries(
+        &self,
+        receiver: Uuid,
+        limit: i64,
+    ) -> Result<Vec<ClaimedDelivery>, LedgerError> {
+        let mut claimed = sqlx::query_as!(
+            ClaimedDelivery,
+            "update webhook_deliveries set tries = tries + 1, next_try_at = now() + make_interval(secs => $3),
+                first_tried_at = coalesce(first_tried_at, now())
+            where id = any(array(
+                select w.id from webhook_deliveries w
+                where w.receiver_id = $1 and w.state = 'waiting' and w.next_try_at <= now() and (w.payment_id = $4 or not exists (
+                    select from webhook_deliveries earlier
+                    where earlier.receiver_id = $1 and earlier.payment_id = w.payment_id and earlier.state = 'waiting' and earlier.id < w.id
+                ))
+                order by w.next_try_at, w.id limit $2 for update skip locked
+            ))
+            returning id, event_id, body, tries",
+            receiver,
+            limit,
+            CLAIM_SECONDS,
+            Uuid::nil(),
+        )
+        .fetch_all(&self.history)
+        .await?;
+        claimed.sort_unstable_by_key(|delivery| delivery.id);
+        Ok(claimed)
+    }
+
+    /// Records what became of a try. After a failure the next one waits twice as long, from one second to eight hours; three days after
+    /// the first one the delivery is given up.
+    pub async fn record_try(
+        &self,
+        delivery: &ClaimedDelivery,
+        tried: &Tried,
+    ) -> Result<(), LedgerError> {
+        let (delivered, status, problem) = match tried {
+            Tried::Delivered { status } => (true, Some(*status), None),
+            Tried::Failed { status, problem } => (false, *status, Some(problem.as_str())),
+        };
+        sqlx::query!(
+            "update webhook_deliveries d set state = now_is.state, ended_at = case when now_is.state <> 'waiting' then now() end,
+                status = $4, problem = $5, next_try_at = now() + make_interval(secs => least(28800, power(2, least(d.tries, 20) - 1)))
+            from (
+                select id, case when $3 then 'delivered' when first_tried_at < now() - interval '3 days' then 'dead' else 'waiting' end as state
+                from webhook_deliveries where id = $1
+            ) now_is
+            -- A late answer to an earlier try counts if it took the event.
+            where d.id = now_is.id and d.state = 'waiting' and (d.tries = $2 or $3)",
+            delivery.id,
+            delivery.tries,
+            delivered,
+            status.map(i32::from),
+            problem,
+        )
+        .execute(&self.history)
+        .await?;
+        Ok(())
+    }
+
+    /// The newest deliveries, newest first: of one receiver or of all, all or those that were given up.
+    pub async fn deliveries(
+        &self,
+        receiver: Option<Uuid>,
+        (only_dead, limit): (bool, u16),
+    ) -> Result<Vec<Delivery>, LedgerError> {
+        let deliveries = sqlx::query_as!(
+            Delivery,
+            "select id, receiver_id as receiver, event_id, state, tries, next_try_at, created_at, status, problem from webhook_deliveries
+            where ($1::uuid is null or receiver_id = $1) and (not $2 or state = 'dead') order by id desc limit $3",
+            receiver,
+            only_dead,
+            i64::from(limit),
+        )
+        .fetch_all(&self.history)
+        .await?;
+        Ok(deliveries)
+    }
+
+    /// Has deliveries sent again that have ended: this one, or all that a receiver did not take. Returns how many.
+    pub async fn replay_deliveries(
+        &self,
+        receiver: Uuid,
+        delivery: Option<i64>,
+    ) -> Result<u64, LedgerError> {
+        let again = sqlx::query!(
+            "update webhook_deliveries set state = 'waiting', ended_at = null, first_tried_at = null, tries = 0, next_try_at = now()
+            where receiver_id = $1 and case when $2::bigint is null then state = 'dead' else id = $2 and state <> 'waiting' end",
+            receiver,
+            delivery,
+        )
+        .execute(&self.history)
+        .await?;
+        Ok(again.rows_affected())
+    }
+
+    /// Has a test sent to a receiver. Returns its delivery; `None`: there is no such receiver.
+    pub async fn test_receiver(
+        &self,
+        receiver: Uuid,
+        body: &str,
+    ) -> Result<Option<i64>, LedgerError> {
+        let id = sqlx::query_scalar!(
+            "insert into webhook_deliveries (receiver_id, payment_id, body) select id, $2, $3 from webhook_receivers where id = $1
+            returning id",
+            receiver,
+            Uuid::nil(),
+            body,
+        )
+        .fetch_optional(&self.history)
+        .await?;
+        Ok(id)
+    }
+
+    /// Deletes a group of deliveries that ended a month ago.
+    pub async fn forget_deliveries(&self) -> Result<(), LedgerError> {
+        sqlx::query!(
+            "delete from webhook_deliveries where id = any(array(
+                select id from webhook_deliveries where ended_at < now() - interval '30 days' order by id limit $1
+            ))",
+            GROUP_MAX,
+        )
+        .execute(&self.history)
+        .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

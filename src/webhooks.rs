@@ -1,0 +1,236 @@
+//! Sends events to the receivers of the ledger, signed by Standard Webhooks.
+//!
+//! Each receiver has a task of its own, so that a slow one holds up no other. Several processes share the work: a delivery is claimed in the
+//! ledger before it is sent, and one whose process was killed is claimed again. So an event is delivered at least once, and those of one
+//! payment in order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::future::join_all;
+use hmac::{Hmac, Mac as _};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Url};
+use secrecy::ExposeSecret as _;
+use sha2::Sha256;
+use time::format_description::well_known::Rfc3339;
+use tokio::task::{AbortHandle, JoinSet};
+use uuid::Uuid;
+
+use crate::buyer::reach::{PublicOnly, may_be_public};
+use crate::clock::Clock as _;
+use crate::http::EventView;
+use crate::ledger::{ClaimedDelivery, FeedEvent, Ledger, LedgerError, Receiver, Tried};
+use crate::telemetry::causes;
+
+/// What the text of every secret begins with.
+const SECRET_PREFIX: &str = "whsec_";
+/// How long a receiver may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How often receivers are read, and how often each looks for new events.
+const RECEIVERS_INTERVAL: Duration = Duration::from_secs(2);
+const EVENTS_INTERVAL: Duration = Duration::from_millis(500);
+/// Deliveries to one receiver at a time, of each process.
+const AT_A_TIME: i64 = 8;
+
+/// A secret as a receiver is configured with it.
+pub fn secret_text(secret: &[u8]) -> String {
+    format!("{SECRET_PREFIX}{}", STANDARD.encode(secret))
+}
+
+/// Sends events. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Webhooks {
+    ledger: Ledger,
+    /// Connects to public addresses alone.
+    guarded: Client,
+    unguarded: Client,
+}
+
+impl Webhooks {
+    /// # Errors
+    /// The TLS of this machine cannot be used.
+    pub fn new(ledger: Ledger) -> Result<Self, reqwest::Error> {
+        let client = || {
+            Client::builder()
+                .timeout(ANSWER_LIMIT)
+                .redirect(Policy::none())
+                .no_proxy()
+                .user_agent(concat!("x402d/", env!("CARGO_PKG_VERSION")))
+        };
+        Ok(Self {
+            ledger,
+            guarded: client().dns_resolver(Arc::new(PublicOnly::new())).build()?,
+            unguarded: client().build()?,
+        })
+    }
+
+    /// Keeps a task for each receiver.
+    pub async fn run(self) {
+        let mut interval = tokio::time::interval(RECEIVERS_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tasks = JoinSet::new();
+        let mut running: HashMap<Uuid, AbortHandle> = HashMap::new();
+        loop {
+            interval.tick().await;
+            while tasks.try_join_next().is_some() {}
+            let receivers = match self.ledger.receivers().await {
+                Ok(receivers) => receivers,
+                Err(error) => {
+                    tracing::debug!(error = causes(&error), "webhooks: receivers not read");
+                    continue;
+                }
+            };
+            running.retain(|id, task| {
+                let is_there = receivers.iter().any(|receiver| receiver.id == *id);
+                if !is_there {
+                    task.abort();
+                }
+                is_there && !task.is_finished()
+            });
+            for receiver in receivers {
+                running
+                    .entry(receiver.id)
+                    .or_insert_with(|| tasks.spawn(self.clone().deliver_to(receiver)));
+            }
+        }
+    }
+
+    async fn deliver_to(self, receiver: Receiver) {
+        let mut is_failing = false;
+        loop {
+            match self.deliver(&receiver).await {
+                Ok(true) => continue,
+                Ok(false) => is_failing = false,
+                Err(error) if !is_failing => {
+                    is_failing = true;
+                    tracing::warn!(receiver = %receiver.id, error = causes(&error), "webhook: database statement failed; trying again");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(EVENTS_INTERVAL).await;
+        }
+    }
+
+    /// Sends what is due. `false`: there is no more now.
+    async fn deliver(&self, receiver: &Receiver) -> Result<bool, LedgerError> {
+        let more = self.ledger.write_deliveries(receiver, body).await?;
+        let claimed = self.ledger.claim_deliveries(receiver.id, AT_A_TIME).await?;
+        let sent = claimed.iter().map(async |delivery| {
+            let tried = self.send(receiver, delivery).await;
+            self.ledger.record_try(delivery, &tried).await
+        });
+        let recorded: Result<Vec<()>, LedgerError> = join_all(sent).await.into_iter().collect();
+        Ok(!recorded?.is_empty() || more)
+    }
+
+    async fn send(&self, receiver: &Receiver, delivery: &ClaimedDelivery) -> Tried {
+        let failed = |problem: &str| Tried::Failed {
+            status: None,
+            problem: problem.to_owned(),
+        };
+        let Ok(url) = receiver.url.parse::<Url>() else {
+            return failed("its URL cannot be read");
+        };
+        let http = if receiver.may_be_private {
+            &self.unguarded
+        } else if may_be_public(&url) {
+            &self.guarded
+        } else {
+            return failed(
+                "its address is not public; add it with --allow-private if that is meant",
+            );
+        };
+        let id = webhook_id(delivery);
+        let timestamp = self.ledger.clock().now().unix_timestamp().to_string();
+        let Some(signature) = signature(
+            receiver.secret.expose_secret(),
+            &id,
+            &timestamp,
+            &delivery.body,
+        ) else {
+            return failed("its secret cannot be used");
+        };
+        let request = http
+            .post(url)
+            .header("content-type", "application/json")
+            .header("webhook-id", id)
+            .header("webhook-timestamp", timestamp)
+            .header("webhook-signature", signature)
+            .body(delivery.body.clone());
+        // The answer's body is not read: whatever it is, it changes nothing.
+        match request.send().await {
+            Ok(answer) if answer.status().is_success() => Tried::Delivered {
+                status: answer.status().as_u16(),
+            },
+            Ok(answer) => Tried::Failed {
+                status: Some(answer.status().as_u16()),
+                problem: format!("it answered {}", answer.status()),
+            },
+            // Without the URL, which may contain a secret.
+            Err(error) if error.is_timeout() => failed("no answer within 10 s"),
+            Err(error) if error.is_connect() => {
+                failed("no connection, or its address is not public")
+            }
+            Err(_) => failed("the connection broke"),
+        }
+    }
+}
+
+fn body(event: &FeedEvent) -> String {
+    serde_json::to_string(&EventView::from(event)).unwrap_or_default()
+}
+
+/// The body of a test.
+pub fn test_body() -> String {
+    let at = crate::clock::SystemClock.now();
+    serde_json::json!({
+        "id": "evt_test",
+        "type": "webhook.test",
+        "at": at.format(&Rfc3339).unwrap_or_default(),
+    })
+    .to_string()
+}
+
+/// The same for each try of a delivery, and for each receiver of an event.
+fn webhook_id(delivery: &ClaimedDelivery) -> String {
+    delivery.event_id.map_or_else(
+        || format!("evt_test_{}", delivery.id),
+        |event| format!("evt_{event}"),
+    )
+}
+
+/// Standard Webhooks, scheme v1: HMAC-SHA256 over id, time and body.
+fn signature(secret: &[u8], id: &str, timestamp: &str, body: &str) -> Option<String> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).ok()?;
+    for part in [id, ".", timestamp, ".", body] {
+        mac.update(part.as_bytes());
+    }
+    Some(format!(
+        "v1,{}",
+        STANDARD.encode(mac.finalize().into_bytes())
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of the specification's reference libraries.
+    #[test]
+    fn signature_is_that_of_standard_webhooks() {
+        let secret = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let signature = signature(
+            &secret,
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            "1614265330",
+            r#"{"test": 2432232314}"#,
+        );
+        let expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        assert_eq!(signature.as_deref(), Some(expected));
+        assert_eq!(secret_text(&[0; 3]), "whsec_AAAA");
+    }
+}

@@ -145,6 +145,15 @@ async fn status_asks_no_chain_and_changes_nothing() {
     ];
     let told = world.facilitator.settle(&bodies[0]).await;
     assert!(told.succeeded(), "{told:?}");
+    eventually(
+        "the record of the answer",
+        Duration::from_secs(20),
+        async || {
+            let shown = status(&world.facilitator, &bodies[0]).await;
+            (shown["successTold"] == true).then_some(())
+        },
+    )
+    .await;
     let before = world.facilitator.payment(&told).await;
     let looks = || LOOKS.map(|method| world.proxy.calls(method));
     let (calls, mut answers) = (looks(), Vec::new());

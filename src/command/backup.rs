@@ -5,10 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 
 use clap::Args;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::process::Command;
 use url::Url;
 
@@ -32,7 +32,7 @@ pub(super) struct BackupOptions {
     file: PathBuf,
 }
 
-/// What psql is told.
+/// How psql is run.
 #[derive(Debug, Args)]
 pub(super) struct PsqlOptions {
     #[command(flatten)]
@@ -97,10 +97,7 @@ pub(super) async fn psql(options: PsqlOptions) -> Result<ExitCode, CommandError>
     let place = options.ledger.place().await?;
     let url = place.url().to_owned();
     let work = async |_: &Ledger| {
-        let mut program = program("psql", &url)?;
-        if !options.write {
-            program.env("PGOPTIONS", "-c default_transaction_read_only=on");
-        }
+        let mut program = psql_program(&url, options.write).await?;
         let status = program.args(&options.arguments).status().await?;
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         Ok(ExitCode::from(code.unwrap_or(1)))
@@ -117,10 +114,11 @@ async fn dump(url: &str, file: &Path) -> Result<(), CommandError> {
     if file.exists() {
         return Err(format!("{} exists: name another file", file.display()).into());
     }
+    // One that broke off before. What is there may be a link, or open to others.
+    fs::remove_file(&partial).ok();
     let written = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(FILE_MODE)
         .open(&partial)
         .map_err(failed)?;
@@ -137,7 +135,7 @@ async fn dump(url: &str, file: &Path) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// A program of Postgres that connects to `url`. Its password is not among the arguments, which everybody on the machine can read.
+/// A program of Postgres that connects to `url`.
 fn program(name: &str, url: &str) -> Result<Command, CommandError> {
     let path = ProcessEnvironment.get("PATH").map(OsString::from);
     let found = postgres_program(name, path).ok_or_else(|| {
@@ -145,40 +143,96 @@ fn program(name: &str, url: &str) -> Result<Command, CommandError> {
             "{name} is not installed: install Postgres's client programs (Debian: apt-get install postgresql-client)"
         )
     })?;
-    let (url, password) = without_password(url)?;
     let mut command = Command::new(found);
-    command.arg("--dbname").arg(url.as_str());
-    if let Some(password) = password {
+    let url = LibpqUrl::of(url)?;
+    command.arg("--dbname").arg(url.text);
+    command.env("PGOPTIONS", url.options.join(" "));
+    if let Some(password) = url.password {
         command.env("PGPASSWORD", password);
     }
     Ok(command)
 }
 
-/// The URL as libpq takes it, and its password.
-fn without_password(url: &str) -> Result<(Url, Option<String>), CommandError> {
-    // The error of the parser could quote the password.
-    let mut url: Url = url
-        .parse()
-        .map_err(|_| "DATABASE_URL: expected postgres://…")?;
-    let mut password = match url.password() {
-        Some(encoded) => Some(percent_decode_str(encoded).decode_utf8()?.into_owned()),
-        None => None,
+/// psql, which cannot write unless it is allowed to.
+async fn psql_program(url: &str, write: bool) -> Result<Command, CommandError> {
+    const READ_ONLY: &str = "-c default_transaction_read_only=on";
+    if write {
+        return program("psql", url);
+    }
+    let read_only = || -> Result<Command, CommandError> {
+        let mut psql = program("psql", url)?;
+        let options = LibpqUrl::of(url)?.options;
+        psql.env(
+            "PGOPTIONS",
+            [&options[..], &[READ_ONLY.to_owned()]].concat().join(" "),
+        );
+        Ok(psql)
     };
-    url.set_password(None).ok();
-    let mut kept = Vec::new();
-    for (name, value) in url.query_pairs() {
-        match name.as_ref() {
-            "password" => password = Some(value.into_owned()),
-            // Settings of x402d's own driver, which libpq refuses.
-            "statement-cache-capacity" => {}
-            _ => kept.push((name.into_owned(), value.into_owned())),
+    let mut asking = read_only()?;
+    asking.args(["-XqtAc", "show default_transaction_read_only"]);
+    let told = asking.stderr(Stdio::inherit()).output().await?;
+    // A pooler may leave the options of a session out.
+    if told.stdout.trim_ascii() != b"on" {
+        return Err("the session would not be read-only: something between here and the database leaves its options out; connect to the database itself, or allow writes with --write".into());
+    }
+    read_only()
+}
+
+/// A URL of the configuration as libpq takes it.
+#[derive(Debug, PartialEq, Eq)]
+struct LibpqUrl {
+    /// Without what is below. It has no password, because everybody on the machine can read the arguments of a program.
+    text: String,
+    password: Option<String>,
+    /// Options of the session.
+    options: Vec<String>,
+}
+
+impl LibpqUrl {
+    fn of(url: &str) -> Result<Self, CommandError> {
+        // The error of the parser could quote the password.
+        let mut url: Url = url
+            .parse()
+            .map_err(|_| "DATABASE_URL: expected postgres://…")?;
+        let mut password = match url.password() {
+            Some(encoded) => Some(percent_decode_str(encoded).decode_utf8()?.into_owned()),
+            None => None,
+        };
+        url.set_password(None).ok();
+        let (mut kept, mut options) = (Vec::new(), Vec::new());
+        for (name, value) in url.query_pairs() {
+            // x402d's driver knows some under more names than libpq, and one that libpq does not have.
+            let name = match name.as_ref() {
+                "ssl-mode" => "sslmode",
+                "ssl-ca" | "ssl-root-cert" => "sslrootcert",
+                "ssl-cert" => "sslcert",
+                "ssl-key" => "sslkey",
+                other => other,
+            };
+            match name {
+                "password" => password = Some(value.into_owned()),
+                "options" => options.push(value.into_owned()),
+                "statement-cache-capacity" => {}
+                _ => match name
+                    .strip_prefix("options[")
+                    .and_then(|name| name.strip_suffix(']'))
+                {
+                    Some(setting) => options.push(format!("-c {setting}={value}")),
+                    // Not as a form, whose `+` for a space libpq does not know.
+                    None => kept.push(format!(
+                        "{name}={}",
+                        utf8_percent_encode(&value, NON_ALPHANUMERIC)
+                    )),
+                },
+            }
         }
+        url.set_query((!kept.is_empty()).then(|| kept.join("&")).as_deref());
+        Ok(Self {
+            text: url.into(),
+            password,
+            options,
+        })
     }
-    url.set_query(None);
-    if !kept.is_empty() {
-        url.query_pairs_mut().extend_pairs(kept);
-    }
-    Ok((url, password))
 }
 
 async fn succeed(name: &str, mut program: Command) -> Result<(), CommandError> {
@@ -194,28 +248,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn password_is_taken_out_of_the_url() {
-        for (url, without, password) in [
+    fn url_is_one_of_libpq_without_password() {
+        for (url, text, password, options) in [
             (
                 "postgres://a:p%40w@h:1/d",
                 "postgres://a@h:1/d",
                 Some("p@w"),
+                &[][..],
             ),
             (
-                "postgres://a@h/d?password=p&sslmode=require&statement-cache-capacity=0",
+                "postgres://a@h/d?password=p&ssl-mode=require&statement-cache-capacity=0",
                 "postgres://a@h/d?sslmode=require",
                 Some("p"),
+                &[],
             ),
             (
-                "postgres://x@localhost:5432/d?host=/run/x402d",
-                "postgres://x@localhost:5432/d?host=%2Frun%2Fx402d",
+                "postgres://x@localhost:5432/d?host=/run/x402d&application_name=a%20b",
+                "postgres://x@localhost:5432/d?host=%2Frun%2Fx402d&application_name=a%20b",
                 None,
+                &[],
+            ),
+            (
+                "postgres://a@h/d?options=-c%20search_path%3Dx&options[work_mem]=4MB",
+                "postgres://a@h/d",
+                None,
+                &["-c search_path=x", "-c work_mem=4MB"],
             ),
         ] {
-            let (stripped, found) = without_password(url).unwrap();
-            assert_eq!((stripped.as_str(), found.as_deref()), (without, password));
+            let found = LibpqUrl::of(url).unwrap();
+            assert_eq!(
+                (found.text.as_str(), found.password.as_deref()),
+                (text, password)
+            );
+            assert_eq!(found.options, options);
         }
-        let error = without_password("postgres://a:secret@h:port/d").unwrap_err();
+        let error = LibpqUrl::of("postgres://a:secret@h:port/d").unwrap_err();
         assert!(!error.to_string().contains("secret"));
     }
 }

@@ -54,6 +54,14 @@ async fn restored_ledger_knows_the_payments_of_its_backup() {
     let refused = run_there(&[&["psql"], &delete[..]].concat());
     assert!(!refused.status.success());
     assert!(told(&refused).contains("read-only"), "{}", told(&refused));
+    // Options in the URL take the place of those of the environment.
+    let with_options = format!("{place}?options=-c%20search_path%3Dpublic");
+    let refused = run(
+        &[&["psql"], &delete[..]].concat(),
+        &[(name, &with_options)],
+        "",
+    );
+    assert!(told(&refused).contains("read-only"), "{}", told(&refused));
     let deleted = run_there(&[&["psql", "--write"], &delete[..]].concat());
     assert!(deleted.status.success(), "{}", told(&deleted));
 }

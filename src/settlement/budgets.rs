@@ -299,14 +299,18 @@ impl Budgets {
         let network = network.map(|limit| (GasSubject::Network, limit));
         let watched = self.watched();
         let level = |(subject, limit): (GasSubject, U256)| {
-            let level = match watched.get(&subject) {
-                Some(entry) if entry.is_spent && entry.closed_at(now).is_some() => "exhausted",
-                Some(entry) if entry.is_low(limit) => "low",
-                Some(_) | None => "good",
+            // One that was not read yet is not known to be good.
+            let entry = watched.get(&subject)?;
+            let level = if entry.is_spent && entry.closed_at(now).is_some() {
+                "exhausted"
+            } else if entry.is_low(limit) {
+                "low"
+            } else {
+                "good"
             };
-            (subject, level)
+            Some((subject, level))
         };
-        network.into_iter().chain(keys).map(level).collect()
+        network.into_iter().chain(keys).filter_map(level).collect()
     }
 
     fn key_limits(&self) -> MutexGuard<'_, HashMap<KeyId, Option<U256>>> {

@@ -16,7 +16,9 @@ use crate::settlement::served_network::ServedNetwork;
 use crate::telemetry::causes;
 
 const INTERVAL: Duration = Duration::from_secs(3);
-/// A network is down when it has served no process for so long: a process that starts needs a moment.
+/// Measurements after which a network's level is noted again: another process may have called it down while this one's lease was late.
+const NOTED_FOR: u64 = 20;
+/// A network is down when no process has reached it for so long: a process that starts needs a moment.
 const DOWN_AFTER: Duration = Duration::from_secs(15);
 
 /// What a level is of: topic, network, and subject.
@@ -29,7 +31,7 @@ pub struct Levels {
     served_networks: Vec<Arc<ServedNetwork>>,
     /// What this process has noted, so that it writes changes alone.
     noted: HashMap<Measured, &'static str>,
-    /// When each network was reached last; at first, when this task began.
+    /// When each network was last reached by a process; at first, when this task began.
     reached_at: HashMap<Network, Instant>,
 }
 
@@ -48,8 +50,11 @@ impl Levels {
     pub async fn run(mut self) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
+        for round in 1_u64.. {
             interval.tick().await;
+            if round.is_multiple_of(NOTED_FOR) {
+                self.noted.retain(|(topic, ..), _| *topic != "network");
+            }
             for served in self.served_networks.clone() {
                 if let Err(error) = self.measure(&served).await {
                     tracing::debug!(error = causes(&error), "levels not noted");
@@ -80,13 +85,14 @@ impl Levels {
             self.reached_at.insert(network, Instant::now());
             return self.note(measured, "up").await;
         }
-        let reached = self.reached_at.get(&network);
-        if reached.is_some_and(|at| at.elapsed() < DOWN_AFTER) {
-            return Ok(());
-        }
-        // Another process may note that it is up again, so this one must not take its own note for the ledger's.
+        // Another process may note a change meanwhile, so this one must not take its own note for the ledger's.
         self.noted.remove(&measured);
         if self.ledger.is_served(network).await? {
+            self.reached_at.insert(network, Instant::now());
+            return Ok(());
+        }
+        let reached = self.reached_at.get(&network);
+        if reached.is_some_and(|at| at.elapsed() < DOWN_AFTER) {
             return Ok(());
         }
         self.note(measured, "down").await

@@ -162,13 +162,15 @@ impl Lane {
         match written {
             Ok(SignedBatch::Recorded(transaction, ran)) => {
                 owned.lease.next_nonce += 1;
-                self.log_sent(&transaction);
                 owned.open.push_back(OpenTransaction {
                     ran,
                     ..OpenTransaction::new(transaction, Instant::now())
                 });
                 owned.open_count.set(owned.open.len());
                 self.send(owned, owned.open.len() - 1, None);
+                if let Some(open) = owned.open.back() {
+                    self.log_sent(&open.transaction);
+                }
                 Ok(())
             }
             Ok(SignedBatch::PaymentsChanged(rows)) => {

@@ -1,13 +1,14 @@
 //! `GET /metrics`: the figures of this process for Prometheus.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
 
 use crate::facilitator::Facilitator;
 use crate::http::operator::Operator;
@@ -17,36 +18,42 @@ use crate::protocol::response::checksummed;
 use crate::settlement::ServedNetwork;
 use crate::telemetry::metrics::{CONTENT_TYPE, Gauges};
 
-/// How long what the ledger said is used, so that scrapes do not cost a statement each.
-const BACKLOG_VALID_FOR: Duration = Duration::from_secs(5);
+/// How long what the ledger said is used, so that scrapes do not cost statements each.
+const VALID_FOR: Duration = Duration::from_secs(5);
+/// How long the ledger is asked. A scrape of Prometheus ends after ten seconds unless configured otherwise.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
 
-/// What the ledger last said of its payments; `None` when it did not answer.
+/// What the ledger last said of itself and its payments.
 #[derive(Debug, Clone, Default)]
 pub struct LastBacklog(Arc<Mutex<Option<Read>>>);
 
 #[derive(Debug, Clone)]
 struct Read {
     at: Instant,
+    /// It answers, and takes writes.
+    is_up: bool,
+    /// `None`: it did not say.
     rows: Option<Vec<Backlog>>,
 }
 
 impl LastBacklog {
-    async fn read(&self, facilitator: &Facilitator) -> Option<Vec<Backlog>> {
-        let last = self.last().clone();
-        if let Some(read) = last.filter(|read| read.at.elapsed() < BACKLOG_VALID_FOR) {
-            return read.rows;
+    /// Of several scrapes at a time one asks, and the others wait for it.
+    async fn read(&self, facilitator: &Facilitator) -> Read {
+        let mut last = self.0.lock().await;
+        if let Some(read) = last.as_ref().filter(|read| read.at.elapsed() < VALID_FOR) {
+            return read.clone();
         }
-        let rows = facilitator.ledger.backlog().await.ok();
-        let at = Instant::now();
-        *self.last() = Some(Read {
-            at,
-            rows: rows.clone(),
-        });
-        rows
-    }
-
-    fn last(&self) -> std::sync::MutexGuard<'_, Option<Read>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let ledger = &facilitator.ledger;
+        let (check, rows) = tokio::join!(
+            timeout(ASK_LIMIT, ledger.check()),
+            timeout(ASK_LIMIT, ledger.backlog()),
+        );
+        let read = Read {
+            at: Instant::now(),
+            is_up: matches!(check, Ok(Ok(()))),
+            rows: rows.ok().and_then(Result::ok),
+        };
+        last.insert(read).clone()
     }
 }
 
@@ -64,13 +71,13 @@ pub(super) async fn metrics(_: Operator, State(state): State<AppState>) -> Respo
     let backlog = state.backlog.read(facilitator).await;
     gauges.set(
         "database_up",
-        "1 if the database answers this process",
+        "1 if the database answers this process and takes writes",
         &Vec::new(),
-        if backlog.is_some() { 1.0 } else { 0.0 },
+        if backlog.is_up { 1.0 } else { 0.0 },
     );
     for served in facilitator.served_networks.iter() {
         read_network(served, facilitator.clock.now(), &mut gauges);
-        if let Some(rows) = &backlog {
+        if let Some(rows) = &backlog.rows {
             let network = served.policy.network;
             let row = rows.iter().find(|row| row.network == network);
             let quarantined = row.map_or(0, |row| row.quarantined);

@@ -180,6 +180,12 @@ async fn read_only_server_is_reported_until_writable_again() {
         },
     )
     .await;
+    eventually("/metrics to show it", Duration::from_secs(20), async || {
+        let url = format!("{}/metrics", world.facilitator.url());
+        let text = reqwest::get(url).await.unwrap().text().await.unwrap();
+        text.contains("x402d_database_up 0").then_some(())
+    })
+    .await;
     let refused = world
         .facilitator
         .settle(&Purchase::new(&payer, PAYEE, 1).body())

@@ -858,7 +858,7 @@ COMMENT ON COLUMN public.verify_leases.lease_until IS 'others may verify the pay
 CREATE TABLE public.webhook_deliveries (
     id bigint NOT NULL,
     receiver_id uuid NOT NULL,
-    event_id bigint,
+    message_id text NOT NULL,
     payment_id uuid NOT NULL,
     body text NOT NULL,
     state text DEFAULT 'waiting'::text NOT NULL,
@@ -875,7 +875,7 @@ CREATE TABLE public.webhook_deliveries (
 
 COMMENT ON TABLE public.webhook_deliveries IS 'what is sent to receivers, and what became of it';
 
-COMMENT ON COLUMN public.webhook_deliveries.event_id IS 'null: a test';
+COMMENT ON COLUMN public.webhook_deliveries.message_id IS 'id of the event or test, as the receiver sees it';
 
 COMMENT ON COLUMN public.webhook_deliveries.payment_id IS 'those of one payment are sent one after the other; the nil UUID: none';
 
@@ -1022,7 +1022,7 @@ ALTER TABLE ONLY public.verify_leases
     ADD CONSTRAINT verify_leases_one_per_payment PRIMARY KEY (payment_id);
 
 ALTER TABLE ONLY public.webhook_deliveries
-    ADD CONSTRAINT webhook_deliveries_one_per_event UNIQUE (receiver_id, event_id);
+    ADD CONSTRAINT webhook_deliveries_one_per_message UNIQUE (receiver_id, message_id);
 
 ALTER TABLE ONLY public.webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id);

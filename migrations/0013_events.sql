@@ -1,5 +1,4 @@
--- The history of payments becomes the source of everything that is told to others: readers of /events follow it in one order, and what
--- happens to signers and keys is written into it as well.
+-- Events of signers, networks, budgets and keys join those of payments, and readers of /events follow all of them in one order.
 
 -- Numbers of an identity are drawn before the commit: of two statements at the same time the later number may become visible first, and a
 -- reader that has passed it would never see the other one. Transaction ids have a horizon, pg_snapshot_xmin: below it every transaction has
@@ -31,8 +30,6 @@ comment on column events.kind is 'state: a change of state; granted, answered, v
 comment on column events.xact is 'transaction that wrote it: with the id the order of the feed; null: from before there was one';
 comment on column events.network is 'CAIP-2, where it concerns no payment';
 comment on column events.subject is 'what it concerns besides: the id of a key, or the subject of a budget';
-
-create index events_in_order on events (xact, id) where xact is not null;
 
 create function lanes_tell() returns trigger language plpgsql as $$
 begin
@@ -68,7 +65,7 @@ create trigger keys_every_creation_is_recorded after insert on keys for each row
 create trigger keys_every_revocation_is_recorded after update of revoked_at on keys
     for each row when (old.revoked_at is null and new.revoked_at is not null) execute function keys_tell();
 
--- The level of what is measured again and again, by every process: an event is told for a change alone.
+-- The last level of each balance, network and budget. Every process measures them; only a change writes an event.
 create table levels (
     topic text,
     network text not null,

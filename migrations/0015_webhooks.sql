@@ -28,7 +28,7 @@ comment on column webhook_receivers.position_xact is 'with position_id: the plac
 create table webhook_deliveries (
     id bigint generated always as identity,
     receiver_id uuid not null,
-    event_id bigint,
+    message_id text not null,
     payment_id uuid not null,
     body text not null,
     state text not null default 'waiting',
@@ -40,14 +40,14 @@ create table webhook_deliveries (
     status integer,
     problem text,
     constraint webhook_deliveries_pkey primary key (id),
-    constraint webhook_deliveries_one_per_event unique (receiver_id, event_id),
+    constraint webhook_deliveries_one_per_message unique (receiver_id, message_id),
     constraint webhook_deliveries_of_a_receiver foreign key (receiver_id) references webhook_receivers (id) on delete cascade,
     constraint webhook_deliveries_state_is_known check (state in ('waiting', 'delivered', 'dead')),
     constraint webhook_deliveries_end_with_a_time check ((state = 'waiting') = (ended_at is null))
 );
 
 comment on table webhook_deliveries is 'what is sent to receivers, and what became of it';
-comment on column webhook_deliveries.event_id is 'null: a test';
+comment on column webhook_deliveries.message_id is 'id of the event or test, as the receiver sees it';
 comment on column webhook_deliveries.payment_id is 'those of one payment are sent one after the other; the nil UUID: none';
 comment on column webhook_deliveries.state is 'dead: given up after three days';
 comment on column webhook_deliveries.next_try_at is 'a process that sends it moves this, so that no other does for a while';

@@ -114,7 +114,7 @@ impl Service {
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),
             backlog: LastBacklog::default(),
-            events: events::keep(&supervisor, &stopped, &ledger).await?,
+            events: events::keep(&supervisor, &stopped, &ledger).map_err(StartError::Webhooks)?,
             supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;

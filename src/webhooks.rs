@@ -144,11 +144,10 @@ impl Webhooks {
                 "its address is not public; add it with --allow-private if that is meant",
             );
         };
-        let id = webhook_id(delivery);
         let timestamp = self.ledger.clock().now().unix_timestamp().to_string();
         let Some(signature) = signature(
             receiver.secret.expose_secret(),
-            &id,
+            &delivery.message_id,
             &timestamp,
             &delivery.body,
         ) else {
@@ -157,7 +156,7 @@ impl Webhooks {
         let request = http
             .post(url)
             .header("content-type", "application/json")
-            .header("webhook-id", id)
+            .header("webhook-id", &delivery.message_id)
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", signature)
             .body(delivery.body.clone());
@@ -184,23 +183,16 @@ fn body(event: &FeedEvent) -> String {
     serde_json::to_string(&EventView::from(event)).unwrap_or_default()
 }
 
-/// The body of a test.
-pub fn test_body() -> String {
+/// A test: its id and its body.
+pub fn test_message() -> (String, String) {
+    let id = format!("evt_test_{}", Uuid::now_v7().simple());
     let at = crate::clock::SystemClock.now();
-    serde_json::json!({
-        "id": "evt_test",
+    let body = serde_json::json!({
+        "id": id,
         "type": "webhook.test",
         "at": at.format(&Rfc3339).unwrap_or_default(),
-    })
-    .to_string()
-}
-
-/// The same for each try of a delivery, and for each receiver of an event.
-fn webhook_id(delivery: &ClaimedDelivery) -> String {
-    delivery.event_id.map_or_else(
-        || format!("evt_test_{}", delivery.id),
-        |event| format!("evt_{event}"),
-    )
+    });
+    (id, body.to_string())
 }
 
 /// Standard Webhooks, scheme v1: HMAC-SHA256 over id, time and body.

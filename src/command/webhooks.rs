@@ -13,9 +13,9 @@ use crate::command::{CommandError, say};
 use crate::ledger::{Delivery, EventTypes, Ledger, Receiver};
 use crate::protocol::field::parse_address;
 use crate::protocol::response::checksummed;
-use crate::webhooks::{secret_text, test_body};
+use crate::webhooks::{secret_text, test_message};
 
-/// Receivers of a ledger, because each has tasks and statements of its own.
+/// The most receivers of a ledger: each has a task and statements of its own.
 const RECEIVERS_MAX: usize = 50;
 
 #[derive(Debug, Args)]
@@ -72,7 +72,7 @@ struct NewReceiver {
     /// Only payments to this payee.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     payee: Option<Address>,
-    /// Allow http, which anybody on the way can read.
+    /// Allow plain http: anyone on the network path can read the events.
     #[arg(long)]
     insecure_http: bool,
     /// Allow addresses of this machine and of private networks.
@@ -87,7 +87,8 @@ pub(super) async fn run(options: WebhooksOptions) -> Result<(), CommandError> {
         WebhooksCommand::Add(new) => add(ledger, new, json).await,
         WebhooksCommand::List => list(ledger, json).await,
         WebhooksCommand::Test { receiver } => {
-            let delivery = ledger.test_receiver(receiver, &test_body()).await?;
+            let (id, body) = test_message();
+            let delivery = ledger.test_receiver(receiver, (&id, &body)).await?;
             let delivery = delivery.ok_or_else(|| unknown(receiver))?;
             done(
                 json,
@@ -153,7 +154,7 @@ async fn add(ledger: &Ledger, new: NewReceiver, json: bool) -> Result<(), Comman
     match new.url.scheme() {
         "https" => {}
         "http" if new.insecure_http => {}
-        _ => return Err("expected an https URL; for http, which anybody on the way can read, there is --insecure-http".into()),
+        _ => return Err("expected an https URL; --insecure-http allows plain http, where anyone on the network path can read the events".into()),
     }
     if ledger.receivers().await?.len() >= RECEIVERS_MAX {
         return Err(format!("there are {RECEIVERS_MAX} receivers already; remove one").into());
@@ -218,16 +219,12 @@ async fn list(ledger: &Ledger, json: bool) -> Result<(), CommandError> {
 }
 
 fn deliveries(found: &[Delivery], json: bool) {
-    let event = |one: &Delivery| {
-        one.event_id
-            .map_or_else(|| "test".to_owned(), |id| format!("evt_{id}"))
-    };
     if json {
         let shown = found.iter().map(|one| {
             json!({
                 "id": one.id,
                 "receiver": one.receiver.to_string(),
-                "event": event(one),
+                "event": one.message_id,
                 "state": one.state,
                 "tries": one.tries,
                 "nextTryAt": (one.state == "waiting").then(|| moment(one.next_try_at)),
@@ -259,8 +256,16 @@ fn deliveries(found: &[Delivery], json: bool) {
             one.receiver.to_string(),
         );
         let problem = one.problem.as_deref().unwrap_or_default();
-        let (event, at) = (event(one), clock_time(one.created_at));
-        row([&id, &event, &at, &one.state, &tries, &receiver, problem])
+        let at = clock_time(one.created_at);
+        row([
+            &id,
+            &one.message_id,
+            &at,
+            &one.state,
+            &tries,
+            &receiver,
+            problem,
+        ])
     }));
     say(&aligned(&rows));
 }

@@ -144,6 +144,15 @@ impl FromRequestParts<AppState> for Caller {
     }
 }
 
+/// The key that makes the operator's request one; `None`: the token does.
+pub(super) fn admin_key(headers: &HeaderMap, state: &AppState) -> Option<KeyId> {
+    let presented = credentials(headers).ok()??;
+    if is_admin_token(state, presented) {
+        return None;
+    }
+    PresentedKey::parse(presented).map(|key| key.id)
+}
+
 /// The key or token of a request. Several are not taken for anybody's: which one counts must not depend on their order.
 fn credentials(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     for name in [API_KEY, header::AUTHORIZATION] {

@@ -50,7 +50,7 @@ impl Audience {
     fn is_told(&self, event: &FeedEvent) -> bool {
         self.types.contains(event.kind)
             && match (&self.reader, &event.payment) {
-                (Reader::Operator, _) => true,
+                (Reader::Operator(_), _) => true,
                 (Reader::Key(key), Some(payment)) => payment
                     .payee_address
                     .is_some_and(|payee| key.payees.contains(&payee)),
@@ -62,7 +62,7 @@ impl Audience {
 /// Read events
 ///
 /// Oldest first, from the beginning unless `after` is given. `nextCursor` is always there: a reader that keeps it and asks again misses nothing
-/// and is told nothing twice. An event is told once its transaction in the ledger, and every one that began before it, has ended. With
+/// and gets nothing twice. An event appears when its transaction in the ledger, and every one that began before it, has ended. With
 /// `Accept: text/event-stream` they come as server-sent events, new ones alone unless `after` or `Last-Event-ID` is given. The holder of a key
 /// is told of payments to its payees.
 #[utoipa::path(get, path = "/events", operation_id = "listEvents", tag = "history", params(

@@ -10,12 +10,12 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderName, Version, header};
 
-use crate::facilitator::{Caller, check_scope};
-use crate::http::caller::Refused;
+use crate::facilitator::{Access, Caller, check_scope};
+use crate::http::caller::{Refused, admin_key};
 use crate::http::connection::Connection;
 use crate::http::{AppState, Problem};
 use crate::ledger::HistoryFilter;
-use crate::payment::{Key, Scope, Who};
+use crate::payment::{Key, KeyId, Scope, Who};
 use crate::protocol::response::checksummed;
 
 /// Headers that proxies add, and beginnings of their names.
@@ -45,12 +45,35 @@ impl FromRequestParts<AppState> for Operator {
 #[derive(Debug, Clone)]
 pub(super) enum Reader {
     /// Reads everything.
-    Operator,
+    Operator(OperatorBy),
     /// Reads the payments of its payees.
     Key(Arc<Key>),
 }
 
+/// What makes a caller the operator.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum OperatorBy {
+    /// The token of the configuration.
+    Token,
+    /// A key of scope `admin`.
+    Key(KeyId),
+    /// Being a program on this machine, as long as there is neither.
+    Loopback,
+}
+
 impl Reader {
+    /// Whether the reader still may read: for answers that take long.
+    pub(super) fn may_still_read(&self, access: &Access) -> bool {
+        match self {
+            Self::Operator(OperatorBy::Token) => true,
+            Self::Operator(OperatorBy::Key(id)) => access.is_still_good(*id),
+            Self::Operator(OperatorBy::Loopback) => {
+                access.has_had_admin_key().is_ok_and(|had| !had)
+            }
+            Self::Key(key) => access.is_still_good(key.id),
+        }
+    }
+
     /// Narrows a filter to what the reader may see.
     pub(super) fn narrow(&self, filter: &mut HistoryFilter) {
         let Self::Key(key) = self else { return };
@@ -65,7 +88,7 @@ impl Reader {
     pub(super) fn may_see(&self, payee: &str) -> bool {
         let is = |own: &Address| checksummed(*own) == payee;
         match self {
-            Self::Operator => true,
+            Self::Operator(_) => true,
             Self::Key(key) => key.payees.iter().any(is),
         }
     }
@@ -87,7 +110,12 @@ impl FromRequestParts<AppState> for Reader {
 async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Problem> {
     let caller = Caller::from_request_parts(parts, state).await?;
     match (caller.who, caller.key) {
-        (Who::Operator, _) => return Ok(Reader::Operator),
+        (Who::Operator, _) => {
+            let key = admin_key(&parts.headers, state);
+            return Ok(Reader::Operator(
+                key.map_or(OperatorBy::Token, OperatorBy::Key),
+            ));
+        }
         (_, Some(key)) => return Ok(Reader::Key(key)),
         (Who::Anonymous | Who::Key(_), None) => {}
     }
@@ -103,7 +131,7 @@ async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Proble
         ));
     }
     if is_local_operator(parts) {
-        return Ok(Reader::Operator);
+        return Ok(Reader::Operator(OperatorBy::Loopback));
     }
     Err(Problem::operator_only(
         "this is open to programs on the machine itself (as localhost, without a proxy), or to a key or token: create one with `x402d keys create NAME --scope admin`, or set X402D_ADMIN_TOKEN, and send it as Authorization: Bearer",

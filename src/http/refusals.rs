@@ -119,7 +119,7 @@ pub(super) async fn list(
         from: query.member("from", moment)?,
         to: query.member("to", moment)?,
         seen_by: match &reader {
-            Reader::Operator => None,
+            Reader::Operator(_) => None,
             Reader::Key(key) => Some((key.payees.clone(), key.id)),
         },
     };

@@ -174,8 +174,6 @@ impl FromStr for EventPosition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedEvent {
     pub position: EventPosition,
-    /// The same whenever it is told.
-    pub id: i64,
     pub kind: EventType,
     pub at: OffsetDateTime,
     /// CAIP-2.
@@ -189,6 +187,15 @@ pub struct FeedEvent {
     pub reason: Option<String>,
     /// The payment's transaction at that time.
     pub transaction: Option<B256>,
+}
+
+impl FeedEvent {
+    /// The same whenever the event is told, and never that of another: a ledger that lost its last events, by a failover or a restore,
+    /// counts their numbers again.
+    pub fn public_id(&self) -> String {
+        let microseconds = self.at.unix_timestamp_nanos() / 1_000;
+        format!("evt_{microseconds}_{}", self.position.id)
+    }
 }
 
 /// The payment of an event.
@@ -275,7 +282,6 @@ impl Ledger {
             let payment = row.payer.zip(row.payee).zip(row.asset).zip(row.amount);
             page.events.push(FeedEvent {
                 position,
-                id: row.event_id,
                 kind,
                 at: row.at,
                 network: row.network,
@@ -338,7 +344,10 @@ impl Ledger {
     pub async fn forget_events(&self) -> Result<(), LedgerError> {
         sqlx::query!(
             "delete from events where payment_id = $1 and id = any(array(
-                select id from events where payment_id = $1 and at < now() - make_interval(days => $2) order by id limit $3
+                select id from events where payment_id = $1 and at < now() - make_interval(days => $2)
+                -- Readers that are up to date stand at the newest one.
+                and (xact is null or (xact, id) < (select xact, id from events where xact is not null order by xact desc, id desc limit 1))
+                order by id limit $3
             ))",
             Uuid::nil(),
             KEPT_DAYS,

@@ -52,8 +52,8 @@ impl Receiver {
 #[derive(Debug)]
 pub struct ClaimedDelivery {
     pub id: i64,
-    /// `None`: a test.
-    pub event_id: Option<i64>,
+    /// `webhook-id`: the event's, or that of a test.
+    pub message_id: String,
     pub body: String,
     /// Number of tries with this one.
     pub tries: i32,
@@ -75,7 +75,7 @@ pub enum Tried {
 pub struct Delivery {
     pub id: i64,
     pub receiver: Uuid,
-    pub event_id: Option<i64>,
+    pub message_id: String,
     pub state: String,
     pub tries: i32,
     pub next_try_at: OffsetDateTime,
@@ -163,7 +163,7 @@ impl Ledger {
             .iter()
             .filter(|event| receiver.is_told(event))
             .collect();
-        let ids: Vec<i64> = told.iter().map(|event| event.id).collect();
+        let ids: Vec<String> = told.iter().map(|event| event.public_id()).collect();
         let payments = told
             .iter()
             .map(|event| event.payment.as_ref().map(|payment| payment.id.0));
@@ -176,11 +176,11 @@ impl Ledger {
                 where id = $1 and position_xact = ($4::text)::xid8 and position_id = $5
                 returning id
             )
-            insert into webhook_deliveries (receiver_id, event_id, payment_id, body)
-            select moved.id, new.event_id, new.payment_id, new.body
-            from moved cross join unnest($6::bigint[], $7::uuid[], $8::text[]) with ordinality as new (event_id, payment_id, body, place)
+            insert into webhook_deliveries (receiver_id, message_id, payment_id, body)
+            select moved.id, new.message_id, new.payment_id, new.body
+            from moved cross join unnest($6::text[], $7::uuid[], $8::text[]) with ordinality as new (message_id, payment_id, body, place)
             order by new.place
-            on conflict on constraint webhook_deliveries_one_per_event do nothing",
+            on conflict on constraint webhook_deliveries_one_per_message do nothing",
             receiver.id,
             end.xact_text(),
             end.id(),
@@ -213,7 +213,7 @@ impl Ledger {
                 ))
                 order by w.next_try_at, w.id limit $2 for update skip locked
             ))
-            returning id, event_id, body, tries",
+            returning id, message_id, body, tries",
             receiver,
             limit,
             CLAIM_SECONDS,
@@ -264,7 +264,7 @@ impl Ledger {
     ) -> Result<Vec<Delivery>, LedgerError> {
         let deliveries = sqlx::query_as!(
             Delivery,
-            "select id, receiver_id as receiver, event_id, state, tries, next_try_at, created_at, status, problem from webhook_deliveries
+            "select id, receiver_id as receiver, message_id, state, tries, next_try_at, created_at, status, problem from webhook_deliveries
             where ($1::uuid is null or receiver_id = $1) and (not $2 or state = 'dead') order by id desc limit $3",
             receiver,
             only_dead,
@@ -296,12 +296,14 @@ impl Ledger {
     pub async fn test_receiver(
         &self,
         receiver: Uuid,
-        body: &str,
+        (message_id, body): (&str, &str),
     ) -> Result<Option<i64>, LedgerError> {
         let id = sqlx::query_scalar!(
-            "insert into webhook_deliveries (receiver_id, payment_id, body) select id, $2, $3 from webhook_receivers where id = $1
+            "insert into webhook_deliveries (receiver_id, message_id, payment_id, body)
+            select id, $2, $3, $4 from webhook_receivers where id = $1
             returning id",
             receiver,
+            message_id,
             Uuid::nil(),
             body,
         )

@@ -5,28 +5,24 @@ use std::sync::Arc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{FORGET_INTERVAL, StartError, until};
+use super::{FORGET_INTERVAL, until};
 use crate::http::EventFeed;
 use crate::ledger::Ledger;
 use crate::settlement::{Levels, ServedNetwork, Supervisor, Task};
 use crate::telemetry::causes;
 use crate::webhooks::Webhooks;
 
-/// Begins to read new events for the streams of this process.
-pub(super) async fn keep(
+/// Begins to read new events for the streams of this process, and to send them to receivers.
+///
+/// # Errors
+/// The TLS of this machine cannot be used.
+pub(super) fn keep(
     supervisor: &Supervisor,
     stopped: &CancellationToken,
     ledger: &Ledger,
-) -> Result<EventFeed, StartError> {
-    let placed = ledger.place_restored_events().await?;
-    if placed > 0 {
-        tracing::warn!(
-            events = placed,
-            "events placed anew: the ledger was restored into another server, and readers of /events get them again"
-        );
-    }
+) -> Result<EventFeed, reqwest::Error> {
     let feed = EventFeed::default();
-    let webhooks = Webhooks::new(ledger.clone()).map_err(StartError::Webhooks)?;
+    let webhooks = Webhooks::new(ledger.clone())?;
     let stop = stopped.clone();
     supervisor.keep_running(Task::of_process("webhooks"), move || {
         Some(until(&stop, webhooks.clone().run()))
@@ -37,7 +33,7 @@ pub(super) async fn keep(
     });
     let (stop, handle) = (stopped.clone(), ledger.clone());
     supervisor.keep_running(Task::of_process("old events"), move || {
-        Some(until(&stop, forget(handle.clone())))
+        Some(until(&stop, keep_order(handle.clone())))
     });
     Ok(feed)
 }
@@ -55,8 +51,20 @@ pub(super) fn keep_levels(
     });
 }
 
-/// Deletes old events, a group at a time.
-async fn forget(ledger: Ledger) {
+/// Gives the events of a ledger that was restored into another server their places, then deletes old ones, a group at a time.
+async fn keep_order(ledger: Ledger) {
+    match ledger.place_restored_events().await {
+        Ok(0) => {}
+        Ok(placed) => tracing::warn!(
+            events = placed,
+            "events placed anew: the ledger was restored into another server, and readers of /events get them again"
+        ),
+        // The supervisor begins anew after an end.
+        Err(error) => {
+            tracing::warn!(error = causes(&error), "restored events not placed");
+            return;
+        }
+    }
     let mut interval = tokio::time::interval(FORGET_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -206,3 +206,35 @@ async fn stream_of_a_revoked_key_ends_and_streams_are_limited() {
         assert_eq!(timeout(TOLD, reader.next()).await.unwrap(), None);
     }
 }
+
+/// Also when there is always something to tell, and for a key that makes its holder the operator.
+#[tokio::test(flavor = "multi_thread")]
+async fn busy_stream_ends_with_its_key() {
+    let world = keys_only().build().await;
+    let twin = world.key("twin", PAYEE, BOTH).await;
+    let shop = world.key("shop", PAYEE, BOTH).await;
+    let made = world.command(&["keys", "create", "second", "--scope", "admin", "--json"]);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let admin = made["key"].as_str().unwrap().to_owned();
+    let paid = world.facilitator.with_key(&twin);
+    for (name, key) in [("shop", &shop), ("second", &admin)] {
+        let caller = world.facilitator.with_key(key);
+        eventually("the key", REVOCATION * 4, async || {
+            (verdict(&caller.get("/events").await).0 == 200).then_some(())
+        })
+        .await;
+        let mut reader = Reader::new("?types=payment.*", Some(key));
+        reader.connect(world.facilitator.url()).await;
+        let mut ending = JoinSet::new();
+        ending.spawn(async move { while reader.next().await.is_some() {} });
+        world.command(&["keys", "revoke", name]);
+        let payer = world.payer().await;
+        // More often than a silent stream says that it is there.
+        eventually("the end of the stream", TOLD, async || {
+            let body = Purchase::new(&payer, PAYEE, 1).body();
+            assert!(paid.settle(&body).await.succeeded());
+            ending.try_join_next().map(Result::unwrap)
+        })
+        .await;
+    }
+}

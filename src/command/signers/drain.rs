@@ -105,7 +105,7 @@ impl Draining<'_> {
             return Ok(view);
         }
         Err(format!(
-            "{} was resumed or drained by somebody else meanwhile: it is not drained",
+            "somebody else resumed {} or drained it again: it is not drained",
             named(self.lane)
         )
         .into())

@@ -52,7 +52,7 @@ pub(super) async fn answer(
     last: Option<EventPosition>,
 ) -> Result<Response, Problem> {
     let caller = match &audience.reader {
-        Reader::Operator => Who::Operator,
+        Reader::Operator(_) => Who::Operator,
         Reader::Key(key) => Who::Key(key.id),
     };
     let place = state.events.place(caller).ok_or_else(|| {
@@ -92,7 +92,8 @@ impl Follower {
     /// The next event or heartbeat. `None` ends the stream; its reader connects again and misses nothing.
     async fn next(&mut self) -> Option<Event> {
         loop {
-            if self.stopping.is_cancelled() {
+            // Before each event: a stream that is never silent would outlive its key otherwise.
+            if self.stopping.is_cancelled() || !self.audience.reader.may_still_read(&self.access) {
                 return None;
             }
             if let Some(event) = self.told.pop_front() {
@@ -105,7 +106,11 @@ impl Follower {
             }
             tokio::select! {
                 part = self.parts.recv() => self.hear(&*part.ok()?),
-                () = sleep_until(self.heartbeat) => return self.still_there(),
+                () = sleep_until(self.heartbeat) => {
+                    if self.audience.reader.may_still_read(&self.access) {
+                        return Some(self.still_there());
+                    }
+                }
                 () = self.stopping.cancelled() => return None,
             }
         }
@@ -139,16 +144,10 @@ impl Follower {
         told.json_data(EventView::from(event)).unwrap_or_default()
     }
 
-    /// Says that the stream is there, and how far it has read: what was not for this reader is not read again. Ends the stream of a key that
-    /// is not good any more.
-    fn still_there(&mut self) -> Option<Event> {
+    /// Says that the stream is there, and how far it has read: what was not for this reader is not read again.
+    fn still_there(&mut self) -> Event {
         self.heartbeat = Instant::now() + HEARTBEAT;
-        if let Reader::Key(key) = &self.audience.reader
-            && !self.access.is_still_good(key.id)
-        {
-            return None;
-        }
         let position = self.position.to_string();
-        Some(Event::default().comment("still there").id(position))
+        Event::default().comment("still there").id(position)
     }
 }

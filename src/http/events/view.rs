@@ -69,7 +69,7 @@ impl From<&FeedEvent> for EventView {
         let is_key = event.kind.name().starts_with("key.");
         let subject = |wanted: bool| event.subject.clone().filter(|_| wanted);
         Self {
-            id: format!("evt_{}", event.id),
+            id: event.public_id(),
             kind: event.kind.name().to_owned(),
             at: event.at.format(&Rfc3339).unwrap_or_default(),
             network: event.network.clone(),

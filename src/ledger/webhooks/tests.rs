@@ -24,7 +24,7 @@ async fn receiver(test: &TestLedger, types: &str, payee: Option<Address>) -> Rec
 /// Writes the deliveries of a receiver until there are so many.
 async fn written(test: &TestLedger, to: &Receiver, count: usize) {
     loop {
-        test.write_deliveries(to, |event| event.id.to_string())
+        test.write_deliveries(to, FeedEvent::public_id)
             .await
             .unwrap();
         let found = test.deliveries(Some(to.id), (false, 100)).await.unwrap();
@@ -60,10 +60,10 @@ async fn events_are_written_once_for_those_whom_they_concern() {
     written(&test, &own, 2).await;
     for to in [&all, &own, &foreign] {
         other
-            .write_deliveries(to, |event| event.id.to_string())
+            .write_deliveries(to, FeedEvent::public_id)
             .await
             .unwrap();
-        test.write_deliveries(to, |event| event.id.to_string())
+        test.write_deliveries(to, FeedEvent::public_id)
             .await
             .unwrap();
     }
@@ -111,8 +111,8 @@ async fn one_payment_is_sent_in_order_and_each_delivery_by_one_process() {
         .await;
     let again = other.claim_deliveries(to.id, 9).await.unwrap();
     assert_eq!(
-        (again[0].id, again[0].event_id, again[0].tries),
-        (last[0].id, last[0].event_id, 2)
+        (again[0].id, &again[0].message_id, again[0].tries),
+        (last[0].id, &last[0].message_id, 2)
     );
     // The late failure of the first says nothing about the second; a success does.
     test.record_try(&last[0], &failed()).await.unwrap();
@@ -166,10 +166,22 @@ async fn failing_delivery_waits_longer_each_time_and_is_given_up_after_three_day
 async fn trial_is_a_delivery_and_old_ones_are_forgotten() {
     let test = TestLedger::new().await;
     let to = receiver(&test, "key.*", None).await;
-    assert_eq!(test.test_receiver(Uuid::nil(), "{}").await.unwrap(), None);
-    let id = test.test_receiver(to.id, "{}").await.unwrap().unwrap();
+    assert_eq!(
+        test.test_receiver(Uuid::nil(), ("evt_test_1", "{}"))
+            .await
+            .unwrap(),
+        None
+    );
+    let id = test
+        .test_receiver(to.id, ("evt_test_1", "{}"))
+        .await
+        .unwrap()
+        .unwrap();
     let claimed = test.claim_deliveries(to.id, 9).await.unwrap();
-    assert_eq!((claimed[0].id, claimed[0].event_id), (id, None));
+    assert_eq!(
+        (claimed[0].id, claimed[0].message_id.as_str()),
+        (id, "evt_test_1")
+    );
     test.record_try(&claimed[0], &Tried::Delivered { status: 200 })
         .await
         .unwrap();

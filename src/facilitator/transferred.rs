@@ -8,8 +8,8 @@
 use alloy::primitives::{Address, B256};
 use uuid::Uuid;
 
-use crate::chain::AuthorizationUse;
-use crate::facilitator::used_nonces::UsedBy;
+use crate::chain::{AuthorizationUse, Head};
+use crate::facilitator::used_nonces::{Seen, UsedBy};
 use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{AlreadyTransferred, LaneKey, Lookup};
 use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentTerms, Who};
@@ -44,11 +44,17 @@ impl Facilitator {
         }
         // Read before the chain is asked: a reorg in between may undo the use that is found.
         let reorganisations = served.view.latest().reorganisations;
-        let remember = |by| self.used_nonces.remember(candidate, by, reorganisations);
+        let remember = |by, head: Head| {
+            let seen = Seen {
+                reorganisations,
+                followed: served.view.head() == Some(head),
+            };
+            self.used_nonces.remember(candidate, by, seen);
+        };
         let (location, sender, head) = match self.use_on_chain(served, &candidate.terms).await? {
             (AuthorizationUse::Transferred { location, sender }, head) => (location, sender, head),
-            (AuthorizationUse::Consumed(by), _) => {
-                remember(self.user_of(served, by).await?);
+            (AuthorizationUse::Consumed(by), head) => {
+                remember(self.user_of(served, by).await?, head);
                 return Ok(None);
             }
             (AuthorizationUse::Unused, _) if nonce == Nonce::Used => {
@@ -57,7 +63,7 @@ impl Facilitator {
             (AuthorizationUse::Unused, _) => return Ok(None),
         };
         if known.is_new() && !self.is_own_signer(served, sender).await? {
-            remember(UsedBy::Foreign);
+            remember(UsedBy::Foreign, head);
             return Ok(None);
         }
         let confirmations = served.policy.confirmations;
@@ -66,7 +72,7 @@ impl Facilitator {
             candidate,
             confirmations,
             location: &location,
-            confirmed: location.is_confirmed(head, confirmations),
+            confirmed: location.is_confirmed(served.rpc.agreed_height(head.number), confirmations),
             caller: settler,
         };
         if !self.ledger.accept_transferred(&transfer).await? {
@@ -97,7 +103,8 @@ impl Facilitator {
                 return Ok(false);
             }
         };
-        let confirmed = location.is_confirmed(head, payment.confirmations);
+        let agreed = served.rpc.agreed_height(head.number);
+        let confirmed = location.is_confirmed(agreed, payment.confirmations);
         self.ledger
             .settle_by_foreign_transaction(payment.id, &location, confirmed)
             .await?;
@@ -115,19 +122,19 @@ impl Facilitator {
         self.used_nonces.contains(candidate, reorganisations)
     }
 
-    /// The use of an authorization on the chain, and the confirmed height at the block by which it was read.
+    /// The use of an authorization on the chain, and the block by which it was read.
     async fn use_on_chain(
         &self,
         served: &ServedNetwork,
         terms: &PaymentTerms,
-    ) -> Result<(AuthorizationUse, u64), Unavailable> {
-        let head = served.caller_rpc.newest().await?.number;
+    ) -> Result<(AuthorizationUse, Head), Unavailable> {
+        let head = served.caller_rpc.newest().await?;
         let tokens = served.policy.tokens();
         let used = served
             .caller_rpc
-            .authorization_use(terms, head, &tokens)
+            .authorization_use(terms, head.number, &tokens)
             .await?;
-        Ok((used, served.rpc.agreed_height(head)))
+        Ok((used, head))
     }
 
     /// Who has sent the transaction that used a nonce, if that transaction is known.

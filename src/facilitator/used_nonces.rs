@@ -15,8 +15,8 @@ use crate::payment::Candidate;
 const KEPT_MAX: usize = 20_000;
 /// How long a nonce is remembered whose use was found, unless a reorg happens; by then the use has any number of confirmations.
 const FOUND_FOR: Duration = Duration::from_mins(30);
-/// The same where the use was not found: nodes show logs later than state.
-const NOT_FOUND_FOR: Duration = Duration::from_secs(5);
+/// The same where the use was not found, as nodes show logs later than state, or where the watch may not notice that it is undone.
+const UNCERTAIN_FOR: Duration = Duration::from_secs(5);
 
 /// The transaction that used a nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,15 @@ pub(super) enum UsedBy {
     OwnSigner,
     /// Not found yet.
     NotFound,
+}
+
+/// What was known of the chain when a use was read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// The number of reorgs before the chain was asked.
+    pub(super) reorganisations: u64,
+    /// Whether the watch had the block by which the use was read. If not, it may never see that block, and no reorg when it goes.
+    pub(super) followed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,23 +71,27 @@ impl UsedNonces {
     /// Whether a candidate's nonce is remembered as used for something that does not count here. `reorganisations` is the number seen so
     /// far: a use from before the last one is not trusted.
     pub(super) fn contains(&self, candidate: &Candidate, reorganisations: u64) -> bool {
+        self.contains_at(candidate, reorganisations, Instant::now())
+    }
+
+    fn contains_at(&self, candidate: &Candidate, reorganisations: u64, now: Instant) -> bool {
         let key = AuthorizationKey::from(&candidate.terms);
         self.with(|memory| {
             memory.used.get(&key).is_some_and(|used| {
                 (used.digest == candidate.terms.digest || used.by == UsedBy::Foreign)
                     && used.reorganisations == reorganisations
-                    && used.until > Instant::now()
+                    && used.until > now
             })
         })
     }
 
-    pub(super) fn remember(&self, candidate: &Candidate, by: UsedBy, reorganisations: u64) {
+    pub(super) fn remember(&self, candidate: &Candidate, by: UsedBy, seen: Seen) {
         let (key, digest) = (
             AuthorizationKey::from(&candidate.terms),
             candidate.terms.digest,
         );
-        let kept = if by == UsedBy::NotFound {
-            NOT_FOUND_FOR
+        let kept = if by == UsedBy::NotFound || !seen.followed {
+            UNCERTAIN_FOR
         } else {
             FOUND_FOR
         };
@@ -88,7 +101,7 @@ impl UsedNonces {
             let used = Used {
                 digest,
                 by,
-                reorganisations,
+                reorganisations: seen.reorganisations,
                 until: Instant::now() + kept,
                 number,
             };
@@ -121,12 +134,33 @@ mod tests {
     use crate::payment::fixture::{candidate_of, permit2_body};
     use crate::protocol::Scheme;
 
+    const SEEN: Seen = Seen {
+        reorganisations: 0,
+        followed: true,
+    };
+
+    #[tokio::test]
+    async fn use_in_a_block_that_the_watch_may_never_see_is_remembered_for_seconds() {
+        let nonces = UsedNonces::default();
+        let candidate = candidate_of(&permit2_body(Scheme::Exact), Purpose::Verify);
+        let unfollowed = Seen {
+            followed: false,
+            ..SEEN
+        };
+        nonces.remember(&candidate, UsedBy::Foreign, unfollowed);
+        let later = || Instant::now() + UNCERTAIN_FOR;
+        assert!(nonces.contains(&candidate, 0));
+        assert!(!nonces.contains_at(&candidate, 0, later()));
+        nonces.remember(&candidate, UsedBy::Foreign, SEEN);
+        assert!(nonces.contains_at(&candidate, 0, later()));
+    }
+
     #[tokio::test]
     async fn used_nonce_is_remembered_until_reorg_or_expiry() {
         let nonces = UsedNonces::default();
         let candidate = candidate_of(&permit2_body(Scheme::Exact), Purpose::Verify);
         assert!(!nonces.contains(&candidate, 0));
-        nonces.remember(&candidate, UsedBy::OwnSigner, 0);
+        nonces.remember(&candidate, UsedBy::OwnSigner, SEEN);
         assert!(nonces.contains(&candidate, 0));
         assert!(
             !nonces.contains(&candidate, 1),
@@ -138,7 +172,7 @@ mod tests {
             !nonces.contains(&other, 0),
             "an own transaction may have settled this one"
         );
-        nonces.remember(&candidate, UsedBy::Foreign, 0);
+        nonces.remember(&candidate, UsedBy::Foreign, SEEN);
         assert!(nonces.contains(&other, 0));
     }
 
@@ -153,10 +187,10 @@ mod tests {
         };
         let (again, oldest) = (numbered(0), numbered(1));
         for candidate in [&again, &oldest, &again] {
-            nonces.remember(candidate, UsedBy::Foreign, 0);
+            nonces.remember(candidate, UsedBy::Foreign, SEEN);
         }
         for number in 2..=KEPT_MAX {
-            nonces.remember(&numbered(number), UsedBy::Foreign, 0);
+            nonces.remember(&numbered(number), UsedBy::Foreign, SEEN);
         }
         assert!(nonces.contains(&again, 0), "remembered again");
         assert!(!nonces.contains(&oldest, 0));

@@ -119,7 +119,7 @@ pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs the command of a command line. The code is for a command that has more to tell than success or an error.
 pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
-    telemetry::begin(ProcessEnvironment.get("X402D_LOG").as_deref())?;
+    let _log = telemetry::begin(ProcessEnvironment.get("X402D_LOG").as_deref())?;
     let done = match line.command {
         Command::Serve(options) => serve::run(options.flags()).await,
         Command::Dev(options) => dev::run(options).await,

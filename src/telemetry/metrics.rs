@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus_client::encoding::prometheus_text;
@@ -83,6 +83,7 @@ struct Inner {
     payments: Family<Labels, Counter>,
     reorged_blocks: Family<Labels, Counter>,
     refusals: HashMap<&'static str, Counter>,
+    log_lines_dropped: Counter,
     verify_seconds: Histogram,
     settle_seconds: Histogram,
 }
@@ -114,6 +115,12 @@ impl Metrics {
         });
         let refusals = refusals.collect();
         registry.register("refusals", "Requests that were refused, by code", by_code);
+        let log_lines_dropped = Counter::default();
+        registry.register(
+            "log_lines_dropped",
+            "Lines of the log that were dropped because its reader did not keep up",
+            log_lines_dropped.clone(),
+        );
         let verify_seconds = Histogram::new(SECONDS);
         registry.register(
             "verify_seconds",
@@ -131,6 +138,7 @@ impl Metrics {
             payments,
             reorged_blocks,
             refusals,
+            log_lines_dropped,
             verify_seconds,
             settle_seconds,
         }))
@@ -173,6 +181,8 @@ impl Metrics {
 
     /// Everything that was counted, and `gauges`.
     pub fn text(&self, gauges: Gauges) -> Result<String, fmt::Error> {
+        let dropped = super::log_lines_dropped();
+        self.0.log_lines_dropped.inner().store(dropped, Relaxed);
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.0.registry)?;
         let mut registry = Registry::with_prefix("x402d");

@@ -138,3 +138,21 @@ async fn strangers_get_no_figures() {
     let request = reqwest::Client::new().get(&url).bearer_auth(token);
     assert_eq!(request.send().await.unwrap().status(), 200);
 }
+
+/// A pipe holds 64 KiB, and a payment writes two.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_nobody_reads_stops_no_payment() {
+    let mut world = World::new().await;
+    world.facilitator.kill();
+    world.facilitator.restart_with_unread_log().await;
+    let payer = world.payer().await;
+    let mut settling = tokio::task::JoinSet::new();
+    for amount in 1..=150 {
+        let caller = (*world.facilitator).clone();
+        let body = Purchase::new(&payer, PAYEE, amount).body();
+        settling.spawn(async move { caller.settle(&body).await });
+    }
+    for answer in settling.join_all().await {
+        assert!(answer.succeeded(), "{answer:?}");
+    }
+}

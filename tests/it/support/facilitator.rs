@@ -1,9 +1,10 @@
 //! x402d as a child process.
 
 use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -32,6 +33,8 @@ pub(crate) struct Facilitator {
     caller: Caller,
     /// Length of the log before the latest start.
     log_start: usize,
+    /// The pipe of a log that nobody reads.
+    unread_log: Option<BufReader<ChildStderr>>,
 }
 
 impl Facilitator {
@@ -57,6 +60,7 @@ impl Facilitator {
             child: None,
             caller: Caller::default(),
             log_start: 0,
+            unread_log: None,
         }
     }
 
@@ -76,13 +80,41 @@ impl Facilitator {
 
     /// The same, waiting only until it listens and not for `/readyz`.
     pub(crate) async fn spawn(&mut self, failpoint: Option<&str>) {
-        assert!(self.child.is_none(), "it runs");
         self.log_start = self.log().len();
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .unwrap();
+        let log = self.log_file();
+        self.begin(failpoint, log.into());
+        self.wait_until_it_listens().await;
+    }
+
+    /// Starts it with a log that is read up to the line that names its address, and then never again.
+    pub(crate) async fn restart_with_unread_log(&mut self) {
+        self.log_start = self.log().len();
+        let mut log = self.log_file();
+        self.begin(None, Stdio::piped());
+        let pipe = self.child.as_mut().unwrap().stderr.take().unwrap();
+        let unread = tokio::task::spawn_blocking(move || {
+            let mut lines = BufReader::with_capacity(1, pipe);
+            let mut line = String::new();
+            while !line.contains("x402d listens") {
+                line.clear();
+                assert!(lines.read_line(&mut line).unwrap() > 0, "no more lines");
+                log.write_all(line.as_bytes()).unwrap();
+            }
+            lines
+        });
+        self.unread_log = Some(unread.await.unwrap());
+        self.wait_until_it_listens().await;
+        self.wait_until_ready().await;
+    }
+
+    fn log_file(&self) -> File {
+        let mut options = File::options();
+        let options = options.create(true).append(true);
+        options.open(self.log_path()).unwrap()
+    }
+
+    fn begin(&mut self, failpoint: Option<&str>, log: Stdio) {
+        assert!(self.child.is_none(), "it runs");
         let mut command = Command::new(env!("CARGO_BIN_EXE_x402d"));
         command
             .arg("serve")
@@ -101,6 +133,9 @@ impl Facilitator {
             .stdout(Stdio::null())
             .stderr(log);
         self.child = Some(command.spawn().unwrap());
+    }
+
+    async fn wait_until_it_listens(&mut self) {
         let url = eventually("x402d to listen", START_LIMIT, async || {
             self.assert_running();
             self.listen_url()

@@ -3,7 +3,7 @@ FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
 ENV SQLX_OFFLINE=true
-RUN cargo build --release --locked
+RUN cargo build --release --locked --features aws
 
 FROM debian:12.9-slim
 RUN apt-get update \

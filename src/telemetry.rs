@@ -13,10 +13,16 @@ use tracing_subscriber::fmt::fmt;
 const DEFAULT_FILTER: &str = "info,sqlx=warn";
 /// Added to every filter, because these log secrets: the HTTP client and its users name RPC URLs with their keys, and `sqlx_postgres::options`
 /// the value of a URL parameter that it does not know, which could be a misspelt password.
-const ALWAYS: [&str; 7] = [
+const ALWAYS: [&str; 13] = [
     "alloy=warn",
     "alloy_rpc_client=warn",
     "alloy_transport_http=warn",
+    "aws_config=warn",
+    "aws_runtime=warn",
+    "aws_sdk_kms=warn",
+    "aws_sigv4=warn",
+    "aws_smithy_http_client=warn",
+    "aws_smithy_runtime=warn",
     "hyper=warn",
     "hyper_util=warn",
     "reqwest=warn",

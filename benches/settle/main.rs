@@ -1,11 +1,12 @@
 //! Settlement end to end: callers in a closed loop, real Postgres and a local chain with timed blocks. Every answer is compared with
 //! the chain.
 //!
-//!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- [verify] callers… [+latency]]
+//!     DATABASE_URL=postgres://…/postgres cargo bench --bench settle [-- [verify] [watched] callers… [+latency]]
 //!
 //! `+100` runs only with 100 ms between x402d and the chain. Each line is one run: that many callers, each with one request at a time,
-//! for eight blocks of two seconds. With `verify` the callers verify the payments, again and again, and nothing is settled. The generator,
-//! x402d, Postgres and the chain share the machine.
+//! for eight blocks of two seconds. With `verify` the callers verify the payments, again and again, and nothing is settled. With
+//! `watched` the metrics are read once a second, and a webhook is told of every event. The generator, x402d, Postgres and the chain share
+//! the machine.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 #![expect(
     clippy::print_stderr,
@@ -28,8 +29,12 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{Address, Bytes, U256};
 use alloy::sol;
 use alloy::sol_types::SolCall;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::post;
 use serde_json::{Value, json};
 use support::{Chain, Fault, Purchase, Setup, World};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use x402d::embedded::{LocalChain, TEST_USDC};
 
@@ -87,6 +92,7 @@ async fn main() {
     } else {
         Call::Settle
     };
+    let watched = std::env::args().any(|text| text == "watched");
     let latencies: Vec<u64> = latencies
         .iter()
         .filter_map(|text| text.trim_start_matches('+').parse().ok())
@@ -108,7 +114,7 @@ async fn main() {
     println!("callers  rpc ms {good}  failed    p50 ms    p99 ms  gas each  calls each  MiB");
     for latency_ms in latencies {
         for callers in &callers {
-            let run = measure(call, *callers, latency_ms).await;
+            let run = measure((call, watched), *callers, latency_ms).await;
             report(call, *callers, latency_ms, &run);
         }
     }
@@ -142,7 +148,7 @@ fn report(call: Call, callers: usize, latency_ms: u64, run: &Run) {
     );
 }
 
-async fn measure(call: Call, callers: usize, latency_ms: u64) -> Run {
+async fn measure((call, watched): (Call, bool), callers: usize, latency_ms: u64) -> Run {
     let setup = Setup {
         signers: SIGNERS,
         block_time_s: Some(BLOCK_S),
@@ -150,6 +156,10 @@ async fn measure(call: Call, callers: usize, latency_ms: u64) -> Run {
     };
     let world = setup.build().await;
     let bodies = signed(&world, callers).await;
+    let mut watching = JoinSet::new();
+    if watched {
+        watch(&world, &mut watching).await;
+    }
     if latency_ms > 0 {
         world.proxy.all(Fault::Slow(latency_ms));
     }
@@ -198,6 +208,25 @@ async fn measure(call: Call, callers: usize, latency_ms: u64) -> Run {
         took,
     };
     audit(&world, &answers, run).await
+}
+
+/// Reads the metrics once a second, and takes the events of a webhook.
+async fn watch(world: &World, watching: &mut JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let receiver = format!("http://{}/", listener.local_addr().unwrap());
+    let take = Router::new().route("/", post(async || StatusCode::NO_CONTENT));
+    watching.spawn(async move { axum::serve(listener, take).await.unwrap() });
+    let add = ["webhooks", "add", &receiver, "--events", "payment.*"];
+    world.command(&[&add[..], &["--insecure-http", "--allow-private"]].concat());
+    let metrics = format!("{}/metrics", world.facilitator.url());
+    watching.spawn(async move {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            second.tick().await;
+            let answer = reqwest::get(&metrics).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+    });
 }
 
 /// Kind, start and duration of a run.

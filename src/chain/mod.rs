@@ -10,6 +10,8 @@
 
 mod account_nonces;
 pub mod authorization;
+#[cfg(feature = "aws")]
+mod aws_kms;
 pub mod broadcast;
 mod eip3009;
 mod facts;

@@ -1,6 +1,9 @@
-//! Keys that pay for gas: an unsigned transaction goes in, signed bytes and their hash come out. No clock, no RPC.
+//! Keys that pay for gas: an unsigned transaction goes in, signed bytes and their hash come out. The key is in memory, or in AWS KMS.
 
 use std::fmt;
+use std::path::Path;
+#[cfg(feature = "aws")]
+use std::sync::Arc;
 
 use alloy::consensus::transaction::Transaction;
 use alloy::consensus::{SignableTransaction, Signed, TxEip1559, TxEnvelope, TxLegacy};
@@ -10,19 +13,34 @@ use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 
 use crate::chain::Fees;
+#[cfg(feature = "aws")]
+use crate::chain::aws_kms::AwsKmsKey;
 use crate::protocol::Network;
 
 /// Gas limit of an empty transfer to an account without code. It uses 21,000 gas, and more on rollups that charge for L1 data in gas.
 const EMPTY_TRANSFER_GAS: u64 = 100_000;
 
-/// The private key of a lane's signer.
+/// The key of a lane's signer.
 #[derive(Clone)]
-pub struct SignerKey(PrivateKeySigner);
+pub struct SignerKey(Holder);
+
+/// Who holds the private key.
+#[derive(Clone)]
+enum Holder {
+    Process(PrivateKeySigner),
+    #[cfg(feature = "aws")]
+    AwsKms(Arc<AwsKmsKey>),
+}
 
 /// A key that cannot be parsed. The error never contains the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a private key of 0x and 64 hex digits")]
 pub struct InvalidKey;
+
+/// A keystore that cannot be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected a Web3 v3 keystore, as geth and foundry write it, and its password")]
+pub struct InvalidKeystore;
 
 /// The transaction could not be signed. Nothing was recorded and nothing was sent.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +50,16 @@ pub enum SigningFailed {
     /// The signature was not made with the lane's key over these bytes: a transaction with it would come from a foreign account.
     #[error("the signature is not one of signer {0}; nothing was sent")]
     WrongSignature(Address),
+    /// AWS KMS did not answer, or refused.
+    #[cfg(feature = "aws")]
+    #[error("AWS KMS did not sign; nothing was sent")]
+    AwsKms(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The key in AWS KMS is another one than the configuration says.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the AWS KMS key is that of {found}, and the configuration says {expected}; nothing was sent"
+    )]
+    OtherKey { expected: Address, found: Address },
     /// The key cannot be used now.
     #[error("the key cannot be used now; nothing was sent")]
     Unavailable,
@@ -106,19 +134,62 @@ impl SignerKey {
     /// # Errors
     /// [`InvalidKey`] for any other text.
     pub fn from_hex(text: &str) -> Result<Self, InvalidKey> {
-        text.trim().parse().map(Self).map_err(|_| InvalidKey)
+        let key = text.trim().parse().map_err(|_| InvalidKey)?;
+        Ok(Self(Holder::Process(key)))
+    }
+
+    /// A key from an encrypted keystore file. Takes about a second of computation by design.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no keystore, or has another password.
+    pub fn from_keystore(file: &Path, password: &str) -> Result<Self, InvalidKeystore> {
+        let key =
+            PrivateKeySigner::decrypt_keystore(file, password).map_err(|_| InvalidKeystore)?;
+        Ok(Self(Holder::Process(key)))
+    }
+
+    /// A key that AWS KMS keeps under `id`, of the account `address`. Nothing is asked before the first signature.
+    #[cfg(feature = "aws")]
+    pub fn in_aws_kms(address: Address, id: String) -> Self {
+        Self(Holder::AwsKms(Arc::new(AwsKmsKey::new(address, id))))
     }
 
     /// The signer's account.
-    pub const fn address(&self) -> Address {
-        self.0.address()
+    pub fn address(&self) -> Address {
+        match &self.0 {
+            Holder::Process(key) => key.address(),
+            #[cfg(feature = "aws")]
+            Holder::AwsKms(key) => key.address(),
+        }
+    }
+
+    /// Asks whoever holds the key whether it is there and is the configured one.
+    ///
+    /// # Errors
+    /// When AWS KMS does not answer, or has another key. A key in memory has no errors.
+    #[cfg_attr(
+        not(feature = "aws"),
+        expect(
+            clippy::unused_async,
+            reason = "without AWS KMS there is nothing to wait for"
+        )
+    )]
+    pub async fn check(&self) -> Result<(), SigningFailed> {
+        match &self.0 {
+            Holder::Process(_) => Ok(()),
+            #[cfg(feature = "aws")]
+            Holder::AwsKms(key) => key.check().await,
+        }
     }
 
     /// Signs a transaction; returns the encoded bytes and the transaction hash.
     ///
     /// # Errors
-    /// When the key cannot sign, which a local key always can, or when the signature does not match the signer and the bytes.
-    pub fn sign(&self, transaction: UnsignedTransaction) -> Result<(Bytes, B256), SigningFailed> {
+    /// When the key cannot sign, which a key in memory always can, or when the signature does not match the signer and the bytes.
+    pub async fn sign(
+        &self,
+        transaction: UnsignedTransaction,
+    ) -> Result<(Bytes, B256), SigningFailed> {
         let (chain_id, to) = (transaction.network.chain_id(), TxKind::Call(transaction.to));
         let raw = if transaction.fees.legacy {
             self.sign_and_encode(TxLegacy {
@@ -129,7 +200,8 @@ impl SignerKey {
                 to,
                 value: transaction.value,
                 input: transaction.data,
-            })?
+            })
+            .await?
         } else {
             self.sign_and_encode(TxEip1559 {
                 chain_id,
@@ -141,22 +213,38 @@ impl SignerKey {
                 value: transaction.value,
                 access_list: alloy::eips::eip2930::AccessList::default(),
                 input: transaction.data,
-            })?
+            })
+            .await?
         };
         let hash = keccak256(&raw);
         Ok((raw, hash))
     }
 
-    fn sign_and_encode<T>(&self, transaction: T) -> Result<Bytes, SigningFailed>
+    async fn sign_and_encode<T>(&self, transaction: T) -> Result<Bytes, SigningFailed>
     where
-        T: SignableTransaction<Signature>,
+        T: SignableTransaction<Signature> + Send,
         TxEnvelope: From<Signed<T>>,
     {
         let digest = transaction.signature_hash();
-        let signature = self.0.sign_hash_sync(&digest).map_err(SigningFailed::Key)?;
+        let signature = self.sign_digest(digest).await?;
         verify_signature(self.address(), digest, &signature)?;
         let envelope = TxEnvelope::from(transaction.into_signed(signature));
         Ok(envelope.encoded_2718().into())
+    }
+
+    #[cfg_attr(
+        not(feature = "aws"),
+        expect(
+            clippy::unused_async,
+            reason = "without AWS KMS there is nothing to wait for"
+        )
+    )]
+    async fn sign_digest(&self, digest: B256) -> Result<Signature, SigningFailed> {
+        match &self.0 {
+            Holder::Process(key) => key.sign_hash_sync(&digest).map_err(SigningFailed::Key),
+            #[cfg(feature = "aws")]
+            Holder::AwsKms(key) => key.sign(digest).await,
+        }
     }
 }
 
@@ -201,8 +289,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn legacy_transaction_is_signed_with_chain_id_and_decodes_again() {
+    #[tokio::test]
+    async fn legacy_transaction_is_signed_with_chain_id_and_decodes_again() {
         let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
         let transaction = UnsignedTransaction {
             network: "eip155:84532".parse().unwrap(),
@@ -213,7 +301,7 @@ mod tests {
             data: Bytes::from_static(b"data"),
             value: U256::ZERO,
         };
-        let (raw, hash) = key.sign(transaction.clone()).unwrap();
+        let (raw, hash) = key.sign(transaction.clone()).await.unwrap();
         assert!(raw[0] >= 0xc0, "an RLP list, not a typed envelope");
         assert_eq!(hash, keccak256(&raw));
         assert_eq!(
@@ -225,8 +313,8 @@ mod tests {
         assert!(transaction.empty_replacement(key.address()).fees.legacy);
     }
 
-    #[test]
-    fn signed_transaction_decodes_again_and_can_be_emptied() {
+    #[tokio::test]
+    async fn signed_transaction_decodes_again_and_can_be_emptied() {
         let key = SignerKey::from_hex(&format!("0x{}", "11".repeat(32))).unwrap();
         let transaction = UnsignedTransaction {
             network: "eip155:84532".parse().unwrap(),
@@ -241,7 +329,7 @@ mod tests {
             data: Bytes::from_static(b"data"),
             value: U256::from(5),
         };
-        let (raw, _) = key.sign(transaction.clone()).unwrap();
+        let (raw, _) = key.sign(transaction.clone()).await.unwrap();
         let read = UnsignedTransaction::from_signed_bytes(transaction.network, &raw).unwrap();
         assert_eq!(read, transaction);
         let empty = read.empty_replacement(key.address());

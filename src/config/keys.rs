@@ -1,4 +1,4 @@
-//! Files that hold private keys, and who else may read them.
+//! Files that hold private keys or a password, and who else may read them.
 
 use std::fs::{File, Metadata};
 use std::io::Read as _;
@@ -17,6 +17,30 @@ const OTHERS_READ: u32 = 0o004;
 /// The keys in a file, one on a line; empty lines and lines that begin with `#` are ignored. An error says what was expected and what to
 /// do, without any of the contents.
 pub(super) fn read(path: &Path) -> Result<Vec<String>, String> {
+    let text = read_text(path, "private keys as text, one on a line,")?;
+    let lines = text.lines().map(str::trim);
+    let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys: Vec<String> = keys.map(str::to_owned).collect();
+    if keys.is_empty() {
+        return Err(format!("at least one private key in {}", path.display()));
+    }
+    Ok(keys)
+}
+
+/// The password in a file: its first line. An error is like one of [`read`].
+pub(super) fn read_password(path: &Path) -> Result<String, String> {
+    let text = read_text(path, "a password as text")?;
+    let password = text.lines().next().unwrap_or_default();
+    if password.is_empty() {
+        return Err(format!(
+            "a password on the first line of {}",
+            path.display()
+        ));
+    }
+    Ok(password.to_owned())
+}
+
+fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     let shown = path.display();
     let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
     let (found, file) =
@@ -31,17 +55,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<String>, String> {
     let mut text = String::new();
     let length = file.take(BYTES_MAX).read_to_string(&mut text);
     if !length.is_ok_and(|length| u64::try_from(length).is_ok_and(|length| length < BYTES_MAX)) {
-        return Err(format!(
-            "private keys as text, one on a line, in {shown}; at most {BYTES_MAX} bytes"
-        ));
+        return Err(format!("{expected} in {shown}; at most {BYTES_MAX} bytes"));
     }
-    let lines = text.lines().map(str::trim);
-    let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let keys: Vec<String> = keys.map(str::to_owned).collect();
-    if keys.is_empty() {
-        return Err(format!("at least one private key in {shown}"));
-    }
-    Ok(keys)
+    Ok(text)
 }
 
 /// Whether users that need not may read or change the file. Where systemd and Kubernetes hand a secret to a user other than root, root owns
@@ -175,6 +191,45 @@ mod tests {
         assert_eq!(signers(&flags, &by_variable).unwrap(), 2);
         let error = signers(&flags, &without).unwrap_err().to_string();
         assert!(error.contains("not both"), "{error}");
+    }
+
+    /// The example of the Web3 secret storage definition; its key and password are public.
+    const KEYSTORE: &str = r#"{"crypto": {"cipher": "aes-128-ctr", "cipherparams": {"iv": "6087dab2f9fdbbfaddc31a909735c1e6"},
+        "ciphertext": "5318b4d5bcd28de64ee5559e671353e16f075ecae9f99c7a79a38af5f869aa46", "kdf": "pbkdf2",
+        "kdfparams": {"c": 262144, "dklen": 32, "prf": "hmac-sha256", "salt": "ae3cd4e7013836a3df6bd7241b12db061dbe2c6785853cce422d148a624ce0bd"},
+        "mac": "517ead924a9d0dc3124507e3393d175ce3ff7c1e96529c6c555ce9e51205e9b2"}, "id": "3198bc9c-6672-5ab3-d995-4942343ae5b6", "version": 3}"#;
+
+    #[test]
+    fn keystores_are_opened_beside_other_keys() {
+        let keystore = file(KEYSTORE, 0o644);
+        let path = keystore.path().to_str().unwrap();
+        let read = |password: &str, mode| {
+            let password = file(password, mode);
+            let mut environment = base_sepolia();
+            environment.insert("X402D_SIGNER_KEYSTORES", path);
+            let password = password.path().to_str().unwrap();
+            environment.insert("X402D_SIGNER_KEYSTORE_PASSWORD_FILE", password);
+            let config = Config::read(&Flags::default(), &environment);
+            config.map_err(|error| error.to_string())
+        };
+        let config = read("testpassword\n", 0o600).unwrap();
+        let addresses: Vec<_> = config.networks[0].policy.signers.clone();
+        assert_eq!(addresses.len(), 2);
+        let known = "0x008AeEda4D805471dF9b2A5B0f38A0C3bCBA786b";
+        assert!(addresses.contains(&known.parse().unwrap()), "{addresses:?}");
+        for (password, mode, part) in [
+            ("another-secret\n", 0o600, "signer_keystores[0]"),
+            ("testpassword\n", 0o644, "has mode 644"),
+            ("\n", 0o600, "a password on the first line"),
+        ] {
+            let error = read(password, mode).unwrap_err();
+            assert!(error.contains(part), "{part}: {error}");
+            assert!(!error.contains("another-secret"), "{error}");
+        }
+        let mut environment = base_sepolia();
+        environment.insert("X402D_SIGNER_KEYSTORES", path);
+        let error = Config::read(&Flags::default(), &environment).unwrap_err();
+        assert!(error.to_string().contains("signer_keystore_password_file"));
     }
 
     #[test]

@@ -106,16 +106,31 @@ fn with_environment(settings: &mut Settings<'_>, mut base: NetworkFile) -> Netwo
             *list = given;
         }
     }
-    let keys = settings.list("X402D_SIGNER_KEYS");
-    let keys_file = settings.environment.get("X402D_SIGNER_KEYS_FILE");
-    if !keys.is_empty() || keys_file.is_some() {
-        base.signer_keys = keys;
-        base.signer_keys_file = keys_file.map(Into::into);
-    }
+    with_signers_of_environment(settings, &mut base);
     base.confirmations = settings
         .parsed("X402D_CONFIRMATIONS", "a number of blocks")
         .or(base.confirmations);
     base
+}
+
+/// Variables that name signers take the place of all signers of the file.
+fn with_signers_of_environment(settings: &mut Settings<'_>, base: &mut NetworkFile) {
+    let keys = settings.list("X402D_SIGNER_KEYS");
+    let keys_file = settings.environment.get("X402D_SIGNER_KEYS_FILE");
+    let keystores = settings.list("X402D_SIGNER_KEYSTORES");
+    let kms = settings.list("X402D_SIGNER_AWS_KMS");
+    if !(keys.is_empty() && keys_file.is_none() && keystores.is_empty() && kms.is_empty()) {
+        base.signer_keys = keys;
+        base.signer_keys_file = keys_file.map(Into::into);
+        base.signer_keystores = keystores.into_iter().map(Into::into).collect();
+        base.signer_aws_kms = kms;
+    }
+    if let Some(password) = settings
+        .environment
+        .get("X402D_SIGNER_KEYSTORE_PASSWORD_FILE")
+    {
+        base.signer_keystore_password_file = Some(password.into());
+    }
 }
 
 fn validated(name: &str, entry: &NetworkFile, problems: &mut Vec<String>) -> Option<NetworkConfig> {

@@ -7,6 +7,9 @@
 #[cfg(test)]
 mod approvals;
 #[cfg(test)]
+#[cfg(feature = "aws")]
+mod aws_kms;
+#[cfg(test)]
 mod backup;
 #[cfg(test)]
 mod bad_input;

@@ -21,6 +21,11 @@ pub(super) async fn examine(ledger: &Ledger, config: &NetworkConfig) -> Vec<Find
             network: config.policy.network,
             signer: key.address(),
         };
+        if let Err(error) = key.check().await {
+            let away = Finding::wrong("key", causes(&error));
+            let fix = "check the id of the key, its region, and that the credentials may call kms:GetPublicKey and kms:Sign; until then the lane sends nothing";
+            findings.push(away.with_fix(fix).of(lane.signer));
+        }
         match examine_one(ledger, rpc.as_ref(), lane).await {
             Ok(finding) => findings.push(finding.of(lane.signer)),
             Err(error) => findings.push(Finding::wrong(ABOUT, causes(&error)).of(lane.signer)),

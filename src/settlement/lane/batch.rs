@@ -93,7 +93,7 @@ impl BatchContext<'_> {
         if signers_are_down() {
             return Err(SigningFailed::Unavailable.into());
         }
-        let (raw, hash) = self.key.sign(UnsignedTransaction {
+        let signing = self.key.sign(UnsignedTransaction {
             network: self.lane.network,
             nonce,
             gas_limit,
@@ -101,7 +101,8 @@ impl BatchContext<'_> {
             to,
             data,
             value: U256::ZERO,
-        })?;
+        });
+        let (raw, hash) = signing.await?;
         reach(Step::Signed);
         let attempt = Attempt {
             hash,

@@ -135,7 +135,7 @@ impl Lane {
         let (gas_limit, empty, cost_wei) =
             (unsigned.gas_limit, unsigned.is_empty(), unsigned.cost());
         let (value, payments) = (unsigned.value, open.transaction.payments.len());
-        let (raw, hash) = key.sign(unsigned)?;
+        let (raw, hash) = key.sign(unsigned).await?;
         let attempt = Attempt {
             hash,
             raw: raw.clone(),

@@ -75,7 +75,7 @@ impl Lane {
         let head = self.served.view.head().ok_or(PrepareError::NoHead)?;
         let fees = self.served.fees().quote(&head)?;
         let nonce = owned.lease.next_nonce;
-        let (raw, hash) = key.sign(UnsignedTransaction {
+        let signing = key.sign(UnsignedTransaction {
             network: self.id.network,
             nonce,
             gas_limit: FUNDING_GAS,
@@ -83,7 +83,8 @@ impl Lane {
             to: funding.payer,
             data: Bytes::new(),
             value: funding.wei,
-        })?;
+        });
+        let (raw, hash) = signing.await?;
         let attempt = Attempt {
             hash,
             raw: raw.clone(),

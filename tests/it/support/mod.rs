@@ -10,6 +10,8 @@ mod facilitator;
 mod filled_ledger;
 mod forger;
 mod interop_programs;
+#[cfg(feature = "aws")]
+mod kms;
 mod paywall_seller;
 mod permit2_purchase;
 mod provider;
@@ -34,6 +36,8 @@ pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use filled_ledger::FilledLedger;
 pub(crate) use interop_programs::{BuyerReport, Seller, buy, buy_with, example};
+#[cfg(feature = "aws")]
+pub(crate) use kms::Kms;
 pub(crate) use paywall_seller::{PaywallSeller, payment_header, present, receipt};
 pub(crate) use permit2_purchase::{Permit2Purchase, signed};
 pub(crate) use purchase::{Purchase, new_account, random, wrapped};

@@ -3,6 +3,7 @@
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use x402d::chain::signer::UnsignedTransaction;
 use x402d::chain::{Fees, SignerKey};
@@ -118,7 +119,8 @@ impl OpenSession {
             data: data.unwrap_or(tagged),
             value: U256::ZERO,
         };
-        key.sign(order).unwrap()
+        // A key in memory signs at once.
+        key.sign(order).now_or_never().unwrap().unwrap()
     }
 
     /// The session's calldata without its tag.

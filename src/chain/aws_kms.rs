@@ -1,0 +1,81 @@
+//! A signer's key in AWS KMS. Credentials and region come from where the AWS SDK looks for them: the environment, the profile, the machine.
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256, Signature};
+use alloy::signers::Signer as _;
+use alloy_signer_aws::AwsSigner;
+use alloy_signer_aws::aws_sdk_kms::Client;
+use aws_config::BehaviorVersion;
+use aws_config::timeout::TimeoutConfig;
+use tokio::sync::OnceCell;
+
+use crate::chain::signer::SigningFailed;
+
+/// One call to AWS KMS.
+const CALL_LIMIT: Duration = Duration::from_secs(2);
+/// One signature, with the calls that the SDK repeats. Shorter than the lease of a lane.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The key. Its address is configured, so that the service starts while AWS KMS is away.
+#[derive(Debug)]
+pub(super) struct AwsKmsKey {
+    address: Address,
+    /// A key id, an alias, or the ARN of one.
+    id: String,
+    /// Made at the first use. A failure is not kept.
+    signer: OnceCell<AwsSigner>,
+}
+
+impl AwsKmsKey {
+    pub(super) const fn new(address: Address, id: String) -> Self {
+        Self {
+            address,
+            id,
+            signer: OnceCell::const_new(),
+        }
+    }
+
+    pub(super) const fn address(&self) -> Address {
+        self.address
+    }
+
+    pub(super) async fn check(&self) -> Result<(), SigningFailed> {
+        self.signer().await.map(drop)
+    }
+
+    pub(super) async fn sign(&self, digest: B256) -> Result<Signature, SigningFailed> {
+        let signer = self.signer().await?;
+        signer.sign_hash(&digest).await.map_err(failed)
+    }
+
+    async fn signer(&self) -> Result<&AwsSigner, SigningFailed> {
+        // Boxed: the future of the SDK is large.
+        self.signer
+            .get_or_try_init(|| Box::pin(self.connect()))
+            .await
+    }
+
+    async fn connect(&self) -> Result<AwsSigner, SigningFailed> {
+        let limits = TimeoutConfig::builder()
+            .operation_attempt_timeout(CALL_LIMIT)
+            .operation_timeout(LIMIT);
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .timeout_config(limits.build())
+            .load()
+            .await;
+        // The chain's id is in what is signed.
+        let signer = AwsSigner::new(Client::new(&config), self.id.clone(), None)
+            .await
+            .map_err(failed)?;
+        let (expected, found) = (self.address, signer.address());
+        if expected != found {
+            return Err(SigningFailed::OtherKey { expected, found });
+        }
+        Ok(signer)
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> SigningFailed {
+    SigningFailed::AwsKms(error.into())
+}

@@ -5,6 +5,7 @@
 //! payment in order.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use secrecy::ExposeSecret as _;
 use sha2::Sha256;
 use time::format_description::well_known::Rfc3339;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::buyer::reach::{PublicOnly, may_be_public};
@@ -32,9 +34,14 @@ const SECRET_PREFIX: &str = "whsec_";
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How often receivers are read, and how often each looks for new events.
 const RECEIVERS_INTERVAL: Duration = Duration::from_secs(2);
-const EVENTS_INTERVAL: Duration = Duration::from_millis(500);
-/// Deliveries to one receiver at a time, of each process.
-const AT_A_TIME: i64 = 8;
+const EVENTS_INTERVAL: Duration = Duration::from_millis(250);
+/// Deliveries to one receiver that a process claims at a time, and sends at a time; and how often it renews its claim.
+const CLAIMED: i64 = 32;
+const AT_A_TIME: usize = 16;
+const RENEWAL: Duration = Duration::from_millis(300);
+/// How long a receiver is left alone that took nothing of the last deliveries: twice as long each time.
+const FIRST_REST: Duration = Duration::from_millis(500);
+const LONGEST_REST: Duration = Duration::from_secs(15);
 
 /// A secret as a receiver is configured with it.
 pub fn secret_text(secret: &[u8]) -> String {
@@ -48,6 +55,37 @@ pub struct Webhooks {
     /// Connects to public addresses alone.
     guarded: Client,
     unguarded: Client,
+}
+
+/// What became of the deliveries that were due.
+enum Sent {
+    /// There were none.
+    Nothing,
+    /// The receiver took some of them, or there may be more.
+    Taken,
+    /// It took none of them.
+    Refused,
+}
+
+/// When a receiver's events were last read.
+#[derive(Default)]
+struct Reading {
+    at: Option<Instant>,
+    /// There were more of them than were read.
+    more: bool,
+}
+
+impl Reading {
+    fn after(more: bool) -> Self {
+        Self {
+            at: Some(Instant::now()),
+            more,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.more || self.at.is_none_or(|at| at.elapsed() >= EVENTS_INTERVAL)
+    }
 }
 
 impl Webhooks {
@@ -101,10 +139,20 @@ impl Webhooks {
 
     async fn deliver_to(self, receiver: Receiver) {
         let mut is_failing = false;
+        let mut rest = FIRST_REST;
+        let mut reading = Reading::default();
         loop {
-            match self.deliver(&receiver).await {
-                Ok(true) => continue,
-                Ok(false) => is_failing = false,
+            match self.deliver(&receiver, &mut reading).await {
+                Ok(Sent::Taken) => {
+                    rest = FIRST_REST;
+                    continue;
+                }
+                Ok(Sent::Refused) => {
+                    tokio::time::sleep(rest).await;
+                    rest = LONGEST_REST.min(rest * 2);
+                    continue;
+                }
+                Ok(Sent::Nothing) => is_failing = false,
                 Err(error) if !is_failing => {
                     is_failing = true;
                     tracing::warn!(receiver = %receiver.id, error = causes(&error), "webhook: database statement failed; trying again");
@@ -115,16 +163,60 @@ impl Webhooks {
         }
     }
 
-    /// Sends what is due. `false`: there is no more now.
-    async fn deliver(&self, receiver: &Receiver) -> Result<bool, LedgerError> {
-        let more = self.ledger.write_deliveries(receiver, body).await?;
-        let claimed = self.ledger.claim_deliveries(receiver.id, AT_A_TIME).await?;
-        let sent = claimed.iter().map(async |delivery| {
-            let tried = self.send(receiver, delivery).await;
-            self.ledger.record_try(delivery, &tried).await
-        });
-        let recorded: Result<Vec<()>, LedgerError> = join_all(sent).await.into_iter().collect();
-        Ok(!recorded?.is_empty() || more)
+    /// Sends what is due.
+    async fn deliver(
+        &self,
+        receiver: &Receiver,
+        reading: &mut Reading,
+    ) -> Result<Sent, LedgerError> {
+        if reading.is_due() {
+            let more = self.ledger.write_deliveries(receiver, body).await?;
+            *reading = Reading::after(more);
+        }
+        let claimed = self.ledger.claim_deliveries(receiver.id, CLAIMED).await?;
+        if claimed.is_empty() {
+            return Ok(if reading.more {
+                Sent::Taken
+            } else {
+                Sent::Nothing
+            });
+        }
+        let tries = tokio::select! {
+            tries = self.send_all(receiver, &claimed) => tries,
+            never = self.keep_claimed(&claimed) => match never {},
+        };
+        self.ledger.record_tries(&tries).await?;
+        let is_taken = |(_, tried): &(_, Tried)| matches!(tried, Tried::Delivered { .. });
+        Ok(if tries.iter().any(is_taken) {
+            Sent::Taken
+        } else {
+            Sent::Refused
+        })
+    }
+
+    async fn send_all<'a>(
+        &self,
+        receiver: &Receiver,
+        claimed: &'a [ClaimedDelivery],
+    ) -> Vec<(&'a ClaimedDelivery, Tried)> {
+        let mut tries = Vec::new();
+        for together in claimed.chunks(AT_A_TIME) {
+            let sent = together
+                .iter()
+                .map(async |delivery| (delivery, self.send(receiver, delivery).await));
+            tries.extend(join_all(sent).await);
+        }
+        tries
+    }
+
+    async fn keep_claimed(&self, claimed: &[ClaimedDelivery]) -> Infallible {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            // Without it another process sends them too, under the same ids.
+            if let Err(error) = self.ledger.renew_claims(claimed).await {
+                tracing::debug!(error = causes(&error), "webhook: claim not renewed");
+            }
+        }
     }
 
     async fn send(&self, receiver: &Receiver, delivery: &ClaimedDelivery) -> Tried {

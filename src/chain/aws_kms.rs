@@ -8,9 +8,10 @@ use alloy_signer_aws::AwsSigner;
 use alloy_signer_aws::aws_sdk_kms::Client;
 use aws_config::BehaviorVersion;
 use aws_config::timeout::TimeoutConfig;
+use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use crate::chain::signer::SigningFailed;
+use crate::chain::signer::{KeyService, SignerKey, SigningFailed};
 
 /// One call to AWS KMS.
 const CALL_LIMIT: Duration = Duration::from_secs(2);
@@ -19,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// The key. Its address is configured, so that the service starts while AWS KMS is away.
 #[derive(Debug)]
-pub(super) struct AwsKmsKey {
+struct AwsKmsKey {
     address: Address,
     /// A key id, an alias, or the ARN of one.
     id: String,
@@ -27,33 +28,35 @@ pub(super) struct AwsKmsKey {
     signer: OnceCell<AwsSigner>,
 }
 
-impl AwsKmsKey {
-    pub(super) const fn new(address: Address, id: String) -> Self {
-        Self {
-            address,
-            id,
-            signer: OnceCell::const_new(),
-        }
-    }
+/// The key that AWS KMS keeps under `id`, of the account `address`.
+pub fn key(address: Address, id: String) -> SignerKey {
+    SignerKey::kept_by(AwsKmsKey {
+        address,
+        id,
+        signer: OnceCell::const_new(),
+    })
+}
 
-    pub(super) const fn address(&self) -> Address {
+impl KeyService for AwsKmsKey {
+    fn address(&self) -> Address {
         self.address
     }
 
-    pub(super) async fn check(&self) -> Result<(), SigningFailed> {
-        self.signer().await.map(drop)
+    fn check(&self) -> BoxFuture<'_, Result<(), SigningFailed>> {
+        Box::pin(async { self.signer().await.map(drop) })
     }
 
-    pub(super) async fn sign(&self, digest: B256) -> Result<Signature, SigningFailed> {
-        let signer = self.signer().await?;
-        signer.sign_hash(&digest).await.map_err(failed)
+    fn sign(&self, digest: B256) -> BoxFuture<'_, Result<Signature, SigningFailed>> {
+        Box::pin(async move {
+            let signer = self.signer().await?;
+            signer.sign_hash(&digest).await.map_err(failed)
+        })
     }
+}
 
+impl AwsKmsKey {
     async fn signer(&self) -> Result<&AwsSigner, SigningFailed> {
-        // Boxed: the future of the SDK is large.
-        self.signer
-            .get_or_try_init(|| Box::pin(self.connect()))
-            .await
+        self.signer.get_or_try_init(|| self.connect()).await
     }
 
     async fn connect(&self) -> Result<AwsSigner, SigningFailed> {
@@ -77,5 +80,8 @@ impl AwsKmsKey {
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> SigningFailed {
-    SigningFailed::AwsKms(error.into())
+    SigningFailed::Service {
+        service: "AWS KMS",
+        cause: error.into(),
+    }
 }

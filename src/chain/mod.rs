@@ -11,7 +11,7 @@
 mod account_nonces;
 pub mod authorization;
 #[cfg(feature = "aws")]
-mod aws_kms;
+pub mod aws_kms;
 pub mod broadcast;
 mod eip3009;
 mod facts;

@@ -1,8 +1,7 @@
-//! Keys that pay for gas: an unsigned transaction goes in, signed bytes and their hash come out. The key is in memory, or in AWS KMS.
+//! Keys that pay for gas: an unsigned transaction goes in, signed bytes and their hash come out. The key is in memory, or with a service.
 
 use std::fmt;
 use std::path::Path;
-#[cfg(feature = "aws")]
 use std::sync::Arc;
 
 use alloy::consensus::transaction::Transaction;
@@ -11,10 +10,9 @@ use alloy::eips::eip2718::{Decodable2718, Encodable2718};
 use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256, keccak256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
+use futures_util::future::BoxFuture;
 
 use crate::chain::Fees;
-#[cfg(feature = "aws")]
-use crate::chain::aws_kms::AwsKmsKey;
 use crate::protocol::Network;
 
 /// Gas limit of an empty transfer to an account without code. It uses 21,000 gas, and more on rollups that charge for L1 data in gas.
@@ -28,8 +26,19 @@ pub struct SignerKey(Holder);
 #[derive(Clone)]
 enum Holder {
     Process(PrivateKeySigner),
-    #[cfg(feature = "aws")]
-    AwsKms(Arc<AwsKmsKey>),
+    Service(Arc<dyn KeyService>),
+}
+
+/// A service that keeps a key and signs with it. Each call ends within a few seconds, as the owner of a lane waits for it.
+pub(super) trait KeyService: Send + Sync {
+    /// The account of the key.
+    fn address(&self) -> Address;
+
+    /// Asks the service whether it has the key.
+    fn check(&self) -> BoxFuture<'_, Result<(), SigningFailed>>;
+
+    /// Signs what is already hashed.
+    fn sign(&self, digest: B256) -> BoxFuture<'_, Result<Signature, SigningFailed>>;
 }
 
 /// A key that cannot be parsed. The error never contains the key.
@@ -50,15 +59,15 @@ pub enum SigningFailed {
     /// The signature was not made with the lane's key over these bytes: a transaction with it would come from a foreign account.
     #[error("the signature is not one of signer {0}; nothing was sent")]
     WrongSignature(Address),
-    /// AWS KMS did not answer, or refused.
-    #[cfg(feature = "aws")]
-    #[error("AWS KMS did not sign; nothing was sent")]
-    AwsKms(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The key in AWS KMS is another one than the configuration says.
-    #[cfg(feature = "aws")]
-    #[error(
-        "the AWS KMS key is that of {found}, and the configuration says {expected}; nothing was sent"
-    )]
+    /// The service that keeps the key did not answer, or refused.
+    #[error("{service} did not sign; nothing was sent")]
+    Service {
+        service: &'static str,
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The service has another key than the configuration says.
+    #[error("the key is that of {found}, and the configuration says {expected}; nothing was sent")]
     OtherKey { expected: Address, found: Address },
     /// The key cannot be used now.
     #[error("the key cannot be used now; nothing was sent")]
@@ -148,37 +157,27 @@ impl SignerKey {
         Ok(Self(Holder::Process(key)))
     }
 
-    /// A key that AWS KMS keeps under `id`, of the account `address`. Nothing is asked before the first signature.
-    #[cfg(feature = "aws")]
-    pub fn in_aws_kms(address: Address, id: String) -> Self {
-        Self(Holder::AwsKms(Arc::new(AwsKmsKey::new(address, id))))
+    /// A key that a service keeps. Nothing is asked before the first signature.
+    pub(super) fn kept_by(service: impl KeyService + 'static) -> Self {
+        Self(Holder::Service(Arc::new(service)))
     }
 
     /// The signer's account.
     pub fn address(&self) -> Address {
         match &self.0 {
             Holder::Process(key) => key.address(),
-            #[cfg(feature = "aws")]
-            Holder::AwsKms(key) => key.address(),
+            Holder::Service(key) => key.address(),
         }
     }
 
     /// Asks whoever holds the key whether it is there and is the configured one.
     ///
     /// # Errors
-    /// When AWS KMS does not answer, or has another key. A key in memory has no errors.
-    #[cfg_attr(
-        not(feature = "aws"),
-        expect(
-            clippy::unused_async,
-            reason = "without AWS KMS there is nothing to wait for"
-        )
-    )]
+    /// When the service does not answer, or has another key. A key in memory has no errors.
     pub async fn check(&self) -> Result<(), SigningFailed> {
         match &self.0 {
             Holder::Process(_) => Ok(()),
-            #[cfg(feature = "aws")]
-            Holder::AwsKms(key) => key.check().await,
+            Holder::Service(key) => key.check().await,
         }
     }
 
@@ -232,18 +231,10 @@ impl SignerKey {
         Ok(envelope.encoded_2718().into())
     }
 
-    #[cfg_attr(
-        not(feature = "aws"),
-        expect(
-            clippy::unused_async,
-            reason = "without AWS KMS there is nothing to wait for"
-        )
-    )]
     async fn sign_digest(&self, digest: B256) -> Result<Signature, SigningFailed> {
         match &self.0 {
             Holder::Process(key) => key.sign_hash_sync(&digest).map_err(SigningFailed::Key),
-            #[cfg(feature = "aws")]
-            Holder::AwsKms(key) => key.sign(digest).await,
+            Holder::Service(key) => key.sign(digest).await,
         }
     }
 }

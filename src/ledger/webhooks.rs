@@ -14,8 +14,8 @@ use super::{Ledger, LedgerError};
 const EVENTS_READ: u16 = 500;
 /// Rows that one statement deletes.
 const GROUP_MAX: i64 = 1000;
-/// So long no other process sends what this one has claimed; longer than a try takes.
-const CLAIM_SECONDS: f64 = 30.0;
+/// So long no other process sends what this one has claimed, unless the claim is renewed. What a killed process has claimed is this late.
+const CLAIM_SECONDS: f64 = 1.2;
 
 /// Where events are sent.
 #[derive(Debug)]
@@ -225,31 +225,65 @@ impl Ledger {
         Ok(claimed)
     }
 
-    /// Records what became of a try. After a failure the next one waits twice as long, from one second to eight hours; three days after
+    /// Keeps what this process has claimed a while longer.
+    pub async fn renew_claims(&self, claimed: &[ClaimedDelivery]) -> Result<(), LedgerError> {
+        let ids: Vec<i64> = claimed.iter().map(|claimed| claimed.id).collect();
+        let numbers: Vec<i32> = claimed.iter().map(|claimed| claimed.tries).collect();
+        sqlx::query!(
+            "update webhook_deliveries d set next_try_at = now() + make_interval(secs => $3)
+            from unnest($1::bigint[], $2::integer[]) as claimed (id, number)
+            -- Unless another process has claimed it since.
+            where d.id = claimed.id and d.tries = claimed.number and d.state = 'waiting'",
+            &ids,
+            &numbers,
+            CLAIM_SECONDS,
+        )
+        .execute(&self.history)
+        .await?;
+        Ok(())
+    }
+
+    /// Records what became of tries. After a failure the next one waits twice as long, from one second to eight hours; three days after
     /// the first one the delivery is given up.
-    pub async fn record_try(
+    pub async fn record_tries(
         &self,
-        delivery: &ClaimedDelivery,
-        tried: &Tried,
+        tries: &[(&ClaimedDelivery, Tried)],
     ) -> Result<(), LedgerError> {
-        let (delivered, status, problem) = match tried {
-            Tried::Delivered { status } => (true, Some(*status), None),
-            Tried::Failed { status, problem } => (false, *status, Some(problem.as_str())),
-        };
+        let ids: Vec<i64> = tries.iter().map(|(claimed, _)| claimed.id).collect();
+        let numbers: Vec<i32> = tries.iter().map(|(claimed, _)| claimed.tries).collect();
+        let (mut delivered, mut statuses, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+        for (_, tried) in tries {
+            let (is_delivered, status, problem) = match tried {
+                Tried::Delivered { status } => (true, *status, ""),
+                Tried::Failed { status, problem } => {
+                    (false, status.unwrap_or_default(), problem.as_str())
+                }
+            };
+            delivered.push(is_delivered);
+            statuses.push(i32::from(status));
+            problems.push(problem.to_owned());
+        }
         sqlx::query!(
             "update webhook_deliveries d set state = now_is.state, ended_at = case when now_is.state <> 'waiting' then now() end,
-                status = $4, problem = $5, next_try_at = now() + make_interval(secs => least(28800, power(2, least(d.tries, 20) - 1)))
+                status = now_is.status, problem = now_is.problem,
+                next_try_at = now() + make_interval(secs => least(28800, power(2, least(d.tries, 20) - 1)))
             from (
-                select id, case when $3 then 'delivered' when first_tried_at < now() - interval '3 days' then 'dead' else 'waiting' end as state
-                from webhook_deliveries where id = $1
+                select w.id, tried.number, tried.delivered, nullif(tried.status, 0) as status, nullif(tried.problem, '') as problem, case
+                    when tried.delivered then 'delivered'
+                    when w.first_tried_at < now() - interval '3 days' then 'dead'
+                    else 'waiting'
+                end as state
+                from unnest($1::bigint[], $2::integer[], $3::boolean[], $4::integer[], $5::text[])
+                    as tried (id, number, delivered, status, problem)
+                join webhook_deliveries w on w.id = tried.id
             ) now_is
             -- A late answer to an earlier try counts if it took the event.
-            where d.id = now_is.id and d.state = 'waiting' and (d.tries = $2 or $3)",
-            delivery.id,
-            delivery.tries,
-            delivered,
-            status.map(i32::from),
-            problem,
+            where d.id = now_is.id and d.state = 'waiting' and (d.tries = now_is.number or now_is.delivered)",
+            &ids,
+            &numbers,
+            &delivered,
+            &statuses,
+            &problems,
         )
         .execute(&self.history)
         .await?;

@@ -79,7 +79,7 @@ async fn kms_key_of_another_account_signs_nothing_and_is_named() {
     settle(&world, 20).await;
     assert_eq!(kms.signatures(), 0);
     let expected = format!(
-        "the AWS KMS key is that of {}, and the configuration says {stated}",
+        "the key is that of {}, and the configuration says {stated}",
         kms.address()
     );
     eventually("the log names both", Duration::from_secs(20), async || {

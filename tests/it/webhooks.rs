@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use alloy::primitives::Address;
 use axum::Router;
@@ -21,8 +21,15 @@ use crate::support::{Caller, Purchase, Setup, World, eventually};
 const PAYEE: Address = Address::repeat_byte(0x5f);
 const OTHER: Address = Address::repeat_byte(0x6e);
 const PAYMENTS: usize = 24;
+/// With this number of payments in the environment, the test of all receivers is run at that size, has the database for itself, and says how
+/// late the fine receiver was. `X402D_WEBHOOK_PAYMENTS=2500` makes 10,000 events.
+const PAYMENTS_VARIABLE: &str = "X402D_WEBHOOK_PAYMENTS";
+/// How late the fine receiver may be at that size.
+const LATE_MAX: Duration = Duration::from_secs(2);
+/// How long a receiver is down at that size.
+const DOWN_FOR: Duration = Duration::from_mins(1);
 /// Transactions of other tests on the same server hold events back, and a failed delivery waits before it is tried again.
-const TOLD: Duration = Duration::from_mins(3);
+const TOLD: Duration = Duration::from_mins(5);
 /// Steps of a payment that is settled.
 const STEPS: [&str; 4] = [
     "payment.accepted",
@@ -33,6 +40,8 @@ const STEPS: [&str; 4] = [
 
 #[derive(Debug, Clone)]
 struct Message {
+    /// From the event to its arrival.
+    late: Duration,
     headers: Value,
     body: String,
     event: Value,
@@ -61,6 +70,7 @@ impl Receiver {
             let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
             let headers: HashMap<&str, String> = names.map(|name| (name, header(name))).into();
             taking.lock().unwrap().push(Message {
+                late: age(&headers["webhook-id"]),
                 headers: json!(headers),
                 event: serde_json::from_str(&body).unwrap(),
                 body,
@@ -148,6 +158,14 @@ fn deliveries(world: &World, receiver: &str) -> Vec<Value> {
     said["deliveries"].as_array().unwrap().clone()
 }
 
+/// The time since an event, from its id.
+fn age(id: &str) -> Duration {
+    // A test has no time in its id.
+    let micros = id.split('_').nth(1).unwrap().parse();
+    let since = micros.map(|micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros));
+    since.map_or(Duration::ZERO, |since| since.elapsed().unwrap_or_default())
+}
+
 /// Has the official package check each message.
 fn verify(messages: &[(&str, Message)]) {
     let program =
@@ -171,44 +189,62 @@ fn verify(messages: &[(&str, Message)]) {
     assert_eq!(said["good"], messages.len());
 }
 
+/// Fifty a second.
 async fn settle(callers: &[Caller], payments: &[Value]) {
-    let mut settling = JoinSet::new();
-    for (number, body) in payments.iter().enumerate() {
-        let (caller, body) = (callers[number % callers.len()].clone(), body.clone());
-        settling.spawn(async move { caller.settle(&body).await });
-    }
-    for answer in settling.join_all().await {
-        assert!(answer.succeeded(), "{answer:?}");
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    for together in payments.chunks(50) {
+        second.tick().await;
+        let mut settling = JoinSet::new();
+        for (number, body) in together.iter().enumerate() {
+            let (caller, body) = (callers[number % callers.len()].clone(), body.clone());
+            settling.spawn(async move { caller.settle(&body).await });
+        }
+        for answer in settling.join_all().await {
+            assert!(answer.succeeded(), "{answer:?}");
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn receivers_get_everything_in_order_though_one_is_down_one_slow_and_a_process_killed() {
+    let asked = std::env::var(PAYMENTS_VARIABLE).ok();
+    let asked: Option<usize> = asked.map(|asked| asked.parse().unwrap());
+    let count = asked.unwrap_or(PAYMENTS);
+    let delay = asked.map_or(Duration::from_secs(3), |_| Duration::from_millis(100));
     let mut world = Setup::default().build().await;
     let replica = world.replica().await;
     let fine = Receiver::open(Duration::ZERO).await;
-    let slow = Receiver::open(Duration::from_secs(3)).await;
+    let slow = Receiver::open(delay).await;
     let down = Receiver::open(Duration::ZERO).await;
     down.is_up.store(false, Ordering::Relaxed);
     let secrets = [&fine, &slow, &down]
         .map(|receiver| add(&world, &receiver.url, "payment.*", &["--allow-private"]).1);
     let payer = world.payer().await;
-    let bodies: Vec<Value> = (0..PAYMENTS)
+    let began = Instant::now();
+    let bodies: Vec<Value> = (0..count)
         .map(|_| Purchase::new(&payer, PAYEE, 1).body())
         .collect();
-    let (first, second) = bodies.split_at(PAYMENTS / 2);
+    let (first, second) = bodies.split_at(count / 2);
     let both = [Caller::clone(&world.facilitator), Caller::clone(&replica)];
     settle(&both, first).await;
     world.facilitator.kill();
     settle(&both[1..], second).await;
     world.facilitator.restart(None).await;
-    let events = PAYMENTS * STEPS.len();
+    let events = count * STEPS.len();
     fine.until_taken("the fine one to get everything", events)
         .await;
     assert!(
         slow.ids().len() < events && down.ids().is_empty(),
         "the fine one waits for nobody"
     );
+    if asked.is_some() {
+        let mut late: Vec<_> = fine.taken().iter().map(|message| message.late).collect();
+        late.sort_unstable();
+        let (half, most) = (late[late.len() / 2], late[late.len() - 1]);
+        println!("{events} events, {half:?} late at the median, {most:?} at most");
+        assert!(most <= LATE_MAX, "{most:?}");
+        tokio::time::sleep_until((began + DOWN_FOR).into()).await;
+    }
     down.is_up.store(true, Ordering::Relaxed);
     down.until_taken("the one that was down to get everything", events)
         .await;
@@ -216,7 +252,7 @@ async fn receivers_get_everything_in_order_though_one_is_down_one_slow_and_a_pro
         .await;
     let mut messages = Vec::new();
     for (receiver, secret) in [&fine, &slow, &down].into_iter().zip(&secrets) {
-        receiver.assert_complete(PAYMENTS);
+        receiver.assert_complete(count);
         let taken = receiver.taken().into_iter();
         messages.extend(taken.map(|message| (secret.as_str(), message)));
     }

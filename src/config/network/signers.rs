@@ -1,5 +1,7 @@
 //! The keys of a network's signers: in the configuration, in a file of their own, in keystores, or in AWS KMS.
 
+use alloy::primitives::Address;
+
 use super::Reader;
 use crate::chain::SignerKey;
 use crate::config::file::NetworkFile;
@@ -116,14 +118,13 @@ impl Reader<'_> {
                 self.needs(false, &place, expected);
                 continue;
             };
-            #[cfg(feature = "aws")]
-            self.add(SignerKey::in_aws_kms(address, id), &place, signers);
-            #[cfg(not(feature = "aws"))]
-            {
-                let expected = format!(
-                    "an x402d that was built with `--features aws`, for the key {id} of {address}"
-                );
-                self.needs(false, &place, &expected);
+            match in_aws_kms(address, id) {
+                Some(key) => self.add(key, &place, signers),
+                None => self.needs(
+                    false,
+                    &place,
+                    "an x402d that was built with `--features aws`; this one was not",
+                ),
             }
         }
     }
@@ -135,4 +136,16 @@ impl Reader<'_> {
             signers.push(key);
         }
     }
+}
+
+/// `None`: this x402d was built without AWS KMS.
+#[cfg(feature = "aws")]
+#[expect(clippy::unnecessary_wraps, reason = "as without AWS KMS")]
+fn in_aws_kms(address: Address, id: String) -> Option<SignerKey> {
+    Some(crate::chain::aws_kms::key(address, id))
+}
+
+#[cfg(not(feature = "aws"))]
+fn in_aws_kms(_address: Address, _id: String) -> Option<SignerKey> {
+    None
 }

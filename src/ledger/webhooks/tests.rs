@@ -100,7 +100,7 @@ async fn one_payment_is_sent_in_order_and_each_delivery_by_one_process() {
     assert_eq!(claimed.len(), 2, "{claimed:?}");
     assert!(test.claim_deliveries(to.id, 9).await.unwrap().is_empty());
     for delivery in &claimed {
-        test.record_try(delivery, &Tried::Delivered { status: 204 })
+        test.record_tries(&[(delivery, Tried::Delivered { status: 204 })])
             .await
             .unwrap();
     }
@@ -115,17 +115,39 @@ async fn one_payment_is_sent_in_order_and_each_delivery_by_one_process() {
         (last[0].id, &last[0].message_id, 2)
     );
     // The late failure of the first says nothing about the second; a success does.
-    test.record_try(&last[0], &failed()).await.unwrap();
+    test.record_tries(&[(&last[0], failed())]).await.unwrap();
     assert_eq!(
         test.value("select count(*) from webhook_deliveries where status = 500")
             .await,
         "0"
     );
-    test.record_try(&last[0], &Tried::Delivered { status: 200 })
+    test.record_tries(&[(&last[0], Tried::Delivered { status: 200 })])
         .await
         .unwrap();
     let states = "select string_agg(distinct state, ',') from webhook_deliveries";
     assert_eq!(test.value(states).await, "delivered");
+}
+
+#[tokio::test]
+async fn claim_is_renewed_by_the_process_that_has_it() {
+    let test = TestLedger::new().await;
+    let (to, _) = three(&test).await;
+    let first = test.claim_deliveries(to.id, 9).await.unwrap();
+    let due =
+        "update webhook_deliveries set next_try_at = now() - interval '1 minute' where tries > 0";
+    test.run(due).await;
+    test.renew_claims(&first).await.unwrap();
+    assert!(test.claim_deliveries(to.id, 9).await.unwrap().is_empty());
+    test.run(due).await;
+    let second = test.claim_deliveries(to.id, 9).await.unwrap();
+    assert_eq!(second.len(), first.len());
+    test.run(due).await;
+    // The one that has lost it renews nothing.
+    test.renew_claims(&first).await.unwrap();
+    assert_eq!(
+        test.claim_deliveries(to.id, 9).await.unwrap().len(),
+        first.len()
+    );
 }
 
 #[tokio::test]
@@ -136,7 +158,7 @@ async fn failing_delivery_waits_longer_each_time_and_is_given_up_after_three_day
     for _ in 0..17 {
         test.run("update webhook_deliveries set next_try_at = case when id = (select min(id) from webhook_deliveries) then now() else 'infinity' end").await;
         let claimed = test.claim_deliveries(to.id, 1).await.unwrap();
-        test.record_try(&claimed[0], &failed()).await.unwrap();
+        test.record_tries(&[(&claimed[0], failed())]).await.unwrap();
         let wait = "select round(extract(epoch from next_try_at - now())) from webhook_deliveries order by id limit 1";
         waits.push(test.value(wait).await.parse::<f64>().unwrap());
     }
@@ -150,7 +172,7 @@ async fn failing_delivery_waits_longer_each_time_and_is_given_up_after_three_day
     );
     test.run("update webhook_deliveries set next_try_at = now(), first_tried_at = now() - interval '73 hours' where tries > 0").await;
     let claimed = test.claim_deliveries(to.id, 1).await.unwrap();
-    test.record_try(&claimed[0], &failed()).await.unwrap();
+    test.record_tries(&[(&claimed[0], failed())]).await.unwrap();
     let dead = test.deliveries(None, (true, 9)).await.unwrap();
     assert_eq!(dead.len(), 1);
     assert_eq!(
@@ -182,7 +204,7 @@ async fn trial_is_a_delivery_and_old_ones_are_forgotten() {
         (claimed[0].id, claimed[0].message_id.as_str()),
         (id, "evt_test_1")
     );
-    test.record_try(&claimed[0], &Tried::Delivered { status: 200 })
+    test.record_tries(&[(&claimed[0], Tried::Delivered { status: 200 })])
         .await
         .unwrap();
     assert_eq!(test.replay_deliveries(to.id, Some(id)).await.unwrap(), 1);

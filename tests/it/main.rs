@@ -28,6 +28,8 @@ mod callers;
 #[cfg(test)]
 mod chain_variants;
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod costly_callers;
 #[cfg(test)]
 mod database_failures;

@@ -16,7 +16,7 @@ use crate::protocol::{Amount, Network};
 /// How long a call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
 /// How long another endpoint than the facilitator's may be behind.
-const BEHIND_MAX: Duration = Duration::from_secs(20);
+const BEHIND_MAX: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 /// `Transfer(address,address,uint256)`.
 const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");

@@ -22,11 +22,17 @@ pub(super) struct Offer {
 pub(super) async fn check(run: &mut Run) -> Option<Offer> {
     let reply = run.facilitator.supported().await;
     let whole = is_whole(&reply);
-    run.checks.add_reply(
+    let came = if whole {
+        let kinds = reply.member("kinds").as_array();
+        format!("{} kinds", kinds.map_or(0, Vec::len))
+    } else {
+        reply.summary()
+    };
+    run.checks.add(
         "supported: kinds",
         Outcome::ok_or(whole, Outcome::Fails),
         "200, kinds with x402Version, scheme, network",
-        &reply,
+        came,
     );
     if !whole {
         return None;

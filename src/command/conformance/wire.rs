@@ -112,9 +112,16 @@ async fn read(mut response: Response) -> Result<Reply, reqwest::Error> {
     let body = serde_json::from_slice(&bytes).unwrap_or_default();
     Ok(Reply {
         status: response.status().as_u16(),
-        text: escaped_start(&String::from_utf8_lossy(&bytes), UNKNOWN_SHOWN_MAX),
+        text: one_line(&bytes),
         body,
     })
+}
+
+/// The beginning of a text, without its line breaks.
+fn one_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let words: Vec<_> = text.split_whitespace().collect();
+    escaped_start(&words.join(" "), UNKNOWN_SHOWN_MAX)
 }
 
 impl Reply {

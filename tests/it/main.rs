@@ -82,6 +82,8 @@ mod history_queries;
 #[cfg(test)]
 mod holds;
 #[cfg(test)]
+mod init;
+#[cfg(test)]
 mod interop;
 #[cfg(test)]
 mod interop_permit2;

@@ -32,7 +32,7 @@ pub(crate) use chain::{
     invalidateUnorderedNoncesCall, mintCall, pauseCall, setModeCall,
 };
 pub(crate) use cluster::{Cluster, Pooler, free_port};
-pub(crate) use command::run;
+pub(crate) use command::{run, run_in};
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use filled_ledger::FilledLedger;

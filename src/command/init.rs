@@ -100,13 +100,11 @@ fn exists(file: &Path) -> String {
 
 fn choices(options: InitOptions) -> Result<Choices, CommandError> {
     let quiet = options.yes;
-    let network = match options.network {
-        Some(network) => network,
-        None => parse_network(&ask(
-            &format!("network [{DEFAULT_NETWORK}]"),
-            quiet,
-            DEFAULT_NETWORK,
-        )?)?,
+    let network = if let Some(network) = options.network {
+        network
+    } else {
+        let question = format!("network [{DEFAULT_NETWORK}]");
+        parse_network(&ask(&question, quiet, DEFAULT_NETWORK)?)?
     };
     if default_assets(network).next().is_none() {
         return Err(format!("{network}: no token is known there; write the file by hand, as docs/configuration.md says").into());
@@ -116,36 +114,38 @@ fn choices(options: InitOptions) -> Result<Choices, CommandError> {
         let text = ask("URL of an RPC endpoint", quiet, "")?;
         rpc.push(Url::parse(&text).map_err(|_| "no RPC endpoint: expected a URL; give --rpc")?);
     }
-    let mut pay_to = options.pay_to;
-    if pay_to.is_empty() {
-        let anybody = if network.is_test() { " [anybody]" } else { "" };
-        let text = ask(&format!("address that may be paid{anybody}"), quiet, "")?;
-        match text.as_str() {
-            "" if network.is_test() => {}
-            "" => {
-                return Err(
-                    "on a main network somebody must be named who may be paid: give --pay-to"
-                        .into(),
-                );
-            }
-            text => pay_to.push(
-                text.parse()
-                    .map_err(|_| "expected an address: 0x and 40 digits of hex")?,
-            ),
-        }
-    }
-    let signers = match options.signer_keys_file {
-        Some(file) => Signers::InFile(
-            fs::canonicalize(&file).map_err(|error| format!("{}: {error}", file.display()))?,
-        ),
-        None => Signers::New(hex::encode_prefixed(PrivateKeySigner::random().to_bytes())),
+    let pay_to = match options.pay_to {
+        none if none.is_empty() => payee(network, quiet)?.into_iter().collect(),
+        given => given,
     };
     Ok(Choices {
         network,
         rpc,
         pay_to,
-        signers,
+        signers: signers(options.signer_keys_file)?,
     })
+}
+
+/// Who may be paid; on a test network `None` for anybody.
+fn payee(network: Network, quiet: bool) -> Result<Option<Address>, CommandError> {
+    let is_test = network.is_test();
+    let default = if is_test { " [anybody]" } else { "" };
+    let text = ask(&format!("address that may be paid{default}"), quiet, "")?;
+    if text.is_empty() && is_test {
+        return Ok(None);
+    }
+    let wrong = "who may be paid: expected an address, 0x and 40 digits of hex; give --pay-to";
+    Ok(Some(text.parse().map_err(|_| wrong)?))
+}
+
+fn signers(file: Option<PathBuf>) -> Result<Signers, CommandError> {
+    let Some(file) = file else {
+        let key = PrivateKeySigner::random();
+        return Ok(Signers::New(hex::encode_prefixed(key.to_bytes())));
+    };
+    // The service may start in another folder.
+    let whole = fs::canonicalize(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(Signers::InFile(whole))
 }
 
 /// Asks on stderr and reads a line; `default` is for an empty one, and when nothing is asked.

@@ -3,12 +3,14 @@
 //! The only module that uses the service, the embedded programs, the buyer and the seller.
 
 mod backup;
+mod conformance;
 mod database;
 mod demo;
 mod dev;
 mod doctor;
 mod events;
 mod finding;
+mod init;
 mod keys;
 mod migrate;
 mod networks;
@@ -57,6 +59,10 @@ enum Command {
     Status(status::StatusOptions),
     /// Check everything that the service depends on, and say what to do about what is wrong.
     Doctor(doctor::DoctorOptions),
+    /// Play the flows of official sellers against a facilitator on a test network, and say which parts of the wire it keeps.
+    Conformance(Box<conformance::ConformanceOptions>),
+    /// Write a commented x402d.toml, with a new signer key unless one is given, and say how much gas money to send where.
+    Init(init::InitOptions),
     /// List the signers, pause or drain one, and resume one that is paused or stopped.
     Signers(signers::SignersOptions),
     /// Show what happened to payments, signers, networks, budgets and keys, and with --follow what happens.
@@ -128,6 +134,8 @@ pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
         Command::Keys(options) => keys::run(options).await,
         Command::Status(options) => return status::run(options).await,
         Command::Doctor(options) => doctor::run(options).await,
+        Command::Conformance(options) => return conformance::run(*options).await,
+        Command::Init(options) => init::run(options).await,
         Command::Signers(options) => signers::run(options).await,
         Command::Events(options) => events::run(options).await,
         Command::Webhooks(options) => webhooks::run(options).await,

@@ -289,7 +289,7 @@ impl PayerArguments {
 }
 
 /// The text of a small file, without the end of its line.
-fn secret(file: &Path) -> Result<String, CommandError> {
+pub(super) fn secret(file: &Path) -> Result<String, CommandError> {
     let unreadable = |error: std::io::Error| format!("{}: {error}", file.display());
     if fs::metadata(file).map_err(unreadable)?.len() > SECRET_BYTES_MAX {
         return Err(format!("{}: longer than {SECRET_BYTES_MAX} bytes", file.display()).into());

@@ -28,6 +28,8 @@ mod callers;
 #[cfg(test)]
 mod chain_variants;
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod costly_callers;
 #[cfg(test)]
 mod database_failures;
@@ -79,6 +81,8 @@ mod history_csv;
 mod history_queries;
 #[cfg(test)]
 mod holds;
+#[cfg(test)]
+mod init;
 #[cfg(test)]
 mod interop;
 #[cfg(test)]

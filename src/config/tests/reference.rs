@@ -129,7 +129,7 @@ const GROUPS: &[(&str, &str, &[Setting])] = &[
     ("variables", VARIABLES, &[
         ["", "X402D_NETWORK", "none", "CAIP-2 or a name", "One network without a file; the variables above are about it. It overrides the file's entry of the same network."],
         ["", "X402D_LOG", "info, and warnings of libraries", "a filter such as `x402d=debug,warn`", "What is logged."],
-        ["", "X402D_BUYER_KEY", "none", "a private key", "`x402d pay`: who pays."],
+        ["", "X402D_BUYER_KEY", "none", "a private key", "`x402d pay` and `x402d conformance`: who pays."],
         ["", "X402D_BUYER_RPC_URL", "none", "a URL", "`x402d pay`: an RPC endpoint of `--network`."],
         ["", "X402D_KEYSTORE_PASSWORD", "none", "text", "`x402d pay`: the password of `--keystore`."],
     ]),

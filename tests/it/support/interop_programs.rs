@@ -61,6 +61,16 @@ impl Seller {
         Self::run(command, file).await
     }
 
+    /// Starts the facilitator of the official packages on this chain.
+    pub(crate) async fn reference_facilitator(rpc_url: &str, signer_key: &str) -> Self {
+        let file = "reference-facilitator.mjs";
+        let mut command = program(file);
+        command
+            .env("RPC_URL", rpc_url)
+            .env("SIGNER_KEY", signer_key);
+        Self::run(command, file).await
+    }
+
     /// Starts `examples/seller.rs` with further environment variables.
     pub(crate) async fn example(
         facilitator: &str,

@@ -12,6 +12,7 @@ mod forger;
 mod interop_programs;
 #[cfg(feature = "aws")]
 mod kms;
+mod lying_facilitator;
 mod paywall_seller;
 mod permit2_purchase;
 mod provider;
@@ -31,13 +32,14 @@ pub(crate) use chain::{
     invalidateUnorderedNoncesCall, mintCall, pauseCall, setModeCall,
 };
 pub(crate) use cluster::{Cluster, Pooler, free_port};
-pub(crate) use command::run;
+pub(crate) use command::{run, run_in};
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use filled_ledger::FilledLedger;
 pub(crate) use interop_programs::{BuyerReport, Seller, buy, buy_with, example};
 #[cfg(feature = "aws")]
 pub(crate) use kms::Kms;
+pub(crate) use lying_facilitator::{Lie, LyingFacilitator};
 pub(crate) use paywall_seller::{PaywallSeller, payment_header, present, receipt};
 pub(crate) use permit2_purchase::{Permit2Purchase, signed};
 pub(crate) use purchase::{Purchase, new_account, random, wrapped};

@@ -30,7 +30,7 @@ enum Holder {
 }
 
 /// A service that keeps a key and signs with it. Each call ends within a few seconds, as the owner of a lane waits for it.
-pub(super) trait KeyService: Send + Sync {
+pub trait KeyService: Send + Sync {
     /// The account of the key.
     fn address(&self) -> Address;
 
@@ -158,7 +158,7 @@ impl SignerKey {
     }
 
     /// A key that a service keeps. Nothing is asked before the first signature.
-    pub(super) fn kept_by(service: impl KeyService + 'static) -> Self {
+    pub fn kept_by(service: impl KeyService + 'static) -> Self {
         Self(Holder::Service(Arc::new(service)))
     }
 

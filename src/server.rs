@@ -21,7 +21,7 @@ use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig};
 use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
 use crate::http::accept::{Acceptor, ConnectionLimits};
-use crate::http::{AppState, LastBacklog, LastReadiness, router};
+use crate::http::{AppState, LastBacklog, LastReadiness, metrics_router, router};
 use crate::ledger::Ledger;
 use crate::protocol::Reason;
 use crate::settlement::{
@@ -40,6 +40,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const FORGET_INTERVAL: Duration = Duration::from_mins(1);
 /// Pause before an RPC that did not answer at the start is asked again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Connections at a time to the address of the figures.
+const SCRAPERS_MAX: usize = 16;
 
 /// A task, not started yet.
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -117,6 +120,7 @@ impl Service {
             events: events::keep(&supervisor, &stopped, &ledger).map_err(StartError::Webhooks)?,
             supervisor: supervisor.clone(),
         };
+        listen_for_metrics(config, &state, &requests, &stopping).await?;
         let address = listen(config, state, &requests, &stopping).await?;
         Ok(Self {
             address,
@@ -202,6 +206,36 @@ async fn listen(
     );
     requests.spawn(acceptor.run());
     Ok(address)
+}
+
+/// Serves the figures at an address of their own, if there is one.
+async fn listen_for_metrics(
+    config: &Config,
+    state: &AppState,
+    requests: &TaskTracker,
+    stopping: &CancellationToken,
+) -> Result<(), StartError> {
+    let Some(address) = config.metrics_listen else {
+        return Ok(());
+    };
+    let failed = |cause| StartError::ListenForMetrics { address, cause };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let limits = ConnectionLimits {
+        total: SCRAPERS_MAX,
+        per_client: SCRAPERS_MAX,
+        per_proxy: SCRAPERS_MAX,
+    };
+    let acceptor = Acceptor::new(
+        listener,
+        metrics_router(state.clone()),
+        limits,
+        &[],
+        (requests.clone(), stopping.clone()),
+    );
+    requests.spawn(acceptor.run());
+    tracing::info!(%address, "metrics served without a key");
+    Ok(())
 }
 
 async fn open_networks(

@@ -109,6 +109,17 @@ pub fn router(state: AppState) -> Router {
         .layer(axum::middleware::map_request(paths::normalize))
 }
 
+/// `GET /metrics` for whoever reaches the listener, and nothing else.
+pub fn metrics_router(state: AppState) -> Router {
+    Router::new()
+        .route("/metrics", axum::routing::get(metrics::unguarded))
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(CatchPanicLayer::custom(error::after_panic))
+        .layer(axum::middleware::from_fn(error::render))
+        .with_state(state)
+}
+
 /// Every call. Pages of any origin may make the calls of sellers and buyers, but never the operator's: a browser on the operator's machine
 /// would make them from the loopback address, with the operator's rights.
 fn api() -> Router<AppState> {

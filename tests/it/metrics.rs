@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Caller, Fault, Purchase, Setup, World, eventually, new_account};
 
@@ -126,6 +126,30 @@ async fn documented_metrics_are_those_that_are_served_and_alerts_name_no_other()
     for name in names(include_str!("../../deploy/alerts.yml")) {
         assert!(served.contains(&name), "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn own_listener_serves_the_figures_without_a_key_and_nothing_else() {
+    let setup = Setup::default()
+        .with("X402D_ADMIN_TOKEN", "a-token-of-sixteen-or-more")
+        .with("X402D_METRICS_LISTEN", "127.0.0.1:0");
+    let world = setup.build().await;
+    let log = world.facilitator.log();
+    let line = log.lines().find(|line| line.contains("metrics served"));
+    let line: Value = serde_json::from_str(line.unwrap()).unwrap();
+    let url = format!("http://{}", line["address"].as_str().unwrap());
+    let answer = reqwest::get(format!("{url}/metrics")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("x402d_build_info"), "{text}");
+    for path in ["/", "/payments", "/readyz", "/supported", "/api/metrics"] {
+        let answer = reqwest::get(format!("{url}{path}")).await.unwrap();
+        assert_eq!(answer.status(), 404, "{path}");
+    }
+    let posted = reqwest::Client::new().post(format!("{url}/metrics"));
+    assert_eq!(posted.send().await.unwrap().status(), 405);
+    let guarded = format!("{}/metrics", world.facilitator.url());
+    assert_eq!(reqwest::get(&guarded).await.unwrap().status(), 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

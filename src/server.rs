@@ -6,6 +6,7 @@ mod events;
 mod problem;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
 use crate::http::accept::{Acceptor, ConnectionLimits};
 use crate::http::{AppState, LastBacklog, LastReadiness, metrics_router, router};
 use crate::ledger::Ledger;
-use crate::protocol::Reason;
+use crate::protocol::{Reason, Scheme};
 use crate::settlement::{
     Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
     ServedNetwork, ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters,
@@ -47,6 +48,15 @@ const SCRAPERS_MAX: usize = 16;
 /// A task, not started yet.
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Where the ledger is.
+#[derive(Debug, Clone, Copy)]
+pub struct LedgerPlace<'a> {
+    /// URL of the database.
+    pub url: &'a str,
+    /// The folder of the private Postgres, if it is one.
+    pub data_dir: Option<&'a Path>,
+}
+
 /// A running service.
 #[derive(Debug)]
 pub struct Service {
@@ -65,10 +75,10 @@ impl Service {
     ///
     /// # Errors
     /// [`StartError`] says what to correct.
-    pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, place: LedgerPlace<'_>) -> Result<Self, StartError> {
         descriptors::provide(config)?;
         let (ledger, statements) =
-            Ledger::connect(database_url, config.database_connections_max).await?;
+            Ledger::connect(place.url, config.database_connections_max).await?;
         let ledger = ledger.with_timing(failpoint::timing());
         ledger.migrate().await?;
         ledger.begin_process().await?;
@@ -89,6 +99,8 @@ impl Service {
         let access = callers::access(config, &ledger).await?;
         callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
         let refusals = callers::keep_refusals(&supervisor, &stopped, (&ledger, &metrics));
+        let events = events::keep(&supervisor, &stopped, (&ledger, &metrics))
+            .map_err(StartError::Webhooks)?;
         let facilitator = Facilitator {
             access,
             gate,
@@ -117,7 +129,8 @@ impl Service {
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),
             backlog: LastBacklog::default(),
-            events: events::keep(&supervisor, &stopped, &ledger).map_err(StartError::Webhooks)?,
+            data_dir: place.data_dir.map(Path::to_path_buf),
+            events,
             supervisor: supervisor.clone(),
         };
         listen_for_metrics(config, &state, &requests, &stopping).await?;
@@ -263,6 +276,7 @@ async fn open_network(
         problem,
     };
     let rpc = network_rpc(config).map_err(|error| named(error.into()))?;
+    rpc.time_calls(metrics);
     let (caller_rpc, gas_cap) = (rpc.for_callers(), config.fees.gas_cap);
     let (facts, for_callers) = FactsReader::new(caller_rpc.clone(), gas_cap);
     let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
@@ -276,7 +290,7 @@ async fn open_network(
         policy: config.policy.clone(),
         fees: config.fees,
         waiters: waiters.clone(),
-        metrics: metrics.of_network(&network.to_string()),
+        metrics: metrics.of_network(&network.to_string(), &Scheme::ALL.map(Scheme::name)),
         signers: addresses(&config.signers),
         queue_max: config.queue_max,
         queue_max_per_payer: config.queue_max_per_payer,

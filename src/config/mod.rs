@@ -205,10 +205,7 @@ impl Config {
             .or_else(|| settings.parsed("X402D_LISTEN", "an address such as 127.0.0.1:4402"))
             .or(file.listen);
         let metrics_listen = settings
-            .parsed(
-                "X402D_METRICS_LISTEN",
-                "an address such as 127.0.0.1:9402",
-            )
+            .parsed("X402D_METRICS_LISTEN", "an address such as 127.0.0.1:9402")
             .or(file.metrics_listen);
         let wait_s = settings
             .parsed("X402D_SETTLE_WAIT", "seconds")

@@ -27,6 +27,7 @@ mod status;
 mod supported;
 mod verify;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub struct AppState {
     pub body_bytes_max: usize,
     pub readiness: LastReadiness,
     pub backlog: LastBacklog,
+    /// Where a private Postgres keeps the ledger.
+    pub data_dir: Option<PathBuf>,
     /// Passes new events to streams.
     pub events: EventFeed,
     /// Knows which tasks of the engine have failed.

@@ -34,7 +34,9 @@ async fn shows(world: &World, series: &str, expected: impl Fn(i128) -> bool) {
 }
 
 fn payments(outcome: &str) -> String {
-    format!("x402d_payments_total{{network=\"eip155:84532\",outcome=\"{outcome}\"}}")
+    format!(
+        "x402d_payments_total{{network=\"eip155:84532\",scheme=\"exact\",outcome=\"{outcome}\",code=\"\"}}"
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]

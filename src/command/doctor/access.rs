@@ -15,7 +15,9 @@ pub(super) async fn examine(config: &Config, examined: &Examined) -> Vec<Finding
         if !address.ip().is_loopback() {
             findings.push(Finding::warning(
                 "metrics",
-                format!("are for whoever reaches {address}: they show balances and how much is sold"),
+                format!(
+                    "are for whoever reaches {address}: they show balances and how much is sold"
+                ),
                 "let a firewall admit Prometheus alone",
             ));
         }

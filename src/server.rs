@@ -3,6 +3,7 @@
 mod callers;
 mod descriptors;
 mod events;
+mod listeners;
 mod problem;
 
 use std::net::SocketAddr;
@@ -13,7 +14,6 @@ use std::time::Duration;
 
 use alloy::primitives::Address;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,8 +21,7 @@ use crate::chain::MULTICALL3;
 use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig};
 use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
-use crate::http::accept::{Acceptor, ConnectionLimits};
-use crate::http::{AppState, LastBacklog, LastReadiness, metrics_router, router};
+use crate::http::{AppState, LastBacklog, LastReadiness};
 use crate::ledger::Ledger;
 use crate::protocol::{Reason, Scheme};
 use crate::settlement::{
@@ -32,7 +31,9 @@ use crate::settlement::{
 };
 use crate::telemetry::causes;
 use crate::telemetry::metrics::Metrics;
+use listeners::{listen, listen_for_metrics};
 
+pub use listeners::check_address;
 pub use problem::{NetworkProblem, StartError};
 
 /// How long requests may take to end once the service stops.
@@ -41,9 +42,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const FORGET_INTERVAL: Duration = Duration::from_mins(1);
 /// Pause before an RPC that did not answer at the start is asked again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Connections at a time to the address of the figures.
-const SCRAPERS_MAX: usize = 16;
 
 /// A task, not started yet.
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -183,72 +181,6 @@ impl Service {
         }
         self.ledger.close().await;
     }
-}
-
-/// Checks that an address is free, for commands that start other programs before the service.
-pub async fn check_address(address: SocketAddr) -> Result<(), StartError> {
-    let listener = TcpListener::bind(address).await;
-    listener
-        .map(drop)
-        .map_err(|cause| StartError::Listen { address, cause })
-}
-
-async fn listen(
-    config: &Config,
-    state: AppState,
-    requests: &TaskTracker,
-    stopping: &CancellationToken,
-) -> Result<SocketAddr, StartError> {
-    let failed = |cause| StartError::Listen {
-        address: config.listen,
-        cause,
-    };
-    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let limits = ConnectionLimits {
-        total: config.connections.max,
-        per_client: config.connections.max_per_client,
-        per_proxy: config.connections.max_per_proxy,
-    };
-    let acceptor = Acceptor::new(
-        listener,
-        router(state),
-        limits,
-        &config.connections.trusted_proxies,
-        (requests.clone(), stopping.clone()),
-    );
-    requests.spawn(acceptor.run());
-    Ok(address)
-}
-
-/// Serves the figures at an address of their own, if there is one.
-async fn listen_for_metrics(
-    config: &Config,
-    state: &AppState,
-    requests: &TaskTracker,
-    stopping: &CancellationToken,
-) -> Result<(), StartError> {
-    let Some(address) = config.metrics_listen else {
-        return Ok(());
-    };
-    let failed = |cause| StartError::ListenForMetrics { address, cause };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let limits = ConnectionLimits {
-        total: SCRAPERS_MAX,
-        per_client: SCRAPERS_MAX,
-        per_proxy: SCRAPERS_MAX,
-    };
-    let acceptor = Acceptor::new(
-        listener,
-        metrics_router(state.clone()),
-        limits,
-        &[],
-        (requests.clone(), stopping.clone()),
-    );
-    requests.spawn(acceptor.run());
-    tracing::info!(%address, "metrics served without a key");
-    Ok(())
 }
 
 async fn open_networks(

@@ -5,6 +5,7 @@ mod descriptors;
 mod events;
 mod listeners;
 mod problem;
+mod rpc;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,12 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::primitives::Address;
-use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chain::MULTICALL3;
-use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
+use crate::chain::{FactsReader, FactsTask, SignerKey};
 use crate::config::{Config, NetworkConfig};
 use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
 use crate::http::{AppState, LastBacklog, LastReadiness};
@@ -35,6 +35,7 @@ use listeners::{listen, listen_for_metrics};
 
 pub use listeners::check_address;
 pub use problem::{NetworkProblem, StartError};
+pub(crate) use rpc::{network_rpc, rpc_with_urls};
 
 /// How long requests may take to end once the service stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -256,25 +257,6 @@ async fn open_network(
     Ok(served)
 }
 
-/// The RPC client of a configured network.
-pub(crate) fn network_rpc(config: &NetworkConfig) -> Result<Rpc, RpcError> {
-    rpc_with_urls(config, &config.rpc_urls)
-}
-
-/// The same with other URLs to read from.
-pub(crate) fn rpc_with_urls(
-    config: &NetworkConfig,
-    urls: &[SecretString],
-) -> Result<Rpc, RpcError> {
-    let endpoints = Endpoints {
-        urls: &exposed(urls),
-        send_urls: &exposed(&config.send_urls),
-        calls_per_second: config.calls_per_second,
-        confirm_with: config.confirm_with,
-    };
-    Rpc::new(config.policy.network, endpoints)
-}
-
 /// Runs a network once its RPC has confirmed the configuration. A problem that was logged already is not logged again.
 async fn run_network(
     served: Arc<ServedNetwork>,
@@ -458,11 +440,6 @@ async fn delete_unpaid_sessions(ledger: Ledger) {
             tracing::warn!(error = causes(&error), "old gas spending not deleted");
         }
     }
-}
-
-fn exposed(urls: &[SecretString]) -> Vec<String> {
-    let urls = urls.iter().map(|url| url.expose_secret().to_owned());
-    urls.collect()
 }
 
 fn addresses(signers: &[SignerKey]) -> Vec<Address> {

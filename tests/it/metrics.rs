@@ -165,7 +165,7 @@ fn expressions(board: &Value) -> Vec<String> {
             own.chain(members.values().flat_map(expressions)).collect()
         }
         Value::Array(members) => members.iter().flat_map(expressions).collect(),
-        _ => Vec::new(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
     }
 }
 

@@ -237,6 +237,7 @@ async fn budget_that_is_nearly_used_then_spent() {
     assert!(!fires("X402dNothingSold", &well, &low), "{low}");
     until_told(&world.facilitator, "budget.low").await;
 
+    println!("{}", figures(&world.facilitator).await);
     let spent = until(&world, "x402d_budget_exhausted", network, |is| is > 0.0).await;
     assert_fires("X402dNothingSold", &well, &spent);
     let gas = sum(&spent, "x402d_gas_wei_total", "purpose=\"settle\"");

@@ -204,14 +204,12 @@ impl Webhooks {
     ) -> Vec<(&'a ClaimedDelivery, Tried)> {
         let mut tries = Vec::new();
         for together in claimed.chunks(AT_A_TIME) {
-            let sent = together
-                .iter()
-                .map(async |delivery| {
-                    let tried = self.send(receiver, delivery).await;
-                    self.metrics
-                        .tried_delivery(matches!(tried, Tried::Delivered { .. }));
-                    (delivery, tried)
-                });
+            let sent = together.iter().map(async |delivery| {
+                let tried = self.send(receiver, delivery).await;
+                self.metrics
+                    .tried_delivery(matches!(tried, Tried::Delivered { .. }));
+                (delivery, tried)
+            });
             tries.extend(join_all(sent).await);
         }
         tries

@@ -233,8 +233,10 @@ async fn receiver_fails_from_its_first_failure_until_it_takes_the_event() {
         panic!("one delivery");
     };
     let delivered = Tried::Delivered { status: 204 };
-    test.record_try(other, &delivered).await.unwrap();
-    test.record_try(first, &failed()).await.unwrap();
+    test.record_tries(&[(other, delivered.clone())])
+        .await
+        .unwrap();
+    test.record_tries(&[(first, failed())]).await.unwrap();
     test.run("update webhook_deliveries set first_tried_at = now() - interval '1 hour'")
         .await;
     let failing = test.failing_receivers().await.unwrap();
@@ -245,6 +247,6 @@ async fn receiver_fails_from_its_first_failure_until_it_takes_the_event() {
         problem: "it answered 500".to_owned(),
     };
     assert_eq!(failing, [expected]);
-    test.record_try(first, &delivered).await.unwrap();
+    test.record_tries(&[(first, delivered)]).await.unwrap();
     assert_eq!(test.failing_receivers().await.unwrap(), []);
 }

@@ -259,7 +259,7 @@ async fn budget_that_is_nearly_used_then_spent() {
     let refused = "code=\"sponsorship_exhausted\"";
     assert!(sum(&spent, "x402d_refusals_total", refused) >= Some(1.0));
     let event = until_told(&world.facilitator, "budget.exhausted").await;
-    assert_eq!(event["subject"], "the network", "{event}");
+    assert_eq!(event["budget"], "the network", "{event}");
     until_said(&world, "status", &toml, "of the gas budget of 24 hours").await;
 }
 

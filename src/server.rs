@@ -3,27 +3,27 @@
 mod callers;
 mod descriptors;
 mod events;
+mod listeners;
 mod problem;
+mod rpc;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::primitives::Address;
-use secrecy::{ExposeSecret, SecretString};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chain::MULTICALL3;
-use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
+use crate::chain::{FactsReader, FactsTask, SignerKey};
 use crate::config::{Config, NetworkConfig};
 use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
-use crate::http::accept::{Acceptor, ConnectionLimits};
-use crate::http::{AppState, LastBacklog, LastReadiness, router};
+use crate::http::{AppState, LastBacklog, LastReadiness};
 use crate::ledger::Ledger;
-use crate::protocol::Reason;
+use crate::protocol::{Reason, Scheme};
 use crate::settlement::{
     Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
     ServedNetwork, ServedNetworkParts, Supervisor, Task, Transfers, UnconfiguredSigners, Waiters,
@@ -31,8 +31,11 @@ use crate::settlement::{
 };
 use crate::telemetry::causes;
 use crate::telemetry::metrics::Metrics;
+use listeners::{listen, listen_for_metrics};
 
+pub use listeners::check_address;
 pub use problem::{NetworkProblem, StartError};
+pub(crate) use rpc::{network_rpc, rpc_with_urls};
 
 /// How long requests may take to end once the service stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -43,6 +46,15 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// A task, not started yet.
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where the ledger is.
+#[derive(Debug, Clone, Copy)]
+pub struct LedgerPlace<'a> {
+    /// URL of the database.
+    pub url: &'a str,
+    /// The folder of the private Postgres, if it is one.
+    pub data_dir: Option<&'a Path>,
+}
 
 /// A running service.
 #[derive(Debug)]
@@ -62,10 +74,10 @@ impl Service {
     ///
     /// # Errors
     /// [`StartError`] says what to correct.
-    pub async fn start(config: &Config, database_url: &str) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, place: LedgerPlace<'_>) -> Result<Self, StartError> {
         descriptors::provide(config)?;
         let (ledger, statements) =
-            Ledger::connect(database_url, config.database_connections_max).await?;
+            Ledger::connect(place.url, config.database_connections_max).await?;
         let ledger = ledger.with_timing(failpoint::timing());
         ledger.migrate().await?;
         ledger.begin_process().await?;
@@ -86,6 +98,8 @@ impl Service {
         let access = callers::access(config, &ledger).await?;
         callers::keep_keys(&supervisor, &stopped, (&ledger, &access.keys));
         let refusals = callers::keep_refusals(&supervisor, &stopped, (&ledger, &metrics));
+        let events = events::keep(&supervisor, &stopped, (&ledger, &metrics))
+            .map_err(StartError::Webhooks)?;
         let facilitator = Facilitator {
             access,
             gate,
@@ -114,9 +128,11 @@ impl Service {
             body_bytes_max: config.body_bytes_max,
             readiness: LastReadiness::default(),
             backlog: LastBacklog::default(),
-            events: events::keep(&supervisor, &stopped, &ledger).map_err(StartError::Webhooks)?,
+            data_dir: place.data_dir.map(Path::to_path_buf),
+            events,
             supervisor: supervisor.clone(),
         };
+        listen_for_metrics(config, &state, &requests, &stopping).await?;
         let address = listen(config, state, &requests, &stopping).await?;
         Ok(Self {
             address,
@@ -168,42 +184,6 @@ impl Service {
     }
 }
 
-/// Checks that an address is free, for commands that start other programs before the service.
-pub async fn check_address(address: SocketAddr) -> Result<(), StartError> {
-    let listener = TcpListener::bind(address).await;
-    listener
-        .map(drop)
-        .map_err(|cause| StartError::Listen { address, cause })
-}
-
-async fn listen(
-    config: &Config,
-    state: AppState,
-    requests: &TaskTracker,
-    stopping: &CancellationToken,
-) -> Result<SocketAddr, StartError> {
-    let failed = |cause| StartError::Listen {
-        address: config.listen,
-        cause,
-    };
-    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let limits = ConnectionLimits {
-        total: config.connections.max,
-        per_client: config.connections.max_per_client,
-        per_proxy: config.connections.max_per_proxy,
-    };
-    let acceptor = Acceptor::new(
-        listener,
-        router(state),
-        limits,
-        &config.connections.trusted_proxies,
-        (requests.clone(), stopping.clone()),
-    );
-    requests.spawn(acceptor.run());
-    Ok(address)
-}
-
 async fn open_networks(
     config: &Config,
     shared: (&Ledger, &Waiters, &Metrics),
@@ -229,6 +209,7 @@ async fn open_network(
         problem,
     };
     let rpc = network_rpc(config).map_err(|error| named(error.into()))?;
+    rpc.time_calls(metrics);
     let (caller_rpc, gas_cap) = (rpc.for_callers(), config.fees.gas_cap);
     let (facts, for_callers) = FactsReader::new(caller_rpc.clone(), gas_cap);
     let (lane_facts, for_lanes) = FactsReader::new(rpc.clone(), gas_cap);
@@ -242,7 +223,7 @@ async fn open_network(
         policy: config.policy.clone(),
         fees: config.fees,
         waiters: waiters.clone(),
-        metrics: metrics.of_network(&network.to_string()),
+        metrics: metrics.of_network(&network.to_string(), &Scheme::ALL.map(Scheme::name)),
         signers: addresses(&config.signers),
         queue_max: config.queue_max,
         queue_max_per_payer: config.queue_max_per_payer,
@@ -274,25 +255,6 @@ async fn open_network(
     );
     supervisor.run(Task::of(network, "start"), work);
     Ok(served)
-}
-
-/// The RPC client of a configured network.
-pub(crate) fn network_rpc(config: &NetworkConfig) -> Result<Rpc, RpcError> {
-    rpc_with_urls(config, &config.rpc_urls)
-}
-
-/// The same with other URLs to read from.
-pub(crate) fn rpc_with_urls(
-    config: &NetworkConfig,
-    urls: &[SecretString],
-) -> Result<Rpc, RpcError> {
-    let endpoints = Endpoints {
-        urls: &exposed(urls),
-        send_urls: &exposed(&config.send_urls),
-        calls_per_second: config.calls_per_second,
-        confirm_with: config.confirm_with,
-    };
-    Rpc::new(config.policy.network, endpoints)
 }
 
 /// Runs a network once its RPC has confirmed the configuration. A problem that was logged already is not logged again.
@@ -478,11 +440,6 @@ async fn delete_unpaid_sessions(ledger: Ledger) {
             tracing::warn!(error = causes(&error), "old gas spending not deleted");
         }
     }
-}
-
-fn exposed(urls: &[SecretString]) -> Vec<String> {
-    let urls = urls.iter().map(|url| url.expose_secret().to_owned());
-    urls.collect()
 }
 
 fn addresses(signers: &[SignerKey]) -> Vec<Address> {

@@ -1,5 +1,6 @@
 //! Log output: to stderr, as text on a terminal, as JSON otherwise. And the figures of the process.
 
+pub mod disk;
 pub mod metrics;
 
 use std::io::{IsTerminal, Write};

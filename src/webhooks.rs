@@ -27,6 +27,7 @@ use crate::clock::Clock as _;
 use crate::http::EventView;
 use crate::ledger::{ClaimedDelivery, FeedEvent, Ledger, LedgerError, Receiver, Tried};
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Metrics;
 
 /// What the text of every secret begins with.
 const SECRET_PREFIX: &str = "whsec_";
@@ -52,6 +53,7 @@ pub fn secret_text(secret: &[u8]) -> String {
 #[derive(Debug, Clone)]
 pub struct Webhooks {
     ledger: Ledger,
+    metrics: Metrics,
     /// Connects to public addresses alone.
     guarded: Client,
     unguarded: Client,
@@ -91,7 +93,7 @@ impl Reading {
 impl Webhooks {
     /// # Errors
     /// The TLS of this machine cannot be used.
-    pub fn new(ledger: Ledger) -> Result<Self, reqwest::Error> {
+    pub fn new(ledger: Ledger, metrics: Metrics) -> Result<Self, reqwest::Error> {
         let client = || {
             Client::builder()
                 .timeout(ANSWER_LIMIT)
@@ -101,6 +103,7 @@ impl Webhooks {
         };
         Ok(Self {
             ledger,
+            metrics,
             guarded: client().dns_resolver(Arc::new(PublicOnly::new())).build()?,
             unguarded: client().build()?,
         })
@@ -201,9 +204,12 @@ impl Webhooks {
     ) -> Vec<(&'a ClaimedDelivery, Tried)> {
         let mut tries = Vec::new();
         for together in claimed.chunks(AT_A_TIME) {
-            let sent = together
-                .iter()
-                .map(async |delivery| (delivery, self.send(receiver, delivery).await));
+            let sent = together.iter().map(async |delivery| {
+                let tried = self.send(receiver, delivery).await;
+                self.metrics
+                    .tried_delivery(matches!(tried, Tried::Delivered { .. }));
+                (delivery, tried)
+            });
             tries.extend(join_all(sent).await);
         }
         tries

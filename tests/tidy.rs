@@ -13,8 +13,8 @@ const MODULES: &[(&str, &str)] = &[
     ("timing", ""),
     ("embedded", ""),
     ("payment", "protocol"),
-    ("chain", "protocol payment coalesce clock"),
-    ("ledger", "protocol payment coalesce clock timing"),
+    ("chain", "protocol payment coalesce clock telemetry"),
+    ("ledger", "protocol payment coalesce clock timing telemetry"),
     (
         "settlement",
         "protocol payment chain ledger telemetry timing",

@@ -10,6 +10,7 @@ use crate::command::shown::count;
 use crate::config::{Config, Environment as _, Flags, ProcessEnvironment};
 use crate::embedded::{EmbeddedPostgres, ScratchDatabase, default_data_dir, running_as_root};
 use crate::ledger::Ledger;
+use crate::server::LedgerPlace;
 
 /// Where the ledger is, and how to print what it has.
 #[derive(Debug, Args)]
@@ -99,7 +100,7 @@ pub(super) async fn refuse_other_version(ledger: &Ledger) -> Result<(), CommandE
 pub(super) struct Database {
     url: String,
     scratch: Option<ScratchDatabase>,
-    embedded: Option<EmbeddedPostgres>,
+    embedded: Option<(EmbeddedPostgres, PathBuf)>,
 }
 
 impl Database {
@@ -121,7 +122,7 @@ impl Database {
         Ok(Self {
             url: embedded.url().to_owned(),
             scratch: None,
-            embedded: Some(embedded),
+            embedded: Some((embedded, data_dir)),
         })
     }
 
@@ -165,6 +166,14 @@ impl Database {
         &self.url
     }
 
+    pub(super) fn place(&self) -> LedgerPlace<'_> {
+        let private = self.embedded.as_ref();
+        LedgerPlace {
+            url: &self.url,
+            data_dir: private.map(|(_, folder)| folder.as_path()),
+        }
+    }
+
     /// Does something with the ledger, then closes.
     pub(super) async fn finish<T>(
         self,
@@ -187,7 +196,7 @@ impl Database {
         if let Some(scratch) = self.scratch {
             scratch.remove().await;
         }
-        if let Some(embedded) = self.embedded {
+        if let Some((embedded, _)) = self.embedded {
             embedded.stop().await?;
         }
         Ok(())

@@ -71,7 +71,7 @@ impl Local {
             ..Flags::default()
         };
         let config = Config::read_without_file(&flags, &LocalEnvironment::of(&chain))?;
-        match Service::start(&config, database.url()).await {
+        match Service::start(&config, database.place()).await {
             Ok(service) => Ok(Self {
                 chain,
                 service,

@@ -2,7 +2,9 @@
 
 mod access;
 mod database;
+mod disk;
 mod signers;
+mod webhooks;
 
 use std::path::PathBuf;
 
@@ -106,6 +108,9 @@ async fn examine(flags: &Flags, quiet: bool) -> Vec<Section> {
         Ok(open) => connect(open.url()).await,
         Err(error) => Err(causes(error.as_ref())),
     };
+    if let Some(folder) = open.as_ref().ok().and_then(|open| open.place().data_dir) {
+        report.add("disk", vec![disk::examine(folder)]);
+    }
     examine_rest(&mut report, config.as_ref().ok(), ledger.as_ref()).await;
     if let Ok(ledger) = ledger {
         ledger.close().await;
@@ -142,6 +147,9 @@ async fn examine_rest(
         },
     };
     report.add("database", std::mem::take(&mut examined.findings));
+    if let Some(ledger) = ledger.ok().filter(|_| examined.readable) {
+        report.add("webhooks", webhooks::examine(ledger).await);
+    }
     let Some(config) = config else { return };
     for network in &config.networks {
         let mut findings = check::check(network).await.findings;

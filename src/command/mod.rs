@@ -127,9 +127,9 @@ pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
 pub async fn run(line: CommandLine) -> Result<ExitCode, CommandError> {
     let _log = telemetry::begin(ProcessEnvironment.get("X402D_LOG").as_deref())?;
     let done = match line.command {
-        Command::Serve(options) => serve::run(options.flags()).await,
-        Command::Dev(options) => dev::run(options).await,
-        Command::Demo(options) => demo::run(options).await,
+        Command::Serve(options) => Box::pin(serve::run(options.flags())).await,
+        Command::Dev(options) => Box::pin(dev::run(options)).await,
+        Command::Demo(options) => Box::pin(demo::run(options)).await,
         Command::Pay(arguments) => pay::run(*arguments).await,
         Command::Keys(options) => keys::run(options).await,
         Command::Status(options) => return status::run(options).await,

@@ -8,7 +8,7 @@ use crate::server::Service;
 pub(super) async fn run(flags: Flags) -> Result<(), CommandError> {
     let config = Config::read(&flags, &ProcessEnvironment)?;
     let database = Database::open(config.database_url.as_ref(), config.data_dir.as_deref()).await?;
-    let service = match Service::start(&config, database.url()).await {
+    let service = match Service::start(&config, database.place()).await {
         Ok(service) => service,
         Err(error) => {
             database.close().await?;

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use self::networks::{NetworkStatus, SignerStatus};
 use crate::command::database::{Database, LedgerOptions, refuse_other_version};
+use crate::command::shown::{count, length};
 use crate::command::{CommandError, say};
 use crate::config::{Config, ProcessEnvironment};
 use crate::ledger::{Backlog, LaneView, Ledger, RunningProcess};
@@ -155,6 +156,7 @@ async fn status(config: &Config, ledger: &Ledger, known: Known) -> Result<Status
             says,
         }));
     }
+    status.problems.extend(webhooks(ledger).await?);
     if selling == 0 && !known.processes.is_empty() {
         status.problems.push(Problem {
             level: Level::Down,
@@ -162,4 +164,21 @@ async fn status(config: &Config, ledger: &Ledger, known: Known) -> Result<Status
         });
     }
     Ok(status)
+}
+
+/// Receivers that do not take their events. Their URLs may be secret.
+async fn webhooks(ledger: &Ledger) -> Result<Vec<Problem>, CommandError> {
+    let failing = ledger.failing_receivers().await?;
+    let problems = failing.into_iter().map(|one| Problem {
+        level: Level::Degraded,
+        says: format!(
+            "webhook {}: {} not taken for {}: {}; see `x402d webhooks deliveries {}`",
+            one.receiver,
+            count(one.waiting, "event"),
+            length(one.since),
+            one.problem,
+            one.receiver
+        ),
+    });
+    Ok(problems.collect())
 }

@@ -14,6 +14,7 @@ use crate::protocol::assets::TransferMethod;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
     pub(super) listen: Option<SocketAddr>,
+    pub(super) metrics_listen: Option<SocketAddr>,
     pub(super) database_url: Option<String>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) admin_token: Option<String>,

@@ -32,6 +32,8 @@ pub use sessions::SessionsConfig;
 pub struct Config {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// The address on which the figures for Prometheus are served without a key, and nothing else; `None`: on `listen`, to the operator.
+    pub metrics_listen: Option<SocketAddr>,
     /// The URL of the ledger's database; `None` runs a private server.
     pub database_url: Option<SecretString>,
     /// The folder of the private Postgres; `None` is the default one.
@@ -202,6 +204,9 @@ impl Config {
             .listen
             .or_else(|| settings.parsed("X402D_LISTEN", "an address such as 127.0.0.1:4402"))
             .or(file.listen);
+        let metrics_listen = settings
+            .parsed("X402D_METRICS_LISTEN", "an address such as 127.0.0.1:9402")
+            .or(file.metrics_listen);
         let wait_s = settings
             .parsed("X402D_SETTLE_WAIT", "seconds")
             .or(file.settle_wait_s)
@@ -229,6 +234,7 @@ impl Config {
         let access = access::read(&mut settings, &file.access, &networks);
         Self {
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4402))),
+            metrics_listen,
             database_url: settings
                 .environment
                 .get("DATABASE_URL")

@@ -20,6 +20,7 @@ pub(super) const KNOWN: &[&str] = &[
     "X402D_KEYSTORE_PASSWORD",
     "X402D_LISTEN",
     "X402D_LOG",
+    "X402D_METRICS_LISTEN",
     "X402D_NETWORK",
     "X402D_PANIC",
     "X402D_PANICS",

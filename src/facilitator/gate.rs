@@ -23,6 +23,7 @@ use crate::payment::{Candidate, DenyList, Session, Who};
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Rejection};
 use crate::settlement::{GasParties, ServedNetwork};
+use crate::telemetry::metrics::{Limit, reached};
 use denied::{Denials, DeniedFile, PolicyService};
 use places::{Attendant, Attended, Place, Places, attended};
 use rates::Rates;
@@ -93,6 +94,7 @@ impl Gate {
     pub(super) fn attend(&self, caller: &Caller) -> Result<(Attendant, Attended), Unavailable> {
         let unattended = &self.0.unattended;
         if unattended.are_taken(caller) {
+            reached(Limit::Unattended);
             return Err(Unavailable::Unattended);
         }
         Ok(attended(unattended, caller))
@@ -100,7 +102,11 @@ impl Gate {
 
     /// A place to wait for a change of a session; `None` when the caller waits too often already.
     pub(super) fn place_to_wait(&self, caller: &Caller) -> Option<Place> {
-        self.0.waits.take(caller)
+        let place = self.0.waits.take(caller);
+        if place.is_none() {
+            reached(Limit::Waits);
+        }
+        place
     }
 
     /// Counts a request of any kind, before it costs a statement.

@@ -182,7 +182,7 @@ async fn record(facilitator: &Facilitator, payment: PaymentId, request: &GrantRe
         };
         failures = failures.saturating_add(1);
         if failures == TRIES {
-            tracing::error!(payment.id = %payment, answered = end == End::Answered, error = causes(&error), "grant not closed: the ledger does not record how its answer ended; retrying");
+            tracing::error!(%payment, answered = end == End::Answered, error = causes(&error), "grant not closed: the ledger does not record how its answer ended; retrying");
         }
         if facilitator.stopping.is_cancelled() {
             last_tries -= 1;

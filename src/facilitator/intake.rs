@@ -22,8 +22,9 @@ use crate::protocol::response::checksummed;
 use crate::protocol::{
     AuthorizationPayload, Payload, PaymentRequest, Reason, Rejection, VerifyResponse,
 };
-use crate::settlement::{Queued, ServedNetwork, approval_rejection};
-use crate::telemetry::{causes, metrics};
+use crate::settlement::{Named, Queued, ServedNetwork, approval_rejection};
+use crate::telemetry::causes;
+use crate::telemetry::metrics::Step;
 
 /// How many times the balance is read for one acceptance: a transfer of the same payer may be in a block whose result is being recorded.
 const READS_MAX: u32 = 3;
@@ -458,9 +459,12 @@ impl Facilitator {
 
 /// Counts and logs an accepted payment. Returns whether it is to be sent.
 fn note_accepted(served: &ServedNetwork, payment: &Payment) -> bool {
-    served.metrics.count(metrics::Step::Accepted);
-    tracing::info!(payment = %payment.id, network = %served.policy.network, payer = %payment.terms.from, "payment accepted");
-    payment.state != PaymentState::Uncharged
+    served.note_step(Named::of(payment), Step::Accepted);
+    let is_uncharged = payment.state == PaymentState::Uncharged;
+    if is_uncharged {
+        served.note_step(Named::of(payment), Step::Settled);
+    }
+    !is_uncharged
 }
 
 /// Turns a payment whose row cannot be read into a rejection: the operator has to repair it.

@@ -18,7 +18,7 @@ use crate::ledger::{Ledger, NewRefusal, RefusedPayment};
 use crate::payment::Session;
 use crate::protocol::{PaymentRequest, PaymentRequirements, Reason, Rejection};
 use crate::telemetry::causes;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Limit, Metrics, reached};
 
 /// Refusals that wait to be written, at most.
 const WAITING_MAX: usize = 2_000;
@@ -157,6 +157,7 @@ impl Refusals {
                 "payment refused"
             );
         } else {
+            reached(Limit::Refusals);
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

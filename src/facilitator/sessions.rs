@@ -24,6 +24,7 @@ use crate::protocol::session::{
 use crate::protocol::{PaymentRequirements, PlainText, Reason, Rejection, X402Version};
 use crate::settlement::ServedNetwork;
 use crate::settlement::waiters::Topic;
+use crate::telemetry::metrics::{Limit, reached};
 
 /// The longest time that a reader of a session may wait for a change.
 const WAIT_MAX: Duration = Duration::from_mins(1);
@@ -117,7 +118,10 @@ impl Sessions {
             limits: self.rules.limits,
         };
         match self.payments.ledger.open_session(&new).await? {
-            Opened::TooMany => Err(Unavailable::TooManySessions.into()),
+            Opened::TooMany => {
+                reached(Limit::SessionsOpen);
+                Err(Unavailable::TooManySessions.into())
+            }
             Opened::Yes => Ok(opened(&session, asset, token)),
         }
     }

@@ -16,8 +16,8 @@ use crate::payment::{Payment, PaymentId, PaymentState, Who};
 use crate::protocol::response::checksummed;
 use crate::protocol::session::SessionId;
 use crate::protocol::{Amount, Payload, PaymentRequest, Reason, Rejection, SettleResponse};
-use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::{Step, grant_answers_are_lost, reach};
+use crate::settlement::{Named, ServedNetwork, log_step};
 use crate::telemetry::metrics;
 
 /// How often a request that waits checks whether anything can be sent at all, and whether the ledger answers.
@@ -304,7 +304,7 @@ impl Facilitator {
             Ok(Some(payment)) => {
                 reach(Step::Granted);
                 answer.describe(&payment);
-                self.log_granted(&payment);
+                self.note_granted(&payment);
                 Ok(Some(grant))
             }
             Ok(None) => {
@@ -318,12 +318,13 @@ impl Facilitator {
         }
     }
 
-    fn log_granted(&self, payment: &Payment) {
-        if let Some(served) = self.served_network(payment.terms.network) {
-            served.metrics.count(metrics::Step::Granted);
+    fn note_granted(&self, payment: &Payment) {
+        let network = payment.terms.network;
+        let named = Named::of(payment).in_transaction(payment.state.transaction());
+        match self.served_network(network) {
+            Some(served) => served.note_step(named, metrics::Step::Granted),
+            None => log_step(network, named, metrics::Step::Granted),
         }
-        let transaction = payment.state.transaction().map(tracing::field::display);
-        tracing::info!(payment = %payment.id, network = %payment.terms.network, payer = %payment.terms.from, transaction, "payment granted");
     }
 
     /// Waits for a change of `payment`, or (`None`) of one that was queued just now, or for the end of the connection. `false`: the deadline
@@ -381,9 +382,12 @@ impl Facilitator {
             PaymentState::Queued => {
                 let why = "the payment could not be sent to the chain in time; nothing is under way for it, present it again";
                 let rejection = Rejection::new(Reason::UnexpectedSettleError, why);
-                self.ledger
-                    .refuse_for_caller(payment.id, &rejection)
-                    .await?;
+                let refused = self.ledger.refuse_for_caller(payment.id, &rejection);
+                if refused.await?
+                    && let Some(served) = self.served_network(payment.terms.network)
+                {
+                    served.note_refused(Named::of(payment), &rejection);
+                }
                 return Ok(());
             }
             PaymentState::Refused(_) | PaymentState::Failed { .. } => return Ok(()),

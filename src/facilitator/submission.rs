@@ -15,10 +15,11 @@ use crate::protocol::challenge::network_name;
 use crate::protocol::session::{Rail, TransferForm};
 use crate::protocol::{
     Amount, AuthorizationPayload, ExactPayload, GasSponsoring, PaymentRequest, PaymentRequirements,
-    Reason, Rejection, X402Version, field, v1,
+    Reason, Rejection, Scheme, X402Version, field, v1,
 };
-use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::{Named, ServedNetwork};
+use crate::telemetry::metrics;
 
 impl Sessions {
     /// Accepts a submission for `session`; afterwards the session has a payment.
@@ -199,9 +200,13 @@ impl Facilitator {
         if let Some(id) = session.payment {
             return self.same_transfer(session, id, new.transfer.hash).await;
         }
+        let transaction = new.transfer.hash;
         match self.ledger.submit_transfer(session, new).await? {
             Submitted::Yes(id) => {
                 reach(Step::Recorded);
+                let named = Named::new(id, Scheme::Exact, session.payer);
+                let named = named.in_transaction(Some(transaction));
+                served.note_step(named, metrics::Step::Accepted);
                 served.wake_transfers();
                 self.waiters.wake([session.id.clone()]);
                 Ok(id)

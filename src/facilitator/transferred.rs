@@ -13,7 +13,8 @@ use crate::facilitator::used_nonces::{Seen, UsedBy};
 use crate::facilitator::{Error, Facilitator, Unavailable};
 use crate::ledger::{AlreadyTransferred, LaneKey, Lookup};
 use crate::payment::{Candidate, Location, Payment, PaymentId, PaymentTerms, Who};
-use crate::settlement::ServedNetwork;
+use crate::settlement::{Named, ServedNetwork};
+use crate::telemetry::metrics::Step;
 
 /// What a check of the payment, before the look at the chain, has found of its nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +79,11 @@ impl Facilitator {
         if !self.ledger.accept_transferred(&transfer).await? {
             return Ok(Some(self.existing_payment(candidate).await?));
         }
-        self.publish(served, transfer.id, &location, sender);
+        let terms = &candidate.terms;
+        let named = Named::new(transfer.id, terms.method.scheme(), terms.from);
+        served.note_step(named, Step::Accepted);
+        served.note_found(named, &location, transfer.confirmed);
+        self.publish(served, named, &location, sender);
         Ok(Some(transfer.id))
     }
 
@@ -105,10 +110,14 @@ impl Facilitator {
         };
         let agreed = served.rpc.agreed_height(head.number);
         let confirmed = location.is_confirmed(agreed, payment.confirmations);
-        self.ledger
-            .settle_by_foreign_transaction(payment.id, &location, confirmed)
-            .await?;
-        self.publish(served, payment.id, &location, sender);
+        let recorded = self
+            .ledger
+            .settle_by_foreign_transaction(payment.id, &location, confirmed);
+        let named = Named::of(payment);
+        if recorded.await? {
+            served.note_found(named, &location, confirmed);
+        }
+        self.publish(served, named, &location, sender);
         Ok(true)
     }
 
@@ -166,9 +175,10 @@ impl Facilitator {
         Ok(self.ledger.is_signer(lane).await?)
     }
 
-    fn publish(&self, served: &ServedNetwork, id: PaymentId, location: &Location, sender: Address) {
-        tracing::info!(payment.id = %id, network = %served.policy.network, transaction = %location.transaction, %sender, "payment settled by a transaction that is not in this ledger");
+    fn publish(&self, served: &ServedNetwork, named: Named, location: &Location, sender: Address) {
+        let (payment, payer) = (named.payment(), named.payer());
+        tracing::info!(%payment, network = %served.policy.network, %payer, transaction = %location.transaction, %sender, "payment transferred by a transaction that is not in this ledger");
         served.note_unconfirmed();
-        self.waiters.wake([id]);
+        self.waiters.wake([payment]);
     }
 }

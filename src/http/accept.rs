@@ -26,6 +26,7 @@ use crate::http::client::{client_of, is_proxy};
 use crate::http::connection::{Connection, TrackedStream};
 use crate::http::deadline::Deadline;
 use crate::http::places::{NoPlace, Place, Places};
+use crate::telemetry::metrics::{Limit, reached};
 
 pub use crate::http::places::{ConnectionLimits, RESERVE};
 
@@ -93,7 +94,7 @@ impl Acceptor {
         let is_proxy = is_proxy(&self.trusted_proxies, address);
         let place = match self.places.take(address, is_proxy) {
             Ok(place) => place,
-            Err(why) => return self.refuse(&stream, address, why),
+            Err(why) => return self.refuse(&stream, (address, is_proxy), why),
         };
         stream.set_nodelay(true).ok();
         let deadline = Deadline::of_new_connection();
@@ -115,19 +116,25 @@ impl Acceptor {
     }
 
     /// Closes a connection that gets no place, and says so as far as that is possible without waiting.
-    fn refuse(&mut self, stream: &TcpStream, peer: IpAddr, why: NoPlace) {
+    fn refuse(&mut self, stream: &TcpStream, (peer, is_proxy): (IpAddr, bool), why: NoPlace) {
+        let as_proxy = is_proxy || peer.is_loopback();
         let (status, limit, error) = match why {
             NoPlace::Total => (
                 "503 Service Unavailable",
-                "connections_max",
+                Limit::Connections,
                 "too many connections are open; nothing was processed, try again",
             ),
             NoPlace::Client => (
                 "429 Too Many Requests",
-                "connections_max_per_client",
+                if as_proxy {
+                    Limit::ConnectionsPerProxy
+                } else {
+                    Limit::ConnectionsPerClient
+                },
                 "this client has too many connections open; nothing was processed, try again",
             ),
         };
+        reached(limit);
         let body = format!("{{\"error\":\"{error}\"}}");
         let answer = format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{body}",
@@ -139,7 +146,7 @@ impl Acceptor {
             .refusals_logged
             .is_none_or(|logged| logged.elapsed() >= REFUSALS_LOGGED);
         if is_due {
-            tracing::warn!(%peer, limit, refused = self.refused, "connections refused: too many are open");
+            tracing::warn!(%peer, limit = limit.name(), refused = self.refused, "connections refused: too many are open");
             (self.refused, self.refusals_logged) = (0, Some(Instant::now()));
         }
     }

@@ -23,6 +23,7 @@ use crate::http::error::Malformed;
 use crate::ledger::RefusedPayment;
 use crate::protocol::field::read_text;
 use crate::protocol::{Network, PaymentRequest, Rejection, RequestError};
+use crate::telemetry::metrics::{Limit, reached};
 
 /// How long a body may take to arrive.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -240,6 +241,9 @@ async fn collect(mut body: Body, bytes_max: usize, discarded_max: usize) -> Opti
         if discarded > discarded_max {
             break;
         }
+    }
+    if discarded > 0 && bytes_max > 0 {
+        reached(Limit::Body);
     }
     (discarded == 0).then_some(bytes)
 }

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::http::AppState;
 use crate::http::error::AlreadyLogged;
-use crate::settlement::{FailingTask, ServedNetwork, Supervisor, Task};
+use crate::settlement::{FailingTask, NetworkBudget, ServedNetwork, Supervisor, Task};
 
 /// A network whose RPC has been silent for longer is down.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -113,7 +113,8 @@ pub(super) async fn healthz() -> Json<Alive> {
 
 /// Can anything be sold?
 ///
-/// Yes while the ledger answers and one network can send: its RPC has answered lately, and one of its signers has gas and is not stopped.
+/// Yes while the ledger answers and one network can send: its RPC has answered lately, one of its signers has gas and is not stopped,
+/// and its gas budget is not spent.
 /// `status` is `degraded` when that is so and a part needs attention all the same.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, description = "something can be sold; the parts say what is wrong, if anything is", body = Readiness),
@@ -180,6 +181,7 @@ impl Readiness {
 fn network_part(served: &ServedNetwork, supervisor: &Supervisor) -> Part {
     let failing = supervisor.failing(Some(served.policy.network));
     let health = served.health();
+    let budget = served.budgets.of_network(served.ledger.clock().now());
     let down = match health.silent_for {
         None => Some("the network is starting: its RPC has not answered yet".to_owned()),
         Some(silence) if silence > SILENCE_MAX => Some(format!(
@@ -191,13 +193,20 @@ fn network_part(served: &ServedNetwork, supervisor: &Supervisor) -> Part {
             .can_send(None)
             .err()
             .map(|cannot| cannot.why)
+            .or_else(|| match &budget {
+                Some(NetworkBudget::Exhausted(why)) => Some(why.clone()),
+                Some(NetworkBudget::Low(_)) | None => None,
+            })
             .or_else(|| stopped_engine(&failing, served.policy.signers.len())),
     };
     let name = served.policy.network.to_string();
     if let Some(why) = down {
         return Part::new(name, Condition::Down, Some(why));
     }
-    let unable = served.signer_problems();
+    let mut unable = served.signer_problems();
+    if let Some(NetworkBudget::Low(why)) = budget {
+        unable.push(why);
+    }
     if unable.is_empty() {
         Part::of(name, &failing)
     } else {

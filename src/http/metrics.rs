@@ -16,6 +16,7 @@ use crate::http::{AppState, Problem};
 use crate::ledger::Backlog;
 use crate::protocol::response::checksummed;
 use crate::settlement::ServedNetwork;
+use crate::telemetry::disk::free_bytes;
 use crate::telemetry::metrics::{CONTENT_TYPE, Gauges};
 
 /// How long what the ledger said is used, so that scrapes do not cost statements each.
@@ -66,6 +67,15 @@ impl LastBacklog {
     (status = 401, description = "not the operator", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn metrics(_: Operator, State(state): State<AppState>) -> Response {
+    figures(&state).await
+}
+
+/// The same on a listener of its own: whoever reaches that may read it.
+pub(super) async fn unguarded(State(state): State<AppState>) -> Response {
+    figures(&state).await
+}
+
+async fn figures(state: &AppState) -> Response {
     let facilitator = &state.facilitator;
     let mut gauges = Gauges::default();
     let backlog = state.backlog.read(facilitator).await;
@@ -73,8 +83,9 @@ pub(super) async fn metrics(_: Operator, State(state): State<AppState>) -> Respo
         "database_up",
         "1 if the database answers this process and takes writes",
         &Vec::new(),
-        if backlog.is_up { 1.0 } else { 0.0 },
+        flag(backlog.is_up),
     );
+    read_machine(state, &mut gauges);
     for served in facilitator.served_networks.iter() {
         read_network(served, facilitator.clock.now(), &mut gauges);
         if let Some(rows) = &backlog.rows {
@@ -127,6 +138,34 @@ fn read_network(served: &ServedNetwork, now: OffsetDateTime, gauges: &mut Gauges
             age.as_seconds_f64().max(0.0),
         );
     }
+    read_budgets(served, now, gauges);
+    read_signers(served, gauges);
+}
+
+fn read_budgets(served: &ServedNetwork, now: OffsetDateTime, gauges: &mut Gauges) {
+    let network = served.policy.network.to_string();
+    for figures in served.budgets.fullest(now) {
+        let labels = vec![
+            ("network", network.clone()),
+            ("scope", figures.scope.to_owned()),
+        ];
+        gauges.set(
+            "budget_used_ratio",
+            "Part of the fullest gas budget of a scope that is used; below 0.8 only the network's is known",
+            &labels,
+            decimal(figures.used_millionths),
+        );
+        gauges.set(
+            "budget_exhausted",
+            "1 if a gas budget of the scope is spent, so that its payments are refused",
+            &labels,
+            flag(figures.is_exhausted),
+        );
+    }
+}
+
+fn read_signers(served: &ServedNetwork, gauges: &mut Gauges) {
+    let name = served.policy.network.to_string();
     for signer in served.senders.figures() {
         let labels = || {
             vec![
@@ -136,9 +175,15 @@ fn read_network(served: &ServedNetwork, now: OffsetDateTime, gauges: &mut Gauges
         };
         gauges.set(
             "signer_stopped",
-            "1 if the signer is stopped, paused or drained: it takes no new payments until the operator resumes it",
+            "1 if x402d has stopped the signer: it takes no new payments until the operator resumes it",
             &labels(),
-            if signer.is_stopped { 1.0 } else { 0.0 },
+            flag(signer.is_stopped),
+        );
+        gauges.set(
+            "signer_paused",
+            "1 if the operator has paused or drained the signer",
+            &labels(),
+            flag(signer.is_paused),
         );
         let Some(balance) = signer.balance else {
             continue;
@@ -156,11 +201,52 @@ fn read_network(served: &ServedNetwork, now: OffsetDateTime, gauges: &mut Gauges
                 &labels(),
                 number(&left),
             );
+            if let Some(lasting) = served.senders.lasting(signer.address, left) {
+                gauges.set(
+                    "signer_hours_left",
+                    "Hours for which the balance lasts at the pace of the last hour, in the process that sends by this signer",
+                    &labels(),
+                    decimal(lasting.as_secs().saturating_mul(1_000_000) / 3_600),
+                );
+            }
         }
     }
 }
 
-/// An integer as Prometheus has it; large ones lose their last digits.
-fn number(integer: &impl ToString) -> f64 {
-    integer.to_string().parse().unwrap_or(f64::MAX)
+fn read_machine(state: &AppState, gauges: &mut Gauges) {
+    for (pool, in_use, idle) in state.facilitator.ledger.connections() {
+        for (state, connections) in [("in_use", in_use), ("idle", idle)] {
+            let labels = vec![("pool", pool.to_owned()), ("state", state.to_owned())];
+            gauges.set(
+                "database_connections",
+                "Connections to the database, by what they are for",
+                &labels,
+                number(&connections),
+            );
+        }
+    }
+    let folder = state.data_dir.as_deref();
+    if let Some(free) = folder.and_then(|folder| free_bytes(folder).ok()) {
+        gauges.set(
+            "data_dir_free_bytes",
+            "Room for the private Postgres",
+            &Vec::new(),
+            number(&free),
+        );
+    }
+}
+
+const fn flag(is_so: bool) -> f64 {
+    if is_so { 1.0 } else { 0.0 }
+}
+
+/// So many millionths.
+fn decimal(millionths: u64) -> f64 {
+    let (whole, rest) = (millionths / 1_000_000, millionths % 1_000_000);
+    number(&format!("{whole}.{rest:06}"))
+}
+
+/// A number as Prometheus has it; large ones lose their last digits.
+fn number(exact: &impl ToString) -> f64 {
+    exact.to_string().parse().unwrap_or(f64::MAX)
 }

@@ -27,6 +27,7 @@ mod status;
 mod supported;
 mod verify;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub struct AppState {
     pub body_bytes_max: usize,
     pub readiness: LastReadiness,
     pub backlog: LastBacklog,
+    /// Where a private Postgres keeps the ledger.
+    pub data_dir: Option<PathBuf>,
     /// Passes new events to streams.
     pub events: EventFeed,
     /// Knows which tasks of the engine have failed.
@@ -107,6 +110,17 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .fallback_service(routes)
         .layer(axum::middleware::map_request(paths::normalize))
+}
+
+/// `GET /metrics` for whoever reaches the listener, and nothing else.
+pub fn metrics_router(state: AppState) -> Router {
+    Router::new()
+        .route("/metrics", axum::routing::get(metrics::unguarded))
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(CatchPanicLayer::custom(error::after_panic))
+        .layer(axum::middleware::from_fn(error::render))
+        .with_state(state)
 }
 
 /// Every call. Pages of any origin may make the calls of sellers and buyers, but never the operator's: a browser on the operator's machine

@@ -28,7 +28,7 @@ pub enum GasSubject {
 
 impl GasSubject {
     /// The name of its scope in the ledger.
-    const fn scope(&self) -> &'static str {
+    pub const fn scope(&self) -> &'static str {
         match self {
             Self::Network => "network",
             Self::Payee(_) => "payee",

@@ -6,13 +6,14 @@ use super::connections::Connection;
 use super::outbox::NewTransaction;
 use super::{Ledger, LedgerError, Recorded, Unreadable};
 use crate::payment::{ApprovalLimits, PaymentId, Who};
-use crate::protocol::Network;
+use crate::protocol::{Network, Scheme};
 
 /// Native currency that a payer is to receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Funding {
     /// The payment that needs it.
     pub payment: PaymentId,
+    pub scheme: Scheme,
     pub payer: Address,
     /// Whose the payment is.
     pub caller: Option<Who>,

@@ -83,6 +83,8 @@ pub struct StoppedLane {
     pub reason: String,
     /// It still sends what is queued.
     pub is_draining: bool,
+    /// By the operator, who may drain it too, and not by x402d.
+    pub is_paused: bool,
 }
 
 impl Ledger {
@@ -296,7 +298,9 @@ impl Ledger {
     /// Signers of a network that take no new payments until the operator resumes them.
     pub async fn stopped_lanes(&self, network: Network) -> Result<Vec<StoppedLane>, LedgerError> {
         let rows = sqlx::query!(
-            r#"select signer, coalesce(stopped_reason, $2) as "reason!", draining and stopped_reason is null as "is_draining!" from lanes
+            r#"select signer, coalesce(stopped_reason, $2) as "reason!", draining and stopped_reason is null as "is_draining!",
+                stopped_reason is null as "is_paused!"
+            from lanes
             where network = $1 and (stopped_reason is not null or paused_at is not null)"#,
             network.to_string(),
             PAUSED,
@@ -309,6 +313,7 @@ impl Ledger {
                 signer: address(&row.signer)?,
                 reason: row.reason,
                 is_draining: row.is_draining,
+                is_paused: row.is_paused,
             })
         });
         Ok(stopped.collect())

@@ -79,13 +79,13 @@ pub use pauses::{Pause, Waiting};
 pub use payments::{AuthorizationKey, GivenUpPlace};
 pub use processes::ProcessId;
 pub use refusals::{NewRefusal, Refusal, RefusalFilter, RefusedPayment};
-pub use results::{BlockRef, MinedTransaction, RolledBack, TransferredPayment};
+pub use results::{BlockRef, MinedTransaction, RolledBack, SettledPayment, TransferredPayment};
 pub use sessions::{NewSession, OpenLimits, Opened};
 pub use stats::{Group, Grouping};
 pub use suspensions::{Suspension, Wasteful};
-pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferOutcome};
-pub use undecided::{Carried, Undecided, Verdict};
-pub use webhooks::{ClaimedDelivery, Delivery, Receiver, Tried};
+pub use transfers::{NewTransfer, OpenTransfer, Submitted, TransferEnd, TransferOutcome};
+pub use undecided::{Carried, Decided, Undecided, Verdict};
+pub use webhooks::{ClaimedDelivery, Delivery, FailingReceiver, Receiver, Tried};
 
 /// How long the core path may take to look up an absent authorization before the ledger is reported as unusable.
 const CHECK_LIMIT: Duration = Duration::from_secs(4);
@@ -251,6 +251,21 @@ impl Ledger {
             ))
         })??;
         Ok(())
+    }
+
+    /// The open connections of this process: what they are for, how many are in use, and how many are idle.
+    pub fn connections(&self) -> [(&'static str, usize, usize); 5] {
+        let pools = [
+            ("callers", &self.pool),
+            ("engine", &self.engine),
+            ("leases", &self.leases),
+            ("grants", &self.granting),
+            ("history", &self.history),
+        ];
+        pools.map(|(name, pool)| {
+            let (in_use, idle) = pool.in_use_and_idle();
+            (name, in_use, idle)
+        })
     }
 
     /// Closes all connections, each after the statement that is running on it.

@@ -137,23 +137,23 @@ impl Ledger {
         refuse(&self.engine, id, rejection).await
     }
 
-    /// Refuses those of several payments that are queued, in one statement.
+    /// Refuses those of several payments that are queued, in one statement. Returns them.
     pub async fn refuse_all(
         &self,
         payments: &[PaymentId],
         rejection: &Rejection,
-    ) -> Result<(), LedgerError> {
+    ) -> Result<Vec<PaymentId>, LedgerError> {
         let ids: Vec<Uuid> = payments.iter().map(|id| id.0).collect();
-        sqlx::query!(
+        let refused = sqlx::query_scalar!(
             "update payments set state = 'refused', reason = $2, message = $3
-            where id = any($1) and (state = 'queued') is true",
+            where id = any($1) and (state = 'queued') is true returning id",
             &ids,
             rejection.reason.code(),
             rejection.message,
         )
-        .execute(&self.engine)
+        .fetch_all(&self.engine)
         .await?;
-        Ok(())
+        Ok(refused.into_iter().map(PaymentId).collect())
     }
 
     /// The same for a caller whose time is over, on the callers' connections: many callers may run out of time at once.

@@ -83,11 +83,11 @@ pub(super) async fn quarantine_unreadable(
     };
     match quarantined.await {
         Ok(true) => {
-            tracing::error!(payment.id = %id, why, "payment quarantined: its row cannot be read; correct the row or restore it");
+            tracing::error!(payment = %id, why, "payment quarantined: its row cannot be read; correct the row or restore it");
         }
         Ok(false) => {}
         Err(error) => {
-            tracing::error!(payment.id = %id, why, %error, "payment not quarantined although its row cannot be read: database statement failed");
+            tracing::error!(payment = %id, why, %error, "payment not quarantined although its row cannot be read: database statement failed");
         }
     }
 }

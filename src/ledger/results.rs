@@ -1,16 +1,16 @@
 //! Results of transactions: mined blocks, confirmations, reorgs. A mined transaction is recorded with all its payments in one SQL
 //! transaction.
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::budgets::recount;
 use super::connections::Connection;
-use super::row::bigint;
+use super::row::{address, bigint, hash};
 use super::{Ledger, LedgerError};
 use crate::payment::PaymentId;
-use crate::protocol::Network;
+use crate::protocol::{Network, Scheme};
 
 /// The block of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,17 @@ pub struct TransferredPayment {
     pub log_index: u64,
     /// The transfer has the promised confirmations.
     pub confirmed: bool,
+}
+
+/// A payment that has its confirmations, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SettledPayment {
+    pub payment: PaymentId,
+    pub scheme: Scheme,
+    pub payer: Address,
+    /// The signer of ours whose transaction has transferred it.
+    pub signer: Option<Address>,
+    pub transaction: Option<B256>,
 }
 
 /// What a reorg has undone.
@@ -142,12 +153,15 @@ impl Ledger {
         network: Network,
         head: u64,
         canonical: &[B256],
-    ) -> Result<(Vec<PaymentId>, bool), LedgerError> {
-        let ids = sqlx::query_scalar!(
-            "update payments set state = 'settled'
+    ) -> Result<(Vec<SettledPayment>, bool), LedgerError> {
+        let rows = sqlx::query!(
+            r#"update payments p set state = 'settled'
             where network = $1 and state = 'mined' and block_number + confirmations - 1 <= $2 and block_hash = any($3)
                 and quarantined_at is null
-            returning id",
+            returning id, payer, transaction_hash, permitted is not null and signer is not null as "upto!", (
+                select t.signer from transaction_payments tp join transactions t on t.id = tp.transaction_id
+                where tp.payment_id = p.id and tp.outcome = 'transferred' and t.hash = p.transaction_hash
+            ) as sent_by"#,
             network.to_string(),
             bigint(head),
             &hashes(canonical),
@@ -160,7 +174,19 @@ impl Ledger {
         )
         .fetch_one(&self.engine)
         .await?;
-        Ok((ids.into_iter().map(PaymentId).collect(), waiting))
+        let settled = rows.into_iter().map(|row| SettledPayment {
+            payment: PaymentId(row.id),
+            scheme: if row.upto {
+                Scheme::Upto
+            } else {
+                Scheme::Exact
+            },
+            // A row that cannot be read is found where it is read as a whole.
+            payer: address(&row.payer).unwrap_or_default(),
+            signer: row.sent_by.as_deref().and_then(address),
+            transaction: row.transaction_hash.as_deref().and_then(hash),
+        });
+        Ok((settled.collect(), waiting))
     }
 
     /// Marks settled payments as final whose block is one of `canonical` and not above `height`. Returns their number.

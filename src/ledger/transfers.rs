@@ -85,6 +85,13 @@ impl TransferRow {
     }
 }
 
+/// How a transfer has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransferEnd {
+    Settled,
+    Failed(Reason),
+}
+
 impl Ledger {
     /// Records the transfer that pays a session, and its bytes if x402d is to send them, in one commit. On an error nothing may be sent.
     pub async fn submit_transfer(
@@ -209,15 +216,15 @@ impl Ledger {
         &self,
         id: PaymentId,
         outcome: &TransferOutcome,
-    ) -> Result<(), LedgerError> {
-        match outcome {
+    ) -> Result<Option<TransferEnd>, LedgerError> {
+        let state = match outcome {
             TransferOutcome::Transferred {
                 location,
                 confirmed,
                 unmatched,
             } => {
-                sqlx::query!(
-                    "with taken as (
+                sqlx::query_scalar!(
+                    r#"with taken as (
                         select 1 from payments other join payments own on own.id = $1
                         where other.network = own.network and other.transaction_hash = $3 and other.log_index = $4 and other.id <> $1
                     ), moved as (
@@ -226,9 +233,13 @@ impl Ledger {
                             state = case when state = 'failed' then 'late_settled' when $2 then 'settled' else 'mined' end
                         where id = $1 and rail = 'transfer' and (state = 'inflight' or state = 'failed' and $2)
                             and not exists (select from taken)
+                        returning state
+                    ), refused as (
+                        update payments set state = 'failed', reason = $9, message = 'its Transfer log has paid for something else'
+                        where id = $1 and rail = 'transfer' and state = 'inflight' and $2 and exists (select from taken)
+                        returning state
                     )
-                    update payments set state = 'failed', reason = $9, message = 'its Transfer log has paid for something else'
-                    where id = $1 and rail = 'transfer' and state = 'inflight' and $2 and exists (select from taken)",
+                    select state as "state!" from moved union all select state from refused"#,
                     id.0,
                     confirmed,
                     location.transaction.as_slice(),
@@ -239,22 +250,31 @@ impl Ledger {
                     unmatched.as_deref(),
                     Reason::TransferAlreadyUsed.code(),
                 )
-                .execute(&self.engine)
-                .await?;
+                .fetch_optional(&self.engine)
+                .await?
             }
             TransferOutcome::Failed(rejection) => {
-                sqlx::query!(
+                sqlx::query_scalar!(
                     "update payments set state = 'failed', reason = $2, message = $3
-                    where id = $1 and rail = 'transfer' and state = 'inflight'",
+                    where id = $1 and rail = 'transfer' and state = 'inflight' returning state",
                     id.0,
                     rejection.reason.code(),
                     rejection.message,
                 )
-                .execute(&self.engine)
-                .await?;
+                .fetch_optional(&self.engine)
+                .await?
             }
-        }
-        Ok(())
+        };
+        Ok(match (state.as_deref(), outcome) {
+            (Some("settled" | "late_settled"), _) => Some(TransferEnd::Settled),
+            (Some("failed"), TransferOutcome::Failed(rejection)) => {
+                Some(TransferEnd::Failed(rejection.reason))
+            }
+            (Some("failed"), TransferOutcome::Transferred { .. }) => {
+                Some(TransferEnd::Failed(Reason::TransferAlreadyUsed))
+            }
+            (Some(_) | None, _) => None,
+        })
     }
 }
 

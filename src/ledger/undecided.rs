@@ -67,6 +67,14 @@ pub enum Verdict {
     Quarantine(String),
 }
 
+/// What a verdict has done to its payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decided {
+    Changed,
+    /// Another transaction has decided it before, or its log is taken.
+    Unchanged,
+}
+
 impl Ledger {
     /// The undecided payments of a network, at most `limit`, those of one transaction in the order of their calls. A row that cannot be read
     /// is quarantined and left out.
@@ -142,9 +150,13 @@ impl Ledger {
         Ok(undecided)
     }
 
-    /// Records the verdict about an undecided payment. `false`: nothing was recorded, because a reorg has reopened its transaction, or
+    /// Records the verdict about an undecided payment. `None`: nothing was recorded, because a reorg has reopened its transaction, or
     /// another process has decided it. On an error nothing was recorded either.
-    pub async fn decide(&self, row: &Undecided, verdict: &Verdict) -> Result<bool, LedgerError> {
+    pub async fn decide(
+        &self,
+        row: &Undecided,
+        verdict: &Verdict,
+    ) -> Result<Option<Decided>, LedgerError> {
         let mut deciding = self.engine.begin().await?;
         let open = sqlx::query_scalar!(
             r#"select 1 as "open!" from transactions t join transaction_payments tp on tp.transaction_id = t.id
@@ -158,9 +170,9 @@ impl Ledger {
         .fetch_optional(&mut *deciding)
         .await?;
         if open.is_none() {
-            return Ok(false);
+            return Ok(None);
         }
-        let outcome = apply_verdict(&mut deciding, row, verdict).await?;
+        let (outcome, decided) = apply_verdict(&mut deciding, row, verdict).await?;
         // The outcome of a quarantined payment stays open: once it is released, it is decided anew.
         if let Some(outcome) = outcome {
             sqlx::query!(
@@ -173,7 +185,7 @@ impl Ledger {
             .await?;
         }
         deciding.commit().await?;
-        Ok(true)
+        Ok(Some(decided))
     }
 
     /// Records the verdict [`Verdict::Again`] about payments of one transaction, in one commit, so that they can share the next one. Those
@@ -235,16 +247,19 @@ async fn apply_verdict(
     connection: &mut Connection,
     row: &Undecided,
     verdict: &Verdict,
-) -> Result<Option<&'static str>, LedgerError> {
+) -> Result<(Option<&'static str>, Decided), LedgerError> {
     let id = row.payment.id;
-    match verdict {
+    let decided = match verdict {
         Verdict::Transferred {
             location,
             confirmed,
         } => {
             let recorded = record_foreign_transfer(connection, id, location, *confirmed).await?;
-            let quarantined = recorded == ForeignTransfer::LogTaken;
-            return Ok((!quarantined).then_some("elsewhere"));
+            return Ok(match recorded {
+                ForeignTransfer::Recorded => (Some("elsewhere"), Decided::Changed),
+                ForeignTransfer::NotAllowed => (Some("elsewhere"), Decided::Unchanged),
+                ForeignTransfer::LogTaken => (None, Decided::Unchanged),
+            });
         }
         // A payment that another transaction has settled meanwhile needs no operator: its outcome here is closed.
         Verdict::Quarantine(why) => {
@@ -254,18 +269,19 @@ async fn apply_verdict(
             );
             if open {
                 quarantine(connection, id, why).await?;
-                return Ok(None);
+                return Ok((None, Decided::Changed));
             }
+            Decided::Unchanged
         }
         Verdict::Again => update_inflight(connection, row, "queued", None).await?,
         Verdict::Refuse(rejection) => {
-            update_inflight(connection, row, "refused", Some(rejection)).await?;
+            update_inflight(connection, row, "refused", Some(rejection)).await?
         }
         Verdict::Fail(rejection) => {
-            update_inflight(connection, row, "failed", Some(rejection)).await?;
+            update_inflight(connection, row, "failed", Some(rejection)).await?
         }
-    }
-    Ok(Some("without_effect"))
+    };
+    Ok((Some("without_effect"), decided))
 }
 
 /// Result of [`record_foreign_transfer`].
@@ -330,8 +346,8 @@ async fn update_inflight(
     row: &Undecided,
     state: &str,
     rejection: Option<&Rejection>,
-) -> Result<(), LedgerError> {
-    sqlx::query!(
+) -> Result<Decided, LedgerError> {
+    let updated = sqlx::query!(
         "update payments set state = $2, reason = $3, message = $4, queued_at = now(), queued_by = null,
             transaction_hash = case when $2 = 'failed' then $5::bytea end
         where id = $1 and state = 'inflight'",
@@ -343,7 +359,11 @@ async fn update_inflight(
     )
     .execute(&mut *connection)
     .await?;
-    Ok(())
+    Ok(if updated.rows_affected() == 1 {
+        Decided::Changed
+    } else {
+        Decided::Unchanged
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Webhooks: receivers of events, and deliveries to them. Each receiver has its place in the feed; behind it the deliveries are written by
 //! whichever process is first.
 
+use std::time::Duration;
+
 use alloy::primitives::Address;
 use secrecy::{ExposeSecret as _, SecretSlice};
 use time::OffsetDateTime;
@@ -68,6 +70,18 @@ pub enum Tried {
         status: Option<u16>,
         problem: String,
     },
+}
+
+/// A receiver that does not take what is sent to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailingReceiver {
+    pub receiver: Uuid,
+    /// Deliveries that were tried and are tried again.
+    pub waiting: u64,
+    /// For how long the oldest of them.
+    pub since: Duration,
+    /// What was wrong with the newest one.
+    pub problem: String,
 }
 
 /// A delivery as the operator sees it.
@@ -307,6 +321,25 @@ impl Ledger {
         .fetch_all(&self.history)
         .await?;
         Ok(deliveries)
+    }
+
+    /// The receivers that did not take what was sent to them, and get it again.
+    pub async fn failing_receivers(&self) -> Result<Vec<FailingReceiver>, LedgerError> {
+        let rows = sqlx::query!(
+            r#"select receiver_id, count(*) as "waiting!", extract(epoch from now() - min(first_tried_at))::bigint as "since!",
+                (array_agg(problem order by id desc))[1] as problem
+            from webhook_deliveries where state = 'waiting' and problem is not null and first_tried_at is not null
+            group by receiver_id order by receiver_id"#,
+        )
+        .fetch_all(&self.history)
+        .await?;
+        let failing = rows.into_iter().map(|row| FailingReceiver {
+            receiver: row.receiver_id,
+            waiting: u64::try_from(row.waiting).unwrap_or_default(),
+            since: Duration::from_secs(u64::try_from(row.since).unwrap_or_default()),
+            problem: row.problem.unwrap_or_default(),
+        });
+        Ok(failing.collect())
     }
 
     /// Has deliveries sent again that have ended: this one, or all that a receiver did not take. Returns how many.

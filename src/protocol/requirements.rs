@@ -17,6 +17,9 @@ pub enum Scheme {
 }
 
 impl Scheme {
+    /// Every scheme.
+    pub const ALL: [Self; 2] = [Self::Exact, Self::Upto];
+
     /// The scheme's name on the wire.
     pub const fn name(self) -> &'static str {
         match self {
@@ -27,9 +30,7 @@ impl Scheme {
 
     /// Finds a scheme by its name; `None` for schemes that this crate does not implement.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Exact, Self::Upto]
-            .into_iter()
-            .find(|scheme| scheme.name() == name)
+        Self::ALL.into_iter().find(|scheme| scheme.name() == name)
     }
 }
 

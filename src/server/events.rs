@@ -10,6 +10,7 @@ use crate::http::EventFeed;
 use crate::ledger::Ledger;
 use crate::settlement::{Levels, ServedNetwork, Supervisor, Task};
 use crate::telemetry::causes;
+use crate::telemetry::metrics::Metrics;
 use crate::webhooks::Webhooks;
 
 /// Begins to read new events for the streams of this process, and to send them to receivers.
@@ -19,10 +20,10 @@ use crate::webhooks::Webhooks;
 pub(super) fn keep(
     supervisor: &Supervisor,
     stopped: &CancellationToken,
-    ledger: &Ledger,
+    (ledger, metrics): (&Ledger, &Metrics),
 ) -> Result<EventFeed, reqwest::Error> {
     let feed = EventFeed::default();
-    let webhooks = Webhooks::new(ledger.clone())?;
+    let webhooks = Webhooks::new(ledger.clone(), metrics.clone())?;
     let stop = stopped.clone();
     supervisor.keep_running(Task::of_process("webhooks"), move || {
         Some(until(&stop, webhooks.clone().run()))

@@ -23,6 +23,13 @@ pub enum StartError {
         address: SocketAddr,
         cause: std::io::Error,
     },
+    #[error(
+        "cannot listen on {address}: {cause}; choose another address for the metrics (metrics_listen, X402D_METRICS_LISTEN), or end what uses it"
+    )]
+    ListenForMetrics {
+        address: SocketAddr,
+        cause: std::io::Error,
+    },
     #[error("webhooks cannot be sent: the TLS of this machine cannot be used: {0}")]
     Webhooks(reqwest::Error),
     #[error(transparent)]

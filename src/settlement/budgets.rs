@@ -96,6 +96,25 @@ impl Watched {
     }
 }
 
+/// The network's budget, when it needs the operator. Each says what is so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkBudget {
+    Low(String),
+    /// Nothing is sold on the network.
+    Exhausted(String),
+}
+
+/// The fullest budget of a scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BudgetFigures {
+    /// `network`, `payee`, `payer` or `key`.
+    pub scope: &'static str,
+    /// The part of its limit that is spent or reserved, in millionths.
+    pub used_millionths: u64,
+    /// One of the scope is spent: its payments are refused.
+    pub is_exhausted: bool,
+}
+
 impl Budgets {
     pub fn new(limits: GasBudget) -> Self {
         Self {
@@ -311,6 +330,63 @@ impl Budgets {
             Some((subject, level))
         };
         network.into_iter().chain(keys).filter_map(level).collect()
+    }
+
+    /// What the operator has to know of the network's own budget, if it is spent or nearly so.
+    pub fn of_network(&self, now: OffsetDateTime) -> Option<NetworkBudget> {
+        let limit = self.limits.wei_per_day?;
+        let entry = *self.watched().get(&GasSubject::Network)?;
+        let until = entry.closed_at(now).filter(|_| entry.is_spent);
+        match until {
+            Some(until) => {
+                let spent = self.exhausted(GasSubject::Network, until);
+                Some(NetworkBudget::Exhausted(spent.message))
+            }
+            None if entry.is_low(limit) => Some(NetworkBudget::Low(format!(
+                "{LOW_PERCENT} % or more of the network's gas budget for 24 hours is used"
+            ))),
+            None => None,
+        }
+    }
+
+    /// The fullest budget of each scope, for monitoring. Those that are far from their limits are not watched, except for the network's.
+    pub fn fullest(&self, now: OffsetDateTime) -> Vec<BudgetFigures> {
+        let limits = &self.limits;
+        let has_keys = self.key_limits().values().any(Option::is_some);
+        let scopes = [
+            ("network", limits.wei_per_day.is_some()),
+            ("payee", limits.wei_per_day_per_payee.is_some()),
+            ("payer", limits.wei_per_day_per_payer.is_some()),
+            ("key", has_keys),
+        ];
+        let scopes = scopes.into_iter().filter(|(_, has_limit)| *has_limit);
+        let watched: Vec<_> = self
+            .watched()
+            .iter()
+            .map(|(subject, entry)| (*subject, *entry))
+            .collect();
+        let figures = scopes.map(|(scope, _)| {
+            let of_scope = watched
+                .iter()
+                .filter(|(subject, _)| subject.scope() == scope);
+            let mut figures = BudgetFigures {
+                scope,
+                used_millionths: 0,
+                is_exhausted: false,
+            };
+            for (subject, entry) in of_scope {
+                let Some(limit) = self.limit_of(*subject) else {
+                    continue;
+                };
+                let used = entry.spent_wei.saturating_add(entry.reserved_wei);
+                let part = used.saturating_mul(U256::from(1_000_000)) / limit.max(U256::ONE);
+                let part = u64::try_from(part).unwrap_or(u64::MAX);
+                figures.used_millionths = figures.used_millionths.max(part);
+                figures.is_exhausted |= entry.is_spent && entry.closed_at(now).is_some();
+            }
+            figures
+        });
+        figures.collect()
     }
 
     fn key_limits(&self) -> MutexGuard<'_, HashMap<KeyId, Option<U256>>> {

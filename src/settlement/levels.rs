@@ -21,6 +21,9 @@ const NOTED_FOR: u64 = 20;
 /// A network is down when no process has reached it for so long: a process that starts needs a moment.
 const DOWN_AFTER: Duration = Duration::from_secs(15);
 
+/// How long a budget that was spent is not told to be merely low.
+const EXHAUSTED_FOR: Duration = Duration::from_hours(1);
+
 /// What a level is of: topic, network, and subject.
 type Measured = (&'static str, Network, String);
 
@@ -33,6 +36,7 @@ pub struct Levels {
     noted: HashMap<Measured, &'static str>,
     /// When each network was last reached by a process; at first, when this task began.
     reached_at: HashMap<Network, Instant>,
+    spent: SpentBudgets,
 }
 
 impl Levels {
@@ -44,6 +48,7 @@ impl Levels {
             reached_at: networks.map(|network| (network, now)).collect(),
             served_networks,
             noted: HashMap::new(),
+            spent: SpentBudgets::default(),
         }
     }
 
@@ -73,6 +78,7 @@ impl Levels {
         }
         for (subject, level) in served.budgets.levels(self.ledger.clock().now()) {
             let budget = ("budget", served.policy.network, subject.to_string());
+            let level = self.spent.lasting(&budget, level, Instant::now());
             self.note(budget, level).await?;
         }
         Ok(())
@@ -121,6 +127,31 @@ impl Levels {
     }
 }
 
+/// When each budget was last seen spent.
+#[derive(Debug, Default)]
+struct SpentBudgets(HashMap<Measured, Instant>);
+
+impl SpentBudgets {
+    /// A spent budget is tried again every minute; it is told as such until it has had room for an hour.
+    fn lasting(&mut self, budget: &Measured, level: &'static str, now: Instant) -> &'static str {
+        match level {
+            "exhausted" => {
+                self.0.insert(budget.clone(), now);
+            }
+            "low" => {
+                let at = self.0.get(budget);
+                if at.is_some_and(|at| now.duration_since(*at) < EXHAUSTED_FOR) {
+                    return "exhausted";
+                }
+            }
+            _ => {
+                self.0.remove(budget);
+            }
+        }
+        level
+    }
+}
+
 /// The level of a balance for so many payments. It gets better only well above a limit: the price of gas moves all the time.
 fn signer_level(left: u64, before: Option<&str>) -> &'static str {
     let margin = |level: &str| if before == Some(level) { 2 } else { 1 };
@@ -136,6 +167,28 @@ fn signer_level(left: u64, before: Option<&str>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spent_budget_is_not_told_to_be_low_again_and_again() {
+        let mut spent = SpentBudgets::default();
+        let network = Network::from_chain_id(8453);
+        let budget = ("budget", network, "the network".to_owned());
+        let begin = Instant::now();
+        for (minutes, level, expected) in [
+            (0, "low", "low"),
+            (1, "exhausted", "exhausted"),
+            (2, "low", "exhausted"),
+            (3, "exhausted", "exhausted"),
+            (62, "low", "exhausted"),
+            (63, "low", "low"),
+            (64, "exhausted", "exhausted"),
+            (65, "good", "good"),
+            (66, "low", "low"),
+        ] {
+            let at = begin + Duration::from_mins(minutes);
+            assert_eq!(spent.lasting(&budget, level, at), expected, "{minutes}");
+        }
+    }
 
     #[test]
     fn balance_gets_better_well_above_a_limit() {

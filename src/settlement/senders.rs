@@ -1,7 +1,7 @@
 //! Whether a network can send transactions: which signers are stopped, and which have too little balance for gas. Every process knows this
 //! of all configured signers, also of those whose lanes another process owns.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,10 @@ use crate::settlement::ServedNetwork;
 use crate::settlement::gas::{GAS_RESERVE_PAYMENTS, payment_cost};
 use crate::telemetry::causes;
 
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+/// The shortest time from which a pace is taken.
+const PACE_LEAST: Duration = Duration::from_mins(10);
 /// How often stopped lanes are read from the ledger.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// `Retry-After`: a refill needs a transaction, a stopped lane needs the operator.
@@ -47,6 +51,10 @@ struct Sender {
     stopped: Option<String>,
     /// It is stopped for new payments, and still sends what is queued.
     is_draining: bool,
+    /// The operator has stopped it.
+    is_paused: bool,
+    /// When payments were sent by it, as far as this process did.
+    pace: Pace,
     /// Its lane, owned by this process, waits for a condition that passes without the operator.
     waiting: Option<String>,
 }
@@ -65,6 +73,13 @@ impl Senders {
         let sender = known.entry(signer).or_default();
         sender.balance = Some(balance);
         sender.read_at = Some(Instant::now());
+    }
+
+    /// Records that payments were sent.
+    pub fn note_sent(&self, signer: Address, payments: usize) {
+        let mut known = self.known();
+        let pace = &mut known.entry(signer).or_default().pace;
+        pace.note(payments, Instant::now());
     }
 
     /// Records why a lane is stopped.
@@ -89,6 +104,7 @@ impl Senders {
             let sender = known.entry(*signer).or_default();
             sender.stopped = lane.map(|lane| lane.reason.clone());
             sender.is_draining = lane.is_some_and(|lane| lane.is_draining);
+            sender.is_paused = lane.is_some_and(|lane| lane.is_paused);
         }
     }
 
@@ -99,10 +115,20 @@ impl Senders {
             SenderFigures {
                 address: *signer,
                 balance: sender.balance,
-                is_stopped: sender.stopped.is_some(),
+                is_stopped: sender.stopped.is_some() && !sender.is_paused,
+                is_paused: sender.is_paused,
             }
         });
         figures.collect()
+    }
+
+    /// How long a signer can send at the pace of the last hour if it has gas for so many payments; `None`: this process has sent none.
+    pub fn lasting(&self, signer: Address, payments_left: u64) -> Option<Duration> {
+        let known = self.known();
+        known
+            .get(&signer)?
+            .pace
+            .lasting(payments_left, Instant::now())
     }
 
     fn of(&self, signer: Address) -> Sender {
@@ -114,14 +140,48 @@ impl Senders {
     }
 }
 
+/// Payments of the last hour, by the minute.
+#[derive(Debug, Clone, Default)]
+struct Pace {
+    /// Begin of each minute with payments, and their number, oldest first.
+    minutes: VecDeque<(Instant, usize)>,
+    since: Option<Instant>,
+}
+
+impl Pace {
+    fn note(&mut self, payments: usize, now: Instant) {
+        self.since.get_or_insert(now);
+        match self.minutes.back_mut() {
+            Some((began, count)) if now.duration_since(*began) < MINUTE => *count += payments,
+            Some(_) | None => self.minutes.push_back((now, payments)),
+        }
+        let is_old = |(began, _): &(Instant, usize)| now.duration_since(*began) >= HOUR;
+        while self.minutes.front().is_some_and(is_old) {
+            self.minutes.pop_front();
+        }
+    }
+
+    /// How long so many payments last. A few payments right after the start say little: they count as those of [`PACE_LEAST`].
+    fn lasting(&self, left: u64, now: Instant) -> Option<Duration> {
+        let recent = self.minutes.iter();
+        let recent = recent.filter(|(began, _)| now.duration_since(*began) < HOUR);
+        let payments = u64::try_from(recent.map(|(_, count)| count).sum::<usize>()).ok()?;
+        let watched = now.duration_since(self.since?).clamp(PACE_LEAST, HOUR);
+        let seconds = left.saturating_mul(watched.as_secs());
+        Some(Duration::from_secs(seconds.checked_div(payments)?))
+    }
+}
+
 /// A signer, for monitoring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SenderFigures {
     pub address: Address,
     /// In wei, as it was last read.
     pub balance: Option<U256>,
-    /// It takes no new payments until the operator resumes it.
+    /// x402d has stopped it: it takes no new payments until the operator resumes it.
     pub is_stopped: bool,
+    /// The operator has paused or drained it.
+    pub is_paused: bool,
 }
 
 /// Why a signer sends no new transaction.
@@ -322,6 +382,29 @@ impl SenderWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn balance_lasts_at_the_pace_of_the_last_hour() {
+        let begin = Instant::now();
+        let at = |minutes| begin + MINUTE * minutes;
+        let mut pace = Pace::default();
+        assert_eq!(pace.lasting(60, begin), None);
+        pace.note(10, begin);
+        assert_eq!(pace.lasting(60, begin), Some(HOUR));
+        pace.note(10, at(30));
+        assert_eq!(pace.lasting(60, at(30)), Some(MINUTE * 90));
+        assert_eq!(
+            pace.lasting(60, at(60)),
+            Some(HOUR * 6),
+            "the first are old"
+        );
+        assert_eq!(pace.lasting(60, at(90)), None);
+        for minute in 0..500 {
+            pace.note(1, at(100 + minute));
+        }
+        assert_eq!(pace.minutes.len(), 60);
+        assert_eq!(pace.lasting(60, at(599)), Some(HOUR));
+    }
 
     #[test]
     fn amounts_are_shown_in_whole_units() {

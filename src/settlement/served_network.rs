@@ -98,7 +98,7 @@ pub struct ServedNetwork {
     /// Balance and state of each signer.
     pub senders: Senders,
     /// What transactions may cost.
-    pub(super) budgets: Budgets,
+    pub budgets: Budgets,
     pub(super) suspensions: Suspensions,
     /// Gas use learned from mined transactions.
     pub(super) gas: GasEstimates,

@@ -1,9 +1,13 @@
 //! Counters and histograms of this process, in the text format of Prometheus.
 //!
-//! Every series is made at the start, so that counting is one atomic addition. Labels come from networks that are configured and from codes
-//! of this program, never from a request.
+//! Series of what happens often are made at the start, so that counting is one atomic addition. Labels come from networks, signers and
+//! endpoints that are configured, and from codes of this program, never from a request.
 
-use std::collections::HashMap;
+mod endpoint;
+mod limits;
+mod network;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +20,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+pub use endpoint::{EndpointMetrics, RpcOutcome};
+pub use limits::{Limit, reached};
+pub use network::{GasPurpose, NetworkMetrics, Step};
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+use endpoint::{RpcSeconds, rpc_seconds};
+use network::NetworkFamilies;
 
 /// Upper bounds of the buckets of durations, in seconds.
 const SECONDS: [f64; 12] = [
@@ -27,52 +37,6 @@ const OTHER: &str = "other";
 
 type Labels = Vec<(&'static str, String)>;
 
-/// A step of a payment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// It is in the ledger, and will be sent.
-    Accepted,
-    /// The bytes of its transaction are committed.
-    Sent,
-    /// Its transfer has the confirmations.
-    Settled,
-    /// Success is answered to a request.
-    Granted,
-    /// Its transaction, or its authorization, moved no money and cannot any more.
-    Failed,
-}
-
-/// Counters of one network, resolved at the start. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct NetworkMetrics {
-    accepted: Counter,
-    sent: Counter,
-    settled: Counter,
-    granted: Counter,
-    failed: Counter,
-    reorged_blocks: Counter,
-}
-
-impl NetworkMetrics {
-    /// Counts a payment.
-    pub fn count(&self, step: Step) {
-        match step {
-            Step::Accepted => &self.accepted,
-            Step::Sent => &self.sent,
-            Step::Settled => &self.settled,
-            Step::Granted => &self.granted,
-            Step::Failed => &self.failed,
-        }
-        .inc();
-    }
-
-    /// Counts blocks that were orphaned.
-    pub fn reorged(&self, blocks: usize) {
-        self.reorged_blocks
-            .inc_by(u64::try_from(blocks).unwrap_or(u64::MAX));
-    }
-}
-
 /// What this process has counted since its start. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -80,10 +44,12 @@ pub struct Metrics(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
-    payments: Family<Labels, Counter>,
-    reorged_blocks: Family<Labels, Counter>,
+    networks: NetworkFamilies,
+    codes: Arc<HashSet<&'static str>>,
     refusals: HashMap<&'static str, Counter>,
     log_lines_dropped: Counter,
+    deliveries: [Counter; 2],
+    rpc_seconds: RpcSeconds,
     verify_seconds: Histogram,
     settle_seconds: Histogram,
 }
@@ -96,20 +62,10 @@ impl Metrics {
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         build.get_or_create(&version).set(1);
         registry.register("build_info", "The version of this process", build);
-        let payments: Family<Labels, Counter> = Family::default();
-        registry.register(
-            "payments",
-            "Payments that this process took through a step: accepted, sent, settled, granted, failed",
-            payments.clone(),
-        );
-        let reorged_blocks: Family<Labels, Counter> = Family::default();
-        registry.register(
-            "reorged_blocks",
-            "Orphaned blocks that had been read",
-            reorged_blocks.clone(),
-        );
+        let networks = NetworkFamilies::registered(&mut registry);
+        let codes: HashSet<_> = codes.collect();
         let by_code: Family<Labels, Counter> = Family::default();
-        let refusals = codes.chain([OTHER]).map(|code| {
+        let refusals = codes.iter().copied().chain([OTHER]).map(|code| {
             let labels = vec![("code", code.to_owned())];
             (code, by_code.get_or_create_owned(&labels))
         });
@@ -120,6 +76,21 @@ impl Metrics {
             "log_lines_dropped",
             "Lines of the log that were dropped because its reader did not keep up",
             log_lines_dropped.clone(),
+        );
+        let deliveries: Family<Labels, Counter> = Family::default();
+        let delivered = ["delivered", "failed"]
+            .map(|outcome| vec![("outcome", outcome.to_owned())])
+            .map(|labels| deliveries.get_or_create_owned(&labels));
+        registry.register(
+            "deliveries",
+            "Tries to deliver an event to a receiver of webhooks",
+            deliveries,
+        );
+        let rpc_seconds = rpc_seconds();
+        registry.register(
+            "rpc_seconds",
+            "How long calls of RPC endpoints took",
+            rpc_seconds.clone(),
         );
         let verify_seconds = Histogram::new(SECONDS);
         registry.register(
@@ -135,30 +106,36 @@ impl Metrics {
         );
         Self(Arc::new(Inner {
             registry,
-            payments,
-            reorged_blocks,
+            networks,
+            codes: Arc::new(codes),
             refusals,
             log_lines_dropped,
+            deliveries: delivered,
+            rpc_seconds,
             verify_seconds,
             settle_seconds,
         }))
     }
 
     /// The counters of a network. Made once, at the start.
-    pub fn of_network(&self, network: &str) -> NetworkMetrics {
-        let label = || ("network", network.to_owned());
-        let step = |step: &str| {
-            let labels = vec![label(), ("outcome", step.to_owned())];
-            self.0.payments.get_or_create_owned(&labels)
-        };
-        NetworkMetrics {
-            accepted: step("accepted"),
-            sent: step("sent"),
-            settled: step("settled"),
-            granted: step("granted"),
-            failed: step("failed"),
-            reorged_blocks: self.0.reorged_blocks.get_or_create_owned(&vec![label()]),
+    pub fn of_network(&self, network: &str, schemes: &[&'static str]) -> NetworkMetrics {
+        let codes = Arc::clone(&self.0.codes);
+        self.0.networks.of(network, schemes, codes)
+    }
+
+    /// The times of an endpoint of a network, by its host.
+    pub fn of_endpoint(&self, network: &str, host: &str) -> EndpointMetrics {
+        EndpointMetrics {
+            network: network.to_owned(),
+            host: host.to_owned(),
+            seconds: self.0.rpc_seconds.clone(),
         }
+    }
+
+    /// Counts a try to deliver an event.
+    pub fn tried_delivery(&self, delivered: bool) {
+        let [taken, failed] = &self.0.deliveries;
+        if delivered { taken } else { failed }.inc();
     }
 
     /// Counts a refused request.
@@ -189,6 +166,11 @@ impl Metrics {
         for (name, help, family) in gauges.0 {
             registry.register(name, help, family);
         }
+        registry.register(
+            "limits_reached",
+            "How often a limit was reached: something was turned away, or gave up waiting",
+            limits::counters(),
+        );
         prometheus_text::encode(&mut text, &registry)?;
         Ok(text)
     }
@@ -233,6 +215,34 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("made_up"), "{text}");
+    }
+
+    #[test]
+    fn payments_are_counted_by_scheme_and_known_codes() {
+        let metrics = Metrics::new(["known"].into_iter());
+        let network = metrics.of_network("eip155:1", &["exact"]);
+        network.count("exact", Step::Accepted);
+        network.count("exact", Step::Failed("known"));
+        network.count("exact", Step::Refused("made_up"));
+        network.count("made_up", Step::Accepted);
+        network.spent(GasPurpose::Wasted, 2e20);
+        let text = metrics.text(Gauges::default()).unwrap();
+        let series = |outcome: &str, code: &str| {
+            format!(
+                "x402d_payments_total{{network=\"eip155:1\",scheme=\"exact\",outcome=\"{outcome}\",code=\"{code}\"}} 1"
+            )
+        };
+        for series in [
+            series("accepted", ""),
+            series("failed", "known"),
+            series("refused", OTHER),
+        ] {
+            assert!(text.contains(&series), "{series}: {text}");
+        }
+        assert!(!text.contains("made_up"), "{text}");
+        let wasted = text.lines().find(|line| line.contains("\"wasted\""));
+        let wasted: f64 = wasted.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(wasted > 1.9e20, "{text}");
     }
 
     #[test]

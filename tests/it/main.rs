@@ -185,6 +185,8 @@ mod transfer_limits;
 #[cfg(test)]
 mod transfers;
 #[cfg(test)]
+mod trouble;
+#[cfg(test)]
 mod two_replicas;
 #[cfg(test)]
 mod unfunded_signers;

@@ -1,9 +1,10 @@
 //! `/metrics` and the log: a payment can be followed by its id, and what is wrong shows in the figures.
 
+use std::process::Command;
 use std::time::Duration;
 
 use alloy::primitives::{Address, U256};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Caller, Fault, Purchase, Setup, World, eventually, new_account};
 
@@ -34,7 +35,9 @@ async fn shows(world: &World, series: &str, expected: impl Fn(i128) -> bool) {
 }
 
 fn payments(outcome: &str) -> String {
-    format!("x402d_payments_total{{network=\"eip155:84532\",outcome=\"{outcome}\"}}")
+    format!(
+        "x402d_payments_total{{network=\"eip155:84532\",scheme=\"exact\",outcome=\"{outcome}\",code=\"\"}}"
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +90,8 @@ async fn paused_and_empty_signers_show() {
     let signer = signers["signers"][0]["signer"].as_str().unwrap().to_owned();
     let said = world.command(&["signers", "pause", &signer]);
     assert!(said.contains("is paused"), "{said}");
-    shows(&world, "x402d_signer_stopped", |stopped| stopped == 1).await;
+    shows(&world, "x402d_signer_paused", |paused| paused == 1).await;
+    shows(&world, "x402d_signer_stopped", |stopped| stopped == 0).await;
     let empty = json!([signer, U256::ZERO]);
     world.chain.call("anvil_setBalance", empty).await;
     shows(&world, "x402d_signer_balance_wei", |wei| wei == 0).await;
@@ -112,20 +116,102 @@ fn names(text: &str) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn documented_metrics_are_those_that_are_served_and_alerts_name_no_other() {
-    let world = World::new().await;
-    shows(&world, "x402d_signer_payments_left", |left| left > 1).await;
+    let setup = Setup {
+        toml: "[networks.base-sepolia.budget]\nwei_per_day = \"1eth\"\n".to_owned(),
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let body = Purchase::new(&world.payer().await, PAYEE, 1_000).body();
+    assert!(world.facilitator.settle(&body).await.succeeded());
+    shows(&world, "x402d_signer_hours_left", |left| left > 1).await;
     let served = text(&world.facilitator).await;
     let heads = served.lines().filter(|line| line.starts_with("# TYPE "));
     let mut served: Vec<_> = heads.filter_map(|line| line.split(' ').nth(2)).collect();
     served.sort_unstable();
     let page = include_str!("../../docs/operating.md");
     let rows = page.lines().filter(|line| line.starts_with("| `x402d_"));
-    let mut documented: Vec<_> = rows.map(|row| names(row)[0]).collect();
-    documented.sort_unstable();
-    assert_eq!(documented, served);
-    for name in names(include_str!("../../deploy/alerts.yml")) {
-        assert!(served.contains(&name), "{name}");
+    let documented: Vec<_> = rows.map(|row| names(row)[0]).collect();
+    // Only with a private Postgres.
+    let of_private = "x402d_data_dir_free_bytes";
+    let is_served = |name: &&str| *name != of_private;
+    let mut as_here: Vec<_> = documented.iter().copied().filter(is_served).collect();
+    as_here.sort_unstable();
+    served.retain(is_served);
+    assert_eq!(as_here, served);
+    let of_histogram = |name: &'static str| {
+        let stems = ["_bucket", "_count", "_sum"].into_iter();
+        let mut stems = stems.filter_map(|end| name.strip_suffix(end));
+        stems.next().unwrap_or(name)
+    };
+    let (alerts, board) = (
+        include_str!("../../deploy/alerts.yml"),
+        include_str!("../../deploy/grafana.json"),
+    );
+    for name in names(alerts).into_iter().chain(names(board)) {
+        assert!(documented.contains(&of_histogram(name)), "{name}");
     }
+    let shown: Vec<_> = names(board).into_iter().map(of_histogram).collect();
+    for name in documented {
+        assert!(shown.contains(&name), "{name} is not on the board");
+    }
+}
+
+/// The expressions of a board.
+fn expressions(board: &Value) -> Vec<String> {
+    match board {
+        Value::Object(members) => {
+            let own = members.get("expr").and_then(Value::as_str);
+            let own = own.map(str::to_owned).into_iter();
+            own.chain(members.values().flat_map(expressions)).collect()
+        }
+        Value::Array(members) => members.iter().flat_map(expressions).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
+    }
+}
+
+#[test]
+fn expressions_of_the_board_can_be_evaluated() {
+    let board = include_str!("../../deploy/grafana.json");
+    let expressions = expressions(&serde_json::from_str(board).unwrap());
+    assert!(expressions.len() > 20, "{expressions:?}");
+    let rules = expressions.iter().enumerate().map(|(number, expression)| {
+        let expression = expression.replace("$__rate_interval", "5m");
+        json!({"record": format!("expression:{number}"), "expr": expression})
+    });
+    let groups = json!({"groups": [{"name": "board", "rules": rules.collect::<Vec<_>>()}]});
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("board.yml");
+    std::fs::write(&path, groups.to_string()).unwrap();
+    let checked = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(&path)
+        .output();
+    let checked = checked.unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn own_listener_serves_the_figures_without_a_key_and_nothing_else() {
+    let setup = Setup::default()
+        .with("X402D_ADMIN_TOKEN", "a-token-of-sixteen-or-more")
+        .with("X402D_METRICS_LISTEN", "127.0.0.1:0");
+    let world = setup.build().await;
+    let log = world.facilitator.log();
+    let line = log.lines().find(|line| line.contains("metrics served"));
+    let line: Value = serde_json::from_str(line.unwrap()).unwrap();
+    let url = format!("http://{}", line["address"].as_str().unwrap());
+    let answer = reqwest::get(format!("{url}/metrics")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("x402d_build_info"), "{text}");
+    for path in ["/", "/payments", "/readyz", "/supported", "/api/metrics"] {
+        let answer = reqwest::get(format!("{url}{path}")).await.unwrap();
+        assert_eq!(answer.status(), 404, "{path}");
+    }
+    let posted = reqwest::Client::new().post(format!("{url}/metrics"));
+    assert_eq!(posted.send().await.unwrap().status(), 405);
+    let guarded = format!("{}/metrics", world.facilitator.url());
+    assert_eq!(reqwest::get(&guarded).await.unwrap().status(), 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

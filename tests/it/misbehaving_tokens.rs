@@ -13,12 +13,12 @@ const TOKEN: Address = Address::repeat_byte(0x70);
 const BEHAVES: u8 = 0;
 const MOVES_NOTHING: u8 = 1;
 const MOVES_LESS: u8 = 2;
-const DOES_NOTHING: u8 = 3;
+pub(crate) const DOES_NOTHING: u8 = 3;
 const PAYS_SOMEBODY_ELSE: u8 = 4;
 const WASTES_GAS: u8 = 5;
 
 /// A world with the odd token as its only asset.
-async fn world_with_odd_token() -> World {
+pub(crate) async fn world_with_odd_token() -> World {
     world_with_odd_token_and(Setup::default()).await
 }
 
@@ -32,7 +32,7 @@ async fn world_with_odd_token_and(setup: Setup) -> World {
 }
 
 /// Settles one payment of 1000 while the token is in `mode`, and another after the token is back to normal.
-async fn settle_in_mode(world: &World, mode: u8) -> (Purchase, Answer) {
+pub(crate) async fn settle_in_mode(world: &World, mode: u8) -> (Purchase, Answer) {
     let payer = new_account();
     let amount = U256::from(5_000);
     let to = payer.address();

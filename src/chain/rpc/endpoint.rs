@@ -1,6 +1,6 @@
 //! One endpoint of a network: a call with a time limit, its health, and whether its newest block is credible beside those of the others.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use alloy::rpc::client::RpcClient;
@@ -9,8 +9,9 @@ use alloy::transports::TransportErrorKind;
 use tokio::time::{Instant, timeout};
 
 use crate::chain::rpc::answers::Head;
-use crate::chain::rpc::error::{RpcError, RpcResult};
+use crate::chain::rpc::error::{ErrorKind, RpcError, RpcResult};
 use crate::clock::{Clock as _, SystemClock};
+use crate::telemetry::metrics::{EndpointMetrics, RpcOutcome};
 
 /// Time limit of a call. Reads are small: a node that needs longer counts as failed, and another endpoint is tried. A node may delay its
 /// reply to a send while it validates the transaction.
@@ -38,6 +39,10 @@ const PRESENT_SECONDS: u64 = 10 * 60;
 #[derive(Debug)]
 pub(in crate::chain) struct Endpoint {
     client: RpcClient,
+    /// The host of its URL, of which nothing else may be shown.
+    pub(super) host: String,
+    /// Where its calls are timed, in the service.
+    pub(super) metrics: OnceLock<EndpointMetrics>,
     health: Mutex<Health>,
 }
 
@@ -157,9 +162,11 @@ impl Health {
 }
 
 impl Endpoint {
-    pub(super) fn new(client: RpcClient) -> Self {
+    pub(super) fn new(client: RpcClient, host: String) -> Self {
         Self {
             client,
+            host,
+            metrics: OnceLock::new(),
             health: Mutex::default(),
         }
     }
@@ -174,10 +181,24 @@ impl Endpoint {
         method: &'static str,
         parameters: impl RpcSend,
     ) -> RpcResult<R> {
-        match timeout(CALL_LIMIT, self.client.request(method, parameters)).await {
+        let began = Instant::now();
+        let answer = match timeout(CALL_LIMIT, self.client.request(method, parameters)).await {
             Err(_) => Err(RpcError::Timeout),
             Ok(answer) => answer.map_err(|error| redact(error, method)),
+        };
+        if let Some(metrics) = self.metrics.get() {
+            metrics.called(method, outcome_of(answer.as_ref().err()), began.elapsed());
         }
+        answer
+    }
+}
+
+fn outcome_of(error: Option<&RpcError>) -> RpcOutcome {
+    match error {
+        None => RpcOutcome::Ok,
+        Some(error) if error.kind() == ErrorKind::RateLimited => RpcOutcome::Limited,
+        Some(RpcError::Refused { .. }) => RpcOutcome::Error,
+        Some(_) => RpcOutcome::Failed,
     }
 }
 

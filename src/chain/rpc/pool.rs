@@ -17,6 +17,7 @@ use crate::chain::rpc::budget::{Budget, LogRange};
 use crate::chain::rpc::endpoint::{CALL_LIMIT, Endpoint, Health, Rank, outliers};
 use crate::chain::rpc::error::{ErrorKind, RetryPauses, RpcError, RpcResult};
 use crate::protocol::Network;
+use crate::telemetry::metrics::{Limit, Metrics, reached};
 
 /// Most RPC calls in flight on behalf of callers, so that a flood of requests leaves connections and rate limit to the engine.
 const CALLERS_MAX: usize = 64;
@@ -65,9 +66,10 @@ impl Rpc {
             .map_err(|_| RpcError::Unreachable)?;
         let endpoints = |urls: &[String]| -> RpcResult<Arc<[Endpoint]>> {
             let endpoint = |url: &String| {
-                let url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
+                let url: reqwest::Url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
+                let host = url.host_str().unwrap_or_default().to_owned();
                 let client = RpcClient::new_http_with_client(client.clone(), url);
-                Ok(Endpoint::new(client))
+                Ok(Endpoint::new(client, host))
             };
             urls.iter().map(endpoint).collect()
         };
@@ -88,6 +90,15 @@ impl Rpc {
 
     pub const fn network(&self) -> Network {
         self.network
+    }
+
+    /// Has the calls of all endpoints timed from now on, those of handles made before too.
+    pub fn time_calls(&self, metrics: &Metrics) {
+        let network = self.network.to_string();
+        for endpoint in self.endpoints.iter().chain(self.send_only.iter()) {
+            let of_endpoint = || metrics.of_endpoint(&network, &endpoint.host);
+            endpoint.metrics.get_or_init(of_endpoint);
+        }
     }
 
     /// A handle to the same endpoints for requests of callers. Its calls wait for those of the engine.
@@ -147,6 +158,14 @@ impl Rpc {
 
     /// Waits until a call may be made. The returned permit must be held while the call is in flight.
     async fn wait_for_turn(&self) -> RpcResult<Option<SemaphorePermit<'_>>> {
+        let turn = self.turn().await;
+        if turn.is_err() {
+            reached(Limit::RpcCalls);
+        }
+        turn
+    }
+
+    async fn turn(&self) -> RpcResult<Option<SemaphorePermit<'_>>> {
         let place = match &self.callers {
             None => None,
             Some(callers) => match timeout(CALL_LIMIT, callers.acquire()).await {

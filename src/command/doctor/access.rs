@@ -1,5 +1,7 @@
 //! Who can reach the service, and what they may do there.
 
+use std::net::SocketAddr;
+
 use super::database::Examined;
 use crate::command::finding::Finding;
 use crate::config::Config;
@@ -7,7 +9,19 @@ use crate::payment::AccessMode;
 use crate::server::check_address;
 
 pub(super) async fn examine(config: &Config, examined: &Examined) -> Vec<Finding> {
-    let mut findings = vec![listen(config, examined).await];
+    let mut findings = vec![listen("listen", config.listen, examined).await];
+    if let Some(address) = config.metrics_listen {
+        findings.push(listen("metrics listen", address, examined).await);
+        if !address.ip().is_loopback() {
+            findings.push(Finding::warning(
+                "metrics",
+                format!(
+                    "are for whoever reaches {address}: they show balances and how much is sold"
+                ),
+                "let a firewall admit Prometheus alone",
+            ));
+        }
+    }
     let has_operator = config.admin_token.is_some() || examined.has_admin_key;
     let is_local = config.listen.ip().is_loopback();
     let proxied = !config.connections.trusted_proxies.is_empty();
@@ -39,15 +53,14 @@ pub(super) async fn examine(config: &Config, examined: &Examined) -> Vec<Finding
 }
 
 /// Whether the address is free, unless a process of x402d runs and may have it.
-async fn listen(config: &Config, examined: &Examined) -> Finding {
-    let address = config.listen;
+async fn listen(name: &'static str, address: SocketAddr, examined: &Examined) -> Finding {
     match examined.running {
         Some(0) => {}
-        Some(_) => return Finding::ok("listen", format!("{address}; the service runs")),
-        None => return Finding::ok("listen", address.to_string()),
+        Some(_) => return Finding::ok(name, format!("{address}; the service runs")),
+        None => return Finding::ok(name, address.to_string()),
     }
     match check_address(address).await {
-        Ok(()) => Finding::ok("listen", format!("{address} is free")),
-        Err(error) => Finding::wrong("listen", error.to_string()),
+        Ok(()) => Finding::ok(name, format!("{address} is free")),
+        Err(error) => Finding::wrong(name, error.to_string()),
     }
 }

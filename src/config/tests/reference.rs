@@ -40,6 +40,7 @@ type Setting = [&'static str; 5];
 const GROUPS: &[(&str, &str, &[Setting])] = &[
     ("service", SERVICE, &[
         ["listen", "X402D_LISTEN", "127.0.0.1:4402", "IP address and port", "Where to listen."],
+        ["metrics_listen", "X402D_METRICS_LISTEN", "none", "IP address and port", "Where `GET /metrics` is served as well, to whoever reaches it: without a key, and with nothing else. `/metrics` of `listen` stays the operator's."],
         ["database_url", "DATABASE_URL", "a private Postgres", "`postgres://…`", "The ledger."],
         ["data_dir", "X402D_DATA_DIR", "see below", "a folder", "Where the private Postgres and the buyer's journal are."],
         ["admin_token", "X402D_ADMIN_TOKEN", "none", "16 visible ASCII characters or more", "The operator's token. Without it and without a key of scope `admin`: programs on the machine itself."],

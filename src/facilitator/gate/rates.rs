@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::facilitator::{Caller, Unavailable, counted_as};
 use crate::payment::{KeyId, Purpose, Who};
+use crate::telemetry::metrics::{Limit, reached};
 
 /// Seconds of its rate that a caller may use at once.
 const BURST_S: u32 = 4;
@@ -107,12 +108,12 @@ impl Rates {
     /// # Errors
     /// [`Unavailable::RateLimited`] with the time until the next call is admitted.
     pub(super) fn count(&self, call: Call, caller: &Caller) -> Result<(), Unavailable> {
-        let counts = match call {
-            Call::Verify => &self.verify,
-            Call::Settle | Call::Submit => &self.settle,
-            Call::OpenSession => &self.sessions,
+        let (counts, limit) = match call {
+            Call::Verify => (&self.verify, Limit::Verify),
+            Call::Settle | Call::Submit => (&self.settle, Limit::Settle),
+            Call::OpenSession => (&self.sessions, Limit::Sessions),
         };
-        counts.count_caller(caller)
+        counts.count_caller(caller, limit)
     }
 
     /// Counts a request of any kind.
@@ -120,7 +121,7 @@ impl Rates {
     /// # Errors
     /// As [`Self::count`].
     pub(super) fn count_request(&self, caller: &Caller) -> Result<(), Unavailable> {
-        self.requests.count_caller(caller)
+        self.requests.count_caller(caller, Limit::Requests)
     }
 }
 
@@ -142,11 +143,14 @@ impl Counts {
         }
     }
 
-    fn count_caller(&self, caller: &Caller) -> Result<(), Unavailable> {
+    fn count_caller(&self, caller: &Caller, limit: Limit) -> Result<(), Unavailable> {
         let Some(counted) = Counted::of(caller) else {
             return Ok(());
         };
-        self.count(counted).map_err(Unavailable::RateLimited)
+        self.count(counted).map_err(|wait| {
+            reached(limit);
+            Unavailable::RateLimited(wait)
+        })
     }
 
     /// The time until the next call is admitted is the error.

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::ledger::{EventPosition, FeedPage, Ledger, LedgerError};
 use crate::payment::Who;
 use crate::telemetry::causes;
+use crate::telemetry::metrics::{Limit, reached};
 
 /// How often the ledger is asked for new events, while somebody listens.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -73,6 +74,7 @@ impl EventFeed {
         let count = places.entry(caller).or_default();
         if total >= STREAMS_MAX || *count >= STREAMS_PER_CALLER_MAX {
             places.retain(|_, count| *count > 0);
+            reached(Limit::EventStreams);
             return None;
         }
         *count += 1;

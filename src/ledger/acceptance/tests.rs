@@ -339,7 +339,7 @@ async fn payment_that_was_broadcast_stays_its_owners_after_a_refusal() {
     let rows = test.undecided(NETWORK, 10).await.unwrap();
     let rejection = Rejection::new(Reason::UnexpectedSettleError, "a test");
     let refused = test.decide(&rows[0], &Verdict::Refuse(rejection)).await;
-    assert!(refused.unwrap());
+    assert!(refused.unwrap().is_some());
     let again = NewPayment {
         id: payment.id,
         ..new_payment_of(Who::Anonymous)

@@ -22,6 +22,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use crate::telemetry::metrics::{Limit, reached};
+
 pub(super) use connection::{Connection, Transaction};
 pub(super) use errors::{code, database_of, explain, is_read_only, options_of};
 
@@ -67,6 +69,7 @@ pub(super) struct Server {
 pub(super) struct Connections {
     server: Arc<Server>,
     limits: Limits,
+    most: usize,
     permits: Arc<Semaphore>,
     idle: Arc<Mutex<VecDeque<OpenConnection>>>,
 }
@@ -222,11 +225,13 @@ impl Server {
 impl Connections {
     /// At most `connections_max` connections to a server, made on demand.
     pub(super) fn new(server: &Arc<Server>, connections_max: u32, limits: Limits) -> Self {
-        let permits = usize::try_from(connections_max).unwrap_or(Semaphore::MAX_PERMITS);
+        let most = usize::try_from(connections_max).unwrap_or(Semaphore::MAX_PERMITS);
+        let most = most.max(1);
         Self {
             server: Arc::clone(server),
             limits,
-            permits: Arc::new(Semaphore::new(permits.max(1))),
+            most,
+            permits: Arc::new(Semaphore::new(most)),
             idle: Arc::default(),
         }
     }
@@ -241,6 +246,12 @@ impl Connections {
         self.server.is_pooled()
     }
 
+    /// How many connections are in use, and how many are open and idle.
+    pub(super) fn in_use_and_idle(&self) -> (usize, usize) {
+        let free = self.permits.available_permits();
+        (self.most.saturating_sub(free), self.idle().len())
+    }
+
     /// A connection that answers, within the limit.
     pub(super) async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let deadline = Instant::now() + self.limits.acquire;
@@ -250,6 +261,9 @@ impl Connections {
             Ok(Err(_)) => return Err(sqlx::Error::PoolClosed),
             Err(_) => {
                 let last_error = self.server.last_error().clone();
+                if last_error.is_none() {
+                    reached(Limit::DatabaseConnections);
+                }
                 let why = last_error
                     .unwrap_or_else(|| "all connections have been in use for too long".to_owned());
                 return Err(errors::timed_out(format!("{}: {why}", self.name())));

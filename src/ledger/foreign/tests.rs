@@ -42,6 +42,7 @@ async fn payments_of_lost_nonces_are_queued_again_and_gas_money_can_be_sent_agai
     let lost = test.signed(lease, 0, &[&payment]).await;
     let funding = Funding {
         payment: funded.id,
+        scheme: funded.terms.method.scheme(),
         payer: funded.terms.from,
         caller: funded.caller,
         wei: alloy::primitives::U256::from(5),

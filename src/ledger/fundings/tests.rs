@@ -28,6 +28,7 @@ async fn fund_within(
 ) -> Option<Recorded> {
     let funding = Funding {
         payment: payment.id,
+        scheme: payment.terms.method.scheme(),
         payer: payment.terms.from,
         caller: payment.caller,
         wei: U256::from(wei),

@@ -140,6 +140,7 @@ async fn lane_is_stopped_by_its_owner_alone() {
         signer: lane.signer,
         reason: "mine".to_owned(),
         is_draining: false,
+        is_paused: false,
     }];
     assert_eq!(test.stopped_lanes(NETWORK).await.unwrap(), stopped);
     // A nonce is never used twice.

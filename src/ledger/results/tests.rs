@@ -4,7 +4,7 @@ use crate::ledger::testing::{
     LANE, NETWORK, OTHER_LANE, TestLedger, attempt, block, location, mined, request,
 };
 use crate::payment::{Payment, PaymentState};
-use crate::protocol::{Reason, Rejection};
+use crate::protocol::{Reason, Rejection, Scheme};
 
 /// A ledger with the payments 1 and 2 in the transaction of nonce 0.
 async fn sent() -> (TestLedger, LaneLease, Uuid, [Payment; 2]) {
@@ -126,11 +126,15 @@ async fn mined_payment_is_settled_at_its_confirmations() {
     );
     let orphaned = test.confirm(NETWORK, height + 1, &[block(2).hash]).await;
     assert_eq!(orphaned.unwrap(), (vec![], true));
-    let settled = (vec![payments[0].id], false);
-    assert_eq!(
-        test.confirm(NETWORK, height + 1, &all).await.unwrap(),
-        settled
-    );
+    let (settled, waits) = test.confirm(NETWORK, height + 1, &all).await.unwrap();
+    let expected = SettledPayment {
+        payment: payments[0].id,
+        scheme: Scheme::Exact,
+        payer: payments[0].terms.from,
+        signer: Some(LANE.signer),
+        transaction: Some(mined(id, 0, 1, &[]).hash),
+    };
+    assert_eq!((settled, waits), (vec![expected], false));
     assert_eq!(test.confirm(NETWORK, height + 1, &all).await.unwrap(), none);
     assert_eq!(states(&test, &payments).await, ["settled", "inflight"]);
 }

@@ -93,14 +93,14 @@ async fn payment_of_an_unreadable_transaction_is_quarantined() {
 async fn payment_is_decided_once() {
     let (test, _, rows) = without_transfer([1]).await;
     let row = &rows[0];
-    assert!(test.decide(row, &Verdict::Again).await.unwrap());
+    assert!(test.decide(row, &Verdict::Again).await.unwrap().is_some());
     assert_eq!(test.state(row.payment.id).await, "queued");
     for verdict in [
         transferred(1, true),
         Verdict::Fail(rejection()),
         Verdict::Quarantine("a test".to_owned()),
     ] {
-        assert!(!test.decide(row, &verdict).await.unwrap());
+        assert!(test.decide(row, &verdict).await.unwrap().is_none());
     }
     assert_eq!(test.state(row.payment.id).await, "queued");
     assert_eq!(outcomes(&test).await, "without_effect");
@@ -116,11 +116,16 @@ async fn verdict_about_an_orphaned_block_is_not_recorded() {
     let row = &rows[0];
     let mut orphaned = row.clone();
     orphaned.block_hash = B256::ZERO;
-    assert!(!test.decide(&orphaned, &Verdict::Again).await.unwrap());
+    assert!(
+        test.decide(&orphaned, &Verdict::Again)
+            .await
+            .unwrap()
+            .is_none()
+    );
     test.roll_back(NETWORK, &[row.block_hash], row.block_number)
         .await
         .unwrap();
-    assert!(!test.decide(row, &Verdict::Again).await.unwrap());
+    assert!(test.decide(row, &Verdict::Again).await.unwrap().is_none());
     assert_eq!(test.state(row.payment.id).await, "inflight");
     assert_eq!(outcomes(&test).await, "open");
     let pending = test.pending_transactions(LANE).await.unwrap();
@@ -138,7 +143,7 @@ async fn verdicts_are_recorded() {
     ];
     let mut states = Vec::new();
     for (row, verdict) in rows.iter().zip(verdicts) {
-        assert!(test.decide(row, &verdict).await.unwrap());
+        assert!(test.decide(row, &verdict).await.unwrap().is_some());
         states.push(test.payment(row.payment.id).await.unwrap().unwrap());
     }
     let quarantine = states[3].quarantine.as_deref();
@@ -166,7 +171,7 @@ async fn only_a_payment_in_flight_is_queued_refused_or_failed() {
     // A reorg has invalidated an earlier proof of failure; the payment is undecided in its failed state.
     let failed = "state = 'failed', reason = 'earlier', transaction_hash = null";
     test.set(row.payment.id, failed).await;
-    assert!(test.decide(row, &Verdict::Again).await.unwrap());
+    assert!(test.decide(row, &Verdict::Again).await.unwrap().is_some());
     assert_eq!(test.state(row.payment.id).await, "failed");
     assert_eq!(
         test.payment_value(row.payment.id, "reason").await,
@@ -179,7 +184,8 @@ async fn log_of_another_payment_quarantines_the_undecided_one() {
     let (test, _, rows) = without_transfer([1]).await;
     test.settled(9).await;
     let row = &rows[0];
-    assert!(test.decide(row, &transferred(9, true)).await.unwrap());
+    let decided = test.decide(row, &transferred(9, true)).await.unwrap();
+    assert_eq!(decided, Some(Decided::Unchanged), "its log is taken");
     let payment = test.payment(row.payment.id).await.unwrap().unwrap();
     assert_eq!(payment.state, PaymentState::Inflight(row.hash));
     assert_eq!(payment.quarantine.as_deref(), Some(LOG_TAKEN));
@@ -275,7 +281,7 @@ async fn released_payment_is_decided_anew() {
         panic!("two")
     };
     let taken = Verdict::Quarantine("a test".to_owned());
-    assert!(test.decide(settled, &taken).await.unwrap());
+    assert!(test.decide(settled, &taken).await.unwrap().is_some());
     assert_eq!(test.state(settled.payment.id).await, "inflight");
     // Those in quarantine do not use up the limit.
     let read = test.undecided(NETWORK, 1).await.unwrap();
@@ -284,12 +290,18 @@ async fn released_payment_is_decided_anew() {
     test.run("update payments set quarantined_at = null, quarantine_reason = null")
         .await;
     assert_eq!(open(&test).await, 2);
-    assert!(test.decide(settled, &transferred(8, true)).await.unwrap());
+    let decided = test.decide(settled, &transferred(8, true)).await.unwrap();
+    assert_eq!(decided, Some(Decided::Changed));
     assert_eq!(test.state(settled.payment.id).await, "settled");
     assert_eq!(outcomes(&test).await, "elsewhere open");
 
     // The log of another payment: in quarantine, and open.
-    assert!(test.decide(waiting, &transferred(8, true)).await.unwrap());
+    assert!(
+        test.decide(waiting, &transferred(8, true))
+            .await
+            .unwrap()
+            .is_some()
+    );
     let row = test.payment(waiting.payment.id).await.unwrap().unwrap();
     assert_eq!(row.quarantine.as_deref(), Some(LOG_TAKEN));
     assert_eq!(outcomes(&test).await, "elsewhere open");
@@ -304,13 +316,18 @@ async fn payment_settled_by_another_transaction_is_closed_in_its_own() {
     ] {
         let (test, _, rows) = without_transfer([1]).await;
         let row = &rows[0];
-        assert!(test.decide(row, &transferred(8, true)).await.unwrap());
+        assert!(
+            test.decide(row, &transferred(8, true))
+                .await
+                .unwrap()
+                .is_some()
+        );
         test.run("update transaction_payments set outcome = null")
             .await;
         let [row] = &test.undecided(NETWORK, 10).await.unwrap()[..] else {
             panic!("one")
         };
-        assert!(test.decide(row, &verdict).await.unwrap());
+        assert!(test.decide(row, &verdict).await.unwrap().is_some());
         assert_eq!(test.state(row.payment.id).await, "settled");
         assert_eq!(
             test.payment_value(row.payment.id, "quarantined_at").await,
@@ -335,7 +352,7 @@ async fn undecided_payments_of_one_transaction_are_queued_together() {
     assert_eq!(order, [third.id, first.id, second.id]);
     // One that is decided meanwhile keeps its verdict; after a reorg nothing is recorded.
     let refused = Verdict::Refuse(rejection());
-    assert!(test.decide(&rows[1], &refused).await.unwrap());
+    assert!(test.decide(&rows[1], &refused).await.unwrap().is_some());
     let mut orphaned = rows[0].clone();
     orphaned.block_hash = B256::ZERO;
     test.queue_undecided(&[&orphaned]).await.unwrap();

@@ -213,3 +213,40 @@ async fn trial_is_a_delivery_and_old_ones_are_forgotten() {
     test.forget_deliveries().await.unwrap();
     assert!(test.deliveries(None, (false, 9)).await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn receiver_fails_from_its_first_failure_until_it_takes_the_event() {
+    let test = TestLedger::new().await;
+    let (down, up) = (
+        receiver(&test, "payment.*", None).await,
+        receiver(&test, "payment.*", None).await,
+    );
+    test.accepted(1).await;
+    for to in [&down, &up] {
+        written(&test, to, 1).await;
+    }
+    assert_eq!(test.failing_receivers().await.unwrap(), []);
+    let [first] = &test.claim_deliveries(down.id, 10).await.unwrap()[..] else {
+        panic!("one delivery");
+    };
+    let [other] = &test.claim_deliveries(up.id, 10).await.unwrap()[..] else {
+        panic!("one delivery");
+    };
+    let delivered = Tried::Delivered { status: 204 };
+    test.record_tries(&[(other, delivered.clone())])
+        .await
+        .unwrap();
+    test.record_tries(&[(first, failed())]).await.unwrap();
+    test.run("update webhook_deliveries set first_tried_at = now() - interval '1 hour'")
+        .await;
+    let failing = test.failing_receivers().await.unwrap();
+    let expected = FailingReceiver {
+        receiver: down.id,
+        waiting: 1,
+        since: Duration::from_hours(1),
+        problem: "it answered 500".to_owned(),
+    };
+    assert_eq!(failing, [expected]);
+    test.record_tries(&[(first, delivered)]).await.unwrap();
+    assert_eq!(test.failing_receivers().await.unwrap(), []);
+}

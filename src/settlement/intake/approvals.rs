@@ -22,7 +22,7 @@ use crate::payment::{Approval, Payment, PaymentId, PaymentTerms};
 use crate::protocol::{Reason, Rejection};
 use crate::settlement::supervisor::report_panic;
 use crate::settlement::turns::{Turn, Turns};
-use crate::settlement::{DependencyError, Queue, Queued, ServedNetwork};
+use crate::settlement::{DependencyError, Named, Queue, Queued, ServedNetwork};
 use crate::telemetry::causes;
 
 /// Approvals that are followed at once; further payments wait in the ledger.
@@ -280,7 +280,7 @@ async fn follow_approval(on_hold: OnHold, Following { payment, _turn }: Followin
         let next = match step(served, &payment).await {
             Ok(next) => next,
             Err(error) => {
-                tracing::warn!(payment.id = %id, error = causes(&error), "approval not checked: retrying");
+                tracing::warn!(payment = %id, error = causes(&error), "approval not checked: retrying");
                 Next::Wait(WaitingFor::Answer)
             }
         };
@@ -304,10 +304,13 @@ async fn follow_approval(on_hold: OnHold, Following { payment, _turn }: Followin
         }
         Next::Wait(_) => {}
         Next::Refuse(rejection) => {
-            tracing::info!(payment.id = %id, code = rejection.reason.code(), "payment refused: its approval cannot be mined");
-            // If the ledger fails, the payment is still queued there and is checked again.
-            if let Err(error) = served.ledger.refuse(id, &rejection).await {
-                tracing::warn!(payment.id = %id, error = causes(&error), "refusal of a payment not recorded: it stays queued");
+            match served.ledger.refuse(id, &rejection).await {
+                Ok(true) => served.note_refused(Named::of(&payment), &rejection),
+                Ok(false) => {}
+                // The payment is still queued in the ledger and is checked again.
+                Err(error) => {
+                    tracing::warn!(payment = %id, error = causes(&error), "refusal of a payment not recorded: it stays queued");
+                }
             }
             served.waiters.wake([id]);
         }
@@ -402,6 +405,7 @@ async fn fund(
             }
             let funding = Funding {
                 payment: payment.id,
+                scheme: payment.terms.method.scheme(),
                 payer,
                 caller: payment.caller,
                 wei,

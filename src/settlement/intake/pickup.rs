@@ -86,7 +86,7 @@ impl Pickup {
         for payment in payments {
             match queue.reserve() {
                 Some(place) if place.is_claimed_here(queue, payment.terms.settling_signer()) => {
-                    tracing::debug!(payment.id = %payment.id, "queued payment claimed");
+                    tracing::debug!(payment = %payment.id, "queued payment claimed");
                     let batches = failed.get(&payment.id).copied().unwrap_or_default();
                     let queued = Queued {
                         setbacks: u8::try_from(batches).unwrap_or(u8::MAX),

@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 
 use crate::payment::{ChainFacts, Payment, PaymentId};
+use crate::telemetry::metrics::{Limit, reached};
 
 /// No caller waits longer than this.
 const STALE_AFTER: Duration = Duration::from_secs(30);
@@ -235,6 +236,16 @@ impl Queue {
 
     /// Reserves a place for a new payment, before the ledger accepts it: every accepted payment has one.
     pub fn reserve_for(&self, payer: Address) -> Result<Place<'_>, NoPlace> {
+        let place = self.place_for(payer);
+        match &place {
+            Ok(_) => {}
+            Err(NoPlace::Full) => reached(Limit::Queue),
+            Err(NoPlace::PayerFull) => reached(Limit::QueuePerPayer),
+        }
+        place
+    }
+
+    fn place_for(&self, payer: Address) -> Result<Place<'_>, NoPlace> {
         let place = self.reserve().ok_or(NoPlace::Full)?;
         if place.permit.is_none() {
             return Ok(place);

@@ -15,11 +15,10 @@ use super::simulation::{Simulated, SimulatedBatch, simulate, simulate_batch};
 use super::{Lane, LaneLost, OpenTransaction, OwnedLane, PAUSE};
 use crate::ledger::PendingTransaction;
 use crate::payment::PaymentId;
-use crate::settlement::ChainTick;
 use crate::settlement::failpoint::panic_if_asked;
 use crate::settlement::gas::GasRule;
 use crate::settlement::supervisor::report_panic;
-use crate::settlement::{Queued, ServedNetwork};
+use crate::settlement::{ChainTick, Named, Queued, ServedNetwork};
 use crate::telemetry::causes;
 use crate::telemetry::metrics::Step;
 
@@ -169,7 +168,7 @@ impl Lane {
                 owned.open_count.set(owned.open.len());
                 self.send(owned, owned.open.len() - 1, None);
                 if let Some(open) = owned.open.back() {
-                    self.log_sent(&open.transaction);
+                    self.note_sent(&open.transaction);
                 }
                 Ok(())
             }
@@ -188,13 +187,15 @@ impl Lane {
 }
 
 impl Lane {
-    fn log_sent(&self, transaction: &PendingTransaction) {
-        let hash = transaction.attempts.first();
-        let hash = hash.map(|(hash, _)| tracing::field::display(*hash));
+    fn note_sent(&self, transaction: &PendingTransaction) {
+        let hash = transaction.attempts.first().map(|(hash, _)| *hash);
         for payment in &transaction.payments {
-            self.served.metrics.count(Step::Sent);
-            tracing::info!(payment = %payment.id, network = %self.id.network, payer = %payment.terms.from, signer = %self.id.signer, transaction = hash, "payment sent");
+            let named = Named::of(payment).by(Some(self.id.signer));
+            self.served
+                .note_step(named.in_transaction(hash), Step::Sent);
         }
+        let payments = transaction.payments.len();
+        self.served.senders.note_sent(self.id.signer, payments);
     }
 }
 

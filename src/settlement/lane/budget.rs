@@ -9,8 +9,7 @@ use tokio::time::Instant;
 use super::batch_plan::{SETBACKS_WHOLE, SimulatedPayment};
 use super::{Lane, OwnedLane};
 use crate::ledger::{GasSubject, LedgerError, OverBudget};
-use crate::payment::PaymentId;
-use crate::settlement::{GasParties, Queued};
+use crate::settlement::{GasParties, Named, Queued};
 
 /// Payments of a lane that wait for something to end. More would keep it from taking others.
 pub(super) const HELD_BACK_MAX: usize = 64;
@@ -41,7 +40,7 @@ impl Lane {
         served.budgets.note_refused(over, served.plain_cost(), now);
         let together = rows.len() > 1;
         let mut room = owned.room_to_hold_back();
-        let mut refused: HashMap<(GasSubject, OffsetDateTime), Vec<PaymentId>> = HashMap::new();
+        let mut refused: HashMap<(GasSubject, OffsetDateTime), Vec<Named>> = HashMap::new();
         let mut free = Vec::new();
         for row in rows {
             let Some((subject, until)) = closed(over, &row) else {
@@ -55,13 +54,18 @@ impl Lane {
             }
             let until = until.unwrap_or(now + RECEIPTS_WITHIN);
             let payments = refused.entry((subject, until)).or_default();
-            payments.push(row.payment.id);
+            payments.push(Named::of(&row.payment));
         }
         owned.put_back(free);
         for ((subject, until), payments) in refused {
             let rejection = served.budgets.exhausted(subject, until);
-            served.ledger.refuse_all(&payments, &rejection).await?;
-            served.waiters.wake(payments);
+            let ids: Vec<_> = payments.iter().map(|named| named.payment()).collect();
+            let refused = served.ledger.refuse_all(&ids, &rejection).await?;
+            let is_refused = |named: &&Named| refused.contains(&named.payment());
+            for named in payments.iter().filter(is_refused) {
+                served.note_refused(*named, &rejection);
+            }
+            served.waiters.wake(ids);
         }
         Ok(())
     }

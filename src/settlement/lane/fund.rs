@@ -11,8 +11,7 @@ use crate::ledger::{
     Attempt, Funding, LedgerError, NewTransaction, OverBudget, PendingTransaction, Recorded,
     TransactionKind,
 };
-use crate::payment::PaymentId;
-use crate::settlement::{GasParties, ServedNetwork};
+use crate::settlement::{GasParties, Named, ServedNetwork};
 
 impl OwnedLane {
     /// Whether there is room for a transaction without payments.
@@ -32,7 +31,7 @@ impl Lane {
         match self.write_funding(owned, funding).await {
             Ok(None) => Ok(()),
             Ok(Some(Recorded::OverBudget(over))) => {
-                let refused = self.refuse_funding(&over, funding.payment).await;
+                let refused = self.refuse_funding(&over, funding).await;
                 refused.or_else(|error| owned.back_off(&error.into()))
             }
             Ok(Some(Recorded::LaneLost | Recorded::PaymentsChanged(_))) => Err(LaneLost),
@@ -50,7 +49,7 @@ impl Lane {
     async fn refuse_funding(
         &self,
         over: &[OverBudget],
-        payment: PaymentId,
+        funding: Funding,
     ) -> Result<(), LedgerError> {
         let now = self.served.ledger.clock().now();
         let plain_wei = self.served.plain_cost();
@@ -58,7 +57,11 @@ impl Lane {
         let closed = over.iter().find_map(|one| Some((one.subject, one.until?)));
         if let Some((subject, until)) = closed {
             let rejection = self.served.budgets.exhausted(subject, until);
-            self.served.ledger.refuse(payment, &rejection).await?;
+            let payment = funding.payment;
+            if self.served.ledger.refuse(payment, &rejection).await? {
+                let named = Named::new(payment, funding.scheme, funding.payer);
+                self.served.note_refused(named, &rejection);
+            }
             self.served.waiters.wake([payment]);
         }
         Ok(())
@@ -116,7 +119,7 @@ impl Lane {
         if let Some(Recorded::Written(id, uses)) = &recorded {
             let now = ledger.clock().now();
             self.served.budgets.note(uses, now);
-            tracing::info!(nonce, payment.id = %funding.payment, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "gas money sent to a payer for its approval");
+            tracing::info!(nonce, payment = %funding.payment, network = %self.id.network, signer = %self.id.signer, payer = %funding.payer, wei = %funding.wei, transaction = %hash, "gas money sent to a payer for its approval");
             let transaction = PendingTransaction {
                 id: *id,
                 network: self.id.network,

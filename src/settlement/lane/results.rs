@@ -9,8 +9,9 @@ use crate::chain::authorization::transfer_log;
 use crate::chain::signer::UnsignedTransaction;
 use crate::chain::{Head, Receipt, RpcError};
 use crate::ledger::{BlockRef, MinedTransaction, PendingTransaction, TransferredPayment};
-use crate::settlement::ChainTick;
 use crate::settlement::failpoint::{Step, reach};
+use crate::settlement::{ChainTick, Named};
+use crate::telemetry::metrics::GasPurpose;
 use crate::telemetry::{causes, metrics};
 
 /// Result of the search for a transaction's receipt.
@@ -167,9 +168,9 @@ impl Lane {
         let gas = U256::from(mined.gas_used);
         let price = U256::from(mined.gas_price_wei);
         let further = U256::from(mined.further_fee_wei);
-        owned
-            .gas_balance
-            .spent(gas.saturating_mul(price).saturating_add(further));
+        let cost = gas.saturating_mul(price).saturating_add(further);
+        owned.gas_balance.spent(cost);
+        self.note_cost(&open, &mined, cost);
         self.note_data_fee(receipt, open.transaction.payments.len());
         self.learn_gas(&open, &mined);
         if transferred < open.transaction.payments.len() {
@@ -183,20 +184,40 @@ impl Lane {
         if mined.transferred.iter().any(|row| !row.confirmed) {
             self.served.note_unconfirmed();
         }
-        self.log_settled(&open, &mined);
+        self.note_settled(&open, &mined);
         let moved = mined.transferred.iter().map(|row| row.payment);
         self.served.waiters.wake(moved);
     }
 
     /// Counts and logs the payments that have all their confirmations with this block; the watch does it for the others.
-    fn log_settled(&self, open: &OpenTransaction, mined: &MinedTransaction) {
+    fn note_settled(&self, open: &OpenTransaction, mined: &MinedTransaction) {
         for row in mined.transferred.iter().filter(|row| row.confirmed) {
-            self.served.metrics.count(metrics::Step::Settled);
             let mut payments = open.transaction.payments.iter();
-            let payer = payments.find(|payment| payment.id == row.payment);
-            let payer = payer.map(|payment| tracing::field::display(payment.terms.from));
-            tracing::info!(payment = %row.payment, network = %self.id.network, payer, signer = %self.id.signer, transaction = %mined.hash, "payment settled");
+            let Some(payment) = payments.find(|payment| payment.id == row.payment) else {
+                continue;
+            };
+            let named = Named::of(payment).by(Some(self.id.signer));
+            let named = named.in_transaction(Some(mined.hash));
+            self.served.note_step(named, metrics::Step::Settled);
         }
+    }
+
+    /// Counts what a transaction has cost. Each of its payments has the same part of it.
+    fn note_cost(&self, open: &OpenTransaction, mined: &MinedTransaction, cost: U256) {
+        let payments = open.transaction.payments.len();
+        let metrics = &self.served.metrics;
+        if payments == 0 {
+            let unsigned = self.unsigned_of(&open.transaction, mined.hash);
+            let given = unsigned.filter(|_| mined.succeeded);
+            let given = given.map_or(U256::ZERO, |unsigned| unsigned.value);
+            let cost = cost.saturating_add(given);
+            metrics.spent(GasPurpose::Approvals, f64::from(cost));
+            return;
+        }
+        let transferred = mined.transferred.len().min(payments);
+        let settled = cost * U256::from(transferred) / U256::from(payments);
+        metrics.spent(GasPurpose::Settle, f64::from(settled));
+        metrics.spent(GasPurpose::Wasted, f64::from(cost - settled));
     }
 
     async fn mined_transaction(

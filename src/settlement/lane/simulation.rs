@@ -14,7 +14,7 @@ use crate::payment::{ChainFacts, Payment, SignedBy};
 use crate::protocol::Rejection;
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::gas::GasRule;
-use crate::settlement::{GasParties, Queued, ServedNetwork};
+use crate::settlement::{GasParties, Named, Queued, ServedNetwork};
 
 /// Pause before a payment that cannot be sent yet is simulated again.
 const LATER: Duration = Duration::from_millis(500);
@@ -145,7 +145,9 @@ async fn refuse(
     payment: &Payment,
     rejection: &Rejection,
 ) -> Result<Simulated, PrepareError> {
-    served.ledger.refuse(payment.id, rejection).await?;
+    if served.ledger.refuse(payment.id, rejection).await? {
+        served.note_refused(Named::of(payment), rejection);
+    }
     served.waiters.wake([payment.id]);
     Ok(Simulated::Done)
 }
@@ -212,13 +214,16 @@ async fn settle_or_refuse(
         Ok(AuthorizationUse::Unused)
     };
     if let Ok(AuthorizationUse::Transferred { location, .. }) = used {
-        tracing::info!(payment.id = %payment.id, transaction = %location.transaction, "payment settled by a foreign transaction");
         let height = served.rpc.agreed_height(facts.block_number);
         let confirmed = location.is_confirmed(height, payment.confirmations);
-        served
-            .ledger
+        let ledger = &served.ledger;
+        if ledger
             .settle_by_foreign_transaction(payment.id, &location, confirmed)
-            .await?;
+            .await?
+        {
+            tracing::info!(payment = %payment.id, network = %served.policy.network, payer = %payment.terms.from, transaction = %location.transaction, "payment transferred by a foreign transaction");
+            served.note_found(Named::of(payment), &location, confirmed);
+        }
         served.note_unconfirmed();
     } else {
         let rejection = match used {
@@ -231,8 +236,9 @@ async fn settle_or_refuse(
                 ),
             },
         };
-        tracing::info!(payment.id = %payment.id, code = rejection.reason.code(), "payment not sent: its simulation failed");
-        served.ledger.refuse(payment.id, &rejection).await?;
+        if served.ledger.refuse(payment.id, &rejection).await? {
+            served.note_refused(Named::of(payment), &rejection);
+        }
     }
     served.waiters.wake([payment.id]);
     Ok(())

@@ -6,7 +6,7 @@ use crate::chain::AuthorizationUse;
 use crate::chain::Head;
 use crate::payment::method::Fault;
 use crate::protocol::Rejection;
-use crate::settlement::{DependencyError, ServedNetwork};
+use crate::settlement::{DependencyError, Named, ServedNetwork};
 
 /// Payments per query.
 const EXPIRED_MAX: i64 = 200;
@@ -37,7 +37,7 @@ pub(super) async fn refuse_expired(
             Ok(AuthorizationUse::Unused) => Fault::ValidBefore,
             Ok(AuthorizationUse::Consumed(_)) => Fault::NonceUsed,
             Err(error) => {
-                tracing::debug!(payment.id = %payment.id, %error, "expired payment not checked for a foreign transfer: retrying");
+                tracing::debug!(payment = %payment.id, %error, "expired payment not checked for a foreign transfer: retrying");
                 continue;
             }
         };
@@ -51,7 +51,7 @@ pub(super) async fn refuse_expired(
             .to_owned(),
         };
         if served.ledger.refuse(payment.id, &rejection).await? {
-            tracing::info!(payment.id = %payment.id, code = rejection.reason.code(), "queued payment refused: its authorization expired before it could be sent");
+            served.note_refused(Named::of(payment), &rejection);
             served.waiters.wake([payment.id]);
         }
     }

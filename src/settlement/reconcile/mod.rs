@@ -17,10 +17,10 @@ use uuid::Uuid;
 
 use crate::chain::AuthorizationUse;
 use crate::chain::Head;
-use crate::ledger::{GivenUpPlace, Undecided, Verdict};
+use crate::ledger::{Decided, GivenUpPlace, Undecided, Verdict};
 use crate::payment::{Location, Payment, PaymentId};
 use crate::protocol::Rejection;
-use crate::settlement::{DependencyError, ServedNetwork};
+use crate::settlement::{DependencyError, Named, ServedNetwork};
 use crate::telemetry::causes;
 use crate::telemetry::metrics::Step;
 use expired::refuse_expired;
@@ -135,7 +135,7 @@ impl Reconciler {
             match used {
                 Ok(used) => found.push((row, used)),
                 Err(error) => {
-                    tracing::warn!(payment.id = %row.payment.id, %error, "undecided payment: chain state not read, retrying");
+                    tracing::warn!(payment = %row.payment.id, transaction = %row.hash, %error, "undecided payment: chain state not read, retrying");
                 }
             }
         }
@@ -155,7 +155,10 @@ impl Reconciler {
             };
             if verdict == Verdict::Again {
                 again.entry(row.transaction).or_default().push(row);
-            } else if served.ledger.decide(row, &verdict).await? {
+            } else if let Some(decided) = served.ledger.decide(row, &verdict).await? {
+                if decided == Decided::Changed {
+                    note_decided(served, row, &verdict);
+                }
                 announce(served, row, &verdict);
             }
         }
@@ -211,15 +214,27 @@ impl Reconciler {
     }
 }
 
+/// Counts and logs the step that a verdict was for its payment.
+fn note_decided(served: &ServedNetwork, row: &Undecided, verdict: &Verdict) {
+    let named = Named::of(&row.payment).in_transaction(Some(row.hash));
+    match verdict {
+        Verdict::Transferred {
+            location,
+            confirmed,
+        } => served.note_found(named, location, *confirmed),
+        Verdict::Refuse(rejection) => served.note_refused(named, rejection),
+        Verdict::Fail(rejection) => {
+            served.note_step(named, Step::Failed(rejection.reason.code()));
+        }
+        Verdict::Again | Verdict::Quarantine(_) => {}
+    }
+}
+
 /// Logs a verdict that was recorded, and wakes who waits for it.
 fn announce(served: &ServedNetwork, row: &Undecided, verdict: &Verdict) {
     let id = row.payment.id;
     served.suspensions.end_turn(id);
-    tracing::warn!(payment.id = %id, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
-    if let Verdict::Fail(rejection) = verdict {
-        served.metrics.count(Step::Failed);
-        tracing::info!(payment = %id, network = %served.policy.network, payer = %row.payment.terms.from, transaction = %row.hash, code = rejection.reason.code(), "payment failed");
-    }
+    tracing::warn!(payment = %id, network = %served.policy.network, payer = %row.payment.terms.from, transaction = %row.hash, ?verdict, "transaction mined without this payment's transfer: payment decided");
     if matches!(
         verdict,
         Verdict::Transferred {
@@ -249,7 +264,7 @@ async fn suspend_wasteful(
         served.suspensions.note(&holding);
         let payer = row.payment.terms.from;
         if let Err(rejection) = served.check_payer(payer) {
-            tracing::warn!(payment.id = %row.payment.id, %payer, why = rejection.message, "payer suspended");
+            tracing::warn!(payment = %row.payment.id, %network, %payer, transaction = %row.hash, why = rejection.message, "payer suspended");
             // A payer that has spent its money gets the answer of the next simulation.
             if of.len() > 1 || row.ran_out_of_gas {
                 refused.insert(row.payment.id, rejection);
@@ -272,7 +287,8 @@ async fn settle_foreign(
         .settle_by_foreign_transaction(payment.id, location, confirmed)
         .await?
     {
-        tracing::warn!(payment.id = %payment.id, transaction = %location.transaction, "payment settled after it was given up or expired: a foreign transaction submitted its authorization");
+        served.note_found(Named::of(payment), location, confirmed);
+        tracing::warn!(payment = %payment.id, network = %served.policy.network, payer = %payment.terms.from, transaction = %location.transaction, "payment transferred after it was given up or expired: a foreign transaction submitted its authorization");
         served.note_unconfirmed();
         served.waiters.wake([payment.id]);
     }

@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::broadcast::broadcast;
 use crate::chain::transfer::plain_transfer_log;
 use crate::chain::{Broadcast, Head, Receipt};
-use crate::ledger::{OpenTransfer, TransferOutcome};
+use crate::ledger::{OpenTransfer, TransferEnd, TransferOutcome};
 use crate::payment::{Location, PaymentId, PaymentState};
 use crate::protocol::{Reason, Rejection};
 use crate::settlement::failpoint::{Step, reach};
 use crate::settlement::served_network::OpenCount;
-use crate::settlement::{DependencyError, ServedNetwork};
-use crate::telemetry::causes;
+use crate::settlement::{DependencyError, Named, ServedNetwork};
+use crate::telemetry::{causes, metrics};
 
 /// Transfers read per query. The next query continues after them, so transfers that never appear do not block others.
 const READ_MAX: usize = 200;
@@ -240,7 +240,7 @@ async fn check_transfer(
         let reply = broadcast(&served.rpc, raw, transfer.hash).await;
         reach(Step::Broadcast);
         if reply != Broadcast::Accepted {
-            tracing::info!(transaction = %transfer.hash, payment.id = %transfer.payment.id, ?reply, "payer's transfer not accepted by any endpoint: the same bytes are sent again");
+            tracing::info!(transaction = %transfer.hash, payment = %transfer.payment.id, network = %served.policy.network, payer = %transfer.payment.terms.from, ?reply, "payer's transfer not accepted by any endpoint: the same bytes are sent again");
         }
         served.wake_watch();
     }
@@ -324,8 +324,16 @@ async fn record(
     outcome: &TransferOutcome,
 ) -> Result<(), DependencyError> {
     let id = transfer.payment.id;
-    served.ledger.record_transfer(id, outcome).await?;
+    let end = served.ledger.record_transfer(id, outcome).await?;
     reach(Step::ResultRecorded);
+    let named = Named::of(&transfer.payment).in_transaction(Some(transfer.hash));
+    match end {
+        Some(TransferEnd::Settled) => served.note_step(named, metrics::Step::Settled),
+        Some(TransferEnd::Failed(reason)) => {
+            served.note_step(named, metrics::Step::Failed(reason.code()));
+        }
+        None => {}
+    }
     if matches!(
         outcome,
         TransferOutcome::Transferred {

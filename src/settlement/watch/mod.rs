@@ -17,7 +17,7 @@ use crate::ledger::{LedgerError, RolledBack};
 use crate::settlement::ServedNetwork;
 use crate::settlement::failpoint::panic_if_asked;
 use crate::telemetry::causes;
-use crate::telemetry::metrics::Step;
+use crate::telemetry::metrics::{Limit, Step, reached};
 
 /// How often to look for a block while nothing is in flight: often enough for current fees and block time.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -173,7 +173,10 @@ impl Watch {
         let too_high = self.served.gas_is_affordable().err();
         let was_too_high = std::mem::replace(&mut self.fees_too_high, too_high.is_some());
         match too_high {
-            Some(error) if !was_too_high => tracing::error!("gas not affordable: {error}"),
+            Some(error) if !was_too_high => {
+                reached(Limit::MaxFee);
+                tracing::error!("gas not affordable: {error}");
+            }
             None if was_too_high => {
                 tracing::info!("gas affordable again");
             }
@@ -243,9 +246,9 @@ impl Watch {
                     self.served.note_unconfirmed();
                 }
                 for payment in &settled {
-                    self.served.metrics.count(Step::Settled);
-                    tracing::info!(%payment, network = %self.served.policy.network, "payment settled");
+                    self.served.note_step(payment.into(), Step::Settled);
                 }
+                let settled = settled.into_iter().map(|settled| settled.payment);
                 self.served.waiters.wake(settled);
             }
             Err(error) => {

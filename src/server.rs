@@ -21,7 +21,7 @@ use crate::chain::{Endpoints, FactsReader, FactsTask, Rpc, RpcError, SignerKey};
 use crate::config::{Config, NetworkConfig};
 use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
 use crate::http::accept::{Acceptor, ConnectionLimits};
-use crate::http::{AppState, LastBacklog, LastReadiness, router};
+use crate::http::{AppState, LastBacklog, LastReadiness, PageSessions, router};
 use crate::ledger::Ledger;
 use crate::protocol::Reason;
 use crate::settlement::{
@@ -115,6 +115,7 @@ impl Service {
             readiness: LastReadiness::default(),
             backlog: LastBacklog::default(),
             events: events::keep(&supervisor, &stopped, &ledger).map_err(StartError::Webhooks)?,
+            page: PageSessions::default(),
             supervisor: supervisor.clone(),
         };
         let address = listen(config, state, &requests, &stopping).await?;

@@ -38,6 +38,8 @@ const PRESENT_SECONDS: u64 = 10 * 60;
 #[derive(Debug)]
 pub(in crate::chain) struct Endpoint {
     client: RpcClient,
+    /// The host of its URL: the rest may be a secret.
+    host: String,
     health: Mutex<Health>,
 }
 
@@ -157,9 +159,14 @@ impl Health {
 }
 
 impl Endpoint {
-    pub(super) fn new(client: RpcClient) -> Self {
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn new(client: RpcClient, host: String) -> Self {
         Self {
             client,
+            host,
             health: Mutex::default(),
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use alloy::rpc::client::RpcClient;
 use alloy::rpc::json_rpc::{RpcRecv, RpcSend};
 use alloy::transports::http::reqwest;
+use alloy::transports::http::reqwest::Url;
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt as _};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -65,9 +66,10 @@ impl Rpc {
             .map_err(|_| RpcError::Unreachable)?;
         let endpoints = |urls: &[String]| -> RpcResult<Arc<[Endpoint]>> {
             let endpoint = |url: &String| {
-                let url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
+                let url: Url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
+                let host = url.host_str().unwrap_or_default().to_owned();
                 let client = RpcClient::new_http_with_client(client.clone(), url);
-                Ok(Endpoint::new(client))
+                Ok(Endpoint::new(client, host))
             };
             urls.iter().map(endpoint).collect()
         };
@@ -84,6 +86,11 @@ impl Rpc {
             blocks_per_hour: Arc::default(),
             callers: None,
         })
+    }
+
+    /// The hosts of the endpoints that are read from, for the operator.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().map(Endpoint::host)
     }
 
     pub const fn network(&self) -> Network {

@@ -14,7 +14,8 @@ const TABS_MAX = 150;
 const PAGES = ["/", "/page/payments", "/page/sellers", "/page/signers", "/page/keys", "/page/webhooks", "/page/networks"];
 const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
-const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const answers = createInterface({ input: process.stdin });
+const lines = answers[Symbol.asyncIterator]();
 // Has the test do something, and returns what came of it.
 const ask = async (what) => {
   console.log(JSON.stringify({ ask: what }));
@@ -167,5 +168,6 @@ try {
   await look(stranger, "stranger", ["/"]);
   console.log(JSON.stringify({ faults }));
 } finally {
+  answers.close();
   await browser.close();
 }

@@ -54,6 +54,10 @@ async fn operator_works_in_a_browser_by_keyboard() {
         .env("KEY", &key)
         .env("PAYEE", PAYEE.to_string())
         .stdin(Stdio::piped());
+    // A folder for pictures of every page.
+    if let Some(folder) = std::env::var_os("X402D_SCREENSHOTS") {
+        browser.env("SCREENSHOTS", folder);
+    }
     let mut browser = browser.spawn().unwrap();
     let mut answers = browser.stdin.take().unwrap();
     let mut lines = BufReader::new(browser.stdout.take().unwrap()).lines();

@@ -161,7 +161,7 @@ fn chart(name: &str, per: Per, sum: &str, values: &[(OffsetDateTime, U256, Strin
     );
     html! {
         figure {
-            figcaption { b { (sum) } " " (name.to_lowercase()) " in " (per.whole()) }
+            figcaption { (name) " in " (per.whole()) ": " b { (sum) } }
             svg viewBox={ "0 0 " (width) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(label) {
                 @for (index, (at, value, text)) in values.iter().enumerate() {
                     @let height = height(*value, highest);

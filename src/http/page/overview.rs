@@ -145,9 +145,9 @@ impl Read {
             div.columns {
                 (self.times())
                 (self.refusals(now))
-                (self.gas(state))
-                (self.spent(state))
             }
+            (self.gas(state))
+            (self.spent(state))
         };
         layout::live(&content)
     }

@@ -2,7 +2,8 @@
 // What the page cannot do without a script: times that go on, copying, and what happens while somebody looks.
 (() => {
   const TIMES_MS = 10000; // how often times are written anew
-  const PAUSE_MS = 1000; // at least so long between two readings of the page
+  const PAUSE_MS = 1000; // at least so long between two readings of the page,
+  const PAUSE_TIMES = 4; // and so many times as long as one took: a large ledger is not kept busy by who looks at it
   const FALLBACK_MS = 30000; // read anew also without an event, and connect again
 
   // The same words as the server's.
@@ -75,6 +76,7 @@
     reading = true;
     while (wanted && !document.hidden) {
       wanted = false;
+      const began = performance.now();
       try {
         const answer = await fetch(location.href, { headers: { accept: "text/html" } });
         if (answer.status === 401) return location.reload();
@@ -82,7 +84,7 @@
       } catch {
         say("not connected");
       }
-      await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+      await new Promise((resolve) => setTimeout(resolve, Math.max(PAUSE_MS, PAUSE_TIMES * (performance.now() - began))));
     }
     reading = false;
   };

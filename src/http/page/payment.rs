@@ -150,6 +150,6 @@ fn attempt_row(attempt: &AttemptDetail, network: &str, now: OffsetDateTime) -> M
             @if let Some(why) = &attempt.broadcast_reason { ": " (shown::foreign(why, TEXT_SHOWN)) }
         }
         td.number { @if let Some(mined) = &attempt.mined { (mined.block_number) @if !mined.succeeded { " (failed)" } } }
-        td.number { @if let Some(fee) = fee { (fee) } @if let Some(mined) = &attempt.mined { @if mined.payments > 1 { " for " (mined.payments) " payments" } } }
+        td.number { @if let Some(fee) = fee { (fee) } @if let Some(mined) = &attempt.mined { @if mined.payments > 1 { " for " (shown::count(mined.payments, "payment")) } } }
     }
 }

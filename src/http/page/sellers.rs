@@ -46,8 +46,8 @@ pub(super) async fn list(
             td.number { (one.payments) }
             td.number { (shown::money(&one.network, &one.asset, &one.amount)) }
             td { (shown::time(one.newest, now)) }
-            td { a href={ "/page/sellers?payee=" (one.payee) } aria-label={ "Days of " (one.payee) } { "by day" } }
-            td { a href=(csv(&one.payee)) aria-label={ "CSV of " (one.payee) } { "CSV" } }
+            td { a href={ "/page/sellers?payee=" (one.payee) } aria-label={ "by day: " (shown::shortened(&one.payee)) } { "by day" } }
+            td { a href=(csv(&one.payee)) aria-label={ "CSV of " (shown::shortened(&one.payee)) } { "CSV" } }
         }
     });
     let columns = [

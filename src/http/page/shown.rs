@@ -47,8 +47,9 @@ fn length(seconds: i64) -> (i64, &'static str) {
 
 /// An address or hash, shortened; it copies the whole.
 pub(super) fn copyable(text: &str) -> Markup {
+    let short = shortened(text);
     html! {
-        button.copy type="button" data-copy=(text) title=(text) aria-label={ "Copy " (text) } { (shortened(text)) }
+        button.copy type="button" data-copy=(text) title=(text) aria-label={ (short) ", copy" } { (short) }
     }
 }
 
@@ -60,6 +61,12 @@ pub(super) fn shortened(text: &str) -> String {
     let head: String = text.chars().take(HEAD).collect();
     let tail: String = text.chars().skip(letters - TAIL).collect();
     format!("{head}…{tail}")
+}
+
+/// `1 payment`, `2 payments`.
+pub(super) fn count(number: u64, one: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {one}{plural}")
 }
 
 /// A text that somebody else has written.

@@ -60,7 +60,7 @@ fn signer(lane: &LaneView, viewer: &Viewer, state: &AppState, now: OffsetDateTim
             dl.facts {
                 dt { "Balance" } dd { @match served.zip(balance) { Some((served, balance)) => (served.native(balance)), None => "unknown" } }
                 dt { "Payments left" } dd { @match left { Some(left) => (left), None => "unknown" } }
-                dt { "Under way" } dd { (lane.open) " transactions with " (lane.payments) " payments" }
+                dt { "Under way" } dd { (shown::count(lane.open, "transaction")) " with " (shown::count(lane.payments, "payment")) }
                 dt { "Next nonce" } dd { (lane.next_nonce) }
                 @if let Some(pause) = lane.pause { dt { "Paused" } dd { (shown::time(pause.at, now)) } }
             }

@@ -39,14 +39,18 @@ impl FromRequestParts<AppState> for Viewer {
             parts.headers.remove(header::ORIGIN);
         }
         let access = &state.facilitator.access;
-        if let Some(session) = state.page.find(&parts.headers)
-            && Reader::Operator(session.by).may_still_read(access)
-        {
-            return Ok(Self {
-                by: session.by,
-                form_token: session.form_token,
-                is_logged_in: true,
-            });
+        if let Some(session) = state.page.find(&parts.headers) {
+            if Reader::Operator(session.by).may_still_read(access) {
+                return Ok(Self {
+                    by: session.by,
+                    form_token: session.form_token,
+                    is_logged_in: true,
+                });
+            }
+            if access.has_had_admin_key().is_err() {
+                let why = "the database does not answer, so it is not known whether your key is still good; try again, you stay logged in meanwhile";
+                return Err(PageProblem::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response());
+            }
         }
         let problem = match recognise(parts, state).await {
             Ok(Reader::Operator(by)) => {

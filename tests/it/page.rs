@@ -1,5 +1,7 @@
 //! The operator's page: who may see it and change something on it, what it shows, and that it works in a browser.
 
+use std::time::Duration;
+
 use alloy::primitives::Address;
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, StatusCode, header};
@@ -237,7 +239,8 @@ async fn nothing_is_changed_for_another_page_or_without_the_forms_token() {
     world.command(&["signers", "resume", &signer]);
 
     let key = admin_key(&world).await;
-    assert_eq!(send(&browser, &url, &token).await.status, 401);
+    let seen = send(&browser, &url, &token).await;
+    assert_eq!(seen.status, 401, "the loopback address is nobody now");
     browser.log_in(&key).await;
     let token = refuses(&browser).await;
     let mut other = Browser::new(&url);
@@ -264,6 +267,29 @@ async fn revoked_key_is_logged_out() {
     })
     .await;
     assert_eq!(browser.post("/page/keys/revoke", &fields).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operator_stays_logged_in_while_the_database_is_away() {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let setup = Setup {
+        database_proxied: true,
+        ..Setup::default()
+    };
+    let world = setup.build().await;
+    let key = admin_key(&world).await;
+    let mut browser = Browser::new(world.facilitator.url());
+    browser.log_in(&key).await;
+    let database = world.database_proxy.as_ref().unwrap();
+    for (is_down, status) in [(true, 503), (false, 200)] {
+        database.down(is_down);
+        eventually("the page to notice", LIMIT, async || {
+            let seen = browser.get("/page/keys").await;
+            let is_known = !seen.text.contains("key is still good");
+            (seen.status == status && is_known != is_down).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -375,6 +401,12 @@ async fn payment_is_found_by_everything_that_names_it() {
     }
     let (_, none) = found("order-7").await;
     assert!(!none.text.contains(id));
+    let narrow = "payer=&state=settled&minAmount=10000&maxAmount=10000&network=base-sepolia&from=2026-01-01&to=";
+    for (query, is_there) in [(narrow, true), ("minAmount=10001", false)] {
+        let seen = browser.get(&format!("/page/payments?{query}")).await;
+        assert_eq!(seen.status, 200, "{}", seen.text);
+        assert_eq!(seen.text.contains(id), is_there, "{query}");
+    }
     let table = browser
         .get(&format!("/page/payments.csv?payee={PAYEE}"))
         .await;

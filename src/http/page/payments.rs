@@ -24,7 +24,7 @@ const SOUGHT_MAX: usize = 2_000;
 /// Texts of others, in a row.
 const TEXT_SHOWN: usize = 60;
 /// The filters with a text field: name in the query, and what stands before the field.
-const FIELDS: [(&str, &str); 10] = [
+const FIELDS: [(&str, &str); 12] = [
     ("payee", "Payee"),
     ("payer", "Payer"),
     ("transaction", "Transaction"),
@@ -33,6 +33,8 @@ const FIELDS: [(&str, &str); 10] = [
     ("session", "Session"),
     ("network", "Network"),
     ("asset", "Token"),
+    ("minAmount", "At least (atomic units)"),
+    ("maxAmount", "At most (atomic units)"),
     ("from", "From (UTC)"),
     ("to", "Before (UTC)"),
 ];

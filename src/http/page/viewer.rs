@@ -74,9 +74,15 @@ impl FromRequestParts<AppState> for Viewer {
 
 /// The answer to strangers: to browsers the form to log in; to programs what they got before there was a page.
 async fn not_the_operator(parts: &Parts, problem: Problem) -> Response {
-    let is_reading = parts.method == Method::GET;
-    if is_reading && accepts_html(&parts.headers) {
-        return login::form(&parts.uri, None);
+    if accepts_html(&parts.headers) {
+        // What a form was to change is not repeated after the login.
+        let is_reading = parts.method == Method::GET;
+        let next = if is_reading {
+            &parts.uri
+        } else {
+            &Uri::default()
+        };
+        return login::form(next, None);
     }
     if parts.uri.path() == "/" {
         return error::no_such_path().await.into_response();

@@ -1086,6 +1086,8 @@ CREATE INDEX transactions_by_block ON public.transactions USING btree (network, 
 
 CREATE INDEX transactions_unmined ON public.transactions USING btree (network, signer, nonce) WHERE (state = 'signed'::text);
 
+CREATE INDEX webhook_deliveries_dead ON public.webhook_deliveries USING btree (receiver_id) WHERE (state = 'dead'::text);
+
 CREATE INDEX webhook_deliveries_due ON public.webhook_deliveries USING btree (receiver_id, next_try_at) WHERE (state = 'waiting'::text);
 
 CREATE INDEX webhook_deliveries_waiting ON public.webhook_deliveries USING btree (receiver_id, payment_id, id) WHERE (state = 'waiting'::text);

@@ -33,7 +33,7 @@
 //! | `ledger` | the only module with SQL: payments, grants, lanes, transactions, events |
 //! | `settlement` | the engine: takes queued payments to the chain and records their results (`intake`, `lane`, `watch`, `reconcile`) |
 //! | `facilitator` | verify, settle, status, supported and sessions; decides which request is answered success, and notes what is refused |
-//! | `http` | routes, status codes, problem documents, the API specification |
+//! | `http` | routes, status codes, problem documents, the API specification; the operator's page |
 //! | `webhooks` | sends events to the operator's receivers |
 //! | `config`, `telemetry`, `server` | configuration; log output; start and stop |
 //! | `coalesce`, `clock`, `timing` | one round trip for several callers; the time; how long the engine waits |

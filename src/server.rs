@@ -21,8 +21,8 @@ use crate::chain::MULTICALL3;
 use crate::chain::{FactsReader, FactsTask, SignerKey};
 use crate::config::{Config, NetworkConfig};
 use crate::facilitator::{Facilitator, Gate, Looks, Sessions, UsedNonces};
-use crate::http::{AppState, LastBacklog, LastReadiness};
-use crate::ledger::Ledger;
+use crate::http::{AppState, LastBacklog, LastReadiness, PageSessions};
+use crate::ledger::{Ledger, LedgerTask};
 use crate::protocol::{Reason, Scheme};
 use crate::settlement::{
     Approver, BatchLimits, BudgetWatch, EngineFailed, Lane, Pickup, Reconciler, SenderWatch,
@@ -76,11 +76,7 @@ impl Service {
     /// [`StartError`] says what to correct.
     pub async fn start(config: &Config, place: LedgerPlace<'_>) -> Result<Self, StartError> {
         descriptors::provide(config)?;
-        let (ledger, statements) =
-            Ledger::connect(place.url, config.database_connections_max).await?;
-        let ledger = ledger.with_timing(failpoint::timing());
-        ledger.migrate().await?;
-        ledger.begin_process().await?;
+        let (ledger, statements) = open_ledger(config, place).await?;
         let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
         let (requests, engine) = (TaskTracker::new(), TaskTracker::new());
         let supervisor = Supervisor::new(engine.clone(), stopped.clone());
@@ -130,6 +126,7 @@ impl Service {
             backlog: LastBacklog::default(),
             data_dir: place.data_dir.map(Path::to_path_buf),
             events,
+            page: PageSessions::default(),
             supervisor: supervisor.clone(),
         };
         listen_for_metrics(config, &state, &requests, &stopping).await?;
@@ -182,6 +179,18 @@ impl Service {
         }
         self.ledger.close().await;
     }
+}
+
+/// The ledger, brought up to date, with what groups its statements.
+async fn open_ledger(
+    config: &Config,
+    place: LedgerPlace<'_>,
+) -> Result<(Ledger, LedgerTask), StartError> {
+    let (ledger, statements) = Ledger::connect(place.url, config.database_connections_max).await?;
+    let ledger = ledger.with_timing(failpoint::timing());
+    ledger.migrate().await?;
+    ledger.begin_process().await?;
+    Ok((ledger, statements))
 }
 
 async fn open_networks(

@@ -14,11 +14,11 @@ use crate::command::database::LedgerOptions;
 use crate::command::shown::parse_network;
 use crate::command::{CommandError, say};
 use crate::ledger::{Created, Ledger, StoredKey};
-use crate::payment::{Key, KeyId, PresentedKey, Scope};
+use crate::payment::{Key, KeyId, PresentedKey, Scope, key_name, native_wei};
 use crate::protocol::field::parse_address;
-use crate::protocol::{Amount, Network, PlainText};
+use crate::protocol::{Amount, Network};
 
-/// The longest name, in characters.
+/// How much of an unknown name is shown, in characters.
 const NAME_CHARACTERS_MAX: usize = 64;
 /// The longest time for which the secret before a rotation can stay good: a month.
 const KEEP_MAX: Duration = Duration::from_hours(31 * 24);
@@ -65,7 +65,7 @@ enum KeysCommand {
 #[derive(Debug, Args)]
 struct NewKey {
     /// Your name for it, such as the seller's.
-    #[arg(value_parser = name)]
+    #[arg(value_parser = key_name)]
     name: String,
     /// Who may be paid, and whose payments may be read. Repeat it for several.
     #[arg(long = "payee", value_name = "ADDRESS", value_parser = parse_address)]
@@ -77,7 +77,7 @@ struct NewKey {
     #[arg(long = "scope", value_name = "SCOPES", value_delimiter = ',', default_value = "settle", value_parser = scope)]
     scopes: Vec<Scope>,
     /// What its payments may cost on each network in 24 hours, such as 0.01eth, 5gwei or 1000wei; no limit unless given.
-    #[arg(long, value_name = "AMOUNT", value_parser = wei)]
+    #[arg(long, value_name = "AMOUNT", value_parser = native_wei)]
     gas_per_day: Option<Amount>,
     /// After which time it is not good any more, such as 90d or 12h.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -244,33 +244,8 @@ fn entropy<const N: usize>() -> Result<[u8; N], CommandError> {
         .map_err(|error| format!("the system provides no randomness: {error}").into())
 }
 
-fn name(text: &str) -> Result<String, String> {
-    let name = PlainText::parse(text, NAME_CHARACTERS_MAX)?;
-    if text.is_empty() || text.parse::<KeyId>().is_ok() {
-        return Err("expected a name that does not look like an id".to_owned());
-    }
-    Ok(name.into())
-}
-
 fn scope(text: &str) -> Result<Scope, String> {
     text.parse()
-}
-
-/// An amount of the native currency with its unit.
-fn wei(text: &str) -> Result<Amount, String> {
-    const UNITS: [(&str, u8); 3] = [("gwei", 9), ("wei", 0), ("eth", 18)];
-    let unit = UNITS
-        .iter()
-        .find_map(|(unit, decimals)| Some((text.strip_suffix(unit)?, *decimals)));
-    let amount = unit.and_then(|(number, decimals)| {
-        let number = number.trim_end();
-        let is_number = number.starts_with(|first: char| first.is_ascii_digit());
-        let amount = Amount::from_dollars(number, decimals).ok();
-        amount.filter(|_| is_number)
-    });
-    amount.ok_or_else(|| {
-        "expected an amount with its unit, such as 0.01eth, 5gwei or 1000wei".to_owned()
-    })
 }
 
 fn keep_time(text: &str) -> Result<Duration, String> {
@@ -279,41 +254,4 @@ fn keep_time(text: &str) -> Result<Duration, String> {
     is_bounded
         .then_some(time)
         .ok_or_else(|| "expected 31 days at most".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gas_is_given_with_its_unit() {
-        for (text, expected) in [
-            ("0.01eth", Some("10000000000000000")),
-            ("5gwei", Some("5000000000")),
-            ("7 wei", Some("7")),
-            ("0eth", Some("0")),
-            ("0.5wei", None),
-            ("1", None),
-            ("$1eth", None),
-            ("-1eth", None),
-            ("eth", None),
-        ] {
-            let read = wei(text).ok().map(|amount| amount.to_string());
-            assert_eq!(read.as_deref(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn names_are_readable_and_no_ids() {
-        assert_eq!(name("Shop of Ada"), Ok("Shop of Ada".to_owned()));
-        for wrong in [
-            "",
-            "0123456789ab",
-            "two\nlines",
-            "\u{1b}[2J",
-            &"x".repeat(65),
-        ] {
-            assert!(name(wrong).is_err(), "{wrong:?}");
-        }
-    }
 }

@@ -160,6 +160,11 @@ async fn whole(
         );
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
+    bounded(body, bytes_max).await
+}
+
+/// A body of at most `bytes_max`, or the status and the reason of the answer. The rest of one that is too long is read and discarded.
+pub(super) async fn bounded(body: Body, bytes_max: usize) -> Result<Vec<u8>, (StatusCode, String)> {
     match tokio::time::timeout(READ_LIMIT, collect(body, bytes_max, DISCARDED_BYTES_MAX)).await {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => {

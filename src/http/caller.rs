@@ -182,7 +182,8 @@ fn is_meant_as_key(headers: &HeaderMap, token: &str) -> bool {
     headers.contains_key(API_KEY) || token.starts_with(PresentedKey::PREFIX)
 }
 
-fn is_admin_token(state: &AppState, given: &str) -> bool {
+/// Whether a text is the operator's token.
+pub(super) fn is_admin_token(state: &AppState, given: &str) -> bool {
     let token = state.admin_token.as_ref();
     // Hashes have one length: a comparison of the texts would tell the length of the token.
     token.is_some_and(|token| {

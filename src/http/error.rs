@@ -114,6 +114,15 @@ impl Problem {
         }
     }
 
+    /// The status and the detail, for a page.
+    pub(super) fn told(&self) -> (StatusCode, &str) {
+        let status = StatusCode::from_u16(self.status);
+        (
+            status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            &self.detail,
+        )
+    }
+
     /// The caller is not the operator.
     pub(super) fn operator_only(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "operator_only", detail)
@@ -143,7 +152,9 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     let mut problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => problem,
         // The files of /docs are served by a router that does not answer problems.
-        None if response.status() == StatusCode::NOT_FOUND => no_such_path().await,
+        None if response.status() == StatusCode::NOT_FOUND && !is_page(&response) => {
+            no_such_path().await
+        }
         None => return response,
     };
     problem.request_id = id;
@@ -164,6 +175,12 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     with_accept_encoding(status, response)
+}
+
+/// Whether an answer is a page for people, which says itself what is wrong.
+fn is_page(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"))
 }
 
 impl From<LedgerError> for Problem {

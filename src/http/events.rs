@@ -1,7 +1,7 @@
 //! `GET /events`: what happened to payments, signers, networks, budgets and keys, in pages and as a stream.
 
 mod feed;
-mod stream;
+pub(super) mod stream;
 mod view;
 
 use axum::Json;
@@ -41,9 +41,9 @@ pub(super) struct EventPage {
 
 /// What a reader wants to be told, and may be.
 #[derive(Debug, Clone)]
-struct Audience {
-    reader: Reader,
-    types: EventTypes,
+pub(super) struct Audience {
+    pub(super) reader: Reader,
+    pub(super) types: EventTypes,
 }
 
 impl Audience {

@@ -121,6 +121,18 @@ pub(super) async fn healthz() -> Json<Alive> {
     (status = 503, description = "nothing can be sold; the parts say why", body = Readiness),
 ))]
 pub(super) async fn readyz(State(state): State<AppState>) -> Response {
+    let readiness = readiness(&state).await;
+    state.readiness.note(&readiness);
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, AlreadyLogged, Json(readiness)).into_response()
+}
+
+/// The condition of this process, its ledger and its networks.
+pub(super) async fn readiness(state: &AppState) -> Readiness {
     let supervisor = &state.supervisor;
     let ledger = state.facilitator.ledger.check().await;
     let mut parts = vec![match &ledger {
@@ -136,14 +148,7 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
     }];
     let networks = state.facilitator.served_networks.iter();
     parts.extend(networks.map(|served| network_part(served, supervisor)));
-    let readiness = Readiness::of(parts);
-    state.readiness.note(&readiness);
-    let status = if readiness.ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    (status, AlreadyLogged, Json(readiness)).into_response()
+    Readiness::of(parts)
 }
 
 impl Readiness {
@@ -166,11 +171,14 @@ impl Readiness {
 
     /// The problems of all parts, in a line.
     pub(super) fn problems(&self) -> String {
-        let problems = self.parts.iter().filter_map(|part| {
-            let detail = part.detail.as_ref()?;
-            Some(format!("{}: {detail}", part.name))
-        });
+        let problems = self.details().map(|(name, why)| format!("{name}: {why}"));
         problems.collect::<Vec<_>>().join("; ")
+    }
+
+    /// The parts with a problem, by name.
+    pub(super) fn details(&self) -> impl Iterator<Item = (&str, &str)> {
+        let parts = self.parts.iter();
+        parts.filter_map(|part| Some((part.name.as_str(), part.detail.as_deref()?)))
     }
 
     pub(super) const fn status(&self) -> Condition {

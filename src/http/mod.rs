@@ -16,6 +16,7 @@ mod health;
 mod metrics;
 mod openapi;
 mod operator;
+mod page;
 mod paths;
 mod payments;
 mod places;
@@ -58,6 +59,7 @@ pub use events::{EventFeed, EventView};
 pub use health::LastReadiness;
 pub use metrics::LastBacklog;
 pub use openapi::specification;
+pub use page::PageSessions;
 pub use payments::write_cell;
 
 /// The header with the id of a request, in responses and in the log.
@@ -81,6 +83,8 @@ pub struct AppState {
     pub data_dir: Option<PathBuf>,
     /// Passes new events to streams.
     pub events: EventFeed,
+    /// Operators who are logged in to the page.
+    pub page: PageSessions,
     /// Knows which tasks of the engine have failed.
     pub supervisor: Supervisor,
 }
@@ -91,6 +95,7 @@ pub fn router(state: AppState) -> Router {
         .merge(api())
         .nest("/api", api())
         .merge(docs())
+        .merge(page::routes())
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(CatchPanicLayer::custom(error::after_panic))

@@ -107,7 +107,7 @@ impl FromRequestParts<AppState> for Reader {
 }
 
 /// The operator, or the holder of a key of any scope.
-async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Problem> {
+pub(super) async fn recognise(parts: &mut Parts, state: &AppState) -> Result<Reader, Problem> {
     let caller = Caller::from_request_parts(parts, state).await?;
     match (caller.who, caller.key) {
         (Who::Operator, _) => {

@@ -1,6 +1,6 @@
 //! `GET /payments`, `GET /payments/{id}`, `GET /payments/by-transaction/{network}/{hash}`, `GET /stats`: the history.
 
-mod csv;
+pub(super) mod csv;
 pub(super) mod query;
 pub(super) mod stats;
 mod view;

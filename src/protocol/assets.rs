@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use alloy::primitives::{Address, address};
+use alloy::primitives::{Address, U256, address};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Amount, Network};
@@ -201,6 +201,19 @@ pub fn money(network: &str, token: &str, units: &str) -> String {
     }
 }
 
+/// An amount in millionths of a dollar, rounded down; every token of the table is worth one. `None` for other tokens.
+#[must_use]
+pub fn micro_dollars(network: &str, token: &str, units: &str) -> Option<U256> {
+    const PLACES: u8 = 6;
+    let known = known_token(network.parse().ok()?, token)?;
+    let units = U256::from_str_radix(units, 10).ok()?;
+    let power = |places: u8| U256::from(10).pow(U256::from(places));
+    match known.decimals.checked_sub(PLACES) {
+        Some(finer) => units.checked_div(power(finer)),
+        None => units.checked_mul(power(PLACES - known.decimals)),
+    }
+}
+
 /// An amount in whole tokens, without zeros at the end.
 #[must_use]
 pub fn decimal(amount: Amount, decimals: u8) -> String {
@@ -328,6 +341,24 @@ mod tests {
                 .all(|asset| asset.decimals == 6 && asset.eip2612)
         );
         assert_eq!(others.count(), DEFAULT_ASSETS.len() - 7);
+    }
+
+    #[test]
+    fn dollars_of_tokens_are_compared_in_one_unit() {
+        for (network, decimals, units) in [
+            ("eip155:8453", 6, "1500000"),
+            ("eip155:4326", 18, "1500000000000000001"),
+            ("eip155:1440000", 15, "1500000000000000"),
+        ] {
+            let known: Network = network.parse().unwrap();
+            let token = default_assets(known).next().unwrap();
+            assert_eq!(token.decimals, decimals);
+            let token = token.address.to_string();
+            let dollars = micro_dollars(network, &token, units);
+            assert_eq!(dollars, Some(U256::from(1_500_000)), "{network}");
+        }
+        let unknown = Address::ZERO.to_string();
+        assert_eq!(micro_dollars("eip155:8453", &unknown, "1"), None);
     }
 
     #[test]

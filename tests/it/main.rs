@@ -123,6 +123,10 @@ mod networks;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod page;
+#[cfg(test)]
+mod page_in_browser;
+#[cfg(test)]
 mod payment_isolation;
 #[cfg(test)]
 mod payments_command;

@@ -40,7 +40,7 @@ const PRESENT_SECONDS: u64 = 10 * 60;
 pub(in crate::chain) struct Endpoint {
     client: RpcClient,
     /// The host of its URL, of which nothing else may be shown.
-    pub(super) host: String,
+    host: String,
     /// Where its calls are timed, in the service.
     pub(super) metrics: OnceLock<EndpointMetrics>,
     health: Mutex<Health>,
@@ -162,6 +162,10 @@ impl Health {
 }
 
 impl Endpoint {
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
     pub(super) fn new(client: RpcClient, host: String) -> Self {
         Self {
             client,

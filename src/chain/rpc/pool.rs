@@ -8,6 +8,7 @@ use std::time::Duration;
 use alloy::rpc::client::RpcClient;
 use alloy::rpc::json_rpc::{RpcRecv, RpcSend};
 use alloy::transports::http::reqwest;
+use alloy::transports::http::reqwest::Url;
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt as _};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -66,7 +67,7 @@ impl Rpc {
             .map_err(|_| RpcError::Unreachable)?;
         let endpoints = |urls: &[String]| -> RpcResult<Arc<[Endpoint]>> {
             let endpoint = |url: &String| {
-                let url: reqwest::Url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
+                let url: Url = url.parse().map_err(|_| RpcError::Malformed("url"))?;
                 let host = url.host_str().unwrap_or_default().to_owned();
                 let client = RpcClient::new_http_with_client(client.clone(), url);
                 Ok(Endpoint::new(client, host))
@@ -88,6 +89,11 @@ impl Rpc {
         })
     }
 
+    /// The hosts of the endpoints that are read from, for the operator.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().map(Endpoint::host)
+    }
+
     pub const fn network(&self) -> Network {
         self.network
     }
@@ -96,7 +102,7 @@ impl Rpc {
     pub fn time_calls(&self, metrics: &Metrics) {
         let network = self.network.to_string();
         for endpoint in self.endpoints.iter().chain(self.send_only.iter()) {
-            let of_endpoint = || metrics.of_endpoint(&network, &endpoint.host);
+            let of_endpoint = || metrics.of_endpoint(&network, endpoint.host());
             endpoint.metrics.get_or_init(of_endpoint);
         }
     }

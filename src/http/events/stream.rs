@@ -46,7 +46,7 @@ struct Follower {
 }
 
 /// The answer to a request for a stream: from the events after `last`, or from now on.
-pub(super) async fn answer(
+pub(in crate::http) async fn answer(
     state: &AppState,
     audience: Audience,
     last: Option<EventPosition>,

@@ -26,7 +26,7 @@ const COLUMNS: &str = "id,createdAt,updatedAt,state,reason,network,asset,payer,p
     blockNumber,blockTime,rail,session,clientReference,resource,unmatched,scheme,method,permitted,caller\r\n";
 
 /// The headers of a table.
-pub(super) const HEADERS: [(HeaderName, HeaderValue); 3] = [
+pub(in crate::http) const HEADERS: [(HeaderName, HeaderValue); 3] = [
     (
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/csv; charset=utf-8; header=present"),
@@ -46,7 +46,10 @@ struct Batch {
 
 /// Every payment that matches `filter`. The first batch is read at once, so that a failure of the ledger can still be answered with a
 /// status.
-pub(super) async fn table(state: AppState, filter: HistoryFilter) -> Result<Body, LedgerError> {
+pub(in crate::http) async fn table(
+    state: AppState,
+    filter: HistoryFilter,
+) -> Result<Body, LedgerError> {
     let first = batch(&state, &filter, None).await?;
     let head = Bytes::from(COLUMNS.to_owned() + &first.lines);
     let rest = stream::try_unfold(first.next, move |next| {

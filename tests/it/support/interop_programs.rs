@@ -13,7 +13,8 @@ use tokio::time::timeout;
 /// A paid request waits for a block, and an interpreter starts slowly on a busy machine.
 const LIMIT: Duration = Duration::from_secs(90);
 
-fn program(file: &str) -> Command {
+/// A program of `tests/interop`, not started yet.
+pub(crate) fn program(file: &str) -> Command {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
     let python = Path::new(file).extension() == Some("py".as_ref());
     let interpreter = if python {

@@ -36,7 +36,7 @@ pub(crate) use command::{run, run_in};
 pub(crate) use database::Database;
 pub(crate) use facilitator::Facilitator;
 pub(crate) use filled_ledger::FilledLedger;
-pub(crate) use interop_programs::{BuyerReport, Seller, buy, buy_with, example};
+pub(crate) use interop_programs::{BuyerReport, Seller, buy, buy_with, example, program};
 #[cfg(feature = "aws")]
 pub(crate) use kms::Kms;
 pub(crate) use lying_facilitator::{Lie, LyingFacilitator};

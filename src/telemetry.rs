@@ -3,12 +3,15 @@
 pub mod disk;
 pub mod metrics;
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::fmt;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 /// The filter unless `X402D_LOG` is set.
 const DEFAULT_FILTER: &str = "info,sqlx=warn";
@@ -56,11 +59,11 @@ pub fn causes(error: &dyn std::error::Error) -> String {
 #[error("X402D_LOG: expected a filter such as info or x402d=debug,warn")]
 pub struct InvalidFilter;
 
-/// The thread that writes the log. Whoever drops this waits up to a second for the lines that are not written yet.
+/// The thread that writes the log, unless it goes to a file. Whoever drops this waits up to a second for the lines that are not written yet.
 #[derive(Debug)]
 #[must_use = "nothing is logged after it is dropped"]
 pub struct LogWriter {
-    _thread: WorkerGuard,
+    _thread: Option<WorkerGuard>,
 }
 
 /// Lines that were dropped since the start because the reader of the log did not keep up.
@@ -75,7 +78,12 @@ fn write_apart(output: impl Write + Send + 'static, lines_max: usize) -> (NonBlo
         .lossy(true)
         .thread_name("x402d-log")
         .finish(output);
-    (lines, LogWriter { _thread: thread })
+    (
+        lines,
+        LogWriter {
+            _thread: Some(thread),
+        },
+    )
 }
 
 /// Starts to log. `filter` is the value of `X402D_LOG`.
@@ -88,8 +96,15 @@ pub fn begin(filter: Option<&str>) -> Result<LogWriter, InvalidFilter> {
     for directive in ALWAYS {
         filter = filter.add_directive(directive.parse().map_err(|_| InvalidFilter)?);
     }
-    let (lines, writer) = write_apart(std::io::stderr(), LINES_MAX);
-    DROPPED.get_or_init(|| lines.error_counter());
+    // A file has no reader to wait for.
+    let (lines, writer) = if is_file(&std::io::stderr()) {
+        let lines = BoxMakeWriter::new(std::io::stderr);
+        (lines, LogWriter { _thread: None })
+    } else {
+        let (lines, writer) = write_apart(std::io::stderr(), LINES_MAX);
+        DROPPED.get_or_init(|| lines.error_counter());
+        (BoxMakeWriter::new(lines), writer)
+    };
     let builder = fmt().with_writer(lines).with_env_filter(filter);
     let begun = if std::io::stderr().is_terminal() {
         builder.with_target(false).try_init()
@@ -103,6 +118,12 @@ pub fn begin(filter: Option<&str>) -> Result<LogWriter, InvalidFilter> {
     // An application that embeds the service may have set a logger already.
     begun.ok();
     Ok(writer)
+}
+
+fn is_file(output: &impl AsFd) -> bool {
+    let output = output.as_fd().try_clone_to_owned().map(File::from);
+    let found = output.and_then(|output| output.metadata());
+    found.is_ok_and(|found| found.is_file())
 }
 
 #[cfg(test)]

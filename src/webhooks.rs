@@ -5,7 +5,7 @@
 //! payment in order.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,7 +155,10 @@ impl Webhooks {
                     rest = LONGEST_REST.min(rest * 2);
                     continue;
                 }
-                Ok(Sent::Nothing) => is_failing = false,
+                Ok(Sent::Nothing) => {
+                    is_failing = false;
+                    rest = FIRST_REST;
+                }
                 Err(error) if !is_failing => {
                     is_failing = true;
                     tracing::warn!(receiver = %receiver.id, error = causes(&error), "webhook: database statement failed; trying again");
@@ -184,9 +187,12 @@ impl Webhooks {
                 Sent::Nothing
             });
         }
-        let tries = tokio::select! {
-            tries = self.send_all(receiver, &claimed) => tries,
-            never = self.keep_claimed(&claimed) => match never {},
+        let mut sending = pin!(self.send_all(receiver, &claimed));
+        let tries = loop {
+            match tokio::time::timeout(RENEWAL, &mut sending).await {
+                Ok(tries) => break tries,
+                Err(_) => self.renew(&claimed).await,
+            }
         };
         self.ledger.record_tries(&tries).await?;
         let is_taken = |(_, tried): &(_, Tried)| matches!(tried, Tried::Delivered { .. });
@@ -215,13 +221,10 @@ impl Webhooks {
         tries
     }
 
-    async fn keep_claimed(&self, claimed: &[ClaimedDelivery]) -> Infallible {
-        loop {
-            tokio::time::sleep(RENEWAL).await;
-            // Without it another process sends them too, under the same ids.
-            if let Err(error) = self.ledger.renew_claims(claimed).await {
-                tracing::debug!(error = causes(&error), "webhook: claim not renewed");
-            }
+    async fn renew(&self, claimed: &[ClaimedDelivery]) {
+        // Without it another process sends them too, under the same ids.
+        if let Err(error) = self.ledger.renew_claims(claimed).await {
+            tracing::debug!(error = causes(&error), "webhook: claim not renewed");
         }
     }
 

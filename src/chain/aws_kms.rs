@@ -15,7 +15,7 @@ use crate::chain::signer::{KeyService, SignerKey, SigningFailed};
 
 /// One call to AWS KMS.
 const CALL_LIMIT: Duration = Duration::from_secs(2);
-/// One signature, with the calls that the SDK repeats. Shorter than the lease of a lane.
+/// One signature, with the calls that the SDK repeats and the first connection. Shorter than the lease of a lane.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The key. Its address is configured, so that the service starts while AWS KMS is away.
@@ -43,14 +43,14 @@ impl KeyService for AwsKmsKey {
     }
 
     fn check(&self) -> BoxFuture<'_, Result<(), SigningFailed>> {
-        Box::pin(async { self.signer().await.map(drop) })
+        Box::pin(within_limit(async { self.signer().await.map(drop) }))
     }
 
     fn sign(&self, digest: B256) -> BoxFuture<'_, Result<Signature, SigningFailed>> {
-        Box::pin(async move {
+        Box::pin(within_limit(async move {
             let signer = self.signer().await?;
             signer.sign_hash(&digest).await.map_err(failed)
-        })
+        }))
     }
 }
 
@@ -77,6 +77,13 @@ impl AwsKmsKey {
         }
         Ok(signer)
     }
+}
+
+async fn within_limit<T>(
+    asked: impl Future<Output = Result<T, SigningFailed>>,
+) -> Result<T, SigningFailed> {
+    let answered = tokio::time::timeout(LIMIT, asked).await;
+    answered.unwrap_or_else(|late| Err(failed(late)))
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> SigningFailed {

@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use alloy::signers::local::PrivateKeySigner;
 use clap::Args;
 use reqwest::Url;
@@ -85,6 +85,7 @@ pub(super) async fn run(options: ConformanceOptions) -> Result<ExitCode, Command
         asset: token(network)?,
         pay_to: payee(&options)?,
         amount: Amount::from_atomic(U256::from(options.amount)),
+        refused_nonce: B256::random(),
     };
     announce(&buyer);
     let seller_key = options.seller_key_file.as_deref().map(secret).transpose()?;

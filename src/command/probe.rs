@@ -60,14 +60,18 @@ pub(super) fn late_after(network: Network) -> Duration {
     blocks.max(LATE_AFTER)
 }
 
-/// The configured fees, with the node's gas price where the chain has no base fee.
+/// The configured fees as the service pays them: with the node's tip, or with its gas price where the chain has no base fee.
 pub(super) async fn fees(
     rpc: &Rpc,
     config: &NetworkConfig,
     head: &Head,
 ) -> Result<FeePolicy, RpcError> {
     Ok(match head.base_fee_wei {
-        Some(_) => config.fees,
+        // A chain without priority fees does not have the method.
+        Some(_) => match rpc.suggested_priority_fee().await {
+            Ok(tip) => config.fees.with_priority_fee(tip),
+            Err(_) => config.fees,
+        },
         None => config.fees.with_gas_price(rpc.gas_price().await?),
     })
 }

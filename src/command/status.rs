@@ -156,7 +156,16 @@ async fn status(config: &Config, ledger: &Ledger, known: Known) -> Result<Status
             says,
         }));
     }
-    status.problems.extend(webhooks(ledger).await?);
+    match webhooks(ledger).await {
+        Ok(problems) => status.problems.extend(problems),
+        Err(error) => status.problems.push(Problem {
+            level: Level::Degraded,
+            says: format!(
+                "what receivers of webhooks did not take cannot be read: {}",
+                causes(error.as_ref())
+            ),
+        }),
+    }
     if selling == 0 && !known.processes.is_empty() {
         status.problems.push(Problem {
             level: Level::Down,

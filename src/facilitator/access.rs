@@ -117,6 +117,16 @@ impl Access {
         set.is_ok_and(|set| set.by_id.get(&id).is_some_and(|good| good.key.is_live(now)))
     }
 
+    /// The same of a key with the secret that was sent: after a rotation the former one is good no longer.
+    pub fn is_still_opened_by(&self, presented: PresentedKey) -> bool {
+        let (now, set) = (self.clock.now(), self.keys.current());
+        set.is_ok_and(|set| {
+            set.by_id.get(&presented.id).is_some_and(|good| {
+                good.is_opened_by(presented.secret_hash, now) && good.key.is_live(now)
+            })
+        })
+    }
+
     /// Whether a key has made its holder the operator. From then on an address does not, also after the key was revoked or has expired.
     ///
     /// # Errors

@@ -145,12 +145,12 @@ impl FromRequestParts<AppState> for Caller {
 }
 
 /// The key that makes the operator's request one; `None`: the token does.
-pub(super) fn admin_key(headers: &HeaderMap, state: &AppState) -> Option<KeyId> {
+pub(super) fn admin_key(headers: &HeaderMap, state: &AppState) -> Option<PresentedKey> {
     let presented = credentials(headers).ok()??;
     if is_admin_token(state, presented) {
         return None;
     }
-    PresentedKey::parse(presented).map(|key| key.id)
+    PresentedKey::parse(presented)
 }
 
 /// The key or token of a request. Several are not taken for anybody's: which one counts must not depend on their order.

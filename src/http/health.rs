@@ -212,6 +212,7 @@ fn network_part(served: &ServedNetwork, supervisor: &Supervisor) -> Part {
         return Part::new(name, Condition::Down, Some(why));
     }
     let mut unable = served.signer_problems();
+    unable.extend(served.low_signers());
     if let Some(NetworkBudget::Low(why)) = budget {
         unable.push(why);
     }

@@ -15,7 +15,7 @@ use crate::http::caller::{Refused, admin_key};
 use crate::http::connection::Connection;
 use crate::http::{AppState, Problem};
 use crate::ledger::HistoryFilter;
-use crate::payment::{Key, KeyId, Scope, Who};
+use crate::payment::{Key, PresentedKey, Scope, Who};
 use crate::protocol::response::checksummed;
 
 /// Headers that proxies add, and beginnings of their names.
@@ -55,8 +55,8 @@ pub(super) enum Reader {
 pub(super) enum OperatorBy {
     /// The token of the configuration.
     Token,
-    /// A key of scope `admin`.
-    Key(KeyId),
+    /// A key of scope `admin`, with the secret that was sent.
+    Key(PresentedKey),
     /// Being a program on this machine, as long as there is neither.
     Loopback,
 }
@@ -66,7 +66,7 @@ impl Reader {
     pub(super) fn may_still_read(&self, access: &Access) -> bool {
         match self {
             Self::Operator(OperatorBy::Token) => true,
-            Self::Operator(OperatorBy::Key(id)) => access.is_still_good(*id),
+            Self::Operator(OperatorBy::Key(key)) => access.is_still_opened_by(*key),
             Self::Operator(OperatorBy::Loopback) => {
                 access.has_had_admin_key().is_ok_and(|had| !had)
             }

@@ -217,7 +217,7 @@ impl Ledger {
     ) -> Result<Vec<ClaimedDelivery>, LedgerError> {
         let mut claimed = sqlx::query_as!(
             ClaimedDelivery,
-            "update webhook_deliveries set tries = tries + 1, next_try_at = now() + make_interval(secs => $3),
+            "update webhook_deliveries set tries = tries + 1, next_try_at = clock_timestamp() + make_interval(secs => $3),
                 first_tried_at = coalesce(first_tried_at, now())
             where id = any(array(
                 select w.id from webhook_deliveries w
@@ -244,7 +244,7 @@ impl Ledger {
         let ids: Vec<i64> = claimed.iter().map(|claimed| claimed.id).collect();
         let numbers: Vec<i32> = claimed.iter().map(|claimed| claimed.tries).collect();
         sqlx::query!(
-            "update webhook_deliveries d set next_try_at = now() + make_interval(secs => $3)
+            "update webhook_deliveries d set next_try_at = greatest(d.next_try_at, clock_timestamp() + make_interval(secs => $3))
             from unnest($1::bigint[], $2::integer[]) as claimed (id, number)
             -- Unless another process has claimed it since.
             where d.id = claimed.id and d.tries = claimed.number and d.state = 'waiting'",
@@ -252,7 +252,7 @@ impl Ledger {
             &numbers,
             CLAIM_SECONDS,
         )
-        .execute(&self.history)
+        .execute(&self.engine)
         .await?;
         Ok(())
     }
@@ -278,26 +278,37 @@ impl Ledger {
             problems.push(problem.to_owned());
         }
         sqlx::query!(
-            "update webhook_deliveries d set state = now_is.state, ended_at = case when now_is.state <> 'waiting' then now() end,
-                status = now_is.status, problem = now_is.problem,
-                next_try_at = now() + make_interval(secs => least(28800, power(2, least(d.tries, 20) - 1)))
-            from (
-                select w.id, tried.number, tried.delivered, nullif(tried.status, 0) as status, nullif(tried.problem, '') as problem, case
-                    when tried.delivered then 'delivered'
-                    when w.first_tried_at < now() - interval '3 days' then 'dead'
-                    else 'waiting'
-                end as state
-                from unnest($1::bigint[], $2::integer[], $3::boolean[], $4::integer[], $5::text[])
-                    as tried (id, number, delivered, status, problem)
-                join webhook_deliveries w on w.id = tried.id
-            ) now_is
-            -- A late answer to an earlier try counts if it took the event.
-            where d.id = now_is.id and d.state = 'waiting' and (d.tries = now_is.number or now_is.delivered)",
+            "with recorded as (
+                update webhook_deliveries d set state = now_is.state, ended_at = case when now_is.state <> 'waiting' then now() end,
+                    status = now_is.status, problem = now_is.problem,
+                    next_try_at = now() + make_interval(secs => least(28800, power(2, least(d.tries, 20) - 1)))
+                from (
+                    select w.id, tried.number, tried.delivered, nullif(tried.status, 0) as status, nullif(tried.problem, '') as problem, case
+                        when tried.delivered then 'delivered'
+                        when w.first_tried_at < now() - interval '3 days' then 'dead'
+                        else 'waiting'
+                    end as state
+                    from unnest($1::bigint[], $2::integer[], $3::boolean[], $4::integer[], $5::text[])
+                        as tried (id, number, delivered, status, problem)
+                    join webhook_deliveries w on w.id = tried.id
+                ) now_is
+                -- A late answer to an earlier try counts if it took the event.
+                where d.id = now_is.id and d.state = 'waiting' and (d.tries = now_is.number or now_is.delivered)
+                returning d.id, d.receiver_id, d.payment_id, d.state, d.next_try_at
+            )
+            -- Those behind it in its payment wait as long as it does. Due, each claim would look at all of them.
+            update webhook_deliveries later
+            set next_try_at = case when recorded.state = 'waiting' then recorded.next_try_at else now() end
+            from recorded
+            where later.receiver_id = recorded.receiver_id and later.payment_id = recorded.payment_id and later.payment_id <> $6
+                and later.id > recorded.id and later.state = 'waiting' and later.tries = 0
+                and case when recorded.state = 'waiting' then later.next_try_at < recorded.next_try_at else later.next_try_at > now() end",
             &ids,
             &numbers,
             &delivered,
             &statuses,
             &problems,
+            Uuid::nil(),
         )
         .execute(&self.history)
         .await?;

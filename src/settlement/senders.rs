@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ledger::StoppedLane;
 use crate::settlement::ServedNetwork;
-use crate::settlement::gas::{GAS_RESERVE_PAYMENTS, payment_cost};
+use crate::settlement::gas::{GAS_RESERVE_PAYMENTS, PAYMENTS_LOW, payment_cost};
 use crate::telemetry::causes;
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -252,6 +252,17 @@ impl ServedNetwork {
             Some(self.describe(*signer, &why))
         });
         problems.collect()
+    }
+
+    /// Descriptions of the signers that can send, and have gas for fewer than [`PAYMENTS_LOW`] payments.
+    pub fn low_signers(&self) -> Vec<String> {
+        let signers = self.senders.configured.iter();
+        let low = signers.filter_map(|signer| {
+            let left = self.payments_left_of(*signer)?;
+            let is_low = left < PAYMENTS_LOW && self.send_problem(*signer).is_none();
+            is_low.then(|| format!("{signer} has gas for {left} payments: refill it"))
+        });
+        low.collect()
     }
 
     /// How many payments a balance pays for at the current gas price; `None` before the first block, or while gas costs more than the cap.

@@ -195,7 +195,7 @@ async fn payer_without_money_is_named_before_anything_is_sent() {
     let payer = new_account();
     let output = conformance("http://127.0.0.1:9", &payer, &["--rpc", chain.url()]);
     let said = String::from_utf8(output.stderr).unwrap();
-    let needs = format!("{} has 0 USDC and needs 0.005", payer.address());
+    let needs = format!("{} has 0 USDC and needs 0.006", payer.address());
     assert!(said.contains(&needs), "{said}");
     assert!(output.stdout.is_empty());
 }
@@ -212,14 +212,14 @@ fn main_networks_need_a_payee_and_no_key_is_shown() {
     let refused = run(&[&arguments[..], &by_file].concat(), &[], "");
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(!refused.status.success());
-    assert!(said.contains("up to 0.005 USDC of real money"), "{said}");
+    assert!(said.contains("up to 0.006 USDC of real money"), "{said}");
     assert!(said.contains("--pay-to"), "{said}");
 
     let named = ["--pay-to", &PAYEE.to_string()];
     let started = run(&[&arguments[..], &by_file, &named].concat(), &[], "");
     let said = [started.stdout, started.stderr].concat();
     let said = String::from_utf8(said).unwrap();
-    let spends = format!("pays at most 0.005 USDC on base from {}", payer.address());
+    let spends = format!("pays at most 0.006 USDC on base from {}", payer.address());
     assert!(said.contains(&spends), "{said}");
     assert!(said.contains("FAILS  supported: kinds"), "{said}");
 

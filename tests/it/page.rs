@@ -227,19 +227,26 @@ async fn nothing_is_changed_for_another_page_or_without_the_forms_token() {
         token
     };
     let mut browser = Browser::new(&url);
-    let token = refuses(&browser).await;
+    // A program on this machine reads and changes nothing: it may forward what strangers send.
+    for page in ["/page/signers", "/page/keys"] {
+        let seen = browser.get(page).await;
+        assert_eq!(seen.status, 200);
+        assert!(!seen.text.contains("<form"), "{page}: {}", seen.text);
+        assert!(seen.text.contains("--scope admin"), "{page}");
+    }
+    let seen = send(&browser, &url, "").await;
+    assert_eq!(seen.status, 403);
+    assert!(seen.text.contains("without a login"), "{}", seen.text);
+    assert!(!is_paused(&browser).await);
     let foreign = browser.post_from("http://evil.example", "/login", &[("key", "x")]);
     assert_eq!(foreign.await.status, 403);
     // A form as long as no form is.
     let long = "x".repeat(100_000);
     let seen = browser.post("/login", &[("key", &long)]).await;
     assert_eq!(seen.status, 413);
-    assert_eq!(send(&browser, &url, &token).await.status, 303);
-    assert!(is_paused(&browser).await);
-    world.command(&["signers", "resume", &signer]);
 
     let key = admin_key(&world).await;
-    let seen = send(&browser, &url, &token).await;
+    let seen = send(&browser, &url, "").await;
     assert_eq!(seen.status, 401, "the loopback address is nobody now");
     browser.log_in(&key).await;
     let token = refuses(&browser).await;
@@ -249,6 +256,20 @@ async fn nothing_is_changed_for_another_page_or_without_the_forms_token() {
     assert_eq!(seen.status, 403, "the token is of another session");
     assert_eq!(send(&browser, &url, &token).await.status, 303);
     assert!(is_paused(&browser).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotated_key_is_logged_out() {
+    let world = World::new().await;
+    let key = admin_key(&world).await;
+    let mut browser = Browser::new(world.facilitator.url());
+    browser.log_in(&key).await;
+    assert_eq!(browser.get("/page/keys").await.status, 200);
+    world.command(&["keys", "rotate", "ops", "--keep", "0s"]);
+    eventually("the former secret opens nothing", REVOCATION, async || {
+        (browser.get("/page/keys").await.status == 401).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -156,14 +156,14 @@ async fn send_invalid_requests(shared: Arc<Shared>) {
             }
             2 => Purchase::new(&unfunded, PAYEE, 7).body().to_string(),
             3 => {
-                body["paymentPayload"]["payload"]["signature"] = json!(
-                    purchase
-                        .clone()
-                        .v1()
-                        .own_signature()
-                        .to_string()
-                        .replace('a', "b")
-                );
+                let mut signature = purchase.clone().v1().own_signature().to_string();
+                let digit = if signature[2..].starts_with('0') {
+                    "1"
+                } else {
+                    "0"
+                };
+                signature.replace_range(2..3, digit);
+                body["paymentPayload"]["payload"]["signature"] = json!(signature);
                 body.to_string()
             }
             _ => {

@@ -17,8 +17,6 @@ use crate::protocol::{
 const VALID_FOR: i64 = 300;
 /// How far outside its validity a flawed payment is, in seconds.
 const OUTSIDE: i64 = 120;
-/// A payee that no seller asked for.
-const ANOTHER_PAYEE: Address = Address::repeat_byte(0x22);
 
 /// The buyer, and the terms that it is offered.
 pub(super) struct Buyer {
@@ -27,6 +25,8 @@ pub(super) struct Buyer {
     pub(super) asset: &'static DefaultAsset,
     pub(super) pay_to: Address,
     pub(super) amount: Amount,
+    /// The nonce of everything that has to be refused: the token takes one of them at most, whatever the facilitator does.
+    pub(super) refused_nonce: B256,
 }
 
 /// What is wrong with a payment.
@@ -149,15 +149,16 @@ impl Buyer {
             value: self.amount,
             valid_after: Amount::ZERO,
             valid_before: seconds(now + VALID_FOR),
-            nonce: B256::random(),
+            nonce: flaw.map_or_else(B256::random, |_| self.refused_nonce),
         };
         let mut key = &self.key;
         match flaw {
             None => {}
             Some(Flaw::WrongAmount) => {
-                signed.value = Amount::from_atomic(self.amount.atomic() + U256::ONE);
+                signed.value = Amount::from_atomic(self.amount.atomic().saturating_sub(U256::ONE));
             }
-            Some(Flaw::WrongPayee) => signed.to = ANOTHER_PAYEE,
+            // The payer itself: if it is settled all the same, nothing is lost.
+            Some(Flaw::WrongPayee) => signed.to = self.address(),
             Some(Flaw::Expired) => signed.valid_before = seconds(now - OUTSIDE),
             Some(Flaw::NotYetValid) => signed.valid_after = seconds(now + OUTSIDE),
             Some(Flaw::BadSignature) => key = &stranger,

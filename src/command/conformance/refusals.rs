@@ -33,7 +33,8 @@ pub(super) async fn check(run: &mut Run, offer: &Offer) -> Result<(), String> {
             check_verify(run, "exact v1", flaw.name(), flaw.codes(), &body).await;
         }
     }
-    let sound = run.buyer.exact(None)?;
+    // Expired too, so that no facilitator can settle it.
+    let sound = run.buyer.exact(Some(Flaw::Expired))?;
     let unknown = with_term(sound.clone(), "scheme", UNKNOWN_SCHEME);
     let codes = Codes::with_older(
         Reason::UnsupportedScheme,

@@ -13,8 +13,8 @@ use super::supported::Offer;
 use super::wire::Reply;
 use crate::protocol::{Amount, Reason, Scheme};
 
-/// How many payments a run makes at most.
-pub(super) const PAYMENTS_MAX: u64 = 5;
+/// How many payments a run makes at most: five, and one of those that the facilitator has to refuse.
+pub(super) const PAYMENTS_MAX: u64 = 6;
 
 pub(super) async fn check(run: &mut Run, offer: &Offer) -> Result<(), String> {
     let body = run.buyer.exact(None)?;

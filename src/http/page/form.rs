@@ -6,6 +6,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use url::form_urlencoded;
 
+use super::layout;
 use super::problem::PageProblem;
 use super::viewer::{Viewer, refused};
 use crate::http::AppState;
@@ -54,6 +55,9 @@ impl FromRequest<AppState> for Form {
         let (mut parts, body) = request.into_parts();
         let headers = parts.headers.clone();
         let viewer = Viewer::from_request_parts(&mut parts, state).await?;
+        if !viewer.may_change() {
+            return Err(refused(layout::LOGIN_TO_CHANGE));
+        }
         let fields = read(body).await.map_err(IntoResponse::into_response)?;
         if !viewer.form_token.is(fields.text(TOKEN)) {
             return Err(refused(

@@ -60,7 +60,7 @@ pub(super) async fn list(
         (layout::live(&shown::table("Keys", &columns, &rows)))
         section aria-labelledby="new" {
             h2 #new { "Make a key" }
-            (new_key(&viewer))
+            @if viewer.may_change() { (new_key(&viewer)) }
         }
     };
     Ok(layout::page(&viewer, ("/page/keys", "Keys"), &content))
@@ -73,7 +73,7 @@ fn row(key: &Key, viewer: &Viewer, now: OffsetDateTime) -> Markup {
         None => "expired",
     };
     let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.name()).collect();
-    let is_own = matches!(viewer.by, OperatorBy::Key(id) if id == key.id);
+    let is_own = matches!(viewer.by, OperatorBy::Key(own) if own.id == key.id);
     html! {
         td { (shown::foreign(&key.name, 64)) @if is_own { " (yours)" } }
         td { (shown::copyable(key.id.as_str())) }
@@ -84,7 +84,7 @@ fn row(key: &Key, viewer: &Viewer, now: OffsetDateTime) -> Markup {
         td.number { @match key.gas_wei_per_day { Some(wei) => { (wei) " wei" }, None => "no limit" } }
         td { (shown::time(key.created_at, now)) }
         td { @match key.expires_at { Some(at) => (shown::time(at, now)), None => "never" } }
-        td { @if state == "good" {
+        td { @if state == "good" && viewer.may_change() {
             form method="post" action="/page/keys/revoke" {
                 (layout::token(viewer))
                 input type="hidden" name="id" value=(key.id.as_str());

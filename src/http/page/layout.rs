@@ -18,6 +18,9 @@ const PAGES: [(&str, &str); 7] = [
     ("/page/networks", "Networks"),
 ];
 
+/// Said to those who may read alone.
+pub(super) const LOGIN_TO_CHANGE: &str = "You look at this page without a login, so nothing can be changed. `x402d keys create NAME --scope admin` makes a key to log in with; from then on the page asks for it.";
+
 /// A page with the menu. `path` is that of its entry there.
 pub(super) fn page(viewer: &Viewer, (path, title): (&str, &str), content: &Markup) -> Html<String> {
     let body = html! {
@@ -38,7 +41,10 @@ pub(super) fn page(viewer: &Viewer, (path, title): (&str, &str), content: &Marku
                 }
             }
         }
-        main #content tabindex="-1" data-events=(EventType::ALL.map(EventType::name).join(" ")) { (content) }
+        main #content tabindex="-1" data-events=(EventType::ALL.map(EventType::name).join(" ")) {
+            @if !viewer.may_change() { p.hint { (LOGIN_TO_CHANGE) } }
+            (content)
+        }
     };
     document(title, &body)
 }

@@ -13,7 +13,7 @@ use crate::facilitator::check_scope;
 use crate::http::AppState;
 use crate::http::caller::is_admin_token;
 use crate::http::operator::OperatorBy;
-use crate::payment::Scope;
+use crate::payment::{PresentedKey, Scope};
 use crate::protocol::Reason;
 
 /// The form to log in, in the place of a page.
@@ -53,7 +53,8 @@ pub(super) async fn log_in(State(state): State<AppState>, request: Request) -> R
     let by = match operator(&state, fields.text("key").trim()) {
         Ok(by) => by,
         Err(why) => {
-            tracing::warn!("page: log in refused");
+            // At a level that a stranger does not fill.
+            tracing::debug!("page: log in refused");
             return form(&next.parse().unwrap_or_default(), Some(why));
         }
     };
@@ -61,7 +62,7 @@ pub(super) async fn log_in(State(state): State<AppState>, request: Request) -> R
         return no_randomness().into_response();
     };
     match by {
-        OperatorBy::Key(id) => tracing::info!(key = %id, "page: operator logged in"),
+        OperatorBy::Key(key) => tracing::info!(key = %key.id, "page: operator logged in"),
         OperatorBy::Token | OperatorBy::Loopback => tracing::info!("page: operator logged in"),
     }
     let cookie = format!(
@@ -86,7 +87,8 @@ fn operator(state: &AppState, text: &str) -> Result<OperatorBy, &'static str> {
     })?;
     check_scope(&key, Scope::Admin)
         .map_err(|_| "This key does not have the scope admin: the page is the operator's.")?;
-    Ok(OperatorBy::Key(key.id))
+    let presented = PresentedKey::parse(text).ok_or("This is no key of this facilitator.")?;
+    Ok(OperatorBy::Key(presented))
 }
 
 /// `POST /logout`

@@ -15,7 +15,8 @@ use crate::http::health::{Condition, Readiness, readiness};
 use crate::ledger::{
     Backlog, CodeCount, GasSubject, HistoryFilter, LedgerError, Page, SettleTimes,
 };
-use crate::settlement::{PAYMENTS_LOW, ServedNetwork};
+use crate::settlement::ServedNetwork;
+use crate::telemetry::causes;
 
 /// Payments on the overview.
 const PAYMENTS_SHOWN: u16 = 10;
@@ -55,8 +56,11 @@ pub(super) async fn show(
     let readiness = readiness(&state).await;
     let content = match read(&state, per).await {
         Ok(read) => read.shown(&readiness, &state, per),
-        // What is wrong with the ledger stands in the first line.
-        Err(_) => layout::live(&condition(&readiness, &[])),
+        Err(error) => {
+            tracing::warn!(error = causes(&error), "page: figures not read");
+            let why = "the figures cannot be read from the database now".to_owned();
+            layout::live(&condition(&readiness, &[why]))
+        }
     };
     let page: Html<String> = layout::page(&viewer, ("/", "Overview"), &content);
     page.into_response()
@@ -131,7 +135,7 @@ impl Read {
     fn shown(&self, readiness: &Readiness, state: &AppState, per: Per) -> Markup {
         let now = state.facilitator.clock.now();
         let content = html! {
-            (condition(readiness, &self.attention(state)))
+            (condition(readiness, &self.attention()))
             section aria-labelledby="paid" {
                 h2 #paid { "Paid" }
                 (choice("/", per))
@@ -153,7 +157,7 @@ impl Read {
     }
 
     /// What payments wait for, and what will run out.
-    fn attention(&self, state: &AppState) -> Vec<String> {
+    fn attention(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for waiting in &self.backlog {
             let name = shown::network(&waiting.network.to_string());
@@ -174,20 +178,6 @@ impl Read {
                     "{name}: {percent} % of the gas budget of 24 hours is used"
                 ));
             }
-        }
-        for served in state.facilitator.served_networks.iter() {
-            let figures = served.senders.figures().into_iter();
-            let low = figures.filter_map(|signer| {
-                let left = served.payments_left(signer.balance?)?;
-                (left < PAYMENTS_LOW).then(|| {
-                    let name = shown::network(&served.policy.network.to_string());
-                    format!(
-                        "{name}: {} has gas for {left} payments: refill it",
-                        signer.address
-                    )
-                })
-            });
-            problems.extend(low);
         }
         problems
     }

@@ -65,7 +65,7 @@ fn signer(lane: &LaneView, viewer: &Viewer, state: &AppState, now: OffsetDateTim
                 @if let Some(pause) = lane.pause { dt { "Paused" } dd { (shown::time(pause.at, now)) } }
             }
             div.buttons {
-                @for action in actions(lane) { (button(action, lane, viewer)) }
+                @for action in actions(lane).into_iter().filter(|_| viewer.may_change()) { (button(action, lane, viewer)) }
             }
         }
     }

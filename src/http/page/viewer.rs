@@ -29,6 +29,13 @@ pub(super) struct Viewer {
     pub(super) is_logged_in: bool,
 }
 
+impl Viewer {
+    /// Whether the viewer may change something. Programs on this machine may read without a key; what forwards to this machine is one too.
+    pub(super) const fn may_change(&self) -> bool {
+        !matches!(self.by, OperatorBy::Loopback)
+    }
+}
+
 impl FromRequestParts<AppState> for Viewer {
     type Rejection = Response;
 

@@ -83,7 +83,7 @@ fn receiver(one: &Receiver, viewer: &Viewer, now: OffsetDateTime) -> Markup {
             }
             div.buttons {
                 a href={ "/page/webhooks?receiver=" (one.id) } { "Its deliveries" }
-                @if one.dead > 0 {
+                @if one.dead > 0 && viewer.may_change() {
                     form method="post" action="/page/webhooks" {
                         (layout::token(viewer))
                         input type="hidden" name="receiver" value=(one.id);

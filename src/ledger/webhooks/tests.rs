@@ -129,6 +129,26 @@ async fn one_payment_is_sent_in_order_and_each_delivery_by_one_process() {
 }
 
 #[tokio::test]
+async fn those_behind_a_failed_delivery_wait_as_long() {
+    let test = TestLedger::new().await;
+    let (to, _) = three(&test).await;
+    let due =
+        "select count(*) from webhook_deliveries where state = 'waiting' and next_try_at <= now()";
+    let record = async |tried: fn() -> Tried| {
+        let claimed = test.claim_deliveries(to.id, 9).await.unwrap();
+        assert_eq!(claimed.len(), 2);
+        let tries: Vec<_> = claimed.iter().map(|one| (one, tried())).collect();
+        test.record_tries(&tries).await.unwrap();
+    };
+    record(failed).await;
+    assert_eq!(test.value(due).await, "0", "no claim looks at it");
+    test.run("update webhook_deliveries set next_try_at = now() where tries > 0")
+        .await;
+    record(|| Tried::Delivered { status: 200 }).await;
+    assert_eq!(test.value(due).await, "1", "its turn has come");
+}
+
+#[tokio::test]
 async fn claim_is_renewed_by_the_process_that_has_it() {
     let test = TestLedger::new().await;
     let (to, _) = three(&test).await;

@@ -109,7 +109,10 @@ impl Lane {
     ) -> Result<(), LaneLost> {
         let mut claims = simulated.claims;
         for batch in simulated.batches {
-            self.commit_and_send(owned, batch, simulated.rule).await?;
+            if !self.commit_and_send(owned, batch, simulated.rule).await? {
+                // The other batches would wait for it too. Their payments are claimed from the ledger again.
+                break;
+            }
         }
         // What finds no room is claimed from the ledger again.
         let room = owned.room_to_hold_back();
@@ -122,33 +125,34 @@ impl Lane {
             .try_for_each(|error| owned.back_off(error))
     }
 
+    /// `false`: the key does not sign now.
     async fn commit_and_send(
         &self,
         owned: &mut OwnedLane,
         batch: SimulatedBatch,
         rule: GasRule,
-    ) -> Result<(), LaneLost> {
+    ) -> Result<bool, LaneLost> {
         if !owned.can_write() {
             // The gas balance ran out meanwhile. Other lanes find the payments in the ledger.
-            return Ok(());
+            return Ok(true);
         }
         owned.waiting.extend(batch.left_out);
         if let Some(error) = batch.error {
-            return owned.back_off(&error.into());
+            return owned.back_off(&error.into()).map(|()| true);
         }
         let (Some(plan), Some(key)) = (batch.plan, &self.key) else {
-            return Ok(());
+            return Ok(true);
         };
         if owned.open.len() >= self.served.inflight_max {
             owned.put_back(plan.rows);
-            return Ok(());
+            return Ok(true);
         }
         if plan.gas_limit(&plan.call().1, &rule) > owned.rule(&self.served).gas_max {
             // Other batches of this round have used the gas balance. It grows when they are mined or the signer is refilled.
             owned.gas_balance.read_soon();
             owned.paused_until = Instant::now() + PAUSE;
             owned.put_back(plan.rows);
-            return Ok(());
+            return Ok(true);
         }
         let context = BatchContext {
             served: &self.served,
@@ -170,18 +174,23 @@ impl Lane {
                 if let Some(open) = owned.open.back() {
                     self.note_sent(&open.transaction);
                 }
-                Ok(())
+                Ok(true)
             }
             Ok(SignedBatch::PaymentsChanged(rows)) => {
                 owned.put_back(rows);
-                Ok(())
+                Ok(true)
             }
             Ok(SignedBatch::OverBudget(over, rows)) => {
                 let result = self.refuse_over_budget(owned, &over, rows).await;
-                result.or_else(|error| owned.back_off(&error.into()))
+                result
+                    .or_else(|error| owned.back_off(&error.into()))
+                    .map(|()| true)
             }
             Ok(SignedBatch::LaneLost) => Err(LaneLost),
-            Err(error) => owned.back_off(&error),
+            Err(error) => {
+                owned.back_off(&error)?;
+                Ok(!matches!(error, PrepareError::Signing(_)))
+            }
         }
     }
 }

@@ -104,6 +104,8 @@ impl Lane {
                     return Err(LaneLost);
                 }
                 Err(error) => {
+                    // Others would wait for the key too, and no receipt is read meanwhile.
+                    let is_key_away = matches!(error, PrepareError::Signing(_));
                     if let Some(open) = owned.open.get_mut(index) {
                         // Tried and logged again after `PATIENCE_BLOCKS`.
                         open.bump_failed_at = Some(head.number);
@@ -112,6 +114,9 @@ impl Lane {
                             error = causes(&error),
                             "fee bump failed: the bytes sent before stay in use"
                         );
+                    }
+                    if is_key_away {
+                        return Ok(());
                     }
                 }
             }

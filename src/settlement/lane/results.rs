@@ -184,7 +184,10 @@ impl Lane {
         if mined.transferred.iter().any(|row| !row.confirmed) {
             self.served.note_unconfirmed();
         }
-        self.note_settled(&open, &mined);
+        // Fewer are recorded where a log belongs to another payment: those are decided, and told, one by one.
+        if transferred == mined.transferred.len() {
+            self.note_settled(&open, &mined);
+        }
         let moved = mined.transferred.iter().map(|row| row.payment);
         self.served.waiters.wake(moved);
     }

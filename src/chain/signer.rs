@@ -170,7 +170,7 @@ impl SignerKey {
         }
     }
 
-    /// Asks whoever holds the key whether it is there and is the configured one.
+    /// Checks that the key is available and belongs to the configured account.
     ///
     /// # Errors
     /// When the service does not answer, or has another key. A key in memory has no errors.

@@ -44,7 +44,7 @@ pub(super) struct ConformanceOptions {
     /// An RPC endpoint of the network, on which the transfers are looked up.
     #[arg(long, value_name = "URL")]
     rpc: Option<Url>,
-    /// Who is paid; on a test network an account that nobody has the key of, unless given.
+    /// Who is paid. Required on mainnets; the default on a test network is an account without a known key.
     #[arg(long, value_name = "ADDRESS")]
     pay_to: Option<Address>,
     /// The amount of one payment, in atomic units of the token.
@@ -130,7 +130,7 @@ fn token(network: Network) -> Result<&'static DefaultAsset, CommandError> {
     token.ok_or_else(|| format!("{network}: no token with EIP-3009 is known there").into())
 }
 
-/// Real money goes to nobody unless somebody is named.
+/// A mainnet needs `--pay-to`: there is no default payee for real money.
 fn payee(options: &ConformanceOptions) -> Result<Address, CommandError> {
     match options.pay_to {
         Some(payee) => Ok(payee),

@@ -25,7 +25,7 @@ pub(super) struct Buyer {
     pub(super) asset: &'static DefaultAsset,
     pub(super) pay_to: Address,
     pub(super) amount: Amount,
-    /// The nonce of everything that has to be refused: the token takes one of them at most, whatever the facilitator does.
+    /// The nonce of all payments that must be refused. They share it, so that the token transfers at most one of them.
     pub(super) refused_nonce: B256,
 }
 

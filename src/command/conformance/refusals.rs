@@ -9,7 +9,7 @@ use super::supported::Offer;
 use super::wire::Reply;
 use crate::protocol::Reason;
 
-/// A network that nobody serves.
+/// A network that no facilitator serves.
 const UNKNOWN_NETWORK: &str = "eip155:424242424242";
 const UNKNOWN_SCHEME: &str = "nonsense";
 /// Bodies that are no requests.

@@ -168,7 +168,7 @@ async fn permit2(run: &mut Run, offer: &Offer, scheme: Scheme) -> Result<(), Str
     Ok(())
 }
 
-/// Nothing announces Permit2, so a payment is what shows it. A payer without an allowance is told so.
+/// Facilitators do not announce Permit2, so only a payment shows whether it works. A payer without an allowance is told so.
 async fn verifies_permit2(run: &mut Run, group: &str, body: &Value) -> bool {
     let reply = run.facilitator.verify(body).await;
     let valid = reply.status == 200 && reply.flag("isValid") == Some(true);
